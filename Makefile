@@ -1,0 +1,49 @@
+# Each target does the set-up it needs, in .venv. What CI calls is `make check` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# two test processes of one thread each; the quick tier must not depend on the machine's core count
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.PHONY: setup demo test test-slow check format docs bench clean help
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(READY)  ## create .venv with the tested versions
+
+$(READY): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)   ## convert SmolLM2, fine-tune, merge, release int8, ask both engines (about 10 minutes)
+	$(BIN)/python recipes/quickstart/demo.py
+
+test: $(READY)   ## the quick tier
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" tests
+
+test-slow: $(READY)  ## what takes minutes or needs the real model
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
+
+check: $(READY)  ## format, lint, types, layers, generated docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+format: $(READY) ## format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)   ## write docs/reference/ from the schema
+	$(BIN)/python docs/generate.py
+
+bench: $(READY)  ## timings; results go to docs/benchmarks/
+	$(BIN)/python docs/benchmarks/start.py
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info

@@ -1,0 +1,46 @@
+"""Write the option reference and the JSON schema from the options' own definitions.
+
+`python docs/generate.py` writes them; with `--check` it only says what is out of date, and exits with 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from onmt_llm.cli.jobs import JOBS
+from onmt_llm.config.render import json_schema, option_tables
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file and its content."""
+    result: dict[Path, str] = {}
+    for command, job in JOBS.items():
+        about = (
+            f"# Options of `{command}`\n\nWritten from the schema by `make docs`. Each is a YAML key and a flag"
+            " (`-x v`, `--x v`, `--x=v`); OpenNMT-py's names are understood too.\n\n"
+        )
+        result[REFERENCE / f"{command}.md"] = about + option_tables(job.kind, job.extra()) + "\n"
+        schema = json.dumps(json_schema(job.kind, job.extra()), indent=1, ensure_ascii=False, sort_keys=True)
+        result[REFERENCE / f"{command}.schema.json"] = schema + "\n"
+    return result
+
+
+def main() -> int:
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"{path.relative_to(Path.cwd())} is out of date: run `make docs`")
+        return 1 if stale else 0
+    REFERENCE.mkdir(exist_ok=True)
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+    print(f"{len(stale)} of {len(pages())} pages written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

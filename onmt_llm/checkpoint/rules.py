@@ -1,0 +1,307 @@
+"""Rules between the tensors of another format and ours: one rule a line, every rule usable in both directions.
+
+A rule names our tensors, their tensors, and an operation between the two lists. Names may hold `{i}`, the layer's number. `apply`
+first runs all operations on shapes alone, so that everything missing, unused or misshaped is in one error before the first
+byte is read; then it streams.
+
+Shape letters: O output rows, D input columns, N heads, K key/value heads, H head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from onmt_llm.errors import CheckpointError
+
+
+class TensorSource(Protocol):
+    """Named tensors that are read one at a time."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class Op(Protocol):
+    """An invertible operation from their tensors to ours. It must also run on meta tensors."""
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The same tensor under another name."""
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return list(theirs)
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return list(ours)
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """(D, O) there, (O, D) here."""
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.t() for tensor in theirs]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return self.forward(ours)
+
+
+@dataclass(frozen=True)
+class InterleavedRotary:
+    """Rotary pairs are neighbours (2j, 2j+1) there; here they are (j, j + rotary/2).
+
+    Works on the rows of anything that produces q or k: weights (O, D), biases (O,), `lora_b` (O, r). Rows beyond
+    `rotary_dim` of a head don't move.
+
+    Attributes:
+        head_dim: Rows per head.
+        rotary_dim: Rows of a head that rotate; None = all.
+    """
+
+    head_dim: int
+    rotary_dim: int | None = None
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [self._permute(tensor, pairs_first=True) for tensor in theirs]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [self._permute(tensor, pairs_first=False) for tensor in ours]
+
+    def _permute(self, tensor: Tensor, *, pairs_first: bool) -> Tensor:
+        rotary = self.rotary_dim or self.head_dim
+        heads = tensor.reshape(-1, self.head_dim, *tensor.shape[1:])
+        turning, still = heads[:, :rotary], heads[:, rotary:]
+        split = (rotary // 2, 2) if pairs_first else (2, rotary // 2)
+        turned = turning.reshape(-1, *split, *tensor.shape[1:]).transpose(1, 2).reshape(turning.shape)
+        return torch.cat([turned, still], dim=1).reshape(tensor.shape)
+
+
+@dataclass(frozen=True)
+class GroupedQKV:
+    """q, k and v fused group by group: rows (K, N/K + 2, H), in each group the queries, then one key and one value head.
+
+    Covers Falcon's three layouts: multi-query (K = 1), grouped, and one group per head (K = N, the GPT-NeoX layout).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        (fused,) = theirs
+        rest = fused.shape[1:]
+        groups = fused.reshape(self.kv_heads, self.heads // self.kv_heads + 2, self.head_dim, *rest)
+        parts = groups[:, :-2], groups[:, -2], groups[:, -1]
+        return [part.reshape(-1, *rest) for part in parts]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        q, k, v = (tensor.reshape(self.kv_heads, -1, self.head_dim, *tensor.shape[1:]) for tensor in ours)
+        return [torch.cat([q, k, v], dim=1).reshape(-1, *ours[0].shape[1:])]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Several of our tensors are one after the other in the rows of one of theirs.
+
+    Attributes:
+        sizes: Rows of each.
+    """
+
+    sizes: tuple[int, ...]
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        (fused,) = theirs
+        return list(fused.split(list(self.sizes), dim=0))
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(list(ours), dim=0)]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One tensor of ours is cut into equal pieces along `dim` there (model parallelism)."""
+
+    count: int
+    dim: int
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(list(theirs), dim=self.dim)]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        (whole,) = ours
+        return list(whole.chunk(self.count, dim=self.dim))
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Every model-parallel piece holds the whole tensor; the first is taken."""
+
+    count: int
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [theirs[0]]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0]] * self.count
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Operations one after the other, the first being the nearest to their format."""
+
+    ops: tuple[Op, ...]
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        tensors = list(theirs)
+        for op in self.ops:
+            tensors = op.forward(tensors)
+        return tensors
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        tensors = list(ours)
+        for op in reversed(self.ops):
+            tensors = op.backward(tensors)
+        return tensors
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """An operation, backwards."""
+
+    op: Op
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return self.op.backward(theirs)
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return self.op.forward(ours)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`ours` are made from `theirs` by `op.forward`, and back by `op.backward`."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    op: Op = Identity()
+
+    @property
+    def reversed(self) -> Rule:
+        return Rule(self.theirs, self.ours, Inverse(self.op))
+
+
+def rule(ours: str | Sequence[str], theirs: str | Sequence[str], op: Op | None = None) -> Rule:
+    """A rule; a single name may be given as a string."""
+    names = [(side,) if isinstance(side, str) else tuple(side) for side in (ours, theirs)]
+    return Rule(names[0], names[1], op or Identity())
+
+
+def per_layer(rules: Iterable[Rule], layers: int) -> list[Rule]:
+    """The rules, those with `{i}` once for each layer."""
+
+    def fill(names: tuple[str, ...], i: int) -> tuple[str, ...]:
+        return tuple(name.replace("{i}", str(i)) for name in names)
+
+    out = []
+    for one in rules:
+        if any("{i}" in name for name in one.ours + one.theirs):
+            out += [replace(one, ours=fill(one.ours, i), theirs=fill(one.theirs, i)) for i in range(layers)]
+        else:
+            out.append(one)
+    return out
+
+
+def apply(
+    rules: Sequence[Rule],
+    source: TensorSource,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    ignore: Sequence[str] = (),
+    what: str = "the model",
+) -> Iterator[tuple[str, Tensor]]:
+    """Stream our tensors out of `source`; holds no more than one rule's tensors.
+
+    Args:
+        rules: With `{i}` filled in.
+        source: Their tensors.
+        expected: Shapes of all our tensors.
+        ignore: Patterns (`fnmatch`) of source names that carry nothing, e.g. "*.rotary_emb.inv_freq".
+        what: Names the source in messages.
+
+    Raises:
+        CheckpointError: Tensors are missing, unused or misshaped; lists all of them. Raised before anything is read.
+    """
+    check(rules, source, expected, ignore=ignore, what=what)
+    return _stream(rules, source, expected)
+
+
+def check(
+    rules: Sequence[Rule],
+    source: TensorSource,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    ignore: Sequence[str] = (),
+    what: str = "the model",
+) -> None:
+    """Raise one `CheckpointError` with every missing, unused and misshaped tensor, judged by names and shapes alone."""
+    here = set(source.names())
+    wanted = [one for one in rules if any(name in expected for name in one.ours)]
+    used = {name for one in wanted for name in one.theirs}
+    problems = [f"missing: {name}" for name in sorted(used - here)]
+    unused = [name for name in sorted(here - used) if not any(fnmatchcase(name, pattern) for pattern in ignore)]
+    problems += [f"not used: {name} {list(source.shape(name))}" for name in unused]
+    filled = {name for one in wanted for name in one.ours}
+    problems += [f"nothing gives: {name}" for name in sorted(expected.keys() - filled)]
+    for one in wanted:
+        if here.issuperset(one.theirs):
+            problems += _misshaped(one, source, expected)
+    if problems:
+        raise CheckpointError(
+            f"The tensors of {what} do not fit its configuration; {len(problems)} problems:\n  " + "\n  ".join(problems)
+        )
+
+
+def _misshaped(one: Rule, source: TensorSource, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    shapes = {name: source.shape(name) for name in one.theirs}
+    stated = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    try:
+        outputs = one.op.forward([torch.empty(shape, device="meta") for shape in shapes.values()])
+    except (RuntimeError, ValueError) as error:
+        return [f"wrong shape: {stated} cannot become {', '.join(one.ours)} ({error})"]
+    found = {name: tuple(output.shape) for name, output in zip(one.ours, outputs, strict=True)}
+    return [
+        f"wrong shape: {name} must be {list(expected[name])}, but {stated} gives {list(shape)}"
+        for name, shape in found.items()
+        if name in expected and shape != tuple(expected[name])
+    ]
+
+
+def _stream(rules: Sequence[Rule], source: TensorSource, expected: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    for one in rules:
+        if any(name in expected for name in one.ours):
+            outputs = one.op.forward([source.tensor(name) for name in one.theirs])
+            while outputs:
+                name = one.ours[len(one.ours) - len(outputs)]
+                if name in expected:
+                    yield name, outputs.pop(0)
+                else:
+                    outputs.pop(0)
+
+
+def named(source: TensorSource, rename: Callable[[str], str]) -> dict[str, str]:
+    """Names of `source` by what `rename` makes of them."""
+    return {rename(name): name for name in source.names()}

@@ -1,0 +1,175 @@
+"""safetensors files, one tensor at a time: reading a set of shards and writing a shard as a stream.
+
+The format (https://github.com/huggingface/safetensors) is a header length (u64, little endian), a JSON header and one
+gap-free buffer. The official library writes only from a dictionary that holds every tensor of the file; a shard of 5 GB
+would have to fit in memory, so `ShardWriter` streams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from onmt_llm.errors import CheckpointError
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's content, row-major, little endian as on every machine that torch runs on."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def tensor_digest(name: str, tensor: torch.Tensor) -> str:
+    """SHA-256 over name, type, shape and content."""
+    digest = hashlib.sha256(f"{name}\0{DTYPE_NAMES[tensor.dtype]}\0{list(tensor.shape)}\0".encode())
+    digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+class SafetensorsSet:
+    """Tensors spread over safetensors files, read lazily.
+
+    A file is mapped only while one tensor is copied out of it, so that resident memory does not grow with the file.
+
+    Args:
+        directory: Where the files are.
+        files: Names of the files inside `directory`.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or two files hold one name.
+    """
+
+    def __init__(self, directory: Path, files: Iterable[str]) -> None:
+        self.directory = directory
+        self.files = sorted(set(files))
+        self._headers: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}
+        for file in self.files:
+            self._read_header(file)
+
+    def _read_header(self, file: str) -> None:
+        path = self.directory / file
+        if Path(file).name != file:
+            raise CheckpointError(f"A shard must be a file beside its index, but is '{file}' (in {self.directory}).")
+        try:
+            with safe_open(path, framework="pt") as handle:
+                for name in handle.keys():
+                    if name in self._headers:
+                        raise CheckpointError(f"Tensor '{name}' is both in {self._headers[name][0]} and in {file} ({path.parent}).")
+                    part = handle.get_slice(name)
+                    self._headers[name] = (file, _DTYPES.get(part.get_dtype(), torch.uint8), tuple(part.get_shape()))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"The file {path} is missing.") from error
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is not a readable safetensors file ({error}).", hint="it is damaged or incomplete: copy it again"
+            ) from error
+
+    def names(self) -> list[str]:
+        return sorted(self._headers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._headers
+
+    def file_of(self, name: str) -> str:
+        return self._headers[name][0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._headers[name][2]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._headers[name][1]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A copy of the tensor called `name`, in memory of its own."""
+        if name not in self._headers:
+            raise CheckpointError(f"There is no tensor '{name}' in {self.directory}.")
+        with safe_open(self.directory / self.file_of(name), framework="pt") as handle:
+            return handle.get_tensor(name).clone()
+
+
+class ShardWriter:
+    """One safetensors file, written tensor by tensor.
+
+    The header stands before the data but is known only at the end: room is left for it, filled up with the spaces that
+    the format allows. A header that outgrows the room costs one copy of the file.
+
+    Args:
+        path: The file; must not exist.
+        header_room: Bytes left for length and header; a multiple of 8.
+    """
+
+    def __init__(self, path: Path, *, header_room: int = 1 << 16) -> None:
+        self.path = path
+        self.nbytes = 0
+        self.header: dict[str, dict[str, object]] = {}
+        self._room = header_room
+        self._file = open(path, "xb")  # noqa: SIM115 (closed by close())
+        self._file.seek(header_room)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        assert name not in self.header, name
+        data = tensor_bytes(tensor)
+        self.header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self.nbytes, self.nbytes + data.nbytes],
+        }
+        self._file.write(data)
+        self.nbytes += data.nbytes
+
+    def close(self) -> None:
+        """Write the header and flush the file to the disk."""
+        header = json.dumps({"__metadata__": {"format": "pt"}, **self.header}, separators=(",", ":")).encode()
+        if len(header) + 8 <= self._room:
+            self._file.truncate(self._room + self.nbytes)
+            self._file.seek(0)
+            self._write_header(header, self._room - 8)
+        else:
+            self._file.close()
+            data_path = self.path.with_name(self.path.name + ".data")
+            self.path.rename(data_path)
+            self._file = open(self.path, "xb")  # noqa: SIM115
+            self._write_header(header, -(-len(header) // 8) * 8)
+            with open(data_path, "rb") as data:
+                data.seek(self._room)
+                shutil.copyfileobj(data, self._file, 1 << 24)
+            data_path.unlink()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write_header(self, header: bytes, size: int) -> None:
+        self._file.write(struct.pack("<Q", size))
+        self._file.write(header.ljust(size, b" "))

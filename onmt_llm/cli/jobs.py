@@ -1,0 +1,42 @@
+"""The jobs of all commands, side by side: what `-config` of each may hold.
+
+A YAML file may serve several commands: a key that belongs to another one is noted, not refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onmt_llm.config.load import Loaded, load
+from onmt_llm.config.section import Section
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.translate import TranslateConfig
+from onmt_llm.data.transforms import sections
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command's options.
+
+    Attributes:
+        kind: The section of sections.
+        extra: Options of the transforms, where the command runs them.
+    """
+
+    kind: type[Section]
+    extra: Callable[[], Mapping[str, type[Section]]] = dict
+
+
+JOBS = {
+    "onmt_llm_train": Job(TrainConfig, sections),
+    "onmt_llm_translate": Job(TranslateConfig, sections),
+}
+
+
+def load_job(command: str, argv: Sequence[str], *, switches: Mapping[str, str] | None = None, prog: str = "") -> Loaded[Any]:
+    """`config.load` with everything that it must know of the other commands."""
+    job = JOBS[command]
+    siblings = {name: other.kind for name, other in JOBS.items() if name != command}
+    return load(job.kind, argv, prog=prog or command, extra=job.extra(), siblings=siblings, switches=switches)

@@ -1,0 +1,286 @@
+"""Names and sentinel values of OpenNMT-py, and of other toolkits, in our words.
+
+This is the only place that knows them. `translate` turns what the user wrote into our leaves before anything is
+validated; a key that is not listed here passes unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+RENAMED = {
+    "enc_layers": "encoder_layers",
+    "dec_layers": "decoder_layers",
+    "transformer_ff": "ffn_size",
+    "add_ffnbias": "ffn_bias",
+    "shared_layer_norm": "shared_norm",
+    "share_decoder_embeddings": "tie_embeddings",
+    "beam": "beam_size",
+    "reset_optimizer": "reset_optim",
+    "lora_r": "lora_rank",
+    "gradient_accumulation_steps": "accum_count",
+    "max_steps": "train_steps",
+    "warmup": "warmup_steps",
+    "lr": "learning_rate",
+    "compute_dtype": "model_dtype",
+}
+"""Same meaning, other name."""
+
+IGNORED = {
+    "self_attn_type": "attention always runs through torch's scaled-dot-product kernels",
+    "rotary_interleave": "checkpoints hold one rotary layout; converters permute on the way in and out",
+    "apex_opt_level": "mixed precision is chosen by model_dtype",
+    "generator_function": "the output layer is a softmax",
+    "gpu_backend": "the backend follows the device",
+    "gpu_verbose_level": "every rank logs warnings",
+    "master_ip": "torchrun sets the address",
+    "master_port": "torchrun sets the port",
+    "parallel_mode": "one process serves the model; CTranslate2 and torchrun parallelise it",
+    "save_format": "checkpoints are directories of safetensors",
+    "decoder_bos": "the checkpoint knows its own start token",
+    "num_experts_per_tok": "mixtures of experts are not built yet",
+}
+"""Keys that change nothing here: accepted with a note that says why."""
+
+RETIRED = {
+    "copy_attn": "copy attention is retired; use `replace_unk` or placeholders",
+    "coverage_attn": "coverage attention belonged to the RNN decoder, which is retired",
+    "rnn_size": "RNN models are retired; use `hidden_size` with a Transformer",
+    "rnn_type": "RNN models are retired; use a Transformer",
+    "global_attention": "RNN attention is retired; use a Transformer",
+    "input_feed": "input feeding belonged to the RNN decoder, which is retired",
+    "bridge": "the RNN bridge is retired",
+    "cnn_kernel_width": "CNN models are retired; use a Transformer",
+    "n_edge_types": "GGNN models are retired; use a Transformer",
+}
+"""OpenNMT-py options whose feature is gone: an error that says so."""
+
+OPENNMT_LAYERS = {
+    "linear_query": "q_proj",
+    "linear_keys": "k_proj",
+    "linear_values": "v_proj",
+    "final_linear": "o_proj",
+    "w_2": "down_proj",
+    "w_3": "up_proj",
+    "self_attn": "self_attn",
+    "context_attn": "cross_attn",
+    "feed_forward": "mlp",
+}
+"""OpenNMT-py's layer names. `w_1` is the gate of a gated feed-forward layer, else the up-projection."""
+
+_ACTIVATIONS = {"gated-gelu": "gelu", "gated-gelu-tanh": "gelu_tanh", "fast_gelu": "gelu_tanh"}
+_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
+
+
+def layer_name(name: str, *, gated: bool) -> str:
+    """The module name that OpenNMT-py's layer name stands for; any other name is returned as it is.
+
+    Args:
+        name: e.g. "linear_query", "context_attn.linear_query", "w_1" or already "q_proj".
+        gated: The model's feed-forward layers are gated.
+    """
+    parts = []
+    for part in name.split("."):
+        if part == "w_1":
+            parts.append("gate_proj" if gated else "up_proj")
+        else:
+            parts.append(OPENNMT_LAYERS.get(part, part))
+    return ".".join(parts)
+
+
+@dataclass
+class Translation:
+    """What `translate` made of the user's keys.
+
+    Attributes:
+        values: Our leaves. A value may be a partial mapping, to be merged (`rope`).
+        sources: For each leaf the user's key that it came from, for messages.
+        notes: Sentences to log: keys accepted without effect.
+        errors: (user's key, sentence) pairs.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+    def put(self, leaf: str, value: Any, source: str) -> None:
+        if isinstance(value, dict) and isinstance(self.values.get(leaf), dict):
+            value = {**self.values[leaf], **value}
+        self.values[leaf] = value
+        self.sources.setdefault(leaf, source)
+
+    def put_default(self, leaf: str, value: Any, source: str) -> None:
+        if leaf not in self.values:
+            self.put(leaf, value, source)
+
+
+def translate(user: dict[str, Any]) -> Translation:
+    """Turn the keys that a user wrote, flat, into our leaves."""
+    result = Translation()
+    later: list[str] = []
+    for key, value in user.items():
+        if key in RETIRED:
+            if value not in (None, False, 0, "", "none"):
+                result.errors.append((key, f"'{key}' is an option of OpenNMT-py that is gone: {RETIRED[key]}."))
+        elif key in IGNORED:
+            result.notes.append((key, f"'{key}' has no effect: {IGNORED[key]}."))
+        elif key in RENAMED:
+            result.put(RENAMED[key], value, key)
+        elif key in _TRANSLATORS:
+            later.append(key)
+        else:
+            result.put(key, value, key)
+    # after the plain keys, so that what the user spelt out in our words stands
+    for key in _TRANSLATORS:
+        if key in later:
+            _TRANSLATORS[key](user, result)
+    return result
+
+
+def _layers(user: dict[str, Any], result: Translation) -> None:
+    result.put_default("encoder_layers", user["layers"], "layers")
+    result.put_default("decoder_layers", user["layers"], "layers")
+
+
+def _model_task(user: dict[str, Any], result: Translation) -> None:
+    task = user["model_task"]
+    if task == "lm":
+        result.put("encoder_layers", 0, "model_task")
+    elif task == "seq2seq":
+        result.put_default("encoder_layers", 6, "model_task")
+    else:
+        result.errors.append(("model_task", f"'model_task' must be lm or seq2seq, but is '{task}'."))
+    result.put("model_task", task, "model_task")
+
+
+def _encoder_type(user: dict[str, Any], result: Translation) -> None:
+    kind = user["encoder_type"]
+    if kind == "transformer_lm":
+        result.put("encoder_layers", 0, "encoder_type")
+    elif kind == "transformer":
+        result.put_default("encoder_layers", 6, "encoder_type")
+    else:
+        result.errors.append(("encoder_type", f"'encoder_type' must be transformer, but is '{kind}': the other encoders are retired."))
+
+
+def _decoder_type(user: dict[str, Any], result: Translation) -> None:
+    kind = user["decoder_type"]
+    if kind == "transformer_lm":
+        result.put("encoder_layers", 0, "decoder_type")
+    elif kind != "transformer":
+        result.errors.append(
+            ("decoder_type", f"'decoder_type' must be transformer or transformer_lm, but is '{kind}': the other decoders are retired.")
+        )
+
+
+def _word_vec_size(user: dict[str, Any], result: Translation) -> None:
+    size = user["word_vec_size"]
+    if result.values.setdefault("hidden_size", size) != size:
+        result.errors.append(("word_vec_size", f"'word_vec_size' must equal hidden_size ({result.values['hidden_size']}), but is {size}."))
+    result.sources.setdefault("hidden_size", "word_vec_size")
+
+
+def _layer_norm(user: dict[str, Any], result: Translation) -> None:
+    norms = {"rms": "rmsnorm", "standard": "layernorm"}
+    if user["layer_norm"] in norms:
+        result.put("norm", norms[user["layer_norm"]], "layer_norm")
+    else:
+        result.errors.append(("layer_norm", f"'layer_norm' must be standard or rms, but is '{user['layer_norm']}'."))
+
+
+def _activation(user: dict[str, Any], result: Translation) -> None:
+    name = str(user["pos_ffn_activation_fn"])
+    result.put("activation", _ACTIVATIONS.get(name, name), "pos_ffn_activation_fn")
+    # in OpenNMT-py these two bring the second input projection, w_3
+    result.put_default("ffn_gated", name.startswith("gated-") or name == "silu", "pos_ffn_activation_fn")
+
+
+def _position(user: dict[str, Any], result: Translation) -> None:
+    key = "max_relative_positions" if "max_relative_positions" in user else "position_encoding"
+    relative = user.get("max_relative_positions", 0)
+    if relative in (-1, -2):
+        result.put("position", {-1: "rotary", -2: "alibi"}[relative], key)
+    elif isinstance(relative, int) and relative > 0:
+        result.errors.append((key, f"'max_relative_positions' must be 0, -1 (rotary) or -2 (ALiBi), but is {relative}: Shaw positions are not built yet."))
+    else:
+        result.put_default("position", "sinusoidal" if user.get("position_encoding") else "none", key)
+
+
+def _position_type(user: dict[str, Any], result: Translation) -> None:
+    if user["position_encoding_type"] not in ("SinusoidalInterleaved", "SinusoidalConcat", None):
+        result.errors.append(("position_encoding_type", f"'position_encoding_type' must be SinusoidalInterleaved or SinusoidalConcat, but is '{user['position_encoding_type']}'."))
+
+
+def _kv_heads(user: dict[str, Any], result: Translation) -> None:
+    if user.get("multiquery"):
+        result.put("kv_heads", 1, "multiquery")
+    elif user.get("num_kv"):
+        result.put("kv_heads", user["num_kv"], "num_kv")
+
+
+def _qkv_bias(user: dict[str, Any], result: Translation) -> None:
+    for leaf in ("attn_bias", "attn_out_bias"):  # OpenNMT-py's switch covers the output projection too
+        result.put_default(leaf, user["add_qkvbias"], "add_qkvbias")
+
+
+def _rotary_theta(user: dict[str, Any], result: Translation) -> None:
+    result.put("rope", {"theta": user["rotary_theta"]}, "rotary_theta")
+
+
+def _rotary_dim(user: dict[str, Any], result: Translation) -> None:
+    result.put("rope", {"rotary_dim": user["rotary_dim"] or None}, "rotary_dim")
+
+
+def _num_experts(user: dict[str, Any], result: Translation) -> None:
+    if user["num_experts"]:
+        result.errors.append(("num_experts", f"'num_experts' must be 0, but is {user['num_experts']}: mixtures of experts are not built yet."))
+
+
+def _sliding_window(user: dict[str, Any], result: Translation) -> None:
+    result.put("sliding_window", user["sliding_window"] or None, "sliding_window")
+
+
+def _model_dtype(user: dict[str, Any], result: Translation) -> None:
+    result.put("model_dtype", _PRECISION.get(str(user["model_dtype"]), user["model_dtype"]), "model_dtype")
+
+
+def _gpu(user: dict[str, Any], result: Translation) -> None:
+    gpu = user["gpu"]
+    result.put_default("device", "cpu" if gpu == -1 else "auto", "gpu")
+
+
+def _train_from(user: dict[str, Any], result: Translation) -> None:
+    result.put("train_from", user["train_from"] or None, "train_from")
+
+
+_TRANSLATORS: dict[str, Callable[[dict[str, Any], Translation], None]] = {
+    "layers": _layers,
+    "model_task": _model_task,
+    "encoder_type": _encoder_type,
+    "decoder_type": _decoder_type,
+    "word_vec_size": _word_vec_size,
+    "layer_norm": _layer_norm,
+    "pos_ffn_activation_fn": _activation,
+    "max_relative_positions": _position,
+    "position_encoding": _position,
+    "position_encoding_type": _position_type,
+    "multiquery": _kv_heads,
+    "num_kv": _kv_heads,
+    "add_qkvbias": _qkv_bias,
+    "rotary_theta": _rotary_theta,
+    "rotary_dim": _rotary_dim,
+    "num_experts": _num_experts,
+    "sliding_window": _sliding_window,
+    "model_dtype": _model_dtype,
+    "gpu": _gpu,
+    "train_from": _train_from,
+}
+"""Keys whose value needs translating too."""
+
+
+def known_names() -> set[str]:
+    """Every foreign name that this module understands."""
+    return {*RENAMED, *IGNORED, *RETIRED, *_TRANSLATORS}

@@ -1,0 +1,99 @@
+"""Options of corpora, vocabularies and batches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from onmt_llm.config.section import Section
+
+
+class CorpusConfig(Section):
+    """One entry of `data:`. The corpus named `valid` (or `valid_*`) is for validation."""
+
+    path_src: str | None = None
+    """Text file, one example a line: the source side, or the whole text of a language-model example."""
+    path_tgt: str | None = None
+    """Text file, line by line the target side of `path_src`."""
+    path_txt: str | None = None
+    """Plain text for a language model; an empty line ends a document."""
+    path_jsonl: str | None = None
+    """One JSON object a line: `text`, `prompt`/`answer` (or `instruction`/`input`/`output`), or `conversations`."""
+    weight: int = Field(1, ge=1)
+    """Examples taken from this corpus in a row before the next corpus has its turn."""
+    transforms: list[str] | None = None
+    """Transforms of this corpus; null = the global `transforms`."""
+    template: str | None = None
+    """Chat template of `conversations` and prompt/answer examples; null = the checkpoint's, or `alpaca`."""
+    messages_key: str = "conversations"
+    """JSONL: key of the list of turns (`messages` is understood too)."""
+    src_prefix: str = ""
+    """Text put before each source (transform `prefix`)."""
+    tgt_prefix: str = ""
+    """Text put before each target (transform `prefix`)."""
+    src_suffix: str = ""
+    """Text put after each source (transform `suffix`)."""
+    tgt_suffix: str = ""
+    """Text put after each target (transform `suffix`)."""
+
+
+class DataConfig(Section):
+    """Corpora and what happens to them on the fly."""
+
+    data: dict[str, CorpusConfig] = Field(default_factory=dict)
+    """Corpora by name: paths, weight and transforms of each."""
+    transforms: list[str] = Field(default_factory=list)
+    """Transforms applied to every corpus that names none itself, in this order."""
+    skip_empty_level: Literal["silent", "warning", "error"] = "warning"
+    """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
+    zero_out_prompt_loss: bool = False
+    """The loss counts answers only: what stands before the mask marker (or in a `path_src` beside a `path_tgt`) is not trained."""
+    n_sample: int = Field(0, ge=-1)
+    """Above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all of them."""
+    save_data: str | None = None
+    """Folder for the samples that `n_sample` writes."""
+    dump_samples: bool = False
+    """Accepted for OpenNMT-py's sake: samples are written whenever `n_sample` is not 0."""
+    overwrite: bool = False
+    """Replace samples that are there already."""
+
+
+class VocabularyConfig(Section):
+    """Vocabulary files; a checkpoint given as `train_from` brings its own."""
+
+    src_vocab: str | None = None
+    """Vocabulary of the source side (or of both, with `share_vocab`)."""
+    tgt_vocab: str | None = None
+    """Vocabulary of the target side."""
+    share_vocab: bool = False
+    """Source and target use one vocabulary."""
+    vocab_size_multiple: int = Field(8, ge=1)
+    """A new model's vocabulary is padded to a multiple of this; a checkpoint's is left alone."""
+    decoder_start_token: str | None = None
+    """Token that starts every target; null = the checkpoint's, or `<s>`."""
+    default_specials: list[str] = Field(default_factory=lambda: ["<unk>", "<blank>", "<s>", "</s>"])
+    """Special tokens that a new vocabulary begins with."""
+
+
+class BatchConfig(Section):
+    """How examples become batches."""
+
+    batch_size: int = Field(64, ge=1)
+    """Examples (`sents`) or tokens, padding included (`tokens`), of one micro-batch."""
+    batch_type: Literal["sents", "tokens"] = "sents"
+    """What `batch_size` counts."""
+    batch_size_multiple: int = Field(1, ge=1)
+    """Round the number of examples of a batch down to a multiple of this, where there are enough."""
+    valid_batch_size: int = Field(32, ge=1)
+    """As `batch_size`, in validation."""
+    bucket_size: int = Field(2048, ge=1)
+    """Examples that are sorted by length together before they are cut into batches."""
+    num_workers: int = Field(0, ge=0)
+    """Background workers that prepare batches; 0 = the training process itself."""
+    prefetch_factor: int = Field(4, ge=1)
+    """Batches that each worker prepares ahead."""
+    data_seed: int | None = None
+    """Seed of the order of the data; null = `seed`."""
+
+

@@ -1,0 +1,132 @@
+"""Command-line flags, built from the leaves of a job.
+
+Every option can be written `-x v`, `--x v`, `--x=v` and with `-` for `_`. Nothing is abbreviated: a flag that is not
+known is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onmt_llm.config import aliases
+from onmt_llm.config.schema import Leaf
+from onmt_llm.errors import ConfigError
+from onmt_llm.registry import nearest
+from onmt_llm.version import __version__
+
+_NUMBER = re.compile(r"^-(\d|\.\d|inf)")
+_SHORT = {"h": "help"}
+
+
+@dataclass
+class Parsed:
+    """A command line, taken apart but not yet typed."""
+
+    configs: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    sets: list[tuple[str, str]] = field(default_factory=list)
+    switches: dict[str, Any] = field(default_factory=dict)
+
+
+def normalise(argv: Sequence[str], known: Mapping[str, object], prog: str, short: Mapping[str, str] | None = None) -> list[str]:
+    """Rewrite every flag as `--snake_case`, or say which one is not known.
+
+    argparse alone would take `-n_sampel` for `-n` and `-conf` for `-config`.
+    """
+    short = {**_SHORT, **(short or {})}
+    result: list[str] = []
+    for position, word in enumerate(argv):
+        if word == "--":
+            return [*result, *argv[position:]]
+        if not word.startswith("-") or word == "-" or _NUMBER.match(word):
+            result.append(word)
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        name = short.get(name, name)
+        if name not in known:
+            guess = nearest(name, known)
+            raise ConfigError(f"'{word.split('=')[0]}' is not an option of {prog}" + (f": did you mean '-{guess}'?" if guess else "."),
+                              hint=f"{prog} -help lists them all")  # fmt: skip
+        result.append(f"--{name}{equals}{value}")
+    return result
+
+
+def parse(
+    argv: Sequence[str], table: Mapping[str, Leaf], *, prog: str, about: str, switches: Mapping[str, str]
+) -> Parsed:
+    """Split a command line into configuration files, values and switches.
+
+    Raises:
+        ConfigError: A flag is not known or lacks its value.
+        SystemExit: After `-help` or `-version`.
+    """
+    foreign = {name for name in aliases.known_names() if name not in table}
+    own = {"config", "print_config", "set", "help", "version", *switches}
+    words = normalise(argv, {name: None for name in [*own, *table, *foreign]}, prog)
+    parser = _Parser(prog=prog, description=about, allow_abbrev=False, add_help=True)
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)
+    command = parser.add_argument_group("command")
+    command.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, the last one wins")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one nested value: data.alpaca.weight=5")
+    command.add_argument("--print_config", action="store_true", help="print every option, its value and where it came from, and exit")
+    command.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    for name, text in switches.items():
+        command.add_argument(f"--{name}", action="store_true", help=text)
+    groups: dict[str, Any] = {}
+    for leaf in table.values():
+        group = groups.setdefault(leaf.section, parser.add_argument_group(leaf.section))
+        _add(group, leaf)
+    for name in sorted(foreign):
+        parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    namespace = vars(parser.parse_args(words))
+    result = Parsed(configs=namespace.pop("config"))
+    for pair in namespace.pop("set"):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set wants KEY=VALUE, but got '{pair}'.")
+        result.sets.append((key, value))
+    result.switches = {name: namespace.pop(name) for name in ["print_config", *switches]}
+    result.values = {key: (True if value == [] else value) for key, value in namespace.items()}
+    return result
+
+
+def _add(group: Any, leaf: Leaf) -> None:
+    default = leaf.default
+    shown = "" if default in (None, "", [], {}) or leaf.is_mapping else f" [{_short(default)}]"
+    # `+` and `?` leave the words apart; types are the schema's business
+    nargs = "*" if leaf.is_list else ("?" if leaf.is_bool else 1)
+    group.add_argument(
+        f"--{leaf.name}",
+        nargs=nargs,
+        const=["true"] if leaf.is_bool else None,
+        default=argparse.SUPPRESS,
+        metavar=leaf.type_name.upper() if not leaf.choices else leaf.type_name,
+        help=(leaf.doc + shown).replace("%", "%%"),
+        action=_Words,
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Words(argparse.Action):
+    """Keep a flag's words as a list of strings, however many there are."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        words = [values] if isinstance(values, str) else values
+        setattr(namespace, self.dest, words if words is not None else ["true"])
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are our errors."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog}: {message}.".replace("--", "-"), hint=f"{self.prog} -help lists the options")

@@ -1,0 +1,45 @@
+"""Options of decoding, the same for every engine."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from onmt_llm.config.section import Section
+
+
+class GenerationConfig(Section):
+    """How an answer is searched for or sampled."""
+
+    beam_size: int = Field(1, ge=1)
+    """Hypotheses kept alive at each step; 1 = greedy (or sampling)."""
+    n_best: int = Field(1, ge=1)
+    """Answers returned for each input."""
+    max_length: int = Field(256, ge=1)
+    """Tokens an answer may have at most (new tokens, for a language model)."""
+    min_length: int = Field(0, ge=0)
+    """Tokens an answer has at least, before its end is allowed."""
+    random_sampling_topk: int = Field(1, ge=-1)
+    """Sample among the k best tokens; 1 = take the best, 0 or -1 = all of them."""
+    random_sampling_topp: float = Field(1.0, ge=0.0, le=1.0)
+    """Sample among the fewest tokens whose probabilities sum to this; 0 or 1 = all of them."""
+    random_sampling_temp: float = Field(1.0, ge=0.0)
+    """Divide logits by this before sampling; 0 = take the best."""
+    repetition_penalty: float = Field(1.0, gt=0.0)
+    """Divide (positive) or multiply (negative) the logits of tokens already present by this (Keskar et al. 2019)."""
+    block_ngram_repeat: int = Field(0, ge=0)
+    """No n-gram of this length may occur twice in an answer; 0 = off."""
+    length_penalty: str = Field("avg", pattern="^(none|wu|avg)$")
+    """Beam search: divide scores by nothing, by ((5+n)/6)^alpha (Wu et al. 2016), or by the length."""
+    alpha: float = 1.0
+    """Exponent of the `wu` length penalty."""
+    ban_unk_token: bool = False
+    """Never produce the unknown token."""
+    stop: list[str] = Field(default_factory=list)
+    """Texts at which an answer ends, besides those of the checkpoint; they are not part of the answer."""
+    seed: int = -1
+    """Seed of sampling; -1 = a new one each run."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random (temperature above 0 and more than one candidate)."""
+        return self.random_sampling_topk != 1 and self.random_sampling_temp > 0

@@ -1,0 +1,333 @@
+"""From files and flags to a validated job: `load(TrainConfig, argv)`.
+
+Later sources win: defaults < `-config` files in their order < flags. Where every value came from is kept
+(`Loaded.origins`), and all mistakes are reported together, in the order of the file, each as one sentence with its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from onmt_llm.config import aliases, flags
+from onmt_llm.config.schema import Leaf, leaves
+from onmt_llm.config.section import Section
+from onmt_llm.config.source import YamlFile, parse_scalar, read_yaml
+from onmt_llm.errors import ConfigError
+from onmt_llm.registry import nearest
+
+Job = TypeVar("Job", bound=Section)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[Job]):
+    """A validated job.
+
+    Attributes:
+        job: Its sections.
+        options: Sections of the plug-ins (transforms), by name.
+        origins: For each leaf that is not at its default, where its value came from (`replicate.yaml:17`, `-seed`).
+        notes: Sentences to log before anything runs.
+        switches: What the command itself was asked: `dry_run`, `print_config` ...
+    """
+
+    job: Job
+    options: dict[str, Section]
+    origins: dict[str, str]
+    notes: list[str]
+    switches: dict[str, Any] = field(default_factory=dict)
+
+    def origin(self, *path: str) -> str:
+        """Where an option was written, as ` (file:line)`, or nothing when it was left to its default."""
+        for depth in range(len(path), 0, -1):
+            where = self.origins.get(".".join(path[:depth]))
+            if where:
+                return f" ({where})"
+        return ""
+
+
+@dataclass
+class _Given:
+    """What the user wrote, flat, and where."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
+    files: dict[str, YamlFile] = field(default_factory=dict)
+    order: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+
+    def put(self, key: str, value: Any, where: str, file: YamlFile | None) -> None:
+        self.values[key] = value
+        self.where[key] = where
+        self.order[key] = len(self.order)
+        if file is None:
+            self.files.pop(key, None)
+        else:
+            self.files[key] = file
+
+    def complain(self, key: str, sentence: str, where: str | None = None) -> None:
+        where = self.where.get(key, "") if where is None else where
+        text = f"{where}  {sentence}" if where else sentence
+        self.problems.append((self.order.get(key, len(self.order)), text))
+
+
+def load(
+    job: type[Job],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    extra: Mapping[str, type[Section]] | None = None,
+    siblings: Mapping[str, type[Section]] | None = None,
+    switches: Mapping[str, str] | None = None,
+    require_config: bool = False,
+) -> Loaded[Job]:
+    """Read `-config` files and flags into `job`.
+
+    Args:
+        job: The job's section of sections.
+        argv: Command line without the program's name.
+        prog: Name of the command, for help and messages.
+        extra: Sections of plug-ins (`data.transforms.sections()`).
+        siblings: Jobs of other commands, by command: their keys are accepted with a note, so that one YAML serves all.
+        switches: Flags of the command itself, with their help: `{"dry_run": "..."}`.
+
+    Raises:
+        ConfigError: With every mistake found, one sentence a line.
+        SystemExit: After `-help`.
+    """
+    table = leaves(job, extra)
+    parsed = flags.parse(argv, table, prog=prog, about=job.__doc__ or "", switches=switches or {})
+    given = _Given()
+    for path in parsed.configs:
+        _read_file(path, job, extra or {}, given)
+    for key, text in parsed.values.items():
+        given.put(key, _from_flag(text, table.get(key)), f"-{key}", None)
+    for dotted, text in parsed.sets:
+        _set_nested(dotted, parse_scalar(text), given)
+    translation = _translate(given)
+    _check_names(translation, table, siblings or {}, given)
+    job_object, options = _build(job, extra or {}, table, translation, given)
+    if given.problems:
+        given.problems.sort(key=lambda problem: problem[0])
+        lines = [text for _, text in given.problems]
+        head = "" if len(lines) == 1 else f"{len(lines)} things are wrong in the configuration:\n  "
+        raise ConfigError(head + "\n  ".join(lines))
+    assert job_object is not None
+    origins = _origins(translation, given)
+    return Loaded(job_object, options, origins, given.notes, parsed.switches)
+
+
+def _read_file(path: str, job: type[Section], extra: Mapping[str, type[Section]], given: _Given) -> None:
+    """Add a file's keys, with sectioned YAML flattened."""
+    file = read_yaml(path)
+    given.notes.extend(file.notes)
+    section_names = {*job.model_fields, *extra}
+    for key, value in file.values.items():
+        if key in section_names and isinstance(value, dict):
+            for leaf, inner in value.items():
+                given.put(str(leaf), inner, file.where((key, str(leaf))), file)
+        else:
+            given.put(key, value, file.where((key,)), file)
+
+
+def _from_flag(texts: list[str] | bool, leaf: Leaf | None) -> Any:
+    if isinstance(texts, bool):
+        return texts
+    if leaf is not None and leaf.is_list:
+        if len(texts) == 1 and texts[0].startswith("["):
+            return parse_scalar(texts[0])
+        return [parse_scalar(text) for text in texts]
+    if leaf is not None and leaf.type_name == "str":
+        return None if texts[0] in ("None", "null") else texts[0]
+    return parse_scalar(" ".join(texts))
+
+
+def _set_nested(dotted: str, value: Any, given: _Given) -> None:
+    """`--set data.alpaca.weight=5`."""
+    parts = dotted.split(".")
+    if len(parts) == 1:
+        given.put(parts[0], value, f"--set {dotted}", None)
+        return
+    root = given.values.get(parts[0])
+    tree: dict[str, Any] = _copy_tree(root) if isinstance(root, dict) else {}
+    node = tree
+    for part in parts[1:-1]:
+        child = node.get(part)
+        node[part] = child if isinstance(child, dict) else {}
+        node = node[part]
+    node[parts[-1]] = value
+    given.values[parts[0]] = tree
+    given.where.setdefault(parts[0], f"--set {dotted}")
+    given.order.setdefault(parts[0], len(given.order))
+
+
+def _copy_tree(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: _copy_tree(value) if isinstance(value, dict) else value for key, value in tree.items()}
+
+
+def _translate(given: _Given) -> aliases.Translation:
+    translation = aliases.translate(given.values)
+    for key, sentence in translation.notes:
+        given.notes.append(f"{given.where.get(key, '')}  {sentence}".strip())
+    for key, sentence in translation.errors:
+        given.complain(key, sentence)
+    return translation
+
+
+def _check_names(
+    translation: aliases.Translation, table: Mapping[str, Leaf], siblings: Mapping[str, type[Section]], given: _Given
+) -> None:
+    """Unknown keys are errors with the nearest name; keys of a sibling command are notes."""
+    other = {leaf: command for command, kind in siblings.items() for leaf in leaves(kind)}
+    for leaf in list(translation.values):
+        if leaf in table:
+            continue
+        key = translation.sources[leaf]
+        where = given.where.get(key, "")
+        if leaf in other:
+            given.notes.append(f"{where}  '{key}' is an option of {other[leaf]}; not used here.".strip())
+        elif key == leaf:
+            guess = nearest(key, [*table, *aliases.known_names(), *other])
+            given.complain(key, f"'{key}' is not a known option" + (f": did you mean '{guess}'?" if guess else "."))
+        # else: an alias of ours that means nothing to this job (an architecture key in a translate YAML)
+        del translation.values[leaf]
+
+
+def _build(
+    job: type[Job],
+    extra: Mapping[str, type[Section]],
+    table: Mapping[str, Leaf],
+    translation: aliases.Translation,
+    given: _Given,
+) -> tuple[Job | None, dict[str, Section]]:
+    """Validate section by section, so that one section's mistake does not hide another's."""
+    grouped: dict[str, dict[str, Any]] = {}
+    for leaf_name, value in translation.values.items():
+        leaf = table[leaf_name]
+        grouped.setdefault(leaf.section, {})[leaf_name] = _fit(value, leaf)
+    kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra)
+    built: dict[str, Section] = {}
+    failed = False
+    for name, kind in kinds.items():
+        if name not in grouped and name not in extra:
+            continue
+        try:
+            built[name] = kind.model_validate(grouped.get(name, {}))
+        except ValidationError as error:
+            failed = True
+            _explain(error, table, translation, given)
+    if failed or given.problems:
+        return None, {}
+    options = {name: built.pop(name) for name in extra}
+    try:
+        return job.model_validate(built), options
+    except ValidationError as error:
+        _explain(error, table, translation, given)
+        return None, {}
+
+
+def _fit(value: Any, leaf: Leaf) -> Any:
+    """A single value where a list is wanted is a list of one; a number where text is wanted is text; null is the default."""
+    if leaf.is_list and value is not None and not isinstance(value, list | dict):
+        return [value]
+    if leaf.type_name == "str" and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if value is None and leaf.default is not None:
+        return leaf.default
+    return value
+
+
+def _explain(error: ValidationError, table: Mapping[str, Leaf], translation: aliases.Translation, given: _Given) -> None:
+    """Turn pydantic's findings into sentences with a place."""
+    for finding in error.errors():
+        path = tuple(str(part) for part in finding["loc"] if not isinstance(part, int))
+        if not path or path[0] not in table:
+            sentence = str(finding.get("ctx", {}).get("error", finding["msg"]))
+            key = _mentioned(sentence, translation)
+            given.complain(key, sentence + ".")
+            continue
+        key = translation.sources.get(path[0], path[0])
+        file = given.files.get(key)
+        where = file.where(_in_file(file, (key, *path[1:]))) if file and len(path) > 1 else given.where.get(key, "")
+        given.complain(key, _sentence(finding, ".".join((key, *path[1:])), table[path[0]], path), where)
+
+
+def _in_file(file: YamlFile, path: tuple[str, ...]) -> tuple[str, ...]:
+    """The path as it stands in the file, where the key may sit in a section."""
+    if path[:1] in file.lines:
+        return path
+    for known in file.lines:
+        if len(known) == 2 and known[1] == path[0]:
+            return (known[0], *path)
+    return path
+
+
+def _mentioned(sentence: str, translation: aliases.Translation) -> str:
+    """The user's key that a cross-option sentence is about: the first leaf it names."""
+    words = sentence.replace(",", " ").split()
+    for word in words:
+        if word in translation.values:
+            return translation.sources.get(word, word)
+    return ""
+
+
+def _sentence(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...]) -> str:
+    value, kind, context = finding["input"], finding["type"], finding.get("ctx", {})
+    if kind == "extra_forbidden":
+        guess = nearest(path[-1], _names_beside(leaf))
+        return f"'{name}' is not a known option" + (f": did you mean '{guess}'?" if guess else ".")
+    if kind == "literal_error":
+        choices = [str(choice) for choice in leaf.choices] or [str(context.get("expected", ""))]
+        guess = nearest(str(value), choices)
+        text = f"'{name}' must be one of {', '.join(choice or repr('') for choice in choices)}, but is '{value}'"
+        return text + (f": did you mean '{guess}'?" if guess else ".")
+    bounds = {"greater_than_equal": (">=", "ge"), "greater_than": (">", "gt"), "less_than_equal": ("<=", "le"), "less_than": ("<", "lt")}
+    if kind in bounds:
+        symbol, bound = bounds[kind]
+        return f"'{name}' must be {symbol} {context[bound]}, but is {value}."
+    wanted = {
+        "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
+        "dict": "a mapping", "model": "a mapping",
+    }.get(kind.split("_")[0])  # fmt: skip
+    if wanted:
+        guess = _number_hint(value) if wanted in ("a number", "a whole number") else None
+        return f"'{name}' must be {wanted}, but is {value!r}" + (f": did you mean {guess}?" if guess else ".")
+    return f"'{name}': {finding['msg']}, but is {value!r}."
+
+
+def _number_hint(value: Any) -> str | None:
+    """`1e-4x`, `1,000` -> the number that was likely meant."""
+    import re
+
+    match = re.match(r"^[-+]?[0-9][0-9,_ ]*(\.[0-9]+)?([eE][-+]?[0-9]+)?", str(value).strip())
+    return re.sub("[,_ ]", "", match.group(0)) if match else None
+
+
+def _names_beside(leaf: Leaf) -> list[str]:
+    """Option names of the nested section (a corpus, `rope`) that a leaf holds."""
+    from typing import get_args
+
+    kinds = [leaf.info.annotation, *get_args(leaf.info.annotation)]
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return list(kind.model_fields)
+    return []
+
+
+def _origins(translation: aliases.Translation, given: _Given) -> dict[str, str]:
+    origins: dict[str, str] = {}
+    for leaf in translation.values:
+        key = translation.sources.get(leaf, leaf)
+        origins[leaf] = given.where.get(key, "")
+        file = given.files.get(key)
+        if file is None:
+            continue
+        top = _in_file(file, (key,))
+        for path in file.lines:
+            if len(path) > len(top) and path[: len(top)] == top:
+                origins[".".join((leaf, *path[len(top) :]))] = file.where(path)
+    return origins

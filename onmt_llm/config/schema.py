@@ -1,0 +1,97 @@
+"""What a job's sections say about themselves: its leaves, by unique name.
+
+A job is a `Section` whose fields are sections; the fields of those are the leaves. Because no two leaves of a job share
+a name, a flat OpenNMT-py YAML and a sectioned YAML mean the same.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from onmt_llm.config.section import Section
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One option.
+
+    Attributes:
+        section: Name of the section that it belongs to.
+        name: Its own name: YAML key and flag.
+        info: Type, default and constraints.
+        extra: The section comes from a plug-in (a transform), not from the job.
+    """
+
+    section: str
+    name: str
+    info: FieldInfo
+    extra: bool = False
+
+    @property
+    def default(self) -> Any:
+        return self.info.get_default(call_default_factory=True)
+
+    @property
+    def doc(self) -> str:
+        return " ".join((self.info.description or "").split())
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(_without_none(self.info.annotation)) is list
+
+    @property
+    def is_bool(self) -> bool:
+        return _without_none(self.info.annotation) is bool
+
+    @property
+    def is_mapping(self) -> bool:
+        kind = _without_none(self.info.annotation)
+        return get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Section))
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        kind = _without_none(self.info.annotation)
+        if get_origin(kind) is list:
+            kind = get_args(kind)[0]
+        return get_args(kind) if get_origin(kind) is Literal else ()
+
+    @property
+    def type_name(self) -> str:
+        """The type in words, for help and documentation."""
+        if self.choices:
+            return "|".join(str(choice) for choice in self.choices if choice != "")
+        kind = _without_none(self.info.annotation)
+        if get_origin(kind) is list:
+            return f"list of {getattr(get_args(kind)[0], '__name__', 'values')}"
+        if self.is_mapping:
+            return "mapping"
+        return getattr(kind, "__name__", "value")
+
+
+def _without_none(annotation: Any) -> Any:
+    """`X | None` -> X."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [arg for arg in get_args(annotation) if arg is not type(None)]
+        return rest[0]
+    return annotation
+
+
+def leaves(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, Leaf]:
+    """All options of a job and of the plug-in sections that go with it, by name.
+
+    A name that two sections share is a mistake of ours, found by the first test that loads the job.
+    """
+    found: dict[str, Leaf] = {}
+    sections = {name: (info.annotation, False) for name, info in job.model_fields.items()}
+    sections.update({name: (kind, True) for name, kind in (extra or {}).items()})
+    for section, (kind, is_extra) in sections.items():
+        assert isinstance(kind, type) and issubclass(kind, Section), f"{job.__name__}.{section} must be a Section"
+        for name, info in kind.model_fields.items():
+            assert name not in found and name not in sections, f"option name {name!r} is taken twice in {job.__name__}"
+            found[name] = Leaf(section, name, info, is_extra)
+    return found

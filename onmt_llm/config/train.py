@@ -1,0 +1,178 @@
+"""Options of `onmt_llm_train`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from onmt_llm.config.data import BatchConfig, DataConfig, VocabularyConfig
+from onmt_llm.config.model import Dtype, ModelConfig
+from onmt_llm.config.section import Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    lora_layers: list[str] = Field(default_factory=list)
+    """Layers that get an adapter, by name: `q_proj` (or `linear_query`), `cross_attn.q_proj`, `decoder.layers.0.mlp.up_proj` ..."""
+    lora_embedding: bool = False
+    """The embedding matrices get an adapter too."""
+    lora_rank: int = Field(2, ge=1)
+    """Rank of the adapters."""
+    lora_alpha: float = Field(1.0, gt=0)
+    """The adapter's output is multiplied by lora_alpha / lora_rank."""
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
+
+
+class QuantConfig(Section):
+    """Frozen layers held in 8 or 4 bits while the rest is trained."""
+
+    quant_layers: list[str] = Field(default_factory=list)
+    """Layers to quantise, by name, as in `lora_layers`."""
+    quant_type: Literal["", "bnb_8bit", "bnb_NF4", "bnb_FP4", "int8"] = ""
+    """Number format: bitsandbytes' three, or `int8`, which needs no extra package; empty = `bnb_8bit` where `quant_layers` is set."""
+
+    @property
+    def resolved_type(self) -> str:
+        return self.quant_type or ("bnb_8bit" if self.quant_layers else "")
+
+
+class OptimConfig(Section):
+    """Optimiser, learning rate and what happens to the gradient."""
+
+    optim: Literal["sgd", "adam", "adamw", "adafactor", "fusedadam", "adamw8bit", "pagedadamw8bit", "pagedadamw32bit"] = "adamw"
+    """Optimiser; `fusedadam` is NVIDIA apex's where it is installed, else torch's fused AdamW."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Learning rate, or the factor of the `noam`, `noamwd` and `rsqrt` formulas."""
+    decay_method: Literal["none", "noam", "noamwd", "rsqrt", "cosine", "linear"] = "none"
+    """Course of the learning rate over the steps."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises."""
+    start_decay_steps: int | None = None
+    """`decay_method: none`: from this step on, multiply by `learning_rate_decay` every `decay_steps`; null = never."""
+    decay_steps: int = Field(10000, ge=1)
+    """`decay_method: none`: steps between two decays."""
+    learning_rate_decay: float = Field(0.5, gt=0, le=1)
+    """`decay_method: none`: factor of one decay."""
+    min_learning_rate: float = Field(0.0, ge=0)
+    """`cosine` and `linear` end here."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the running mean of gradients."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the running mean of squared gradients."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """Added to the denominator of Adam's step."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; biases, norms and embeddings are spared."""
+    max_grad_norm: float = Field(5.0, ge=0)
+    """Clip the gradient to this norm; 0 = off."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the probability that the loss spreads over the whole vocabulary."""
+    loss_scale: float = Field(0.0, ge=0)
+    """`model_dtype: fp16`: fixed loss scale; 0 = dynamic."""
+
+
+class RunConfig(Section):
+    """Length, precision, checkpoints and validation of a run."""
+
+    save_model: str = "model"
+    """Prefix of checkpoints: `<save_model>_step_<N>`."""
+    model_task: Literal["lm", "seq2seq"] | None = None
+    """Language model or translation; null = as the architecture says."""
+    train_from: str | None = None
+    """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned."""
+    override_opts: bool = False
+    """Architecture options written in the YAML replace those of `train_from` (never the ones left out)."""
+    reset_optim: Literal["none", "all", "states", "keep_states"] = "none"
+    """When resuming: forget optimiser and step (`all`), the optimiser's state only, or the learning-rate settings only."""
+    train_steps: int = Field(100000, ge=1)
+    """Optimiser updates in all, those before a resume included."""
+    accum_count: list[int] = Field(default_factory=lambda: [1])
+    """Micro-batches of one update; a list changes with `accum_steps`."""
+    accum_steps: list[int] = Field(default_factory=lambda: [0])
+    """Updates at which the next value of `accum_count` begins."""
+    normalization: Literal["tokens", "sents"] = "tokens"
+    """Divide the summed loss of an update by its trained tokens, or by its examples."""
+    model_dtype: Dtype = "fp32"
+    """Type of the weights while training: float32, bfloat16, or float16 (with float32 adapters and loss scaling)."""
+    dropout: list[float] = Field(default_factory=lambda: [0.0])
+    """Dropout on residual branches; a list changes with `dropout_steps`."""
+    attention_dropout: list[float] = Field(default_factory=lambda: [0.0])
+    """Dropout on attention weights; a list changes with `dropout_steps`."""
+    dropout_steps: list[int] = Field(default_factory=lambda: [0])
+    """Updates at which the next value of the dropouts begins."""
+    param_init: float = Field(0.0, ge=0)
+    """A new model's weights are uniform in +-this; 0 = the default initialisation of `nn.init`."""
+    param_init_glorot: bool = False
+    """A new model's matrices are Xavier-uniform (Glorot and Bengio 2010)."""
+    use_ckpting: list[Literal["ffn", "mha", "lora"]] = Field(default_factory=list)
+    """Recompute blocks in the backward pass to save memory; any of OpenNMT-py's parts turns it on for whole blocks."""
+    save_checkpoint_steps: int = Field(5000, ge=1)
+    """Updates between two checkpoints."""
+    keep_checkpoint: int = Field(-1, ge=-1)
+    """Checkpoints kept on disk; -1 = all."""
+    valid_steps: int = Field(10000, ge=1)
+    """Updates between two validations."""
+    early_stopping: int = Field(0, ge=0)
+    """Stop after this many validations without a better perplexity; 0 = off."""
+    seed: int = -1
+    """Seed of initialisation, dropout and data; -1 = a new one, which is logged."""
+    threads: int = Field(0, ge=0)
+    """CPU threads; 0 = torch's choice."""
+
+
+class LogConfig(Section):
+    """What a run says, and where."""
+
+    report_every: int = Field(50, ge=1)
+    """Updates between two lines of progress."""
+    tensorboard: bool = False
+    """Write TensorBoard events."""
+    tensorboard_log_dir: str = "runs/onmt_llm"
+    """Folder of the events; each run gets one below it, named by its start."""
+    metrics_file: str | None = None
+    """JSON lines with the figures of every report; null = `<save_model>_metrics.jsonl`."""
+    log_file: str | None = None
+    """Copy of the log."""
+    progress: Literal["auto", "bar", "line", "none"] = "auto"
+    """A bar where stderr is a terminal, else lines."""
+    verbose: bool = False
+    """Say more."""
+
+
+class DeviceConfig(Section):
+    """Processors. Several are used under torchrun; these options of OpenNMT-py choose the kind."""
+
+    world_size: int = Field(1, ge=0)
+    """Processes in all; more than one is started with torchrun. 0 = CPU."""
+    gpu_ranks: list[int] = Field(default_factory=list)
+    """OpenNMT-py's list of GPU ranks; a GPU is used where there is one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; `auto` = CUDA where it is available."""
+
+
+class TrainConfig(Section):
+    """Everything that `onmt_llm_train` can be told."""
+
+    corpora: DataConfig = DataConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    batching: BatchConfig = BatchConfig()
+    architecture: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    quantization: QuantConfig = QuantConfig()
+    optimizer: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+    logging: LogConfig = LogConfig()
+    devices: DeviceConfig = DeviceConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        run = self.run
+        if len(run.accum_count) != len(run.accum_steps):
+            raise ValueError(f"accum_count and accum_steps must have the same length, but have {len(run.accum_count)} and {len(run.accum_steps)}")
+        if not len(run.dropout) == len(run.dropout_steps) == len(run.attention_dropout):
+            raise ValueError("dropout, attention_dropout and dropout_steps must have the same length, but have "
+                             f"{len(run.dropout)}, {len(run.attention_dropout)} and {len(run.dropout_steps)}")
+        return self

@@ -1,0 +1,28 @@
+"""`Example`, the unit that readers yield and transforms change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onmt_llm.text.segment import Segment
+
+__all__ = ["Example", "Segment"]
+
+
+@dataclass(slots=True)
+class Example:
+    """One example of a corpus.
+
+    A decoder-only example is its source segments followed by its target segments. `tgt` is empty for plain text.
+
+    Attributes:
+        src: Source side (or the whole text of a language-model example).
+        tgt: Target side.
+        corpus: Name of the corpus in `data:`.
+        line: Line in the corpus file, counted from 1.
+    """
+
+    src: list[Segment]
+    tgt: list[Segment] = field(default_factory=list)
+    corpus: str = ""
+    line: int = 0

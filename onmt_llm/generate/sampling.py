@@ -1,0 +1,88 @@
+"""What may come next, and which of it is taken: pure functions on the logits of the next token.
+
+Shapes: R = rows (hypotheses that are being decoded), V = vocabulary. A function never changes the tensor it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BANNED = float("-inf")
+
+
+def ban(logits_RV: Tensor, ids: Sequence[int]) -> Tensor:
+    """Make the tokens `ids` impossible in every row."""
+    if not ids:
+        return logits_RV
+    logits_RV = logits_RV.clone()
+    logits_RV[:, list(ids)] = BANNED
+    return logits_RV
+
+
+def ban_in_rows(logits_RV: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
+    """Make the tokens `ids[r]` impossible in row r."""
+    rows = [row for row, banned in enumerate(ids) for _ in banned]
+    if not rows:
+        return logits_RV
+    logits_RV = logits_RV.clone()
+    logits_RV[rows, [token for banned in ids for token in banned]] = BANNED
+    return logits_RV
+
+
+def repeated_ngram_ends(tokens: Sequence[int], n: int) -> list[int]:
+    """Tokens that would complete an n-gram which `tokens` holds already."""
+    if n < 1 or len(tokens) < n:
+        return []
+    start = tuple(tokens[len(tokens) - n + 1 :])
+    return sorted({tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tuple(tokens[i : i + n - 1]) == start})
+
+
+def penalize_repetition(logits_RV: Tensor, histories: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Divide the positive and multiply the negative logits of tokens in `histories[r]` by `penalty` (Keskar et al. 2019)."""
+    if penalty == 1.0 or not any(histories):
+        return logits_RV
+    logits_RV = logits_RV.clone()
+    for row, history in enumerate(histories):
+        seen = sorted(set(history))
+        values = logits_RV[row, seen]
+        logits_RV[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
+    return logits_RV
+
+
+def keep_top_k(logits_RV: Tensor, k: int) -> Tensor:
+    """Ban all but the k best tokens of each row (and those that tie with the k-th); k < 1 keeps all."""
+    if k < 1 or k >= logits_RV.size(-1):
+        return logits_RV
+    worst_R1 = logits_RV.topk(k, dim=-1).values[:, -1:]
+    return logits_RV.masked_fill(logits_RV < worst_R1, BANNED)
+
+
+def keep_top_p(logits_RV: Tensor, p: float) -> Tensor:
+    """Ban all but the fewest tokens whose probabilities sum to p (Holtzman et al. 2020); 0 and 1 keep all."""
+    if p <= 0.0 or p >= 1.0:
+        return logits_RV
+    sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True)
+    before_RV = sorted_RV.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
+    before_RV[:, 0] = 0.0
+    banned_RV = torch.empty_like(before_RV, dtype=torch.bool).scatter_(-1, order_RV, before_RV >= p)
+    return logits_RV.masked_fill(banned_RV, BANNED)
+
+
+def sharpen(logits_RV: Tensor, temperature: float) -> Tensor:
+    """Divide the logits by `temperature` (> 0)."""
+    return logits_RV if temperature == 1.0 else logits_RV / temperature
+
+
+def draw(logits_RV: Tensor, uniforms: Sequence[float]) -> list[int]:
+    """Draw one token a row from softmax(logits), row r by the number `uniforms[r]` in [0, 1).
+
+    One number of the row's own is all the randomness there is, so a row's token does not depend on the rows beside it.
+    The cumulative sum is in double precision: in float32 the last of 100,000 tokens could become unreachable.
+    """
+    cumulative_RV = logits_RV.double().softmax(dim=-1).cumsum(dim=-1)
+    targets_R1 = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)[:, None] * cumulative_RV[:, -1:]
+    ids_R = torch.searchsorted(cumulative_RV, targets_R1, right=True)[:, 0].clamp(max=logits_RV.size(-1) - 1)
+    return [int(i) for i in ids_R.tolist()]

@@ -1,0 +1,60 @@
+"""Named choices: transforms, optimisers, release formats ... each a `Registry` that knows its names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+from onmt_llm.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that `name` was most likely meant to be, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+class Registry(Generic[T]):
+    """A table of named things of one kind.
+
+    Args:
+        kind: What one entry is called in messages, e.g. "transform".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files a class or function under `name`; a name can be taken once."""
+
+        def add(item: T) -> T:
+            assert name not in self._items, f"{self.kind} {name!r} is registered twice"
+            self._items[name] = item
+            return item
+
+        return add
+
+    def get(self, name: str) -> T:
+        """The entry called `name`.
+
+        Raises:
+            ConfigError: There is none; the message names the nearest and lists all.
+        """
+        if name not in self._items:
+            guess = nearest(name, self._items)
+            hint = f"did you mean '{guess}'?" if guess else None
+            raise ConfigError(f"'{name}' is not a known {self.kind}; known are: {', '.join(self.names())}.", hint=hint)
+        return self._items[name]
+
+    def names(self) -> list[str]:
+        return sorted(self._items)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())

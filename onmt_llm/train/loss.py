@@ -1,0 +1,197 @@
+"""The training loss: summed over trained positions, which alone go through the output layer.
+
+The output layer is applied in chunks of positions, and the gradient of a chunk is taken while its logits are at hand.
+So neither (all positions x V) logits nor a second pass through the output layer is ever needed.
+
+Shapes: B batch, T positions, N trained positions of the batch, C positions of a chunk, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from onmt_llm.data.batching import Batch
+from onmt_llm.nn.transformer import Transformer
+
+IGNORE = -100
+# Logits held at once, in elements: 64 MiB in float32. Larger chunks are no faster on CPU, smaller ones waste matmuls.
+CHUNK_LOGITS = 1 << 24
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Loss of one batch.
+
+    Attributes:
+        scaled: Sum over the trained positions times the loss scale, with its gradient (float32 scalar).
+        total: The same sum unscaled, label smoothing included, detached.
+        nll: Sum of negative log-likelihoods (without label smoothing), detached.
+        correct: Positions whose most likely token is the label.
+        tokens: Trained positions.
+    """
+
+    scaled: Tensor
+    total: Tensor
+    nll: Tensor
+    correct: Tensor
+    tokens: int
+
+
+def batch_loss(model: Transformer, batch: Batch, *, label_smoothing: float = 0.0, scale: float = 1.0) -> TokenLoss:
+    """Loss of `model` on `batch`, for any of its shapes (language model or encoder-decoder)."""
+    memory_BSD = None if batch.src_BS is None else model.encode(batch.src_BS, batch.src_mask_BS)
+    hidden_BTD = model.decode(batch.tgt_BT, memory_BSD, batch.src_mask_BS, doc_BT=batch.doc_BT)
+    return token_loss(
+        hidden_BTD,
+        batch.labels_BT,
+        model.logits,
+        output_parameters(model),
+        vocab_size=model.config.vocab_size,
+        label_smoothing=label_smoothing,
+        scale=scale,
+    )
+
+
+def output_parameters(model: Transformer) -> list[torch.nn.Parameter]:
+    """Trainable parameters that `model.logits` uses: the output layer's, or the embedding's where they are tied."""
+    modules: list[torch.nn.Module | None] = [model.lm_head]
+    if model.config.tie_embeddings and model.decoder is not None:
+        modules.append(model.decoder.embed_tokens)
+    parameters = [p for module in modules if module is not None for p in module.parameters() if p.requires_grad]
+    return list(dict.fromkeys(parameters))
+
+
+def token_loss(
+    hidden_BTD: Tensor,
+    labels_BT: Tensor,
+    head: Callable[[Tensor], Tensor],
+    parameters: Sequence[torch.nn.Parameter],
+    *,
+    vocab_size: int,
+    label_smoothing: float = 0.0,
+    scale: float = 1.0,
+    chunk_logits: int = CHUNK_LOGITS,
+) -> TokenLoss:
+    """Cross-entropy of `head(hidden)` summed over the positions whose label is not -100.
+
+    Args:
+        hidden_BTD: Output of the last block, normalised.
+        labels_BT: Token that follows each position, or -100.
+        head: The output layer, (C, D) -> (C, V).
+        parameters: What `head` trains; their gradients are found here.
+        vocab_size: V, which sets the size of a chunk.
+        label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
+        scale: Factor on the gradient, for float16.
+        chunk_logits: Logits held at once.
+    """
+    hidden_ND, labels_N = _trained(hidden_BTD.flatten(0, 1), labels_BT.flatten())
+    chunk = max(1, chunk_logits // max(vocab_size, 1))
+    if torch.is_grad_enabled() and (hidden_ND.requires_grad or parameters):
+        scaled, total, nll, correct = _ChunkedLoss.apply(
+            hidden_ND, labels_N, head, label_smoothing, scale, chunk, *parameters
+        )
+    else:
+        total, nll, correct = _sums(hidden_ND, labels_N, head, label_smoothing, chunk)
+        scaled = total * scale
+    return TokenLoss(scaled=scaled, total=total, nll=nll, correct=correct, tokens=labels_N.numel())
+
+
+def _trained(hidden_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
+    index_N = (labels_M != IGNORE).nonzero().squeeze(1)
+    if index_N.numel() == labels_M.numel():
+        return hidden_MD, labels_M
+    return hidden_MD.index_select(0, index_N), labels_M.index_select(0, index_N)
+
+
+def _sums(
+    hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor], smoothing: float, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums = _zero_sums(hidden_ND.device)
+    for start in range(0, labels_N.numel(), chunk):
+        logits_CV = head(hidden_ND[start : start + chunk])
+        _add_chunk(sums, F.log_softmax(logits_CV, dim=-1, dtype=torch.float32), labels_N[start : start + chunk], smoothing)
+    return sums
+
+
+def _zero_sums(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.zeros((), device=device),
+        torch.zeros((), device=device),
+        torch.zeros((), dtype=torch.int64, device=device),
+    )
+
+
+def _add_chunk(sums: tuple[Tensor, Tensor, Tensor], logp_CV: Tensor, labels_C: Tensor, smoothing: float) -> None:
+    """Add one chunk's loss, negative log-likelihood and hits to `sums`."""
+    total, nll, correct = sums
+    picked_C = logp_CV.gather(1, labels_C.unsqueeze(1)).squeeze(1)
+    chunk_nll = -picked_C.sum()
+    nll += chunk_nll
+    total += chunk_nll if smoothing == 0.0 else (1 - smoothing) * chunk_nll - smoothing * logp_CV.mean(-1).sum()
+    correct += (logp_CV.argmax(-1) == labels_C).sum()
+
+
+def _logits_gradient(logp_CV: Tensor, labels_C: Tensor, smoothing: float) -> Tensor:
+    """d loss / d logits = softmax - (1 - smoothing) onehot - smoothing / V; overwrites `logp_CV`."""
+    grad_CV = logp_CV.exp_()
+    if smoothing:
+        grad_CV.sub_(smoothing / grad_CV.shape[1])
+    grad_CV.scatter_add_(1, labels_C.unsqueeze(1), grad_CV.new_full((labels_C.numel(), 1), smoothing - 1.0))
+    return grad_CV
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and gradient together, chunk by chunk; backward only hands out what forward has found."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        labels_N: Tensor,
+        head: Callable[[Tensor], Tensor],
+        smoothing: float,
+        scale: float,
+        chunk: int,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        sums = _zero_sums(hidden_ND.device)
+        hidden_grad_ND = torch.empty_like(hidden_ND)
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        for start in range(0, labels_N.numel(), chunk):
+            rows = slice(start, start + chunk)
+            with torch.enable_grad():
+                hidden_CD = hidden_ND[rows].detach().requires_grad_()
+                logits_CV = head(hidden_CD)
+            logp_CV = F.log_softmax(logits_CV.detach(), dim=-1, dtype=torch.float32)
+            _add_chunk(sums, logp_CV, labels_N[rows], smoothing)
+            grad_CV = _logits_gradient(logp_CV, labels_N[rows], smoothing)
+            if scale != 1.0:
+                grad_CV.mul_(scale)
+            hidden_grad, *found = torch.autograd.grad(
+                logits_CV, [hidden_CD, *parameters], grad_CV.to(logits_CV.dtype), allow_unused=True
+            )
+            hidden_grad_ND[rows] = hidden_grad
+            gradients = [_add(old, new) for old, new in zip(gradients, found, strict=True)]
+        ctx.save_for_backward(hidden_grad_ND, *gradients)
+        total, nll, correct = sums
+        ctx.mark_non_differentiable(total, nll, correct)
+        return total * scale, total, nll, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_scaled: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad_ND, *gradients = (None if g is None else g * grad_scaled.to(g.dtype) for g in ctx.saved_tensors)
+        return (hidden_grad_ND, None, None, None, None, None, *gradients)
+
+
+def _add(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    if old is None or new is None:
+        return new if old is None else old
+    return old.add_(new)

@@ -1,0 +1,163 @@
+"""Optimisers by name, over the trainable parameters only.
+
+One meaning of `weight_decay` everywhere: decoupled (Loshchilov and Hutter 2019), and only on matrices that are not
+embeddings. Biases, norms and embeddings are spared.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from onmt_llm.config.train import OptimConfig
+from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.log import log_once
+from onmt_llm.optional import require
+from onmt_llm.registry import Registry
+
+Groups = list[dict[str, Any]]
+OPTIMIZERS: Registry[Callable[[Groups, OptimConfig], Optimizer]] = Registry("optim")
+
+
+def build_optimizer(model: nn.Module, settings: OptimConfig) -> Optimizer:
+    """The optimiser `settings.optim` over the parameters of `model` that require a gradient.
+
+    Raises:
+        ConfigError: Nothing is trainable.
+        UnsupportedError: The optimiser's package is missing, or does not run here.
+    """
+    return OPTIMIZERS.get(settings.optim)(parameter_groups(model, settings.weight_decay), settings)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
+    """Trainable parameters in two groups: with weight decay, and without (biases, norms, embeddings)."""
+    spared_modules = [m for m in model.modules() if "Embedding" in type(m).__name__]
+    spared = {id(p) for module in spared_modules for p in module.parameters()}
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for parameter in trainable(model):
+        (undecayed if parameter.ndim < 2 or id(parameter) in spared else decayed).append(parameter)
+    if not decayed and not undecayed:
+        raise ConfigError("At least one parameter must be trainable, but all of them are frozen.")
+    groups = ((decayed, weight_decay), (undecayed, 0.0))
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that get a gradient, in the model's order, tied ones once."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Use `rate` in the next step, for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    """Those gradients of `parameters` that exist."""
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def scale_and_clip(parameters: Iterable[nn.Parameter], *, factor: float, max_norm: float) -> float:
+    """Multiply the gradients by `factor`, then shrink them to `max_norm`.
+
+    Args:
+        parameters: Owners of the gradients.
+        factor: 1 / (number of trained tokens x loss scale).
+        max_norm: Largest global L2 norm; 0 = no limit.
+
+    Returns:
+        The L2 norm of all gradients after scaling and before clipping; inf or nan where one of them is.
+    """
+    found = gradients(parameters)
+    if not found:
+        return 0.0
+    norm = float(torch.nn.utils.get_total_norm(found)) * factor
+    if max_norm > 0 and norm > max_norm:
+        factor *= max_norm / norm
+    if factor != 1.0:
+        torch._foreach_mul_(found, factor)
+    return norm
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """Plain stochastic gradient descent, no momentum."""
+    return torch.optim.SGD(groups, lr=settings.learning_rate)
+
+
+@OPTIMIZERS.register("adam")
+def adam(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """Adam (Kingma and Ba 2015)."""
+    return torch.optim.Adam(groups, decoupled_weight_decay=True, fused=True, **_adam_arguments(settings))
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), in torch's fused form, which CPUs have too."""
+    return torch.optim.AdamW(groups, fused=True, **_adam_arguments(settings))
+
+
+@OPTIMIZERS.register("adafactor")
+def adafactor(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """Adafactor (Shazeer and Stern 2018): row and column statistics in place of full second moments."""
+    return torch.optim.Adafactor(groups, lr=settings.learning_rate)
+
+
+@OPTIMIZERS.register("fusedadam")
+def fusedadam(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """NVIDIA apex's FusedAdam where it is installed, else torch's fused AdamW."""
+    fused = _apex_fused_adam()
+    if fused is None or not torch.cuda.is_available():
+        reason = "NVIDIA's apex is not installed" if fused is None else "apex needs a GPU"
+        log_once(f"optim fusedadam: {reason}; torch's fused AdamW takes its place.")
+        return adamw(groups, settings)
+    return fused(groups, adam_w_mode=True, **_adam_arguments(settings))
+
+
+@OPTIMIZERS.register("adamw8bit")
+def adamw8bit(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """bitsandbytes' AdamW with 8-bit moments (Dettmers et al. 2022)."""
+    return _bitsandbytes("AdamW8bit", groups, settings)
+
+
+@OPTIMIZERS.register("pagedadamw8bit")
+def pagedadamw8bit(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """As `adamw8bit`, its moments in memory that the GPU pages to the host."""
+    return _bitsandbytes("PagedAdamW8bit", groups, settings)
+
+
+@OPTIMIZERS.register("pagedadamw32bit")
+def pagedadamw32bit(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """32-bit AdamW, its moments in memory that the GPU pages to the host."""
+    return _bitsandbytes("PagedAdamW32bit", groups, settings)
+
+
+def _adam_arguments(settings: OptimConfig) -> dict[str, Any]:
+    return {
+        "lr": settings.learning_rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_eps,
+    }
+
+
+def _apex_fused_adam() -> Callable[..., Optimizer] | None:
+    """FusedAdam of NVIDIA's apex, or None. PyPI's package of that name is a web toolkit without it."""
+    try:
+        return importlib.import_module("apex.optimizers").FusedAdam
+    except (ImportError, AttributeError):
+        pass
+    if importlib.util.find_spec("apex") is not None:
+        log_once("The installed package 'apex' is not NVIDIA's (PyPI's is a web toolkit); it is not used.")
+    return None
+
+
+def _bitsandbytes(name: str, groups: Groups, settings: OptimConfig) -> Optimizer:
+    bnb_optim = require("bitsandbytes.optim", f"optim: {settings.optim}", "bitsandbytes")
+    return getattr(bnb_optim, name)(groups, **_adam_arguments(settings))

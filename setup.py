@@ -1,0 +1,74 @@
+"""Package metadata. Tool settings are in pyproject.toml, the tested versions in constraints.txt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "onmt_llm/version.py").read_text()).group(1)  # type: ignore[union-attr]
+
+CORE = [
+    "torch>=2.10",  # the first release without the known holes in its restricted unpickler
+    "numpy",
+    "pydantic>=2.10",
+    "pyyaml>=6",
+    "safetensors>=0.5",
+    "jinja2>=3.1.6",  # earlier sandboxes can be left
+    "sentencepiece>=0.2.0",
+    "tokenizers>=0.20",
+    "pyonmttok>=1.37; python_version < '3.13'",
+    "ctranslate2>=4.6",
+    "tensorboard>=2.16",
+    "tqdm>=4.66",
+]
+EXTRAS = {
+    "chat": ["gradio>=6.31,<7"],
+    "quant": ["bitsandbytes>=0.49"],
+    "gguf": ["gguf>=0.17", "protobuf>=5"],
+    "hf": ["transformers>=5", "protobuf>=5"],
+    "bpe": ["subword-nmt>=0.3.8"],
+    "eval": ["sacrebleu>=2.5"],
+}
+EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
+EXTRAS["dev"] = [
+    *EXTRAS["all"],
+    "peft>=0.18",
+    "accelerate>=1.10",
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-xdist",
+    "playwright>=1.50",
+    "mistral-common",
+    "ruff",
+    "mypy",
+    "import-linter",
+    "types-PyYAML",
+]
+
+COMMANDS = {
+    "onmt_llm_train": "train",
+    "onmt_llm_translate": "translate",
+    "onmt_llm_generate": "translate",
+    "onmt_llm_convert": "convert",
+    "onmt_llm_lora": "lora",
+    "onmt_llm_checkpoint": "checkpoint",
+    "release_model": "release",
+    "onmt_llm_chat": "chat",
+}
+
+setup(
+    name="onmt_llm",
+    version=VERSION,
+    description="Train, fine-tune, convert, release and serve translation models and language models",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["onmt_llm", "onmt_llm.*", "chatbot", "chatbot.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in COMMANDS.items()]},
+)
