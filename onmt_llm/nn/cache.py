@@ -1,0 +1,95 @@
+"""Keys and values of the tokens already seen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GRANULE = 64
+
+
+class KVCache:
+    """Keys and values per layer, for decoding without gradients. It owns its length: positions and masks come from it.
+
+    The buffers grow by a quarter at a time, so that an append seldom copies and little memory lies idle.
+
+    Args:
+        num_layers: Layers of the decoder.
+        left_pad_B: Padding tokens before the first real token of each row; None = none anywhere.
+        capacity: Positions to reserve at the first append, when the final length is known.
+    """
+
+    def __init__(self, num_layers: int, *, left_pad_B: Tensor | None = None, capacity: int = 0) -> None:
+        self.left_pad_B = left_pad_B if left_pad_B is not None and bool(left_pad_B.any()) else None
+        self._capacity = capacity
+        self._lengths = [0] * num_layers
+        self._self: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+        self._cross: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    @property
+    def length(self) -> int:
+        """Tokens that every layer holds (left padding included)."""
+        return self._lengths[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, reserved room included."""
+        return sum(t.nbytes for pair in (*self._self, *self._cross) if pair is not None for t in pair)
+
+    def append(self, layer: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of T new tokens, (B, K, T, H) each; returns all of the layer's, (B, K, S, H)."""
+        start = self._lengths[layer]
+        end = start + k_BKTH.shape[2]
+        k, v = self._reserve(layer, end, k_BKTH, v_BKTH)
+        k[:, :, start:end] = k_BKTH
+        v[:, :, start:end] = v_BKTH
+        self._lengths[layer] = end
+        return k[:, :, :end], v[:, :, :end]
+
+    def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the memory, (B, K, S, H) each, or None before `set_cross`."""
+        return self._cross[layer]
+
+    def set_cross(self, layer: int, k_BKSH: Tensor, v_BKSH: Tensor) -> None:
+        self._cross[layer] = (k_BKSH, v_BKSH)
+
+    def reorder(self, idx_B: Tensor, *, cross: bool = True) -> None:
+        """Make row i what row idx_B[i] was; idx_B may be shorter or longer than the batch.
+
+        Args:
+            idx_B: Rows to keep, in order (int64).
+            cross: Reorder the memory too. A beam search that only permutes the beams of one sentence passes False:
+                they share their memory.
+        """
+        self._self = [_select(pair, idx_B) for pair in self._self]
+        if cross:
+            self._cross = [_select(pair, idx_B) for pair in self._cross]
+        if self.left_pad_B is not None:
+            self.left_pad_B = self.left_pad_B.index_select(0, idx_B)
+
+    def trim(self, length: int) -> None:
+        """Forget all tokens from position `length` on."""
+        self._lengths = [min(length, held) for held in self._lengths]
+
+    def _reserve(self, layer: int, end: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
+        held = self._self[layer]
+        room = held[0].shape[2] if held is not None else 0
+        if held is not None and end <= room:
+            return held
+        wanted = max(end, room + room // 4, self._capacity)
+        wanted = -(-wanted // _GRANULE) * _GRANULE
+        grown = []
+        for i, new in enumerate((k_BKTH, v_BKTH)):
+            buffer = new.new_empty(new.shape[0], new.shape[1], wanted, new.shape[3])
+            if held is not None:
+                kept = self._lengths[layer]
+                buffer[:, :, :kept] = held[i][:, :, :kept]
+            grown.append(buffer)
+        self._self[layer] = (grown[0], grown[1])
+        return grown[0], grown[1]
+
+
+def _select(pair: tuple[Tensor, Tensor] | None, idx_B: Tensor) -> tuple[Tensor, Tensor] | None:
+    if pair is None:
+        return None
+    return torch.index_select(pair[0], 0, idx_B), torch.index_select(pair[1], 0, idx_B)

@@ -1,0 +1,38 @@
+"""The position-wise feed-forward layer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onmt_llm.config.model import ModelConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        size, inner, bias = config.hidden_size, config.ffn_size, config.ffn_bias
+        self.dropout = dropout
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate_proj = nn.Linear(size, inner, bias=bias) if config.ffn_gated else None
+        self.up_proj = nn.Linear(size, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, size, bias=bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.gate_proj is None:
+            inner = self.activation(self.up_proj(x_BTD))
+        else:
+            inner = self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
+        return self.down_proj(F.dropout(inner, self.dropout, self.training))

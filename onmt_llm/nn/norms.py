@@ -1,0 +1,24 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from onmt_llm.config.model import ModelConfig
+
+
+def build_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
+    """The norm of `config` over the last dimension, which is `size` wide (default: hidden_size).
+
+    RMSNorm (Zhang & Sennrich 2019) is torch's own: it computes in float32 and rounds once, so that in bf16 it is closer
+    to the exact result than the usual cast-up, cast-down, then scale.
+    """
+    size = size or config.hidden_size
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(size, eps=config.norm_eps)
+    return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def build_head_norm(config: ModelConfig) -> nn.Module:
+    """RMSNorm over one head of q or k (`qk_norm`), whatever norm the residual stream has."""
+    return nn.RMSNorm(config.size_per_head, eps=config.norm_eps)

@@ -1,0 +1,157 @@
+"""Where tokens stand, and the encodings of it: rotary, sinusoidal, ALiBi.
+
+The tables are computed, not learned: they are kept in float32 outside of the modules' buffers, so that they are never
+saved, never rounded by `model.to(torch.bfloat16)`, and exist for a model that was built on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onmt_llm.config.model import RopeConfig
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions of a run of tokens.
+
+    Attributes:
+        start: Index of the first token; tokens before it are in a cache.
+        length: Number of tokens (T).
+        index_BT: Position of each token where rows differ (left padding, packed documents); None = every row counts
+            start, start + 1, ...
+    """
+
+    start: int
+    length: int
+    index_BT: Tensor | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    def rows(self, table: Tensor) -> Tensor:
+        """Rows of a table with P >= `end` rows: (T, ...) when all rows agree, else (B, T, ...)."""
+        return table[self.start : self.end] if self.index_BT is None else table[self.index_BT]
+
+
+def left_padded(start: int, length: int, left_pad_B: Tensor) -> Positions:
+    """Positions counted from the first real token of each row; padding stands at 0."""
+    index_T = torch.arange(start, start + length, device=left_pad_B.device)
+    return Positions(start, length, (index_T - left_pad_B[:, None]).clamp(min=0))
+
+
+def packed(doc_BT: Tensor) -> Positions:
+    """Positions that restart at 0 with each document of a packed row."""
+    length = doc_BT.shape[1]
+    index_T = torch.arange(length, device=doc_BT.device)
+    starts_BT = torch.zeros_like(doc_BT, dtype=torch.long)
+    starts_BT[:, 1:] = torch.where(doc_BT[:, 1:] != doc_BT[:, :-1], index_T[1:], 0)
+    return Positions(0, length, index_T - starts_BT.cummax(dim=1).values)
+
+
+class PositionTable:
+    """A table with one row per position, built on first use and rebuilt when it must be longer or elsewhere.
+
+    Args:
+        build: (rows P, device) -> float32 tensor (P, ...).
+    """
+
+    def __init__(self, build: Callable[[int, torch.device], Tensor]) -> None:
+        self._build = build
+        self._table: Tensor | None = None
+
+    def rows(self, positions: Positions, device: torch.device, dtype: torch.dtype) -> Tensor:
+        table = self._table
+        if table is None or table.device != device or table.shape[0] < positions.end:
+            rows = max(256, 2 ** (positions.end - 1).bit_length())
+            # A table first needed under inference_mode() must still serve the training step after it.
+            with torch.inference_mode(False), torch.no_grad():
+                table = self._table = self._build(rows, device)
+        return positions.rows(table).to(dtype)
+
+
+def rotary_frequencies(rope: RopeConfig, rotary_dim: int, device: torch.device) -> Tensor:
+    """Angles per position, (rotary_dim / 2,), after context scaling.
+
+    In float32, like the implementations that the published models were trained with: at position 8000 the rounding of
+    these figures alone moves a cosine by 1e-4, so more precision here would be less agreement.
+    """
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
+    frequencies = 1.0 / rope.theta**exponents
+    if rope.scaling == "linear":
+        return frequencies / rope.factor
+    if rope.scaling == "llama3":
+        return _scale_llama3(rope, frequencies)
+    return frequencies
+
+
+def _scale_llama3(rope: RopeConfig, frequencies: Tensor) -> Tensor:
+    """Llama 3.1: slow waves are stretched by `factor`, fast ones kept, those between interpolated."""
+    turns = rope.original_max_position * frequencies / (2 * math.pi)
+    keep = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(0.0, 1.0)
+    return frequencies * (keep + (1 - keep) / rope.factor)
+
+
+def build_rotary_table(rope: RopeConfig, rotary_dim: int, rows: int, device: torch.device) -> Tensor:
+    """(P, 2, R): the cosines, and the sines with the sign that `rotate` wants, of both halves."""
+    positions = torch.arange(rows, dtype=torch.float32, device=device)
+    angles = torch.outer(positions, rotary_frequencies(rope, rotary_dim, device))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)), dim=1)
+
+
+def rotate(x_BTNH: Tensor, rotary: Tensor) -> Tensor:
+    """Turn the first R dimensions of each head, in the half-split layout.
+
+    Args:
+        x_BTNH: q or k of shape (B, T, N, H).
+        rotary: Rows of `build_rotary_table`, (T, 2, R) or (B, T, 2, R), in the type of x.
+    """
+    cos, sin = rotary.unsqueeze(-3).unbind(-2)
+    size = cos.shape[-1]
+    turned = x_BTNH[..., :size]
+    # Rolling by half of R swaps the halves; the sign is in the table. One multiply, one roll, one fused multiply-add.
+    turned = torch.addcmul(turned * cos, turned.roll(size // 2, dims=-1), sin)
+    return turned if size == x_BTNH.shape[-1] else torch.cat((turned, x_BTNH[..., size:]), dim=-1)
+
+
+def build_sinusoidal_table(size: int, rows: int, device: torch.device) -> Tensor:
+    """(P, D): sines in the first half of the dimensions, cosines in the second (Marian's layout)."""
+    exponents = torch.arange(0, size, 2, dtype=torch.float64, device=device) / size
+    angles = torch.outer(torch.arange(rows, dtype=torch.float64, device=device), 10000.0**-exponents)
+    return torch.cat((angles.sin(), angles.cos()[:, : size // 2]), dim=1).float()
+
+
+def alibi_slopes(heads: int, device: torch.device) -> Tensor:
+    """(N,) slopes of ALiBi (Press et al. 2022): a geometric series, interleaved with the next finer one when the
+    number of heads is not a power of two."""
+    power = 2 ** int(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
+    return torch.tensor(slopes, dtype=torch.float32, device=device)
+
+
+def alibi_bias(query_T: Tensor, key_S: Tensor, slopes_N: Tensor) -> Tensor:
+    """(N, T, S) bias of the scaled scores: slope times the (negative) distance, from the indices of query and key."""
+    return slopes_N[:, None, None] * (key_S - query_T[:, None]).float()
+
+
+def alibi_bias_falcon(positions_BS: Tensor, query: slice, slopes_N: Tensor, head_size: int) -> Tensor:
+    """(B, N, T, S) bias as Falcon has it: added before the scores are scaled, and rounded to bf16 whatever the model's
+    type, which its published weights have learned to live with.
+
+    Args:
+        positions_BS: Positions of all keys, (B, S) or (1, S).
+        query: Which of them are the queries.
+        slopes_N: Slopes of the heads.
+        head_size: Width of a head; scores are scaled by its root.
+    """
+    bias_BNS = (slopes_N.bfloat16()[:, None] * positions_BS[:, None, :]).float() / math.sqrt(head_size)
+    # Softmax forgets a constant per row: distances instead of positions stay exact in 16 bits.
+    return bias_BNS[:, :, None, :] - bias_BNS[:, :, query, None]

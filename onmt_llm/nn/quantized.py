@@ -1,0 +1,262 @@
+"""Linear layers with 8-bit or 4-bit weights, for frozen layers: gradients reach the input, never the weight.
+
+`int8` needs nothing but torch. The `bnb_*` types are those of the package bitsandbytes, which runs on CPU too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.nn import wrap
+from onmt_llm.optional import require
+from onmt_llm.registry import Registry
+
+QUANT_TYPES: Registry[Callable[[nn.Linear], nn.Module]] = Registry("quant_type")
+
+# Elements of the weight that are in the compute type at a time: 16 MiB of them in bf16, 32 MiB in float32.
+_BLOCK_ELEMENTS = 1 << 23
+# Up to so many rows of input the int8 kernel beats dequantising first (five times at one row).
+_PACKED_ROWS = 32
+
+
+class Int8Linear(nn.Module):
+    """y = x W' + b with W held as int8 and one float32 scale per output row (symmetric, about 0.4% error).
+
+    Forward and backward dequantise a block of rows at a time into the type of x and multiply there, so that the
+    activations lose nothing and no second copy of the weight ever exists.
+
+    Args:
+        weight: (out, in) of any floating type.
+        bias: (out,) or None; kept as it is.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        quantized, scale = quantize_rows(weight.detach())
+        self.register_buffer("weight", quantized)
+        self.register_buffer("scale", scale)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), in the type of x."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        rows = x.flatten(0, -2)
+        if not torch.is_grad_enabled() and _has_packed_kernel(x) and len(rows) <= _PACKED_ROWS:
+            y = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale.to(x.dtype))
+            y = y if bias is None else y + bias
+        else:
+            y = _Int8Matmul.apply(rows, self.weight, self.scale, bias)
+        return y.unflatten(0, x.shape[:-1])
+
+    def dequantize(self) -> Tensor:
+        """The (out, in) weight in float32."""
+        return self.weight * self.scale[:, None]
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        """Follow `.to(device)`, but keep the scales in float32 under `.to(dtype)`."""
+        super()._apply(fn, recurse)
+        self.scale = self.scale.float()
+        return self
+
+
+def _has_packed_kernel(x: Tensor) -> bool:
+    # In float32 the same kernel exists, but is far slower than dequantising.
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 weight (out, in) and float32 scale (out,) such that weight is about int8 * scale.
+
+    Scales are numbers that bf16 can hold, so that a kernel that wants them in bf16 makes no further error.
+    """
+    peak = weight.abs().amax(dim=1).float()
+    scale = torch.where(peak > 0, peak / 127, 1.0).bfloat16().float()
+    quantized = torch.empty_like(weight, dtype=torch.int8)
+    for rows in _row_blocks(weight):
+        scaled = weight[rows].float() / scale[rows, None]
+        quantized[rows] = scaled.round_().clamp_(-127, 127).to(torch.int8)
+    return quantized, scale
+
+
+class _Int8Matmul(torch.autograd.Function):
+    """x (M, in) times a dequantised (out, in) weight; keeps nothing but the int8 weight for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        blocks = _row_blocks(weight)
+        if len(blocks) == 1:
+            return F.linear(x, _dequantize(weight, scale, x.dtype), bias)
+        y = x.new_empty(x.shape[0], weight.shape[0])
+        for rows in blocks:
+            block = _dequantize(weight[rows], scale[rows], x.dtype)
+            y[:, rows] = F.linear(x, block, None if bias is None else bias[rows])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        weight, scale = ctx.saved_tensors
+        blocks = _row_blocks(weight)
+        grad_x = grad[:, blocks[0]] @ _dequantize(weight[blocks[0]], scale[blocks[0]], grad.dtype)
+        for rows in blocks[1:]:
+            grad_x.addmm_(grad[:, rows], _dequantize(weight[rows], scale[rows], grad.dtype))
+        return grad_x, None, None, None
+
+
+def _dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype).mul_(scale.to(dtype)[:, None])
+
+
+def _row_blocks(weight: Tensor) -> list[slice]:
+    step = max(1, _BLOCK_ELEMENTS // weight.shape[1])
+    return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+
+
+@QUANT_TYPES.register("int8")
+def _int8(linear: nn.Linear) -> nn.Module:
+    return Int8Linear(linear.weight, linear.bias)
+
+
+@QUANT_TYPES.register("bnb_8bit")
+def _bnb_8bit(linear: nn.Linear) -> nn.Module:
+    bnb = _bitsandbytes("bnb_8bit")
+    with torch.device("meta"):
+        new = bnb.nn.Linear8bitLt(
+            linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
+        )
+    # Only a move from the CPU makes bitsandbytes quantise to 8 bits.
+    new.weight = bnb.nn.Int8Params(linear.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
+    return _quantize_now(new, linear)
+
+
+@QUANT_TYPES.register("bnb_NF4")
+def _bnb_nf4(linear: nn.Linear) -> nn.Module:
+    return _bnb_4bit(linear, "nf4")
+
+
+@QUANT_TYPES.register("bnb_FP4")
+def _bnb_fp4(linear: nn.Linear) -> nn.Module:
+    return _bnb_4bit(linear, "fp4")
+
+
+def _bnb_4bit(linear: nn.Linear, kind: str) -> nn.Module:
+    bnb = _bitsandbytes(f"bnb_{kind.upper()}")
+    dtype = linear.weight.dtype
+    with torch.device("meta"):
+        new = bnb.nn.Linear4bit(
+            linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype, quant_type=kind
+        )
+    new.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type=kind, module=new)
+    return _quantize_now(new, linear)
+
+
+def _quantize_now(new: nn.Module, linear: nn.Linear) -> nn.Module:
+    """Have bitsandbytes quantise, which it does when the weight is moved to a device."""
+    if linear.bias is not None:
+        new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+    return new.to(linear.weight.device)
+
+
+def _bitsandbytes(quant_type: str) -> Any:
+    # bitsandbytes warns that an optional CPU accelerator is missing, and that its 8-bit product casts to float16: it
+    # works without the first, and the second is how it always computes.
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).addFilter(_worth_saying)
+    return require("bitsandbytes", f"quant_type: {quant_type}")
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in ("kernels", "inputs will be cast"))
+
+
+def quantize(model: nn.Module, names: Sequence[str], quant_type: str) -> list[str]:
+    """Quantise the named linear layers in place, one at a time; each full-precision weight is freed at once.
+
+    Args:
+        model: Holds the weights already (on the meta device there is nothing to quantise).
+        names: Layer names as `wrap.match` takes them. A full path quantises a single layer, for loading one by one.
+        quant_type: One of QUANT_TYPES.
+
+    Returns:
+        Dotted paths of the quantised layers.
+
+    Raises:
+        ConfigError: An unknown type, a name that matches nothing, or a layer that is not a plain linear one.
+        UnsupportedError: The type needs a package that is missing.
+    """
+    build = QUANT_TYPES.get(quant_type)
+
+    def factory(module: nn.Module, path: str) -> nn.Module:
+        new = build(module)  # type: ignore[arg-type]
+        # Whoever still holds the old layer (a list of modules under way) shall not hold its memory.
+        del module.weight
+        return new
+
+    for path in wrap.match(model, names):
+        _check_linear(model.get_submodule(path), path)
+    return wrap.replace(model, names, factory)
+
+
+def _check_linear(module: nn.Module, path: str) -> None:
+    if type(module) is not nn.Linear:
+        raise ConfigError(
+            f"A quantised layer must be a plain linear layer, but '{path}' is a {type(module).__name__}.",
+            hint="quantise before LoRA; embeddings, and an lm_head tied to one, stay in full precision",
+        )
+    if module.weight.is_meta:
+        raise ConfigError(f"'{path}' must hold its weights before it is quantised, but is on the meta device.")
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """The (out, in) weight that a linear layer computes with, dequantised where it is quantised (then in float32).
+
+    Raises:
+        UnsupportedError: The module is not a linear layer.
+    """
+    if isinstance(module, Int8Linear):
+        return module.dequantize()
+    kind = type(module).__name__
+    if kind == "Linear8bitLt":
+        quantized: Any = module
+        peaks = quantized.weight.SCB if quantized.state.SCB is None else quantized.state.SCB
+        return quantized.weight.data.float() * (peaks.float() / 127)[:, None]
+    if kind == "Linear4bit":
+        module.state_dict()  # undoes the repacking that its CPU kernels do in eval mode
+        functional = require("bitsandbytes.functional", "reading 4-bit weights", "bitsandbytes")
+        return functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()  # type: ignore[union-attr]
+    if isinstance(module, nn.Linear):
+        return module.weight
+    raise UnsupportedError(f"A linear layer is needed to read a weight from, but this is a {kind}.")
+
+
+def weight_nbytes(module: nn.Module) -> int:
+    """Bytes of memory of the weights, scales and biases in `module`, those hidden in bitsandbytes' states too."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _resident(module)}
+    return sum(storages.values())
+
+
+def _resident(module: nn.Module) -> list[Tensor]:
+    tensors = [*module.parameters(), *module.buffers()]
+    for part in module.modules():
+        weight = getattr(part, "weight", None)
+        for holder in (weight, getattr(part, "state", None), getattr(weight, "quant_state", None)):
+            tensors += [t for t in getattr(holder, "__dict__", {}).values() if isinstance(t, Tensor)]
+        nested = getattr(getattr(weight, "quant_state", None), "state2", None)
+        tensors += [t for t in getattr(nested, "__dict__", {}).values() if isinstance(t, Tensor)]
+    return tensors

@@ -1,0 +1,260 @@
+"""The Transformer that every family of models is, under another `ModelConfig`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.nn.attention import Attention, Mask, decoder_mask, encoder_mask, padding_mask
+from onmt_llm.nn.block import Block
+from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding
+from onmt_llm.nn.feed_forward import FeedForward
+from onmt_llm.nn.norms import build_norm
+from onmt_llm.nn.positions import (
+    Positions,
+    PositionTable,
+    build_rotary_table,
+    build_sinusoidal_table,
+    left_padded,
+    packed,
+)
+
+
+class Stack(nn.Module):
+    """Embedding, positions, blocks and final norm of the encoder or of the decoder.
+
+    Args:
+        config: The model.
+        layers: Number of blocks.
+        vocab_size: Rows of the embedding; None = the stack has none and is handed the other's.
+        cross: The blocks attend to an encoder's memory.
+        dropout: Of embeddings and sub-layers.
+        attention_dropout: Of the attention weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        layers: int,
+        vocab_size: int | None,
+        cross: bool,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.config = config
+        self.dropout = dropout
+        self.embed_tokens = TokenEmbedding(vocab_size, size) if vocab_size else None
+        self.embed_positions = nn.Embedding(config.max_position, size) if config.position == "learned" else None
+        self.layers = nn.ModuleList(
+            Block(config, layer=i, cross=cross, dropout=dropout, attention_dropout=attention_dropout)
+            for i in range(layers)
+        )
+        self.norm = build_norm(config) if config.norm_position == "pre" else None
+        self.rotary = self.sinusoid = None
+        if config.position == "rotary":
+            self.rotary = PositionTable(functools.partial(build_rotary_table, config.rope, config.rotary_size))
+        elif config.position == "sinusoidal":
+            self.sinusoid = PositionTable(functools.partial(build_sinusoidal_table, size))
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        embedding: nn.Module,
+        positions: Positions,
+        mask: Mask,
+        *,
+        memory_BSD: Tensor | None = None,
+        memory_mask: Mask | None = None,
+        cache: KVCache | None = None,
+        checkpoint_blocks: bool = False,
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the final norm."""
+        x_BTD = self._embed(ids_BT, embedding, positions)
+        rotary = None if self.rotary is None else self.rotary.rows(positions, x_BTD.device, x_BTD.dtype)
+        recompute = checkpoint_blocks and torch.is_grad_enabled() and cache is None
+        for block in self.layers:
+            run = functools.partial(checkpoint, block, use_reentrant=False) if recompute else block
+            x_BTD = run(x_BTD, mask, rotary=rotary, memory_BSD=memory_BSD, memory_mask=memory_mask, cache=cache)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def _embed(self, ids_BT: Tensor, embedding: nn.Module, positions: Positions) -> Tensor:
+        x_BTD = embedding(ids_BT)
+        if self.config.scale_embeddings:
+            x_BTD = x_BTD * math.sqrt(self.config.hidden_size)
+        if self.sinusoid is not None:
+            x_BTD = x_BTD + self.sinusoid.rows(positions, x_BTD.device, x_BTD.dtype)
+        elif self.embed_positions is not None:
+            if positions.end > self.config.max_position:
+                raise DataError(
+                    f"A sequence must have at most max_position = {self.config.max_position} tokens with learned "
+                    f"positions, but has {positions.end}.",
+                    hint="shorten it, e.g. with the transform filtertoolong",
+                )
+            x_BTD = x_BTD + positions.rows(self.embed_positions.weight)
+        return F.dropout(x_BTD, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """Encoder-decoder, decoder-only or encoder-only Transformer, as the config says.
+
+    Example:
+        >>> model = Transformer(ModelConfig(vocab_size=100, hidden_size=32, heads=4, decoder_layers=2))
+        >>> model(torch.tensor([[1, 5, 7]])).shape
+        torch.Size([1, 3, 100])
+
+    Args:
+        config: Shape of the model.
+        dropout: Of embeddings and sub-layers, while training.
+        attention_dropout: Of the attention weights, while training.
+
+    Attributes:
+        config: Shape of the model.
+        encoder, decoder: Stacks, or None where the config has no layers for them.
+        lm_head: Output layer: a Linear, or a TiedHead that uses the decoder's embedding.
+        checkpoint_blocks: Recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(self, config: ModelConfig, *, dropout: float = 0.0, attention_dropout: float = 0.0) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.checkpoint_blocks = False
+        build = functools.partial(Stack, config, dropout=dropout, attention_dropout=attention_dropout)
+        self.encoder: Stack | None = None
+        self.decoder: Stack | None = None
+        self.lm_head: Any = None
+        if config.encoder_layers:
+            shared = config.share_embeddings and config.decoder_layers > 0
+            vocab_size = None if shared else config.encoder_vocab_size
+            self.encoder = build(layers=config.encoder_layers, vocab_size=vocab_size, cross=False)
+        if config.decoder_layers:
+            cross = config.encoder_layers > 0
+            self.decoder = build(layers=config.decoder_layers, vocab_size=config.vocab_size, cross=cross)
+            self.lm_head = (
+                TiedHead(config.vocab_size, bias=config.lm_head_bias)
+                if config.tie_embeddings
+                else nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+            )
+
+    def encode(self, src_BS: Tensor, src_mask_BS: Tensor | None = None) -> Tensor:
+        """Memory (B, S, D) of the source.
+
+        Args:
+            src_BS: Token ids, right-padded.
+            src_mask_BS: True where a token is real; None = all are.
+        """
+        encoder = _present(self.encoder, "encode", "encoder")
+        embedding = encoder.embed_tokens
+        if embedding is None:
+            embedding = _present(self.decoder, "encode", "decoder").embed_tokens
+        positions = Positions(0, src_BS.shape[1])
+        mask = encoder_mask(self.config, positions, src_mask_BS, src_BS.device)
+        return encoder(src_BS, embedding, positions, mask, checkpoint_blocks=self.checkpoint_blocks)
+
+    def decode(
+        self,
+        tgt_BT: Tensor,
+        memory_BSD: Tensor | None = None,
+        src_mask_BS: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        doc_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the final norm; `logits` turns them into scores.
+
+        Args:
+            tgt_BT: Token ids. Without a cache: right-padded, from the start of the sequence. With one: the tokens that
+                follow those in the cache; rows are left-padded as `cache.left_pad_B` says.
+            memory_BSD: Output of `encode`, for an encoder-decoder; may be left out once the cache has seen it.
+            src_mask_BS: True where a source token is real.
+            cache: Keys and values of the tokens before tgt_BT; those of tgt_BT are added.
+            doc_BT: Number of the document that each token of a packed row belongs to, 0 = padding; documents do not
+                see each other and each starts at position 0.
+        """
+        decoder = _present(self.decoder, "decode", "decoder")
+        assert cache is None or doc_BT is None, "packed documents are for training: they have no cache"
+        positions, left_pad_B = Positions(0, tgt_BT.shape[1]), None
+        if cache is not None:
+            left_pad_B = cache.left_pad_B
+            positions = Positions(cache.length, tgt_BT.shape[1])
+            if left_pad_B is not None:
+                positions = left_padded(cache.length, tgt_BT.shape[1], left_pad_B)
+        elif doc_BT is not None:
+            positions = packed(doc_BT)
+        mask = decoder_mask(self.config, positions, tgt_BT.device, left_pad_B=left_pad_B, doc_BT=doc_BT)
+        return decoder(
+            tgt_BT,
+            decoder.embed_tokens,
+            positions,
+            mask,
+            memory_BSD=memory_BSD,
+            memory_mask=padding_mask(src_mask_BS),
+            cache=cache,
+            checkpoint_blocks=self.checkpoint_blocks,
+        )
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Scores (B, T, V) of the next token, from the output of `decode`; any leading shape will do."""
+        decoder, lm_head = _present(self.decoder, "logits", "decoder"), self.lm_head
+        return lm_head(hidden_BTD, decoder.embed_tokens) if isinstance(lm_head, TiedHead) else lm_head(hidden_BTD)
+
+    def forward(self, *ids: Tensor, src_mask_BS: Tensor | None = None, **decode: Any) -> Tensor:
+        """`model(tgt_BT)` of a decoder-only model, `model(src_BS, tgt_BT)` of an encoder-decoder: logits (B, T, V).
+        `model(src_BS)` of an encoder-only model: memory (B, S, D).
+
+        Args:
+            ids: Token ids of the target, after those of the source if there is an encoder.
+            src_mask_BS: True where a source token is real.
+            decode: `cache` or `doc_BT` of `decode`.
+        """
+        wanted = (self.encoder is not None) + (self.decoder is not None)
+        if len(ids) != wanted:
+            raise TypeError(
+                f"this model takes {wanted} tensor(s) of token ids (encoder_layers: {self.config.encoder_layers}, "
+                f"decoder_layers: {self.config.decoder_layers}), but got {len(ids)}"
+            )
+        if self.encoder is None:
+            return self.logits(self.decode(ids[0], **decode))
+        memory_BSD = self.encode(ids[0], src_mask_BS)
+        if self.decoder is None:
+            return memory_BSD
+        return self.logits(self.decode(ids[1], memory_BSD, src_mask_BS, **decode))
+
+
+def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> None:
+    """Change the dropout rates of a model under training (schedules); LoRA's own dropout stays."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.dropout = attention_dropout
+        elif isinstance(module, Block | FeedForward | Stack):
+            module.dropout = dropout
+
+
+def _present(part: Any, method: str, name: str) -> Any:
+    if part is None:
+        raise ConfigError(f"{method}() needs a {name}, but the model has {name}_layers: 0.")
+    return part
+
+
+def _check(config: ModelConfig) -> None:
+    if config.decoder_layers and config.vocab_size < 1:
+        raise ConfigError(f"vocab_size must be >= 1 to build a model, but is {config.vocab_size}.")
+    both = config.encoder_layers > 0 and config.decoder_layers > 0
+    if config.parallel_residual and (config.norm_position == "post" or both):
+        raise ConfigError(
+            "parallel_residual must go with norm_position: pre and a single stack, but the model has "
+            f"norm_position: {config.norm_position}, encoder_layers: {config.encoder_layers}, "
+            f"decoder_layers: {config.decoder_layers}."
+        )

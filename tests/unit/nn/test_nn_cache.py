@@ -1,0 +1,62 @@
+"""KVCache: growth, beams, trimming."""
+
+from __future__ import annotations
+
+import torch
+
+from onmt_llm.nn.cache import KVCache
+
+
+def kv(length: int, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 3, length, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_appends_past_its_capacity() -> None:
+    cache, pieces = KVCache(2), [kv(n, seed=n) for n in (60, 3, 1, 200, 1)]
+    for piece in pieces:
+        before = cache.length
+        for layer in range(2):
+            assert cache.length == before
+            k, v = cache.append(layer, piece, -piece)
+    whole = torch.cat(pieces, dim=2)
+    assert torch.equal(k, whole) and torch.equal(v, -whole)
+    assert cache.length == whole.shape[2]
+    used = 2 * 2 * whole.nbytes
+    assert used <= cache.nbytes <= 1.5 * used
+
+
+def test_reserved_capacity_is_allocated_once() -> None:
+    cache = KVCache(1, capacity=100)
+    cache.append(0, kv(3), kv(3))
+    reserved = cache.nbytes
+    cache.append(0, kv(97), kv(97))
+    assert cache.nbytes == reserved
+
+
+def test_reorder_moves_rows_memory_and_padding() -> None:
+    cache = KVCache(1, left_pad_B=torch.tensor([0, 5]))
+    k, memory = kv(4), kv(7, seed=9)
+    cache.append(0, k, k)
+    cache.set_cross(0, memory, memory)
+    cache.reorder(torch.tensor([1, 1, 0]))
+    new = kv(1, batch=3, seed=2)
+    got, _ = cache.append(0, new, new)
+    assert torch.equal(got, torch.cat([k[[1, 1, 0]], new], dim=2))
+    assert torch.equal(cache.cross(0)[0], memory[[1, 1, 0]])
+    assert cache.left_pad_B.tolist() == [5, 5, 0]
+    cache.reorder(torch.tensor([2, 1, 0]), cross=False)
+    assert torch.equal(cache.cross(0)[0], memory[[1, 1, 0]])
+
+
+def test_trim_forgets_the_end() -> None:
+    cache, k = KVCache(1), kv(6)
+    cache.append(0, k, k)
+    cache.trim(2)
+    new = kv(1, seed=3)
+    got, _ = cache.append(0, new, new)
+    assert torch.equal(got, torch.cat([k[:, :, :2], new], dim=2))
+    assert cache.length == 3
+
+
+def test_no_padding_anywhere_is_no_padding() -> None:
+    assert KVCache(1, left_pad_B=torch.zeros(2, dtype=torch.long)).left_pad_B is None

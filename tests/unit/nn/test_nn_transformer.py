@@ -1,0 +1,210 @@
+"""One Transformer under many configs: caching, padding, packing, dropout, checkpointing, construction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.nn import attention
+from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.transformer import Transformer, set_dropout
+
+BOUND = 1e-5
+BASE = dict(vocab_size=50, hidden_size=32, heads=4, ffn_size=48, decoder_layers=2)
+LLAMA = dict(kv_heads=2, norm="rmsnorm", ffn_gated=True, activation="silu", position="rotary")
+DECODERS = {
+    "llama": LLAMA,
+    "mqa-parallel-shared": dict(kv_heads=1, position="rotary", parallel_residual=True, shared_norm=True),
+    "partial-rotary-window-qk-norm": dict(
+        position="rotary", sliding_window=3, qk_norm=True, rope=RopeConfig(rotary_dim=4), kv_heads=2
+    ),
+    "alibi": dict(position="alibi"),
+    "alibi-window-gqa": dict(position="alibi", sliding_window=4, kv_heads=2),
+    "alibi-falcon": dict(position="alibi", alibi_scaled=True, kv_heads=2),
+    "learned": dict(position="learned", max_position=16, tie_embeddings=True, lm_head_bias=True),
+    "sinusoidal-post": dict(position="sinusoidal", norm_position="post", scale_embeddings=True),
+    "no-positions": dict(position="none"),
+}
+ENCODER_DECODERS = {
+    "marian": dict(encoder_layers=2, norm_position="post", share_embeddings=True, tie_embeddings=True),
+    "modern": dict(encoder_layers=1, src_vocab_size=40, **LLAMA),
+    "alibi": dict(encoder_layers=1, position="alibi"),
+}
+
+
+def build(**extra: object) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(**{**BASE, **extra})).eval()
+
+
+def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(1, 40, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=BOUND, rtol=0)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_cached_equals_full_forward(name: str) -> None:
+    model, ids = build(**DECODERS[name]), tokens(2, 9)
+    cache = KVCache(2)
+    pieces = [model(ids[:, a:b], cache=cache) for a, b in ((0, 4), (4, 6), (6, 7), (7, 8), (8, 9))]
+    close(torch.cat(pieces, dim=1), model(ids))
+    assert cache.length == 9
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_left_padded_prompt_does_not_see_its_neighbours(name: str) -> None:
+    model, ids = build(**DECODERS[name]), tokens(3, 8)
+    pad = torch.tensor([0, 3, 7])
+    rows = torch.stack([F.pad(row[: 8 - n], (n, 0)) for row, n in zip(ids, pad.tolist(), strict=True)])
+    cache = KVCache(2, left_pad_B=pad)
+    batched = torch.cat([model(rows[:, :5], cache=cache), model(rows[:, 5:7], cache=cache)], dim=1)
+    batched = torch.cat([batched, model(rows[:, 7:], cache=cache)], dim=1)
+    assert batched.isfinite().all()
+    for i, n in enumerate(pad.tolist()):
+        close(batched[i, n:], model(ids[i : i + 1, : 8 - n])[0])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_packed_documents_equal_separate_sequences(name: str) -> None:
+    model, ids = build(**DECODERS[name]), tokens(2, 9)
+    doc = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0, 0], [3, 4, 4, 4, 4, 4, 5, 5, 5]])
+    packed = model(ids, doc_BT=doc)
+    for row, start, end in ((0, 0, 3), (0, 3, 7), (1, 0, 1), (1, 1, 6), (1, 6, 9)):
+        close(packed[row, start:end], model(ids[row : row + 1, start:end])[0])
+
+
+@torch.no_grad()
+def test_right_padding_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or kernel(*a, **k))
+    model, ids = build(**LLAMA), tokens(2, 9)
+    padded = model(F.pad(ids, (0, 4)))
+    assert all(call["attn_mask"] is None and call["is_causal"] for call in calls)
+    close(padded[:, :9], model(ids))
+
+
+@torch.no_grad()
+def test_sliding_window_forgets_what_is_beyond_it() -> None:
+    model = build(**DECODERS["partial-rotary-window-qk-norm"])
+    ids, other = tokens(1, 8), tokens(1, 8)
+    other[0, 0] = 45
+    reach = 2 * (3 - 1)  # two layers of window 3
+    ours, theirs = model(ids)[0], model(other)[0]
+    assert (ours[reach] - theirs[reach]).abs().max() > 1e-4
+    close(ours[reach + 1 :], theirs[reach + 1 :])
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+@torch.no_grad()
+def test_encoder_decoder_padding_and_cache(name: str) -> None:
+    model, src, tgt = build(**ENCODER_DECODERS[name]), tokens(3, 6), tokens(3, 5, seed=2)
+    lengths = torch.tensor([6, 4, 0])
+    mask = torch.arange(6) < lengths[:, None]
+    full = model(src * mask, tgt, src_mask_BS=mask)
+    assert full.isfinite().all()
+    close(full[1], model(src[1:2, :4], tgt[1:2])[0])
+
+    cache, memory = KVCache(2), model.encode(src * mask, mask)
+    first = model.decode(tgt[:, :2], memory, mask, cache=cache)
+    idx = torch.tensor([1, 0, 1])
+    cache.reorder(idx)
+    rest = model.decode(tgt[idx, 2:], None, mask[idx], cache=cache)
+    close(model.logits(first), full[:, :2])
+    close(model.logits(rest), full[idx, 2:])
+
+
+@torch.no_grad()
+def test_encoder_only_gives_memory() -> None:
+    model = build(encoder_layers=2, decoder_layers=0)
+    assert model(tokens(2, 6)).shape == (2, 6, 32)
+    with pytest.raises(ConfigError, match="decoder_layers: 0"):
+        model.logits(torch.zeros(1, 1, 32))
+
+
+@pytest.mark.parametrize("extra", [LLAMA, ENCODER_DECODERS["marian"]], ids=["llama", "marian"])
+def test_checkpointing_changes_no_gradient(extra: dict) -> None:
+    model = build(**extra).train()
+    ids = [tokens(2, 7)] * (2 if model.encoder is not None else 1)
+    gradients = []
+    for model.checkpoint_blocks in (False, True):
+        model.zero_grad()
+        model(*ids).logsumexp(-1).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_dropout_is_active_in_training_only_and_can_be_changed() -> None:
+    model, ids = build(**LLAMA), tokens(2, 7)
+    expected = model(ids)
+    set_dropout(model, 0.3, 0.3)
+    close(model(ids), expected)
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+    set_dropout(model, 0.0, 0.0)
+    close(model(ids), expected)
+
+
+@torch.no_grad()
+def test_meta_construction_then_load() -> None:
+    """Position tables are no part of the state, and exist whatever way the weights came."""
+    for extra in (LLAMA, DECODERS["sinusoidal-post"], DECODERS["alibi"]):
+        model, ids = build(**extra), tokens(2, 7)
+        with torch.device("meta"):
+            copy = Transformer(model.config)
+        assert copy(ids.to("meta")).shape == (2, 7, 50)
+        copy.load_state_dict(model.state_dict(), assign=True)
+        close(copy.eval()(ids), model(ids))
+        assert not list(copy.buffers())
+
+
+def test_tables_built_under_inference_mode_serve_training_in_another_type() -> None:
+    model, ids = build(**LLAMA), tokens(2, 7)
+    with torch.inference_mode():
+        expected = model(ids)
+    model(ids).sum().backward()
+    logits = model.bfloat16()(ids)
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - expected).abs().max() < 0.05
+    close(model.float()(ids.repeat(1, 50))[:, :7], model(ids))
+
+
+def test_tensor_names() -> None:
+    model = build(encoder_layers=1, decoder_layers=1, qk_norm=True, ffn_gated=True, share_embeddings=True)
+    names = set(model.state_dict())
+    attn = [f"{p}.weight" for p in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
+    block = [f"self_attn.{n}" for n in attn] + [f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
+    block += [f"{n}.{p}" for n in ("attn_norm", "mlp_norm") for p in ("weight", "bias")]
+    cross = [f"cross_attn.{n}" for n in attn] + ["cross_norm.weight", "cross_norm.bias"]
+    expected = {f"{s}.layers.0.{n}" for s in ("encoder", "decoder") for n in block}
+    expected |= {f"decoder.layers.0.{n}" for n in cross}
+    expected |= {f"{s}.norm.{p}" for s in ("encoder", "decoder") for p in ("weight", "bias")}
+    assert names == expected | {"decoder.embed_tokens.weight", "lm_head.weight"}
+
+    tied = build(tie_embeddings=True, lm_head_bias=True, position="learned", shared_norm=True, parallel_residual=True)
+    names = set(tied.state_dict())
+    assert "lm_head.bias" in names and "lm_head.weight" not in names
+    assert "decoder.embed_positions.weight" in names
+    assert not any("mlp_norm" in name for name in names)
+
+
+def test_errors() -> None:
+    with pytest.raises(ConfigError, match="vocab_size must be >= 1"):
+        build(vocab_size=0)
+    with pytest.raises(ConfigError, match="parallel_residual"):
+        build(parallel_residual=True, norm_position="post")
+    with pytest.raises(DataError, match="at most max_position = 16 tokens"):
+        build(**DECODERS["learned"])(tokens(1, 17))
+    with pytest.raises(ConfigError, match="encoder_layers: 0"):
+        build().encode(tokens(1, 3))
+    with pytest.raises(TypeError, match="takes 1 tensor"):
+        build()(tokens(1, 3), tokens(1, 3))
