@@ -1,0 +1,1 @@
+"""Corpora on the fly: readers, mixing, transforms, buckets and batches. Only `batching` imports torch."""

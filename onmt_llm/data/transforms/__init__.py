@@ -1,0 +1,76 @@
+"""Transforms: what happens to an example between the corpus and the batch.
+
+The import list below is the list of all transforms; a new one is a file here and a line there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.transforms import affix, filters, mask, tokenize
+from onmt_llm.data.transforms.tokenize import default_tokenize, tokenizer_specs
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.errors import ConfigError
+
+__all__ = [
+    "TRANSFORMS",
+    "Transform",
+    "TransformContext",
+    "affix",
+    "build_transforms",
+    "filters",
+    "mask",
+    "sections",
+    "tokenize",
+    "tokenizer_specs",
+    "undo_all",
+]
+
+
+def sections() -> dict[str, type[Section]]:
+    """The option sections of all transforms, by section name."""
+    return {transform.section: transform.Config for transform in map(TRANSFORMS.get, TRANSFORMS)}
+
+
+def build_transforms(
+    names: Sequence[str], options: Mapping[str, Section], corpus: CorpusConfig, context: TransformContext
+) -> list[Transform]:
+    """The transforms of a corpus, in order, with exactly one tokeniser among them.
+
+    Where the list has none, the checkpoint's tokeniser (or splitting at spaces) is put before the first transform that
+    counts tokens, or at the end.
+
+    Args:
+        names: As the user lists them.
+        options: Section of each transform by `Transform.section`; a missing one means its defaults.
+        corpus: Its own options; `CorpusConfig()` at inference.
+        context: What else they may know.
+
+    Raises:
+        ConfigError: An unknown name, two tokenisers, a transform of text behind the tokeniser, or wrong options.
+    """
+    classes = [TRANSFORMS.get(name) for name in names]
+    tokenizers = [index for index, transform in enumerate(classes) if transform.tokenizes]
+    if len(tokenizers) > 1:
+        listed = " and ".join(names[index] for index in tokenizers)
+        raise ConfigError(f"`transforms` must list at most one tokeniser, but lists {listed}.")
+    counting = next((index for index, transform in enumerate(classes) if transform.counts_tokens), len(classes))
+    position = tokenizers[0] if tokenizers else counting
+    late = next((transform.name for transform in classes[position + 1 :] if transform.needs_text), None)
+    if late:
+        raise ConfigError(f"Transform '{late}' must stand before the tokeniser in `transforms`, but stands behind it.")
+    configs = [options.get(transform.section, transform.Config()) for transform in classes]
+    built = [each.build(config, corpus, context) for each, config in zip(classes, configs, strict=True)]
+    if not tokenizers:
+        built.insert(position, default_tokenize(context))
+    return built
+
+
+def undo_all(transforms: Sequence[Transform], tokens: list[str]) -> str:
+    """The text that a model's output stands for: every transform reversed, the last one first."""
+    output: str | list[str] = tokens
+    for transform in reversed(transforms):
+        output = transform.undo(output)
+    return output if isinstance(output, str) else " ".join(output)

@@ -1,0 +1,40 @@
+"""Buckets: examples of like length cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+
+def cut_batches(
+    widths: Sequence[int], *, batch_size: int, batch_type: Literal["sents", "tokens"], multiple: int = 1
+) -> list[tuple[int, int]]:
+    """Where batches begin and end in a row of examples.
+
+    An example wider than `batch_size` tokens gets a batch of its own.
+
+    Args:
+        widths: Columns that each example needs, in the order in which they are to be batched.
+        batch_size: Examples of a batch, or cells of its padded rectangle (examples x widest).
+        batch_type: Which of the two.
+        multiple: Full batches have a multiple of this many examples, if they have that many.
+
+    Returns:
+        (start, end) of each batch; together they cover all examples.
+    """
+    cuts: list[tuple[int, int]] = []
+    start = widest = 0
+    for index, width in enumerate(widths):
+        widest = max(widest, width)
+        while index > start and _size(index + 1 - start, widest, batch_type) > batch_size:
+            number = index - start
+            end = start + (number - number % multiple if number > multiple else number)
+            cuts.append((start, end))
+            start, widest = end, max(widths[end : index + 1])
+    if start < len(widths):
+        cuts.append((start, len(widths)))
+    return cuts
+
+
+def _size(number: int, widest: int, batch_type: str) -> int:
+    return number if batch_type == "sents" else number * widest

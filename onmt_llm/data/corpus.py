@@ -1,0 +1,156 @@
+"""`Corpus`: one entry of `data:` with all that happens to its examples before they are batched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.counts import CorpusCounts
+from onmt_llm.data.encoding import Encoded, Encoder
+from onmt_llm.data.example import Example
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.readers import Reader, Record, open_reader
+from onmt_llm.data.records import ExampleParser
+from onmt_llm.data.transforms import Transform, TransformContext, build_transforms
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.log import logger
+
+EMPTY = "empty"
+NOTHING_TRAINED = "nothing_trained"
+
+
+class Corpus:
+    """Reads, transforms and counts the examples of one corpus.
+
+    Args:
+        name: Its name in `data:`.
+        config: Its own options.
+        data: Those of all corpora.
+        options: Sections of the transforms.
+        model: The model that it is prepared for.
+        training: Random transforms act.
+
+    Attributes:
+        reader: Where its records come from.
+        transforms: What happens to its examples, in order.
+        counts: What has happened so far.
+
+    Raises:
+        ConfigError: Paths, transforms or template are not as they must be.
+        DataError: A tokeniser model cannot be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: CorpusConfig,
+        *,
+        data: DataConfig,
+        options: Mapping[str, Section],
+        model: ModelText,
+        training: bool,
+    ) -> None:
+        self.name = name
+        self.weight = config.weight
+        self.reader: Reader = open_reader(name, config)
+        self.counts = CorpusCounts()
+        self._level = data.skip_empty_level
+        self._said_empty = False
+        self._encoder = Encoder(model)
+        self._parser = ExampleParser(
+            name,
+            config,
+            paths=self.reader.paths,
+            task=model.task,
+            template=model.template,
+            open_template=model.open_template,
+            zero_out_prompt_loss=data.zero_out_prompt_loss,
+        )
+        names = data.transforms if config.transforms is None else config.transforms
+        self.transforms: list[Transform] = build_transforms(
+            names, options, config, _context(model, self._parser, data, training)
+        )
+
+    def examples(self, records: Sequence[Record]) -> list[Example]:
+        """The examples of records, transformed; what is dropped is counted."""
+        self.counts.read += len(records)
+        examples = [example for record in records if (example := self._parse(record)) is not None]
+        for transform in self.transforms:
+            examples = transform.batch(examples)
+            self.counts.dropped.update(transform.dropped)
+            transform.dropped.clear()
+        return examples
+
+    def encode(self, example: Example) -> Encoded | None:
+        """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
+        encoded = self._encoder(example)
+        if encoded is None:
+            self._skip_empty(example.line)
+            return None
+        trained = encoded.num_trained
+        if trained == 0:
+            self.counts.dropped[NOTHING_TRAINED] += 1
+            return None
+        self.counts.kept += 1
+        self.counts.tokens += len(encoded.tgt) + (0 if encoded.src is None else len(encoded.src))
+        self.counts.trained += trained
+        self.counts.unknown += encoded.unknown
+        return encoded
+
+    def raw(self, record: Record) -> Example | None:
+        """A record as an example before the transforms; None, and not counted, when it is empty."""
+        return self._parser(record)
+
+    def _parse(self, record: Record) -> Example | None:
+        example = self._parser(record)
+        if example is None:
+            self._skip_empty(record.line)
+        return example
+
+    def _skip_empty(self, line: int) -> None:
+        self.counts.dropped[EMPTY] += 1
+        where = f"{self.reader.paths[0]}:{line}"
+        if self._level == "error":
+            raise DataError(
+                f"Corpus '{self.name}' must have no empty example, but {where} is one.",
+                hint="skip_empty_level: warning skips and counts them",
+            )
+        if self._level == "warning" and not self._said_empty:
+            self._said_empty = True
+            logger.warning("Corpus '%s' has empty examples, which are skipped and counted: %s ...", self.name, where)
+
+
+def open_corpora(
+    corpora: Mapping[str, CorpusConfig],
+    *,
+    data: DataConfig,
+    options: Mapping[str, Section],
+    model: ModelText,
+    training: bool,
+) -> list[Corpus]:
+    """All corpora in order, without a look at their files yet.
+
+    Raises:
+        ConfigError: There is none, or one is not configured as it must be.
+        DataError: A tokeniser model cannot be read.
+    """
+    if not corpora:
+        raise ConfigError("`data` must name at least one corpus, but names none.")
+    return [
+        Corpus(name, config, data=data, options=options, model=model, training=training)
+        for name, config in corpora.items()
+    ]
+
+
+def _context(model: ModelText, parser: ExampleParser, data: DataConfig, training: bool) -> TransformContext:
+    return TransformContext(
+        task=model.task,
+        training=training,
+        add_bos=model.add_bos,
+        bos=model.bos,
+        control_tokens=model.control_tokens(parser.template),
+        zero_out_prompt_loss=data.zero_out_prompt_loss,
+        tokenizer=model.tokenizer,
+        src_tokenizer=model.src_tokenizer,
+    )

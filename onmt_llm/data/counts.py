@@ -1,0 +1,47 @@
+"""What happened to the examples of a corpus."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class CorpusCounts:
+    """Examples and tokens of one corpus so far; `read == kept + sum(dropped.values())` at all times.
+
+    Attributes:
+        read: Examples read.
+        kept: Examples that became part of a batch.
+        dropped: Examples left out, by reason.
+        tokens: Tokens of the kept examples, padding apart.
+        trained: Tokens that the loss counts.
+        unknown: Tokens that are not in the vocabulary.
+    """
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    trained: int = 0
+    unknown: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "dropped": dict(self.dropped)}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> CorpusCounts:
+        return cls(**{**saved, "dropped": Counter(saved["dropped"])})
+
+    def summary(self) -> str:
+        """One line for people."""
+        reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(self.dropped.items())) or "none"
+        unknown = f", {self.unknown} unknown ({_percent(self.unknown, self.tokens)})" if self.unknown else ""
+        trained = f"{self.trained} trained ({_percent(self.trained, self.tokens)})"
+        return f"read {self.read}, kept {self.kept}, dropped: {reasons}; {self.tokens} tokens, {trained}{unknown}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.2f}%"

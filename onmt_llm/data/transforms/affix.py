@@ -1,0 +1,109 @@
+"""`prefix` and `suffix`: fixed text or tokens around the sides of every example of a corpus."""
+
+from __future__ import annotations
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.text.placeholders import from_line
+
+
+class PrefixConfig(Section):
+    """Options of `prefix`; a corpus with its own values does not use these."""
+
+    src_prefix: str = ""
+    """Text put before each source."""
+    tgt_prefix: str = ""
+    """Text put before each target, and taken off the front of what the model answers."""
+
+
+class SuffixConfig(Section):
+    """Options of `suffix`; a corpus with its own values does not use these."""
+
+    src_suffix: str = ""
+    """Text put after each source."""
+    tgt_suffix: str = ""
+    """Text put after each target, and taken off the end of what the model answers."""
+
+
+class _Affix(Transform):
+    """What the two share: before the tokeniser an affix is text, after it, it is tokens (`</s> eng_Latn`).
+
+    Args:
+        src: Affix of the source side; empty = none.
+        tgt: Affix of the target side; empty = none.
+    """
+
+    def __init__(self, *, src: str, tgt: str) -> None:
+        super().__init__()
+        self.src = src
+        self.tgt = tgt
+
+    def __call__(self, example: Example) -> Example | None:
+        if self.src and example.src:
+            example.src = self.add(example.src, self.src)
+        if self.tgt and example.tgt:
+            example.tgt = self.add(example.tgt, self.tgt)
+        return example
+
+    def add(self, segments: list[Segment], affix: str) -> list[Segment]:
+        raise NotImplementedError
+
+
+@TRANSFORMS.register("prefix")
+class Prefix(_Affix):
+    """Puts text (or tokens, when listed after the tokeniser) before each side."""
+
+    name = "prefix"
+    section = "prefix"
+    Config = PrefixConfig
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Prefix:
+        assert isinstance(config, PrefixConfig)
+        return cls(src=corpus.src_prefix or config.src_prefix, tgt=corpus.tgt_prefix or config.tgt_prefix)
+
+    def add(self, segments: list[Segment], affix: str) -> list[Segment]:
+        first = segments[0]
+        if first.text is None:
+            return [Segment(tokens=affix.split(), train_on=first.train_on), *segments]
+        text = from_line(affix)
+        gap = "" if text[-1:].isspace() or first.text[:1].isspace() else " "
+        return [Segment(f"{text}{gap}{first.text}", train_on=first.train_on), *segments[1:]]
+
+    def undo(self, output: str | list[str]) -> str | list[str]:
+        if isinstance(output, str):
+            text = from_line(self.tgt)
+            return output[len(text) :].lstrip(" ") if text and output.startswith(text) else output
+        tokens = self.tgt.split()
+        return output[len(tokens) :] if tokens and output[: len(tokens)] == tokens else output
+
+
+@TRANSFORMS.register("suffix")
+class Suffix(_Affix):
+    """Puts text (or tokens, when listed after the tokeniser) after each side."""
+
+    name = "suffix"
+    section = "suffix"
+    Config = SuffixConfig
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Suffix:
+        assert isinstance(config, SuffixConfig)
+        return cls(src=corpus.src_suffix or config.src_suffix, tgt=corpus.tgt_suffix or config.tgt_suffix)
+
+    def add(self, segments: list[Segment], affix: str) -> list[Segment]:
+        last = segments[-1]
+        if last.text is None:
+            return [*segments, Segment(tokens=affix.split(), train_on=last.train_on)]
+        text = from_line(affix)
+        gap = "" if text[:1].isspace() or last.text[-1:].isspace() else " "
+        return [*segments[:-1], Segment(f"{last.text}{gap}{text}", train_on=last.train_on)]
+
+    def undo(self, output: str | list[str]) -> str | list[str]:
+        if isinstance(output, str):
+            text = from_line(self.tgt)
+            return output[: -len(text)].rstrip(" ") if text and output.endswith(text) else output
+        tokens = self.tgt.split()
+        return output[: -len(tokens)] if tokens and output[-len(tokens) :] == tokens else output

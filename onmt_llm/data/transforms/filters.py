@@ -1,0 +1,69 @@
+"""Filters: `filtertoolong`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+
+_TGT_SPECIALS = 2  # BOS and EOS count towards tgt_seq_length, as in OpenNMT-py
+
+
+class FilterTooLongConfig(Section):
+    """Options of `filtertoolong`."""
+
+    src_seq_length: int = Field(192, ge=1)
+    """Longest source, in tokens; of a language model, longest example with BOS and EOS (prompt and answer together)."""
+    tgt_seq_length: int = Field(192, ge=1)
+    """Longest target, in tokens with BOS and EOS."""
+
+
+@TRANSFORMS.register("filtertoolong")
+class FilterTooLong(Transform):
+    """Drops examples with too many tokens (words, when it is listed before the tokeniser).
+
+    Args:
+        max_src: Most tokens on the source side, or of the whole example with `joint`.
+        max_tgt: Most tokens on the target side.
+        joint: Source and target count together (a language model).
+    """
+
+    name = "filtertoolong"
+    section = "filtertoolong"
+    Config = FilterTooLongConfig
+    counts_tokens = True
+
+    def __init__(self, *, max_src: int, max_tgt: int, joint: bool) -> None:
+        super().__init__()
+        self.max_src = max_src
+        self.max_tgt = max_tgt
+        self.joint = joint
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> FilterTooLong:
+        assert isinstance(config, FilterTooLongConfig)
+        joint = context.task == "lm"
+        specials = 1 + context.add_bos if joint else 0
+        return cls(max_src=config.src_seq_length - specials, max_tgt=config.tgt_seq_length - _TGT_SPECIALS, joint=joint)
+
+    def __call__(self, example: Example) -> Example | None:
+        src, tgt = _length(example.src), _length(example.tgt)
+        if self.joint:
+            src, tgt = src + tgt, 0
+        if src > self.max_src:
+            self.dropped["too_long" if self.joint else "src_too_long"] += 1
+            return None
+        if tgt > self.max_tgt and not self.joint:
+            self.dropped["tgt_too_long"] += 1
+            return None
+        return example
+
+
+def _length(segments: Sequence[Segment]) -> int:
+    """Tokens of a side; words where it is not tokenised yet."""
+    return sum(len((segment.text or "").split() if segment.tokens is None else segment.tokens) for segment in segments)

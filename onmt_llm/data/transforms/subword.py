@@ -1,0 +1,169 @@
+"""Options of the tokenising transforms, and the tokenisers that they name."""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
+from onmt_llm.config.section import Section
+from onmt_llm.errors import ConfigError, DataError, UnsupportedError
+from onmt_llm.optional import require
+from onmt_llm.text.tokenizers import Tokenizer, open_tokenizer
+
+Side = Literal["src", "tgt"]
+
+_PASS_THROUGH = {"mode": "none"}
+
+
+class SubwordConfig(Section):
+    """Options of the tokenising transforms, in OpenNMT-py's names."""
+
+    src_subword_model: str = ""
+    """Tokeniser model of the source side (of both, for a language model); empty = the checkpoint's own."""
+    tgt_subword_model: str = ""
+    """Tokeniser model of the target side; empty = that of the source, with all its options, or the checkpoint's own."""
+    src_subword_type: Literal["none", "sentencepiece", "bpe"] = "none"
+    """`onmt_tokenize`: kind of `src_subword_model`."""
+    tgt_subword_type: Literal["none", "sentencepiece", "bpe"] = "none"
+    """`onmt_tokenize`: kind of `tgt_subword_model`."""
+    src_onmttok_kwargs: str | dict[str, Any] = Field(default_factory=lambda: dict(_PASS_THROUGH))
+    """`onmt_tokenize`: arguments of pyonmttok's Tokenizer for the source, as a mapping or as the text of one."""
+    tgt_onmttok_kwargs: str | dict[str, Any] = Field(default_factory=lambda: dict(_PASS_THROUGH))
+    """`onmt_tokenize`: arguments of pyonmttok's Tokenizer for the target."""
+    gpt2_pretok: bool = False
+    """`onmt_tokenize`: write bytes as GPT-2 does (`Ġ` for a space) before BPE."""
+    src_subword_vocab: str = ""
+    """Accepted for OpenNMT-py's sake: the vocabulary that `src_vocab_threshold` refers to."""
+    tgt_subword_vocab: str = ""
+    """Accepted for OpenNMT-py's sake: the vocabulary that `tgt_vocab_threshold` refers to."""
+    src_vocab_threshold: int = Field(0, ge=0)
+    """OpenNMT-py's limit on rare source pieces; only 0 (off) is supported."""
+    tgt_vocab_threshold: int = Field(0, ge=0)
+    """OpenNMT-py's limit on rare target pieces; only 0 (off) is supported."""
+    src_subword_nbest: int = Field(1, ge=-1)
+    """`sentencepiece`, training: sample among this many segmentations of the source; 1 = take the best, -1 = all."""
+    tgt_subword_nbest: int = Field(1, ge=-1)
+    """`sentencepiece`, training: sample among this many segmentations of the target; 1 = take the best, -1 = all."""
+    src_subword_alpha: float = Field(0.0, ge=0.0)
+    """Training: smoothing of the sampling (`sentencepiece`) or BPE-dropout (`bpe`, `onmt_tokenize`), on the source."""
+    tgt_subword_alpha: float = Field(0.0, ge=0.0)
+    """Training: smoothing of the sampling (`sentencepiece`) or BPE-dropout (`bpe`, `onmt_tokenize`), on the target."""
+
+    @field_validator("src_onmttok_kwargs", "tgt_onmttok_kwargs")
+    @classmethod
+    def _mapping(cls, value: str | dict[str, Any]) -> dict[str, Any]:
+        try:
+            parsed = _literal(value) if isinstance(value, str) else value
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise ValueError(f"must be a mapping such as {_PASS_THROUGH}, but cannot be read: {value}") from error
+        if not isinstance(parsed, dict):
+            raise ValueError(f"must be a mapping such as {_PASS_THROUGH}, but is {value}")
+        return parsed
+
+    @property
+    def target_side(self) -> Side:
+        """The side whose options the target uses."""
+        return "tgt" if self.tgt_subword_model or not self.src_subword_model else "src"
+
+
+def _literal(text: str) -> Any:
+    """JSON or a Python literal; nothing is evaluated."""
+    if not text.strip():
+        return {}
+    try:
+        return json.loads(text)
+    except ValueError:
+        return ast.literal_eval(text.strip())
+
+
+def tokenizer_spec(kind: TokenizerKind, config: SubwordConfig, side: Side) -> TokenizerSpec | None:
+    """The tokeniser that the options of a side describe; None where they leave it to the checkpoint.
+
+    Its `file` is the path as the user gave it.
+
+    Raises:
+        ConfigError: The options do not go together.
+        UnsupportedError: A vocabulary threshold is set.
+    """
+    model, subword_type = getattr(config, f"{side}_subword_model"), getattr(config, f"{side}_subword_type")
+    threshold = getattr(config, f"{side}_vocab_threshold")
+    if threshold and getattr(config, f"{side}_subword_vocab"):
+        raise UnsupportedError(
+            f"{side}_vocab_threshold must be 0, but is {threshold}.",
+            hint="train a tokeniser with a smaller vocabulary instead",
+        )
+    if kind != "onmt_tokenize":
+        return TokenizerSpec(kind=kind, file=model) if model else None
+    if bool(model) != (subword_type != "none"):
+        raise ConfigError(
+            f"{side}_subword_model and {side}_subword_type must be given together, "
+            f"but are '{model}' and '{subword_type}'."
+        )
+    arguments = dict(getattr(config, f"{side}_onmttok_kwargs"))
+    if not model and arguments == _PASS_THROUGH:
+        return None
+    if model:
+        arguments["subword_type"] = subword_type
+    if config.gpt2_pretok:
+        arguments["gpt2_pretok"] = True
+    return TokenizerSpec(kind=kind, file=model or None, options=arguments)
+
+
+def random_options(kind: TokenizerKind, config: SubwordConfig, side: Side) -> dict[str, Any]:
+    """Arguments of the tokeniser that make it draw at random; empty where it does not."""
+    nbest, alpha = getattr(config, f"{side}_subword_nbest"), getattr(config, f"{side}_subword_alpha")
+    if kind == "sentencepiece":
+        return {"nbest": nbest, "alpha": alpha} if alpha > 0 and nbest != 1 else {}
+    if kind == "bpe":
+        return {"dropout": alpha} if alpha > 0 else {}
+    if kind == "onmt_tokenize":
+        return _random_onmttok(config, side, nbest, alpha)
+    if alpha > 0:
+        raise ConfigError(f"{side}_subword_alpha must be 0 with huggingface_tokenize, but is {alpha}.")
+    return {}
+
+
+def _random_onmttok(config: SubwordConfig, side: Side, nbest: int, alpha: float) -> dict[str, Any]:
+    arguments = getattr(config, f"{side}_onmttok_kwargs")
+    given = {key: arguments[key] for key in ("bpe_dropout", "sp_nbest_size", "sp_alpha") if arguments.get(key)}
+    if alpha > 0:
+        is_bpe = getattr(config, f"{side}_subword_type") == "bpe"
+        given |= {"bpe_dropout": alpha} if is_bpe else {"sp_nbest_size": nbest, "sp_alpha": alpha}
+    # pyonmttok draws at random only where it is told that this is training
+    return given | {"training": True} if given else {}
+
+
+def open_side(kind: TokenizerKind, config: SubwordConfig, side: Side, *, training: bool) -> Tokenizer | None:
+    """The tokeniser of a side, sampling if this is training and it was asked for; None = the checkpoint's.
+
+    Raises:
+        ConfigError, DataError, UnsupportedError: As `tokenizer_spec` and `open_tokenizer` say.
+    """
+    spec = tokenizer_spec(kind, config, side)
+    draws = random_options(kind, config, side) if training else {}
+    if spec is None:
+        if draws:
+            raise ConfigError(f"{side}_subword_model must be given where its tokeniser is to sample, but is empty.")
+        return None
+    try:
+        return open_tokenizer(spec.model_copy(update={"options": spec.options | draws}), Path())
+    except DataError as error:
+        raise DataError(f"{side}_subword_model: {error.message}", hint=error.hint) from error
+
+
+def seeder(kind: TokenizerKind) -> Callable[[int], None]:
+    """The function that seeds a library's random numbers, which are the whole process' in all three."""
+    if kind == "bpe":
+        return random.seed
+    module, function = {
+        "sentencepiece": ("sentencepiece", "set_random_generator_seed"),
+        "onmt_tokenize": ("pyonmttok", "set_random_seed"),
+    }[kind]
+    return getattr(require(module, f"transform {kind}"), function)

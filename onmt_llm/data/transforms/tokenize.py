@@ -1,0 +1,217 @@
+"""`sentencepiece`, `bpe`, `onmt_tokenize`, `huggingface_tokenize`: text to tokens, by the library named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.transforms.subword import SubwordConfig, open_side, random_options, seeder, tokenizer_spec
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.errors import ConfigError
+from onmt_llm.text.guard import ControlGuard
+from onmt_llm.text.tokenizers import (
+    BpeTokenizer,
+    HfTokenizer,
+    OnmtTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WhitespaceTokenizer,
+    encode_each,
+)
+
+# what a checkpoint's tokeniser may be under each name; pyonmttok's pass-through mode is SentencePiece itself
+_CLASSES: Mapping[TokenizerKind, tuple[type, ...]] = {
+    "sentencepiece": (SentencePieceTokenizer,),
+    "bpe": (BpeTokenizer,),
+    "onmt_tokenize": (OnmtTokenizer, SentencePieceTokenizer),
+    "huggingface": (HfTokenizer,),
+}
+
+
+class Tokenize(Transform):
+    """Splits text into pieces; segments that have tokens already keep them.
+
+    Args:
+        src: Tokeniser of the source side; of the whole example with `joint`.
+        tgt: Tokeniser of the target side.
+        joint: Source and target are one text (a language model). Where neither side has white space at the seam, as
+            in parallel files, one space is put before the target: at inference it is the bare source that is continued.
+        bos: The token that starts an example, behind which text begins anew.
+        seed: Seeds the library, where it draws at random; else None.
+    """
+
+    name = "tokenize"
+    section = "subword"
+    Config = SubwordConfig
+    tokenizes = True
+    kind: ClassVar[TokenizerKind] = "whitespace"
+
+    def __init__(
+        self,
+        src: Tokenizer,
+        tgt: Tokenizer,
+        *,
+        joint: bool,
+        bos: str | None = None,
+        seed: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.src = src
+        self.tgt = tgt
+        self.joint = joint
+        self.bos = bos
+        self._seed = seed
+        self._keeps_newlines: set[Tokenizer] = set()
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
+        assert isinstance(config, SubwordConfig)
+        src, tgt = (_guarded(each, context) for each in _tokenizers(cls, config, context))
+        draws = context.training and any(random_options(cls.kind, config, side) for side in {"src", config.target_side})
+        return cls(src, tgt, joint=context.task == "lm", bos=context.bos, seed=seeder(cls.kind) if draws else None)
+
+    def __call__(self, example: Example) -> Example | None:
+        return self.batch([example])[0]
+
+    def batch(self, examples: Sequence[Example]) -> list[Example]:
+        if self.joint:
+            for example in examples:
+                _space_at_seam(example)
+            self._encode([[*example.src, *example.tgt] for example in examples], self.src)
+        else:
+            self._encode([example.src for example in examples], self.src)
+            self._encode([example.tgt for example in examples], self.tgt)
+        return list(examples)
+
+    def undo(self, output: str | list[str]) -> str | list[str]:
+        return output if isinstance(output, str) else self.tgt.decode(output)
+
+    def reseed(self, seed: int) -> None:
+        if self._seed is not None:
+            self._seed(seed)
+
+    def _encode(self, sides: Sequence[list[Segment]], tokenizer: Tokenizer) -> None:
+        self._check_newlines(sides, tokenizer)
+        # what is drawn at random in several threads could not be repeated: no batches then
+        whole = [] if self._seed else [side[0] for side in sides if len(side) == 1 and side[0].text is not None]
+        for segment, tokens in zip(whole, tokenizer.encode_batch([s.text or "" for s in whole]), strict=True):
+            segment.text, segment.tokens = None, tokens
+        for side in sides:
+            if any(segment.text is not None for segment in side):
+                for segment, tokens in zip(side, encode_each(tokenizer, side, bos=self.bos), strict=True):
+                    segment.text, segment.tokens = None, tokens
+
+    def _check_newlines(self, sides: Sequence[list[Segment]], tokenizer: Tokenizer) -> None:
+        """The first text with a line break asks the tokeniser whether it can keep one."""
+        if tokenizer in self._keeps_newlines:
+            return
+        if any("\n" in (segment.text or "") for side in sides for segment in side):
+            tokenizer.check_newline()
+            self._keeps_newlines.add(tokenizer)
+
+
+@TRANSFORMS.register("sentencepiece")
+class SentencePiece(Tokenize):
+    """SentencePiece models."""
+
+    name = "sentencepiece"
+    kind = "sentencepiece"
+
+
+@TRANSFORMS.register("bpe")
+class Bpe(Tokenize):
+    """Codes of subword-nmt."""
+
+    name = "bpe"
+    kind = "bpe"
+
+
+@TRANSFORMS.register("onmt_tokenize")
+class OnmtTokenize(Tokenize):
+    """OpenNMT's Tokenizer, with or without subwords."""
+
+    name = "onmt_tokenize"
+    kind = "onmt_tokenize"
+
+
+@TRANSFORMS.register("huggingface_tokenize")
+class HuggingFaceTokenize(Tokenize):
+    """A tokenizer.json."""
+
+    name = "huggingface_tokenize"
+    kind = "huggingface"
+
+
+def default_tokenize(context: TransformContext) -> Tokenize:
+    """For a corpus that lists no tokeniser: the checkpoint's; without one, text is split at spaces."""
+    tgt = context.tokenizer or WhitespaceTokenizer()
+    src, tgt = (_guarded(each, context) for each in (context.src_tokenizer or tgt, tgt))
+    return Tokenize(src, tgt, joint=context.task == "lm", bos=context.bos)
+
+
+def tokenizer_specs(
+    names: Sequence[str], options: Mapping[str, Section]
+) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
+    """Tokenisers of source and target that a new checkpoint must carry, with `file` as the user named it.
+
+    Returns:
+        None for a side whose tokeniser the options do not describe: no tokenising transform is listed, or it uses the
+        checkpoint's own.
+    """
+    config = options.get(Tokenize.section, SubwordConfig())
+    assert isinstance(config, SubwordConfig)
+    for name in names:
+        transform = TRANSFORMS.get(name)
+        if issubclass(transform, Tokenize):
+            kind = transform.kind
+            return tokenizer_spec(kind, config, "src"), tokenizer_spec(kind, config, config.target_side)
+    return None, None
+
+
+def _tokenizers(cls: type[Tokenize], config: SubwordConfig, context: TransformContext) -> tuple[Tokenizer, Tokenizer]:
+    """Tokenisers of source and target: as the options say, else the checkpoint's."""
+    joint = context.task == "lm"
+    if joint and config.tgt_subword_model not in ("", config.src_subword_model):
+        raise ConfigError(
+            "tgt_subword_model must be empty or equal to src_subword_model for a language model, "
+            f"but they are '{config.tgt_subword_model}' and '{config.src_subword_model}'."
+        )
+    src = open_side(cls.kind, config, "src", training=context.training)
+    src = src or _of_checkpoint(cls, context.src_tokenizer or context.tokenizer, "src")
+    if joint or config.target_side == "src":
+        return src, src
+    tgt = open_side(cls.kind, config, "tgt", training=context.training)
+    return src, tgt or _of_checkpoint(cls, context.tokenizer, "tgt")
+
+
+def _of_checkpoint(cls: type[Tokenize], tokenizer: Tokenizer | None, side: str) -> Tokenizer:
+    if tokenizer is None:
+        raise ConfigError(
+            f"Transform '{cls.name}' needs a {side}_subword_model, or a tokeniser in the checkpoint, but has none."
+        )
+    others = [kind for kind, classes in _CLASSES.items() if isinstance(tokenizer, classes)]
+    if others and cls.kind not in others:
+        raise ConfigError(
+            f"Transform '{cls.name}' without a {side}_subword_model must find its kind of tokeniser in the checkpoint, "
+            f"but finds one of kind '{others[0]}'."
+        )
+    return tokenizer
+
+
+def _guarded(tokenizer: Tokenizer, context: TransformContext) -> Tokenizer:
+    """A tokeniser that makes no control token out of text; a checkpoint's usually is one already."""
+    if isinstance(tokenizer, ControlGuard) and context.control_tokens <= tokenizer.control_tokens:
+        return tokenizer
+    return ControlGuard(tokenizer, context.control_tokens)
+
+
+def _space_at_seam(example: Example) -> None:
+    if not (example.src and example.tgt):
+        return
+    before, after = example.src[-1].text, example.tgt[0].text
+    if before and after and not (before[-1].isspace() or after[0].isspace()):
+        example.tgt[0].text = f" {after}"

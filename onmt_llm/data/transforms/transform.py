@@ -1,0 +1,88 @@
+"""The contract of a transform, and the table of all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example
+from onmt_llm.registry import Registry
+from onmt_llm.text.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class TransformContext:
+    """What a transform may know besides its own options.
+
+    Attributes:
+        task: A language model reads source and target as one text.
+        training: Random transforms act in training only.
+        add_bos: A language model's input begins with BOS, which counts towards its length.
+        bos: Text of the BOS token.
+        control_tokens: Tokens that no text may be encoded into.
+        zero_out_prompt_loss: Prompts are not trained.
+        tokenizer: The checkpoint's tokeniser (of the target side).
+        src_tokenizer: The checkpoint's tokeniser of the source side, where it differs.
+    """
+
+    task: Literal["lm", "seq2seq"] = "lm"
+    training: bool = False
+    add_bos: bool = True
+    bos: str | None = None
+    control_tokens: frozenset[str] = frozenset()
+    zero_out_prompt_loss: bool = False
+    tokenizer: Tokenizer | None = None
+    src_tokenizer: Tokenizer | None = None
+
+
+class Transform:
+    """Changes or drops examples, of one corpus.
+
+    A subclass has a `name` (as users list it), a `Config` with its options (filed under `section`; several transforms
+    may share one), builds itself from them in `build`, and implements `__call__`. It may override `batch` where its
+    library is faster on many texts, `undo` to give a decoded output its original form, and `reseed` if it draws
+    random numbers. It may change the example that it is given.
+
+    Attributes:
+        dropped: How many examples it has dropped, by reason.
+    """
+
+    name: ClassVar[str]
+    section: ClassVar[str]
+    Config: ClassVar[type[Section]]
+    tokenizes: ClassVar[bool] = False
+    """Turns text into tokens."""
+    needs_text: ClassVar[bool] = False
+    """Must stand before the tokeniser."""
+    counts_tokens: ClassVar[bool] = False
+    """Works on text too, but is meant for tokens: where no tokeniser is listed, the default one goes before it."""
+
+    def __init__(self) -> None:
+        self.dropped: Counter[str] = Counter()
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
+        """The transform as configured for one corpus; may open files."""
+        raise NotImplementedError
+
+    def __call__(self, example: Example) -> Example | None:
+        """The changed example, or None when it is dropped (counted in `dropped`)."""
+        raise NotImplementedError
+
+    def batch(self, examples: Sequence[Example]) -> list[Example]:
+        """The same for many examples, without those that are dropped."""
+        return [changed for example in examples if (changed := self(example)) is not None]
+
+    def undo(self, output: str | list[str]) -> str | list[str]:
+        """Reverse the change in what a model has produced: tokens, or text once a tokeniser has joined them."""
+        return output
+
+    def reseed(self, seed: int) -> None:
+        """Begin a known sequence of random numbers, so that a restored run repeats it."""
+
+
+TRANSFORMS: Registry[type[Transform]] = Registry("transform")

@@ -1,0 +1,100 @@
+"""Small corpora and models for the tests of the data package."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+
+from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
+from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.text.vocab import Vocab
+
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
+SPECIALS = SpecialTokens(pad="<blank>")
+PROMPT = "Below is an instruction.｟newline｠｟newline｠### Instruction:｟newline｠"
+
+MakePipeline = Callable[..., Pipeline]
+
+
+@pytest.fixture
+def vocab() -> Vocab:
+    return Vocab(["<unk>", "<blank>", "<s>", "</s>", *WORDS, "｟newline｠"], SPECIALS)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str | bytes], str]:
+    """Writes a file and gives its path, as an option would."""
+
+    def write_file(name: str, content: str | bytes) -> str:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return str(path)
+
+    return write_file
+
+
+@pytest.fixture
+def words() -> Callable[[int, int], str]:
+    """`words(lines, seed)`: lines of 1 to 12 random words."""
+
+    def make(lines: int, seed: int) -> str:
+        draw = random.Random(seed)
+        return "".join(" ".join(draw.choices(WORDS, k=draw.randint(1, 12))) + "\n" for _ in range(lines))
+
+    return make
+
+
+@pytest.fixture
+def make_pipeline(vocab: Vocab) -> MakePipeline:
+    """A training pipeline of a language model, unless told otherwise; words are split at spaces."""
+
+    def make(
+        corpora: Mapping[str, CorpusConfig],
+        data: Mapping[str, Any] | None = None,
+        batching: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Pipeline:
+        settings: dict[str, Any] = {
+            "options": {},
+            "vocab": vocab,
+            "task": "lm",
+            "add_bos": True,
+            "seed": 7,
+            "training": True,
+        }
+        return Pipeline(
+            corpora,
+            data=DataConfig(**(data or {})),
+            batching=BatchConfig(**{"batch_size": 4, "bucket_size": 16, **(batching or {})}),
+            **{**settings, **overrides},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sp_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A LLaMA-like SentencePiece model: byte fallback, nothing normalised away."""
+    sentences = ["the cat sat on the mat", "### Instruction: name three tips", "### Response: eat well and sleep"] * 20
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        vocab_size=360,
+        model_type="unigram",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("sp") / "sp.model"
+    path.write_bytes(model.getvalue())
+    return str(path)
