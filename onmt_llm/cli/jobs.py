@@ -6,9 +6,10 @@ A YAML file may serve several commands: a key that belongs to another one is not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
 from onmt_llm.config.load import Loaded, load
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
@@ -23,20 +24,30 @@ class Job:
     Attributes:
         kind: The section of sections.
         extra: Options of the transforms, where the command runs them.
+        short: One-letter flags.
     """
 
     kind: type[Section]
     extra: Callable[[], Mapping[str, type[Section]]] = dict
+    short: Mapping[str, str] = field(default_factory=dict)
 
 
 JOBS = {
     "onmt_llm_train": Job(TrainConfig, sections),
     "onmt_llm_translate": Job(TranslateConfig, sections),
+    "onmt_llm_convert": Job(ConvertConfig),
+    "onmt_llm_lora": Job(LoraToolConfig),
+    "onmt_llm_checkpoint": Job(CheckpointToolConfig),
+    "release_model": Job(ReleaseConfig, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}),
 }
 
 
-def load_job(command: str, argv: Sequence[str], *, switches: Mapping[str, str] | None = None, prog: str = "") -> Loaded[Any]:
+def load_job(
+    command: str, argv: Sequence[str], *, switches: Mapping[str, str] | None = None, prog: str = ""
+) -> Loaded[Any]:
     """`config.load` with everything that it must know of the other commands."""
     job = JOBS[command]
     siblings = {name: other.kind for name, other in JOBS.items() if name != command}
-    return load(job.kind, argv, prog=prog or command, extra=job.extra(), siblings=siblings, switches=switches)
+    return load(
+        job.kind, argv, prog=prog or command, extra=job.extra(), siblings=siblings, switches=switches, short=job.short
+    )

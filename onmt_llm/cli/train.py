@@ -47,7 +47,9 @@ def check_inputs(loaded: Loaded[Any]) -> None:
     """
     config = loaded.job
     if not config.corpora.data:
-        raise ConfigError("'data' must name at least one corpus, but names none.", hint="data: {my_corpus: {path_src: train.txt}}")
+        raise ConfigError(
+            "'data' must name at least one corpus, but names none.", hint="data: {my_corpus: {path_src: train.txt}}"
+        )
     missing = [
         f"{name} must be a file that exists, but '{path}' is not{loaded.origin(*where)}."
         for name, path, where in _inputs(loaded)

@@ -25,6 +25,7 @@ RENAMED = {
     "warmup": "warmup_steps",
     "lr": "learning_rate",
     "compute_dtype": "model_dtype",
+    "from": "source",
 }
 """Same meaning, other name."""
 
@@ -163,7 +164,9 @@ def _encoder_type(user: dict[str, Any], result: Translation) -> None:
     elif kind == "transformer":
         result.put_default("encoder_layers", 6, "encoder_type")
     else:
-        result.errors.append(("encoder_type", f"'encoder_type' must be transformer, but is '{kind}': the other encoders are retired."))
+        result.errors.append(
+            ("encoder_type", f"'encoder_type' must be transformer, but is '{kind}': the other encoders are retired.")
+        )
 
 
 def _decoder_type(user: dict[str, Any], result: Translation) -> None:
@@ -172,14 +175,22 @@ def _decoder_type(user: dict[str, Any], result: Translation) -> None:
         result.put("encoder_layers", 0, "decoder_type")
     elif kind != "transformer":
         result.errors.append(
-            ("decoder_type", f"'decoder_type' must be transformer or transformer_lm, but is '{kind}': the other decoders are retired.")
+            (
+                "decoder_type",
+                f"'decoder_type' must be transformer or transformer_lm, but is '{kind}': other decoders are retired.",
+            )
         )
 
 
 def _word_vec_size(user: dict[str, Any], result: Translation) -> None:
     size = user["word_vec_size"]
     if result.values.setdefault("hidden_size", size) != size:
-        result.errors.append(("word_vec_size", f"'word_vec_size' must equal hidden_size ({result.values['hidden_size']}), but is {size}."))
+        result.errors.append(
+            (
+                "word_vec_size",
+                f"'word_vec_size' must equal hidden_size ({result.values['hidden_size']}), but is {size}.",
+            )
+        )
     result.sources.setdefault("hidden_size", "word_vec_size")
 
 
@@ -204,14 +215,20 @@ def _position(user: dict[str, Any], result: Translation) -> None:
     if relative in (-1, -2):
         result.put("position", {-1: "rotary", -2: "alibi"}[relative], key)
     elif isinstance(relative, int) and relative > 0:
-        result.errors.append((key, f"'max_relative_positions' must be 0, -1 (rotary) or -2 (ALiBi), but is {relative}: Shaw positions are not built yet."))
+        words = "0, -1 (rotary) or -2 (ALiBi)"
+        reason = "Shaw positions are not built yet"
+        result.errors.append((key, f"'{key}' must be {words}, but is {relative}: {reason}."))
     else:
         result.put_default("position", "sinusoidal" if user.get("position_encoding") else "none", key)
 
 
 def _position_type(user: dict[str, Any], result: Translation) -> None:
-    if user["position_encoding_type"] not in ("SinusoidalInterleaved", "SinusoidalConcat", None):
-        result.errors.append(("position_encoding_type", f"'position_encoding_type' must be SinusoidalInterleaved or SinusoidalConcat, but is '{user['position_encoding_type']}'."))
+    kinds = ("SinusoidalInterleaved", "SinusoidalConcat")
+    kind = user["position_encoding_type"]
+    if kind is not None and kind not in kinds:
+        result.errors.append(
+            ("position_encoding_type", f"'position_encoding_type' must be one of {', '.join(kinds)}, but is '{kind}'.")
+        )
 
 
 def _kv_heads(user: dict[str, Any], result: Translation) -> None:
@@ -236,7 +253,12 @@ def _rotary_dim(user: dict[str, Any], result: Translation) -> None:
 
 def _num_experts(user: dict[str, Any], result: Translation) -> None:
     if user["num_experts"]:
-        result.errors.append(("num_experts", f"'num_experts' must be 0, but is {user['num_experts']}: mixtures of experts are not built yet."))
+        result.errors.append(
+            (
+                "num_experts",
+                f"'num_experts' must be 0, but is {user['num_experts']}: mixtures of experts are not built yet.",
+            )
+        )
 
 
 def _sliding_window(user: dict[str, Any], result: Translation) -> None:

@@ -48,7 +48,7 @@ class DataConfig(Section):
     skip_empty_level: Literal["silent", "warning", "error"] = "warning"
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
     zero_out_prompt_loss: bool = False
-    """The loss counts answers only: what stands before the mask marker (or in a `path_src` beside a `path_tgt`) is not trained."""
+    """The loss counts answers only: no text before the mask marker, no `path_src` that stands beside a `path_tgt`."""
     n_sample: int = Field(0, ge=-1)
     """Above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all of them."""
     save_data: str | None = None
@@ -95,5 +95,3 @@ class BatchConfig(Section):
     """Batches that each worker prepares ahead."""
     data_seed: int | None = None
     """Seed of the order of the data; null = `seed`."""
-
-

@@ -32,12 +32,12 @@ class Parsed:
     switches: dict[str, Any] = field(default_factory=dict)
 
 
-def normalise(argv: Sequence[str], known: Mapping[str, object], prog: str, short: Mapping[str, str] | None = None) -> list[str]:
+def normalise(argv: Sequence[str], known: Mapping[str, object], prog: str, short: Mapping[str, str]) -> list[str]:
     """Rewrite every flag as `--snake_case`, or say which one is not known.
 
     argparse alone would take `-n_sampel` for `-n` and `-conf` for `-config`.
     """
-    short = {**_SHORT, **(short or {})}
+    short = {**_SHORT, **short}
     result: list[str] = []
     for position, word in enumerate(argv):
         if word == "--":
@@ -50,14 +50,22 @@ def normalise(argv: Sequence[str], known: Mapping[str, object], prog: str, short
         name = short.get(name, name)
         if name not in known:
             guess = nearest(name, known)
-            raise ConfigError(f"'{word.split('=')[0]}' is not an option of {prog}" + (f": did you mean '-{guess}'?" if guess else "."),
-                              hint=f"{prog} -help lists them all")  # fmt: skip
+            close = f": did you mean '-{guess}'?" if guess else "."
+            raise ConfigError(
+                f"'{word.split('=')[0]}' is not an option of {prog}{close}", hint=f"{prog} -help lists them all"
+            )
         result.append(f"--{name}{equals}{value}")
     return result
 
 
 def parse(
-    argv: Sequence[str], table: Mapping[str, Leaf], *, prog: str, about: str, switches: Mapping[str, str]
+    argv: Sequence[str],
+    table: Mapping[str, Leaf],
+    *,
+    prog: str,
+    about: str,
+    switches: Mapping[str, str],
+    short: Mapping[str, str],
 ) -> Parsed:
     """Split a command line into configuration files, values and switches.
 
@@ -67,13 +75,19 @@ def parse(
     """
     foreign = {name for name in aliases.known_names() if name not in table}
     own = {"config", "print_config", "set", "help", "version", *switches}
-    words = normalise(argv, {name: None for name in [*own, *table, *foreign]}, prog)
+    words = normalise(argv, {name: None for name in [*own, *table, *foreign]}, prog, short)
     parser = _Parser(prog=prog, description=about, allow_abbrev=False, add_help=True)
     parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)
     command = parser.add_argument_group("command")
-    command.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, the last one wins")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one nested value: data.alpaca.weight=5")
-    command.add_argument("--print_config", action="store_true", help="print every option, its value and where it came from, and exit")
+    command.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, the last one wins"
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one nested value: data.alpaca.weight=5"
+    )
+    command.add_argument(
+        "--print_config", action="store_true", help="print every option, its value and where it came from, and exit"
+    )
     command.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     for name, text in switches.items():
         command.add_argument(f"--{name}", action="store_true", help=text)

@@ -1,7 +1,7 @@
 """From files and flags to a validated job: `load(TrainConfig, argv)`.
 
 Later sources win: defaults < `-config` files in their order < flags. Where every value came from is kept
-(`Loaded.origins`), and all mistakes are reported together, in the order of the file, each as one sentence with its line.
+(`Loaded.origins`), and all mistakes are reported together, in the file's order, each as one sentence with its line.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def load(
     extra: Mapping[str, type[Section]] | None = None,
     siblings: Mapping[str, type[Section]] | None = None,
     switches: Mapping[str, str] | None = None,
-    require_config: bool = False,
+    short: Mapping[str, str] | None = None,
 ) -> Loaded[Job]:
     """Read `-config` files and flags into `job`.
 
@@ -94,13 +94,14 @@ def load(
         extra: Sections of plug-ins (`data.transforms.sections()`).
         siblings: Jobs of other commands, by command: their keys are accepted with a note, so that one YAML serves all.
         switches: Flags of the command itself, with their help: `{"dry_run": "..."}`.
+        short: One-letter flags: `{"q": "quantization"}`.
 
     Raises:
         ConfigError: With every mistake found, one sentence a line.
         SystemExit: After `-help`.
     """
     table = leaves(job, extra)
-    parsed = flags.parse(argv, table, prog=prog, about=job.__doc__ or "", switches=switches or {})
+    parsed = flags.parse(argv, table, prog=prog, about=job.__doc__ or "", switches=switches or {}, short=short or {})
     given = _Given()
     for path in parsed.configs:
         _read_file(path, job, extra or {}, given)
@@ -231,7 +232,7 @@ def _build(
 
 
 def _fit(value: Any, leaf: Leaf) -> Any:
-    """A single value where a list is wanted is a list of one; a number where text is wanted is text; null is the default."""
+    """A single value for a list is a list of one; a number for text is text; null is the default."""
     if leaf.is_list and value is not None and not isinstance(value, list | dict):
         return [value]
     if leaf.type_name == "str" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -241,7 +242,9 @@ def _fit(value: Any, leaf: Leaf) -> Any:
     return value
 
 
-def _explain(error: ValidationError, table: Mapping[str, Leaf], translation: aliases.Translation, given: _Given) -> None:
+def _explain(
+    error: ValidationError, table: Mapping[str, Leaf], translation: aliases.Translation, given: _Given
+) -> None:
     """Turn pydantic's findings into sentences with a place."""
     for finding in error.errors():
         path = tuple(str(part) for part in finding["loc"] if not isinstance(part, int))
@@ -285,7 +288,12 @@ def _sentence(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...]) -> str
         guess = nearest(str(value), choices)
         text = f"'{name}' must be one of {', '.join(choice or repr('') for choice in choices)}, but is '{value}'"
         return text + (f": did you mean '{guess}'?" if guess else ".")
-    bounds = {"greater_than_equal": (">=", "ge"), "greater_than": (">", "gt"), "less_than_equal": ("<=", "le"), "less_than": ("<", "lt")}
+    bounds = {
+        "greater_than_equal": (">=", "ge"),
+        "greater_than": (">", "gt"),
+        "less_than_equal": ("<=", "le"),
+        "less_than": ("<", "lt"),
+    }
     if kind in bounds:
         symbol, bound = bounds[kind]
         return f"'{name}' must be {symbol} {context[bound]}, but is {value}."

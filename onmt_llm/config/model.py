@@ -126,9 +126,13 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.head_dim is None and self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size must be a multiple of heads, but is {self.hidden_size} with heads {self.heads}")
+            raise ValueError(
+                f"hidden_size must be a multiple of heads, but is {self.hidden_size} with heads {self.heads}"
+            )
         if self.heads % self.num_kv_heads:
-            raise ValueError(f"heads must be a multiple of kv_heads, but is {self.heads} with kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"heads must be a multiple of kv_heads, but is {self.heads} with kv_heads {self.num_kv_heads}"
+            )
         if self.encoder_layers + self.decoder_layers < 1:
             raise ValueError("encoder_layers + decoder_layers must be >= 1, but both are 0")
         if self.shared_norm and not self.parallel_residual:

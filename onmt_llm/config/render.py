@@ -68,7 +68,19 @@ def option_tables(job: type[Section], extra: Mapping[str, type[Section]] | None 
     for section, kind in kinds.items():
         rows = [_row(leaf) for leaf in table.values() if leaf.section == section]
         about = " ".join((kind.__doc__ or "").split())
-        parts.append("\n".join([f"### {section}", "", about, "", "| option | type | default | what it does |", "|---|---|---|---|", *rows]))
+        parts.append(
+            "\n".join(
+                [
+                    f"### {section}",
+                    "",
+                    about,
+                    "",
+                    "| option | type | default | what it does |",
+                    "|---|---|---|---|",
+                    *rows,
+                ]
+            )
+        )
     return "\n\n".join(parts)
 
 

@@ -38,7 +38,13 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<
 # the resolver tries patterns in the order in which they were added: an integer must not be taken for a float
 for _first, _rules in _Loader.yaml_implicit_resolvers.items():
     _rules.sort(key=lambda rule: rule[0].endswith(":float"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # decimal: `017` is 17
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 @dataclass
@@ -68,7 +74,7 @@ class YamlFile:
 def parse_scalar(text: str) -> Any:
     """One value as a YAML file would read it: `5`, `1e-4`, `true`, `[a, b]`, `{a: 1}`, text."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError):
         return text
 
@@ -85,7 +91,9 @@ def read_yaml(path: str) -> YamlFile:
             raise ConfigError(f"A configuration file must be at most {MAX_BYTES >> 20} MiB, but {path} is larger.")
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"The configuration file must exist, but {path} does not.", hint=_similar_file(file)) from None
+        raise ConfigError(
+            f"The configuration file must exist, but {path} does not.", hint=_similar_file(file)
+        ) from None
     except OSError as error:
         raise ConfigError(f"The configuration file must be readable, but {path} is not: {error.strerror}.") from None
     except UnicodeDecodeError as error:
@@ -97,7 +105,9 @@ def read_yaml(path: str) -> YamlFile:
         if root is None:
             return result
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{path} must hold `option: value` lines, but its top level is a {root.id}.")
+            raise ConfigError(
+                f"{path} must hold `option: value` lines, but its top level is a {root.tag.rpartition(':')[2]}."
+            )
         _walk(root, (), result, set())
         result.values = {str(key): value for key, value in loader.construct_document(root).items()}
         return result
@@ -125,8 +135,9 @@ def _walk(node: yaml.Node, path: Path_, result: YamlFile, seen: set[int]) -> Non
         here = (*path, str(key_node.value))
         line = key_node.start_mark.line + 1
         if here in result.lines and key_node.value != "<<":
+            lines = f"{result.lines[here]} and {line}"
             result.notes.append(
-                f"{result.path}: '{'.'.join(here)}' is written twice, in lines {result.lines[here]} and {line}; the last value is used."
+                f"{result.path}: '{'.'.join(here)}' is written twice, in lines {lines}; the last value is used."
             )
         result.lines[here] = line
         _walk(value_node, here, result, seen)
@@ -144,6 +155,8 @@ def _similar_file(file: Path) -> str | None:
 
 def _yaml_hint(text: str, line: int) -> str | None:
     lines = text.split("\n")
-    if any("\t" in candidate[: len(candidate) - len(candidate.lstrip())] for candidate in lines[max(0, line - 2) : line]):
+    if any(
+        "\t" in candidate[: len(candidate) - len(candidate.lstrip())] for candidate in lines[max(0, line - 2) : line]
+    ):
         return "YAML indents with spaces; this line begins with a tab."
     return "check the indentation, and that every `key: value` has a space after its colon."

@@ -15,7 +15,7 @@ class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2021)."""
 
     lora_layers: list[str] = Field(default_factory=list)
-    """Layers that get an adapter, by name: `q_proj` (or `linear_query`), `cross_attn.q_proj`, `decoder.layers.0.mlp.up_proj` ..."""
+    """Layers that get an adapter: `q_proj` (or `linear_query`), `cross_attn.q_proj`, `encoder.layers.0.mlp.up_proj`."""
     lora_embedding: bool = False
     """The embedding matrices get an adapter too."""
     lora_rank: int = Field(2, ge=1)
@@ -32,7 +32,7 @@ class QuantConfig(Section):
     quant_layers: list[str] = Field(default_factory=list)
     """Layers to quantise, by name, as in `lora_layers`."""
     quant_type: Literal["", "bnb_8bit", "bnb_NF4", "bnb_FP4", "int8"] = ""
-    """Number format: bitsandbytes' three, or `int8`, which needs no extra package; empty = `bnb_8bit` where `quant_layers` is set."""
+    """Number format: bitsandbytes' three, or `int8`, which needs no package; empty with `quant_layers` = `bnb_8bit`."""
 
     @property
     def resolved_type(self) -> str:
@@ -42,7 +42,9 @@ class QuantConfig(Section):
 class OptimConfig(Section):
     """Optimiser, learning rate and what happens to the gradient."""
 
-    optim: Literal["sgd", "adam", "adamw", "adafactor", "fusedadam", "adamw8bit", "pagedadamw8bit", "pagedadamw32bit"] = "adamw"
+    optim: Literal[
+        "sgd", "adam", "adamw", "adafactor", "fusedadam", "adamw8bit", "pagedadamw8bit", "pagedadamw32bit"
+    ] = "adamw"
     """Optimiser; `fusedadam` is NVIDIA apex's where it is installed, else torch's fused AdamW."""
     learning_rate: float = Field(1e-4, gt=0)
     """Learning rate, or the factor of the `noam`, `noamwd` and `rsqrt` formulas."""
@@ -86,7 +88,7 @@ class RunConfig(Section):
     override_opts: bool = False
     """Architecture options written in the YAML replace those of `train_from` (never the ones left out)."""
     reset_optim: Literal["none", "all", "states", "keep_states"] = "none"
-    """When resuming: forget optimiser and step (`all`), the optimiser's state only, or the learning-rate settings only."""
+    """When resuming: forget optimiser and step (`all`), the optimiser's state, or the learning-rate settings."""
     train_steps: int = Field(100000, ge=1)
     """Optimiser updates in all, those before a resume included."""
     accum_count: list[int] = Field(default_factory=lambda: [1])
@@ -170,9 +172,13 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         run = self.run
-        if len(run.accum_count) != len(run.accum_steps):
-            raise ValueError(f"accum_count and accum_steps must have the same length, but have {len(run.accum_count)} and {len(run.accum_steps)}")
-        if not len(run.dropout) == len(run.dropout_steps) == len(run.attention_dropout):
-            raise ValueError("dropout, attention_dropout and dropout_steps must have the same length, but have "
-                             f"{len(run.dropout)}, {len(run.attention_dropout)} and {len(run.dropout_steps)}")
+        _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
+        _same_length(dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps)
         return self
+
+
+def _same_length(**lists: list[int] | list[float]) -> None:
+    """Values that change together, and the steps at which they change, go in pairs."""
+    if len({len(values) for values in lists.values()}) > 1:
+        names, lengths = " and ".join(lists), ", ".join(str(len(values)) for values in lists.values())
+        raise ValueError(f"{names} must have the same length, but have {lengths}")

@@ -24,7 +24,7 @@ class InferenceConfig(Section):
     transforms: list[str] = Field(default_factory=list)
     """OpenNMT-py lists the tokeniser here; empty = what the checkpoint holds."""
     template: str | None = None
-    """Wrap every input as one user turn of this chat template; `auto` = the checkpoint's; null = inputs are complete prompts."""
+    """Wrap every input as one user turn of this chat template; `auto` = the checkpoint's; null = inputs are prompts."""
     with_score: bool = False
     """Append each answer's log-probability after a tab."""
     model_task: Literal["lm", "seq2seq"] | None = None
@@ -67,5 +67,8 @@ class TranslateConfig(Section):
     def _check(self) -> TranslateConfig:
         search = self.generation
         if search.n_best > search.beam_size and not search.samples:
-            raise ValueError(f"n_best must be <= beam_size unless answers are sampled, but is {search.n_best} with beam_size {search.beam_size}")
+            raise ValueError(
+                f"n_best must be <= beam_size unless answers are sampled, but is {search.n_best} "
+                f"with beam_size {search.beam_size}"
+            )
         return self

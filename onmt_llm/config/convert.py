@@ -1,0 +1,104 @@
+"""Options of the commands that turn one artefact into another: convert, LoRA, checkpoint, release."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from onmt_llm.config.model import Dtype
+from onmt_llm.config.section import Section
+
+Quantization = Literal[
+    "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32"
+]
+
+
+class ConversionOptions(Section):
+    """What is converted, and into what."""
+
+    model_dir: str | None = None
+    """Folder (or file) with the foreign weights; with `to`, one of our checkpoints."""
+    output: str | None = None
+    """Checkpoint directory to write."""
+    source: Literal["auto", "hf", "llama_meta", "falcon", "gguf", "opennmt"] = "auto"
+    """What the weights are (`from` is understood too); `auto` looks at the files."""
+    to: Literal["hf"] | None = None
+    """The other way: write a Hugging Face folder from one of our checkpoints."""
+    tokenizer_model: str | None = None
+    """SentencePiece model or tokenizer.json, where it is not beside the weights."""
+    vocab_file: str | None = None
+    """Vocabulary, where neither the weights nor the tokeniser bring it."""
+    dtype: Dtype | None = None
+    """Type of the written weights; null = as in the source."""
+    shard_size: str = "5GB"
+    """Largest file of weights; a model above it is written in several."""
+    force: bool = False
+    """Replace an output that exists."""
+
+
+class ConvertConfig(Section):
+    """Convert LLaMA, Falcon, GGUF and OpenNMT-py weights to a checkpoint, and back to Hugging Face."""
+
+    conversion: ConversionOptions = ConversionOptions()
+
+
+class LoraToolOptions(Section):
+    """Which adapter goes into which base."""
+
+    action: Literal["merge", "concat"] = "merge"
+    """`merge`: add the adapter to the base's weights. `concat`: base and adapter side by side in one checkpoint."""
+    base_model: str | None = None
+    """Checkpoint that the adapter was trained on."""
+    lora_weights: str | None = None
+    """Checkpoint of the adapter."""
+    output: str | None = None
+    """Checkpoint directory to write."""
+    force: bool = False
+    """Replace an output that exists."""
+
+
+class LoraToolConfig(Section):
+    """Merge a LoRA adapter into the base it was trained on."""
+
+    adapters: LoraToolOptions = LoraToolOptions()
+
+
+class CheckpointOptions(Section):
+    """Which checkpoint, and what of it."""
+
+    model: str | None = None
+    """Checkpoint directory."""
+    out_file: str | None = None
+    """`extract_vocabulary`: file to write, one token a line."""
+    side: Literal["src", "tgt"] = "tgt"
+    """`extract_vocabulary`: which vocabulary."""
+
+
+class CheckpointToolConfig(Section):
+    """Look into a checkpoint: `info`, `extract_vocabulary`."""
+
+    checkpoint: CheckpointOptions = CheckpointOptions()
+
+
+class ReleaseOptions(Section):
+    """What is released, in which form, and how strictly it is checked."""
+
+    model: str | None = None
+    """Checkpoint directory; an adapter must be merged first."""
+    output: str | None = None
+    """Folder (or, for `pytorch`, file) to write."""
+    format: Literal["ctranslate2", "safetensors", "pytorch"] = "ctranslate2"
+    """Form of the release."""
+    quantization: Quantization | None = None
+    """CTranslate2's number format; null = float32."""
+    verify: Literal["strict", "warn", "off"] = "strict"
+    """Compare the release with the model on real text; `strict` publishes nothing beyond the bound."""
+    verify_text: str | None = None
+    """Text file to compare on; null = paragraphs that come with the package."""
+    force: bool = False
+    """Replace an output that exists."""
+
+
+class ReleaseConfig(Section):
+    """Release a trained model for serving, verified against it."""
+
+    release: ReleaseOptions = ReleaseOptions()
