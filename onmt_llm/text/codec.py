@@ -1,0 +1,248 @@
+"""`Codec`: what every engine shares to turn text into tokens and back, as one checkpoint directory states it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.errors import CheckpointError
+from onmt_llm.text.decoding import StreamDecoder
+from onmt_llm.text.guard import ControlGuard
+from onmt_llm.text.segment import Segment
+from onmt_llm.text.templates import TEMPLATES, Message, Template, get_template
+from onmt_llm.text.tokenizers import Tokenizer, encode_each, open_tokenizer
+from onmt_llm.text.vocab import Vocab
+
+CONFIG_FILE = "config.yaml"
+VOCAB_FILE = "vocab.txt"
+SRC_VOCAB_FILE = "src_vocab.txt"
+
+# How control tokens look in the source of a chat template: <|im_start|>, </s>, [INST].
+_MARKUP = re.compile(r"<[^<>\s'\"]{2,}>|\[/?[A-Z_]{2,}\]")
+
+
+class Codec:
+    """Vocabulary, tokeniser, special tokens, chat template and stops of one model.
+
+    Args:
+        config: The checkpoint's configuration.
+        vocab: The model's tokens.
+        tokenizer: Splits text into them.
+        template: Chat template, where the model has one.
+        src_tokenizer: The source side's tokeniser, where it differs.
+        src_vocab: The source side's vocabulary, where it differs.
+        directory: Where the files are, for `files` and `copy_files`.
+
+    Attributes:
+        stop: Texts at which an answer ends.
+        stop_tokens: Tokens at which an answer ends, `eos` among them; all are in the vocabulary.
+
+    Raises:
+        CheckpointError: A token of the template, or one of `stop_tokens`, is not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        vocab: Vocab,
+        tokenizer: Tokenizer,
+        *,
+        template: Template | None = None,
+        src_tokenizer: Tokenizer | None = None,
+        src_vocab: Vocab | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        specials = config.specials
+        from_template = template.control_tokens if template else frozenset[str]()
+        control = from_template.union(token for token in (specials.bos, specials.eos, specials.pad) if token)
+        self.config = config
+        self.vocab = vocab
+        self.src_vocab = src_vocab or vocab
+        self.template = template
+        self.tokenizer: Tokenizer = ControlGuard(tokenizer, control)
+        self.src_tokenizer: Tokenizer = ControlGuard(src_tokenizer, control) if src_tokenizer else self.tokenizer
+        self.stop = _unique([*config.stop, *(template.stop if template else ())])
+        ends = [token for token in (specials.eos,) if token is not None and token in vocab]
+        self.stop_tokens = _unique([*ends, *config.stop_tokens, *(template.stop_tokens if template else ())])
+        self._directory = directory
+        self._bos = specials.bos if specials.add_bos and config.model.is_decoder_only else None
+        _check_known(self.stop_tokens, vocab, "stop_tokens")
+        if template:
+            self._check_template(template, config.template)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Codec:
+        """The codec of a checkpoint or release directory.
+
+        Raises:
+            CheckpointError: config.yaml is missing or wrong, or the parts do not fit together.
+            DataError: Vocabulary, tokeniser or template cannot be read.
+        """
+        directory = Path(directory)
+        config = read_config(directory)
+        tokenizer = open_tokenizer(config.tokenizer, directory)
+        vocab = _open_vocab(directory, config, tokenizer)
+        src_vocab = directory / SRC_VOCAB_FILE
+        return cls(
+            config,
+            vocab,
+            tokenizer,
+            template=_open_template(config.template, directory, config, tokenizer, vocab) if config.template else None,
+            src_tokenizer=open_tokenizer(config.src_tokenizer, directory) if config.src_tokenizer else None,
+            src_vocab=Vocab.read(src_vocab, config.specials) if src_vocab.is_file() else None,
+            directory=directory,
+        )
+
+    def encode(self, text: str) -> list[str]:
+        """Tokens of a source text (with `bos`, for a language model that wants one)."""
+        tokens = self.src_tokenizer.encode(text)
+        return [self._bos, *tokens] if self._bos is not None else tokens
+
+    def encode_segments(self, segments: Sequence[Segment], *, bos: bool = True) -> list[str]:
+        """Tokens of the parts of one text; `bos` comes first unless it is there already or not wanted."""
+        return self._encode_segments(segments, self.tokenizer, bos=bos)
+
+    def _encode_segments(self, segments: Sequence[Segment], tokenizer: Tokenizer, *, bos: bool) -> list[str]:
+        parts = encode_each(tokenizer, segments, bos=self.config.specials.bos)
+        tokens = [token for part in parts for token in part]
+        if bos and self._bos is not None and tokens[:1] != [self._bos]:
+            return [self._bos, *tokens]
+        return tokens
+
+    def encode_chat(self, messages: Sequence[Message], *, template: str | None = None) -> list[str]:
+        """Tokens of a conversation up to where the answer begins.
+
+        Args:
+            messages: The conversation; the last message is the user's.
+            template: Name or file of another template than the checkpoint's.
+
+        Raises:
+            CheckpointError: The checkpoint has no template and none is given, or the given one has unknown tokens.
+            DataError: The template does not take these messages.
+        """
+        if template is not None:
+            layout, tokenizer = self._other_template(template)
+        elif self.template is not None:
+            layout, tokenizer = self.template, self.tokenizer
+        else:
+            raise CheckpointError(
+                "A conversation needs a chat template, but the checkpoint names none.",
+                hint="set `template` in its config.yaml, e.g. alpaca",
+            )
+        return self._encode_segments(layout.render(messages, generation_prompt=True), tokenizer, bos=True)
+
+    def _other_template(self, name: str) -> tuple[Template, Tokenizer]:
+        layout = _open_template(name, self._directory or Path(), self.config, self.tokenizer, self.vocab)
+        self._check_template(layout, name)
+        return layout, ControlGuard(self.tokenizer, layout.control_tokens)
+
+    def _check_template(self, template: Template, name: str | None) -> None:
+        own = template.control_tokens.difference(self.config.specials.model_dump().values())
+        _check_known(own, self.vocab, f"chat template '{name}'")
+
+    def decode(self, tokens: Iterable[str]) -> str:
+        """The text of tokens, without control tokens."""
+        control = self.tokenizer.control_tokens
+        return self.tokenizer.decode([token for token in tokens if token not in control])
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder for one answer that comes token by token; it leaves out control tokens as `decode` does."""
+        return _TextOnly(self.tokenizer.stream_decoder(), self.tokenizer.control_tokens)
+
+    def files(self) -> list[Path]:
+        """Vocabulary, tokeniser and template files: what a copy of the model needs beside weights and config.yaml."""
+        if self._directory is None:
+            return []
+        specs = [self.config.tokenizer, self.config.src_tokenizer]
+        names = [VOCAB_FILE, SRC_VOCAB_FILE, *(spec.file for spec in specs if spec), self.config.template]
+        paths = [self._directory / name for name in _unique(name for name in names if name)]
+        return [path for path in paths if path.is_file()]
+
+    def copy_files(self, to_directory: str | Path) -> None:
+        """Copy `files`, and config.yaml unless there is one, to another directory."""
+        target = Path(to_directory)
+        for file in self.files():
+            name = file.relative_to(self._directory or file.parent)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / name)
+        if self._directory is not None and not (target / CONFIG_FILE).exists():
+            shutil.copyfile(self._directory / CONFIG_FILE, target / CONFIG_FILE)
+
+
+class _TextOnly:
+    def __init__(self, decoder: StreamDecoder, control_tokens: frozenset[str]) -> None:
+        self._decoder = decoder
+        self._control_tokens = control_tokens
+
+    def push(self, token: str) -> str:
+        return "" if token in self._control_tokens else self._decoder.push(token)
+
+    def flush(self) -> str:
+        return self._decoder.flush()
+
+
+def read_config(directory: Path) -> CheckpointConfig:
+    """`config.yaml` of a checkpoint directory.
+
+    Raises:
+        CheckpointError: It is missing or does not say what a config.yaml must.
+    """
+    file = directory / CONFIG_FILE
+    try:
+        return CheckpointConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CheckpointError(
+            f"A checkpoint must have a {CONFIG_FILE}, but {file} cannot be read: {error.strerror}."
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{file} must be the configuration of a checkpoint, but `{where}` is wrong: {first['msg']}."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} must be YAML, but is not: {error}.") from error
+
+
+def _open_vocab(directory: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> Vocab:
+    file = directory / VOCAB_FILE
+    if file.is_file():
+        return Vocab.read(file, config.specials)
+    tokens = tokenizer.vocab_tokens()
+    if tokens is None:
+        raise CheckpointError(f"A checkpoint must have a {VOCAB_FILE}, but there is none in {directory}.")
+    return Vocab(tokens, config.specials)
+
+
+def _open_template(
+    name: str, directory: Path, config: CheckpointConfig, tokenizer: Tokenizer, vocab: Vocab
+) -> Template:
+    """A built-in template, one beside the checkpoint, or one from anywhere else."""
+    file = directory / name if (directory / name).is_file() else Path(name)
+    if name in TEMPLATES or not file.is_file():
+        return get_template(name, specials=config.specials)
+    control = {*tokenizer.control_tokens, *config.stop_tokens}
+    if config.tokenizer.kind != "huggingface":
+        # Only a tokenizer.json says which of its added tokens are special; elsewhere the template shows it by its use.
+        source = file.read_text(encoding="utf-8", errors="replace")
+        control |= {token for token in _MARKUP.findall(source) if token in vocab}
+    return get_template(file, specials=config.specials, control_tokens=control)
+
+
+def _check_known(tokens: Iterable[str], vocab: Vocab, whose: str) -> None:
+    unknown = sorted(token for token in tokens if token not in vocab)
+    if unknown:
+        raise CheckpointError(
+            f"The tokens of the checkpoint's {whose} must be in its vocabulary, but {', '.join(unknown)} is not.",
+            hint="correct config.yaml; the template alpaca needs no tokens of its own",
+        )
+
+
+def _unique(items: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(items))

@@ -1,0 +1,151 @@
+"""`HfTokenizer`: Hugging Face's tokenizer.json through the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.errors import DataError, UnsupportedError
+from onmt_llm.optional import require
+from onmt_llm.text.decoding import ByteStreamDecoder, byte_level_bytes, sentencepiece_bytes
+from onmt_llm.text.vocab_formats import tokens_by_id
+
+
+class HfTokenizer:
+    """A tokenizer.json whose pieces are byte-level (GPT-2, Llama 3) or SentencePiece-like (Llama 2, Mistral).
+
+    Special tokens are not looked for in text: `</s>` typed by a user is four ordinary characters.
+
+    Args:
+        file: The tokenizer.json.
+
+    Raises:
+        DataError: The file cannot be read.
+        UnsupportedError: Its pieces cannot be decoded one by one (WordPiece).
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self._file = str(file)
+        content = _read(Path(file))
+        added = content.get("added_tokens") or []
+        self._model = _build(content, self._file)
+        self._added = {token["content"] for token in added}
+        self.control_tokens = frozenset(token["content"] for token in added if token.get("special"))
+        self._piece_bytes = _piece_decoder(content, self._file)
+        self._has_dummy_prefix = self._prefixes("a", "▁a") or self._prefixes("a", "Ġa")
+
+    def _prefixes(self, text: str, piece: str) -> bool:
+        pieces = self._model.encode(text, add_special_tokens=False).tokens
+        return "".join(pieces) == piece
+
+    @cached_property
+    def restarts_after_control(self) -> bool:
+        """A `Prepend` normaliser or a Metaspace scheme "always" sets the dummy prefix behind each special token."""
+        if not self._has_dummy_prefix or not self.control_tokens:
+            return False
+        control = max(self.control_tokens)
+        matching = _build(_read(Path(self._file)), self._file, match_special=True)
+        pieces = matching.encode(f"{control}a", add_special_tokens=False).tokens
+        return pieces[0] == control and "".join(pieces[1:]) in ("▁a", "Ġa")
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """The same model without the dummy prefix; built when it is first needed."""
+        if not self._has_dummy_prefix:
+            return self._model
+        return _build(_without_dummy_prefix(_read(Path(self._file))), self._file)
+
+    def encode(self, text: str, *, continuation: bool = False) -> list[str]:
+        model = self._continuing if continuation else self._model
+        return model.encode(text, add_special_tokens=False).tokens
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[str]]:
+        # The fast way gives no tokens, only ids.
+        pieces = self._pieces
+        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [[pieces[id_] for id_ in encoding.ids] for encoding in encodings]
+
+    def decode(self, tokens: Iterable[str]) -> str:
+        return self.stream_decoder().decode(tokens)
+
+    def stream_decoder(self) -> ByteStreamDecoder:
+        return ByteStreamDecoder(self._to_bytes, strip="one" if self._has_dummy_prefix else "none")
+
+    def _to_bytes(self, token: str) -> bytes:
+        return token.encode("utf-8") if token in self._added else self._piece_bytes(token)
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return tokens_by_id(self._model.get_vocab(with_added_tokens=True))
+
+    def vocab_tokens(self) -> list[str]:
+        return list(self._pieces)
+
+    def check_newline(self) -> None:
+        pieces = self.encode("a\nb")
+        if any(self._model.token_to_id(piece) is None for piece in pieces) or self.decode(pieces) != "a\nb":
+            raise DataError(
+                f"The text has line breaks, but the tokeniser {self._file} would lose them.",
+                hint="keep ｟newline｠ out of the data, or use a byte-level tokeniser",
+            )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} must be a tokenizer.json, but cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict) or "model" not in content:
+        raise DataError(
+            f"{file} must be a tokenizer.json with a `model`, but has none.",
+            hint="a {token: id} table is a vocabulary; a SentencePiece model is of kind 'sentencepiece'",
+        )
+    # What a file says about cutting and filling up is for batches of some earlier use; here nothing is cut silently.
+    return {**content, "truncation": None, "padding": None}
+
+
+def _build(content: dict[str, Any], file: str, *, match_special: bool = False) -> Any:
+    library = require("tokenizers", "a tokenizer.json")
+    try:
+        model = library.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library raises nothing more precise
+        raise DataError(f"{file} must be a tokenizer.json that `tokenizers` can read, but it says: {error}.") from error
+    model.encode_special_tokens = not match_special
+    return model
+
+
+def _piece_decoder(content: dict[str, Any], file: str) -> Callable[[str], bytes]:
+    """How one piece becomes bytes, by the steps of the file's decoder."""
+    decoder = content.get("decoder") or {}
+    steps = {step.get("type") for step in decoder.get("decoders", [decoder])}
+    if "ByteLevel" in steps:
+        return byte_level_bytes
+    if steps <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and steps:
+        return sentencepiece_bytes
+    names = ", ".join(sorted(map(str, steps)))
+    raise UnsupportedError(f"{file} must have a byte-level or a SentencePiece-like decoder, but has: {names}.")
+
+
+def _without_dummy_prefix(part: Any) -> Any:
+    """A copy of (a part of) a tokenizer.json in which nothing is put before the text."""
+    if isinstance(part, list):
+        return [_without_dummy_prefix(item) for item in part if not _is_prepend(item)]
+    if not isinstance(part, dict):
+        return part
+    changed = {
+        key: None if _is_prepend(item) else item if key in ("model", "added_tokens") else _without_dummy_prefix(item)
+        for key, item in part.items()
+    }
+    if part.get("type") == "Metaspace":
+        changed["prepend_scheme"] = "never"
+        changed.pop("add_prefix_space", None)
+    elif part.get("type") == "ByteLevel" and "add_prefix_space" in part:
+        changed["add_prefix_space"] = False
+    return changed
+
+
+def _is_prepend(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "Prepend"

@@ -1,0 +1,97 @@
+"""`Message` and `Template`, and what all templates share.
+
+A template gives control tokens (`<|im_start|>`) as tokens and everything else as text, so that what a user wrote is
+never taken for a control token. Headings and questions are not trained; answers are, with the token that ends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.errors import DataError
+from onmt_llm.text.segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: "system" (first, if at all), "user" or "assistant"; Jinja templates may know more.
+        content: Its text, with real newlines.
+    """
+
+    role: str
+    content: str
+
+
+class Template(Protocol):
+    """The layout of conversations that a model was trained with.
+
+    Attributes:
+        stop: Texts at which an answer ends.
+        stop_tokens: Tokens at which an answer ends. A template that has any closes each answer itself; one that has
+            none (alpaca) leaves it to the end of the example.
+        control_tokens: All tokens that `render` gives.
+    """
+
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]: ...
+
+    @property
+    def control_tokens(self) -> frozenset[str]: ...
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+        """A conversation as segments, without the `bos` that a model gets at the start of every text.
+
+        Args:
+            messages: The conversation.
+            generation_prompt: End with what comes before an answer.
+
+        Raises:
+            DataError: A role or an order of roles that the layout does not have.
+        """
+        ...
+
+
+def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+    """The system message, if there is one, and the turns.
+
+    Raises:
+        DataError: A role is unknown, or a system message is not the first.
+    """
+    has_system = bool(messages) and messages[0].role == "system"
+    turns = messages[1:] if has_system else messages
+    for number, turn in enumerate(turns, start=1 + has_system):
+        if turn.role not in ("user", "assistant"):
+            raise DataError(
+                f"Messages must be of user and assistant, after one of system at most, but number {number} is "
+                f"of '{turn.role}'."
+            )
+    return (messages[0].content if has_system else None), turns
+
+
+def merged(segments: Sequence[Segment]) -> list[Segment]:
+    """Neighbouring texts of one kind as one text, so that a tokeniser sees no seam between a heading and a question."""
+    result: list[Segment] = []
+    for segment in segments:
+        last = result[-1] if result else None
+        if segment.text is None:
+            result.append(segment)
+        elif last is not None and last.text is not None and last.train_on == segment.train_on:
+            result[-1] = Segment(last.text + segment.text, train_on=last.train_on)
+        elif segment.text:
+            result.append(segment)
+    return result
+
+
+def without_leading_bos(segments: list[Segment], specials: SpecialTokens) -> list[Segment]:
+    """Leave out a `bos` at the start where the model gets one at the start of every text anyway."""
+    doubled = specials.add_bos and bool(segments) and segments[0].tokens == [specials.bos]
+    return segments[1:] if doubled else segments

@@ -1,0 +1,106 @@
+"""`SentencePieceTokenizer`: SentencePiece models (Kudo and Richardson 2018), LLaMA's among them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.errors import DataError, UnsupportedError
+from onmt_llm.optional import require
+from onmt_llm.text.decoding import ByteStreamDecoder, sentencepiece_bytes
+
+# A serialised ModelProto that says only normalizer_spec { add_dummy_prefix: false }. Protocol buffers merge messages
+# that are written one behind the other: a model followed by these bytes is the same model without the dummy prefix.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+_MAX_THREADS = 4
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model.
+
+    The sign `▁` (U+2581) typed in a text is a space to these models, and comes back as one.
+
+    Args:
+        file: The `.model` file.
+        nbest: Subword regularisation (Kudo 2018), for training only: sample among this many segmentations; -1 = all.
+        alpha: Its smoothing; 0 = no sampling.
+
+    Raises:
+        DataError: The file is not a SentencePiece model.
+        UnsupportedError: The model marks spaces behind words.
+    """
+
+    restarts_after_control = False
+
+    def __init__(self, file: str | Path, *, nbest: int = 1, alpha: float = 0.0) -> None:
+        self._file = str(file)
+        self._model = _load(Path(file))
+        self._pieces: list[str] = [self._model.id_to_piece(id_) for id_ in range(len(self._model))]
+        samples = alpha > 0 and nbest != 1
+        self._sampling = {"enable_sampling": True, "nbest_size": nbest, "alpha": alpha} if samples else {}
+        normalized = self._model.normalize("a  b")
+        if normalized.endswith("▁"):
+            raise UnsupportedError(
+                f"{file} marks spaces behind words (treat_whitespace_as_suffix), which is not supported."
+            )
+        self._has_dummy_prefix = normalized.startswith("▁")
+        keeps_spaces = "a▁▁b" in normalized
+        self._strip = ("one" if self._has_dummy_prefix else "none") if keeps_spaces else "all"
+
+    @cached_property
+    def control_tokens(self) -> frozenset[str]:
+        return frozenset(piece for id_, piece in enumerate(self._pieces) if self._model.is_control(id_))
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """The same model without the dummy prefix; loaded when it is first needed."""
+        if not self._has_dummy_prefix:
+            return self._model
+        return _from_proto(self._model.serialized_model_proto() + _NO_DUMMY_PREFIX)
+
+    def encode(self, text: str, *, continuation: bool = False) -> list[str]:
+        model = self._continuing if continuation else self._model
+        return model.encode(text, out_type=str, **self._sampling)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[str]]:
+        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        return self._model.encode(list(texts), out_type=str, num_threads=threads, **self._sampling)
+
+    def decode(self, tokens: Iterable[str]) -> str:
+        return self.stream_decoder().decode(tokens)
+
+    def stream_decoder(self) -> ByteStreamDecoder:
+        return ByteStreamDecoder(sentencepiece_bytes, strip=self._strip)
+
+    def vocab_tokens(self) -> list[str]:
+        return list(self._pieces)
+
+    def check_newline(self) -> None:
+        pieces = self.encode("a\nb")
+        known = all(self._model.piece_to_id(piece) != self._model.unk_id() for piece in pieces)
+        if not known or self.decode(pieces) != "a\nb":
+            raise DataError(
+                f"The text has line breaks, but the SentencePiece model {self._file} would lose them.",
+                hint="train it with byte_fallback, normalization_rule_name=identity and "
+                "remove_extra_whitespaces=false, or keep ｟newline｠ out of the data",
+            )
+
+
+def _from_proto(proto: bytes) -> Any:
+    library = require("sentencepiece", "a SentencePiece tokeniser")
+    model = library.SentencePieceProcessor()
+    model.LoadFromSerializedProto(proto)
+    return model
+
+
+def _load(file: Path) -> Any:
+    try:
+        return _from_proto(file.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{file} must be a SentencePiece model, but cannot be read as one.",
+            hint="a text vocabulary goes to src_vocab; a tokenizer.json is of kind 'huggingface'",
+        ) from error

@@ -1,0 +1,171 @@
+"""The chat templates of this package, and `get_template`, which also opens Jinja files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.errors import DataError
+from onmt_llm.optional import require
+from onmt_llm.registry import Registry
+from onmt_llm.text.message import Message, Template, merged, split_system, without_leading_bos
+from onmt_llm.text.segment import Segment
+
+__all__ = ["TEMPLATES", "Message", "Template", "get_template"]
+
+TEMPLATES: Registry[Callable[[SpecialTokens], Template]] = Registry("chat template")
+"""The templates of this package, made for a model's special tokens."""
+
+
+def get_template(
+    name_or_path: str | Path, *, specials: SpecialTokens | None = None, control_tokens: Collection[str] = ()
+) -> Template:
+    """A built-in template by name, or a Jinja file by path.
+
+    Args:
+        name_or_path: "alpaca", "vicuna" (the same), "chatml", "llama2", "llama3", or a file.
+        specials: The model's special tokens.
+        control_tokens: For a Jinja file: tokens that it may write, besides `specials`.
+
+    Raises:
+        ConfigError: There is no such template.
+        DataError: The file cannot be read, or is not a template.
+    """
+    specials = specials or SpecialTokens()
+    name = str(name_or_path)
+    if name not in TEMPLATES and (name.endswith(".jinja") or Path(name).is_file()):
+        # Loaded here: it subclasses a class of jinja2, which is slow to load and may be missing.
+        require("jinja2", f"chat template '{name}'")
+        from onmt_llm.text.jinja_template import JinjaTemplate
+
+        return JinjaTemplate.read(Path(name), specials=specials, control_tokens=control_tokens)
+    return TEMPLATES.get(name)(specials)
+
+
+@TEMPLATES.register("alpaca")
+@TEMPLATES.register("vicuna")
+class AlpacaTemplate:
+    """The layout of the Stanford Alpaca data and of OpenNMT-py's Vicuna recipe; it has no control tokens.
+
+    A system message takes the place of the preamble.
+    """
+
+    PREAMBLE = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    )
+    PREAMBLE_WITH_INPUT = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request."
+    )
+    INSTRUCTION = "\n\n### Instruction:\n"
+    INPUT = "\n\n### Input:\n"
+    RESPONSE = "\n\n### Response:\n"
+
+    stop: tuple[str, ...] = ("\n\n### Instruction:", "### Instruction:")
+    stop_tokens: tuple[str, ...] = ()
+    control_tokens: frozenset[str] = frozenset()
+
+    def __init__(self, specials: SpecialTokens | None = None) -> None:
+        pass
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+        system, turns = split_system(messages)
+        segments = [Segment(self.PREAMBLE if system is None else system, train_on=False)]
+        for turn in turns:
+            if turn.role == "user":
+                segments.append(Segment(self.INSTRUCTION + turn.content, train_on=False))
+            else:
+                segments += [Segment(self.RESPONSE, train_on=False), Segment(turn.content)]
+        if generation_prompt:
+            segments.append(Segment(self.RESPONSE, train_on=False))
+        return merged(segments)
+
+
+@TEMPLATES.register("chatml")
+class ChatMLTemplate:
+    """OpenAI's ChatML, as most small models of 2023 and later use it."""
+
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[str, ...] = ("<|im_end|>",)
+    control_tokens = frozenset({"<|im_start|>", "<|im_end|>"})
+
+    def __init__(self, specials: SpecialTokens) -> None:
+        pass
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+        split_system(messages)
+        segments: list[Segment] = []
+        for message in messages:
+            train_on = message.role == "assistant"
+            segments += [
+                _control("<|im_start|>"),
+                Segment(f"{message.role}\n", train_on=False),
+                Segment(message.content, train_on=train_on),
+                _control("<|im_end|>", train_on=train_on),
+                Segment("\n", train_on=False),
+            ]
+        if generation_prompt:
+            segments += [_control("<|im_start|>"), Segment("assistant\n", train_on=False)]
+        return merged(segments)
+
+
+@TEMPLATES.register("llama3")
+class Llama3Template:
+    """Llama 3's layout (Meta, `llama3/tokenizer.py`); contents lose their outer white space."""
+
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[str, ...] = ("<|eot_id|>",)
+    control_tokens = frozenset({"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"})
+
+    def __init__(self, specials: SpecialTokens) -> None:
+        self._specials = specials
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+        split_system(messages)
+        segments = [_control(self._specials.bos)] if self._specials.bos else []
+        for message in messages:
+            train_on = message.role == "assistant"
+            segments += self._header(message.role)
+            segments.append(Segment(message.content.strip(), train_on=train_on))
+            segments.append(_control("<|eot_id|>", train_on=train_on))
+        if generation_prompt:
+            segments += self._header("assistant")
+        return without_leading_bos(merged(segments), self._specials)
+
+    def _header(self, role: str) -> list[Segment]:
+        start, end = _control("<|start_header_id|>"), _control("<|end_header_id|>")
+        return [start, Segment(role, train_on=False), end, Segment("\n\n", train_on=False)]
+
+
+@TEMPLATES.register("llama2")
+class Llama2Template:
+    """Llama 2's layout (Meta, `llama/generation.py`): every round is a text of its own, from `bos` to `eos`."""
+
+    stop: tuple[str, ...] = ()
+
+    def __init__(self, specials: SpecialTokens) -> None:
+        self._specials = specials
+        self._bos, self._eos = specials.bos or "<s>", specials.eos or "</s>"
+        self.stop_tokens = (self._eos,)
+        self.control_tokens = frozenset({self._bos, self._eos})
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+        system, turns = split_system(messages)
+        segments: list[Segment] = []
+        for number, turn in enumerate(turns):
+            if turn.role != ("assistant" if number % 2 else "user"):
+                raise DataError(
+                    f"In the template llama2 user and assistant must alternate, but turn {number + 1} is '{turn.role}'."
+                )
+            if turn.role == "user":
+                setting = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if number == 0 and system is not None else ""
+                question = (setting + turn.content).strip()
+                segments += [_control(self._bos), Segment(f"[INST] {question} [/INST]", train_on=False)]
+            else:
+                segments += [Segment(f" {turn.content.strip()} "), _control(self._eos, train_on=True)]
+        return without_leading_bos(segments, self._specials)
+
+
+def _control(token: str, *, train_on: bool = False) -> Segment:
+    return Segment(tokens=[token], train_on=train_on)
