@@ -47,8 +47,8 @@ class DataConfig(Section):
     """Transforms applied to every corpus that names none itself, in this order."""
     skip_empty_level: Literal["silent", "warning", "error"] = "warning"
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
-    zero_out_prompt_loss: bool = False
-    """The loss counts answers only: no text before the mask marker, no `path_src` that stands beside a `path_tgt`."""
+    zero_out_prompt_loss: bool | None = None
+    """The loss counts answers only, not prompts; null = in JSONL prompts and conversations, but not in text files."""
     n_sample: int = Field(0, ge=-1)
     """Above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all of them."""
     save_data: str | None = None

@@ -150,7 +150,7 @@ def _context(model: ModelText, parser: ExampleParser, data: DataConfig, training
         add_bos=model.add_bos,
         bos=model.bos,
         control_tokens=model.control_tokens(parser.template),
-        zero_out_prompt_loss=data.zero_out_prompt_loss,
+        zero_out_prompt_loss=bool(data.zero_out_prompt_loss),
         tokenizer=model.tokenizer,
         src_tokenizer=model.src_tokenizer,
     )

@@ -73,7 +73,7 @@ class Encoder:
             return None
         ids = self._vocab.ids(tokens)
         head = self._bos if ids[:1] != self._bos else []
-        tail = self._eos if ids[-1:] != self._eos else []
+        tail = self._eos if ids[-1:] != self._eos and not example.closed else []
         sequence = np.array([*head, *ids, *tail], dtype=np.int32)
         labels = sequence.copy()
         for start, end in untrained:

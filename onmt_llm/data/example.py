@@ -20,9 +20,11 @@ class Example:
         tgt: Target side.
         corpus: Name of the corpus in `data:`.
         line: Line in the corpus file, counted from 1.
+        closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
     """
 
     src: list[Segment]
     tgt: list[Segment] = field(default_factory=list)
     corpus: str = ""
     line: int = 0
+    closed: bool = False

@@ -17,7 +17,7 @@ from onmt_llm.data.readers import Record, decode
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates import Message, Template, get_template
+from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_template
 
 Task = Literal["lm", "seq2seq"]
 
@@ -45,7 +45,8 @@ class ExampleParser:
         task: A language model reads source and target as one text; prompts and conversations go through a template.
         template: The checkpoint's chat template, where it has one.
         open_template: Opens the template that the corpus names.
-        zero_out_prompt_loss: Only answers are trained; otherwise all text is.
+        zero_out_prompt_loss: Only answers are trained; False = all text is; None = answers only, where JSON tells them
+            apart, and all text of text files.
 
     Attributes:
         template: The layout of conversations; None where there is none (yet: alpaca is opened when one comes).
@@ -60,13 +61,13 @@ class ExampleParser:
         task: Task,
         template: Template | None = None,
         open_template: Callable[[str], Template] = get_template,
-        zero_out_prompt_loss: bool = False,
+        zero_out_prompt_loss: bool | None = None,
     ) -> None:
         self.name = name
         self.corpus = corpus
         self.paths = tuple(paths)
         self.task = task
-        self.zero_out = zero_out_prompt_loss
+        self.zero_out = zero_out_prompt_loss is not False if corpus.path_jsonl else bool(zero_out_prompt_loss)
         self.template = open_template(corpus.template) if corpus.template else template
         self._open_template = open_template
         if task == "seq2seq" and not (corpus.path_tgt or corpus.path_jsonl):
@@ -119,9 +120,8 @@ class ExampleParser:
         for prompt_key, answer_key in _PAIRS:
             if prompt_key in item and answer_key in item:
                 prompt, answer = (self._string(item, key, record) for key in (prompt_key, answer_key))
-                if prompt_key == "instruction" and item.get("input"):
-                    prompt = f"{prompt}\n\n{self._string(item, 'input', record)}"
-                return self._prompt(prompt, answer, record)
+                extra = self._string(item, "input", record) if item.get("input") else ""
+                return self._prompt(prompt, extra, answer, record)
         known = f"'text', 'prompt' and 'answer', 'instruction' and 'output', or '{self.corpus.messages_key}'"
         raise self._bad(record, f"must have {known}, but has {', '.join(sorted(item)) or 'no keys'}")
 
@@ -163,12 +163,15 @@ class ExampleParser:
             raise self._bad(record, f"must have roles among {', '.join(_ROLES)}, but has '{role}'")
         return Message(_ROLES[role], self._string(turn, content_key, record))
 
-    def _prompt(self, prompt: str, answer: str, record: Record) -> Example | None:
+    def _prompt(self, prompt: str, extra: str, answer: str, record: Record) -> Example | None:
+        joined = f"{prompt}\n\n{extra}" if extra else prompt
         if self.template is None or self.task == "seq2seq":
-            return self._pair(prompt, answer, record)
+            return self._pair(joined, answer, record)
         if not (prompt.strip() and answer.strip()):
             return None
-        return self._conversation([Message("user", prompt), Message("assistant", answer)], record)
+        alpaca = isinstance(self.template, AlpacaTemplate)
+        question = AlpacaTemplate.question(prompt, extra) if alpaca else [Message("user", joined)]
+        return self._conversation([*question, Message("assistant", answer)], record)
 
     def _conversation(self, messages: Sequence[Message], record: Record) -> Example | None:
         if self.task == "seq2seq":
@@ -183,7 +186,7 @@ class ExampleParser:
             raise self._bad(record, f"does not fit the chat template: {error.message}") from error
         if not self.zero_out:
             segments = [Segment(segment.text, segment.tokens, train_on=True) for segment in segments]
-        return Example(src=segments, corpus=self.name, line=record.line)
+        return Example(src=segments, corpus=self.name, line=record.line, closed=bool(self.template.stop_tokens))
 
     def _bad(self, record: Record, problem: str) -> DataError:
         return DataError(f"{self.where(record)} {problem}.")

@@ -212,15 +212,9 @@ def _messages(example: Any, report: Report) -> list[Message]:
 
 def _instruction(example: Mapping[str, Any]) -> list[Message]:
     instruction, extra, output = (_text(example.get(key) or "") for key in ("instruction", "input", "output"))
-    if not extra.strip():
-        return [Message("user", instruction), Message("assistant", output)]
-    if AlpacaTemplate.INPUT in instruction:
+    if extra.strip() and AlpacaTemplate.INPUT in instruction:
         raise _Unfit("a text that holds a heading of the layout")
-    return [
-        Message("system", AlpacaTemplate.PREAMBLE_WITH_INPUT),
-        Message("user", instruction + AlpacaTemplate.INPUT + extra),
-        Message("assistant", output),
-    ]
+    return [*AlpacaTemplate.question(instruction, extra), Message("assistant", output)]
 
 
 def _conversation(turns: Any, report: Report) -> list[Message]:

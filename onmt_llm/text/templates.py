@@ -69,6 +69,13 @@ class AlpacaTemplate:
     def __init__(self, specials: SpecialTokens | None = None) -> None:
         pass
 
+    @classmethod
+    def question(cls, instruction: str, extra: str = "") -> list[Message]:
+        """An instruction, with the input that it works on where there is one, as the messages that ask it."""
+        if not extra.strip():
+            return [Message("user", instruction)]
+        return [Message("system", cls.PREAMBLE_WITH_INPUT), Message("user", instruction + cls.INPUT + extra)]
+
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
         system, turns = split_system(messages)
         segments = [Segment(self.PREAMBLE if system is None else system, train_on=False)]

@@ -55,7 +55,7 @@ def test_conversations_in_both_spellings_go_through_the_template(write, roles, k
     role, content, user, assistant = roles
     turns = [{role: user, content: "Hi\nyou"}, {role: assistant, content: "Hello"}]
     corpus = CorpusConfig(path_jsonl=write("j", json.dumps({key: turns})), messages_key="turns")
-    (example,) = parse(corpus, zero_out_prompt_loss=True, template=get_template("chatml"))
+    (example,) = parse(corpus, template=get_template("chatml"))
     assert example is not None and [(s.text or s.tokens, s.train_on) for s in example.src] == [
         (["<|im_start|>"], False),
         ("user\nHi\nyou", False),
@@ -67,7 +67,8 @@ def test_conversations_in_both_spellings_go_through_the_template(write, roles, k
         (["<|im_end|>"], True),
         ("\n", False),
     ]
-    (everything,) = parse(corpus, template=get_template("chatml"))
+    assert example.closed
+    (everything,) = parse(corpus, zero_out_prompt_loss=False, template=get_template("chatml"))
     assert everything is not None and all(segment.train_on for segment in everything.src)
 
 
@@ -113,3 +114,11 @@ def test_an_encoder_decoder_needs_targets(write):
         parse(CorpusConfig(path_src=write("a", "x\n")), task="seq2seq")
     with pytest.raises(DataError, match=r"j:1 has 'text'"):
         parse(CorpusConfig(path_jsonl=write("j", '{"text": "x"}')), task="seq2seq")
+
+
+def test_an_alpaca_input_has_its_own_place_in_the_layout(write):
+    item = {"instruction": "Translate.", "input": "Hund", "output": "dog"}
+    (example,) = parse(CorpusConfig(path_jsonl=write("j", json.dumps(item))), template=get_template("alpaca"))
+    assert example is not None and not example.closed
+    text = "".join(segment.text or "" for segment in example.src)
+    assert "paired with an input" in text and text.endswith("### Input:\nHund\n\n### Response:\ndog")
