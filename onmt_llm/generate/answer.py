@@ -17,8 +17,8 @@ class StreamDecoder(Protocol):
 class AnswerText:
     """Collects the text of an answer and cuts it at the first stop string.
 
-    Text that could be the beginning of a stop string is held back until it is clear that it is not, so what was given out never has
-    to be taken back, also where a stop string spreads over several tokens.
+    Text that could be the beginning of a stop string is held back until it is clear that it is not, so what was given
+    out never has to be taken back, also where a stop string spreads over several tokens.
 
     Args:
         decoder: A fresh stream decoder.
@@ -40,10 +40,11 @@ class AnswerText:
 
     @property
     def token_count(self) -> int:
-        """How many of the pushed tokens the answer needs; fewer than were pushed when a stop string cut it."""
+        """How many of the pushed tokens belong to the answer: all, or those that lie wholly before the stop string."""
         if not self.stopped:
             return len(self._lengths)
-        return next((n for n, length in enumerate([0, *self._lengths]) if length >= self._given), len(self._lengths))
+        lengths = [0, *self._lengths]
+        return lengths.index(max(length for length in lengths if length <= self._given))
 
     def push(self, token: str) -> str:
         """Take the next token; return the text that has become certain."""
@@ -63,10 +64,8 @@ class AnswerText:
     def _release(self, *, hold_back: bool) -> str:
         found = [at for at in (self._decoded.find(stop, self._given) for stop in self._stops) if at >= 0]
         self.stopped = bool(found)
-        if found:
-            end = min(found)
-        else:
-            end = len(self._decoded) - (self._unsure() if hold_back else 0)
+        certain = len(self._decoded) - (self._unsure() if hold_back else 0)
+        end = min(found, default=certain)
         new, self._given = self._decoded[self._given : end], end
         return new
 

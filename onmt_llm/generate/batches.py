@@ -8,12 +8,15 @@ from typing import Literal
 BatchType = Literal["sents", "tokens"]
 
 
-def make_batches(lengths: Sequence[int], *, batch_size: int, batch_type: BatchType, same_length: bool = False) -> list[list[int]]:
+def make_batches(
+    lengths: Sequence[int], *, batch_size: int, batch_type: BatchType, same_length: bool = False
+) -> list[list[int]]:
     """Cut prompts into batches of similar length.
 
     Args:
         lengths: Tokens of each prompt; prompts of length 0 are left out.
-        batch_size: Prompts (`sents`) or prompt tokens with padding (`tokens`) in a batch at most; a batch holds at least one prompt.
+        batch_size: Prompts (`sents`) or prompt tokens with padding (`tokens`) in a batch at most; a batch holds at
+            least one prompt.
         batch_type: What `batch_size` counts.
         same_length: Prompts of a batch all have the same length.
 

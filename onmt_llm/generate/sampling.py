@@ -41,7 +41,7 @@ def repeated_ngram_ends(tokens: Sequence[int], n: int) -> list[int]:
 
 
 def penalize_repetition(logits_RV: Tensor, histories: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Divide the positive and multiply the negative logits of tokens in `histories[r]` by `penalty` (Keskar et al. 2019)."""
+    """Divide positive and multiply negative logits of tokens in `histories[r]` by `penalty` (Keskar et al. 2019)."""
     if penalty == 1.0 or not any(histories):
         return logits_RV
     logits_RV = logits_RV.clone()

@@ -1,9 +1,11 @@
 """Decoding with the torch model: greedy search, sampling and beam search over a key/value cache.
 
-Shapes: B = prompts, P = longest prompt, S = source length, R = rows (hypotheses that are alive), D = model width, V = vocabulary.
+Shapes: B = prompts, P = longest prompt, S = source length, R = rows (hypotheses that are alive), D = model width, V =
+    vocabulary.
 
-Prompts of a batch are padded on the left, so that all rows grow at the same place; the cache masks the padding and counts positions
-without it, which makes an answer independent of its neighbours. Rows that have ended leave the batch at once.
+Prompts of a batch are padded on the left, so that all rows grow at the same place; the cache masks the padding and
+counts positions without it, which makes an answer independent of its neighbours. Rows that have ended leave the batch
+at once.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ class Row:
         prompt: Its prompt's place in the batch.
         tokens: What was produced so far, the end token included.
         log_prob: Sum of the tokens' log probabilities (penalties and bans included, temperature not).
-        random: Its own source of random numbers.
+        random: Its own source of random numbers, where tokens are drawn.
         finish: Why it ended; None while it is alive. Whoever iterates over `sample` may set it.
     """
 
     prompt: int
     tokens: list[int] = field(default_factory=list)
     log_prob: float = 0.0
-    random: Random = field(default_factory=Random)
+    random: Random | None = None
     finish: FinishReason | None = None
 
 
@@ -54,7 +56,8 @@ class Rules:
         end_ids: Tokens that end an answer.
         banned_ids: Tokens that are never produced.
         min_length: Tokens that an answer has at least before an end token.
-        repetition_penalty: See `sampling.penalize_repetition`; tokens of the answer count, those of the prompt do not, as in CTranslate2.
+        repetition_penalty: See `sampling.penalize_repetition`; tokens of the answer count, those of the prompt do not,
+            as in CTranslate2.
         ngram: No n-gram of this length occurs twice in an answer; 0 = off.
     """
 
@@ -91,16 +94,16 @@ class Decoding:
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], *, start_id: int | None = None) -> None:
         self._model = model
         self._device = next(model.parameters()).device
-        self._memory_RSD: Tensor | None = None
         self._mask_RS: Tensor | None = None
+        memory_BSD: Tensor | None = None
         if model.config.is_decoder_only:
             ids_BP, left_pad_B = self._pad_left(prompts)
         else:
             assert start_id is not None, "an encoder-decoder model needs a start token"
-            self._encode(prompts)
+            memory_BSD = self._encode(prompts)
             ids_BP, left_pad_B = torch.full((len(prompts), 1), start_id, device=self._device), None
         self._cache = KVCache(model.config.decoder_layers, left_pad_B=left_pad_B)
-        self.logits_RV = self._forward(ids_BP)
+        self.logits_RV = self._forward(ids_BP, memory_BSD)
 
     def step(self, tokens: Sequence[int]) -> None:
         """Append one token to every row."""
@@ -111,11 +114,12 @@ class Decoding:
         idx_R = torch.tensor(rows, device=self._device, dtype=torch.long)
         self._cache.reorder(idx_R)
         self.logits_RV = self.logits_RV[idx_R]
-        if self._memory_RSD is not None and self._mask_RS is not None:
-            self._memory_RSD, self._mask_RS = self._memory_RSD[idx_R], self._mask_RS[idx_R]
+        if self._mask_RS is not None:
+            self._mask_RS = self._mask_RS[idx_R]
 
-    def _forward(self, ids_RT: Tensor) -> Tensor:
-        hidden_RTD = self._model.decode(ids_RT, self._memory_RSD, self._mask_RS, cache=self._cache)
+    def _forward(self, ids_RT: Tensor, memory_RSD: Tensor | None = None) -> Tensor:
+        # The memory is handed over once: from then on the cache has its keys and values.
+        hidden_RTD = self._model.decode(ids_RT, memory_RSD, self._mask_RS, cache=self._cache)
         return self._model.logits(hidden_RTD[:, -1:])[:, 0].float()
 
     def _pad_left(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -124,12 +128,12 @@ class Decoding:
         ids = [[0] * pad + list(prompt) for pad, prompt in zip(left_pad, prompts, strict=True)]
         return torch.tensor(ids, device=self._device), torch.tensor(left_pad, device=self._device)
 
-    def _encode(self, sources: Sequence[Sequence[int]]) -> None:
+    def _encode(self, sources: Sequence[Sequence[int]]) -> Tensor:
         longest = max(map(len, sources))
         src_BS = torch.tensor([[*source, *[0] * (longest - len(source))] for source in sources], device=self._device)
         lengths_B1 = torch.tensor([[len(source)] for source in sources], device=self._device)
         self._mask_RS = torch.arange(longest, device=self._device)[None] < lengths_B1
-        self._memory_RSD = self._model.encode(src_BS, self._mask_RS)
+        return self._model.encode(src_BS, self._mask_RS)
 
 
 def pick_best(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:
@@ -142,7 +146,11 @@ def pick_random(*, temperature: float, top_k: int, top_p: float) -> Pick:
 
     def pick(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:
         logits_RV = sampling.keep_top_k(sampling.sharpen(logits_RV, temperature), top_k)
-        return sampling.draw(sampling.keep_top_p(logits_RV, top_p), [row.random.random() for row in rows])
+        return sampling.draw(sampling.keep_top_p(logits_RV, top_p), [uniform(row) for row in rows])
+
+    def uniform(row: Row) -> float:
+        assert row.random is not None, "a row that is sampled needs random numbers"
+        return row.random.random()
 
     return pick
 
@@ -225,8 +233,8 @@ def beam_search(
 ) -> list[list[tuple[float, Row]]]:
     """Beam search. Per step a prompt's `beam_size` best continuations are looked at; those that end are kept aside.
 
-    A search is over when `beam_size` hypotheses have ended and none that is alive would beat them at its present length: the rule of
-    transformers with `early_stopping=False`.
+    A search is over when `beam_size` hypotheses have ended and none that is alive would beat them at its present
+    length: the rule of transformers with `early_stopping=False`.
 
     Args:
         decoding: The batch, one row a prompt.
@@ -293,7 +301,7 @@ def _advance(
     at_stop: Callable[[list[int]], bool],
 ) -> list[tuple[Row, int]]:
     """Put aside the continuations that end; return the best others, as many as the beam holds."""
-    alive = []
+    alive: list[tuple[Row, int]] = []
     for rank, (row, origin) in enumerate(candidates):
         ends = row.tokens[-1] in rules.end_ids or at_stop(row.tokens)
         if ends or len(row.tokens) >= max_length:

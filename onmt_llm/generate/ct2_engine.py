@@ -1,0 +1,355 @@
+"""The engine that runs a CTranslate2 release of a decoder-only model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
+from onmt_llm.generate.answer import AnswerText
+from onmt_llm.generate.batches import BatchType, make_batches
+from onmt_llm.generate.engine import (
+    CT2_MODEL_FILE,
+    Delta,
+    FinishReason,
+    Hypothesis,
+    check_options,
+    empty_answers,
+    end_ids,
+)
+from onmt_llm.log import log_once, logger
+from onmt_llm.optional import require
+
+if TYPE_CHECKING:
+    from onmt_llm.text.codec import Codec
+
+REPORT_FILE = "release_report.json"
+_SCORE_TOKENS = 512
+_RUNS_AS = {"int8": "int8_float32"}
+"""Two names of one type."""
+
+
+class Ct2Engine:
+    """Answers with a `ctranslate2.Generator`.
+
+    The options mean what they mean in the torch engine, with these limits of CTranslate2:
+
+    * `beam_size` > 1 with `random_sampling_topk` other than 1 is a beam search whose continuations are drawn at random;
+      where that is not wanted, set `random_sampling_topk: 1`.
+    * `length_penalty: wu` is refused in beam search; without a beam it only scales the score.
+    * `seed`: CTranslate2 seeds a thread when the thread first draws. So a seeded call repeats exactly when it is the
+      same call (same prompts, same `batch_size`), and the model is loaded again for every seeded call after the first.
+    * With a sliding window, a prompt that is longer is read in blocks of the window's size, each of which sees all of
+      the block before it: more than the model was trained to see. The log says so once. Such a text cannot be scored.
+    * In beam search a stop string cuts the finished answer instead of ending the search.
+
+    Args:
+        directory: Release with `model.bin`, our `config.yaml`, vocabulary and tokeniser files.
+        codec: Its vocabulary, tokeniser and template.
+        device: "cpu", "cuda" or "auto".
+        compute_type: CTranslate2's name of a type; "auto" = as stored.
+        threads: CPU threads; 0 = the library's default.
+    """
+
+    def __init__(
+        self, directory: Path, codec: Codec, *, device: str = "auto", compute_type: str = "auto", threads: int = 0
+    ) -> None:
+        self._directory = directory
+        self._codec = codec
+        self._end_ids = end_ids(codec)
+        self._load_options = {
+            "device": device,
+            # CTranslate2's own "auto" means the fastest type, which would quantise a float32 release without being
+            # asked.
+            "compute_type": "default" if compute_type == "auto" else compute_type,
+            "intra_threads": threads,
+        }
+        self._ct2 = require("ctranslate2", "the CTranslate2 engine")
+        self._model = self._load()
+        self._has_drawn = False
+        tokens = _model_tokens(directory)
+        # Rows of the embedding beyond the vocabulary have names of their own in the release; they must never be
+        # produced.
+        self._filler = [[token] for token in tokens[len(codec.vocab) :]]
+        self._vocab_size = len(tokens)
+
+    @classmethod
+    def open(cls, directory: Path, *, device: str = "auto", compute_type: str = "auto", threads: int = 0) -> Ct2Engine:
+        """Load a release; see `open_engine`."""
+        from onmt_llm.text.codec import Codec
+
+        codec = Codec.open(directory)
+        engine = cls(directory, codec, device=device, compute_type=compute_type, threads=threads)
+        asked = _stored_type(directory) if compute_type in ("auto", "default") else compute_type
+        if asked and _RUNS_AS.get(asked, asked) != _RUNS_AS.get(engine.compute_type, engine.compute_type):
+            log_once(
+                f"{directory} is {asked}, which the {engine.device} does not run: it runs as {engine.compute_type}."
+            )
+        return engine
+
+    @property
+    def codec(self) -> Codec:
+        return self._codec
+
+    @property
+    def compute_type(self) -> str:
+        """The type that the model really runs in."""
+        return str(self._model.compute_type)
+
+    @property
+    def device(self) -> str:
+        return str(self._model.device)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[str]],
+        options: GenerationConfig,
+        *,
+        batch_size: int = 16,
+        batch_type: BatchType = "sents",
+    ) -> list[list[Hypothesis]]:
+        """See `Engine.generate`."""
+        self._check(options)
+        known = [self._known(prompt) for prompt in prompts]
+        self._note_window(known)
+        answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
+        self._seed(options)
+        for batch in self._batches(known, options, batch_size=batch_size, batch_type=batch_type):
+            found = self._generate_batch([known[place] for place in batch], options)
+            for place, hypotheses in zip(batch, found, strict=True):
+                answers[place] = hypotheses
+        return answers
+
+    def stream(
+        self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
+    ) -> Iterator[Delta]:
+        """See `Engine.stream`."""
+        self._check(options)
+        if not prompt:
+            yield Delta("", 0, "stop")
+        elif options.beam_size > 1:
+            best = self.generate([prompt], options)[0][0]
+            yield Delta(best.text, len(best.tokens), best.finish_reason)
+        else:
+            self._note_window([prompt])
+            self._seed(options)
+            yield from self._stream(prompt, options, should_stop or (lambda: False))
+
+    def score(
+        self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
+    ) -> list[list[float]]:
+        """See `Engine.score`."""
+        _no_source(sources)
+        known = [self._known(sequence) for sequence in sequences]
+        self._refuse_beyond_window(known)
+        batch = [tokens for tokens in known if len(tokens) > 1]
+        results = iter(
+            self._model.score_batch(batch, max_batch_size=_SCORE_TOKENS, batch_type="tokens", max_input_length=0)
+            if batch
+            else []
+        )
+        return [list(next(results).log_probs) if len(tokens) > 1 else [] for tokens in known]
+
+    def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
+        """See `Engine.logits`."""
+        _no_source(source)
+        if not sequence:
+            raise DataError("A sequence to be scored must have at least one token, but is empty.")
+        self._refuse_beyond_window([sequence])
+        output = self._model.forward_batch([self._codec.vocab.ids(sequence)], return_log_probs=False)
+        # The output may live on the GPU, or be half precision, neither of which numpy reads.
+        output = output.to_device(self._ct2.Device.cpu).to(self._ct2.DataType.float32)
+        return np.array(output, dtype=np.float32)[0]
+
+    def _load(self) -> Any:
+        level = self._ct2.get_log_level()
+        # CTranslate2's own warning about a replaced type says in three lines what `open` says in one.
+        self._ct2.set_log_level(logging.ERROR)
+        try:
+            return self._ct2.Generator(str(self._directory), **self._load_options)
+        except ValueError as error:
+            raise UnsupportedError(f"CTranslate2 cannot run {self._directory} as asked: {error}.") from error
+        except RuntimeError as error:
+            raise CheckpointError(f"CTranslate2 cannot read {self._directory / CT2_MODEL_FILE}: {error}.") from error
+        finally:
+            self._ct2.set_log_level(level)
+
+    def _check(self, options: GenerationConfig) -> None:
+        check_options(options)
+        if options.beam_size > 1 and options.length_penalty == "wu":
+            raise UnsupportedError(
+                "length_penalty wu is not known to CTranslate2's beam search.",
+                hint="use length_penalty: avg or none, or the torch engine",
+            )
+
+    def _beyond_window(self, sequences: Sequence[Sequence[str]]) -> bool:
+        window = self._codec.config.model.sliding_window
+        return window is not None and any(len(sequence) > window for sequence in sequences)
+
+    def _note_window(self, prompts: Sequence[Sequence[str]]) -> None:
+        if self._beyond_window(prompts):
+            log_once("A prompt is longer than sliding_window: CTranslate2 then looks further back than the model does.")
+
+    def _refuse_beyond_window(self, sequences: Sequence[Sequence[str]]) -> None:
+        if self._beyond_window(sequences):
+            window = self._codec.config.model.sliding_window
+            raise UnsupportedError(
+                f"CTranslate2 can score at most sliding_window = {window} tokens of this model at once.",
+                hint="use the torch engine",
+            )
+
+    def _batches(
+        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, *, batch_size: int, batch_type: BatchType
+    ) -> list[list[int]]:
+        """Batches in which no prompt changes another one's answer.
+
+        CTranslate2 reads a batch of unequal prompts at once only up to the shortest, and forces the rest token by
+        token. Penalties then count the forced tokens, and with a prompt of one token in the batch the others' prompts
+        become part of their answers.
+        """
+        penalties = options.repetition_penalty != 1.0 or options.block_ngram_repeat > 0
+        lengths = [len(prompt) for prompt in prompts]
+        same_length = penalties or 1 in lengths
+        return make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=same_length)
+
+    def _known(self, tokens: Sequence[str]) -> list[str]:
+        """The tokens with unknown ones replaced as our vocabulary does it, so that both engines read the same."""
+        return self._codec.vocab.tokens(self._codec.vocab.ids(tokens))
+
+    def _search_options(self, options: GenerationConfig) -> dict[str, Any]:
+        """Our options in CTranslate2's names and sentinels."""
+        top_k = max(options.random_sampling_topk, 0)
+        return {
+            "max_length": options.max_length,
+            "min_length": options.min_length,
+            "sampling_topk": (top_k if top_k < self._vocab_size else 0) if options.samples else 1,
+            "sampling_topp": options.random_sampling_topp or 1.0,
+            "sampling_temperature": options.random_sampling_temp or 1.0,
+            "repetition_penalty": options.repetition_penalty,
+            "no_repeat_ngram_size": options.block_ngram_repeat,
+            "disable_unk": options.ban_unk_token and self._codec.vocab.unk_id is not None,
+            "suppress_sequences": self._filler or None,
+            "end_token": self._end_ids or None,
+        }
+
+    def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
+        beam = options.beam_size > 1
+        watched: dict[tuple[int, int], AnswerText] = {}
+        results = self._model.generate_batch(
+            prompts,
+            beam_size=options.beam_size,
+            num_hypotheses=options.n_best,
+            length_penalty=1.0 if options.length_penalty == "avg" and beam else 0.0,
+            include_prompt_in_result=False,
+            cache_static_prompt=False,
+            return_scores=True,
+            return_end_token=True,
+            callback=self._watcher(watched, options) if not beam and self._stops(options) else None,
+            **self._search_options(options),
+        )
+        return [self._hypotheses(result, options) for result in results]
+
+    def _watcher(self, watched: dict[tuple[int, int], AnswerText], options: GenerationConfig) -> Callable[[Any], bool]:
+        """Ends an answer at its first stop string while the batch goes on."""
+
+        def watch(step: Any) -> bool:
+            text = watched.setdefault((step.batch_id, step.hypothesis_id), self._answer_text(options))
+            if step.token_id not in self._end_ids:
+                text.push(self._codec.vocab[step.token_id])
+            return text.stopped
+
+        return watch
+
+    def _hypotheses(self, result: Any, options: GenerationConfig) -> list[Hypothesis]:
+        scores = result.scores or [0.0] * len(result.sequences_ids)
+        found = [self._hypothesis(ids, score, options) for ids, score in zip(result.sequences_ids, scores, strict=True)]
+        return sorted(found, key=lambda hypothesis: -hypothesis.score)
+
+    def _hypothesis(self, ids: Sequence[int], score: float, options: GenerationConfig) -> Hypothesis:
+        ended = bool(ids) and ids[-1] in self._end_ids
+        answer = list(ids[:-1] if ended else ids)
+        text = self._answer_text(options)
+        for token in answer:
+            text.push(self._codec.vocab[token])
+        text.finish()
+        if options.beam_size == 1:
+            score /= _length_penalty(options, len(ids))
+        reason: FinishReason = "stop" if ended or text.stopped else "length"
+        return Hypothesis(self._codec.vocab.tokens(answer[: text.token_count]), text.text, score, reason)
+
+    def _stream(
+        self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
+    ) -> Iterator[Delta]:
+        text = self._answer_text(options)
+        steps = self._model.generate_tokens(
+            self._known(prompt), cache_static_prompt=False, **self._search_options(options)
+        )
+        with closing(steps):
+            for step in steps:
+                if step.token_id in self._end_ids:
+                    yield Delta(text.finish(), 1, "stop")
+                    return
+                new = text.push(self._codec.vocab[step.token_id])
+                if step.is_last and not text.stopped:
+                    new += text.finish()
+                if text.stopped or step.is_last:
+                    yield Delta(new, 1, "stop" if text.stopped else "length")
+                    return
+                yield Delta(new, 1)
+                if should_stop():
+                    break
+        yield Delta(text.finish(), 0, "stopped")
+
+    def _seed(self, options: GenerationConfig) -> None:
+        """Make the coming call draw by `options.seed`."""
+        if not options.samples:
+            return
+        # Also without a seed: the one set last is the whole process's, and would make this engine's threads repeat it.
+        self._ct2.set_random_seed(options.seed if options.seed >= 0 else SystemRandom().getrandbits(31))
+        if options.seed >= 0 and self._has_drawn:
+            logger.debug("CTranslate2 is loaded again: its threads take a seed only once.")
+            self._model = self._load()
+        self._has_drawn = True
+
+    def _stops(self, options: GenerationConfig) -> list[str]:
+        return [stop for stop in (*self._codec.stop, *options.stop) if stop]
+
+    def _answer_text(self, options: GenerationConfig) -> AnswerText:
+        return AnswerText(self._codec.stream_decoder(), self._stops(options))
+
+
+def _length_penalty(options: GenerationConfig, length: int) -> float:
+    """Of a single hypothesis, whose score CTranslate2 is asked to leave alone, since it knows no `wu`."""
+    if options.length_penalty == "wu":
+        return float(((5.0 + length) / 6.0) ** options.alpha)
+    return float(max(length, 1)) if options.length_penalty == "avg" else 1.0
+
+
+def _no_source(source: object) -> None:
+    if source:
+        raise UnsupportedError("A CTranslate2 release holds a decoder-only model, which has no source side.")
+
+
+def _model_tokens(directory: Path) -> list[str]:
+    """The vocabulary that CTranslate2 reads, in id order."""
+    file = directory / "vocabulary.json"
+    try:
+        return [str(token) for token in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} must be a JSON list of tokens, but cannot be read so ({error}).") from error
+
+
+def _stored_type(directory: Path) -> str | None:
+    """The quantisation that a release was made with, as its report says; None for a release of another program."""
+    try:
+        return json.loads((directory / REPORT_FILE).read_text(encoding="utf-8")).get("quantization")
+    except (OSError, ValueError, AttributeError):
+        return None

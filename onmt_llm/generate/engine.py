@@ -1,0 +1,191 @@
+"""What every engine offers, and `open_engine`, which looks at the files to know which engine they need."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.generate.batches import BatchType
+from onmt_llm.log import log_once
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onmt_llm.text.codec import Codec
+
+FinishReason = Literal["stop", "length"]
+CT2_MODEL_FILE = "model.bin"
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One answer.
+
+    Attributes:
+        tokens: Its tokens, without the end token and without those of a stop string.
+        text: Its text, up to the stop string.
+        score: Sum of the tokens' log probabilities (penalties applied, temperature not), divided by the length penalty.
+        finish_reason: "stop" = end token or stop string; "length" = `max_length` reached.
+    """
+
+    tokens: list[str]
+    text: str
+    score: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of an answer that is being produced.
+
+    Attributes:
+        text: New text; may be empty while a character or a possible stop string is incomplete.
+        tokens: Tokens produced since the last delta.
+        finish_reason: Set in the last delta: "stop", "length", or "stopped" when `should_stop` asked for it.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: Literal["stop", "length", "stopped"] | None = None
+
+
+class Engine(Protocol):
+    """A model that is ready to answer, with its tokeniser and template."""
+
+    @property
+    def codec(self) -> Codec: ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[str]],
+        options: GenerationConfig,
+        *,
+        batch_size: int = 16,
+        batch_type: BatchType = "sents",
+    ) -> list[list[Hypothesis]]:
+        """Answer prompts.
+
+        Args:
+            prompts: Tokens: what a language model continues, or the source of an encoder-decoder model. An empty prompt
+                has empty answers.
+            options: How to search or sample.
+            batch_size: Prompts, or prompt tokens, that are decoded together.
+            batch_type: What `batch_size` counts.
+
+        Returns:
+            For each prompt, in the order given, its `n_best` answers, best first.
+
+        Raises:
+            ConfigError: The options contradict each other.
+        """
+        ...
+
+    def stream(
+        self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
+    ) -> Iterator[Delta]:
+        """Answer one prompt piece by piece; the pieces make up the text that `generate` gives.
+
+        Args:
+            prompt: As in `generate`.
+            options: As in `generate`. With a beam, which is only known at its end, there is one piece.
+            should_stop: Asked after each token; True ends the answer.
+        """
+        ...
+
+    def score(
+        self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
+    ) -> list[list[float]]:
+        """Natural log of the probability of each token from the second on, given those before it (and its source)."""
+        ...
+
+    def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
+        """Raw float32 logits (T, V): row t is what the model expects after token t of `sequence`."""
+        ...
+
+
+def open_engine(
+    path: str | Path, *, device: str = "auto", compute_type: str = "auto", dtype: str | None = None, threads: int = 0
+) -> Engine:
+    """Load a model for answering. A directory with `model.bin` goes to CTranslate2, a checkpoint or an adapter to
+    torch.
+
+    Args:
+        path: Checkpoint, adapter or CTranslate2 release; a checkpoint may be written with a trailing `.pt`.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        compute_type: "auto" = the type in which the model is stored, or the nearest that the device runs; otherwise
+            CTranslate2's name of a type (`int8`, `int8_float16`, `float16`, `bfloat16`, `float32` ...). The torch
+            engine knows the float types and `int8`.
+        dtype: "fp32", "bf16" or "fp16" for the torch engine; null = by `compute_type`.
+        threads: CPU threads; 0 = the library's default.
+
+    Raises:
+        CheckpointError: There is no usable model at `path`.
+        UnsupportedError: The device or the type cannot be had here.
+    """
+    options: dict[str, Any] = {"device": device, "compute_type": compute_type, "threads": threads}
+    release = find_release(path)
+    if release is not None:
+        from onmt_llm.generate.ct2_engine import Ct2Engine
+
+        return Ct2Engine.open(release, **options)
+    from onmt_llm.generate.torch_engine import TorchEngine
+
+    return TorchEngine.open(path, dtype=dtype, **options)
+
+
+def find_release(path: str | Path) -> Path | None:
+    """The CTranslate2 directory that `path` names, or None when it names something else.
+
+    Raises:
+        CheckpointError: It is a CTranslate2 directory, but without the files that say how to talk to the model.
+    """
+    path = Path(path)
+    for candidate in (path, path.with_suffix("") if path.suffix == ".pt" else path.with_name(path.name + ".pt")):
+        if (candidate / CT2_MODEL_FILE).is_file():
+            missing = [
+                name for name in ("config.yaml", "config.json", "vocabulary.json") if not (candidate / name).is_file()
+            ]
+            if missing:
+                raise CheckpointError(
+                    f"The CTranslate2 model {candidate} must hold {', '.join(missing)}, but does not.",
+                    hint="release it with release_model, which copies what belongs to the weights",
+                )
+            return candidate
+    return None
+
+
+def check_options(options: GenerationConfig) -> None:
+    """Refuse options that contradict each other; the same for every engine.
+
+    Raises:
+        ConfigError: One sentence that names both options.
+    """
+    draws = options.beam_size == 1 and options.samples
+    if options.n_best > options.beam_size and not draws:
+        raise ConfigError(
+            f"n_best must be <= beam_size without sampling, but is {options.n_best} with beam_size "
+            f"{options.beam_size}.",
+            hint="raise beam_size, or sample with random_sampling_topk: 0 (all tokens) or more than 1",
+        )
+    if options.min_length > options.max_length:
+        raise ConfigError(
+            f"min_length must be <= max_length, but is {options.min_length} with max_length {options.max_length}."
+        )
+
+
+def end_ids(codec: Codec) -> list[int]:
+    """Ids of the tokens that end an answer: the end-of-sequence token and the checkpoint's stop tokens."""
+    missing = [token for token in codec.stop_tokens if token not in codec.vocab]
+    if missing:
+        log_once(f"Not in the vocabulary, so an answer cannot end there: {', '.join(missing)}", level=logging.WARNING)
+    return sorted(set(codec.vocab.ids(token for token in codec.stop_tokens if token in codec.vocab)))
+
+
+def empty_answers(options: GenerationConfig) -> list[Hypothesis]:
+    """What an empty prompt is answered with: nothing, so that it keeps its place in the output."""
+    return [Hypothesis([], "", 0.0, "stop") for _ in range(options.n_best)]

@@ -1,0 +1,95 @@
+"""`release`: write a checkpoint in the form in which it is served, and compare the result with the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.registry import Registry
+
+Verify = Literal["strict", "warn", "off"]
+Report = dict[str, Any]
+
+
+class Writer(Protocol):
+    """Writes one format. What it cannot do (also: replace an output without `force`) it refuses before it works."""
+
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        output: Path,
+        *,
+        quantization: str | None,
+        verify: Verify,
+        text: str | None,
+        force: bool,
+    ) -> Report: ...
+
+
+FORMATS: Registry[Writer] = Registry("release format")
+
+
+def release(
+    model: str | Path,
+    output: str | Path,
+    *,
+    format: str = "ctranslate2",
+    quantization: str | None = None,
+    verify: Verify = "strict",
+    text: str | None = None,
+    force: bool = False,
+) -> Report:
+    """Release a checkpoint for serving.
+
+    Args:
+        model: Checkpoint with all of the model's weights.
+        output: Directory to write (`pytorch`: a file). It appears complete, or not at all.
+        format: "ctranslate2", "safetensors" or "pytorch".
+        quantization: Number format of `ctranslate2`: "int8", "int8_float16", "float16" ...; None = float32.
+        verify: "strict" publishes nothing whose comparison with the model is beyond the bound, "warn" says so, "off"
+            does not compare.
+        text: What the two are compared on; None = paragraphs that come with the package.
+        force: Replace an output that exists.
+
+    Returns:
+        The report, as in `release_report.json`.
+
+    Raises:
+        CheckpointError: The model is an adapter, or damaged; the output exists; or the release differs too much from
+            the model.
+        UnsupportedError: The format cannot express the architecture.
+        ConfigError: A format, quantisation or value of `verify` that there is not.
+    """
+    write = FORMATS.get(format)
+    if verify not in ("strict", "warn", "off"):
+        raise ConfigError(f"verify must be strict, warn or off, but is '{verify}'.")
+    checkpoint = Checkpoint.open(model)
+    _refuse_adapter(checkpoint)
+    return write(checkpoint, Path(output), quantization=quantization, verify=verify, text=text, force=force)
+
+
+def no_quantization(format: str, quantization: str | None) -> None:
+    """For formats that keep the checkpoint's own numbers."""
+    if quantization is not None:
+        raise ConfigError(
+            f"quantization must be left out for the format {format}, which keeps the weights as they are, "
+            f"but is {quantization}.",
+            hint="quantization belongs to --format ctranslate2",
+        )
+
+
+def _refuse_adapter(checkpoint: Checkpoint) -> None:
+    if not checkpoint.has_adapter:
+        return
+    adapter = checkpoint.config.adapter
+    base = adapter.base if adapter is not None and checkpoint.is_adapter else checkpoint.path
+    merged = checkpoint.path.with_name(checkpoint.path.name + ".merged")
+    raise CheckpointError(
+        f"A release must hold the whole model in plain weights, but {checkpoint.path} is an unmerged LoRA adapter.",
+        hint=(
+            f"merge it first: onmt_llm_lora --action merge --base_model {base} "
+            f"--lora_weights {checkpoint.path} --output {merged}"
+        ),
+    )

@@ -1,0 +1,97 @@
+"""Releases that keep the weights as they are: a checkpoint directory for inference, and a single `.pt` file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
+from onmt_llm.errors import CheckpointError
+from onmt_llm.release.formats import FORMATS, Report, Verify, no_quantization
+
+
+@FORMATS.register("safetensors")
+def release_safetensors(
+    checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
+) -> Report:
+    """A checkpoint directory without the state of training; verified by the content of its tensors."""
+    no_quantization("safetensors", quantization)
+    with CheckpointWriter(output, checkpoint.config, overwrite=force) as writer:
+        for name, tensor in checkpoint.tensors():
+            writer.add(name, tensor)
+        for file in checkpoint.files():
+            writer.add_file(file, file.name)
+    verdict = "not verified"
+    if verify != "off":
+        released = Checkpoint.open(output)
+        damaged = released.damaged()
+        if damaged or released.fingerprint != checkpoint.fingerprint:
+            raise CheckpointError(
+                f"{output} must hold the tensors of {checkpoint.path}, but differs in: {', '.join(damaged[:20])}."
+            )
+        verdict = "pass"
+    return {
+        "format": "safetensors",
+        "source": str(checkpoint.path),
+        "fingerprint": checkpoint.fingerprint,
+        "verdict": verdict,
+    }
+
+
+@FORMATS.register("pytorch")
+def release_pytorch(
+    checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
+) -> Report:
+    """One file for `torch.load(..., weights_only=True)`: tensors, vocabulary, configuration, tokeniser files.
+
+    The dictionary's keys are `model` (name -> tensor), `vocab` (tokens in id order), `config` (content of config.yaml)
+    and `files` (name -> the file's bytes as a uint8 tensor). The whole model is in memory while it is written.
+    """
+    no_quantization("pytorch", quantization)
+    _check_file(output, force=force)
+    tensors = dict(checkpoint.tensors())
+    content = {
+        "model": tensors,
+        "vocab": list(checkpoint.codec().vocab),
+        "config": checkpoint.config.model_dump(mode="json"),
+        "files": {file.name: _bytes(file) for file in checkpoint.files()},
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        verdict = "not verified" if verify == "off" else _verify_pytorch(temporary, tensors)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"format": "pytorch", "source": str(checkpoint.path), "tensors": len(tensors), "verdict": verdict}
+
+
+def _check_file(output: Path, *, force: bool) -> None:
+    if output.is_dir():
+        raise CheckpointError(f"The format pytorch writes one file, but {output} is a directory.")
+    if output.exists() and not force:
+        raise CheckpointError(
+            f"The output {output} exists already.", hint="choose another name, or replace it with --force"
+        )
+
+
+def _bytes(file: Path) -> torch.Tensor:
+    return (
+        torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+        if file.stat().st_size
+        else torch.empty(0, dtype=torch.uint8)
+    )
+
+
+def _verify_pytorch(file: Path, model: dict[str, torch.Tensor]) -> str:
+    read = torch.load(file, weights_only=True, mmap=True)["model"]
+    wrong = [name for name, tensor in model.items() if name not in read or not torch.equal(tensor, read[name])]
+    if wrong:
+        raise CheckpointError(f"The released file must read back as written, but differs in: {', '.join(wrong[:20])}.")
+    return "pass"

@@ -1,0 +1,130 @@
+"""A CTranslate2 float32 release of every architecture that we release, against our own model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from onmt_llm.checkpoint.store import CheckpointWriter
+from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.generate.engine import Engine, open_engine
+from onmt_llm.nn.transformer import Transformer
+from onmt_llm.release import release
+
+VOCAB = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(37))]
+LLAMA = {
+    "decoder_layers": 2,
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "heads": 4,
+    "ffn_size": 48,
+    "ffn_gated": True,
+    "activation": "silu",
+    "norm": "rmsnorm",
+    "norm_eps": 1e-5,
+    "position": "rotary",
+}
+FALCON = {
+    **LLAMA,
+    "ffn_gated": False,
+    "activation": "gelu",
+    "norm": "layernorm",
+    "parallel_residual": True,
+    "tie_embeddings": True,
+}
+LLAMA3_ROPE = {"theta": 5e5, "scaling": "llama3", "factor": 8.0, "original_max_position": 16, "high_freq_factor": 3.0}
+BIASES = {"attn_bias": True, "attn_out_bias": True, "ffn_bias": True}
+ARCHITECTURES = {
+    "llama": LLAMA,
+    "llama grouped, llama3 rope, tied": {**LLAMA, "kv_heads": 2, "tie_embeddings": True, "rope": LLAMA3_ROPE},
+    "llama theta, linear rope": {**LLAMA, "rope": {"theta": 1e6, "scaling": "linear", "factor": 4.0}},
+    "llama odd head_dim, qk_norm": {**LLAMA, "head_dim": 6, "qk_norm": True, "kv_heads": 2, "lm_head_bias": True},
+    "mistral within its window": {**LLAMA, "kv_heads": 2, "sliding_window": 64},
+    "falcon 7b": {**FALCON, "shared_norm": True, "kv_heads": 1},
+    "falcon 40b": {**FALCON, "kv_heads": 2},
+    "gpt-neox": {**FALCON, **BIASES, "tie_embeddings": False, "rope": {"rotary_dim": 4}},
+    "phi": {
+        **FALCON,
+        **BIASES,
+        "shared_norm": True,
+        "activation": "gelu_tanh",
+        "lm_head_bias": True,
+        "rope": {"rotary_dim": 2},
+    },
+    "parallel rmsnorm": {**LLAMA, "parallel_residual": True},
+    "mpt": {**FALCON, "parallel_residual": False, "position": "alibi", "norm_bias": False},
+    "alibi, grouped, 6 heads": {
+        **FALCON,
+        "parallel_residual": False,
+        "position": "alibi",
+        "hidden_size": 36,
+        "heads": 6,
+        "kv_heads": 2,
+    },
+    "gpt2": {
+        **FALCON,
+        **BIASES,
+        "parallel_residual": False,
+        "position": "learned",
+        "max_position": 64,
+        "activation": "gelu_tanh",
+    },
+    "opennmt lm": {
+        **LLAMA,
+        **BIASES,
+        "norm": "layernorm",
+        "position": "sinusoidal",
+        "scale_embeddings": True,
+        "activation": "relu",
+    },
+    "post-norm": {**FALCON, **BIASES, "parallel_residual": False, "position": "sinusoidal", "norm_position": "post"},
+}
+
+
+def make_checkpoint(directory: Path, config: ModelConfig, seed: int = 0) -> Path:
+    """A checkpoint with random weights large enough to make it opinionated, and words as tokens."""
+    torch.manual_seed(seed)
+    model = Transformer(config)
+    with CheckpointWriter(directory, CheckpointConfig(model=config)) as writer:
+        for name, parameter in model.named_parameters():
+            around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            writer.add(name, around + 0.3 * torch.randn_like(parameter))
+        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
+    return directory
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
+    directory = tmp_path_factory.mktemp("parity")
+    config = {**request.param, "rope": RopeConfig(**request.param.get("rope", {}))}
+    checkpoint = make_checkpoint(directory / "model", ModelConfig(**config))
+    release(checkpoint, directory / "ct2", text=" ".join(VOCAB[3:]))
+    return open_engine(checkpoint, device="cpu"), open_engine(directory / "ct2", device="cpu")
+
+
+def sequence(seed: int, length: int) -> list[str]:
+    return ["<s>", *(VOCAB[i] for i in np.random.default_rng(seed).integers(3, 40, length - 1))]
+
+
+def test_logits(engines: tuple[Engine, Engine]) -> None:
+    ours, theirs = engines
+    for seed, length in enumerate((1, 7, 60)):
+        tokens = sequence(seed, length)
+        np.testing.assert_allclose(theirs.logits(tokens), ours.logits(tokens), atol=1e-4)
+
+
+def test_greedy_answers_and_scores(engines: tuple[Engine, Engine]) -> None:
+    ours, theirs = engines
+    prompts = [sequence(seed, length) for seed, length in enumerate((3, 12, 1, 5, 5))]
+    options = GenerationConfig(max_length=12)
+    for answer, expected in zip(theirs.generate(prompts, options), ours.generate(prompts, options), strict=True):
+        assert answer[0].tokens == expected[0].tokens
+        assert answer[0].finish_reason == expected[0].finish_reason
+        assert answer[0].score == pytest.approx(expected[0].score, abs=1e-4)
+    for log_probs, expected in zip(theirs.score(prompts), ours.score(prompts), strict=True):
+        assert log_probs == pytest.approx(expected, abs=1e-4)

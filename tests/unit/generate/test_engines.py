@@ -1,0 +1,283 @@
+"""What both engines promise: one set of options, one meaning."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from onmt_llm import log
+from onmt_llm.checkpoint.store import CheckpointWriter
+from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
+from onmt_llm.generate.engine import Engine, open_engine
+from onmt_llm.nn.transformer import Transformer
+from onmt_llm.release import release
+
+VOCAB = ["<unk>", "<s>", "</s>", "<end>", *(chr(ord("a") + i) for i in range(20))]
+CONFIG = ModelConfig(
+    decoder_layers=2,
+    vocab_size=26,
+    hidden_size=32,
+    heads=4,
+    ffn_size=48,
+    norm="rmsnorm",
+    position="rotary",
+    activation="gelu",
+)
+PROMPTS = [["<s>", "a", "b"], [], ["<s>"], ["<s>", *"qponmlk"], ["<s>", *"cde"], ["<s>", *"cde"]]
+LONG = GenerationConfig(max_length=15, min_length=15)
+
+
+def write_checkpoint(directory: Path, config: ModelConfig) -> Path:
+    torch.manual_seed(5)
+    specials = SpecialTokens()
+    with CheckpointWriter(
+        directory, CheckpointConfig(model=config, specials=specials, stop_tokens=["<end>"])
+    ) as writer:
+        for name, parameter in Transformer(config).named_parameters():
+            writer.add(name, (1.0 if "norm" in name else 0.0) + 0.4 * torch.randn_like(parameter))
+        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose embedding has two rows more than there are tokens, and its release beside it."""
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("engines") / "model", CONFIG)
+    release(checkpoint, checkpoint.with_name("ct2"), text=" ".join(VOCAB[4:]))
+    return checkpoint
+
+
+@pytest.fixture(scope="module", params=["model", "ct2"])
+def engine(request: pytest.FixtureRequest, model: Path) -> Engine:
+    return open_engine(model.with_name(request.param), device="cpu")
+
+
+def texts(engine: Engine, prompts: list[list[str]], options: GenerationConfig, **batching: int) -> list[list[str]]:
+    return [[answer.text for answer in answers] for answers in engine.generate(prompts, options, **batching)]  # type: ignore[arg-type]
+
+
+def streamed(engine: Engine, prompt: list[str], options: GenerationConfig) -> tuple[str, int, str | None]:
+    deltas = list(engine.stream(prompt, options))
+    assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+    return "".join(d.text for d in deltas), sum(d.tokens for d in deltas), deltas[-1].finish_reason
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GenerationConfig(max_length=10),
+        GenerationConfig(max_length=10, repetition_penalty=1.5),
+        GenerationConfig(max_length=10, block_ngram_repeat=2, min_length=5),
+        GenerationConfig(max_length=8, beam_size=3, n_best=2),
+        GenerationConfig(max_length=8, beam_size=3, length_penalty="none"),
+    ],
+    ids=["greedy", "penalty", "ngram", "beam", "beam none"],
+)
+def test_answers_keep_their_order_and_ignore_their_neighbours(engine: Engine, options: GenerationConfig) -> None:
+    together = texts(engine, PROMPTS, options)
+    assert together[1] == [""] * options.n_best
+    assert texts(engine, PROMPTS, options, batch_size=2) == together
+    for prompt, answer in zip(PROMPTS, together, strict=True):
+        assert texts(engine, [prompt], options) == [answer]
+
+
+def test_the_stream_is_the_answer(engine: Engine) -> None:
+    for options in (GenerationConfig(max_length=10), GenerationConfig(max_length=10, stop=["a"]), LONG):
+        for prompt in PROMPTS:
+            answer = engine.generate([prompt], options)[0][0]
+            text, tokens, reason = streamed(engine, prompt, options)
+            assert (text, reason) == (answer.text, answer.finish_reason)
+            assert tokens >= len(answer.tokens)
+
+
+def test_a_stop_string_ends_an_answer_in_the_middle_of_a_batch(engine: Engine) -> None:
+    free = engine.generate(PROMPTS, LONG)
+    words = free[3][0].text.split()
+    stop = f"{words[4]} {words[5]}"
+    for beam in (1, 3):
+        stopped = engine.generate(PROMPTS, LONG.model_copy(update={"stop": [stop], "beam_size": beam}))
+        assert all(stop not in answer.text for answers in stopped for answer in answers)
+        if beam == 1:
+            expected = free[3][0].text[: free[3][0].text.index(stop)]
+            assert (stopped[3][0].text, stopped[3][0].finish_reason) == (expected, "stop")
+            assert stopped[3][0].tokens == expected.split()
+            assert all(len(answer.tokens) == 15 for (answer,) in stopped if answer.finish_reason == "length")
+
+
+def test_lengths(engine: Engine) -> None:
+    for (answer,) in [
+        answers for answers, prompt in zip(engine.generate(PROMPTS, LONG), PROMPTS, strict=True) if prompt
+    ]:
+        assert len(answer.tokens) == 15 and answer.finish_reason == "length"
+    assert all(len(answers[0].tokens) <= 3 for answers in engine.generate(PROMPTS, GenerationConfig(max_length=3)))
+
+
+def test_stop_tokens_and_unknown_tokens(engine: Engine) -> None:
+    assert not {"<end>", "</s>"} & {
+        t for a in engine.generate(PROMPTS, GenerationConfig(max_length=30)) for t in a[0].tokens
+    }
+    sampling = GenerationConfig(
+        max_length=60, min_length=60, random_sampling_topk=0, random_sampling_temp=3, n_best=8, ban_unk_token=True
+    )
+    for answers in engine.generate([["<s>", "a"], ["<s>", "b"]], sampling):
+        assert len({answer.text for answer in answers}) == 8
+        assert not any("<unk>" in answer.tokens or len(answer.tokens) != 60 for answer in answers)
+
+
+def test_a_seed_repeats_and_no_seed_does_not(engine: Engine) -> None:
+    drawn = LONG.model_copy(update={"random_sampling_topk": 0, "random_sampling_temp": 3.0, "seed": 3})
+    first = texts(engine, PROMPTS, drawn)
+    assert texts(engine, PROMPTS, drawn) == first
+    assert streamed(engine, PROMPTS[0], drawn) == streamed(engine, PROMPTS[0], drawn)
+    assert texts(engine, PROMPTS, drawn.model_copy(update={"seed": 4})) != first
+    free = drawn.model_copy(update={"seed": -1})
+    assert texts(engine, PROMPTS, free) != texts(engine, PROMPTS, free)
+
+
+def test_torch_samples_do_not_depend_on_the_batch(model: Path) -> None:
+    engine = open_engine(model, device="cpu")
+    drawn = LONG.model_copy(update={"random_sampling_topk": 8, "random_sampling_topp": 0.9, "seed": 3, "n_best": 2})
+    assert texts(engine, PROMPTS, drawn, batch_size=1) == texts(engine, PROMPTS, drawn)
+    assert texts(engine, PROMPTS[:3], drawn) == texts(engine, PROMPTS, drawn)[:3]
+
+
+def test_the_options_of_the_vicuna_recipe(engine: Engine) -> None:
+    sampling = {"random_sampling_topk": 40, "random_sampling_topp": 0.75, "random_sampling_temp": 0.1}
+    found = engine.generate(PROMPTS, GenerationConfig(beam_size=3, n_best=2, max_length=8, **sampling))
+    assert [len(answers) for answers in found] == [2] * len(PROMPTS)
+    assert all(best.score >= second.score for best, second in found)
+
+
+def test_each_of_several_samples_ends_at_its_own_stop_string(engine: Engine) -> None:
+    options = GenerationConfig(max_length=40, min_length=40, random_sampling_topk=0, n_best=5, stop=["a", "e", "i"])
+    for answers in engine.generate([PROMPTS[0], PROMPTS[3]], options):
+        assert len({len(answer.tokens) for answer in answers}) > 1
+        assert not any(set("aei") & set(answer.text) for answer in answers)
+        assert all(answer.finish_reason == "stop" for answer in answers if len(answer.tokens) < 40)
+
+
+def test_temperature_zero_and_topk_one_are_greedy(engine: Engine) -> None:
+    greedy = texts(engine, PROMPTS, GenerationConfig(max_length=8))
+    assert (
+        texts(engine, PROMPTS, GenerationConfig(max_length=8, random_sampling_topk=0, random_sampling_temp=0.0))
+        == greedy
+    )
+    assert texts(engine, PROMPTS, GenerationConfig(max_length=8, random_sampling_topp=0.0)) == greedy
+
+
+def test_streaming_stops_when_asked(engine: Engine) -> None:
+    deltas = []
+    for delta in engine.stream(PROMPTS[0], LONG, should_stop=lambda: len(deltas) == 4):
+        deltas.append(delta)
+    assert sum(delta.tokens for delta in deltas) == 4
+    assert deltas[-1].finish_reason == "stopped"
+    stream = engine.stream(PROMPTS[0], LONG)
+    first = next(iter(stream))
+    stream.close()  # type: ignore[attr-defined]
+    assert engine.generate([PROMPTS[0]], LONG)[0][0].text.startswith(first.text)
+
+
+def test_both_engines_score_alike(model: Path) -> None:
+    ours, theirs = open_engine(model, device="cpu"), open_engine(model.with_name("ct2"), device="cpu")
+    sequences = [["<s>", *"abcabc"], ["a"], [], ["<s>", "zzz", "b"]]
+    for left, right, sequence in zip(ours.score(sequences), theirs.score(sequences), sequences, strict=True):
+        assert len(left) == max(len(sequence) - 1, 0)
+        assert left == pytest.approx(right, abs=1e-4)
+    full = torch.from_numpy(ours.logits(sequences[0])).log_softmax(-1)
+    ids = ours.codec.vocab.ids(sequences[0])
+    assert ours.score(sequences)[0] == pytest.approx(
+        [float(full[i, ids[i + 1]]) for i in range(len(ids) - 1)], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_best": 2}, "n_best must be <= beam_size"),
+        ({"n_best": 4, "beam_size": 3, "random_sampling_topk": 0}, "n_best must be <= beam_size"),
+        ({"min_length": 9, "max_length": 5}, "min_length must be <= max_length"),
+    ],
+)
+def test_contradictions_are_refused(engine: Engine, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine.generate(PROMPTS, GenerationConfig(**options))
+
+
+def test_what_ctranslate2_cannot_do_is_refused(model: Path) -> None:
+    engine = open_engine(model.with_name("ct2"), device="cpu")
+    with pytest.raises(UnsupportedError, match="length_penalty wu"):
+        engine.generate(PROMPTS, GenerationConfig(beam_size=2, length_penalty="wu"))
+    with pytest.raises(UnsupportedError, match="CTranslate2 cannot run"):
+        open_engine(model.with_name("ct2"), device="cpu", compute_type="nonsense")
+
+
+def test_beam_search_ignores_sampling_in_torch_and_says_so_once(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = open_engine(model, device="cpu")
+    log._said.clear()
+    with caplog.at_level(logging.INFO):
+        options = GenerationConfig(
+            max_length=8, beam_size=3, n_best=2, random_sampling_topk=40, random_sampling_temp=0.1
+        )
+        found = [texts(engine, PROMPTS, options) for _ in range(2)]
+    assert found[0] == found[1] == texts(engine, PROMPTS, GenerationConfig(max_length=8, beam_size=3, n_best=2))
+    assert sum("beam search" in record.message for record in caplog.records) == 1
+
+
+def test_int8_float16_runs_on_the_cpu_and_says_how(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release(model, tmp_path / "half", quantization="int8_float16", verify="warn")
+    log._said.clear()
+    with caplog.at_level(logging.INFO):
+        engine = open_engine(tmp_path / "half", device="cpu")
+    assert engine.compute_type == "int8_float32"  # type: ignore[attr-defined]
+    assert sum("int8_float32" in record.message for record in caplog.records) == 1
+    assert engine.generate([PROMPTS[0]], LONG)[0][0].finish_reason == "length"
+
+
+def test_an_encoder_decoder_answers_too(tmp_path: Path) -> None:
+    config = ModelConfig(encoder_layers=2, decoder_layers=2, vocab_size=24, hidden_size=32, heads=4, ffn_size=48)
+    engine = open_engine(write_checkpoint(tmp_path / "seq2seq", config), device="cpu")
+    sources = [[*"abc", "</s>"], [], [*"ponmlk", "</s>"]]
+    for options in (GenerationConfig(max_length=8), GenerationConfig(max_length=8, beam_size=4, n_best=2)):
+        together = texts(engine, sources, options)
+        assert [texts(engine, [source], options)[0] for source in sources] == together
+    assert len(engine.score([["<s>", *"abc"]], sources=[sources[0]])[0]) == 3
+    assert (
+        streamed(engine, sources[0], GenerationConfig(max_length=8))[0]
+        == texts(engine, sources[:1], GenerationConfig(max_length=8))[0][0]
+    )
+
+
+@pytest.mark.parametrize("compute_type", ["int8", "float32", "bfloat16"])
+def test_the_torch_engine_runs_in_other_types(model: Path, compute_type: str) -> None:
+    engine = open_engine(model, device="cpu", compute_type=compute_type)
+    exact = open_engine(model, device="cpu")
+    error = abs(engine.logits(PROMPTS[0]) - exact.logits(PROMPTS[0])).max()
+    assert error == 0 if compute_type == "float32" else 0 < error < 1
+
+
+def test_missing_and_incomplete_models(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        open_engine(tmp_path / "nowhere")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"must hold config.yaml, config.json, vocabulary.json"):
+        open_engine(broken)
+    for name in ("config.yaml", "config.json", "vocabulary.json", "vocab.txt"):
+        (broken / name).write_bytes((model.with_name("ct2") / name).read_bytes())
+    with pytest.raises(CheckpointError, match=r"cannot read .*model.bin"):
+        open_engine(broken)
+
+
+def test_names_with_and_without_pt_find_the_release(model: Path) -> None:
+    assert json.loads((model.with_name("ct2") / "release_report.json").read_text())["verdict"] == "pass"
+    assert type(open_engine(f"{model.with_name('ct2')}.pt", device="cpu")).__name__ == "Ct2Engine"
