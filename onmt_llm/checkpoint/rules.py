@@ -1,15 +1,15 @@
 """Rules between the tensors of another format and ours: one rule a line, every rule usable in both directions.
 
-A rule names our tensors, their tensors, and an operation between the two lists. Names may hold `{i}`, the layer's number. `apply`
-first runs all operations on shapes alone, so that everything missing, unused or misshaped is in one error before the first
-byte is read; then it streams.
+A rule names our tensors, their tensors, and an operation between the two lists. Names may hold `{i}`, the layer's
+number. `apply` first runs all operations on shapes alone, so that everything missing, unused or misshaped is in one
+error before the first byte is read; then it streams.
 
 Shape letters: O output rows, D input columns, N heads, K key/value heads, H head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
@@ -92,7 +92,7 @@ class InterleavedRotary:
 
 @dataclass(frozen=True)
 class GroupedQKV:
-    """q, k and v fused group by group: rows (K, N/K + 2, H), in each group the queries, then one key and one value head.
+    """q, k and v fused group by group: rows (K, N/K + 2, H), in each group its queries, then one key and one value.
 
     Covers Falcon's three layouts: multi-query (K = 1), grouped, and one group per head (K = N, the GPT-NeoX layout).
     """
@@ -157,6 +157,33 @@ class Copies:
 
     def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return [ours[0]] * self.count
+
+
+@dataclass(frozen=True)
+class Columns:
+    """An operation on rows, done on the columns."""
+
+    op: Op
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.t() for tensor in self.op.forward([tensor.t() for tensor in theirs])]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.t() for tensor in self.op.backward([tensor.t() for tensor in ours])]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same values under another shape."""
+
+    theirs: tuple[int, ...]
+    ours: tuple[int, ...]
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.reshape(self.ours) for tensor in theirs]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.reshape(self.theirs) for tensor in ours]
 
 
 @dataclass(frozen=True)
@@ -228,7 +255,7 @@ def per_layer(rules: Iterable[Rule], layers: int) -> list[Rule]:
 def apply(
     rules: Sequence[Rule],
     source: TensorSource,
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]] | None,
     *,
     ignore: Sequence[str] = (),
     what: str = "the model",
@@ -238,13 +265,17 @@ def apply(
     Args:
         rules: With `{i}` filled in.
         source: Their tensors.
-        expected: Shapes of all our tensors.
+        expected: Shapes of all our tensors; None = whatever the source's tensors give.
         ignore: Patterns (`fnmatch`) of source names that carry nothing, e.g. "*.rotary_emb.inv_freq".
         what: Names the source in messages.
 
     Raises:
         CheckpointError: Tensors are missing, unused or misshaped; lists all of them. Raised before anything is read.
     """
+    if expected is None:
+        here = set(source.names())
+        rules = [one for one in rules if here.issuperset(one.theirs)]
+        expected = {name: shape for one in rules for name, shape in _shapes(one, source).items()}
     check(rules, source, expected, ignore=ignore, what=what)
     return _stream(rules, source, expected)
 
@@ -275,14 +306,18 @@ def check(
         )
 
 
+def _shapes(one: Rule, source: TensorSource) -> dict[str, tuple[int, ...]]:
+    """What the rule gives, by running it on tensors without content."""
+    outputs = one.op.forward([torch.empty(source.shape(name), device="meta") for name in one.theirs])
+    return {name: tuple(output.shape) for name, output in zip(one.ours, outputs, strict=True)}
+
+
 def _misshaped(one: Rule, source: TensorSource, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    shapes = {name: source.shape(name) for name in one.theirs}
-    stated = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    stated = ", ".join(f"{name} {list(source.shape(name))}" for name in one.theirs)
     try:
-        outputs = one.op.forward([torch.empty(shape, device="meta") for shape in shapes.values()])
-    except (RuntimeError, ValueError) as error:
+        found = _shapes(one, source)
+    except (RuntimeError, ValueError, IndexError) as error:
         return [f"wrong shape: {stated} cannot become {', '.join(one.ours)} ({error})"]
-    found = {name: tuple(output.shape) for name, output in zip(one.ours, outputs, strict=True)}
     return [
         f"wrong shape: {name} must be {list(expected[name])}, but {stated} gives {list(shape)}"
         for name, shape in found.items()
@@ -290,7 +325,9 @@ def _misshaped(one: Rule, source: TensorSource, expected: Mapping[str, tuple[int
     ]
 
 
-def _stream(rules: Sequence[Rule], source: TensorSource, expected: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+def _stream(
+    rules: Sequence[Rule], source: TensorSource, expected: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Tensor]]:
     for one in rules:
         if any(name in expected for name in one.ours):
             outputs = one.op.forward([source.tensor(name) for name in one.theirs])
@@ -300,8 +337,3 @@ def _stream(rules: Sequence[Rule], source: TensorSource, expected: Mapping[str, 
                     yield name, outputs.pop(0)
                 else:
                     outputs.pop(0)
-
-
-def named(source: TensorSource, rename: Callable[[str], str]) -> dict[str, str]:
-    """Names of `source` by what `rename` makes of them."""
-    return {rename(name): name for name in source.names()}

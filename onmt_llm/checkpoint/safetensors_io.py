@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from types import TracebackType
 import torch
 from safetensors import SafetensorError, safe_open
 
-from onmt_llm.errors import CheckpointError
+from onmt_llm.errors import CheckpointError, ConfigError
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -39,7 +40,7 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's content, row-major, little endian as on every machine that torch runs on."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def tensor_digest(name: str, tensor: torch.Tensor) -> str:
@@ -47,6 +48,10 @@ def tensor_digest(name: str, tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{name}\0{DTYPE_NAMES[tensor.dtype]}\0{list(tensor.shape)}\0".encode())
     digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 class SafetensorsSet:
@@ -75,16 +80,19 @@ class SafetensorsSet:
             raise CheckpointError(f"A shard must be a file beside its index, but is '{file}' (in {self.directory}).")
         try:
             with safe_open(path, framework="pt") as handle:
-                for name in handle.keys():
+                for name in handle.keys():  # noqa: SIM118 (not a dict)
                     if name in self._headers:
-                        raise CheckpointError(f"Tensor '{name}' is both in {self._headers[name][0]} and in {file} ({path.parent}).")
+                        raise CheckpointError(
+                            f"Tensor '{name}' is both in {self._headers[name][0]} and in {file} ({path.parent})."
+                        )
                     part = handle.get_slice(name)
                     self._headers[name] = (file, _DTYPES.get(part.get_dtype(), torch.uint8), tuple(part.get_shape()))
         except FileNotFoundError as error:
             raise CheckpointError(f"The file {path} is missing.") from error
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path} is not a readable safetensors file ({error}).", hint="it is damaged or incomplete: copy it again"
+                f"{path} is not a readable safetensors file ({error}).",
+                hint="it is damaged or incomplete: copy it again",
             ) from error
 
     def names(self) -> list[str]:
@@ -132,7 +140,9 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -173,3 +183,100 @@ class ShardWriter:
     def _write_header(self, header: bytes, size: int) -> None:
         self._file.write(struct.pack("<Q", size))
         self._file.write(header.ljust(size, b" "))
+
+    def abandon(self) -> None:
+        """Close the file unfinished."""
+        self._file.close()
+
+
+class ShardedWriter:
+    """Shards of a limited size in one directory, with the index that the Hugging Face libraries read.
+
+    Args:
+        directory: Where; must exist before the first `add`.
+        shard_size: Bytes of tensors per file, e.g. "5GB".
+
+    Raises:
+        ConfigError: `shard_size` is not a size.
+    """
+
+    def __init__(self, directory: Path, shard_size: str | int) -> None:
+        self._directory = directory
+        self._limit = parse_size(shard_size)
+        self._shards: list[ShardWriter] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor; a new shard begins where it would pass the limit."""
+        current = self._shards[-1] if self._shards else None
+        if current is None or (current.nbytes and current.nbytes + tensor.nbytes > self._limit):
+            if current is not None:
+                current.close()
+            current = ShardWriter(self._directory / f"model-{len(self._shards) + 1:05d}.safetensors")
+            self._shards.append(current)
+        current.add(name, tensor)
+
+    def close(self) -> list[str]:
+        """Finish the last shard, give all their final names, write the index.
+
+        Returns:
+            Names of the tensors written.
+        """
+        if self._shards:
+            self._shards[-1].close()
+        count = len(self._shards)
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(self._shards, start=1):
+            file = WEIGHTS_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            shard.path.rename(self._directory / file)
+            weight_map.update(dict.fromkeys(shard.header, file))
+        if count > 1:
+            total = sum(shard.nbytes for shard in self._shards)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (self._directory / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
+        return sorted(weight_map)
+
+    def abandon(self) -> None:
+        """Close the open file; what was written is of no use."""
+        if self._shards:
+            self._shards[-1].abandon()
+
+
+def open_index(index: Path) -> SafetensorsSet:
+    """The shards that a safetensors index names, checked to hold exactly what it says."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(file) for file in weight_map.values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} must be JSON with a `weight_map`, but cannot be read so ({error!r})."
+        ) from error
+    shards = SafetensorsSet(index.parent, files)
+    wrong = sorted(weight_map.keys() ^ set(shards.names()))
+    if wrong:
+        raise CheckpointError(
+            f"{index} and its shards must name the same tensors, but differ in: {', '.join(wrong[:20])}."
+        )
+    return shards
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes in "5GB", "200MB", "1.5GiB" or a plain number.
+
+    Raises:
+        ConfigError: It is none of these, or zero.
+    """
+    units = {
+        "": 1,
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+    }
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if match is None or match[2].upper() not in units or float(match[1]) == 0:
+        raise ConfigError(f"shard_size must be a size such as 5GB or 200MB, but is '{size}'.")
+    return int(float(match[1]) * units[match[2].upper()])

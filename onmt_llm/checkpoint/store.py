@@ -1,10 +1,10 @@
 """The checkpoint directory: what it holds, reading it lazily, writing it so that it is complete or not there at all.
 
-    config.yaml                       `CheckpointConfig`
-    model.safetensors                 weights, or model-00001-of-00003.safetensors ... with model.safetensors.index.json
-    adapter.safetensors               LoRA weights; alone (an adapter) or beside the weights of its base (a concatenation)
-    vocab.txt, tokenizer files, chat_template.jinja
-    fingerprint.json                  SHA-256 of every tensor, a cache of `Checkpoint.fingerprint`
+config.yaml                       `CheckpointConfig`
+model.safetensors                 weights, or model-00001-of-00003.safetensors ... with model.safetensors.index.json
+adapter.safetensors               LoRA weights; alone (an adapter) or beside the weights of its base (a concatenation)
+vocab.txt, tokenizer files, chat_template.jinja
+fingerprint.json                  SHA-256 of every tensor, a cache of `Checkpoint.fingerprint`
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,20 +22,29 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from onmt_llm.checkpoint.safetensors_io import SafetensorsSet, ShardWriter, tensor_digest
+from onmt_llm.checkpoint.atomic import AtomicDirectory
+from onmt_llm.checkpoint.safetensors_io import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    SafetensorsSet,
+    ShardedWriter,
+    ShardWriter,
+    open_index,
+    tensor_digest,
+)
 from onmt_llm.config.checkpoint import FORMAT_VERSION, CheckpointConfig
-from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 CONFIG_FILE = "config.yaml"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter.safetensors"
 FINGERPRINT_FILE = "fingerprint.json"
-_OWN_FILES = re.compile(r"config\.yaml|fingerprint\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?")
+_OWN_FILES = re.compile(
+    r"\..*|config\.yaml|fingerprint\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
+)
 
 
 def resolve_path(path: str | Path) -> Path:
@@ -78,7 +86,8 @@ def read_config(directory: Path) -> CheckpointConfig:
         raise CheckpointError(f"{file} must be a mapping with a whole number as format_version.")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has format_version {version}, but this program reads up to {FORMAT_VERSION}.", hint="update onmt_llm"
+            f"{file} has format_version {version}, but this program reads up to {FORMAT_VERSION}.",
+            hint="update onmt_llm",
         )
     try:
         return CheckpointConfig.model_validate(content)
@@ -95,7 +104,9 @@ class Checkpoint:
         config: Content of `config.yaml`.
     """
 
-    def __init__(self, path: Path, config: CheckpointConfig, weights: SafetensorsSet | None, adapter: SafetensorsSet | None):
+    def __init__(
+        self, path: Path, config: CheckpointConfig, weights: SafetensorsSet | None, adapter: SafetensorsSet | None
+    ):
         self.path = path
         self.config = config
         self._weights = weights
@@ -155,7 +166,7 @@ class Checkpoint:
 
     def files(self) -> list[Path]:
         """The files that are not weights or configuration: vocabulary, tokeniser, template."""
-        return sorted(f for f in self.path.iterdir() if f.is_file() and not _OWN_FILES.fullmatch(f.name))
+        return sorted(file for file in self.path.iterdir() if file.is_file() and not _OWN_FILES.fullmatch(file.name))
 
     def codec(self) -> Codec:
         """Vocabulary, tokeniser and template of this checkpoint."""
@@ -173,10 +184,7 @@ class Checkpoint:
         if record is None or record["files"] != self._stamps():
             digests = {name: tensor_digest(name, self.tensor(name)) for name in self.names()}
             record = _record(self.path, self._files(), digests, self._identity_names())
-            try:
-                (self.path / FINGERPRINT_FILE).write_text(json.dumps(record, indent=0), encoding="utf-8")
-            except OSError as error:
-                logger.info("The fingerprint of %s cannot be cached (%s).", self.path, error)
+            self._cache(record)
         return str(record["fingerprint"])
 
     def damaged(self) -> list[str]:
@@ -189,7 +197,9 @@ class Checkpoint:
         if record is None:
             raise CheckpointError(f"{self.path} has no {FINGERPRINT_FILE} to verify against.")
         here = {name: tensor_digest(name, self.tensor(name)) for name in self.names()}
-        return sorted(name for name in here.keys() | record["tensors"].keys() if here.get(name) != record["tensors"].get(name))
+        return sorted(
+            name for name in here.keys() | record["tensors"].keys() if here.get(name) != record["tensors"].get(name)
+        )
 
     def _read_record(self) -> dict[str, Any] | None:
         file = self.path / FINGERPRINT_FILE
@@ -200,6 +210,15 @@ class Checkpoint:
             return record if {"fingerprint", "files", "tensors"} <= record.keys() else None
         except (ValueError, AttributeError):
             return None
+
+    def _cache(self, record: dict[str, Any]) -> None:
+        """Store the record; a checkpoint that may only be read is hashed again next time."""
+        new = self.path / f".{FINGERPRINT_FILE}.{os.getpid()}"
+        try:
+            new.write_text(json.dumps(record, indent=0), encoding="utf-8")
+            new.replace(self.path / FINGERPRINT_FILE)
+        except OSError as error:
+            logger.info("The fingerprint of %s cannot be cached (%s).", self.path, error)
 
     def _parts(self) -> list[SafetensorsSet]:
         return [part for part in (self._weights, self._adapter) if part is not None]
@@ -227,20 +246,6 @@ def _weight_files(directory: Path) -> SafetensorsSet | None:
     return SafetensorsSet(directory, [WEIGHTS_FILE]) if (directory / WEIGHTS_FILE).exists() else None
 
 
-def open_index(index: Path) -> SafetensorsSet:
-    """The shards that a safetensors index names, checked to hold exactly what it says."""
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(file) for file in weight_map.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} must be JSON with a `weight_map`, but cannot be read so ({error!r}).") from error
-    shards = SafetensorsSet(index.parent, files)
-    wrong = sorted(weight_map.keys() ^ set(shards.names()))
-    if wrong:
-        raise CheckpointError(f"{index} and its shards must name the same tensors, but differ in: {', '.join(wrong[:20])}.")
-    return shards
-
-
 def _stamps(directory: Path, files: list[str]) -> dict[str, list[int]]:
     stats = {file: (directory / file).stat() for file in files}
     return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
@@ -254,9 +259,6 @@ def _record(directory: Path, files: list[str], digests: dict[str, str], names: l
 class CheckpointWriter:
     """Writes a checkpoint directory tensor by tensor; it appears under its name only when it is complete.
 
-    Everything goes to a hidden directory beside the output. Leaving the context flushes every file to the disk and renames the
-    directory; an error inside leaves nothing behind and an older checkpoint untouched.
-
     Args:
         path: The directory to create, named exactly so.
         config: Becomes `config.yaml`.
@@ -268,151 +270,73 @@ class CheckpointWriter:
         ConfigError: `shard_size` is not a size.
     """
 
-    def __init__(self, path: str | Path, config: CheckpointConfig, *, shard_size: str | int = "5GB", overwrite: bool = False):
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, config: CheckpointConfig, *, shard_size: str | int = "5GB", overwrite: bool = False
+    ):
         self.config = config
-        self._shard_bytes = parse_size(shard_size)
-        self._overwrite = overwrite
-        check_output(self.path, overwrite=overwrite)
-        place = self.path.absolute()
-        self._tmp = place.with_name(f".{place.name}.tmp-{os.getpid()}")
-        self._shards: list[ShardWriter] = []
+        self._output = AtomicDirectory(path, overwrite=overwrite)
+        self._weights = ShardedWriter(self.directory, shard_size)
         self._adapter: ShardWriter | None = None
         self._digests: dict[str, str] = {}
 
+    @property
+    def path(self) -> Path:
+        return self._output.path
+
+    @property
+    def directory(self) -> Path:
+        """Where files may be put until the checkpoint is complete."""
+        return self._output.directory
+
     def __enter__(self) -> CheckpointWriter:
-        self._tmp.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._tmp, ignore_errors=True)
-        self._tmp.mkdir()
+        self._output.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._output.translated_errors():
             if kind is None:
                 self._finish()
-        except OSError as failure:
-            free = shutil.disk_usage(self._tmp.parent).free
-            raise CheckpointError(f"Writing {self.path} failed: {failure}; {free:,} bytes are free there.") from failure
-        finally:
-            shutil.rmtree(self._tmp, ignore_errors=True)
+            else:
+                self._weights.abandon()
+                if self._adapter:
+                    self._adapter.abandon()
+        self._output.__exit__(kind, error, trace)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor of the model (or of its adapter, by its name) and let go of it."""
         if name in self._digests:
             raise CheckpointError(f"Tensor '{name}' must be written once to {self.path}, but comes twice.")
+        tensor = tensor.detach().cpu().contiguous()
         self._digests[name] = tensor_digest(name, tensor)
-        self._target(name, tensor).add(name, tensor)
+        with self._output.translated_errors():
+            if is_adapter_name(name):
+                self._adapter = self._adapter or ShardWriter(self.directory / ADAPTER_FILE)
+                self._adapter.add(name, tensor)
+            else:
+                self._weights.add(name, tensor)
 
     def add_file(self, source: str | Path, name: str) -> None:
         """Copy a file beside the weights, under `name`."""
-        shutil.copyfile(source, self._tmp / name)
+        self._output.add_file(source, name)
 
     def add_text(self, name: str, text: str) -> None:
         """Write a UTF-8 text file beside the weights."""
-        (self._tmp / name).write_bytes(text.encode("utf-8"))
-
-    @property
-    def directory(self) -> Path:
-        """Where files may be put until the checkpoint is complete."""
-        return self._tmp
-
-    def _target(self, name: str, tensor: torch.Tensor) -> ShardWriter:
-        if is_adapter_name(name):
-            self._adapter = self._adapter or ShardWriter(self._tmp / ADAPTER_FILE)
-            return self._adapter
-        current = self._shards[-1] if self._shards else None
-        if current is None or (current.nbytes and current.nbytes + tensor.nbytes > self._shard_bytes):
-            if current is not None:
-                current.close()
-            self._shards.append(ShardWriter(self._tmp / f"model-{len(self._shards) + 1:05d}.safetensors"))
-        return self._shards[-1]
+        self._output.add_text(name, text)
 
     def _finish(self) -> None:
-        if self._shards:
-            self._shards[-1].close()
         if self._adapter:
             self._adapter.close()
-        weight_map = self._name_shards()
-        files = sorted(set(weight_map.values())) + ([ADAPTER_FILE] if self._adapter else [])
-        identity = sorted(weight_map) or sorted(self._digests)
-        self.add_text(CONFIG_FILE, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        record = _record(self._tmp, files, self._digests, identity)
+        names = self._weights.close() or list(self._digests)
+        files = sorted(file.name for file in self.directory.glob("*.safetensors"))
+        self.add_text(
+            CONFIG_FILE, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        )
+        record = _record(self.directory, files, self._digests, names)
         self.add_text(FINGERPRINT_FILE, json.dumps(record, indent=0))
-        publish(self._tmp, self.path, overwrite=self._overwrite)
-
-    def _name_shards(self) -> dict[str, str]:
-        """Give the shards their final names, write the index, return which file holds which tensor."""
-        count = len(self._shards)
-        weight_map: dict[str, str] = {}
-        for number, shard in enumerate(self._shards, start=1):
-            file = WEIGHTS_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-            shard.path.rename(self._tmp / file)
-            weight_map.update(dict.fromkeys(shard.header, file))
-        if count > 1:
-            index = {"metadata": {"total_size": sum(s.nbytes for s in self._shards)}, "weight_map": dict(sorted(weight_map.items()))}
-            self.add_text(INDEX_FILE, json.dumps(index, indent=2))
-        return weight_map
 
 
 def is_adapter_name(name: str) -> bool:
     """Whether a tensor belongs to an adapter rather than to the model."""
     return name.endswith((".lora_a", ".lora_b"))
-
-
-def parse_size(size: str | int) -> int:
-    """Bytes in "5GB", "200MB", "1.5GiB" or a plain number.
-
-    Raises:
-        ConfigError: It is none of these, or zero.
-    """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if match is None or match[2].upper() not in units or float(match[1]) == 0:
-        raise ConfigError(f"shard_size must be a size such as 5GB or 200MB, but is '{size}'.")
-    return int(float(match[1]) * units[match[2].upper()])
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, before any work is done.
-
-    Raises:
-        CheckpointError: Something stands at `path`; with `overwrite`, something that is not a checkpoint or a release.
-    """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(f"The output {path} exists already.", hint="choose another name, or replace it with -force")
-    if not (path.is_dir() and ((path / CONFIG_FILE).is_file() or (path / "config.json").is_file())):
-        raise CheckpointError(f"The output {path} exists and is no checkpoint, so it is not replaced.", hint="remove it yourself")
-
-
-def publish(tmp: Path, path: Path, *, overwrite: bool) -> None:
-    """Flush everything in `tmp` to the disk, then make it appear as `path` in one step.
-
-    With `overwrite`, the older directory is moved aside first and removed last.
-    """
-    for file in tmp.iterdir():
-        _fsync(file)
-    _fsync(tmp)
-    check_output(path, overwrite=overwrite)
-    aside = tmp.with_name(f".{path.name}.old-{os.getpid()}")
-    replaced = path.exists() and any(path.iterdir())
-    if replaced:
-        path.rename(aside)
-    try:
-        tmp.rename(path)
-    except OSError:
-        if replaced:
-            aside.rename(path)
-        raise
-    _fsync(tmp.parent)
-    if replaced:
-        shutil.rmtree(aside)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,7 @@ from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
 from onmt_llm.version import __version__
 
-_NUMBER = re.compile(r"^-(\d|\.\d|inf)")
+_NUMBER = re.compile(r"^-(\d|\.\d|inf$)")
 _SHORT = {"h": "help"}
 
 

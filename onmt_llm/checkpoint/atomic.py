@@ -1,0 +1,162 @@
+"""A directory that is complete under its name, or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from onmt_llm.errors import CheckpointError
+
+MODEL_FILES = ("config.yaml", "config.json")
+"""What marks a directory as a model's: only such a one is ever replaced."""
+
+
+class AtomicDirectory:
+    """Collects files in a hidden directory beside the output; leaving the context flushes them and renames it.
+
+    An error inside leaves nothing behind, and what stood at `path` untouched.
+
+    Args:
+        path: The directory to create, named exactly so.
+        overwrite: Replace a model that stands there.
+
+    Attributes:
+        path: The output.
+        directory: Where the files are until then.
+
+    Raises:
+        CheckpointError: `path` exists, and is no model or `overwrite` is False.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self._overwrite = overwrite
+        _recover(self.path.absolute())
+        check_output(self.path, overwrite=overwrite)
+        self.directory = self._beside("tmp")
+
+    def _beside(self, kind: str) -> Path:
+        """A hidden name beside the output that no other process uses."""
+        place = self.path.absolute()
+        return place.with_name(f".{place.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
+
+    def __enter__(self) -> AtomicDirectory:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        with self.translated_errors():
+            self.directory.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with self.translated_errors():
+                    self._publish()
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def add_file(self, source: str | Path, name: str) -> None:
+        """Copy a file to `name`."""
+        with self.translated_errors():
+            shutil.copyfile(source, self.directory / name)
+
+    def add_text(self, name: str, text: str) -> None:
+        """Write UTF-8 text to `name`."""
+        self.add_bytes(name, text.encode("utf-8"))
+
+    def add_bytes(self, name: str, content: bytes) -> None:
+        with self.translated_errors():
+            (self.directory / name).write_bytes(content)
+
+    @contextlib.contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """A full disk or a forbidden place, in a sentence; and nothing left behind."""
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise CheckpointError(f"Writing {self.path} failed: {error.strerror or error}{self._free()}.") from error
+
+    def _free(self) -> str:
+        existing = next((parent for parent in self.directory.parents if parent.is_dir()), None)
+        return "" if existing is None else f"; {shutil.disk_usage(existing).free:,} bytes are free there"
+
+    def _publish(self) -> None:
+        """Flush everything, then move the older directory aside, rename, and only then remove the older one."""
+        for file in self.directory.rglob("*"):
+            _fsync(file)
+        _fsync(self.directory)
+        check_output(self.path, overwrite=self._overwrite)
+        aside = self._beside("old")
+        replaced = self.path.exists() and any(self.path.iterdir())
+        if replaced:
+            self.path.rename(aside)
+        try:
+            self.directory.rename(self.path)
+        except OSError:
+            if replaced:
+                aside.rename(self.path)
+            raise
+        _fsync(self.directory.parent)
+        if replaced:
+            shutil.rmtree(aside)
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists, before any work is done.
+
+    Raises:
+        CheckpointError: Something stands at `path`; with `overwrite`, something that is not a checkpoint or a release.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"The output {path} exists already.", hint="choose another name, or replace it with -force"
+        )
+    if not (path.is_dir() and (any((path / name).is_file() for name in MODEL_FILES))):
+        raise CheckpointError(
+            f"The output {path} exists and is no checkpoint, so it is not replaced.", hint="remove it yourself"
+        )
+
+
+def _recover(path: Path) -> None:
+    """Clean up after processes of this machine that were killed while they wrote `path`.
+
+    What they had begun is removed. A model that one had moved aside but not yet replaced is put back.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(tmp|old)-{re.escape(socket.gethostname())}-(\d+)")
+    siblings = list(path.parent.iterdir()) if path.parent.is_dir() else []
+    for sibling in siblings:
+        match = pattern.fullmatch(sibling.name)
+        if match is None or _is_running(int(match[2])):
+            continue
+        if match[1] == "old" and not path.exists():
+            sibling.rename(path)
+        else:
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

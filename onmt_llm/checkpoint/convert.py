@@ -1,0 +1,172 @@
+"""Other toolkits' models into checkpoints, tensor by tensor: memory holds one rule's tensors at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import get_args
+
+import torch
+from pydantic import ValidationError
+
+from onmt_llm.checkpoint.atomic import check_output
+from onmt_llm.checkpoint.families.llama_meta import is_llama_meta, open_llama_meta
+from onmt_llm.checkpoint.foreign import Foreign, TextSide, TypedSource
+from onmt_llm.checkpoint.gguf_file import find_gguf, open_gguf
+from onmt_llm.checkpoint.huggingface import is_huggingface, open_huggingface
+from onmt_llm.checkpoint.load import DTYPES, expected_shapes
+from onmt_llm.checkpoint.opennmt_pt import find_opennmt, open_opennmt
+from onmt_llm.checkpoint.rules import apply
+from onmt_llm.checkpoint.store import CheckpointWriter
+from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.config.model import Dtype
+from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.log import logger
+from onmt_llm.text.vocab import Vocab
+
+Opener = Callable[..., Foreign]
+"""(path, *, tokenizer_model, vocab_file) -> Foreign"""
+
+SOURCES: dict[str, tuple[Callable[[Path], bool], Opener]] = {
+    "llama_meta": (is_llama_meta, open_llama_meta),
+    "hf": (is_huggingface, open_huggingface),
+    "falcon": (is_huggingface, open_huggingface),
+    "gguf": (lambda path: find_gguf(path) is not None, open_gguf),
+    "opennmt": (lambda path: find_opennmt(path) is not None, open_opennmt),
+}
+"""Formats that can be read: does this path hold one, and how to open it. `auto` takes the first that says yes."""
+
+
+def convert(
+    model_dir: str | Path,
+    output: str | Path,
+    *,
+    source: str = "auto",
+    tokenizer_model: str | Path | None = None,
+    vocab_file: str | Path | None = None,
+    dtype: str | None = None,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Convert another toolkit's model into a checkpoint.
+
+    Args:
+        model_dir: Directory (or file) with the model.
+        output: The checkpoint directory to write, named exactly so.
+        source: A name in `SOURCES`, or "auto".
+        tokenizer_model: Tokeniser file, where it is not beside the model.
+        vocab_file: Vocabulary file, where the tokeniser does not say it.
+        dtype: "fp32", "bf16" or "fp16"; None = as in the source (quantised sources become fp32).
+        shard_size: Bytes per weight file, e.g. "5GB".
+        overwrite: Replace a checkpoint at `output`.
+
+    Returns:
+        `output`.
+
+    Raises:
+        CheckpointError: The model is incomplete or damaged, or the output exists.
+        UnsupportedError: The model computes something that ours cannot.
+    """
+    output = Path(output)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'.")
+    check_output(output, overwrite=overwrite)
+    foreign = open_foreign(model_dir, source=source, tokenizer_model=tokenizer_model, vocab_file=vocab_file)
+    config = checkpoint_config(foreign, dtype)
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+        for name, tensor in converted(foreign, None if dtype is None else config.model.dtype):
+            writer.add(name, tensor)
+        write_text_side(writer, foreign.text)
+    logger.info("%s -> %s (%s)", foreign.origin, output, config.model.dtype)
+    return output
+
+
+def open_foreign(
+    model_dir: str | Path,
+    *,
+    source: str = "auto",
+    tokenizer_model: str | Path | None = None,
+    vocab_file: str | Path | None = None,
+) -> Foreign:
+    """Open a foreign model without reading its weights; see `convert` for the arguments."""
+    path = Path(model_dir)
+    if source not in ("auto", *SOURCES):
+        raise ConfigError(f"The source format must be one of auto, {', '.join(SOURCES)}, but is '{source}'.")
+    if source == "auto":
+        source = next((name for name, (detect, _) in SOURCES.items() if detect(path)), "")
+    if not source:
+        known = "config.json (hf), params.json with consolidated.00.pth (llama_meta), *.gguf, an OpenNMT-py .pt"
+        raise CheckpointError(f"{path} must hold a model that we can read, but holds none of: {known}.")
+    try:
+        return SOURCES[source][1](
+            path,
+            tokenizer_model=None if tokenizer_model is None else Path(tokenizer_model),
+            vocab_file=None if vocab_file is None else Path(vocab_file),
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'model'}: {e['msg']}" for e in error.errors())
+        raise CheckpointError(f"{path} describes a model that cannot be: {problems}.") from error
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path} describes its model with values of the wrong kind ({error}).") from error
+
+
+def checkpoint_config(foreign: Foreign, dtype: str | None) -> CheckpointConfig:
+    """What config.yaml will say; the type is the one asked for, or the one that most weights of the source have."""
+    stored = dtype or _main_dtype(foreign.source)
+    return CheckpointConfig(
+        model=foreign.model.model_copy(update={"dtype": stored}),
+        tokenizer=foreign.text.tokenizer,
+        specials=foreign.text.specials,
+        template=foreign.text.template,
+        stop_tokens=foreign.text.stop_tokens,
+        adapter=foreign.adapter,
+        source=foreign.origin,
+    )
+
+
+def converted(foreign: Foreign, dtype: Dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The foreign model's tensors under our names, one at a time.
+
+    Args:
+        foreign: The model.
+        dtype: Type of the tensors; None = each as it is.
+
+    Raises:
+        CheckpointError: Tensors are missing, unused or misshaped; lists all, before any is read.
+    """
+    expected = foreign.expected or expected_shapes(foreign.model)
+    stream = apply(foreign.rules, foreign.source, expected, ignore=foreign.ignore, what=foreign.origin)
+    for name, tensor in stream:
+        tensor = _cast(tensor, dtype)
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            logger.warning("%s holds %d values that are infinite or no numbers as %s.", name, bad, tensor.dtype)
+        yield name, tensor
+
+
+def _cast(tensor: torch.Tensor, dtype: Dtype | None) -> torch.Tensor:
+    if dtype is not None:
+        return tensor.to(DTYPES[dtype])
+    return tensor if tensor.dtype in DTYPES.values() else tensor.float()
+
+
+def _main_dtype(source: TypedSource) -> Dtype:
+    """The type of most weights, float32 for anything that is none of ours."""
+    words = {dtype: word for word, dtype in DTYPES.items()}
+    sizes: Counter[Dtype] = Counter()
+    for name in source.names():
+        word: Dtype = words.get(source.dtype(name), "fp32")
+        sizes[word] += torch.Size(source.shape(name)).numel()
+    return sizes.most_common(1)[0][0] if sizes else get_args(Dtype)[0]
+
+
+def write_text_side(writer: CheckpointWriter, text: TextSide) -> None:
+    """Put vocabulary, tokeniser and template beside the weights."""
+    Vocab(text.tokens, text.specials).write(writer.directory / "vocab.txt")
+    if text.src_tokens is not None:
+        Vocab(text.src_tokens, text.specials).write(writer.directory / "src_vocab.txt")
+    for name, file in text.files.items():
+        writer.add_file(file, name)
+    for name, content in text.blobs.items():
+        (writer.directory / name).write_bytes(content)

@@ -1,0 +1,70 @@
+"""What a reader of another format hands to `convert`: where the tensors are, how they map, what goes beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from onmt_llm.checkpoint.rules import Rule, TensorSource
+from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
+from onmt_llm.config.model import ModelConfig
+
+
+class TypedSource(TensorSource, Protocol):
+    """A source that knows the type of a tensor without reading it."""
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+
+@dataclass
+class TextSide:
+    """Vocabulary, tokeniser and template of a foreign model.
+
+    Attributes:
+        tokens: The vocabulary in the order of ids.
+        specials: Tokens with a role.
+        tokenizer: How text is split; its file is in `files` or `blobs`.
+        template: Built-in name or `chat_template.jinja`, None without one.
+        stop_tokens: Tokens, besides eos, that end an answer.
+        files: Files to copy, by their name in the checkpoint.
+        blobs: Files to write, by their name in the checkpoint.
+        src_tokens: The source side's vocabulary where it differs.
+    """
+
+    tokens: list[str]
+    specials: SpecialTokens = field(default_factory=SpecialTokens)
+    tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
+    template: str | None = None
+    stop_tokens: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    src_tokens: list[str] | None = None
+
+
+@dataclass
+class Foreign:
+    """A foreign model, opened but not read.
+
+    Attributes:
+        origin: Says for people what it is, e.g. "Hugging Face llama, llama-7b".
+        model: Its architecture; `dtype` and `vocab_size` are settled by `convert`.
+        source: Its tensors.
+        rules: From its tensors to ours, `{i}` filled in.
+        ignore: Patterns of its tensors that carry nothing.
+        text: Its vocabulary, tokeniser, template.
+        expected: Shapes of our tensors where they are not those of the whole model: those of an adapter.
+        adapter: Settings of an adapter.
+    """
+
+    origin: str
+    model: ModelConfig
+    source: TypedSource
+    rules: Sequence[Rule]
+    ignore: Sequence[str]
+    text: TextSide
+    expected: Mapping[str, tuple[int, ...]] | None = None
+    adapter: AdapterSpec | None = None

@@ -1,0 +1,196 @@
+"""Operations on whole checkpoints, one tensor at a time: merging an adapter, putting it beside its base, averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from onmt_llm.checkpoint.load import adapter_spec, check_base
+from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
+from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.errors import CheckpointError
+from onmt_llm.text.vocab import Vocab
+
+
+def merge_lora(
+    base: str | Path,
+    adapter: str | Path,
+    output: str | Path,
+    *,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Fold an adapter into the weights of its base: W + alpha / rank * B A, computed in float32, stored as W was.
+
+    The base's own weights are used, in full precision, also where its layers were quantised during training. Special
+    tokens, template and stops are the adapter's.
+
+    Args:
+        base: The checkpoint that the adapter was trained on.
+        adapter: The adapter (or a concatenation that holds it).
+        output: The checkpoint to write.
+        shard_size: Bytes per weight file.
+        overwrite: Replace a checkpoint at `output`.
+
+    Raises:
+        CheckpointError: Another base, layers that don't fit, or an output that exists.
+    """
+    whole, lora = _pair(base, adapter)
+    spec = adapter_spec(lora)
+    config = _merged_config(whole, lora, with_adapter=False)
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+        for name in whole.model_names():
+            tensor = whole.tensor(name)
+            layer, _, kind = name.rpartition(".")
+            if kind == "weight" and f"{layer}.lora_a" in lora.adapter_names():
+                a, b = lora.tensor(f"{layer}.lora_a"), lora.tensor(f"{layer}.lora_b")
+                tensor = merged_weight(tensor, a, b, spec.alpha / spec.rank)
+            writer.add(name, tensor)
+        _copy_files(writer, whole, _text_of(whole, lora))
+    return Path(output)
+
+
+def concat_lora(
+    base: str | Path,
+    adapter: str | Path,
+    output: str | Path,
+    *,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Put an adapter, unmerged, beside the weights of its base: one checkpoint to run or to train on.
+
+    Args and errors are those of `merge_lora`.
+    """
+    whole, lora = _pair(base, adapter)
+    config = _merged_config(whole, lora, with_adapter=True)
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+        for name in whole.model_names():
+            writer.add(name, whole.tensor(name))
+        for name in lora.adapter_names():
+            writer.add(name, lora.tensor(name))
+        _copy_files(writer, whole, _text_of(whole, lora))
+    return Path(output)
+
+
+def average(
+    checkpoints: Sequence[str | Path],
+    output: str | Path,
+    *,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """The mean of the weights of several checkpoints of one model, computed in float32.
+
+    Raises:
+        CheckpointError: They are not of one architecture, or one is an adapter (whose A and B have no mean).
+    """
+    opened = [Checkpoint.open(path) for path in checkpoints]
+    if not opened:
+        raise CheckpointError("Averaging needs at least one checkpoint, but none is given.")
+    first = opened[0]
+    for other in opened:
+        if other.has_adapter:
+            raise CheckpointError(f"{other.path} holds an adapter, which cannot be averaged.", hint="merge it first")
+        if other.config.model != first.config.model or other.model_names() != first.model_names():
+            raise CheckpointError(f"{other.path} must be of the same architecture as {first.path}, but is not.")
+    with CheckpointWriter(output, first.config, shard_size=shard_size, overwrite=overwrite) as writer:
+        for name in first.model_names():
+            total = first.tensor(name).float()
+            for other in opened[1:]:
+                total += other.tensor(name).float()
+            writer.add(name, (total / len(opened)).to(first.dtype(name)))
+        _copy_files(writer, first)
+    return Path(output)
+
+
+def extract_vocabulary(checkpoint: str | Path, output: str | Path, *, side: str = "tgt") -> int:
+    """Write a checkpoint's vocabulary to a text file, one token a line in the order of ids.
+
+    Args:
+        checkpoint: Checkpoint directory, with or without a trailing `.pt`.
+        output: The file; replaced where it exists.
+        side: "src" or "tgt"; a language model has one vocabulary for both.
+
+    Returns:
+        The number of tokens.
+    """
+    codec = Checkpoint.open(checkpoint).codec()
+    vocab: Vocab = codec.src_vocab if side == "src" else codec.vocab
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    vocab.write(output)
+    return len(vocab)
+
+
+def merged_weight(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """W + scale * B A in float32, in the type of W.
+
+    Args:
+        weight: (out, in) of a linear layer, or (tokens, size) of an embedding, whose product is the transposed one.
+        a: (rank, in).
+        b: (out, rank).
+        scale: alpha / rank.
+    """
+    if weight.shape == (b.shape[0], a.shape[1]):
+        return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
+    return torch.addmm(weight.float(), a.float().t(), b.float().t(), alpha=scale).to(weight.dtype)
+
+
+def _pair(base: str | Path, adapter: str | Path) -> tuple[Checkpoint, Checkpoint]:
+    """Both checkpoints, checked to belong together, in identity and in shape."""
+    whole, lora = Checkpoint.open(base), Checkpoint.open(adapter)
+    if whole.is_adapter:
+        raise CheckpointError(
+            f"The base must be a whole model, but {whole.path} is an adapter.", hint="are the two swapped?"
+        )
+    if not lora.has_adapter:
+        raise CheckpointError(f"The LoRA weights must be an adapter, but {lora.path} is a whole model.")
+    check_base(whole, lora)
+    problems = _misfits({name: whole.shape(name) for name in whole.model_names()}, lora)
+    if problems:
+        raise CheckpointError(f"The adapter {lora.path} does not fit {whole.path}:\n  " + "\n  ".join(problems))
+    return whole, lora
+
+
+def _misfits(weights: Mapping[str, tuple[int, ...]], lora: Checkpoint) -> list[str]:
+    """All layers of the adapter that the base lacks or has in another size."""
+    here = set(lora.adapter_names())
+    problems = []
+    for layer in sorted({name.rpartition(".")[0] for name in here}):
+        weight = weights.get(f"{layer}.weight")
+        if not {f"{layer}.lora_a", f"{layer}.lora_b"} <= here:
+            problems.append(f"{layer} must have both lora_a and lora_b")
+            continue
+        a, b = lora.shape(f"{layer}.lora_a"), lora.shape(f"{layer}.lora_b")
+        product = (b[0], a[1])
+        wanted = product[::-1] if layer.endswith("embed_tokens") else product
+        if weight != wanted or a[0] != b[1]:
+            problems.append(
+                f"{layer}: lora_a {list(a)} and lora_b {list(b)} do not fit {list(weight) if weight else 'no weight'}"
+            )
+    return problems
+
+
+def _merged_config(base: Checkpoint, adapter: Checkpoint, *, with_adapter: bool) -> CheckpointConfig:
+    """The settings of the checkpoint whose text side counts, around the base's architecture."""
+    return _text_of(base, adapter).config.model_copy(
+        update={
+            "model": base.config.model,
+            "adapter": adapter.config.adapter if with_adapter else None,
+            "source": f"{base.config.source or base.path.name} + LoRA {adapter.path.name}",
+        }
+    )
+
+
+def _text_of(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
+    """Who says tokeniser, template and stops: the adapter, unless it is OpenNMT-py's, which has no tokeniser."""
+    return adapter if adapter_spec(adapter).base_fingerprint else base
+
+
+def _copy_files(writer: CheckpointWriter, *checkpoints: Checkpoint) -> None:
+    """Vocabulary, tokeniser and template; those of a later checkpoint win."""
+    files = {file.name: file for checkpoint in checkpoints for file in checkpoint.files()}
+    for name, file in files.items():
+        writer.add_file(file, name)

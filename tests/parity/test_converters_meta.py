@@ -1,0 +1,169 @@
+"""Meta's LLaMA layout, made from a Hugging Face Llama by the known permutation, gives the same logits."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onmt_llm.checkpoint.convert import convert
+from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.errors import CheckpointError, DataError
+
+transformers = pytest.importorskip("transformers")
+sentencepiece = pytest.importorskip("sentencepiece")
+
+HEADS, KV_HEADS, HEAD_DIM, LAYERS = 4, 2, 8, 2
+IDS = torch.tensor([[1, 5, 290, 17, 44, 3, 120, 8, 250, 99, 31, 7]])
+
+
+def sentencepiece_model() -> bytes:
+    """A byte-fallback BPE like LLaMA's, learned from a few words."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["below is an instruction that describes a task", "write a response"] * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=310,
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tokenizer_model() -> bytes:
+    return sentencepiece_model()
+
+
+def reference(vocab: int, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=HEADS * HEAD_DIM,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        intermediate_size=48,
+        vocab_size=vocab,
+        rms_norm_eps=1e-5,
+        **settings,
+    )
+    model = transformers.LlamaForCausalLM(config).eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def neighbours(weight: torch.Tensor) -> torch.Tensor:
+    """Rows of halves (2, d/2) to rows of neighbours (d/2, 2), head by head."""
+    return weight.view(-1, 2, HEAD_DIM // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def save_meta(directory: Path, model: Any, *, shards: int, by_row: bool = False, **params: Any) -> None:
+    """Write consolidated.NN.pth and params.json."""
+    names = {
+        "attention.wq": ("self_attn.q_proj", 0),
+        "attention.wk": ("self_attn.k_proj", 0),
+        "attention.wv": ("self_attn.v_proj", 0),
+        "attention.wo": ("self_attn.o_proj", 1),
+        "feed_forward.w1": ("mlp.gate_proj", 0),
+        "feed_forward.w2": ("mlp.down_proj", 1),
+        "feed_forward.w3": ("mlp.up_proj", 0),
+        "attention_norm": ("input_layernorm", None),
+        "ffn_norm": ("post_attention_layernorm", None),
+    }
+    table: dict[str, tuple[str, int | None]] = {
+        "tok_embeddings.weight": ("model.embed_tokens.weight", 0 if by_row else 1),
+        "norm.weight": ("model.norm.weight", None),
+        "output.weight": ("lm_head.weight", 0),
+    }
+    for i in range(LAYERS):
+        for theirs, (hf, dim) in names.items():
+            table[f"layers.{i}.{theirs}.weight"] = (f"model.layers.{i}.{hf}.weight", dim)
+    state = model.state_dict()
+    parts: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
+    for name, (hf, dim) in table.items():
+        tensor = neighbours(state[hf]) if ".wq." in name or ".wk." in name else state[hf]
+        pieces = [tensor] * shards if dim is None else tensor.chunk(shards, dim=dim)
+        for part, piece in zip(parts, pieces, strict=True):
+            part[name] = piece.clone()
+    directory.mkdir(parents=True)
+    for number, part in enumerate(parts):
+        part["rope.freqs"] = torch.ones(HEAD_DIM // 2)
+        torch.save(part, directory / f"consolidated.{number:02d}.pth")
+    shape = {"dim": HEADS * HEAD_DIM, "n_layers": LAYERS, "n_heads": HEADS, "n_kv_heads": KV_HEADS, "norm_eps": 1e-5}
+    (directory / "params.json").write_text(json.dumps({**shape, "vocab_size": -1, "multiple_of": 256, **params}))
+
+
+@torch.no_grad()
+def distance(ours: Path, theirs: Any) -> float:
+    return float((load_model(ours)(IDS) - theirs(IDS).logits).abs().max())
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_logits_from_any_number_of_shards(tmp_path: Path, tokenizer_model: bytes, shards: int) -> None:
+    theirs = reference(310)
+    save_meta(tmp_path / "llama/7B", theirs, shards=shards)
+    (tmp_path / "llama/tokenizer.model").write_bytes(tokenizer_model)
+    convert(tmp_path / "llama/7B", tmp_path / "ours", tokenizer_model=tmp_path / "llama/tokenizer.model")
+    assert distance(tmp_path / "ours", theirs) <= 1e-4
+    checkpoint = Checkpoint.open(tmp_path / "ours")
+    specials, codec = checkpoint.config.specials, checkpoint.codec()
+    assert [codec.vocab[i] for i in range(3)] == ["<unk>", "<s>", "</s>"]
+    assert (specials.bos, specials.eos, specials.pad, specials.add_bos) == ("<s>", "</s>", None, True)
+    assert checkpoint.config.template is None
+    tokens = codec.encode("write\nü")
+    assert tokens[:2] == ["<s>", "▁w"] and tokens[-3:] == ["<0x0A>", "<0xC3>", "<0xBC>"]
+    assert codec.decode(tokens) == "write\nü"
+
+
+def test_llama3_params_and_row_cut_embedding(tmp_path: Path, tokenizer_model: bytes) -> None:
+    scaling = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    theirs = reference(310, rope_parameters=scaling, max_position_embeddings=131072)
+    save_meta(tmp_path / "meta", theirs, shards=2, by_row=True, rope_theta=500000.0, use_scaled_rope=True)
+    (tmp_path / "meta/tokenizer.model").write_bytes(tokenizer_model)
+    convert(tmp_path / "meta", tmp_path / "ours", source="llama_meta")
+    assert distance(tmp_path / "ours", theirs) <= 1e-4
+
+
+def test_incomplete_models_are_refused(tmp_path: Path, tokenizer_model: bytes) -> None:
+    save_meta(tmp_path / "meta", reference(310), shards=2)
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.model"):
+        convert(tmp_path / "meta", tmp_path / "ours")
+    (tmp_path / "meta/tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    with pytest.raises(DataError, match="must be a SentencePiece model"):
+        convert(tmp_path / "meta", tmp_path / "ours")
+    (tmp_path / "meta/tokenizer.model").write_bytes(tokenizer_model)
+    (tmp_path / "meta/consolidated.00.pth").rename(tmp_path / "meta/consolidated.02.pth")
+    with pytest.raises(CheckpointError, match=r"without a gap, but are \[1, 2\]"):
+        convert(tmp_path / "meta", tmp_path / "ours")
+    (tmp_path / "meta/consolidated.02.pth").unlink()
+    (tmp_path / "meta/consolidated.01.pth").rename(tmp_path / "meta/consolidated.00.pth")
+    with pytest.raises(CheckpointError, match="wrong shape"):
+        convert(tmp_path / "meta", tmp_path / "ours")
+
+
+def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path: Path, tokenizer_model: bytes) -> None:
+    save_meta(tmp_path / "meta", reference(310), shards=1)
+
+    class Canary:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return open, (str(tmp_path / "pwned"), "w")  # type: ignore[return-value]
+
+    torch.save({"x": Canary()}, tmp_path / "meta/consolidated.00.pth")
+    with pytest.raises(CheckpointError, match=r"refused: its pickle names [\w.]*open"):
+        convert(tmp_path / "meta", tmp_path / "ours")
+    assert not (tmp_path / "pwned").exists()
+    (tmp_path / "meta/consolidated.00.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match="Git LFS pointer"):
+        convert(tmp_path / "meta", tmp_path / "ours")

@@ -1,0 +1,7 @@
+#!/usr/bin/env python3
+"""Falcon weights (Hugging Face's files) to a checkpoint: onmt_llm_convert."""
+
+from onmt_llm.cli.convert import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

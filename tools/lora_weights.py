@@ -1,0 +1,7 @@
+#!/usr/bin/env python3
+"""Merge LoRA weights into their base, or put both into one checkpoint: onmt_llm_lora."""
+
+from onmt_llm.cli.lora import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
