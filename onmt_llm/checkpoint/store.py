@@ -19,8 +19,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from onmt_llm.checkpoint.atomic import AtomicDirectory
 from onmt_llm.checkpoint.safetensors_io import (
@@ -32,14 +30,13 @@ from onmt_llm.checkpoint.safetensors_io import (
     open_index,
     tensor_digest,
 )
-from onmt_llm.config.checkpoint import FORMAT_VERSION, CheckpointConfig
+from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, read_config
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
-CONFIG_FILE = "config.yaml"
 ADAPTER_FILE = "adapter.safetensors"
 FINGERPRINT_FILE = "fingerprint.json"
 _OWN_FILES = re.compile(
@@ -72,28 +69,6 @@ def resolve_path(path: str | Path) -> Path:
             hint=f"if it holds another toolkit's model: onmt_llm_convert -model_dir {path} -output NEW_DIRECTORY",
         )
     raise CheckpointError(f"There is no checkpoint at {path}.")
-
-
-def read_config(directory: Path) -> CheckpointConfig:
-    """Read and validate `config.yaml`; all its problems are in one error."""
-    file = directory / CONFIG_FILE
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not valid YAML: {error}") from error
-    version = content.get("format_version", FORMAT_VERSION) if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{file} must be a mapping with a whole number as format_version.")
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format_version {version}, but this program reads up to {FORMAT_VERSION}.",
-            hint="update onmt_llm",
-        )
-    try:
-        return CheckpointConfig.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"{file} is not a valid checkpoint configuration: {problems}.") from error
 
 
 class Checkpoint:
@@ -331,7 +306,7 @@ class CheckpointWriter:
         names = self._weights.close() or list(self._digests)
         files = sorted(file.name for file in self.directory.glob("*.safetensors"))
         self.add_text(
-            CONFIG_FILE, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            CONFIG_FILE, config_text(self.config)
         )
         record = _record(self.directory, files, self._digests, names)
         self.add_text(FINGERPRINT_FILE, json.dumps(record, indent=0))

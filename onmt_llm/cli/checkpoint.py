@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
-from onmt_llm.cli.convert import needed
-from onmt_llm.cli.jobs import load_job
-from onmt_llm.cli.run import run
-from onmt_llm.config.convert import CheckpointOptions
-from onmt_llm.config.render import print_config
+from onmt_llm.cli.run import needed, run_job
+from onmt_llm.config.load import Loaded
 from onmt_llm.errors import CheckpointError, ConfigError
-from onmt_llm.log import setup_logging
 
 USAGE = (
     "onmt_llm_checkpoint info -model CHECKPOINT | verify -model CHECKPOINT | "
@@ -20,26 +19,23 @@ USAGE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(_checkpoint, argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    # the action comes first, and is not an option
+    action = words.pop(0) if words and not words[0].startswith("-") else ""
+    return run_job("onmt_llm_checkpoint", functools.partial(_checkpoint, action), words)
 
 
-def _checkpoint(argv: Sequence[str]) -> int:
+def _checkpoint(action: str, loaded: Loaded[Any]) -> int:
     actions = {"info": _info, "verify": _verify, "extract_vocabulary": _extract_vocabulary}
-    action, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
-    loaded = load_job("onmt_llm_checkpoint", rest)
-    if loaded.switches["print_config"]:
-        print(print_config(loaded))
-        return 0
     if action not in actions:
         raise ConfigError(f"The first word must be one of {', '.join(actions)}, but is '{action}'.", hint=USAGE)
-    setup_logging()
-    return actions[action](loaded.job.checkpoint)
+    return actions[action](loaded)
 
 
-def _info(options: CheckpointOptions) -> int:
+def _info(loaded: Loaded[Any]) -> int:
     from onmt_llm.checkpoint.store import Checkpoint
 
-    checkpoint = Checkpoint.open(needed("model", options.model, USAGE))
+    checkpoint = Checkpoint.open(needed(loaded, "checkpoint", "model", USAGE))
     config = checkpoint.config
     names = checkpoint.names()
     print(f"path         {checkpoint.path}")
@@ -57,10 +53,10 @@ def _info(options: CheckpointOptions) -> int:
     return 0
 
 
-def _verify(options: CheckpointOptions) -> int:
+def _verify(loaded: Loaded[Any]) -> int:
     from onmt_llm.checkpoint.store import Checkpoint
 
-    checkpoint = Checkpoint.open(needed("model", options.model, USAGE))
+    checkpoint = Checkpoint.open(needed(loaded, "checkpoint", "model", USAGE))
     damaged = checkpoint.damaged()
     if damaged:
         raise CheckpointError(
@@ -70,11 +66,11 @@ def _verify(options: CheckpointOptions) -> int:
     return 0
 
 
-def _extract_vocabulary(options: CheckpointOptions) -> int:
-    model, output = needed("model", options.model, USAGE), needed("out_file", options.out_file, USAGE)
+def _extract_vocabulary(loaded: Loaded[Any]) -> int:
+    model, output = needed(loaded, "checkpoint", "model", USAGE), needed(loaded, "checkpoint", "out_file", USAGE)
     from onmt_llm.checkpoint.surgery import extract_vocabulary
 
-    print(f"{extract_vocabulary(model, output, side=options.side)} tokens written to {output}")
+    print(f"{extract_vocabulary(model, output, side=loaded.job.checkpoint.side)} tokens written to {output}")
     return 0
 
 

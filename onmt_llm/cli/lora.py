@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from onmt_llm.cli.convert import needed
-from onmt_llm.cli.jobs import load_job
-from onmt_llm.cli.run import run
-from onmt_llm.config.convert import LoraToolConfig
-from onmt_llm.config.render import print_config
-from onmt_llm.log import logger, setup_logging
+from onmt_llm.cli.run import needed, run_job
+from onmt_llm.config.convert import LoraToolOptions
+from onmt_llm.config.load import Loaded
+from onmt_llm.log import logger
 
 USAGE = "onmt_llm_lora -action merge -base_model BASE -lora_weights ADAPTER -output CHECKPOINT"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(_lora, argv)
+    return run_job("onmt_llm_lora", _lora, argv)
 
 
-def _lora(argv: Sequence[str]) -> int:
-    loaded = load_job("onmt_llm_lora", argv)
-    if loaded.switches["print_config"]:
-        print(print_config(loaded))
-        return 0
-    config: LoraToolConfig = loaded.job
-    setup_logging()
-    for note in loaded.notes:
-        logger.info(note)
-    options = config.adapters
-    base = needed("base_model", options.base_model, USAGE)
-    adapter = needed("lora_weights", options.lora_weights, USAGE)
-    output = needed("output", options.output, USAGE)
-    from onmt_llm.checkpoint import surgery  # torch is imported here, after the options are known to be right
+def _lora(loaded: Loaded[Any]) -> int:
+    options: LoraToolOptions = loaded.job.adapters
+    base, adapter, output = (
+        needed(loaded, "adapters", name, USAGE) for name in ("base_model", "lora_weights", "output")
+    )
+    from onmt_llm.checkpoint import surgery  # torch is imported here
 
     action = surgery.merge_lora if options.action == "merge" else surgery.concat_lora
     action(base, adapter, output, overwrite=options.force)

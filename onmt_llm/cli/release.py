@@ -4,43 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from onmt_llm.cli.jobs import load_job
-from onmt_llm.cli.run import run
-from onmt_llm.config.convert import ReleaseConfig
-from onmt_llm.config.render import print_config
-from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.log import logger, setup_logging
+from onmt_llm.cli.run import needed, run_job
+from onmt_llm.config.convert import ReleaseOptions
+from onmt_llm.config.load import Loaded
+from onmt_llm.errors import DataError
+from onmt_llm.log import logger
+
+USAGE = "release_model -model CHECKPOINT -output DIRECTORY -quantization int8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(_release, argv)
+    return run_job("release_model", _release, argv)
 
 
-def _release(argv: Sequence[str]) -> int:
-    loaded = load_job("release_model", argv)
-    if loaded.switches["print_config"]:
-        print(print_config(loaded))
-        return 0
-    config: ReleaseConfig = loaded.job
-    setup_logging()
-    for note in loaded.notes:
-        logger.info(note)
-    options = config.release
-    for name, value in (("model", options.model), ("output", options.output)):
-        if not value:
-            raise ConfigError(
-                f"'{name}' must be given, but is not.", hint="release_model -model CHECKPOINT -output DIRECTORY"
-            )
+def _release(loaded: Loaded[Any]) -> int:
+    options: ReleaseOptions = loaded.job.release
+    model, output = (needed(loaded, "release", name, USAGE) for name in ("model", "output"))
     text = None if options.verify_text is None else _read(Path(options.verify_text))
-
-    from onmt_llm.release import (
-        release,
-    )  # torch and ctranslate2 are imported here, after the options are known to be right
+    from onmt_llm.release import release  # torch and ctranslate2 are imported here
 
     report = release(
-        options.model or "",
-        options.output or "",
+        model,
+        output,
         format=options.format,
         quantization=options.quantization,
         verify=options.verify,
@@ -49,7 +36,7 @@ def _release(argv: Sequence[str]) -> int:
     )
     for name, value in report.get("figures", {}).items():
         logger.info("%-20s %.6g", name, value)
-    logger.info("Released to %s: %s.", options.output, report["verdict"])
+    logger.info("Released to %s: %s.", output, report["verdict"])
     return 0
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from onmt_llm.errors import OnmtLlmError
+from onmt_llm.cli.jobs import load_job
+from onmt_llm.config.load import Loaded
+from onmt_llm.config.render import print_config
+from onmt_llm.errors import ConfigError, OnmtLlmError
+from onmt_llm.log import logger, setup_logging
 
 INTERRUPTED = 130
 """The shell's code for a command that Ctrl-C ended."""
@@ -31,3 +36,49 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def run_job(
+    command: str,
+    work: Callable[[Loaded[Any]], int],
+    argv: Sequence[str] | None,
+    *,
+    switches: Mapping[str, str] | None = None,
+) -> int:
+    """Run a command of `JOBS`: load its configuration, start the log, do the work.
+
+    Args:
+        command: Its name in `JOBS`.
+        work: Takes the configuration, returns the exit code. It imports torch itself: a mistake that can be found
+            without torch is told before that.
+        argv: Arguments without the program's name; None = the process's own.
+        switches: Flags of the command itself, with their help.
+    """
+
+    def load_and_work(words: Sequence[str]) -> int:
+        loaded = load_job(command, words, switches=switches)
+        if loaded.switches["print_config"]:
+            print(print_config(loaded))
+            return 0
+        setup_logging(log_file=_log_file(loaded))
+        for note in loaded.notes:
+            logger.info(note)
+        return work(loaded)
+
+    return run(load_and_work, argv)
+
+
+def needed(loaded: Loaded[Any], section: str, name: str, usage: str) -> str:
+    """An option without which the command has nothing to do.
+
+    Raises:
+        ConfigError: It is not given.
+    """
+    value = getattr(getattr(loaded.job, section), name)
+    if not value:
+        raise ConfigError(f"'{name}' must be given, but is not.", hint=usage)
+    return str(value)
+
+
+def _log_file(loaded: Loaded[Any]) -> str | None:
+    return next((s.log_file for _, s in loaded.job if hasattr(s, "log_file")), None)

@@ -6,30 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.jobs import load_job
-from onmt_llm.cli.run import run
+from onmt_llm.cli.run import run_job
 from onmt_llm.config.load import Loaded
-from onmt_llm.config.render import print_config
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.log import logger, setup_logging
 
 SWITCHES = {"dry_run": "validate everything, build the model on the meta device, print the plan, and exit"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(_train, argv)
+    return run_job("onmt_llm_train", _train, argv, switches=SWITCHES)
 
 
-def _train(argv: Sequence[str]) -> int:
-    loaded = load_job("onmt_llm_train", argv, switches=SWITCHES)
-    if loaded.switches["print_config"]:
-        print(print_config(loaded))
-        return 0
+def _train(loaded: Loaded[Any]) -> int:
     check_inputs(loaded)
-    setup_logging(log_file=loaded.job.logging.log_file)
-    for note in loaded.notes:
-        logger.info(note)
-    from onmt_llm.train import job  # torch is imported here, after every mistake that can be found without it
+    from onmt_llm.train import job  # torch is imported here
 
     if loaded.switches["dry_run"]:
         print(job.plan(loaded.job, loaded.options).report())

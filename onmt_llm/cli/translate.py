@@ -7,14 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onmt_llm.cli.jobs import load_job
-from onmt_llm.cli.run import run
+from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.load import Loaded
-from onmt_llm.config.render import print_config
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
-from onmt_llm.errors import ConfigError
-from onmt_llm.log import logger, setup_logging
+from onmt_llm.log import logger
 from onmt_llm.text.placeholders import from_line, to_line
 from onmt_llm.text.templates import Message
 
@@ -24,19 +21,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(_translate, argv)
+    return run_job("onmt_llm_translate", _translate, argv)
 
 
-def _translate(argv: Sequence[str]) -> int:
-    loaded = load_job("onmt_llm_translate", argv)
-    if loaded.switches["print_config"]:
-        print(print_config(loaded))
-        return 0
+def _translate(loaded: Loaded[Any]) -> int:
     config: TranslateConfig = loaded.job
-    setup_logging(log_file=config.engine.log_file)
-    for note in loaded.notes:
-        logger.info(note)
-    source = required(loaded, "inference", "src", "-src input.txt, or -src - for standard input")
+    source = needed(loaded, "inference", "src", "-src input.txt, or -src - for standard input")
     lines = list(read_lines(source))
     engine = open_from(loaded)
     prompts = [encode_line(line, engine.codec, config.inference.template) for line in lines]
@@ -47,17 +37,9 @@ def _translate(argv: Sequence[str]) -> int:
     return 0
 
 
-def required(loaded: Loaded[Any], section: str, leaf: str, hint: str) -> str:
-    """An option without which the command has nothing to do."""
-    value = getattr(getattr(loaded.job, section), leaf)
-    if not value:
-        raise ConfigError(f"'{leaf}' must be given, but is not.", hint=hint)
-    return str(value)
-
-
 def open_from(loaded: Loaded[Any]) -> Engine:
     """The engine that a translate configuration describes."""
-    model = required(loaded, "inference", "model", "-model CHECKPOINT, or a CTranslate2 release")
+    model = needed(loaded, "inference", "model", "-model CHECKPOINT, or a CTranslate2 release")
     from onmt_llm.generate.engine import open_engine  # torch or ctranslate2 are imported here
 
     options = loaded.job.engine

@@ -6,14 +6,18 @@ tokens, the chat template and where an answer stops.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+import yaml
+from pydantic import Field, ValidationError
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.section import Section
+from onmt_llm.errors import CheckpointError
 
 FORMAT_VERSION = 1
+CONFIG_FILE = "config.yaml"
 
 TokenizerKind = Literal["sentencepiece", "bpe", "onmt_tokenize", "huggingface", "whitespace"]
 
@@ -77,3 +81,35 @@ class CheckpointConfig(Section):
     adapter: AdapterSpec | None = None
     source: str = ""
     """Where the weights came from, for people."""
+
+
+def read_config(directory: Path) -> CheckpointConfig:
+    """Read and validate the `config.yaml` of a checkpoint or release.
+
+    Raises:
+        CheckpointError: It is missing, not YAML, of a newer format, or wrong; all that is wrong is in one message.
+    """
+    file = directory / CONFIG_FILE
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"A checkpoint must have a {CONFIG_FILE}, but {file}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} must be YAML, but is not: {error}.") from error
+    version = content.get("format_version", FORMAT_VERSION) if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{file} must be a mapping with a whole number as format_version, but is not.")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} must have a format_version of at most {FORMAT_VERSION}, but has {version}.", hint="update onmt_llm"
+        )
+    try:
+        return CheckpointConfig.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
+        raise CheckpointError(f"{file} must be the configuration of a checkpoint, but is not: {problems}.") from error
+
+
+def config_text(config: CheckpointConfig) -> str:
+    """The content of `config.yaml`."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -7,10 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-
-from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.errors import CheckpointError
 from onmt_llm.text.decoding import StreamDecoder
 from onmt_llm.text.guard import ControlGuard
@@ -19,7 +16,6 @@ from onmt_llm.text.templates import TEMPLATES, Message, Template, get_template
 from onmt_llm.text.tokenizers import Tokenizer, encode_each, open_tokenizer
 from onmt_llm.text.vocab import Vocab
 
-CONFIG_FILE = "config.yaml"
 VOCAB_FILE = "vocab.txt"
 SRC_VOCAB_FILE = "src_vocab.txt"
 
@@ -185,29 +181,6 @@ class _TextOnly:
 
     def flush(self) -> str:
         return self._decoder.flush()
-
-
-def read_config(directory: Path) -> CheckpointConfig:
-    """`config.yaml` of a checkpoint directory.
-
-    Raises:
-        CheckpointError: It is missing or does not say what a config.yaml must.
-    """
-    file = directory / CONFIG_FILE
-    try:
-        return CheckpointConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CheckpointError(
-            f"A checkpoint must have a {CONFIG_FILE}, but {file} cannot be read: {error.strerror}."
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(
-            f"{file} must be the configuration of a checkpoint, but `{where}` is wrong: {first['msg']}."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} must be YAML, but is not: {error}.") from error
 
 
 def _open_vocab(directory: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> Vocab:

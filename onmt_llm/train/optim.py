@@ -7,6 +7,8 @@ embeddings. Biases, norms and embeddings are spared.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onmt_llm.config.train import OptimConfig
-from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.errors import ConfigError
 from onmt_llm.log import log_once
 from onmt_llm.optional import require
 from onmt_llm.registry import Registry
@@ -160,4 +162,7 @@ def _apex_fused_adam() -> Callable[..., Optimizer] | None:
 
 def _bitsandbytes(name: str, groups: Groups, settings: OptimConfig) -> Optimizer:
     bnb_optim = require("bitsandbytes.optim", f"optim: {settings.optim}", "bitsandbytes")
+    if name.startswith("Paged") and not torch.cuda.is_available():
+        log_once(f"optim {settings.optim}: there is no GPU memory to page; the moments are ordinary tensors.")
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     return getattr(bnb_optim, name)(groups, **_adam_arguments(settings))

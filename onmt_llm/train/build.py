@@ -1,0 +1,147 @@
+"""The model of a run: loaded or new, quantised, adapted, frozen where it must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from onmt_llm.checkpoint.load import build_model, check_fits, load_adapter
+from onmt_llm.config.aliases import layer_name
+from onmt_llm.config.checkpoint import AdapterSpec
+from onmt_llm.config.train import LoraConfig, QuantConfig, TrainConfig
+from onmt_llm.errors import ConfigError
+from onmt_llm.nn.init import init_weights
+from onmt_llm.nn.lora import add_lora, freeze_all_but_lora
+from onmt_llm.nn.quantized import QUANT_TYPES
+from onmt_llm.nn.transformer import Transformer
+from onmt_llm.nn.wrap import match
+from onmt_llm.optional import require
+from onmt_llm.train.dist import World
+from onmt_llm.train.precision import Precision, hold_trained_in_float32
+from onmt_llm.train.start import Start
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What happens to the layers of a model.
+
+    Attributes:
+        lora: Settings of the adapter, without its base; None = everything is trained.
+        quantised: Names of the layers to quantise.
+        quant_type: Their number format; empty without any.
+    """
+
+    lora: AdapterSpec | None = None
+    quantised: tuple[str, ...] = ()
+    quant_type: str = ""
+
+
+def resolve_layers(config: TrainConfig, start: Start) -> Layers:
+    """Adapters and quantised layers that the options, or the adapter to begin with, ask for.
+
+    Raises:
+        ConfigError: Quantised layers without adapters, or other adapters than those to go on with.
+    """
+    gated = start.model.ffn_gated
+    spec = _adapter(config.lora, start, gated)
+    quantised, quant_type = _quantised(config.quantization, start.adapter_spec, gated)
+    if quantised and spec is None:
+        raise ConfigError(
+            f"quant_layers must go with LoRA, since quantised weights cannot be trained, but lora_layers is empty "
+            f"(quant_layers: {', '.join(quantised)})."
+        )
+    if spec is not None:
+        spec = spec.model_copy(update={"quant_layers": list(quantised), "quant_type": quant_type})
+    return Layers(spec, quantised, quant_type)
+
+
+def _adapter(lora: LoraConfig, start: Start, gated: bool) -> AdapterSpec | None:
+    wanted = AdapterSpec(
+        rank=lora.lora_rank,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout,
+        layers=[layer_name(name, gated=gated) for name in lora.lora_layers],
+        embedding=lora.lora_embedding,
+        base="",
+        base_fingerprint="",
+    )
+    stored = start.adapter_spec
+    if stored is None:
+        return wanted if wanted.layers or wanted.embedding else None
+    fields = {"rank": "lora_rank", "alpha": "lora_alpha", "layers": "lora_layers", "embedding": "lora_embedding"}
+    differing = [
+        f"{option} is {getattr(wanted, name)} in the options and {getattr(stored, name)} in the adapter"
+        for name, option in fields.items()
+        if option in lora.model_fields_set and getattr(wanted, name) != getattr(stored, name)
+    ]
+    if differing:
+        assert start.adapter is not None
+        raise ConfigError(
+            f"Training must go on with the adapter {start.adapter.path} as it is, but {'; '.join(differing)}.",
+            hint="leave these options out; or merge the adapter into its base and train a new one on that",
+        )
+    return (
+        stored.model_copy(update={"dropout": lora.lora_dropout}) if "lora_dropout" in lora.model_fields_set else stored
+    )
+
+
+def _quantised(quant: QuantConfig, stored: AdapterSpec | None, gated: bool) -> tuple[tuple[str, ...], str]:
+    if stored is not None and "quant_layers" not in quant.model_fields_set:
+        return tuple(stored.quant_layers), quant.quant_type or stored.quant_type
+    return tuple(
+        layer_name(name, gated=gated) for name in quant.quant_layers
+    ), quant.resolved_type if quant.quant_layers else ""
+
+
+def build(config: TrainConfig, start: Start, layers: Layers, precision: Precision, world: World) -> Transformer:
+    """The model as it will be trained, on the world's device, equal on all ranks."""
+    run = config.run
+    if start.weights is None:
+        model = Transformer(start.model)
+        init_weights(model, param_init=run.param_init, glorot=run.param_init_glorot)
+        model.to(world.device)
+    else:
+        start.weights.config = start.weights.config.model_copy(update={"model": start.model})
+        model = build_model(
+            start.weights,
+            dtype=precision.weights,
+            device=world.device,
+            quant_layers=layers.quantised,
+            quant_type=layers.quant_type,
+            lora=layers.lora,
+        )
+    if layers.lora is not None:
+        if start.adapter is not None:
+            load_adapter(model, start.adapter)
+        freeze_all_but_lora(model)
+    else:
+        model.requires_grad_(True)
+    hold_trained_in_float32(model)
+    world.share_parameters(model)
+    model.checkpoint_blocks = bool(run.use_ckpting)
+    return model
+
+
+def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transformer, list[str]]:
+    """The model on the meta device, and the paths of the layers that would be quantised; no weight is read.
+
+    Raises:
+        ConfigError: A layer name matches nothing, or a quantisation type is unknown.
+        CheckpointError: The weights of `train_from` do not fit its configuration.
+        UnsupportedError: A package is missing.
+    """
+    with torch.device("meta"):
+        model = Transformer(start.model)
+    if start.weights is not None:
+        check_fits(start.weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    quantised = match(model, layers.quantised)
+    if quantised:
+        QUANT_TYPES.get(layers.quant_type)
+        if layers.quant_type.startswith("bnb"):
+            require("bitsandbytes", f"quant_type: {layers.quant_type}")
+    if layers.lora is not None:
+        spec = layers.lora
+        add_lora(model, spec.layers, rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout, embedding=spec.embedding)
+        freeze_all_but_lora(model)
+    return model, quantised

@@ -1,0 +1,154 @@
+"""Ranks, device and the few collective operations of training. One process runs the same code as many.
+
+Several processes are started by torchrun, which describes them in the environment. Every rank holds the whole model and
+reads its own part of the data; gradients are summed, so that the update is that of one large batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.log import logger
+
+# Gradients travel in flat pieces of about this size: few messages, little extra memory.
+BUCKET_ELEMENTS = 1 << 24
+# Validation and saving on rank 0 may keep the others waiting.
+TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+        device: Where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)))
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum the gradients of `parameters` over all ranks; a missing one counts as zero."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(parameters):
+            flat = torch.cat([_gradient(p).flatten() for p in bucket])
+            dist.all_reduce(flat)
+            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = part.view_as(parameter)
+
+    def gather(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """The JSON-able `record` of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [record]
+        data = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8).to(self.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([data.numel()], device=self.device))
+        room = max(int(size) for size in sizes)
+        rows = [torch.zeros(room, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
+        dist.all_gather(rows, torch.nn.functional.pad(data, (0, room - data.numel())))
+        return [json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(rows, sizes, strict=True)]
+
+    def share_parameters(self, module: nn.Module) -> None:
+        """Give every rank rank 0's trainable parameters, which it may have drawn at random."""
+        if self.size > 1:
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    dist.broadcast(parameter.data, src=0)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def open_world(device: str = "auto", world_size: int = 1) -> World:
+    """Find out rank and device, and join the other processes.
+
+    Args:
+        device: "auto" (CUDA where it is available), "cpu" or "cuda".
+        world_size: Processes that the user asked for; 0 = CPU.
+
+    Raises:
+        UnsupportedError: Several processes are wanted but torchrun did not start them, or CUDA is wanted but absent.
+        ConfigError: torchrun started another number of processes than `world_size`.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1 and started == 1:
+        raise UnsupportedError(
+            f"world_size {world_size} needs {world_size} processes, but this is the only one.",
+            hint=f"start them with: torchrun --nproc_per_node {world_size} -m onmt_llm.cli.train -config FILE.yaml",
+        )
+    if world_size > 1 and started != world_size:
+        raise ConfigError(
+            f"world_size must be the number of processes that torchrun started, {started}, but is {world_size}."
+        )
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    resolved = resolve_device("cpu" if world_size == 0 else device, local_rank)
+    if started > 1:
+        if resolved.type == "cuda":
+            torch.cuda.set_device(resolved)
+        dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo", timeout=TIMEOUT)
+    logger.info("Device: %s, %d CPU threads, process %d of %d.", resolved, torch.get_num_threads(), rank + 1, started)
+    return World(rank=rank, size=started, device=resolved)
+
+
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
+    """The torch device that `device` ("auto", "cpu", "cuda") means on this machine."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError(
+            "device cuda needs a CUDA GPU and a torch built for it, but torch sees none.", hint="-device cpu"
+        )
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Runs of parameters of one type, of about `BUCKET_ELEMENTS` each."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(p.numel() for p in bucket) + parameter.numel() > BUCKET_ELEMENTS
+        if bucket and (full or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket

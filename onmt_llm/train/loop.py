@@ -1,0 +1,209 @@
+"""The training loop, to be read from top to bottom.
+
+One update: forward and backward over the micro-batches of the accumulation window, each with the *sum* of its token
+losses; then the gradients, summed over ranks, are divided once by the number of trained tokens in the whole window on
+all ranks. So the update does not depend on how the examples are laid out in micro-batches and processes.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
+
+from torch.optim import Optimizer
+
+from onmt_llm.config.train import OptimConfig, RunConfig
+from onmt_llm.data.batching import Batch
+from onmt_llm.errors import DataError
+from onmt_llm.log import logger
+from onmt_llm.nn.transformer import Transformer, set_dropout
+from onmt_llm.train.dist import World
+from onmt_llm.train.loss import batch_loss
+from onmt_llm.train.metrics import Reporter, Totals
+from onmt_llm.train.optim import scale_and_clip, set_learning_rate, trainable
+from onmt_llm.train.precision import Precision, not_finite
+from onmt_llm.train.schedule import Schedule
+from onmt_llm.train.state import Progress
+
+T = TypeVar("T")
+
+
+@dataclass
+class Job:
+    """What a run works with; built by `job.py`, used by the loop.
+
+    Attributes:
+        model: Its trainable parameters are those with `requires_grad`.
+        optimizer: Over these parameters.
+        schedule: Learning rate of each step.
+        precision: Number formats.
+        world: This process among others, and its device.
+        run: Length, accumulation, dropout, validation and saving.
+        optim: Clipping and label smoothing.
+    """
+
+    model: Transformer
+    optimizer: Optimizer
+    schedule: Schedule
+    precision: Precision
+    world: World
+    run: RunConfig
+    optim: OptimConfig
+
+
+def train_loop(
+    job: Job,
+    batches: Iterable[Batch],
+    progress: Progress,
+    *,
+    report: Reporter,
+    save: Callable[[Progress], None],
+    validate: Callable[[], Totals] | None = None,
+) -> str:
+    """Train from `progress.step` to `run.train_steps`.
+
+    Args:
+        job: Model, optimiser and settings.
+        batches: This rank's micro-batches, without end.
+        progress: Where to begin; kept up to date.
+        report: Takes the figures of every update.
+        save: Writes a checkpoint.
+        validate: Totals over the validation corpora, on all ranks alike; None = no validation.
+
+    Returns:
+        "finished", "stopped early" (no better validation) or "interrupted" (by a signal).
+
+    Raises:
+        DataError: The batches ended.
+        OnmtLlmError: Loss or gradients are no longer finite.
+    """
+    run, world, parameters = job.run, job.world, trainable(job.model)
+    stream = iter(batches)
+    job.precision.begin(progress)
+    job.model.train()
+    with StopSignal() as stop:
+        while progress.step < run.train_steps:
+            step = progress.step + 1
+            rate = job.schedule.rate(step)
+            set_learning_rate(job.optimizer, rate)
+            set_dropout(job.model, *dropout_at(run, step))
+
+            totals = _accumulate(job, stream, step, progress.loss_scale)
+            world.sum_gradients(parameters)
+            grad_norm = _update(job, progress, totals, step)
+            progress.step = step
+            report.update(step, totals, rate=rate, grad_norm=grad_norm)
+
+            interrupted = world.any(stop.requested)
+            last = step == run.train_steps or interrupted
+            early = False
+            if validate is not None and not interrupted and (step % run.valid_steps == 0 or last):
+                with report.pause():
+                    early = _validate(validate, report, progress, patience=run.early_stopping)
+            if step % run.save_checkpoint_steps == 0 or last or early:
+                with report.pause():
+                    save(progress)
+            if interrupted:
+                logger.warning("Stopped by %s after step %d; the checkpoint is complete.", stop.name, step)
+                return "interrupted"
+            if early:
+                logger.info("Stopped at step %d: %d validations without a better perplexity.", step, run.early_stopping)
+                return "stopped early"
+    return "finished"
+
+
+def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> Totals:
+    """Forward and backward over the window of `step`; gradients of the summed loss stay in the parameters."""
+    device = job.world.device
+    row = Totals.empty_row(device)
+    for _ in range(at_step(job.run.accum_count, job.run.accum_steps, step)):
+        batch = _next(stream, step).to(device)
+        with job.precision.compute(device):
+            loss = batch_loss(job.model, batch, label_smoothing=job.optim.label_smoothing, scale=scale)
+        loss.scaled.backward()
+        row += Totals.row(loss, batch)
+    return Totals.from_row(job.world.sum(row))
+
+
+def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float:
+    """One step of the optimiser with the window's gradients; returns their norm."""
+    if not math.isfinite(totals.loss):
+        raise not_finite("loss", totals.loss, step)
+    if totals.tokens == 0:
+        logger.warning("Step %d: no token of its %d examples is trained; nothing is updated.", step, totals.examples)
+        job.optimizer.zero_grad(set_to_none=True)
+        return 0.0
+    count = totals.tokens if job.run.normalization == "tokens" else totals.examples
+    parameters = trainable(job.model)
+    factor = 1.0 / (count * progress.loss_scale)
+    grad_norm = scale_and_clip(parameters, factor=factor, max_norm=job.optim.max_grad_norm)
+    if job.precision.accept(progress, step=step, finite=math.isfinite(grad_norm)):
+        job.optimizer.step()
+    job.optimizer.zero_grad(set_to_none=True)
+    return grad_norm
+
+
+def _validate(validate: Callable[[], Totals], report: Reporter, progress: Progress, *, patience: int) -> bool:
+    """Validate, keep the score; True when patience (0 = endless) is at its end."""
+    totals = validate()
+    report.validation(progress.step, totals)
+    if totals.ppl < progress.best_ppl:
+        progress.best_ppl, progress.worse_validations = totals.ppl, 0
+    else:
+        progress.worse_validations += 1
+    return 0 < patience <= progress.worse_validations
+
+
+def _next(stream: Iterator[Batch], step: int) -> Batch:
+    try:
+        return next(stream)
+    except StopIteration:
+        raise DataError(
+            f"The training corpora must give at least one example each round, but gave none at step {step}."
+        ) from None
+
+
+def at_step(values: Sequence[T], starts: Sequence[int], step: int) -> T:
+    """The value in force in update `step`: values[i] holds after `starts[i]` updates."""
+    current = values[0]
+    for value, start in zip(values, starts, strict=True):
+        if step > start:
+            current = value
+    return current
+
+
+def dropout_at(run: RunConfig, step: int) -> tuple[float, float]:
+    """Dropout on residual branches and on attention weights in update `step`."""
+    return at_step(run.dropout, run.dropout_steps, step), at_step(run.attention_dropout, run.dropout_steps, step)
+
+
+class StopSignal:
+    """While inside, SIGINT and SIGTERM ask for a stop after the present update; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.name = "another process"
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        # Only the main thread may set handlers; elsewhere (a notebook's worker) signals keep their meaning.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.name = signal.Signals(number).name
+        logger.warning("%s: the run saves and stops after this update; once more stops at once.", self.name)

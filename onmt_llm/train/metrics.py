@@ -1,0 +1,265 @@
+"""What a run reports: totals over positions, and where they go (console, metrics.jsonl, TensorBoard)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onmt_llm.data.batching import Batch
+from onmt_llm.log import log_once, logger
+from onmt_llm.optional import require
+from onmt_llm.train.loss import TokenLoss
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over batches, and the figures made of them.
+
+    Attributes:
+        loss: Summed training loss, label smoothing included.
+        nll: Summed negative log-likelihood of the trained tokens, in nats.
+        correct: Trained tokens that the model puts first.
+        tokens: Trained tokens.
+        examples: Examples.
+        positions: All positions that went through the model, padding included.
+    """
+
+    loss: float = 0.0
+    nll: float = 0.0
+    correct: float = 0.0
+    tokens: float = 0.0
+    examples: float = 0.0
+    positions: float = 0.0
+
+    @staticmethod
+    def row(loss: TokenLoss, batch: Batch) -> Tensor:
+        """One batch's sums as a float64 vector on the batch's device, so that adding them needs no synchronisation."""
+        positions = batch.tgt_BT.numel() + (0 if batch.src_BS is None else batch.src_BS.numel())
+        counts = torch.tensor([loss.tokens, batch.num_examples, positions], dtype=torch.float64)
+        return torch.cat([torch.stack([loss.total, loss.nll, loss.correct]).double(), counts.to(loss.total.device)])
+
+    @classmethod
+    def from_row(cls, row_6: Tensor) -> Totals:
+        """The totals of summed rows."""
+        return cls(*row_6.tolist())
+
+    @staticmethod
+    def empty_row(device: torch.device) -> Tensor:
+        """The row to begin a sum with."""
+        return torch.zeros(6, dtype=torch.float64, device=device)
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+
+    def values(self) -> tuple[float, ...]:
+        """The six sums in the order of the fields."""
+        return (self.loss, self.nll, self.correct, self.tokens, self.examples, self.positions)
+
+    @property
+    def xent(self) -> float:
+        """Negative log-likelihood per trained token, in nats."""
+        return self.nll / max(self.tokens, 1)
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity; inf beyond exp(100)."""
+        return math.exp(self.xent) if self.xent < 100 else math.inf
+
+    @property
+    def accuracy(self) -> float:
+        """Share of trained tokens that the model puts first, in percent."""
+        return 100.0 * self.correct / max(self.tokens, 1)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `45s`, `12m05s` or `3h07m`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Reporter:
+    """Collects the figures of the updates and reports them.
+
+    Args:
+        start_step: Updates done before this process began.
+        train_steps: Last update.
+        report_every: Updates between two reports.
+        progress: "auto" (a bar where stderr is a terminal, else lines), "bar", "line" or "none".
+        metrics_file: JSON lines; rows after `start_step` (of a run that was continued) are cut. None = no file.
+        tensorboard_dir: Folder of this run's events; None = no TensorBoard.
+    """
+
+    def __init__(
+        self,
+        *,
+        start_step: int,
+        train_steps: int,
+        report_every: int = 50,
+        progress: str = "auto",
+        metrics_file: Path | None = None,
+        tensorboard_dir: Path | None = None,
+    ) -> None:
+        self._start_step = start_step
+        self._train_steps = train_steps
+        self._report_every = report_every
+        self._progress = _resolve_progress(progress)
+        self._metrics_file = metrics_file
+        self._sinks: list[Callable[[str, int, dict[str, float]], None]] = []
+        if metrics_file is not None:
+            cut_metrics(metrics_file, start_step)
+            self._sinks.append(self._write_row)
+        if tensorboard_dir is not None:
+            self._sinks.append(tensorboard_sink(tensorboard_dir, start_step))
+        self._began = self._window_began = time.perf_counter()
+        self._window = Totals()
+        self._bar: Any = None
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Reporter:
+        if self._progress == "bar":
+            tqdm = require("tqdm", "progress: bar")
+            redirect = require("tqdm.contrib.logging", "progress: bar").logging_redirect_tqdm
+            self._cleanup.enter_context(redirect([logger]))
+            self._bar = self._cleanup.enter_context(
+                tqdm.tqdm(total=self._train_steps, initial=self._start_step, unit="step", dynamic_ncols=True)
+            )
+        self._began = self._window_began = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def update(self, step: int, totals: Totals, *, rate: float, grad_norm: float) -> None:
+        """Take in update `step`; report when it is time."""
+        self._window = self._window + totals
+        if self._bar is not None:
+            self._bar.update(1)
+        if step % self._report_every == 0 or step == self._train_steps:
+            self._report(step, rate, grad_norm)
+
+    def validation(self, step: int, totals: Totals) -> None:
+        """Report a validation."""
+        logger.info(
+            "Validation at step %d; acc: %.2f; ppl: %.4g; xent: %.4f; sents: %d",
+            step,
+            totals.accuracy,
+            totals.ppl,
+            totals.xent,
+            totals.examples,
+        )
+        self._send("valid", step, _figures(totals))
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Validation and saving happen inside: their time does not count in the speed of training."""
+        began = time.perf_counter()
+        yield
+        self._window_began += time.perf_counter() - began
+
+    def _report(self, step: int, rate: float, grad_norm: float) -> None:
+        now = time.perf_counter()
+        seconds = max(now - self._window_began, 1e-9)
+        elapsed = now - self._began
+        left = elapsed / (step - self._start_step) * (self._train_steps - step)
+        totals = self._window
+        figures = {
+            **_figures(totals),
+            "lr": rate,
+            "grad_norm": grad_norm,
+            "tokens_per_second": totals.tokens / seconds,
+            "positions_per_second": totals.positions / seconds,
+            "tokens": totals.tokens,
+            "examples": totals.examples,
+            "elapsed": elapsed,
+        }
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"acc {totals.accuracy:.1f} ppl {totals.ppl:.4g} lr {rate:.3g} {figures['tokens_per_second']:.0f} tok/s"
+            )
+        elif self._progress == "line":
+            logger.info(
+                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; "
+                "%.0f tok/s (%.0f with masked and padding); %s; ETA %s",
+                *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
+                *(figures["tokens_per_second"], figures["positions_per_second"], duration(elapsed), duration(left)),
+            )
+        self._send("progress", step, figures)
+        self._window = Totals()
+        self._window_began = now
+
+    def _send(self, split: str, step: int, figures: dict[str, float]) -> None:
+        """Hand the figures to every sink. One that fails (a full disk) is dropped with a warning; training goes on."""
+        for sink in list(self._sinks):
+            try:
+                sink(split, step, figures)
+            except Exception as error:
+                self._sinks.remove(sink)
+                logger.warning("Metrics are no longer written by %s: %s", getattr(sink, "__name__", sink), error)
+
+    def _write_row(self, split: str, step: int, figures: dict[str, float]) -> None:
+        assert self._metrics_file is not None
+        finite = {key: value if math.isfinite(value) else None for key, value in figures.items()}
+        row = {"step": step, "split": "train" if split == "progress" else split, "time": time.time(), **finite}
+        with open(self._metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _figures(totals: Totals) -> dict[str, float]:
+    loss = totals.loss / max(totals.tokens, 1)
+    return {"loss": loss, "xent": totals.xent, "ppl": totals.ppl, "accuracy": totals.accuracy}
+
+
+def _resolve_progress(progress: str) -> str:
+    if progress != "auto":
+        return progress
+    return "bar" if sys.stderr.isatty() else "line"
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Keep the rows of `path` up to `step`, so that a continued run does not write them twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _row_step(line) <= step]
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _row_step(line: str) -> float:
+    """The row's step; a line cut short by a crash sorts after all others."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def tensorboard_sink(directory: Path, start_step: int) -> Callable[[str, int, dict[str, float]], None]:
+    """A sink that writes TensorBoard scalars `progress/...` and `valid/...` into `directory`."""
+    require("tensorboard", "tensorboard: true")
+    writer = require("torch.utils.tensorboard", "tensorboard: true", "tensorboard").SummaryWriter(
+        str(directory), purge_step=start_step + 1
+    )
+    log_once(f"TensorBoard events: {directory}")
+
+    def tensorboard(split: str, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(f"{split}/{name}", value, step)
+        writer.flush()
+
+    return tensorboard

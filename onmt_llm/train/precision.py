@@ -1,0 +1,126 @@
+"""Number formats of a run.
+
+One rule: what is trained is float32, what is frozen is `model_dtype`.
+
+- LoRA: the base is held in `model_dtype` and computes in it; adapters are float32 and are cast where they are used.
+- Full training in bf16 or fp16: weights are float32, and `torch.autocast` computes in `model_dtype`. That is 16 bytes a
+  parameter with Adam, and it is the choice that needs no tricks to keep small updates from being rounded away.
+- fp16 has a small range, so the loss is scaled: by a fixed `loss_scale`, or by one that halves when a gradient
+  overflows and doubles after `GROWTH_INTERVAL` good updates (Micikevicius et al. 2018).
+"""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from onmt_llm.config.model import Dtype
+from onmt_llm.errors import OnmtLlmError
+from onmt_llm.log import log_once, logger
+from onmt_llm.train.state import Progress
+
+DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The loss is a sum over tokens, not a mean, so its gradients are large already: begin far below the usual 2^16.
+FIRST_LOSS_SCALE = 256.0
+SMALLEST_LOSS_SCALE = 2.0**-14
+GROWTH_INTERVAL = 2000
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number formats of a run.
+
+    Attributes:
+        weights: Type in which the model is built (that of frozen weights).
+        autocast: Type that `torch.autocast` computes in; None = no autocast.
+        scaled: The loss is scaled (float16).
+        fixed_scale: The user's loss scale; 0 = dynamic.
+    """
+
+    weights: torch.dtype
+    autocast: torch.dtype | None = None
+    scaled: bool = False
+    fixed_scale: float = 0.0
+
+    def compute(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Context in which the forward pass runs."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.autocast)
+
+    def begin(self, progress: Progress) -> None:
+        """Set the loss scale of a run that has none yet."""
+        if not self.scaled:
+            progress.loss_scale = 1.0
+        elif self.fixed_scale:
+            progress.loss_scale = self.fixed_scale
+        elif progress.loss_scale == 1.0:
+            progress.loss_scale = FIRST_LOSS_SCALE
+
+    def accept(self, progress: Progress, *, step: int, finite: bool) -> bool:
+        """Whether the update may be done; adapts the loss scale.
+
+        Args:
+            progress: Holds the loss scale.
+            step: For messages.
+            finite: All gradients are finite.
+
+        Raises:
+            OnmtLlmError: A gradient is not finite although scaling is off, or however small the scale.
+        """
+        if finite:
+            progress.good_steps += 1
+            if self.scaled and not self.fixed_scale and progress.good_steps >= GROWTH_INTERVAL:
+                progress.loss_scale, progress.good_steps = progress.loss_scale * 2, 0
+            return True
+        progress.good_steps = 0
+        if not self.scaled or progress.loss_scale <= SMALLEST_LOSS_SCALE:
+            raise not_finite("gradient", float("nan"), step)
+        if not self.fixed_scale:
+            progress.loss_scale /= 2
+        logger.info(
+            "Step %d: a gradient overflowed, the update is skipped; loss scale is now %g.", step, progress.loss_scale
+        )
+        return False
+
+
+def choose_precision(model_dtype: Dtype, *, lora: bool, loss_scale: float, device: torch.device) -> Precision:
+    """Number formats of a run with `model_dtype`, under LoRA or training everything."""
+    dtype = DTYPES[model_dtype]
+    if model_dtype == "fp16" and device.type == "cpu":
+        log_once("model_dtype fp16 is slow on a CPU; bf16 or fp32 is the better choice there.")
+    if model_dtype == "bf16" and device.type == "cpu" and emulates_bf16():
+        log_once("This CPU has no bf16 instructions: model_dtype fp32 takes more memory, but is several times as fast.")
+    full = not lora and model_dtype != "fp32"
+    return Precision(
+        weights=torch.float32 if full else dtype,
+        autocast=dtype if full else None,
+        scaled=model_dtype == "fp16",
+        fixed_scale=loss_scale,
+    )
+
+
+def emulates_bf16() -> bool:
+    """Whether this is an x86 processor that must emulate bf16, which it does at a fifth of float32's speed."""
+    return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
+
+
+def hold_trained_in_float32(model: nn.Module) -> None:
+    """Convert the trainable parameters, where they are not float32 already."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def not_finite(what: str, value: float, step: int) -> OnmtLlmError:
+    """The error for a run that has gone astray."""
+    return OnmtLlmError(
+        f"The {what} must be finite, but is {value} at step {step}.",
+        hint="lower learning_rate, set max_grad_norm, add warmup_steps or use model_dtype bf16 or fp32; "
+        "continue from the last checkpoint with -train_from",
+    )

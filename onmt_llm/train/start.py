@@ -1,0 +1,344 @@
+"""What a run begins with: a checkpoint (`train_from`), or a new model made of options and vocabulary files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from onmt_llm.checkpoint.load import open_base
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens, TokenizerSpec
+from onmt_llm.config.data import CorpusConfig, VocabularyConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.section import Section
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.transforms import tokenizer_specs
+from onmt_llm.errors import ConfigError
+from onmt_llm.log import logger
+from onmt_llm.text.templates import TEMPLATES, Template
+from onmt_llm.text.tokenizers import Tokenizer, open_tokenizer
+from onmt_llm.text.vocab import Vocab
+from onmt_llm.train.state import SavedState, read_state
+
+VOCAB_FILE = "vocab.txt"
+SRC_VOCAB_FILE = "src_vocab.txt"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+        config: Architecture and text side: becomes the `config.yaml` of the checkpoints that the run writes.
+        vocab: Tokens of the decoder.
+        src_vocab: Tokens of the encoder, where they differ.
+        tokenizer: The model's tokeniser; None where it has none.
+        src_tokenizer: The source side's, where it differs.
+        template: The model's chat template.
+        files: Files that go beside the weights of every checkpoint, by their name there.
+        weights: Whole model to begin with; None = new weights.
+        adapter: LoRA weights to begin with.
+        saved: Training state to go on from.
+    """
+
+    config: CheckpointConfig
+    vocab: Vocab
+    src_vocab: Vocab | None = None
+    tokenizer: Tokenizer | None = None
+    src_tokenizer: Tokenizer | None = None
+    template: Template | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    weights: Checkpoint | None = None
+    adapter: Checkpoint | None = None
+    saved: SavedState | None = None
+
+    @property
+    def model(self) -> ModelConfig:
+        """The architecture."""
+        return self.config.model
+
+    @property
+    def task(self) -> Literal["lm", "seq2seq"]:
+        """What the pipelines prepare examples for."""
+        return "lm" if self.model.is_decoder_only else "seq2seq"
+
+    @property
+    def text(self) -> ModelText:
+        """The text side, as the data package takes it."""
+        return ModelText(
+            self.task,
+            self.vocab,
+            self.src_vocab,
+            self.tokenizer,
+            self.src_tokenizer,
+            self.template,
+            self.config.specials.add_bos,
+        )
+
+    @property
+    def adapter_spec(self) -> AdapterSpec | None:
+        """Settings of the adapter to begin with."""
+        return None if self.adapter is None else self.adapter.config.adapter
+
+
+def open_start(config: TrainConfig, options: Mapping[str, Section]) -> Start:
+    """What the options ask to begin with.
+
+    Raises:
+        CheckpointError: `train_from`, or the base of that adapter, is missing or damaged.
+        ConfigError: The architecture written in the options is not that of `train_from`, or something that a new model
+            needs is not given.
+        DataError: A vocabulary or tokeniser cannot be read.
+    """
+    if config.run.train_from is None:
+        return _new(config, options)
+    return _continued(config, config.run.train_from)
+
+
+def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
+    """Corpora for training, and those for validation: `valid` and `valid_*`.
+
+    Raises:
+        ConfigError: There is none for training.
+    """
+    valid = {name: corpus for name, corpus in corpora.items() if name == "valid" or name.startswith("valid_")}
+    train = {name: corpus for name, corpus in corpora.items() if name not in valid}
+    if not train:
+        raise ConfigError(
+            "`data` must name at least one corpus for training, but names "
+            + (f"only {', '.join(valid)}, for validation." if valid else "none.")
+        )
+    return train, valid
+
+
+def _continued(config: TrainConfig, path: str) -> Start:
+    checkpoint = Checkpoint.open(path)
+    weights = open_base(checkpoint) if checkpoint.is_adapter else checkpoint
+    codec = checkpoint.codec()
+    stored = codec.config.model_copy(update={"adapter": None, "model": weights.config.model})
+    architecture = overlay(stored.model, config.architecture, override=config.run.override_opts, path=checkpoint.path)
+    template = _trained_template(config.corpora.data)
+    stored = stored.model_copy(
+        update={
+            "model": architecture,
+            "specials": _specials_with_start(stored.specials, config.vocabulary.decoder_start_token, codec.vocab),
+            "template": _stored_name(template) or stored.template,
+        }
+    )
+    for name in ("src_vocab", "tgt_vocab"):
+        if getattr(config.vocabulary, name):
+            logger.info("%s is not read: %s brings its own vocabulary.", name, checkpoint.path)
+    files = {file.name: file for file in codec.files()}
+    return Start(
+        config=stored,
+        vocab=Vocab(list(codec.vocab), stored.specials),
+        src_vocab=None if codec.src_vocab is codec.vocab else Vocab(list(codec.src_vocab), stored.specials),
+        tokenizer=codec.tokenizer,
+        src_tokenizer=None if codec.src_tokenizer is codec.tokenizer else codec.src_tokenizer,
+        template=codec.template,
+        files={**files, **_template_file(template)},
+        weights=weights,
+        adapter=checkpoint if checkpoint.has_adapter else None,
+        saved=read_state(checkpoint.path),
+    )
+
+
+def overlay(stored: ModelConfig, wanted: ModelConfig, *, override: bool, path: Path) -> ModelConfig:
+    """The checkpoint's architecture, under the values that the user wrote.
+
+    Args:
+        stored: The checkpoint's.
+        wanted: The user's; only the values that were written count.
+        override: Written values win; else they must be the checkpoint's.
+        path: The checkpoint, for the message.
+
+    Raises:
+        ConfigError: Without `override`, values that differ; the message lists all of them.
+    """
+    written = wanted.model_dump(exclude_unset=True, exclude={"dtype"})
+    differing = list(_differing(_effective(stored), _effective(wanted), written))
+    if not differing:
+        return stored
+    if not override:
+        listed = "; ".join(
+            f"{key} is {mine} in the options and {theirs} in the checkpoint" for key, mine, theirs in differing
+        )
+        raise ConfigError(
+            f"The architecture must be that of {path}, but {listed}.",
+            hint="leave these options out, or force them with override_opts: true",
+        )
+    for key, mine, theirs in differing:
+        logger.warning("override_opts: %s is %s instead of the checkpoint's %s.", key, mine, theirs)
+    merged = stored.model_dump()
+    merged.update({**written, "rope": {**merged["rope"], **written.get("rope", {})}})
+    return ModelConfig.model_validate(merged)
+
+
+def _effective(model: ModelConfig) -> dict[str, Any]:
+    """The architecture with its "null means ..." values filled in, so that two spellings of one thing are equal."""
+    filled = {
+        "kv_heads": model.num_kv_heads,
+        "head_dim": model.size_per_head,
+        "src_vocab_size": model.encoder_vocab_size,
+        "vocab_size": model.vocab_size,
+    }
+    return {**model.model_dump(), **filled}
+
+
+def _differing(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], written: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """(name, the user's value, the stored value) of every written value that differs."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in written:
+        if isinstance(written[key], Mapping):
+            found += _differing(stored[key], wanted[key], written[key], f"{prefix}{key}.")
+        elif wanted[key] != stored[key]:
+            found.append((f"{prefix}{key}", wanted[key], stored[key]))
+    return found
+
+
+def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
+    if config.lora.lora_layers or config.lora.lora_embedding:
+        raise ConfigError("lora_layers must have a trained model below them: name one with train_from.")
+    if config.architecture.decoder_layers < 1:
+        raise ConfigError("decoder_layers must be >= 1 to train a model, but is 0.")
+    lm = config.architecture.is_decoder_only
+    src_spec, tgt_spec = tokenizer_specs(_transforms(config), options)
+    if lm:
+        src_spec, tgt_spec = None, src_spec
+    src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec)
+    specials, tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, lm=lm)
+    tokens = _padded(tokens, config.architecture.vocab_size, config.vocabulary.vocab_size_multiple, "vocab_size")
+    if src_tokens is not None:
+        if config.architecture.share_embeddings:
+            raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
+        rows = config.architecture.src_vocab_size or 0
+        src_tokens = _padded(src_tokens, rows, config.vocabulary.vocab_size_multiple, "src_vocab_size")
+    sizes = {
+        "vocab_size": len(tokens),
+        "src_vocab_size": None if src_tokens is None else len(src_tokens),
+        "dtype": "fp32",
+    }
+    template = _trained_template(config.corpora.data)
+    files: dict[str, Path] = {}
+    checkpoint_config = CheckpointConfig(
+        model=ModelConfig.model_validate({**config.architecture.model_dump(), **sizes}),
+        tokenizer=_stored_spec(tgt_spec, "", files),
+        src_tokenizer=None if src_spec in (None, tgt_spec) else _stored_spec(src_spec, "src_", files),
+        specials=specials,
+        template=_stored_name(template),
+        source="trained from scratch",
+    )
+    return Start(
+        config=checkpoint_config,
+        vocab=Vocab(tokens, specials),
+        src_vocab=None if src_tokens is None else Vocab(src_tokens, specials),
+        tokenizer=tokenizer,
+        src_tokenizer=None if src_spec in (None, tgt_spec) else src_tokenizer,
+        files={**files, **_template_file(template)},
+    )
+
+
+def _transforms(config: TrainConfig) -> list[str]:
+    """Transforms that the checkpoint's tokeniser is read off: the global ones, or else those of the first corpus."""
+    listed = [corpus.transforms for corpus in config.corpora.data.values() if corpus.transforms]
+    return config.corpora.transforms or (listed[0] if listed else [])
+
+
+def _open(spec: TokenizerSpec | None) -> Tokenizer | None:
+    return None if spec is None else open_tokenizer(spec, Path())
+
+
+def _stored_spec(spec: TokenizerSpec | None, prefix: str, files: dict[str, Path]) -> TokenizerSpec:
+    """`spec` with its file beside the checkpoint's weights; the file is added to `files`."""
+    if spec is None:
+        return TokenizerSpec()
+    if spec.file is None:
+        return spec
+    name = prefix + Path(spec.file).name
+    files[name] = Path(spec.file)
+    return spec.model_copy(update={"file": name})
+
+
+def _vocabularies(
+    vocabulary: VocabularyConfig, tokenizer: Tokenizer | None, src_tokenizer: Tokenizer | None, *, lm: bool
+) -> tuple[SpecialTokens, list[str], list[str] | None]:
+    """Special tokens, the decoder's tokens, and the encoder's where they differ."""
+    src, tgt = vocabulary.src_vocab, vocabulary.tgt_vocab
+    if lm or vocabulary.share_vocab:
+        tokens = _tokens("src_vocab", src or tgt, tokenizer or src_tokenizer)
+        src_tokens = None
+    else:
+        tokens = _tokens("tgt_vocab", tgt, tokenizer)
+        src_tokens = _tokens("src_vocab", src, src_tokenizer or tokenizer)
+    specials = _new_specials(vocabulary)
+    wanted = [
+        t for t in dict.fromkeys([*vocabulary.default_specials, *specials.model_dump().values()]) if isinstance(t, str)
+    ]
+    tokens = [*(token for token in wanted if token not in set(tokens)), *tokens]
+    if src_tokens is not None:
+        src_tokens = [*(token for token in wanted if token not in set(src_tokens)), *src_tokens]
+    return specials, tokens, None if src_tokens == tokens else src_tokens
+
+
+def _tokens(option: str, path: str | None, tokenizer: Tokenizer | None) -> list[str]:
+    if path is not None:
+        return list(Vocab.read(path, SpecialTokens()))
+    tokens = None if tokenizer is None else tokenizer.vocab_tokens()
+    if tokens is None:
+        raise ConfigError(
+            f"{option} must name a vocabulary file for a new model, but is not given.",
+            hint="make one with onmt_llm_build_vocab, or start from a checkpoint with train_from",
+        )
+    return tokens
+
+
+def _new_specials(vocabulary: VocabularyConfig) -> SpecialTokens:
+    """Roles of the special tokens of a new vocabulary, by their usual names."""
+    given = vocabulary.default_specials
+
+    def first(*names: str) -> str | None:
+        return next((name for name in names if name in given), None)
+
+    return SpecialTokens(
+        unk=first("<unk>"),
+        bos=vocabulary.decoder_start_token or first("<s>") or "<s>",
+        eos=first("</s>") or "</s>",
+        pad=first("<blank>", "<pad>"),
+    )
+
+
+def _specials_with_start(specials: SpecialTokens, start: str | None, vocab: Vocab) -> SpecialTokens:
+    if start in (None, specials.bos):
+        return specials
+    if start not in vocab:
+        raise ConfigError(f"decoder_start_token must be in the checkpoint's vocabulary, but '{start}' is not.")
+    logger.info("decoder_start_token: '%s' instead of the checkpoint's '%s'.", start, specials.bos)
+    return specials.model_copy(update={"bos": start})
+
+
+def _padded(tokens: Sequence[str], rows: int, multiple: int, option: str) -> list[str]:
+    """Tokens up to `rows`, or to the next multiple where `rows` is 0."""
+    if rows and rows < len(tokens):
+        raise ConfigError(f"{option} must be at least the size of the vocabulary, {len(tokens)}, but is {rows}.")
+    rows = rows or -(-len(tokens) // multiple) * multiple
+    return [*tokens, *(f"<|unused_{number}|>" for number in range(len(tokens), rows))]
+
+
+def _trained_template(corpora: Mapping[str, CorpusConfig]) -> str | None:
+    """The chat template that all JSONL corpora name: what the model learns is what engines must use."""
+    named = {corpus.template for corpus in corpora.values() if corpus.path_jsonl}
+    return named.pop() if len(named) == 1 else None
+
+
+def _stored_name(template: str | None) -> str | None:
+    return template if template is None or template in TEMPLATES else TEMPLATE_FILE
+
+
+def _template_file(template: str | None) -> dict[str, Path]:
+    return {TEMPLATE_FILE: Path(template)} if template and template not in TEMPLATES else {}

@@ -1,0 +1,104 @@
+"""Totals, the progress line, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from onmt_llm.train import metrics
+from onmt_llm.train.metrics import Reporter, Totals, duration
+
+
+def test_figures_are_weighted_by_tokens() -> None:
+    totals = Totals(nll=2.0, correct=1, tokens=1) + Totals(nll=4.0, correct=1, tokens=5)
+    assert totals.xent == 1.0
+    assert totals.ppl == pytest.approx(math.e)
+    assert totals.accuracy == pytest.approx(100 / 3)
+    assert Totals(nll=1e6, tokens=1).ppl == math.inf
+
+
+def test_durations_are_short() -> None:
+    assert [duration(s) for s in (4.9, 65, 3600 * 3 + 7 * 60)] == ["4s", "1m05s", "3h07m"]
+
+
+def report(path: Path | None, *, start: int = 0, progress: str = "line", tensorboard: Path | None = None) -> Reporter:
+    return Reporter(
+        start_step=start,
+        train_steps=4,
+        report_every=2,
+        progress=progress,
+        metrics_file=path,
+        tensorboard_dir=tensorboard,
+    )
+
+
+def feed(reporter: Reporter, steps: range) -> None:
+    with reporter:
+        for step in steps:
+            totals = Totals(loss=2.5, nll=2.0, correct=1, tokens=2, examples=3, positions=6)
+            reporter.update(step, totals, rate=0.01, grad_norm=1.5)
+
+
+def test_a_line_every_so_often(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    with caplog.at_level("INFO"):
+        feed(report(None), range(1, 5))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith("Step 2/4; acc: 50.00; ppl: 2.718; xent: 1.0000; lr: 0.01; sents: 6; ")
+    assert "tok/s" in lines[0] and "ETA" in lines[0]
+
+
+def test_rows_after_the_resumed_step_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "m.jsonl"
+    feed(report(path, progress="none"), range(1, 5))
+    with open(path, "a") as file:
+        file.write('{"step": 5, "split')  # cut short by a crash
+    feed(report(path, start=2, progress="none"), range(3, 5))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert rows[1]["loss"] == 1.25 and rows[1]["xent"] == 1.0 and rows[1]["examples"] == 6
+
+
+def test_a_bar_needs_a_terminal_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(report(None, progress="auto"), range(1, 5))
+    assert "4/4" not in capsys.readouterr().err
+    feed(report(None, progress="bar"), range(1, 5))
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_tensorboard_tags(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reporter = report(None, progress="none", tensorboard=tmp_path)
+    feed(reporter, range(1, 5))
+    reporter.validation(4, Totals(nll=1.0, tokens=1))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {"progress/xent", "progress/ppl", "progress/accuracy", "progress/lr", "valid/ppl", "valid/accuracy"}
+    assert [event.step for event in events.Scalars("progress/lr")] == [2, 4]
+
+
+def test_a_failing_log_never_stops_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+
+    def full_disk(directory: Path, start_step: int) -> object:
+        def tensorboard(split: str, step: int, figures: dict[str, float]) -> None:
+            raise OSError("No space left on device")
+
+        return tensorboard
+
+    monkeypatch.setattr(metrics, "tensorboard_sink", full_disk)
+    path = tmp_path / "m.jsonl"
+    feed(report(path, progress="none", tensorboard=tmp_path), range(1, 5))
+    assert caplog.text.count("no longer written by tensorboard: No space left on device") == 1
+    assert len(path.read_text().splitlines()) == 2

@@ -1,0 +1,106 @@
+"""Optimisers by name, their parameter groups, clipping."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from onmt_llm import log
+from onmt_llm.config.train import OptimConfig
+from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.train import optim
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {"embed": nn.Embedding(5, 4), "linear": nn.Linear(4, 3), "norm": nn.LayerNorm(4), "frozen": nn.Linear(4, 4)}
+    )
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_every_optimiser_makes_the_loss_fall(name: str) -> None:
+    if "bit" in name:
+        pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    model = nn.Linear(64, 80)
+    x, y = torch.randn(16, 64), torch.randn(16, 80)
+    optimizer = optim.build_optimizer(model, OptimConfig(optim=name, learning_rate=0.01))
+    losses = []
+    for _ in range(15):
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_biases_norms_embeddings_and_frozen_weights_get_no_decay() -> None:
+    model = small_model()
+    model["frozen"].requires_grad_(False)
+    decayed, spared = optim.parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
+    assert [id(p) for p in decayed["params"]] == [id(model["linear"].weight)]
+    assert {id(p) for p in spared["params"]} == {
+        id(p) for p in (model["embed"].weight, model["linear"].bias, model["norm"].weight, model["norm"].bias)
+    }
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_weight_decay_is_decoupled(name: str) -> None:
+    model = nn.Linear(2, 2, bias=False)
+    before = model.weight.detach().clone()
+    optimizer = optim.build_optimizer(model, OptimConfig(optim=name, learning_rate=0.1, weight_decay=0.5))
+    model.weight.grad = torch.zeros(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), before * (1 - 0.1 * 0.5))
+
+
+def test_scale_and_clip() -> None:
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([30.0, 0.0]), torch.tensor([40.0])
+    assert optim.scale_and_clip(parameters, factor=0.1, max_norm=0.0) == pytest.approx(5.0)
+    assert parameters[1].grad.item() == pytest.approx(4.0)
+    assert optim.scale_and_clip(parameters, factor=1.0, max_norm=1.0) == pytest.approx(5.0)
+    assert parameters[0].grad.tolist() == pytest.approx([0.6, 0.0])
+
+
+def test_nothing_trainable_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="At least one parameter must be trainable"):
+        optim.build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+def test_fusedadam_falls_back_to_torch_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(log, "_said", set())
+    monkeypatch.setattr(log.logger, "propagate", True)
+    with caplog.at_level("INFO"):
+        optimizers = [optim.build_optimizer(nn.Linear(2, 2), OptimConfig(optim="fusedadam")) for _ in range(2)]
+    assert all(type(o) is torch.optim.AdamW and o.defaults["fused"] for o in optimizers)
+    assert caplog.text.count("torch's fused AdamW takes its place") == 1
+
+
+def test_the_wrong_apex_is_noticed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(log, "_said", set())
+    monkeypatch.setattr(log.logger, "propagate", True)
+    impostor = types.ModuleType("apex")
+    impostor.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "apex", impostor)
+    with caplog.at_level("INFO"):
+        optim.build_optimizer(nn.Linear(2, 2), OptimConfig(optim="fusedadam"))
+    assert "is not NVIDIA's" in caplog.text
+
+
+def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(
+        UnsupportedError, match=r"adamw8bit needs the package 'bitsandbytes'.*\n.*pip install bitsandbytes"
+    ):
+        optim.build_optimizer(nn.Linear(2, 2), OptimConfig(optim="adamw8bit"))

@@ -1,0 +1,114 @@
+"""Training state as plain files: random generators, pruning, damage."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from onmt_llm.errors import CheckpointError
+from onmt_llm.train import state
+
+CPU = torch.device("cpu")
+
+
+def draws() -> list[float]:
+    return [random.random(), random.gauss(0, 1), np.random.rand(), float(torch.rand(()))]
+
+
+def test_random_generators_continue_where_they_were() -> None:
+    random.seed(5)
+    random.gauss(0, 1)  # leaves a second number in store
+    saved = json.loads(json.dumps(state.rng_state(CPU)))
+    expected = draws()
+    draws()
+    state.set_rng_state(saved, CPU)
+    assert draws() == expected
+
+
+def trained_pair() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    optimizer = torch.optim.AdamW([{"params": [model[0].weight]}, {"params": [model[1].weight, model[0].bias]}])
+    model(torch.randn(2, 3)).square().sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def write(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    state.write_state(
+        directory / state.STATE_DIRECTORY,
+        model,
+        optimizer,
+        name="adamw",
+        progress=state.Progress(step=3),
+        settings={"learning_rate": 0.1},
+        seed=4,
+        ranks=[{}],
+    )
+    return directory
+
+
+def test_optimiser_state_survives_to_the_bit(tmp_path: Path) -> None:
+    model, optimizer = trained_pair()
+    saved = state.read_state(write(tmp_path, model, optimizer))
+    assert saved is not None and saved.progress == state.Progress(step=3) and saved.seed == 4
+    other_model, other = trained_pair()
+    state.load_optimizer(saved, other_model, other)
+    mine, theirs = optimizer.state_dict()["state"], other.state_dict()["state"]
+    assert mine.keys() == theirs.keys()
+    for index, slots in mine.items():
+        assert slots.keys() == theirs[index].keys()
+        assert all(torch.equal(slots[name], theirs[index][name]) for name in slots)
+
+
+def test_state_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    saved = state.read_state(write(tmp_path, *trained_pair()))
+    model = nn.Sequential(nn.Linear(3, 4))
+    assert saved is not None
+    with pytest.raises(CheckpointError, match=r"differs in: .*1\.weight"):
+        state.load_optimizer(saved, model, torch.optim.AdamW([model[0].weight]))
+
+
+def test_a_checkpoint_without_state_has_none(tmp_path: Path) -> None:
+    assert state.read_state(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"version": 1, "progress": 3}', "[]"])
+def test_damaged_state_is_one_sentence(tmp_path: Path, content: str) -> None:
+    write(tmp_path, *trained_pair())
+    (tmp_path / state.STATE_DIRECTORY / state.STATE_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match=r"state\.json is not a valid training state"):
+        state.read_state(tmp_path)
+
+
+def test_state_of_a_newer_program_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, *trained_pair())
+    (tmp_path / state.STATE_DIRECTORY / state.STATE_FILE).write_text('{"version": 9}')
+    with pytest.raises(CheckpointError, match="has version 9"):
+        state.read_state(tmp_path)
+
+
+def test_only_complete_checkpoints_of_the_prefix_count(tmp_path: Path) -> None:
+    for name in ("m_step_10", "m_step_2", "m_step_x", "other_step_3", "m_step_4"):
+        (tmp_path / name).mkdir()
+        if name != "m_step_4":
+            (tmp_path / name / "config.yaml").write_text("")
+    assert list(state.checkpoints(str(tmp_path / "m"))) == [2, 10]
+    assert state.checkpoints(str(tmp_path / "nowhere" / "m")) == {}
+
+
+def test_pruning_keeps_the_last_the_later_and_the_protected(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 9):
+        (tmp_path / f"m_step_{step}").mkdir()
+        (tmp_path / f"m_step_{step}" / "config.yaml").write_text("")
+    prefix = str(tmp_path / "m")
+    state.prune(prefix, keep=-1, newest=4)
+    assert list(state.checkpoints(prefix)) == [1, 2, 3, 4, 9]
+    state.prune(prefix, keep=1, newest=4, protected=[tmp_path / "m_step_2"])
+    assert list(state.checkpoints(prefix)) == [2, 4, 9]
+    assert not list(tmp_path.glob(".*"))
