@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from onmt_llm.checkpoint.load import load_model
     from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.generate.engine import open_engine
-    from onmt_llm.release import release
-    from onmt_llm.train.job import train
+    from onmt_llm.releasing import release
+    from onmt_llm.training.job import train
 
 __all__ = ["Checkpoint", "__version__", "convert", "load_model", "open_engine", "release", "train"]
 
@@ -25,8 +25,8 @@ _HOME = {
     "convert": "onmt_llm.checkpoint.convert",
     "load_model": "onmt_llm.checkpoint.load",
     "open_engine": "onmt_llm.generate.engine",
-    "release": "onmt_llm.release",
-    "train": "onmt_llm.train.job",
+    "release": "onmt_llm.releasing",
+    "train": "onmt_llm.training.job",
 }
 
 

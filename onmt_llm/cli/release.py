@@ -23,7 +23,7 @@ def _release(loaded: Loaded[Any]) -> int:
     options: ReleaseOptions = loaded.job.release
     model, output = (needed(loaded, "release", name, USAGE) for name in ("model", "output"))
     text = None if options.verify_text is None else _read(Path(options.verify_text))
-    from onmt_llm.release import release  # torch and ctranslate2 are imported here
+    from onmt_llm.releasing import release  # torch and ctranslate2 are imported here
 
     report = release(
         model,

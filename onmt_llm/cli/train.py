@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(loaded: Loaded[Any]) -> int:
     check_inputs(loaded)
-    from onmt_llm.train import job  # torch is imported here
+    from onmt_llm.training import job  # torch is imported here
 
     if loaded.switches["dry_run"]:
         print(job.plan(loaded.job, loaded.options).report())

@@ -14,7 +14,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.generate.engine import Engine, open_engine
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.release import release
+from onmt_llm.releasing import release
 
 VOCAB = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(37))]
 LLAMA = {

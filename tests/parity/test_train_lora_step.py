@@ -10,14 +10,14 @@ from onmt_llm.config.train import OptimConfig, RunConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.nn.lora import add_lora, freeze_all_but_lora, lora_state
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.train.dist import World
-from onmt_llm.train.loop import Job, train_loop
-from onmt_llm.train.loss import batch_loss
-from onmt_llm.train.metrics import Reporter
-from onmt_llm.train.optim import build_optimizer
-from onmt_llm.train.precision import Precision
-from onmt_llm.train.schedule import build_schedule
-from onmt_llm.train.state import Progress
+from onmt_llm.training.dist import World
+from onmt_llm.training.loop import Job, train_loop
+from onmt_llm.training.loss import batch_loss
+from onmt_llm.training.metrics import Reporter
+from onmt_llm.training.optim import build_optimizer
+from onmt_llm.training.precision import Precision
+from onmt_llm.training.schedule import build_schedule
+from onmt_llm.training.state import Progress
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

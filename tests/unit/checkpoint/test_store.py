@@ -158,7 +158,7 @@ def test_broken_checkpoints_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format_version": 99}, "format_version 99"),
+        ({"format_version": 99}, "but has 99"),
         ({"model": {"heads": 3, "hidden_size": 8}}, "multiple of heads"),
         ({"modle": {}}, "modle"),
     ],

@@ -17,7 +17,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
 from onmt_llm.generate.engine import Engine, open_engine
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.release import release
+from onmt_llm.releasing import release
 
 VOCAB = ["<unk>", "<s>", "</s>", "<end>", *(chr(ord("a") + i) for i in range(20))]
 CONFIG = ModelConfig(

@@ -16,7 +16,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
 from onmt_llm.generate.engine import open_engine
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.release import ctranslate2, release, verify
+from onmt_llm.releasing import ctranslate2, release, verify
 
 VOCAB = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(61))]
 TEXT = " ".join(VOCAB[3 + (7 * i) % 61] for i in range(80))

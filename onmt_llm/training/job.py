@@ -26,18 +26,18 @@ from onmt_llm.nn.lora import lora_modules
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
-from onmt_llm.train.build import Layers, build, resolve_layers, sketch
-from onmt_llm.train.dist import World, open_world
-from onmt_llm.train.loop import Job, train_loop
-from onmt_llm.train.metrics import Reporter
-from onmt_llm.train.optim import build_optimizer
-from onmt_llm.train.plan import Plan, Shape, count, estimate_memory
-from onmt_llm.train.precision import choose_precision
-from onmt_llm.train.saver import Saver, restore, with_base
-from onmt_llm.train.schedule import build_schedule
-from onmt_llm.train.start import Start, open_start, split_corpora
-from onmt_llm.train.state import Progress, SavedState, checkpoints, load_optimizer
-from onmt_llm.train.validation import validate
+from onmt_llm.training.build import Layers, build, resolve_layers, sketch
+from onmt_llm.training.dist import World, open_world
+from onmt_llm.training.loop import Job, train_loop
+from onmt_llm.training.metrics import Reporter
+from onmt_llm.training.optim import build_optimizer
+from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
+from onmt_llm.training.precision import choose_precision
+from onmt_llm.training.saver import Saver, restore, with_base
+from onmt_llm.training.schedule import build_schedule
+from onmt_llm.training.start import Start, open_start, split_corpora
+from onmt_llm.training.state import Progress, SavedState, checkpoints, load_optimizer
+from onmt_llm.training.validation import validate
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from onmt_llm.data.batching import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.train.dist import World
-from onmt_llm.train.loss import batch_loss
-from onmt_llm.train.metrics import Totals
-from onmt_llm.train.precision import Precision
+from onmt_llm.training.dist import World
+from onmt_llm.training.loss import batch_loss
+from onmt_llm.training.metrics import Totals
+from onmt_llm.training.precision import Precision
 
 
 @torch.no_grad()

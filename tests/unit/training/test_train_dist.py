@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.train import dist
+from onmt_llm.training import dist
 
 TWO_RANKS = """
 import torch
 from torch import nn
-from onmt_llm.train import dist
+from onmt_llm.training import dist
 
 dist.BUCKET_ELEMENTS = 7
 world = dist.open_world("cpu", 2)

@@ -11,8 +11,8 @@ from torch import nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.train.loss import CHUNK_LOGITS
-from onmt_llm.train.precision import emulates_bf16
+from onmt_llm.training.loss import CHUNK_LOGITS
+from onmt_llm.training.precision import emulates_bf16
 
 MIB = 1 << 20
 # Bytes for each trained parameter; Adafactor's rows and columns are next to nothing beside its matrices.

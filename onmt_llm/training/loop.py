@@ -22,13 +22,13 @@ from onmt_llm.data.batching import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer, set_dropout
-from onmt_llm.train.dist import World
-from onmt_llm.train.loss import batch_loss
-from onmt_llm.train.metrics import Reporter, Totals
-from onmt_llm.train.optim import scale_and_clip, set_learning_rate, trainable
-from onmt_llm.train.precision import Precision, not_finite
-from onmt_llm.train.schedule import Schedule
-from onmt_llm.train.state import Progress
+from onmt_llm.training.dist import World
+from onmt_llm.training.loss import batch_loss
+from onmt_llm.training.metrics import Reporter, Totals
+from onmt_llm.training.optim import scale_and_clip, set_learning_rate, trainable
+from onmt_llm.training.precision import Precision, not_finite
+from onmt_llm.training.schedule import Schedule
+from onmt_llm.training.state import Progress
 
 T = TypeVar("T")
 

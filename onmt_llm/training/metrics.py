@@ -19,7 +19,7 @@ from torch import Tensor
 from onmt_llm.data.batching import Batch
 from onmt_llm.log import log_once, logger
 from onmt_llm.optional import require
-from onmt_llm.train.loss import TokenLoss
+from onmt_llm.training.loss import TokenLoss
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from onmt_llm.errors import CheckpointError
-from onmt_llm.train import state
+from onmt_llm.training import state
 
 CPU = torch.device("cpu")
 

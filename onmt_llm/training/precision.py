@@ -22,7 +22,7 @@ from torch import nn
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import OnmtLlmError
 from onmt_llm.log import log_once, logger
-from onmt_llm.train.state import Progress
+from onmt_llm.training.state import Progress
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The loss is a sum over tokens, not a mean, so its gradients are large already: begin far below the usual 2^16.

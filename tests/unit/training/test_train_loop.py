@@ -17,13 +17,13 @@ from onmt_llm.data.batching import Batch
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.nn.lora import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.train.dist import World
-from onmt_llm.train.loop import Job, at_step, train_loop
-from onmt_llm.train.metrics import Reporter, Totals
-from onmt_llm.train.optim import build_optimizer
-from onmt_llm.train.precision import Precision, choose_precision
-from onmt_llm.train.schedule import build_schedule
-from onmt_llm.train.state import Progress
+from onmt_llm.training.dist import World
+from onmt_llm.training.loop import Job, at_step, train_loop
+from onmt_llm.training.metrics import Reporter, Totals
+from onmt_llm.training.optim import build_optimizer
+from onmt_llm.training.precision import Precision, choose_precision
+from onmt_llm.training.schedule import build_schedule
+from onmt_llm.training.state import Progress
 
 MakeBatch = Callable[[Sequence[Sequence[int]], Sequence[int]], Batch]
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from onmt_llm.log import logger
 from onmt_llm.text.templates import TEMPLATES, Template
 from onmt_llm.text.tokenizers import Tokenizer, open_tokenizer
 from onmt_llm.text.vocab import Vocab
-from onmt_llm.train.state import SavedState, read_state
+from onmt_llm.training.state import SavedState, read_state
 
 VOCAB_FILE = "vocab.txt"
 SRC_VOCAB_FILE = "src_vocab.txt"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from onmt_llm.train import metrics
-from onmt_llm.train.metrics import Reporter, Totals, duration
+from onmt_llm.training import metrics
+from onmt_llm.training.metrics import Reporter, Totals, duration
 
 
 def test_figures_are_weighted_by_tokens() -> None:

@@ -14,9 +14,9 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
-from onmt_llm.train import saver
-from onmt_llm.train.job import TrainResult, plan, train
-from onmt_llm.train.state import Progress
+from onmt_llm.training import saver
+from onmt_llm.training.job import TrainResult, plan, train
+from onmt_llm.training.state import Progress
 
 WORDS = [f"w{i}" for i in range(12)]
 ARCHITECTURE = {

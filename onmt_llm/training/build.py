@@ -17,9 +17,9 @@ from onmt_llm.nn.quantized import QUANT_TYPES
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
-from onmt_llm.train.dist import World
-from onmt_llm.train.precision import Precision, hold_trained_in_float32
-from onmt_llm.train.start import Start
+from onmt_llm.training.dist import World
+from onmt_llm.training.precision import Precision, hold_trained_in_float32
+from onmt_llm.training.start import Start
 
 
 @dataclass(frozen=True)

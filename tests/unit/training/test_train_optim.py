@@ -12,7 +12,7 @@ from torch import nn
 from onmt_llm import log
 from onmt_llm.config.train import OptimConfig
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.train import optim
+from onmt_llm.training import optim
 
 
 def small_model() -> nn.Module:

@@ -16,10 +16,10 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
 from onmt_llm.nn.lora import lora_state
-from onmt_llm.train.dist import World
-from onmt_llm.train.loop import Job
-from onmt_llm.train.start import SRC_VOCAB_FILE, VOCAB_FILE, Start
-from onmt_llm.train.state import (
+from onmt_llm.training.dist import World
+from onmt_llm.training.loop import Job
+from onmt_llm.training.start import SRC_VOCAB_FILE, VOCAB_FILE, Start
+from onmt_llm.training.state import (
     STATE_DIRECTORY,
     Progress,
     SavedState,

@@ -12,7 +12,7 @@ from onmt_llm.data.batching import Batch
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora import add_lora, freeze_all_but_lora, lora_modules
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.train.loss import batch_loss, token_loss
+from onmt_llm.training.loss import batch_loss, token_loss
 
 B, T, D, V = 3, 7, 8, 19
 

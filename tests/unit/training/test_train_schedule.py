@@ -6,7 +6,7 @@ import pytest
 
 from onmt_llm.config.train import OptimConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.train.schedule import Schedule, build_schedule
+from onmt_llm.training.schedule import Schedule, build_schedule
 
 
 def rates(method: str, steps: list[int], **settings: object) -> list[float]:

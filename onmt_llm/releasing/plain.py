@@ -9,7 +9,7 @@ import torch
 
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.errors import CheckpointError
-from onmt_llm.release.formats import FORMATS, Report, Verify, no_quantization
+from onmt_llm.releasing.formats import FORMATS, Report, Verify, no_quantization
 
 
 @FORMATS.register("safetensors")

@@ -21,8 +21,8 @@ from onmt_llm.generate.ct2_engine import REPORT_FILE, Ct2Engine
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.torch_engine import TorchEngine
 from onmt_llm.log import logger
-from onmt_llm.release.formats import Report, Verify
-from onmt_llm.release.paragraphs import PARAGRAPHS
+from onmt_llm.releasing.formats import Report, Verify
+from onmt_llm.releasing.paragraphs import PARAGRAPHS
 from onmt_llm.text.codec import Codec
 
 WINDOW = 256

@@ -25,8 +25,8 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.nn.positions import build_sinusoidal_table
-from onmt_llm.release.formats import FORMATS, Report, Verify
-from onmt_llm.release.verify import verify_release
+from onmt_llm.releasing.formats import FORMATS, Report, Verify
+from onmt_llm.releasing.verify import verify_release
 from onmt_llm.text.codec import Codec
 
 Kind = Literal["matrix", "vector"]
