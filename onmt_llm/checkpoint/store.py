@@ -305,9 +305,7 @@ class CheckpointWriter:
             self._adapter.close()
         names = self._weights.close() or list(self._digests)
         files = sorted(file.name for file in self.directory.glob("*.safetensors"))
-        self.add_text(
-            CONFIG_FILE, config_text(self.config)
-        )
+        self.add_text(CONFIG_FILE, config_text(self.config))
         record = _record(self.directory, files, self._digests, names)
         self.add_text(FINGERPRINT_FILE, json.dumps(record, indent=0))
 
