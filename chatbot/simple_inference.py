@@ -20,57 +20,32 @@ if __name__ == "__main__":
     # a script's own folder comes first on the path, where `chatbot` would mean the file instead of its package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from onmt_llm.cli.chat import Mode, load_inference_config
-from onmt_llm.cli.run import run
+from onmt_llm.cli.chat import load_inference_config
+from onmt_llm.cli.run import needed, run_job
 from onmt_llm.cli.translate import encode_line, open_from
-from onmt_llm.config.load import load
-from onmt_llm.config.section import Section
+from onmt_llm.config.chat import Mode, SimpleInferenceConfig
+from onmt_llm.config.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
-from onmt_llm.errors import ConfigError
 from onmt_llm.generate.engine import Engine
-from onmt_llm.log import logger, setup_logging
+from onmt_llm.log import logger
 
-
-class SimpleInferenceConfig(Section):
-    """Prompts in, answers out."""
-
-    input_file: str | None = None
-    """Prompts, one a line, a line break inside a prompt written as ｟newline｠."""
-    inference_config_file: str | None = None
-    """Translate YAML: model, template and how answers are searched for or sampled."""
-    inference_mode: Mode = "py"
-    """Kind of the model: `py` = a checkpoint, `ct2` = a CTranslate2 release."""
-    output_directory: str | None = None
-    """Folder of the JSON file; made if it does not exist."""
-    output_dir: str | None = None
-    """Short for `output_directory`."""
-
-
-class SimpleInferenceJob(Section):
-    """Answer a file of prompts with one model."""
-
-    simple_inference: SimpleInferenceConfig = SimpleInferenceConfig()
+USAGE = "simple_inference.py -input_file PROMPTS -inference_config_file YAML -inference_mode py -output_directory DIR"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(_simple_inference, argv)
+    return run_job("simple_inference", _simple_inference, argv)
 
 
-def _simple_inference(argv: Sequence[str]) -> int:
-    options = load(SimpleInferenceJob, argv, prog="simple_inference.py").job.simple_inference
-    output = options.output_directory or options.output_dir
-    for name, value in {"input_file": options.input_file, "output_directory": output}.items():
-        if not value:
-            raise ConfigError(
-                f"'{name}' must be given, but is not.", hint="simple_inference.py -help lists the options"
-            )
-    assert options.input_file and output
-    setup_logging()
-    loaded = load_inference_config(options.inference_config_file, options.inference_mode)
-    lines = list(read_lines(options.input_file))
-    results = answer_lines(open_from(loaded), lines, loaded.job)
-    target = output_file(output, loaded.job.inference.model, options.inference_mode)
+def _simple_inference(loaded: Loaded[Any]) -> int:
+    config: SimpleInferenceConfig = loaded.job
+    source = needed(loaded, "files", "input_file", USAGE)
+    directory = needed(loaded, "files", "output_directory", USAGE)
+    mode = config.answering.inference_mode
+    inference = load_inference_config(config.answering.inference_config_file, mode)
+    lines = list(read_lines(source))
+    results = answer_lines(open_from(inference), lines, inference.job)
+    target = output_file(directory, inference.job.inference.model, mode)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     logger.info("%d inputs answered in %.1f s: %s", len(lines), results["duration"], target)
