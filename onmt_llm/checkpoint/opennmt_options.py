@@ -110,8 +110,8 @@ def model_config(options: Options, vocab: Mapping[str, Any], source: TypedSource
 def _refuse_architecture(options: Options, *, is_lm: bool) -> None:
     """Everything that OpenNMT-py can compute and we cannot, in one error."""
     refused = {
-        "encoder_type": options.get("encoder_type", "transformer") not in ("transformer", "rnn")
-        or (options.get("encoder_type", "transformer") == "rnn" and options.get("model_task", "seq2seq") != "lm"),
+        # A language model has no encoder, whatever its (default) type is.
+        "encoder_type": not is_lm and options.get("encoder_type", "transformer") != "transformer",
         "decoder_type": options.get("decoder_type", "transformer") not in ("transformer", "transformer_lm"),
         "copy_attn": bool(options.get("copy_attn", False)),
         "num_experts": int(options.get("num_experts", 0)) > 0,

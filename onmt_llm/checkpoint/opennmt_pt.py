@@ -159,6 +159,8 @@ def _text_side(
     side = TextSide(tokens=fit(target, config.vocab_size), specials=specials)
     if not config.is_decoder_only and source != list(vocab["tgt"]):
         side.src_tokens = fit(source, config.encoder_vocab_size)
+    features = zip(feature_tokens(vocab), config.src_features, strict=False)
+    side.feature_tokens = [fit(tokens, feature.vocab_size) for tokens, feature in features]
     _set_tokenizer(side, options, tokenizer_model)
     return side
 

@@ -18,6 +18,8 @@ from onmt_llm.text.vocab import Vocab
 
 VOCAB_FILE = "vocab.txt"
 SRC_VOCAB_FILE = "src_vocab.txt"
+FEATURE_VOCAB_FILE = "src_feat{i}_vocab.txt"
+"""Values of source feature i, counted from 0."""
 
 # How control tokens look in the source of a chat template: <|im_start|>, </s>, [INST].
 _MARKUP = re.compile(r"<[^<>\s'\"]{2,}>|\[/?[A-Z_]{2,}\]")
@@ -33,6 +35,7 @@ class Codec:
         template: Chat template, where the model has one.
         src_tokenizer: The source side's tokeniser, where it differs.
         src_vocab: The source side's vocabulary, where it differs.
+        feature_vocabs: Vocabularies of the source tokens' features.
         directory: Where the files are, for `files` and `copy_files`.
 
     Attributes:
@@ -52,6 +55,7 @@ class Codec:
         template: Template | None = None,
         src_tokenizer: Tokenizer | None = None,
         src_vocab: Vocab | None = None,
+        feature_vocabs: Sequence[Vocab] = (),
         directory: Path | None = None,
     ) -> None:
         specials = config.specials
@@ -60,6 +64,7 @@ class Codec:
         self.config = config
         self.vocab = vocab
         self.src_vocab = src_vocab or vocab
+        self.feature_vocabs = list(feature_vocabs)
         self.template = template
         self.tokenizer: Tokenizer = ControlGuard(tokenizer, control)
         self.src_tokenizer: Tokenizer = ControlGuard(src_tokenizer, control) if src_tokenizer else self.tokenizer
@@ -85,6 +90,7 @@ class Codec:
         tokenizer = open_tokenizer(config.tokenizer, directory)
         vocab = _open_vocab(directory, config, tokenizer)
         src_vocab = directory / SRC_VOCAB_FILE
+        features = [directory / FEATURE_VOCAB_FILE.format(i=i) for i in range(len(config.model.src_features))]
         return cls(
             config,
             vocab,
@@ -92,6 +98,7 @@ class Codec:
             template=_open_template(config.template, directory, config, tokenizer, vocab) if config.template else None,
             src_tokenizer=open_tokenizer(config.src_tokenizer, directory) if config.src_tokenizer else None,
             src_vocab=Vocab.read(src_vocab, config.specials) if src_vocab.is_file() else None,
+            feature_vocabs=[Vocab.read(file, config.specials) for file in features],
             directory=directory,
         )
 
@@ -156,7 +163,8 @@ class Codec:
         if self._directory is None:
             return []
         specs = [self.config.tokenizer, self.config.src_tokenizer]
-        names = [VOCAB_FILE, SRC_VOCAB_FILE, *(spec.file for spec in specs if spec), self.config.template]
+        features = [FEATURE_VOCAB_FILE.format(i=i) for i in range(len(self.feature_vocabs))]
+        names = [VOCAB_FILE, SRC_VOCAB_FILE, *features, *(spec.file for spec in specs if spec), self.config.template]
         paths = [self._directory / name for name in _unique(name for name in names if name)]
         return [path for path in paths if path.is_file()]
 
