@@ -86,7 +86,7 @@ class ModelConfig(Section):
     rope: RopeConfig = RopeConfig()
     """Settings of `position: rotary`."""
     sinusoid: Literal["standard", "concat"] = "standard"
-    """Wavelengths of `position: sinusoidal`, up to 10000 * 2 pi: `standard` stops one wave short of that (Vaswani et al.
+    """Wavelengths of `position: sinusoidal`, up to 10000 * 2 pi: `standard` stops one wave short of that (Vaswani
     2017; OpenNMT-py's SinusoidalInterleaved), `concat` at it (tensor2tensor; OpenNMT-py's SinusoidalConcat)."""
     relative_positions: int = 0
     """`position: shaw`: distance beyond which relative positions are the same (Shaw et al. 2018)."""
