@@ -22,7 +22,14 @@ import torch
 from onmt_llm.checkpoint.atomic import atomic_file, check_output_file
 from onmt_llm.checkpoint.export import open_whole
 from onmt_llm.checkpoint.load import expected_shapes, resolve_dtype
-from onmt_llm.checkpoint.opennmt_options import ACTIVATIONS, CONCAT, IN_TURN, MAX_POSITION, ONE_AFTER_THE_OTHER, POSITIONS
+from onmt_llm.checkpoint.opennmt_options import (
+    ACTIVATIONS,
+    CONCAT,
+    IN_TURN,
+    MAX_POSITION,
+    ONE_AFTER_THE_OTHER,
+    POSITIONS,
+)
 from onmt_llm.checkpoint.opennmt_rules import Layout, rules
 from onmt_llm.checkpoint.opennmt_vocab import opennmt_vocab
 from onmt_llm.checkpoint.rules import Identity, InterleavedRotary, Op, Scale, apply
@@ -42,7 +49,7 @@ _SAID = {
     "ffn_bias", "lm_head_bias", "sliding_window", "scale_embeddings", "scale_logits", "src_features", "feat_merge",
     "tie_embeddings", "share_embeddings", "dtype",
 }  # fmt: skip
-"""The fields of ModelConfig that this module knows to say, to spell out or to refuse; any other must be at its default."""
+"""Fields of ModelConfig that this module can say, spell out or refuse; any other must be at its default."""
 
 
 def export_opennmt(
@@ -136,7 +143,7 @@ def _value(config: ModelConfig, name: str) -> str:
 
 
 def spelt_out(config: ModelConfig) -> ModelConfig:
-    """The same model with the tensors that OpenNMT-py stores: no matrix shared, all biases or none, tables as tensors."""
+    """The same model with the tensors that OpenNMT-py stores: nothing shared, all biases or none, tables as tensors."""
     biased = config.attn_bias or config.attn_out_bias
     changes: dict[str, Any] = {
         "norm_bias": True,
@@ -339,7 +346,7 @@ _UNUSED: dict[str, Any] = {
 def text_options(checkpoint: Checkpoint, vocab: dict[str, Any], tokenizer: Path | None) -> dict[str, Any]:
     """Transforms and vocabulary; the tokeniser's model by the name that it has beside the file."""
     spec = checkpoint.config.tokenizer
-    transforms = [spec.kind] if spec.kind in ("sentencepiece", "bpe", "onmt_tokenize") else []
+    transforms: list[str] = [spec.kind] if spec.kind in ("sentencepiece", "bpe", "onmt_tokenize") else []
     if spec.kind == "huggingface":
         logger.warning("OpenNMT-py cannot run the tokeniser %s: give it text that is tokenised already.", spec.file)
     if "src_feats" in vocab:

@@ -238,7 +238,7 @@ CONCAT = Sinusoid("concat", in_turn=False)
 def sinusoid_of(options: Options, source: TypedSource, hidden: int) -> Sinusoid | None:
     """Which sines and cosines the file's table of positions holds; None = others, or in an order that ours cannot have.
 
-    The file's table is what OpenNMT-py adds, whatever its option says. A file without it (LoRA) has what the option says.
+    The file's table is what OpenNMT-py adds, whatever its option says. A file without it (LoRA) has what that says.
     """
     stated = options.get("position_encoding_type", "SinusoidalInterleaved")
     found: Sinusoid | None = IN_TURN if stated == "SinusoidalInterleaved" else CONCAT

@@ -9,6 +9,8 @@ from onmt_llm.checkpoint.opennmt_options import EMBEDDING, EMBEDDINGS, IN_TURN, 
 from onmt_llm.checkpoint.rules import Chain, Columns, Identity, InterleavedRotary, Op, Reshape, Rule, rule
 from onmt_llm.config.model import ModelConfig
 
+AS_IT_IS = Identity()
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -22,11 +24,11 @@ class Layout:
         head: What undoes a factor of the output layer's matrix.
     """
 
-    rotary: Op = Identity()
-    hidden: Op = Identity()
-    embedding: Op = Identity()
-    query: Op = Identity()
-    head: Op = Identity()
+    rotary: Op = AS_IT_IS
+    hidden: Op = AS_IT_IS
+    embedding: Op = AS_IT_IS
+    query: Op = AS_IT_IS
+    head: Op = AS_IT_IS
 
     @classmethod
     def of(cls, options: Options, config: ModelConfig, source: TypedSource) -> Layout:

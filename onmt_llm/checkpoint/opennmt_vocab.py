@@ -45,8 +45,8 @@ def opennmt_vocab(checkpoint: Checkpoint) -> dict[str, Any]:
 def names_there(tokens: list[str], specials: SpecialTokens) -> dict[str, str]:
     """Our special tokens, and one for padding, by what OpenNMT-py calls them.
 
-    A token that has two roles gets the name of the first: end, unknown, start, padding. Padding is what OpenNMT-py hides
-    from attention, so it must be a token that no text has.
+    A token that has two roles gets the name of the first: end, unknown, start, padding. Padding is hidden from
+    attention, so it must be a token that no text has.
     """
     known = set(tokens)
     names: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""`onmt_llm_convert`: other toolkits' models to checkpoints, and checkpoints to Hugging Face's and OpenNMT-py's forms."""
+"""`onmt_llm_convert`: other toolkits' models to checkpoints, and back to Hugging Face's and OpenNMT-py's forms."""
 
 from __future__ import annotations
 

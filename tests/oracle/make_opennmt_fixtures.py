@@ -152,7 +152,7 @@ def make(name: str, output: Path) -> None:
     shared = bool(model.get("share_vocab"))
     sources, targets = sentences(600, shared=shared, seed=1)
     if is_lm:
-        sources = [[*s, "=", *t] for s, t in zip(sources, targets)]
+        sources = [[*s, "=", *t] for s, t in zip(sources, targets, strict=True)]
     feats = bool(model.get("n_src_feats"))
     lines = [[f"{token}￨{CASES[int(token) % 3]}" for token in s] for s in sources] if feats else sources
     corpus: dict[str, Any] = {"path_src": "src.txt", "weight": 1, "transforms": ["inferfeats"] if feats else []}
@@ -205,7 +205,7 @@ def make_batch(content: dict[str, Any], name: str, *, seed: int) -> dict[str, np
     shared = bool(MODELS[name].get("share_vocab"))
     sources, targets = sentences(4, shared=shared, seed=seed)
     if vocab["data_task"] == "lm":
-        texts = [["<s>", *s, "=", *t] for s, t in zip(sources, targets)]
+        texts = [["<s>", *s, "=", *t] for s, t in zip(sources, targets, strict=True)]
         tgt, tgt_length = pad(texts, vocab["tgt"])
         return {"tgt": tgt, "tgt_length": tgt_length}
     src, src_length = pad(sources, vocab["src"])
@@ -314,8 +314,11 @@ def resume(model: Path) -> None:
         corpus = {"path_src": "text", **({} if vocab["data_task"] == "lm" else {"path_tgt": "text"})}
         write_lines(Path("vocab"), [[token] for token in vocab["tgt"][4:]])
         settings = {
-            **{key: value for key, value in COMMON.items() if not key.startswith(("layers", "hidden", "word", "heads"))},
+            **{
+                key: value for key, value in COMMON.items() if not key.startswith(("layers", "hidden", "word", "heads"))
+            },
             "data": {"corpus": corpus},
+            "model_task": vocab["data_task"],
             "src_vocab": "vocab",
             "share_vocab": True,
             "save_model": "resumed",
