@@ -68,6 +68,8 @@ class CheckpointConfig(Section):
 
     format_version: int = FORMAT_VERSION
     model: ModelConfig
+    src_feats_defaults: str | None = None
+    """Features of source words that come without any, `value￨value`, for a model with `src_features`."""
     tokenizer: TokenizerSpec = TokenizerSpec()
     src_tokenizer: TokenizerSpec | None = None
     """The source side's tokeniser, where it differs from `tokenizer`."""

@@ -72,8 +72,8 @@ def _inexpressible_with_encoder(config: ModelConfig) -> list[str]:
         problems.append("position is alibi, which its encoders do not know")
     if config.sliding_window is not None:
         problems.append(f"sliding_window is {config.sliding_window}, which it does not apply beside an encoder")
-    if config.position == "rotary" and config.rope.scaling == "llama3":
-        problems.append("rope.scaling is llama3, which its encoders do not know")
+    if config.qk_norm:
+        problems.append("qk_norm is true, which it leaves out of the attention to the source")
     return problems
 
 
@@ -125,7 +125,6 @@ def _build_encoder(config: ModelConfig) -> Any:
 
 
 def _build_decoder(config: ModelConfig) -> Any:
-    llama3 = config.position == "rotary" and config.rope.scaling == "llama3"
     spec = specs.TransformerDecoderSpec(
         config.decoder_layers,
         config.heads,
@@ -135,7 +134,6 @@ def _build_decoder(config: ModelConfig) -> Any:
         parallel_residual=config.parallel_residual,
         shared_layer_norm=config.shared_norm,
         sliding_window=config.sliding_window,
-        original_max_position_embeddings=config.rope.original_max_position if llama3 else 0,
         **_shape(config),
     )
     spec.scale_embeddings = config.scale_embeddings
@@ -154,13 +152,6 @@ def _complete_layer(layer: Any, config: ModelConfig) -> None:
     _complete_attention(layer.self_attention, config)
     if not config.is_decoder_only and not config.scale_attention:
         layer.attention.queries_scale = np.float32(1.0)
-    if config.position == "rotary" and config.rope.scaling == "llama3":
-        attention, rope = layer.self_attention, config.rope
-        attention.rotary_low_freq_factor = np.float32(rope.low_freq_factor)
-        attention.rotary_high_freq_factor = np.float32(rope.high_freq_factor)
-        # The library reads this attribute for llama3 too, but declares it only for linear scaling; specs refuse
-        # undeclared names.
-        object.__setattr__(attention, "rotary_scaling_factor", np.float32(rope.factor))
 
 
 def _complete_attention(attention: Any, config: ModelConfig) -> None:
@@ -169,6 +160,14 @@ def _complete_attention(attention: Any, config: ModelConfig) -> None:
         attention.queries_scale = np.float32(1.0)
     if config.position == "t5":
         attention.relative_attention_max_distance = np.int32(config.relative_max_distance)
+    if config.position == "rotary" and config.rope.scaling == "llama3":
+        rope = config.rope
+        attention.rotary_low_freq_factor = np.float32(rope.low_freq_factor)
+        attention.rotary_high_freq_factor = np.float32(rope.high_freq_factor)
+        # The library reads these attributes for llama3 too, but declares them only for linear scaling, or for decoders
+        # only; specs refuse undeclared names.
+        object.__setattr__(attention, "rotary_scaling_factor", np.float32(rope.factor))
+        object.__setattr__(attention, "original_max_position_embeddings", np.int32(rope.original_max_position))
 
 
 def rules_for(config: ModelConfig) -> Iterator[Rule]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,15 +91,19 @@ def compare_translations(model: Translations, release: Engine) -> dict[str, floa
 def _sources(codec: Codec, text: str) -> list[list[str]]:
     longest = min(MAX_TOKENS, codec.config.model.max_position)
     sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
-    sources = [tokens for tokens in (codec.encode(sentence)[:longest] for sentence in sentences) if tokens]
+    sources = [tokens for tokens in (_encode(codec, sentence)[:longest] for sentence in sentences) if tokens]
     if not sources:
         raise DataError("The text that a release is verified on must have at least one sentence, but has none.")
-    return [_annotated(codec, source) for source in sources]
+    return sources
 
 
-def _annotated(codec: Codec, tokens: Sequence[str]) -> list[str]:
-    """Tokens with features, where the model wants them: any, but all of them in their turn."""
+def _encode(codec: Codec, sentence: str) -> list[str]:
+    """Tokens; of a model with source features with any features, but with all of them in their turn."""
     vocabs = codec.feature_vocabs
+    if not vocabs:
+        return codec.encode(sentence)
+    plain = " ".join(word.split(SEPARATOR)[0] for word in sentence.split())
+    tokens = codec.src_tokenizer.encode(plain)
     return [SEPARATOR.join([t, *(v[i % len(v)] for v in vocabs)]) for i, t in enumerate(tokens)]
 
 

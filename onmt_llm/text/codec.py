@@ -10,6 +10,7 @@ from pathlib import Path
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.errors import CheckpointError
 from onmt_llm.text.decoding import StreamDecoder
+from onmt_llm.text.features import parse_defaults, split_text, spread
 from onmt_llm.text.guard import ControlGuard
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates import TEMPLATES, Message, Template, get_template
@@ -103,7 +104,12 @@ class Codec:
         )
 
     def encode(self, text: str) -> list[str]:
-        """Tokens of a source text (with `bos`, for a language model that wants one)."""
+        """Tokens of a source text (with `bos`, for a language model that wants one; with the features of its words, for
+        a model that knows some)."""
+        if self.feature_vocabs:
+            count = len(self.feature_vocabs)
+            text, features = split_text(text, count, parse_defaults(self.config.src_feats_defaults, count))
+            return spread(self.src_tokenizer.encode(text), features)
         tokens = self.src_tokenizer.encode(text)
         return [self._bos, *tokens] if self._bos is not None else tokens
 

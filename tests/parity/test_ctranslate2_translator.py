@@ -46,13 +46,8 @@ ARCHITECTURES = {
     "learned": {"position": "learned", "max_position": 80, "activation": "gelu_tanh"},
     "rotary, rms, gated": LLAMA,
     "grouped, partial rotary, theta": {**LLAMA, "kv_heads": 2, "rope": {"theta": 5e4, "rotary_dim": 4}},
-    "linear rope, odd heads, qk_norm": {
-        **LLAMA,
-        "head_dim": 6,
-        "qk_norm": True,
-        "kv_heads": 1,
-        "rope": {"scaling": "linear", "factor": 2.0},
-    },
+    "linear rope, odd heads": {**LLAMA, "head_dim": 6, "kv_heads": 1, "rope": {"scaling": "linear", "factor": 2.0}},
+    "llama 3 rope": {**LLAMA, "rope": {"scaling": "llama3", "factor": 8.0, "original_max_position": 16}},
     "shaw": {**BIASES, "position": "shaw", "relative_positions": 4},
     "shaw, grouped, rms": {"position": "shaw", "relative_positions": 3, "kv_heads": 2, "norm": "rmsnorm"},
     "t5": {**T5, "tie_embeddings": True, "scale_logits": True},
@@ -120,17 +115,37 @@ def test_scores_of_targets(engines: tuple[Engine, Engine]) -> None:
     [
         GenerationConfig(max_length=20),
         GenerationConfig(max_length=20, repetition_penalty=1.3, block_ngram_repeat=2, min_length=6),
-        GenerationConfig(max_length=20, beam_size=4, n_best=2),
-        GenerationConfig(max_length=20, beam_size=4, length_penalty="none", n_best=2),
     ],
-    ids=["greedy", "penalties", "beam", "beam, no length penalty"],
+    ids=["greedy", "penalties"],
 )
 def test_translations_and_their_scores(engines: tuple[Engine, Engine], options: GenerationConfig) -> None:
     ours, theirs = engines
-    sources = [sequence(seed, length, engine=ours) for seed, length in enumerate((3, 12, 1, 5, 5, 30, 8, 8))]
-    found, expected = (engine.generate(sources, options) for engine in (theirs, ours))
-    for answers, others in zip(found, expected, strict=True):
-        assert len(answers) == options.n_best
-        assert answers[0].tokens == others[0].tokens
-        assert answers[0].finish_reason == others[0].finish_reason
-        assert answers[0].score == pytest.approx(others[0].score, abs=2e-4)
+    for (answer,), (other,) in zip(*(engine.generate(sources(ours), options) for engine in engines), strict=True):
+        assert answer.tokens == other.tokens and answer.finish_reason == other.finish_reason
+        assert answer.score == pytest.approx(other.score, abs=2e-4)
+    assert [one.tokens for (one,) in theirs.generate(sources(ours), options, batch_size=1)] == [
+        one.tokens for (one,) in theirs.generate(sources(ours), options)
+    ]
+
+
+@pytest.mark.parametrize("length_penalty", ["avg", "none"])
+def test_beam_search(engines: tuple[Engine, Engine], length_penalty: str) -> None:
+    """With a length penalty CTranslate2 ends a search as soon as the beam is full of ended hypotheses, so that its best
+    may be another; what it says of its answers is true."""
+    ours, theirs = engines
+    options = GenerationConfig(max_length=12, beam_size=4, n_best=2, length_penalty=length_penalty)
+    same = 0
+    for source, found, expected in zip(
+        sources(ours), *(engine.generate(sources(ours), options) for engine in (theirs, ours)), strict=True
+    ):
+        same += found[0].tokens == expected[0].tokens
+        for answer in found:
+            end = ["</s>"] if answer.finish_reason == "stop" else []
+            (log_probs,) = ours.score([["<s>", *answer.tokens, *end]], sources=[source])
+            length = len(log_probs) if length_penalty == "avg" else 1
+            assert answer.score == pytest.approx(sum(log_probs) / length, abs=2e-4)
+    assert same >= (2 if length_penalty == "avg" else 7)
+
+
+def sources(engine: Engine) -> list[list[str]]:
+    return [sequence(seed, length, engine=engine) for seed, length in enumerate((3, 12, 1, 5, 5, 30, 8, 8))]
