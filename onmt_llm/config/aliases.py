@@ -40,6 +40,7 @@ IGNORED = {
     "master_port": "torchrun sets the port",
     "parallel_mode": "one process serves the model; CTranslate2 and torchrun parallelise it",
     "save_format": "checkpoints are directories of safetensors",
+    "nshards": "weights are written tensor by tensor, into files of at most `shard_size`",
     "decoder_bos": "the checkpoint knows its own start token",
     "num_experts_per_tok": "mixtures of experts are not built yet",
 }
