@@ -19,6 +19,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.data.batching import Batch
+from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.samples import write_samples
 from onmt_llm.log import logger
@@ -35,7 +36,7 @@ from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
 from onmt_llm.training.saver import Saver, restore, with_base
 from onmt_llm.training.schedule import build_schedule
-from onmt_llm.training.start import Start, open_start, split_corpora
+from onmt_llm.training.start import Start, open_start
 from onmt_llm.training.state import Progress, SavedState, checkpoints, load_optimizer
 from onmt_llm.training.validation import validate
 

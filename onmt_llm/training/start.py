@@ -99,22 +99,6 @@ def open_start(config: TrainConfig, options: Mapping[str, Section]) -> Start:
     return _continued(config, config.run.train_from)
 
 
-def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
-    """Corpora for training, and those for validation: `valid` and `valid_*`.
-
-    Raises:
-        ConfigError: There is none for training.
-    """
-    valid = {name: corpus for name, corpus in corpora.items() if name == "valid" or name.startswith("valid_")}
-    train = {name: corpus for name, corpus in corpora.items() if name not in valid}
-    if not train:
-        raise ConfigError(
-            "`data` must name at least one corpus for training, but names "
-            + (f"only {', '.join(valid)}, for validation." if valid else "none.")
-        )
-    return train, valid
-
-
 def _continued(config: TrainConfig, path: str) -> Start:
     checkpoint = Checkpoint.open(path)
     weights = open_base(checkpoint) if checkpoint.is_adapter else checkpoint
