@@ -86,7 +86,7 @@ class RunConfig(Section):
     train_from: str | None = None
     """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned."""
     update_vocab: bool = False
-    """Fine-tune `train_from` with the vocabulary of `src_vocab` and `tgt_vocab`: tokens that it knows keep their rows."""
+    """Fine-tune `train_from` with the vocabulary of `src_vocab` and `tgt_vocab`; known tokens keep their rows."""
     override_opts: bool = False
     """Architecture options written in the YAML replace those of `train_from` (never the ones left out)."""
     reset_optim: Literal["none", "all", "states", "keep_states"] = "none"

@@ -20,7 +20,7 @@ class CountingConfig(Section):
     learn_subwords_size: int = Field(32000, ge=1)
     """Pieces of a new SentencePiece model, or merges of a new BPE model."""
     model_task: Literal["lm", "seq2seq"] | None = None
-    """A language model has one vocabulary for both sides; null = as `encoder_layers` or, without it, the corpora say."""
+    """A language model has one vocabulary for both sides; null = as `encoder_layers` says, else the corpora."""
     encoder_layers: int | None = None
     """Of the model to come: 0 = a language model."""
     seed: int = -1

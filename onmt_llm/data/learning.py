@@ -60,7 +60,9 @@ def learn(source: Source, kind: Kind, *, size: int, n_sample: int, processes: in
     Raises:
         DataError: The text is too small for this size.
     """
-    lines = (line for part in over_chunks(_before(source), _lines, n_sample=n_sample, processes=processes) for line in part)
+    lines = (
+        line for part in over_chunks(_before(source), _lines, n_sample=n_sample, processes=processes) for line in part
+    )
     return _learn_sentencepiece(lines, size) if kind == "sentencepiece" else _learn_bpe(lines, size)
 
 
@@ -85,11 +87,11 @@ def _learn_sentencepiece(lines: Iterator[str], size: int) -> bytes:
             minloglevel=1,
         )
     except RuntimeError as error:
-        limit = re.search(r"(?:<=|>=?) *(\d+)", str(error))
-        bound = f"at most {limit[1]}" if limit and "too high" in str(error) else "right for the text"
-        raise DataError(
-            f"learn_subwords_size must be {bound}, but is {size}.", hint=str(error).strip().splitlines()[-1]
-        ) from error
+        most, least = re.search(r"too high .*<= (\d+)", str(error)), re.search(r"smaller .* vs (\d+)", str(error))
+        if not most and not least:
+            raise DataError(f"SentencePiece cannot learn a model of this text: {error}.") from error
+        bound = f"at most {most[1]}" if most else f"at least {least[1]}" if least else ""
+        raise DataError(f"learn_subwords_size must be {bound} for this text, but is {size}.") from error
     return model.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import count, islice
 from pathlib import Path
 
 from onmt_llm.config.checkpoint import SpecialTokens
@@ -27,7 +28,7 @@ def read_frequent(path: str | Path, *, min_frequency: int = 0) -> list[str]:
     if counts is None:
         logger.warning("%s has no counts: the minimum frequency of %d changes nothing.", path, min_frequency)
         return tokens
-    return [token for token, count in zip(tokens, counts, strict=True) if count >= min_frequency]
+    return [token for token, number in zip(tokens, counts, strict=True) if number >= min_frequency]
 
 
 def with_specials(tokens: Sequence[str], specials: Iterable[str], *, size: int = 0) -> list[str]:
@@ -50,4 +51,6 @@ def padded(tokens: Sequence[str], multiple: int) -> list[str]:
 
 def padded_to(tokens: Sequence[str], rows: int) -> list[str]:
     """Tokens up to `rows`."""
-    return [*tokens, *(f"{PADDING}{number}" for number in range(rows - len(tokens)))]
+    taken = set(tokens)
+    names = (name for number in count() if (name := f"{PADDING}{number}") not in taken)
+    return [*tokens, *islice(names, max(rows - len(tokens), 0))]

@@ -255,6 +255,13 @@ def _state_to_resume(config: TrainConfig, start: Start, layers: Layers) -> Saved
     """The training state to go on from; None where the run begins at step 0."""
     if start.saved is None or config.run.reset_optim == "all":
         return None
+    if start.before is not None and config.run.reset_optim != "states":
+        logger.info(
+            "update_vocab: %s was trained with another vocabulary: a new run begins, at step 0 with a new optimiser "
+            "(reset_optim: states keeps the step).",
+            config.run.train_from,
+        )
+        return None
     if layers.lora is not None and start.adapter is None:
         logger.info("%s was trained as a whole: with LoRA a new run begins, at step 0.", config.run.train_from)
         return None
