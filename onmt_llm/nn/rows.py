@@ -42,7 +42,7 @@ def change_rows(
 
     for stack, rows in ((model.encoder, src), (model.decoder, tgt)):
         if stack is not None and stack.embed_tokens is not None:
-            table = TokenEmbedding(len(rows), config.hidden_size)
+            table = TokenEmbedding(len(rows), stack.embed_tokens.embedding_dim)
             carry(stack.embed_tokens, table, rows)
             stack.embed_tokens = table
     if model.lm_head is not None:

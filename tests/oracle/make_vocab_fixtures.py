@@ -16,7 +16,8 @@ from argparse import Namespace
 from pathlib import Path
 
 SRC = "the a small old red house tree river cat dog man child sees finds likes near under behind and , . 's 12 Mr. café"
-TGT = "der das ein kleine alte rote Haus Baum Fluss Katze Hund Mann Kind sieht findet mag bei unter hinter und , . 12 schön"
+TGT = "der das ein kleine alte rote Haus Baum Fluss Katze Hund Mann Kind sieht findet mag bei unter hinter und , . 12"
+TGT += " schön"
 KWARGS = {"mode": "aggressive", "joiner_annotate": True}
 
 
