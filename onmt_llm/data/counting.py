@@ -11,7 +11,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import TypeVar
 
@@ -138,7 +138,10 @@ def _results(
         return
     # spawned, not forked: tokenisers have threads, which a fork would leave half alive
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_open_here, initargs=(source,)) as pool:
+    level = source.data.skip_empty_level
+    quiet = source.data.model_copy(update={"skip_empty_level": "error" if level == "error" else "silent"})
+    there = replace(source, data=quiet)
+    with ProcessPoolExecutor(processes, context, initializer=_open_here, initargs=(there,)) as pool:
         waiting: deque[Future[tuple[int, CorpusCounts, Result]]] = deque()
         for chunk in chunks:
             waiting.append(pool.submit(_work_here, work, chunk))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,14 @@ def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"src\.vocab.* is there"):
         build(tmp_path)
     build(tmp_path, data={"overwrite": True})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ONMT_PY_PYTHON" not in os.environ, reason="ONMT_PY_PYTHON names the Python of OpenNMT-py 3.5.1")
+def test_opennmt_makes_the_fixtures_anew(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "oracle" / "make_vocab_fixtures.py"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [os.environ["ONMT_PY_PYTHON"], str(script), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    for file in ORACLE.iterdir():
+        assert same(tmp_path / file.name, file.name), file.name
