@@ -13,7 +13,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.counting import Source, over_chunks
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms import TRANSFORMS
+from onmt_llm.data.transforms import transform_class
 from onmt_llm.data.transforms.subword import PASS_THROUGH, SubwordConfig
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
@@ -152,4 +152,4 @@ def _options(source: Source) -> SubwordConfig:
 
 
 def _tokenizes(name: str) -> bool:
-    return TRANSFORMS.get(name).tokenizes
+    return transform_class(name).tokenizes

@@ -12,7 +12,8 @@ from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config import aliases
 from onmt_llm.config.opennmt import COMMANDS, answer, option_table, read_names
 from onmt_llm.config.schema import leaves
-from onmt_llm.errors import ConfigError
+from onmt_llm.data.transforms import transform_class
+from onmt_llm.errors import ConfigError, UnsupportedError
 
 NAMES = read_names((Path(__file__).parents[2] / "data/opennmt_options.txt").read_text(encoding="utf-8"))
 TABLES = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items()}
@@ -82,6 +83,12 @@ def test_what_is_gone_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="RNN models are retired") as caught:
         load_job("onmt_llm_train", ["-config", str(file)])
     assert "'fuzzy_threshold' is an option of OpenNMT-py's transform 'fuzzymatch'" in caught.value.message
+
+
+@pytest.mark.parametrize("name", aliases.TRANSFORMS_TO_COME)
+def test_a_transform_that_is_not_built_yet_says_so(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"'{name}', which is not built yet"):
+        transform_class(name)
 
 
 def test_sizes_that_rnns_had_apart_are_one(tmp_path: Path) -> None:
