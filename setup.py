@@ -50,6 +50,7 @@ EXTRAS["dev"] = [
 
 COMMANDS = {
     "onmt_llm_train": "train",
+    "onmt_llm_build_vocab": "build_vocab",
     "onmt_llm_translate": "translate",
     "onmt_llm_generate": "translate",
     "onmt_llm_convert": "convert",

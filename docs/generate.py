@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 from onmt_llm.cli.jobs import JOBS
+from onmt_llm.config.opennmt import option_table, read_names
 from onmt_llm.config.render import json_schema, option_tables
+from onmt_llm.config.schema import leaves
 
 REFERENCE = Path(__file__).parent / "reference"
+OPENNMT_NAMES = Path(__file__).parents[1] / "tests/data/opennmt_options.txt"
 
 
 def pages() -> dict[Path, str]:
@@ -26,6 +29,9 @@ def pages() -> dict[Path, str]:
         result[REFERENCE / f"{command}.md"] = about + option_tables(job.kind, job.extra()) + "\n"
         schema = json.dumps(json_schema(job.kind, job.extra()), indent=1, ensure_ascii=False, sort_keys=True)
         result[REFERENCE / f"{command}.schema.json"] = schema + "\n"
+    tables = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items()}
+    names = read_names(OPENNMT_NAMES.read_text(encoding="utf-8"))
+    result[REFERENCE / "opennmt_options.md"] = option_table(names, tables)
     return result
 
 

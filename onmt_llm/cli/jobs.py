@@ -15,6 +15,7 @@ from onmt_llm.config.load import Loaded, load
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import TranslateConfig
+from onmt_llm.config.vocab import VocabJobConfig
 from onmt_llm.data.transforms import sections
 
 
@@ -35,6 +36,7 @@ class Job:
 
 JOBS = {
     "onmt_llm_train": Job(TrainConfig, sections),
+    "onmt_llm_build_vocab": Job(VocabJobConfig, sections),
     "onmt_llm_translate": Job(TranslateConfig, sections),
     "onmt_llm_chat": Job(ChatConfig),
     "simple_inference": Job(SimpleInferenceConfig),

@@ -6,8 +6,9 @@ validated; a key that is not listed here passes unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 RENAMED = {
@@ -43,6 +44,26 @@ IGNORED = {
     "nshards": "weights are written tensor by tensor, into files of at most `shard_size`",
     "decoder_bos": "the checkpoint knows its own start token",
     "num_experts_per_tok": "mixtures of experts are not built yet",
+    "attn_debug": "attention is not printed; report_align writes the word alignments that it implies",
+    "align_debug": "attention is not printed; report_align writes the word alignments that it implies",
+    "bucket_size_init": "all buckets have bucket_size examples",
+    "bucket_size_increment": "all buckets have bucket_size examples",
+    "data_type": "data are text",
+    "model_type": "data are text",
+    "dump_transforms": "checkpoints hold the tokeniser, in their config.yaml",
+    "exp": "the Crayon server that it logged to is gone; tensorboard: true logs to files",
+    "exp_host": "the Crayon server that it logged to is gone; tensorboard: true logs to files",
+    "gold_align": "report_align with tgt and tgt_file_prefix aligns given targets",
+    "group_size": "AWQ weights are not read; quant_type names the formats that are",
+    "w_bit": "AWQ weights are not read; quant_type names the formats that are",
+    "log_file_level": "log_file holds what the console shows",
+    "profile": "any profiler can run the command: py-spy, or python -m cProfile",
+    "report_time": "progress is logged with its speed",
+    "save_config": "-print_config prints the resolved configuration, which can be fed back",
+    "src_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong leaves long examples out",
+    "tgt_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong leaves long examples out",
+    "timeout": "torchrun and the backend set time limits",
+    "vocab_sample_queue_size": "processes are kept busy by themselves",
 }
 """Keys that change nothing here: accepted with a note that says why."""
 
@@ -57,8 +78,118 @@ RETIRED = {
     "cnn_kernel_width": "CNN models are retired; use a Transformer",
     "n_edge_types": "GGNN models are retired; use a Transformer",
     "aan_useffn": "average attention is retired; use scaled-dot attention, which a cache makes as fast",
+    "n_node": "GGNN models are retired; use a Transformer",
+    "n_steps": "GGNN models are retired; use a Transformer",
+    "src_ggnn_size": "GGNN models are retired; use a Transformer",
+    "state_dim": "GGNN models are retired; use a Transformer",
+    "bidir_edges": "GGNN models are retired; use a Transformer",
+    "bridge_extra_node": "GGNN models are retired; use a Transformer",
+    "context_gate": "context gates belonged to the RNN decoder, which is retired",
+    "copy_attn_type": "copy attention is retired; use `replace_unk` or placeholders",
+    "copy_attn_force": "copy attention is retired; use `replace_unk` or placeholders",
+    "copy_loss_by_seqlength": "copy attention is retired; use `replace_unk` or placeholders",
+    "reuse_copy_attn": "copy attention is retired; use `replace_unk` or placeholders",
+    "lambda_coverage": "coverage attention belonged to the RNN decoder, which is retired",
+    "global_attention_function": "RNN attention is retired; use a Transformer",
+    "truncated_decoder": "truncated back-propagation belonged to the RNN decoder, which is retired",
+    "adagrad_accumulator_init": "adagrad is retired; use adamw",
+    "single_pass": "the length of a run is that of its updates; use `train_steps`",
+    "pre_word_vecs_enc": "it named a pickled tensor; use `src_embeddings` with the text file it was made of",
+    "pre_word_vecs_dec": "it named a pickled tensor; use `tgt_embeddings` with the text file it was made of",
+    "dump_beam": "the beam is not written; use `n_best` with `with_score`",
+    "fp32": "it is deprecated in OpenNMT-py too; use `precision: fp32`",
+    "int8": "it is deprecated in OpenNMT-py too; use `precision: int8`",
 }
-"""OpenNMT-py options whose feature is gone: an error that says so."""
+"""OpenNMT-py options whose feature is gone: an error that says so, unless the value asks for nothing."""
+
+_ASKS_NOTHING: dict[str, Any] = {
+    "rnn_type": "LSTM",
+    "global_attention": "general",
+    "global_attention_function": "softmax",
+    "input_feed": 1,
+    "cnn_kernel_width": 3,
+    "n_edge_types": 2,
+    "n_node": 2,
+    "n_steps": 2,
+    "state_dim": 512,
+    "bidir_edges": True,
+    "bridge_extra_node": True,
+}
+"""Defaults of options in `RETIRED`: what OpenNMT-py writes into every saved configuration."""
+
+TRANSFORMS_TO_COME: dict[str, dict[str, Any]] = {
+    "switchout": {"switchout_temperature": 1.0},
+    "tokendrop": {"tokendrop_temperature": 1.0},
+    "tokenmask": {"tokenmask_temperature": 1.0},
+    "bart": {
+        "permute_sent_ratio": 0.0,
+        "rotate_ratio": 0.0,
+        "insert_ratio": 0.0,
+        "random_ratio": 0.0,
+        "mask_ratio": 0.0,
+        "mask_length": "subword",
+        "poisson_lambda": 3.0,
+        "replace_length": -1,
+    },
+    "fuzzymatch": {
+        "tm_path": None,
+        "fuzzy_corpus_ratio": 0.1,
+        "fuzzy_threshold": 70,
+        "tm_delimiter": "\t",
+        "fuzzy_token": "｟fuzzy｠",
+        "fuzzymatch_min_length": 4,
+        "fuzzymatch_max_length": 70,
+    },
+    "inlinetags": {
+        "tags_dictionary_path": None,
+        "tags_corpus_ratio": 0.1,
+        "max_tags": 12,
+        "paired_stag": "｟ph_#_beg｠",
+        "paired_etag": "｟ph_#_end｠",
+        "isolated_tag": "｟ph_#_std｠",
+        "src_delimiter": "｟fuzzy｠",
+    },
+    "terminology": {
+        "termbase_path": None,
+        "src_spacy_language_model": None,
+        "tgt_spacy_language_model": None,
+        "term_corpus_ratio": 0.3,
+        "term_example_ratio": 0.2,
+        "src_term_stoken": "｟src_term_start｠",
+        "tgt_term_stoken": "｟tgt_term_start｠",
+        "tgt_term_etoken": "｟tgt_term_end｠",
+        "term_source_delimiter": "｟fuzzy｠",
+    },
+    "clean": {
+        "src_eq_tgt": False,
+        "same_char": False,
+        "same_word": False,
+        "scripts_ok": ["Latin", "Common"],
+        "scripts_nok": [],
+        "src_tgt_ratio": 2,
+        "avg_tok_min": 3,
+        "avg_tok_max": 20,
+        "langid": [],
+    },
+    "normalize": {
+        "src_lang": "",
+        "tgt_lang": "",
+        "penn": True,
+        "norm_quote_commas": True,
+        "norm_numbers": True,
+        "pre_replace_unicode_punct": False,
+        "post_remove_control_chars": False,
+    },
+    "uppercase": {"upper_corpus_ratio": 0.01},
+    "docify": {"doc_length": 200, "max_context": 1},
+}
+"""OpenNMT-py's transforms that are not built yet, with their options and the defaults of these."""
+
+_TO_COME = {
+    option: (transform, default)
+    for transform, options in TRANSFORMS_TO_COME.items()
+    for option, default in options.items()
+}
 
 OPENNMT_LAYERS = {
     "linear_query": "q_proj",
@@ -120,16 +251,25 @@ class Translation:
             self.put(leaf, value, source)
 
 
-def translate(user: dict[str, Any]) -> Translation:
-    """Turn the keys that a user wrote, flat, into our leaves."""
+def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
+    """Turn the keys that a user wrote, flat, into our leaves.
+
+    Args:
+        user: Keys and values.
+        own: Leaves of the job: a name that means something to it is never one of OpenNMT-py's that are gone.
+    """
     result = Translation()
     later: list[str] = []
     for key, value in user.items():
-        if key in RETIRED:
-            if value not in (None, False, 0, "", "none"):
+        if key in own and key not in _TRANSLATORS:
+            result.put(key, value, key)
+        elif key in RETIRED:
+            if value not in (None, False, 0, "", "none", _ASKS_NOTHING.get(key)):
                 result.errors.append((key, f"'{key}' is an option of OpenNMT-py that is gone: {RETIRED[key]}."))
         elif key in IGNORED:
             result.notes.append((key, f"'{key}' has no effect: {IGNORED[key]}."))
+        elif key in _TO_COME:
+            _transform_to_come(key, value, result)
         elif key in RENAMED:
             result.put(RENAMED[key], value, key)
         elif key in _TRANSLATORS:
@@ -143,7 +283,18 @@ def translate(user: dict[str, Any]) -> Translation:
     return result
 
 
+def _transform_to_come(key: str, value: Any, result: Translation) -> None:
+    transform, default = _TO_COME[key]
+    sentence = f"'{key}' is an option of OpenNMT-py's transform '{transform}', which is not built yet."
+    if value in (None, default):
+        result.notes.append((key, sentence))
+    else:
+        result.errors.append((key, sentence))
+
+
 def _layers(user: dict[str, Any], result: Translation) -> None:
+    if user["layers"] == -1:
+        return
     result.put_default("encoder_layers", user["layers"], "layers")
     result.put_default("decoder_layers", user["layers"], "layers")
 
@@ -184,16 +335,14 @@ def _decoder_type(user: dict[str, Any], result: Translation) -> None:
         )
 
 
-def _word_vec_size(user: dict[str, Any], result: Translation) -> None:
-    size = user["word_vec_size"]
+def _width(key: str, user: dict[str, Any], result: Translation) -> None:
+    """Sizes that RNN models had apart; a Transformer is as wide as its embeddings. -1 and 500 are defaults."""
+    size = user[key]
+    if size == -1 or (size == 500 and key != "word_vec_size"):
+        return
     if result.values.setdefault("hidden_size", size) != size:
-        result.errors.append(
-            (
-                "word_vec_size",
-                f"'word_vec_size' must equal hidden_size ({result.values['hidden_size']}), but is {size}.",
-            )
-        )
-    result.sources.setdefault("hidden_size", "word_vec_size")
+        result.errors.append((key, f"'{key}' must equal hidden_size ({result.values['hidden_size']}), but is {size}."))
+    result.sources.setdefault("hidden_size", key)
 
 
 def _layer_norm(user: dict[str, Any], result: Translation) -> None:
@@ -337,7 +486,11 @@ _TRANSLATORS: dict[str, Callable[[dict[str, Any], Translation], None]] = {
     "model_task": _model_task,
     "encoder_type": _encoder_type,
     "decoder_type": _decoder_type,
-    "word_vec_size": _word_vec_size,
+    "word_vec_size": partial(_width, "word_vec_size"),
+    "src_word_vec_size": partial(_width, "src_word_vec_size"),
+    "tgt_word_vec_size": partial(_width, "tgt_word_vec_size"),
+    "enc_hid_size": partial(_width, "enc_hid_size"),
+    "dec_hid_size": partial(_width, "dec_hid_size"),
     "layer_norm": _layer_norm,
     "pos_ffn_activation_fn": _activation,
     "max_relative_positions": _position,
@@ -361,6 +514,52 @@ _TRANSLATORS: dict[str, Callable[[dict[str, Any], Translation], None]] = {
 """Keys whose value needs translating too."""
 
 
+MEANINGS = {
+    "layers": "`encoder_layers` and `decoder_layers`",
+    "model_task": "`lm` = `encoder_layers: 0`",
+    "encoder_type": "`transformer`; the other encoders are retired",
+    "decoder_type": "`transformer`, or `transformer_lm` = `encoder_layers: 0`; the other decoders are retired",
+    "word_vec_size": "must equal `hidden_size`",
+    "layer_norm": "`norm`: `standard` = `layernorm`, `rms` = `rmsnorm`",
+    "pos_ffn_activation_fn": "`activation` and `ffn_gated`",
+    "max_relative_positions": "`position`: -1 = `rotary`, -2 = `alibi`, above 0 = relative positions",
+    "relative_positions_buckets": "`position: t5`",
+    "position_encoding": "`position: sinusoidal`",
+    "position_encoding_type": "the order of sines and cosines",
+    "multiquery": "`kv_heads: 1`",
+    "num_kv": "`kv_heads`",
+    "add_qkvbias": "`attn_bias` and `attn_out_bias`",
+    "rotary_theta": "`rope.theta`",
+    "rotary_dim": "`rope.rotary_dim`",
+    "num_experts": "0 only: mixtures of experts are not built yet",
+    "sliding_window": "the same; 0 = off",
+    "model_dtype": "the same; also float32, bfloat16, float16",
+    "gpu": "`device`: -1 = `cpu`",
+    "train_from": "the same",
+    "self_attn_type": "no effect: attention runs through torch's kernels; `average` is declined",
+    "src_word_vec_size": "must equal `hidden_size`",
+    "tgt_word_vec_size": "must equal `hidden_size`",
+    "enc_hid_size": "must equal `hidden_size`",
+    "dec_hid_size": "must equal `hidden_size`",
+}
+"""What the value of a translated option becomes."""
+
+
 def known_names() -> set[str]:
     """Every foreign name that this module understands."""
-    return {*RENAMED, *IGNORED, *RETIRED, *_TRANSLATORS}
+    return {*RENAMED, *IGNORED, *RETIRED, *_TO_COME, *_TRANSLATORS}
+
+
+def answer(name: str) -> str | None:
+    """One sentence, for people, on what becomes of a foreign name; None where this module does not know it."""
+    if name in RENAMED:
+        return f"accepted: `{RENAMED[name]}`"
+    if name in IGNORED:
+        return f"accepted without effect: {IGNORED[name]}"
+    if name in RETIRED:
+        return f"gone: {RETIRED[name]}"
+    if name in _TO_COME:
+        return f"not built yet: an option of the transform `{_TO_COME[name][0]}`"
+    if name in _TRANSLATORS:
+        return f"accepted: {MEANINGS.get(name, 'its value is translated')}"
+    return None

@@ -54,13 +54,14 @@ class DataConfig(Section):
     src_feats_defaults: str | None = None
     """Features of the words of a line that has none: `value￨value`."""
     n_sample: int = Field(0, ge=-1)
-    """Above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all of them."""
+    """Training, above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all.
+    `onmt_llm_build_vocab`: count the first so many records of each corpus; -1 = all, 0 = 5000."""
     save_data: str | None = None
     """Folder for the samples that `n_sample` writes."""
     dump_samples: bool = False
-    """Accepted for OpenNMT-py's sake: samples are written whenever `n_sample` is not 0."""
+    """`onmt_llm_build_vocab`: write samples too. Training writes them whenever `n_sample` is not 0."""
     overwrite: bool = False
-    """Replace samples that are there already."""
+    """Replace samples, vocabularies and subword models that are there already."""
 
 
 class VocabularyConfig(Section):
@@ -76,12 +77,37 @@ class VocabularyConfig(Section):
     """A feature with N values gets an embedding of width N to the power of this."""
     share_vocab: bool = False
     """Source and target use one vocabulary."""
+    src_vocab_size: int = Field(0, ge=0)
+    """Most tokens of the source vocabulary (or of the shared one), special tokens included; 0 = all of the file."""
+    tgt_vocab_size: int = Field(0, ge=0)
+    """Most tokens of the target vocabulary, special tokens included; 0 = all of the file."""
+    src_words_min_frequency: int = Field(0, ge=0)
+    """Leave out tokens that the source vocabulary (or the shared one) counts fewer times."""
+    tgt_words_min_frequency: int = Field(0, ge=0)
+    """Leave out tokens that the target vocabulary counts fewer times."""
     vocab_size_multiple: int = Field(8, ge=1)
     """A new model's vocabulary is padded to a multiple of this; a checkpoint's is left alone."""
     decoder_start_token: str | None = None
     """Token that starts every target; null = the checkpoint's, or `<s>`."""
     default_specials: list[str] = Field(default_factory=lambda: ["<unk>", "<blank>", "<s>", "</s>"])
     """Special tokens that a new vocabulary begins with."""
+
+
+class EmbeddingsConfig(Section):
+    """Word vectors from elsewhere for a new model, or for the new tokens of `update_vocab`."""
+
+    both_embeddings: str | None = None
+    """Text file of vectors for both sides: `token value value ...`, each as wide as `hidden_size`."""
+    src_embeddings: str | None = None
+    """The same, for the source side."""
+    tgt_embeddings: str | None = None
+    """The same, for the target side."""
+    embeddings_type: Literal["GloVe", "word2vec"] = "GloVe"
+    """`word2vec` files begin with a line that holds their size."""
+    freeze_word_vecs_enc: bool = False
+    """The encoder's embeddings are not trained."""
+    freeze_word_vecs_dec: bool = False
+    """The decoder's embeddings (and with `tie_embeddings` the output layer) are not trained."""
 
 
 class BatchConfig(Section):

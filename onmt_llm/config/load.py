@@ -109,7 +109,7 @@ def load(
         given.put(key, _from_flag(text, table.get(key)), f"-{key}", None)
     for dotted, text in parsed.sets:
         _set_nested(dotted, parse_scalar(text), given)
-    translation = _translate(given)
+    translation = _translate(given, table)
     _check_names(translation, table, siblings or {}, given)
     job_object, options = _build(job, extra or {}, table, translation, given)
     if given.problems:
@@ -170,8 +170,8 @@ def _copy_tree(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: _copy_tree(value) if isinstance(value, dict) else value for key, value in tree.items()}
 
 
-def _translate(given: _Given) -> aliases.Translation:
-    translation = aliases.translate(given.values)
+def _translate(given: _Given, table: Mapping[str, Leaf]) -> aliases.Translation:
+    translation = aliases.translate(given.values, table)
     for key, sentence in translation.notes:
         given.notes.append(f"{given.where.get(key, '')}  {sentence}".strip())
     for key, sentence in translation.errors:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import DERIVED, Section
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 Norm = Literal["layernorm", "rmsnorm"]
@@ -55,8 +55,8 @@ class ModelConfig(Section):
     """Blocks in the decoder; 0 = no decoder."""
     vocab_size: int = 0
     """Rows of the decoder's embedding and of the output layer; 0 = taken from the vocabulary."""
-    src_vocab_size: int | None = None
-    """Rows of the encoder's embedding; null = `vocab_size`."""
+    src_vocab_size: int | None = Field(None, json_schema_extra=DERIVED)
+    """Rows of the encoder's embedding, from the vocabulary; null = `vocab_size`."""
     hidden_size: int = 512
     """Width of the residual stream (D)."""
     heads: int = 8

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from onmt_llm.config.load import Loaded
-from onmt_llm.config.schema import Leaf, leaves
+from onmt_llm.config.schema import Leaf, derived, leaves
 from onmt_llm.config.section import Section
 
 
@@ -19,7 +19,7 @@ def print_config(loaded: Loaded[Any]) -> str:
     lines: list[str] = []
     for name, section in {**sections, **loaded.options}.items():
         lines.append(f"{name}:")
-        for leaf, value in section.model_dump(mode="json").items():
+        for leaf, value in section.model_dump(mode="json", exclude=derived(type(section))).items():
             origin = loaded.origins.get(leaf, "default")
             first, *rest = _yaml_lines({leaf: _without_defaults(section, leaf, value)})
             lines.append(f"  {first.ljust(44)}  # {origin}")
@@ -99,7 +99,7 @@ def json_schema(job: type[Section], extra: Mapping[str, type[Section]] | None = 
     kinds: list[Any] = [info.annotation for info in job.model_fields.values()]
     for kind in [*kinds, *(extra or {}).values()]:
         schema = kind.model_json_schema()
-        properties.update(schema.get("properties", {}))
+        properties.update({name: p for name, p in schema.get("properties", {}).items() if not p.get("derived")})
         definitions.update(schema.get("$defs", {}))
     return {"type": "object", "properties": properties, "$defs": definitions, "additionalProperties": False}
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import DERIVED, Section
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Leaf:
         return getattr(kind, "__name__", "value")
 
 
+def derived(section: type[Section]) -> set[str]:
+    """Fields of a section that are no options."""
+    return {name for name, info in section.model_fields.items() if info.json_schema_extra == DERIVED}
+
+
 def _without_none(annotation: Any) -> Any:
     """`X | None` -> X."""
     if get_origin(annotation) in (Union, types.UnionType):
@@ -92,6 +97,8 @@ def leaves(job: type[Section], extra: Mapping[str, type[Section]] | None = None)
     for section, (kind, is_extra) in sections.items():
         assert isinstance(kind, type) and issubclass(kind, Section), f"{job.__name__}.{section} must be a Section"
         for name, info in kind.model_fields.items():
+            if name in derived(kind):
+                continue
             assert name not in found and name not in sections, f"option name {name!r} is taken twice in {job.__name__}"
             found[name] = Leaf(section, name, info, is_extra)
     return found

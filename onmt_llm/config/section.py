@@ -6,7 +6,13 @@ reference and the example YAML all come from it.
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
+
+DERIVED: Final[JsonDict] = {"derived": True}
+"""`json_schema_extra` of a field that is stored with a model but follows from other options: no option of a job."""
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from onmt_llm.config.data import BatchConfig, DataConfig, VocabularyConfig
+from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.config.section import Section
 
@@ -85,6 +85,8 @@ class RunConfig(Section):
     """Language model or translation; null = as the architecture says."""
     train_from: str | None = None
     """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned."""
+    update_vocab: bool = False
+    """Fine-tune `train_from` with the vocabulary of `src_vocab` and `tgt_vocab`; known tokens keep their rows."""
     override_opts: bool = False
     """Architecture options written in the YAML replace those of `train_from` (never the ones left out)."""
     reset_optim: Literal["none", "all", "states", "keep_states"] = "none"
@@ -160,6 +162,7 @@ class TrainConfig(Section):
 
     corpora: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
     batching: BatchConfig = BatchConfig()
     architecture: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()

@@ -159,6 +159,22 @@ def _check_features(corpus: str, transforms: Sequence[str], count: int, model: M
         )
 
 
+def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
+    """Corpora for training, and those for validation: `valid` and `valid_*`.
+
+    Raises:
+        ConfigError: There is none for training.
+    """
+    valid = {name: corpus for name, corpus in corpora.items() if name == "valid" or name.startswith("valid_")}
+    train = {name: corpus for name, corpus in corpora.items() if name not in valid}
+    if not train:
+        raise ConfigError(
+            "`data` must name at least one corpus for training, but names "
+            + (f"only {', '.join(valid)}, for validation." if valid else "none.")
+        )
+    return train, valid
+
+
 def _context(model: ModelText, parser: ExampleParser, data: DataConfig, training: bool) -> TransformContext:
     return TransformContext(
         task=model.task,

@@ -29,9 +29,20 @@ def read_tokens(path: Path) -> list[str]:
     Raises:
         DataError: The file is missing or is not a vocabulary.
     """
+    return read_counted(path)[0]
+
+
+def read_counted(path: Path) -> tuple[list[str], list[int] | None]:
+    """Tokens of a vocabulary file in id order, and how often each occurred, where the file says so.
+
+    The numbers of a SentencePiece `.vocab` are scores (0 or below), not counts.
+
+    Raises:
+        DataError: The file is missing or is not a vocabulary.
+    """
     text = _read_text(path)
     if path.suffix == ".json":
-        return _from_json(text, path)
+        return _from_json(text, path), None
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -39,7 +50,9 @@ def read_tokens(path: Path) -> list[str]:
         lines = [line[:-1] for line in lines]
     if not lines:
         raise DataError(f"A vocabulary must have at least one token, but {path} is empty.")
-    return [unescape(token) for token in _first_column(lines, path)]
+    tokens, numbers = _columns(lines, path)
+    are_counts = all(number.isdigit() for number in numbers) and any(number != "0" for number in numbers)
+    return [unescape(token) for token in tokens], [int(number) for number in numbers] if are_counts else None
 
 
 def unused_token(id_: int) -> str:
@@ -72,10 +85,11 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _first_column(lines: list[str], path: Path) -> list[str]:
-    """The tokens of a text vocabulary; its first line tells whether there is a second column."""
+def _columns(lines: list[str], path: Path) -> tuple[list[str], list[str]]:
+    """The tokens of a text vocabulary, and the numbers behind them; its first line tells whether there are any."""
     column = next((form for form in (_TAB_NUMBER, _SPACE_COUNT) if form.fullmatch(lines[0])), None)
-    tokens = []
+    tokens: list[str] = []
+    numbers: list[str] = []
     for number, line in enumerate(lines, start=1):
         if line == "":
             raise DataError(f"Every line of a vocabulary must hold a token, but line {number} of {path} is empty.")
@@ -87,7 +101,9 @@ def _first_column(lines: list[str], path: Path) -> list[str]:
                 f"{has} behind its token ({line!r}) and line 1 has {first}."
             )
         tokens.append(match[1] if match else line)
-    return tokens
+        if match:
+            numbers.append(match[2])
+    return tokens, numbers
 
 
 def _from_json(text: str, path: Path) -> list[str]:

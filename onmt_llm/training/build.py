@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from onmt_llm.checkpoint.load import build_model, check_fits, load_adapter
+from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes, load_adapter
 from onmt_llm.config.aliases import layer_name
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.train import LoraConfig, QuantConfig, TrainConfig
@@ -20,6 +20,7 @@ from onmt_llm.optional import require
 from onmt_llm.training.dist import World
 from onmt_llm.training.precision import Precision, hold_trained_in_float32
 from onmt_llm.training.start import Start
+from onmt_llm.training.word_vectors import freeze_word_vectors, load_vectors, update_vocabulary
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
         init_weights(model, param_init=run.param_init, glorot=run.param_init_glorot)
         model.to(world.device)
     else:
-        start.weights.config = start.weights.config.model_copy(update={"model": start.model})
+        start.weights.config = start.weights.config.model_copy(update={"model": start.stored_model})
         model = build_model(
             start.weights,
             dtype=precision.weights,
@@ -111,12 +112,15 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
             quant_type=layers.quant_type,
             lora=layers.lora,
         )
+        update_vocabulary(model, start, param_init=run.param_init, glorot=run.param_init_glorot)
+    load_vectors(model, start, config.embeddings)
     if layers.lora is not None:
         if start.adapter is not None:
             load_adapter(model, start.adapter)
         freeze_all_but_lora(model)
     else:
         model.requires_grad_(True)
+        freeze_word_vectors(model, config.embeddings)
     hold_trained_in_float32(model)
     world.share_parameters(model)
     model.checkpoint_blocks = bool(run.use_ckpting)
@@ -134,7 +138,7 @@ def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transform
     with torch.device("meta"):
         model = Transformer(start.model)
     if start.weights is not None:
-        check_fits(start.weights, {name: tuple(p.shape) for name, p in model.named_parameters()})
+        check_fits(start.weights, expected_shapes(start.stored_model))
     quantised = match(model, layers.quantised)
     if quantised:
         QUANT_TYPES.get(layers.quant_type)

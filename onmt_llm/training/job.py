@@ -19,6 +19,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.data.batching import Batch
+from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.samples import write_samples
 from onmt_llm.log import logger
@@ -35,7 +36,7 @@ from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
 from onmt_llm.training.saver import Saver, restore, with_base
 from onmt_llm.training.schedule import build_schedule
-from onmt_llm.training.start import Start, open_start, split_corpora
+from onmt_llm.training.start import Start, open_start
 from onmt_llm.training.state import Progress, SavedState, checkpoints, load_optimizer
 from onmt_llm.training.validation import validate
 
@@ -254,6 +255,13 @@ def metrics_path(config: TrainConfig) -> Path:
 def _state_to_resume(config: TrainConfig, start: Start, layers: Layers) -> SavedState | None:
     """The training state to go on from; None where the run begins at step 0."""
     if start.saved is None or config.run.reset_optim == "all":
+        return None
+    if start.before is not None and config.run.reset_optim != "states":
+        logger.info(
+            "update_vocab: %s was trained with another vocabulary: a new run begins, at step 0 with a new optimiser "
+            "(reset_optim: states keeps the step).",
+            config.run.train_from,
+        )
         return None
     if layers.lora is not None and start.adapter is None:
         logger.info("%s was trained as a whole: with LoRA a new run begins, at step 0.", config.run.train_from)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms import tokenizer_specs
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
+from onmt_llm.text.new_vocab import padded, padded_to, read_frequent, with_specials
 from onmt_llm.text.templates import TEMPLATES, Template
 from onmt_llm.text.tokenizers import Tokenizer, open_tokenizer
 from onmt_llm.text.vocab import Vocab
@@ -26,6 +27,20 @@ from onmt_llm.training.state import SavedState, read_state
 VOCAB_FILE = "vocab.txt"
 SRC_VOCAB_FILE = "src_vocab.txt"
 TEMPLATE_FILE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class Before:
+    """The vocabularies that a checkpoint's weights were trained with, where the run has others (`update_vocab`)."""
+
+    config: ModelConfig
+    vocab: Vocab
+    src_vocab: Vocab | None
+
+    @property
+    def sides(self) -> tuple[Vocab, Vocab]:
+        """Those of source and target."""
+        return self.src_vocab or self.vocab, self.vocab
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class Start:
         weights: Whole model to begin with; None = new weights.
         adapter: LoRA weights to begin with.
         saved: Training state to go on from.
+        before: The vocabularies of `weights`, where they are not those of the run.
     """
 
     config: CheckpointConfig
@@ -57,11 +73,20 @@ class Start:
     adapter: Checkpoint | None = None
     saved: SavedState | None = None
     feature_vocabs: Sequence[Vocab] = ()
+    before: Before | None = None
 
     @property
     def model(self) -> ModelConfig:
         """The architecture."""
         return self.config.model
+
+    @property
+    def stored_model(self) -> ModelConfig:
+        """The architecture, with as many rows as `weights` have."""
+        if self.before is None:
+            return self.model
+        sizes = self.before.config.model_dump(include={"vocab_size", "src_vocab_size"})
+        return self.model.model_copy(update=sizes)
 
     @property
     def task(self) -> Literal["lm", "seq2seq"]:
@@ -99,23 +124,8 @@ def open_start(config: TrainConfig, options: Mapping[str, Section]) -> Start:
     """
     if config.run.train_from is None:
         return _new(config, options)
-    return _continued(config, config.run.train_from)
-
-
-def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
-    """Corpora for training, and those for validation: `valid` and `valid_*`.
-
-    Raises:
-        ConfigError: There is none for training.
-    """
-    valid = {name: corpus for name, corpus in corpora.items() if name == "valid" or name.startswith("valid_")}
-    train = {name: corpus for name, corpus in corpora.items() if name not in valid}
-    if not train:
-        raise ConfigError(
-            "`data` must name at least one corpus for training, but names "
-            + (f"only {', '.join(valid)}, for validation." if valid else "none.")
-        )
-    return train, valid
+    start = _continued(config, config.run.train_from)
+    return _updated(start, config, options) if config.run.update_vocab else start
 
 
 def _continued(config: TrainConfig, path: str) -> Start:
@@ -133,7 +143,7 @@ def _continued(config: TrainConfig, path: str) -> Start:
         }
     )
     for name in ("src_vocab", "tgt_vocab"):
-        if getattr(config.vocabulary, name):
+        if getattr(config.vocabulary, name) and not config.run.update_vocab:
             logger.info("%s is not read: %s brings its own vocabulary.", name, checkpoint.path)
     files = {file.name: file for file in codec.files()}
     return Start(
@@ -212,17 +222,13 @@ def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
     if config.architecture.decoder_layers < 1:
         raise ConfigError("decoder_layers must be >= 1 to train a model, but is 0.")
     lm = config.architecture.is_decoder_only
-    src_spec, tgt_spec = tokenizer_specs(_transforms(config), options)
-    if lm:
-        src_spec, tgt_spec = None, src_spec
+    src_spec, tgt_spec = _tokenizer_specs(config, options, lm=lm)
     src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec)
-    specials, tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, lm=lm)
-    tokens = _padded(tokens, config.architecture.vocab_size, config.vocabulary.vocab_size_multiple, "vocab_size")
-    if src_tokens is not None:
-        if config.architecture.share_embeddings:
-            raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
-        rows = config.architecture.src_vocab_size or 0
-        src_tokens = _padded(src_tokens, rows, config.vocabulary.vocab_size_multiple, "src_vocab_size")
+    specials = _new_specials(config.vocabulary)
+    wanted = [*config.vocabulary.default_specials, *_roles(specials)]
+    tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
+    tokens = _padded(tokens, config.architecture.vocab_size)
+    _check_shared(config.architecture, src_tokens)
     sizes = {
         "vocab_size": len(tokens),
         "src_vocab_size": None if src_tokens is None else len(src_tokens),
@@ -274,6 +280,66 @@ def _feature(config: TrainConfig, values: int) -> FeatureConfig:
     return FeatureConfig(vocab_size=values, size=size)
 
 
+def _updated(start: Start, config: TrainConfig, options: Mapping[str, Section]) -> Start:
+    """A checkpoint with the vocabulary, and the tokeniser, of the options.
+
+    Raises:
+        ConfigError: There are adapters, whose embeddings are not trained.
+    """
+    if start.adapter is not None or config.lora.lora_layers or config.lora.lora_embedding:
+        raise ConfigError(
+            "update_vocab must go with training the whole model, since adapters leave new rows untrained.",
+            hint="take LoRA out, or merge the adapter into its base first",
+        )
+    assert start.weights is not None
+    lm = start.model.is_decoder_only
+    src_spec, tgt_spec = _tokenizer_specs(config, options, lm=lm)
+    src_tokenizer, tokenizer = _open(src_spec) or start.src_tokenizer, _open(tgt_spec) or start.tokenizer
+    control = {*_roles(start.config.specials), *start.config.stop_tokens}
+    if start.template is not None:
+        control |= start.template.control_tokens
+    wanted = [token for token in start.vocab if token in control]
+    tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
+    _check_shared(start.model, src_tokens)
+    if tokens == list(start.vocab) and src_tokens == (None if start.src_vocab is None else list(start.src_vocab)):
+        logger.info("update_vocab: the vocabulary is that of %s already.", start.weights.path)
+        return start
+    files = dict(start.files)
+    update: dict[str, Any] = {
+        "model": start.model.model_copy(
+            update={"vocab_size": len(tokens), "src_vocab_size": None if src_tokens is None else len(src_tokens)}
+        )
+    }
+    if tgt_spec is not None:
+        update["tokenizer"] = _stored_spec(tgt_spec, "", files)
+        update["src_tokenizer"] = None if src_spec in (None, tgt_spec) else _stored_spec(src_spec, "src_", files)
+        src_tokenizer = None if update["src_tokenizer"] is None else src_tokenizer
+    specials = start.config.specials
+    return replace(
+        start,
+        config=start.config.model_copy(update=update),
+        vocab=Vocab(tokens, specials),
+        src_vocab=None if src_tokens is None else Vocab(src_tokens, specials),
+        tokenizer=tokenizer,
+        src_tokenizer=src_tokenizer,
+        files=files,
+        before=Before(start.weights.config.model, start.vocab, start.src_vocab),
+    )
+
+
+def _tokenizer_specs(
+    config: TrainConfig, options: Mapping[str, Section], *, lm: bool
+) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
+    """Tokenisers of source and target that the transforms name; a language model has that of the source alone."""
+    src_spec, tgt_spec = tokenizer_specs(_transforms(config), options)
+    return (None, src_spec) if lm else (src_spec, tgt_spec)
+
+
+def _check_shared(model: ModelConfig, src_tokens: Sequence[str] | None) -> None:
+    if src_tokens is not None and model.share_embeddings:
+        raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
+
+
 def _transforms(config: TrainConfig) -> list[str]:
     """Transforms that the checkpoint's tokeniser is read off: the global ones, or else those of the first corpus."""
     listed = [corpus.transforms for corpus in config.corpora.data.values() if corpus.transforms]
@@ -296,29 +362,32 @@ def _stored_spec(spec: TokenizerSpec | None, prefix: str, files: dict[str, Path]
 
 
 def _vocabularies(
-    vocabulary: VocabularyConfig, tokenizer: Tokenizer | None, src_tokenizer: Tokenizer | None, *, lm: bool
-) -> tuple[SpecialTokens, list[str], list[str] | None]:
-    """Special tokens, the decoder's tokens, and the encoder's where they differ."""
+    vocabulary: VocabularyConfig,
+    tokenizer: Tokenizer | None,
+    src_tokenizer: Tokenizer | None,
+    wanted: Sequence[str],
+    *,
+    lm: bool,
+) -> tuple[list[str], list[str] | None]:
+    """The decoder's tokens, and the encoder's where they differ: with the `wanted` ones, cut and padded."""
     src, tgt = vocabulary.src_vocab, vocabulary.tgt_vocab
+    src_size, src_least = vocabulary.src_vocab_size, vocabulary.src_words_min_frequency
+    src_tokens = None
     if lm or vocabulary.share_vocab:
-        tokens = _tokens("src_vocab", src or tgt, tokenizer or src_tokenizer)
-        src_tokens = None
+        tokens = _tokens("src_vocab", src or tgt, tokenizer or src_tokenizer, src_least)
+        tokens = with_specials(tokens, wanted, size=src_size)
     else:
-        tokens = _tokens("tgt_vocab", tgt, tokenizer)
-        src_tokens = _tokens("src_vocab", src, src_tokenizer or tokenizer)
-    specials = _new_specials(vocabulary)
-    wanted = [
-        t for t in dict.fromkeys([*vocabulary.default_specials, *specials.model_dump().values()]) if isinstance(t, str)
-    ]
-    tokens = [*(token for token in wanted if token not in set(tokens)), *tokens]
-    if src_tokens is not None:
-        src_tokens = [*(token for token in wanted if token not in set(src_tokens)), *src_tokens]
-    return specials, tokens, None if src_tokens == tokens else src_tokens
+        tokens = _tokens("tgt_vocab", tgt, tokenizer, vocabulary.tgt_words_min_frequency)
+        tokens = with_specials(tokens, wanted, size=vocabulary.tgt_vocab_size)
+        src_tokens = _tokens("src_vocab", src, src_tokenizer or tokenizer, src_least)
+        src_tokens = padded(with_specials(src_tokens, wanted, size=src_size), vocabulary.vocab_size_multiple)
+    tokens = padded(tokens, vocabulary.vocab_size_multiple)
+    return tokens, None if src_tokens == tokens else src_tokens
 
 
-def _tokens(option: str, path: str | None, tokenizer: Tokenizer | None) -> list[str]:
+def _tokens(option: str, path: str | None, tokenizer: Tokenizer | None, min_frequency: int) -> list[str]:
     if path is not None:
-        return list(Vocab.read(path, SpecialTokens()))
+        return read_frequent(path, min_frequency=min_frequency)
     tokens = None if tokenizer is None else tokenizer.vocab_tokens()
     if tokens is None:
         raise ConfigError(
@@ -326,6 +395,10 @@ def _tokens(option: str, path: str | None, tokenizer: Tokenizer | None) -> list[
             hint="make one with onmt_llm_build_vocab, or start from a checkpoint with train_from",
         )
     return tokens
+
+
+def _roles(specials: SpecialTokens) -> list[str]:
+    return [token for token in specials.model_dump().values() if isinstance(token, str)]
 
 
 def _new_specials(vocabulary: VocabularyConfig) -> SpecialTokens:
@@ -352,12 +425,11 @@ def _specials_with_start(specials: SpecialTokens, start: str | None, vocab: Voca
     return specials.model_copy(update={"bos": start})
 
 
-def _padded(tokens: Sequence[str], rows: int, multiple: int, option: str) -> list[str]:
-    """Tokens up to `rows`, or to the next multiple where `rows` is 0."""
+def _padded(tokens: list[str], rows: int) -> list[str]:
+    """Tokens up to `vocab_size`, where it is given."""
     if rows and rows < len(tokens):
-        raise ConfigError(f"{option} must be at least the size of the vocabulary, {len(tokens)}, but is {rows}.")
-    rows = rows or -(-len(tokens) // multiple) * multiple
-    return [*tokens, *(f"<|unused_{number}|>" for number in range(len(tokens), rows))]
+        raise ConfigError(f"vocab_size must be at least the size of the vocabulary, {len(tokens)}, but is {rows}.")
+    return padded_to(tokens, rows) if rows else tokens
 
 
 def _trained_template(corpora: Mapping[str, CorpusConfig]) -> str | None:

@@ -11,6 +11,7 @@ import pytest
 BIN = Path(sys.executable).parent
 COMMANDS = [
     "onmt_llm_train",
+    "onmt_llm_build_vocab",
     "onmt_llm_translate",
     "onmt_llm_generate",
     "onmt_llm_convert",
@@ -39,7 +40,9 @@ def probe(module: str, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("module", ["train", "translate", "convert", "lora", "checkpoint", "chat", "release"])
+@pytest.mark.parametrize(
+    "module", ["train", "build_vocab", "translate", "convert", "lora", "checkpoint", "chat", "release"]
+)
 def test_help_imports_nothing_heavy(module: str) -> None:
     done = probe(module, "--help")
     assert done.returncode == 0 and "heavy: []" in done.stderr

@@ -11,7 +11,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.transforms import affix, features, filters, mask, tokenize
 from onmt_llm.data.transforms.tokenize import default_tokenize, tokenizer_specs
-from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "sections",
     "tokenize",
     "tokenizer_specs",
+    "transform_class",
     "undo_all",
 ]
 
@@ -52,7 +53,7 @@ def build_transforms(
     Raises:
         ConfigError: An unknown name, two tokenisers, a transform of text behind the tokeniser, or wrong options.
     """
-    classes = [TRANSFORMS.get(name) for name in names]
+    classes = [transform_class(name) for name in names]
     tokenizers = [index for index, transform in enumerate(classes) if transform.tokenizes]
     if len(tokenizers) > 1:
         listed = " and ".join(names[index] for index in tokenizers)

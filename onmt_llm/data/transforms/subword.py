@@ -19,7 +19,7 @@ from onmt_llm.text.tokenizers import Tokenizer, open_tokenizer
 
 Side = Literal["src", "tgt"]
 
-_PASS_THROUGH = {"mode": "none"}
+PASS_THROUGH = {"mode": "none"}
 
 
 class SubwordConfig(Section):
@@ -33,9 +33,9 @@ class SubwordConfig(Section):
     """`onmt_tokenize`: kind of `src_subword_model`."""
     tgt_subword_type: Literal["none", "sentencepiece", "bpe"] = "none"
     """`onmt_tokenize`: kind of `tgt_subword_model`."""
-    src_onmttok_kwargs: str | dict[str, Any] = Field(default_factory=lambda: dict(_PASS_THROUGH))
+    src_onmttok_kwargs: str | dict[str, Any] = Field(default_factory=lambda: dict(PASS_THROUGH))
     """`onmt_tokenize`: arguments of pyonmttok's Tokenizer for the source, as a mapping or as the text of one."""
-    tgt_onmttok_kwargs: str | dict[str, Any] = Field(default_factory=lambda: dict(_PASS_THROUGH))
+    tgt_onmttok_kwargs: str | dict[str, Any] = Field(default_factory=lambda: dict(PASS_THROUGH))
     """`onmt_tokenize`: arguments of pyonmttok's Tokenizer for the target."""
     gpt2_pretok: bool = False
     """`onmt_tokenize`: write bytes as GPT-2 does (`Ġ` for a space) before BPE."""
@@ -62,9 +62,9 @@ class SubwordConfig(Section):
         try:
             parsed = _literal(value) if isinstance(value, str) else value
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"must be a mapping such as {_PASS_THROUGH}, but cannot be read: {value}") from error
+            raise ValueError(f"must be a mapping such as {PASS_THROUGH}, but cannot be read: {value}") from error
         if not isinstance(parsed, dict):
-            raise ValueError(f"must be a mapping such as {_PASS_THROUGH}, but is {value}")
+            raise ValueError(f"must be a mapping such as {PASS_THROUGH}, but is {value}")
         return parsed
 
     @property
@@ -107,7 +107,7 @@ def tokenizer_spec(kind: TokenizerKind, config: SubwordConfig, side: Side) -> To
             f"but are '{model}' and '{subword_type}'."
         )
     arguments = dict(getattr(config, f"{side}_onmttok_kwargs"))
-    if not model and arguments == _PASS_THROUGH:
+    if not model and arguments == PASS_THROUGH:
         return None
     if model:
         arguments["subword_type"] = subword_type

@@ -10,7 +10,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.subword import SubwordConfig, open_side, random_options, seeder, tokenizer_spec
-from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.guard import ControlGuard
 from onmt_llm.text.tokenizers import (
@@ -165,7 +165,7 @@ def tokenizer_specs(
     config = options.get(Tokenize.section, SubwordConfig())
     assert isinstance(config, SubwordConfig)
     for name in names:
-        transform = TRANSFORMS.get(name)
+        transform = transform_class(name)
         if issubclass(transform, Tokenize):
             kind = transform.kind
             return tokenizer_spec(kind, config, "src"), tokenizer_spec(kind, config, config.target_side)

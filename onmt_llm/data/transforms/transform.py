@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from onmt_llm.config.aliases import TRANSFORMS_TO_COME
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
+from onmt_llm.errors import UnsupportedError
 from onmt_llm.registry import Registry
 from onmt_llm.text.tokenizers import Tokenizer
 
@@ -86,3 +88,15 @@ class Transform:
 
 
 TRANSFORMS: Registry[type[Transform]] = Registry("transform")
+
+
+def transform_class(name: str) -> type[Transform]:
+    """The transform that users list under this name.
+
+    Raises:
+        ConfigError: There is none.
+        UnsupportedError: It is one of OpenNMT-py's that is not built yet.
+    """
+    if name in TRANSFORMS_TO_COME:
+        raise UnsupportedError(f"`transforms` lists OpenNMT-py's transform '{name}', which is not built yet.")
+    return TRANSFORMS.get(name)

@@ -1,0 +1,27 @@
+"""`onmt_llm_build_vocab`: count the tokens of the transformed corpora, and write vocabulary files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from onmt_llm.cli.inputs import check_files, corpus_files, subword_files
+from onmt_llm.cli.run import run_job
+from onmt_llm.config.load import Loaded
+from onmt_llm.data.vocabulary import build_vocab
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_job("onmt_llm_build_vocab", _build, argv)
+
+
+def _build(loaded: Loaded[Any]) -> int:
+    models = [] if loaded.job.counting.learn_subwords else subword_files(loaded)
+    check_files(loaded, [*corpus_files(loaded), *models])
+    for file, size in build_vocab(loaded.job, loaded.options).items():
+        print(f"{size} tokens written to {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

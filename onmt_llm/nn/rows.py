@@ -1,0 +1,57 @@
+"""Another vocabulary for a model: tokens that stay keep their rows, those of new tokens are drawn as in a new model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding
+from onmt_llm.nn.init import init_weights
+from onmt_llm.nn.transformer import Transformer
+
+Rows = Sequence[int | None]
+"""For each row of a new table, the row of the old one that it takes over; None = drawn anew."""
+
+
+@torch.no_grad()
+def change_rows(
+    model: Transformer, config: ModelConfig, *, tgt: Rows, src: Rows, param_init: float = 0.0, glorot: bool = False
+) -> None:
+    """Give a model, in place, the embeddings and the output layer of other vocabularies.
+
+    Args:
+        model: Before anything wraps its layers.
+        config: Its shape with the new sizes.
+        tgt: Rows of the decoder's embedding and of the output layer.
+        src: Rows of the encoder's embedding, where it has its own.
+        param_init, glorot: How new rows are drawn; see `init_weights`.
+    """
+
+    def carry(old: nn.Module, new: nn.Module, rows: Rows) -> None:
+        init_weights(nn.ModuleList([new]), param_init=param_init, glorot=glorot)
+        kept = [(here, there) for here, there in enumerate(rows) if there is not None]
+        here, there = (torch.tensor(side, dtype=torch.long) for side in (zip(*kept, strict=True) if kept else ([], [])))
+        for name, parameter in new.named_parameters():
+            parameter[here] = old.get_parameter(name)[there].to(parameter.dtype)
+        like = next(old.parameters(), None)
+        if like is not None:
+            new.to(device=like.device, dtype=like.dtype)
+
+    for stack, rows in ((model.encoder, src), (model.decoder, tgt)):
+        if stack is not None and stack.embed_tokens is not None:
+            table = TokenEmbedding(len(rows), stack.embed_tokens.embedding_dim)
+            carry(stack.embed_tokens, table, rows)
+            stack.embed_tokens = table
+    if model.lm_head is not None:
+        bias = model.lm_head.bias is not None
+        head = (
+            TiedHead(len(tgt), bias=bias)
+            if isinstance(model.lm_head, TiedHead)
+            else nn.Linear(config.hidden_size, len(tgt), bias=bias)
+        )
+        carry(model.lm_head, head, tgt)
+        model.lm_head = head
+    model.config = config

@@ -1,0 +1,106 @@
+"""No option of OpenNMT-py 3.5.1 is unknown: each is accepted, noted, or refused with its own sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from onmt_llm.cli.jobs import JOBS, load_job
+from onmt_llm.config import aliases
+from onmt_llm.config.opennmt import COMMANDS, answer, option_table, read_names
+from onmt_llm.config.schema import leaves
+from onmt_llm.data.transforms import transform_class
+from onmt_llm.errors import ConfigError, UnsupportedError
+
+NAMES = read_names((Path(__file__).parents[2] / "data/opennmt_options.txt").read_text(encoding="utf-8"))
+TABLES = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items()}
+PAIRS = [(command, name) for command, names in NAMES.items() for name in names]
+
+WAITING = {
+    # word features, relative positions, average attention
+    *("aan_useffn", "feat_merge", "feat_vec_exponent", "feat_vec_size", "n_src_feats", "relative_positions_buckets"),
+    "src_feats_defaults",
+    # alignment, averages, validation, distillation, freezing
+    *("alignment_heads", "alignment_layer", "average_decay", "average_every", "dump_preds", "early_stopping_criteria"),
+    *("freeze_decoder", "freeze_encoder", "full_context_alignment", "lambda_align", "lambda_prior_lambda"),
+    *("lambda_prior_tau", "lm_prior_lambda", "lm_prior_model", "lm_prior_tau", "scoring_debug", "valid_metrics"),
+    # search
+    *("avg_raw_probs", "beta", "coverage_penalty", "ignore_when_blocking", "max_length_ratio", "phrase_table", "ratio"),
+    *("replace_unk", "report_align", "stepwise_penalty", "tgt_file_prefix"),
+}
+"""Names whose feature is being built."""
+
+
+def test_the_list_is_whole() -> None:
+    assert [len(NAMES[command]) for command in COMMANDS] == [261, 138, 97]
+
+
+def test_every_name_has_its_answer() -> None:
+    unanswered = {name for command, name in PAIRS if answer(command, name, TABLES) is None}
+    assert not unanswered - WAITING
+
+
+def test_a_name_is_not_both_gone_and_an_option() -> None:
+    """What has been built is taken off the lists of what has not."""
+    own = {leaf for command in COMMANDS.values() for leaf in TABLES[command]}
+    assert not own & {*aliases.IGNORED, *aliases.RETIRED}
+    assert not own & {option for options in aliases.TRANSFORMS_TO_COME.values() for option in options}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_name_loads_or_is_refused_with_its_sentence(command: str, tmp_path: Path) -> None:
+    ours = COMMANDS[command]
+    for name in sorted(set(NAMES[command]) - WAITING - {"config"}):
+        file = tmp_path / "x.yaml"
+        file.write_text(yaml.safe_dump({name: _value(name, ours)}), encoding="utf-8")
+        try:
+            loaded = load_job(ours, ["-config", str(file)])
+        except ConfigError as error:
+            assert f"'{name}'" in error.message and "not a known option" not in error.message, error
+        else:
+            noted = any(f"'{name}'" in note for note in loaded.notes)
+            assert noted or name in loaded.origins or str(aliases.answer(name)).startswith("accepted: ")
+
+
+def _value(name: str, command: str) -> Any:
+    """Something to ask for: an option's default, else a value that is not OpenNMT-py's default."""
+    for table in (TABLES[command], *TABLES.values()):
+        leaf = table.get(aliases.RENAMED.get(name, name))
+        if leaf is not None and name not in aliases.RETIRED:
+            return leaf.default.model_dump() if hasattr(leaf.default, "model_dump") else leaf.default
+    return 8
+
+
+def test_what_is_gone_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("rnn_type: LSTM\ncopy_attn: false\nswitchout_temperature: 1.0\nscripts_ok: [Latin, Common]\n")
+    notes = load_job("onmt_llm_train", ["-config", str(file)]).notes
+    assert any("transform 'switchout', which is not built yet" in note for note in notes)
+    file.write_text("rnn_type: GRU\nfuzzy_threshold: 80\n")
+    with pytest.raises(ConfigError, match="RNN models are retired") as caught:
+        load_job("onmt_llm_train", ["-config", str(file)])
+    assert "'fuzzy_threshold' is an option of OpenNMT-py's transform 'fuzzymatch'" in caught.value.message
+
+
+@pytest.mark.parametrize("name", aliases.TRANSFORMS_TO_COME)
+def test_a_transform_that_is_not_built_yet_says_so(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"'{name}', which is not built yet"):
+        transform_class(name)
+
+
+def test_sizes_that_rnns_had_apart_are_one(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("src_word_vec_size: 64\nenc_hid_size: 64\ndec_hid_size: 500\nword_vec_size: -1\nlayers: -1\n")
+    job = load_job("onmt_llm_train", ["-config", str(file)]).job
+    assert job.architecture.hidden_size == 64 and job.architecture.encoder_layers == 0
+    file.write_text("hidden_size: 32\ntgt_word_vec_size: 64\n")
+    with pytest.raises(ConfigError, match=r"'tgt_word_vec_size' must equal hidden_size \(32\), but is 64"):
+        load_job("onmt_llm_train", ["-config", str(file)])
+
+
+def test_the_table_has_a_row_for_each() -> None:
+    text = option_table(NAMES, TABLES)
+    assert all(f"| `{name}` | " in text for _, name in PAIRS)
