@@ -49,6 +49,8 @@ def inexpressible(config: ModelConfig, vocab_size: int, quantization: str, *, sr
         problems.append("position is none, and CTranslate2 always encodes positions")
     if config.position == "t5" and not config.relative_shared and max(config.encoder_layers, config.decoder_layers) > 1:
         problems.append("relative_shared is false, and all layers of a stack share one table of biases there")
+    if config.position == "t5" and config.is_decoder_only:
+        problems.append("position is t5 without an encoder, and it takes the tokens of a prompt to be elsewhere")
     if config.encoder_layers:
         problems += _inexpressible_with_encoder(config)
     for option, size, tokens in (

@@ -6,6 +6,7 @@ layer, not of the model.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Rule:
     target: str
     sources: tuple[str, ...] = ()
     kind: Kind = "vector"
-    make: Callable[[], np.ndarray] | None = None
+    make: functools.partial[np.ndarray] | None = None
 
 
 class Source:
@@ -130,7 +131,8 @@ def fill(spec: Any, rule: Rule, source: Source) -> None:
 
 
 def _promise(source: Source, rule: Rule, attribute: str, shape: tuple[int, ...], dtype: str) -> StreamedVariable:
-    identity = (attribute, rule.sources or rule.target)
+    made = (rule.make.func, rule.make.args, rule.make.keywords) if rule.make is not None else None
+    identity = (attribute, rule.sources, made)
     return StreamedVariable(identity, shape, dtype, lambda: getattr(source.stored(rule), attribute))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ctranslate2.specs import model_spec
 
 from onmt_llm.checkpoint.atomic import AtomicDirectory
@@ -32,6 +33,8 @@ def release_ctranslate2(
     problems = inexpressible(
         checkpoint.config.model, len(codec.vocab), quantization, src_vocab_size=len(codec.src_vocab)
     )
+    if not checkpoint.config.model.is_decoder_only and codec.vocab.bos_id is None:
+        problems.append("no token starts its targets: specials.bos is not in the vocabulary")
     if problems:
         raise UnsupportedError(
             f"The format ctranslate2 cannot hold {checkpoint.path}: {'; '.join(problems)}.",
@@ -66,6 +69,9 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
         for vocab, feature in zip(codec.feature_vocabs, config.src_features, strict=True):
             spec.register_source_vocabulary(_tokens(vocab, feature.vocab_size))
         spec.config.decoder_start_token = codec.vocab.specials.bos
+        layer, heads = checkpoint.config.alignment_layer, checkpoint.config.alignment_heads
+        spec.decoder.alignment_layer = np.int16(layer % config.decoder_layers)
+        spec.decoder.alignment_heads = np.int16(heads or config.heads)
     spec.validate()
     spec.optimize()  # without a quantisation this only finds variables that are the same one: tied embeddings
     spec.save(str(directory))

@@ -40,6 +40,7 @@ class Codec:
         directory: Where the files are, for `files` and `copy_files`.
 
     Attributes:
+        default_features: Features of source words that come without any; may be set.
         stop: Texts at which an answer ends.
         stop_tokens: Tokens at which an answer ends, `eos` among them; all are in the vocabulary.
 
@@ -66,6 +67,7 @@ class Codec:
         self.vocab = vocab
         self.src_vocab = src_vocab or vocab
         self.feature_vocabs = list(feature_vocabs)
+        self.default_features = parse_defaults(config.src_feats_defaults, len(self.feature_vocabs))
         self.template = template
         self.tokenizer: Tokenizer = ControlGuard(tokenizer, control)
         self.src_tokenizer: Tokenizer = ControlGuard(src_tokenizer, control) if src_tokenizer else self.tokenizer
@@ -107,8 +109,7 @@ class Codec:
         """Tokens of a source text (with `bos`, for a language model that wants one; with the features of its words, for
         a model that knows some)."""
         if self.feature_vocabs:
-            count = len(self.feature_vocabs)
-            text, features = split_text(text, count, parse_defaults(self.config.src_feats_defaults, count))
+            text, features = split_text(text, len(self.feature_vocabs), self.default_features)
             return spread(self.src_tokenizer.encode(text), features)
         tokens = self.src_tokenizer.encode(text)
         return [self._bos, *tokens] if self._bos is not None else tokens

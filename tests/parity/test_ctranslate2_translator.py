@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import ctranslate2
 import numpy as np
 import pytest
 import torch
 
+from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import CheckpointWriter
-from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
+from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.engine import Engine, open_engine
@@ -62,11 +65,13 @@ ARCHITECTURES = {
 }
 
 
-def write_checkpoint(directory: Path, config: ModelConfig, *, scale: float = 0.3, seed: int = 0) -> Path:
+def write_checkpoint(
+    directory: Path, config: ModelConfig, *, scale: float = 0.3, seed: int = 0, **changes: Any
+) -> Path:
     """A checkpoint with random weights large enough to make it opinionated, and words as tokens."""
     torch.manual_seed(seed)
     separate = config.src_vocab_size is not None
-    with CheckpointWriter(directory, CheckpointConfig(model=config, specials=SpecialTokens())) as writer:
+    with CheckpointWriter(directory, CheckpointConfig(model=config, **changes)) as writer:
         for name, parameter in Transformer(config).named_parameters():
             around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             writer.add(name, around + scale * torch.randn_like(parameter))
@@ -149,3 +154,22 @@ def test_beam_search(engines: tuple[Engine, Engine], length_penalty: str) -> Non
 
 def sources(engine: Engine) -> list[list[str]]:
     return [sequence(seed, length, engine=engine) for seed, length in enumerate((3, 12, 1, 5, 5, 30, 8, 8))]
+
+
+@pytest.mark.parametrize(("layer", "heads"), [(-1, 1), (0, 3), (-2, 0)])
+def test_alignments_come_from_the_layer_and_heads_that_the_checkpoint_names(
+    tmp_path: Path, layer: int, heads: int
+) -> None:
+    config = ModelConfig.model_validate({**BASE, "position": "shaw", "relative_positions": 3, "kv_heads": 2})
+    checkpoint = write_checkpoint(tmp_path / "m", config, alignment_layer=layer, alignment_heads=heads)
+    release(checkpoint, tmp_path / "ct2", verify="off")
+    source, target = sequence(1, 7), ["<s>", *sequence(2, 6, source=False)]
+    translator = ctranslate2.Translator(str(tmp_path / "ct2"))
+    (result,) = translator.translate_batch(
+        [source], [target[1:]], beam_size=1, max_decoding_length=8, return_attention=True
+    )
+    model, codec = load_model(checkpoint), open_engine(checkpoint, device="cpu").codec
+    with torch.no_grad():
+        memory = model.encode(torch.tensor([codec.vocab.ids(source)]))
+        expected = model.decode(torch.tensor([codec.vocab.ids(target)]), memory, align=(layer, heads))[1][0]
+    np.testing.assert_allclose(np.array(result.attention[0])[:6], expected[:6], atol=1e-5)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from chatbot.responder import EngineResponder
 
+from chatbot.responder import EngineResponder
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
