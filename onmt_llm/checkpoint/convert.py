@@ -117,6 +117,7 @@ def checkpoint_config(foreign: Foreign, dtype: str | None) -> CheckpointConfig:
     stored = dtype or _main_dtype(foreign.source)
     return CheckpointConfig(
         model=foreign.model.model_copy(update={"dtype": stored}),
+        src_feats_defaults=foreign.text.feature_defaults,
         tokenizer=foreign.text.tokenizer,
         specials=foreign.text.specials,
         template=foreign.text.template,

@@ -34,6 +34,7 @@ class TextSide:
         blobs: Files to write, by their name in the checkpoint.
         src_tokens: The source side's vocabulary where it differs.
         feature_tokens: Vocabularies of the source features.
+        feature_defaults: Their values where a word comes without any, `value￨value`.
     """
 
     tokens: list[str]
@@ -45,6 +46,7 @@ class TextSide:
     blobs: dict[str, bytes] = field(default_factory=dict)
     src_tokens: list[str] | None = None
     feature_tokens: list[list[str]] = field(default_factory=list)
+    feature_defaults: str | None = None
 
 
 @dataclass

@@ -349,9 +349,12 @@ def text_options(checkpoint: Checkpoint, vocab: dict[str, Any], tokenizer: Path 
     transforms: list[str] = [spec.kind] if spec.kind in ("sentencepiece", "bpe", "onmt_tokenize") else []
     if spec.kind == "huggingface":
         logger.warning("OpenNMT-py cannot run the tokeniser %s: give it text that is tokenised already.", spec.file)
+    features: dict[str, Any] = {}
     if "src_feats" in vocab:
         transforms.append("inferfeats")
+        features["src_feats_defaults"] = checkpoint.config.src_feats_defaults
     options: dict[str, Any] = {
+        **features,
         "data_task": vocab["data_task"],
         "decoder_start_token": vocab["decoder_start_token"],
         "share_vocab": vocab["src"] == vocab["tgt"],

@@ -161,6 +161,8 @@ def _text_side(
         side.src_tokens = fit(source, config.encoder_vocab_size)
     features = zip(feature_tokens(vocab), config.src_features, strict=False)
     side.feature_tokens = [fit(tokens, feature.vocab_size) for tokens, feature in features]
+    if side.feature_tokens:
+        side.feature_defaults = options.get("src_feats_defaults", None)
     _set_tokenizer(side, options, tokenizer_model)
     return side
 

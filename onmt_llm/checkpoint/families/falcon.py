@@ -138,6 +138,8 @@ def obstacles(config: ModelConfig) -> list[str]:
         ffn_bias=config.attn_bias,
         lm_head_bias=False,
         scale_embeddings=False,
+        scale_attention=True,
+        scale_logits=False,
         position="alibi" if config.alibi_scaled else "rotary",
     )
     if not config.parallel_residual and config.num_kv_heads not in (1, config.heads):

@@ -137,6 +137,8 @@ def _obstacles(config: ModelConfig) -> list[str]:
         qk_norm=False,
         lm_head_bias=False,
         scale_embeddings=False,
+        scale_attention=True,
+        scale_logits=False,
     )
     return found + ([] if config.rotary_size == config.size_per_head else [f"rotary_dim is {config.rotary_size}"])
 
