@@ -53,7 +53,7 @@ def _inputs(loaded: Loaded[Any]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """(name, path, place in the YAML) of every file that the job reads."""
     config = loaded.job
     for corpus, entry in config.corpora.data.items():
-        for key in ("path_src", "path_tgt", "path_txt", "path_jsonl"):
+        for key in ("path_src", "path_tgt", "path_align", "path_txt", "path_jsonl"):
             if getattr(entry, key):
                 yield f"'data.{corpus}.{key}'", getattr(entry, key), ("data", corpus, key)
     for key in ("src_vocab", "tgt_vocab"):

@@ -25,6 +25,8 @@ RENAMED = {
     "warmup": "warmup_steps",
     "lr": "learning_rate",
     "compute_dtype": "model_dtype",
+    "lambda_prior_lambda": "lm_prior_lambda",
+    "lambda_prior_tau": "lm_prior_tau",
     "from": "source",
 }
 """Same meaning, other name."""

@@ -1,6 +1,6 @@
 """`Batch`: what a model is trained on. The only file of this package that imports torch.
 
-Shapes: B examples, S source positions, T target positions.
+Shapes: B examples, S source positions, T target positions, M aligned pairs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Batch:
         doc_BT: Number of the document that each position belongs to, 0 = padding; None where every row is one document.
         num_targets: Labels that the loss counts.
         num_examples: Examples in the batch.
+        align_M3: Aligned positions (row, label, source) of all rows; None where no row has any.
     """
 
     src_BS: Tensor | None
@@ -36,6 +37,7 @@ class Batch:
     doc_BT: Tensor | None
     num_targets: int
     num_examples: int
+    align_M3: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -51,6 +53,7 @@ class Batch:
             move(self.doc_BT),
             self.num_targets,
             self.num_examples,
+            move(self.align_M3),
         )
 
 
@@ -74,7 +77,17 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Bat
         doc_BT=None,
         num_targets=int((labels_BT != IGNORED).sum()),
         num_examples=len(examples),
+        align_M3=_aligned(examples),
     )
+
+
+def _aligned(examples: Sequence[Encoded]) -> Tensor | None:
+    rows = [
+        np.insert(example.align, 0, row, axis=1).astype(np.int64)
+        for row, example in enumerate(examples)
+        if example.align is not None and len(example.align)
+    ]
+    return torch.from_numpy(np.concatenate(rows)) if rows else None
 
 
 def _padded(rows: Sequence[Ids], fill: int) -> Tensor:

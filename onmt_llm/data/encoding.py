@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.model_text import ModelText
 
 IGNORED = -100
@@ -25,12 +25,14 @@ class Encoded:
         tgt: Input of the decoder.
         labels: The token that follows at each position of `tgt`; -100 where the loss does not look.
         unknown: How many tokens are not in the vocabulary.
+        align: (M, 2) aligned positions: of `labels`, and of `src`; None = not known.
     """
 
     src: Ids | None
     tgt: Ids
     labels: Ids
     unknown: int
+    align: Ids | None = None
 
     @property
     def width(self) -> int:
@@ -81,12 +83,21 @@ class Encoder:
         if tail and not segments[-1].train_on:
             labels[-1] = IGNORED
         unknown += _count_unknown(ids, self._vocab.unk_id)
-        return Encoded(src, sequence[:-1], labels[1:], unknown) if len(sequence) > 1 else None
+        if len(sequence) < 2:
+            return None
+        align = None if example.align is None else _label_positions(example.align, shift=len(head) - 1)
+        return Encoded(src, sequence[:-1], labels[1:], unknown, align)
 
     def _source(self, example: Example) -> tuple[Ids, int]:
-        ids = self._src_vocab.ids([token for segment in example.src for token in segment.tokens or ()])
+        ids = self._src_vocab.ids(side_tokens(example.src))
         return np.array(ids, dtype=np.int32), _count_unknown(ids, self._src_vocab.unk_id)
 
 
 def _count_unknown(ids: list[int], unk_id: int | None) -> int:
     return 0 if unk_id is None else ids.count(unk_id)
+
+
+def _label_positions(pairs: list[tuple[int, int]], *, shift: int) -> Ids:
+    """Pairs (source, target) of tokens as pairs (label, source): label t is target token t, where BOS comes first."""
+    rows = [(target + shift, source) for source, target in pairs if target + shift >= 0]
+    return np.array(rows, dtype=np.int32).reshape(-1, 2)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onmt_llm.text.segment import Segment
 
-__all__ = ["Example", "Segment"]
+__all__ = ["Example", "Segment", "side_tokens"]
+
+
+def side_tokens(side: Sequence[Segment]) -> list[str]:
+    """All tokens of a side, once it is tokenised."""
+    return [token for segment in side for token in segment.tokens or ()]
 
 
 @dataclass(slots=True)
@@ -21,6 +27,7 @@ class Example:
         corpus: Name of the corpus in `data:`.
         line: Line in the corpus file, counted from 1.
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
+        align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
     """
 
     src: list[Segment]
@@ -28,3 +35,4 @@ class Example:
     corpus: str = ""
     line: int = 0
     closed: bool = False
+    align: list[tuple[int, int]] | None = None

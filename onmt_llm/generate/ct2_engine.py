@@ -75,7 +75,7 @@ class Ct2Engine:
         self._ct2 = require("ctranslate2", "the CTranslate2 engine")
         self._model = self._load()
         self._has_drawn = False
-        tokens = _model_tokens(directory)
+        tokens = model_tokens(directory)
         # Rows of the embedding beyond the vocabulary have names of their own in the release; they must never be
         # produced.
         self._filler = [[token] for token in tokens[len(codec.vocab) :]]
@@ -338,7 +338,7 @@ def _no_source(source: object) -> None:
         raise UnsupportedError("A CTranslate2 release holds a decoder-only model, which has no source side.")
 
 
-def _model_tokens(directory: Path) -> list[str]:
+def model_tokens(directory: Path) -> list[str]:
     """The vocabulary that CTranslate2 reads, in id order."""
     file = directory / "vocabulary.json"
     try:

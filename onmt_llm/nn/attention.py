@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -145,6 +146,16 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         out_BNTH = attend(q_BTNH.transpose(1, 2), k_BKSH, v_BKSH, mask, dropout)
         return self.o_proj(out_BNTH.transpose(1, 2).flatten(2))
+
+    def weights(self, x_BTD: Tensor, mask: Mask, memory_BSD: Tensor) -> Tensor:
+        """The attention itself, (B, N, T, S) in float32, of a cross attention; without dropout."""
+        q_BNTH = self._heads(self.q_proj(x_BTD), self.q_norm).transpose(1, 2)
+        k_BKSH, _ = self._project(memory_BSD, None)
+        k_BNSH = k_BKSH.repeat_interleave(q_BNTH.shape[1] // k_BKSH.shape[1], dim=1)
+        scores_BNTS = (q_BNTH.float() @ k_BNSH.float().transpose(2, 3)) / math.sqrt(self.head_size)
+        if mask.bias is not None:
+            scores_BNTS = scores_BNTS.masked_fill(~mask.bias, float("-inf"))
+        return scores_BNTS.softmax(dim=-1)
 
     def _heads(self, x_BTX: Tensor, norm: nn.Module | None) -> Tensor:
         x_BTNH = x_BTX.unflatten(-1, (-1, self.head_size))

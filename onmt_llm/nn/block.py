@@ -58,6 +58,15 @@ class Block(nn.Module):
         assert self.mlp_norm is not None, "shared_norm goes with parallel_residual"
         return self._after(self.mlp_norm, x_BTD, self.mlp(self._before(self.mlp_norm, x_BTD)))
 
+    def alignment(
+        self, x_BTD: Tensor, mask: Mask, *, rotary: Tensor | None, memory_BSD: Tensor, memory_mask: Mask, heads: int
+    ) -> Tensor:
+        """Attention (B, T, S) of each position to the memory: the mean of the first `heads` heads, 0 = of all."""
+        assert self.cross_attn is not None and self.cross_norm is not None, "alignment needs attention to a source"
+        attn_BTD = self.self_attn(self._before(self.attn_norm, x_BTD), mask, rotary=rotary)
+        h_BTD = self._before(self.cross_norm, self._after(self.attn_norm, x_BTD, attn_BTD))
+        return self.cross_attn.weights(h_BTD, memory_mask, memory_BSD)[:, : heads or None].mean(dim=1)
+
     def _before(self, norm: nn.Module, x_BTD: Tensor) -> Tensor:
         return norm(x_BTD) if self.pre_norm else x_BTD
 

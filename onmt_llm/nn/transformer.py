@@ -79,15 +79,23 @@ class Stack(nn.Module):
         memory_mask: Mask | None = None,
         cache: KVCache | None = None,
         checkpoint_blocks: bool = False,
-    ) -> Tensor:
-        """Hidden states (B, T, D) after the final norm."""
+        align: tuple[int, int, Mask] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (B, T, D) after the final norm, and the attention to the memory that `align` asks for."""
+        attention_BTS: Tensor | None = None
         x_BTD = self._embed(ids_BT, embedding, positions)
         rotary = None if self.rotary is None else self.rotary.rows(positions, x_BTD.device, x_BTD.dtype)
         recompute = checkpoint_blocks and torch.is_grad_enabled() and cache is None
-        for block in self.layers:
+        for number, block in enumerate(self.layers):
+            if align is not None and number == align[0]:
+                assert memory_BSD is not None and memory_mask is not None
+                _, heads, align_mask = align
+                attention_BTS = block.alignment(  # type: ignore[operator]
+                    x_BTD, align_mask, rotary=rotary, memory_BSD=memory_BSD, memory_mask=memory_mask, heads=heads
+                )
             run = functools.partial(checkpoint, block, use_reentrant=False) if recompute else block
             x_BTD = run(x_BTD, mask, rotary=rotary, memory_BSD=memory_BSD, memory_mask=memory_mask, cache=cache)
-        return x_BTD if self.norm is None else self.norm(x_BTD)
+        return x_BTD if self.norm is None else self.norm(x_BTD), attention_BTS
 
     def _embed(self, ids_BT: Tensor, embedding: nn.Module, positions: Positions) -> Tensor:
         x_BTD = embedding(ids_BT)
@@ -161,7 +169,7 @@ class Transformer(nn.Module):
             embedding = _present(self.decoder, "encode", "decoder").embed_tokens
         positions = Positions(0, src_BS.shape[1])
         mask = encoder_mask(self.config, positions, src_mask_BS, src_BS.device)
-        return encoder(src_BS, embedding, positions, mask, checkpoint_blocks=self.checkpoint_blocks)
+        return encoder(src_BS, embedding, positions, mask, checkpoint_blocks=self.checkpoint_blocks)[0]
 
     def decode(
         self,
@@ -171,7 +179,9 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         doc_BT: Tensor | None = None,
-    ) -> Tensor:
+        align: tuple[int, int] | None = None,
+        align_mask_BT: Tensor | None = None,
+    ) -> Any:
         """Hidden states (B, T, D) after the final norm; `logits` turns them into scores.
 
         Args:
@@ -182,6 +192,12 @@ class Transformer(nn.Module):
             cache: Keys and values of the tokens before tgt_BT; those of tgt_BT are added.
             doc_BT: Number of the document that each token of a packed row belongs to, 0 = padding; documents do not
                 see each other and each starts at position 0.
+            align: (layer, heads): return the attention of that layer to the source too, averaged over its first heads
+                (0 = all). There must be no cache.
+            align_mask_BT: True where a target token is real: the attention returned sees all of them.
+
+        Returns:
+            (B, T, D), or with `align` that and the attention (B, T, S).
         """
         decoder = _present(self.decoder, "decode", "decoder")
         assert cache is None or doc_BT is None, "packed documents are for training: they have no cache"
@@ -194,7 +210,14 @@ class Transformer(nn.Module):
         elif doc_BT is not None:
             positions = packed(doc_BT)
         mask = decoder_mask(self.config, positions, tgt_BT.device, left_pad_B=left_pad_B, doc_BT=doc_BT)
-        return decoder(
+        guide = None
+        if align is not None:
+            assert cache is None, "alignments are had in one pass over the whole target"
+            context = mask
+            if align_mask_BT is not None:
+                context = encoder_mask(self.config, positions, align_mask_BT, tgt_BT.device)
+            guide = (align[0] % self.config.decoder_layers, align[1], context)
+        hidden_BTD, attention_BTS = decoder(
             tgt_BT,
             decoder.embed_tokens,
             positions,
@@ -203,7 +226,9 @@ class Transformer(nn.Module):
             memory_mask=padding_mask(src_mask_BS),
             cache=cache,
             checkpoint_blocks=self.checkpoint_blocks,
+            align=guide,
         )
+        return hidden_BTD if attention_BTS is None else (hidden_BTD, attention_BTS)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Scores (B, T, V) of the next token, from the output of `decode`; any leading shape will do."""

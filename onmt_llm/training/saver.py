@@ -23,6 +23,7 @@ from onmt_llm.training.state import (
     STATE_DIRECTORY,
     Progress,
     SavedState,
+    average_path,
     checkpoint_path,
     prune,
     rng_state,
@@ -43,6 +44,8 @@ def with_base(spec: AdapterSpec, weights: Checkpoint, world: World) -> AdapterSp
 @dataclass
 class Saver:
     """Writes `<save_model>_step_<N>` when called, and removes older ones as `keep_checkpoint` says.
+
+    Beside it goes `..._ema` with the averaged weights, where there are any.
 
     Attributes:
         job: Model, optimiser and settings.
@@ -68,7 +71,13 @@ class Saver:
         path = checkpoint_path(run.save_model, progress.step)
         if world.is_main:
             try:
-                self._write(path, progress, ranks)
+                # The average first: a checkpoint that is there can always be resumed as it was.
+                if self.job.average is not None:
+                    with self.job.average.in_place(), self._writer(average_path(path)) as writer:
+                        self._write_model(writer)
+                with self._writer(path) as writer:
+                    self._write_model(writer)
+                    self._write_state(writer, progress, ranks)
             except OSError as error:
                 free = shutil.disk_usage(path.parent).free
                 raise CheckpointError(
@@ -81,26 +90,30 @@ class Saver:
         world.barrier()
         self.last = path
 
-    def _write(self, path: Path, progress: Progress, ranks: list[dict[str, Any]]) -> None:
-        with CheckpointWriter(path, self._config(), overwrite=True) as writer:
-            for name, tensor in self._tensors():
-                writer.add(name, tensor)
-            for name, file in self.start.files.items():
-                if name not in (VOCAB_FILE, SRC_VOCAB_FILE):
-                    writer.add_file(file, name)
-            self.start.vocab.write(writer.directory / VOCAB_FILE)
-            if self.start.src_vocab is not None:
-                self.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
-            write_state(
-                writer.directory / STATE_DIRECTORY,
-                self.job.model,
-                self.job.optimizer,
-                name=self.job.optim.optim,
-                progress=progress,
-                settings=self.job.optim.model_dump(mode="json"),
-                seed=self.seed,
-                ranks=ranks,
-            )
+    def _writer(self, path: Path) -> CheckpointWriter:
+        return CheckpointWriter(path, self._config(), overwrite=True)
+
+    def _write_model(self, writer: CheckpointWriter) -> None:
+        for name, tensor in self._tensors():
+            writer.add(name, tensor)
+        for name, file in self.start.files.items():
+            if name not in (VOCAB_FILE, SRC_VOCAB_FILE):
+                writer.add_file(file, name)
+        self.start.vocab.write(writer.directory / VOCAB_FILE)
+        if self.start.src_vocab is not None:
+            self.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
+
+    def _write_state(self, writer: CheckpointWriter, progress: Progress, ranks: list[dict[str, Any]]) -> None:
+        write_state(
+            writer.directory / STATE_DIRECTORY,
+            self.job.model,
+            self.job.optimizer,
+            name=self.job.optim.optim,
+            progress=progress,
+            settings=self.job.optim.model_dump(mode="json"),
+            seed=self.seed,
+            ranks=ranks,
+        )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         if self.spec is not None:
