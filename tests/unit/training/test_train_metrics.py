@@ -82,7 +82,15 @@ def test_tensorboard_tags(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert tags >= {"progress/xent", "progress/ppl", "progress/accuracy", "progress/lr", "valid/ppl", "valid/accuracy", "valid/BLEU"}
+    assert tags >= {
+        "progress/xent",
+        "progress/ppl",
+        "progress/accuracy",
+        "progress/lr",
+        "valid/ppl",
+        "valid/accuracy",
+        "valid/BLEU",
+    }
     assert [event.step for event in events.Scalars("progress/lr")] == [2, 4]
 
 
