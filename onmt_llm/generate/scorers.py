@@ -35,7 +35,7 @@ SCORERS: Registry[Scorer] = Registry("metric")
 
 def _sacrebleu(function: str) -> Callable[[Sequence[str], Sequence[str]], float]:
     def score(predictions: Sequence[str], references: Sequence[str]) -> float:
-        sacrebleu: Any = require("sacrebleu", "valid_metrics")
+        sacrebleu: Any = require("sacrebleu", "this score")
         return float(getattr(sacrebleu, function)(list(predictions), [list(references)]).score)
 
     return score
@@ -56,5 +56,5 @@ def open_scorers(names: Sequence[str]) -> list[Scorer]:
     scorers = [SCORERS.get(name) for name in names]
     for scorer in scorers:
         if scorer.package:
-            require(scorer.package, f"valid_metrics: {scorer.name}")
+            require(scorer.package, f"the metric {scorer.name}")
     return scorers

@@ -5,7 +5,7 @@
 after update 1 (which it begins with) and every `average_every` updates from there on. That is Marian's and OpenNMT-py's
 recurrence (Junczys-Dowmunt et al. 2018): early on it forgets fast, later it reaches 1 / average_decay updates back.
 OpenNMT-py writes the average in the place of the weights, and goes on from it; here the two are saved side by side, so
-that a resumed run is exact.
+that a resumed run is exact. (In float32 its average begins with update 2: until then it is the weights themselves.)
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ class Average:
         if not self._values:
             self._values = {name: p.detach().float().clone() for name, p in self._parameters.items()}
         elif (step - 1) % self._every == 0:
-            weight = max(self._decay, 9 / (step + 10))
-            for name, value in self._values.items():
-                value.lerp_(self._parameters[name].detach().float(), weight)
+            weights = [self._parameters[name].detach().float() for name in self._values]
+            torch._foreach_lerp_(list(self._values.values()), weights, max(self._decay, 9 / (step + 10)))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -180,6 +180,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             batch=batch,
             autocast=precision.autocast is not None,
             dropout=max(config.run.dropout) > 0,
+            average=config.optimizer.average_decay > 0,
             checkpoint_blocks=bool(config.run.use_ckpting),
         ),
         batch=batch,

@@ -99,7 +99,7 @@ def test_a_prior_that_does_not_fit_is_refused(copy_task: Any, language_model: Pa
     def objective(path: Path) -> dict[str, Any]:
         return {"objective": {"lm_prior_model": str(path), "lm_prior_lambda": 0.5}}
 
-    with pytest.raises(ConfigError, match="must be a language model, but .*mt_step_1 is an encoder-decoder"):
+    with pytest.raises(ConfigError, match=r"must be a language model, but .*mt_step_1 is an encoder-decoder"):
         copy_task.run(**objective(copy_task.folder / "mt_step_1"))
     (copy_task.folder / "vocab.txt").write_text("w3\nw4\nw0\nw1\n")
     with pytest.raises(ConfigError, match=r"must have the target vocabulary(?s:.)*differs at line 5"):

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.generate.engine import open_engine
+from onmt_llm.text.templates import get_template
 from onmt_llm.training.job import TrainResult
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -47,8 +51,12 @@ def test_scores_are_those_of_sacrebleu_on_the_dumped_predictions(copy_task: Any,
     learn(copy_task, 60, validation={"valid_beam_size": beam, "scoring_debug": True})
     row = copy_task.validations()[-1]
     assert {name: row[name] for name in ("BLEU", "CHRF", "TER")} == of_files(copy_task.folder / "preds", 60)
-    assert 0 < row["CHRF"]
+    assert row["CHRF"] > 0
     assert lines(copy_task.folder / "preds/refs.valid.txt") == lines(copy_task.folder / "valid.tgt")
+    engine = open_engine(copy_task.folder / "toy_step_60")
+    prompts = [engine.codec.encode(line) for line in lines(copy_task.folder / "valid.src")]
+    answers = engine.generate(prompts, GenerationConfig(beam_size=beam, max_length=20))
+    assert [best[0].text for best in answers] == lines(copy_task.folder / "preds/preds.valid_step_60.txt")
     blocks = (copy_task.folder / "preds/debug.valid_step_60.txt").read_text().split("\n\n")
     source, gold = lines(copy_task.folder / "valid.src")[0], lines(copy_task.folder / "valid.tgt")[0]
     said = lines(copy_task.folder / "preds/preds.valid_step_60.txt")[0]
@@ -84,8 +92,7 @@ def test_conversations_are_asked_for_their_last_answer(copy_task: Any) -> None:
     architecture = {"encoder_layers": 0, "decoder_layers": 1, "hidden_size": 16, "heads": 2, "ffn_size": 24}
     data = {"train": copy_task.corpora["train"], "valid": {"path_jsonl": str(path)}}
     vocabulary = copy_task.folder / "words.txt"
-    from onmt_llm.text.templates import get_template  # the words of the template, for a vocabulary by spaces
-
+    # the words of the template, for a vocabulary by spaces
     layout = "".join(segment.text or "" for segment in get_template("alpaca").render([], generation_prompt=True))
     vocabulary.write_text("".join(f"{word}\n" for word in dict.fromkeys(["w1", "w2", "w3", *layout.split()])))
     learn(
@@ -107,8 +114,6 @@ def test_examples_that_a_filter_drops_are_not_asked(copy_task: Any) -> None:
 
 
 def test_training_goes_on_as_if_nothing_had_been_asked(copy_task: Any) -> None:
-    import torch
-
     for name, validation in (("asked", {"valid_metrics": METRICS, "valid_max_length": 5}), ("silent", {})):
         run = {"save_model": str(copy_task.folder / name), "seed": 7, "train_steps": 4, "valid_steps": 1}
         copy_task.run(name, run={**run, "save_checkpoint_steps": 4, "dropout": [0.1]}, validation=validation)
