@@ -1,4 +1,4 @@
-"""What every test gets."""
+"""What every test begins with."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from onmt_llm.log import logger
+from onmt_llm import log
 
 
 @pytest.fixture(autouse=True)
-def _the_log_as_it_was() -> Iterator[None]:
-    """A command under test sends the log to the stderr of that test, which the next one does not have."""
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+def _log_as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands that run inside a test set the log up for a process; the next test must not see that."""
+    state = (list(log.logger.handlers), log.logger.level, log.logger.propagate)
+    monkeypatch.setattr(log, "_said", set())
     yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
-    logger.propagate = propagate
+    log.logger.handlers[:], log.logger.level, log.logger.propagate = state

@@ -53,6 +53,10 @@ class DataConfig(Section):
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
     zero_out_prompt_loss: bool | None = None
     """The loss counts answers only, not prompts; null = in JSONL prompts and conversations, but not in text files."""
+    n_src_feats: int = Field(0, ge=0)
+    """Features that every source word carries, written `word￨feature￨feature`; needs the transform `inferfeats`."""
+    src_feats_defaults: str | None = None
+    """Features of the words of a line that has none: `value￨value`."""
     n_sample: int = Field(0, ge=-1)
     """Above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all of them."""
     save_data: str | None = None
@@ -70,6 +74,10 @@ class VocabularyConfig(Section):
     """Vocabulary of the source side (or of both, with `share_vocab`)."""
     tgt_vocab: str | None = None
     """Vocabulary of the target side."""
+    feat_vec_size: int | None = Field(None, ge=1)
+    """Width of the embedding of each source feature, with `feat_merge: concat`; null = by `feat_vec_exponent`."""
+    feat_vec_exponent: float = Field(0.7, gt=0)
+    """A feature with N values gets an embedding of width N to the power of this."""
     share_vocab: bool = False
     """Source and target use one vocabulary."""
     vocab_size_multiple: int = Field(8, ge=1)

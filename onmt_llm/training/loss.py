@@ -55,16 +55,21 @@ class TokenLoss:
 def batch_loss(model: Transformer, batch: Batch, *, objective: Objective = LIKELIHOOD, scale: float = 1.0) -> TokenLoss:
     """Loss of `model` on `batch`, for any of its shapes (language model or encoder-decoder)."""
     guide = objective.alignment if batch.align_M3 is not None else None
-    memory_BSD = None if batch.src_BS is None else model.encode(batch.src_BS, batch.src_mask_BS)
-    decoded = model.decode(
-        batch.tgt_BT,
-        memory_BSD,
-        batch.src_mask_BS,
-        doc_BT=batch.doc_BT,
-        align=None if guide is None else (guide.layer, guide.heads),
-        align_mask_BT=batch.labels_BT != IGNORE if guide is not None and guide.full_context else None,
+    memory_BSD = (
+        None if batch.src_BS is None else model.encode(batch.src_BS, batch.src_mask_BS, features_BSF=batch.features_BSF)
     )
-    hidden_BTD, attention_BTS = decoded if isinstance(decoded, tuple) else (decoded, None)
+    attention_BTS: Tensor | None = None
+    if guide is None:
+        hidden_BTD = model.decode(batch.tgt_BT, memory_BSD, batch.src_mask_BS, doc_BT=batch.doc_BT)
+    else:
+        hidden_BTD, attention_BTS = model.decode(
+            batch.tgt_BT,
+            memory_BSD,
+            batch.src_mask_BS,
+            doc_BT=batch.doc_BT,
+            align=(guide.layer, guide.heads),
+            align_mask_BT=batch.labels_BT != IGNORE if guide.full_context else None,
+        )
     loss = token_loss(
         hidden_BTD,
         batch.labels_BT,

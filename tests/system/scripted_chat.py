@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from chatbot.app import build_app, check_server, launch
 from chatbot.responder import Reply
+
 from onmt_llm.errors import DataError
 from onmt_llm.generate.engine import Delta
 from onmt_llm.text.templates import Message

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.data.batching import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.lm_prior import LmPrior
@@ -146,6 +147,9 @@ def test_guided_alignment_teaches_attention(copy_task: Any, heads: int, full_con
             },
         )
         model = load_model(copy_task.folder / f"{name}_step_60")
+        stored = Checkpoint.open(copy_task.folder / f"{name}_step_60").config
+        # what `report_align` and a release take alignments from
+        assert (stored.alignment_layer, stored.alignment_heads) == ((0, heads) if weight else (-1, 1))
         batch = _batch()
         guide = Objective(alignment=GuidedAlignment(1.0, 0, heads, full_context))
         with torch.no_grad():
