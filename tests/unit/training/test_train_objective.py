@@ -165,7 +165,7 @@ def _batch() -> Batch:
     tgt = torch.cat([torch.tensor([[2], [2]]), words], dim=1)
     labels = torch.tensor([[4, 7, 9, 5, 3], [6, 6, 8, 3, -100]])
     align = torch.tensor([[row, i, i] for row, length in ((0, 4), (1, 3)) for i in range(length)])
-    return Batch(words, real, tgt, labels, None, 9, 2, align)
+    return Batch(words, real, tgt, labels, None, 9, 2, align_M3=align)
 
 
 @pytest.mark.parametrize(

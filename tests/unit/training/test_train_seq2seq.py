@@ -10,13 +10,16 @@ import torch
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.checkpoint.surgery import merge_lora
+from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.errors import ConfigError
+from onmt_llm.generate.engine import open_engine
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer, set_dropout
+from onmt_llm.releasing import release
 from onmt_llm.training.build import freeze_stacks
 from onmt_llm.training.loss import batch_loss
 
@@ -76,6 +79,11 @@ def test_a_merged_model_computes_what_the_adapted_one_does(copy_task: Any, embed
     adapted, merged = load_model(path), load_model(folder / "merged")
     torch.testing.assert_close(merged(*ids), adapted(*ids), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(merged(*ids), load_model(folder / "base_step_2")(*ids), atol=1e-4)
+    release(str(folder / "merged"), str(folder / "ct2"), format="ctranslate2", quantization="float32")
+    engines = [open_engine(folder / name) for name in ("merged", "ct2")]
+    prompts = [["w1", "w2", "w3"], ["w4"]]
+    answers = [[best[0].tokens for best in e.generate(prompts, GenerationConfig(max_length=9))] for e in engines]
+    assert answers[0] == answers[1]
 
 
 def test_eight_bit_layers_are_trained_around(copy_task: Any) -> None:
