@@ -50,7 +50,7 @@ def merge_lora(
             layer, _, kind = name.rpartition(".")
             if kind == "weight" and f"{layer}.lora_a" in lora.adapter_names():
                 a, b = lora.tensor(f"{layer}.lora_a"), lora.tensor(f"{layer}.lora_b")
-                tensor = merged_weight(tensor, a, b, spec.alpha / spec.rank)
+                tensor = merged_weight(tensor, a, b, spec.alpha / spec.rank, embedding=_is_embedding(layer))
             writer.add(name, tensor)
         _copy_files(writer, whole, _text_of(whole, lora))
     return Path(output)
@@ -172,7 +172,9 @@ def extract_vocabulary(checkpoint: str | Path, output: str | Path, *, side: str 
     return len(vocab)
 
 
-def merged_weight(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+def merged_weight(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, *, embedding: bool = False
+) -> torch.Tensor:
     """W + scale * B A in float32, in the type of W.
 
     Args:
@@ -180,10 +182,14 @@ def merged_weight(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale:
         a: (rank, in).
         b: (out, rank).
         scale: alpha / rank.
+        embedding: It is an embedding; its shape does not tell where there are as many tokens as dimensions.
     """
-    if weight.shape == (b.shape[0], a.shape[1]):
-        return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
-    return torch.addmm(weight.float(), a.float().t(), b.float().t(), alpha=scale).to(weight.dtype)
+    left, right = (a.t(), b.t()) if embedding else (b, a)
+    return torch.addmm(weight.float(), left.float(), right.float(), alpha=scale).to(weight.dtype)
+
+
+def _is_embedding(layer: str) -> bool:
+    return layer.endswith("embed_tokens")
 
 
 def _pair(base: str | Path, adapter: str | Path) -> tuple[Checkpoint, Checkpoint]:
@@ -213,7 +219,7 @@ def _misfits(weights: Mapping[str, tuple[int, ...]], lora: Checkpoint) -> list[s
             continue
         a, b = lora.shape(f"{layer}.lora_a"), lora.shape(f"{layer}.lora_b")
         product = (b[0], a[1])
-        wanted = product[::-1] if layer.endswith("embed_tokens") else product
+        wanted = product[::-1] if _is_embedding(layer) else product
         if weight != wanted or a[0] != b[1]:
             problems.append(
                 f"{layer}: lora_a {list(a)} and lora_b {list(b)} do not fit {list(weight) if weight else 'no weight'}"

@@ -40,7 +40,7 @@ def corpus_files(loaded: Loaded[Any]) -> Iterator[Input]:
             "'data' must name at least one corpus, but names none.", hint="data: {my_corpus: {path_src: train.txt}}"
         )
     for corpus, entry in data.items():
-        for key in ("path_src", "path_tgt", "path_txt", "path_jsonl"):
+        for key in ("path_src", "path_tgt", "path_align", "path_txt", "path_jsonl"):
             if getattr(entry, key):
                 yield f"'data.{corpus}.{key}'", getattr(entry, key), ("data", corpus, key)
 

@@ -26,6 +26,8 @@ RENAMED = {
     "warmup": "warmup_steps",
     "lr": "learning_rate",
     "compute_dtype": "model_dtype",
+    "lambda_prior_lambda": "lm_prior_lambda",
+    "lambda_prior_tau": "lm_prior_tau",
     "from": "source",
     "output_dir": "output_directory",
 }

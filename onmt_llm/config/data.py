@@ -16,6 +16,10 @@ class CorpusConfig(Section):
     """Text file, one example a line: the source side, or the whole text of a language-model example."""
     path_tgt: str | None = None
     """Text file, line by line the target side of `path_src`."""
+    path_align: str | None = None
+    """Word alignments of the two, in Pharaoh's format (`0-0 1-2 ...`, source first), for `lambda_align`."""
+    align_unit: Literal["tokens", "words"] = "tokens"
+    """What `path_align` counts: tokens as the transforms leave them (OpenNMT-py), or words between spaces."""
     path_txt: str | None = None
     """Plain text for a language model; an empty line ends a document."""
     path_jsonl: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
 from onmt_llm.config.model import Dtype, ModelConfig
@@ -71,9 +71,74 @@ class OptimConfig(Section):
     max_grad_norm: float = Field(5.0, ge=0)
     """Clip the gradient to this norm; 0 = off."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the probability that the loss spreads over the whole vocabulary."""
+    """Share of the target that is spread evenly over the whole vocabulary; only the training loss is smoothed."""
     loss_scale: float = Field(0.0, ge=0)
     """`model_dtype: fp16`: fixed loss scale; 0 = dynamic."""
+    average_decay: float = Field(0.0, ge=0, le=1)
+    """Weight of the present weights in a running average, saved as `<save_model>_step_<N>_ema`; 0 = off, try 1e-4."""
+    average_every: int = Field(1, ge=1)
+    """Updates between two contributions to that average."""
+
+
+class ObjectiveConfig(Section):
+    """Further terms of the training loss: a language model as prior, word alignments as guide."""
+
+    lm_prior_model: str | None = None
+    """Language model with the same target vocabulary, whose opinion is a prior (Baziotis et al. 2020): a checkpoint, or
+    a CTranslate2 folder."""
+    lm_prior_lambda: float = Field(0.0, ge=0)
+    """Weight of the prior in the loss."""
+    lm_prior_tau: float = Field(1.0, gt=0)
+    """Temperature that both distributions are compared at."""
+    lambda_align: float = Field(0.0, ge=0)
+    """Weight of guided alignment (Garg et al. 2019) in the loss; the corpora bring their alignments as `path_align`."""
+    alignment_layer: int = -3
+    """Decoder layer whose attention to the source is guided; negative = counted from the last, which is -1."""
+    alignment_heads: int = Field(0, ge=0)
+    """Heads of that layer that are guided, from the first on, by their mean; 0 = all."""
+    full_context_alignment: bool = False
+    """The guided attention sees the whole target, in a second pass through its layer."""
+
+
+class ValidationConfig(Section):
+    """How the model is judged while it is trained."""
+
+    valid_metrics: list[str] = Field(default_factory=list)
+    """Scores of generated translations: BLEU, CHRF, TER; those of `scorers.py` and of plug-ins."""
+    valid_beam_size: int = Field(1, ge=1)
+    """Beam of these translations; 1 = greedy."""
+    valid_max_length: int = Field(250, ge=1)
+    """Tokens that such a translation may have at most."""
+    dump_preds: str | None = None
+    """Folder for the translations of each validation, `preds.valid_step_<N>.txt`, and for the references."""
+    scoring_debug: bool = False
+    """Write source, reference and prediction side by side too: `debug.valid_step_<N>.txt`."""
+    early_stopping: int = Field(0, ge=0)
+    """Stop after this many validations without a better score; 0 = off."""
+    early_stopping_criteria: list[str] = Field(default_factory=lambda: ["ppl"])
+    """What must get better: `ppl`, `accuracy`, any of `valid_metrics`; several = all of them together. (OpenNMT-py's
+    default is `[ppl, accuracy]`.)"""
+
+    @field_validator("valid_metrics")
+    @classmethod
+    def _upper(cls, names: list[str]) -> list[str]:
+        return list(dict.fromkeys(name.upper() for name in names))
+
+    @field_validator("early_stopping_criteria")
+    @classmethod
+    def _criteria(cls, names: list[str]) -> list[str]:
+        if not names:
+            raise ValueError("must name at least one criterion, but names none")
+        return list(dict.fromkeys(name if name in ("ppl", "accuracy") else name.upper() for name in names))
+
+    @model_validator(mode="after")
+    def _check(self) -> ValidationConfig:
+        unknown = [n for n in self.early_stopping_criteria if n not in ("ppl", "accuracy", *self.valid_metrics)]
+        if unknown:
+            raise ValueError(
+                f"early_stopping_criteria must be ppl, accuracy or among valid_metrics, but is {', '.join(unknown)}"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -119,8 +184,10 @@ class RunConfig(Section):
     """Checkpoints kept on disk; -1 = all."""
     valid_steps: int = Field(10000, ge=1)
     """Updates between two validations."""
-    early_stopping: int = Field(0, ge=0)
-    """Stop after this many validations without a better perplexity; 0 = off."""
+    freeze_encoder: bool = False
+    """The encoder's layers are not trained; its embeddings are."""
+    freeze_decoder: bool = False
+    """The decoder's layers are not trained; its embeddings and the output layer are."""
     seed: int = -1
     """Seed of initialisation, dropout and data; -1 = a new one, which is logged."""
     threads: int = Field(0, ge=0)
@@ -168,6 +235,8 @@ class TrainConfig(Section):
     lora: LoraConfig = LoraConfig()
     quantization: QuantConfig = QuantConfig()
     optimizer: OptimConfig = OptimConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    validation: ValidationConfig = ValidationConfig()
     run: RunConfig = RunConfig()
     logging: LogConfig = LogConfig()
     devices: DeviceConfig = DeviceConfig()

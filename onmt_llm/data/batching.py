@@ -1,6 +1,6 @@
 """`Batch`: what a model is trained on. The only file of this package that imports torch.
 
-Shapes: B examples, S source positions, T target positions, F features.
+Shapes: B examples, S source positions, T target positions, F features, M aligned pairs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Batch:
         num_targets: Labels that the loss counts.
         num_examples: Examples in the batch.
         features_BSF: Features of the source tokens (int64); None for a model without.
+        align_M3: Aligned positions (row, label, source) of all rows; None where no row has any.
     """
 
     src_BS: Tensor | None
@@ -38,6 +39,7 @@ class Batch:
     num_targets: int
     num_examples: int
     features_BSF: Tensor | None = None
+    align_M3: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -54,6 +56,7 @@ class Batch:
             self.num_targets,
             self.num_examples,
             features_BSF=move(self.features_BSF),
+            align_M3=move(self.align_M3),
         )
 
 
@@ -79,7 +82,17 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Bat
         num_targets=int((labels_BT != IGNORED).sum()),
         num_examples=len(examples),
         features_BSF=_padded(features, 0) if features else None,
+        align_M3=_aligned(examples),
     )
+
+
+def _aligned(examples: Sequence[Encoded]) -> Tensor | None:
+    rows = [
+        np.insert(example.align, 0, row, axis=1).astype(np.int64)
+        for row, example in enumerate(examples)
+        if example.align is not None and len(example.align)
+    ]
+    return torch.from_numpy(np.concatenate(rows)) if rows else None
 
 
 def _padded(rows: Sequence[Ids], fill: int) -> Tensor:

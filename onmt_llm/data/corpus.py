@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
+from onmt_llm.data.alignment import check_alignable, check_pairs, to_tokens
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.encoding import Encoded, Encoder
 from onmt_llm.data.example import Example
@@ -13,6 +14,7 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import Reader, Record, open_reader
 from onmt_llm.data.records import ExampleParser
 from onmt_llm.data.transforms import Transform, TransformContext, build_transforms
+from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 
@@ -34,6 +36,7 @@ class Corpus:
     Attributes:
         reader: Where its records come from.
         transforms: What happens to its examples, in order.
+        control_tokens: Tokens that no text becomes; they are not part of what a model says.
         counts: What has happened so far.
 
     Raises:
@@ -71,9 +74,12 @@ class Corpus:
         )
         names = data.transforms if config.transforms is None else config.transforms
         _check_features(name, names, data.n_src_feats, model)
-        self.transforms: list[Transform] = build_transforms(
-            names, options, config, _context(model, self._parser, data, training)
-        )
+        context = _context(model, self._parser, data, training)
+        self.control_tokens = context.control_tokens
+        self.transforms: list[Transform] = build_transforms(names, options, config, context)
+        self._align_words = config.align_unit == "words"
+        if config.path_align:
+            check_alignable(name, self.transforms)
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """The examples of records, transformed; what is dropped is counted."""
@@ -87,6 +93,8 @@ class Corpus:
 
     def encode(self, example: Example) -> Encoded | None:
         """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
+        if example.align is not None:
+            self._align(example)
         encoded = self._encoder(example)
         if encoded is None:
             self._skip_empty(example.line)
@@ -104,6 +112,20 @@ class Corpus:
     def raw(self, record: Record) -> Example | None:
         """A record as an example before the transforms; None, and not counted, when it is empty."""
         return self._parser(record)
+
+    def _align(self, example: Example) -> None:
+        """Check the alignment against the tokens that it is about, and carry it over from words where it counts them.
+
+        Raises:
+            DataError: It names a token, or word, that is not there.
+        """
+        try:
+            if self._align_words:
+                example.align = to_tokens(example, next(t for t in self.transforms if isinstance(t, Tokenize)))
+            check_pairs(example)
+        except DataError as error:
+            where = f"{self.reader.paths[-1]}:{example.line}"
+            raise DataError(f"{where} {error.message}", hint=error.hint) from error
 
     def _parse(self, record: Record) -> Example | None:
         example = self._parser(record)

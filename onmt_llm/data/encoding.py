@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.text.features import split_features
 
@@ -27,6 +27,7 @@ class Encoded:
         labels: The token that follows at each position of `tgt`; -100 where the loss does not look.
         unknown: How many tokens are not in the vocabulary.
         features: (S, F) ids of the source tokens' features, or None where the model has none.
+        align: (M, 2) aligned positions: of `labels`, and of `src`; None = not known.
     """
 
     src: Ids | None
@@ -34,6 +35,7 @@ class Encoded:
     labels: Ids
     unknown: int
     features: Ids | None = None
+    align: Ids | None = None
 
     @property
     def width(self) -> int:
@@ -85,10 +87,13 @@ class Encoder:
         if tail and not segments[-1].train_on:
             labels[-1] = IGNORED
         unknown += _count_unknown(ids, self._vocab.unk_id)
-        return Encoded(src, sequence[:-1], labels[1:], unknown, features) if len(sequence) > 1 else None
+        if len(sequence) < 2:
+            return None
+        align = None if example.align is None else _label_positions(example.align, shift=len(head) - 1)
+        return Encoded(src, sequence[:-1], labels[1:], unknown, features, align)
 
     def _source(self, example: Example) -> tuple[Ids, Ids | None, int]:
-        tokens = [token for segment in example.src for token in segment.tokens or ()]
+        tokens = side_tokens(example.src)
         features: Ids | None = None
         if self._feature_vocabs:
             tokens, *columns = split_features(tokens, len(self._feature_vocabs))
@@ -100,3 +105,9 @@ class Encoder:
 
 def _count_unknown(ids: list[int], unk_id: int | None) -> int:
     return 0 if unk_id is None else ids.count(unk_id)
+
+
+def _label_positions(pairs: list[tuple[int, int]], *, shift: int) -> Ids:
+    """Pairs (source, target) of tokens as pairs (label, source): label t is target token t, where BOS comes first."""
+    rows = [(target + shift, source) for source, target in pairs if target + shift >= 0]
+    return np.array(rows, dtype=np.int32).reshape(-1, 2)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onmt_llm.text.segment import Segment
 
-__all__ = ["Example", "Segment"]
+__all__ = ["Example", "Segment", "side_tokens"]
+
+
+def side_tokens(side: Sequence[Segment]) -> list[str]:
+    """All tokens of a side, once it is tokenised."""
+    return [token for segment in side for token in segment.tokens or ()]
 
 
 @dataclass(slots=True)
@@ -22,6 +28,7 @@ class Example:
         line: Line in the corpus file, counted from 1.
         src_features: Features of each source word, until `inferfeats` has put them behind the tokens; None = none.
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
+        align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
     """
 
     src: list[Segment]
@@ -30,3 +37,4 @@ class Example:
     line: int = 0
     closed: bool = False
     src_features: list[list[str]] | None = None
+    align: list[tuple[int, int]] | None = None

@@ -130,7 +130,7 @@ class LineFile:
 
 
 class LineReader:
-    """One example a line: of one file, or of two files that are parallel."""
+    """One example a line: of one file, or of several files that are parallel."""
 
     def __init__(self, corpus: str, paths: Sequence[Path]) -> None:
         self.corpus = corpus
@@ -144,17 +144,15 @@ class LineReader:
     def check(self) -> None:
         for path in self.paths:
             _check_file(self.corpus, path)
-        if len(self._files) == 2:
-            counts = [count_lines(path) for path in self.paths]
-            if counts[0] != counts[1]:
-                raise self._unequal(f"has {counts[0]}", f"has {counts[1]}")
+        if len(self._files) > 1 and len({count_lines(path) for path in self.paths}) > 1:
+            raise self._unequal()
 
     def read(self) -> Record | None:
         parts = [part for file in self._files if (part := file.read()) is not None]
         if len(parts) < len(self._files):
             if parts:
                 # the files have changed since `check`
-                raise self._unequal(*(f"has {count_lines(path)}" for path in self.paths))
+                raise self._unequal()
             return None
         self._line += 1
         offsets = tuple([file.offset - len(part) for file, part in zip(self._files, parts, strict=True)])
@@ -176,10 +174,11 @@ class LineReader:
         for file in self._files:
             file.close()
 
-    def _unequal(self, src: str, tgt: str) -> DataError:
+    def _unequal(self) -> DataError:
+        names = ["path_src", "path_tgt", "path_align"][: len(self._files)]
         return DataError(
-            f"path_src and path_tgt of corpus '{self.corpus}' must have the same number of lines, "
-            f"but {self.paths[0]} {src} lines and {self.paths[1]} {tgt} lines.",
+            f"{' and '.join(names)} of corpus '{self.corpus}' must have the same number of lines, "
+            f"but {' and '.join(f'{path} has {count_lines(path)} lines' for path in self.paths)}.",
             hint="a line of one file is lost or broken in two; nothing after it would match",
         )
 
@@ -233,15 +232,16 @@ def open_reader(name: str, corpus: CorpusConfig) -> Reader:
         ConfigError: The corpus names no path, or paths that do not go together.
     """
     given = [key for key in ("path_src", "path_txt", "path_jsonl") if getattr(corpus, key)]
-    if len(given) != 1 or (corpus.path_tgt and given != ["path_src"]):
-        keys = [*given, *(["path_tgt"] if corpus.path_tgt else [])]
+    lone_align = corpus.path_align and not corpus.path_tgt
+    if len(given) != 1 or (corpus.path_tgt and given != ["path_src"]) or lone_align:
+        keys = [*given, *(key for key in ("path_tgt", "path_align") if getattr(corpus, key))]
         raise ConfigError(
-            f"Corpus '{name}' must have path_src (with or without path_tgt), path_txt or path_jsonl, "
-            f"but has {' and '.join(keys) or 'none of them'}."
+            f"Corpus '{name}' must have path_src (alone, with path_tgt, or with path_tgt and path_align), path_txt or "
+            f"path_jsonl, but has {' and '.join(keys) or 'none of them'}."
         )
     if corpus.path_txt:
         return DocumentReader(name, Path(corpus.path_txt))
-    paths = [corpus.path_src, corpus.path_tgt] if corpus.path_src else [corpus.path_jsonl]
+    paths = [corpus.path_src, corpus.path_tgt, corpus.path_align] if corpus.path_src else [corpus.path_jsonl]
     return LineReader(name, [Path(path) for path in paths if path])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data.alignment import parse_pharaoh
 from onmt_llm.data.example import Example
 from onmt_llm.data.readers import Record, decode
 from onmt_llm.errors import ConfigError, DataError
@@ -79,6 +80,8 @@ class ExampleParser:
         self._open_template = open_template
         if task == "seq2seq" and not (corpus.path_tgt or corpus.path_jsonl):
             raise ConfigError(f"Corpus '{name}' must have a path_tgt, since an encoder-decoder model is trained.")
+        if task == "lm" and corpus.path_align:
+            raise ConfigError(f"Corpus '{name}' must have no path_align, since a language model is trained.")
 
     def __call__(self, record: Record) -> Example | None:
         """The example of a record, or None when it is empty.
@@ -92,8 +95,11 @@ class ExampleParser:
             return self._from_json(texts[0], record) if texts[0].strip() else None
         if self.corpus.path_txt:
             texts[0] = texts[0].replace("\r\n", "\n")
-        if len(texts) == 2:
-            return self._pair(from_line(texts[0]), from_line(texts[1]), record)
+        if len(texts) >= 2:
+            example = self._pair(from_line(texts[0]), from_line(texts[1]), record)
+            if example is not None and len(texts) == 3:
+                example.align = parse_pharaoh(texts[2], where=f"{self.paths[2]}:{record.line}")
+            return example
         return self._plain(split_at_marker(texts[0], self.zero_out), record)
 
     def where(self, record: Record) -> str:

@@ -46,6 +46,11 @@ def resolve_layers(config: TrainConfig, start: Start) -> Layers:
     """
     gated = start.model.ffn_gated
     spec = _adapter(config.lora, start, gated)
+    if spec is not None and (config.run.freeze_encoder or config.run.freeze_decoder):
+        raise ConfigError(
+            "freeze_encoder and freeze_decoder must be off with LoRA, which trains its adapters alone.",
+            hint="name the layers to adapt more narrowly, e.g. lora_layers: [cross_attn.q_proj]",
+        )
     quantised, quant_type = _quantised(config.quantization, start.adapter_spec, gated)
     if quantised and spec is None:
         raise ConfigError(
@@ -121,6 +126,7 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
     else:
         model.requires_grad_(True)
         freeze_word_vectors(model, config.embeddings)
+        freeze_stacks(model, encoder=run.freeze_encoder, decoder=run.freeze_decoder)
     hold_trained_in_float32(model)
     world.share_parameters(model)
     model.checkpoint_blocks = bool(run.use_ckpting)
@@ -148,4 +154,22 @@ def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transform
         spec = layers.lora
         add_lora(model, spec.layers, rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout, embedding=spec.embedding)
         freeze_all_but_lora(model)
+    else:
+        freeze_stacks(model, encoder=config.run.freeze_encoder, decoder=config.run.freeze_decoder)
     return model, quantised
+
+
+def freeze_stacks(model: Transformer, *, encoder: bool, decoder: bool) -> None:
+    """Leave a stack's blocks and final norm untrained; embeddings and output layer go on learning, as in OpenNMT-py.
+
+    Raises:
+        ConfigError: The model has no such stack.
+    """
+    for name, wanted, stack in (("encoder", encoder, model.encoder), ("decoder", decoder, model.decoder)):
+        if not wanted:
+            continue
+        if stack is None:
+            raise ConfigError(f"freeze_{name} needs a model with an {name}, but it has {name}_layers: 0.")
+        for part in (stack.layers, stack.norm):
+            if part is not None:
+                part.requires_grad_(False)

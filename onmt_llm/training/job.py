@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,20 @@ from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.data.prompts import read_prompts
 from onmt_llm.data.samples import write_samples
 from onmt_llm.log import logger
 from onmt_llm.nn.lora import lora_modules
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
+from onmt_llm.training.average import Average
 from onmt_llm.training.build import Layers, build, resolve_layers, sketch
 from onmt_llm.training.dist import World, open_world
+from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.metrics import Reporter
+from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
@@ -38,7 +41,9 @@ from onmt_llm.training.saver import Saver, restore, with_base
 from onmt_llm.training.schedule import build_schedule
 from onmt_llm.training.start import Start, open_start
 from onmt_llm.training.state import Progress, SavedState, checkpoints, load_optimizer
-from onmt_llm.training.validation import validate
+from onmt_llm.training.stopping import EarlyStopping
+from onmt_llm.training.translations import Translations, check_validation, dump_folder
+from onmt_llm.training.validation import Judge
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ def _train(
     seed = _seed(run.seed, resumed, world)
     set_seed(seed)
     optim = resumed_settings(config.optimizer, resumed, reset=run.reset_optim)
+    translations = _open_translations(config, options, start)
+    objective = _open_objective(config, optim, start, world.device)
     precision = choose_precision(
         run.model_dtype, lora=layers.lora is not None, loss_scale=optim.loss_scale, device=world.device
     )
@@ -118,6 +125,9 @@ def _train(
         world=world,
         run=run,
         optim=optim,
+        objective=objective,
+        stopping=EarlyStopping(config.validation.early_stopping, config.validation.early_stopping_criteria),
+        average=Average(model, decay=optim.average_decay, every=optim.average_every) if optim.average_decay else None,
     )
     train_data, valid_data = open_pipelines(config, options, start, seed=seed, world=world)
     progress = Progress()
@@ -125,7 +135,9 @@ def _train(
         progress = _resume(resumed, job, train_data)
     _announce(config, start, layers, job, progress)
     save = Saver(job, start, spec, train_data, seed)
-    judge = partial(validate, model, valid_data, precision=precision, world=world) if valid_data is not None else None
+    judge = None
+    if valid_data is not None:
+        judge = Judge(model, valid_data, precision, world, job.average, translations)
     with build_reporter(config, world, progress.step) as report:
         status = train_loop(job, train_data, progress, report=report, save=save, validate=judge)
     logger.info("Data: %s", train_data.summary())
@@ -139,6 +151,9 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         OnmtLlmError: As `train`.
     """
     start = open_start(config, options)
+    _, valid = split_corpora(config.corpora.data)
+    check_validation(config.validation, valid)
+    open_alignment(config.objective, start.model, split_corpora(config.corpora.data)[0])
     layers = resolve_layers(config, start)
     model, quantised = sketch(config, start, layers)
     if config.optimizer.optim.endswith("bit"):
@@ -166,6 +181,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             batch=batch,
             autocast=precision.autocast is not None,
             dropout=max(config.run.dropout) > 0,
+            average=config.optimizer.average_decay > 0,
             checkpoint_blocks=bool(config.run.use_ckpting),
         ),
         batch=batch,
@@ -288,8 +304,37 @@ def _resume(resumed: SavedState, job: Job, train_data: Pipeline) -> Progress:
         logger.warning("The state of %s cannot serve %s, which begins anew.", resumed.optimizer, job.optim.optim)
     else:
         load_optimizer(resumed, job.model, job.optimizer)
+    if job.average is not None:
+        job.average.load(resumed.directory.parent)
     restore(resumed, train_data, job.world)
     return resumed.progress
+
+
+def _open_objective(config: TrainConfig, optim: OptimConfig, start: Start, device: torch.device) -> Objective:
+    train_corpora, _ = split_corpora(config.corpora.data)
+    return Objective(
+        label_smoothing=optim.label_smoothing,
+        prior=open_prior(config.objective, start.vocab, device),
+        alignment=open_alignment(config.objective, start.model, train_corpora),
+    )
+
+
+def _open_translations(config: TrainConfig, options: Mapping[str, Section], start: Start) -> Translations | None:
+    """The validation corpora as questions; None where no metric is asked for."""
+    _, corpora = split_corpora(config.corpora.data)
+    scorers = check_validation(config.validation, corpora)
+    if not scorers:
+        return None
+    prompts, skipped = read_prompts(corpora, data=config.corpora, options=options, model=start.text)
+    return Translations(
+        prompts,
+        skipped=skipped,
+        scorers=scorers,
+        codec=start.codec,
+        settings=config.validation,
+        batching=config.batching,
+        folder=dump_folder(config.validation, config.run.save_model),
+    )
 
 
 def _sample(config: TrainConfig, options: Mapping[str, Section], start: Start) -> None:
@@ -361,6 +406,8 @@ def _notes(config: TrainConfig, start: Start) -> list[str]:
     kept = "none" if run.keep_checkpoint == 0 else f"{run.save_model}_step_N every {run.save_checkpoint_steps} steps"
     if run.keep_checkpoint > 0:
         kept += f", the last {run.keep_checkpoint} kept"
+    if config.optimizer.average_decay:
+        kept += f"; the averaged weights in {run.save_model}_step_N_ema"
     lines = [f"Begins with: {begin}", f"Checkpoints: {kept}", f"Metrics: {metrics_path(config)}"]
     if log.tensorboard:
         lines.append(f"TensorBoard: {log.tensorboard_log_dir}")

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import TypeVar
 
@@ -22,13 +22,16 @@ from onmt_llm.data.batching import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer, set_dropout
+from onmt_llm.training.average import Average
 from onmt_llm.training.dist import World
 from onmt_llm.training.loss import batch_loss
-from onmt_llm.training.metrics import Reporter, Totals
+from onmt_llm.training.metrics import Judgement, Reporter, Totals
+from onmt_llm.training.objective import LIKELIHOOD, Objective
 from onmt_llm.training.optim import scale_and_clip, set_learning_rate, trainable
 from onmt_llm.training.precision import Precision, not_finite
 from onmt_llm.training.schedule import Schedule
 from onmt_llm.training.state import Progress
+from onmt_llm.training.stopping import EarlyStopping
 
 T = TypeVar("T")
 
@@ -44,7 +47,10 @@ class Job:
         precision: Number formats.
         world: This process among others, and its device.
         run: Length, accumulation, dropout, validation and saving.
-        optim: Clipping and label smoothing.
+        optim: Clipping.
+        objective: What is minimised.
+        stopping: When validations no longer get better.
+        average: The running average of the weights, where one is kept.
     """
 
     model: Transformer
@@ -54,6 +60,9 @@ class Job:
     world: World
     run: RunConfig
     optim: OptimConfig
+    objective: Objective = LIKELIHOOD
+    stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
+    average: Average | None = None
 
 
 def train_loop(
@@ -63,7 +72,7 @@ def train_loop(
     *,
     report: Reporter,
     save: Callable[[Progress], None],
-    validate: Callable[[], Totals] | None = None,
+    validate: Callable[[int], Judgement] | None = None,
 ) -> str:
     """Train from `progress.step` to `run.train_steps`.
 
@@ -73,7 +82,7 @@ def train_loop(
         progress: Where to begin; kept up to date.
         report: Takes the figures of every update.
         save: Writes a checkpoint.
-        validate: Totals over the validation corpora, on all ranks alike; None = no validation.
+        validate: Judges the model after a step, on all ranks alike; None = no validation.
 
     Returns:
         "finished", "stopped early" (no better validation) or "interrupted" (by a signal).
@@ -97,6 +106,8 @@ def train_loop(
             world.sum_gradients(parameters)
             grad_norm = _update(job, progress, totals, step)
             progress.step = step
+            if job.average is not None:
+                job.average.update(step)
             report.update(step, totals, rate=rate, grad_norm=grad_norm)
 
             interrupted = world.any(stop.requested)
@@ -104,7 +115,7 @@ def train_loop(
             early = False
             if validate is not None and not interrupted and (step % run.valid_steps == 0 or last):
                 with report.pause():
-                    early = _validate(validate, report, progress, patience=run.early_stopping)
+                    early = _validate(job, validate, report, progress)
             if step % run.save_checkpoint_steps == 0 or last or early:
                 with report.pause():
                     save(progress)
@@ -112,7 +123,10 @@ def train_loop(
                 logger.warning("Stopped by %s after step %d; the checkpoint is complete.", stop.name, step)
                 return "interrupted"
             if early:
-                logger.info("Stopped at step %d: %d validations without a better perplexity.", step, run.early_stopping)
+                better = " and ".join(job.stopping.criteria)
+                logger.info(
+                    "Stopped at step %d: %d validations without better %s.", step, job.stopping.patience, better
+                )
                 return "stopped early"
     return "finished"
 
@@ -124,7 +138,7 @@ def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> T
     for _ in range(at_step(job.run.accum_count, job.run.accum_steps, step)):
         batch = _next(stream, step).to(device)
         with job.precision.compute(device):
-            loss = batch_loss(job.model, batch, label_smoothing=job.optim.label_smoothing, scale=scale)
+            loss = batch_loss(job.model, batch, objective=job.objective, scale=scale)
         loss.scaled.backward()
         row += Totals.row(loss, batch)
     return Totals.from_row(job.world.sum(row))
@@ -148,15 +162,13 @@ def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float:
     return grad_norm
 
 
-def _validate(validate: Callable[[], Totals], report: Reporter, progress: Progress, *, patience: int) -> bool:
-    """Validate, keep the score; True when patience (0 = endless) is at its end."""
-    totals = validate()
-    report.validation(progress.step, totals)
-    if totals.ppl < progress.best_ppl:
-        progress.best_ppl, progress.worse_validations = totals.ppl, 0
-    else:
-        progress.worse_validations += 1
-    return 0 < patience <= progress.worse_validations
+def _validate(job: Job, validate: Callable[[int], Judgement], report: Reporter, progress: Progress) -> bool:
+    """Validate, keep the scores; True when patience is at its end."""
+    judgement = validate(progress.step)
+    progress.best_ppl = min(progress.best_ppl, judgement.totals.ppl)
+    early = job.stopping(progress, judgement.figures)
+    report.validation(progress.step, judgement, patience=job.stopping.left(progress))
+    return early
 
 
 def _next(stream: Iterator[Batch], step: int) -> Batch:

@@ -3,11 +3,17 @@
 The output layer is applied in chunks of positions, and the gradient of a chunk is taken while its logits are at hand.
 So neither (all positions x V) logits nor a second pass through the output layer is ever needed.
 
-Shapes: B batch, T positions, N trained positions of the batch, C positions of a chunk, D width, V vocabulary.
+Label smoothing is that of torch and OpenNMT-py: (1 - s) nll - s mean_v log p_v, a mixture over the whole vocabulary,
+special tokens and filler rows included; up to a constant it is the divergence from the smoothed target. Positions
+without a label have no share in it. The reported perplexity is that of the likelihood alone (OpenNMT-py's is smoothed).
+
+Shapes: B batch, T positions, N trained positions of the batch, C positions of a chunk, D width, V vocabulary,
+    S source positions, M aligned pairs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +25,8 @@ from torch.autograd.function import once_differentiable
 
 from onmt_llm.data.batching import Batch
 from onmt_llm.nn.transformer import Transformer
+from onmt_llm.training.lm_prior import PriorTerm
+from onmt_llm.training.objective import LIKELIHOOD, Objective, alignment_loss
 
 IGNORE = -100
 # Logits held at once, in elements: 64 MiB in float32. Larger chunks are no faster on CPU, smaller ones waste matmuls.
@@ -31,7 +39,7 @@ class TokenLoss:
 
     Attributes:
         scaled: Sum over the trained positions times the loss scale, with its gradient (float32 scalar).
-        total: The same sum unscaled, label smoothing included, detached.
+        total: The same sum unscaled, label smoothing and further terms included, detached.
         nll: Sum of negative log-likelihoods (without label smoothing), detached.
         correct: Positions where no token is likelier than the label.
         tokens: Trained positions.
@@ -44,21 +52,38 @@ class TokenLoss:
     tokens: int
 
 
-def batch_loss(model: Transformer, batch: Batch, *, label_smoothing: float = 0.0, scale: float = 1.0) -> TokenLoss:
+def batch_loss(model: Transformer, batch: Batch, *, objective: Objective = LIKELIHOOD, scale: float = 1.0) -> TokenLoss:
     """Loss of `model` on `batch`, for any of its shapes (language model or encoder-decoder)."""
+    guide = objective.alignment if batch.align_M3 is not None else None
     memory_BSD = (
         None if batch.src_BS is None else model.encode(batch.src_BS, batch.src_mask_BS, features_BSF=batch.features_BSF)
     )
-    hidden_BTD = model.decode(batch.tgt_BT, memory_BSD, batch.src_mask_BS, doc_BT=batch.doc_BT)
-    return token_loss(
+    attention_BTS: Tensor | None = None
+    if guide is None:
+        hidden_BTD = model.decode(batch.tgt_BT, memory_BSD, batch.src_mask_BS, doc_BT=batch.doc_BT)
+    else:
+        hidden_BTD, attention_BTS = model.decode(
+            batch.tgt_BT,
+            memory_BSD,
+            batch.src_mask_BS,
+            doc_BT=batch.doc_BT,
+            align=(guide.layer, guide.heads),
+            align_mask_BT=batch.labels_BT != IGNORE if guide.full_context else None,
+        )
+    loss = token_loss(
         hidden_BTD,
         batch.labels_BT,
         model.logits,
         output_parameters(model),
         vocab_size=model.config.vocab_size,
-        label_smoothing=label_smoothing,
+        label_smoothing=objective.label_smoothing,
+        prior=None if objective.prior is None else objective.prior(batch),
         scale=scale,
     )
+    if guide is None or attention_BTS is None or batch.align_M3 is None:
+        return loss
+    term = guide.weight * alignment_loss(attention_BTS, batch.align_M3)
+    return dataclasses.replace(loss, scaled=loss.scaled + term * scale, total=loss.total + term.detach())
 
 
 def output_parameters(model: Transformer) -> list[torch.nn.Parameter]:
@@ -77,6 +102,7 @@ def token_loss(
     *,
     vocab_size: int,
     label_smoothing: float = 0.0,
+    prior: PriorTerm | None = None,
     scale: float = 1.0,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> TokenLoss:
@@ -88,38 +114,54 @@ def token_loss(
         head: The output layer, (C, D) -> (C, V).
         parameters: What `head` trains; their gradients are found here.
         vocab_size: V, which sets the size of a chunk.
-        label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
+        label_smoothing: Share of the target spread over the vocabulary.
+        prior: Further term, of the same positions.
         scale: Factor on the gradient, for float16.
         chunk_logits: Logits held at once.
     """
-    hidden_ND, labels_N = _trained(hidden_BTD.flatten(0, 1), labels_BT.flatten())
+    hidden_ND, labels_N, index_N = _trained(hidden_BTD.flatten(0, 1), labels_BT.flatten())
+    terms = _Terms(label_smoothing, prior, index_N)
     chunk = max(1, chunk_logits // max(vocab_size, 1))
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or parameters):
-        scaled, total, nll, correct = _ChunkedLoss.apply(
-            hidden_ND, labels_N, head, label_smoothing, scale, chunk, *parameters
-        )
+        scaled, total, nll, correct = _ChunkedLoss.apply(hidden_ND, labels_N, head, terms, scale, chunk, *parameters)
     else:
-        total, nll, correct = _sums(hidden_ND, labels_N, head, label_smoothing, chunk)
+        total, nll, correct = _sums(hidden_ND, labels_N, head, terms, chunk)
         scaled = total * scale
     return TokenLoss(scaled=scaled, total=total, nll=nll, correct=correct, tokens=labels_N.numel())
 
 
-def _trained(hidden_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Terms:
+    """What is summed for each trained position.
+
+    Attributes:
+        smoothing: Share of the target spread over the vocabulary.
+        prior: Further term.
+        index_N: Flat positions of the trained ones.
+    """
+
+    smoothing: float
+    prior: PriorTerm | None
+    index_N: Tensor
+
+
+def _trained(hidden_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     index_N = (labels_M != IGNORE).nonzero().squeeze(1)
     if index_N.numel() == labels_M.numel():
-        return hidden_MD, labels_M
-    return hidden_MD.index_select(0, index_N), labels_M.index_select(0, index_N)
+        return hidden_MD, labels_M, index_N
+    return hidden_MD.index_select(0, index_N), labels_M.index_select(0, index_N), index_N
 
 
 def _sums(
-    hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor], smoothing: float, chunk: int
+    hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor], terms: _Terms, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     sums = _zero_sums(hidden_ND.device)
     for start in range(0, labels_N.numel(), chunk):
-        logits_CV = head(hidden_ND[start : start + chunk])
-        _add_chunk(
-            sums, F.log_softmax(logits_CV, dim=-1, dtype=torch.float32), labels_N[start : start + chunk], smoothing
-        )
+        rows = slice(start, start + chunk)
+        logits_CV = head(hidden_ND[rows])
+        _add_chunk(sums, F.log_softmax(logits_CV, dim=-1, dtype=torch.float32), labels_N[rows], terms.smoothing)
+        if terms.prior is not None:
+            sums[0].add_(terms.prior.loss_and_gradient(logits_CV, terms.index_N[rows])[0])
     return sums
 
 
@@ -160,7 +202,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         labels_N: Tensor,
         head: Callable[[Tensor], Tensor],
-        smoothing: float,
+        terms: _Terms,
         scale: float,
         chunk: int,
         *parameters: Tensor,
@@ -174,8 +216,12 @@ class _ChunkedLoss(torch.autograd.Function):
                 hidden_CD = hidden_ND[rows].detach().requires_grad_()
                 logits_CV = head(hidden_CD)
             logp_CV = F.log_softmax(logits_CV.detach(), dim=-1, dtype=torch.float32)
-            _add_chunk(sums, logp_CV, labels_N[rows], smoothing)
-            grad_CV = _logits_gradient(logp_CV, labels_N[rows], smoothing)
+            _add_chunk(sums, logp_CV, labels_N[rows], terms.smoothing)
+            grad_CV = _logits_gradient(logp_CV, labels_N[rows], terms.smoothing)
+            if terms.prior is not None:
+                term, gradient_CV = terms.prior.loss_and_gradient(logits_CV.detach(), terms.index_N[rows])
+                sums[0].add_(term)
+                grad_CV.add_(gradient_CV)
             if scale != 1.0:
                 grad_CV.mul_(scale)
             hidden_grad, *found = torch.autograd.grad(

@@ -7,9 +7,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Totals:
         tokens: Trained tokens.
         examples: Examples.
         positions: All positions that went through the model, padding included.
+        src_tokens: Tokens that the encoder read.
+        batches: Micro-batches.
     """
 
     loss: float = 0.0
@@ -41,30 +43,38 @@ class Totals:
     tokens: float = 0.0
     examples: float = 0.0
     positions: float = 0.0
+    src_tokens: float = 0.0
+    batches: float = 0.0
 
     @staticmethod
     def row(loss: TokenLoss, batch: Batch) -> Tensor:
         """One batch's sums as a float64 vector on the batch's device, so that adding them needs no synchronisation."""
         positions = batch.tgt_BT.numel() + (0 if batch.src_BS is None else batch.src_BS.numel())
+        read = torch.zeros_like(loss.correct) if batch.src_mask_BS is None else batch.src_mask_BS.sum()
         counts = torch.tensor([loss.tokens, batch.num_examples, positions], dtype=torch.float64)
-        return torch.cat([torch.stack([loss.total, loss.nll, loss.correct]).double(), counts.to(loss.total.device)])
+        sums = torch.stack([loss.total, loss.nll, loss.correct.float()]).double()
+        more = torch.stack([read, torch.ones_like(read)]).double()
+        return torch.cat([sums, counts.to(sums.device), more])
 
     @classmethod
-    def from_row(cls, row_6: Tensor) -> Totals:
+    def from_row(cls, row_8: Tensor) -> Totals:
         """The totals of summed rows."""
-        return cls(*row_6.tolist())
+        return cls(*row_8.tolist())
 
     @staticmethod
     def empty_row(device: torch.device) -> Tensor:
         """The row to begin a sum with."""
-        return torch.zeros(6, dtype=torch.float64, device=device)
+        return torch.zeros(8, dtype=torch.float64, device=device)
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
 
     def values(self) -> tuple[float, ...]:
-        """The six sums in the order of the fields."""
-        return (self.loss, self.nll, self.correct, self.tokens, self.examples, self.positions)
+        """The sums in the order of the fields."""
+        return (
+            *(self.loss, self.nll, self.correct, self.tokens),
+            *(self.examples, self.positions, self.src_tokens, self.batches),
+        )
 
     @property
     def xent(self) -> float:
@@ -80,6 +90,24 @@ class Totals:
     def accuracy(self) -> float:
         """Share of trained tokens that the model puts first, in percent."""
         return 100.0 * self.correct / max(self.tokens, 1)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a validation finds.
+
+    Attributes:
+        totals: Over the gold targets.
+        scores: Of generated translations, by metric.
+    """
+
+    totals: Totals
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All of it by name: loss, xent, ppl, accuracy and the metrics."""
+        return {**_figures(self.totals), **self.scores}
 
 
 def duration(seconds: float) -> str:
@@ -152,17 +180,15 @@ class Reporter:
         if step % self._report_every == 0 or step == self._train_steps:
             self._report(step, rate, grad_norm)
 
-    def validation(self, step: int, totals: Totals) -> None:
-        """Report a validation."""
+    def validation(self, step: int, judgement: Judgement, *, patience: int | None = None) -> None:
+        """Report a validation, and how many worse ones the run will still put up with (None = endless)."""
+        totals = judgement.totals
+        scores = "".join(f"; {name}: {score:.2f}" for name, score in judgement.scores.items())
         logger.info(
-            "Validation at step %d; acc: %.2f; ppl: %.4g; xent: %.4f; sents: %d",
-            step,
-            totals.accuracy,
-            totals.ppl,
-            totals.xent,
-            totals.examples,
+            "Validation at step %d; acc: %.2f; ppl: %.4g; xent: %.4f; sents: %d%s",
+            *(step, totals.accuracy, totals.ppl, totals.xent, totals.examples, scores),
         )
-        self._send("valid", step, _figures(totals))
+        self._send("valid", step, judgement.figures | ({} if patience is None else {"patience": patience}))
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -182,6 +208,7 @@ class Reporter:
             "lr": rate,
             "grad_norm": grad_norm,
             "tokens_per_second": totals.tokens / seconds,
+            "src_tokens_per_second": totals.src_tokens / seconds,
             "positions_per_second": totals.positions / seconds,
             "tokens": totals.tokens,
             "examples": totals.examples,
@@ -193,10 +220,9 @@ class Reporter:
             )
         elif self._progress == "line":
             logger.info(
-                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; "
-                "%.0f tok/s (%.0f with masked and padding); %s; ETA %s",
+                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; %s; %s; ETA %s",
                 *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
-                *(figures["tokens_per_second"], figures["positions_per_second"], duration(elapsed), duration(left)),
+                *(_pace(totals, seconds), duration(elapsed), duration(left)),
             )
         self._send("progress", step, figures)
         self._window = Totals()
@@ -222,6 +248,19 @@ class Reporter:
 def _figures(totals: Totals) -> dict[str, float]:
     loss = totals.loss / max(totals.tokens, 1)
     return {"loss": loss, "xent": totals.xent, "ppl": totals.ppl, "accuracy": totals.accuracy}
+
+
+def _pace(totals: Totals, seconds: float) -> str:
+    """Size of the micro-batches and speed, as OpenNMT-py prints them: source/target/examples; source/target tokens."""
+    batches = max(totals.batches, 1)
+    tokens, examples = totals.tokens / batches, totals.examples / batches
+    speed = totals.tokens / seconds
+    if totals.src_tokens:
+        read = totals.src_tokens
+        return f"bsz: {read / batches:.0f}/{tokens:.0f}/{examples:.0f}; {read / seconds:.0f}/{speed:.0f} tok/s"
+    # a language model reads what it is not trained on as well
+    all_positions = totals.positions / seconds
+    return f"bsz: {tokens:.0f}/{examples:.0f}; {speed:.0f} tok/s ({all_positions:.0f} with masked and padding)"
 
 
 def _resolve_progress(progress: str) -> str:

@@ -114,6 +114,7 @@ def estimate_memory(
     autocast: bool,
     dropout: bool,
     checkpoint_blocks: bool,
+    average: bool = False,
 ) -> dict[str, int]:
     """Bytes of each part of a run's memory, in one process.
 
@@ -127,6 +128,7 @@ def estimate_memory(
         autocast: Float32 weights compute in 16 bits, of which autograd keeps a copy.
         dropout: Residual branches have dropout.
         checkpoint_blocks: Blocks are recomputed in the backward pass.
+        average: A running average of the weights is kept.
     """
     frozen = trained = packed = 0
     prefixes = tuple(f"{path}." for path in quantised)
@@ -141,6 +143,7 @@ def estimate_memory(
     vocab, width = model.config.vocab_size, model.config.hidden_size
     return {
         "weights": frozen * weight_bytes + trained * (TRAINED_BYTES + (2 if autocast else 0)),
+        **({"averaged weights": trained * TRAINED_BYTES} if average else {}),
         "quantised weights": int(packed * QUANT_BYTES.get(quant_type, 0.0)),
         "gradients": trained * GRADIENT_BYTES,
         "optimiser": int(trained * OPTIMIZER_BYTES[optim]),

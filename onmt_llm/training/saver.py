@@ -24,6 +24,7 @@ from onmt_llm.training.state import (
     STATE_DIRECTORY,
     Progress,
     SavedState,
+    average_path,
     checkpoint_path,
     prune,
     rng_state,
@@ -44,6 +45,8 @@ def with_base(spec: AdapterSpec, weights: Checkpoint, world: World) -> AdapterSp
 @dataclass
 class Saver:
     """Writes `<save_model>_step_<N>` when called, and removes older ones as `keep_checkpoint` says.
+
+    Beside it goes `..._ema` with the averaged weights, where there are any.
 
     Attributes:
         job: Model, optimiser and settings.
@@ -69,7 +72,13 @@ class Saver:
         path = checkpoint_path(run.save_model, progress.step)
         if world.is_main:
             try:
-                self._write(path, progress, ranks)
+                # The average first: a checkpoint that is there can always be resumed as it was.
+                if self.job.average is not None:
+                    with self.job.average.in_place(), self._writer(average_path(path)) as writer:
+                        self._write_model(writer)
+                with self._writer(path) as writer:
+                    self._write_model(writer)
+                    self._write_state(writer, progress, ranks)
             except OSError as error:
                 free = shutil.disk_usage(path.parent).free
                 raise CheckpointError(
@@ -82,30 +91,34 @@ class Saver:
         world.barrier()
         self.last = path
 
-    def _write(self, path: Path, progress: Progress, ranks: list[dict[str, Any]]) -> None:
-        with CheckpointWriter(path, self._config(), overwrite=True) as writer:
-            for name, tensor in self._tensors():
-                writer.add(name, tensor)
-            features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(self.start.feature_vocabs)}
-            written = {VOCAB_FILE, SRC_VOCAB_FILE, *features}
-            for name, file in self.start.files.items():
-                if name not in written:
-                    writer.add_file(file, name)
-            self.start.vocab.write(writer.directory / VOCAB_FILE)
-            if self.start.src_vocab is not None:
-                self.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
-            for name, vocab in features.items():
-                vocab.write(writer.directory / name)
-            write_state(
-                writer.directory / STATE_DIRECTORY,
-                self.job.model,
-                self.job.optimizer,
-                name=self.job.optim.optim,
-                progress=progress,
-                settings=self.job.optim.model_dump(mode="json"),
-                seed=self.seed,
-                ranks=ranks,
-            )
+    def _writer(self, path: Path) -> CheckpointWriter:
+        return CheckpointWriter(path, self._config(), overwrite=True)
+
+    def _write_model(self, writer: CheckpointWriter) -> None:
+        for name, tensor in self._tensors():
+            writer.add(name, tensor)
+        features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(self.start.feature_vocabs)}
+        written = {VOCAB_FILE, SRC_VOCAB_FILE, *features}
+        for name, file in self.start.files.items():
+            if name not in written:
+                writer.add_file(file, name)
+        self.start.vocab.write(writer.directory / VOCAB_FILE)
+        if self.start.src_vocab is not None:
+            self.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
+        for name, vocab in features.items():
+            vocab.write(writer.directory / name)
+
+    def _write_state(self, writer: CheckpointWriter, progress: Progress, ranks: list[dict[str, Any]]) -> None:
+        write_state(
+            writer.directory / STATE_DIRECTORY,
+            self.job.model,
+            self.job.optimizer,
+            name=self.job.optim.optim,
+            progress=progress,
+            settings=self.job.optim.model_dump(mode="json"),
+            seed=self.seed,
+            ranks=ranks,
+        )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         if self.spec is not None:
@@ -115,7 +128,9 @@ class Saver:
                 yield name, parameter.detach()
 
     def _config(self) -> CheckpointConfig:
-        config = self.start.config
+        config, guide = self.start.config, self.job.objective.alignment
+        if guide is not None:
+            config = config.model_copy(update={"alignment_layer": guide.layer, "alignment_heads": guide.heads})
         if self.spec is None:
             # What is trained is float32, whatever it was computed in: only so is a resumed run exact.
             return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "fp32"})})

@@ -18,9 +18,10 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms import tokenizer_specs
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.new_vocab import padded, padded_to, read_frequent, with_specials
 from onmt_llm.text.templates import TEMPLATES, Template
-from onmt_llm.text.tokenizers import Tokenizer, open_tokenizer
+from onmt_llm.text.tokenizers import Tokenizer, WhitespaceTokenizer, open_tokenizer
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.training.state import SavedState, read_state
 
@@ -105,6 +106,19 @@ class Start:
             self.template,
             self.config.specials.add_bos,
             self.feature_vocabs,
+        )
+
+    @property
+    def codec(self) -> Codec:
+        """The text side, as the engines take it."""
+        return Codec(
+            self.config,
+            self.vocab,
+            self.tokenizer or WhitespaceTokenizer(),
+            template=self.template,
+            src_tokenizer=self.src_tokenizer,
+            src_vocab=self.src_vocab,
+            feature_vocabs=self.feature_vocabs,
         )
 
     @property

@@ -45,14 +45,18 @@ class Progress:
     Attributes:
         step: Updates done.
         best_ppl: Best validation perplexity so far; inf before the first.
-        worse_validations: Validations since then.
+        best: Scores of the best validation by the criteria of early stopping.
+        worse_validations: Validations since then that were worse by all of them.
+        stalled_validations: Those that were neither better nor worse by all of them.
         loss_scale: Present loss scale (float16).
         good_steps: Updates since the loss scale changed.
     """
 
     step: int = 0
     best_ppl: float = math.inf
+    best: dict[str, float] = field(default_factory=dict)
     worse_validations: int = 0
+    stalled_validations: int = 0
     loss_scale: float = 1.0
     good_steps: int = 0
 
@@ -85,6 +89,11 @@ def checkpoint_path(save_model: str, step: int) -> Path:
     return Path(f"{save_model}_step_{step}")
 
 
+def average_path(checkpoint: Path) -> Path:
+    """Where the running average of the weights goes that belongs to a checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.name}_ema")
+
+
 def checkpoints(save_model: str) -> dict[int, Path]:
     """Complete checkpoints with the prefix `save_model`, by step, in order."""
     prefix = Path(save_model)
@@ -108,12 +117,13 @@ def prune(save_model: str, *, keep: int, newest: int, protected: Collection[Path
     held = {path.resolve() for path in protected}
     candidates = [path for step, path in checkpoints(save_model).items() if step <= newest]
     for path in candidates[: max(0, len(candidates) - keep)]:
-        if path.resolve() in held:
+        if path.resolve() in held or average_path(path).resolve() in held:
             continue
         # Renamed first: a crash in the middle of the removal must not leave half a checkpoint under its name.
         trash = path.with_name(f".{path.name}.old-{os.getpid()}")
         path.rename(trash)
         shutil.rmtree(trash)
+        shutil.rmtree(average_path(path), ignore_errors=True)
         logger.info("Removed checkpoint %s (keep_checkpoint %d).", path, keep)
 
 
@@ -153,6 +163,7 @@ def write_state(
         "progress": {
             **dataclasses.asdict(progress),
             "best_ppl": None if math.isinf(progress.best_ppl) else progress.best_ppl,
+            "best": {name: score if math.isfinite(score) else repr(score) for name, score in progress.best.items()},
         },
         "optimizer": name,
         "settings": settings,
@@ -184,6 +195,7 @@ def read_state(checkpoint: Path) -> SavedState | None:
             )
         best = record["progress"]["best_ppl"]
         progress = Progress(**{**record["progress"], "best_ppl": math.inf if best is None else best})
+        progress.best = {name: float(score) for name, score in progress.best.items()}
         return SavedState(
             directory=directory,
             progress=progress,

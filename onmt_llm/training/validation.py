@@ -1,18 +1,54 @@
-"""Perplexity and accuracy on held-out corpora, weighted by tokens."""
+"""How good a model is on held-out corpora: perplexity and accuracy of gold targets, scores of what it says itself.
+
+With a running average of the weights (`average_decay`) it is the average that is judged, as in OpenNMT-py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 
 from onmt_llm.data.batching import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.nn.transformer import Transformer
+from onmt_llm.training.average import Average
 from onmt_llm.training.dist import World
 from onmt_llm.training.loss import batch_loss
-from onmt_llm.training.metrics import Totals
+from onmt_llm.training.metrics import Judgement, Totals
 from onmt_llm.training.precision import Precision
+from onmt_llm.training.translations import Translations
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges a model under training.
+
+    Attributes:
+        model: The model.
+        batches: The validation corpora; each iteration is one pass.
+        precision: Number formats.
+        world: This process among others.
+        average: Judge this average instead of the weights.
+        translations: What the model is asked to say itself.
+    """
+
+    model: Transformer
+    batches: Iterable[Batch]
+    precision: Precision
+    world: World
+    average: Average | None = None
+    translations: Translations | None = None
+
+    def __call__(self, step: int) -> Judgement:
+        with nullcontext() if self.average is None else self.average.in_place():
+            totals = validate(self.model, self.batches, precision=self.precision, world=self.world)
+            scores = {}
+            if self.translations is not None:
+                scores = self.translations.score(self.model, step, precision=self.precision, world=self.world)
+        return Judgement(totals, scores)
 
 
 @torch.no_grad()

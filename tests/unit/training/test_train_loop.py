@@ -19,11 +19,12 @@ from onmt_llm.nn.lora import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job, at_step, train_loop
-from onmt_llm.training.metrics import Reporter, Totals
+from onmt_llm.training.metrics import Judgement, Reporter, Totals
 from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.precision import Precision, choose_precision
 from onmt_llm.training.schedule import build_schedule
 from onmt_llm.training.state import Progress
+from onmt_llm.training.stopping import EarlyStopping
 
 MakeBatch = Callable[[Sequence[Sequence[int]], Sequence[int]], Batch]
 CPU = torch.device("cpu")
@@ -151,9 +152,9 @@ def test_saves_and_validates_when_asked_and_at_the_end(tiny_model: Transformer, 
     saved, validated = [], []
     progress = Progress()
 
-    def validate() -> Totals:
-        validated.append(progress.step)
-        return Totals(nll=1.0, tokens=1)
+    def validate(step: int) -> Judgement:
+        validated.append(step)
+        return Judgement(Totals(nll=1.0, tokens=1))
 
     job = make_job(tiny_model, {"train_steps": 7, "save_checkpoint_steps": 3, "valid_steps": 2})
     batches = [make_batch(*examples(1))] * 7
@@ -166,12 +167,13 @@ def test_early_stopping_counts_validations_without_a_better_perplexity(
 ) -> None:
     scores = iter([5.0, 4.0, 4.5, 3.0, 3.1, 3.2, 3.3])
     saved: list[int] = []
-    job = make_job(tiny_model, {"train_steps": 50, "valid_steps": 1, "early_stopping": 2})
+    job = make_job(tiny_model, {"train_steps": 50, "valid_steps": 1})
+    job.stopping = EarlyStopping(2)
     status = run_loop(
         job,
         [make_batch(*examples(1))] * 50,
         save=lambda p: saved.append(p.step),
-        validate=lambda: Totals(nll=next(scores), tokens=1),
+        validate=lambda step: Judgement(Totals(nll=next(scores), tokens=1)),
     )
     assert (status, saved) == ("stopped early", [6])
 

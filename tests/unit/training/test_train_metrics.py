@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.training import metrics
-from onmt_llm.training.metrics import Reporter, Totals, duration
+from onmt_llm.training.metrics import Judgement, Reporter, Totals, duration
 
 
 def test_figures_are_weighted_by_tokens() -> None:
@@ -78,11 +78,19 @@ def test_tensorboard_tags(tmp_path: Path) -> None:
 
     reporter = report(None, progress="none", tensorboard=tmp_path)
     feed(reporter, range(1, 5))
-    reporter.validation(4, Totals(nll=1.0, tokens=1))
+    reporter.validation(4, Judgement(Totals(nll=1.0, tokens=1), {"BLEU": 12.5}), patience=2)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert tags >= {"progress/xent", "progress/ppl", "progress/accuracy", "progress/lr", "valid/ppl", "valid/accuracy"}
+    assert tags >= {
+        "progress/xent",
+        "progress/ppl",
+        "progress/accuracy",
+        "progress/lr",
+        "valid/ppl",
+        "valid/accuracy",
+        "valid/BLEU",
+    }
     assert [event.step for event in events.Scalars("progress/lr")] == [2, 4]
 
 

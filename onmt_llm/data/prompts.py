@@ -1,0 +1,89 @@
+"""Corpora as questions and answers: what a model is asked, and what it should have said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.corpus import Corpus, open_corpora
+from onmt_llm.data.example import Example, Segment, side_tokens
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.readers import check_readers
+from onmt_llm.data.transforms import Transform, undo_all
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question.
+
+    Attributes:
+        text: The question as the corpus has it.
+        tokens: What the model is given: a source, or the beginning of a text (with BOS).
+        reference: The answer, detokenised.
+        transforms: To be undone in what the model says.
+    """
+
+    text: str
+    tokens: list[str]
+    reference: str
+    transforms: Sequence[Transform]
+
+
+def read_prompts(
+    corpora: Mapping[str, CorpusConfig], *, data: DataConfig, options: Mapping[str, Section], model: ModelText
+) -> tuple[list[Prompt], int]:
+    """All examples of the corpora, in order, and the number of those that are left out.
+
+    An example is left out if it is empty, if a transform drops it, or if a language model is asked nothing in it (no
+    part of the text is a prompt). A conversation is asked for its last answer.
+
+    Raises:
+        ConfigError, DataError: As in training.
+    """
+    opened = open_corpora(corpora, data=data, options=options, model=model, training=False)
+    check_readers([corpus.reader for corpus in opened])
+    prompts: list[Prompt] = []
+    read = 0
+    for corpus in opened:
+        prompts += _of_corpus(corpus, model)
+        read += corpus.counts.read
+        corpus.reader.close()
+    return prompts, read - len(prompts)
+
+
+def _of_corpus(corpus: Corpus, model: ModelText) -> Iterator[Prompt]:
+    for record in iter(corpus.reader.read, None):
+        for example in corpus.examples([record]):
+            raw = corpus.raw(record)
+            question, answer = (example.src, example.tgt) if example.tgt else _split(example.src)
+            tokens = side_tokens(question)
+            if raw is None or not tokens or not answer:
+                continue
+            if model.task == "lm" and model.bos is not None and tokens[0] != model.bos:
+                tokens = [model.bos, *tokens]
+            reference = _text(raw.tgt) if raw.tgt else undo_all(corpus.transforms, _spoken(answer, corpus, model))
+            yield Prompt(_question_text(raw), tokens, reference.strip(), corpus.transforms)
+
+
+def _split(text: list[Segment]) -> tuple[list[Segment], list[Segment]]:
+    """The last trained stretch of a text, and what stands before it."""
+    end = next((i + 1 for i in reversed(range(len(text))) if text[i].train_on), 0)
+    start = end
+    while start > 0 and text[start - 1].train_on:
+        start -= 1
+    return text[:start], text[start:end]
+
+
+def _spoken(side: Sequence[Segment], corpus: Corpus, model: ModelText) -> list[str]:
+    """Tokens without those that close an answer."""
+    return [token for token in side_tokens(side) if token not in corpus.control_tokens]
+
+
+def _text(side: Sequence[Segment]) -> str:
+    return "".join(segment.text or "" for segment in side)
+
+
+def _question_text(raw: Example) -> str:
+    return _text(raw.src if raw.tgt else _split(raw.src)[0])

@@ -1,0 +1,60 @@
+"""Scores of translations against references, by name: what validation and `onmt_llm_eval` print.
+
+The figures are sacrebleu's, with its default settings, so that its own command gives the same on the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onmt_llm.optional import require
+from onmt_llm.registry import Registry
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One figure for a whole test set.
+
+    Attributes:
+        name: As users list it.
+        score: (predictions, references) -> figure; the texts are detokenised.
+        higher_is_better: False for an error rate.
+        package: What it needs installed; empty = nothing.
+    """
+
+    name: str
+    score: Callable[[Sequence[str], Sequence[str]], float]
+    higher_is_better: bool = True
+    package: str = ""
+
+
+SCORERS: Registry[Scorer] = Registry("metric")
+
+
+def _sacrebleu(function: str) -> Callable[[Sequence[str], Sequence[str]], float]:
+    def score(predictions: Sequence[str], references: Sequence[str]) -> float:
+        sacrebleu: Any = require("sacrebleu", "this score")
+        return float(getattr(sacrebleu, function)(list(predictions), [list(references)]).score)
+
+    return score
+
+
+SCORERS.register("BLEU")(Scorer("BLEU", _sacrebleu("corpus_bleu"), package="sacrebleu"))
+SCORERS.register("CHRF")(Scorer("CHRF", _sacrebleu("corpus_chrf"), package="sacrebleu"))
+SCORERS.register("TER")(Scorer("TER", _sacrebleu("corpus_ter"), higher_is_better=False, package="sacrebleu"))
+
+
+def open_scorers(names: Sequence[str]) -> list[Scorer]:
+    """The scorers called `names`, ready to score.
+
+    Raises:
+        ConfigError: A name is unknown.
+        UnsupportedError: A package is missing.
+    """
+    scorers = [SCORERS.get(name) for name in names]
+    for scorer in scorers:
+        if scorer.package:
+            require(scorer.package, f"the metric {scorer.name}")
+    return scorers

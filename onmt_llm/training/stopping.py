@@ -1,0 +1,57 @@
+"""Early stopping: when validations no longer get better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onmt_llm.generate.scorers import SCORERS
+from onmt_llm.log import logger
+from onmt_llm.training.state import Progress
+
+_HIGHER_IS_BETTER = {"ppl": False, "accuracy": True}
+
+
+class EarlyStopping:
+    """Keeps the best scores in the run's `Progress`, which is saved with it.
+
+    A validation is better if it beats the best one by every criterion. One that is worse by every criterion, and one
+    that is neither, use up a patience each, as in OpenNMT-py.
+
+    Args:
+        patience: Validations to put up with; 0 = endless.
+        criteria: `ppl`, `accuracy` or names in `SCORERS`.
+    """
+
+    def __init__(self, patience: int, criteria: Sequence[str] = ("ppl",)) -> None:
+        self.patience = patience
+        self.criteria = tuple(criteria)
+
+    def __call__(self, progress: Progress, scores: Mapping[str, float]) -> bool:
+        """Take in the scores of a validation; True when the run should stop."""
+        signs = {name: 1.0 if _higher_is_better(name) else -1.0 for name in self.criteria}
+        gains = [
+            sign * (scores[name] - progress.best[name]) if name in progress.best else 1.0
+            for name, sign in signs.items()
+        ]
+        if all(gain > 0 for gain in gains):
+            progress.best.update({name: scores[name] for name in self.criteria})
+            progress.worse_validations = progress.stalled_validations = 0
+        elif all(gain < 0 for gain in gains):
+            progress.worse_validations += 1
+        else:
+            progress.stalled_validations += 1
+        left = self.left(progress)
+        if left is not None and left < self.patience:
+            best = ", ".join(f"{name} {progress.best[name]:.6g}" for name in self.criteria if name in progress.best)
+            logger.info("No better than %s: patience %d of %d.", best, left, self.patience)
+        return left is not None and left <= 0
+
+    def left(self, progress: Progress) -> int | None:
+        """Validations that the run will still put up with; None = any number."""
+        if not self.patience:
+            return None
+        return self.patience - max(progress.worse_validations, progress.stalled_validations)
+
+
+def _higher_is_better(name: str) -> bool:
+    return _HIGHER_IS_BETTER[name] if name in _HIGHER_IS_BETTER else SCORERS.get(name).higher_is_better
