@@ -127,6 +127,35 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_output_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output file that exists, before any work is done.
+
+    Raises:
+        CheckpointError: A directory stands at `path`, or a file and `overwrite` is False.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"The output must be a file, but {path} is a directory.")
+    if path.exists() and not overwrite:
+        raise CheckpointError(
+            f"The output {path} exists already.", hint="choose another name, or replace it with -force"
+        )
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A hidden name to write to; what is there when the context ends without an error is flushed and becomes `path`."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"Writing {path} failed: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _recover(path: Path) -> None:
     """Clean up after processes of this machine that were killed while they wrote `path`.
 

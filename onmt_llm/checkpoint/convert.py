@@ -23,6 +23,7 @@ from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.log import logger
+from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.text.vocab import Vocab
 
 Opener = Callable[..., Foreign]
@@ -163,9 +164,11 @@ def _main_dtype(source: TypedSource) -> Dtype:
 
 def write_text_side(writer: CheckpointWriter, text: TextSide) -> None:
     """Put vocabulary, tokeniser and template beside the weights."""
-    Vocab(text.tokens, text.specials).write(writer.directory / "vocab.txt")
+    Vocab(text.tokens, text.specials).write(writer.directory / VOCAB_FILE)
     if text.src_tokens is not None:
-        Vocab(text.src_tokens, text.specials).write(writer.directory / "src_vocab.txt")
+        Vocab(text.src_tokens, text.specials).write(writer.directory / SRC_VOCAB_FILE)
+    for i, tokens in enumerate(text.feature_tokens):
+        Vocab(tokens, text.specials).write(writer.directory / FEATURE_VOCAB_FILE.format(i=i))
     for name, file in text.files.items():
         writer.add_file(file, name)
     for name, content in text.blobs.items():

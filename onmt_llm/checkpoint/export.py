@@ -42,12 +42,7 @@ def export_hf(
         CheckpointError: An adapter, or an output that exists.
         UnsupportedError: No Hugging Face architecture that we know computes this model.
     """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint.open(checkpoint)
-    if checkpoint.has_adapter:
-        raise CheckpointError(
-            f"{checkpoint.path} holds an adapter and cannot be exported.", hint="onmt_llm_lora -action merge"
-        )
+    checkpoint = open_whole(checkpoint)
     config = checkpoint.config.model
     family = family_for_export(config)
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
@@ -65,6 +60,21 @@ def export_hf(
         _add_json(directory, "generation_config.json", _generation(codec))
         _add_tokenizer(directory, checkpoint, codec)
     return Path(output)
+
+
+def open_whole(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+    """The checkpoint, which must hold a whole model in plain weights.
+
+    Raises:
+        CheckpointError: It holds an adapter.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.open(checkpoint)
+    if checkpoint.has_adapter:
+        raise CheckpointError(
+            f"{checkpoint.path} holds an adapter and cannot be exported.", hint="onmt_llm_lora -action merge"
+        )
+    return checkpoint
 
 
 def _add_json(directory: AtomicDirectory, name: str, content: dict[str, Any]) -> None:

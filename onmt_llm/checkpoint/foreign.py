@@ -33,6 +33,7 @@ class TextSide:
         files: Files to copy, by their name in the checkpoint.
         blobs: Files to write, by their name in the checkpoint.
         src_tokens: The source side's vocabulary where it differs.
+        feature_tokens: Vocabularies of the source features.
     """
 
     tokens: list[str]
@@ -43,6 +44,7 @@ class TextSide:
     files: dict[str, Path] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     src_tokens: list[str] | None = None
+    feature_tokens: list[list[str]] = field(default_factory=list)
 
 
 @dataclass

@@ -20,8 +20,8 @@ import torch
 
 from onmt_llm.checkpoint.foreign import Foreign, TextSide, TypedSource
 from onmt_llm.checkpoint.load import expected_shapes
-from onmt_llm.checkpoint.opennmt_options import EMBEDDING, Options, model_config
-from onmt_llm.checkpoint.opennmt_rules import POSITIONS, Layout, rules
+from onmt_llm.checkpoint.opennmt_options import EMBEDDING, POSITIONS, Options, feature_tokens, model_config
+from onmt_llm.checkpoint.opennmt_rules import Layout, rules
 from onmt_llm.checkpoint.safetensors_io import SafetensorsSet
 from onmt_llm.checkpoint.text_side import fit
 from onmt_llm.checkpoint.torch_files import TorchTensors, load_torch
@@ -61,13 +61,13 @@ def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file:
     is_lora = any(".lora_A" in name for name in source.names())
     _refuse_quantised(file, source)
     config = model_config(options, vocab, source, is_lora=is_lora)
-    layout = Layout.of(options, config)
+    layout = Layout.of(options, config, source)
     foreign = Foreign(
         origin=f"OpenNMT-py {'LoRA' if is_lora else 'model'}, {file.name}",
         model=config,
         source=source,
         rules=rules(config, layout),
-        ignore=_ignored(config, layout),
+        ignore=_ignored(config),
         text=_text_side(options, vocab, config, tokenizer_model, vocab_file),
     )
     if is_lora:
@@ -75,10 +75,10 @@ def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file:
     return foreign
 
 
-def _ignored(config: ModelConfig, layout: Layout) -> list[str]:
+def _ignored(config: ModelConfig) -> list[str]:
     """Tensors that say nothing: tables that are computed, second copies of tied matrices, a bias of zeros."""
     nothing = {
-        f"*.{POSITIONS}": not layout.positions_are_learned,
+        f"*.{POSITIONS}": config.position != "learned",
         "generator.weight": config.tie_embeddings,
         "generator.bias": not config.lm_head_bias,
         f"encoder.{EMBEDDING}.weight": config.share_embeddings,
@@ -159,6 +159,8 @@ def _text_side(
     side = TextSide(tokens=fit(target, config.vocab_size), specials=specials)
     if not config.is_decoder_only and source != list(vocab["tgt"]):
         side.src_tokens = fit(source, config.encoder_vocab_size)
+    features = zip(feature_tokens(vocab), config.src_features, strict=False)
+    side.feature_tokens = [fit(tokens, feature.vocab_size) for tokens, feature in features]
     _set_tokenizer(side, options, tokenizer_model)
     return side
 

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onmt_llm.checkpoint.opennmt_options import EMBEDDING, Options
+from onmt_llm.checkpoint.foreign import TypedSource
+from onmt_llm.checkpoint.opennmt_options import EMBEDDING, EMBEDDINGS, IN_TURN, POSITIONS, Options, sinusoid_of
 from onmt_llm.checkpoint.rules import Chain, Columns, Identity, InterleavedRotary, Op, Reshape, Rule, rule
 from onmt_llm.config.model import ModelConfig
 
-POSITIONS = "embeddings.make_embedding.pe.pe"
+AS_IT_IS = Identity()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """In what order the file's tensors have their rows and columns.
+    """In what order the file's tensors have their rows and columns, and which of them are multiples of ours.
 
     Attributes:
         rotary: What undoes the order of rotary pairs, on rows of q and k.
         hidden: What undoes the order of the residual stream's dimensions.
-        positions_are_learned: The file's table of positions becomes a learned one.
+        embedding: What undoes a factor of the embeddings.
+        query: What undoes a factor of the queries, on rows of q.
+        head: What undoes a factor of the output layer's matrix.
     """
 
-    rotary: Op
-    hidden: Op
-    positions_are_learned: bool
+    rotary: Op = AS_IT_IS
+    hidden: Op = AS_IT_IS
+    embedding: Op = AS_IT_IS
+    query: Op = AS_IT_IS
+    head: Op = AS_IT_IS
 
     @classmethod
-    def of(cls, options: Options, config: ModelConfig) -> Layout:
+    def of(cls, options: Options, config: ModelConfig, source: TypedSource) -> Layout:
         # Before the option existed (v3.5) only neighbours were rotated.
         interleaved = config.position == "rotary" and bool(options.get("rotary_interleave", True))
+        in_turn = config.position == "sinusoidal" and sinusoid_of(options, source, config.hidden_size) == IN_TURN
         return cls(
             rotary=InterleavedRotary(config.size_per_head, config.rope.rotary_dim) if interleaved else Identity(),
-            hidden=InterleavedRotary(config.hidden_size) if config.position == "sinusoidal" else Identity(),
-            positions_are_learned=config.position == "learned",
+            hidden=InterleavedRotary(config.hidden_size) if in_turn else Identity(),
         )
 
 
@@ -44,7 +49,7 @@ def rules(config: ModelConfig, layout: Layout) -> list[Rule]:
         for i in range(config.encoder_layers):
             ours, theirs = f"encoder.layers.{i}", f"encoder.transformer.{i}"
             table += _norm(f"{ours}.attn_norm", f"{theirs}.layer_norm", layout)
-            table += _attention(f"{ours}.self_attn", f"{theirs}.self_attn", layout)
+            table += _self_attention(f"{ours}.self_attn", f"{theirs}.self_attn", layout)
             table += _feed_forward(f"{ours}.mlp", f"{theirs}.feed_forward", config, layout)
             table += _norm(f"{ours}.mlp_norm", _second_norm(theirs, config), layout)
     if config.decoder_layers:
@@ -52,22 +57,29 @@ def rules(config: ModelConfig, layout: Layout) -> list[Rule]:
         for i in range(config.decoder_layers):
             ours, theirs = f"decoder.layers.{i}", f"decoder.transformer_layers.{i}"
             table += _norm(f"{ours}.attn_norm", f"{theirs}.layer_norm_1", layout)
-            table += _attention(f"{ours}.self_attn", f"{theirs}.self_attn", layout)
+            table += _self_attention(f"{ours}.self_attn", f"{theirs}.self_attn", layout)
             table += _norm(f"{ours}.cross_norm", f"{theirs}.layer_norm_2", layout)
             table += _attention(f"{ours}.cross_attn", f"{theirs}.context_attn", layout, rotate=False)
             table += _feed_forward(f"{ours}.mlp", f"{theirs}.feed_forward", config, layout)
             table += _norm(f"{ours}.mlp_norm", _second_norm(theirs, config), layout)
-        table += _linear("lm_head", "generator", columns=layout.hidden)
+        table += _linear("lm_head", "generator", columns=Chain((layout.hidden, layout.head)))
     return table
 
 
 def _stack(side: str, layout: Layout, config: ModelConfig) -> list[Rule]:
     size = config.hidden_size
+    embedding = Columns(Chain((layout.hidden, layout.embedding)))
+    positions = Chain((Reshape((-1, 1, size), (-1, size)), Columns(layout.hidden)))
+    features = range(len(config.src_features) if side == "encoder" else 0)
     return [
-        rule(f"{side}.embed_tokens.weight", f"{side}.{EMBEDDING}.weight", Columns(layout.hidden)),
+        rule(f"{side}.embed_tokens.weight", f"{side}.{EMBEDDING}.weight", embedding),
         rule(f"{side}.embed_tokens.lora_a", f"{side}.{EMBEDDING}.lora_A"),
         rule(f"{side}.embed_tokens.lora_b", f"{side}.{EMBEDDING}.lora_B", layout.hidden),
-        rule(f"{side}.embed_positions.weight", f"{side}.{POSITIONS}", Reshape((-1, 1, size), (-1, size))),
+        *(
+            rule(f"{side}.embed_features.{i}.weight", f"{side}.{EMBEDDINGS}.{i + 1}.weight", embedding)
+            for i in features
+        ),
+        rule(f"{side}.embed_positions.weight", f"{side}.{POSITIONS}", positions),
         *_norm(f"{side}.norm", f"{side}.layer_norm", layout),
     ]
 
@@ -91,10 +103,19 @@ def _linear(ours: str, theirs: str, *, rows: Op | None = None, columns: Op | Non
     ]
 
 
+def _self_attention(ours: str, theirs: str, layout: Layout) -> list[Rule]:
+    return [
+        *_attention(ours, theirs, layout),
+        rule(f"{ours}.embed_relative.weight", f"{theirs}.relative_positions_embeddings.weight"),
+        rule(f"{ours}.relative_bias.weight", f"{theirs}.relative_attention_bias.weight"),
+    ]
+
+
 def _attention(ours: str, theirs: str, layout: Layout, *, rotate: bool = True) -> list[Rule]:
     rotary = layout.rotary if rotate else Identity()
+    query = Chain((rotary, layout.query))
     return [
-        *_linear(f"{ours}.q_proj", f"{theirs}.linear_query", rows=rotary, columns=layout.hidden),
+        *_linear(f"{ours}.q_proj", f"{theirs}.linear_query", rows=query, columns=layout.hidden),
         *_linear(f"{ours}.k_proj", f"{theirs}.linear_keys", rows=rotary, columns=layout.hidden),
         *_linear(f"{ours}.v_proj", f"{theirs}.linear_values", columns=layout.hidden),
         *_linear(f"{ours}.o_proj", f"{theirs}.final_linear", rows=layout.hidden),

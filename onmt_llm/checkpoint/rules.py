@@ -61,6 +61,19 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Theirs times a factor is ours."""
+
+    factor: float
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor * self.factor for tensor in theirs]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor / self.factor for tensor in ours]
+
+
+@dataclass(frozen=True)
 class InterleavedRotary:
     """Rotary pairs are neighbours (2j, 2j+1) there; here they are (j, j + rotary/2).
 

@@ -1,4 +1,5 @@
-"""Operations on whole checkpoints, one tensor at a time: merging an adapter, putting it beside its base, averaging."""
+"""Operations on whole checkpoints, one tensor at a time: merging an adapter, putting it beside its base, averaging,
+extracting vocabulary and embeddings."""
 
 from __future__ import annotations
 
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import torch
 
-from onmt_llm.checkpoint.load import adapter_spec, check_base
+from onmt_llm.checkpoint.atomic import atomic_file
+from onmt_llm.checkpoint.load import adapter_spec, check_base, resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError
-from onmt_llm.text.vocab import Vocab
+from onmt_llm.text.placeholders import escape
+from onmt_llm.text.vocab import ODD, Vocab
 
 
 def merge_lora(
@@ -79,10 +83,20 @@ def average(
     checkpoints: Sequence[str | Path],
     output: str | Path,
     *,
+    dtype: Dtype | None = None,
     shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """The mean of the weights of several checkpoints of one model, computed in float32.
+    """The mean of the weights of several checkpoints of one model, computed in float32, one tensor at a time.
+
+    Vocabulary, tokeniser and template are those of the first.
+
+    Args:
+        checkpoints: Checkpoint directories.
+        output: The checkpoint to write.
+        dtype: Type of the mean; None = as in the first checkpoint.
+        shard_size: Bytes per weight file.
+        overwrite: Replace a checkpoint at `output`.
 
     Raises:
         CheckpointError: They are not of one architecture, or one is an adapter (whose A and B have no mean).
@@ -94,16 +108,50 @@ def average(
     for other in opened:
         if other.has_adapter:
             raise CheckpointError(f"{other.path} holds an adapter, which cannot be averaged.", hint="merge it first")
-        if other.config.model != first.config.model or other.model_names() != first.model_names():
+        if _architecture(other) != _architecture(first):
             raise CheckpointError(f"{other.path} must be of the same architecture as {first.path}, but is not.")
-    with CheckpointWriter(output, first.config, shard_size=shard_size, overwrite=overwrite) as writer:
+    model = first.config.model.model_copy(update={"dtype": dtype or first.config.model.dtype})
+    source = f"mean of {', '.join(other.path.name for other in opened)}"
+    config = first.config.model_copy(update={"model": model, "source": source})
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
         for name in first.model_names():
             total = first.tensor(name).float()
             for other in opened[1:]:
                 total += other.tensor(name).float()
-            writer.add(name, (total / len(opened)).to(first.dtype(name)))
+            stored = first.dtype(name) if dtype is None else resolve_dtype(dtype, model.dtype)
+            writer.add(name, (total / len(opened)).to(stored))
         _copy_files(writer, first)
     return Path(output)
+
+
+def _architecture(checkpoint: Checkpoint) -> object:
+    """What two checkpoints must share to have a mean; the type of their numbers may differ."""
+    config = checkpoint.config.model.model_copy(update={"dtype": "fp32"})
+    return config, {name: checkpoint.shape(name) for name in checkpoint.model_names()}
+
+
+def extract_embeddings(checkpoint: str | Path, output: str | Path, *, side: str = "tgt") -> int:
+    """Write a checkpoint's embeddings to a text file in GloVe's format: a line is the token and its vector.
+
+    Args:
+        checkpoint: Checkpoint directory, with or without a trailing `.pt`.
+        output: The file; replaced where it exists.
+        side: "src" or "tgt".
+
+    Returns:
+        The number of vectors.
+    """
+    opened = Checkpoint.open(checkpoint)
+    codec, model = opened.codec(), opened.config.model
+    has_own = side == "src" and not model.is_decoder_only and not model.share_embeddings
+    name = f"{'encoder' if has_own else 'decoder'}.embed_tokens.weight"
+    vectors_VD = opened.tensor(name).float()
+    tokens = list(codec.src_vocab if side == "src" else codec.vocab)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(Path(output)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for token, vector in zip(tokens, vectors_VD, strict=False):
+            file.write(f"{escape(token, ODD)} {' '.join(f'{value:.6g}' for value in vector.tolist())}\n")
+    return min(len(tokens), len(vectors_VD))
 
 
 def extract_vocabulary(checkpoint: str | Path, output: str | Path, *, side: str = "tgt") -> int:

@@ -1,4 +1,4 @@
-"""`onmt_llm_checkpoint info | verify | extract_vocabulary`: look into a checkpoint."""
+"""`onmt_llm_checkpoint info | verify | extract_vocabulary | extract_embeddings | average`: whole checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from onmt_llm.errors import CheckpointError, ConfigError
 
 USAGE = (
     "onmt_llm_checkpoint info -model CHECKPOINT | verify -model CHECKPOINT | "
-    "extract_vocabulary -model CHECKPOINT -out_file FILE -side src"
+    "extract_vocabulary -model CHECKPOINT -out_file FILE -side src | "
+    "extract_embeddings -model CHECKPOINT -out_file FILE -side src | average -models CHECKPOINT CHECKPOINT -output NEW"
 )
 
 
@@ -26,7 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _checkpoint(action: str, loaded: Loaded[Any]) -> int:
-    actions = {"info": _info, "verify": _verify, "extract_vocabulary": _extract_vocabulary}
+    actions = {
+        "info": _info,
+        "verify": _verify,
+        "extract_vocabulary": _extract_vocabulary,
+        "extract_embeddings": _extract_embeddings,
+        "average": _average,
+    }
     if action not in actions:
         raise ConfigError(f"The first word must be one of {', '.join(actions)}, but is '{action}'.", hint=USAGE)
     return actions[action](loaded)
@@ -71,6 +78,24 @@ def _extract_vocabulary(loaded: Loaded[Any]) -> int:
     from onmt_llm.checkpoint.surgery import extract_vocabulary
 
     print(f"{extract_vocabulary(model, output, side=loaded.job.checkpoint.side)} tokens written to {output}")
+    return 0
+
+
+def _extract_embeddings(loaded: Loaded[Any]) -> int:
+    model, output = needed(loaded, "checkpoint", "model", USAGE), needed(loaded, "checkpoint", "out_file", USAGE)
+    from onmt_llm.checkpoint.surgery import extract_embeddings
+
+    print(f"{extract_embeddings(model, output, side=loaded.job.checkpoint.side)} vectors written to {output}")
+    return 0
+
+
+def _average(loaded: Loaded[Any]) -> int:
+    needed(loaded, "checkpoint", "models", USAGE)
+    options, output = loaded.job.checkpoint, needed(loaded, "checkpoint", "output", USAGE)
+    from onmt_llm.checkpoint.surgery import average
+
+    average(options.models, output, dtype="fp32" if options.fp32 else None, overwrite=options.force)
+    print(f"the mean of {len(options.models)} checkpoints written to {output}")
     return 0
 
 

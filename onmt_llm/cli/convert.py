@@ -1,4 +1,4 @@
-"""`onmt_llm_convert`: other toolkits' models to checkpoints, and checkpoints to Hugging Face directories."""
+"""`onmt_llm_convert`: other toolkits' models to checkpoints, and back to Hugging Face's and OpenNMT-py's forms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import ConversionOptions
 from onmt_llm.config.load import Loaded
+from onmt_llm.log import logger
 
 USAGE = "onmt_llm_convert -model_dir MODEL -output CHECKPOINT"
 
@@ -25,6 +26,20 @@ def _convert(loaded: Loaded[Any]) -> int:
 
         export_hf(model, output, dtype=options.dtype, shard_size=options.shard_size, overwrite=options.force)
         return 0
+    if options.to == "opennmt":
+        from onmt_llm.checkpoint.opennmt_export import export_opennmt
+
+        export_opennmt(
+            model,
+            output,
+            format=options.format or "pytorch",
+            dtype=options.dtype,
+            shard_size=options.shard_size,
+            overwrite=options.force,
+        )
+        return 0
+    if options.format is not None:
+        logger.info("'format' has no effect here: checkpoints are directories of safetensors.")
     from onmt_llm.checkpoint.convert import convert
 
     convert(

@@ -12,6 +12,7 @@ from onmt_llm.config.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
 from onmt_llm.log import logger
+from onmt_llm.text.features import parse_defaults
 from onmt_llm.text.placeholders import from_line, to_line
 from onmt_llm.text.templates import Message
 
@@ -29,6 +30,9 @@ def _translate(loaded: Loaded[Any]) -> int:
     source = needed(loaded, "inference", "src", "-src input.txt, or -src - for standard input")
     lines = list(read_lines(source))
     engine = open_from(loaded)
+    if config.inference.src_feats_defaults is not None:
+        codec = engine.codec
+        codec.default_features = parse_defaults(config.inference.src_feats_defaults, len(codec.feature_vocabs))
     prompts = [encode_line(line, engine.codec, config.inference.template) for line in lines]
     answers = engine.generate(
         prompts, config.generation, batch_size=config.engine.batch_size, batch_type=config.engine.batch_type

@@ -68,6 +68,12 @@ class CheckpointConfig(Section):
 
     format_version: int = FORMAT_VERSION
     model: ModelConfig
+    alignment_layer: int = -1
+    """Decoder layer whose attention to the source is taken for an alignment; negative = from the last one, -1."""
+    alignment_heads: int = 1
+    """First heads of that layer that are averaged; 0 = all."""
+    src_feats_defaults: str | None = None
+    """Features of source words that come without any, `value￨value`, for a model with `src_features`."""
     tokenizer: TokenizerSpec = TokenizerSpec()
     src_tokenizer: TokenizerSpec | None = None
     """The source side's tokeniser, where it differs from `tokenizer`."""

@@ -21,8 +21,10 @@ class ConversionOptions(Section):
     """Checkpoint directory to write."""
     source: Literal["auto", "hf", "llama_meta", "falcon", "gguf", "opennmt"] = "auto"
     """What the weights are (`from` is understood too); `auto` looks at the files."""
-    to: Literal["hf"] | None = None
-    """The other way: write a Hugging Face folder from one of our checkpoints."""
+    to: Literal["hf", "opennmt"] | None = None
+    """The other way: write one of our checkpoints as a Hugging Face folder, or as a `.pt` file for OpenNMT-py 3.5."""
+    format: Literal["pytorch", "safetensors"] | None = None
+    """`to: opennmt`: weights in the `.pt` file (the default), or in safetensors files beside it."""
     tokenizer_model: str | None = None
     """SentencePiece model or tokenizer.json, where it is not beside the weights."""
     vocab_file: str | None = None
@@ -36,7 +38,7 @@ class ConversionOptions(Section):
 
 
 class ConvertConfig(Section):
-    """Convert LLaMA, Falcon, GGUF and OpenNMT-py weights to a checkpoint, and back to Hugging Face."""
+    """Convert LLaMA, Falcon, GGUF and OpenNMT-py weights to a checkpoint, and back to Hugging Face or OpenNMT-py."""
 
     conversion: ConversionOptions = ConversionOptions()
 
@@ -68,13 +70,21 @@ class CheckpointOptions(Section):
     model: str | None = None
     """Checkpoint directory."""
     out_file: str | None = None
-    """`extract_vocabulary`: file to write, one token a line."""
+    """`extract_vocabulary`, `extract_embeddings`: text file to write, a token a line."""
     side: Literal["src", "tgt"] = "tgt"
-    """`extract_vocabulary`: which vocabulary."""
+    """`extract_vocabulary`, `extract_embeddings`: which side's."""
+    models: list[str] = []
+    """`average`: checkpoints of one model, whose mean is taken."""
+    output: str | None = None
+    """`average`: checkpoint directory to write."""
+    fp32: bool = False
+    """`average`: store the mean in float32, whatever the type of the models is."""
+    force: bool = False
+    """`average`: replace an output that exists."""
 
 
 class CheckpointToolConfig(Section):
-    """Look into a checkpoint: `info`, `extract_vocabulary`."""
+    """Look into a checkpoint (`info`, `verify`, `extract_vocabulary`, `extract_embeddings`); `average` several."""
 
     checkpoint: CheckpointOptions = CheckpointOptions()
 

@@ -49,6 +49,10 @@ class DataConfig(Section):
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
     zero_out_prompt_loss: bool | None = None
     """The loss counts answers only, not prompts; null = in JSONL prompts and conversations, but not in text files."""
+    n_src_feats: int = Field(0, ge=0)
+    """Features that every source word carries, written `word￨feature￨feature`; needs the transform `inferfeats`."""
+    src_feats_defaults: str | None = None
+    """Features of the words of a line that has none: `value￨value`."""
     n_sample: int = Field(0, ge=-1)
     """Training, above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all.
     `onmt_llm_build_vocab`: count the first so many records of each corpus; -1 = all, 0 = 5000."""
@@ -67,6 +71,10 @@ class VocabularyConfig(Section):
     """Vocabulary of the source side (or of both, with `share_vocab`)."""
     tgt_vocab: str | None = None
     """Vocabulary of the target side."""
+    feat_vec_size: int | None = Field(None, ge=1)
+    """Width of the embedding of each source feature, with `feat_merge: concat`; null = by `feat_vec_exponent`."""
+    feat_vec_exponent: float = Field(0.7, gt=0)
+    """A feature with N values gets an embedding of width N to the power of this."""
     share_vocab: bool = False
     """Source and target use one vocabulary."""
     src_vocab_size: int = Field(0, ge=0)

@@ -25,6 +25,10 @@ class InferenceConfig(Section):
     """OpenNMT-py lists the tokeniser here; empty = what the checkpoint holds."""
     template: str | None = None
     """Wrap every input as one user turn of this chat template; `auto` = the checkpoint's; null = inputs are prompts."""
+    n_src_feats: int | None = None
+    """Accepted; the checkpoint knows how many features its source words carry."""
+    src_feats_defaults: str | None = None
+    """Features of the words of a line that has none, `value￨value`; null = the checkpoint's."""
     with_score: bool = False
     """Append each answer's log-probability after a tab."""
     model_task: Literal["lm", "seq2seq"] | None = None

@@ -1,6 +1,6 @@
 """`Batch`: what a model is trained on. The only file of this package that imports torch.
 
-Shapes: B examples, S source positions, T target positions.
+Shapes: B examples, S source positions, T target positions, F features.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Batch:
         doc_BT: Number of the document that each position belongs to, 0 = padding; None where every row is one document.
         num_targets: Labels that the loss counts.
         num_examples: Examples in the batch.
+        features_BSF: Features of the source tokens (int64); None for a model without.
     """
 
     src_BS: Tensor | None
@@ -36,6 +37,7 @@ class Batch:
     doc_BT: Tensor | None
     num_targets: int
     num_examples: int
+    features_BSF: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -51,6 +53,7 @@ class Batch:
             move(self.doc_BT),
             self.num_targets,
             self.num_examples,
+            features_BSF=move(self.features_BSF),
         )
 
 
@@ -64,6 +67,7 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Bat
     """
     labels_BT = _padded([example.labels for example in examples], IGNORED)
     sources = [example.src for example in examples if example.src is not None]
+    features = [example.features for example in examples if example.features is not None]
     lengths_B = torch.tensor([len(source) for source in sources])
     src_BS = _padded(sources, src_pad_id) if sources else None
     return Batch(
@@ -74,11 +78,12 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Bat
         doc_BT=None,
         num_targets=int((labels_BT != IGNORED).sum()),
         num_examples=len(examples),
+        features_BSF=_padded(features, 0) if features else None,
     )
 
 
 def _padded(rows: Sequence[Ids], fill: int) -> Tensor:
-    filled = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
+    filled = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), fill, dtype=np.int64)
     for index, row in enumerate(rows):
         filled[index, : len(row)] = row
     return torch.from_numpy(filled)

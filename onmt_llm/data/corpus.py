@@ -65,9 +65,12 @@ class Corpus:
             task=model.task,
             template=model.template,
             open_template=model.open_template,
+            n_src_feats=data.n_src_feats,
+            src_feats_defaults=data.src_feats_defaults,
             zero_out_prompt_loss=data.zero_out_prompt_loss,
         )
         names = data.transforms if config.transforms is None else config.transforms
+        _check_features(name, names, data.n_src_feats, model)
         self.transforms: list[Transform] = build_transforms(
             names, options, config, _context(model, self._parser, data, training)
         )
@@ -157,6 +160,19 @@ def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, Corpus
             + (f"only {', '.join(valid)}, for validation." if valid else "none.")
         )
     return train, valid
+
+
+def _check_features(corpus: str, transforms: Sequence[str], count: int, model: ModelText) -> None:
+    if count != len(model.feature_vocabs):
+        raise ConfigError(
+            f"n_src_feats must be the number of source features of the model, {len(model.feature_vocabs)}, "
+            f"but is {count}."
+        )
+    if count and "inferfeats" not in transforms:
+        raise ConfigError(
+            f"The transforms of corpus '{corpus}' must include inferfeats, behind the tokeniser, since n_src_feats is "
+            f"{count}."
+        )
 
 
 def _context(model: ModelText, parser: ExampleParser, data: DataConfig, training: bool) -> TransformContext:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from onmt_llm.data.example import Example
 from onmt_llm.data.model_text import ModelText
+from onmt_llm.text.features import split_features
 
 IGNORED = -100
 """Label of a position without loss, as torch's cross entropy has it."""
@@ -25,12 +26,14 @@ class Encoded:
         tgt: Input of the decoder.
         labels: The token that follows at each position of `tgt`; -100 where the loss does not look.
         unknown: How many tokens are not in the vocabulary.
+        features: (S, F) ids of the source tokens' features, or None where the model has none.
     """
 
     src: Ids | None
     tgt: Ids
     labels: Ids
     unknown: int
+    features: Ids | None = None
 
     @property
     def width(self) -> int:
@@ -55,13 +58,14 @@ class Encoder:
         self._is_lm = model.task == "lm"
         self._vocab = vocab
         self._src_vocab = model.src_vocab or vocab
+        self._feature_vocabs = model.feature_vocabs
         self._bos = [vocab.bos_id] if model.bos is not None and vocab.bos_id is not None else []
         self._eos = [vocab.eos_id] if vocab.eos_id is not None else []
 
     def __call__(self, example: Example) -> Encoded | None:
         """The example as ids; None if it has no token (on either side, for an encoder-decoder)."""
         segments = [*example.src, *example.tgt] if self._is_lm else example.tgt
-        src, unknown = (None, 0) if self._is_lm else self._source(example)
+        src, features, unknown = (None, None, 0) if self._is_lm else self._source(example)
         tokens: list[str] = []
         untrained: list[tuple[int, int]] = []
         for segment in segments:
@@ -81,11 +85,17 @@ class Encoder:
         if tail and not segments[-1].train_on:
             labels[-1] = IGNORED
         unknown += _count_unknown(ids, self._vocab.unk_id)
-        return Encoded(src, sequence[:-1], labels[1:], unknown) if len(sequence) > 1 else None
+        return Encoded(src, sequence[:-1], labels[1:], unknown, features) if len(sequence) > 1 else None
 
-    def _source(self, example: Example) -> tuple[Ids, int]:
-        ids = self._src_vocab.ids([token for segment in example.src for token in segment.tokens or ()])
-        return np.array(ids, dtype=np.int32), _count_unknown(ids, self._src_vocab.unk_id)
+    def _source(self, example: Example) -> tuple[Ids, Ids | None, int]:
+        tokens = [token for segment in example.src for token in segment.tokens or ()]
+        features: Ids | None = None
+        if self._feature_vocabs:
+            tokens, *columns = split_features(tokens, len(self._feature_vocabs))
+            ids_FS = [vocab.ids(column) for vocab, column in zip(self._feature_vocabs, columns, strict=True)]
+            features = np.array(ids_FS, dtype=np.int32).T
+        ids = self._src_vocab.ids(tokens)
+        return np.array(ids, dtype=np.int32), features, _count_unknown(ids, self._src_vocab.unk_id)
 
 
 def _count_unknown(ids: list[int], unk_id: int | None) -> int:

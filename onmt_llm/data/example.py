@@ -20,6 +20,7 @@ class Example:
         tgt: Target side.
         corpus: Name of the corpus in `data:`.
         line: Line in the corpus file, counted from 1.
+        src_features: Features of each source word, until `inferfeats` has put them behind the tokens; None = none.
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
     """
 
@@ -28,3 +29,4 @@ class Example:
     corpus: str = ""
     line: int = 0
     closed: bool = False
+    src_features: list[list[str]] | None = None

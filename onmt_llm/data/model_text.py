@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from onmt_llm.data.records import Task
@@ -23,6 +23,7 @@ class ModelText:
         tokenizer: The checkpoint's tokeniser.
         src_tokenizer: That of the source side, where it differs.
         template: The checkpoint's chat template.
+        feature_vocabs: Values of the source tokens' features.
         add_bos: A language model's input begins with BOS.
 
     Raises:
@@ -36,6 +37,7 @@ class ModelText:
     src_tokenizer: Tokenizer | None = None
     template: Template | None = None
     add_bos: bool = True
+    feature_vocabs: Sequence[Vocab] = ()
 
     def __post_init__(self) -> None:
         specials = self.vocab.specials

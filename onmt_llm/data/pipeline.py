@@ -62,6 +62,7 @@ class Pipeline:
         template: The checkpoint's chat template.
         task: "lm" or "seq2seq".
         add_bos: A language model's input begins with BOS.
+        feature_vocabs: Values of the source tokens' features.
         seed: Of the order of batches and of random transforms.
         training: Endless, shuffled, with random transforms; else one ordered pass.
         rank: Which share of the examples is ours.
@@ -85,12 +86,13 @@ class Pipeline:
         template: Template | None = None,
         task: Task,
         add_bos: bool,
+        feature_vocabs: Sequence[Vocab] = (),
         seed: int,
         training: bool,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        model = ModelText(task, vocab, src_vocab, tokenizer, src_tokenizer, template, add_bos)
+        model = ModelText(task, vocab, src_vocab, tokenizer, src_tokenizer, template, add_bos, feature_vocabs)
         self._corpora = open_corpora(corpora, data=data, options=options, model=model, training=training)
         check_readers([corpus.reader for corpus in self._corpora])
         sources = [Source(corpus.name, corpus.reader, corpus.weight) for corpus in self._corpora]

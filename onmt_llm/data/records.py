@@ -15,6 +15,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
 from onmt_llm.data.readers import Record, decode
 from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.text.features import parse_defaults, split_text
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_template
@@ -45,6 +46,8 @@ class ExampleParser:
         task: A language model reads source and target as one text; prompts and conversations go through a template.
         template: The checkpoint's chat template, where it has one.
         open_template: Opens the template that the corpus names.
+        n_src_feats: Features that source words carry.
+        src_feats_defaults: Those of the words of a line that has none.
         zero_out_prompt_loss: Only answers are trained; False = all text is; None = answers only, where JSON tells them
             apart, and all text of text files.
 
@@ -61,6 +64,8 @@ class ExampleParser:
         task: Task,
         template: Template | None = None,
         open_template: Callable[[str], Template] = get_template,
+        n_src_feats: int = 0,
+        src_feats_defaults: str | None = None,
         zero_out_prompt_loss: bool | None = None,
     ) -> None:
         self.name = name
@@ -68,6 +73,8 @@ class ExampleParser:
         self.paths = tuple(paths)
         self.task = task
         self.zero_out = zero_out_prompt_loss is not False if corpus.path_jsonl else bool(zero_out_prompt_loss)
+        self.num_features = n_src_feats
+        self.default_features = parse_defaults(src_feats_defaults, n_src_feats)
         self.template = open_template(corpus.template) if corpus.template else template
         self._open_template = open_template
         if task == "seq2seq" and not (corpus.path_tgt or corpus.path_jsonl):
@@ -101,11 +108,18 @@ class ExampleParser:
     def _pair(self, prompt: str, answer: str, record: Record) -> Example | None:
         if not (prompt.strip() and answer.strip()):
             return None
+        features: list[list[str]] | None = None
+        if self.num_features:
+            try:
+                prompt, features = split_text(prompt, self.num_features, self.default_features)
+            except DataError as error:
+                raise DataError(f"{self.where(record)}: {error.message}", hint=error.hint) from error
         return Example(
             src=[Segment(prompt, train_on=not self.zero_out)],
             tgt=[Segment(answer)],
             corpus=self.name,
             line=record.line,
+            src_features=features,
         )
 
     def _from_json(self, text: str, record: Record) -> Example | None:

@@ -1,4 +1,4 @@
-"""The engine that runs a CTranslate2 release of a decoder-only model."""
+"""The engine that runs a CTranslate2 release of a decoder-only model; `ct2_translator` builds on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from random import SystemRandom
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.engine import (
     CT2_MODEL_FILE,
+    TARGET_VOCABULARIES,
     Delta,
     FinishReason,
     Hypothesis,
@@ -29,10 +30,12 @@ from onmt_llm.log import log_once, logger
 from onmt_llm.optional import require
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from onmt_llm.text.codec import Codec
 
 REPORT_FILE = "release_report.json"
-_SCORE_TOKENS = 512
+SCORE_TOKENS = 512
 _RUNS_AS = {"int8": "int8_float32"}
 """Two names of one type."""
 
@@ -59,6 +62,11 @@ class Ct2Engine:
         threads: CPU threads; 0 = the library's default.
     """
 
+    _runs: ClassVar[str] = "Generator"
+    """CTranslate2's class for this kind of model."""
+    _length_names: ClassVar[tuple[str, str]] = ("max_length", "min_length")
+    """What that class calls the limits of an answer."""
+
     def __init__(
         self, directory: Path, codec: Codec, *, device: str = "auto", compute_type: str = "auto", threads: int = 0
     ) -> None:
@@ -75,14 +83,14 @@ class Ct2Engine:
         self._ct2 = require("ctranslate2", "the CTranslate2 engine")
         self._model = self._load()
         self._has_drawn = False
-        tokens = _model_tokens(directory)
+        tokens = model_tokens(directory)
         # Rows of the embedding beyond the vocabulary have names of their own in the release; they must never be
         # produced.
         self._filler = [[token] for token in tokens[len(codec.vocab) :]]
         self._vocab_size = len(tokens)
 
     @classmethod
-    def open(cls, directory: Path, *, device: str = "auto", compute_type: str = "auto", threads: int = 0) -> Ct2Engine:
+    def open(cls, directory: Path, *, device: str = "auto", compute_type: str = "auto", threads: int = 0) -> Self:
         """Load a release; see `open_engine`."""
         from onmt_llm.text.codec import Codec
 
@@ -152,7 +160,7 @@ class Ct2Engine:
         self._refuse_beyond_window(known)
         batch = [tokens for tokens in known if len(tokens) > 1]
         results = iter(
-            self._model.score_batch(batch, max_batch_size=_SCORE_TOKENS, batch_type="tokens", max_input_length=0)
+            self._model.score_batch(batch, max_batch_size=SCORE_TOKENS, batch_type="tokens", max_input_length=0)
             if batch
             else []
         )
@@ -174,7 +182,7 @@ class Ct2Engine:
         # CTranslate2's own warning about a replaced type says in three lines what `open` says in one.
         self._ct2.set_log_level(logging.ERROR)
         try:
-            return self._ct2.Generator(str(self._directory), **self._load_options)
+            return getattr(self._ct2, self._runs)(str(self._directory), **self._load_options)
         except ValueError as error:
             raise UnsupportedError(f"CTranslate2 cannot run {self._directory} as asked: {error}.") from error
         except RuntimeError as error:
@@ -227,9 +235,10 @@ class Ct2Engine:
     def _search_options(self, options: GenerationConfig) -> dict[str, Any]:
         """Our options in CTranslate2's names and sentinels."""
         top_k = max(options.random_sampling_topk, 0)
+        max_length, min_length = self._length_names
         return {
-            "max_length": options.max_length,
-            "min_length": options.min_length,
+            max_length: options.max_length,
+            min_length: options.min_length,
             "sampling_topk": (top_k if top_k < self._vocab_size else 0) if options.samples else 1,
             "sampling_topp": options.random_sampling_topp or 1.0,
             "sampling_temperature": options.random_sampling_temp or 1.0,
@@ -241,21 +250,23 @@ class Ct2Engine:
         }
 
     def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
-        beam = options.beam_size > 1
-        watched: dict[tuple[int, int], AnswerText] = {}
         results = self._model.generate_batch(
-            prompts,
-            beam_size=options.beam_size,
-            num_hypotheses=options.n_best,
-            length_penalty=1.0 if options.length_penalty == "avg" and beam else 0.0,
-            include_prompt_in_result=False,
-            cache_static_prompt=False,
-            return_scores=True,
-            return_end_token=True,
-            callback=self._watcher(watched, options) if not beam and self._stops(options) else None,
-            **self._search_options(options),
+            prompts, include_prompt_in_result=False, cache_static_prompt=False, **self._batch_options(options)
         )
-        return [self._hypotheses(result, options) for result in results]
+        return [self._hypotheses(result.sequences_ids, result.scores, options) for result in results]
+
+    def _batch_options(self, options: GenerationConfig) -> dict[str, Any]:
+        """What a whole batch is told besides its prompts."""
+        beam = options.beam_size > 1
+        return {
+            "beam_size": options.beam_size,
+            "num_hypotheses": options.n_best,
+            "length_penalty": 1.0 if options.length_penalty == "avg" and beam else 0.0,
+            "return_scores": True,
+            "return_end_token": True,
+            "callback": self._watcher({}, options) if not beam and self._stops(options) else None,
+            **self._search_options(options),
+        }
 
     def _watcher(self, watched: dict[tuple[int, int], AnswerText], options: GenerationConfig) -> Callable[[Any], bool]:
         """Ends an answer at its first stop string while the batch goes on."""
@@ -268,9 +279,11 @@ class Ct2Engine:
 
         return watch
 
-    def _hypotheses(self, result: Any, options: GenerationConfig) -> list[Hypothesis]:
-        scores = result.scores or [0.0] * len(result.sequences_ids)
-        found = [self._hypothesis(ids, score, options) for ids, score in zip(result.sequences_ids, scores, strict=True)]
+    def _hypotheses(
+        self, answers: Sequence[Sequence[int]], scores: Sequence[float], options: GenerationConfig
+    ) -> list[Hypothesis]:
+        scores = scores or [0.0] * len(answers)
+        found = [self._hypothesis(ids, score, options) for ids, score in zip(answers, scores, strict=True)]
         return sorted(found, key=lambda hypothesis: -hypothesis.score)
 
     def _hypothesis(self, ids: Sequence[int], score: float, options: GenerationConfig) -> Hypothesis:
@@ -289,10 +302,7 @@ class Ct2Engine:
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
     ) -> Iterator[Delta]:
         text = self._answer_text(options)
-        steps = self._model.generate_tokens(
-            self._known(prompt), cache_static_prompt=False, **self._search_options(options)
-        )
-        with closing(steps):
+        with closing(self._open_stream(prompt, options)) as steps:
             for step in steps:
                 if step.token_id in self._end_ids:
                     yield Delta(text.finish(), 1, "stop")
@@ -307,6 +317,12 @@ class Ct2Engine:
                 if should_stop():
                     break
         yield Delta(text.finish(), 0, "stopped")
+
+    def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Any:
+        """CTranslate2's own stream of steps."""
+        return self._model.generate_tokens(
+            self._known(prompt), cache_static_prompt=False, **self._search_options(options)
+        )
 
     def _seed(self, options: GenerationConfig) -> None:
         """Make the coming call draw by `options.seed`."""
@@ -338,9 +354,10 @@ def _no_source(source: object) -> None:
         raise UnsupportedError("A CTranslate2 release holds a decoder-only model, which has no source side.")
 
 
-def _model_tokens(directory: Path) -> list[str]:
-    """The vocabulary that CTranslate2 reads, in id order."""
-    file = directory / "vocabulary.json"
+def model_tokens(directory: Path) -> list[str]:
+    """The (target) vocabulary that CTranslate2 reads, in id order."""
+    files = [directory / name for name in TARGET_VOCABULARIES]
+    file = next((file for file in files if file.is_file()), files[0])
     try:
         return [str(token) for token in json.loads(file.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:

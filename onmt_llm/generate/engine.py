@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length"]
 CT2_MODEL_FILE = "model.bin"
+TARGET_VOCABULARIES = ("vocabulary.json", "shared_vocabulary.json", "target_vocabulary.json")
+"""Where a CTranslate2 directory has the tokens that it answers with: a language model's, or an encoder-decoder's."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,13 @@ def open_engine(
     options: dict[str, Any] = {"device": device, "compute_type": compute_type, "threads": threads}
     release = find_release(path)
     if release is not None:
-        from onmt_llm.generate.ct2_engine import Ct2Engine
+        if (release / TARGET_VOCABULARIES[0]).is_file():
+            from onmt_llm.generate.ct2_engine import Ct2Engine
 
-        return Ct2Engine.open(release, **options)
+            return Ct2Engine.open(release, **options)
+        from onmt_llm.generate.ct2_translator import Ct2Translator
+
+        return Ct2Translator.open(release, **options)
     from onmt_llm.generate.torch_engine import TorchEngine
 
     return TorchEngine.open(path, dtype=dtype, **options)
@@ -147,9 +153,9 @@ def find_release(path: str | Path) -> Path | None:
     path = Path(path)
     for candidate in (path, path.with_suffix("") if path.suffix == ".pt" else path.with_name(path.name + ".pt")):
         if (candidate / CT2_MODEL_FILE).is_file():
-            missing = [
-                name for name in ("config.yaml", "config.json", "vocabulary.json") if not (candidate / name).is_file()
-            ]
+            missing = [name for name in ("config.yaml", "config.json") if not (candidate / name).is_file()]
+            if not any((candidate / name).is_file() for name in TARGET_VOCABULARIES):
+                missing.append(TARGET_VOCABULARIES[0])
             if missing:
                 raise CheckpointError(
                     f"The CTranslate2 model {candidate} must hold {', '.join(missing)}, but does not.",

@@ -86,12 +86,20 @@ class Decoding:
         model: Decoder-only (the prompts are continued) or encoder-decoder (the prompts are sources).
         prompts: Token ids, none empty.
         start_id: First token of every target of an encoder-decoder model.
+        features: Features of each source's tokens, for a model with `src_features`.
 
     Attributes:
         logits_RV: float32 logits of each row's next token.
     """
 
-    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], *, start_id: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: Sequence[Sequence[int]],
+        *,
+        start_id: int | None = None,
+        features: Sequence[Sequence[Sequence[int]]] | None = None,
+    ) -> None:
         self._model = model
         self._device = next(model.parameters()).device
         self._mask_RS: Tensor | None = None
@@ -100,7 +108,7 @@ class Decoding:
             ids_BP, left_pad_B = self._pad_left(prompts)
         else:
             assert start_id is not None, "an encoder-decoder model needs a start token"
-            memory_BSD = self._encode(prompts)
+            memory_BSD = self._encode(prompts, features)
             ids_BP, left_pad_B = torch.full((len(prompts), 1), start_id, device=self._device), None
         self._cache = KVCache(model.config.decoder_layers, left_pad_B=left_pad_B)
         self.logits_RV = self._forward(ids_BP, memory_BSD)
@@ -128,12 +136,17 @@ class Decoding:
         ids = [[0] * pad + list(prompt) for pad, prompt in zip(left_pad, prompts, strict=True)]
         return torch.tensor(ids, device=self._device), torch.tensor(left_pad, device=self._device)
 
-    def _encode(self, sources: Sequence[Sequence[int]]) -> Tensor:
+    def _encode(self, sources: Sequence[Sequence[int]], features: Sequence[Sequence[Sequence[int]]] | None) -> Tensor:
         longest = max(map(len, sources))
         src_BS = torch.tensor([[*source, *[0] * (longest - len(source))] for source in sources], device=self._device)
         lengths_B1 = torch.tensor([[len(source)] for source in sources], device=self._device)
         self._mask_RS = torch.arange(longest, device=self._device)[None] < lengths_B1
-        return self._model.encode(src_BS, self._mask_RS)
+        features_BSF: Tensor | None = None
+        if features is not None:
+            none = [0] * len(self._model.config.src_features)
+            rows = [[*row, *[none] * (longest - len(row))] for row in features]
+            features_BSF = torch.tensor(rows, device=self._device)
+        return self._model.encode(src_BS, self._mask_RS, features_BSF=features_BSF)
 
 
 def pick_best(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:

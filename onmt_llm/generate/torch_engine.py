@@ -18,6 +18,7 @@ from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.engine import Delta, Hypothesis, check_options, empty_answers, end_ids
 from onmt_llm.log import log_once
+from onmt_llm.text.features import split_features
 
 if TYPE_CHECKING:
     from onmt_llm.nn.transformer import Transformer
@@ -106,7 +107,7 @@ class TorchEngine:
         seed = _seed(options)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
         for batch in make_batches([len(prompt) for prompt in ids], batch_size=batch_size, batch_type=batch_type):
-            decoding = self._start([ids[place] for place in batch])
+            decoding = self._start([ids[place] for place in batch], [prompts[place] for place in batch])
             if options.beam_size > 1:
                 found = self._search(decoding, len(batch), options)
             else:
@@ -150,10 +151,20 @@ class TorchEngine:
 
     def _prompt_ids(self, prompt: Sequence[str]) -> list[int]:
         vocab = self._codec.vocab if self.model.config.is_decoder_only else self._codec.src_vocab
+        if self._codec.feature_vocabs:
+            prompt = split_features(prompt, len(self._codec.feature_vocabs))[0]
         return vocab.ids(prompt)
 
-    def _start(self, prompts: Sequence[Sequence[int]]) -> search.Decoding:
-        return search.Decoding(self.model, prompts, start_id=self._codec.vocab.bos_id)
+    def _features(self, prompt: Sequence[str]) -> list[list[int]]:
+        """Ids of the features of each source token."""
+        vocabs = self._codec.feature_vocabs
+        columns = split_features(prompt, len(vocabs))[1:]
+        columns_FS = [vocab.ids(column) for vocab, column in zip(vocabs, columns, strict=True)]
+        return [list(row) for row in zip(*columns_FS, strict=True)]
+
+    def _start(self, ids: Sequence[Sequence[int]], prompts: Sequence[Sequence[str]]) -> search.Decoding:
+        features = [self._features(prompt) for prompt in prompts] if self._codec.feature_vocabs else None
+        return search.Decoding(self.model, ids, start_id=self._codec.vocab.bos_id, features=features)
 
     def _rules(self, options: GenerationConfig) -> search.Rules:
         vocab = self._codec.vocab
@@ -216,7 +227,7 @@ class TorchEngine:
     @torch.inference_mode()
     def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[search.Row]:
         rows = [search.Row(0, random=_random(_seed(options), 0, 0))]
-        yield from self._steps(self._start([self._prompt_ids(prompt)]), rows, options)
+        yield from self._steps(self._start([self._prompt_ids(prompt)], [prompt]), rows, options)
 
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
@@ -287,7 +298,8 @@ class TorchEngine:
             return self.model.decode(tgt_1T)[0]
         if not source:
             raise DataError("An encoder-decoder model scores a target given its source, but the source is missing.")
-        memory_1SD = self.model.encode(torch.tensor([self._prompt_ids(source)], device=device))
+        features = torch.tensor([self._features(source)], device=device) if self._codec.feature_vocabs else None
+        memory_1SD = self.model.encode(torch.tensor([self._prompt_ids(source)], device=device), features_BSF=features)
         return self.model.decode(tgt_1T, memory_1SD)[0]
 
     @torch.inference_mode()

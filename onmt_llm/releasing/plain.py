@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
+from onmt_llm.checkpoint.atomic import atomic_file, check_output_file
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.errors import CheckpointError
 from onmt_llm.releasing.formats import FORMATS, Report, Verify, no_quantization
@@ -50,7 +50,7 @@ def release_pytorch(
     and `files` (name -> the file's bytes as a uint8 tensor). The whole model is in memory while it is written.
     """
     no_quantization("pytorch", quantization)
-    _check_file(output, force=force)
+    check_output_file(output, overwrite=force)
     tensors = dict(checkpoint.tensors())
     content = {
         "model": tensors,
@@ -58,27 +58,10 @@ def release_pytorch(
         "config": checkpoint.config.model_dump(mode="json"),
         "files": {file.name: _bytes(file) for file in checkpoint.files()},
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic_file(output) as temporary:
+        torch.save(content, temporary)
         verdict = "not verified" if verify == "off" else _verify_pytorch(temporary, tensors)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
     return {"format": "pytorch", "source": str(checkpoint.path), "tensors": len(tensors), "verdict": verdict}
-
-
-def _check_file(output: Path, *, force: bool) -> None:
-    if output.is_dir():
-        raise CheckpointError(f"The format pytorch writes one file, but {output} is a directory.")
-    if output.exists() and not force:
-        raise CheckpointError(
-            f"The output {output} exists already.", hint="choose another name, or replace it with --force"
-        )
 
 
 def _bytes(file: Path) -> torch.Tensor:

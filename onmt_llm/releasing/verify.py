@@ -18,11 +18,14 @@ import numpy as np
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.generate.ct2_engine import REPORT_FILE, Ct2Engine
+from onmt_llm.generate.ct2_translator import Ct2Translator
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.torch_engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.releasing.formats import Report, Verify
 from onmt_llm.releasing.paragraphs import PARAGRAPHS
+from onmt_llm.releasing.verify_translations import BOUNDS as TRANSLATION_BOUNDS
+from onmt_llm.releasing.verify_translations import compare_translations, translate
 from onmt_llm.text.codec import Codec
 
 WINDOW = 256
@@ -106,7 +109,7 @@ def verify_release(model: Path, directory: Path, *, quantization: str, verify: V
         report["verdict"] = "not verified"
     else:
         report |= _measure(model, directory, quantization, text)
-        failures = beyond_bounds(report["figures"], BOUNDS[quantization])
+        failures = beyond_bounds(report["figures"], report["bounds"])
         report["verdict"] = "fail" if failures else "pass"
     if failures and verify == "strict":
         raise CheckpointError(
@@ -131,8 +134,11 @@ def beyond_bounds(figures: dict[str, float], bounds: dict[str, float]) -> list[s
 
 def _measure(model: Path, directory: Path, quantization: str, text: str | None) -> dict[str, Any]:
     checkpoint = Checkpoint.open(model)
-    windows = _windows(checkpoint, checkpoint.codec(), PARAGRAPHS if text is None else text)
+    text = PARAGRAPHS if text is None else text
     dtype = _reference_dtype(checkpoint, quantization)
+    if not checkpoint.config.model.is_decoder_only:
+        return _measure_translations(model, directory, quantization, text, dtype)
+    windows = _windows(checkpoint, checkpoint.codec(), text)
     with TemporaryDirectory(dir=directory.parent, prefix=".verify-") as scratch:
         # One model after the other: together they might not fit into memory.
         reference = _saved_logits(TorchEngine.open(model, device="cpu", dtype=dtype), windows, Path(scratch))
@@ -146,6 +152,26 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
         "reference_dtype": dtype,
         "figures": comparison.figures(),
         "bounds": BOUNDS[quantization],
+    }
+
+
+def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:
+    # Nothing holds on to the first engine when the second one is loaded.
+    reference = translate(TorchEngine.open(model, device="cpu", dtype=dtype), text)
+    engine = Ct2Translator.open(directory, device="cpu")
+    figures = compare_translations(reference, engine)
+    logger.info(
+        "Compared on %d tokens of %d translations; %s ran as %s on the CPU.",
+        figures["n_tokens"],
+        figures["n_sentences"],
+        quantization,
+        engine.compute_type,
+    )
+    return {
+        "compute_type": engine.compute_type,
+        "reference_dtype": dtype,
+        "figures": figures,
+        "bounds": TRANSLATION_BOUNDS[quantization],
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.errors import CheckpointError
 from onmt_llm.text.decoding import StreamDecoder
+from onmt_llm.text.features import parse_defaults, split_text, spread
 from onmt_llm.text.guard import ControlGuard
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates import TEMPLATES, Message, Template, get_template
@@ -18,6 +19,8 @@ from onmt_llm.text.vocab import Vocab
 
 VOCAB_FILE = "vocab.txt"
 SRC_VOCAB_FILE = "src_vocab.txt"
+FEATURE_VOCAB_FILE = "src_feat{i}_vocab.txt"
+"""Values of source feature i, counted from 0."""
 
 # How control tokens look in the source of a chat template: <|im_start|>, </s>, [INST].
 _MARKUP = re.compile(r"<[^<>\s'\"]{2,}>|\[/?[A-Z_]{2,}\]")
@@ -33,9 +36,11 @@ class Codec:
         template: Chat template, where the model has one.
         src_tokenizer: The source side's tokeniser, where it differs.
         src_vocab: The source side's vocabulary, where it differs.
+        feature_vocabs: Vocabularies of the source tokens' features.
         directory: Where the files are, for `files` and `copy_files`.
 
     Attributes:
+        default_features: Features of source words that come without any; may be set.
         stop: Texts at which an answer ends.
         stop_tokens: Tokens at which an answer ends, `eos` among them; all are in the vocabulary.
 
@@ -52,6 +57,7 @@ class Codec:
         template: Template | None = None,
         src_tokenizer: Tokenizer | None = None,
         src_vocab: Vocab | None = None,
+        feature_vocabs: Sequence[Vocab] = (),
         directory: Path | None = None,
     ) -> None:
         specials = config.specials
@@ -60,6 +66,8 @@ class Codec:
         self.config = config
         self.vocab = vocab
         self.src_vocab = src_vocab or vocab
+        self.feature_vocabs = list(feature_vocabs)
+        self.default_features = parse_defaults(config.src_feats_defaults, len(self.feature_vocabs))
         self.template = template
         self.tokenizer: Tokenizer = ControlGuard(tokenizer, control)
         self.src_tokenizer: Tokenizer = ControlGuard(src_tokenizer, control) if src_tokenizer else self.tokenizer
@@ -85,6 +93,7 @@ class Codec:
         tokenizer = open_tokenizer(config.tokenizer, directory)
         vocab = _open_vocab(directory, config, tokenizer)
         src_vocab = directory / SRC_VOCAB_FILE
+        features = [directory / FEATURE_VOCAB_FILE.format(i=i) for i in range(len(config.model.src_features))]
         return cls(
             config,
             vocab,
@@ -92,11 +101,16 @@ class Codec:
             template=_open_template(config.template, directory, config, tokenizer, vocab) if config.template else None,
             src_tokenizer=open_tokenizer(config.src_tokenizer, directory) if config.src_tokenizer else None,
             src_vocab=Vocab.read(src_vocab, config.specials) if src_vocab.is_file() else None,
+            feature_vocabs=[Vocab.read(file, config.specials) for file in features],
             directory=directory,
         )
 
     def encode(self, text: str) -> list[str]:
-        """Tokens of a source text (with `bos`, for a language model that wants one)."""
+        """Tokens of a source text (with `bos`, for a language model that wants one; with the features of its words, for
+        a model that knows some)."""
+        if self.feature_vocabs:
+            text, features = split_text(text, len(self.feature_vocabs), self.default_features)
+            return spread(self.src_tokenizer.encode(text), features)
         tokens = self.src_tokenizer.encode(text)
         return [self._bos, *tokens] if self._bos is not None else tokens
 
@@ -156,7 +170,8 @@ class Codec:
         if self._directory is None:
             return []
         specs = [self.config.tokenizer, self.config.src_tokenizer]
-        names = [VOCAB_FILE, SRC_VOCAB_FILE, *(spec.file for spec in specs if spec), self.config.template]
+        features = [FEATURE_VOCAB_FILE.format(i=i) for i in range(len(self.feature_vocabs))]
+        names = [VOCAB_FILE, SRC_VOCAB_FILE, *features, *(spec.file for spec in specs if spec), self.config.template]
         paths = [self._directory / name for name in _unique(name for name in names if name)]
         return [path for path in paths if path.is_file()]
 

@@ -12,7 +12,7 @@ from onmt_llm.text.placeholders import escape
 from onmt_llm.text.vocab_formats import read_tokens
 
 # What a line of vocab.txt cannot hold safely: white space of any kind, control characters, the byte-order mark.
-_ODD = re.compile("[\\s\x00-\x1f\x7f-\x9f\ufeff]")
+ODD = re.compile("[\\s\x00-\x1f\x7f-\x9f\ufeff]")
 
 
 class Vocab:
@@ -54,7 +54,7 @@ class Vocab:
 
     def write(self, path: str | Path) -> None:
         """Write vocab.txt: a token a line in id order; white space and control characters by number (`｟U+000A｠`)."""
-        lines = "".join(f"{escape(token, _ODD)}\n" for token in self._tokens)
+        lines = "".join(f"{escape(token, ODD)}\n" for token in self._tokens)
         Path(path).write_text(lines, encoding="utf-8", newline="\n")
 
     def id(self, token: str) -> int:

@@ -218,6 +218,7 @@ def open_pipelines(
             template=start.template,
             task=start.task,
             add_bos=start.config.specials.add_bos,
+            feature_vocabs=start.feature_vocabs,
             seed=seed if config.batching.data_seed is None else config.batching.data_seed,
             training=training,
             rank=world.rank,

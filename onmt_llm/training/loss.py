@@ -46,7 +46,9 @@ class TokenLoss:
 
 def batch_loss(model: Transformer, batch: Batch, *, label_smoothing: float = 0.0, scale: float = 1.0) -> TokenLoss:
     """Loss of `model` on `batch`, for any of its shapes (language model or encoder-decoder)."""
-    memory_BSD = None if batch.src_BS is None else model.encode(batch.src_BS, batch.src_mask_BS)
+    memory_BSD = (
+        None if batch.src_BS is None else model.encode(batch.src_BS, batch.src_mask_BS, features_BSF=batch.features_BSF)
+    )
     hidden_BTD = model.decode(batch.tgt_BT, memory_BSD, batch.src_mask_BS, doc_BT=batch.doc_BT)
     return token_loss(
         hidden_BTD,

@@ -16,6 +16,7 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
 from onmt_llm.nn.lora import lora_state
+from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job
 from onmt_llm.training.start import SRC_VOCAB_FILE, VOCAB_FILE, Start
@@ -85,12 +86,16 @@ class Saver:
         with CheckpointWriter(path, self._config(), overwrite=True) as writer:
             for name, tensor in self._tensors():
                 writer.add(name, tensor)
+            features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(self.start.feature_vocabs)}
+            written = {VOCAB_FILE, SRC_VOCAB_FILE, *features}
             for name, file in self.start.files.items():
-                if name not in (VOCAB_FILE, SRC_VOCAB_FILE):
+                if name not in written:
                     writer.add_file(file, name)
             self.start.vocab.write(writer.directory / VOCAB_FILE)
             if self.start.src_vocab is not None:
                 self.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
+            for name, vocab in features.items():
+                vocab.write(writer.directory / name)
             write_state(
                 writer.directory / STATE_DIRECTORY,
                 self.job.model,

@@ -11,7 +11,7 @@ from onmt_llm.checkpoint.load import open_base
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens, TokenizerSpec
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
-from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.model import FeatureConfig, ModelConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.model_text import ModelText
@@ -51,6 +51,7 @@ class Start:
         config: Architecture and text side: becomes the `config.yaml` of the checkpoints that the run writes.
         vocab: Tokens of the decoder.
         src_vocab: Tokens of the encoder, where they differ.
+        feature_vocabs: Values of the source tokens' features.
         tokenizer: The model's tokeniser; None where it has none.
         src_tokenizer: The source side's, where it differs.
         template: The model's chat template.
@@ -72,6 +73,7 @@ class Start:
     adapter: Checkpoint | None = None
     saved: SavedState | None = None
     before: Before | None = None
+    feature_vocabs: Sequence[Vocab] = ()
 
     @property
     def model(self) -> ModelConfig:
@@ -102,6 +104,7 @@ class Start:
             self.src_tokenizer,
             self.template,
             self.config.specials.add_bos,
+            self.feature_vocabs,
         )
 
     @property
@@ -154,6 +157,7 @@ def _continued(config: TrainConfig, path: str) -> Start:
         weights=weights,
         adapter=checkpoint if checkpoint.has_adapter else None,
         saved=read_state(checkpoint.path),
+        feature_vocabs=[Vocab(list(vocab), stored.specials) for vocab in codec.feature_vocabs],
     )
 
 
@@ -230,15 +234,18 @@ def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
         "src_vocab_size": None if src_tokens is None else len(src_tokens),
         "dtype": "fp32",
     }
+    feature_vocabs = _feature_vocabs(config, specials)
+    features = [_feature(config, len(vocab)) for vocab in feature_vocabs]
     template = _trained_template(config.corpora.data)
     files: dict[str, Path] = {}
     checkpoint_config = CheckpointConfig(
-        model=ModelConfig.model_validate({**config.architecture.model_dump(), **sizes}),
+        model=ModelConfig.model_validate({**config.architecture.model_dump(), **sizes, "src_features": features}),
         tokenizer=_stored_spec(tgt_spec, "", files),
         src_tokenizer=None if src_spec in (None, tgt_spec) else _stored_spec(src_spec, "src_", files),
         specials=specials,
         template=_stored_name(template),
         source="trained from scratch",
+        src_feats_defaults=config.corpora.src_feats_defaults,
     )
     return Start(
         config=checkpoint_config,
@@ -247,6 +254,7 @@ def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
         tokenizer=tokenizer,
         src_tokenizer=None if src_spec in (None, tgt_spec) else src_tokenizer,
         files={**files, **_template_file(template)},
+        feature_vocabs=feature_vocabs,
     )
 
 
@@ -308,6 +316,28 @@ def _tokenizer_specs(
 def _check_shared(model: ModelConfig, src_tokens: Sequence[str] | None) -> None:
     if src_tokens is not None and model.share_embeddings:
         raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
+
+
+def _feature_vocabs(config: TrainConfig, specials: SpecialTokens) -> list[Vocab]:
+    """Values of each source feature, from `<src_vocab>_feat0` and so on, the names that OpenNMT-py gives them."""
+    count, path = config.corpora.n_src_feats, config.vocabulary.src_vocab
+    if count and path is None:
+        raise ConfigError("src_vocab must name a file when n_src_feats is above 0: `<src_vocab>_feat0` is read too.")
+    vocabs = []
+    for i in range(count):
+        values = list(Vocab.read(f"{path}_feat{i}", SpecialTokens()))
+        roles = (specials.unk, specials.bos, specials.eos, specials.pad)
+        wanted = [t for t in dict.fromkeys([*config.vocabulary.default_specials, *roles]) if t and t not in values]
+        vocabs.append(Vocab([*wanted, *values], specials))
+    return vocabs
+
+
+def _feature(config: TrainConfig, values: int) -> FeatureConfig:
+    """Shape of a source feature with this many values."""
+    if config.architecture.feat_merge == "sum":
+        return FeatureConfig(vocab_size=values, size=config.architecture.hidden_size)
+    size = config.vocabulary.feat_vec_size or int(values**config.vocabulary.feat_vec_exponent)
+    return FeatureConfig(vocab_size=values, size=size)
 
 
 def _transforms(config: TrainConfig) -> list[str]:

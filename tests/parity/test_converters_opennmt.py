@@ -181,6 +181,12 @@ def test_lora_file_merges_into_its_base(tmp_path: Path) -> None:
         assert distance(tmp_path / "merged", theirs(TGT).logits, TGT) <= 1e-5
 
 
+def sines(rows: int) -> torch.Tensor:
+    """Sines and cosines in turn."""
+    angles = torch.outer(torch.arange(rows), torch.exp(torch.arange(0, HIDDEN, 2) * -(math.log(10000.0) / HIDDEN)))
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
 class Reference(nn.Module):
     """Pre-norm Transformer out of torch's own parts, with alternating sines and cosines."""
 
@@ -198,11 +204,7 @@ class Reference(nn.Module):
         self.head = nn.Linear(HIDDEN, VOCAB)
 
     def embed(self, table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-        angles = torch.outer(
-            torch.arange(ids.shape[1]), torch.exp(torch.arange(0, HIDDEN, 2) * -(math.log(10000.0) / HIDDEN))
-        )
-        positions = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
-        return table(ids) * math.sqrt(HIDDEN) + positions
+        return table(ids) * math.sqrt(HIDDEN) + sines(ids.shape[1])
 
     def forward(self, src: torch.Tensor, tgt: torch.Tensor) -> torch.Tensor:
         memory = self.embed(self.src, src)
@@ -227,9 +229,8 @@ def seq2seq_tensors(theirs: Reference) -> dict[str, torch.Tensor]:
         return {f"{prefix}.{kind}": tensor for kind, tensor in module.named_parameters()}
 
     tensors = {f"encoder.{EMBEDDING}": theirs.src.weight, f"decoder.{EMBEDDING}": theirs.tgt.weight}
-    tensors |= {
-        f"{side}.embeddings.make_embedding.pe.pe": torch.zeros(5000, 1, HIDDEN) for side in ("encoder", "decoder")
-    }
+    table = sines(5000)[:, None]
+    tensors |= {f"{side}.embeddings.make_embedding.pe.pe": table for side in ("encoder", "decoder")}
     tensors |= plain("encoder.layer_norm", theirs.encoder_norm) | plain("decoder.layer_norm", theirs.decoder_norm)
     for i in range(LAYERS):
         layer, name = theirs.encoder[i], f"encoder.transformer.{i}"
@@ -268,7 +269,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     model, generator = llama_tensors(llama(), interleaved=True)
     file = tmp_path / "model.pt"
     for change, part in (
-        ({"max_relative_positions": 20}, "max_relative_positions: 20"),
+        ({"copy_attn": True}, "copy_attn: True"),
         ({"num_experts": 8}, "num_experts: 8"),
         ({"model_task": "seq2seq", "decoder_type": "rnn"}, "decoder_type: rnn"),
     ):

@@ -66,6 +66,8 @@ ARCHITECTURES = {
         "heads": 6,
         "kv_heads": 2,
     },
+    "shaw": {**LLAMA, "position": "shaw", "relative_positions": 5, "kv_heads": 2},
+    "scaled logits, unscaled attention": {**LLAMA, "scale_attention": False, "scale_logits": True},
     "gpt2": {
         **FALCON,
         **BIASES,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.transforms import affix, filters, mask, tokenize
+from onmt_llm.data.transforms import affix, features, filters, mask, tokenize
 from onmt_llm.data.transforms.tokenize import default_tokenize, tokenizer_specs
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
@@ -20,6 +20,7 @@ __all__ = [
     "TransformContext",
     "affix",
     "build_transforms",
+    "features",
     "filters",
     "mask",
     "sections",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.cli import checkpoint as checkpoint_command
@@ -66,6 +67,30 @@ def test_info_and_verify(tmp_path: Path, make_model: Make, capsys: pytest.Captur
     weights.write_bytes(content)
     assert checkpoint_command.main(["verify", "-model", str(base.path)]) == 4
     assert "not as written" in capsys.readouterr().err
+
+
+def test_average_and_extract_embeddings(tmp_path: Path, make_model: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [make_model(f"step_{i}", seed=i) for i in range(3)]
+    paths = [str(model.path) for model in models]
+    assert checkpoint_command.main(["average", "-models", *paths, "-output", str(tmp_path / "mean"), "-fp32"]) == 0
+    mean = Checkpoint.open(tmp_path / "mean")
+    name = "decoder.layers.1.self_attn.q_proj.weight"
+    expected = torch.stack([model.tensor(name) for model in models]).mean(dim=0)
+    assert torch.allclose(mean.tensor(name), expected, atol=1e-6)
+    assert mean.config.source == "mean of step_0, step_1, step_2"
+    assert checkpoint_command.main(["average", "-models", *paths, "-output", str(tmp_path / "mean")]) == 4
+    other = make_model("other", model=models[0].config.model.model_copy(update={"decoder_layers": 1}))
+    words = ["average", "-models", paths[0], str(other.path), "-output", str(tmp_path / "none")]
+    assert checkpoint_command.main(words) == 4
+    assert "must be of the same architecture" in capsys.readouterr().err
+    assert checkpoint_command.main(["average", "-output", "x"]) == 2
+
+    file = tmp_path / "vectors.txt"
+    assert checkpoint_command.main(["extract_embeddings", "-model", paths[0], "-out_file", str(file)]) == 0
+    lines = [line.split(" ") for line in file.read_text().splitlines()]
+    assert [line[0] for line in lines] == list(models[0].codec().vocab)
+    vectors = torch.tensor([[float(value) for value in line[1:]] for line in lines])
+    assert torch.allclose(vectors, models[0].tensor("decoder.embed_tokens.weight"), atol=1e-5)
 
 
 def test_run_turns_errors_into_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,8 +153,8 @@ def test_the_figures_are_right() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"encoder_layers": 2}, "encoder_layers is 2"),
         ({"position": "none"}, "position is none"),
+        ({"position": "t5", "relative_shared": True}, "position is t5 without an encoder"),
         ({"vocab_size": 50}, "vocab_size is 50"),
     ],
 )

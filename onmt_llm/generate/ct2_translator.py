@@ -1,0 +1,96 @@
+"""The engine that runs a CTranslate2 release of an encoder-decoder model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.errors import DataError, UnsupportedError
+from onmt_llm.generate.batches import BatchType, make_batches
+from onmt_llm.generate.ct2_engine import SCORE_TOKENS, Ct2Engine
+from onmt_llm.generate.engine import Hypothesis
+from onmt_llm.text.features import SEPARATOR, split_features
+
+
+class Ct2Translator(Ct2Engine):
+    """Answers with a `ctranslate2.Translator`: prompts are sources, answers their translations.
+
+    What `Ct2Engine` says of its options holds here too, but for what it says of long prompts. Beyond that:
+
+    * `score` takes targets as the model is trained on them: they begin with its start token.
+    * There are no `logits`: CTranslate2 gives those of translations that it makes itself only.
+    """
+
+    _runs: ClassVar[str] = "Translator"
+    _length_names: ClassVar[tuple[str, str]] = ("max_decoding_length", "min_decoding_length")
+
+    def score(
+        self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
+    ) -> list[list[float]]:
+        """See `Engine.score`."""
+        known = [self.codec.vocab.tokens(self.codec.vocab.ids(sequence)) for sequence in sequences]
+        if sources is None or len(sources) < len(known) or not all(sources):
+            raise DataError("An encoder-decoder model scores a target given its source, but the source is missing.")
+        places = [place for place, tokens in enumerate(known) if len(tokens) > 1]
+        for place in places:
+            self._check_start(known[place])
+        results = self._model.score_batch(
+            [self._known(sources[place]) for place in places],
+            [self._without_end(known[place][1:]) for place in places],
+            max_batch_size=SCORE_TOKENS,
+            batch_type="tokens",
+            max_input_length=0,
+        )
+        scores: list[list[float]] = [[] for _ in known]
+        for place, result in zip(places, results, strict=True):
+            # It scores the end token of every target, whether or not this one has come to its end.
+            scores[place] = list(result.log_probs)[: len(known[place]) - 1]
+        return scores
+
+    def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
+        """See `Engine.logits`.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            "CTranslate2 gives no logits of a target that it has not made itself.",
+            hint="use score(), or the torch engine",
+        )
+
+    def _known(self, tokens: Sequence[str]) -> list[str]:
+        if not self.codec.feature_vocabs:
+            return self.codec.src_vocab.tokens(self.codec.src_vocab.ids(tokens))
+        vocabs = [self.codec.src_vocab, *self.codec.feature_vocabs]
+        columns = split_features(tokens, len(vocabs) - 1)
+        known = [vocab.tokens(vocab.ids(column)) for vocab, column in zip(vocabs, columns, strict=True)]
+        return [SEPARATOR.join(parts) for parts in zip(*known, strict=True)]
+
+    def _batches(
+        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, *, batch_size: int, batch_type: BatchType
+    ) -> list[list[int]]:
+        return make_batches([len(prompt) for prompt in prompts], batch_size=batch_size, batch_type=batch_type)
+
+    def _beyond_window(self, sequences: Sequence[Sequence[str]]) -> bool:
+        return False
+
+    def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
+        results = self._model.translate_batch(prompts, max_input_length=0, **self._batch_options(options))
+        return [
+            self._hypotheses([self.codec.vocab.ids(tokens) for tokens in result.hypotheses], result.scores, options)
+            for result in results
+        ]
+
+    def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Any:
+        return self._model.generate_tokens(self._known(prompt), max_input_length=0, **self._search_options(options))
+
+    def _check_start(self, sequence: Sequence[str]) -> None:
+        start = self.codec.vocab.specials.bos
+        if sequence[0] != start:
+            raise DataError(f"A target to be scored must begin with {start!r}, but begins with {sequence[0]!r}.")
+
+    def _without_end(self, tokens: list[str]) -> list[str]:
+        return tokens[:-1] if tokens[-1] == self.codec.vocab.specials.eos else tokens

@@ -1,0 +1,266 @@
+"""Our `ModelConfig` and tensor names as a CTranslate2 spec: what it can express, the empty spec, the table of rules.
+
+The stock OpenNMT-py converter knows no rotary base, no partial rotary, no parallel residual, of encoder-decoder models
+neither RMSNorm, gated layers, rotary positions nor grouped heads, and pickles besides, so the spec is built here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from ctranslate2 import specs
+from ctranslate2.specs import common_spec
+
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.positions import build_sinusoidal_table
+from onmt_llm.releasing.ct2_weights import BYTES, Rule, stored_type
+
+_ACTIVATIONS = {
+    "relu": common_spec.Activation.RELU,
+    "gelu": common_spec.Activation.GELU,
+    "gelu_tanh": common_spec.Activation.GELUTanh,
+    "silu": common_spec.Activation.SWISH,
+}
+_ROPE_SCALING = {
+    "linear": specs.attention_spec.RotaryScalingType.Linear,
+    "llama3": specs.attention_spec.RotaryScalingType.Llama3,
+}
+_LARGEST_VARIABLE = 2**32 - 1
+"""CTranslate2's file format counts a variable's bytes in 32 bits."""
+
+
+def inexpressible(config: ModelConfig, vocab_size: int, quantization: str, *, src_vocab_size: int = 0) -> list[str]:
+    """What of an architecture CTranslate2 cannot express, each with the option's name.
+
+    Args:
+        config: The architecture.
+        vocab_size: Tokens of the (target) vocabulary.
+        quantization: Number format of the release.
+        src_vocab_size: Tokens of the source vocabulary.
+    """
+    problems = []
+    if config.decoder_layers < 1:
+        problems.append("decoder_layers is 0")
+    if config.position == "none":
+        problems.append("position is none, and CTranslate2 always encodes positions")
+    if config.position == "t5" and not config.relative_shared and max(config.encoder_layers, config.decoder_layers) > 1:
+        problems.append("relative_shared is false, and all layers of a stack share one table of biases there")
+    if config.position == "t5" and config.is_decoder_only:
+        problems.append("position is t5 without an encoder, and it takes the tokens of a prompt to be elsewhere")
+    if config.encoder_layers:
+        problems += _inexpressible_with_encoder(config)
+    for option, size, tokens in (
+        ("vocab_size", config.vocab_size, vocab_size),
+        ("src_vocab_size", config.encoder_vocab_size, src_vocab_size),
+    ):
+        if tokens > size:
+            problems.append(f"the vocabulary has {tokens} tokens, but {option} is {size}")
+    rows = max(config.vocab_size, config.encoder_vocab_size, config.ffn_size)
+    largest = rows * config.hidden_size * BYTES[stored_type(quantization, "matrix")]
+    if largest > _LARGEST_VARIABLE:
+        problems.append(
+            f"its largest matrix has {largest:,} bytes in {quantization}, and a file holds {_LARGEST_VARIABLE:,}"
+        )
+    return problems
+
+
+def _inexpressible_with_encoder(config: ModelConfig) -> list[str]:
+    problems = []
+    if config.position == "alibi":
+        problems.append("position is alibi, which its encoders do not know")
+    if config.sliding_window is not None:
+        problems.append(f"sliding_window is {config.sliding_window}, which it does not apply beside an encoder")
+    if config.qk_norm:
+        problems.append("qk_norm is true, which it leaves out of the attention to the source")
+    return problems
+
+
+def build_spec(config: ModelConfig) -> Any:
+    """An empty `TransformerDecoderModelSpec` or `TransformerSpec` of this architecture."""
+    decoder = _build_decoder(config)
+    if config.is_decoder_only:
+        return specs.TransformerDecoderModelSpec(decoder)
+    return specs.TransformerSpec(_build_encoder(config), decoder)
+
+
+def _shape(config: ModelConfig) -> dict[str, Any]:
+    """What encoders and decoders are told in the same words."""
+    shape: dict[str, Any] = {
+        "pre_norm": config.norm_position == "pre",
+        "activation": _ACTIVATIONS[config.activation],
+        "relative_position": config.position == "shaw",
+        "relative_attention_bias": config.position == "t5",
+        "ffn_glu": config.ffn_gated,
+        "rms_norm": config.norm == "rmsnorm",
+        "num_heads_kv": config.num_kv_heads if config.num_kv_heads != config.heads else None,
+        "head_dim": config.size_per_head,
+        "qk_norm": config.qk_norm,
+    }
+    if config.position == "rotary":
+        shape |= {
+            "rotary_dim": config.rotary_size,
+            "rotary_interleave": False,
+            "rotary_base": config.rope.theta,
+            "rotary_scaling_type": _ROPE_SCALING.get(config.rope.scaling),
+            "rotary_scaling_factor": config.rope.factor,
+        }
+    return shape
+
+
+def _build_encoder(config: ModelConfig) -> Any:
+    merge = common_spec.EmbeddingsMerge.CONCAT if config.feat_merge == "concat" else common_spec.EmbeddingsMerge.ADD
+    spec = specs.TransformerEncoderSpec(
+        config.encoder_layers,
+        config.heads,
+        num_source_embeddings=1 + len(config.src_features),
+        embeddings_merge=merge,
+        **_shape(config),
+    )
+    spec.scale_embeddings = config.scale_embeddings
+    for layer in spec.layer:
+        _complete_attention(layer.self_attention, config)
+    return spec
+
+
+def _build_decoder(config: ModelConfig) -> Any:
+    spec = specs.TransformerDecoderSpec(
+        config.decoder_layers,
+        config.heads,
+        with_encoder_attention=not config.is_decoder_only,
+        alibi=config.position == "alibi",
+        scale_alibi=config.alibi_scaled,
+        parallel_residual=config.parallel_residual,
+        shared_layer_norm=config.shared_norm,
+        sliding_window=config.sliding_window,
+        **_shape(config),
+    )
+    spec.scale_embeddings = config.scale_embeddings
+    if config.scale_logits:
+        spec.scale_outputs = np.float32(config.hidden_size**-0.5)
+    for layer in spec.layer:
+        _complete_layer(layer, config)
+    return spec
+
+
+def _complete_layer(layer: Any, config: ModelConfig) -> None:
+    """What the library's constructor of a decoder layer leaves out."""
+    if config.parallel_residual and config.norm == "rmsnorm":
+        for name in ("shared_layer_norm",) if config.shared_norm else ("input_layer_norm", "post_attention_layer_norm"):
+            setattr(layer, name, common_spec.LayerNormSpec(rms_norm=True))
+    _complete_attention(layer.self_attention, config)
+    if not config.is_decoder_only and not config.scale_attention:
+        layer.attention.queries_scale = np.float32(1.0)
+
+
+def _complete_attention(attention: Any, config: ModelConfig) -> None:
+    """What the library's constructor of a self-attention leaves to be set."""
+    if not config.scale_attention:
+        attention.queries_scale = np.float32(1.0)
+    if config.position == "t5":
+        attention.relative_attention_max_distance = np.int32(config.relative_max_distance)
+    if config.position == "rotary" and config.rope.scaling == "llama3":
+        rope = config.rope
+        attention.rotary_low_freq_factor = np.float32(rope.low_freq_factor)
+        attention.rotary_high_freq_factor = np.float32(rope.high_freq_factor)
+        # The library reads these attributes for llama3 too, but declares them only for linear scaling, or for decoders
+        # only; specs refuse undeclared names.
+        object.__setattr__(attention, "rotary_scaling_factor", np.float32(rope.factor))
+        object.__setattr__(attention, "original_max_position_embeddings", np.int32(rope.original_max_position))
+
+
+def rules_for(config: ModelConfig) -> Iterator[Rule]:
+    """All variables of a model's spec, and the tensors they are made of."""
+    embedding = "decoder.embed_tokens.weight"
+    yield Rule("decoder/embeddings/weight", (embedding,), "matrix")
+    yield Rule("decoder/projection/weight", (embedding if config.tie_embeddings else "lm_head.weight",), "matrix")
+    if config.lm_head_bias:
+        yield Rule("decoder/projection/bias", ("lm_head.bias",))
+    yield from _stack(config, "decoder", config.decoder_layers)
+    if config.encoder_layers:
+        source = embedding if config.share_embeddings else "encoder.embed_tokens.weight"
+        yield Rule("encoder/embeddings_0/weight", (source,), "matrix")
+        for i in range(len(config.src_features)):
+            yield Rule(f"encoder/embeddings_{i + 1}/weight", (f"encoder.embed_features.{i}.weight",), "matrix")
+        yield from _stack(config, "encoder", config.encoder_layers)
+
+
+def _stack(config: ModelConfig, side: str, layers: int) -> Iterator[Rule]:
+    """Positions, final norm and layers of the encoder or of the decoder."""
+    if config.position == "learned":
+        yield Rule(f"{side}/position_encodings/encodings", (f"{side}.embed_positions.weight",))
+    elif config.position == "sinusoidal":
+        # Its own sinusoids start at position 1 and have another spacing, so ours are written out.
+        yield Rule(f"{side}/position_encodings/encodings", make=functools.partial(_sinusoids, config))
+    if config.norm_position == "pre":
+        yield from _norm(config, f"{side}/layer_norm", f"{side}.norm")
+    for layer in range(layers):
+        yield from _layer(config, f"{side}/layer_{layer}", f"{side}.layers.{layer}")
+        if config.position == "t5":
+            own = f"{side}.layers.{layer}.self_attn.relative_bias.weight"
+            table = f"{side}.relative_bias.weight" if config.relative_shared else own
+            yield Rule(f"{side}/layer_{layer}/self_attention/relative_attention_bias", (table,))
+
+
+def _layer(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
+    attn, mlp = f"{source}.self_attn", f"{source}.mlp"
+    qkv = (f"{attn}.q_proj", f"{attn}.k_proj", f"{attn}.v_proj")
+    yield from _linear(f"{target}/self_attention/linear_0", qkv, bias=config.attn_bias)
+    yield from _linear(f"{target}/self_attention/linear_1", (f"{attn}.o_proj",), bias=config.attn_out_bias)
+    yield from _head_norms(config, f"{target}/self_attention", attn)
+    if config.position == "shaw":
+        for part in ("keys", "values"):
+            yield Rule(f"{target}/self_attention/relative_position_{part}", (f"{attn}.embed_relative.weight",))
+    if config.encoder_layers and target.startswith("decoder"):
+        yield from _cross_attention(config, f"{target}/attention", f"{source}.cross_attn")
+        yield from _norm(config, f"{target}/attention/layer_norm", f"{source}.cross_norm")
+    if config.ffn_gated:
+        yield from _linear(f"{target}/ffn/linear_0", (f"{mlp}.gate_proj",), bias=config.ffn_bias)
+        yield from _linear(f"{target}/ffn/linear_0_noact", (f"{mlp}.up_proj",), bias=config.ffn_bias)
+    else:
+        yield from _linear(f"{target}/ffn/linear_0", (f"{mlp}.up_proj",), bias=config.ffn_bias)
+    yield from _linear(f"{target}/ffn/linear_1", (f"{mlp}.down_proj",), bias=config.ffn_bias)
+    if config.shared_norm:
+        yield from _norm(config, f"{target}/shared_layer_norm", f"{source}.attn_norm")
+    elif config.parallel_residual:
+        yield from _norm(config, f"{target}/input_layer_norm", f"{source}.attn_norm")
+        yield from _norm(config, f"{target}/post_attention_layer_norm", f"{source}.mlp_norm")
+    else:
+        yield from _norm(config, f"{target}/self_attention/layer_norm", f"{source}.attn_norm")
+        yield from _norm(config, f"{target}/ffn/layer_norm", f"{source}.mlp_norm")
+
+
+def _cross_attention(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
+    yield from _linear(f"{target}/linear_0", (f"{source}.q_proj",), bias=config.attn_bias)
+    yield from _linear(f"{target}/linear_1", (f"{source}.k_proj", f"{source}.v_proj"), bias=config.attn_bias)
+    yield from _linear(f"{target}/linear_2", (f"{source}.o_proj",), bias=config.attn_out_bias)
+    yield from _head_norms(config, target, source)
+
+
+def _head_norms(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
+    if config.qk_norm:
+        yield Rule(f"{target}/q_norm/gamma", (f"{source}.q_norm.weight",))
+        yield Rule(f"{target}/k_norm/gamma", (f"{source}.k_norm.weight",))
+
+
+def _linear(target: str, sources: tuple[str, ...], *, bias: bool) -> Iterator[Rule]:
+    yield Rule(f"{target}/weight", tuple(f"{source}.weight" for source in sources), "matrix")
+    if bias:
+        yield Rule(f"{target}/bias", tuple(f"{source}.bias" for source in sources))
+
+
+def _norm(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
+    yield Rule(f"{target}/gamma", (f"{source}.weight",))
+    if config.norm == "layernorm" and config.norm_bias:
+        yield Rule(f"{target}/beta", (f"{source}.bias",))
+    elif config.norm == "layernorm":
+        # A norm without beta would be taken for an RMSNorm.
+        yield Rule(f"{target}/beta", make=functools.partial(np.zeros, config.hidden_size, dtype=np.float32))
+
+
+def _sinusoids(config: ModelConfig) -> np.ndarray:
+    cpu = torch.device("cpu")
+    return build_sinusoidal_table(config.hidden_size, config.max_position, cpu, kind=config.sinusoid).numpy()

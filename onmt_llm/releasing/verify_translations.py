@@ -1,0 +1,114 @@
+"""Does the release of an encoder-decoder model still translate as the model does?
+
+CTranslate2 gives no logits of a text that it has not made itself, so probabilities of single tokens are compared: the
+model translates the sentences of a text greedily, and both then score these translations token by token.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.errors import DataError
+from onmt_llm.generate.engine import Engine, Hypothesis
+from onmt_llm.text.codec import Codec
+from onmt_llm.text.features import SEPARATOR
+
+MAX_TOKENS = 64
+"""Of a source, and of its translation."""
+
+BOUNDS: dict[str, dict[str, float]] = {
+    "float32": {"max_abs_dlogp": 1e-3},
+    "float16": {"mean_abs_dlogp": 0.02, "perplexity_ratio": 1.02},
+    "bfloat16": {"mean_abs_dlogp": 0.05, "perplexity_ratio": 1.02},
+    "int16": {"mean_abs_dlogp": 0.02, "perplexity_ratio": 1.02},
+    "int8": {"mean_abs_dlogp": 0.1, "perplexity_ratio": 1.05},
+    "int8_float32": {"mean_abs_dlogp": 0.1, "perplexity_ratio": 1.05},
+    "int8_float16": {"mean_abs_dlogp": 0.1, "perplexity_ratio": 1.05},
+    "int8_bfloat16": {"mean_abs_dlogp": 0.1, "perplexity_ratio": 1.05},
+}
+"""What may at most be measured for a quantisation: the largest or mean difference of a token's log probability, and the
+release's perplexity of the model's own translations over the model's."""
+
+_GREEDY = GenerationConfig(max_length=MAX_TOKENS)
+_SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
+
+
+@dataclass(frozen=True)
+class Translations:
+    """What a model makes of a text.
+
+    Attributes:
+        sources: Tokens of its sentences.
+        answers: Their greedy translations.
+        targets: The translations as targets to be scored: with start token, and end token where they ended.
+        scores: The model's log probabilities of the targets' tokens.
+    """
+
+    sources: list[list[str]]
+    answers: list[Hypothesis]
+    targets: list[list[str]]
+    scores: list[list[float]]
+
+
+def translate(engine: Engine, text: str) -> Translations:
+    """The reference: sentences of `text`, what the model answers, and how probable it finds that.
+
+    Raises:
+        DataError: The text has no words.
+    """
+    sources = _sources(engine.codec, text)
+    answers = [best for best, *_ in engine.generate(sources, _GREEDY)]
+    targets = [_target(engine.codec, answer) for answer in answers]
+    return Translations(sources, answers, targets, engine.score(targets, sources=sources))
+
+
+def compare_translations(model: Translations, release: Engine) -> dict[str, float]:
+    """The figures of the report; what is not a number counts as infinitely far away."""
+    ours = np.concatenate(model.scores)
+    theirs = np.concatenate(release.score(model.targets, sources=model.sources))
+    difference = np.abs(ours - theirs)
+    difference[~np.isfinite(difference)] = math.inf
+    again = [best for best, *_ in release.generate(model.sources, _GREEDY)]
+    same = sum(one.tokens == other.tokens for one, other in zip(model.answers, again, strict=True))
+    perplexities = [float(np.exp(min(-scores.mean(), 700.0))) for scores in (ours, theirs)]
+    return {
+        "max_abs_dlogp": float(difference.max()),
+        "mean_abs_dlogp": float(difference.mean()),
+        "perplexity_model": perplexities[0],
+        "perplexity_release": perplexities[1],
+        "perplexity_ratio": perplexities[1] / perplexities[0],
+        "greedy_agreement": same / len(again),
+        "n_sentences": len(again),
+        "n_tokens": len(ours),
+    }
+
+
+def _sources(codec: Codec, text: str) -> list[list[str]]:
+    longest = min(MAX_TOKENS, codec.config.model.max_position)
+    sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
+    sources = [tokens for tokens in (_encode(codec, sentence)[:longest] for sentence in sentences) if tokens]
+    if not sources:
+        raise DataError("The text that a release is verified on must have at least one sentence, but has none.")
+    return sources
+
+
+def _encode(codec: Codec, sentence: str) -> list[str]:
+    """Tokens; of a model with source features with any features, but with all of them in their turn."""
+    vocabs = codec.feature_vocabs
+    if not vocabs:
+        return codec.encode(sentence)
+    plain = " ".join(word.split(SEPARATOR)[0] for word in sentence.split())
+    tokens = codec.src_tokenizer.encode(plain)
+    return [SEPARATOR.join([t, *(v[i % len(v)] for v in vocabs)]) for i, t in enumerate(tokens)]
+
+
+def _target(codec: Codec, answer: Hypothesis) -> list[str]:
+    specials = codec.vocab.specials
+    assert specials.bos is not None
+    ended = answer.finish_reason == "stop" and specials.eos in codec.vocab
+    return [specials.bos, *answer.tokens, *([specials.eos] if ended and specials.eos else [])]

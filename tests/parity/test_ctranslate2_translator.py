@@ -1,0 +1,175 @@
+"""A CTranslate2 float32 release of every encoder-decoder architecture that we release, against our own model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+import pytest
+import torch
+
+from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.store import CheckpointWriter
+from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.generate.engine import Engine, open_engine
+from onmt_llm.nn.transformer import Transformer
+from onmt_llm.releasing import release
+
+VOCAB = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(37))]
+SRC_VOCAB = ["<unk>", "<s>", "</s>", *(f"v{i}" for i in range(25))]
+BASE = {"encoder_layers": 2, "decoder_layers": 2, "vocab_size": 40, "hidden_size": 32, "heads": 4, "ffn_size": 48}
+BIASES = {"attn_bias": True, "attn_out_bias": True, "ffn_bias": True, "lm_head_bias": True}
+LLAMA = {"norm": "rmsnorm", "norm_eps": 1e-5, "ffn_gated": True, "activation": "silu", "position": "rotary"}
+T5 = {
+    "norm": "rmsnorm",
+    "position": "t5",
+    "relative_buckets": 8,
+    "relative_max_distance": 12,
+    "relative_shared": True,
+    "scale_attention": False,
+    "share_embeddings": True,
+}
+FEATURES = [{"vocab_size": 6, "size": 4}, {"vocab_size": 8, "size": 8}]
+ARCHITECTURES = {
+    "opennmt": {**BIASES, "scale_embeddings": True},
+    "opennmt, all embeddings shared": {"share_embeddings": True, "tie_embeddings": True, "scale_embeddings": True},
+    "marian": {
+        **BIASES,
+        "norm_position": "post",
+        "share_embeddings": True,
+        "tie_embeddings": True,
+        "activation": "silu",
+    },
+    "concat sinusoids, more layers in the encoder": {"encoder_layers": 3, "decoder_layers": 1, "sinusoid": "concat"},
+    "separate vocabularies": {"src_vocab_size": 28, "norm_bias": False},
+    "learned": {"position": "learned", "max_position": 80, "activation": "gelu_tanh"},
+    "rotary, rms, gated": LLAMA,
+    "grouped, partial rotary, theta": {**LLAMA, "kv_heads": 2, "rope": {"theta": 5e4, "rotary_dim": 4}},
+    "linear rope, odd heads": {**LLAMA, "head_dim": 6, "kv_heads": 1, "rope": {"scaling": "linear", "factor": 2.0}},
+    "llama 3 rope": {**LLAMA, "rope": {"scaling": "llama3", "factor": 8.0, "original_max_position": 16}},
+    "shaw": {**BIASES, "position": "shaw", "relative_positions": 4},
+    "shaw, grouped, rms": {"position": "shaw", "relative_positions": 3, "kv_heads": 2, "norm": "rmsnorm"},
+    "t5": {**T5, "tie_embeddings": True, "scale_logits": True},
+    "t5 1.1": {**T5, "ffn_gated": True, "activation": "gelu_tanh", "head_dim": 6},
+    "t5, a layer each, scaled": {**T5, "encoder_layers": 1, "decoder_layers": 1, "relative_shared": False},
+    "features beside": {"src_features": FEATURES},
+    "features added": {
+        "src_features": [{**f, "size": 32} for f in FEATURES],
+        "feat_merge": "sum",
+        "scale_embeddings": True,
+    },
+}
+
+
+def write_checkpoint(
+    directory: Path, config: ModelConfig, *, scale: float = 0.3, seed: int = 0, **changes: Any
+) -> Path:
+    """A checkpoint with random weights large enough to make it opinionated, and words as tokens."""
+    torch.manual_seed(seed)
+    separate = config.src_vocab_size is not None
+    with CheckpointWriter(directory, CheckpointConfig(model=config, **changes)) as writer:
+        for name, parameter in Transformer(config).named_parameters():
+            around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            writer.add(name, around + scale * torch.randn_like(parameter))
+        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
+        if separate:
+            writer.add_text("src_vocab.txt", "".join(f"{token}\n" for token in SRC_VOCAB))
+        for i, feature in enumerate(config.src_features):
+            values = ["<unk>", *(f"f{v}" for v in range(feature.vocab_size - 1))]
+            writer.add_text(f"src_feat{i}_vocab.txt", "".join(f"{value}\n" for value in values))
+    return directory
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
+    directory = tmp_path_factory.mktemp("parity")
+    checkpoint = write_checkpoint(directory / "model", ModelConfig.model_validate({**BASE, **request.param}))
+    report = release(checkpoint, directory / "ct2", text=". ".join(" ".join(sequence(n, n)) for n in (3, 9, 20)))
+    assert report["figures"]["greedy_agreement"] == 1 and report["figures"]["n_sentences"] == 3
+    return open_engine(checkpoint, device="cpu"), open_engine(directory / "ct2", device="cpu")
+
+
+def sequence(seed: int, length: int, *, source: bool = True, engine: Engine | None = None) -> list[str]:
+    rng = np.random.default_rng(seed)
+    vocab = engine.codec.src_vocab if engine is not None and source else VOCAB
+    tokens = [list(vocab)[i] for i in rng.integers(3, 28, length)]
+    features = engine.codec.feature_vocabs if engine is not None and source else []
+    return ["￨".join([token, *(f"f{rng.integers(0, 5)}" for _ in features)]) for token in tokens]
+
+
+def test_scores_of_targets(engines: tuple[Engine, Engine]) -> None:
+    ours, theirs = engines
+    lengths = (1, 7, 30, 50, 2)
+    sources = [sequence(seed, length, engine=ours) for seed, length in enumerate(lengths)]
+    targets = [["<s>", *sequence(seed + 9, 60 - length, source=False)] for seed, length in enumerate(lengths)]
+    targets[1].append("</s>")
+    targets[2] = ["<s>", "</s>"]
+    targets[3] = ["<s>"]
+    scores = theirs.score(targets, sources=sources)
+    assert [len(one) for one in scores] == [len(target) - 1 for target in targets]
+    for log_probs, expected in zip(scores, ours.score(targets, sources=sources), strict=True):
+        assert log_probs == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GenerationConfig(max_length=20),
+        GenerationConfig(max_length=20, repetition_penalty=1.3, block_ngram_repeat=2, min_length=6),
+    ],
+    ids=["greedy", "penalties"],
+)
+def test_translations_and_their_scores(engines: tuple[Engine, Engine], options: GenerationConfig) -> None:
+    ours, theirs = engines
+    for (answer,), (other,) in zip(*(engine.generate(sources(ours), options) for engine in engines), strict=True):
+        assert answer.tokens == other.tokens and answer.finish_reason == other.finish_reason
+        assert answer.score == pytest.approx(other.score, abs=2e-4)
+    assert [one.tokens for (one,) in theirs.generate(sources(ours), options, batch_size=1)] == [
+        one.tokens for (one,) in theirs.generate(sources(ours), options)
+    ]
+
+
+@pytest.mark.parametrize("length_penalty", ["avg", "none"])
+def test_beam_search(engines: tuple[Engine, Engine], length_penalty: str) -> None:
+    """With a length penalty CTranslate2 ends a search as soon as the beam is full of ended hypotheses, so that its best
+    may be another; what it says of its answers is true."""
+    ours, theirs = engines
+    options = GenerationConfig(max_length=12, beam_size=4, n_best=2, length_penalty=length_penalty)
+    same = 0
+    for source, found, expected in zip(
+        sources(ours), *(engine.generate(sources(ours), options) for engine in (theirs, ours)), strict=True
+    ):
+        same += found[0].tokens == expected[0].tokens
+        for answer in found:
+            end = ["</s>"] if answer.finish_reason == "stop" else []
+            (log_probs,) = ours.score([["<s>", *answer.tokens, *end]], sources=[source])
+            length = len(log_probs) if length_penalty == "avg" else 1
+            assert answer.score == pytest.approx(sum(log_probs) / length, abs=2e-4)
+    assert same >= (2 if length_penalty == "avg" else 7)
+
+
+def sources(engine: Engine) -> list[list[str]]:
+    return [sequence(seed, length, engine=engine) for seed, length in enumerate((3, 12, 1, 5, 5, 30, 8, 8))]
+
+
+@pytest.mark.parametrize(("layer", "heads"), [(-1, 1), (0, 3), (-2, 0)])
+def test_alignments_come_from_the_layer_and_heads_that_the_checkpoint_names(
+    tmp_path: Path, layer: int, heads: int
+) -> None:
+    config = ModelConfig.model_validate({**BASE, "position": "shaw", "relative_positions": 3, "kv_heads": 2})
+    checkpoint = write_checkpoint(tmp_path / "m", config, alignment_layer=layer, alignment_heads=heads)
+    release(checkpoint, tmp_path / "ct2", verify="off")
+    source, target = sequence(1, 7), ["<s>", *sequence(2, 6, source=False)]
+    translator = ctranslate2.Translator(str(tmp_path / "ct2"))
+    (result,) = translator.translate_batch(
+        [source], [target[1:]], beam_size=1, max_decoding_length=8, return_attention=True
+    )
+    model, codec = load_model(checkpoint), open_engine(checkpoint, device="cpu").codec
+    with torch.no_grad():
+        memory = model.encode(torch.tensor([codec.vocab.ids(source)]))
+        expected = model.decode(torch.tensor([codec.vocab.ids(target)]), memory, align=(layer, heads))[1][0]
+    np.testing.assert_allclose(np.array(result.attention[0])[:6], expected[:6], atol=1e-5)

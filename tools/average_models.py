@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""The mean of several checkpoints' weights: onmt_llm_checkpoint average."""
+
+import sys
+
+from onmt_llm.cli.checkpoint import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(["average", *sys.argv[1:]]))
