@@ -146,6 +146,19 @@ def open_corpora(
     ]
 
 
+def _check_features(corpus: str, transforms: Sequence[str], count: int, model: ModelText) -> None:
+    if count != len(model.feature_vocabs):
+        raise ConfigError(
+            f"n_src_feats must be the number of source features of the model, {len(model.feature_vocabs)}, "
+            f"but is {count}."
+        )
+    if count and "inferfeats" not in transforms:
+        raise ConfigError(
+            f"The transforms of corpus '{corpus}' must include inferfeats, behind the tokeniser, since n_src_feats is "
+            f"{count}."
+        )
+
+
 def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
     """Corpora for training, and those for validation: `valid` and `valid_*`.
 
@@ -160,19 +173,6 @@ def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, Corpus
             + (f"only {', '.join(valid)}, for validation." if valid else "none.")
         )
     return train, valid
-
-
-def _check_features(corpus: str, transforms: Sequence[str], count: int, model: ModelText) -> None:
-    if count != len(model.feature_vocabs):
-        raise ConfigError(
-            f"n_src_feats must be the number of source features of the model, {len(model.feature_vocabs)}, "
-            f"but is {count}."
-        )
-    if count and "inferfeats" not in transforms:
-        raise ConfigError(
-            f"The transforms of corpus '{corpus}' must include inferfeats, behind the tokeniser, since n_src_feats is "
-            f"{count}."
-        )
 
 
 def _context(model: ModelText, parser: ExampleParser, data: DataConfig, training: bool) -> TransformContext:

@@ -72,8 +72,8 @@ class Start:
     weights: Checkpoint | None = None
     adapter: Checkpoint | None = None
     saved: SavedState | None = None
-    before: Before | None = None
     feature_vocabs: Sequence[Vocab] = ()
+    before: Before | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -258,6 +258,28 @@ def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
     )
 
 
+def _feature_vocabs(config: TrainConfig, specials: SpecialTokens) -> list[Vocab]:
+    """Values of each source feature, from `<src_vocab>_feat0` and so on, the names that OpenNMT-py gives them."""
+    count, path = config.corpora.n_src_feats, config.vocabulary.src_vocab
+    if count and path is None:
+        raise ConfigError("src_vocab must name a file when n_src_feats is above 0: `<src_vocab>_feat0` is read too.")
+    vocabs = []
+    for i in range(count):
+        values = list(Vocab.read(f"{path}_feat{i}", SpecialTokens()))
+        roles = (specials.unk, specials.bos, specials.eos, specials.pad)
+        wanted = [t for t in dict.fromkeys([*config.vocabulary.default_specials, *roles]) if t and t not in values]
+        vocabs.append(Vocab([*wanted, *values], specials))
+    return vocabs
+
+
+def _feature(config: TrainConfig, values: int) -> FeatureConfig:
+    """Shape of a source feature with this many values."""
+    if config.architecture.feat_merge == "sum":
+        return FeatureConfig(vocab_size=values, size=config.architecture.hidden_size)
+    size = config.vocabulary.feat_vec_size or int(values**config.vocabulary.feat_vec_exponent)
+    return FeatureConfig(vocab_size=values, size=size)
+
+
 def _updated(start: Start, config: TrainConfig, options: Mapping[str, Section]) -> Start:
     """A checkpoint with the vocabulary, and the tokeniser, of the options.
 
@@ -316,28 +338,6 @@ def _tokenizer_specs(
 def _check_shared(model: ModelConfig, src_tokens: Sequence[str] | None) -> None:
     if src_tokens is not None and model.share_embeddings:
         raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
-
-
-def _feature_vocabs(config: TrainConfig, specials: SpecialTokens) -> list[Vocab]:
-    """Values of each source feature, from `<src_vocab>_feat0` and so on, the names that OpenNMT-py gives them."""
-    count, path = config.corpora.n_src_feats, config.vocabulary.src_vocab
-    if count and path is None:
-        raise ConfigError("src_vocab must name a file when n_src_feats is above 0: `<src_vocab>_feat0` is read too.")
-    vocabs = []
-    for i in range(count):
-        values = list(Vocab.read(f"{path}_feat{i}", SpecialTokens()))
-        roles = (specials.unk, specials.bos, specials.eos, specials.pad)
-        wanted = [t for t in dict.fromkeys([*config.vocabulary.default_specials, *roles]) if t and t not in values]
-        vocabs.append(Vocab([*wanted, *values], specials))
-    return vocabs
-
-
-def _feature(config: TrainConfig, values: int) -> FeatureConfig:
-    """Shape of a source feature with this many values."""
-    if config.architecture.feat_merge == "sum":
-        return FeatureConfig(vocab_size=values, size=config.architecture.hidden_size)
-    size = config.vocabulary.feat_vec_size or int(values**config.vocabulary.feat_vec_exponent)
-    return FeatureConfig(vocab_size=values, size=size)
 
 
 def _transforms(config: TrainConfig) -> list[str]:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chatbot.responder import Reply
 
 from chatbot import app
+from chatbot.responder import Reply
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta
 
