@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice, takewhile
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
+from onmt_llm.text.features import split_features
 
 CHUNK = 2000
 """Records that a process takes at a time."""
@@ -42,6 +44,7 @@ class Source:
         model: The model that they are prepared for; its vocabulary need not hold their tokens yet.
         seed: Of random transforms.
         text_only: Only the transforms in front of the tokeniser act.
+        without: Transforms that do not act.
     """
 
     corpora: Mapping[str, CorpusConfig]
@@ -50,12 +53,15 @@ class Source:
     model: ModelText
     seed: int
     text_only: bool = False
+    without: frozenset[str] = frozenset()
 
     def open(self) -> list[Corpus]:
         opened = open_corpora(self.corpora, data=self.data, options=self.options, model=self.model, training=True)
-        if self.text_only:
-            for corpus in opened:
-                corpus.transforms = list(takewhile(lambda transform: not transform.tokenizes, corpus.transforms))
+        for corpus in opened:
+            transforms = [transform for transform in corpus.transforms if transform.name not in self.without]
+            if self.text_only:
+                transforms = list(takewhile(lambda transform: not transform.tokenizes, transforms))
+            corpus.transforms = transforms
         return opened
 
 
@@ -66,14 +72,18 @@ class Counts:
     Attributes:
         src: Of the source side.
         tgt: Of the target side.
+        features: The same of each source feature's values.
     """
 
     src: Counter[str] = field(default_factory=Counter)
     tgt: Counter[str] = field(default_factory=Counter)
+    features: list[Counter[str]] = field(default_factory=list)
 
     def add(self, other: Counts) -> None:
         self.src.update(other.src)
         self.tgt.update(other.tgt)
+        for mine, its in zip(self.features, other.features, strict=True):
+            mine.update(its)
 
 
 def count_tokens(source: Source, *, n_sample: int, processes: int = 1) -> Counts:
@@ -82,8 +92,9 @@ def count_tokens(source: Source, *, n_sample: int, processes: int = 1) -> Counts
     Raises:
         DataError: A file is missing or wrong, or a corpus yields no example.
     """
-    total = Counts()
-    for part in over_chunks(source, _count, n_sample=n_sample, processes=processes):
+    features = source.data.n_src_feats
+    total = Counts(features=[Counter() for _ in range(features)])
+    for part in over_chunks(source, partial(_count, features), n_sample=n_sample, processes=processes):
         total.add(part)
     return total
 
@@ -175,12 +186,16 @@ def _work(
     return index, corpus.counts, work(examples)
 
 
-def _count(examples: list[Example]) -> Counts:
-    counts = Counts()
+def _count(features: int, examples: list[Example]) -> Counts:
+    counts = Counts(features=[Counter() for _ in range(features)])
     for example in examples:
-        for side, counter in ((example.src, counts.src), (example.tgt, counts.tgt)):
-            for segment in side:
-                counter.update(segment.tokens or ())
+        for segment in example.src:
+            tokens, *values = split_features(segment.tokens or (), features) if features else [segment.tokens or ()]
+            counts.src.update(tokens)
+            for counter, column in zip(counts.features, values, strict=True):
+                counter.update(column)
+        for segment in example.tgt:
+            counts.tgt.update(segment.tokens or ())
     return counts
 
 

@@ -14,6 +14,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.counting import Source, over_chunks
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms import transform_class
+from onmt_llm.data.transforms.features import InferFeats
 from onmt_llm.data.transforms.subword import PASS_THROUGH, SubwordConfig
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
@@ -128,7 +129,9 @@ def _before(source: Source) -> Source:
             update[f"{side}_onmttok_kwargs"] = {**arguments, "joiner_annotate": False}
             update[f"{side}_subword_model"], update[f"{side}_subword_type"] = "", "none"
         words = config.model_copy(update=update)
-        return replace(source, options={**source.options, Tokenize.section: words})
+        return replace(
+            source, options={**source.options, Tokenize.section: words}, without=frozenset({InferFeats.name})
+        )
     corpora = {
         name: source.corpora[name].model_copy(update={"transforms": [each for each in names if not _tokenizes(each)]})
         for name, names in _names(source).items()

@@ -51,11 +51,13 @@ def build_vocab(config: VocabJobConfig, options: Mapping[str, Section]) -> dict[
     corpora, _ = split_corpora(data.data)
     task = counting.model_task or _task(counting.encoder_layers, corpora)
     files = _files(config.vocabulary, task)
-    _check_free([*files], overwrite=data.overwrite)
+    _check_free([*files, *_feature_files(files, data.n_src_feats)], overwrite=data.overwrite)
     n_sample = data.n_sample or DEFAULT_SAMPLE
     if n_sample > 0:
         logger.info("The first %d records of each corpus are counted; n_sample -1 counts all.", n_sample)
-    source = Source(corpora, data, options, _model(config.vocabulary, corpora, task), max(counting.seed, 0))
+    source = Source(
+        corpora, data, options, _model(config.vocabulary, corpora, task, data.n_src_feats), max(counting.seed, 0)
+    )
     unseen: list[str] = []
     if counting.learn_subwords:
         source, unseen = _learn(source, config, n_sample)
@@ -67,6 +69,9 @@ def build_vocab(config: VocabJobConfig, options: Mapping[str, Section]) -> dict[
         _write(file, entries)
         logger.info("%s: %d of %d tokens.", file, len(entries), len(counter))
         written[file] = len(entries)
+    for file, counter in zip(_feature_files(files, data.n_src_feats), counts.features, strict=True):
+        _write(file, counter.most_common())
+        written[file] = len(counter)
     if data.dump_samples:
         _dump_samples(source, config, counts)
     return written
@@ -95,6 +100,11 @@ def _files(vocabulary: VocabularyConfig, task: Task) -> dict[Path, list[str]]:
     return {Path(src): ["src"], Path(tgt): ["tgt"]}
 
 
+def _feature_files(files: Iterable[Path], count: int) -> list[Path]:
+    """Files of the source features' values, beside that of the source vocabulary."""
+    return [Path(f"{next(iter(files))}_feat{number}") for number in range(count)]
+
+
 def _check_free(files: Iterable[Path], *, overwrite: bool) -> None:
     taken = [str(file) for file in files if file.exists()]
     if taken and not overwrite:
@@ -103,13 +113,14 @@ def _check_free(files: Iterable[Path], *, overwrite: bool) -> None:
         )
 
 
-def _model(vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task) -> ModelText:
+def _model(vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task, features: int) -> ModelText:
     """The text side of the model to come: its special tokens, and the control tokens of the corpora's templates."""
     specials = SpecialTokens(bos=vocabulary.decoder_start_token or "<s>")
     templates = [get_template(corpus.template, specials=specials) for corpus in corpora.values() if corpus.template]
     control = sorted({token for template in templates for token in template.control_tokens})
     roles = [token for token in (specials.unk, specials.bos, specials.eos) if token]
-    return ModelText(task, Vocab(list(dict.fromkeys([*roles, *control])), specials))
+    vocab = Vocab(list(dict.fromkeys([*roles, *control])), specials)
+    return ModelText(task, vocab, feature_vocabs=[vocab] * features)
 
 
 def _learn(source: Source, config: VocabJobConfig, n_sample: int) -> tuple[Source, list[str]]:
@@ -161,16 +172,22 @@ def _dump_samples(source: Source, config: VocabJobConfig, counts: Counts) -> Non
     """What was counted, as files for people."""
     if not config.corpora.save_data:
         raise ConfigError("save_data must name a folder for the samples of dump_samples, but is not given.")
-    specials = source.model.vocab.specials
-    src, tgt = (
-        Vocab(with_specials(list(_together(counts, sides, [])), list(source.model.vocab)), specials)
-        for sides in (["src"], ["src", "tgt"])
-    )
+    known = source.model.vocab
+
+    def vocab(counter: Counter[str]) -> Vocab:
+        return Vocab(with_specials(list(counter), list(known)), known.specials)
+
+    src, tgt = vocab(counts.src), vocab(counts.src + counts.tgt)
     write_samples(
         source.corpora,
         data=source.data,
         options=source.options,
-        model=replace(source.model, vocab=tgt, src_vocab=None if source.model.task == "lm" else src),
+        model=replace(
+            source.model,
+            vocab=tgt,
+            src_vocab=None if source.model.task == "lm" else src,
+            feature_vocabs=[vocab(counter) for counter in counts.features],
+        ),
         directory=config.corpora.save_data,
         n_sample=config.corpora.n_sample or DEFAULT_SAMPLE,
         overwrite=config.corpora.overwrite,

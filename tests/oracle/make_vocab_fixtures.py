@@ -29,12 +29,21 @@ def make_corpus(folder: Path) -> None:
         (folder / f"corpus.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def count(folder: Path, name: str, n_sample: int, transforms: list[str], **options: object) -> None:
+def make_features(folder: Path) -> None:
+    """The source with two features behind each word: its length and its first letter."""
+    lines = (folder / "corpus.src").read_text(encoding="utf-8").splitlines()
+    tagged = (" ".join(f"{word}￨{len(word)}￨{word[0].upper()}" for word in line.split()) for line in lines)
+    (folder / "tagged.src").write_text("".join(f"{line}\n" for line in tagged), encoding="utf-8")
+
+
+def count(
+    folder: Path, name: str, n_sample: int, transforms: list[str], source: str = "corpus.src", **options: object
+) -> None:
     from onmt.bin.build_vocab import _get_parser, build_vocab_main
 
     data = {
         "c": {
-            "path_src": str(folder / "corpus.src"),
+            "path_src": str(folder / source),
             "path_tgt": str(folder / "corpus.tgt"),
             "transforms": transforms,
         }
@@ -95,6 +104,10 @@ def main() -> int:
     make_corpus(folder)
     count(folder, "words", -1, [])
     count(folder, "shared", 40, [], share_vocab=True)
+    make_features(folder)
+    count(folder, "tagged", -1, ["inferfeats"], "tagged.src", n_src_feats=2)
+    for side in ("src", "tgt"):
+        (folder / f"tagged.{side}.vocab").unlink()  # those of "words"
     bpe = folder / "bpe.codes"
     bpe.unlink(missing_ok=True)
     subword = {f"{side}_{key}": value for side in ("src", "tgt") for key, value in (

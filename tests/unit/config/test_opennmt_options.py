@@ -20,9 +20,6 @@ TABLES = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items(
 PAIRS = [(command, name) for command, names in NAMES.items() for name in names]
 
 WAITING = {
-    # word features, relative positions, average attention
-    *("aan_useffn", "feat_merge", "feat_vec_exponent", "feat_vec_size", "n_src_feats", "relative_positions_buckets"),
-    "src_feats_defaults",
     # alignment, averages, validation, distillation, freezing
     *("alignment_heads", "alignment_layer", "average_decay", "average_every", "dump_preds", "early_stopping_criteria"),
     *("freeze_decoder", "freeze_encoder", "full_context_alignment", "lambda_align", "lambda_prior_lambda"),
@@ -67,11 +64,11 @@ def test_every_name_loads_or_is_refused_with_its_sentence(command: str, tmp_path
 
 def _value(name: str, command: str) -> Any:
     """Something to ask for: an option's default, else a value that is not OpenNMT-py's default."""
-    for table in (TABLES[command], *TABLES.values()):
-        leaf = table.get(aliases.RENAMED.get(name, name))
-        if leaf is not None and name not in aliases.RETIRED:
-            return leaf.default.model_dump() if hasattr(leaf.default, "model_dump") else leaf.default
-    return 8
+    own = TABLES[command].get(aliases.RENAMED.get(name, name))
+    if own is None and aliases.answer(name) is not None:
+        return 8
+    leaf = own or next(table[name] for table in TABLES.values() if name in table)
+    return leaf.default.model_dump() if hasattr(leaf.default, "model_dump") else leaf.default
 
 
 def test_what_is_gone_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> None:

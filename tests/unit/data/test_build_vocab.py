@@ -72,6 +72,16 @@ def test_bpe_is_learnt_and_counted_as_opennmt_does(tmp_path: Path) -> None:
     assert same(tmp_path / "src.vocab", "bpe.src.vocab")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_features_are_counted_as_opennmt_counts_them(tmp_path: Path, processes: int) -> None:
+    corpora = {"c": {"path_src": str(ORACLE / "tagged.src"), "path_tgt": str(ORACLE / "corpus.tgt")}}
+    data = {"n_src_feats": 2, "transforms": ["inferfeats"], "dump_samples": True, "save_data": str(tmp_path)}
+    build(tmp_path, corpora=corpora, data=data, counted={"num_threads": processes})
+    for number in range(2):
+        assert same(tmp_path / f"src.vocab_feat{number}", f"tagged.src.vocab_feat{number}")
+    assert same(tmp_path / "src.vocab", "words.src.vocab")
+
+
 def test_several_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "CHUNK", 16)
     build(tmp_path, counted={"num_threads": 3}, data={"transforms": ["filtertoolong"]})
