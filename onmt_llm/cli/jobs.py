@@ -42,7 +42,7 @@ JOBS = {
     "simple_inference": Job(SimpleInferenceConfig),
     "onmt_llm_convert": Job(ConvertConfig),
     "onmt_llm_lora": Job(LoraToolConfig),
-    "onmt_llm_checkpoint": Job(CheckpointToolConfig),
+    "onmt_llm_checkpoint": Job(CheckpointToolConfig, short={"m": "models", "o": "output", "f": "fp32"}),
     "release_model": Job(ReleaseConfig, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}),
 }
 

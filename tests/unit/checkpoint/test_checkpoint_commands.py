@@ -72,7 +72,7 @@ def test_info_and_verify(tmp_path: Path, make_model: Make, capsys: pytest.Captur
 def test_average_and_extract_embeddings(tmp_path: Path, make_model: Make, capsys: pytest.CaptureFixture[str]) -> None:
     models = [make_model(f"step_{i}", seed=i) for i in range(3)]
     paths = [str(model.path) for model in models]
-    assert checkpoint_command.main(["average", "-models", *paths, "-output", str(tmp_path / "mean"), "-fp32"]) == 0
+    assert checkpoint_command.main(["average", "-m", *paths, "-o", str(tmp_path / "mean"), "-f"]) == 0
     mean = Checkpoint.open(tmp_path / "mean")
     name = "decoder.layers.1.self_attn.q_proj.weight"
     expected = torch.stack([model.tensor(name) for model in models]).mean(dim=0)
