@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +15,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn.attention import Attention, Mask, decoder_mask, encoder_mask, padding_mask
 from onmt_llm.nn.block import Block
 from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.dropout import dropout
 from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding
 from onmt_llm.nn.feed_forward import FeedForward
 from onmt_llm.nn.norms import build_norm
@@ -103,7 +103,7 @@ class Stack(nn.Module):
                     hint="shorten it, e.g. with the transform filtertoolong",
                 )
             x_BTD = x_BTD + positions.rows(self.embed_positions.weight)
-        return F.dropout(x_BTD, self.dropout, self.training)
+        return dropout(x_BTD, self.dropout, self.training)
 
 
 class Transformer(nn.Module):

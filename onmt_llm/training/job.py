@@ -27,7 +27,7 @@ from onmt_llm.nn.transformer import Transformer
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.build import Layers, build, resolve_layers, sketch
-from onmt_llm.training.dist import World, open_world
+from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.metrics import Reporter
 from onmt_llm.training.optim import build_optimizer
@@ -166,6 +166,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             autocast=precision.autocast is not None,
             dropout=max(config.run.dropout) > 0,
             checkpoint_blocks=bool(config.run.use_ckpting),
+            device_type=device if (device := config.devices.device) != "auto" else resolve_device(device).type,
         ),
         batch=batch,
         positions_per_step=batch.positions * updates,

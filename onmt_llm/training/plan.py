@@ -11,7 +11,7 @@ from torch import nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.loss import CHUNK_LOGITS
+from onmt_llm.training.loss import logits_at_once
 from onmt_llm.training.precision import emulates_bf16
 
 MIB = 1 << 20
@@ -113,6 +113,7 @@ def estimate_memory(
     autocast: bool,
     dropout: bool,
     checkpoint_blocks: bool,
+    device_type: str = "cpu",
 ) -> dict[str, int]:
     """Bytes of each part of a run's memory, in one process.
 
@@ -126,6 +127,7 @@ def estimate_memory(
         autocast: Float32 weights compute in 16 bits, of which autograd keeps a copy.
         dropout: Residual branches have dropout.
         checkpoint_blocks: Blocks are recomputed in the backward pass.
+        device_type: Where the model will run.
     """
     frozen = trained = packed = 0
     prefixes = tuple(f"{path}." for path in quantised)
@@ -152,7 +154,7 @@ def estimate_memory(
             dropout=dropout,
             checkpoint_blocks=checkpoint_blocks,
         ),
-        "output layer": min(CHUNK_LOGITS, batch.tgt_positions * vocab) * (4 + 2 * compute_bytes)
+        "output layer": min(logits_at_once(device_type), batch.tgt_positions * vocab) * (4 + 2 * compute_bytes)
         + batch.tgt_positions * width * 2 * compute_bytes,
     }
 
