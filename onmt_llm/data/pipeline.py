@@ -243,7 +243,10 @@ class Pipeline:
             )
 
     def _cut(self, examples: list[Encoded]) -> list[list[Encoded]]:
-        examples.sort(key=lambda example: (example.width, len(example.tgt)))
+        # within one width by either side, which leaves the least padding on the shorter one
+        examples.sort(
+            key=lambda example: (example.width, len(example.tgt), 0 if example.src is None else len(example.src))
+        )
         batches = [
             examples[start:end]
             for start, end in cut_batches(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.dropout import dropout as drop
 from onmt_llm.nn.norms import build_head_norm
 from onmt_llm.nn.positions import Positions, alibi_bias, alibi_bias_falcon, alibi_slopes, rotate
 
@@ -241,6 +242,10 @@ def attend(
         return _attend_one(q_BNTH, k_BKSH, v_BKSH, mask, scale, dropout)
     dtype, bias = q_BNTH.dtype, mask.bias
     compute = _compute_dtype(q_BNTH.device.type, dtype)
+    if dropout > 0.0 and q_BNTH.device.type == "cpu" and q_BNTH.shape[1] == k_BKSH.shape[1]:
+        return _attend_dropped(q_BNTH.to(compute), k_BKSH.to(compute), v_BKSH.to(compute), mask, scale, dropout).to(
+            dtype
+        )
     q, k, v = q_BNTH.to(compute), k_BKSH.to(compute), v_BKSH.to(compute)
     grouped = q.shape[1] != k.shape[1]
     if bias is not None and q.device.type != "cpu":
@@ -299,6 +304,23 @@ def _softmax(scores_BNTS: Tensor, mask: Mask) -> Tensor:
 
 def _repeat_heads(x_BKSH: Tensor, heads: int) -> Tensor:
     return x_BKSH if x_BKSH.shape[1] == heads else x_BKSH.repeat_interleave(heads // x_BKSH.shape[1], dim=1)
+
+
+def _attend_dropped(
+    q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, mask: Mask, scale: float | None, rate: float
+) -> Tensor:
+    """Attention with dropout on its weights, for which torch has no kernel on CPU, and a slower spelling than this."""
+    scores_BNTS = (q_BNTH * (q_BNTH.shape[-1] ** -0.5 if scale is None else scale)) @ k_BNSH.transpose(2, 3)
+    if mask.causal:
+        scores_BNTS = scores_BNTS + _minus_inf(torch.ones(scores_BNTS.shape[2:], dtype=torch.bool).triu(1))
+    if mask.bias is not None:
+        scores_BNTS = scores_BNTS + (_minus_inf(~mask.bias) if mask.bias.dtype == torch.bool else mask.bias)
+    return drop(scores_BNTS.softmax(-1), rate, training=True) @ v_BNSH
+
+
+def _minus_inf(hidden: Tensor) -> Tensor:
+    """-inf where `hidden`, else 0."""
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
 
 
 def _attend_one(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.attention import Alignment, Attention, Mask
 from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.dropout import add_dropped
 from onmt_llm.nn.feed_forward import FeedForward
 from onmt_llm.nn.norms import build_norm
 
@@ -82,7 +82,7 @@ class Block(nn.Module):
         return norm(x_BTD) if self.pre_norm else x_BTD
 
     def _after(self, norm: nn.Module, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + F.dropout(out_BTD, self.dropout, self.training)
+        x_BTD = add_dropped(x_BTD, out_BTD, self.dropout, self.training)
         return x_BTD if self.pre_norm else norm(x_BTD)
 
     def _parallel(
@@ -91,5 +91,5 @@ class Block(nn.Module):
         h_BTD = self.attn_norm(x_BTD)
         attn_BTD = self.self_attn(h_BTD, mask, rotary=rotary, relative_TS=relative_TS, cache=cache)
         mlp_BTD = self.mlp(h_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD))
-        x_BTD = x_BTD + F.dropout(attn_BTD, self.dropout, self.training)
-        return x_BTD + F.dropout(mlp_BTD, self.dropout, self.training)
+        x_BTD = add_dropped(x_BTD, attn_BTD, self.dropout, self.training)
+        return add_dropped(x_BTD, mlp_BTD, self.dropout, self.training)

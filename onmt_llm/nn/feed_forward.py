@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.dropout import dropout, relu_dropped
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -31,8 +32,10 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, size, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.gate_proj is None:
-            inner = self.activation(self.up_proj(x_BTD))
-        else:
+        if self.gate_proj is not None:
             inner = self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
-        return self.down_proj(F.dropout(inner, self.dropout, self.training))
+        elif self.activation is F.relu:
+            return self.down_proj(relu_dropped(self.up_proj(x_BTD), self.dropout, self.training))
+        else:
+            inner = self.activation(self.up_proj(x_BTD))
+        return self.down_proj(dropout(inner, self.dropout, self.training))

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +25,7 @@ from onmt_llm.nn.attention import (
 )
 from onmt_llm.nn.block import Block
 from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.dropout import dropout
 from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding
 from onmt_llm.nn.feed_forward import FeedForward
 from onmt_llm.nn.norms import build_norm
@@ -141,7 +141,7 @@ class Stack(nn.Module):
                     hint="shorten it, e.g. with the transform filtertoolong",
                 )
             x_BTD = x_BTD + positions.rows(self.embed_positions.weight)
-        return F.dropout(x_BTD, self.dropout, self.training)
+        return dropout(x_BTD, self.dropout, self.training)
 
     def _add_features(self, x_BTD: Tensor, features_BTF: Tensor | None) -> Tensor:
         if features_BTF is None or features_BTF.shape[-1] != len(self.embed_features):

@@ -29,7 +29,7 @@ from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.average import Average
 from onmt_llm.training.build import Layers, build, resolve_layers, sketch
-from onmt_llm.training.dist import World, open_world
+from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.metrics import Reporter
@@ -183,6 +183,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             dropout=max(config.run.dropout) > 0,
             average=config.optimizer.average_decay > 0,
             checkpoint_blocks=bool(config.run.use_ckpting),
+            device_type=device if (device := config.devices.device) != "auto" else resolve_device(device).type,
         ),
         batch=batch,
         positions_per_step=batch.positions * updates,

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -29,8 +28,12 @@ from onmt_llm.training.lm_prior import PriorTerm
 from onmt_llm.training.objective import LIKELIHOOD, Objective, alignment_loss
 
 IGNORE = -100
-# Logits held at once, in elements: 64 MiB in float32. Larger chunks are no faster on CPU, smaller ones waste matmuls.
-CHUNK_LOGITS = 1 << 24
+
+
+def logits_at_once(device_type: str) -> int:
+    """Logits to hold at once, in elements. 8 MiB stay in a CPU's caches, where passes over them are cheap; GPUs want
+    larger matrix products (64 MiB)."""
+    return 1 << 21 if device_type == "cpu" else 1 << 24
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def token_loss(
     label_smoothing: float = 0.0,
     prior: PriorTerm | None = None,
     scale: float = 1.0,
-    chunk_logits: int = CHUNK_LOGITS,
+    chunk_logits: int | None = None,
 ) -> TokenLoss:
     """Cross-entropy of `head(hidden)` summed over the positions whose label is not -100.
 
@@ -117,11 +120,11 @@ def token_loss(
         label_smoothing: Share of the target spread over the vocabulary.
         prior: Further term, of the same positions.
         scale: Factor on the gradient, for float16.
-        chunk_logits: Logits held at once.
+        chunk_logits: Logits held at once; None = as the device likes it.
     """
     hidden_ND, labels_N, index_N = _trained(hidden_BTD.flatten(0, 1), labels_BT.flatten())
     terms = _Terms(label_smoothing, prior, index_N)
-    chunk = max(1, chunk_logits // max(vocab_size, 1))
+    chunk = max(1, (chunk_logits or logits_at_once(hidden_BTD.device.type)) // max(vocab_size, 1))
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or parameters):
         scaled, total, nll, correct = _ChunkedLoss.apply(hidden_ND, labels_N, head, terms, scale, chunk, *parameters)
     else:
@@ -159,9 +162,9 @@ def _sums(
     for start in range(0, labels_N.numel(), chunk):
         rows = slice(start, start + chunk)
         logits_CV = head(hidden_ND[rows])
-        _add_chunk(sums, F.log_softmax(logits_CV, dim=-1, dtype=torch.float32), labels_N[rows], terms.smoothing)
         if terms.prior is not None:
             sums[0].add_(terms.prior.loss_and_gradient(logits_CV, terms.index_N[rows])[0])
+        _add_chunk(sums, logits_CV.float(), labels_N[rows], terms.smoothing)
     return sums
 
 
@@ -173,24 +176,31 @@ def _zero_sums(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _add_chunk(sums: tuple[Tensor, Tensor, Tensor], logp_CV: Tensor, labels_C: Tensor, smoothing: float) -> None:
-    """Add one chunk's loss, negative log-likelihood and hits to `sums`."""
+def _add_chunk(sums: tuple[Tensor, Tensor, Tensor], logits_CV: Tensor, labels_C: Tensor, smoothing: float) -> Tensor:
+    """Add one chunk's loss, negative log-likelihood and hits to `sums`; returns its probabilities, in the place of
+    `logits_CV` (float32), which is overwritten pass by pass while the caches hold it."""
     total, nll, correct = sums
-    picked_C = logp_CV.gather(1, labels_C.unsqueeze(1)).squeeze(1)
-    chunk_nll = -picked_C.sum()
+    picked_C1 = logits_CV.gather(1, labels_C.unsqueeze(1))
+    top_C1 = logits_CV.amax(-1, keepdim=True)
+    mean_C = logits_CV.mean(-1) if smoothing else None
+    exp_CV = logits_CV.sub_(top_C1).exp_()
+    norm_C1 = exp_CV.sum(-1, keepdim=True)
+    log_norm_C1 = norm_C1.log().add_(top_C1)
+    chunk_nll = (log_norm_C1 - picked_C1).sum()
     nll += chunk_nll
-    total += chunk_nll if smoothing == 0.0 else (1 - smoothing) * chunk_nll - smoothing * logp_CV.mean(-1).sum()
-    # amax is many times as fast as argmax on CPU; equal logits count as a hit
-    correct += (picked_C >= logp_CV.amax(-1)).sum()
+    total += (1 - smoothing) * chunk_nll
+    if mean_C is not None:
+        total += smoothing * (log_norm_C1.squeeze(1) - mean_C).sum()
+    # equal logits count as a hit
+    correct += (picked_C1 >= top_C1).sum()
+    return exp_CV.div_(norm_C1)
 
 
-def _logits_gradient(logp_CV: Tensor, labels_C: Tensor, smoothing: float) -> Tensor:
-    """d loss / d logits = softmax - (1 - smoothing) onehot - smoothing / V; overwrites `logp_CV`."""
-    grad_CV = logp_CV.exp_()
+def _logits_gradient(probs_CV: Tensor, labels_C: Tensor, smoothing: float) -> Tensor:
+    """d loss / d logits = softmax - (1 - smoothing) onehot - smoothing / V; overwrites `probs_CV`."""
     if smoothing:
-        grad_CV.sub_(smoothing / grad_CV.shape[1])
-    grad_CV.scatter_add_(1, labels_C.unsqueeze(1), grad_CV.new_full((labels_C.numel(), 1), smoothing - 1.0))
-    return grad_CV
+        probs_CV.sub_(smoothing / probs_CV.shape[1])
+    return probs_CV.scatter_add_(1, labels_C.unsqueeze(1), probs_CV.new_full((labels_C.numel(), 1), smoothing - 1.0))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -215,13 +225,15 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 hidden_CD = hidden_ND[rows].detach().requires_grad_()
                 logits_CV = head(hidden_CD)
-            logp_CV = F.log_softmax(logits_CV.detach(), dim=-1, dtype=torch.float32)
-            _add_chunk(sums, logp_CV, labels_N[rows], terms.smoothing)
-            grad_CV = _logits_gradient(logp_CV, labels_N[rows], terms.smoothing)
+            prior = None
             if terms.prior is not None:
-                term, gradient_CV = terms.prior.loss_and_gradient(logits_CV.detach(), terms.index_N[rows])
+                term, prior = terms.prior.loss_and_gradient(logits_CV.detach(), terms.index_N[rows])
                 sums[0].add_(term)
-                grad_CV.add_(gradient_CV)
+            # No output layer keeps its result for the backward pass, so that it may be overwritten.
+            probs_CV = _add_chunk(sums, logits_CV.detach().float(), labels_N[rows], terms.smoothing)
+            grad_CV = _logits_gradient(probs_CV, labels_N[rows], terms.smoothing)
+            if prior is not None:
+                grad_CV.add_(prior)
             if scale != 1.0:
                 grad_CV.mul_(scale)
             hidden_grad, *found = torch.autograd.grad(

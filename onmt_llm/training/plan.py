@@ -12,7 +12,7 @@ from torch import nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.quantized import num_parameters
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.loss import CHUNK_LOGITS
+from onmt_llm.training.loss import logits_at_once
 from onmt_llm.training.precision import emulates_bf16
 
 MIB = 1 << 20
@@ -115,6 +115,7 @@ def estimate_memory(
     dropout: bool,
     checkpoint_blocks: bool,
     average: bool = False,
+    device_type: str = "cpu",
 ) -> dict[str, int]:
     """Bytes of each part of a run's memory, in one process.
 
@@ -129,6 +130,7 @@ def estimate_memory(
         dropout: Residual branches have dropout.
         checkpoint_blocks: Blocks are recomputed in the backward pass.
         average: A running average of the weights is kept.
+        device_type: Where the model will run.
     """
     frozen = trained = packed = 0
     prefixes = tuple(f"{path}." for path in quantised)
@@ -156,7 +158,7 @@ def estimate_memory(
             dropout=dropout,
             checkpoint_blocks=checkpoint_blocks,
         ),
-        "output layer": min(CHUNK_LOGITS, batch.tgt_positions * vocab) * (4 + 2 * compute_bytes)
+        "output layer": min(logits_at_once(device_type), batch.tgt_positions * vocab) * (4 + 2 * compute_bytes)
         + batch.tgt_positions * width * 2 * compute_bytes,
     }
 

@@ -1,0 +1,119 @@
+"""Dropout that is cheap on a CPU, in time and in what it keeps for the backward pass.
+
+torch's own draws each element by itself on a CPU and keeps a float32 factor of it: in a small Transformer that is a
+quarter of the training time and of the memory. Here 16 random bits decide on an element, four of which come from each
+64-bit draw of torch's generator (so a run is resumed as ever), and what is kept is these two bytes, or nothing where
+the result itself shows what was dropped. Elsewhere than on a CPU torch's kernels are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_LEVELS = 1 << 16
+_LOWEST = -(1 << 15)
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Zero elements with probability `rate`, and scale the others so that the expectation stays."""
+    if not training or rate <= 0.0 or x.device.type != "cpu":
+        return F.dropout(x, rate, training)
+    return _Dropout.apply(x, rate)
+
+
+def add_dropped(x: Tensor, y: Tensor, rate: float, training: bool) -> Tensor:
+    """x + dropout(y): the end of a residual branch."""
+    if not training or rate <= 0.0 or x.device.type != "cpu":
+        return x + F.dropout(y, rate, training)
+    return _AddDropped.apply(x, y, rate)
+
+
+def relu_dropped(x: Tensor, rate: float, training: bool) -> Tensor:
+    """dropout(relu(x))."""
+    if not training or rate <= 0.0 or x.device.type != "cpu":
+        return F.dropout(F.relu(x), rate, training)
+    return _ReluDropped.apply(x, rate)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What decides on the elements of a tensor.
+
+    Attributes:
+        bits: 16 random bits for each of them.
+        first: Numbers from this one on keep their element.
+        factor: What kept elements are multiplied with.
+    """
+
+    bits: Tensor
+    first: int
+    factor: float
+
+    def ones(self, dtype: torch.dtype) -> Tensor:
+        """1 for what is kept and 0 for what is dropped: a number is faster to multiply with than a boolean."""
+        return torch.ge(self.bits, self.first, out=torch.empty(self.bits.shape, dtype=dtype))
+
+
+def _draw(x: Tensor, rate: float) -> _Draw:
+    dropped = min(round(rate * _LEVELS), _LEVELS - 1)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
+    return _Draw(bits.view(torch.int16)[: x.numel()].view(x.shape), dropped + _LOWEST, _LEVELS / (_LEVELS - dropped))
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
+        draw = _keep(ctx, _draw(x, rate))
+        return draw.ones(x.dtype).mul_(x).mul_(draw.factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _backward(ctx, grad), None
+
+
+class _AddDropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, rate: float) -> Tensor:
+        draw = _keep(ctx, _draw(y, rate))
+        return torch.add(x, draw.ones(y.dtype).mul_(y), alpha=draw.factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad, _backward(ctx, grad), None
+
+
+class _ReluDropped(torch.autograd.Function):
+    """Keeps its result alone, which the next layer keeps anyway: what is above zero there passes its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
+        draw = _draw(x, rate)
+        y = draw.ones(x.dtype).mul_(x).relu_().mul_(draw.factor)
+        ctx.factor = draw.factor
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.factor), None
+
+
+def _keep(ctx: Any, draw: _Draw) -> _Draw:
+    ctx.save_for_backward(draw.bits)
+    ctx.first, ctx.factor = draw.first, draw.factor
+    return draw
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tensor:
+    (bits,) = ctx.saved_tensors
+    return _Draw(bits, ctx.first, ctx.factor).ones(grad.dtype).mul_(grad).mul_(ctx.factor)
