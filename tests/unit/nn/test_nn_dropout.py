@@ -80,6 +80,6 @@ def test_attention_with_dropout_has_the_kernels_value_on_average(kind: str) -> N
     }
     mask = masks[kind]
     exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bias, is_causal=mask.causal)
-    torch.testing.assert_close(attend(q, k, v, mask, 1e-7), exact, rtol=1e-4, atol=1e-5)
-    mean = torch.stack([attend(q, k, v, mask, 0.2) for _ in range(1500)]).mean(0)
+    torch.testing.assert_close(attend(q, k, v, mask, dropout=1e-7), exact, rtol=1e-4, atol=1e-5)
+    mean = torch.stack([attend(q, k, v, mask, dropout=0.2) for _ in range(1500)]).mean(0)
     torch.testing.assert_close(mean, exact, rtol=0, atol=0.1)
