@@ -31,7 +31,6 @@ RENAMED = {
 """Same meaning, other name."""
 
 IGNORED = {
-    "self_attn_type": "attention always runs through torch's scaled-dot-product kernels",
     "rotary_interleave": "checkpoints hold one rotary layout; converters permute on the way in and out",
     "apex_opt_level": "mixed precision is chosen by model_dtype",
     "generator_function": "the output layer is a softmax",
@@ -56,6 +55,7 @@ RETIRED = {
     "bridge": "the RNN bridge is retired",
     "cnn_kernel_width": "CNN models are retired; use a Transformer",
     "n_edge_types": "GGNN models are retired; use a Transformer",
+    "aan_useffn": "average attention is retired; use scaled-dot attention, which a cache makes as fast",
 }
 """OpenNMT-py options whose feature is gone: an error that says so."""
 
@@ -212,24 +212,76 @@ def _activation(user: dict[str, Any], result: Translation) -> None:
 
 def _position(user: dict[str, Any], result: Translation) -> None:
     key = "max_relative_positions" if "max_relative_positions" in user else "position_encoding"
-    relative = user.get("max_relative_positions", 0)
-    if relative in (-1, -2):
+    relative, buckets = user.get("max_relative_positions") or 0, user.get("relative_positions_buckets") or 0
+    if not isinstance(relative, int) or relative < -2:
+        words = "0, -1 (rotary), -2 (ALiBi) or a distance"
+        result.errors.append((key, f"'{key}' must be {words}, but is {relative}."))
+    elif relative < 0:
         result.put("position", {-1: "rotary", -2: "alibi"}[relative], key)
-    elif isinstance(relative, int) and relative > 0:
-        words = "0, -1 (rotary) or -2 (ALiBi)"
-        reason = "Shaw positions are not built yet"
-        result.errors.append((key, f"'{key}' must be {words}, but is {relative}: {reason}."))
-    else:
+    elif buckets:
+        result.put("position", "t5", "relative_positions_buckets")
+        result.put("relative_buckets", buckets, "relative_positions_buckets")
+        if relative:
+            result.put("relative_max_distance", relative, key)
+    elif relative:
+        result.put("position", "shaw", key)
+        result.put("relative_positions", relative, key)
+    elif "position_encoding" in user or "max_relative_positions" in user:
         result.put_default("position", "sinusoidal" if user.get("position_encoding") else "none", key)
+    if user.get("position_encoding") and (relative or buckets):
+        result.errors.append(
+            (
+                "position_encoding",
+                "'position_encoding' must be false with relative positions (max_relative_positions, "
+                "relative_positions_buckets): a model has positions of one kind.",
+            )
+        )
+
+
+_SINUSOIDS = {"SinusoidalInterleaved": "standard", "SinusoidalConcat": "concat"}
 
 
 def _position_type(user: dict[str, Any], result: Translation) -> None:
-    kinds = ("SinusoidalInterleaved", "SinusoidalConcat")
     kind = user["position_encoding_type"]
-    if kind is not None and kind not in kinds:
+    if kind in _SINUSOIDS:
+        # sines and cosines that alternate, or stand in two halves, are the same model under another order of dimensions
+        result.put_default("sinusoid", _SINUSOIDS[kind], "position_encoding_type")
+    elif kind is not None:
+        names = ", ".join(_SINUSOIDS)
         result.errors.append(
-            ("position_encoding_type", f"'position_encoding_type' must be one of {', '.join(kinds)}, but is '{kind}'.")
+            ("position_encoding_type", f"'position_encoding_type' must be one of {names}, but is '{kind}'.")
         )
+
+
+def _self_attn_type(user: dict[str, Any], result: Translation) -> None:
+    kind = user["self_attn_type"]
+    if kind == "average":
+        result.errors.append(
+            (
+                "self_attn_type",
+                "'self_attn_type' must be scaled-dot, but is average: average attention (Zhang et al. 2018) translates "
+                "worse, and was made to save the decoding time that a key/value cache saves as well.",
+            )
+        )
+    elif kind in ("scaled-dot", "scaled-dot-flash"):
+        note = "'self_attn_type' has no effect: attention always runs through torch's scaled-dot-product kernels."
+        result.notes.append(("self_attn_type", note))
+    elif kind is not None:
+        result.errors.append(("self_attn_type", f"'self_attn_type' must be scaled-dot, but is '{kind}'."))
+
+
+def _feat_merge(user: dict[str, Any], result: Translation) -> None:
+    if user["feat_merge"] == "mlp":
+        result.errors.append(
+            ("feat_merge", "'feat_merge' must be concat or sum, but is mlp, which is retired: concat is as good.")
+        )
+    elif user["feat_merge"] is not None:
+        result.put("feat_merge", user["feat_merge"], "feat_merge")
+
+
+def _feat_vec_size(user: dict[str, Any], result: Translation) -> None:
+    size = user["feat_vec_size"]
+    result.put("feat_vec_size", None if size == -1 else size, "feat_vec_size")
 
 
 def _kv_heads(user: dict[str, Any], result: Translation) -> None:
@@ -289,7 +341,11 @@ _TRANSLATORS: dict[str, Callable[[dict[str, Any], Translation], None]] = {
     "pos_ffn_activation_fn": _activation,
     "max_relative_positions": _position,
     "position_encoding": _position,
+    "relative_positions_buckets": _position,
     "position_encoding_type": _position_type,
+    "self_attn_type": _self_attn_type,
+    "feat_merge": _feat_merge,
+    "feat_vec_size": _feat_vec_size,
     "multiquery": _kv_heads,
     "num_kv": _kv_heads,
     "add_qkvbias": _qkv_bias,

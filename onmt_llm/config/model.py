@@ -14,7 +14,7 @@ from onmt_llm.config.section import Section
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 Norm = Literal["layernorm", "rmsnorm"]
-Position = Literal["rotary", "alibi", "sinusoidal", "learned", "none"]
+Position = Literal["rotary", "alibi", "sinusoidal", "shaw", "t5", "learned", "none"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 
@@ -35,6 +35,15 @@ class RopeConfig(Section):
     """`llama3`: wavelengths shorter than original_max_position / this are left alone."""
     original_max_position: int = 8192
     """`llama3`: context length the model was first trained with."""
+
+
+class FeatureConfig(Section):
+    """A feature that every source token carries (Sennrich and Haddow 2016): a part of speech, a lemma, a case."""
+
+    vocab_size: int
+    """Values that it takes: rows of its embedding."""
+    size: int
+    """Width of its embedding."""
 
 
 class ModelConfig(Section):
@@ -76,6 +85,17 @@ class ModelConfig(Section):
     """Rows of a `learned` position table, and the context length that the model was trained for."""
     rope: RopeConfig = RopeConfig()
     """Settings of `position: rotary`."""
+    sinusoid: Literal["standard", "concat"] = "standard"
+    """Wavelengths of `position: sinusoidal`, up to 10000 * 2 pi: `standard` stops one wave short of that (Vaswani et al.
+    2017; OpenNMT-py's SinusoidalInterleaved), `concat` at it (tensor2tensor; OpenNMT-py's SinusoidalConcat)."""
+    relative_positions: int = 0
+    """`position: shaw`: distance beyond which relative positions are the same (Shaw et al. 2018)."""
+    relative_buckets: int = 32
+    """`position: t5`: distances are sorted into this many buckets, each with a bias per head (Raffel et al. 2020)."""
+    relative_max_distance: int = 128
+    """`position: t5`: all distances from here on share the last bucket."""
+    relative_shared: bool = False
+    """`position: t5`: the layers of a stack share one table of biases, as in T5 itself."""
     alibi_scaled: bool = False
     """ALiBi as Falcon applies it: the bias is added before the scores are scaled."""
     parallel_residual: bool = False
@@ -84,6 +104,8 @@ class ModelConfig(Section):
     """With `parallel_residual`: one norm feeds both sub-layers."""
     qk_norm: bool = False
     """RMSNorm over each head of q and k before the positions are applied."""
+    scale_attention: bool = True
+    """Divide attention scores by sqrt(head_dim); T5 does not."""
     attn_bias: bool = False
     """Bias on q, k and v projections."""
     attn_out_bias: bool = False
@@ -96,6 +118,12 @@ class ModelConfig(Section):
     """Each token attends to itself and this many - 1 tokens before it; null = all."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(hidden_size)."""
+    scale_logits: bool = False
+    """Divide the output layer's input by sqrt(hidden_size) (T5 with tied embeddings)."""
+    src_features: list[FeatureConfig] = []
+    """Features of the source tokens; filled from `n_src_feats` and the vocabularies of the features."""
+    feat_merge: Literal["concat", "sum"] = "concat"
+    """How the embeddings of `src_features` join that of the token: beside it, or added to it."""
     tie_embeddings: bool = False
     """The output layer uses the decoder's embedding matrix."""
     share_embeddings: bool = False
@@ -120,6 +148,11 @@ class ModelConfig(Section):
         return self.src_vocab_size or self.vocab_size
 
     @property
+    def src_token_size(self) -> int:
+        """Width of the encoder's token embedding: what concatenated features leave of `hidden_size`."""
+        return self.hidden_size - (sum(f.size for f in self.src_features) if self.feat_merge == "concat" else 0)
+
+    @property
     def is_decoder_only(self) -> bool:
         return self.encoder_layers == 0
 
@@ -139,4 +172,28 @@ class ModelConfig(Section):
             raise ValueError("shared_norm must go with parallel_residual, which is false")
         if self.position == "rotary" and self.rotary_size % 2:
             raise ValueError(f"rotary_dim must be even, but is {self.rotary_size}")
+        if self.position == "shaw" and self.relative_positions < 1:
+            raise ValueError(f"relative_positions must be >= 1 with position: shaw, but is {self.relative_positions}")
+        if self.position == "t5" and (self.relative_buckets < 4 or self.relative_buckets % 2):
+            raise ValueError(f"relative_buckets must be even and >= 4, but is {self.relative_buckets}")
+        if self.position == "t5" and self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                "relative_max_distance must be above half of relative_buckets, but is "
+                f"{self.relative_max_distance} with relative_buckets {self.relative_buckets}"
+            )
+        self._check_features()
         return self
+
+    def _check_features(self) -> None:
+        if not self.src_features:
+            return
+        if self.is_decoder_only:
+            raise ValueError("src_features must go with an encoder, but encoder_layers is 0")
+        if self.feat_merge == "concat" and (self.share_embeddings or self.src_token_size < 1):
+            raise ValueError(
+                "feat_merge: concat must leave the token embedding a matrix of its own, but share_embeddings is "
+                f"{str(self.share_embeddings).lower()} and {self.src_token_size} of {self.hidden_size} columns are left"
+            )
+        wrong = [feature.size for feature in self.src_features if feature.size != self.hidden_size]
+        if self.feat_merge == "sum" and wrong:
+            raise ValueError(f"feat_merge: sum must have features as wide as hidden_size, but one is {wrong[0]} wide")

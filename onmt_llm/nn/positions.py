@@ -1,4 +1,4 @@
-"""Where tokens stand, and the encodings of it: rotary, sinusoidal, ALiBi.
+"""Where tokens stand, and the encodings of it: rotary, sinusoidal, ALiBi, distances (Shaw, T5).
 
 The tables are computed, not learned: they are kept in float32 outside of the modules' buffers, so that they are never
 saved, never rounded by `model.to(torch.bfloat16)`, and exist for a model that was built on the meta device.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onmt_llm.config.model import RopeConfig
+from onmt_llm.config.model import ModelConfig, RopeConfig
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,12 @@ def rotate(x_BTNH: Tensor, rotary: Tensor) -> Tensor:
     return turned if size == x_BTNH.shape[-1] else torch.cat((turned, x_BTNH[..., size:]), dim=-1)
 
 
-def build_sinusoidal_table(size: int, rows: int, device: torch.device) -> Tensor:
-    """(P, D): sines in the first half of the dimensions, cosines in the second (Marian's layout)."""
-    exponents = torch.arange(0, size, 2, dtype=torch.float64, device=device) / size
+def build_sinusoidal_table(size: int, rows: int, device: torch.device, kind: str = "standard") -> Tensor:
+    """(P, D): sines in the first half of the dimensions, cosines in the second (Marian's layout), with the wavelengths
+    of `ModelConfig.sinusoid`."""
+    waves = -(-size // 2)
+    longest = max(waves - 1, 1) if kind == "concat" else size / 2
+    exponents = torch.arange(waves, dtype=torch.float64, device=device) / longest
     angles = torch.outer(torch.arange(rows, dtype=torch.float64, device=device), 10000.0**-exponents)
     return torch.cat((angles.sin(), angles.cos()[:, : size // 2]), dim=1).float()
 
@@ -155,3 +158,37 @@ def alibi_bias_falcon(positions_BS: Tensor, query: slice, slopes_N: Tensor, head
     bias_BNS = (slopes_N.bfloat16()[:, None] * positions_BS[:, None, :]).float() / math.sqrt(head_size)
     # Softmax forgets a constant per row: distances instead of positions stay exact in 16 bits.
     return bias_BNS[:, :, None, :] - bias_BNS[:, :, query, None]
+
+
+def relative_index(config: ModelConfig, positions: Positions, device: torch.device, *, causal: bool) -> Tensor | None:
+    """(T, S) rows of the table of distances (Shaw) or buckets (T5) for queries at `positions` and keys 0 ... end - 1.
+
+    Distances do not change when a row is padded on the left or packed, so one index serves all rows. None where the
+    model has no such table.
+    """
+    if config.position not in ("shaw", "t5"):
+        return None
+    query_T = torch.arange(positions.start, positions.end, device=device)
+    distance_TS = torch.arange(positions.end, device=device) - query_T[:, None]
+    if config.position == "shaw":
+        limit = config.relative_positions
+        return distance_TS.clamp(-limit, limit) + limit
+    return t5_bucket(distance_TS, config.relative_buckets, config.relative_max_distance, causal=causal)
+
+
+def t5_bucket(distance: Tensor, buckets: int, max_distance: int, *, causal: bool) -> Tensor:
+    """Bucket of each distance (key minus query). Half of the buckets are for one distance each, the others grow with
+    its logarithm; without `causal` a half of either kind is for keys behind the query.
+
+    The logarithm is taken in float32, as everywhere: at the edge of a bucket another precision would choose another.
+    """
+    offset = torch.zeros_like(distance)
+    if causal:
+        far = -distance.clamp(max=0)
+    else:
+        buckets //= 2
+        offset, far = (distance > 0).long() * buckets, distance.abs()
+    exact = buckets // 2
+    growth = torch.log(far.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    logarithmic = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return offset + torch.where(far < exact, far, logarithmic)

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.model import FeatureConfig, ModelConfig
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.nn.attention import Attention, Mask, decoder_mask, encoder_mask, padding_mask
+from onmt_llm.nn.attention import (
+    Alignment,
+    Attention,
+    Mask,
+    build_relative_bias,
+    decoder_mask,
+    encoder_mask,
+    padding_mask,
+    relative_bias,
+)
 from onmt_llm.nn.block import Block
 from onmt_llm.nn.cache import KVCache
 from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding
@@ -26,6 +36,7 @@ from onmt_llm.nn.positions import (
     build_sinusoidal_table,
     left_padded,
     packed,
+    relative_index,
 )
 
 
@@ -37,6 +48,8 @@ class Stack(nn.Module):
         layers: Number of blocks.
         vocab_size: Rows of the embedding; None = the stack has none and is handed the other's.
         cross: The blocks attend to an encoder's memory.
+        causal: No token sees those behind it.
+        features: Features of the tokens.
         dropout: Of embeddings and sub-layers.
         attention_dropout: Of the attention weights.
     """
@@ -48,25 +61,32 @@ class Stack(nn.Module):
         layers: int,
         vocab_size: int | None,
         cross: bool,
+        causal: bool,
+        features: Sequence[FeatureConfig] = (),
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         size = config.hidden_size
         self.config = config
+        self.causal = causal
         self.dropout = dropout
-        self.embed_tokens = TokenEmbedding(vocab_size, size) if vocab_size else None
+        token_size = config.src_token_size if features else size
+        self.embed_tokens = TokenEmbedding(vocab_size, token_size) if vocab_size else None
+        self.embed_features = nn.ModuleList(nn.Embedding(feature.vocab_size, feature.size) for feature in features)
         self.embed_positions = nn.Embedding(config.max_position, size) if config.position == "learned" else None
         self.layers = nn.ModuleList(
             Block(config, layer=i, cross=cross, dropout=dropout, attention_dropout=attention_dropout)
             for i in range(layers)
         )
+        # Named where the layers share it; else each attention has its own.
+        self.relative_bias = build_relative_bias(config) if config.position == "t5" and config.relative_shared else None
         self.norm = build_norm(config) if config.norm_position == "pre" else None
         self.rotary = self.sinusoid = None
         if config.position == "rotary":
             self.rotary = PositionTable(functools.partial(build_rotary_table, config.rope, config.rotary_size))
         elif config.position == "sinusoidal":
-            self.sinusoid = PositionTable(functools.partial(build_sinusoidal_table, size))
+            self.sinusoid = PositionTable(functools.partial(build_sinusoidal_table, size, kind=config.sinusoid))
 
     def forward(
         self,
@@ -75,22 +95,40 @@ class Stack(nn.Module):
         positions: Positions,
         mask: Mask,
         *,
+        features_BTF: Tensor | None = None,
         memory_BSD: Tensor | None = None,
         memory_mask: Mask | None = None,
         cache: KVCache | None = None,
         checkpoint_blocks: bool = False,
+        align: Mapping[int, Alignment] | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) after the final norm."""
-        x_BTD = self._embed(ids_BT, embedding, positions)
+        """Hidden states (B, T, D) after the final norm; `align` gets the attention of the layers that it names."""
+        x_BTD = self._embed(ids_BT, features_BTF, embedding, positions)
         rotary = None if self.rotary is None else self.rotary.rows(positions, x_BTD.device, x_BTD.dtype)
+        relative_TS = relative_index(self.config, positions, x_BTD.device, causal=self.causal)
+        if self.relative_bias is not None and relative_TS is not None:
+            mask = mask.plus(relative_bias(self.relative_bias, relative_TS))
         recompute = checkpoint_blocks and torch.is_grad_enabled() and cache is None
-        for block in self.layers:
-            run = functools.partial(checkpoint, block, use_reentrant=False) if recompute else block
-            x_BTD = run(x_BTD, mask, rotary=rotary, memory_BSD=memory_BSD, memory_mask=memory_mask, cache=cache)
+        for number, block in enumerate(self.layers):
+            asked = None if align is None else align.get(number)
+            again = recompute and asked is None
+            run = functools.partial(checkpoint, block, use_reentrant=False) if again else block
+            x_BTD = run(
+                x_BTD,
+                mask,
+                rotary=rotary,
+                relative_TS=relative_TS,
+                memory_BSD=memory_BSD,
+                memory_mask=memory_mask,
+                cache=cache,
+                align=asked,
+            )
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
-    def _embed(self, ids_BT: Tensor, embedding: nn.Module, positions: Positions) -> Tensor:
+    def _embed(self, ids_BT: Tensor, features_BTF: Tensor | None, embedding: nn.Module, positions: Positions) -> Tensor:
         x_BTD = embedding(ids_BT)
+        if self.embed_features:
+            x_BTD = self._add_features(x_BTD, features_BTF)
         if self.config.scale_embeddings:
             x_BTD = x_BTD * math.sqrt(self.config.hidden_size)
         if self.sinusoid is not None:
@@ -104,6 +142,15 @@ class Stack(nn.Module):
                 )
             x_BTD = x_BTD + positions.rows(self.embed_positions.weight)
         return F.dropout(x_BTD, self.dropout, self.training)
+
+    def _add_features(self, x_BTD: Tensor, features_BTF: Tensor | None) -> Tensor:
+        if features_BTF is None or features_BTF.shape[-1] != len(self.embed_features):
+            found = 0 if features_BTF is None else features_BTF.shape[-1]
+            raise DataError(f"Every source token must have {len(self.embed_features)} features, but has {found}.")
+        parts = [embed(features_BTF[..., i]) for i, embed in enumerate(self.embed_features)]
+        if self.config.feat_merge == "concat":
+            return torch.cat([x_BTD, *parts], dim=-1)
+        return torch.stack([x_BTD, *parts]).sum(dim=0)
 
 
 class Transformer(nn.Module):
@@ -138,22 +185,31 @@ class Transformer(nn.Module):
         if config.encoder_layers:
             shared = config.share_embeddings and config.decoder_layers > 0
             vocab_size = None if shared else config.encoder_vocab_size
-            self.encoder = build(layers=config.encoder_layers, vocab_size=vocab_size, cross=False)
+            self.encoder = build(
+                layers=config.encoder_layers,
+                vocab_size=vocab_size,
+                cross=False,
+                causal=False,
+                features=config.src_features,
+            )
         if config.decoder_layers:
             cross = config.encoder_layers > 0
-            self.decoder = build(layers=config.decoder_layers, vocab_size=config.vocab_size, cross=cross)
+            self.decoder = build(layers=config.decoder_layers, vocab_size=config.vocab_size, cross=cross, causal=True)
             self.lm_head = (
                 TiedHead(config.vocab_size, bias=config.lm_head_bias)
                 if config.tie_embeddings
                 else nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
             )
 
-    def encode(self, src_BS: Tensor, src_mask_BS: Tensor | None = None) -> Tensor:
+    def encode(
+        self, src_BS: Tensor, src_mask_BS: Tensor | None = None, *, features_BSF: Tensor | None = None
+    ) -> Tensor:
         """Memory (B, S, D) of the source.
 
         Args:
             src_BS: Token ids, right-padded.
             src_mask_BS: True where a token is real; None = all are.
+            features_BSF: Ids of the tokens' features, for a model with `src_features`.
         """
         encoder = _present(self.encoder, "encode", "encoder")
         embedding = encoder.embed_tokens
@@ -161,7 +217,40 @@ class Transformer(nn.Module):
             embedding = _present(self.decoder, "encode", "decoder").embed_tokens
         positions = Positions(0, src_BS.shape[1])
         mask = encoder_mask(self.config, positions, src_mask_BS, src_BS.device)
-        return encoder(src_BS, embedding, positions, mask, checkpoint_blocks=self.checkpoint_blocks)
+        return encoder(
+            src_BS,
+            embedding,
+            positions,
+            mask,
+            features_BTF=features_BSF,
+            checkpoint_blocks=self.checkpoint_blocks,
+        )
+
+    @overload
+    def decode(
+        self,
+        tgt_BT: Tensor,
+        memory_BSD: Tensor | None = None,
+        src_mask_BS: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        doc_BT: Tensor | None = None,
+        align: None = None,
+        align_mask_BT: Tensor | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def decode(
+        self,
+        tgt_BT: Tensor,
+        memory_BSD: Tensor | None = None,
+        src_mask_BS: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        doc_BT: Tensor | None = None,
+        align: tuple[int, int],
+        align_mask_BT: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
 
     def decode(
         self,
@@ -171,7 +260,9 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         doc_BT: Tensor | None = None,
-    ) -> Tensor:
+        align: tuple[int, int] | None = None,
+        align_mask_BT: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states (B, T, D) after the final norm; `logits` turns them into scores.
 
         Args:
@@ -182,6 +273,13 @@ class Transformer(nn.Module):
             cache: Keys and values of the tokens before tgt_BT; those of tgt_BT are added.
             doc_BT: Number of the document that each token of a packed row belongs to, 0 = padding; documents do not
                 see each other and each starts at position 0.
+            align: (layer, heads): return the attention to the source too, (B, T, S) before dropout: that of decoder
+                layer `layer` (a negative one counts from the last), averaged over its first `heads` heads, 0 = all.
+            align_mask_BT: With `align`, without a cache: True where a target token is real. The attention is then that
+                of a layer whose self-attention sees all of these (OpenNMT-py's `full_context_alignment`).
+
+        Returns:
+            (B, T, D), with `align` also (B, T, S).
         """
         decoder = _present(self.decoder, "decode", "decoder")
         assert cache is None or doc_BT is None, "packed documents are for training: they have no cache"
@@ -194,7 +292,8 @@ class Transformer(nn.Module):
         elif doc_BT is not None:
             positions = packed(doc_BT)
         mask = decoder_mask(self.config, positions, tgt_BT.device, left_pad_B=left_pad_B, doc_BT=doc_BT)
-        return decoder(
+        alignment = None if align is None else Alignment(align[1], _wide_mask(align_mask_BT))
+        hidden_BTD = decoder(
             tgt_BT,
             decoder.embed_tokens,
             positions,
@@ -203,20 +302,42 @@ class Transformer(nn.Module):
             memory_mask=padding_mask(src_mask_BS),
             cache=cache,
             checkpoint_blocks=self.checkpoint_blocks,
+            align=None if align is None or alignment is None else {self._align_layer(align): alignment},
         )
+        if alignment is None:
+            return hidden_BTD
+        assert alignment.weights_BTS is not None
+        return hidden_BTD, alignment.weights_BTS
+
+    def _align_layer(self, align: tuple[int, int]) -> int:
+        layer, heads = align
+        layers = self.config.decoder_layers
+        if self.encoder is None:
+            raise ConfigError("An alignment needs an encoder to align with, but the model has encoder_layers: 0.")
+        if not -layers <= layer < layers or not 0 <= heads <= self.config.heads:
+            raise ConfigError(
+                f"An alignment must come from one of {layers} decoder layers and at most {self.config.heads} heads, "
+                f"but alignment_layer is {layer} and alignment_heads {heads}."
+            )
+        return layer % layers
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Scores (B, T, V) of the next token, from the output of `decode`; any leading shape will do."""
         decoder, lm_head = _present(self.decoder, "logits", "decoder"), self.lm_head
+        if self.config.scale_logits:
+            hidden_BTD = hidden_BTD / math.sqrt(self.config.hidden_size)
         return lm_head(hidden_BTD, decoder.embed_tokens) if isinstance(lm_head, TiedHead) else lm_head(hidden_BTD)
 
-    def forward(self, *ids: Tensor, src_mask_BS: Tensor | None = None, **decode: Any) -> Tensor:
+    def forward(
+        self, *ids: Tensor, src_mask_BS: Tensor | None = None, features_BSF: Tensor | None = None, **decode: Any
+    ) -> Tensor:
         """`model(tgt_BT)` of a decoder-only model, `model(src_BS, tgt_BT)` of an encoder-decoder: logits (B, T, V).
         `model(src_BS)` of an encoder-only model: memory (B, S, D).
 
         Args:
             ids: Token ids of the target, after those of the source if there is an encoder.
             src_mask_BS: True where a source token is real.
+            features_BSF: Ids of the source tokens' features, for a model with `src_features`.
             decode: `cache` or `doc_BT` of `decode`.
         """
         wanted = (self.encoder is not None) + (self.decoder is not None)
@@ -227,7 +348,7 @@ class Transformer(nn.Module):
             )
         if self.encoder is None:
             return self.logits(self.decode(ids[0], **decode))
-        memory_BSD = self.encode(ids[0], src_mask_BS)
+        memory_BSD = self.encode(ids[0], src_mask_BS, features_BSF=features_BSF)
         if self.decoder is None:
             return memory_BSD
         return self.logits(self.decode(ids[1], memory_BSD, src_mask_BS, **decode))
@@ -240,6 +361,11 @@ def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> N
             module.dropout = attention_dropout
         elif isinstance(module, Block | FeedForward | Stack):
             module.dropout = dropout
+
+
+def _wide_mask(mask_BT: Tensor | None) -> Mask | None:
+    """All real tokens, those to come included."""
+    return None if mask_BT is None else padding_mask(mask_BT)
 
 
 def _present(part: Any, method: str, name: str) -> Any:

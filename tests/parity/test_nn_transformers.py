@@ -62,6 +62,21 @@ RENAMES = {
     ],
 }
 
+RENAMES["t5"] = [
+    (r"^shared", "decoder.embed_tokens"),
+    (r"block\.0\.layer\.0\.SelfAttention\.relative_attention_bias", "relative_bias"),
+    (r"encoder\.block\.(\d+)\.layer\.1\.(layer_norm|DenseReluDense)", r"encoder.block.\1.layer.2.\2"),
+    (r"block\.(\d+)\.layer\.0\.layer_norm", r"layers.\1.attn_norm"),
+    (r"block\.(\d+)\.layer\.1\.layer_norm", r"layers.\1.cross_norm"),
+    (r"block\.(\d+)\.layer\.2\.layer_norm", r"layers.\1.mlp_norm"),
+    (r"block\.(\d+)\.layer\.0\.SelfAttention\.(\w)\.", r"layers.\1.self_attn.\2_proj."),
+    (r"block\.(\d+)\.layer\.1\.EncDecAttention\.(\w)\.", r"layers.\1.cross_attn.\2_proj."),
+    (r"block\.(\d+)\.layer\.2\.DenseReluDense\.", r"layers.\1.mlp."),
+    (r"final_layer_norm", "norm"),
+    (r"mlp\.wi_0", "mlp.gate_proj"),
+    (r"mlp\.wi_1|mlp\.wi(?=\.)", "mlp.up_proj"),
+    (r"mlp\.wo", "mlp.down_proj"),
+]
 RENAMES["mistral"] = RENAMES["qwen3"] = RENAMES["llama"]
 
 
@@ -234,3 +249,56 @@ def test_marian_logits(activation: str) -> None:
     mask = torch.arange(11) < torch.tensor([[11], [6]])
     expected = reference(input_ids=src, attention_mask=mask.long(), decoder_input_ids=tgt).logits
     assert (model(src, tgt, src_mask_BS=mask) - expected).abs().max() <= BOUND
+
+
+@pytest.mark.parametrize(
+    ("feed_forward", "ours", "tied"),
+    [
+        ("relu", dict(activation="relu"), True),
+        ("gated-gelu", dict(activation="gelu_tanh", ffn_gated=True), False),
+    ],
+)
+@torch.no_grad()
+def test_t5_logits(feed_forward: str, ours: dict, tied: bool) -> None:
+    """The original (tied, scaled logits) and version 1.1 (gated, untied)."""
+    reference = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=64,
+            d_model=48,
+            d_kv=10,
+            d_ff=80,
+            num_layers=2,
+            num_decoder_layers=3,
+            num_heads=6,
+            relative_attention_num_buckets=12,
+            relative_attention_max_distance=20,
+            feed_forward_proj=feed_forward,
+            tie_word_embeddings=tied,
+            decoder_start_token_id=0,
+        )
+    )
+    randomise(reference.eval())
+    config = ModelConfig(
+        **{**BASE, "encoder_layers": 2, "decoder_layers": 3, "head_dim": 10},
+        **ours,
+        norm="rmsnorm",
+        position="t5",
+        relative_buckets=12,
+        relative_max_distance=20,
+        relative_shared=True,
+        scale_attention=False,
+        share_embeddings=True,
+        tie_embeddings=tied,
+        scale_logits=tied,
+    )
+    model = to_ours(reference, config)
+    src, tgt = torch.randint(2, 64, (2, 50)), torch.randint(2, 64, (2, 40))
+    mask = torch.arange(50) < torch.tensor([[50], [33]])
+    expected = reference(input_ids=src, attention_mask=mask.long(), decoder_input_ids=tgt).logits
+    assert expected.std() > 0.1
+    assert (model(src, tgt, src_mask_BS=mask) - expected).abs().max() <= BOUND
+
+    memory, cache = model.encode(src, mask), KVCache(3)
+    pieces = [model.decode(tgt[:, :30], memory, mask, cache=cache)]
+    pieces += [model.decode(tgt[:, t : t + 1], None, mask, cache=cache) for t in range(30, 40)]
+    assert (model.logits(torch.cat(pieces, dim=1)) - expected).abs().max() <= BOUND

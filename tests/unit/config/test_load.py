@@ -103,6 +103,9 @@ BROKEN = {
     "heads do not divide": ("hidden_size: 100\nheads: 7\n", ["x.yaml:1", "multiple of heads"]),
     "retired": ("copy_attn: true\n", ["x.yaml:1", "copy attention is retired"]),
     "retired encoder": ("encoder_type: brnn\n", ["x.yaml:1", "encoder_type", "retired"]),
+    "average attention": ("self_attn_type: average\n", ["x.yaml:1", "must be scaled-dot", "key/value cache"]),
+    "two kinds of positions": ("position_encoding: true\nmax_relative_positions: 8\n", ["x.yaml:1", "of one kind"]),
+    "features by mlp": ("feat_merge: mlp\n", ["x.yaml:1", "mlp, which is retired"]),
     "not a mapping": ("- a\n- b\n", ["x.yaml", "option: value"]),
     "true or false": ("tensorboard: maybe\n", ["x.yaml:1", "true or false", "maybe"]),
 }
@@ -115,6 +118,31 @@ def test_a_broken_file_gets_one_sentence_with_its_line(case: str, tmp_path: Path
         train("-config", write(tmp_path, text))
     for part in expected:
         assert part in str(caught.value)
+
+
+POSITIONS = {
+    "max_relative_positions: 16": {"position": "shaw", "relative_positions": 16},
+    "max_relative_positions: 100\nrelative_positions_buckets: 24": {
+        "position": "t5",
+        "relative_buckets": 24,
+        "relative_max_distance": 100,
+    },
+    "relative_positions_buckets: 24": {"position": "t5", "relative_buckets": 24, "relative_max_distance": 128},
+    "max_relative_positions: -2\nrelative_positions_buckets: 0": {"position": "alibi"},
+    "max_relative_positions: 0\nposition_encoding: false": {"position": "none"},
+    "position_encoding: true\nposition_encoding_type: SinusoidalConcat": {
+        "position": "sinusoidal",
+        "sinusoid": "concat",
+    },
+    "position_encoding_type: SinusoidalInterleaved": {"position": "sinusoidal", "sinusoid": "standard"},
+    "relative_positions_buckets: 0": {"position": "sinusoidal"},
+}
+
+
+@pytest.mark.parametrize("text", POSITIONS, ids=str)
+def test_opennmt_words_for_positions(text: str, tmp_path: Path) -> None:
+    model = train("-config", write(tmp_path, text + "\n")).job.architecture
+    assert {name: getattr(model, name) for name in POSITIONS[text]} == POSITIONS[text]
 
 
 def test_all_mistakes_are_reported_together_in_their_order(tmp_path: Path) -> None:
@@ -132,7 +160,7 @@ def test_an_unknown_flag_is_never_guessed(flag: str) -> None:
 
 
 def test_a_key_of_another_command_is_a_note(tmp_path: Path) -> None:
-    loaded = train("-config", write(tmp_path, "beam_size: 5\nself_attn_type: average\n"))
+    loaded = train("-config", write(tmp_path, "beam_size: 5\nself_attn_type: scaled-dot-flash\n"))
     assert any("onmt_llm_translate" in note for note in loaded.notes)
     assert any("self_attn_type" in note for note in loaded.notes)
 

@@ -10,6 +10,7 @@ from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn import attention
 from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.positions import Positions, relative_index
 from onmt_llm.nn.transformer import Transformer, set_dropout
 
 BOUND = 1e-5
@@ -27,12 +28,23 @@ DECODERS = {
     "learned": dict(position="learned", max_position=16, tie_embeddings=True, lm_head_bias=True),
     "sinusoidal-post": dict(position="sinusoidal", norm_position="post", scale_embeddings=True),
     "no-positions": dict(position="none"),
+    "sinusoidal-concat": dict(position="sinusoidal", sinusoid="concat"),
+    "shaw": dict(position="shaw", relative_positions=3),
+    "shaw-window-gqa": dict(position="shaw", relative_positions=2, sliding_window=4, kv_heads=2),
+    "t5": dict(position="t5", relative_buckets=4, relative_max_distance=6, scale_attention=False, scale_logits=True),
+    "t5-shared-gqa": dict(
+        position="t5", relative_buckets=6, relative_max_distance=8, relative_shared=True, kv_heads=2, norm="rmsnorm"
+    ),
 }
 ENCODER_DECODERS = {
     "marian": dict(encoder_layers=2, norm_position="post", share_embeddings=True, tie_embeddings=True),
     "modern": dict(encoder_layers=1, src_vocab_size=40, **LLAMA),
     "alibi": dict(encoder_layers=1, position="alibi"),
+    "shaw": dict(encoder_layers=2, position="shaw", relative_positions=2, kv_heads=2),
+    "t5": dict(encoder_layers=2, position="t5", relative_buckets=4, relative_max_distance=6, relative_shared=True),
+    "t5-per-layer": dict(encoder_layers=1, position="t5", relative_buckets=4, relative_max_distance=6),
 }
+FEATURES = [dict(vocab_size=7, size=5), dict(vocab_size=3, size=3)]
 
 
 def build(**extra: object) -> Transformer:
@@ -123,6 +135,75 @@ def test_encoder_decoder_padding_and_cache(name: str) -> None:
     close(model.logits(rest), full[idx, 2:])
 
 
+def reference_shaw(model: Transformer, x_TD: torch.Tensor, causal: bool) -> torch.Tensor:
+    """Equations 3 and 4 of Shaw et al. 2018, pair by pair, for one head at a time."""
+    attention = model.decoder.layers[0].self_attn
+    q, k, v = (getattr(attention, f"{n}_proj")(x_TD).view(len(x_TD), 4, 8) for n in "qkv")
+    table, limit = attention.embed_relative.weight, model.config.relative_positions
+    out = torch.zeros_like(q)
+    for i in range(len(x_TD)):
+        keys = range(i + 1 if causal else len(x_TD))
+        a = [table[max(-limit, min(limit, j - i)) + limit] for j in keys]
+        for n in range(4):
+            scores = torch.stack([q[i, n] @ (k[j, n] + a[j]) / 8**0.5 for j in keys]).softmax(0)
+            out[i, n] = sum(scores[j] * (v[j, n] + a[j]) for j in keys)
+    return attention.o_proj(out.flatten(1))
+
+
+@torch.no_grad()
+def test_shaw_attention_is_that_of_the_paper() -> None:
+    model = build(**DECODERS["shaw"])
+    attention_ = model.decoder.layers[0].self_attn
+    x, positions = torch.randn(1, 7, 32), Positions(0, 7)
+    for causal in (True, False):
+        index = relative_index(model.config, positions, x.device, causal=causal)
+        mask = attention.decoder_mask(model.config, positions, x.device) if causal else attention.Mask()
+        close(attention_(x, mask, relative_TS=index)[0], reference_shaw(model, x[0], causal))
+
+
+@pytest.mark.parametrize("name", ["marian", "modern", "shaw"])
+@torch.no_grad()
+def test_alignment_is_the_cross_attention(name: str) -> None:
+    model, src, tgt = build(**ENCODER_DECODERS[name]), tokens(2, 6), tokens(2, 5, seed=2)
+    mask = torch.arange(6) < torch.tensor([[6], [4]])
+    memory = model.encode(src, mask)
+    hidden, one = model.decode(tgt, memory, mask, align=(-1, 1))
+    close(hidden, model.decode(tgt, memory, mask))
+    every = model.decode(tgt, memory, mask, align=(1, 0))[1]
+    assert one.shape == every.shape == (2, 5, 6)
+    close(every.sum(-1), torch.ones(2, 5))
+    assert not every[1, :, 4:].any() and (one - every).abs().max() > 1e-4
+    cache = KVCache(2)
+    steps = [model.decode(tgt[:, :2], memory, mask, cache=cache, align=(1, 0))[1]]
+    steps += [model.decode(tgt[:, t : t + 1], None, mask, cache=cache, align=(1, 0))[1] for t in range(2, 5)]
+    close(torch.cat(steps, dim=1), every)
+    # the last position sees the whole target either way
+    wide = model.decode(tgt, memory, mask, align=(1, 0), align_mask_BT=torch.ones(2, 5, dtype=torch.bool))
+    close(wide[0], hidden)
+    close(wide[1][:, -1], every[:, -1])
+    assert (wide[1][:, 0] - every[:, 0]).abs().max() > 1e-5
+    with pytest.raises(ConfigError, match="alignment_layer is 2"):
+        model.decode(tgt, memory, mask, align=(2, 0))
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum"])
+def test_source_features(merge: str) -> None:
+    features = FEATURES if merge == "concat" else [dict(f, size=32) for f in FEATURES]
+    model = build(encoder_layers=1, src_features=features, feat_merge=merge, share_embeddings=merge == "sum")
+    src, tgt = tokens(2, 6), tokens(2, 5, seed=2)
+    feats = torch.stack([src % 7, src % 3], dim=-1)
+    logits = model(src, tgt, features_BSF=feats)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    other = feats.clone()
+    other[1, 3, 1] = (other[1, 3, 1] + 1) % 3
+    with torch.no_grad():
+        changed = model(src, tgt, features_BSF=other)
+    assert torch.equal(changed[0], logits[0]) and not torch.equal(changed[1], logits[1])
+    with pytest.raises(DataError, match="must have 2 features, but has 0"):
+        model(src, tgt)
+
+
 @torch.no_grad()
 def test_encoder_only_gives_memory() -> None:
     model = build(encoder_layers=2, decoder_layers=0)
@@ -131,7 +212,7 @@ def test_encoder_only_gives_memory() -> None:
         model.logits(torch.zeros(1, 1, 32))
 
 
-@pytest.mark.parametrize("extra", [LLAMA, ENCODER_DECODERS["marian"]], ids=["llama", "marian"])
+@pytest.mark.parametrize("extra", [LLAMA, *(ENCODER_DECODERS[n] for n in ("marian", "shaw", "t5"))])
 def test_checkpointing_changes_no_gradient(extra: dict) -> None:
     model = build(**extra).train()
     ids = [tokens(2, 7)] * (2 if model.encoder is not None else 1)
@@ -157,7 +238,7 @@ def test_dropout_is_active_in_training_only_and_can_be_changed() -> None:
 @torch.no_grad()
 def test_meta_construction_then_load() -> None:
     """Position tables are no part of the state, and exist whatever way the weights came."""
-    for extra in (LLAMA, DECODERS["sinusoidal-post"], DECODERS["alibi"]):
+    for extra in (LLAMA, DECODERS["sinusoidal-post"], DECODERS["alibi"], DECODERS["shaw"], DECODERS["t5"]):
         model, ids = build(**extra), tokens(2, 7)
         with torch.device("meta"):
             copy = Transformer(model.config)
@@ -176,6 +257,15 @@ def test_tables_built_under_inference_mode_serve_training_in_another_type() -> N
     assert logits.dtype == torch.bfloat16
     assert (logits.float() - expected).abs().max() < 0.05
     close(model.float()(ids.repeat(1, 50))[:, :7], model(ids))
+
+
+@pytest.mark.parametrize("name", ["shaw", "t5-shared-gqa", "t5"])
+def test_relative_positions_train_in_bf16(name: str) -> None:
+    model, ids = build(**DECODERS[name]), tokens(2, 7)
+    expected = model(ids).detach()
+    model.bfloat16()(ids).float().logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert (model(ids).float() - expected).abs().max() < 0.1
 
 
 def test_tensor_names() -> None:
