@@ -25,6 +25,8 @@ from onmt_llm.generate.engine import (
     empty_answers,
     end_ids,
 )
+from onmt_llm.generate.lengths import length_penalty
+from onmt_llm.generate.support import Feature, asked_features, check_supported
 from onmt_llm.log import log_once, logger
 from onmt_llm.optional import require
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 REPORT_FILE = "release_report.json"
+SUPPORTS: frozenset[Feature] = frozenset({"alpha"})
+"""What the Generator has of the features that not every engine has."""
 _SCORE_TOKENS = 512
 _RUNS_AS = {"int8": "int8_float32"}
 """Two names of one type."""
@@ -44,7 +48,9 @@ class Ct2Engine:
 
     * `beam_size` > 1 with `random_sampling_topk` other than 1 is a beam search whose continuations are drawn at random;
       where that is not wanted, set `random_sampling_topk: 1`.
-    * `length_penalty: wu` is refused in beam search; without a beam it only scales the score.
+    * What `SUPPORTS` does not name is refused; `length_penalty: wu` without a beam only scales the score.
+    * Beams end by CTranslate2's own rule, and by its own measure of length; the scores are brought to ours.
+    * What is banned (`min_length`, `ban_unk_token`, repeated n-grams) leaves its probability to the other tokens.
     * `seed`: CTranslate2 seeds a thread when the thread first draws. So a seeded call repeats exactly when it is the
       same call (same prompts, same `batch_size`), and the model is loaded again for every seeded call after the first.
     * With a sliding window, a prompt that is longer is read in blocks of the window's size, each of which sees all of
@@ -115,9 +121,10 @@ class Ct2Engine:
         *,
         batch_size: int = 16,
         batch_type: BatchType = "sents",
+        prefixes: Sequence[Sequence[str]] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
-        self._check(options)
+        self._check(options, prefixes=prefixes is not None)
         known = [self._known(prompt) for prompt in prompts]
         self._note_window(known)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
@@ -182,13 +189,14 @@ class Ct2Engine:
         finally:
             self._ct2.set_log_level(level)
 
-    def _check(self, options: GenerationConfig) -> None:
+    def _check(self, options: GenerationConfig, *, prefixes: bool = False) -> None:
         check_options(options)
-        if options.beam_size > 1 and options.length_penalty == "wu":
-            raise UnsupportedError(
-                "length_penalty wu is not known to CTranslate2's beam search.",
-                hint="use length_penalty: avg or none, or the torch engine",
-            )
+        check_supported(
+            asked_features(options, prefixes=prefixes),
+            SUPPORTS,
+            engine="the CTranslate2 Generator",
+            hint="use the torch engine (a checkpoint instead of the release), or leave it out",
+        )
 
     def _beyond_window(self, sequences: Sequence[Sequence[str]]) -> bool:
         window = self._codec.config.model.sliding_window
@@ -247,7 +255,7 @@ class Ct2Engine:
             prompts,
             beam_size=options.beam_size,
             num_hypotheses=options.n_best,
-            length_penalty=1.0 if options.length_penalty == "avg" and beam else 0.0,
+            length_penalty=options.alpha if options.length_penalty == "avg" and beam else 0.0,
             include_prompt_in_result=False,
             cache_static_prompt=False,
             return_scores=True,
@@ -280,8 +288,9 @@ class Ct2Engine:
         for token in answer:
             text.push(self._codec.vocab[token])
         text.finish()
-        if options.beam_size == 1:
-            score /= _length_penalty(options, len(ids))
+        if options.beam_size > 1 and options.length_penalty == "avg":
+            score *= max(len(ids), 1) ** options.alpha  # what CTranslate2 has divided by
+        score /= length_penalty(options.length_penalty, options.alpha)(len(ids))
         reason: FinishReason = "stop" if ended or text.stopped else "length"
         return Hypothesis(self._codec.vocab.tokens(answer[: text.token_count]), text.text, score, reason)
 
@@ -324,13 +333,6 @@ class Ct2Engine:
 
     def _answer_text(self, options: GenerationConfig) -> AnswerText:
         return AnswerText(self._codec.stream_decoder(), self._stops(options))
-
-
-def _length_penalty(options: GenerationConfig, length: int) -> float:
-    """Of a single hypothesis, whose score CTranslate2 is asked to leave alone, since it knows no `wu`."""
-    if options.length_penalty == "wu":
-        return float(((5.0 + length) / 6.0) ** options.alpha)
-    return float(max(length, 1)) if options.length_penalty == "avg" else 1.0
 
 
 def _no_source(source: object) -> None:
