@@ -1,34 +1,41 @@
 """Model and user text made safe for a Markdown view: shown letter for letter, never run and never fetched.
 
-Outside code, `&`, `<` and `>` become entities, so that `<int>` and `</s>` are seen instead of being swallowed as HTML tags,
-and Markdown images lose their meaning, because a page that fetches an image tells its server what the model wrote. Inside
-code spans and fences Markdown shows text as it is, so nothing is touched there.
+Outside code, `&`, `<` and `>` become entities, so that `<int>` and `</s>` are seen instead of being swallowed as HTML
+tags, and Markdown images lose their meaning, because a page that fetches an image tells its server what the model
+wrote. Inside code spans and fences Markdown shows text as it is, so nothing is touched there.
 """
 
 from __future__ import annotations
 
 import re
 
-_FENCE = re.compile(r"^ {0,3}(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})")
+# a fence may stand at any depth of a list, or directly behind a bullet
+_FENCE = re.compile(r"^\s*(?:(?:[-*+]|\d+[.)])\s+)?(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})")
+# a code span ends where its paragraph, list item, heading or quotation ends
+_BLOCK_END = re.compile(r"(\n(?=[ \t]*\n|[ \t]*(?:[-*+]|\d+[.)]|#{1,6}|>)[ \t]))")
 _TICKS = re.compile(r"`+")
+_TICKS_OR_ESCAPED = re.compile(r"\\[\\`]|`+")
 
 
 def escape_markdown(text: str) -> str:
-    """Escape everything outside code; code fences may be unfinished, as they are while an answer arrives."""
+    """Escape everything outside code; a code fence may be unfinished, as it is while an answer arrives."""
     parts: list[str] = []
     prose: list[str] = []
     fence = ""
-    for line in text.splitlines(keepends=True):
+    for line in text.split("\n"):
         if fence:
             parts.append(line)
-            if _closes(line, fence):
-                fence = ""
+            fence = "" if _closes(line, fence) else fence
         elif match := _FENCE.match(line):
-            parts += [_escape_prose("".join(prose)), line]
+            if prose:
+                parts.append(_escape_prose("\n".join(prose)))
+            parts.append(line)
             prose, fence = [], match["fence"]
         else:
             prose.append(line)
-    return "".join([*parts, _escape_prose("".join(prose))])
+    if prose:
+        parts.append(_escape_prose("\n".join(prose)))
+    return "\n".join(parts)
 
 
 def _closes(line: str, fence: str) -> bool:
@@ -37,23 +44,21 @@ def _closes(line: str, fence: str) -> bool:
 
 
 def _escape_prose(text: str) -> str:
-    """Escape text that holds no fence; code spans, closed by as many backticks as opened them, are kept.
-
-    A span cannot reach over an empty line (CommonMark 6.1 with 4.8).
-    """
-    return "".join(
-        part if index % 2 else _escape_paragraph(part) for index, part in enumerate(re.split(r"(\n[ \t]*\n)", text))
-    )
+    return "".join(_escape_block(block) for block in _BLOCK_END.split(text))
 
 
-def _escape_paragraph(text: str) -> str:
-    result, at = "", 0
-    while opening := _TICKS.search(text, at):
-        closing = next((m for m in _TICKS.finditer(text, opening.end()) if len(m[0]) == len(opening[0])), None)
-        result += _escape_plain(text[at : opening.start()])
-        at = closing.end() if closing else opening.end()
-        result += text[opening.start() : at]
-    return result + _escape_plain(text[at:])
+def _escape_block(text: str) -> str:
+    """Escape one paragraph; code spans, closed by as many backticks as opened them, are kept (CommonMark 6.1)."""
+    result, done, at = "", 0, 0
+    while match := _TICKS_OR_ESCAPED.search(text, at):
+        at = match.end()
+        if match[0].startswith("\\"):
+            continue
+        closing = next((ticks for ticks in _TICKS.finditer(text, at) if len(ticks[0]) == len(match[0])), None)
+        if closing:
+            result += _escape_plain(text[done : match.start()]) + text[match.start() : closing.end()]
+            done = at = closing.end()
+    return result + _escape_plain(text[done:])
 
 
 def _escape_plain(text: str) -> str:

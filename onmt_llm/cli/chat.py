@@ -4,69 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from onmt_llm.cli.jobs import load_job
-from onmt_llm.cli.run import run
+from onmt_llm.cli.run import run_job
 from onmt_llm.cli.translate import open_from
-from onmt_llm.config.load import Loaded, load
-from onmt_llm.config.render import print_config
-from onmt_llm.config.section import Section
+from onmt_llm.config.chat import ChatConfig, Mode
+from onmt_llm.config.load import Loaded
 from onmt_llm.errors import ConfigError
-from onmt_llm.log import logger, setup_logging
-
-Mode = Literal["py", "ct2"]
-
-
-class ChatConfig(Section):
-    """The page, and the model behind it."""
-
-    inference_config_file: str | None = None
-    """Translate YAML: model, template and how answers are searched for or sampled."""
-    inference_mode: Mode = "py"
-    """Kind of the model: `py` = a checkpoint, `ct2` = a CTranslate2 release."""
-    max_context_length: int = Field(4096, ge=2)
-    """Tokens that prompt and answer may have together; the oldest rounds are left out beyond it."""
-    server_port: int = Field(6006, ge=1, le=65535)
-    """Port of the page."""
-    server_name: str = "127.0.0.1"
-    """Address of the page; any other than this machine's own lets others in."""
-
-
-class ChatJob(Section):
-    """Serve a chat page for one model."""
-
-    chat: ChatConfig = ChatConfig()
+from onmt_llm.log import logger
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(_chat, argv)
+    return run_job("onmt_llm_chat", _chat, argv)
 
 
-def _chat(argv: Sequence[str]) -> int:
-    loaded = load(ChatJob, argv, prog="onmt_llm_chat")
-    if loaded.switches["print_config"]:
-        print(print_config(loaded))
-        return 0
-    setup_logging()
-    options = loaded.job.chat
-    inference = load_inference_config(options.inference_config_file, options.inference_mode)
+def _chat(loaded: Loaded[Any]) -> int:
+    config: ChatConfig = loaded.job
+    inference = load_inference_config(config.answering.inference_config_file, config.answering.inference_mode)
     # a page that cannot be served should say so before minutes are spent on loading a model
     from chatbot.app import build_app, check_server, launch
-    from chatbot.responder import EngineResponder
+    from onmt_llm.generate.session import ChatSession
 
-    check_server(options.server_name, options.server_port)
-    engine = open_from(inference)
-    responder = EngineResponder(
-        engine,
+    server = config.server
+    check_server(server.server_name, server.server_port)
+    session = ChatSession(
+        open_from(inference),
         inference.job.generation,
-        max_context_length=options.max_context_length,
+        max_context_length=server.max_context_length,
         template=inference.job.inference.template,
     )
-    app = build_app(responder, **_headings(inference.job.inference.model, options))
-    launch(app, server_name=options.server_name, server_port=options.server_port)
+    app = build_app(session, **_headings(inference.job.inference.model, config))
+    launch(app, server_name=server.server_name, server_port=server.server_port)
     return 0
 
 
@@ -100,11 +69,11 @@ def load_inference_config(path: str | None, mode: Mode) -> Loaded[Any]:
     return loaded
 
 
-def _headings(model: str, options: ChatConfig) -> dict[str, str]:
-    engine = {"py": "PyTorch", "ct2": "CTranslate2"}[options.inference_mode]
+def _headings(model: str, config: ChatConfig) -> dict[str, str]:
+    engine = {"py": "PyTorch", "ct2": "CTranslate2"}[config.answering.inference_mode]
     return {
         "title": f"Chat with {Path(model).name}",
-        "subtitle": f"Answered by {engine}, from at most {options.max_context_length:,} tokens of conversation.",
+        "subtitle": f"Answered by {engine}, from at most {config.server.max_context_length:,} tokens of conversation.",
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
 from onmt_llm.config.load import Loaded, load
 from onmt_llm.config.section import Section
@@ -35,6 +36,8 @@ class Job:
 JOBS = {
     "onmt_llm_train": Job(TrainConfig, sections),
     "onmt_llm_translate": Job(TranslateConfig, sections),
+    "onmt_llm_chat": Job(ChatConfig),
+    "simple_inference": Job(SimpleInferenceConfig),
     "onmt_llm_convert": Job(ConvertConfig),
     "onmt_llm_lora": Job(LoraToolConfig),
     "onmt_llm_checkpoint": Job(CheckpointToolConfig),

@@ -26,6 +26,7 @@ RENAMED = {
     "lr": "learning_rate",
     "compute_dtype": "model_dtype",
     "from": "source",
+    "output_dir": "output_directory",
 }
 """Same meaning, other name."""
 

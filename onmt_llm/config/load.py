@@ -189,12 +189,12 @@ def _check_names(
             continue
         key = translation.sources[leaf]
         where = given.where.get(key, "")
-        if leaf in other:
+        if leaf in other and key not in table:
             given.notes.append(f"{where}  '{key}' is an option of {other[leaf]}; not used here.".strip())
         elif key == leaf:
             guess = nearest(key, [*table, *aliases.known_names(), *other])
             given.complain(key, f"'{key}' is not a known option" + (f": did you mean '{guess}'?" if guess else "."))
-        # else: an alias of ours that means nothing to this job (an architecture key in a translate YAML)
+        # what is left: the part of an alias (`model_task`) that means nothing to this job
         del translation.values[leaf]
 
 

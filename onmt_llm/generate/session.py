@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.errors import DataError
+from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta, Engine
-from onmt_llm.log import logger
-from onmt_llm.text.templates import Message
+from onmt_llm.log import log_once
+from onmt_llm.text.templates import Message, get_template
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 
-def fit_history(codec: Codec, messages: Sequence[Message], *, budget: int) -> tuple[list[str], list[Message]]:
+def fit_history(
+    codec: Codec, messages: Sequence[Message], *, budget: int, template: str | None = None
+) -> tuple[list[str], list[Message]]:
     """Drop whole rounds, oldest first, until the rendered prompt has at most `budget` tokens.
 
     A round is a user message with all that follows it up to the next one. A system message at the start always stays.
@@ -27,6 +30,7 @@ def fit_history(codec: Codec, messages: Sequence[Message], *, budget: int) -> tu
         codec: Renders and tokenises.
         messages: The conversation; the last message is the one to be answered.
         budget: Tokens that the prompt may have.
+        template: Chat template; None = the checkpoint's.
 
     Returns:
         The prompt's tokens, and the messages that they stand for.
@@ -38,7 +42,7 @@ def fit_history(codec: Codec, messages: Sequence[Message], *, budget: int) -> tu
     rounds = _rounds(messages[len(system) :])
     while True:
         kept = [*system, *(message for round_ in rounds for message in round_)]
-        prompt = codec.encode_chat(kept)
+        prompt = codec.encode_chat(kept, template=template)
         if len(prompt) <= budget:
             return prompt, kept
         if len(rounds) <= 1:
@@ -59,47 +63,86 @@ def _rounds(messages: Sequence[Message]) -> list[list[Message]]:
     return rounds
 
 
+@dataclass(frozen=True)
+class Reply:
+    """An answer that is about to arrive.
+
+    Attributes:
+        prompt_tokens: Length of the prompt, template included.
+        left_out: Messages of the user that no longer fit, with the answers that belonged to them.
+        deltas: The answer, piece by piece; closing the iterator ends the engine's work.
+    """
+
+    prompt_tokens: int
+    left_out: int
+    deltas: Iterator[Delta]
+
+
 class ChatSession:
-    """One person's conversation with a model.
+    """A conversation with a model; `max_length` tokens of the context are kept free for each answer.
+
+    Example:
+        >>> session = ChatSession(open_engine("release"), GenerationConfig(max_length=200))
+        >>> for delta in session.reply("What is a glacier?"):
+        ...     print(delta.text, end="", flush=True)
 
     Args:
         engine: Shared by all sessions; it keeps no state of a conversation.
-        options: How answers are produced; `max_length` tokens are kept free for each.
+        options: How answers are produced. A beam is only known at its end, so a chat has one hypothesis.
         max_context_length: Tokens that prompt and answer may have together.
+        template: Chat template; None or "auto" = the checkpoint's, or alpaca where it has none, as in training.
         system: Instructions that stand before the conversation, if the template has a place for them.
 
     Attributes:
         messages: The whole conversation, also what no longer fits into the prompt.
+
+    Raises:
+        ConfigError: There is no room for a prompt, or no such template.
     """
 
     def __init__(
-        self, engine: Engine, options: GenerationConfig, *, max_context_length: int = 4096, system: str | None = None
+        self,
+        engine: Engine,
+        options: GenerationConfig,
+        *,
+        max_context_length: int = 4096,
+        template: str | None = None,
+        system: str | None = None,
     ) -> None:
+        if options.beam_size > 1 or options.n_best > 1:
+            log_once(f"A chat streams: beam_size {options.beam_size} and n_best {options.n_best} are taken as 1.")
+        if max_context_length <= options.max_length:
+            raise ConfigError(
+                f"'max_context_length' must be above max_length, but is {max_context_length} with max_length "
+                f"{options.max_length}.",
+                hint="max_length is the room kept for an answer: lower it",
+            )
+        self._template = None if template == "auto" else template
+        if self._template is None and engine.codec.template is None:
+            log_once("The checkpoint names no chat template: alpaca is used.")
+            self._template = "alpaca"
+        stops = [] if self._template is None else _stops(self._template, engine)
         self._engine = engine
-        self._options = options
-        self._budget = max_context_length - options.max_length
+        self._options = options.model_copy(update={"beam_size": 1, "n_best": 1, "stop": [*options.stop, *stops]})
+        self.max_context_length = max_context_length
         self._system = system
         self._stop = threading.Event()
         self.messages: list[Message] = []
-        if self._budget < 1:
-            raise DataError(
-                f"max_context_length must be above max_length, but is {max_context_length} with max_length "
-                f"{options.max_length}.",
-                hint="lower max_length: it is the room kept for an answer",
-            )
         self.reset()
 
-    def reset(self) -> None:
-        """Forget the conversation."""
-        self.stop()
-        self.messages = [Message("system", self._system)] if self._system else []
+    def respond(self, messages: Sequence[Message], *, should_stop: Callable[[], bool] | None = None) -> Reply:
+        """Answer a conversation that is kept elsewhere (in a browser); the session's own is not touched.
 
-    def stop(self) -> None:
-        """End the answer that is being produced, from any thread; what there is of it stays in the history."""
-        self._stop.set()
+        Raises:
+            DataError: The last round alone is too long.
+        """
+        budget = self.max_context_length - self._options.max_length
+        prompt, kept = fit_history(self._engine.codec, messages, budget=budget, template=self._template)
+        left_out = _questions(messages) - _questions(kept)
+        return Reply(len(prompt), left_out, self._engine.stream(prompt, self._options, should_stop=should_stop))
 
     def reply(self, text: str) -> Iterator[Delta]:
-        """Answer a user's message, piece by piece.
+        """Answer a message of the user, piece by piece.
 
         The message and its answer (or what there is of it when it is stopped or the iterator is closed) join the
         history.
@@ -108,40 +151,34 @@ class ChatSession:
             DataError: The message alone is too long; the history is left as it was.
         """
         asked = [*self.messages, Message("user", text)]
-        prompt = self.prompt(asked)
-        return self._answer(asked, prompt)
-
-    def prompt(self, messages: Sequence[Message]) -> list[str]:
-        """Tokens of the prompt for these messages, pruned to fit; says in the log what was left out.
-
-        Raises:
-            DataError: The last round alone is too long.
-        """
-        prompt, kept = fit_history(self._engine.codec, messages, budget=self._budget)
-        if len(kept) < len(messages):
-            logger.info(
-                "The conversation is longer than the context: its %d oldest messages are left out.",
-                len(messages) - len(kept),
-            )
-        return prompt
-
-    def answer(self, messages: Sequence[Message], *, should_stop: Callable[[], bool] | None = None) -> Iterator[Delta]:
-        """Answer a conversation that is kept elsewhere (in a browser); the session's own history is not touched.
-
-        Raises:
-            DataError: The last round alone is too long.
-        """
-        return self._engine.stream(self.prompt(messages), self._options, should_stop=should_stop)
-
-    def _answer(self, asked: list[Message], prompt: list[str]) -> Iterator[Delta]:
         self._stop.clear()
+        return self._remember(asked, self.respond(asked, should_stop=self._stop.is_set).deltas)
+
+    def stop(self) -> None:
+        """End the answer that is being produced, from any thread; what there is of it stays in the history."""
+        self._stop.set()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.stop()
+        self.messages = [Message("system", self._system)] if self._system else []
+
+    def _remember(self, asked: list[Message], deltas: Iterator[Delta]) -> Iterator[Delta]:
         self.messages = asked
         pieces: list[str] = []
         try:
-            with closing(self._engine.stream(prompt, self._options, should_stop=self._stop.is_set)) as stream:  # type: ignore[type-var]
+            with closing(deltas) as stream:  # type: ignore[type-var]
                 for delta in stream:
                     pieces.append(delta.text)
                     yield delta
         finally:
             if self.messages is asked:
                 self.messages = [*asked, Message("assistant", "".join(pieces))]
+
+
+def _stops(template: str, engine: Engine) -> tuple[str, ...]:
+    return get_template(template, specials=engine.codec.config.specials).stop
+
+
+def _questions(messages: Sequence[Message]) -> int:
+    return sum(message.role == "user" for message in messages)

@@ -245,6 +245,23 @@ def linear_weight(module: nn.Module) -> Tensor:
     raise UnsupportedError(f"A linear layer is needed to read a weight from, but this is a {kind}.")
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Weights and biases of a model; a quantised layer counts as the layer that it stands for."""
+    total = 0
+    for module in model.modules():
+        sizes = {name: parameter.numel() for name, parameter in module.named_parameters(recurse=False)}
+        if is_quantized(module):
+            layer: Any = module
+            sizes["weight"] = layer.in_features * layer.out_features
+        total += sum(sizes.values())
+    return total
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a layer holds its weight in 8 or 4 bits."""
+    return isinstance(module, Int8Linear) or type(module).__name__ in ("Linear8bitLt", "Linear4bit")
+
+
 def weight_nbytes(module: nn.Module) -> int:
     """Bytes of memory of the weights, scales and biases in `module`, those hidden in bitsandbytes' states too."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _resident(module)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.quantized import num_parameters
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.loss import CHUNK_LOGITS
 from onmt_llm.training.precision import emulates_bf16
@@ -219,6 +220,5 @@ def _cross_bytes(config: ModelConfig, weight_bytes: int) -> int:
 
 
 def count(model: nn.Module) -> tuple[int, int]:
-    """Parameters in all, and those that are trained."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, _ in sizes), sum(n for n, wanted in sizes if wanted)
+    """Parameters in all, those of quantised layers included, and those that are trained."""
+    return num_parameters(model), sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.errors import DataError
+from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta
 from onmt_llm.generate.session import ChatSession, fit_history
 from onmt_llm.text.templates import Message
@@ -16,21 +17,31 @@ from onmt_llm.text.templates import Message
 class WordCodec:
     """A template of one token a message and one a word."""
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[str]:
+    class config:
+        specials = SpecialTokens()
+
+    def __init__(self, template: str | None = "chatml") -> None:
+        self.template = template
+        self.asked_template: str | None = None
+
+    def encode_chat(self, messages: Sequence[Message], *, template: str | None = None) -> list[str]:
+        self.asked_template = template
         return [token for m in messages for token in (f"<{m.role}>", *m.content.split())] + ["<assistant>"]
 
 
 class EchoEngine:
     """Answers with the words of its prompt, one a delta."""
 
-    def __init__(self) -> None:
-        self.codec = WordCodec()
+    def __init__(self, template: str | None = "chatml") -> None:
+        self.codec = WordCodec(template)
         self.prompts: list[list[str]] = []
+        self.options: list[GenerationConfig] = []
 
     def stream(
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
     ) -> Iterator[Delta]:
         self.prompts.append(list(prompt))
+        self.options.append(options)
         for word in ("one ", "two ", "three"):
             yield Delta(word, 1)
             if should_stop and should_stop():
@@ -93,7 +104,7 @@ def test_a_message_that_is_too_long_is_refused_and_forgotten() -> None:
     with pytest.raises(DataError, match=r"7 tokens.*at most 6 fit"):
         chat.reply("w w w w w")
     assert chat.messages == []
-    with pytest.raises(DataError, match="max_context_length must be above max_length"):
+    with pytest.raises(ConfigError, match="'max_context_length' must be above max_length, but is 10"):
         session(max_context_length=10)
 
 
@@ -107,3 +118,36 @@ def test_what_was_said_before_a_stop_is_remembered() -> None:
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert chat.messages[-1] == Message("assistant", "one ")
+
+
+def test_a_conversation_kept_elsewhere_is_answered_and_what_was_left_out_is_counted() -> None:
+    chat = session(max_context_length=20)
+    turns = [m for n in range(3) for m in (Message("user", f"q{n}"), Message("assistant", f"a{n}"))]
+    reply = chat.respond([*turns, Message("user", "now")])
+    assert (reply.prompt_tokens, reply.left_out) == (7, 2)
+    assert "".join(delta.text for delta in reply.deltas) == "one two three" and chat.messages == []
+
+
+def test_a_chat_has_one_hypothesis() -> None:
+    engine = EchoEngine()
+    options = GenerationConfig(beam_size=3, n_best=2, max_length=4)
+    list(ChatSession(engine, options).reply("x"))  # type: ignore[arg-type]
+    assert (engine.options[0].beam_size, engine.options[0].n_best) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("in_checkpoint", "asked", "used", "stops"),
+    [
+        ("chatml", None, None, []),
+        ("chatml", "auto", None, []),
+        (None, None, "alpaca", ["\n\n### Instruction:", "### Instruction:"]),
+        ("chatml", "alpaca", "alpaca", ["\n\n### Instruction:", "### Instruction:"]),
+    ],
+)
+def test_the_template_is_the_one_asked_for_or_the_checkpoints_or_alpaca(
+    in_checkpoint: str | None, asked: str | None, used: str | None, stops: list[str]
+) -> None:
+    engine = EchoEngine(in_checkpoint)
+    list(ChatSession(engine, GenerationConfig(max_length=4), template=asked).reply("x"))  # type: ignore[arg-type]
+    assert engine.codec.asked_template == used
+    assert engine.options[0].stop == stops

@@ -13,7 +13,7 @@ from torch import nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn import quantized
-from onmt_llm.nn.quantized import QUANT_TYPES, Int8Linear, linear_weight, quantize, weight_nbytes
+from onmt_llm.nn.quantized import QUANT_TYPES, Int8Linear, linear_weight, num_parameters, quantize, weight_nbytes
 from onmt_llm.nn.transformer import Transformer
 
 # relative error of the weight, bytes against float32
@@ -112,3 +112,13 @@ def test_errors() -> None:
     with pytest.raises(ConfigError, match="is on the meta device"):
         quantize(empty, ["q_proj"], "int8")
     assert QUANT_TYPES.names() == sorted(LIMITS)
+
+
+@pytest.mark.parametrize("quant_type", ["int8", "bnb_8bit", "bnb_NF4"])
+def test_a_quantised_model_has_as_many_parameters_as_before(quant_type: str) -> None:
+    if quant_type != "int8":
+        pytest.importorskip("bitsandbytes")
+    model = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64, bias=False))
+    before = num_parameters(model)
+    quantize(model, ["0", "1"], quant_type)
+    assert num_parameters(model) == before == 64 * 128 * 2 + 128

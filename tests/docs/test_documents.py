@@ -1,0 +1,79 @@
+"""The documents: every command line parses, every link inside the repository leads somewhere, every YAML loads."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onmt_llm.cli.jobs import JOBS, load_job
+from onmt_llm.config import flags
+from onmt_llm.config.schema import leaves
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md")])
+SWITCHES = {"dry_run": ""}
+SCRIPTS = {
+    "chatbot.py": "onmt_llm_chat",
+    "simple_inference.py": "simple_inference",
+    "convert_llama.py": "onmt_llm_convert",
+    "convert_falcon.py": "onmt_llm_convert",
+    "lora_weights.py": "onmt_llm_lora",
+    "onmt_llm_generate": "onmt_llm_translate",
+}
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """Words of every command of ours in the shell blocks of a document."""
+    for block in re.findall(r"```(?:shell|bash|sh)\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.S):
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            words = shlex.split(line, comments=True)
+            while words and (words[0] in ("python", "python3", "nohup") or "=" in words[0]):
+                words.pop(0)
+            if words:
+                name = Path(words[0]).name
+                yield [SCRIPTS.get(name, name), *words[1:]]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_line_parses(document: Path) -> None:
+    for name, *words in commands(document):
+        if name in JOBS:
+            job = JOBS[name]
+            cut = next((i for i, word in enumerate(words) if word in (">", "|", "&", "2>&1")), len(words))
+            options = words[:cut] if name != "onmt_llm_checkpoint" else words[1:cut]
+            flags.parse(options, leaves(job.kind, job.extra()), prog=name, about="", switches=SWITCHES, short=job.short)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_yaml_of_the_recipes_loads(file: Path) -> None:
+    command = "onmt_llm_translate" if file.name.startswith("translate") else "onmt_llm_train"
+    load_job(command, ["-config", str(file)])
+
+
+def test_the_option_reference_is_up_to_date() -> None:
+    done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_seeds_spellings_parse() -> None:
+    convert = "--model_dir llama/7B/ --tokenizer_model llama/tokenizer.model --output llama7B-vicuna-onmt"
+    for name, line in {
+        "onmt_llm_convert": convert,
+        "onmt_llm_lora": "--action merge --base_model a --lora_weights b --output c",
+        "release_model": "--model a --output b --format ctranslate2 --quantization int8_float16",
+        "onmt_llm_chat": "-inference_config_file f.yaml -inference_mode ct2 -max_context_length 4096 -server_port 5000",
+        "simple_inference": "-input_file i -inference_config_file f -inference_mode py -output_dir outputs",
+    }.items():
+        load_job(name, line.split())
