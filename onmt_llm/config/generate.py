@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from onmt_llm.config.section import Section
@@ -28,10 +30,32 @@ class GenerationConfig(Section):
     """Divide (positive) or multiply (negative) the logits of tokens already present by this (Keskar et al. 2019)."""
     block_ngram_repeat: int = Field(0, ge=0)
     """No n-gram of this length may occur twice in an answer; 0 = off."""
-    length_penalty: str = Field("avg", pattern="^(none|wu|avg)$")
-    """Beam search: divide scores by nothing, by ((5+n)/6)^alpha (Wu et al. 2016), or by the length."""
+    ignore_when_blocking: list[str] = Field(default_factory=list)
+    """With `block_ngram_repeat`: n-grams that hold one of these tokens may occur again."""
+    length_penalty: Literal["none", "wu", "avg"] = "avg"
+    """Divide scores by nothing, by ((5+n)/6)^alpha (Wu et al. 2016), or by n^alpha; n counts start and end token too."""
     alpha: float = 1.0
-    """Exponent of the `wu` length penalty."""
+    """Exponent of the length penalty."""
+    coverage_penalty: Literal["none", "wu", "summary"] = "none"
+    """Beam search, encoder-decoder: take something off scores for source tokens with little attention (`wu`) or too
+    much (`summary`)."""
+    beta: float = 0.0
+    """Weight of the coverage penalty."""
+    stepwise_penalty: bool = False
+    """Apply the coverage penalty at every step instead of once an answer has ended."""
+    ratio: float = Field(0.0, ge=0.0)
+    """Beam search ends: 0 = when the best continuation of a step is an end; above 0 = when it is not worth going on for
+    an answer of ratio * source length tokens."""
+    max_length_ratio: float = Field(1.25, ge=0.0)
+    """Encoder-decoder: an answer has at most ratio * source length + 5 tokens; 0 = no such limit."""
+    replace_unk: bool = False
+    """Encoder-decoder: put the source token with most attention in the place of an unknown token."""
+    report_align: bool = False
+    """Encoder-decoder: find the source token that each token is aligned with."""
+    alignment_layer: int = -3
+    """Decoder layer whose attention is the alignment, as in training; negative = from the last one."""
+    alignment_heads: int = Field(0, ge=0)
+    """First heads of that layer that are averaged, as in training; 0 = all."""
     ban_unk_token: bool = False
     """Never produce the unknown token."""
     stop: list[str] = Field(default_factory=list)

@@ -13,12 +13,15 @@ from onmt_llm.config.section import Section
 class InferenceConfig(Section):
     """The model, what it reads and what it writes."""
 
-    model: str | None = None
-    """Checkpoint directory, or CTranslate2 release: the files inside decide which engine runs."""
+    model: list[str] = Field(default_factory=list)
+    """Checkpoint directory, or CTranslate2 release: the files inside decide which engine runs. Several checkpoints
+    answer together, as an ensemble."""
     src: str | None = None
     """Input, one a line; `-` = standard input."""
     tgt: str | None = None
-    """Reference answers, to be scored."""
+    """Reference answers, one a line, to be scored; or what answers begin with, see `tgt_file_prefix`."""
+    tgt_file_prefix: bool = False
+    """Every answer begins with its line of `tgt`."""
     output: str = "pred.txt"
     """Answers, one a line in input order; `-` = standard output."""
     transforms: list[str] = Field(default_factory=list)
@@ -30,7 +33,9 @@ class InferenceConfig(Section):
     src_feats_defaults: str | None = None
     """Features of the words of a line that has none, `value￨value`; null = the checkpoint's."""
     with_score: bool = False
-    """Append each answer's log-probability after a tab."""
+    """Append each answer's score after a tab, and after another that of the reference (`tgt`)."""
+    phrase_table: str | None = None
+    """With `replace_unk`: file of `source|||target` lines that says what a source token becomes."""
     model_task: Literal["lm", "seq2seq"] | None = None
     """Accepted; the checkpoint knows what it is."""
 
@@ -54,6 +59,8 @@ class EngineConfig(Section):
     """OpenNMT-py's list of GPU ranks; a GPU is used where there is one."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0 = one per core."""
+    avg_raw_probs: bool = False
+    """An ensemble averages its models' probabilities, not their logarithms."""
     log_file: str | None = None
     """Copy of the log."""
     verbose: bool = False

@@ -26,6 +26,8 @@ from onmt_llm.generate.engine import (
     empty_answers,
     end_ids,
 )
+from onmt_llm.generate.lengths import length_penalty
+from onmt_llm.generate.support import Feature, asked_features, check_supported
 from onmt_llm.log import log_once, logger
 from onmt_llm.optional import require
 
@@ -47,7 +49,9 @@ class Ct2Engine:
 
     * `beam_size` > 1 with `random_sampling_topk` other than 1 is a beam search whose continuations are drawn at random;
       where that is not wanted, set `random_sampling_topk: 1`.
-    * `length_penalty: wu` is refused in beam search; without a beam it only scales the score.
+    * What `_supports` does not name is refused; `length_penalty: wu` without a beam only scales the score.
+    * Beams end by CTranslate2's own rule, and by its own measure of length; the scores are brought to ours.
+    * What is banned (`min_length`, `ban_unk_token`, repeated n-grams) leaves its probability to the other tokens.
     * `seed`: CTranslate2 seeds a thread when the thread first draws. So a seeded call repeats exactly when it is the
       same call (same prompts, same `batch_size`), and the model is loaded again for every seeded call after the first.
     * With a sliding window, a prompt that is longer is read in blocks of the window's size, each of which sees all of
@@ -64,6 +68,8 @@ class Ct2Engine:
 
     _runs: ClassVar[str] = "Generator"
     """CTranslate2's class for this kind of model."""
+    _supports: ClassVar[frozenset[Feature]] = frozenset({"alpha"})
+    """What it has of the features that not every engine has."""
     _length_names: ClassVar[tuple[str, str]] = ("max_length", "min_length")
     """What that class calls the limits of an answer."""
 
@@ -123,9 +129,10 @@ class Ct2Engine:
         *,
         batch_size: int = 16,
         batch_type: BatchType = "sents",
+        prefixes: Sequence[Sequence[str]] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
-        self._check(options)
+        self._check(options, prefixes=prefixes is not None)
         known = [self._known(prompt) for prompt in prompts]
         self._note_window(known)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
@@ -190,13 +197,14 @@ class Ct2Engine:
         finally:
             self._ct2.set_log_level(level)
 
-    def _check(self, options: GenerationConfig) -> None:
+    def _check(self, options: GenerationConfig, *, prefixes: bool = False) -> None:
         check_options(options)
-        if options.beam_size > 1 and options.length_penalty == "wu":
-            raise UnsupportedError(
-                "length_penalty wu is not known to CTranslate2's beam search.",
-                hint="use length_penalty: avg or none, or the torch engine",
-            )
+        check_supported(
+            asked_features(options, prefixes=prefixes),
+            self._supports,
+            engine=f"the CTranslate2 {self._runs}",
+            hint="use the torch engine (a checkpoint instead of the release), or leave it out",
+        )
 
     def _beyond_window(self, sequences: Sequence[Sequence[str]]) -> bool:
         window = self._codec.config.model.sliding_window
@@ -261,7 +269,7 @@ class Ct2Engine:
         return {
             "beam_size": options.beam_size,
             "num_hypotheses": options.n_best,
-            "length_penalty": 1.0 if options.length_penalty == "avg" and beam else 0.0,
+            "length_penalty": options.alpha if options.length_penalty == "avg" and beam else 0.0,
             "return_scores": True,
             "return_end_token": True,
             "callback": self._watcher({}, options) if not beam and self._stops(options) else None,
@@ -293,8 +301,9 @@ class Ct2Engine:
         for token in answer:
             text.push(self._codec.vocab[token])
         text.finish()
-        if options.beam_size == 1:
-            score /= _length_penalty(options, len(ids))
+        if options.beam_size > 1 and options.length_penalty == "avg":
+            score *= max(len(ids), 1) ** options.alpha  # what CTranslate2 has divided by
+        score /= length_penalty(options.length_penalty, options.alpha)(len(ids))
         reason: FinishReason = "stop" if ended or text.stopped else "length"
         return Hypothesis(self._codec.vocab.tokens(answer[: text.token_count]), text.text, score, reason)
 
@@ -340,13 +349,6 @@ class Ct2Engine:
 
     def _answer_text(self, options: GenerationConfig) -> AnswerText:
         return AnswerText(self._codec.stream_decoder(), self._stops(options))
-
-
-def _length_penalty(options: GenerationConfig, length: int) -> float:
-    """Of a single hypothesis, whose score CTranslate2 is asked to leave alone, since it knows no `wu`."""
-    if options.length_penalty == "wu":
-        return float(((5.0 + length) / 6.0) ** options.alpha)
-    return float(max(length, 1)) if options.length_penalty == "avg" else 1.0
 
 
 def _no_source(source: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,8 @@ from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.ct2_engine import SCORE_TOKENS, Ct2Engine
 from onmt_llm.generate.engine import Hypothesis
+from onmt_llm.generate.lengths import longest_answer
+from onmt_llm.generate.support import Feature
 from onmt_llm.text.features import SEPARATOR, split_features
 
 
@@ -26,6 +29,8 @@ class Ct2Translator(Ct2Engine):
 
     _runs: ClassVar[str] = "Translator"
     _length_names: ClassVar[tuple[str, str]] = ("max_decoding_length", "min_decoding_length")
+
+    _supports: ClassVar[frozenset[Feature]] = frozenset({"alpha", "replace_unk", "report_align"})
 
     def score(
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
@@ -72,20 +77,61 @@ class Ct2Translator(Ct2Engine):
     def _batches(
         self, prompts: Sequence[Sequence[str]], options: GenerationConfig, *, batch_size: int, batch_type: BatchType
     ) -> list[list[int]]:
-        return make_batches([len(prompt) for prompt in prompts], batch_size=batch_size, batch_type=batch_type)
+        # CTranslate2 has one limit for a batch, we have one for each source.
+        lengths = [len(prompt) for prompt in prompts]
+        limited = any(self._limit(options, length) < options.max_length for length in lengths if length)
+        return make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=limited)
+
+    @staticmethod
+    def _limit(options: GenerationConfig, source_length: int) -> int:
+        return longest_answer(options.max_length, options.max_length_ratio, source_length)
+
+    def _limited(self, options: GenerationConfig, source_length: int) -> GenerationConfig:
+        limit = self._limit(options, source_length)
+        return options.model_copy(update={"max_length": limit, "min_length": min(options.min_length, limit)})
+
+    def _check(self, options: GenerationConfig, *, prefixes: bool = False) -> None:
+        super()._check(options, prefixes=prefixes)
+        config = self.codec.config
+        held = (config.alignment_layer, config.alignment_heads)
+        asked = (options.alignment_layer, options.alignment_heads) if options.report_align else (-1, 1)
+        if (options.report_align or options.replace_unk) and self._heads(*asked) != self._heads(*held):
+            raise UnsupportedError(
+                f"A release has the attention of one alignment layer, here {held[0]} with {held[1]} heads (0 = all), "
+                f"but that of {asked[0]} with {asked[1]} is asked for.",
+                hint="set alignment_layer and alignment_heads in the checkpoint's config.yaml and release it again",
+            )
+
+    def _heads(self, layer: int, heads: int) -> tuple[int, int]:
+        model = self.codec.config.model
+        return layer % model.decoder_layers, heads or model.heads
 
     def _beyond_window(self, sequences: Sequence[Sequence[str]]) -> bool:
         return False
 
     def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
-        results = self._model.translate_batch(prompts, max_input_length=0, **self._batch_options(options))
-        return [
-            self._hypotheses([self.codec.vocab.ids(tokens) for tokens in result.hypotheses], result.scores, options)
-            for result in results
-        ]
+        options = self._limited(options, max(map(len, prompts)))
+        aligns = options.report_align or options.replace_unk
+        results = self._model.translate_batch(
+            prompts, max_input_length=0, return_attention=aligns, **self._batch_options(options)
+        )
+        return [self._read(result, options, aligns=aligns) for result in results]
+
+    def _read(self, result: Any, options: GenerationConfig, *, aligns: bool) -> list[Hypothesis]:
+        answers = [self.codec.vocab.ids(tokens) for tokens in result.hypotheses]
+        if not aligns:
+            return self._hypotheses(answers, result.scores, options)
+        found = []
+        for ids, score, attention in zip(answers, result.scores, result.attention, strict=True):
+            (hypothesis,) = self._hypotheses([ids], [score], options)
+            places = tuple(int(np.argmax(row)) for row in attention[: len(hypothesis.tokens)])
+            found.append(replace(hypothesis, alignment=places))
+        return sorted(found, key=lambda hypothesis: -hypothesis.score)
 
     def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Any:
-        return self._model.generate_tokens(self._known(prompt), max_input_length=0, **self._search_options(options))
+        known = self._known(prompt)
+        options = self._limited(options, len(known))
+        return self._model.generate_tokens(known, max_input_length=0, **self._search_options(options))
 
     def _check_start(self, sequence: Sequence[str]) -> None:
         start = self.codec.vocab.specials.bos

@@ -31,14 +31,17 @@ class Hypothesis:
     Attributes:
         tokens: Its tokens, without the end token and without those of a stop string.
         text: Its text, up to the stop string.
-        score: Sum of the tokens' log probabilities (penalties applied, temperature not), divided by the length penalty.
+        score: Sum of the tokens' log probabilities (repetition penalty applied, temperature not), end token included,
+            divided by the length penalty, less the coverage penalty.
         finish_reason: "stop" = end token or stop string; "length" = `max_length` reached.
+        alignment: For each token the place of its source token, where the options ask for it.
     """
 
     tokens: list[str]
     text: str
     score: float
     finish_reason: FinishReason
+    alignment: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Engine(Protocol):
         *,
         batch_size: int = 16,
         batch_type: BatchType = "sents",
+        prefixes: Sequence[Sequence[str]] | None = None,
     ) -> list[list[Hypothesis]]:
         """Answer prompts.
 
@@ -78,12 +82,13 @@ class Engine(Protocol):
             options: How to search or sample.
             batch_size: Prompts, or prompt tokens, that are decoded together.
             batch_type: What `batch_size` counts.
+            prefixes: Tokens that the answers of each prompt begin with; they count in the score, not in the lengths.
 
         Returns:
             For each prompt, in the order given, its `n_best` answers, best first.
 
         Raises:
-            ConfigError: The options contradict each other.
+            ConfigError: The options contradict each other, or this engine does not have one of them.
         """
         ...
 
@@ -111,37 +116,52 @@ class Engine(Protocol):
 
 
 def open_engine(
-    path: str | Path, *, device: str = "auto", compute_type: str = "auto", dtype: str | None = None, threads: int = 0
+    path: str | Path | Sequence[str | Path],
+    *,
+    device: str = "auto",
+    compute_type: str = "auto",
+    dtype: str | None = None,
+    threads: int = 0,
+    average_probabilities: bool = False,
 ) -> Engine:
     """Load a model for answering. A directory with `model.bin` goes to CTranslate2, a checkpoint or an adapter to
     torch.
 
     Args:
-        path: Checkpoint, adapter or CTranslate2 release; a checkpoint may be written with a trailing `.pt`.
+        path: Checkpoint, adapter or CTranslate2 release; a checkpoint may be written with a trailing `.pt`. Several
+            checkpoints of one vocabulary answer together.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         compute_type: "auto" = the type in which the model is stored, or the nearest that the device runs; otherwise
             CTranslate2's name of a type (`int8`, `int8_float16`, `float16`, `bfloat16`, `float32` ...). The torch
             engine knows the float types and `int8`.
         dtype: "fp32", "bf16" or "fp16" for the torch engine; null = by `compute_type`.
         threads: CPU threads; 0 = the library's default.
+        average_probabilities: Several models average their probabilities, not the logarithms of these.
 
     Raises:
         CheckpointError: There is no usable model at `path`.
+        ConfigError: The models cannot answer together.
         UnsupportedError: The device or the type cannot be had here.
     """
+    paths = [path] if isinstance(path, str | Path) else list(path)
     options: dict[str, Any] = {"device": device, "compute_type": compute_type, "threads": threads}
-    release = find_release(path)
-    if release is not None:
-        if (release / TARGET_VOCABULARIES[0]).is_file():
+    releases = [release for release in map(find_release, paths) if release is not None]
+    if releases:
+        if len(paths) > 1:
+            raise ConfigError(
+                f"The models of an ensemble must be checkpoints, but {releases[0]} is a CTranslate2 release.",
+                hint="CTranslate2 runs one model; give the checkpoints that it was released from",
+            )
+        if (releases[0] / TARGET_VOCABULARIES[0]).is_file():
             from onmt_llm.generate.ct2_engine import Ct2Engine
 
-            return Ct2Engine.open(release, **options)
+            return Ct2Engine.open(releases[0], **options)
         from onmt_llm.generate.ct2_translator import Ct2Translator
 
-        return Ct2Translator.open(release, **options)
+        return Ct2Translator.open(releases[0], **options)
     from onmt_llm.generate.torch_engine import TorchEngine
 
-    return TorchEngine.open(path, dtype=dtype, **options)
+    return TorchEngine.open(paths, dtype=dtype, average_probabilities=average_probabilities, **options)
 
 
 def find_release(path: str | Path) -> Path | None:
@@ -181,6 +201,11 @@ def check_options(options: GenerationConfig) -> None:
     if options.min_length > options.max_length:
         raise ConfigError(
             f"min_length must be <= max_length, but is {options.min_length} with max_length {options.max_length}."
+        )
+    if options.coverage_penalty != "none" and options.beam_size == 1 and options.samples:
+        raise ConfigError(
+            f"coverage_penalty must be none where answers are sampled, but is {options.coverage_penalty}.",
+            hint="raise beam_size, or set random_sampling_topk: 1",
         )
 
 

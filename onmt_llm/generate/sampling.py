@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 BANNED = float("-inf")
+_CHUNK = 64
+"""Tokens of the vocabulary among which `top_k` first looks for a maximum only."""
 
 
 def ban(logits_RV: Tensor, ids: Sequence[int]) -> Tensor:
@@ -32,12 +34,35 @@ def ban_in_rows(logits_RV: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
     return logits_RV
 
 
-def repeated_ngram_ends(tokens: Sequence[int], n: int) -> list[int]:
-    """Tokens that would complete an n-gram which `tokens` holds already."""
+def repeated_ngram_ends(tokens: Sequence[int], n: int, *, exempt: frozenset[int] = frozenset()) -> list[int]:
+    """Tokens that would complete an n-gram which `tokens` holds already, unless a token of it is `exempt`."""
     if n < 1 or len(tokens) < n:
         return []
     start = tuple(tokens[len(tokens) - n + 1 :])
-    return sorted({tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tuple(tokens[i : i + n - 1]) == start})
+    if exempt.intersection(start):
+        return []
+    ends = {tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tuple(tokens[i : i + n - 1]) == start}
+    return sorted(ends - exempt)
+
+
+def top_k(scores_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row, or all if there are fewer: values and indices, best first.
+
+    The k best are within the k chunks that have the best maxima, which is much less to sort than a whole vocabulary.
+    """
+    rows, vocab = scores_RV.shape
+    chunks = vocab // _CHUNK
+    if chunks < 2 * k:
+        return scores_RV.topk(min(k, vocab), dim=-1)
+    chunks_RGC = scores_RV[:, : chunks * _CHUNK].unflatten(1, (chunks, _CHUNK))
+    best_RK = chunks_RGC.amax(dim=-1).topk(k, dim=-1).indices
+    inside_RKC = chunks_RGC.gather(1, best_RK[:, :, None].expand(-1, -1, _CHUNK))
+    ids_RKC = best_RK[:, :, None] * _CHUNK + torch.arange(_CHUNK, device=scores_RV.device)
+    rest_T = torch.arange(chunks * _CHUNK, vocab, device=scores_RV.device)
+    values_RC = torch.cat([inside_RKC.flatten(1), scores_RV[:, chunks * _CHUNK :]], dim=1)
+    ids_RC = torch.cat([ids_RKC.flatten(1), rest_T.expand(rows, -1)], dim=1)
+    values_RK, places_RK = values_RC.topk(k, dim=-1)
+    return values_RK, ids_RC.gather(1, places_RK)
 
 
 def penalize_repetition(logits_RV: Tensor, histories: Sequence[Sequence[int]], penalty: float) -> Tensor:

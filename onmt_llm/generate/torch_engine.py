@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING
@@ -16,11 +17,17 @@ from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.generate import search
 from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
+from onmt_llm.generate.beam import Beams, beam_search
+from onmt_llm.generate.decoding import Decoding, Source, combine, encode_sources, pad_right
 from onmt_llm.generate.engine import Delta, Hypothesis, check_options, empty_answers, end_ids
+from onmt_llm.generate.lengths import length_penalty, longest_answer
+from onmt_llm.generate.penalties import coverage_penalty
+from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
 from onmt_llm.log import log_once
 from onmt_llm.text.features import split_features
 
 if TYPE_CHECKING:
+    from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.nn.transformer import Transformer
     from onmt_llm.text.codec import Codec
 
@@ -33,60 +40,68 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _INT8_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+_SCORE_TOKENS = 2048
+"""Positions, padding included, of the texts that are scored together."""
 _SCORE_ROWS = 512
 """Positions whose logits are in memory at once when a text is scored."""
 
 
 class TorchEngine:
-    """Answers with a `Transformer`.
+    """Answers with a `Transformer`, or with an ensemble of them.
 
     Precedence of the options: `beam_size` > 1 is beam search, and the sampling options are then ignored (said once in
     the log); otherwise `random_sampling_topk: 1` or a temperature of 0 is greedy search; otherwise tokens are drawn:
     temperature, then top-k, then top-p. Repetition penalty, n-gram blocking, minimum length and bans apply to all of
     them.
 
+    Beam search gives the lists and the scores of OpenNMT-py 3.5.1.
+
     Args:
         model: In eval mode, on its device.
         codec: Its vocabulary, tokeniser and template.
+        others: Further models, that answer together with it.
+        average_probabilities: Average the models' probabilities, not the logarithms of these.
     """
 
-    def __init__(self, model: Transformer, codec: Codec) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        codec: Codec,
+        *,
+        others: Sequence[Transformer] = (),
+        average_probabilities: bool = False,
+    ) -> None:
         self.model = model
+        self._models = (model, *others)
+        self._average_probabilities = average_probabilities
         self._codec = codec
         self._end_ids = tuple(end_ids(codec))
 
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        paths: Sequence[str | Path],
         *,
         device: str = "auto",
         compute_type: str = "auto",
         dtype: str | None = None,
         threads: int = 0,
+        average_probabilities: bool = False,
     ) -> TorchEngine:
-        """Load a checkpoint, or an adapter with its base; see `open_engine`."""
-        from onmt_llm.checkpoint.load import build_model, load_model
+        """Load checkpoints, or adapters with their bases; see `open_engine`."""
         from onmt_llm.checkpoint.store import Checkpoint
 
         if threads:
             torch.set_num_threads(threads)
-        checkpoint = Checkpoint.open(path)
         target = _device(device)
-        name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device=target)
-        if name not in _DTYPES:
-            raise ConfigError(f"The type of the torch engine must be one of {', '.join(_DTYPES)}, but is '{name}'.")
-        if compute_type.startswith("int8") and not checkpoint.is_adapter:
-            layers = [*_INT8_LAYERS, *(["gate_proj"] if checkpoint.config.model.ffn_gated else [])]
-            model = build_model(checkpoint, dtype=_DTYPES[name], device=target, quant_layers=layers, quant_type="int8")
-        elif compute_type.startswith("int8"):
-            raise UnsupportedError(
-                f"compute_type {compute_type} needs a merged checkpoint, but {path} is an adapter.",
-                hint="merge it: onmt_llm_lora --action merge",
-            )
-        else:
-            model = load_model(path, dtype=_DTYPES[name], device=target)
-        return cls(model.eval(), checkpoint.codec())
+        checkpoints = [Checkpoint.open(path) for path in paths]
+        codecs = [checkpoint.codec() for checkpoint in checkpoints]
+        for path, codec in zip(paths[1:], codecs[1:], strict=True):
+            _check_companion(codecs[0], codec, path)
+        models = [
+            _load(checkpoint, device=target, compute_type=compute_type, dtype=dtype) for checkpoint in checkpoints
+        ]
+        return cls(models[0], codecs[0], others=models[1:], average_probabilities=average_probabilities)
 
     @property
     def codec(self) -> Codec:
@@ -100,18 +115,24 @@ class TorchEngine:
         *,
         batch_size: int = 16,
         batch_type: BatchType = "sents",
+        prefixes: Sequence[Sequence[str]] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
-        check_options(options)
-        ids = [self._prompt_ids(prompt) for prompt in prompts]
+        self._check(options)
+        ids = [self._source(prompt) for prompt in prompts]
+        forced = [self._codec.vocab.ids(prefix) for prefix in prefixes] if prefixes is not None else []
         seed = _seed(options)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
         for batch in make_batches([len(prompt) for prompt in ids], batch_size=batch_size, batch_type=batch_type):
-            decoding = self._start([ids[place] for place in batch], [prompts[place] for place in batch])
-            if options.beam_size > 1:
-                found = self._search(decoding, len(batch), options)
+            sources = [ids[place] for place in batch]
+            decoding = self._start(sources, options)
+            rules = self._rules(options, sources, [forced[place] for place in batch] if forced else ())
+            if _uses_beams(options):
+                found = self._search(decoding, rules, options)
             else:
-                found = self._sample(decoding, batch, options, seed)
+                found = self._sample(decoding, rules, batch, options, seed)
+            if options.report_align or options.replace_unk:
+                found = self._align(sources, found, options)
             for place, hypotheses in zip(batch, found, strict=True):
                 answers[place] = hypotheses
         return answers
@@ -120,10 +141,10 @@ class TorchEngine:
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
     ) -> Iterator[Delta]:
         """See `Engine.stream`."""
-        check_options(options)
+        self._check(options)
         if not prompt:
             yield Delta("", 0, "stop")
-        elif options.beam_size > 1:
+        elif _uses_beams(options):
             best = self.generate([prompt], options)[0][0]
             yield Delta(best.text, len(best.tokens), best.finish_reason)
         else:
@@ -133,55 +154,78 @@ class TorchEngine:
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
     ) -> list[list[float]]:
         """See `Engine.score`."""
-        scores: list[list[float]] = []
-        for place, sequence in enumerate(sequences):
-            ids = self._codec.vocab.ids(sequence)
-            if len(ids) < 2:
-                scores.append([])
-                continue
-            hidden_TD = self._hidden(ids[:-1], sources[place] if sources is not None else None)
-            scores.append(self._token_log_probs(hidden_TD, ids[1:]))
+        ids = [self._codec.vocab.ids(sequence) for sequence in sequences]
+        scores: list[list[float]] = [[] for _ in ids]
+        lengths = [len(sequence) - 1 for sequence in ids]
+        scored = [max(length, 0) for length in lengths]
+        for batch in make_batches(scored, batch_size=_SCORE_TOKENS, batch_type="tokens"):
+            given = [sources[place] for place in batch] if sources is not None else None
+            hidden_MBTD = self._hidden([ids[place][:-1] for place in batch], given)
+            for row, place in enumerate(batch):
+                hidden_MTD = [hidden_BTD[row, : lengths[place]] for hidden_BTD in hidden_MBTD]
+                scores[place] = self._token_log_probs(hidden_MTD, ids[place][1:])
         return scores
 
     @torch.inference_mode()
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
-        """See `Engine.logits`."""
-        hidden_TD = self._hidden(self._codec.vocab.ids(sequence), source)
-        return self.model.logits(hidden_TD[None])[0].float().cpu().numpy()
+        """See `Engine.logits`; those of an ensemble are log probabilities."""
+        if not sequence:
+            raise DataError("A sequence to be scored must have at least one token, but is empty.")
+        hidden = self._hidden([self._codec.vocab.ids(sequence)], [source] if source is not None else None)
+        return self._logits([hidden_BTD[0] for hidden_BTD in hidden]).cpu().numpy()
 
-    def _prompt_ids(self, prompt: Sequence[str]) -> list[int]:
-        vocab = self._codec.vocab if self.model.config.is_decoder_only else self._codec.src_vocab
-        if self._codec.feature_vocabs:
-            prompt = split_features(prompt, len(self._codec.feature_vocabs))[0]
-        return vocab.ids(prompt)
+    def _check(self, options: GenerationConfig) -> None:
+        check_options(options)
+        if self.model.config.is_decoder_only:
+            check_supported(
+                asked_features(options),
+                ALL_FEATURES - SOURCE_FEATURES,
+                engine="a decoder-only model",
+                hint="only an encoder-decoder model attends to a source",
+            )
 
-    def _features(self, prompt: Sequence[str]) -> list[list[int]]:
-        """Ids of the features of each source token."""
+    def _source(self, prompt: Sequence[str]) -> Source:
+        """A prompt as the model takes it: token ids, or rows of token and feature ids."""
+        if self.model.config.is_decoder_only:
+            return self._codec.vocab.ids(prompt)
         vocabs = self._codec.feature_vocabs
-        columns = split_features(prompt, len(vocabs))[1:]
-        columns_FS = [vocab.ids(column) for vocab, column in zip(vocabs, columns, strict=True)]
-        return [list(row) for row in zip(*columns_FS, strict=True)]
+        if not vocabs:
+            return self._codec.src_vocab.ids(prompt)
+        tokens, *columns = split_features(prompt, len(vocabs))
+        ids = [vocab.ids(column) for vocab, column in zip(vocabs, columns, strict=True)]
+        return list(zip(self._codec.src_vocab.ids(tokens), *ids, strict=True))
 
-    def _start(self, ids: Sequence[Sequence[int]], prompts: Sequence[Sequence[str]]) -> search.Decoding:
-        features = [self._features(prompt) for prompt in prompts] if self._codec.feature_vocabs else None
-        return search.Decoding(self.model, ids, start_id=self._codec.vocab.bos_id, features=features)
+    def _start(self, prompts: Sequence[Source], options: GenerationConfig) -> Decoding:
+        return Decoding(
+            self._models,
+            prompts,
+            start_id=self._codec.vocab.bos_id,
+            average_probabilities=self._average_probabilities,
+            attention=coverage_penalty(options.coverage_penalty, options.beta) is not None,
+        )
 
-    def _rules(self, options: GenerationConfig) -> search.Rules:
-        vocab = self._codec.vocab
+    def _rules(
+        self, options: GenerationConfig, prompts: Sequence[Source], prefixes: Sequence[Sequence[int]] = ()
+    ) -> search.Rules:
+        vocab, config = self._codec.vocab, self.model.config
         # An embedding may have more rows than there are tokens, to make its size a multiple of something.
-        banned = list(range(len(vocab), self.model.config.vocab_size))
+        banned = list(range(len(vocab), config.vocab_size))
         if options.ban_unk_token and vocab.unk_id is not None:
             banned.append(vocab.unk_id)
+        ratio = 0.0 if config.is_decoder_only else options.max_length_ratio
         return search.Rules(
             end_ids=self._end_ids,
+            max_lengths=[longest_answer(options.max_length, ratio, len(prompt)) for prompt in prompts],
             banned_ids=tuple(banned),
             min_length=options.min_length,
             repetition_penalty=options.repetition_penalty,
             ngram=options.block_ngram_repeat,
+            ngram_exempt=frozenset(vocab.ids(token for token in options.ignore_when_blocking if token in vocab)),
+            prefixes=prefixes,
         )
 
     def _steps(
-        self, decoding: search.Decoding, rows: list[search.Row], options: GenerationConfig
+        self, decoding: Decoding, rules: search.Rules, rows: list[search.Row], options: GenerationConfig
     ) -> Iterator[search.Row]:
         pick: search.Pick = search.pick_best
         if options.samples:
@@ -190,10 +234,10 @@ class TorchEngine:
                 top_k=options.random_sampling_topk,
                 top_p=options.random_sampling_topp,
             )
-        return search.sample(decoding, rows, rules=self._rules(options), pick=pick, max_length=options.max_length)
+        return search.sample(decoding, rows, rules=rules, pick=pick)
 
     def _sample(
-        self, decoding: search.Decoding, places: Sequence[int], options: GenerationConfig, seed: int
+        self, decoding: Decoding, rules: search.Rules, places: Sequence[int], options: GenerationConfig, seed: int
     ) -> list[list[Hypothesis]]:
         """Greedy search or sampling of a batch; `places` are the prompts' places in the whole input."""
         rows = [
@@ -202,32 +246,57 @@ class TorchEngine:
             for n in range(options.n_best)
         ]
         texts = {id(row): self._answer_text(options) for row in rows}
-        for row in self._steps(decoding, rows, options):
+        for row in self._steps(decoding, rules, rows, options):
             self._read(row, texts[id(row)])
         found: list[list[Hypothesis]] = [[] for _ in places]
-        penalty = search.length_penalty(options.length_penalty, options.alpha)
+        penalty = length_penalty(options.length_penalty, options.alpha)
         for row in rows:
             found[row.prompt].append(self._hypothesis(row, texts[id(row)], row.log_prob / penalty(len(row.tokens))))
         return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in found]
 
-    def _search(self, decoding: search.Decoding, num_prompts: int, options: GenerationConfig) -> list[list[Hypothesis]]:
+    def _search(self, decoding: Decoding, rules: search.Rules, options: GenerationConfig) -> list[list[Hypothesis]]:
         if options.samples:
             log_once("beam_size is above 1: beam search, without the random_sampling options.")
-        found = search.beam_search(
-            decoding,
-            num_prompts,
-            beam_size=options.beam_size,
-            rules=self._rules(options),
-            max_length=options.max_length,
-            penalty=search.length_penalty(options.length_penalty, options.alpha),
+        beams = Beams(
+            size=options.beam_size,
+            n_best=options.n_best,
+            length_penalty=length_penalty(options.length_penalty, options.alpha),
+            coverage_penalty=coverage_penalty(options.coverage_penalty, options.beta),
+            stepwise=options.stepwise_penalty,
+            ratio=options.ratio,
             at_stop=self._stop_detector(options),
         )
-        return [[self._finished(score, row, options) for score, row in best[: options.n_best]] for best in found]
+        found = beam_search(decoding, beams=beams, rules=rules)
+        return [[self._finished(score, row, options) for score, row in best] for best in found]
+
+    def _align(
+        self, sources: Sequence[Source], found: list[list[Hypothesis]], options: GenerationConfig
+    ) -> list[list[Hypothesis]]:
+        """The answers with their alignments, read off the attention in a second pass over all of them."""
+        owners = [source for source, hypotheses in zip(sources, found, strict=True) for _ in hypotheses]
+        answers = [hypothesis for hypotheses in found for hypothesis in hypotheses]
+        # Without an alignment layer to report, unknown tokens go by the last layer's first head, as in OpenNMT-py.
+        wanted = (options.alignment_layer, options.alignment_heads) if options.report_align else (-1, 1)
+        start = self._codec.vocab.bos_id
+        assert start is not None
+        weights = []
+        for model in self._models:
+            device = next(model.parameters()).device
+            memory_BSD, mask_BS = encode_sources(model, owners, device)
+            tgt_BT, _ = pad_right([[start, *self._codec.vocab.ids(answer.tokens)] for answer in answers], device)
+            weights.append(model.decode(tgt_BT, memory_BSD, mask_BS, align=wanted)[1])
+        places = torch.stack(weights).mean(dim=0).argmax(dim=-1).tolist()
+        aligned = iter(
+            replace(answer, alignment=tuple(row[: len(answer.tokens)]))
+            for answer, row in zip(answers, places, strict=True)
+        )
+        return [[next(aligned) for _ in hypotheses] for hypotheses in found]
 
     @torch.inference_mode()
     def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[search.Row]:
         rows = [search.Row(0, random=_random(_seed(options), 0, 0))]
-        yield from self._steps(self._start([self._prompt_ids(prompt)], [prompt]), rows, options)
+        sources = [self._source(prompt)]
+        yield from self._steps(self._start(sources, options), self._rules(options, sources), rows, options)
 
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
@@ -274,43 +343,81 @@ class TorchEngine:
     def _answer_text(self, options: GenerationConfig) -> AnswerText:
         return AnswerText(self._codec.stream_decoder(), [*self._codec.stop, *options.stop])
 
-    def _stop_detector(self, options: GenerationConfig) -> Callable[[list[int]], bool]:
+    def _stop_detector(self, options: GenerationConfig) -> Callable[[list[int]], bool] | None:
         """For beams, which have no running text: whether the last tokens' text holds a stop string."""
         stops = [stop for stop in (*self._codec.stop, *options.stop) if stop]
+        if not stops:
+            return None
         # A character takes at most four tokens (its bytes), so this many tokens hold the longest stop string.
-        tail = 4 * max(map(len, stops), default=0) + 4
+        tail = 4 * max(map(len, stops)) + 4
 
         def at_stop(tokens: list[int]) -> bool:
-            if not stops:
-                return False
             text = self._codec.decode(self._codec.vocab.tokens(tokens[-tail:]))
             return any(stop in text for stop in stops)
 
         return at_stop
 
     @torch.inference_mode()
-    def _hidden(self, ids: Sequence[int], source: Sequence[str] | None) -> torch.Tensor:
-        if not ids:
-            raise DataError("A sequence to be scored must have at least one token, but is empty.")
-        device = next(self.model.parameters()).device
-        tgt_1T = torch.tensor([list(ids)], device=device)
-        if self.model.config.is_decoder_only:
-            return self.model.decode(tgt_1T)[0]
-        if not source:
+    def _hidden(self, targets: Sequence[Sequence[int]], sources: Sequence[Sequence[str]] | None) -> list[torch.Tensor]:
+        """Hidden states (B, T, D) of each model."""
+        if not self.model.config.is_decoder_only and (sources is None or not all(sources)):
             raise DataError("An encoder-decoder model scores a target given its source, but the source is missing.")
-        features = torch.tensor([self._features(source)], device=device) if self._codec.feature_vocabs else None
-        memory_1SD = self.model.encode(torch.tensor([self._prompt_ids(source)], device=device), features_BSF=features)
-        return self.model.decode(tgt_1T, memory_1SD)[0]
+        result = []
+        for model in self._models:
+            device = next(model.parameters()).device
+            tgt_BT, _ = pad_right(targets, device)
+            if model.config.is_decoder_only or sources is None:
+                result.append(model.decode(tgt_BT))
+            else:
+                memory_BSD, mask_BS = encode_sources(model, [self._source(source) for source in sources], device)
+                result.append(model.decode(tgt_BT, memory_BSD, mask_BS))
+        return result
+
+    def _logits(self, hidden_MTD: Sequence[torch.Tensor]) -> torch.Tensor:
+        logits = [model.logits(h_TD[None])[0].float() for model, h_TD in zip(self._models, hidden_MTD, strict=True)]
+        return combine(logits, average_probabilities=self._average_probabilities)
 
     @torch.inference_mode()
-    def _token_log_probs(self, hidden_TD: torch.Tensor, targets: Sequence[int]) -> list[float]:
+    def _token_log_probs(self, hidden_MTD: Sequence[torch.Tensor], targets: Sequence[int]) -> list[float]:
         result: list[float] = []
         for start in range(0, len(targets), _SCORE_ROWS):
-            rows = hidden_TD[start : start + _SCORE_ROWS]
-            log_probs_TV = self.model.logits(rows[None])[0].float().log_softmax(dim=-1)
-            wanted = torch.tensor(targets[start : start + _SCORE_ROWS], device=hidden_TD.device)
+            log_probs_TV = self._logits([h_TD[start : start + _SCORE_ROWS] for h_TD in hidden_MTD]).log_softmax(dim=-1)
+            wanted = torch.tensor(targets[start : start + _SCORE_ROWS], device=log_probs_TV.device)
             result += log_probs_TV.gather(1, wanted[:, None])[:, 0].tolist()
         return result
+
+
+def _load(checkpoint: Checkpoint, *, device: str, compute_type: str, dtype: str | None) -> Transformer:
+    from onmt_llm.checkpoint.load import build_model, load_model
+
+    name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device=device)
+    if name not in _DTYPES:
+        raise ConfigError(f"The type of the torch engine must be one of {', '.join(_DTYPES)}, but is '{name}'.")
+    if not compute_type.startswith("int8"):
+        return load_model(checkpoint.path, dtype=_DTYPES[name], device=device).eval()
+    if checkpoint.is_adapter:
+        raise UnsupportedError(
+            f"compute_type {compute_type} needs a merged checkpoint, but {checkpoint.path} is an adapter.",
+            hint="merge it: onmt_llm_lora --action merge",
+        )
+    layers = [*_INT8_LAYERS, *(["gate_proj"] if checkpoint.config.model.ffn_gated else [])]
+    return build_model(checkpoint, dtype=_DTYPES[name], device=device, quant_layers=layers, quant_type="int8").eval()
+
+
+def _check_companion(first: Codec, other: Codec, path: str | Path) -> None:
+    """The models of an ensemble must read and write the same tokens."""
+    kinds = {codec.config.model.is_decoder_only for codec in (first, other)}
+    same = list(first.vocab) == list(other.vocab) and list(first.src_vocab) == list(other.src_vocab)
+    rows = {codec.config.model.vocab_size for codec in (first, other)}
+    if len(kinds) > 1 or len(rows) > 1 or not same:
+        raise ConfigError(
+            f"The models of an ensemble must be of one kind and vocabulary, but {path} is of another one."
+        )
+
+
+def _uses_beams(options: GenerationConfig) -> bool:
+    """A coverage penalty is the beam search's business, also with a beam of one."""
+    return options.beam_size > 1 or (options.coverage_penalty != "none" and not options.samples)
 
 
 def _seed(options: GenerationConfig) -> int:

@@ -191,6 +191,10 @@ class Attention(nn.Module):
             q_BTNH = rotate(q_BTNH, rotary)
         k_BKSH, v_BKSH = self._memory(memory_BSD, cache) if self.cross else self._own(x_BTD, rotary, cache)
         dropout = self.dropout if self.training else 0.0
+        rows, memories = x_BTD.shape[0], k_BKSH.shape[0]
+        if self.cross and rows != memories:
+            # Neighbouring rows that share a memory, as the beams of one source do, are queries of one product.
+            q_BTNH = q_BTNH.unflatten(0, (memories, -1)).flatten(1, 2)
         q_BNTH = q_BTNH.transpose(1, 2)
         if self.relative_bias is not None:
             assert relative_TS is not None
@@ -203,8 +207,9 @@ class Attention(nn.Module):
             out_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, mask, self.scale, dropout)
         if align is not None:
             heads = align.heads or q_BNTH.shape[1]
-            align.weights_BTS = attention_weights(q_BNTH, k_BKSH, mask, self.scale)[:, :heads].mean(dim=1)
-        return self.o_proj(out_BNTH.transpose(1, 2).flatten(2))
+            weights_BTS = attention_weights(q_BNTH, k_BKSH, mask, self.scale)[:, :heads].mean(dim=1)
+            align.weights_BTS = weights_BTS.reshape(rows, -1, weights_BTS.shape[-1])
+        return self.o_proj(out_BNTH.transpose(1, 2).reshape(*x_BTD.shape[:2], -1))
 
     def _heads(self, x_BTX: Tensor, norm: nn.Module | None) -> Tensor:
         x_BTNH = x_BTX.unflatten(-1, (-1, self.head_size))

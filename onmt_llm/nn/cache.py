@@ -24,6 +24,7 @@ class KVCache:
         self._capacity = capacity
         self._lengths = [0] * num_layers
         self._self: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+        self._spare: tuple[Tensor, Tensor] | None = None
         self._cross: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
 
     @property
@@ -34,7 +35,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, reserved room included."""
-        return sum(t.nbytes for pair in (*self._self, *self._cross) if pair is not None for t in pair)
+        return sum(t.nbytes for pair in (*self._self, *self._cross, self._spare) if pair is not None for t in pair)
 
     def append(self, layer: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of T new tokens, (B, K, T, H) each; returns all of the layer's, (B, K, S, H)."""
@@ -58,14 +59,33 @@ class KVCache:
 
         Args:
             idx_B: Rows to keep, in order (int64).
-            cross: Reorder the memory too. A beam search that only permutes the beams of one sentence passes False:
-                they share their memory.
+            cross: Reorder the memory too. A beam search, where the beams of a source share one memory, passes False and
+                calls `reorder_cross` when sources leave.
         """
-        self._self = [_select(pair, idx_B) for pair in self._self]
+        for layer, held in enumerate(self._self):
+            if held is not None:
+                self._self[layer] = self._select_used(layer, held, idx_B)
         if cross:
-            self._cross = [_select(pair, idx_B) for pair in self._cross]
+            self.reorder_cross(idx_B)
         if self.left_pad_B is not None:
             self.left_pad_B = self.left_pad_B.index_select(0, idx_B)
+
+    def reorder_cross(self, idx_B: Tensor) -> None:
+        """Make memory i what memory idx_B[i] was."""
+        for layer, held in enumerate(self._cross):
+            if held is not None:
+                self._cross[layer] = (held[0].index_select(0, idx_B), held[1].index_select(0, idx_B))
+
+    def _select_used(self, layer: int, held: tuple[Tensor, Tensor], idx_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy what is used of the rows into the spare buffers; the old buffers are the next layer's spare ones."""
+        rows, used = len(idx_B), self._lengths[layer]
+        target = self._spare
+        if target is None or target[0].shape != (rows, *held[0].shape[1:]):
+            target = (held[0].new_empty(rows, *held[0].shape[1:]), held[1].new_empty(rows, *held[1].shape[1:]))
+        for old, new in zip(held, target, strict=True):
+            torch.index_select(old[:, :, :used], 0, idx_B, out=new[:, :, :used])
+        self._spare = held
+        return target
 
     def trim(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
@@ -87,9 +107,3 @@ class KVCache:
             grown.append(buffer)
         self._self[layer] = (grown[0], grown[1])
         return grown[0], grown[1]
-
-
-def _select(pair: tuple[Tensor, Tensor] | None, idx_B: Tensor) -> tuple[Tensor, Tensor] | None:
-    if pair is None:
-        return None
-    return torch.index_select(pair[0], 0, idx_B), torch.index_select(pair[1], 0, idx_B)

@@ -278,6 +278,9 @@ class Transformer(nn.Module):
             align_mask_BT: With `align`, without a cache: True where a target token is real. The attention is then that
                 of a layer whose self-attention sees all of these (OpenNMT-py's `full_context_alignment`).
 
+        With a cache that holds fewer memories than there are rows, rows / memories neighbours share each of them, and
+        `src_mask_BS` is that of the memories.
+
         Returns:
             (B, T, D), with `align` also (B, T, S).
         """

@@ -141,7 +141,7 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
     windows = _windows(checkpoint, checkpoint.codec(), text)
     with TemporaryDirectory(dir=directory.parent, prefix=".verify-") as scratch:
         # One model after the other: together they might not fit into memory.
-        reference = _saved_logits(TorchEngine.open(model, device="cpu", dtype=dtype), windows, Path(scratch))
+        reference = _saved_logits(TorchEngine.open([model], device="cpu", dtype=dtype), windows, Path(scratch))
         engine = Ct2Engine.open(directory, device="cpu")
         comparison = compare(reference, engine, windows)
     logger.info(
@@ -157,7 +157,7 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
 
 def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:
     # Nothing holds on to the first engine when the second one is loaded.
-    reference = translate(TorchEngine.open(model, device="cpu", dtype=dtype), text)
+    reference = translate(TorchEngine.open([model], device="cpu", dtype=dtype), text)
     engine = Ct2Translator.open(directory, device="cpu")
     figures = compare_translations(reference, engine)
     logger.info(

@@ -127,7 +127,8 @@ def test_translations_and_their_scores(engines: tuple[Engine, Engine], options: 
     ours, theirs = engines
     for (answer,), (other,) in zip(*(engine.generate(sources(ours), options) for engine in engines), strict=True):
         assert answer.tokens == other.tokens and answer.finish_reason == other.finish_reason
-        assert answer.score == pytest.approx(other.score, abs=2e-4)
+        if not options.block_ngram_repeat:  # what CTranslate2 bans leaves its probability to the others
+            assert answer.score == pytest.approx(other.score, abs=2e-4)
     assert [one.tokens for (one,) in theirs.generate(sources(ours), options, batch_size=1)] == [
         one.tokens for (one,) in theirs.generate(sources(ours), options)
     ]
@@ -147,7 +148,7 @@ def test_beam_search(engines: tuple[Engine, Engine], length_penalty: str) -> Non
         for answer in found:
             end = ["</s>"] if answer.finish_reason == "stop" else []
             (log_probs,) = ours.score([["<s>", *answer.tokens, *end]], sources=[source])
-            length = len(log_probs) if length_penalty == "avg" else 1
+            length = len(log_probs) + 1 if length_penalty == "avg" else 1
             assert answer.score == pytest.approx(sum(log_probs) / length, abs=2e-4)
     assert same >= (2 if length_penalty == "avg" else 7)
 

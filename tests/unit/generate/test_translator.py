@@ -18,7 +18,7 @@ from onmt_llm.releasing import release
 
 VOCAB = ["<unk>", "<s>", "</s>", "<end>", *(chr(ord("a") + i) for i in range(20))]
 SOURCES = [["v1", "v2"], [], ["v3"], [f"v{i}" for i in (5, 4, 3, 2, 1, 9, 8)], ["v7", "nonsense", "v2"]]
-LONG = GenerationConfig(max_length=15, min_length=15)
+LONG = GenerationConfig(max_length=15, min_length=15, max_length_ratio=0)
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +107,19 @@ def test_what_it_cannot_do_is_refused(engine: Engine, model: Path, tmp_path: Pat
     (broken / "model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"must hold vocabulary\.json"):
         open_engine(broken)
+
+
+def test_alignments_are_those_of_the_torch_engine(engine: Engine, model: Path) -> None:
+    options = GenerationConfig(max_length=6, replace_unk=True)
+    for ours, theirs in zip(
+        open_engine(model, device="cpu").generate(SOURCES, options), engine.generate(SOURCES, options), strict=True
+    ):
+        assert ours[0].tokens == theirs[0].tokens and ours[0].alignment == theirs[0].alignment
+    reported = options.model_copy(
+        update={"replace_unk": False, "report_align": True, "alignment_layer": -1, "alignment_heads": 1}
+    )
+    assert engine.generate(SOURCES[:1], reported)[0][0].alignment is not None
+    with pytest.raises(UnsupportedError, match="one alignment layer, here -1 with 1 heads"):
+        engine.generate(SOURCES, GenerationConfig(report_align=True))
+    with pytest.raises(ConfigError, match="tgt_file_prefix"):
+        engine.generate(SOURCES[:1], options, prefixes=[["a"]])

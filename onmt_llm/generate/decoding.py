@@ -1,0 +1,167 @@
+"""A batch while it is decoded: the models, their caches, and what is known of the next token.
+
+Shapes: B = prompts, P = longest prompt, S = source length, R = rows (hypotheses that are alive), D = model width, V =
+    vocabulary.
+
+Prompts of a batch are padded on the left, so that all rows grow at the same place; the cache masks the padding and
+counts positions without it, which makes an answer independent of its neighbours. Rows that have ended leave the batch
+at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from onmt_llm.nn.cache import KVCache
+
+if TYPE_CHECKING:
+    from onmt_llm.nn.transformer import Transformer
+
+Source = Sequence[int] | Sequence[tuple[int, ...]]
+"""Token ids; of a model with source features, each with the ids of its features."""
+
+
+class Decoding:
+    """A batch of one model or of an ensemble.
+
+    Args:
+        models: Decoder-only (the prompts are continued) or encoder-decoder (the prompts are sources); all of one kind
+            and one vocabulary. An ensemble's next token has the mean of the models' log probabilities, renormalised.
+        prompts: Token ids, none empty.
+        start_id: First token of every target of an encoder-decoder model.
+        average_probabilities: An ensemble averages probabilities instead of their logarithms.
+        attention: Keep the cross attention to the source, for coverage penalties.
+
+    Attributes:
+        logits_RV: float32 logits of each row's next token.
+        attention_RS: Weights of the last layer's first head at the newest token, 0 at padding, averaged over the
+            models; where they were asked for.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Transformer],
+        prompts: Sequence[Source],
+        *,
+        start_id: int | None = None,
+        average_probabilities: bool = False,
+        attention: bool = False,
+    ) -> None:
+        self._average_probabilities = average_probabilities
+        self._attention = attention
+        self._parts = [_Part(model, prompts, start_id) for model in models]
+        self.source_lengths = [len(prompt) for prompt in prompts]
+        self.is_decoder_only = models[0].config.is_decoder_only
+        self.attention_RS: Tensor | None = None
+        self.logits_RV = self._read(None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits_RV.device
+
+    def step(self, tokens: Sequence[int] | Tensor) -> None:
+        """Append one token to every row."""
+        self.logits_RV = self._read(torch.as_tensor(tokens, device=self.device)[:, None])
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be left out, or be there several times. Each has its own memory."""
+        idx_R = torch.tensor(rows, device=self.device, dtype=torch.long)
+        self.select_memories(idx_R)
+        self.reorder(idx_R)
+        self.logits_RV = self.logits_RV[idx_R]
+
+    def reorder(self, rows_R: Tensor) -> None:
+        """`select` for a `step` that follows at once, where neighbouring rows share the memory of their source."""
+        for part in self._parts:
+            part.cache.reorder(rows_R, cross=False)
+
+    def select_memories(self, prompts_B: Tensor) -> None:
+        """Keep the memories of these sources; the rows must then be selected accordingly."""
+        for part in self._parts:
+            part.select_memories(prompts_B)
+
+    def _read(self, ids_RT: Tensor | None) -> Tensor:
+        logits, weights = zip(*(part.read(ids_RT, self._attention) for part in self._parts), strict=True)
+        if self._attention:
+            self.attention_RS = torch.stack(weights).mean(dim=0)
+        return combine(logits, average_probabilities=self._average_probabilities)
+
+
+def combine(logits: Sequence[Tensor], *, average_probabilities: bool) -> Tensor:
+    """What several models say together, (..., V): the mean of their probabilities or of the logarithms of these."""
+    if len(logits) == 1:
+        return logits[0]
+    log_probs = torch.stack(list(logits)).log_softmax(dim=-1)
+    return log_probs.logsumexp(dim=0) - math.log(len(logits)) if average_probabilities else log_probs.mean(dim=0)
+
+
+class _Part:
+    """One model of the batch."""
+
+    def __init__(self, model: Transformer, prompts: Sequence[Source], start_id: int | None) -> None:
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._mask_BS: Tensor | None = None
+        self._memory_BSD: Tensor | None = None
+        left_pad_B: Tensor | None = None
+        if model.config.is_decoder_only:
+            self._first_BP, left_pad_B = self._pad_left(prompts)
+        else:
+            assert start_id is not None, "an encoder-decoder model needs a start token"
+            self._memory_BSD = self._encode(prompts)
+            self._first_BP = torch.full((len(prompts), 1), start_id, device=self._device)
+        self.cache = KVCache(model.config.decoder_layers, left_pad_B=left_pad_B)
+
+    def read(self, ids_RT: Tensor | None, attention: bool) -> tuple[Tensor, Tensor | None]:
+        """Logits after these tokens (None = what all rows begin with), and the attention at the last of them."""
+        ids_RT = self._first_BP if ids_RT is None else ids_RT
+        # The memory is handed over once: from then on the cache has its keys and values.
+        memory_BSD, self._memory_BSD = self._memory_BSD, None
+        weights_RS: Tensor | None = None
+        if attention:
+            last = (self._model.config.decoder_layers - 1, 1)
+            hidden_RTD, weights_RTS = self._model.decode(
+                ids_RT, memory_BSD, self._mask_BS, cache=self.cache, align=last
+            )
+            weights_RS = weights_RTS[:, -1]
+        else:
+            hidden_RTD = self._model.decode(ids_RT, memory_BSD, self._mask_BS, cache=self.cache)
+        return self._model.logits(hidden_RTD[:, -1:])[:, 0].float(), weights_RS
+
+    def select_memories(self, idx_B: Tensor) -> None:
+        self.cache.reorder_cross(idx_B)
+        if self._mask_BS is not None:
+            self._mask_BS = self._mask_BS[idx_B]
+
+    def _pad_left(self, prompts: Sequence[Source]) -> tuple[Tensor, Tensor]:
+        longest = max(map(len, prompts))
+        left_pad = [longest - len(prompt) for prompt in prompts]
+        ids = [[0] * pad + list(prompt) for pad, prompt in zip(left_pad, prompts, strict=True)]
+        return torch.tensor(ids, device=self._device), torch.tensor(left_pad, device=self._device)
+
+    def _encode(self, sources: Sequence[Source]) -> Tensor:
+        memory_BSD, self._mask_BS = encode_sources(self._model, sources, self._device)
+        return memory_BSD
+
+
+def encode_sources(model: Transformer, sources: Sequence[Source], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The memory of sources, and True where one has a token (None = everywhere)."""
+    src, mask_BS = pad_right(sources, device)
+    if not model.config.src_features:
+        return model.encode(src, mask_BS), mask_BS
+    return model.encode(src[..., 0], mask_BS, features_BSF=src[..., 1:]), mask_BS
+
+
+def pad_right(rows: Sequence[Source], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Token ids side by side, and True where one is real (None = everywhere: no mask is faster than an empty one)."""
+    longest = max(map(len, rows))
+    fill: Any = (0,) * len(rows[0][0]) if rows[0] and isinstance(rows[0][0], tuple) else 0
+    ids_BS = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
+    lengths_B1 = torch.tensor([[len(row)] for row in rows], device=device)
+    mask_BS = torch.arange(longest, device=device)[None] < lengths_B1
+    return ids_BS, None if min(map(len, rows)) == longest else mask_BS
