@@ -34,12 +34,16 @@ def read_phrase_table(path: str | Path) -> dict[str, str]:
     for number, line in enumerate(read_lines(path), start=1):
         source, separator, target = line.partition(SEPARATOR)
         if not separator:
-            raise DataError(f"A line of a phrase table must be source{SEPARATOR}target, but {path}:{number} is {line!r}.")
+            raise DataError(
+                f"A line of a phrase table must be source{SEPARATOR}target, but {path}:{number} is {line!r}."
+            )
         table[source] = target
     return table
 
 
-def replace_unknown(hypothesis: Hypothesis, source: Sequence[str], table: Mapping[str, str], codec: Codec) -> Hypothesis:
+def replace_unknown(
+    hypothesis: Hypothesis, source: Sequence[str], table: Mapping[str, str], codec: Codec
+) -> Hypothesis:
     """The answer with each unknown token replaced by the source token it is aligned with, or that one's translation.
 
     Args:

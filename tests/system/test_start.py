@@ -16,6 +16,7 @@ COMMANDS = [
     "onmt_llm_convert",
     "onmt_llm_lora",
     "onmt_llm_checkpoint",
+    "onmt_llm_eval",
     "onmt_llm_chat",
     "release_model",
 ]
@@ -39,7 +40,7 @@ def probe(module: str, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("module", ["train", "translate", "convert", "lora", "checkpoint", "chat", "release"])
+@pytest.mark.parametrize("module", ["train", "translate", "convert", "lora", "checkpoint", "chat", "eval", "release"])
 def test_help_imports_nothing_heavy(module: str) -> None:
     done = probe(module, "--help")
     assert done.returncode == 0 and "heavy: []" in done.stderr
