@@ -56,6 +56,7 @@ COMMANDS = {
     "onmt_llm_convert": "convert",
     "onmt_llm_lora": "lora",
     "onmt_llm_checkpoint": "checkpoint",
+    "onmt_llm_eval": "eval",
     "release_model": "release",
     "onmt_llm_chat": "chat",
 }

@@ -45,7 +45,7 @@ def _simple_inference(loaded: Loaded[Any]) -> int:
     inference = load_inference_config(config.answering.inference_config_file, mode)
     lines = list(read_lines(source))
     results = answer_lines(open_from(inference), lines, inference.job)
-    target = output_file(directory, inference.job.inference.model, mode)
+    target = output_file(directory, inference.job.inference.model[0], mode)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     logger.info("%d inputs answered in %.1f s: %s", len(lines), results["duration"], target)

@@ -34,7 +34,7 @@ def _chat(loaded: Loaded[Any]) -> int:
         max_context_length=server.max_context_length,
         template=inference.job.inference.template,
     )
-    app = build_app(session, **_headings(inference.job.inference.model, config))
+    app = build_app(session, **_headings(inference.job.inference.model[0], config))
     launch(app, server_name=server.server_name, server_port=server.server_port)
     return 0
 
@@ -53,9 +53,10 @@ def load_inference_config(path: str | None, mode: Mode) -> Loaded[Any]:
     loaded = load_job("onmt_llm_translate", ["-config", path], prog="inference_config_file")
     for note in loaded.notes:
         logger.info(note)
-    model = loaded.job.inference.model
-    if not model:
+    models = loaded.job.inference.model
+    if not models:
         raise ConfigError(f"'model' must name a checkpoint or a release, but {path} does not set it.")
+    model = models[0]
     from onmt_llm.generate.engine import find_release
 
     found: Mode = "ct2" if find_release(model) else "py"

@@ -11,6 +11,7 @@ from typing import Any
 
 from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
+from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.load import Loaded, load
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
@@ -43,6 +44,7 @@ JOBS = {
     "onmt_llm_convert": Job(ConvertConfig),
     "onmt_llm_lora": Job(LoraToolConfig),
     "onmt_llm_checkpoint": Job(CheckpointToolConfig, short={"m": "models", "o": "output", "f": "fp32"}),
+    "onmt_llm_eval": Job(EvalConfig),
     "release_model": Job(ReleaseConfig, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}),
 }
 

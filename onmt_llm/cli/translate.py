@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.load import Loaded
-from onmt_llm.config.translate import TranslateConfig
+from onmt_llm.config.translate import EngineConfig, TranslateConfig
 from onmt_llm.data.readers import read_lines
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.generate.alignment import SEPARATOR, pharaoh, read_phrase_table, replace_unknown
+from onmt_llm.generate.scoring import perplexity, score_pairs
 from onmt_llm.log import logger
 from onmt_llm.text.features import parse_defaults
 from onmt_llm.text.placeholders import from_line, to_line
@@ -29,30 +32,71 @@ def _translate(loaded: Loaded[Any]) -> int:
     config: TranslateConfig = loaded.job
     source = needed(loaded, "inference", "src", "-src input.txt, or -src - for standard input")
     lines = list(read_lines(source))
+    references = _references(loaded, len(lines))
+    table = read_phrase_table(config.inference.phrase_table) if config.inference.phrase_table else {}
     engine = open_from(loaded)
+    codec = engine.codec
     if config.inference.src_feats_defaults is not None:
-        codec = engine.codec
         codec.default_features = parse_defaults(config.inference.src_feats_defaults, len(codec.feature_vocabs))
-    prompts = [encode_line(line, engine.codec, config.inference.template) for line in lines]
+    prompts = [encode_line(line, codec, config.inference.template) for line in lines]
+    targets = [codec.tokenizer.encode(from_line(line)) for line in references] if references is not None else None
     answers = engine.generate(
-        prompts, config.generation, batch_size=config.engine.batch_size, batch_type=config.engine.batch_type
+        prompts,
+        config.generation,
+        batch_size=config.engine.batch_size,
+        batch_type=config.engine.batch_type,
+        prefixes=targets if config.inference.tgt_file_prefix else None,
     )
-    _write(config, lines, answers)
+    if config.generation.replace_unk:
+        answers = [
+            [replace_unknown(hypothesis, prompt, table, codec) for hypothesis in hypotheses]
+            for prompt, hypotheses in zip(prompts, answers, strict=True)
+        ]
+    gold: list[float] | None = None
+    if targets is not None and not config.inference.tgt_file_prefix:
+        gold = [score.log_prob for score in score_pairs(engine, prompts, targets)]
+    if config.engine.verbose:
+        _log_answers(lines, answers, references if gold is not None else None, gold)
+    _report("PRED", [hypotheses[0].score for hypotheses in answers if hypotheses])
+    if gold is not None:
+        _report("GOLD", gold)
+    _write(config, lines, answers, gold)
     return 0
+
+
+def _references(loaded: Loaded[Any], num_lines: int) -> list[str] | None:
+    """Lines of `tgt`, as many as there are inputs; None where the option is not given."""
+    config: TranslateConfig = loaded.job
+    if config.inference.tgt is None:
+        if config.inference.tgt_file_prefix:
+            raise ConfigError("'tgt' must be given with tgt_file_prefix, but is not.", hint="-tgt prefixes.txt")
+        return None
+    references = list(read_lines(config.inference.tgt))
+    if len(references) != num_lines:
+        raise DataError(
+            f"tgt must have a line for each of the {num_lines} inputs, but {config.inference.tgt} has "
+            f"{len(references)}."
+        )
+    return references
 
 
 def open_from(loaded: Loaded[Any]) -> Engine:
     """The engine that a translate configuration describes."""
-    model = needed(loaded, "inference", "model", "-model CHECKPOINT, or a CTranslate2 release")
+    needed(loaded, "inference", "model", "-model CHECKPOINT, or a CTranslate2 release")
+    return open_models(loaded.job.inference.model, loaded.job.engine)
+
+
+def open_models(models: Sequence[str], options: EngineConfig) -> Engine:
+    """The engine for these models."""
     from onmt_llm.generate.engine import open_engine  # torch or ctranslate2 are imported here
 
-    options = loaded.job.engine
     return open_engine(
-        model,
+        models,
         device=options.device,
         compute_type="int8" if options.precision == "int8" else options.compute_type,
         dtype=options.precision if options.precision not in ("", "int8") else None,
         threads=options.threads,
+        average_probabilities=options.avg_raw_probs,
     )
 
 
@@ -66,14 +110,37 @@ def encode_line(line: str, codec: Codec, template: str | None) -> list[str]:
     return codec.encode_chat([Message("user", text)], template=None if template == "auto" else template)
 
 
-def _write(config: TranslateConfig, lines: Sequence[str], answers: Sequence[Sequence[Hypothesis]]) -> None:
+def _log_answers(
+    lines: Sequence[str],
+    answers: Sequence[Sequence[Hypothesis]],
+    references: Sequence[str] | None,
+    gold: Sequence[float] | None,
+) -> None:
+    for number, (line, hypotheses) in enumerate(zip(lines, answers, strict=True), 1):
+        logger.info("%d  %s", number, line)
+        for hypothesis in hypotheses:
+            logger.info("    %.4f  %s", hypothesis.score, to_line(hypothesis.text))
+            if hypothesis.alignment is not None:
+                logger.info("    align %s", pharaoh(hypothesis.alignment))
+        if references is not None and gold is not None:
+            logger.info("    gold %.4f  %s", gold[number - 1], references[number - 1])
+
+
+def _report(name: str, scores: Sequence[float]) -> None:
+    """OpenNMT-py's line: the mean score of an input, and what perplexity that would be."""
+    if scores:
+        mean = sum(scores) / len(scores)
+        logger.info("%s SCORE: %.4f, %s PPL: %.2f NB SENTENCES: %d", name, mean, name, perplexity(-mean), len(scores))
+
+
+def _write(
+    config: TranslateConfig,
+    lines: Sequence[str],
+    answers: Sequence[Sequence[Hypothesis]],
+    gold: Sequence[float] | None,
+) -> None:
     target = config.inference.output
-    texts = list(_output_lines(answers, with_score=config.inference.with_score))
-    if config.engine.verbose:
-        for number, (line, hypotheses) in enumerate(zip(lines, answers, strict=True), 1):
-            logger.info("%d  %s", number, line)
-            for hypothesis in hypotheses:
-                logger.info("    %.4f  %s", hypothesis.score, to_line(hypothesis.text))
+    texts = list(_output_lines(config, answers, gold))
     content = "".join(text + "\n" for text in texts)
     if target == "-":
         sys.stdout.write(content)
@@ -83,11 +150,17 @@ def _write(config: TranslateConfig, lines: Sequence[str], answers: Sequence[Sequ
     logger.info("%d answers to %d inputs written to %s", len(texts), len(lines), target)
 
 
-def _output_lines(answers: Sequence[Sequence[Hypothesis]], *, with_score: bool) -> Iterator[str]:
-    for hypotheses in answers:
+def _output_lines(
+    config: TranslateConfig, answers: Sequence[Sequence[Hypothesis]], gold: Sequence[float] | None
+) -> Iterator[str]:
+    for place, hypotheses in enumerate(answers):
         for hypothesis in hypotheses:
             text = to_line(hypothesis.text)
-            yield f"{text}\t{hypothesis.score:.6f}" if with_score else text
+            if config.generation.report_align:
+                text += f" {SEPARATOR} {pharaoh(hypothesis.alignment or ())}"
+            if config.inference.with_score:
+                text += f"\t{hypothesis.score:.6f}" + (f"\t{gold[place]:.6f}" if gold is not None else "")
+            yield text
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ class GenerationConfig(Section):
     ignore_when_blocking: list[str] = Field(default_factory=list)
     """With `block_ngram_repeat`: n-grams that hold one of these tokens may occur again."""
     length_penalty: Literal["none", "wu", "avg"] = "avg"
-    """Divide scores by nothing, by ((5+n)/6)^alpha (Wu et al. 2016), or by n^alpha; n counts start and end token too."""
+    """Divide scores by nothing, by ((5+n)/6)^alpha (Wu et al. 2016), or by n^alpha, where n counts the start token and
+    the end token too."""
     alpha: float = 1.0
     """Exponent of the length penalty."""
     coverage_penalty: Literal["none", "wu", "summary"] = "none"
@@ -52,8 +53,9 @@ class GenerationConfig(Section):
     """Encoder-decoder: put the source token with most attention in the place of an unknown token."""
     report_align: bool = False
     """Encoder-decoder: find the source token that each token is aligned with."""
-    alignment_layer: int = -3
-    """Decoder layer whose attention is the alignment, as in training; negative = from the last one."""
+    alignment_layer: int | None = None
+    """Decoder layer whose attention is the alignment, as in training; negative = from the last one; null = -3, or the
+    first layer where there are fewer."""
     alignment_heads: int = Field(0, ge=0)
     """First heads of that layer that are averaged, as in training; 0 = all."""
     ban_unk_token: bool = False

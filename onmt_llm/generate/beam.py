@@ -102,9 +102,7 @@ class _BeamSearch:
         """Replace the hypotheses by their best continuations; returns the rows that those continue, (B, K)."""
         size, length = self.log_probs_BK.shape[1], self.tokens_RN.shape[1]
         owners = [prompt for prompt in self.prompts for _ in range(size)]
-        logits_RV = self.decoding.logits_RV
-        if self.rules.repetition_penalty != 1.0:
-            logits_RV = self.rules.penalize(logits_RV, self.tokens_RN.tolist())
+        logits_RV = self.rules.distribution(self.decoding.logits_RV, self.tokens_RN.tolist)
         total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
         values_RC, ids_RC = self._candidates(logits_RV, owners, length)
         sums_BC = (values_RC - total_R1 + self.log_probs_BK.reshape(-1, 1)).view(len(self.prompts), -1)

@@ -143,7 +143,7 @@ def open_engine(
         ConfigError: The models cannot answer together.
         UnsupportedError: The device or the type cannot be had here.
     """
-    paths = [path] if isinstance(path, str | Path) else list(path)
+    paths = as_paths(path)
     options: dict[str, Any] = {"device": device, "compute_type": compute_type, "threads": threads}
     releases = [release for release in map(find_release, paths) if release is not None]
     if releases:
@@ -162,6 +162,11 @@ def open_engine(
     from onmt_llm.generate.torch_engine import TorchEngine
 
     return TorchEngine.open(paths, dtype=dtype, average_probabilities=average_probabilities, **options)
+
+
+def as_paths(path: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """One model, or the models of an ensemble, as a list."""
+    return [path] if isinstance(path, str | Path) else list(path)
 
 
 def find_release(path: str | Path) -> Path | None:

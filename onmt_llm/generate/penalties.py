@@ -25,7 +25,10 @@ def coverage_penalty(kind: str, beta: float) -> Callable[[Tensor, Tensor], Tenso
         return None
 
     def wu(coverage: Tensor, real: Tensor) -> Tensor:
-        return -beta * coverage.clamp(max=1.0).log().masked_fill(~real, 0.0).sum(dim=-1)
+        # Attention that is exactly 0 would be an infinite penalty, and at the next step no number at all.
+        return -beta * coverage.clamp(min=torch.finfo(coverage.dtype).tiny, max=1.0).log().masked_fill(~real, 0.0).sum(
+            dim=-1
+        )
 
     def summary(coverage: Tensor, real: Tensor) -> Tensor:
         return beta * (coverage.clamp(min=1.0) - 1.0).masked_fill(~real, 0.0).sum(dim=-1)

@@ -5,6 +5,7 @@ Shapes: R = rows (hypotheses that are alive), V = vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -50,6 +51,7 @@ class Rules:
     Attributes:
         end_ids: Tokens that end an answer.
         max_lengths: Tokens after which an answer of each prompt ends, beyond its prefix.
+        absent_ids: Rows of the output layer that are no tokens; they have no part in the distribution.
         banned_ids: Tokens that are never produced.
         min_length: Tokens that an answer has at least before an end token, beyond its prefix.
         repetition_penalty: See `sampling.penalize_repetition`; tokens of the answer count, those of the prompt do not,
@@ -61,6 +63,7 @@ class Rules:
 
     end_ids: tuple[int, ...]
     max_lengths: Sequence[int]
+    absent_ids: tuple[int, ...] = ()
     banned_ids: tuple[int, ...] = ()
     min_length: int = 0
     repetition_penalty: float = 1.0
@@ -75,9 +78,11 @@ class Rules:
     def prefix(self, prompt: int) -> Sequence[int]:
         return self.prefixes[prompt] if self.prefixes else ()
 
-    def penalize(self, logits_RV: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
-        """The logits with the repetition penalty applied."""
-        return sampling.penalize_repetition(logits_RV, histories, self.repetition_penalty)
+    def distribution(self, logits_RV: Tensor, histories: Histories) -> Tensor:
+        """The logits of what the scores are measured by: with the repetition penalty, without what is no token."""
+        if self.repetition_penalty != 1.0:
+            logits_RV = sampling.penalize_repetition(logits_RV, histories(), self.repetition_penalty)
+        return sampling.ban(logits_RV, self.absent_ids)
 
     def ban(self, scores_RV: Tensor, prompts: Sequence[int], length: int, histories: Histories) -> Tensor:
         """The scores with what is not allowed banned; a forced token is all that is allowed.
@@ -137,10 +142,10 @@ def sample(decoding: Decoding, rows: list[Row], *, rules: Rules, pick: Pick) -> 
     """
     decoding.select([row.prompt for row in rows])
     while rows:
-        histories = [row.tokens for row in rows]
-        prompts, length = [row.prompt for row in rows], len(histories[0])
-        logits_RV = rules.penalize(decoding.logits_RV, histories)
-        picked = pick(rules.ban(logits_RV, prompts, length, lambda histories=histories: histories), rows)  # type: ignore[misc]
+        histories = functools.partial(_histories, rows)
+        prompts, length = [row.prompt for row in rows], len(rows[0].tokens)
+        logits_RV = rules.distribution(decoding.logits_RV, histories)
+        picked = pick(rules.ban(logits_RV, prompts, length, histories), rows)
         forced = rules.forced(prompts, length)
         tokens = [ours if ours >= 0 else theirs for ours, theirs in zip(forced, picked, strict=True)]
         log_probs = logits_RV.log_softmax(dim=-1)[torch.arange(len(rows)), tokens].tolist()
@@ -158,3 +163,7 @@ def sample(decoding: Decoding, rows: list[Row], *, rules: Rules, pick: Pick) -> 
             decoding.select(alive)
         if rows:
             decoding.step([row.tokens[-1] for row in rows])
+
+
+def _histories(rows: Sequence[Row]) -> list[list[int]]:
+    return [row.tokens for row in rows]

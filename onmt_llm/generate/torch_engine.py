@@ -19,7 +19,7 @@ from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.beam import Beams, beam_search
 from onmt_llm.generate.decoding import Decoding, Source, combine, encode_sources, pad_right
-from onmt_llm.generate.engine import Delta, Hypothesis, check_options, empty_answers, end_ids
+from onmt_llm.generate.engine import Delta, Hypothesis, as_paths, check_options, empty_answers, end_ids
 from onmt_llm.generate.lengths import length_penalty, longest_answer
 from onmt_llm.generate.penalties import coverage_penalty
 from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
@@ -80,7 +80,7 @@ class TorchEngine:
     @classmethod
     def open(
         cls,
-        paths: Sequence[str | Path],
+        path: str | Path | Sequence[str | Path],
         *,
         device: str = "auto",
         compute_type: str = "auto",
@@ -93,11 +93,11 @@ class TorchEngine:
 
         if threads:
             torch.set_num_threads(threads)
-        target = _device(device)
-        checkpoints = [Checkpoint.open(path) for path in paths]
+        target, paths = _device(device), as_paths(path)
+        checkpoints = [Checkpoint.open(one) for one in paths]
         codecs = [checkpoint.codec() for checkpoint in checkpoints]
-        for path, codec in zip(paths[1:], codecs[1:], strict=True):
-            _check_companion(codecs[0], codec, path)
+        for companion, codec in zip(paths[1:], codecs[1:], strict=True):
+            _check_companion(codecs[0], codec, companion)
         models = [
             _load(checkpoint, device=target, compute_type=compute_type, dtype=dtype) for checkpoint in checkpoints
         ]
@@ -208,15 +208,13 @@ class TorchEngine:
         self, options: GenerationConfig, prompts: Sequence[Source], prefixes: Sequence[Sequence[int]] = ()
     ) -> search.Rules:
         vocab, config = self._codec.vocab, self.model.config
-        # An embedding may have more rows than there are tokens, to make its size a multiple of something.
-        banned = list(range(len(vocab), config.vocab_size))
-        if options.ban_unk_token and vocab.unk_id is not None:
-            banned.append(vocab.unk_id)
         ratio = 0.0 if config.is_decoder_only else options.max_length_ratio
         return search.Rules(
             end_ids=self._end_ids,
             max_lengths=[longest_answer(options.max_length, ratio, len(prompt)) for prompt in prompts],
-            banned_ids=tuple(banned),
+            # An embedding may have more rows than there are tokens, to make its size a multiple of something.
+            absent_ids=tuple(range(len(vocab), config.vocab_size)),
+            banned_ids=(vocab.unk_id,) if options.ban_unk_token and vocab.unk_id is not None else (),
             min_length=options.min_length,
             repetition_penalty=options.repetition_penalty,
             ngram=options.block_ngram_repeat,
@@ -276,7 +274,10 @@ class TorchEngine:
         owners = [source for source, hypotheses in zip(sources, found, strict=True) for _ in hypotheses]
         answers = [hypothesis for hypotheses in found for hypothesis in hypotheses]
         # Without an alignment layer to report, unknown tokens go by the last layer's first head, as in OpenNMT-py.
-        wanted = (options.alignment_layer, options.alignment_heads) if options.report_align else (-1, 1)
+        layer = options.alignment_layer
+        if layer is None:
+            layer = -min(3, self.model.config.decoder_layers)
+        wanted = (layer, options.alignment_heads) if options.report_align else (-1, 1)
         start = self._codec.vocab.bos_id
         assert start is not None
         weights = []

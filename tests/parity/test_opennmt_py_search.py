@@ -11,7 +11,6 @@ import onmt_llm
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.config.generate import GenerationConfig
 
-pytest.importorskip("onmt_llm.generate.beam")  # the search that has OpenNMT-py's lists
 DATA = Path(__file__).parents[1] / "data" / "opennmt"
 
 

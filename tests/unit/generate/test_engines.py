@@ -212,8 +212,16 @@ def test_contradictions_are_refused(engine: Engine, options: dict[str, int], mes
 
 def test_what_ctranslate2_cannot_do_is_refused(model: Path) -> None:
     engine = open_engine(model.with_name("ct2"), device="cpu")
-    with pytest.raises(UnsupportedError, match="length_penalty wu"):
-        engine.generate(PROMPTS, GenerationConfig(beam_size=2, length_penalty="wu"))
+    for option, value in (
+        ("length_penalty", "wu"),
+        ("ratio", 1.0),
+        ("coverage_penalty", "summary"),
+        ("report_align", True),
+    ):
+        with pytest.raises(ConfigError, match=f"CTranslate2 Generator, which has no {option}"):
+            engine.generate(PROMPTS, GenerationConfig(beam_size=2, **{option: value}))
+    with pytest.raises(ConfigError, match="tgt_file_prefix"):
+        engine.generate(PROMPTS, GenerationConfig(), prefixes=[["a"]] * len(PROMPTS))
     with pytest.raises(UnsupportedError, match="CTranslate2 cannot run"):
         open_engine(model.with_name("ct2"), device="cpu", compute_type="nonsense")
 

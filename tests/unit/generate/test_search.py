@@ -1,4 +1,4 @@
-"""Greedy search, sampling and beam search against the full forward pass, brute force and transformers."""
+"""Greedy search, sampling and beam search against the full forward pass and brute force."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from random import Random
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate import search
+from onmt_llm.generate.beam import Beams, beam_search
+from onmt_llm.generate.decoding import Decoding
+from onmt_llm.generate.lengths import length_penalty
+from onmt_llm.generate.sampling import top_k
 from onmt_llm.nn.transformer import Transformer
 
 END = 2
@@ -42,9 +45,9 @@ def build(config: ModelConfig, seed: int = 0) -> Transformer:
 
 def greedy(model: Transformer, prompts: list[list[int]], max_length: int = 12, **rules: object) -> list[list[int]]:
     rows = [search.Row(prompt) for prompt in range(len(prompts))]
-    decoding = search.Decoding(model, prompts, start_id=1)
-    rule = search.Rules(end_ids=(END,), **rules)  # type: ignore[arg-type]
-    for _ in search.sample(decoding, rows, rules=rule, pick=search.pick_best, max_length=max_length):
+    decoding = Decoding([model], prompts, start_id=1)
+    rule = search.Rules((END,), [max_length] * len(prompts), **rules)  # type: ignore[arg-type]
+    for _ in search.sample(decoding, rows, rules=rule, pick=search.pick_best):
         pass
     return [row.tokens for row in rows]
 
@@ -69,9 +72,9 @@ def test_samples_do_not_depend_on_neighbours() -> None:
 
     def sample(places: list[int]) -> dict[int, list[int]]:
         rows = [search.Row(i, random=Random(f"7/{place}")) for i, place in enumerate(places)]
-        decoding = search.Decoding(model, [PROMPTS[place] for place in places])
+        decoding = Decoding([model], [PROMPTS[place] for place in places])
         pick = search.pick_random(temperature=1.5, top_k=10, top_p=0.9)
-        for _ in search.sample(decoding, rows, rules=search.Rules(end_ids=(END,)), pick=pick, max_length=10):
+        for _ in search.sample(decoding, rows, rules=search.Rules((END,), [10] * len(places)), pick=pick):
             pass
         return {place: row.tokens for place, row in zip(places, rows, strict=True)}
 
@@ -94,8 +97,8 @@ def test_rules_hold() -> None:
 def test_a_row_that_the_caller_ends_leaves_the_others_alone() -> None:
     model = build(LLAMA)
     rows = [search.Row(prompt) for prompt in range(3)]
-    decoding = search.Decoding(model, PROMPTS)
-    for row in search.sample(decoding, rows, rules=search.Rules(end_ids=()), pick=search.pick_best, max_length=6):
+    decoding = Decoding([model], PROMPTS)
+    for row in search.sample(decoding, rows, rules=search.Rules((), [6] * 3), pick=search.pick_best):
         if row.prompt == 1 and len(row.tokens) == 2:
             row.finish = "stop"
     assert [len(row.tokens) for row in rows] == [6, 2, 6]
@@ -103,22 +106,12 @@ def test_a_row_that_the_caller_ends_leaves_the_others_alone() -> None:
 
 
 def find(
-    model: Transformer,
-    prompts: list[list[int]],
-    *,
-    beam: int,
-    length: int,
-    penalty: str = "avg",
-    ends: tuple[int, ...] = (END,),
+    model: Transformer, prompts: list[list[int]], *, beam: int, length: int, penalty: str = "avg", **rules: object
 ):
-    return search.beam_search(
-        search.Decoding(model, prompts, start_id=1),
-        len(prompts),
-        beam_size=beam,
-        rules=search.Rules(end_ids=ends),
-        max_length=length,
-        penalty=search.length_penalty(penalty, 0.6),
-        at_stop=lambda tokens: False,
+    return beam_search(
+        Decoding([model], prompts, start_id=1),
+        beams=Beams(beam, beam, length_penalty(penalty, 0.6)),
+        rules=search.Rules((END,), [length] * len(prompts), **rules),  # type: ignore[arg-type]
     )
 
 
@@ -126,7 +119,7 @@ def find(
 def test_a_wide_beam_finds_the_best_of_all_answers(penalty: str) -> None:
     config = LLAMA.model_copy(update={"vocab_size": 5})
     model, prompt, length = build(config, seed=3), [1, 4], 3
-    divide = search.length_penalty(penalty, 0.6)
+    divide = length_penalty(penalty, 0.6)
     scored = []
     for size in range(1, length + 1):
         for tokens in itertools.product(range(5), repeat=size):
@@ -140,31 +133,6 @@ def test_a_wide_beam_finds_the_best_of_all_answers(penalty: str) -> None:
     for (score, row), (expected, tokens) in zip(found[:5], scored[:5], strict=True):
         assert row.tokens == tokens
         assert score == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize(("beam", "penalty", "exponent"), [(3, "avg", 1.0), (4, "none", 0.0)])
-def test_beam_search_is_transformers(beam: int, penalty: str, exponent: float) -> None:
-    model = build(LLAMA, seed=1)
-    oracle = as_transformers(model)
-    ours = find(model, PROMPTS, beam=beam, length=8, penalty=penalty)
-    for prompt, found in zip(PROMPTS, ours, strict=True):
-        output = oracle.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            num_beams=beam,
-            num_return_sequences=beam,
-            max_new_tokens=8,
-            length_penalty=exponent,
-            early_stopping=False,
-            do_sample=False,
-            eos_token_id=END,
-            pad_token_id=0,
-            output_scores=True,
-            return_dict_in_generate=True,
-        )
-        theirs = [strip(row[len(prompt) :].tolist()) for row in output.sequences]
-        assert [row.tokens for _, row in found] == theirs
-        assert [score for score, _ in found] == pytest.approx(output.sequences_scores.tolist(), abs=1e-4)
 
 
 def test_beams_do_not_depend_on_neighbours() -> None:
@@ -183,27 +151,30 @@ def test_beam_search_of_an_encoder_decoder_beats_greedy() -> None:
         assert found[0][0] >= total - 1e-5
 
 
-def strip(tokens: list[int]) -> list[int]:
-    return tokens[: tokens.index(END) + 1] if END in tokens else tokens
+def test_answers_begin_with_their_prefix_whose_tokens_do_not_count_as_length() -> None:
+    model, prefixes = build(SEQ2SEQ, seed=2), [[7, 9], [], [5]]
+    found = find(model, PROMPTS, beam=3, length=4, prefixes=prefixes, min_length=2)
+    for prefix, prompt, answers in zip(prefixes, PROMPTS, found, strict=True):
+        for score, row in answers:
+            assert row.tokens[: len(prefix)] == prefix and len(prefix) + 2 < len(row.tokens) <= len(prefix) + 4
+            log_probs = model(torch.tensor([prompt]), torch.tensor([[1, *row.tokens]]))[0].log_softmax(-1)
+            total = sum(float(log_probs[i, token]) for i, token in enumerate(row.tokens))
+            assert score == pytest.approx(total / (len(row.tokens) + 1) ** 0.6, abs=1e-5)
+    for prefix, tokens in zip(prefixes, greedy(model, PROMPTS, prefixes=prefixes), strict=True):
+        assert tokens[: len(prefix)] == prefix
 
 
-def as_transformers(model: Transformer) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=24,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rms_norm_eps=model.config.norm_eps,
-        tie_word_embeddings=False,
-    )
-    oracle = LlamaForCausalLM(config).eval()
-    rename = {"decoder.": "model.", "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for ours, theirs in rename.items():
-            name = name.replace(ours, theirs)
-        state[name] = tensor
-    oracle.load_state_dict(state)
-    return oracle
+def test_an_exempt_token_may_repeat() -> None:
+    model = build(LLAMA)
+    free = greedy(model, PROMPTS)
+    everything = frozenset(range(24))
+    assert greedy(model, PROMPTS, ngram=2, ngram_exempt=everything) == free
+
+
+@pytest.mark.parametrize(("vocab", "k"), [(50, 5), (1000, 5), (1003, 5), (4096, 1), (3, 5)])
+def test_the_best_tokens_are_found_by_their_chunks(vocab: int, k: int) -> None:
+    scores = torch.randn(7, vocab, generator=torch.Generator().manual_seed(1))
+    scores[0, 10:] = float("-inf")
+    values, ids = top_k(scores, k)
+    assert torch.equal(values, scores.topk(min(k, vocab)).values)
+    assert torch.equal(scores.gather(1, ids), values)

@@ -120,6 +120,6 @@ def test_alignments_are_those_of_the_torch_engine(engine: Engine, model: Path) -
     )
     assert engine.generate(SOURCES[:1], reported)[0][0].alignment is not None
     with pytest.raises(UnsupportedError, match="one alignment layer, here -1 with 1 heads"):
-        engine.generate(SOURCES, GenerationConfig(report_align=True))
+        engine.generate(SOURCES, GenerationConfig(report_align=True, alignment_layer=0))
     with pytest.raises(ConfigError, match="tgt_file_prefix"):
         engine.generate(SOURCES[:1], options, prefixes=[["a"]])
