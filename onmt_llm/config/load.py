@@ -182,20 +182,23 @@ def _translate(given: _Given, table: Mapping[str, Leaf]) -> aliases.Translation:
 def _check_names(
     translation: aliases.Translation, table: Mapping[str, Leaf], siblings: Mapping[str, type[Section]], given: _Given
 ) -> None:
-    """Unknown keys are errors with the nearest name; keys of a sibling command are notes."""
+    """Unknown keys are errors with the nearest name; the keys of a sibling command are a note."""
+    unused: dict[str, list[str]] = {}
     other = {leaf: command for command, kind in siblings.items() for leaf in leaves(kind)}
     for leaf in list(translation.values):
         if leaf in table:
             continue
         key = translation.sources[leaf]
-        where = given.where.get(key, "")
         if leaf in other and key not in table:
-            given.notes.append(f"{where}  '{key}' is an option of {other[leaf]}; not used here.".strip())
+            unused.setdefault(other[leaf], []).append(key)
         elif key == leaf:
             guess = nearest(key, [*table, *aliases.known_names(), *other])
             given.complain(key, f"'{key}' is not a known option" + (f": did you mean '{guess}'?" if guess else "."))
         # what is left: the part of an alias (`model_task`) that means nothing to this job
         del translation.values[leaf]
+    for command, keys in unused.items():
+        names = ", ".join(f"'{key}'" for key in dict.fromkeys(keys))
+        given.notes.append(f"Not used here, but by {command}: {names}.")
 
 
 def _build(
