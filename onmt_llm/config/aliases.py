@@ -380,6 +380,9 @@ def _position(user: dict[str, Any], result: Translation) -> None:
         result.put("relative_positions", relative, key)
     elif "position_encoding" in user or "max_relative_positions" in user:
         result.put_default("position", "sinusoidal" if user.get("position_encoding") else "none", key)
+        if user.get("position_encoding"):
+            # OpenNMT-py's sinusoids are added to embeddings that were multiplied by sqrt(hidden_size)
+            result.put_default("scale_embeddings", True, key)
     if user.get("position_encoding") and (relative or buckets):
         result.errors.append(
             (

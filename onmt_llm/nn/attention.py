@@ -247,11 +247,11 @@ def attend(
         return _attend_one(q_BNTH, k_BKSH, v_BKSH, mask, scale, dropout)
     dtype, bias = q_BNTH.dtype, mask.bias
     compute = _compute_dtype(q_BNTH.device.type, dtype)
-    if dropout > 0.0 and q_BNTH.device.type == "cpu" and q_BNTH.shape[1] == k_BKSH.shape[1]:
-        return _attend_dropped(q_BNTH.to(compute), k_BKSH.to(compute), v_BKSH.to(compute), mask, scale, dropout).to(
-            dtype
-        )
     q, k, v = q_BNTH.to(compute), k_BKSH.to(compute), v_BKSH.to(compute)
+    if dropout > 0.0 and q.device.type == "cpu":
+        # torch has no kernel for it there, and spells it out more slowly than this
+        weights_BNTS = attention_weights(q, k, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        return (drop(weights_BNTS.to(compute), dropout, True) @ _repeat_heads(v, q.shape[1])).to(dtype)
     grouped = q.shape[1] != k.shape[1]
     if bias is not None and q.device.type != "cpu":
         bias = bias if bias.dtype == torch.bool else bias.to(compute)
@@ -283,7 +283,7 @@ def attend_relative(
     index = relative_TS.expand(*scores_BNTS.shape)
     by_distance_BNTR = (scale * q_BNTH) @ table_RH.to(q_BNTH.dtype).T
     scores_BNTS = scores_BNTS + by_distance_BNTR.gather(-1, index).float()
-    weights_BNTS = F.dropout(_softmax(scores_BNTS, mask), dropout, dropout > 0).to(v_BKSH.dtype)
+    weights_BNTS = drop(_softmax(scores_BNTS, mask), dropout, dropout > 0).to(v_BKSH.dtype)
     out_BNTH = weights_BNTS @ _repeat_heads(v_BKSH, q_BNTH.shape[1])
     by_distance_BNTR = torch.zeros_like(by_distance_BNTR).scatter_add(-1, index, weights_BNTS)
     return out_BNTH + by_distance_BNTR @ table_RH.to(v_BKSH.dtype)
@@ -299,33 +299,22 @@ def _scores(q_BNTH: Tensor, k_BKSH: Tensor, scale: float) -> Tensor:
 
 
 def _softmax(scores_BNTS: Tensor, mask: Mask) -> Tensor:
-    assert not mask.causal, "causality must be spelt out where the weights are"
-    if mask.bias is None:
-        return scores_BNTS.softmax(dim=-1)
-    if mask.bias.dtype == torch.bool:
-        return scores_BNTS.masked_fill(~mask.bias, float("-inf")).softmax(dim=-1)
-    return (scores_BNTS + mask.bias).softmax(dim=-1)
-
-
-def _repeat_heads(x_BKSH: Tensor, heads: int) -> Tensor:
-    return x_BKSH if x_BKSH.shape[1] == heads else x_BKSH.repeat_interleave(heads // x_BKSH.shape[1], dim=1)
-
-
-def _attend_dropped(
-    q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, mask: Mask, scale: float | None, rate: float
-) -> Tensor:
-    """Attention with dropout on its weights, for which torch has no kernel on CPU, and a slower spelling than this."""
-    scores_BNTS = (q_BNTH * (q_BNTH.shape[-1] ** -0.5 if scale is None else scale)) @ k_BNSH.transpose(2, 3)
     if mask.causal:
-        scores_BNTS = scores_BNTS + _minus_inf(torch.ones(scores_BNTS.shape[2:], dtype=torch.bool).triu(1))
+        future_TS = torch.ones(scores_BNTS.shape[2:], dtype=torch.bool, device=scores_BNTS.device).triu(1)
+        scores_BNTS = scores_BNTS + _minus_inf(future_TS)
     if mask.bias is not None:
+        # a small tensor of numbers is added faster than a boolean one is spread over the scores
         scores_BNTS = scores_BNTS + (_minus_inf(~mask.bias) if mask.bias.dtype == torch.bool else mask.bias)
-    return drop(scores_BNTS.softmax(-1), rate, training=True) @ v_BNSH
+    return scores_BNTS.softmax(dim=-1)
 
 
 def _minus_inf(hidden: Tensor) -> Tensor:
     """-inf where `hidden`, else 0."""
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+def _repeat_heads(x_BKSH: Tensor, heads: int) -> Tensor:
+    return x_BKSH if x_BKSH.shape[1] == heads else x_BKSH.repeat_interleave(heads // x_BKSH.shape[1], dim=1)
 
 
 def _attend_one(
