@@ -274,10 +274,8 @@ class TorchEngine:
         owners = [source for source, hypotheses in zip(sources, found, strict=True) for _ in hypotheses]
         answers = [hypothesis for hypotheses in found for hypothesis in hypotheses]
         # Without an alignment layer to report, unknown tokens go by the last layer's first head, as in OpenNMT-py.
-        layer = options.alignment_layer
-        if layer is None:
-            layer = -min(3, self.model.config.decoder_layers)
-        wanted = (layer, options.alignment_heads) if options.report_align else (-1, 1)
+        trained = (self._codec.config.alignment_layer, self._codec.config.alignment_heads)
+        wanted = options.alignment(*trained) if options.report_align else (-1, 1)
         start = self._codec.vocab.bos_id
         assert start is not None
         weights = []
