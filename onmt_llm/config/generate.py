@@ -61,6 +61,8 @@ class GenerationConfig(Section):
     """Never produce the unknown token."""
     stop: list[str] = Field(default_factory=list)
     """Texts at which an answer ends, besides those of the checkpoint; they are not part of the answer."""
+    stop_tokens: list[str] = Field(default_factory=list)
+    """Tokens of the vocabulary at which an answer ends, besides those of the checkpoint."""
     seed: int = -1
     """Seed of sampling; -1 = a new one each run."""
 

@@ -144,12 +144,20 @@ def check_options(options: GenerationConfig) -> None:
         )
 
 
-def end_ids(codec: Codec) -> list[int]:
-    """Ids of the tokens that end an answer: the end-of-sequence token and the checkpoint's stop tokens."""
+def end_ids(codec: Codec, options: GenerationConfig | None = None) -> list[int]:
+    """Ids of the tokens that end an answer: the end-of-sequence token, the checkpoint's and the options' stop tokens.
+
+    Raises:
+        ConfigError: A stop token of the options is not in the vocabulary.
+    """
     missing = [token for token in codec.stop_tokens if token not in codec.vocab]
     if missing:
         log_once(f"Not in the vocabulary, so an answer cannot end there: {', '.join(missing)}", level=logging.WARNING)
-    return sorted(set(codec.vocab.ids(token for token in codec.stop_tokens if token in codec.vocab)))
+    asked = options.stop_tokens if options is not None else []
+    for token in asked:
+        if token not in codec.vocab:
+            raise ConfigError(f"'stop_tokens' must be tokens of the vocabulary, but '{token}' is not one.")
+    return sorted(set(codec.vocab.ids(token for token in [*codec.stop_tokens, *asked] if token in codec.vocab)))
 
 
 def empty_answers(options: GenerationConfig) -> list[Hypothesis]:

@@ -132,6 +132,18 @@ def test_stop_tokens_and_unknown_tokens(engine: Engine) -> None:
         assert not any("<unk>" in answer.tokens or len(answer.tokens) != 60 for answer in answers)
 
 
+def test_a_stop_token_of_the_options_ends_an_answer(engine: Engine) -> None:
+    free = GenerationConfig(max_length=15)
+    whole = engine.generate(PROMPTS[3:4], free)[0][0].tokens
+    stop = whole[2]
+    asked = free.model_copy(update={"stop_tokens": [stop]})
+    answer = engine.generate(PROMPTS[3:4], asked)[0][0]
+    assert answer.tokens == whole[: whole.index(stop)] and answer.finish_reason == "stop"
+    assert streamed(engine, PROMPTS[3], asked)[0] == answer.text
+    with pytest.raises(ConfigError, match="'stop_tokens' must be tokens of the vocabulary, but 'zz' is not"):
+        engine.generate(PROMPTS[3:4], free.model_copy(update={"stop_tokens": ["zz"]}))
+
+
 def test_a_seed_repeats_and_no_seed_does_not(engine: Engine) -> None:
     drawn = LONG.model_copy(update={"random_sampling_topk": 0, "random_sampling_temp": 3.0, "seed": 3})
     first = texts(engine, PROMPTS, drawn)
