@@ -1,0 +1,167 @@
+"""Models learn to copy and to sort strings of digits, from text files to answers, through the installed commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+BIN = Path(sys.executable).parent
+TASKS = {"copy": list, "sort": sorted}
+TRAINED, HELD_OUT, LONGEST = 12000, 300, 8
+
+SHARED = {
+    "hidden_size": 64,
+    "heads": 4,
+    "transformer_ff": 128,
+    "share_vocab": True,
+    "share_decoder_embeddings": True,
+    "param_init_glorot": True,
+    "param_init": 0.0,
+    "batch_size": 64,
+    "optim": "adam",
+    "adam_beta2": 0.98,
+    "learning_rate": 3e-3,
+    "decay_method": "cosine",
+    "warmup_steps": 50,
+    "max_grad_norm": 1.0,
+    "label_smoothing": 0.05,
+    "seed": 7,
+    "report_every": 100,
+    "valid_batch_size": 300,
+}
+SHAPES = {
+    "translator": {"enc_layers": 1, "dec_layers": 1, "share_embeddings": True},
+    "language model": {"model_task": "lm", "dec_layers": 2, "zero_out_prompt_loss": True},
+}
+POSITIONS = {
+    "sinusoidal": {"position_encoding": True},
+    "rotary": {"max_relative_positions": -1},
+    "shaw": {"max_relative_positions": 8},
+}
+LORA = {
+    "lora_layers": ["linear_query", "linear_keys", "linear_values", "final_linear", "w_1", "w_2"],
+    "lora_embedding": True,
+    "lora_rank": 16,
+    "lora_alpha": 16,
+    "learning_rate": 1e-2,
+}
+
+
+def run(folder: Path, *command: str | Path) -> str:
+    """Run an installed command as a user would; return what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [str(BIN / command[0]), *map(str, command[1:])]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def write_corpora(folder: Path, *, prompt_end: str = "") -> None:
+    """`<task>.train.src` and so on. What is held out does not occur in training."""
+    chance = random.Random(1)
+    strings = list(
+        dict.fromkeys(
+            tuple(chance.choice("0123456789") for _ in range(chance.randint(2, LONGEST))) for _ in range(2 * TRAINED)
+        )
+    )
+    for part, chosen in (("valid", strings[:HELD_OUT]), ("train", strings[HELD_OUT : HELD_OUT + TRAINED])):
+        for task, answer in TASKS.items():
+            source = "".join(" ".join(string) + prompt_end + "\n" for string in chosen)
+            (folder / f"{task}.{part}.src").write_text(source)
+            (folder / f"{task}.{part}.tgt").write_text("".join(" ".join(answer(string)) + "\n" for string in chosen))
+
+
+def write_config(folder: Path, name: str, task: str, steps: int, **options: object) -> Path:
+    """One YAML for all commands."""
+    data = {
+        part: {"path_src": f"{task}.{name_}.src", "path_tgt": f"{task}.{name_}.tgt"}
+        for part, name_ in (("digits", "train"), ("valid", "valid"))
+    }
+    run_options = {
+        "data": data,
+        "src_vocab": "vocab.src",
+        "tgt_vocab": "vocab.src",
+        "save_data": "data",
+        "save_model": name,
+        "train_steps": steps,
+        "valid_steps": steps,
+        "save_checkpoint_steps": steps,
+    }
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**run_options, **options}))
+    return file
+
+
+def prepare(folder: Path, shape: str, position: str) -> dict[str, object]:
+    """Corpora and vocabulary; returns the options of a new model."""
+    write_corpora(folder, prompt_end=" =" if shape == "language model" else "")
+    options = {**SHARED, **SHAPES[shape], **POSITIONS[position]}
+    run(
+        folder,
+        "onmt_llm_build_vocab",
+        "-config",
+        write_config(folder, "vocab", "copy", 1, **options),
+        "-n_sample",
+        "-1",
+    )
+    return options
+
+
+def exact(folder: Path, model: str, task: str, *flags: str) -> float:
+    """Share of the held-out strings that the model answers without a mistake."""
+    output = f"{Path(model).name}.{task}.txt"
+    run(folder, "onmt_llm_translate", "-model", model, "-src", f"{task}.valid.src", "-output", output,
+        "-batch_size", "300", "-max_length", "20", *flags)  # fmt: skip
+    answers, gold = ((folder / name).read_text().splitlines() for name in (output, f"{task}.valid.tgt"))
+    assert len(answers) == len(gold) == HELD_OUT
+    return sum(a == b for a, b in zip(answers, gold, strict=True)) / HELD_OUT
+
+
+def test_a_translator_learns_to_sort_and_serves_in_int8(tmp_path: Path) -> None:
+    options = prepare(tmp_path, "translator", "sinusoidal")
+    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "sort", "sort", 1600, **options))
+    assert exact(tmp_path, "sort_step_1600", "sort") >= 0.99
+    assert exact(tmp_path, "sort_step_1600", "sort", "-beam_size", "3") >= 0.99
+    run(tmp_path, "release_model", "-model", "sort_step_1600", "-format", "ctranslate2", "-quantization", "int8",
+        "-output", "sort_int8")  # fmt: skip
+    assert exact(tmp_path, "sort_int8", "sort") >= 0.99
+    assert json.loads((tmp_path / "sort_int8/release_report.json").read_text())["quantization"] == "int8"
+
+
+def test_a_language_model_learns_to_copy(tmp_path: Path) -> None:
+    options = prepare(tmp_path, "language model", "shaw")
+    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 1600, **options))
+    assert exact(tmp_path, "copy_step_1600", "copy") >= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_copying_sorting_and_adapting_from_one_to_the_other(tmp_path: Path, shape: str, position: str) -> None:
+    options = prepare(tmp_path, shape, position)
+    if position == "rotary" and shape == "translator":
+        options |= {
+            "enc_layers": 2,
+            "dec_layers": 2,
+        }  # cross attention sees no positions: the layers below must find them
+    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 2500, **options))
+    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "sort", "sort", 2500, **options))
+    shared = {key: value for key, value in SHARED.items() if key in ("batch_size", "optim", "decay_method", "seed")}
+    prompt_loss = {key: value for key, value in SHAPES[shape].items() if key == "zero_out_prompt_loss"}
+    lora = {**shared, **prompt_loss, **LORA, "train_from": "copy_step_2500", "reset_optim": "all"}
+    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "adapted", "sort", 2000, **lora))
+    run(tmp_path, "onmt_llm_lora", "-action", "merge", "-base_model", "copy_step_2500",
+        "-lora_weights", "adapted_step_2000", "-output", "merged")  # fmt: skip
+    scores = {
+        model: exact(tmp_path, model, task)
+        for model, task in (("copy_step_2500", "copy"), ("sort_step_2500", "sort"), ("adapted_step_2000", "sort"))
+    }
+    scores["merged"] = exact(tmp_path, "merged", "sort")
+    assert min(scores.values()) >= 0.99, scores
