@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onmt_llm.checkpoint.convert import convert
     from onmt_llm.checkpoint.load import load_model
     from onmt_llm.checkpoint.store import Checkpoint
-    from onmt_llm.generate.engine import open_engine
+    from onmt_llm.generate.open import open_engine
     from onmt_llm.releasing import release
     from onmt_llm.training.job import train
 
@@ -24,7 +24,7 @@ _HOME = {
     "Checkpoint": "onmt_llm.checkpoint.store",
     "convert": "onmt_llm.checkpoint.convert",
     "load_model": "onmt_llm.checkpoint.load",
-    "open_engine": "onmt_llm.generate.engine",
+    "open_engine": "onmt_llm.generate.open",
     "release": "onmt_llm.releasing",
     "train": "onmt_llm.training.job",
 }

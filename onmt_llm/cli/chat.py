@@ -57,7 +57,7 @@ def load_inference_config(path: str | None, mode: Mode) -> Loaded[Any]:
     if not models:
         raise ConfigError(f"'model' must name a checkpoint or a release, but {path} does not set it.")
     model = models[0]
-    from onmt_llm.generate.engine import find_release
+    from onmt_llm.generate.open import find_release
 
     found: Mode = "ct2" if find_release(model) else "py"
     if found != mode:

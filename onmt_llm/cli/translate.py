@@ -88,7 +88,7 @@ def open_from(loaded: Loaded[Any]) -> Engine:
 
 def open_models(models: Sequence[str], options: EngineConfig) -> Engine:
     """The engine for these models."""
-    from onmt_llm.generate.engine import open_engine  # torch or ctranslate2 are imported here
+    from onmt_llm.generate.open import open_engine  # torch or ctranslate2 are imported here
 
     return open_engine(
         models,

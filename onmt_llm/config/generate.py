@@ -54,14 +54,15 @@ class GenerationConfig(Section):
     report_align: bool = False
     """Encoder-decoder: find the source token that each token is aligned with."""
     alignment_layer: int | None = None
-    """Decoder layer whose attention is the alignment, as in training; negative = from the last one; null = -3, or the
-    first layer where there are fewer."""
-    alignment_heads: int = Field(0, ge=0)
-    """First heads of that layer that are averaged, as in training; 0 = all."""
+    """Decoder layer whose attention is the alignment; negative = from the last one; null = the checkpoint's."""
+    alignment_heads: int | None = Field(None, ge=0)
+    """First heads of that layer that are averaged; 0 = all; null = the checkpoint's, or all of a layer named here."""
     ban_unk_token: bool = False
     """Never produce the unknown token."""
     stop: list[str] = Field(default_factory=list)
     """Texts at which an answer ends, besides those of the checkpoint; they are not part of the answer."""
+    stop_tokens: list[str] = Field(default_factory=list)
+    """Tokens of the vocabulary at which an answer ends, besides those of the checkpoint."""
     seed: int = -1
     """Seed of sampling; -1 = a new one each run."""
 
@@ -69,3 +70,9 @@ class GenerationConfig(Section):
     def samples(self) -> bool:
         """Whether tokens are drawn at random (temperature above 0 and more than one candidate)."""
         return self.random_sampling_topk != 1 and self.random_sampling_temp > 0
+
+    def alignment(self, layer: int, heads: int) -> tuple[int, int]:
+        """Layer and heads to align with, for a checkpoint that says `layer` and `heads`."""
+        if self.alignment_layer is not None:
+            return self.alignment_layer, self.alignment_heads or 0
+        return layer, heads if self.alignment_heads is None else self.alignment_heads

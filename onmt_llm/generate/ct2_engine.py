@@ -78,7 +78,6 @@ class Ct2Engine:
     ) -> None:
         self._directory = directory
         self._codec = codec
-        self._end_ids = end_ids(codec)
         self._load_options = {
             "device": device,
             # CTranslate2's own "auto" means the fastest type, which would quantise a float32 release without being
@@ -254,7 +253,7 @@ class Ct2Engine:
             "no_repeat_ngram_size": options.block_ngram_repeat,
             "disable_unk": options.ban_unk_token and self._codec.vocab.unk_id is not None,
             "suppress_sequences": self._filler or None,
-            "end_token": self._end_ids or None,
+            "end_token": end_ids(self._codec, options) or None,
         }
 
     def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
@@ -279,9 +278,11 @@ class Ct2Engine:
     def _watcher(self, watched: dict[tuple[int, int], AnswerText], options: GenerationConfig) -> Callable[[Any], bool]:
         """Ends an answer at its first stop string while the batch goes on."""
 
+        ends = end_ids(self._codec, options)
+
         def watch(step: Any) -> bool:
             text = watched.setdefault((step.batch_id, step.hypothesis_id), self._answer_text(options))
-            if step.token_id not in self._end_ids:
+            if step.token_id not in ends:
                 text.push(self._codec.vocab[step.token_id])
             return text.stopped
 
@@ -295,7 +296,7 @@ class Ct2Engine:
         return sorted(found, key=lambda hypothesis: -hypothesis.score)
 
     def _hypothesis(self, ids: Sequence[int], score: float, options: GenerationConfig) -> Hypothesis:
-        ended = bool(ids) and ids[-1] in self._end_ids
+        ended = bool(ids) and ids[-1] in end_ids(self._codec, options)
         answer = list(ids[:-1] if ended else ids)
         text = self._answer_text(options)
         for token in answer:
@@ -310,10 +311,10 @@ class Ct2Engine:
     def _stream(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
     ) -> Iterator[Delta]:
-        text = self._answer_text(options)
+        text, ends = self._answer_text(options), end_ids(self._codec, options)
         with closing(self._open_stream(prompt, options)) as steps:
             for step in steps:
-                if step.token_id in self._end_ids:
+                if step.token_id in ends:
                     yield Delta(text.finish(), 1, "stop")
                     return
                 new = text.push(self._codec.vocab[step.token_id])

@@ -94,8 +94,7 @@ class Ct2Translator(Ct2Engine):
         super()._check(options, prefixes=prefixes)
         config = self.codec.config
         held = (config.alignment_layer, config.alignment_heads)
-        named = options.report_align and options.alignment_layer is not None
-        asked = (options.alignment_layer or 0, options.alignment_heads) if named else held
+        asked = options.alignment(*held) if options.report_align else held
         if (options.report_align or options.replace_unk) and self._heads(*asked) != self._heads(*held):
             raise UnsupportedError(
                 f"A release has the attention of one alignment layer, here {held[0]} with {held[1]} heads (0 = all), "

@@ -1,4 +1,4 @@
-"""What every engine offers, and `open_engine`, which looks at the files to know which engine they need."""
+"""What every engine offers, and what all engines check alike."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.errors import ConfigError
 from onmt_llm.generate.batches import BatchType
 from onmt_llm.log import log_once
 
@@ -115,79 +115,9 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(
-    path: str | Path | Sequence[str | Path],
-    *,
-    device: str = "auto",
-    compute_type: str = "auto",
-    dtype: str | None = None,
-    threads: int = 0,
-    average_probabilities: bool = False,
-) -> Engine:
-    """Load a model for answering. A directory with `model.bin` goes to CTranslate2, a checkpoint or an adapter to
-    torch.
-
-    Args:
-        path: Checkpoint, adapter or CTranslate2 release; a checkpoint may be written with a trailing `.pt`. Several
-            checkpoints of one vocabulary answer together.
-        device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        compute_type: "auto" = the type in which the model is stored, or the nearest that the device runs; otherwise
-            CTranslate2's name of a type (`int8`, `int8_float16`, `float16`, `bfloat16`, `float32` ...). The torch
-            engine knows the float types and `int8`.
-        dtype: "fp32", "bf16" or "fp16" for the torch engine; null = by `compute_type`.
-        threads: CPU threads; 0 = the library's default.
-        average_probabilities: Several models average their probabilities, not the logarithms of these.
-
-    Raises:
-        CheckpointError: There is no usable model at `path`.
-        ConfigError: The models cannot answer together.
-        UnsupportedError: The device or the type cannot be had here.
-    """
-    paths = as_paths(path)
-    options: dict[str, Any] = {"device": device, "compute_type": compute_type, "threads": threads}
-    releases = [release for release in map(find_release, paths) if release is not None]
-    if releases:
-        if len(paths) > 1:
-            raise ConfigError(
-                f"The models of an ensemble must be checkpoints, but {releases[0]} is a CTranslate2 release.",
-                hint="CTranslate2 runs one model; give the checkpoints that it was released from",
-            )
-        if (releases[0] / TARGET_VOCABULARIES[0]).is_file():
-            from onmt_llm.generate.ct2_engine import Ct2Engine
-
-            return Ct2Engine.open(releases[0], **options)
-        from onmt_llm.generate.ct2_translator import Ct2Translator
-
-        return Ct2Translator.open(releases[0], **options)
-    from onmt_llm.generate.torch_engine import TorchEngine
-
-    return TorchEngine.open(paths, dtype=dtype, average_probabilities=average_probabilities, **options)
-
-
 def as_paths(path: str | Path | Sequence[str | Path]) -> list[str | Path]:
     """One model, or the models of an ensemble, as a list."""
     return [path] if isinstance(path, str | Path) else list(path)
-
-
-def find_release(path: str | Path) -> Path | None:
-    """The CTranslate2 directory that `path` names, or None when it names something else.
-
-    Raises:
-        CheckpointError: It is a CTranslate2 directory, but without the files that say how to talk to the model.
-    """
-    path = Path(path)
-    for candidate in (path, path.with_suffix("") if path.suffix == ".pt" else path.with_name(path.name + ".pt")):
-        if (candidate / CT2_MODEL_FILE).is_file():
-            missing = [name for name in ("config.yaml", "config.json") if not (candidate / name).is_file()]
-            if not any((candidate / name).is_file() for name in TARGET_VOCABULARIES):
-                missing.append(TARGET_VOCABULARIES[0])
-            if missing:
-                raise CheckpointError(
-                    f"The CTranslate2 model {candidate} must hold {', '.join(missing)}, but does not.",
-                    hint="release it with release_model, which copies what belongs to the weights",
-                )
-            return candidate
-    return None
 
 
 def check_options(options: GenerationConfig) -> None:
@@ -214,12 +144,20 @@ def check_options(options: GenerationConfig) -> None:
         )
 
 
-def end_ids(codec: Codec) -> list[int]:
-    """Ids of the tokens that end an answer: the end-of-sequence token and the checkpoint's stop tokens."""
+def end_ids(codec: Codec, options: GenerationConfig | None = None) -> list[int]:
+    """Ids of the tokens that end an answer: the end-of-sequence token, the checkpoint's and the options' stop tokens.
+
+    Raises:
+        ConfigError: A stop token of the options is not in the vocabulary.
+    """
     missing = [token for token in codec.stop_tokens if token not in codec.vocab]
     if missing:
         log_once(f"Not in the vocabulary, so an answer cannot end there: {', '.join(missing)}", level=logging.WARNING)
-    return sorted(set(codec.vocab.ids(token for token in codec.stop_tokens if token in codec.vocab)))
+    asked = options.stop_tokens if options is not None else []
+    for token in asked:
+        if token not in codec.vocab:
+            raise ConfigError(f"'stop_tokens' must be tokens of the vocabulary, but '{token}' is not one.")
+    return sorted(set(codec.vocab.ids(token for token in [*codec.stop_tokens, *asked] if token in codec.vocab)))
 
 
 def empty_answers(options: GenerationConfig) -> list[Hypothesis]:

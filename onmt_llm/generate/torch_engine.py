@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +75,6 @@ class TorchEngine:
         self._models = (model, *others)
         self._average_probabilities = average_probabilities
         self._codec = codec
-        self._end_ids = tuple(end_ids(codec))
 
     @classmethod
     def open(
@@ -210,7 +209,7 @@ class TorchEngine:
         vocab, config = self._codec.vocab, self.model.config
         ratio = 0.0 if config.is_decoder_only else options.max_length_ratio
         return search.Rules(
-            end_ids=self._end_ids,
+            end_ids=tuple(end_ids(self._codec, options)),
             max_lengths=[longest_answer(options.max_length, ratio, len(prompt)) for prompt in prompts],
             # An embedding may have more rows than there are tokens, to make its size a multiple of something.
             absent_ids=tuple(range(len(vocab), config.vocab_size)),
@@ -245,7 +244,7 @@ class TorchEngine:
         ]
         texts = {id(row): self._answer_text(options) for row in rows}
         for row in self._steps(decoding, rules, rows, options):
-            self._read(row, texts[id(row)])
+            self._read(row, texts[id(row)], rules.end_ids)
         found: list[list[Hypothesis]] = [[] for _ in places]
         penalty = length_penalty(options.length_penalty, options.alpha)
         for row in rows:
@@ -274,10 +273,8 @@ class TorchEngine:
         owners = [source for source, hypotheses in zip(sources, found, strict=True) for _ in hypotheses]
         answers = [hypothesis for hypotheses in found for hypothesis in hypotheses]
         # Without an alignment layer to report, unknown tokens go by the last layer's first head, as in OpenNMT-py.
-        layer = options.alignment_layer
-        if layer is None:
-            layer = -min(3, self.model.config.decoder_layers)
-        wanted = (layer, options.alignment_heads) if options.report_align else (-1, 1)
+        trained = (self._codec.config.alignment_layer, self._codec.config.alignment_heads)
+        wanted = options.alignment(*trained) if options.report_align else (-1, 1)
         start = self._codec.vocab.bos_id
         assert start is not None
         weights = []
@@ -302,10 +299,10 @@ class TorchEngine:
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
     ) -> Iterator[Delta]:
-        text = self._answer_text(options)
+        text, ends = self._answer_text(options), end_ids(self._codec, options)
         with closing(self._open_stream(prompt, options)) as steps:  # type: ignore[type-var]
             for row in steps:
-                new = self._read(row, text)
+                new = self._read(row, text, ends)
                 if row.finish is not None:
                     yield Delta(new, 1, row.finish)
                     return
@@ -314,9 +311,9 @@ class TorchEngine:
                     break
         yield Delta(text.finish(), 0, "stopped")
 
-    def _read(self, row: search.Row, text: AnswerText) -> str:
+    def _read(self, row: search.Row, text: AnswerText, ends: Collection[int]) -> str:
         """Add the row's newest token to its text; end the row at a stop string. Returns the new text."""
-        if row.tokens[-1] in self._end_ids:
+        if row.tokens[-1] in ends:
             return text.finish()
         new = text.push(self._codec.vocab[row.tokens[-1]])
         if text.stopped:
@@ -328,18 +325,16 @@ class TorchEngine:
         return new
 
     def _finished(self, score: float, row: search.Row, options: GenerationConfig) -> Hypothesis:
-        text = self._answer_text(options)
-        for token in self._answer_ids(row):
+        text, ends = self._answer_text(options), end_ids(self._codec, options)
+        ended = bool(row.tokens) and row.tokens[-1] in ends
+        for token in row.tokens[:-1] if ended else row.tokens:
             text.push(self._codec.vocab[token])
         text.finish()
         return self._hypothesis(row, text, score)
 
     def _hypothesis(self, row: search.Row, text: AnswerText, score: float) -> Hypothesis:
-        tokens = self._codec.vocab.tokens(self._answer_ids(row)[: text.token_count])
+        tokens = self._codec.vocab.tokens(row.tokens[: text.token_count])
         return Hypothesis(tokens, text.text, score, row.finish or "length")
-
-    def _answer_ids(self, row: search.Row) -> list[int]:
-        return row.tokens[:-1] if row.tokens and row.tokens[-1] in self._end_ids else row.tokens
 
     def _answer_text(self, options: GenerationConfig) -> AnswerText:
         return AnswerText(self._codec.stream_decoder(), [*self._codec.stop, *options.stop])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.dropout import attend_dropped
 from onmt_llm.nn.dropout import dropout as drop
 from onmt_llm.nn.norms import build_head_norm
 from onmt_llm.nn.positions import Positions, alibi_bias, alibi_bias_falcon, alibi_slopes, rotate
@@ -249,9 +250,8 @@ def attend(
     compute = _compute_dtype(q_BNTH.device.type, dtype)
     q, k, v = q_BNTH.to(compute), k_BKSH.to(compute), v_BKSH.to(compute)
     if dropout > 0.0 and q.device.type == "cpu":
-        # torch has no kernel for it there, and spells it out more slowly than this
-        weights_BNTS = attention_weights(q, k, mask, q.shape[-1] ** -0.5 if scale is None else scale)
-        return (drop(weights_BNTS.to(compute), dropout, True) @ _repeat_heads(v, q.shape[1])).to(dtype)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return _attend_dropped(q, k, v, mask, scale, dropout).to(dtype)
     grouped = q.shape[1] != k.shape[1]
     if bias is not None and q.device.type != "cpu":
         bias = bias if bias.dtype == torch.bool else bias.to(compute)
@@ -298,14 +298,27 @@ def _scores(q_BNTH: Tensor, k_BKSH: Tensor, scale: float) -> Tensor:
     return ((scale * q_BNTH) @ _repeat_heads(k_BKSH, q_BNTH.shape[1]).transpose(-1, -2)).float()
 
 
+def _attend_dropped(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float, dropout: float) -> Tensor:
+    bias = _added(mask, q_BNTH.shape[2], k_BKSH.shape[2])
+    if bias is None or not bias.requires_grad:
+        return attend_dropped(q_BNTH, k_BKSH, v_BKSH, bias, scale, dropout)
+    weights_BNTS = drop(attention_weights(q_BNTH, k_BKSH, mask, scale).to(q_BNTH.dtype), dropout, True)
+    return weights_BNTS @ _repeat_heads(v_BKSH, q_BNTH.shape[1])
+
+
 def _softmax(scores_BNTS: Tensor, mask: Mask) -> Tensor:
+    bias = _added(mask, *scores_BNTS.shape[2:])
+    return (scores_BNTS if bias is None else scores_BNTS + bias).softmax(dim=-1)
+
+
+def _added(mask: Mask, queries: int, keys: int) -> Tensor | None:
+    """A mask as numbers: a small tensor of them is added faster than a boolean one is spread over the scores."""
     if mask.causal:
-        future_TS = torch.ones(scores_BNTS.shape[2:], dtype=torch.bool, device=scores_BNTS.device).triu(1)
-        scores_BNTS = scores_BNTS + _minus_inf(future_TS)
-    if mask.bias is not None:
-        # a small tensor of numbers is added faster than a boolean one is spread over the scores
-        scores_BNTS = scores_BNTS + (_minus_inf(~mask.bias) if mask.bias.dtype == torch.bool else mask.bias)
-    return scores_BNTS.softmax(dim=-1)
+        assert mask.bias is None, "causality is spelt out beside another mask"
+        return _minus_inf(torch.ones(queries, keys, dtype=torch.bool).triu(1))[None, None]
+    if mask.bias is None or mask.bias.dtype != torch.bool:
+        return mask.bias
+    return _minus_inf(~mask.bias)
 
 
 def _minus_inf(hidden: Tensor) -> Tensor:

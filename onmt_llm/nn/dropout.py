@@ -4,6 +4,8 @@ torch's own draws each element by itself on a CPU and keeps a float32 factor of 
 quarter of the training time and of the memory. Here 16 random bits decide on an element, four of which come from each
 64-bit draw of torch's generator (so a run is resumed as ever), and what is kept is these two bytes, or nothing where
 the result itself shows what was dropped. Elsewhere than on a CPU torch's kernels are used.
+
+Shapes of attention: B rows, N heads, K key heads, T queries, S keys, H width of a head.
 """
 
 from __future__ import annotations
@@ -39,6 +41,28 @@ def relu_dropped(x: Tensor, rate: float, training: bool) -> Tensor:
     if not training or rate <= 0.0 or x.device.type != "cpu":
         return F.dropout(F.relu(x), rate, training)
     return _ReluDropped.apply(x, rate)
+
+
+def attend_dropped(
+    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, bias: Tensor | None, scale: float, rate: float
+) -> Tensor:
+    """dropout(softmax(scale q k' + bias)) v on a CPU, each group of N / K query heads sharing a key head.
+
+    torch has no kernel for it there. Spelt out, it keeps the weights twice, with and without dropout, and copies q, k
+    and v to have each head in one piece; here the heads are taken one by one, where they are.
+
+    Args:
+        q_BNTH: Queries.
+        k_BKSH: Keys.
+        v_BKSH: Values.
+        bias: Float; broadcasts to (B, N, T, S) and gets no gradient.
+        scale: Of the scores.
+        rate: Share of the weights that is dropped.
+
+    Returns:
+        (B, N, T, H), laid out like the queries.
+    """
+    return _AttendDropped.apply(q_BNTH, k_BKSH, v_BKSH, bias, scale, rate)
 
 
 @dataclass(frozen=True)
@@ -106,6 +130,57 @@ class _ReluDropped(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.factor), None
+
+
+class _AttendDropped(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BNTH: Tensor,
+        k_BKSH: Tensor,
+        v_BKSH: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        rate: float,
+    ) -> Tensor:
+        batch, heads, length, _ = q_BNTH.shape
+        group = heads // k_BKSH.shape[1]
+        q_BNTH = q_BNTH * scale
+        weights_NBTS = q_BNTH.new_empty(heads, batch, length, k_BKSH.shape[2])
+        for n in range(heads):
+            torch.bmm(q_BNTH[:, n], k_BKSH[:, n // group].mT, out=weights_NBTS[n])
+        if bias is not None:
+            weights_NBTS += bias.transpose(0, 1)
+        torch.softmax(weights_NBTS, -1, out=weights_NBTS)
+        draw = _draw(weights_NBTS, rate)
+        kept_NBTS = draw.ones(weights_NBTS.dtype).mul_(weights_NBTS)
+        out_BNTH = torch.empty_like(q_BNTH)
+        for n in range(heads):
+            torch.bmm(kept_NBTS[n], v_BKSH[:, n // group], out=out_BNTH[:, n])
+        ctx.save_for_backward(q_BNTH, k_BKSH, v_BKSH, weights_NBTS, draw.bits)
+        ctx.first, ctx.factor, ctx.scale, ctx.group = draw.first, draw.factor, scale, group
+        return out_BNTH.mul_(draw.factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor | None, ...]:
+        q_BNTH, k_BKSH, v_BKSH, weights_NBTS, bits = ctx.saved_tensors
+        group = ctx.group
+        grad_BNTH = grad_BNTH * ctx.factor
+        ones_NBTS = _Draw(bits, ctx.first, ctx.factor).ones(grad_BNTH.dtype)
+        kept_NBTS = ones_NBTS * weights_NBTS
+        grads_NBTS = torch.empty_like(weights_NBTS)
+        dq_BNTH, dk_BKSH, dv_BKSH = torch.empty_like(q_BNTH), torch.empty_like(k_BKSH), torch.empty_like(v_BKSH)
+        for n in range(q_BNTH.shape[1]):
+            k, old = n // group, float(n % group > 0)
+            dv_BKSH[:, k].baddbmm_(kept_NBTS[n].mT, grad_BNTH[:, n], beta=old)
+            torch.bmm(grad_BNTH[:, n], v_BKSH[:, k].mT, out=grads_NBTS[n])
+        grads_NBTS = torch._softmax_backward_data(grads_NBTS.mul_(ones_NBTS), weights_NBTS, -1, weights_NBTS.dtype)
+        for n in range(q_BNTH.shape[1]):
+            k, old = n // group, float(n % group > 0)
+            torch.bmm(grads_NBTS[n], k_BKSH[:, k], out=dq_BNTH[:, n])
+            dk_BKSH[:, k].baddbmm_(grads_NBTS[n].mT, q_BNTH[:, n], beta=old)
+        return dq_BNTH.mul_(ctx.scale), dk_BKSH, dv_BKSH, None, None, None
 
 
 def _keep(ctx: Any, draw: _Draw) -> _Draw:

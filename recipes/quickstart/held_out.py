@@ -11,7 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from onmt_llm.generate.engine import Engine, open_engine
+from onmt_llm.generate.engine import Engine
+from onmt_llm.generate.open import open_engine
 from onmt_llm.text.templates import Message
 
 

@@ -15,7 +15,8 @@ from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.generate.engine import Engine, open_engine
+from onmt_llm.generate.engine import Engine
+from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 

@@ -14,7 +14,8 @@ import pytest
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.generate.alignment import pharaoh, read_phrase_table, replace_unknown
-from onmt_llm.generate.engine import Engine, Hypothesis, open_engine
+from onmt_llm.generate.engine import Engine, Hypothesis
+from onmt_llm.generate.open import open_engine
 
 DATA = Path(__file__).parent.parent / "data" / "opennmt_beam"
 CASES = json.loads((DATA / "expected.json").read_text())

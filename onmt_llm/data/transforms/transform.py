@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from onmt_llm.config.aliases import TRANSFORMS_TO_COME
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.foreign import TRANSFORMS_TO_COME
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.errors import UnsupportedError

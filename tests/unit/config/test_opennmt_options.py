@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from onmt_llm.cli.jobs import JOBS, load_job
-from onmt_llm.config import aliases
+from onmt_llm.config import aliases, foreign
 from onmt_llm.config.opennmt import COMMANDS, answer, option_table, read_names
 from onmt_llm.config.schema import leaves
 from onmt_llm.data.transforms import transform_class
@@ -32,8 +32,8 @@ def test_every_name_has_its_answer() -> None:
 def test_a_name_is_not_both_gone_and_an_option() -> None:
     """What has been built is taken off the lists of what has not."""
     own = {leaf for command in COMMANDS.values() for leaf in TABLES[command]}
-    assert not own & {*aliases.IGNORED, *aliases.RETIRED}
-    assert not own & {option for options in aliases.TRANSFORMS_TO_COME.values() for option in options}
+    assert not own & {*foreign.IGNORED, *foreign.RETIRED}
+    assert not own & {option for options in foreign.TRANSFORMS_TO_COME.values() for option in options}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,7 +53,7 @@ def test_every_name_loads_or_is_refused_with_its_sentence(command: str, tmp_path
 
 def _value(name: str, command: str) -> Any:
     """Something to ask for: an option's default, else a value that is not OpenNMT-py's default."""
-    own = TABLES[command].get(aliases.RENAMED.get(name, name))
+    own = TABLES[command].get(foreign.RENAMED.get(name, name))
     if own is None and aliases.answer(name) is not None:
         return 8
     leaf = own or next(table[name] for table in TABLES.values() if name in table)
@@ -71,7 +71,7 @@ def test_what_is_gone_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> N
     assert "'fuzzy_threshold' is an option of OpenNMT-py's transform 'fuzzymatch'" in caught.value.message
 
 
-@pytest.mark.parametrize("name", aliases.TRANSFORMS_TO_COME)
+@pytest.mark.parametrize("name", foreign.TRANSFORMS_TO_COME)
 def test_a_transform_that_is_not_built_yet_says_so(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f"'{name}', which is not built yet"):
         transform_class(name)

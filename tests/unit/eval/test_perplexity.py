@@ -13,7 +13,7 @@ from onmt_llm.cli.eval import main as evaluate
 from onmt_llm.cli.translate import main as translate
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.generate.engine import open_engine
+from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 

@@ -15,7 +15,8 @@ from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
-from onmt_llm.generate.engine import Engine, open_engine
+from onmt_llm.generate.engine import Engine
+from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 
@@ -129,6 +130,18 @@ def test_stop_tokens_and_unknown_tokens(engine: Engine) -> None:
     for answers in engine.generate([["<s>", "a"], ["<s>", "b"]], sampling):
         assert len({answer.text for answer in answers}) == 8
         assert not any("<unk>" in answer.tokens or len(answer.tokens) != 60 for answer in answers)
+
+
+def test_a_stop_token_of_the_options_ends_an_answer(engine: Engine) -> None:
+    free = GenerationConfig(max_length=15)
+    whole = engine.generate(PROMPTS[3:4], free)[0][0].tokens
+    stop = whole[2]
+    asked = free.model_copy(update={"stop_tokens": [stop]})
+    answer = engine.generate(PROMPTS[3:4], asked)[0][0]
+    assert answer.tokens == whole[: whole.index(stop)] and answer.finish_reason == "stop"
+    assert streamed(engine, PROMPTS[3], asked)[0] == answer.text
+    with pytest.raises(ConfigError, match="'stop_tokens' must be tokens of the vocabulary, but 'zz' is not"):
+        engine.generate(PROMPTS[3:4], free.model_copy(update={"stop_tokens": ["zz"]}))
 
 
 def test_a_seed_repeats_and_no_seed_does_not(engine: Engine) -> None:

@@ -12,7 +12,8 @@ from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
-from onmt_llm.generate.engine import Engine, open_engine
+from onmt_llm.generate.engine import Engine
+from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 

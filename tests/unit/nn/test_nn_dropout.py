@@ -76,10 +76,25 @@ def test_attention_with_dropout_has_the_kernels_value_on_average(kind: str) -> N
         "none": Mask(),
         "causal": Mask(causal=True),
         "padding": Mask(padding[:, None, None]),
-        "bias": Mask(torch.randn(3, 5, 5)),
+        "bias": Mask(torch.randn(1, 3, 5, 5)),
     }
     mask = masks[kind]
     exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bias, is_causal=mask.causal)
     torch.testing.assert_close(attend(q, k, v, mask, dropout=1e-7), exact, rtol=1e-4, atol=1e-5)
     mean = torch.stack([attend(q, k, v, mask, dropout=0.2) for _ in range(1500)]).mean(0)
     torch.testing.assert_close(mean, exact, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_gradients_of_attention_with_dropout(kv_heads: int, causal: bool) -> None:
+    torch.manual_seed(1)
+    q = torch.randn(2, 4, 5, 3, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, kv_heads, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    mask = Mask(causal=True) if causal else Mask((torch.arange(5) < torch.tensor([[5], [3]]))[:, None, None])
+
+    def attended(*inputs: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        return attend(*inputs, mask, None, 0.3)
+
+    assert torch.autograd.gradcheck(attended, (q, k, v))

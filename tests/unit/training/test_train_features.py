@@ -12,7 +12,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.generate.engine import open_engine
+from onmt_llm.generate.open import open_engine
 from onmt_llm.releasing import release
 from onmt_llm.training.job import plan, train
 

@@ -14,7 +14,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.errors import ConfigError
-from onmt_llm.generate.engine import open_engine
+from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize

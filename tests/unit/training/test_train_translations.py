@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.generate.engine import open_engine
+from onmt_llm.generate.open import open_engine
 from onmt_llm.text.templates import get_template
 from onmt_llm.training.job import TrainResult
 

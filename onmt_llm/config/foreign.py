@@ -1,0 +1,190 @@
+"""Names of OpenNMT-py's and other toolkits' options: what they are called here, and why some are not.
+
+Tables alone; `aliases.translate` applies them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED = {
+    "enc_layers": "encoder_layers",
+    "dec_layers": "decoder_layers",
+    "transformer_ff": "ffn_size",
+    "add_ffnbias": "ffn_bias",
+    "shared_layer_norm": "shared_norm",
+    "share_decoder_embeddings": "tie_embeddings",
+    "beam": "beam_size",
+    "reset_optimizer": "reset_optim",
+    "lora_r": "lora_rank",
+    "gradient_accumulation_steps": "accum_count",
+    "max_steps": "train_steps",
+    "warmup": "warmup_steps",
+    "lr": "learning_rate",
+    "compute_dtype": "model_dtype",
+    "lambda_prior_lambda": "lm_prior_lambda",
+    "lambda_prior_tau": "lm_prior_tau",
+    "from": "source",
+    "output_dir": "output_directory",
+}
+"""Same meaning, other name."""
+
+IGNORED = {
+    "rotary_interleave": "checkpoints hold one rotary layout; converters permute on the way in and out",
+    "apex_opt_level": "mixed precision is chosen by model_dtype",
+    "generator_function": "the output layer is a softmax",
+    "gpu_backend": "the backend follows the device",
+    "gpu_verbose_level": "every rank logs warnings",
+    "master_ip": "torchrun sets the address",
+    "master_port": "torchrun sets the port",
+    "parallel_mode": "one process serves the model; CTranslate2 and torchrun parallelise it",
+    "save_format": "checkpoints are directories of safetensors",
+    "nshards": "weights are written tensor by tensor, into files of at most `shard_size`",
+    "decoder_bos": "the checkpoint knows its own start token",
+    "num_experts_per_tok": "mixtures of experts are not built yet",
+    "attn_debug": "attention is not printed; report_align writes the word alignments that it implies",
+    "align_debug": "attention is not printed; report_align writes the word alignments that it implies",
+    "bucket_size_init": "all buckets have bucket_size examples",
+    "bucket_size_increment": "all buckets have bucket_size examples",
+    "data_type": "data are text",
+    "model_type": "data are text",
+    "dump_transforms": "checkpoints hold the tokeniser, in their config.yaml",
+    "exp": "the Crayon server that it logged to is gone; tensorboard: true logs to files",
+    "exp_host": "the Crayon server that it logged to is gone; tensorboard: true logs to files",
+    "gold_align": "report_align with tgt and tgt_file_prefix aligns given targets",
+    "group_size": "AWQ weights are not read; quant_type names the formats that are",
+    "w_bit": "AWQ weights are not read; quant_type names the formats that are",
+    "log_file_level": "log_file holds what the console shows",
+    "profile": "any profiler can run the command: py-spy, or python -m cProfile",
+    "report_time": "progress is logged with its speed",
+    "save_config": "-print_config prints the resolved configuration, which can be fed back",
+    "src_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong leaves long examples out",
+    "tgt_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong leaves long examples out",
+    "timeout": "torchrun and the backend set time limits",
+    "vocab_sample_queue_size": "processes are kept busy by themselves",
+}
+"""Keys that change nothing here: accepted with a note that says why."""
+
+RETIRED = {
+    "copy_attn": "copy attention is retired; use `replace_unk` or placeholders",
+    "coverage_attn": "coverage attention belonged to the RNN decoder, which is retired",
+    "rnn_size": "RNN models are retired; use `hidden_size` with a Transformer",
+    "rnn_type": "RNN models are retired; use a Transformer",
+    "global_attention": "RNN attention is retired; use a Transformer",
+    "input_feed": "input feeding belonged to the RNN decoder, which is retired",
+    "bridge": "the RNN bridge is retired",
+    "cnn_kernel_width": "CNN models are retired; use a Transformer",
+    "n_edge_types": "GGNN models are retired; use a Transformer",
+    "aan_useffn": "average attention is retired; use scaled-dot attention, which a cache makes as fast",
+    "n_node": "GGNN models are retired; use a Transformer",
+    "n_steps": "GGNN models are retired; use a Transformer",
+    "src_ggnn_size": "GGNN models are retired; use a Transformer",
+    "state_dim": "GGNN models are retired; use a Transformer",
+    "bidir_edges": "GGNN models are retired; use a Transformer",
+    "bridge_extra_node": "GGNN models are retired; use a Transformer",
+    "context_gate": "context gates belonged to the RNN decoder, which is retired",
+    "copy_attn_type": "copy attention is retired; use `replace_unk` or placeholders",
+    "copy_attn_force": "copy attention is retired; use `replace_unk` or placeholders",
+    "copy_loss_by_seqlength": "copy attention is retired; use `replace_unk` or placeholders",
+    "reuse_copy_attn": "copy attention is retired; use `replace_unk` or placeholders",
+    "lambda_coverage": "coverage attention belonged to the RNN decoder, which is retired",
+    "global_attention_function": "RNN attention is retired; use a Transformer",
+    "truncated_decoder": "truncated back-propagation belonged to the RNN decoder, which is retired",
+    "adagrad_accumulator_init": "adagrad is retired; use adamw",
+    "single_pass": "the length of a run is that of its updates; use `train_steps`",
+    "pre_word_vecs_enc": "it named a pickled tensor; use `src_embeddings` with the text file it was made of",
+    "pre_word_vecs_dec": "it named a pickled tensor; use `tgt_embeddings` with the text file it was made of",
+    "dump_beam": "the beam is not written; use `n_best` with `with_score`",
+    "fp32": "it is deprecated in OpenNMT-py too; use `precision: fp32`",
+    "int8": "it is deprecated in OpenNMT-py too; use `precision: int8`",
+}
+"""OpenNMT-py options whose feature is gone: an error that says so, unless the value asks for nothing."""
+
+ASKS_NOTHING: dict[str, Any] = {
+    "rnn_type": "LSTM",
+    "global_attention": "general",
+    "global_attention_function": "softmax",
+    "input_feed": 1,
+    "cnn_kernel_width": 3,
+    "n_edge_types": 2,
+    "n_node": 2,
+    "n_steps": 2,
+    "state_dim": 512,
+    "bidir_edges": True,
+    "bridge_extra_node": True,
+}
+"""Defaults of options in `RETIRED`: what OpenNMT-py writes into every saved configuration."""
+
+TRANSFORMS_TO_COME: dict[str, dict[str, Any]] = {
+    "switchout": {"switchout_temperature": 1.0},
+    "tokendrop": {"tokendrop_temperature": 1.0},
+    "tokenmask": {"tokenmask_temperature": 1.0},
+    "bart": {
+        "permute_sent_ratio": 0.0,
+        "rotate_ratio": 0.0,
+        "insert_ratio": 0.0,
+        "random_ratio": 0.0,
+        "mask_ratio": 0.0,
+        "mask_length": "subword",
+        "poisson_lambda": 3.0,
+        "replace_length": -1,
+    },
+    "fuzzymatch": {
+        "tm_path": None,
+        "fuzzy_corpus_ratio": 0.1,
+        "fuzzy_threshold": 70,
+        "tm_delimiter": "\t",
+        "fuzzy_token": "｟fuzzy｠",
+        "fuzzymatch_min_length": 4,
+        "fuzzymatch_max_length": 70,
+    },
+    "inlinetags": {
+        "tags_dictionary_path": None,
+        "tags_corpus_ratio": 0.1,
+        "max_tags": 12,
+        "paired_stag": "｟ph_#_beg｠",
+        "paired_etag": "｟ph_#_end｠",
+        "isolated_tag": "｟ph_#_std｠",
+        "src_delimiter": "｟fuzzy｠",
+    },
+    "terminology": {
+        "termbase_path": None,
+        "src_spacy_language_model": None,
+        "tgt_spacy_language_model": None,
+        "term_corpus_ratio": 0.3,
+        "term_example_ratio": 0.2,
+        "src_term_stoken": "｟src_term_start｠",
+        "tgt_term_stoken": "｟tgt_term_start｠",
+        "tgt_term_etoken": "｟tgt_term_end｠",
+        "term_source_delimiter": "｟fuzzy｠",
+    },
+    "clean": {
+        "src_eq_tgt": False,
+        "same_char": False,
+        "same_word": False,
+        "scripts_ok": ["Latin", "Common"],
+        "scripts_nok": [],
+        "src_tgt_ratio": 2,
+        "avg_tok_min": 3,
+        "avg_tok_max": 20,
+        "langid": [],
+    },
+    "normalize": {
+        "src_lang": "",
+        "tgt_lang": "",
+        "penn": True,
+        "norm_quote_commas": True,
+        "norm_numbers": True,
+        "pre_replace_unicode_punct": False,
+        "post_remove_control_chars": False,
+    },
+    "uppercase": {"upper_corpus_ratio": 0.01},
+    "docify": {"doc_length": 200, "max_context": 1},
+}
+"""OpenNMT-py's transforms that are not built yet, with their options and the defaults of these."""
+
+OPTIONS_TO_COME = {
+    option: (transform, default)
+    for transform, options in TRANSFORMS_TO_COME.items()
+    for option, default in options.items()
+}
