@@ -39,6 +39,7 @@ EXTRAS["dev"] = [
     "accelerate>=1.10",
     "pytest>=8",
     "pytest-timeout",
+    "hypothesis>=6",
     "pytest-xdist",
     "playwright>=1.50",
     "mistral-common",
