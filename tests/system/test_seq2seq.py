@@ -155,7 +155,7 @@ def test_a_language_model_learns_to_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_copying_sorting_and_adapting_from_one_to_the_other(tmp_path: Path, shape: str, position: str) -> None:
-    # one layer copies, but sorts only 98.7% of the strings; and below the first, cross attention sees no rotary positions
+    # one layer copies, but sorts too few strings; and in the first, cross attention sees no rotary positions
     options = {**prepare(tmp_path, shape, position), "dec_layers": 2, "transformer_ff": 256}
     if shape == "translator":
         options["enc_layers"] = 2
