@@ -56,6 +56,16 @@ class TestTraining:
             # iterating again continues too
             assert take(first, 5) == expected[stop : stop + 5]
 
+    @pytest.mark.parametrize("done", [1, 2])
+    def test_the_rest_of_a_bucket_can_be_skipped(self, make_pipeline, write, words, done):
+        corpora = {"x": CorpusConfig(path_src=write("x", words(32, 3)))}
+        two_a_bucket = {"batch_size": 4, "bucket_size": 8}
+        expected = take(make_pipeline(corpora, batching=two_a_bucket), 4)
+        pipeline = make_pipeline(corpora, batching=two_a_bucket)
+        take(pipeline, done)
+        pipeline.skip_bucket()
+        assert take(pipeline, 2) == expected[2:]
+
     def test_batches_are_shuffled_by_seed_and_every_example_comes_once_an_epoch(self, make_pipeline, write, words):
         corpora = {"x": CorpusConfig(path_src=write("x", words(64, 3)))}
         batches = take(make_pipeline(corpora), 16)
