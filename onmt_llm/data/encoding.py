@@ -90,7 +90,7 @@ class Encoder:
         sequence: Ids = np.frombuffer(b"".join((head, ids, tail)), dtype=np.int32)
         if len(sequence) < 2:
             return None
-        trained = len(sequence) - 1
+        trained: int | None = len(sequence) - 1
         labels = sequence
         if not all([segment.train_on for segment in segments]):
             labels, trained = _masked(sequence, segments, parts, start=len(head)), None

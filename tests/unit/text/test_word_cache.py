@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from onmt_llm.text import word_cache
 from onmt_llm.text.guard import ControlGuard
 from onmt_llm.text.pieces import Pieces
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.sp_facts import BPE, BYTE, USER_DEFINED, read_facts
 from onmt_llm.text.tokenizers import SentencePieceTokenizer, continuations, encode_each
-from onmt_llm.text.segment import Segment
 
 Train = Callable[..., None]
 
