@@ -31,12 +31,15 @@ EXTRAS = {
     "hf": ["transformers>=5", "protobuf>=5"],
     "bpe": ["subword-nmt>=0.3.8"],
     "eval": ["sacrebleu>=2.5"],
+    "tables": ["pyarrow>=18"],
+    "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
     "peft>=0.18",
     "accelerate>=1.10",
+    "hypothesis>=6.100",
     "pytest>=8",
     "pytest-timeout",
     "pytest-xdist",

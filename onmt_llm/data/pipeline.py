@@ -93,7 +93,8 @@ class Pipeline:
         world_size: int = 1,
     ) -> None:
         model = ModelText(task, vocab, src_vocab, tokenizer, src_tokenizer, template, add_bos, feature_vocabs)
-        self._corpora = open_corpora(corpora, data=data, options=options, model=model, training=training)
+        order = seed if training else None
+        self._corpora = open_corpora(corpora, data=data, options=options, model=model, training=training, seed=order)
         check_readers([corpus.reader for corpus in self._corpora])
         sources = [Source(corpus.name, corpus.reader, corpus.weight) for corpus in self._corpora]
         self._mixer = Mixer(sources, infinite=training, rank=rank, world_size=world_size)
