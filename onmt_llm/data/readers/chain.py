@@ -40,12 +40,15 @@ class ChainReader:
 
     def read(self) -> Record | None:
         while (record := self._readers[self._now].read()) is None:
-            if self._now + 1 == len(self._readers):
+            if not self._next_file():
                 return None
-            self._readers[self._now].close()
-            self._now += 1
-            self._readers[self._now].rewind()
         return record
+
+    def skip(self, number: int) -> int:
+        passed = self._readers[self._now].skip(number)
+        while passed < number and self._next_file():
+            passed += self._readers[self._now].skip(number - passed)
+        return passed
 
     def tell(self) -> list[int]:
         return [self._now, *self._readers[self._now].tell()]
@@ -93,6 +96,14 @@ class ChainReader:
             del self._open[oldest]
             self._readers[oldest].close()
         return self._readers[which].at(number - (self._ends[which - 1] if which else 0))
+
+    def _next_file(self) -> bool:
+        if self._now + 1 == len(self._readers):
+            return False
+        self._readers[self._now].close()
+        self._now += 1
+        self._readers[self._now].rewind()
+        return True
 
 
 class Checked(Protocol):

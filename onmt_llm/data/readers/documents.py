@@ -9,7 +9,7 @@ from onmt_llm.data.readers.files import check_file, is_compressed
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
 from onmt_llm.data.readers.numbered import Numbered
-from onmt_llm.data.readers.record import Record, strip_break
+from onmt_llm.data.readers.record import Record, pass_over, strip_break
 
 
 class DocumentReader:
@@ -58,6 +58,9 @@ class DocumentReader:
                 pieces = [self._cut(b"".join(pieces))]
                 break
         return Record(first, (strip_break(b"".join(pieces)),), (start,), self.paths) if pieces else None
+
+    def skip(self, number: int) -> int:
+        return pass_over(self, number)
 
     def tell(self) -> list[int]:
         return [self._file.offset, self._line]

@@ -66,6 +66,10 @@ class LineIndex:
         self._index = index
         self.count = index.count - 1
 
+    def start(self, number: int) -> int:
+        """First byte of a line (counted from 0); behind the last one, the end of the file."""
+        return self._index.at(number)[0]
+
     def span(self, number: int) -> tuple[int, int]:
         """First byte of a line (counted from 0), and the byte behind its line break."""
         start, end = self._index.at(number, 2)

@@ -10,7 +10,7 @@ from onmt_llm.data.readers.files import check_file
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
 from onmt_llm.data.readers.numbered import Numbered
-from onmt_llm.data.readers.record import Record
+from onmt_llm.data.readers.record import Record, pass_over
 from onmt_llm.errors import DataError
 
 _BLOCK = 1 << 17
@@ -71,6 +71,9 @@ class JsonArrayReader:
         )
         self._pass(end)
         return record
+
+    def skip(self, number: int) -> int:
+        return pass_over(self, number)
 
     def tell(self) -> list[int]:
         return [self._offset, self._line, self._number]

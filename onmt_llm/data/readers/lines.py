@@ -14,7 +14,7 @@ from pathlib import Path
 
 from onmt_llm.data.readers.files import check_file, is_compressed, open_bytes, skip_mark
 from onmt_llm.data.readers.index import IndexCache, LineIndex
-from onmt_llm.data.readers.record import Record, decode, strip_break
+from onmt_llm.data.readers.record import Record, decode, pass_over, strip_break
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 
@@ -222,6 +222,15 @@ class LineReader:
         self._line += 1
         offsets = tuple([file.offset - len(part) for file, part in zip(self._files, parts, strict=True)])
         return Record(self._line, tuple([strip_break(part) for part in parts]), offsets, self._paths)
+
+    def skip(self, number: int) -> int:
+        count = self.count()
+        if count is None:
+            return pass_over(self, number)
+        passed = min(number, count - self._line)
+        if passed:
+            self.seek([*(index.start(self._line + passed) for index in self._indexes), self._line + passed])
+        return passed
 
     def tell(self) -> list[int]:
         return [*(file.offset for file in self._files), self._line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -51,6 +52,10 @@ class Reader(Protocol):
         """The next record, or None at the end."""
         ...
 
+    def skip(self, number: int) -> int:
+        """Pass over as many records; returns how many there were."""
+        ...
+
     def tell(self) -> list[int]:
         """Where the next record begins, in plain numbers."""
         ...
@@ -74,6 +79,11 @@ class Reader(Protocol):
     def at(self, number: int) -> Record:
         """The record of this number, counted from 0, wherever `read` is. Only where `count` is a number."""
         ...
+
+
+def pass_over(reader: Reader, number: int) -> int:
+    """`Reader.skip` by reading."""
+    return sum(1 for _ in islice(iter(reader.read, None), number))
 
 
 class BadRecord(DataError):

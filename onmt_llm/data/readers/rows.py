@@ -11,7 +11,7 @@ from onmt_llm.data.readers.files import bare_suffix, check_file, is_compressed, 
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
 from onmt_llm.data.readers.numbered import Numbered
-from onmt_llm.data.readers.record import Record, decode, strip_break
+from onmt_llm.data.readers.record import Record, decode, pass_over, strip_break
 from onmt_llm.errors import DataError
 
 ROW_FILES = (".csv", ".tsv")
@@ -96,6 +96,9 @@ class RowReader:
         offset, line = self._file.offset, self._line + 1
         raw = self._read_row()
         return None if raw is None else Record(line, (strip_break(raw),), (offset,), self.paths)
+
+    def skip(self, number: int) -> int:
+        return pass_over(self, number)
 
     def tell(self) -> list[int]:
         return [self._file.offset, self._line]

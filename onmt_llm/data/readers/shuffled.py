@@ -99,6 +99,11 @@ class ShuffledReader:
         self._number += 1
         return self._inner.at(self._ahead[place])
 
+    def skip(self, number: int) -> int:
+        passed = min(number, self.count() - self._number)
+        self._number += passed
+        return passed
+
     def tell(self) -> list[int]:
         return [self._number, self._pass]
 

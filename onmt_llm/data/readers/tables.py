@@ -57,6 +57,11 @@ class TableReader:
         self._row += 1
         return self._record(self._row, row)
 
+    def skip(self, number: int) -> int:
+        passed = min(number, self._open().num_rows - self._row)
+        self.seek([self._row + passed])
+        return passed
+
     def tell(self) -> list[int]:
         return [self._row]
 
