@@ -38,6 +38,7 @@ EXTRAS["dev"] = [
     "peft>=0.18",
     "accelerate>=1.10",
     "pytest>=8",
+    "hypothesis",
     "pytest-timeout",
     "pytest-xdist",
     "playwright>=1.50",
