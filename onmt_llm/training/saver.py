@@ -130,7 +130,12 @@ class Saver:
     def _config(self) -> CheckpointConfig:
         config, guide = self.start.config, self.job.objective.alignment
         if guide is not None:
-            config = config.model_copy(update={"alignment_layer": guide.layer, "alignment_heads": guide.heads})
+            update = {
+                "alignment_layer": guide.layer,
+                "alignment_heads": guide.heads,
+                "full_context_alignment": guide.full_context,
+            }
+            config = config.model_copy(update=update)
         if self.spec is None:
             # What is trained is float32, whatever it was computed in: only so is a resumed run exact.
             return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "fp32"})})
