@@ -43,6 +43,7 @@ EXTRAS["dev"] = [
     "accelerate>=1.10",
     "hypothesis>=6.100",
     "pytest>=8",
+    "hypothesis",
     "pytest-timeout",
     "hypothesis>=6",
     "pytest-xdist",
