@@ -84,6 +84,8 @@ class CheckpointConfig(Section):
     """Decoder layer whose attention to the source is taken for an alignment; negative = from the last one, -1."""
     alignment_heads: int = 1
     """First heads of that layer that are averaged; 0 = all."""
+    full_context_alignment: bool = False
+    """That attention is computed with self-attention to the whole target, tokens to come included."""
     src_feats_defaults: str | None = None
     """Features of source words that come without any, `value￨value`, for a model with `src_features`."""
     tokenizer: TokenizerSpec = TokenizerSpec()
