@@ -302,11 +302,13 @@ def open_pipelines(
 ) -> tuple[Pipeline, Pipeline | None]:
     """Batches for training, and for validation where there is a corpus for it."""
     train_corpora, valid_corpora = split_corpora(config.corpora.data)
+    index = config.corpora.index_cache or f"{config.run.save_model}_index"
+    data = config.corpora.model_copy(update={"index_cache": index})
 
     def open_(corpora: Mapping[str, CorpusConfig], training: bool) -> Pipeline:
         return Pipeline(
             corpora,
-            data=config.corpora,
+            data=data,
             batching=config.batching,
             options=options,
             vocab=start.vocab,

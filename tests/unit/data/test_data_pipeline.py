@@ -102,16 +102,6 @@ class TestTraining:
         assert "read again" in caplog.text
         assert take(second, 2) == take(make_pipeline(two_corpora, batching={"batch_size": 8}), 2)
 
-    def test_ranks_share_the_examples(self, make_pipeline, two_corpora):
-        def examples(**share):
-            passes = take(make_pipeline(two_corpora, training=False, **share), 99)
-            return [str([label for label in row if label != -100]) for _, _, labels, *_ in passes for row in labels]
-
-        assert sorted(examples(rank=0, world_size=2) + examples(rank=1, world_size=2)) == sorted(examples())
-        with pytest.raises(DataError, match="rank"):
-            state = make_pipeline(two_corpora, rank=0, world_size=2).state_dict()
-            make_pipeline(two_corpora, rank=1, world_size=2).load_state_dict(state)
-
 
 class TestValidation:
     def test_every_pass_is_the_same_in_order_of_length(self, make_pipeline, write, words):
