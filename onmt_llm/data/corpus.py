@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
@@ -17,6 +18,7 @@ from onmt_llm.data.transforms import Transform, TransformContext, build_transfor
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
+from onmt_llm.registry import load_plugins
 
 EMPTY = "empty"
 NOTHING_TRAINED = "nothing_trained"
@@ -88,8 +90,21 @@ class Corpus:
         for transform in self.transforms:
             examples = transform.batch(examples)
             self.counts.dropped.update(transform.dropped)
+            self.counts.made += transform.made
+            self.counts.truncated += transform.truncated
             transform.dropped.clear()
+            transform.made = transform.truncated = 0
         return examples
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the transforms remember, by their place in the list; those that remember nothing are left out."""
+        states = ((str(place), transform.state_dict()) for place, transform in enumerate(self.transforms))
+        return {place: state for place, state in states if state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the transforms remember what `state_dict` gave."""
+        for place, transform in enumerate(self.transforms):
+            transform.load_state_dict(state.get(str(place), {}))
 
     def encode(self, example: Example) -> Encoded | None:
         """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
@@ -160,6 +175,7 @@ def open_corpora(
         ConfigError: There is none, or one is not configured as it must be.
         DataError: A tokeniser model cannot be read.
     """
+    load_plugins(data.plugins)  # in a worker process, nobody has yet
     if not corpora:
         raise ConfigError("`data` must name at least one corpus, but names none.")
     return [

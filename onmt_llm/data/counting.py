@@ -118,6 +118,7 @@ def over_chunks(
     happened = [CorpusCounts() for _ in opened]
     for index, counts, result in _results(opened, source, work, _chunks(opened, n_sample), processes):
         happened[index].read += counts.read
+        happened[index].made += counts.made
         happened[index].kept += counts.kept
         happened[index].dropped += counts.dropped
         yield result
@@ -181,6 +182,7 @@ def _work(
     for place, transform in enumerate(corpus.transforms):
         transform.reseed(random.Random(f"{seed}:{corpus.name}:{number}:{place}").getrandbits(31))
     corpus.counts = CorpusCounts()
+    corpus.load_state_dict({})  # chunks come to processes in any order
     examples = corpus.examples(records)
     corpus.counts.kept = len(examples)
     return index, corpus.counts, work(examples)

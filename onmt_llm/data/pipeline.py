@@ -302,6 +302,7 @@ class Pipeline:
             "mixer": self._mixer.state_dict(),
             "kept_epochs": dict(self._kept_epochs),
             "counts": {corpus.name: corpus.counts.to_dict() for corpus in self._corpora},
+            "transforms": {corpus.name: state for corpus in self._corpora if (state := corpus.state_dict())},
             "plan": self._plan,
         }
 
@@ -311,6 +312,7 @@ class Pipeline:
         self._kept_epochs = dict(state["kept_epochs"])
         for corpus in self._corpora:
             corpus.counts = CorpusCounts.from_dict(state["counts"][corpus.name])
+            corpus.load_state_dict(state.get("transforms", {}).get(corpus.name, {}))
 
     def _copy_counts(self) -> dict[str, CorpusCounts]:
         return {corpus.name: CorpusCounts.from_dict(corpus.counts.to_dict()) for corpus in self._corpora}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from onmt_llm.data.example import Example
 from onmt_llm.data.readers import Record, decode
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
+from onmt_llm.text.message import mark_rounds
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_template
@@ -204,8 +206,9 @@ class ExampleParser:
             segments = self.template.render(messages, generation_prompt=False)
         except (DataError, ConfigError) as error:
             raise self._bad(record, f"does not fit the chat template: {error.message}") from error
+        mark_rounds(segments)
         if not self.zero_out:
-            segments = [Segment(segment.text, segment.tokens, train_on=True) for segment in segments]
+            segments = [replace(segment, train_on=True) for segment in segments]
         return Example(src=segments, corpus=self.name, line=record.line, closed=bool(self.template.stop_tokens))
 
     def _bad(self, record: Record, problem: str) -> DataError:

@@ -13,8 +13,10 @@ class Segment:
         text: Text, line breaks as real newlines; None once tokenised.
         tokens: Vocabulary pieces; control tokens (`<|im_start|>`) arrive as tokens and are never made from text.
         train_on: The loss counts this stretch's tokens.
+        starts_round: The next round of a conversation begins here: another question, with what precedes it.
     """
 
     text: str | None = None
     tokens: list[str] | None = None
     train_on: bool = True
+    starts_round: bool = False

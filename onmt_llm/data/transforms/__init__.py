@@ -6,11 +6,27 @@ The import list below is the list of all transforms; a new one is a file here an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import ValidationError
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.transforms import affix, features, filters, mask, tokenize
-from onmt_llm.data.transforms.tokenize import default_tokenize, tokenizer_specs
+from onmt_llm.data.transforms import (
+    affix,
+    chunk,
+    clean,
+    deduplicate,
+    docify,
+    features,
+    filters,
+    mask,
+    normalize,
+    tokenize,
+    truncate,
+    uppercase,
+)
+from onmt_llm.data.transforms.tokenize import Tokenize, default_tokenize, tokenizer_specs
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
 
@@ -20,14 +36,21 @@ __all__ = [
     "TransformContext",
     "affix",
     "build_transforms",
+    "chunk",
+    "clean",
+    "deduplicate",
+    "docify",
     "features",
     "filters",
     "mask",
+    "normalize",
     "sections",
     "tokenize",
     "tokenizer_specs",
     "transform_class",
+    "truncate",
     "undo_all",
+    "uppercase",
 ]
 
 
@@ -51,23 +74,69 @@ def build_transforms(
         context: What else they may know.
 
     Raises:
-        ConfigError: An unknown name, two tokenisers, a transform of text behind the tokeniser, or wrong options.
+        ConfigError: An unknown name, two tokenisers, a transform on the wrong side of the tokeniser, or wrong options.
     """
     classes = [transform_class(name) for name in names]
+    position = _tokenizer_position(classes)
+    built: list[Transform] = []
+    for place, each in enumerate([*classes, None]):
+        if place == position and not (each and each.tokenizes):
+            built.append(default_tokenize(context))
+            context = _behind(built[-1], context)
+        if each is None:
+            break
+        built.append(each.build(_config(each, options, corpus), corpus, context))
+        context = _behind(built[-1], context)
+    return built
+
+
+def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:
+    """Where the tokeniser stands, or the default one goes.
+
+    Raises:
+        ConfigError: There are two, or a transform stands on the wrong side of it.
+    """
     tokenizers = [index for index, transform in enumerate(classes) if transform.tokenizes]
     if len(tokenizers) > 1:
-        listed = " and ".join(names[index] for index in tokenizers)
+        listed = " and ".join(classes[index].name for index in tokenizers)
         raise ConfigError(f"`transforms` must list at most one tokeniser, but lists {listed}.")
     counting = next((index for index, transform in enumerate(classes) if transform.counts_tokens), len(classes))
     position = tokenizers[0] if tokenizers else counting
     late = next((transform.name for transform in classes[position + 1 :] if transform.needs_text), None)
     if late:
         raise ConfigError(f"Transform '{late}' must stand before the tokeniser in `transforms`, but stands behind it.")
-    configs = [options.get(transform.section, transform.Config()) for transform in classes]
-    built = [each.build(config, corpus, context) for each, config in zip(classes, configs, strict=True)]
-    if not tokenizers:
-        built.insert(position, default_tokenize(context))
-    return built
+    early = next((transform.name for transform in classes[:position] if transform.needs_tokens), None)
+    if early:
+        raise ConfigError(f"Transform '{early}' must stand behind the tokeniser in `transforms`, but stands before it.")
+    return position
+
+
+def _behind(transform: Transform, context: TransformContext) -> TransformContext:
+    """What a transform behind this one may know: the tokeniser, once there was one."""
+    if not isinstance(transform, Tokenize):
+        return context
+    return replace(context, tokenizer=transform.tgt, src_tokenizer=transform.src)
+
+
+def _config(transform: type[Transform], options: Mapping[str, Section], corpus: CorpusConfig) -> Section:
+    """A transform's options, with those of the corpus in place of the global ones.
+
+    Raises:
+        ConfigError: The corpus gives one a value that it cannot have, or wants a tokeniser of its own.
+    """
+    config = options.get(transform.section, transform.Config())
+    own = {name: value for name, value in corpus.options.items() if name in transform.Config.model_fields}
+    if not own:
+        return config
+    if transform.tokenizes:
+        raise ConfigError(f"'{next(iter(own))}' must be the same for all corpora, but one has its own.")
+    try:
+        return transform.Config.model_validate({**config.model_dump(exclude_unset=True), **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"Option {first['loc'][0]} of a corpus: {first['msg']}, but is {first['input']!r}."
+        ) from error
 
 
 def undo_all(transforms: Sequence[Transform], tokens: list[str]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.foreign import TRANSFORMS_TO_COME
@@ -27,8 +27,8 @@ class TransformContext:
         bos: Text of the BOS token.
         control_tokens: Tokens that no text may be encoded into.
         zero_out_prompt_loss: Prompts are not trained.
-        tokenizer: The checkpoint's tokeniser (of the target side).
-        src_tokenizer: The checkpoint's tokeniser of the source side, where it differs.
+        tokenizer: The checkpoint's tokeniser (of the target side); for a transform behind a tokeniser, that one.
+        src_tokenizer: The same of the source side, where it differs.
     """
 
     task: Literal["lm", "seq2seq"] = "lm"
@@ -46,11 +46,14 @@ class Transform:
 
     A subclass has a `name` (as users list it), a `Config` with its options (filed under `section`; several transforms
     may share one), builds itself from them in `build`, and implements `__call__`. It may override `batch` where its
-    library is faster on many texts, `undo` to give a decoded output its original form, and `reseed` if it draws
-    random numbers. It may change the example that it is given.
+    library is faster on many texts, or where it makes several examples of one or one of several, `undo` to give a
+    decoded output its original form, and `reseed` if it draws random numbers. It may change the example that it is
+    given. What it remembers from bucket to bucket is its state, which must be small and plain.
 
     Attributes:
-        dropped: How many examples it has dropped, by reason.
+        dropped: How many examples it has dropped, by reason; one that became a part of another is `merged`.
+        made: How many examples it has made beyond one for each that it was given.
+        truncated: How many examples it has cut short.
     """
 
     name: ClassVar[str]
@@ -62,9 +65,19 @@ class Transform:
     """Must stand before the tokeniser."""
     counts_tokens: ClassVar[bool] = False
     """Works on text too, but is meant for tokens: where no tokeniser is listed, the default one goes before it."""
+    needs_tokens: ClassVar[bool] = False
+    """Must stand behind the tokeniser."""
+    needs_neighbours: ClassVar[bool] = False
+    """Looks at successive records together: they must come in the order of the file."""
+    remembers: ClassVar[bool] = False
+    """Has a state: buckets must pass through it one after the other."""
+    at_inference: ClassVar[bool] = False
+    """Acts on what a model is asked, too, as it does on the sources of training."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
+        self.made = 0
+        self.truncated = 0
 
     @classmethod
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
@@ -85,6 +98,18 @@ class Transform:
 
     def reseed(self, seed: int) -> None:
         """Begin a known sequence of random numbers, so that a restored run repeats it."""
+
+    @property
+    def moves_words(self) -> bool:
+        """Words or tokens may change their place or number, so that a given word alignment would be wrong."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, as plain data (JSON holds it); empty = nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember what `state_dict` gave, and that alone; an empty state is that of a new transform."""
 
 
 TRANSFORMS: Registry[type[Transform]] = Registry("transform")

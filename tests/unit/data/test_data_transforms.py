@@ -198,7 +198,7 @@ class TestFilterTooLong:
 
 class TestAffixes:
     def test_text_before_the_tokeniser_tokens_behind_it(self):
-        corpus = CorpusConfig(src_prefix="to de:", tgt_suffix="</s> deu")
+        corpus = CorpusConfig(options={"src_prefix": "to de:", "tgt_suffix": "</s> deu"})
         options = {"prefix": PrefixConfig(src_prefix="unused", tgt_prefix="all"), "suffix": SuffixConfig()}
         context = TransformContext(task="seq2seq")
         before = build_transforms(["prefix"], options, corpus, context)
@@ -210,7 +210,7 @@ class TestAffixes:
         assert tokens(example.tgt) == [["x"], ["</s>", "deu"]]
 
     def test_undo_takes_the_targets_affixes_off(self):
-        corpus = CorpusConfig(tgt_prefix="all", tgt_suffix="end")
+        corpus = CorpusConfig(options={"tgt_prefix": "all", "tgt_suffix": "end"})
         transforms = build_transforms(["prefix", "suffix"], {}, corpus, TransformContext(task="seq2seq"))
         assert undo_all(transforms, ["all", "x", "y", "end"]) == "x y"
         assert undo_all(transforms, ["x", "y"]) == "x y"
