@@ -125,7 +125,7 @@ class Deduplicate(Transform):
 _TEXTS: dict[str, Callable[[Example], str]] = {
     "src": lambda example: text_of(example.src),
     "tgt": lambda example: text_of(example.tgt),
-    "both": lambda example: f"{text_of(example.src)}\0{text_of(example.tgt)}",
+    "both": lambda example: f"{text_of(example.src)}\n\0\n{text_of(example.tgt)}",
 }
 
 

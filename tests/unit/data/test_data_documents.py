@@ -161,11 +161,11 @@ class TestChunk:
         assert [segment.train_on for segment in chunks[1].src] == [False, False, False, True]
 
     def test_windows_of_a_document_begin_with_a_line(self):
-        document = Example([Segment(tokens="a b ｟newline｠ c d e ｟newline｠ f g".split())], line=3)
+        document = Example([Segment(tokens=["a", "b", "｟newline｠", "c", "d", "e", "｟newline｠", "f", "g"])], line=3)
         assert [side_tokens(chunk.src) for chunk in self.chunks(document, 5)] == [
-            "a b ｟newline｠".split(),
-            "c d e ｟newline｠".split(),
-            "f g".split(),
+            ["a", "b", "｟newline｠"],
+            ["c", "d", "e", "｟newline｠"],
+            ["f", "g"],
         ]
 
     @given(
