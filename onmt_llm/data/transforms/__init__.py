@@ -42,6 +42,7 @@ __all__ = [
     "docify",
     "features",
     "filters",
+    "inference_transforms",
     "mask",
     "normalize",
     "sections",
@@ -88,6 +89,29 @@ def build_transforms(
         built.append(each.build(_config(each, options, corpus), corpus, context))
         context = _behind(built[-1], context)
     return built
+
+
+def inference_transforms(
+    names: Sequence[str], options: Mapping[str, Section], context: TransformContext
+) -> tuple[list[Transform], list[Transform]]:
+    """The transforms that act on what a model is asked, in front of the tokeniser and behind it.
+
+    A tokeniser in the list says where the checkpoint's stands; without one it stands at the end.
+    """
+    classes = [transform_class(name) for name in names]
+    position = next((index for index, transform in enumerate(classes) if transform.tokenizes), len(classes))
+    text, tokens = (
+        [
+            each.build(options.get(each.section, each.Config()), CorpusConfig(), known)
+            for each in part
+            if each.at_inference
+        ]
+        for part, known in (
+            (classes[:position], replace(context, tokenizer=None, src_tokenizer=None)),
+            (classes[position + 1 :], context),
+        )
+    )
+    return text, tokens
 
 
 def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:

@@ -37,6 +37,8 @@ class _Affix(Transform):
         tgt: Affix of the target side; empty = none.
     """
 
+    at_inference = True
+
     def __init__(self, *, src: str, tgt: str) -> None:
         super().__init__()
         self.src = src
