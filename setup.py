@@ -30,6 +30,8 @@ EXTRAS = {
     "gguf": ["gguf>=0.17", "protobuf>=5"],
     "hf": ["transformers>=5", "protobuf>=5"],
     "bpe": ["subword-nmt>=0.3.8"],
+    "fuzzy": ["rapidfuzz>=3.9"],
+    "terms": ["spacy>=3.7"],
     "eval": ["sacrebleu>=2.5"],
     "transforms": [
         "sacremoses>=0.1.1",  # normalize
@@ -37,13 +39,17 @@ EXTRAS = {
         "regex",  # clean: scripts
         "datasketch>=1.6",  # deduplicate: near copies
     ],
+    "tables": ["pyarrow>=18"],
+    "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
     "peft>=0.18",
     "accelerate>=1.10",
+    "hypothesis>=6.100",
     "pytest>=8",
+    "hypothesis",
     "pytest-timeout",
     "hypothesis>=6",
     "pytest-xdist",

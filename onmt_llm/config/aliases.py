@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from onmt_llm.config.foreign import ASKS_NOTHING, IGNORED, OPTIONS_TO_COME, RENAMED, RETIRED
+from onmt_llm.config.foreign import ASKS_NOTHING, CORPUS_RENAMED, IGNORED, RENAMED, RETIRED
 
 OPENNMT_LAYERS = {
     "linear_query": "q_proj",
@@ -85,14 +85,12 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
     later: list[str] = []
     for key, value in user.items():
         if key in own and key not in _TRANSLATORS:
-            result.put(key, value, key)
+            result.put(key, _corpora(value) if key == "data" else value, key)
         elif key in RETIRED:
             if value not in (None, False, 0, "", "none", ASKS_NOTHING.get(key)):
                 result.errors.append((key, f"'{key}' is an option of OpenNMT-py that is gone: {RETIRED[key]}."))
         elif key in IGNORED:
             result.notes.append((key, f"'{key}' has no effect: {IGNORED[key]}."))
-        elif key in OPTIONS_TO_COME:
-            _transform_to_come(key, value, result)
         elif key in RENAMED:
             result.put(RENAMED[key], value, key)
         elif key in _TRANSLATORS:
@@ -106,13 +104,21 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
     return result
 
 
-def _transform_to_come(key: str, value: Any, result: Translation) -> None:
-    transform, default = OPTIONS_TO_COME[key]
-    sentence = f"'{key}' is an option of OpenNMT-py's transform '{transform}', which is not built yet."
-    if value in (None, default):
-        result.notes.append((key, sentence))
-    else:
-        result.errors.append((key, sentence))
+def _corpora(data: Any) -> Any:
+    """The entries of `data:` with the keys that Axolotl gives their columns in our words; what is spelt out stands."""
+    if not isinstance(data, dict):
+        return data
+    return {name: _corpus(entry) if isinstance(entry, dict) else entry for name, entry in data.items()}
+
+
+def _corpus(entry: dict[str, Any]) -> dict[str, Any]:
+    foreign: dict[str, Any] = {}
+    mappings = entry.get("message_property_mappings")
+    if isinstance(mappings, dict):
+        foreign = {f"{key}_key": value for key, value in mappings.items() if key in ("role", "content")}
+    foreign.update({CORPUS_RENAMED[key]: value for key, value in entry.items() if key in CORPUS_RENAMED})
+    translated = {*CORPUS_RENAMED, *(["message_property_mappings"] if isinstance(mappings, dict) else [])}
+    return {**foreign, **{key: value for key, value in entry.items() if key not in translated}}
 
 
 def _layers(user: dict[str, Any], result: Translation) -> None:
@@ -373,7 +379,7 @@ MEANINGS = {
 
 def known_names() -> set[str]:
     """Every foreign name that this module understands."""
-    return {*RENAMED, *IGNORED, *RETIRED, *OPTIONS_TO_COME, *_TRANSLATORS}
+    return {*RENAMED, *IGNORED, *RETIRED, *_TRANSLATORS}
 
 
 def answer(name: str) -> str | None:
@@ -384,8 +390,6 @@ def answer(name: str) -> str | None:
         return f"accepted without effect: {IGNORED[name]}"
     if name in RETIRED:
         return f"gone: {RETIRED[name]}"
-    if name in OPTIONS_TO_COME:
-        return f"not built yet: an option of the transform `{OPTIONS_TO_COME[name][0]}`"
     if name in _TRANSLATORS:
         return f"accepted: {MEANINGS.get(name, 'its value is translated')}"
     return None

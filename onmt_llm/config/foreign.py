@@ -29,6 +29,19 @@ RENAMED = {
 }
 """Same meaning, other name."""
 
+CORPUS_RENAMED = {
+    "field_messages": "messages_key",
+    "message_field_role": "role_key",
+    "message_field_content": "content_key",
+    "field": "text_key",
+    "text_column": "text_key",
+    "field_instruction": "prompt_key",
+    "field_input": "input_key",
+    "field_output": "answer_key",
+    "field_system": "system_key",
+}
+"""Axolotl's names of options of a corpus; its `message_property_mappings` holds `role` and `content`."""
+
 IGNORED = {
     "rotary_interleave": "checkpoints hold one rotary layout; converters permute on the way in and out",
     "apex_opt_level": "mixed precision is chosen by model_dtype",
@@ -114,55 +127,3 @@ ASKS_NOTHING: dict[str, Any] = {
     "bridge_extra_node": True,
 }
 """Defaults of options in `RETIRED`: what OpenNMT-py writes into every saved configuration."""
-
-TRANSFORMS_TO_COME: dict[str, dict[str, Any]] = {
-    "switchout": {"switchout_temperature": 1.0},
-    "tokendrop": {"tokendrop_temperature": 1.0},
-    "tokenmask": {"tokenmask_temperature": 1.0},
-    "bart": {
-        "permute_sent_ratio": 0.0,
-        "rotate_ratio": 0.0,
-        "insert_ratio": 0.0,
-        "random_ratio": 0.0,
-        "mask_ratio": 0.0,
-        "mask_length": "subword",
-        "poisson_lambda": 3.0,
-        "replace_length": -1,
-    },
-    "fuzzymatch": {
-        "tm_path": None,
-        "fuzzy_corpus_ratio": 0.1,
-        "fuzzy_threshold": 70,
-        "tm_delimiter": "\t",
-        "fuzzy_token": "｟fuzzy｠",
-        "fuzzymatch_min_length": 4,
-        "fuzzymatch_max_length": 70,
-    },
-    "inlinetags": {
-        "tags_dictionary_path": None,
-        "tags_corpus_ratio": 0.1,
-        "max_tags": 12,
-        "paired_stag": "｟ph_#_beg｠",
-        "paired_etag": "｟ph_#_end｠",
-        "isolated_tag": "｟ph_#_std｠",
-        "src_delimiter": "｟fuzzy｠",
-    },
-    "terminology": {
-        "termbase_path": None,
-        "src_spacy_language_model": None,
-        "tgt_spacy_language_model": None,
-        "term_corpus_ratio": 0.3,
-        "term_example_ratio": 0.2,
-        "src_term_stoken": "｟src_term_start｠",
-        "tgt_term_stoken": "｟tgt_term_start｠",
-        "tgt_term_etoken": "｟tgt_term_end｠",
-        "term_source_delimiter": "｟fuzzy｠",
-    },
-}
-"""OpenNMT-py's transforms that are not built yet, with their options and the defaults of these."""
-
-OPTIONS_TO_COME = {
-    option: (transform, default)
-    for transform, options in TRANSFORMS_TO_COME.items()
-    for option, default in options.items()
-}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onmt_llm.data.example import Example, side_tokens
+from onmt_llm.data.transforms.affix import Prefix
 from onmt_llm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ def check_alignable(corpus: str, transforms: Sequence[Transform]) -> None:
     Raises:
         ConfigError: The corpus has one.
     """
-    moving = [t.name for t in transforms if t.moves_words]
+    moving = [t.name for t in transforms if t.rewrites or (isinstance(t, Prefix) and (t.src or t.tgt))]
     if moving:
         raise ConfigError(
             f"Corpus '{corpus}' must not move words that its path_align counts, but the transform '{moving[0]}' does.",
-            hint="write what it does into the files, and align them after that",
+            hint="apply it to the files themselves, and align them after that",
         )
 
 

@@ -182,7 +182,6 @@ def _work(
     for place, transform in enumerate(corpus.transforms):
         transform.reseed(random.Random(f"{seed}:{corpus.name}:{number}:{place}").getrandbits(31))
     corpus.counts = CorpusCounts()
-    corpus.load_state_dict({})  # chunks come to processes in any order
     examples = corpus.examples(records)
     corpus.counts.kept = len(examples)
     return index, corpus.counts, work(examples)

@@ -10,18 +10,24 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.transforms import (
     affix,
+    bart,
     chunk,
     clean,
     deduplicate,
     docify,
     features,
     filters,
+    fim,
+    fuzzymatch,
+    inlinetags,
     mask,
+    noise,
     normalize,
+    terminology,
     tokenize,
     truncate,
     uppercase,
@@ -34,7 +40,9 @@ __all__ = [
     "TRANSFORMS",
     "Transform",
     "TransformContext",
+    "added_tokens",
     "affix",
+    "bart",
     "build_transforms",
     "chunk",
     "clean",
@@ -42,10 +50,15 @@ __all__ = [
     "docify",
     "features",
     "filters",
+    "fim",
+    "fuzzymatch",
     "inference_transforms",
+    "inlinetags",
     "mask",
+    "noise",
     "normalize",
     "sections",
+    "terminology",
     "tokenize",
     "tokenizer_specs",
     "transform_class",
@@ -124,7 +137,9 @@ def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:
     if len(tokenizers) > 1:
         listed = " and ".join(classes[index].name for index in tokenizers)
         raise ConfigError(f"`transforms` must list at most one tokeniser, but lists {listed}.")
-    counting = next((index for index, transform in enumerate(classes) if transform.counts_tokens), len(classes))
+    counting = next(
+        (index for index, each in enumerate(classes) if each.counts_tokens or each.needs_tokens), len(classes)
+    )
     position = tokenizers[0] if tokenizers else counting
     late = next((transform.name for transform in classes[position + 1 :] if transform.needs_text), None)
     if late:
@@ -161,6 +176,20 @@ def _config(transform: type[Transform], options: Mapping[str, Section], corpus: 
         raise ConfigError(
             f"Option {first['loc'][0]} of a corpus: {first['msg']}, but is {first['input']!r}."
         ) from error
+
+
+def added_tokens(
+    corpora: Mapping[str, CorpusConfig], data: DataConfig, options: Mapping[str, Section], *, in_text: bool = False
+) -> list[str]:
+    """Tokens that the transforms of these corpora put into examples, each once; `in_text`: only those put into text."""
+    found: dict[str, None] = {}
+    for corpus in corpora.values():
+        for name in data.transforms if corpus.transforms is None else corpus.transforms:
+            transform = transform_class(name)
+            config = _config(transform, options, corpus)
+            if transform.inserts_text or not in_text:
+                found.update(dict.fromkeys(transform.added_tokens(config, corpus)))
+    return list(found)
 
 
 def undo_all(transforms: Sequence[Transform], tokens: list[str]) -> str:

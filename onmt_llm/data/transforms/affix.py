@@ -74,10 +74,6 @@ class Prefix(_Affix):
             return [Segment(tokens=affix.split(), train_on=first.train_on), *segments]
         return [replace(first, text=_with_space_behind(affix) + first.text), *segments[1:]]
 
-    @property
-    def moves_words(self) -> bool:
-        return bool(self.src or self.tgt)
-
     def undo(self, output: str | list[str]) -> str | list[str]:
         if isinstance(output, str):
             text = _with_space_behind(self.tgt) if self.tgt else ""

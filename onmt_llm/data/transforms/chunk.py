@@ -42,6 +42,7 @@ class Chunk(Transform):
     name = "chunk"
     section = "chunk"
     Config = ChunkConfig
+    rewrites = True
     counts_tokens = True
     needs_tokens = True
 
@@ -65,10 +66,6 @@ class Chunk(Transform):
 
     def batch(self, examples: Sequence[Example]) -> list[Example]:
         return [chunk for example in examples for chunk in self._chunks(example)]
-
-    @property
-    def moves_words(self) -> bool:
-        return True
 
     def _chunks(self, example: Example) -> list[Example]:
         segments = [*example.src, *example.tgt]

@@ -17,7 +17,6 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.sides import words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.errors import ConfigError
 from onmt_llm.text.tokenizers import Tokenizer, encode_each
 
 NEWLINE = "\n"
@@ -56,6 +55,7 @@ class Docify(Transform):
     name = "docify"
     section = "docify"
     Config = DocifyConfig
+    rewrites = True
     needs_neighbours = True
     at_inference = True
 
@@ -88,17 +88,10 @@ class Docify(Transform):
                 documents.append(_Document(example, 1, example.line, _size(example)))
         return [document.example for document in documents]
 
-    @property
-    def moves_words(self) -> bool:
-        return self.max_context > 0
-
     def _follows(self, example: Example, document: _Document) -> bool:
-        if example.src_features is not None:
-            raise ConfigError(
-                "`docify` must not join lines whose words carry features, but n_src_feats is not 0.",
-                hint="leave docify or the features out",
-            )
-        if example.line != document.last_line + 1 or document.lines > self.max_context:
+        if example.path != document.example.path or example.line != document.last_line + 1:
+            return False
+        if document.lines > self.max_context:
             return False
         size = _size(example)
         # as OpenNMT-py counts: line breaks within the document, but not the one that comes with this line

@@ -43,6 +43,7 @@ class Normalize(Transform):
     name = "normalize"
     section = "normalize"
     Config = NormalizeConfig
+    rewrites = True
     needs_text = True
     at_inference = True
 
@@ -58,10 +59,6 @@ class Normalize(Transform):
 
     def __call__(self, example: Example) -> Example | None:
         return rewrite_both(example, self.src, self.tgt)
-
-    @property
-    def moves_words(self) -> bool:
-        return True
 
 
 def _normalizer(config: NormalizeConfig, language: str) -> Callable[[str], str]:

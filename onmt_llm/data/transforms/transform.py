@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.foreign import TRANSFORMS_TO_COME
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
-from onmt_llm.errors import UnsupportedError
 from onmt_llm.registry import Registry
 from onmt_llm.text.tokenizers import Tokenizer
+from onmt_llm.text.vocab import Vocab
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class TransformContext:
         zero_out_prompt_loss: Prompts are not trained.
         tokenizer: The checkpoint's tokeniser (of the target side); for a transform behind a tokeniser, that one.
         src_tokenizer: The same of the source side, where it differs.
+        vocab: Tokens of the model (of the target side).
+        src_vocab: Tokens of the source side, where they differ.
     """
 
     task: Literal["lm", "seq2seq"] = "lm"
@@ -39,6 +40,8 @@ class TransformContext:
     zero_out_prompt_loss: bool = False
     tokenizer: Tokenizer | None = None
     src_tokenizer: Tokenizer | None = None
+    vocab: Vocab | None = None
+    src_vocab: Vocab | None = None
 
 
 class Transform:
@@ -48,7 +51,8 @@ class Transform:
     may share one), builds itself from them in `build`, and implements `__call__`. It may override `batch` where its
     library is faster on many texts, or where it makes several examples of one or one of several, `undo` to give a
     decoded output its original form, and `reseed` if it draws random numbers. It may change the example that it is
-    given. What it remembers from bucket to bucket is its state, which must be small and plain.
+    given. It is given the examples of one bucket at a time, and must remember nothing from one to the next: buckets are
+    prepared in any order, by any process.
 
     Attributes:
         dropped: How many examples it has dropped, by reason; one that became a part of another is `merged`.
@@ -69,10 +73,12 @@ class Transform:
     """Must stand behind the tokeniser."""
     needs_neighbours: ClassVar[bool] = False
     """Looks at successive records together: they must come in the order of the file."""
-    remembers: ClassVar[bool] = False
-    """Has a state: buckets must pass through it one after the other."""
     at_inference: ClassVar[bool] = False
     """Acts on what a model is asked, too, as it does on the sources of training."""
+    rewrites: ClassVar[bool] = False
+    """Puts other words in the place of the example's: neither word alignments nor word features can follow."""
+    inserts_text: ClassVar[bool] = False
+    """Its `added_tokens` are put into text, where it is the tokeniser that must keep them in one piece."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
@@ -83,6 +89,11 @@ class Transform:
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
         """The transform as configured for one corpus; may open files."""
         raise NotImplementedError
+
+    @classmethod
+    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
+        """Tokens that it puts into examples of its own accord; the vocabulary must hold them."""
+        return []
 
     def __call__(self, example: Example) -> Example | None:
         """The changed example, or None when it is dropped (counted in `dropped`)."""
@@ -99,18 +110,6 @@ class Transform:
     def reseed(self, seed: int) -> None:
         """Begin a known sequence of random numbers, so that a restored run repeats it."""
 
-    @property
-    def moves_words(self) -> bool:
-        """Words or tokens may change their place or number, so that a given word alignment would be wrong."""
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers, as plain data (JSON holds it); empty = nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remember what `state_dict` gave, and that alone; an empty state is that of a new transform."""
-
 
 TRANSFORMS: Registry[type[Transform]] = Registry("transform")
 
@@ -120,8 +119,5 @@ def transform_class(name: str) -> type[Transform]:
 
     Raises:
         ConfigError: There is none.
-        UnsupportedError: It is one of OpenNMT-py's that is not built yet.
     """
-    if name in TRANSFORMS_TO_COME:
-        raise UnsupportedError(f"`transforms` lists OpenNMT-py's transform '{name}', which is not built yet.")
     return TRANSFORMS.get(name)

@@ -44,6 +44,7 @@ class Truncate(Transform):
     name = "truncate"
     section = "truncate"
     Config = TruncateConfig
+    rewrites = True
     counts_tokens = True
     needs_tokens = True
 
@@ -91,10 +92,6 @@ class Truncate(Transform):
         example.src, example.tgt = kept, []
         self.truncated += 1
         return example
-
-    @property
-    def moves_words(self) -> bool:
-        return True
 
 
 def _whole_rounds(segments: list[Segment], length: int) -> list[Segment]:

@@ -1,8 +1,6 @@
-"""deduplicate: copies within a window, over epochs, and over a restart."""
+"""deduplicate: copies within a bucket."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
@@ -37,30 +35,16 @@ def test_by_one_side(side: str, places: list[int]) -> None:
     assert kept(build(dedup_on=side), "a|x", "a|y", "b|x") == places
 
 
-def test_the_window_forgets_the_oldest() -> None:
-    assert kept(build(dedup_window=2), "a|x", "b|x", "c|x", "a|x", "c|x") == [0, 1, 2, 3]
-
-
-def test_a_line_is_no_copy_of_itself_in_the_next_epoch() -> None:
+def test_a_line_is_no_copy_of_itself_when_the_corpus_begins_again() -> None:
     transform = build()
-    for _ in range(2):
-        assert kept(transform, "a|x", "b|x", "a|x") == [0, 1]
+    first, second = Example([Segment("a")], line=1), Example([Segment("a")], line=2)
+    again = [Example([Segment("a")], line=line) for line in (1, 2)]
+    assert [example.line for example in transform.batch([first, second, *again])] == [1, 1]
 
 
-@pytest.mark.parametrize("method", ["exact", "near"])
-def test_a_state_of_plain_data_continues_exactly(method: str) -> None:
-    if method == "near":
-        pytest.importorskip("datasketch")
-    texts = [f"{SENTENCE} {n % 7}|{n % 5}" for n in range(60)]
-    whole, begun, resumed = (build(dedup_method=method, dedup_window=11) for _ in range(3))
-    expected = kept(whole, *texts)
-    assert whole.remembers and begun.state_dict() == {}
-    first = kept(begun, *texts[:23])
-    resumed.load_state_dict(json.loads(json.dumps(begun.state_dict())))
-    assert first + [23 + place for place in kept(resumed, *texts[23:], start=24)] == expected
-    assert resumed.state_dict() == whole.state_dict()
-    resumed.load_state_dict({})
-    assert resumed.state_dict() == {}
+def test_nothing_is_remembered_from_bucket_to_bucket() -> None:
+    transform = build()
+    assert kept(transform, "a|x") == kept(transform, "a|x", start=2) == [0]
 
 
 class TestNear:

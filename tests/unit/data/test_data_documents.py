@@ -56,7 +56,7 @@ class TestDocify:
 
     def test_without_context_lines_stay_alone(self):
         transform = build("docify", max_context=0)
-        assert len(transform.batch(lines(("a", "x"), ("b", "y")))) == 2 and not transform.moves_words
+        assert len(transform.batch(lines(("a", "x"), ("b", "y")))) == 2
 
     def test_behind_the_tokeniser_it_counts_and_joins_tokens(self, sp_model):
         context = TransformContext(task="seq2seq", tokenizer=SentencePieceTokenizer(sp_model))
@@ -74,12 +74,6 @@ class TestDocify:
         examples[0].src[0].train_on = False
         (document,) = build("docify").batch(examples)
         assert [(segment.text, segment.train_on) for segment in document.src] == [("a", False), ("\nb", True)]
-
-    def test_features_are_refused(self):
-        first, second = lines(("a", "x"), ("b", "y"))
-        second.src_features = [["1"]]
-        with pytest.raises(ConfigError, match="must not join lines whose words carry features"):
-            build("docify").batch([first, second])
 
     @given(
         st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=1), min_size=1, max_size=12),

@@ -18,7 +18,7 @@ def ids(batch):
 @pytest.mark.parametrize(
     ("names", "options"),
     [
-        (["deduplicate"], {"dedup_window": 9}),
+        (["deduplicate"], {}),
         (["docify", "filtertoolong"], {"max_context": 2, "src_seq_length": 30}),
         (["chunk"], {"chunk_length": 10, "chunk_overlap": 1}),
         (["uppercase", "truncate"], {"upper_corpus_ratio": 0.5, "truncate_length": 8}),
@@ -44,10 +44,3 @@ def test_a_restored_pipeline_continues_exactly_and_its_counts_add_up(write, word
     assert counts.read + counts.made == counts.kept + sum(counts.dropped.values())
     happened = {"deduplicate": "duplicate", "docify": "merged"}.get(names[0])
     assert counts.dropped[happened] if happened else counts.made or counts.truncated
-
-
-def test_every_validation_pass_begins_without_memory(write, words, make_pipeline):
-    corpus = CorpusConfig(path_src=write("a", words(30, 1) * 2), transforms=["deduplicate"])
-    pipeline = make_pipeline({"valid": corpus}, training=False)
-    first, second = [[ids(batch) for batch in pipeline] for _ in range(2)]
-    assert first == second and pipeline.counts["valid"].dropped["duplicate"] >= 30
