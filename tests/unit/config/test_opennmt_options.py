@@ -68,32 +68,13 @@ def test_what_is_gone_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> N
         load_job("onmt_llm_train", ["-config", str(file)])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *[
-            "filtertoolong",
-            "prefix",
-            "suffix",
-            "sentencepiece",
-            "bpe",
-            "onmt_tokenize",
-            "bart",
-            "switchout",
-            "tokendrop",
-            "tokenmask",
-            "fuzzymatch",
-            "inlinetags",
-            "terminology",
-            "inferfeats",
-            "insert_mask_before_placeholder",
-            "docify",
-            "clean",
-            "normalize",
-            "uppercase",
-        ]
-    ],
-)
+ITS_TRANSFORMS = """
+    sentencepiece bpe onmt_tokenize filtertoolong prefix suffix insert_mask_before_placeholder docify clean normalize
+    uppercase switchout tokendrop tokenmask bart fuzzymatch inlinetags terminology inferfeats
+"""
+
+
+@pytest.mark.parametrize("name", ITS_TRANSFORMS.split())
 def test_all_its_transforms_are_there(name: str) -> None:
     assert transform_class(name).name == name
 

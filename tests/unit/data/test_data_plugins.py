@@ -15,39 +15,8 @@ from onmt_llm.data.transforms import TRANSFORMS, TransformContext, build_transfo
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import load_plugins
 
-PLUGIN = '''
-from onmt_llm.config.section import Section
-from onmt_llm.data.transforms import TRANSFORMS, Transform
-
-
-class ShoutConfig(Section):
-    """Options of `shout`."""
-
-    marks: int = 1
-    """Exclamation marks."""
-
-
-@TRANSFORMS.register("shout")
-class Shout(Transform):
-    """Puts exclamation marks behind the source."""
-
-    name = "shout"
-    section = "shout"
-    Config = ShoutConfig
-    needs_text = True
-
-    def __init__(self, marks):
-        super().__init__()
-        self.marks = marks
-
-    @classmethod
-    def build(cls, config, corpus, context):
-        return cls(config.marks)
-
-    def __call__(self, example):
-        example.src[-1].text += "!" * self.marks
-        return example
-'''
+HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "transforms.md"
+PLUGIN = HOW_TO.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
 
 CONFIG = """
 plugins: [{plugin}]
