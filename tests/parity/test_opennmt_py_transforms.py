@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from html import unescape
@@ -41,10 +42,16 @@ Pairs = list[tuple[str, str]]
 LANGUAGES = {"src_lang": "en", "tgt_lang": "de"}
 
 
+def typeset(line: str) -> str:
+    """A line with the quotes and dashes that Moses' normalisation had taken out of the data."""
+    text = re.sub(r'" ([^"]*) "', "“\\1”", unescape(line).strip()).replace("...", "…").replace(" - ", " – ")
+    return re.sub(r"'(\w)", "’\\1", text)
+
+
 @pytest.fixture(scope="module")
 def corpus() -> Pairs:
     sides = ((DATA / f"{side}-train.txt").read_text(encoding="utf-8").split("\n")[:-1] for side in ("src", "tgt"))
-    lines = ((unescape(src).strip(), unescape(tgt).strip()) for src, tgt in zip(*sides, strict=True))
+    lines = ((typeset(src), typeset(tgt)) for src, tgt in zip(*sides, strict=True))
     return [pair for pair in lines if all(pair)]
 
 
