@@ -9,6 +9,7 @@ from typing import Any
 from onmt_llm.checkpoint.store import resolve_path
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.train import AUTO, OptimConfig, RunConfig, TrainConfig
+from onmt_llm.data.dealing import Position
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
@@ -147,27 +148,30 @@ def resume(saved: SavedState, job: Job, pipeline: Pipeline) -> Progress:
 
 
 def _restore(saved: SavedState, pipeline: Pipeline, world: World) -> None:
-    """Put random generators and data position of this rank back to where they were saved."""
-    if len(saved.ranks) != world.size:
-        logger.warning(
-            "The run was saved by %d processes and goes on with %d: its data begins anew.", len(saved.ranks), world.size
-        )
-        return
-    mine = saved.ranks[world.rank]
+    """Put random generators and data position of this rank back to where they were saved.
+
+    Another number of ranks goes on with the very same data, dealt anew; their random generators are those of a new run.
+    """
     fresh = pipeline.state_dict()
     try:
-        pipeline.load_state_dict(mine["data"])
+        pipeline.load_state_dict(*(rank["data"] for rank in saved.ranks))
     except DataError as error:
         # Going on with other corpora is a wish like any other; that the position is lost has to be said.
         logger.warning("The data begins anew: %s", error.message)
         pipeline.load_state_dict(fresh)
-    set_rng_state(mine["rng"], world.device)
+    if len(saved.ranks) != world.size:
+        logger.info("The run was saved by %d processes and goes on with %d.", len(saved.ranks), world.size)
+        return
+    set_rng_state(saved.ranks[world.rank]["rng"], world.device)
 
 
 def skip_bucket(pipeline: Pipeline) -> None:
     """Leave out what remains of the bucket that the last batch came from."""
-    state = pipeline.state_dict()
-    if state["consumed"]:
-        for _ in pipeline:
-            if pipeline.state_dict()["bucket"] != state["bucket"]:
-                break
+    batches = iter(pipeline)
+    while _is_begun(pipeline.state_dict()) and next(batches, None) is not None:
+        pass
+
+
+def _is_begun(state: Mapping[str, Any]) -> bool:
+    position = Position.from_dict(state["position"])
+    return position != position.begin_anew()

@@ -193,7 +193,8 @@ class Saver:
         except CheckpointError as error:
             raise CheckpointError(error.message, hint=error.hint or _KEEP_ON) from error
         logger.info("Saved checkpoint %s in %.1f s.", path, time.perf_counter() - began)
-        bases = [c.path for c in (self.start.weights, self.start.adapter) if c is not None]
+        # What the run goes on from is one of its own checkpoints, like those that it writes.
+        bases = [c.path for c in (self.start.weights, self.start.adapter) if c and c.path not in self.written]
         best = [checkpoint_path(run.save_model, snapshot.best_step)] if snapshot.best_step else []
         prune(run.save_model, keep=run.keep_checkpoint, newest=snapshot.step, protected=[*bases, *best])
 
@@ -224,7 +225,12 @@ class Saver:
     def _config(self) -> CheckpointConfig:
         config, guide = self.start.config, self.job.objective.alignment
         if guide is not None:
-            config = config.model_copy(update={"alignment_layer": guide.layer, "alignment_heads": guide.heads})
+            update = {
+                "alignment_layer": guide.layer,
+                "alignment_heads": guide.heads,
+                "full_context_alignment": guide.full_context,
+            }
+            config = config.model_copy(update=update)
         if self.spec is None:
             # What is trained is float32, whatever it was computed in: only so is a resumed run exact.
             return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "fp32"})})
