@@ -64,6 +64,11 @@ class Job:
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
     average: Average | None = None
 
+    @property
+    def optimizer_name(self) -> str:
+        """Whose state it is that a checkpoint holds."""
+        return f"{self.optim.optim}{' over bf16' if self.run.pure_bf16 else ''}"
+
 
 def train_loop(
     job: Job,
