@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -258,7 +257,7 @@ class ExampleParser:
             raise self._bad(record, f"does not fit the chat template: {error.message}") from error
         mark_rounds(segments)
         if not self.zero_out:
-            segments = [replace(segment, train_on=True) for segment in segments]
+            segments = [segment.like(train_on=True) for segment in segments]
         closed = bool(self.template.stop_tokens)
         return Example(src=segments, corpus=self.name, line=record.line, path=record.paths[0], closed=closed)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
@@ -72,7 +70,7 @@ class Prefix(_Affix):
         first = segments[0]
         if first.text is None:
             return [Segment(tokens=affix.split(), train_on=first.train_on), *segments]
-        return [replace(first, text=_with_space_behind(affix) + first.text), *segments[1:]]
+        return [first.like(text=_with_space_behind(affix) + first.text), *segments[1:]]
 
     def undo(self, output: str | list[str]) -> str | list[str]:
         if isinstance(output, str):
@@ -99,7 +97,7 @@ class Suffix(_Affix):
         last = segments[-1]
         if last.text is None:
             return [*segments, Segment(tokens=affix.split(), train_on=last.train_on)]
-        return [*segments[:-1], replace(last, text=last.text + _with_space_before(affix))]
+        return [*segments[:-1], last.like(text=last.text + _with_space_before(affix))]
 
     def undo(self, output: str | list[str]) -> str | list[str]:
         if isinstance(output, str):

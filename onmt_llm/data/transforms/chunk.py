@@ -107,7 +107,7 @@ class Chunk(Transform):
             room -= size(unit)
             if room < 0:
                 break
-            kept = [*(replace(segment, train_on=False) for segment in unit), *kept]
+            kept = [*(segment.like(train_on=False) for segment in unit), *kept]
         return kept
 
     def _is_line_end(self, token: str) -> bool:

@@ -120,7 +120,10 @@ def _size(example: Example) -> tuple[int, int]:
 
 def _length(side: Sequence[Segment]) -> int:
     """Tokens of a side, or words where it is not tokenised yet."""
-    return sum(len(words(segment.text or "")) if segment.tokens is None else len(segment.tokens) for segment in side)
+    counts = (segment.num_tokens for segment in side)
+    return sum(
+        len(words(segment.text or "")) if count is None else count for segment, count in zip(side, counts, strict=True)
+    )
 
 
 def _joined(before: list[Segment], after: list[Segment], newline: list[str]) -> list[Segment]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from onmt_llm.data.example import Segment
 
@@ -29,17 +28,17 @@ def lines(segments: Sequence[Segment], ends_line: Callable[[str], bool]) -> list
         start = 0
         for place, token in enumerate(tokens, start=1):
             if ends_line(token):
-                units[-1].append(replace(segment, tokens=tokens[start:place]))
+                units[-1].append(segment.like(tokens=tokens[start:place]))
                 units.append([])
                 start = place
         if start < len(tokens):
-            units[-1].append(replace(segment, tokens=tokens[start:]))
+            units[-1].append(segment.like(tokens=tokens[start:]))
     return [unit for unit in units if unit]
 
 
 def size(unit: Sequence[Segment]) -> int:
     """Tokens of a unit."""
-    return sum(len(segment.tokens or ()) for segment in unit)
+    return sum(segment.num_tokens or 0 for segment in unit)
 
 
 def head(segments: Sequence[Segment], number: int) -> list[Segment]:
@@ -48,8 +47,8 @@ def head(segments: Sequence[Segment], number: int) -> list[Segment]:
     for segment in segments:
         if number <= 0:
             break
-        kept.append(replace(segment, tokens=(segment.tokens or [])[:number]))
-        number -= len(segment.tokens or ())
+        kept.append(segment.like(tokens=(segment.tokens or [])[:number]))
+        number -= segment.num_tokens or 0
     return kept
 
 
@@ -59,8 +58,8 @@ def tail(segments: Sequence[Segment], number: int) -> list[Segment]:
     for segment in reversed(segments):
         if number <= 0:
             break
-        kept.append(replace(segment, tokens=(segment.tokens or [])[-number:]))
-        number -= len(segment.tokens or ())
+        kept.append(segment.like(tokens=(segment.tokens or [])[-number:]))
+        number -= segment.num_tokens or 0
     return kept[::-1]
 
 
