@@ -13,7 +13,7 @@ from types import TracebackType
 
 from onmt_llm.errors import CheckpointError
 
-MODEL_FILES = ("config.yaml", "config.json")
+MODEL_FILES = ("config.yaml", "config.json", "adapter_config.json")
 """What marks a directory as a model's: only such a one is ever replaced."""
 
 

@@ -65,6 +65,11 @@ def resolve_path(path: str | Path) -> Path:
                 f"A checkpoint must be a directory that holds {CONFIG_FILE}, but {candidate} is a file.",
                 hint=f"convert it first: onmt_llm_convert -from auto -model_dir {candidate} -output NEW_DIRECTORY",
             )
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"A checkpoint must hold {CONFIG_FILE}, but {path} is an adapter of peft.",
+            hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
+        )
     if path.is_dir():
         raise CheckpointError(
             f"A checkpoint must hold {CONFIG_FILE}, but {path} does not.",

@@ -48,7 +48,6 @@ from onmt_llm.training.resume import (
     run_options,
     run_seed,
     settle_start,
-    skip_bucket,
     state_to_resume,
     with_run,
 )
@@ -237,7 +236,7 @@ def _go_back(
         path = str(newest_intact(there, set_aside=True) or "")
     path = world.gather({"path": path})[0]["path"]
     logger.warning("The run goes back to %s.", path or "its beginning")
-    skip_bucket(data)
+    data.skip_bucket()
     detour = Detour(data.state_dict(), seed, count, there)
     data.close()
     return with_run(config, continued(path)) if path else config, detour
@@ -303,11 +302,13 @@ def open_pipelines(
 ) -> tuple[Pipeline, Pipeline | None]:
     """Batches for training, and for validation where there is a corpus for it."""
     train_corpora, valid_corpora = split_corpora(config.corpora.data)
+    index = config.corpora.index_cache or f"{config.run.save_model}_index"
+    data = config.corpora.model_copy(update={"index_cache": index})
 
     def open_(corpora: Mapping[str, CorpusConfig], training: bool) -> Pipeline:
         return Pipeline(
             corpora,
-            data=config.corpora,
+            data=data,
             batching=config.batching,
             options=options,
             vocab=start.vocab,

@@ -22,6 +22,7 @@ from onmt_llm.optional import require
 from onmt_llm.training.loss import TokenLoss
 
 T = TypeVar("T")
+
 Sink = Callable[[str, int, dict[str, float]], None]
 """Takes the figures of a report: split, step, figures by name."""
 

@@ -9,7 +9,6 @@ from typing import Any
 from onmt_llm.checkpoint.store import resolve_path
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.train import AUTO, OptimConfig, RunConfig, TrainConfig
-from onmt_llm.data.dealing import Position
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
@@ -163,15 +162,3 @@ def _restore(saved: SavedState, pipeline: Pipeline, world: World) -> None:
         logger.info("The run was saved by %d processes and goes on with %d.", len(saved.ranks), world.size)
         return
     set_rng_state(saved.ranks[world.rank]["rng"], world.device)
-
-
-def skip_bucket(pipeline: Pipeline) -> None:
-    """Leave out what remains of the bucket that the last batch came from."""
-    batches = iter(pipeline)
-    while _is_begun(pipeline.state_dict()) and next(batches, None) is not None:
-        pass
-
-
-def _is_begun(state: Mapping[str, Any]) -> bool:
-    position = Position.from_dict(state["position"])
-    return position != position.begin_anew()
