@@ -223,10 +223,12 @@ def _used_up(
     logger.info("All epochs are done after step %d of train_steps %d.", step, job.run.train_steps)
     if step == begun_at:
         return
-    with report.pause():
-        if validate is not None and step % job.run.valid_steps:
-            _validate(job, validate, report, progress)
-        if step % job.run.save_checkpoint_steps:
+    judged = validate is not None and progress.validated < step
+    if validate is not None and judged:
+        _validate(job, validate, report, progress)
+    if judged or not _is_due(job.run.save_checkpoint_steps, step):
+        progress.report = report.state()
+        with report.pause():
             save(progress)
 
 
