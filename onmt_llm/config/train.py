@@ -8,7 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
 from onmt_llm.config.model import Dtype, ModelConfig
+from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
+
+AUTO = "auto"
+"""Value of `train_from`: whatever this run has come to."""
 
 
 class LoraConfig(Section):
@@ -58,9 +62,24 @@ class OptimConfig(Section):
     """Optimiser, learning rate and what happens to the gradient."""
 
     optim: Literal[
-        "sgd", "adam", "adamw", "adafactor", "fusedadam", "adamw8bit", "pagedadamw8bit", "pagedadamw32bit"
+        "sgd",
+        "adagrad",
+        "adadelta",
+        "adam",
+        "adamw",
+        "adafactor",
+        "lion",
+        "muon",
+        "galore",
+        "fusedadam",
+        "adamw8bit",
+        "pagedadamw8bit",
+        "pagedadamw32bit",
+        "lion8bit",
+        "pagedlion8bit",
     ] = "adamw"
-    """Optimiser; `fusedadam` is NVIDIA apex's where it is installed, else torch's fused AdamW."""
+    """Optimiser; `fusedadam` is NVIDIA apex's where it is installed, else torch's fused AdamW. `muon` and `galore`
+    treat the matrices of the blocks in their way and all other weights in AdamW's."""
     learning_rate: float = Field(1e-4, gt=0)
     """Learning rate, or the factor of the `noam`, `noamwd` and `rsqrt` formulas."""
     decay_method: Literal["none", "noam", "noamwd", "rsqrt", "cosine", "linear"] = "none"
@@ -81,6 +100,16 @@ class OptimConfig(Section):
     """Decay of the running mean of squared gradients."""
     adam_eps: float = Field(1e-8, gt=0)
     """Added to the denominator of Adam's step."""
+    adagrad_accumulator_init: float = Field(0.0, ge=0)
+    """`adagrad`: what the sums of squared gradients begin with."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """`muon`: decay of the running mean of gradients."""
+    galore_rank: int = Field(128, ge=1)
+    """`galore`: rank that the gradients of matrices are projected to."""
+    galore_gap: int = Field(200, ge=1)
+    """`galore`: updates between two bases of that projection; each takes a singular value decomposition."""
+    galore_scale: float = Field(0.25, gt=0)
+    """`galore`: factor of the projected updates."""
     loraplus_lr_ratio: float = Field(1.0, gt=0)
     """The B matrices of adapters learn at this times `learning_rate` (LoRA+, Hayou et al. 2024); 16 is usual."""
     weight_decay: float = Field(0.0, ge=0)
@@ -166,7 +195,10 @@ class RunConfig(Section):
     model_task: Literal["lm", "seq2seq"] | None = None
     """Language model or translation; null = as the architecture says."""
     train_from: str | None = None
-    """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned."""
+    """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned. `auto` = the
+    newest of this run (`save_model`), or `init_from` where there is none yet."""
+    init_from: str | None = None
+    """`train_from: auto`: checkpoint that the run begins with, at step 0; null = new weights."""
     update_vocab: bool = False
     """Fine-tune `train_from` with the vocabulary of `src_vocab` and `tgt_vocab`; known tokens keep their rows."""
     override_opts: bool = False
@@ -183,12 +215,18 @@ class RunConfig(Section):
     """Divide the summed loss of an update by its trained tokens, or by its examples."""
     model_dtype: Dtype = "fp32"
     """Type of the weights while training: float32, bfloat16, or float16 (with float32 adapters and loss scaling)."""
+    pure_bf16: bool = False
+    """Train the whole model in bf16 weights (with `model_dtype: bf16` and `optim: adamw`): what bf16 would round away
+    of an update is kept beside each weight (Kahan summation), instead of float32 weights that are cast when used."""
     dropout: list[float] = Field(default_factory=lambda: [0.0])
     """Dropout on residual branches; a list changes with `dropout_steps`."""
     attention_dropout: list[float] = Field(default_factory=lambda: [0.0])
     """Dropout on attention weights; a list changes with `dropout_steps`."""
     dropout_steps: list[int] = Field(default_factory=lambda: [0])
     """Updates at which the next value of the dropouts begins."""
+    neftune_noise_alpha: float = Field(0.0, ge=0)
+    """Noise on the token embeddings while training: uniform, up to this / sqrt(tokens of the example x hidden_size)
+    (NEFTune, Jain et al. 2024); 5 to 15 help in chat models, 0 = off."""
     param_init: float = Field(0.0, ge=0)
     """A new model's weights are uniform in +-this; 0 = the default initialisation of `nn.init`."""
     param_init_glorot: bool = False
@@ -255,6 +293,7 @@ class TrainConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     validation: ValidationConfig = ValidationConfig()
     run: RunConfig = RunConfig()
+    safety: SafetyConfig = SafetyConfig()
     logging: LogConfig = LogConfig()
     devices: DeviceConfig = DeviceConfig()
 
@@ -263,6 +302,10 @@ class TrainConfig(Section):
         run = self.run
         _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
         _same_length(dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps)
+        if run.init_from and run.train_from != AUTO:
+            raise ValueError(f"init_from must go with train_from: {AUTO}, but train_from is {run.train_from}")
+        if run.train_from == AUTO and run.reset_optim != "none":
+            raise ValueError(f"reset_optim must be none with train_from: {AUTO}, but is {run.reset_optim}")
         return self
 
 
