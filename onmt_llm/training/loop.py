@@ -67,6 +67,11 @@ class Job:
     watchdog: Watchdog = field(default_factory=Watchdog)
     save_best: bool = False
 
+    @property
+    def optimizer_name(self) -> str:
+        """Whose state it is that a checkpoint holds."""
+        return f"{self.optim.optim}{' over bf16' if self.run.pure_bf16 else ''}"
+
 
 def train_loop(
     job: Job,

@@ -155,7 +155,7 @@ class Saver:
         state = collect_state(
             self.job.model,
             self.job.optimizer,
-            name=self.job.optim.optim,
+            name=self.job.optimizer_name,
             progress=progress,
             settings=self.job.optim.model_dump(mode="json"),
             seed=self.seed,
@@ -249,8 +249,9 @@ class Saver:
             }
             config = config.model_copy(update=update)
         if self.spec is None:
-            # What is trained is float32, whatever it was computed in: only so is a resumed run exact.
-            return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "fp32"})})
+            # What is trained is stored as it is, whatever it was computed in: only so is a resumed run exact.
+            dtype = "bf16" if self.job.run.pure_bf16 else "fp32"
+            return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
         return config.model_copy(update={"adapter": self.spec})
 
 
