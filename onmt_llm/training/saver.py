@@ -193,7 +193,8 @@ class Saver:
         except CheckpointError as error:
             raise CheckpointError(error.message, hint=error.hint or _KEEP_ON) from error
         logger.info("Saved checkpoint %s in %.1f s.", path, time.perf_counter() - began)
-        bases = [c.path for c in (self.start.weights, self.start.adapter) if c is not None]
+        # What the run goes on from is one of its own checkpoints, like those that it writes.
+        bases = [c.path for c in (self.start.weights, self.start.adapter) if c and c.path not in self.written]
         best = [checkpoint_path(run.save_model, snapshot.best_step)] if snapshot.best_step else []
         prune(run.save_model, keep=run.keep_checkpoint, newest=snapshot.step, protected=[*bases, *best])
 

@@ -129,7 +129,8 @@ def collect_state(
         ranks: RNG and data position of each process.
         options: What else the run was told, by option name.
     """
-    slots = dict(_slots(model, optimizer))
+    # In order, since those of a resumed run come in another: equal states make equal files.
+    slots = dict(sorted(_slots(model, optimizer), key=lambda slot: slot[0]))
     tensors = {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
     record = {
         "version": STATE_VERSION,
