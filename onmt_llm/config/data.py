@@ -8,6 +8,9 @@ from pydantic import Field
 
 from onmt_llm.config.section import Section
 
+Role = Literal["system", "user", "assistant", "tool"]
+TrainOnEos = Literal["turn", "last", "all", "none"]
+
 
 class CorpusConfig(Section):
     """One entry of `data:`. The corpus named `valid` (or `valid_*`) is for validation."""
@@ -32,6 +35,10 @@ class CorpusConfig(Section):
     """Chat template of `conversations` and prompt/answer examples; null = the checkpoint's, or `alpaca`."""
     messages_key: str = "conversations"
     """JSONL: key of the list of turns (`messages` is understood too)."""
+    train_roles: list[Role] | None = None
+    """As the global `train_roles`, for this corpus; null = as that says."""
+    train_on_eos: TrainOnEos | None = None
+    """As the global `train_on_eos`, for this corpus; null = as that says."""
     src_prefix: str = ""
     """Text put before each source (transform `prefix`)."""
     tgt_prefix: str = ""
@@ -53,6 +60,12 @@ class DataConfig(Section):
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
     zero_out_prompt_loss: bool | None = None
     """The loss counts answers only, not prompts; null = in JSONL prompts and conversations, but not in text files."""
+    train_roles: list[Role] = ["assistant"]
+    """Conversations: roles whose turns the loss counts. A turn that has a key `train` (true, false) or `weight` (0, 1)
+    goes by that."""
+    train_on_eos: TrainOnEos = "turn"
+    """Conversations: which of the tokens that end a turn the loss counts: those of trained turns, the `last` of all,
+    `all`, or `none`."""
     n_src_feats: int = Field(0, ge=0)
     """Features that every source word carries, written `word￨feature￨feature`; needs the transform `inferfeats`."""
     src_feats_defaults: str | None = None

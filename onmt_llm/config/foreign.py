@@ -26,6 +26,8 @@ RENAMED = {
     "lambda_prior_tau": "lm_prior_tau",
     "from": "source",
     "output_dir": "output_directory",
+    "roles_to_train": "train_roles",
+    "train_on_eot": "train_on_eos",
 }
 """Same meaning, other name."""
 

@@ -13,10 +13,12 @@ from onmt_llm.data.example import Example
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import Reader, Record, open_reader
 from onmt_llm.data.records import ExampleParser
-from onmt_llm.data.transforms import Transform, TransformContext, build_transforms, transform_class
+from onmt_llm.data.trained import TrainedParts
+from onmt_llm.data.transforms import Transform, TransformContext, added_tokens, build_transforms, transform_class
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
+from onmt_llm.text.templates import Template
 
 EMPTY = "empty"
 NOTHING_TRAINED = "nothing_trained"
@@ -38,6 +40,8 @@ class Corpus:
         transforms: What happens to its examples, in order.
         control_tokens: Tokens that no text becomes; they are not part of what a model says.
         counts: What has happened so far.
+        trained: Which parts of conversations are trained.
+        text_tokens: Tokens that its transforms write into the text.
 
     Raises:
         ConfigError: Paths, transforms or template are not as they must be.
@@ -61,6 +65,7 @@ class Corpus:
         self._level = data.skip_empty_level
         self._said_empty = False
         self._encoder = Encoder(model)
+        self.trained = TrainedParts.of(data, config)
         self._parser = ExampleParser(
             name,
             config,
@@ -70,6 +75,7 @@ class Corpus:
             open_template=model.open_template,
             n_src_feats=data.n_src_feats,
             src_feats_defaults=data.src_feats_defaults,
+            trained=self.trained,
             zero_out_prompt_loss=data.zero_out_prompt_loss,
         )
         names = data.transforms if config.transforms is None else config.transforms
@@ -77,6 +83,7 @@ class Corpus:
         context = _context(model, self._parser, data, training)
         self.control_tokens = context.control_tokens
         self.transforms: list[Transform] = build_transforms(names, options, config, context)
+        self.text_tokens = added_tokens({name: config}, data, options, in_text=True)
         self._align_words = config.align_unit == "words"
         if config.path_align:
             check_alignable(name, self.transforms)
@@ -112,6 +119,11 @@ class Corpus:
     def raw(self, record: Record) -> Example | None:
         """A record as an example before the transforms; None, and not counted, when it is empty."""
         return self._parser(record)
+
+    @property
+    def template(self) -> Template | None:
+        """The layout of its conversations; None where there is none (yet)."""
+        return self._parser.template
 
     def _align(self, example: Example) -> None:
         """Check the alignment against the tokens that it is about, and carry it over from words where it counts them.

@@ -52,7 +52,7 @@ class Encoder:
 
     A language model's sequence is [bos] + source + target + [eos], an encoder-decoder's target [bos] + target + [eos];
     `tgt` is that without its last token, `labels` without its first. A token is trained if its segment is, EOS if the
-    last segment is. BOS and EOS are not put where a text brings its own.
+    last segment is (or as the example says). BOS and EOS are not put where a text brings its own.
     """
 
     def __init__(self, model: ModelText) -> None:
@@ -84,7 +84,7 @@ class Encoder:
         labels = sequence.copy()
         for start, end in untrained:
             labels[len(head) + start : len(head) + end] = IGNORED
-        if tail and not segments[-1].train_on:
+        if tail and not (segments[-1].train_on if example.train_end is None else example.train_end):
             labels[-1] = IGNORED
         unknown += _count_unknown(ids, self._vocab.unk_id)
         if len(sequence) < 2:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
+from onmt_llm.data.audit import audit, check_added_tokens
 from onmt_llm.data.buckets import cut_batches
-from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus, open_corpora
+from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.encoding import Encoded
 from onmt_llm.data.mixing import Mixer, Source
@@ -93,7 +94,9 @@ class Pipeline:
         world_size: int = 1,
     ) -> None:
         model = ModelText(task, vocab, src_vocab, tokenizer, src_tokenizer, template, add_bos, feature_vocabs)
+        self._model = model
         self._corpora = open_corpora(corpora, data=data, options=options, model=model, training=training)
+        check_added_tokens(corpora, data, options, model)
         check_readers([corpus.reader for corpus in self._corpora])
         sources = [Source(corpus.name, corpus.reader, corpus.weight) for corpus in self._corpora]
         self._mixer = Mixer(sources, infinite=training, rank=rank, world_size=world_size)
@@ -102,7 +105,6 @@ class Pipeline:
         self._batch_size = batching.batch_size if training else batching.valid_batch_size
         self._seed = seed
         self._pad_ids = (_pad_id(vocab), _pad_id(src_vocab or vocab))
-        self._bos_id = vocab.bos_id
         self._bucket = 0
         self._kept_epochs = {corpus.name: 0 for corpus in self._corpora}
         self._audited = False
@@ -198,16 +200,17 @@ class Pipeline:
             return None
         self._bucket += 1
         kept_before = [corpus.counts.kept for corpus in self._corpora]
-        examples = [
-            example for corpus, own in zip(self._corpora, records, strict=True) for example in self._encode(corpus, own)
-        ]
-        self._audit(examples)
+        shares = [(corpus, list(self._encode(corpus, own))) for corpus, own in zip(self._corpora, records, strict=True)]
+        if not self._audited:
+            self._audited = True
+            for level, note in audit(shares, self._model, training=self._training):
+                logger.log(level, note)
         for corpus, own, kept in zip(self._corpora, records, kept_before, strict=True):
             if own:
                 self._check_yield(corpus, corpus.counts.kept > kept)
         if self._training:
             self._report_epochs(epochs)
-        return self._cut(examples)
+        return self._cut([example for _, encoded in shares for example in encoded])
 
     def _draw(self) -> list[list[Record]]:
         """The records of a bucket, by corpus."""
@@ -264,26 +267,6 @@ class Pipeline:
         if self._training:
             random.Random(_number(self._seed, self._bucket, "order", 0)).shuffle(batches)
         return batches
-
-    def _audit(self, examples: Sequence[Encoded]) -> None:
-        """A look at the first bucket for what would spoil the whole run.
-
-        Raises:
-            DataError: Examples came through, but the loss would see no token of any.
-        """
-        if self._audited:
-            return
-        self._audited = True
-        skipped = sum(corpus.counts.dropped[NOTHING_TRAINED] for corpus in self._corpora)
-        if not examples and skipped:
-            raise DataError(
-                f"At least one token of the first bucket must be trained, but none of its {skipped} examples has one.",
-                hint="zero_out_prompt_loss trains answers only: are there any, and are they marked?",
-            )
-        if any(self._bos_id is not None and (example.tgt[:2] == self._bos_id).sum() == 2 for example in examples):
-            logger.warning("Examples begin with BOS twice: the text or its template brings one of its own.")
-        if self._training and examples:
-            logger.info("First bucket: %s", "; ".join(f"{c.name}: {c.counts.summary()}" for c in self._corpora))
 
     def _epochs(self) -> dict[str, int]:
         return {source.name: source.epoch for source in self._mixer.sources}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.alignment import parse_pharaoh
 from onmt_llm.data.example import Example
 from onmt_llm.data.readers import Record, decode
+from onmt_llm.data.trained import TrainedParts, read_flag
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
@@ -24,6 +26,7 @@ from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_templ
 Task = Literal["lm", "seq2seq"]
 
 DEFAULT_TEMPLATE = "alpaca"
+ANSWERS = TrainedParts()
 
 # the two spellings in use: role/content (OpenAI) and from/value (ShareGPT)
 _ROLES = {
@@ -49,6 +52,7 @@ class ExampleParser:
         open_template: Opens the template that the corpus names.
         n_src_feats: Features that source words carry.
         src_feats_defaults: Those of the words of a line that has none.
+        trained: Which parts of conversations are trained.
         zero_out_prompt_loss: Only answers are trained; False = all text is; None = answers only, where JSON tells them
             apart, and all text of text files.
 
@@ -67,6 +71,7 @@ class ExampleParser:
         open_template: Callable[[str], Template] = get_template,
         n_src_feats: int = 0,
         src_feats_defaults: str | None = None,
+        trained: TrainedParts = ANSWERS,
         zero_out_prompt_loss: bool | None = None,
     ) -> None:
         self.name = name
@@ -74,6 +79,7 @@ class ExampleParser:
         self.paths = tuple(paths)
         self.task = task
         self.zero_out = zero_out_prompt_loss is not False if corpus.path_jsonl else bool(zero_out_prompt_loss)
+        self.trained = replace(trained, prompts=not self.zero_out)
         self.num_features = n_src_feats
         self.default_features = parse_defaults(src_feats_defaults, n_src_feats)
         self.template = open_template(corpus.template) if corpus.template else template
@@ -181,7 +187,11 @@ class ExampleParser:
         role = self._string(turn, role_key, record)
         if role not in _ROLES:
             raise self._bad(record, f"must have roles among {', '.join(_ROLES)}, but has '{role}'")
-        return Message(_ROLES[role], self._string(turn, content_key, record))
+        try:
+            flag = read_flag(turn)
+        except ValueError as error:
+            raise self._bad(record, str(error)) from error
+        return Message(_ROLES[role], self._string(turn, content_key, record), train=flag)
 
     def _prompt(self, prompt: str, extra: str, answer: str, record: Record) -> Example | None:
         joined = f"{prompt}\n\n{extra}" if extra else prompt
@@ -201,12 +211,16 @@ class ExampleParser:
         if self.template is None:
             self.template = self._open_template(DEFAULT_TEMPLATE)
         try:
-            segments = self.template.render(messages, generation_prompt=False)
+            segments = self.template.render(self.trained.mark(messages), generation_prompt=False)
         except (DataError, ConfigError) as error:
             raise self._bad(record, f"does not fit the chat template: {error.message}") from error
-        if not self.zero_out:
-            segments = [Segment(segment.text, segment.tokens, train_on=True) for segment in segments]
-        return Example(src=segments, corpus=self.name, line=record.line, closed=bool(self.template.stop_tokens))
+        return Example(
+            src=self.trained.mark_ends(segments, messages, self.template.stop_tokens),
+            corpus=self.name,
+            line=record.line,
+            closed=bool(self.template.stop_tokens),
+            train_end=self.trained.end_of_text,
+        )
 
     def _bad(self, record: Record, problem: str) -> DataError:
         return DataError(f"{self.where(record)} {problem}.")
