@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from onmt_llm.checkpoint.adapters import VARIANT_FIELDS, Starts, adapter_spec, put_lora
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn import wrap
-from onmt_llm.nn.lora import add_lora, load_lora_state
+from onmt_llm.nn.lora import load_lora_state
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
 
@@ -42,9 +43,7 @@ def load_model(
     if not checkpoint.is_adapter:
         return build_model(checkpoint, dtype=dtype, device=device).eval()
     spec = adapter_spec(checkpoint)
-    model = build_model(open_base(checkpoint), dtype=dtype, device=device, lora=spec)
-    load_adapter(model, checkpoint)
-    return model.eval()
+    return build_model(open_base(checkpoint), dtype=dtype, device=device, lora=spec, adapter=checkpoint).eval()
 
 
 def build_model(
@@ -55,6 +54,7 @@ def build_model(
     quant_layers: Sequence[str] = (),
     quant_type: str = "",
     lora: AdapterSpec | None = None,
+    adapter: Checkpoint | None = None,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
 ) -> Transformer:
@@ -66,7 +66,8 @@ def build_model(
         device: Where the weights go.
         quant_layers: Layers to quantise, named as `nn.wrap.replace` understands them.
         quant_type: A name in `nn.quantized.QUANT_TYPES`.
-        lora: Put a fresh adapter on these layers, B = 0.
+        lora: Put an adapter on these layers: a fresh one, unless there is an `adapter`.
+        adapter: Its weights.
         dropout: Of embeddings and sub-layers, while training.
         attention_dropout: Of the attention weights, while training.
 
@@ -83,17 +84,25 @@ def build_model(
     with torch.device("meta"):
         model = Transformer(config, dropout=dropout, attention_dropout=attention_dropout)
     check_fits(checkpoint, {name: tuple(p.shape) for name, p in model.named_parameters()})
-    target = resolve_dtype(dtype, config.dtype)
-    _fill(
-        model, checkpoint, dtype=target, device=torch.device(device), quant_layers=quant_layers, quant_type=quant_type
-    )
     spec = lora
     if checkpoint.has_adapter:
-        spec = _own_spec(checkpoint, lora)
+        spec, adapter = _own_spec(checkpoint, lora), checkpoint
+    starts = None if spec is None or spec.init == "default" else Starts(model, spec, adapter, quant_type)
+    _fill(
+        model,
+        checkpoint,
+        dtype=resolve_dtype(dtype, config.dtype),
+        device=torch.device(device),
+        quant_layers=quant_layers,
+        quant_type=quant_type,
+        starts=starts,
+    )
     if spec is not None:
-        add_lora(model, spec.layers, rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout, embedding=spec.embedding)
-    if checkpoint.has_adapter:
-        load_adapter(model, checkpoint)
+        put_lora(model, spec)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    elif starts is not None:
+        starts.begin(model)
     return model
 
 
@@ -102,7 +111,7 @@ def _own_spec(checkpoint: Checkpoint, wanted: AdapterSpec | None) -> AdapterSpec
     own = adapter_spec(checkpoint)
     if wanted is None:
         return own
-    fields = ("rank", "alpha", "layers", "embedding")
+    fields = ("rank", "alpha", "layers", "embedding", *VARIANT_FIELDS)
     other = [
         f"{f} {getattr(own, f)} there, {getattr(wanted, f)} asked for"
         for f in fields
@@ -123,15 +132,6 @@ def load_adapter(model: Transformer, adapter: Checkpoint) -> None:
         CheckpointError: Names or shapes differ; lists all.
     """
     load_lora_state(model, {name: adapter.tensor(name) for name in adapter.adapter_names()})
-
-
-def adapter_spec(checkpoint: Checkpoint) -> AdapterSpec:
-    """The adapter's settings."""
-    if checkpoint.config.adapter is None:
-        raise CheckpointError(
-            f"{checkpoint.path} must hold a LoRA adapter, but its config.yaml has no `adapter` section."
-        )
-    return checkpoint.config.adapter
 
 
 def open_base(adapter: Checkpoint) -> Checkpoint:
@@ -214,13 +214,16 @@ def _fill(
     device: torch.device,
     quant_layers: Sequence[str],
     quant_type: str,
+    starts: Starts | None,
 ) -> None:
-    """Give every parameter its weights; quantise each layer of `quant_layers` when it is complete."""
+    """Give every parameter its weights; when a layer is complete, take out what is its adapter's and quantise it."""
     to_quantise = set(wrap.match(model, quant_layers)) if quant_layers else set()
     for path, module in list(model.named_modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 tensor = checkpoint.tensor(f"{path}.{leaf}").to(device=device, dtype=dtype)
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+        if starts is not None:
+            starts.take_out(module, path, quantised=path in to_quantise)
         if path in to_quantise:
             quantize(model, [path], quant_type)

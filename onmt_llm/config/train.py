@@ -8,7 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
 from onmt_llm.config.model import Dtype, ModelConfig
+from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
+
+AUTO = "auto"
+"""Value of `train_from`: whatever this run has come to."""
 
 
 class LoraConfig(Section):
@@ -24,6 +28,21 @@ class LoraConfig(Section):
     """The adapter's output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
+    lora_rank_pattern: dict[str, int] = Field(default_factory=dict)
+    """Rank of single layers, by name as in `lora_layers`: `{down_proj: 16, decoder.layers.0.mlp.down_proj: 4}`; of
+    several names that fit, the longest counts."""
+    lora_alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    """`lora_alpha` of single layers, by name."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_rank): high ranks learn as fast as low ones (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """Train the length of each row of the weights apart from its direction (DoRA, Liu et al. 2024)."""
+    lora_init: Literal["default", "pissa", "loftq"] = "default"
+    """Begin with B = 0; with the largest singular directions of the weights (PiSSA, Meng et al. 2024); or with those of
+    what quantisation loses (LoftQ, Li et al. 2024), on quantised layers. Embeddings begin with B = 0 in any case."""
+    lora_init_iter: int | None = Field(None, ge=1)
+    """`pissa`: power iterations of a randomised SVD (8 is plenty), null = the exact one, which takes minutes for large
+    matrices. `loftq`: alternations, null = 1."""
 
 
 class QuantConfig(Section):
@@ -66,6 +85,8 @@ class OptimConfig(Section):
     """Decay of the running mean of squared gradients."""
     adam_eps: float = Field(1e-8, gt=0)
     """Added to the denominator of Adam's step."""
+    loraplus_lr_ratio: float = Field(1.0, gt=0)
+    """The B matrices of adapters learn at this times `learning_rate` (LoRA+, Hayou et al. 2024); 16 is usual."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay; biases, norms and embeddings are spared."""
     max_grad_norm: float = Field(5.0, ge=0)
@@ -149,7 +170,10 @@ class RunConfig(Section):
     model_task: Literal["lm", "seq2seq"] | None = None
     """Language model or translation; null = as the architecture says."""
     train_from: str | None = None
-    """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned."""
+    """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned. `auto` = the
+    newest of this run (`save_model`), or `init_from` where there is none yet."""
+    init_from: str | None = None
+    """`train_from: auto`: checkpoint that the run begins with, at step 0; null = new weights."""
     update_vocab: bool = False
     """Fine-tune `train_from` with the vocabulary of `src_vocab` and `tgt_vocab`; known tokens keep their rows."""
     override_opts: bool = False
@@ -238,6 +262,7 @@ class TrainConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     validation: ValidationConfig = ValidationConfig()
     run: RunConfig = RunConfig()
+    safety: SafetyConfig = SafetyConfig()
     logging: LogConfig = LogConfig()
     devices: DeviceConfig = DeviceConfig()
 
@@ -246,6 +271,10 @@ class TrainConfig(Section):
         run = self.run
         _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
         _same_length(dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps)
+        if run.init_from and run.train_from != AUTO:
+            raise ValueError(f"init_from must go with train_from: {AUTO}, but train_from is {run.train_from}")
+        if run.train_from == AUTO and run.reset_optim != "none":
+            raise ValueError(f"reset_optim must be none with train_from: {AUTO}, but is {run.reset_optim}")
         return self
 
 

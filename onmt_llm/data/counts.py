@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -27,6 +27,15 @@ class CorpusCounts:
     tokens: int = 0
     trained: int = 0
     unknown: int = 0
+
+    def add(self, other: CorpusCounts) -> None:
+        """Count what another process, or another part of the corpus, has counted."""
+        for each in fields(self):
+            value = getattr(other, each.name)
+            if isinstance(value, Counter):
+                getattr(self, each.name).update(value)
+            else:
+                setattr(self, each.name, getattr(self, each.name) + value)
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.__dict__, "dropped": dict(self.dropped)}

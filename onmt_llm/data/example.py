@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from onmt_llm.text.segment import Segment
 
@@ -26,6 +27,7 @@ class Example:
         tgt: Target side.
         corpus: Name of the corpus in `data:`.
         line: Line in the corpus file, counted from 1.
+        path: That file.
         train_end: The loss counts the EOS that is put behind it; None = if it counts its last part.
         src_features: Features of each source word, until `inferfeats` has put them behind the tokens; None = none.
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
@@ -36,6 +38,7 @@ class Example:
     tgt: list[Segment] = field(default_factory=list)
     corpus: str = ""
     line: int = 0
+    path: Path | None = None
     closed: bool = False
     train_end: bool | None = None
     src_features: list[list[str]] | None = None

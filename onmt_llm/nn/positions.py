@@ -35,6 +35,11 @@ class Positions:
     def end(self) -> int:
         return self.start + self.length
 
+    @property
+    def last(self) -> int:
+        """The highest position of any token."""
+        return self.end - 1 if self.index_BT is None else int(self.index_BT.max())
+
     def rows(self, table: Tensor) -> Tensor:
         """Rows of a table with P >= `end` rows: (T, ...) when all rows agree, else (B, T, ...)."""
         return table[self.start : self.end] if self.index_BT is None else table[self.index_BT]
@@ -47,12 +52,13 @@ def left_padded(start: int, length: int, left_pad_B: Tensor) -> Positions:
 
 
 def packed(doc_BT: Tensor) -> Positions:
-    """Positions that restart at 0 with each document of a packed row."""
+    """Positions that restart at 0 with each document of a packed row; padding stands at 0."""
     length = doc_BT.shape[1]
     index_T = torch.arange(length, device=doc_BT.device)
     starts_BT = torch.zeros_like(doc_BT, dtype=torch.long)
     starts_BT[:, 1:] = torch.where(doc_BT[:, 1:] != doc_BT[:, :-1], index_T[1:], 0)
-    return Positions(0, length, index_T - starts_BT.cummax(dim=1).values)
+    index_BT = index_T - starts_BT.cummax(dim=1).values
+    return Positions(0, length, index_BT.masked_fill(doc_BT == 0, 0))
 
 
 class PositionTable:

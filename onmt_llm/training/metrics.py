@@ -7,11 +7,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ from onmt_llm.data.batching import Batch
 from onmt_llm.log import log_once, logger
 from onmt_llm.optional import require
 from onmt_llm.training.loss import TokenLoss
+
+T = TypeVar("T")
+
+Sink = Callable[[str, int, dict[str, float]], None]
+"""Takes the figures of a report: split, step, figures by name."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,30 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+class Stopwatch(Iterator[T]):
+    """The same items, and how long they were waited for.
+
+    Args:
+        items: What to iterate over.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self._seconds = 0.0
+
+    def __next__(self) -> T:
+        began = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self._seconds += time.perf_counter() - began
+
+    def lap(self) -> float:
+        """Seconds waited since the last lap."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
 class Reporter:
     """Collects the figures of the updates and reports them.
 
@@ -130,6 +159,7 @@ class Reporter:
         progress: "auto" (a bar where stderr is a terminal, else lines), "bar", "line" or "none".
         metrics_file: JSON lines; rows after `start_step` (of a run that was continued) are cut. None = no file.
         tensorboard_dir: Folder of this run's events; None = no TensorBoard.
+        resumed: `state()` of the run that goes on.
     """
 
     def __init__(
@@ -141,20 +171,24 @@ class Reporter:
         progress: str = "auto",
         metrics_file: Path | None = None,
         tensorboard_dir: Path | None = None,
+        resumed: Mapping[str, Any] | None = None,
     ) -> None:
         self._start_step = start_step
         self._train_steps = train_steps
         self._report_every = report_every
         self._progress = _resolve_progress(progress)
         self._metrics_file = metrics_file
-        self._sinks: list[Callable[[str, int, dict[str, float]], None]] = []
+        self._sinks: list[Sink] = []
+        self._tensorboard_dir = tensorboard_dir
         if metrics_file is not None:
-            cut_metrics(metrics_file, start_step)
-            self._sinks.append(self._write_row)
+            self._open("metrics_file", lambda: self._open_rows(metrics_file))
         if tensorboard_dir is not None:
-            self._sinks.append(tensorboard_sink(tensorboard_dir, start_step))
+            self._open("tensorboard", lambda: tensorboard_sink(tensorboard_dir, start_step))
         self._began = self._window_began = time.perf_counter()
-        self._window = Totals()
+        resumed = resumed or {}
+        self._window = Totals(*resumed.get("window", ()))
+        self._elapsed_before = float(resumed.get("elapsed", 0.0))
+        self._waited = 0.0
         self._bar: Any = None
         self._cleanup = ExitStack()
 
@@ -172,9 +206,18 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def update(self, step: int, totals: Totals, *, rate: float, grad_norm: float) -> None:
-        """Take in update `step`; report when it is time."""
+    def state(self) -> dict[str, Any]:
+        """Plain data by which another reporter goes on as this one would have."""
+        return {
+            "window": list(self._window.values()),
+            "elapsed": self._elapsed_before + time.perf_counter() - self._began,
+            "tensorboard": None if self._tensorboard_dir is None else str(self._tensorboard_dir),
+        }
+
+    def update(self, step: int, totals: Totals, *, rate: float, grad_norm: float, waited: float = 0.0) -> None:
+        """Take in update `step`, and the seconds that it waited for its batches; report when it is time."""
         self._window = self._window + totals
+        self._waited += waited
         if self._bar is not None:
             self._bar.update(1)
         if step % self._report_every == 0 or step == self._train_steps:
@@ -212,7 +255,8 @@ class Reporter:
             "positions_per_second": totals.positions / seconds,
             "tokens": totals.tokens,
             "examples": totals.examples,
-            "elapsed": elapsed,
+            "elapsed": self._elapsed_before + elapsed,
+            "data_wait": self._waited / seconds,
         }
         if self._bar is not None:
             self._bar.set_postfix_str(
@@ -220,13 +264,24 @@ class Reporter:
             )
         elif self._progress == "line":
             logger.info(
-                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; %s; %s; ETA %s",
+                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; %s; data wait %.0f%%; %s; ETA %s",
                 *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
-                *(_pace(totals, seconds), duration(elapsed), duration(left)),
+                *(_pace(totals, seconds), 100 * figures["data_wait"], duration(elapsed), duration(left)),
             )
         self._send("progress", step, figures)
-        self._window = Totals()
+        self._window, self._waited = Totals(), 0.0
         self._window_began = now
+
+    def _open(self, name: str, build: Callable[[], Sink]) -> None:
+        """Add a sink. One that cannot be had (a full disk) is done without."""
+        try:
+            self._sinks.append(build())
+        except OSError as error:
+            logger.warning("Metrics are not written by %s: %s", name, error)
+
+    def _open_rows(self, path: Path) -> Sink:
+        cut_metrics(path, self._start_step)
+        return self._write_row
 
     def _send(self, split: str, step: int, figures: dict[str, float]) -> None:
         """Hand the figures to every sink. One that fails (a full disk) is dropped with a warning; training goes on."""
@@ -274,7 +329,10 @@ def cut_metrics(path: Path, step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _row_step(line) <= step]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _row_step(line) <= step]
+    if kept == lines:
+        return
     partial = path.with_name(path.name + ".tmp")
     partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     os.replace(partial, path)
@@ -288,7 +346,7 @@ def _row_step(line: str) -> float:
         return math.inf
 
 
-def tensorboard_sink(directory: Path, start_step: int) -> Callable[[str, int, dict[str, float]], None]:
+def tensorboard_sink(directory: Path, start_step: int) -> Sink:
     """A sink that writes TensorBoard scalars `progress/...` and `valid/...` into `directory`."""
     require("tensorboard", "tensorboard: true")
     writer = require("torch.utils.tensorboard", "tensorboard: true", "tensorboard").SummaryWriter(
