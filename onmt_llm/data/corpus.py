@@ -20,6 +20,7 @@ from onmt_llm.data.transforms import Transform, TransformContext, added_tokens, 
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
+from onmt_llm.registry import load_plugins
 from onmt_llm.text.templates import Template
 
 NOTHING_TRAINED = "nothing_trained"
@@ -88,6 +89,7 @@ class Corpus:
         self.control_tokens = context.control_tokens
         self.transforms: list[Transform] = build_transforms(names, options, config, context)
         self.text_tokens = added_tokens({name: config}, data, options, in_text=True)
+        _check_order(name, self.reader, self.transforms)
         self._align_words = config.align_unit == "words"
         self._alignments: dict[Path | None, Path] = {}
         if config.path_align:
@@ -101,7 +103,10 @@ class Corpus:
         for transform in self.transforms:
             examples = transform.batch(examples)
             self.counts.dropped.update(transform.dropped)
+            self.counts.made += transform.made
+            self.counts.truncated += transform.truncated
             transform.dropped.clear()
+            transform.made = transform.truncated = 0
         return examples
 
     def encode(self, example: Example) -> Encoded | None:
@@ -184,6 +189,16 @@ class Corpus:
             )
 
 
+def _check_order(corpus: str, reader: Reader, transforms: Sequence[Transform]) -> None:
+    joining = next((transform.name for transform in transforms if transform.needs_neighbours), None)
+    if joining and isinstance(reader, ShuffledReader):
+        raise ConfigError(
+            f"Corpus '{corpus}' must be read in order, since its transform '{joining}' joins successive lines, but "
+            "shuffle is 'global'.",
+            hint="shuffle: none, for this corpus",
+        )
+
+
 def _reader(name: str, config: CorpusConfig, data: DataConfig, seed: int | None) -> Reader:
     cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
     reader = open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
@@ -206,6 +221,7 @@ def open_corpora(
         ConfigError: There is none, or one is not configured as it must be.
         DataError: A tokeniser model cannot be read.
     """
+    load_plugins(data.plugins)  # in a worker process, nobody has yet
     if not corpora:
         raise ConfigError("`data` must name at least one corpus, but names none.")
     return [

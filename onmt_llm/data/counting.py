@@ -118,6 +118,7 @@ def over_chunks(
     happened = [CorpusCounts() for _ in opened]
     for index, counts, result in _results(opened, source, work, _chunks(opened, n_sample), processes):
         happened[index].read += counts.read
+        happened[index].made += counts.made
         happened[index].kept += counts.kept
         happened[index].dropped += counts.dropped
         yield result

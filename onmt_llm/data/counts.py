@@ -10,12 +10,14 @@ from typing import Any
 
 @dataclass
 class CorpusCounts:
-    """Examples and tokens of one corpus so far; `read == kept + sum(dropped.values())` at all times.
+    """Examples and tokens of one corpus so far; `read + made == kept + sum(dropped.values())`.
 
     Attributes:
         read: Examples read.
+        made: Examples that transforms made beyond one for each that they were given.
         kept: Examples that became part of a batch.
-        dropped: Examples left out, by reason.
+        dropped: Examples left out, by reason; those that became a part of another are `merged`.
+        truncated: Examples that a transform cut short.
         tokens: Tokens of the kept examples, padding apart.
         trained: Tokens that the loss counts.
         unknown: Tokens that are not in the vocabulary.
@@ -27,6 +29,8 @@ class CorpusCounts:
     tokens: int = 0
     trained: int = 0
     unknown: int = 0
+    made: int = 0
+    truncated: int = 0
 
     def add(self, other: CorpusCounts) -> None:
         """Count what another process, or another part of the corpus, has counted."""
@@ -49,7 +53,10 @@ class CorpusCounts:
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(self.dropped.items())) or "none"
         unknown = f", {self.unknown} unknown ({_percent(self.unknown, self.tokens)})" if self.unknown else ""
         trained = f"{self.trained} trained ({_percent(self.trained, self.tokens)})"
-        return f"read {self.read}, kept {self.kept}, dropped: {reasons}; {self.tokens} tokens, {trained}{unknown}"
+        made = f", made {self.made} more" if self.made else ""
+        truncated = f", truncated {self.truncated}" if self.truncated else ""
+        what = f"read {self.read}{made}, kept {self.kept}{truncated}, dropped: {reasons}"
+        return f"{what}; {self.tokens} tokens, {trained}{unknown}"
 
 
 def _percent(part: int, whole: int) -> str:

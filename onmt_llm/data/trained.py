@@ -51,13 +51,13 @@ class TrainedParts:
             stop_tokens: Tokens that end a turn.
         """
         if self.prompts and all(message.train is None for message in messages):
-            segments = [_marked(segment, True) for segment in segments]
+            segments = [segment.like(train_on=True) for segment in segments]
         if self.on_eos == "turn":
             return list(segments)
         ends = [n for n, segment in enumerate(segments) if segment.tokens and segment.tokens[0] in stop_tokens]
         trained = {"last": ends[-1:], "all": ends, "none": []}[self.on_eos]
         return [
-            _marked(segment, number in trained) if number in ends else segment
+            segment.like(train_on=number in trained) if number in ends else segment
             for number, segment in enumerate(segments)
         ]
 
@@ -65,10 +65,6 @@ class TrainedParts:
     def end_of_text(self) -> bool | None:
         """Whether the EOS behind a conversation without ends of turns is trained; None = as its last part."""
         return None if self.on_eos == "turn" else self.on_eos != "none"
-
-
-def _marked(segment: Segment, train_on: bool) -> Segment:
-    return Segment(segment.text, segment.tokens, train_on=train_on)
 
 
 def read_flag(turn: Mapping[str, Any]) -> bool | None:
