@@ -9,6 +9,8 @@ from pydantic import Field
 from onmt_llm.config.section import Section
 
 Paths = str | list[str]
+Role = Literal["system", "user", "assistant", "tool"]
+TrainOnEos = Literal["turn", "last", "all", "none"]
 
 
 class CorpusConfig(Section):
@@ -71,6 +73,10 @@ class CorpusConfig(Section):
     """Key of the answer; null = `answer` (or `output`)."""
     system_key: str | None = None
     """Key of a system text that goes before the question; null = there is none."""
+    train_roles: list[Role] | None = None
+    """As the global `train_roles`, for this corpus; null = as that says."""
+    train_on_eos: TrainOnEos | None = None
+    """As the global `train_on_eos`, for this corpus; null = as that says."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of transforms (`src_prefix`, `langid` ...) that have other values in this corpus than elsewhere. They may
     stand among the keys of the corpus, too."""
@@ -110,6 +116,12 @@ class DataConfig(Section):
     """Folder for the line counts and indexes of corpora; null = `<save_model>_index`."""
     zero_out_prompt_loss: bool | None = None
     """The loss counts answers only, not prompts; null = in JSONL prompts and conversations, but not in text files."""
+    train_roles: list[Role] = ["assistant"]
+    """Conversations: roles whose turns the loss counts. A turn that has a key `train` (true, false) or `weight` (0, 1)
+    goes by that."""
+    train_on_eos: TrainOnEos = "turn"
+    """Conversations: which of the tokens that end a turn the loss counts: those of trained turns, the `last` of all,
+    `all`, or `none`."""
     n_src_feats: int = Field(0, ge=0)
     """Features that every source word carries, written `word￨feature￨feature`; needs the transform `inferfeats`."""
     src_feats_defaults: str | None = None

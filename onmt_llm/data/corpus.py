@@ -15,11 +15,13 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
 from onmt_llm.data.readers.files import expand
 from onmt_llm.data.records import EMPTY, LOW_SCORE, ExampleParser
-from onmt_llm.data.transforms import Transform, TransformContext, build_transforms, transform_class
+from onmt_llm.data.trained import TrainedParts
+from onmt_llm.data.transforms import Transform, TransformContext, added_tokens, build_transforms, transform_class
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import load_plugins
+from onmt_llm.text.templates import Template
 
 NOTHING_TRAINED = "nothing_trained"
 
@@ -41,6 +43,8 @@ class Corpus:
         transforms: What happens to its examples, in order.
         control_tokens: Tokens that no text becomes; they are not part of what a model says.
         counts: What has happened so far.
+        trained: Which parts of conversations are trained.
+        text_tokens: Tokens that its transforms write into the text.
 
     Raises:
         ConfigError: Paths, transforms or template are not as they must be.
@@ -66,6 +70,7 @@ class Corpus:
         self._skip_bad = data.on_bad_line == "skip"
         self._said: set[str] = set()
         self._encoder = Encoder(model)
+        self.trained = TrainedParts.of(data, config)
         self._parser = ExampleParser(
             name,
             config,
@@ -74,6 +79,7 @@ class Corpus:
             open_template=model.open_template,
             n_src_feats=data.n_src_feats,
             src_feats_defaults=data.src_feats_defaults,
+            trained=self.trained,
             zero_out_prompt_loss=data.zero_out_prompt_loss,
             max_bytes=data.max_record_bytes,
         )
@@ -82,6 +88,7 @@ class Corpus:
         context = _context(model, self._parser, data, training)
         self.control_tokens = context.control_tokens
         self.transforms: list[Transform] = build_transforms(names, options, config, context)
+        self.text_tokens = added_tokens({name: config}, data, options, in_text=True)
         _check_order(name, self.reader, self.transforms)
         self._align_words = config.align_unit == "words"
         self._alignments: dict[Path | None, Path] = {}
@@ -124,6 +131,11 @@ class Corpus:
         """A record as an example before the transforms; None, and not counted, when it is left out."""
         example = self._parser(record)
         return None if isinstance(example, str) else example
+
+    @property
+    def template(self) -> Template | None:
+        """The layout of its conversations; None where there is none (yet)."""
+        return self._parser.template
 
     def _align(self, example: Example) -> bool:
         """Check the alignment against the tokens that it is about, and carry it over from words where it counts them.

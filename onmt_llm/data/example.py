@@ -28,6 +28,7 @@ class Example:
         corpus: Name of the corpus in `data:`.
         line: Line in the corpus file, counted from 1.
         path: That file.
+        train_end: The loss counts the EOS that is put behind it; None = if it counts its last part.
         src_features: Features of each source word, until `inferfeats` has put them behind the tokens; None = none.
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
         align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
@@ -39,5 +40,6 @@ class Example:
     line: int = 0
     path: Path | None = None
     closed: bool = False
+    train_end: bool | None = None
     src_features: list[list[str]] | None = None
     align: list[tuple[int, int]] | None = None
