@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(loaded: Loaded[Any]) -> int:
-    check_files(loaded, _inputs(loaded))
+    check_files(loaded, training_files(loaded))
     from onmt_llm.training import job  # torch is imported here
 
     if loaded.switches["dry_run"]:
@@ -27,7 +27,8 @@ def _train(loaded: Loaded[Any]) -> int:
     return 0
 
 
-def _inputs(loaded: Loaded[Any]) -> Iterator[Input]:
+def training_files(loaded: Loaded[Any]) -> Iterator[Input]:
+    """The files that a run reads."""
     yield from corpus_files(loaded)
     if not loaded.job.run.train_from or loaded.job.run.update_vocab:
         yield from option_files(loaded, "vocabulary", ("src_vocab", "tgt_vocab"))

@@ -9,10 +9,12 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.alignment import check_alignable, check_pairs, to_tokens
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.encoding import Encoded, Encoder
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import Reader, Record, open_reader
 from onmt_llm.data.records import ExampleParser
+from onmt_llm.data.token_records import TokenDecoder
+from onmt_llm.data.tokens import open_tokens
 from onmt_llm.data.transforms import Transform, TransformContext, build_transforms
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
@@ -56,11 +58,24 @@ class Corpus:
     ) -> None:
         self.name = name
         self.weight = config.weight
-        self.reader: Reader = open_reader(name, config)
+        tokens = open_tokens(name, config, data=data, options=options, model=model, training=training)
+        self.reader: Reader = open_reader(name, config) if tokens is None else tokens.reader
         self.counts = CorpusCounts()
         self._level = data.skip_empty_level
         self._said_empty = False
         self._encoder = Encoder(model)
+        self._vocabs = (model.src_vocab or model.vocab, model.vocab)
+        self._align_words = config.align_unit == "words"
+        self._decoder = None if tokens is None else tokens.decoder
+        self.transforms: list[Transform] = []
+        self.control_tokens = model.control_tokens(None)
+        if self._decoder is None:
+            self._open_text(config, data, options, model, training)
+
+    def _open_text(
+        self, config: CorpusConfig, data: DataConfig, options: Mapping[str, Section], model: ModelText, training: bool
+    ) -> None:
+        name = self.name
         self._parser = ExampleParser(
             name,
             config,
@@ -76,26 +91,35 @@ class Corpus:
         _check_features(name, names, data.n_src_feats, model)
         context = _context(model, self._parser, data, training)
         self.control_tokens = context.control_tokens
-        self.transforms: list[Transform] = build_transforms(names, options, config, context)
-        self._align_words = config.align_unit == "words"
+        self.transforms = build_transforms(names, options, config, context)
         if config.path_align:
             check_alignable(name, self.transforms)
 
+    @property
+    def holds_tokens(self) -> bool:
+        """It was tokenised beforehand: there is no text, and nothing to transform."""
+        return self._decoder is not None
+
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """The examples of records, transformed; what is dropped is counted."""
+        if self._decoder is not None:
+            decoded = self._decoder(records, self.counts)
+            return [Example(src=[], corpus=self.name, line=line, encoded=encoded) for line, encoded in decoded]
         self.counts.read += len(records)
         examples = [example for record in records if (example := self._parse(record)) is not None]
         for transform in self.transforms:
             examples = transform.batch(examples)
             self.counts.dropped.update(transform.dropped)
+            self.counts.truncated += transform.truncated
             transform.dropped.clear()
+            transform.truncated = 0
         return examples
 
     def encode(self, example: Example) -> Encoded | None:
         """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
         if example.align is not None:
             self._align(example)
-        encoded = self._encoder(example)
+        encoded = example.encoded or self._encoder(example)
         if encoded is None:
             self._skip_empty(example.line)
             return None
@@ -103,15 +127,24 @@ class Corpus:
         if trained == 0:
             self.counts.dropped[NOTHING_TRAINED] += 1
             return None
-        self.counts.kept += 1
-        self.counts.tokens += len(encoded.tgt) + (0 if encoded.src is None else len(encoded.src))
-        self.counts.trained += trained
-        self.counts.unknown += encoded.unknown
+        self.counts.keep(encoded, trained)
         return encoded
 
     def raw(self, record: Record) -> Example | None:
         """A record as an example before the transforms; None, and not counted, when it is empty."""
-        return self._parser(record)
+        return self._parser(record) if self._decoder is None else self._spelled(self._decoder, record)
+
+    def _spelled(self, decoder: TokenDecoder, record: Record) -> Example | None:
+        """The first example of a record of tokens, with the tokens' texts."""
+        _, encoded = next(decoder([record], CorpusCounts()), (0, None))
+        if encoded is None:
+            return None
+        sides = [side for side in (encoded.src, encoded.tgt) if side is not None]
+        src, *tgt = [
+            [Segment(tokens=[vocab[id_] for id_ in ids.tolist()])]
+            for ids, vocab in zip(sides, self._vocabs[-len(sides) :], strict=True)
+        ]
+        return Example(src=src, tgt=tgt[0] if tgt else [], corpus=self.name, line=record.line)
 
     def _align(self, example: Example) -> None:
         """Check the alignment against the tokens that it is about, and carry it over from words where it counts them.

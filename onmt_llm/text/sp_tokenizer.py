@@ -11,6 +11,7 @@ from typing import Any
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, sentencepiece_bytes
+from onmt_llm.text.identity import identity_of
 
 # A serialised ModelProto that says only normalizer_spec { add_dummy_prefix: false }. Protocol buffers merge messages
 # that are written one behind the other: a model followed by these bytes is the same model without the dummy prefix.
@@ -60,6 +61,10 @@ class SentencePieceTokenizer:
         if not self._has_dummy_prefix:
             return self._model
         return _from_proto(self._model.serialized_model_proto() + _NO_DUMMY_PREFIX)
+
+    @property
+    def identity(self) -> str:
+        return identity_of(type(self).__name__, self._file, self._sampling)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         model = self._continuing if continuation else self._model

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.data.corpus import split_corpora
+from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.prompts import read_prompts
 from onmt_llm.data.samples import write_samples
@@ -138,7 +140,7 @@ def _train(
     judge = None
     if valid_data is not None:
         judge = Judge(model, valid_data, precision, world, job.average, translations)
-    with build_reporter(config, world, progress.step) as report:
+    with build_reporter(config, world, progress.step, data=partial(data_figures, train_data, world)) as report:
         status = train_loop(job, train_data, progress, report=report, save=save, validate=judge)
     logger.info("Data: %s", train_data.summary())
     return TrainResult(status, step=progress.step, checkpoint=save.last, best_ppl=progress.best_ppl)
@@ -245,10 +247,23 @@ def open_pipelines(
     return open_(train_corpora, True), open_(valid_corpora, False) if valid_corpora else None
 
 
-def build_reporter(config: TrainConfig, world: World, start_step: int) -> Reporter:
+def data_figures(pipeline: Pipeline, world: World) -> dict[str, float]:
+    """What has happened to each corpus on all ranks: `data/<corpus>/read`, `data/<corpus>/dropped/<reason>` ..."""
+    own = {name: counts.to_dict() for name, counts in pipeline.counts.items()}
+    total = {name: CorpusCounts() for name in own}
+    for rank in world.gather(own):
+        for name, counts in rank.items():
+            total[name].add(CorpusCounts.from_dict(counts))
+    return {f"data/{name}/{key}": value for name, counts in total.items() for key, value in counts.figures().items()}
+
+
+def build_reporter(
+    config: TrainConfig, world: World, start_step: int, *, data: Callable[[], dict[str, float]]
+) -> Reporter:
     """The reporter of this rank; only rank 0's writes anything."""
     log = config.logging
     shared: dict[str, Any] = {
+        "data": data,
         "start_step": start_step,
         "train_steps": config.run.train_steps,
         "report_every": log.report_every,

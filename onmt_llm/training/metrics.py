@@ -130,6 +130,8 @@ class Reporter:
         progress: "auto" (a bar where stderr is a terminal, else lines), "bar", "line" or "none".
         metrics_file: JSON lines; rows after `start_step` (of a run that was continued) are cut. None = no file.
         tensorboard_dir: Folder of this run's events; None = no TensorBoard.
+        data: What has happened to the corpora so far, as `data/<corpus>/...`; asked at each report, on all ranks alike.
+            None = not reported.
     """
 
     def __init__(
@@ -141,12 +143,14 @@ class Reporter:
         progress: str = "auto",
         metrics_file: Path | None = None,
         tensorboard_dir: Path | None = None,
+        data: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self._start_step = start_step
         self._train_steps = train_steps
         self._report_every = report_every
         self._progress = _resolve_progress(progress)
         self._metrics_file = metrics_file
+        self._data = data
         self._sinks: list[Callable[[str, int, dict[str, float]], None]] = []
         if metrics_file is not None:
             cut_metrics(metrics_file, start_step)
@@ -224,7 +228,7 @@ class Reporter:
                 *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
                 *(_pace(totals, seconds), duration(elapsed), duration(left)),
             )
-        self._send("progress", step, figures)
+        self._send("progress", step, figures | ({} if self._data is None else self._data()))
         self._window = Totals()
         self._window_began = now
 
@@ -289,7 +293,7 @@ def _row_step(line: str) -> float:
 
 
 def tensorboard_sink(directory: Path, start_step: int) -> Callable[[str, int, dict[str, float]], None]:
-    """A sink that writes TensorBoard scalars `progress/...` and `valid/...` into `directory`."""
+    """A sink that writes TensorBoard scalars `progress/...`, `valid/...` and `data/<corpus>/...` into `directory`."""
     require("tensorboard", "tensorboard: true")
     writer = require("torch.utils.tensorboard", "tensorboard: true", "tensorboard").SummaryWriter(
         str(directory), purge_step=start_step + 1
@@ -298,7 +302,8 @@ def tensorboard_sink(directory: Path, start_step: int) -> Callable[[str, int, di
 
     def tensorboard(split: str, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
-            writer.add_scalar(f"{split}/{name}", value, step)
+            # `data/<corpus>/...` has a group of its own
+            writer.add_scalar(name if "/" in name else f"{split}/{name}", value, step)
         writer.flush()
 
     return tensorboard

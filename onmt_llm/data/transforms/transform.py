@@ -51,6 +51,7 @@ class Transform:
 
     Attributes:
         dropped: How many examples it has dropped, by reason.
+        truncated: How many examples it has cut short.
     """
 
     name: ClassVar[str]
@@ -62,9 +63,19 @@ class Transform:
     """Must stand before the tokeniser."""
     counts_tokens: ClassVar[bool] = False
     """Works on text too, but is meant for tokens: where no tokeniser is listed, the default one goes before it."""
+    needs_neighbours: ClassVar[bool] = False
+    """Looks at successive records together: they must come in the order of the file."""
+    remembers: ClassVar[bool] = False
+    """Has a state: buckets must pass through it one after the other."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
+        self.truncated = 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers decide what becomes of an example."""
+        return type(self).reseed is not Transform.reseed
 
     @classmethod
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
