@@ -30,6 +30,8 @@ EXTRAS = {
     "gguf": ["gguf>=0.17", "protobuf>=5"],
     "hf": ["transformers>=5", "protobuf>=5"],
     "bpe": ["subword-nmt>=0.3.8"],
+    "fuzzy": ["rapidfuzz>=3.9"],
+    "terms": ["spacy>=3.7"],
     "eval": ["sacrebleu>=2.5"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
@@ -39,6 +41,7 @@ EXTRAS["dev"] = [
     "accelerate>=1.10",
     "pytest>=8",
     "pytest-timeout",
+    "hypothesis>=6",
     "pytest-xdist",
     "playwright>=1.50",
     "mistral-common",

@@ -1,10 +1,11 @@
-"""Speed, memory and perplexity of encoder-decoder training, side by side with OpenNMT-py on the same YAML.
+"""Speed, memory and perplexity of encoder-decoder training, side by side with OpenNMT-py and eole.
 
     python docs/benchmarks/seq2seq_training.py -data DIR -opennmt VENV/bin/python -steps 100 -rounds 2
+    python docs/benchmarks/seq2seq_training.py -data DIR -eole VENV/bin/python -dtype bf16 -steps 20
 
-DIR holds `src-train.txt` and `tgt-train.txt`; the last 500 lines are kept for validation. VENV has OpenNMT-py 3.5.1
-(leave `-opennmt` out to time ours alone). Both programs read one YAML, one SentencePiece model and one vocabulary, and
-run by turns in processes of their own, so that what else the machine does falls on both. Target tokens per second are
+DIR holds `src-train.txt` and `tgt-train.txt`; the last 500 lines are kept for validation. VENV has OpenNMT-py 3.5.1 or
+eole 0.6 (leave them out to time ours alone). All use the same settings, SentencePiece model and vocabulary, and
+run by turns in processes of their own, so that what else the machine does falls on all. Target tokens per second are
 those that each program counts and times itself, without the first report; memory is the peak of the whole process.
 """
 
@@ -46,6 +47,7 @@ LossCompute.from_opts = from_opts
 sys.argv = ["onmt_train", *sys.argv[1:]]
 main()
 """
+EOLE = "import sys; from eole.bin.main import main; sys.argv = ['eole', 'train', *sys.argv[1:]]; main()"
 OURS = "import sys; from onmt_llm.cli.train import main; sys.exit(main())"
 
 
@@ -119,11 +121,11 @@ def settings(work: Path, arguments: argparse.Namespace) -> dict[str, object]:
         "optim": "adam",
         "adam_beta2": 0.998,
         "decay_method": "noam",
-        "learning_rate": 2.0,
+        "learning_rate": 1.0,
         "warmup_steps": max(arguments.steps, 1),
         "max_grad_norm": 1.0,
         "label_smoothing": 0.1,
-        "model_dtype": "fp32",
+        "model_dtype": arguments.dtype,
         "train_steps": arguments.steps,
         "valid_steps": arguments.steps,
         "save_checkpoint_steps": arguments.steps,
@@ -132,11 +134,48 @@ def settings(work: Path, arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def in_eole(config: dict[str, object]) -> dict[str, object]:
+    """The same settings in eole's sections and names; 16 bits mean autocast there."""
+    config = dict(config)
+    kept = ("data", "transforms", "src_vocab", "tgt_vocab", "share_vocab", "report_every", "seed")
+    shape = ("hidden_size", "heads", "transformer_ff", "share_embeddings", "share_decoder_embeddings")
+    training = (
+        *("dropout", "attention_dropout", "dropout_steps", "batch_type", "batch_size", "valid_batch_size"),
+        *("normalization", "bucket_size", "num_workers", "optim", "adam_beta2", "decay_method", "learning_rate"),
+        *("warmup_steps", "max_grad_norm", "label_smoothing", "train_steps", "valid_steps", "save_checkpoint_steps"),
+    )
+    layers = int(str(config["enc_layers"]))
+    return {
+        **{name: config[name] for name in kept},
+        "save_data": f"{config['save_model']}-data",
+        "overwrite": True,
+        "transforms_configs": {"sentencepiece": {name: config[name] for name in config if "subword_model" in name}},
+        "training": {
+            **{name: config[name] for name in training},
+            "model_path": config["save_model"],
+            "compute_dtype": config["model_dtype"],
+            "param_init_method": "xavier_uniform",
+            "world_size": 0,
+            "gpu_ranks": [],
+        },
+        "model": {
+            **{name: config[name] for name in shape},
+            "architecture": "transformer",
+            "layers": layers,
+            "embeddings": {
+                "word_vec_size": config["word_vec_size"],
+                "position_encoding_type": "SinusoidalInterleaved",
+            },
+        },
+    }
+
+
 def run(python: str, code: str, folder: Path, config: dict[str, object], threads: int) -> tuple[str, float, float]:
     """What the program printed, its peak memory in MiB and its seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "train.yaml"
-    file.write_text(yaml.safe_dump({**config, "save_model": f"{folder}/model"}), encoding="utf-8")
+    config = {**config, "save_model": f"{folder}/model"}
+    file.write_text(yaml.safe_dump(in_eole(config) if code == EOLE else config), encoding="utf-8")
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -164,8 +203,8 @@ def run_ours(folder: Path, config: dict[str, object], threads: int) -> Run:
     return Run(statistics.median(speeds[1:] or speeds), memory, perplexity, seconds)
 
 
-def run_opennmt(python: str, folder: Path, config: dict[str, object], threads: int) -> Run:
-    text, memory, seconds = run(python, OPENNMT, folder, config, threads)
+def run_theirs(python: str, code: str, folder: Path, config: dict[str, object], threads: int) -> Run:
+    text, memory, seconds = run(python, code, folder, config, threads)
     speeds = [float(found) for found in re.findall(r"; +\d+/ *(\d+) tok/s", text)]
     perplexity = float(
         re.findall(r"valid ppl: ([\d.]+)", text.lower().replace("validation perplexity", "valid ppl"))[-1]
@@ -177,6 +216,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-data", type=Path, required=True, help="folder with src-train.txt and tgt-train.txt")
     parser.add_argument("-opennmt", help="python that has OpenNMT-py")
+    parser.add_argument("-eole", help="python that has eole")
+    parser.add_argument("-dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("-work", type=Path, help="folder for all files; default: a temporary one")
     parser.add_argument("-steps", type=int, default=100)
     parser.add_argument("-rounds", type=int, default=2)
@@ -191,19 +232,20 @@ def main() -> None:
         if not (work / "vocab").exists():
             prepare(arguments.data, work)
         config = settings(work, arguments)
-        runs: dict[str, list[Run]] = {"OpenNMT-py": [], "onmt_llm": []}
+        others = {"OpenNMT-py": (arguments.opennmt, OPENNMT), "eole": (arguments.eole, EOLE)}
+        runs: dict[str, list[Run]] = {name: [] for name in (*others, "onmt_llm")}
         for number in range(arguments.rounds):
-            if arguments.opennmt:
-                folder = work / f"opennmt{number}"
-                runs["OpenNMT-py"].append(run_opennmt(arguments.opennmt, folder, config, arguments.threads))
-                print("OpenNMT-py", runs["OpenNMT-py"][-1], flush=True)
+            for name, (python, code) in others.items():
+                if python:
+                    runs[name].append(run_theirs(python, code, work / f"{name}{number}", config, arguments.threads))
+                    print(name, runs[name][-1], flush=True)
             runs["onmt_llm"].append(run_ours(work / f"ours{number}", config, arguments.threads))
             print("onmt_llm", runs["onmt_llm"][-1], flush=True)
     print(report(runs))
 
 
 def report(runs: dict[str, list[Run]]) -> str:
-    """Medians over the rounds, and ours over theirs."""
+    """Medians over the rounds, and ours over the first of theirs."""
     names = list(Run.__dataclass_fields__)
     medians = {
         program: {name: statistics.median(getattr(one, name) for one in rounds) for name in names}

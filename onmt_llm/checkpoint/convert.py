@@ -124,6 +124,7 @@ def checkpoint_config(foreign: Foreign, dtype: str | None) -> CheckpointConfig:
         stop_tokens=foreign.text.stop_tokens,
         adapter=foreign.adapter,
         source=foreign.origin,
+        **foreign.alignment,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -62,6 +62,7 @@ class Foreign:
         text: Its vocabulary, tokeniser, template.
         expected: Shapes of our tensors where they are not those of the whole model: those of an adapter.
         adapter: Settings of an adapter.
+        alignment: What `CheckpointConfig` says of alignments, where the model was trained for them.
     """
 
     origin: str
@@ -72,3 +73,4 @@ class Foreign:
     text: TextSide
     expected: Mapping[str, tuple[int, ...]] | None = None
     adapter: AdapterSpec | None = None
+    alignment: Mapping[str, Any] = field(default_factory=dict)

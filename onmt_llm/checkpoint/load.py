@@ -18,11 +18,14 @@ from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn import wrap
-from onmt_llm.nn.lora import add_lora, load_lora_state
+from onmt_llm.nn.lora import KEPT, Variant, add_lora, load_lora_state
+from onmt_llm.nn.lora_init import begin, first_adapter, share_of_adapter, take_out
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VARIANT_FIELDS = ("rslora", "dora", "rank_pattern", "alpha_pattern", "init", "init_iter")
+"""Settings of an adapter in which it may differ from plain LoRA."""
 
 
 def load_model(
@@ -42,9 +45,7 @@ def load_model(
     if not checkpoint.is_adapter:
         return build_model(checkpoint, dtype=dtype, device=device).eval()
     spec = adapter_spec(checkpoint)
-    model = build_model(open_base(checkpoint), dtype=dtype, device=device, lora=spec)
-    load_adapter(model, checkpoint)
-    return model.eval()
+    return build_model(open_base(checkpoint), dtype=dtype, device=device, lora=spec, adapter=checkpoint).eval()
 
 
 def build_model(
@@ -55,6 +56,7 @@ def build_model(
     quant_layers: Sequence[str] = (),
     quant_type: str = "",
     lora: AdapterSpec | None = None,
+    adapter: Checkpoint | None = None,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
 ) -> Transformer:
@@ -66,7 +68,8 @@ def build_model(
         device: Where the weights go.
         quant_layers: Layers to quantise, named as `nn.wrap.replace` understands them.
         quant_type: A name in `nn.quantized.QUANT_TYPES`.
-        lora: Put a fresh adapter on these layers, B = 0.
+        lora: Put an adapter on these layers: a fresh one, unless there is an `adapter`.
+        adapter: Its weights.
         dropout: Of embeddings and sub-layers, while training.
         attention_dropout: Of the attention weights, while training.
 
@@ -83,18 +86,89 @@ def build_model(
     with torch.device("meta"):
         model = Transformer(config, dropout=dropout, attention_dropout=attention_dropout)
     check_fits(checkpoint, {name: tuple(p.shape) for name, p in model.named_parameters()})
-    target = resolve_dtype(dtype, config.dtype)
-    _fill(
-        model, checkpoint, dtype=target, device=torch.device(device), quant_layers=quant_layers, quant_type=quant_type
-    )
     spec = lora
     if checkpoint.has_adapter:
-        spec = _own_spec(checkpoint, lora)
+        spec, adapter = _own_spec(checkpoint, lora), checkpoint
+    starts = None if spec is None or spec.init == "default" else Starts(model, spec, adapter, quant_type)
+    _fill(
+        model,
+        checkpoint,
+        dtype=resolve_dtype(dtype, config.dtype),
+        device=torch.device(device),
+        quant_layers=quant_layers,
+        quant_type=quant_type,
+        starts=starts,
+    )
     if spec is not None:
-        add_lora(model, spec.layers, rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout, embedding=spec.embedding)
-    if checkpoint.has_adapter:
-        load_adapter(model, checkpoint)
+        put_lora(model, spec)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    elif starts is not None:
+        starts.begin(model)
     return model
+
+
+class Starts:
+    """The adapters that begin with a share of the weights (PiSSA, LoftQ), from the raw weights to the wrapped layers.
+
+    Args:
+        model: Before its layers are quantised or wrapped.
+        spec: The adapter's settings.
+        adapter: Where it is stored; None = it is new.
+        quant_type: Number format of the layers that are quantised.
+    """
+
+    def __init__(self, model: Transformer, spec: AdapterSpec, adapter: Checkpoint | None, quant_type: str) -> None:
+        self._spec, self._adapter, self._quant_type = spec, adapter, quant_type
+        paths = wrap.match(model, spec.layers) if spec.layers else []
+        self._layers = {path for path in paths if isinstance(model.get_submodule(path), nn.Linear)}
+        self._found: dict[str, dict[str, torch.Tensor]] = {}
+
+    def take_out(self, linear: nn.Module, path: str, *, quantised: bool) -> None:
+        """Leave in the layer at `path`, which has its weights, what is not the adapter's."""
+        if path not in self._layers:
+            return
+        spec = self._spec
+        rank, scale = lora_variant(spec).size(path, spec.rank, spec.alpha)
+        if self._adapter is None:
+            tensors = self._found[path] = first_adapter(
+                linear.weight,  # type: ignore[arg-type]
+                init=spec.init,
+                rank=rank,
+                scale=scale,
+                iterations=spec.init_iter,
+                quant_type=self._quant_type if quantised else "",
+            )
+        else:
+            stored = set(self._adapter.adapter_names())
+            names = [name for name in KEPT if f"{path}.{name}" in stored]
+            tensors = {name: self._adapter.tensor(f"{path}.{name}") for name in names}
+        share = share_of_adapter(tensors, init=spec.init, quantised=quantised)
+        if share is not None:
+            take_out(linear, share, scale)
+
+    def begin(self, model: Transformer) -> None:
+        """Give the wrapped layers what was taken out."""
+        for path, tensors in self._found.items():
+            begin(model.get_submodule(path), tensors)  # type: ignore[arg-type]
+
+
+def put_lora(model: Transformer, spec: AdapterSpec) -> list[str]:
+    """Wrap the layers that `spec` names; returns their paths."""
+    return add_lora(
+        model,
+        spec.layers,
+        rank=spec.rank,
+        alpha=spec.alpha,
+        dropout=spec.dropout,
+        embedding=spec.embedding,
+        variant=lora_variant(spec),
+    )
+
+
+def lora_variant(spec: AdapterSpec) -> Variant:
+    """How the adapter differs from plain LoRA."""
+    return Variant(spec.rslora, spec.dora, spec.rank_pattern, spec.alpha_pattern, spec.init, spec.init_iter)
 
 
 def _own_spec(checkpoint: Checkpoint, wanted: AdapterSpec | None) -> AdapterSpec:
@@ -102,7 +176,7 @@ def _own_spec(checkpoint: Checkpoint, wanted: AdapterSpec | None) -> AdapterSpec
     own = adapter_spec(checkpoint)
     if wanted is None:
         return own
-    fields = ("rank", "alpha", "layers", "embedding")
+    fields = ("rank", "alpha", "layers", "embedding", *VARIANT_FIELDS)
     other = [
         f"{f} {getattr(own, f)} there, {getattr(wanted, f)} asked for"
         for f in fields
@@ -214,13 +288,16 @@ def _fill(
     device: torch.device,
     quant_layers: Sequence[str],
     quant_type: str,
+    starts: Starts | None,
 ) -> None:
-    """Give every parameter its weights; quantise each layer of `quant_layers` when it is complete."""
+    """Give every parameter its weights; when a layer is complete, take out what is its adapter's and quantise it."""
     to_quantise = set(wrap.match(model, quant_layers)) if quant_layers else set()
     for path, module in list(model.named_modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 tensor = checkpoint.tensor(f"{path}.{leaf}").to(device=device, dtype=dtype)
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+        if starts is not None:
+            starts.take_out(module, path, quantised=path in to_quantise)
         if path in to_quantise:
             quantize(model, [path], quant_type)

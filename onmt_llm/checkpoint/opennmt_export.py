@@ -86,7 +86,8 @@ def export_opennmt(
     check_output_file(file, overwrite=overwrite)
     vocab = opennmt_vocab(checkpoint)
     tokenizer = _tokenizer_file(checkpoint, file)
-    options = Namespace(**model_options(config), **text_options(checkpoint, vocab, tokenizer))
+    said = {**model_options(config), **text_options(checkpoint, vocab, tokenizer), **_alignment(checkpoint)}
+    options = Namespace(**said)
     content: dict[str, Any] = {"vocab": vocab, "opt": options}
     stream = ((name, tensor.to(_dtype_of(name, dtype, config))) for name, tensor in _tensors(checkpoint))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -370,6 +371,15 @@ def text_options(checkpoint: Checkpoint, vocab: dict[str, Any], tokenizer: Path 
     if spec.kind == "onmt_tokenize":
         options["gpt2_pretok"] = bool(spec.options.get("gpt2_pretok", False))
     return options
+
+
+def _alignment(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What report_align reads; an encoder-decoder's alone."""
+    config = checkpoint.config
+    if config.model.is_decoder_only:
+        return {}
+    names = ("alignment_layer", "alignment_heads", "full_context_alignment")
+    return {name: getattr(config, name) for name in names}
 
 
 def _tokenizer_file(checkpoint: Checkpoint, file: Path) -> Path | None:

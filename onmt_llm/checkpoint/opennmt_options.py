@@ -11,7 +11,6 @@ import torch
 from onmt_llm.checkpoint.foreign import TypedSource
 from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
-from onmt_llm.log import logger
 from onmt_llm.nn.positions import build_sinusoidal_table
 
 EMBEDDINGS = "embeddings.make_embedding.emb_luts"
@@ -52,7 +51,6 @@ def model_config(options: Options, vocab: Mapping[str, Any], source: TypedSource
     """
     is_lm = options.get("model_task", "seq2seq") == "lm" or options.get("decoder_type", "") == "transformer_lm"
     _refuse_architecture(options, is_lm=is_lm)
-    _note_alignment(options)
     names = set(source.names())
     hidden = int(
         options.get("hidden_size", 0) if options.get("hidden_size", -1) > 0 else options.require("dec_hid_size")
@@ -145,14 +143,15 @@ def _is_tied(source: TypedSource, option: bool, one: str, other: str) -> bool:
     return torch.equal(source.tensor(one), source.tensor(other))
 
 
-def _note_alignment(options: Options) -> None:
-    if float(options.get("lambda_align", 0.0)) > 0:
-        logger.info(
-            "The model was trained with guided alignment (alignment_layer: %s, alignment_heads: %s); that changes no "
-            "tensor, and is not stored.",
-            options.get("alignment_layer", None),
-            options.get("alignment_heads", 0),
-        )
+def alignment(options: Options) -> dict[str, Any]:
+    """What `CheckpointConfig` says of alignments: nothing, where the options leave them alone."""
+    chosen = {
+        "alignment_layer": int(options.get("alignment_layer", -3)),
+        "alignment_heads": int(options.get("alignment_heads", 0)),
+        "full_context_alignment": bool(options.get("full_context_alignment", False)),
+    }
+    guided = float(options.get("lambda_align", 0.0)) > 0
+    return chosen if guided or list(chosen.values()) != [-3, 0, False] else {}
 
 
 def _features(options: Options, vocab: Mapping[str, Any], source: TypedSource) -> list[FeatureConfig]:

@@ -20,7 +20,14 @@ import torch
 
 from onmt_llm.checkpoint.foreign import Foreign, TextSide, TypedSource
 from onmt_llm.checkpoint.load import expected_shapes
-from onmt_llm.checkpoint.opennmt_options import EMBEDDING, POSITIONS, Options, feature_tokens, model_config
+from onmt_llm.checkpoint.opennmt_options import (
+    EMBEDDING,
+    POSITIONS,
+    Options,
+    alignment,
+    feature_tokens,
+    model_config,
+)
 from onmt_llm.checkpoint.opennmt_rules import Layout, rules
 from onmt_llm.checkpoint.safetensors_io import SafetensorsSet
 from onmt_llm.checkpoint.text_side import fit
@@ -69,6 +76,7 @@ def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file:
         rules=rules(config, layout),
         ignore=_ignored(config),
         text=_text_side(options, vocab, config, tokenizer_model, vocab_file),
+        alignment=alignment(options),
     )
     if is_lora:
         _make_adapter(foreign, options)

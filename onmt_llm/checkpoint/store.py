@@ -312,4 +312,4 @@ class CheckpointWriter:
 
 def is_adapter_name(name: str) -> bool:
     """Whether a tensor belongs to an adapter rather than to the model."""
-    return name.endswith((".lora_a", ".lora_b"))
+    return name.rpartition(".")[2].startswith("lora_")

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from onmt_llm.checkpoint.atomic import atomic_file
-from onmt_llm.checkpoint.load import adapter_spec, check_base, resolve_dtype
+from onmt_llm.checkpoint.load import adapter_spec, check_base, lora_variant, resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError
+from onmt_llm.nn.lora import KEPT, TRAINED, adapted_weight
+from onmt_llm.nn.lora_init import share_of_adapter
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.vocab import ODD, Vocab
 
@@ -26,7 +28,10 @@ def merge_lora(
     shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Fold an adapter into the weights of its base: W + alpha / rank * B A, computed in float32, stored as W was.
+    """Fold an adapter into the weights of its base: W + scale * B A, computed in float32, stored as W was.
+
+    Of an adapter that began with a share of W (PiSSA, LoftQ), that share is taken out of W; with DoRA the rows then get
+    the lengths that were trained.
 
     The base's own weights are used, in full precision, also where its layers were quantised during training. Special
     tokens, template and stops are the adapter's.
@@ -42,15 +47,14 @@ def merge_lora(
         CheckpointError: Another base, layers that don't fit, or an output that exists.
     """
     whole, lora = _pair(base, adapter)
-    spec = adapter_spec(lora)
+    layers = {name.rpartition(".")[0] for name in lora.adapter_names()}
     config = _merged_config(whole, lora, with_adapter=False)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
         for name in whole.model_names():
             tensor = whole.tensor(name)
             layer, _, kind = name.rpartition(".")
-            if kind == "weight" and f"{layer}.lora_a" in lora.adapter_names():
-                a, b = lora.tensor(f"{layer}.lora_a"), lora.tensor(f"{layer}.lora_b")
-                tensor = merged_weight(tensor, a, b, spec.alpha / spec.rank, embedding=_is_embedding(layer))
+            if kind == "weight" and layer in layers:
+                tensor = merged_weight(tensor, lora, layer)
             writer.add(name, tensor)
         _copy_files(writer, whole, _text_of(whole, lora))
     return Path(output)
@@ -172,20 +176,24 @@ def extract_vocabulary(checkpoint: str | Path, output: str | Path, *, side: str 
     return len(vocab)
 
 
-def merged_weight(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, *, embedding: bool = False
-) -> torch.Tensor:
-    """W + scale * B A in float32, in the type of W.
+def merged_weight(weight: torch.Tensor, lora: Checkpoint, layer: str) -> torch.Tensor:
+    """The weight of `layer` with its adapter folded in, in the type of `weight`.
 
     Args:
-        weight: (out, in) of a linear layer, or (tokens, size) of an embedding, whose product is the transposed one.
-        a: (rank, in).
-        b: (out, rank).
-        scale: alpha / rank.
-        embedding: It is an embedding; its shape does not tell where there are as many tokens as dimensions.
+        weight: (out, in) of a linear layer, or (tokens, size) of an embedding, whose adapter is on the transposed one.
+        lora: Holds the adapter.
+        layer: Dotted path of the layer.
     """
-    left, right = (a.t(), b.t()) if embedding else (b, a)
-    return torch.addmm(weight.float(), left.float(), right.float(), alpha=scale).to(weight.dtype)
+    spec = adapter_spec(lora)
+    here = set(lora.adapter_names())
+    own = {name: lora.tensor(f"{layer}.{name}") for name in (*TRAINED, *KEPT) if f"{layer}.{name}" in here}
+    _, scale = lora_variant(spec).size(layer, spec.rank, spec.alpha)
+    full = weight.float().t() if _is_embedding(layer) else weight.float()
+    share = share_of_adapter(own, init=spec.init, quantised=False)
+    if share is not None:
+        full = adapted_weight(full, *share, -scale)
+    merged = adapted_weight(full, own["lora_a"], own["lora_b"], scale, own.get("lora_magnitude"))
+    return (merged.t() if _is_embedding(layer) else merged).to(weight.dtype)
 
 
 def _is_embedding(layer: str) -> bool:

@@ -52,7 +52,8 @@ def _info(loaded: Loaded[Any]) -> int:
     print(f"template     {config.template}")
     if config.adapter is not None:
         spec = config.adapter
-        print(f"adapter      rank {spec.rank}, alpha {spec.alpha:g} on {', '.join(spec.layers)}")
+        kinds = ["rsLoRA"] * spec.rslora + ["DoRA"] * spec.dora + [spec.init] * (spec.init != "default")
+        print(f"adapter      rank {spec.rank}, alpha {spec.alpha:g} on {', '.join([*spec.layers, *kinds])}")
         print(f"base         {spec.base} {spec.base_fingerprint[:16]}")
     print(f"fingerprint  {checkpoint.fingerprint}")
     for field, value in config.model.model_dump(exclude_defaults=True).items():

@@ -16,7 +16,7 @@ from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.load import Loaded
 from onmt_llm.data import pack
 from onmt_llm.data.pages import report_page, samples_page
-from onmt_llm.data.report import measure, table, to_json
+from onmt_llm.data.report import measure, mixture, table, to_json
 from onmt_llm.data.trace import collect
 from onmt_llm.errors import ConfigError
 
@@ -61,8 +61,11 @@ def _report(loaded: Loaded[Any]) -> int:
     )
     print(table(reports))
     what = "all records" if n_sample < 0 else f"the first {n_sample:,} records"
-    page = report_page(reports, title="Data report", about=f"Of {what} of each corpus, read once.")
-    for path, text in zip(outputs, (json.dumps(to_json(reports), indent=1, ensure_ascii=False), page), strict=True):
+    shares = mixture(reports, data.mixing_temperature)
+    page = report_page(reports, shares, title="Data report", about=f"Of {what} of each corpus, read once.")
+    for path, text in zip(
+        outputs, (json.dumps(to_json(reports, shares), indent=1, ensure_ascii=False), page), strict=True
+    ):
         _write(path, text)
     return 0
 

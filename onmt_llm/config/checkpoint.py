@@ -54,6 +54,18 @@ class AdapterSpec(Section):
     """Names as `nn.wrap.replace` understands them, in the ecosystem's spelling (`q_proj`)."""
     embedding: bool = False
     """The embedding matrices carry LoRA too."""
+    rslora: bool = False
+    """The adapters are scaled by alpha / sqrt(rank)."""
+    dora: bool = False
+    """The length of each row is trained apart from its direction."""
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    """Rank of single layers, by name."""
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    """Alpha of single layers, by name."""
+    init: Literal["default", "pissa", "loftq"] = "default"
+    """What the adapters began with."""
+    init_iter: int | None = None
+    """Steps of that initialisation."""
     base: str
     """Path of the base checkpoint when the adapter was trained."""
     base_fingerprint: str
@@ -72,6 +84,8 @@ class CheckpointConfig(Section):
     """Decoder layer whose attention to the source is taken for an alignment; negative = from the last one, -1."""
     alignment_heads: int = 1
     """First heads of that layer that are averaged; 0 = all."""
+    full_context_alignment: bool = False
+    """That attention is computed with self-attention to the whole target, tokens to come included."""
     src_feats_defaults: str | None = None
     """Features of source words that come without any, `value￨value`, for a model with `src_features`."""
     tokenizer: TokenizerSpec = TokenizerSpec()

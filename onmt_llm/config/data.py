@@ -33,8 +33,9 @@ class CorpusConfig(Section):
     row_length: int | None = Field(None, ge=2)
     """`path_tokens`: cut litdata's or Lit-GPT's tokens into examples of this many (the context length, and one); null =
     one example a document, where documents are known."""
-    weight: int = Field(1, ge=1)
-    """Examples taken from this corpus in a row before the next corpus has its turn."""
+    weight: float = Field(1, gt=0)
+    """Share of this corpus. Whole numbers: so many examples in a row before the next corpus has its turn; with a
+    fraction among the weights (0.7, 0.3) the corpora are interleaved evenly in these proportions."""
     transforms: list[str] | None = None
     """Transforms of this corpus; null = the global `transforms`."""
     template: str | None = None
@@ -58,6 +59,11 @@ class DataConfig(Section):
     """Corpora by name: paths, weight and transforms of each."""
     transforms: list[str] = Field(default_factory=list)
     """Transforms applied to every corpus that names none itself, in this order."""
+    epochs: int = Field(0, ge=0)
+    """Passes over every corpus, after which training ends (or at `train_steps`); 0 = corpora begin again for ever."""
+    mixing_temperature: float | None = Field(None, gt=0)
+    """Mix corpora in proportion to weight x examples^(1/T): 1 = by size, higher = small ones come more often; null =
+    by weight alone. The examples are counted at the start."""
     skip_empty_level: Literal["silent", "warning", "error"] = "warning"
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
     zero_out_prompt_loss: bool | None = None
@@ -138,9 +144,19 @@ class BatchConfig(Section):
     """As `batch_size`, in validation."""
     bucket_size: int = Field(2048, ge=1)
     """Examples that are sorted by length together before they are cut into batches."""
+    packing: Literal["off", "pack", "split", "wrap"] = "off"
+    """Training rows of several documents instead of padding. `pack`: whole examples, best fit; `split`: the same, but
+    examples longer than a row are cut into rows; `wrap`: one stream, cut wherever a row ends. An encoder-decoder can
+    only `pack`."""
+    packing_length: int | None = Field(None, ge=2)
+    """Tokens of a packed row; null = `batch_size` with `batch_type: tokens`, one row a batch."""
+    isolate_documents: bool = True
+    """Documents of a packed row do not see each other, and each begins at position 0."""
     num_workers: int = Field(0, ge=0)
-    """Background workers that prepare batches; 0 = the training process itself."""
+    """Background workers that prepare batches; 0 = the training process itself. Their number changes no batch."""
+    worker_type: Literal["process", "thread"] = "process"
+    """`process`: as many processes; `thread`: one thread of the training process, which needs less memory."""
     prefetch_factor: int = Field(4, ge=1)
-    """Batches that each worker prepares ahead."""
+    """Batches per worker that stand ready for the trainer, in pinned memory for CUDA."""
     data_seed: int | None = None
     """Seed of the order of the data; null = `seed`."""

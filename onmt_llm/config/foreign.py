@@ -116,48 +116,6 @@ ASKS_NOTHING: dict[str, Any] = {
 """Defaults of options in `RETIRED`: what OpenNMT-py writes into every saved configuration."""
 
 TRANSFORMS_TO_COME: dict[str, dict[str, Any]] = {
-    "switchout": {"switchout_temperature": 1.0},
-    "tokendrop": {"tokendrop_temperature": 1.0},
-    "tokenmask": {"tokenmask_temperature": 1.0},
-    "bart": {
-        "permute_sent_ratio": 0.0,
-        "rotate_ratio": 0.0,
-        "insert_ratio": 0.0,
-        "random_ratio": 0.0,
-        "mask_ratio": 0.0,
-        "mask_length": "subword",
-        "poisson_lambda": 3.0,
-        "replace_length": -1,
-    },
-    "fuzzymatch": {
-        "tm_path": None,
-        "fuzzy_corpus_ratio": 0.1,
-        "fuzzy_threshold": 70,
-        "tm_delimiter": "\t",
-        "fuzzy_token": "｟fuzzy｠",
-        "fuzzymatch_min_length": 4,
-        "fuzzymatch_max_length": 70,
-    },
-    "inlinetags": {
-        "tags_dictionary_path": None,
-        "tags_corpus_ratio": 0.1,
-        "max_tags": 12,
-        "paired_stag": "｟ph_#_beg｠",
-        "paired_etag": "｟ph_#_end｠",
-        "isolated_tag": "｟ph_#_std｠",
-        "src_delimiter": "｟fuzzy｠",
-    },
-    "terminology": {
-        "termbase_path": None,
-        "src_spacy_language_model": None,
-        "tgt_spacy_language_model": None,
-        "term_corpus_ratio": 0.3,
-        "term_example_ratio": 0.2,
-        "src_term_stoken": "｟src_term_start｠",
-        "tgt_term_stoken": "｟tgt_term_start｠",
-        "tgt_term_etoken": "｟tgt_term_end｠",
-        "term_source_delimiter": "｟fuzzy｠",
-    },
     "clean": {
         "src_eq_tgt": False,
         "same_char": False,

@@ -24,6 +24,21 @@ class LoraConfig(Section):
     """The adapter's output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
+    lora_rank_pattern: dict[str, int] = Field(default_factory=dict)
+    """Rank of single layers, by name as in `lora_layers`: `{down_proj: 16, decoder.layers.0.mlp.down_proj: 4}`; of
+    several names that fit, the longest counts."""
+    lora_alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    """`lora_alpha` of single layers, by name."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_rank): high ranks learn as fast as low ones (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """Train the length of each row of the weights apart from its direction (DoRA, Liu et al. 2024)."""
+    lora_init: Literal["default", "pissa", "loftq"] = "default"
+    """Begin with B = 0; with the largest singular directions of the weights (PiSSA, Meng et al. 2024); or with those of
+    what quantisation loses (LoftQ, Li et al. 2024), on quantised layers. Embeddings begin with B = 0 in any case."""
+    lora_init_iter: int | None = Field(None, ge=1)
+    """`pissa`: power iterations of a randomised SVD (8 is plenty), null = the exact one, which takes minutes for large
+    matrices. `loftq`: alternations, null = 1."""
 
 
 class QuantConfig(Section):
@@ -66,6 +81,8 @@ class OptimConfig(Section):
     """Decay of the running mean of squared gradients."""
     adam_eps: float = Field(1e-8, gt=0)
     """Added to the denominator of Adam's step."""
+    loraplus_lr_ratio: float = Field(1.0, gt=0)
+    """The B matrices of adapters learn at this times `learning_rate` (LoRA+, Hayou et al. 2024); 16 is usual."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay; biases, norms and embeddings are spared."""
     max_grad_norm: float = Field(5.0, ge=0)

@@ -41,11 +41,11 @@ def check_alignable(corpus: str, transforms: Sequence[Transform]) -> None:
     Raises:
         ConfigError: The corpus has one.
     """
-    moving = [t.name for t in transforms if isinstance(t, Prefix) and (t.src or t.tgt)]
+    moving = [t.name for t in transforms if t.rewrites or (isinstance(t, Prefix) and (t.src or t.tgt))]
     if moving:
         raise ConfigError(
             f"Corpus '{corpus}' must not move words that its path_align counts, but the transform '{moving[0]}' does.",
-            hint="write the prefix into the files, and align them after that",
+            hint="apply it to the files themselves, and align them after that",
         )
 
 

@@ -1,23 +1,23 @@
 """`Batch`: what a model is trained on. The only file of this package that imports torch.
 
-Shapes: B examples, S source positions, T target positions, F features, M aligned pairs.
+Shapes: B rows, S source positions, T target positions, F features, M aligned pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from onmt_llm.data.encoding import IGNORED, Encoded, Ids
+from onmt_llm.data.arrays import BatchArrays
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples side by side, padded on the right.
+    """Examples side by side, padded on the right; or, packed, several in a row.
 
     Attributes:
         src_BS: Input of the encoder (int64); None for a language model.
@@ -26,9 +26,10 @@ class Batch:
         labels_BT: labels_BT[b, t] is the token that follows tgt_BT[b, t]; -100 = no loss.
         doc_BT: Number of the document that each position belongs to, 0 = padding; None where every row is one document.
         num_targets: Labels that the loss counts.
-        num_examples: Examples in the batch.
+        num_examples: Examples in the batch; of one that is cut in pieces, its first piece counts.
         features_BSF: Features of the source tokens (int64); None for a model without.
         align_M3: Aligned positions (row, label, source) of all rows; None where no row has any.
+        src_doc_BS: As `doc_BT`, for the source: documents of one number belong together.
     """
 
     src_BS: Tensor | None
@@ -40,63 +41,32 @@ class Batch:
     num_examples: int
     features_BSF: Tensor | None = None
     align_M3: Tensor | None = None
+    src_doc_BS: Tensor | None = None
+
+    @classmethod
+    def of(cls, arrays: BatchArrays) -> Batch:
+        """The batch in tensors."""
+        values: dict[str, Any] = {}
+        for field in fields(arrays):
+            value = getattr(arrays, field.name)
+            if hasattr(value, "dtype"):
+                value = torch.from_numpy(value)
+                value = value if value.dtype == torch.bool else value.long()
+            values[field.name] = value
+        return cls(**values)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+    def pin(self) -> Batch:
+        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
+        return self._map(Tensor.pin_memory)
 
-        return Batch(
-            move(self.src_BS),
-            move(self.src_mask_BS),
-            self.tgt_BT.to(device, non_blocking=True),
-            self.labels_BT.to(device, non_blocking=True),
-            move(self.doc_BT),
-            self.num_targets,
-            self.num_examples,
-            features_BSF=move(self.features_BSF),
-            align_M3=move(self.align_M3),
-        )
-
-
-def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Batch:
-    """Put examples side by side.
-
-    Args:
-        examples: At least one; all of one task.
-        pad_id: Fills `tgt_BT`; any token will do, since no real position attends to what follows it.
-        src_pad_id: Fills `src_BS`, where the mask hides it.
-    """
-    labels_BT = _padded([example.labels for example in examples], IGNORED)
-    sources = [example.src for example in examples if example.src is not None]
-    features = [example.features for example in examples if example.features is not None]
-    lengths_B = torch.tensor([len(source) for source in sources])
-    src_BS = _padded(sources, src_pad_id) if sources else None
-    return Batch(
-        src_BS=src_BS,
-        src_mask_BS=None if src_BS is None else torch.arange(src_BS.shape[1]) < lengths_B[:, None],
-        tgt_BT=_padded([example.tgt for example in examples], pad_id),
-        labels_BT=labels_BT,
-        doc_BT=None,
-        num_targets=int((labels_BT != IGNORED).sum()),
-        num_examples=len(examples),
-        features_BSF=_padded(features, 0) if features else None,
-        align_M3=_aligned(examples),
-    )
-
-
-def _aligned(examples: Sequence[Encoded]) -> Tensor | None:
-    rows = [
-        np.insert(example.align, 0, row, axis=1).astype(np.int64)
-        for row, example in enumerate(examples)
-        if example.align is not None and len(example.align)
-    ]
-    return torch.from_numpy(np.concatenate(rows)) if rows else None
-
-
-def _padded(rows: Sequence[Ids], fill: int) -> Tensor:
-    filled = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), fill, dtype=np.int64)
-    for index, row in enumerate(rows):
-        filled[index, : len(row)] = row
-    return torch.from_numpy(filled)
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = change(value)
+        return replace(self, **moved)

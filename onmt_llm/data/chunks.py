@@ -7,7 +7,6 @@ chunks: so nothing depends on how many processes there are.
 from __future__ import annotations
 
 import multiprocessing
-import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +20,7 @@ from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import Record, check_readers
+from onmt_llm.data.seeding import derived_seed
 from onmt_llm.errors import ConfigError
 
 Result = TypeVar("Result")
@@ -145,7 +145,7 @@ def _chunks(opened: list[Corpus], n_sample: int, size: int) -> Iterator[Chunk]:
 def _work(opened: list[Corpus], seed: int, work: Work[Result], chunk: Chunk) -> Result:
     corpus = opened[chunk.corpus]
     for place, transform in enumerate(corpus.transforms):
-        transform.reseed(random.Random(f"{seed}:{corpus.name}:{chunk.number}:{place}").getrandbits(31))
+        transform.reseed(derived_seed(seed, corpus.name, chunk.number, place))
     corpus.counts = CorpusCounts()
     return work(corpus, chunk)
 

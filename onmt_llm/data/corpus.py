@@ -15,7 +15,7 @@ from onmt_llm.data.readers import Reader, Record, open_reader
 from onmt_llm.data.records import ExampleParser
 from onmt_llm.data.token_records import TokenDecoder
 from onmt_llm.data.tokens import open_tokens
-from onmt_llm.data.transforms import Transform, TransformContext, build_transforms
+from onmt_llm.data.transforms import Transform, TransformContext, build_transforms, transform_class
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
@@ -212,6 +212,12 @@ def _check_features(corpus: str, transforms: Sequence[str], count: int, model: M
             f"The transforms of corpus '{corpus}' must include inferfeats, behind the tokeniser, since n_src_feats is "
             f"{count}."
         )
+    rewriting = next((name for name in transforms if transform_class(name).rewrites), None)
+    if count and rewriting:
+        raise ConfigError(
+            f"The transforms of corpus '{corpus}' must leave its words in their places, since they carry features "
+            f"(n_src_feats {count}), but {rewriting} does not."
+        )
 
 
 def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
@@ -240,4 +246,6 @@ def _context(model: ModelText, parser: ExampleParser, data: DataConfig, training
         zero_out_prompt_loss=bool(data.zero_out_prompt_loss),
         tokenizer=model.tokenizer,
         src_tokenizer=model.src_tokenizer,
+        vocab=model.vocab,
+        src_vocab=model.src_vocab,
     )

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 import struct
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from onmt_llm.data.packed import INDEX, PackReader
 from onmt_llm.data.readers import Record
+from onmt_llm.data.sharded import ShardedReader
 from onmt_llm.data.token_records import UNTRAINED, Part, Words
 from onmt_llm.errors import ConfigError, DataError
 
@@ -36,7 +36,6 @@ _LITDATA_TYPES = {
     },
     "no_header_numpy": {0: "i1", 1: "<i2", 2: "<i4", 3: "<i8", 4: "u1", 5: "<u2", 6: "<u4"},
 }
-_BLOCK = 64
 PADDING = "padding"
 
 
@@ -66,7 +65,7 @@ class _File:
         return np.append(np.arange(0, self.tokens, row_length), self.tokens)
 
 
-class TokenFileReader:
+class TokenFileReader(ShardedReader):
     """The documents, or rows of equal length, of another program's token files.
 
     Nothing is lost: the last row of a file is as long as it comes out. (litdata leaves out the rest of every chunk.)
@@ -81,41 +80,22 @@ class TokenFileReader:
     parts: tuple[Part, ...] = ("tgt",)
 
     def __init__(self, corpus: str, folder: Path, files: Sequence[_File], row_length: int | None) -> None:
-        self.corpus = corpus
-        self.paths: tuple[Path, ...] = (folder,)
         self._files = list(files)
         self._rows = [file.rows(row_length) for file in self._files]
-        self._ends = list(accumulate(len(rows) - 1 for rows in self._rows))
-        self._number = 0
-        self._ahead: list[Record] = []
         self._tokens: dict[int, npt.NDArray[Any]] = {}
+        super().__init__(corpus, folder, [len(rows) - 1 for rows in self._rows])
 
     def check(self) -> None:
         if not self.count():
             raise DataError(f"Corpus '{self.corpus}' must not be empty, but {self.paths[0]} is.")
 
-    def count(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def at(self, number: int) -> Record:
-        return self._read(number, 1)[0]
-
-    def read(self) -> Record | None:
-        if not self._ahead:
-            self._ahead = self._read(self._number, _BLOCK)[::-1] if self._number < self.count() else []
-            if not self._ahead:
-                return None
-        self._number += 1
-        return self._ahead.pop()
-
-    def _read(self, number: int, most: int) -> list[Record]:
-        place = bisect_right(self._ends, number)
-        begin = self._ends[place - 1] if place else 0
-        first, last = number - begin, min(number + most, self._ends[place]) - begin
-        bounds = self._rows[place][first : last + 1].tolist()
-        words = _to_words(self._open(place)[bounds[0] : bounds[-1]])
-        spans = pairwise(bounds)
-        return [_record(number + index + 1, words[a - bounds[0] : b - bounds[0]]) for index, (a, b) in enumerate(spans)]
+    def load(self, shard: int, first: int, number: int) -> list[Record]:
+        bounds = self._rows[shard][first : first + number + 1].tolist()
+        words = _to_words(self._open(shard)[bounds[0] : bounds[-1]])
+        line = sum(len(rows) - 1 for rows in self._rows[:shard]) + first + 1
+        return [
+            _record(line + index, words[a - bounds[0] : b - bounds[0]]) for index, (a, b) in enumerate(pairwise(bounds))
+        ]
 
     def _open(self, place: int) -> npt.NDArray[Any]:
         if place not in self._tokens:
@@ -125,23 +105,9 @@ class TokenFileReader:
             }
         return self._tokens[place]
 
-    def tell(self) -> list[int]:
-        return [self._number]
-
-    def seek(self, position: Sequence[int]) -> None:
-        (number,) = position
-        if number > self.count():
-            raise DataError(
-                f"The saved position must lie inside {self.paths[0]}, but is record {number} of {self.count()}.",
-                hint="the shards have changed since the run was saved",
-            )
-        self._number, self._ahead = number, []
-
-    def rewind(self) -> None:
-        self.seek([0])
-
     def close(self) -> None:
-        self._ahead, self._tokens = [], {}
+        super().close()
+        self._tokens = {}
 
 
 def open_token_reader(corpus: str, path: Path, row_length: int | None) -> PackReader | TokenFileReader:

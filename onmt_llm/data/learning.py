@@ -49,7 +49,9 @@ def subword_kind(source: Source) -> Kind:
     )
 
 
-def learn(source: Source, kind: Kind, *, size: int, n_sample: int, processes: int) -> bytes:
+def learn(
+    source: Source, kind: Kind, *, size: int, n_sample: int, processes: int, symbols: Sequence[str] = ()
+) -> bytes:
     """The content of a new model file.
 
     Args:
@@ -58,6 +60,7 @@ def learn(source: Source, kind: Kind, *, size: int, n_sample: int, processes: in
         size: Pieces (SentencePiece) or merges (BPE).
         n_sample: Records of each corpus; -1 = all.
         processes: How many read and transform.
+        symbols: SentencePiece: texts that are one piece each.
 
     Raises:
         DataError: The text is too small for this size.
@@ -65,7 +68,7 @@ def learn(source: Source, kind: Kind, *, size: int, n_sample: int, processes: in
     lines = (
         line for part in over_chunks(_before(source), _lines, n_sample=n_sample, processes=processes) for line in part
     )
-    return _learn_sentencepiece(lines, size) if kind == "sentencepiece" else _learn_bpe(lines, size)
+    return _learn_sentencepiece(lines, size, symbols) if kind == "sentencepiece" else _learn_bpe(lines, size)
 
 
 def with_model(source: Source, file: Path) -> Source:
@@ -74,7 +77,7 @@ def with_model(source: Source, file: Path) -> Source:
     return replace(source, options={**source.options, Tokenize.section: config})
 
 
-def _learn_sentencepiece(lines: Iterator[str], size: int) -> bytes:
+def _learn_sentencepiece(lines: Iterator[str], size: int, symbols: Sequence[str]) -> bytes:
     """Nothing of the text is changed or lost: no normalisation, all spaces, unknown characters as bytes."""
     model = io.BytesIO()
     try:
@@ -85,6 +88,7 @@ def _learn_sentencepiece(lines: Iterator[str], size: int) -> bytes:
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             byte_fallback=True,
+            user_defined_symbols=list(symbols),
             max_sentence_length=_LONGEST_LINE,
             minloglevel=1,
         )

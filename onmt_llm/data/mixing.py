@@ -1,15 +1,22 @@
-"""Mixing: which corpus the next record comes from.
+"""Mixing: from which corpora the next records come.
 
-Training goes round the corpora for ever and takes `weight` records in a row from each; a corpus that ends begins again.
-Validation reads every corpus once, one after the other. Every rank walks the same sequence and keeps each n-th record,
-so the records of all ranks together are those of one process.
+Whole weights are OpenNMT-py's: the corpora take turns, `weight` records in a row each. Other weights are proportions,
+kept at every moment as closely as whole records allow (Sainte-Laguë's rule of seats and votes), without chance. In
+training a corpus that ends begins again, for ever or for a number of passes; validation reads one corpus after the
+other, once.
+
+What is drawn depends on counters and on the readers' positions alone, so the state is small and plain, and passing over
+records that are somebody else's costs no more than finding where they end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from onmt_llm.data.readers import Reader, Record
 from onmt_llm.errors import DataError
@@ -22,14 +29,16 @@ class Source:
     Attributes:
         name: Its name in `data:`.
         reader: Where its records come from.
-        weight: Records taken in a row.
+        weight: Records taken in a row, or its proportion.
         epoch: Passes over the corpus begun so far, the present one included.
+        drawn: Records drawn so far.
     """
 
     name: str
     reader: Reader
-    weight: int = 1
+    weight: float = 1
     epoch: int = 1
+    drawn: int = 0
 
 
 class Mixer:
@@ -37,41 +46,45 @@ class Mixer:
 
     Args:
         sources: The corpora; at least one.
-        infinite: Go round for ever by weight; otherwise each corpus once, in order.
-        rank: Which share of the records is ours.
-        world_size: Into how many shares the records are dealt.
+        passes: How often each corpus is read; None = for ever.
+        in_order: One corpus after the other, whatever their weights.
     """
 
-    def __init__(self, sources: Sequence[Source], *, infinite: bool, rank: int = 0, world_size: int = 1) -> None:
-        assert sources and 0 <= rank < world_size
+    def __init__(self, sources: Sequence[Source], *, passes: int | None = None, in_order: bool = False) -> None:
+        assert sources and not (in_order and passes is None)
         self.sources = list(sources)
-        self.infinite = infinite
-        self.rank = rank
-        self.world_size = world_size
-        self._turn = 0
-        self._taken = 0
-        self._drawn = 0
+        self.passes = passes
+        self._in_order = in_order
+        self._in_turns = all(float(source.weight).is_integer() for source in sources)
+        self._phase = 0
 
-    def draw(self) -> tuple[int, Record] | None:
-        """Our next record and the index of its corpus; None once a finite mixture is used up.
+    def draw(self, number: int) -> list[list[Record]]:
+        """The next `number` records, by corpus; fewer once a finite mixture is used up.
 
         Raises:
             DataError: A corpus has no record in a whole pass.
         """
-        while (item := self._next()) is not None:
-            self._drawn += 1
-            if (self._drawn - 1) % self.world_size == self.rank:
-                return item
-        return None
+        records: list[list[Record]] = [[] for _ in self.sources]
+
+        def take(index: int, wanted: int) -> int:
+            found = list(islice(iter(self.sources[index].reader.read, None), wanted))
+            records[index] += found
+            return len(found)
+
+        self._advance(number, take)
+        return records
+
+    def skip(self, number: int) -> int:
+        """Pass over as many records; returns how many there were."""
+        return self._advance(number, lambda index, wanted: _skip(self.sources[index].reader, wanted))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data from which `load_state_dict` continues with the very next record."""
         return {
-            "turn": self._turn,
-            "taken": self._taken,
-            "drawn": self._drawn,
+            "phase": self._phase,
             "corpora": {
-                source.name: {"position": source.reader.tell(), "epoch": source.epoch} for source in self.sources
+                source.name: {"position": source.reader.tell(), "epoch": source.epoch, "drawn": source.drawn}
+                for source in self.sources
             },
         }
 
@@ -88,46 +101,129 @@ class Mixer:
                 f"but is of {', '.join(state['corpora'])}.",
                 hint="keep `data:` as it was when the run was saved, or start with fresh data",
             )
-        self._turn, self._taken, self._drawn = state["turn"], state["taken"], state["drawn"]
+        self._phase = state["phase"]
         for source in self.sources:
             saved = state["corpora"][source.name]
-            source.reader.seek(saved["position"])
-            source.epoch = saved["epoch"]
-
-    def rewind(self) -> None:
-        """Begin again at the first record of the first corpus."""
-        self._turn = self._taken = self._drawn = 0
-        for source in self.sources:
-            source.reader.rewind()
-            source.epoch = 1
+            if source.reader.tell() != saved["position"]:
+                source.reader.seek(saved["position"])
+            source.epoch, source.drawn = saved["epoch"], saved["drawn"]
 
     def close(self) -> None:
         for source in self.sources:
             source.reader.close()
 
-    def _next(self) -> tuple[int, Record] | None:
-        return self._next_weighted() if self.infinite else self._next_in_order()
+    def _advance(self, number: int, take: Callable[[int, int], int]) -> int:
+        """Move on by up to `number` records, corpus by corpus; returns by how many."""
+        done = 0
+        while done < number and (active := self._active()):
+            for index, wanted in zip(active, self._plan(active, number - done), strict=True):
+                found = self._take(index, wanted, take)
+                done += found
+                if found < wanted:
+                    self._phase = 0  # one corpus fewer: the round of turns begins anew
+        return done
 
-    def _next_weighted(self) -> tuple[int, Record]:
-        if self._taken == self.sources[self._turn].weight:
-            self._turn = (self._turn + 1) % len(self.sources)
-            self._taken = 0
-        self._taken += 1
-        source = self.sources[self._turn]
-        record = source.reader.read()
-        if record is None:
+    def _active(self) -> list[int]:
+        return [
+            index for index, source in enumerate(self.sources) if self.passes is None or source.epoch <= self.passes
+        ]
+
+    def _plan(self, active: Sequence[int], number: int) -> list[int]:
+        """How many of the next `number` records each active corpus gives."""
+        sources = [self.sources[index] for index in active]
+        if self._in_order:
+            return [number, *[0] * (len(active) - 1)]
+        if not self._in_turns:
+            return proportional([source.weight for source in sources], [source.drawn for source in sources], number)
+        weights = [int(source.weight) for source in sources]
+        counts = in_turns(weights, self._phase, number)
+        self._phase = (self._phase + number) % sum(weights)
+        return counts
+
+    def _take(self, index: int, wanted: int, take: Callable[[int, int], int]) -> int:
+        """Up to `wanted` records of a corpus, over as many passes as it has."""
+        source, done, empty = self.sources[index], 0, False
+        while done < wanted:
+            found = take(index, wanted - done)
+            done += found
+            source.drawn += found
+            if done == wanted:
+                break
+            if empty and not found:
+                where = source.reader.paths[0]
+                raise DataError(f"Corpus '{source.name}' must hold at least one example, but {where} has none.")
+            empty = not found
             source.reader.rewind()
             source.epoch += 1
-            record = source.reader.read()
-        if record is None:
-            where = source.reader.paths[0]
-            raise DataError(f"Corpus '{source.name}' must hold at least one example, but {where} has none.")
-        return self._turn, record
+            if self.passes is not None and source.epoch > self.passes:
+                break
+        return done
 
-    def _next_in_order(self) -> tuple[int, Record] | None:
-        while self._turn < len(self.sources):
-            record = self.sources[self._turn].reader.read()
-            if record is not None:
-                return self._turn, record
-            self._turn += 1
-        return None
+
+def in_turns(weights: Sequence[int], phase: int, number: int) -> list[int]:
+    """How many of `number` records each corpus gives, when each has its turn of `weight` records.
+
+    Args:
+        weights: By corpus.
+        phase: Records that the present round of turns has given already.
+        number: Records wanted.
+    """
+    total, start = sum(weights), 0
+    counts = []
+    for weight in weights:
+        before, after = (
+            (count // total) * weight + min(max(count % total - start, 0), weight) for count in (phase, phase + number)
+        )
+        counts.append(after - before)
+        start += weight
+    return counts
+
+
+def proportional(weights: Sequence[float], drawn: Sequence[int], number: int) -> list[int]:
+    """How many of `number` records each corpus gives, so that all that was ever drawn is in proportion to `weights`.
+
+    The next record always comes from the corpus with the smallest (records drawn + 1/2) / weight.
+
+    Args:
+        weights: By corpus.
+        drawn: Records that each has given before.
+        number: Records wanted.
+    """
+    share = np.array(weights, dtype=np.float64) / sum(weights)
+    room = 2
+    while True:
+        offered = np.minimum(np.ceil(share * number).astype(np.int64) + room, number)
+        owner = np.repeat(np.arange(len(weights)), offered)
+        nth = np.arange(offered.sum()) - np.repeat(np.cumsum(offered) - offered, offered)
+        rank = (np.array(drawn, dtype=np.float64)[owner] + nth + 0.5) / share[owner]
+        counts = np.bincount(owner[np.argsort(rank, kind="stable")[:number]], minlength=len(weights))
+        # where a corpus gave all that it offered, it might have given more
+        if not ((counts == offered) & (offered < number)).any():
+            return counts.tolist()
+        room = 2 * room + number
+
+
+def tempered(weights: Sequence[float], sizes: Sequence[int], temperature: float) -> list[float]:
+    """Weights times size^(1 / temperature), adding up to 1 (Devlin et al. 2018; Arivazhagan et al. 2019)."""
+    logs = np.log(np.array(weights)) + np.log(np.maximum(sizes, 1)) / temperature
+    shares = np.exp(logs - logs.max())
+    return (shares / shares.sum()).tolist()
+
+
+def count_records(reader: Reader) -> int:
+    """Number of records of a corpus: from the reader's index, where it has one; else all are passed over."""
+    known = getattr(reader, "count", None)
+    found = known() if known is not None else None
+    if found is None:
+        found = 0
+        while passed := _skip(reader, 1 << 16):
+            found += passed
+        reader.rewind()
+    return int(found)
+
+
+def _skip(reader: Reader, number: int) -> int:
+    fast = getattr(reader, "skip", None)
+    if fast is not None:
+        return int(fast(number))
+    return sum(1 for _ in islice(iter(reader.read, None), number))

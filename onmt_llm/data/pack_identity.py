@@ -29,7 +29,7 @@ from onmt_llm.version import __version__
 _NOT_OF_CORPUS = {"weight", "shuffle", "path_packed", "path_tokens", "row_length"}
 _NOT_OF_DATA = {
     *("data", "transforms", "n_sample", "save_data", "dump_samples", "overwrite"),
-    *("shuffle", "index_cache", "skip_empty_level"),
+    *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),
 }
 """Options that change nothing of an example. Any other may, those to come included."""
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,13 @@ import numpy.typing as npt
 
 from onmt_llm.data.encoding import Encoded
 from onmt_llm.data.readers import Record
+from onmt_llm.data.sharded import ShardedReader
 from onmt_llm.data.token_records import UNTRAINED, Part, Words, parts_of, to_words
 from onmt_llm.errors import DataError
 
 INDEX = "index.json"
 FORMAT = "onmt_llm-tokens"
 VERSION = 1
-_BLOCK = 256
-"""Records that are converted together."""
 
 
 class ShardWriter:
@@ -212,7 +210,7 @@ class _Shard:
         return found
 
 
-class PackReader:
+class PackReader(ShardedReader):
     """The records of a folder of shards, in order or by number.
 
     Args:
@@ -224,53 +222,18 @@ class PackReader:
     """
 
     def __init__(self, corpus: str, folder: Path) -> None:
-        self.corpus = corpus
         self.index = read_index(folder)
-        self.paths: tuple[Path, ...] = (folder,)
         self.parts: tuple[Part, ...] = tuple(self.index["parts"])
         self._shards = [_Shard(folder, entry, len(self.parts)) for entry in self.index["shards"]]
-        self._ends = list(accumulate(shard.entry["records"] for shard in self._shards))
-        self._number = 0
-        self._ahead: list[Record] = []
+        super().__init__(corpus, folder, [shard.entry["records"] for shard in self._shards])
 
     def check(self) -> None:
         for shard in self._shards:
             shard.check(self.corpus)
 
-    def count(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def at(self, number: int) -> Record:
-        return self._read(number, 1)[0]
-
-    def read(self) -> Record | None:
-        if not self._ahead:
-            self._ahead = self._read(self._number, _BLOCK)[::-1] if self._number < self.count() else []
-            if not self._ahead:
-                return None
-        self._number += 1
-        return self._ahead.pop()
-
-    def _read(self, number: int, most: int) -> list[Record]:
-        place = bisect_right(self._ends, number)
-        first = self._ends[place - 1] if place else 0
-        return self._shards[place].read(number - first, min(most, self._ends[place] - number))
-
-    def tell(self) -> list[int]:
-        return [self._number]
-
-    def seek(self, position: Sequence[int]) -> None:
-        (number,) = position
-        if number > self.count():
-            raise DataError(
-                f"The saved position must lie inside {self.paths[0]}, but is record {number} of {self.count()}.",
-                hint="the shards have changed since the run was saved",
-            )
-        self._number, self._ahead = number, []
-
-    def rewind(self) -> None:
-        self.seek([0])
+    def load(self, shard: int, first: int, number: int) -> list[Record]:
+        return self._shards[shard].read(first, number)
 
     def close(self) -> None:
-        self._ahead = []
+        super().close()
         self._shards = [_Shard(shard.folder, shard.entry, shard.each) for shard in self._shards]

@@ -11,18 +11,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onmt_llm.data.differences import compare, compare_texts
 from onmt_llm.data.plots import histogram
-from onmt_llm.data.report import PERCENTILES, CorpusReport, lengths_at, mixture
+from onmt_llm.data.report import PERCENTILES, CorpusReport, Mixture, lengths_at
 from onmt_llm.data.trace import Span, Trace, Traces
 
 _MOSTLY = 0.5
 _UNKNOWN = 0.01
 
 
-def report_page(reports: Sequence[CorpusReport], *, title: str, about: str) -> str:
+def report_page(reports: Sequence[CorpusReport], shares: Mixture, *, title: str, about: str) -> str:
     """The report as a page.
 
     Args:
         reports: Of each corpus.
+        shares: What the weights come to.
         title: Of the page.
         about: One sentence on what was read.
     """
@@ -33,7 +34,7 @@ def report_page(reports: Sequence[CorpusReport], *, title: str, about: str) -> s
         title=title,
         about=about,
         reports=reports,
-        mixture=mixture(reports),
+        mixture=shares,
         percentiles=list(PERCENTILES),
     )
 

@@ -1,30 +1,30 @@
 """`Pipeline`: corpora in, batches out, and a state from which the very next batch can be had again.
 
-A bucket of records is read, transformed by corpus, sorted by length and cut into batches, which are then shuffled. All
-of it depends only on the position of the readers at the start of the bucket, on the seed and on the number of the
-bucket: so the state is small and plain, and restoring it means reading one bucket again.
+The mixture of the corpora is cut into buckets of records (`mixing`, `dealing`); a bucket is transformed, sorted by
+length or packed, and cut into batches, which are then shuffled (`preparing`), here or in worker processes (`lanes`).
+All that comes out of a bucket depends only on its records, on the seed and on its number: so the state is small and
+plain, and restoring it means reading one bucket again.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.buckets import cut_batches
-from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus, open_corpora
 from onmt_llm.data.counts import CorpusCounts
-from onmt_llm.data.encoding import Encoded
-from onmt_llm.data.mixing import Mixer, Source
+from onmt_llm.data.dealing import Hand, Position, deal, deal_again
+from onmt_llm.data.lanes import Lanes, OwnLane, ProcessLanes
+from onmt_llm.data.mixing import Mixer, Source, count_records, tempered
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.prefetch import prefetch
-from onmt_llm.data.readers import Record, check_readers
+from onmt_llm.data.preparing import BucketTask, Preparer, Recipe
+from onmt_llm.data.readers import check_readers
 from onmt_llm.data.records import Task
 from onmt_llm.errors import DataError
-from onmt_llm.log import log_once, logger
+from onmt_llm.log import logger
 from onmt_llm.text.templates import Template
 from onmt_llm.text.tokenizers import Tokenizer
 from onmt_llm.text.vocab import Vocab
@@ -32,14 +32,16 @@ from onmt_llm.text.vocab import Vocab
 if TYPE_CHECKING:
     from onmt_llm.data.batching import Batch
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+# Those that say what batches come out of a bucket; bucket_size says what goes in.
+_LAYOUT = {"batch_type", "batch_size_multiple", "packing", "packing_length", "isolate_documents"}
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A batch, the state behind it, and the counts of the bucket that it came from."""
+class _Ready:
+    """A batch, the state behind it, and the counts up to the bucket that it came from; no batch if that has none."""
 
-    batch: Batch
+    batch: Batch | None
     state: dict[str, Any]
     counts: dict[str, CorpusCounts]
 
@@ -47,8 +49,9 @@ class _Prepared:
 class Pipeline:
     """Batches of weighted corpora.
 
-    In training it goes on for ever, and iterating again continues behind the last batch consumed. In validation every
-    pass reads the corpora once, from the start, bucket by bucket in order of length. One iterator at a time.
+    In training it goes on for ever, or for so many `epochs`, and iterating again continues behind the last batch
+    consumed. In validation every pass reads the corpora once, from the start, bucket by bucket in order of length. One
+    iterator at a time.
 
     Args:
         corpora: Corpora by name.
@@ -64,9 +67,10 @@ class Pipeline:
         add_bos: A language model's input begins with BOS.
         feature_vocabs: Values of the source tokens' features.
         seed: Of the order of batches and of random transforms.
-        training: Endless, shuffled, with random transforms; else one ordered pass.
-        rank: Which share of the examples is ours.
+        training: Shuffled, with random transforms, packed; else one ordered pass.
+        rank: Which share of the batches is ours.
         world_size: Number of shares.
+        pin_memory: Workers put batches into page-locked memory.
 
     Raises:
         ConfigError, DataError: Anything about options or files that can be known before the first example is read.
@@ -91,30 +95,30 @@ class Pipeline:
         training: bool,
         rank: int = 0,
         world_size: int = 1,
+        pin_memory: bool = False,
     ) -> None:
+        assert 0 <= rank < world_size
         model = ModelText(task, vocab, src_vocab, tokenizer, src_tokenizer, template, add_bos, feature_vocabs)
-        self._corpora = open_corpora(corpora, data=data, options=options, model=model, training=training)
+        self._recipe = Recipe(corpora, data, batching, options, model, seed, training)
+        self._corpora = self._recipe.open()
         check_readers([corpus.reader for corpus in self._corpora])
         sources = [Source(corpus.name, corpus.reader, corpus.weight) for corpus in self._corpora]
-        self._mixer = Mixer(sources, infinite=training, rank=rank, world_size=world_size)
-        self._training = training
-        self._batching = batching
-        self._batch_size = batching.batch_size if training else batching.valid_batch_size
-        self._seed = seed
-        self._pad_ids = (_pad_id(vocab), _pad_id(src_vocab or vocab))
-        self._bos_id = vocab.bos_id
-        self._bucket = 0
-        self._kept_epochs = {corpus.name: 0 for corpus in self._corpora}
+        if training and data.mixing_temperature is not None:
+            _temper(sources, data.mixing_temperature)
+        passes = (data.epochs or None) if training else 1
+        self._mixer = Mixer(sources, passes=passes, in_order=not training)
+        self._rank, self._world_size, self._pin_memory = rank, world_size, pin_memory
+        size, batch_size = batching.bucket_size, self._recipe.batch_size
+        self._size = max(size, batch_size) if batching.batch_type == "sents" else size
         self._audited = False
         self._plan = {
-            "rank": rank,
-            "world_size": world_size,
             "seed": seed,
-            "batch_size": self._batch_size,
-            **batching.model_dump(include={"batch_type", "batch_size_multiple", "bucket_size"}),
+            "batch_size": batch_size,
+            "weights": [source.weight for source in sources],
+            **batching.model_dump(include=_LAYOUT),
         }
-        self._start = self._state = self._snapshot()
-        self._counts = self._copy_counts()
+        self._start = self._state = self._fresh()
+        self._counts = {corpus.name: CorpusCounts() for corpus in self._corpora}
 
     @property
     def counts(self) -> dict[str, CorpusCounts]:
@@ -129,198 +133,181 @@ class Pipeline:
         """Plain data (JSON holds it) from which `load_state_dict` yields the batch after the last one consumed."""
         return self._state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+    def load_state_dict(self, state: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken, with any number of workers, and of ranks.
 
-        With other batch options than then, the interrupted bucket begins anew, and a warning says so.
+        With other batch options than then, begun buckets are read again, and a warning says so.
+
+        Args:
+            state: The state of our rank; or, where the number of ranks or `bucket_size` has changed, of rank 0.
+            others: Then: those of all other ranks, in order.
 
         Raises:
-            DataError: The state is of other corpora, of another rank, or of files that have become shorter.
+            DataError: The states are of other corpora, not of all ranks, or of files that have become shorter.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise DataError(
-                f"The saved data position must have version {_STATE_VERSION}, but has {state.get('version')}."
-            )
-        plan = state["plan"]
-        for key in ("rank", "world_size"):
-            if plan[key] != self._plan[key]:
+        states = [state, *others]
+        for each in states:
+            if each.get("version") != _STATE_VERSION:
                 raise DataError(
-                    f"The saved data position must be of {key} {self._plan[key]}, but is of {plan[key]}.",
-                    hint="resume with as many processes as the run was saved with, or start with fresh data",
+                    f"The saved data position must have version {_STATE_VERSION}, but has {each.get('version')}."
                 )
-        consumed = state["consumed"]
-        if plan != self._plan and consumed:
-            logger.warning("Batch options or seed have changed since the run was saved: its last bucket is read again.")
-            consumed = 0
-        self._state = {**state, "consumed": consumed, "plan": self._plan}
-        self._restore(self._state)
-        self._counts = self._copy_counts()
+        mine = self._own(states)
+        if mine is None:
+            mine = self._merged(states)
+        position = Position.from_dict(mine["position"])
+        if mine["plan"] != self._plan:
+            if position != position.begin_anew():
+                logger.warning(
+                    "Batch options or seed have changed since the run was saved: its last bucket is read again."
+                )
+            position = position.begin_anew()
+        self._mixer.load_state_dict(position.mixer)
+        self._state = {**mine, "position": position.to_dict(), "plan": self._plan}
+        self._counts = _counts(self._state)
 
     def close(self) -> None:
         """Close the corpus files."""
         self._mixer.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self._training:
+        if not self._recipe.training:
             self._state = self._start
-        batches = self._prepare(self._state)
-        if self._batching.num_workers:
-            batches = prefetch(batches, self._batching.num_workers * self._batching.prefetch_factor)
-        for prepared in batches:
-            self._state, self._counts = prepared.state, prepared.counts
-            yield prepared.batch
-        if not self._training:
-            self._counts = self._copy_counts()
+        ready = self._ready(self._state)
+        workers = self._recipe.batching.num_workers
+        if workers:
+            ready = prefetch(ready, workers * self._recipe.batching.prefetch_factor)
+        for item in ready:
+            self._state, self._counts = item.state, item.counts
+            if item.batch is not None:
+                yield item.batch
 
-    def _prepare(self, state: Mapping[str, Any]) -> Iterator[_Prepared]:
+    def _ready(self, state: Mapping[str, Any]) -> Iterator[_Ready]:
         """Batches from a state on, each with the state behind it."""
-        from onmt_llm.data.batching import collate
+        from onmt_llm.data.batching import Batch
 
-        self._restore(state)
-        skip = state["consumed"]
-        while True:
-            start = self._snapshot()
-            batches = self._next_bucket()
-            if batches is None:
-                return
-            counts, end = self._copy_counts(), self._snapshot()
-            for number, examples in enumerate(batches, start=1):
-                if number > skip:
-                    batch = collate(examples, pad_id=self._pad_ids[0], src_pad_id=self._pad_ids[1])
-                    yield _Prepared(batch, end if number == len(batches) else {**start, "consumed": number}, counts)
-            skip = 0
+        counts, kept_epochs = _counts(state), dict(state["kept_epochs"])
+        position = Position.from_dict(state["position"])
+        epochs = {name: corpus["epoch"] for name, corpus in position.mixer["corpora"].items()}
+        for hand, prepared in self._lanes().prepare(self._tasks(position)):
+            shared = {"version": _STATE_VERSION, "plan": self._plan, "rank": self._rank, "world_size": self._world_size}
+            begun = {**shared, "kept_epochs": kept_epochs, "counts": _plain(counts)}
+            counts = _added(counts, prepared.counts)
+            kept_epochs = self._check_yield(hand, prepared.kept, kept_epochs, counts)
+            epochs = self._report_epochs(hand, epochs)
+            done = {**shared, "kept_epochs": kept_epochs, "counts": _plain(counts), "position": hand.after.to_dict()}
+            for number, arrays in enumerate(prepared.batches, start=1):
+                batch = Batch.of(arrays)
+                last = number == len(prepared.batches)
+                yield _Ready(
+                    batch.pin() if self._pin_memory else batch,
+                    done if last else {**begun, "position": hand.before.after(number).to_dict()},
+                    counts,
+                )
+            if not prepared.batches:
+                yield _Ready(None, done, counts)
 
-    def _next_bucket(self) -> list[list[Encoded]] | None:
-        """The batches of the next bucket; None when the corpora are used up."""
-        epochs = self._epochs()
-        records = self._draw()
-        if not any(records):
-            return None
-        self._bucket += 1
-        kept_before = [corpus.counts.kept for corpus in self._corpora]
-        examples = [
-            example for corpus, own in zip(self._corpora, records, strict=True) for example in self._encode(corpus, own)
-        ]
-        self._audit(examples)
-        for corpus, own, kept in zip(self._corpora, records, kept_before, strict=True):
-            if own:
-                self._check_yield(corpus, corpus.counts.kept > kept)
-        if self._training:
-            self._report_epochs(epochs)
-        return self._cut(examples)
+    def _tasks(self, position: Position) -> Iterator[tuple[Hand, BucketTask]]:
+        for hand in deal(self._mixer, position, size=self._size, rank=self._rank, world_size=self._world_size):
+            yield hand, BucketTask(hand.piece, hand.records, audit=not self._audited)
+            self._audited = True
 
-    def _draw(self) -> list[list[Record]]:
-        """The records of a bucket, by corpus."""
-        size = self._batching.bucket_size
-        if self._batching.batch_type == "sents":
-            size = max(size, self._batch_size)
-        records: list[list[Record]] = [[] for _ in self._corpora]
-        for _ in range(size):
-            drawn = self._mixer.draw()
-            if drawn is None:
-                break
-            records[drawn[0]].append(drawn[1])
-        return records
+    def _lanes(self) -> Lanes:
+        """Validation needs no processes of its own: what there is of it is soon prepared in a thread."""
+        batching = self._recipe.batching
+        if batching.num_workers and batching.worker_type == "process" and self._recipe.training:
+            return ProcessLanes(self._recipe, batching.num_workers)
+        return OwnLane(Preparer(self._recipe, self._corpora))
 
-    def _encode(self, corpus: Corpus, records: Sequence[Record]) -> Iterator[Encoded]:
-        for index, transform in enumerate(corpus.transforms):
-            transform.reseed(_number(self._seed, self._bucket, corpus.name, index))
-        for example in corpus.examples(records):
-            encoded = corpus.encode(example)
-            if encoded is not None:
-                yield encoded
+    def _own(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """The state of our rank, if it goes on as it was."""
+        mine = next((state for state in states if state["rank"] == self._rank), states[0])
+        same = (mine["rank"], mine["world_size"]) == (self._rank, self._world_size)
+        resized = mine["position"]["size"] != self._size
+        return mine if same and not (resized and self._world_size > 1) else None
 
-    def _check_yield(self, corpus: Corpus, kept: bool) -> None:
-        """A corpus of which a whole pass (by all ranks) leaves nothing would be read for ever."""
-        epoch = self._epochs()[corpus.name]
-        if kept or not self._training:
-            self._kept_epochs[corpus.name] = epoch
-        elif epoch - self._kept_epochs[corpus.name] > self._mixer.world_size:
+    def _merged(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Our share of what all ranks have left to do."""
+        if [state["rank"] for state in states] != list(range(states[0]["world_size"])):
+            ranks = ", ".join(str(state["rank"]) for state in states)
             raise DataError(
-                f"Corpus '{corpus.name}' must yield at least one example in a whole pass, but yields none: "
-                f"{corpus.counts.summary()}.",
-                hint="look at its transforms and limits, or write samples with n_sample",
+                f"The saved data positions must be those of all {states[0]['world_size']} ranks, in order, when their "
+                f"number or bucket_size has changed, but are those of rank {ranks}."
             )
-
-    def _cut(self, examples: list[Encoded]) -> list[list[Encoded]]:
-        # within one width by either side, which leaves the least padding on the shorter one
-        examples.sort(
-            key=lambda example: (example.width, len(example.tgt), 0 if example.src is None else len(example.src))
-        )
-        batches = [
-            examples[start:end]
-            for start, end in cut_batches(
-                [example.width for example in examples],
-                batch_size=self._batch_size,
-                batch_type=self._batching.batch_type,
-                multiple=self._batching.batch_size_multiple,
-            )
-        ]
-        if self._batching.batch_type == "tokens" and examples and examples[-1].width > self._batch_size:
-            log_once(
-                f"An example has {examples[-1].width} tokens, more than batch_size {self._batch_size}: "
-                "it is a batch of its own (filtertoolong keeps such examples out)."
-            )
-        if self._training:
-            random.Random(_number(self._seed, self._bucket, "order", 0)).shuffle(batches)
-        return batches
-
-    def _audit(self, examples: Sequence[Encoded]) -> None:
-        """A look at the first bucket for what would spoil the whole run.
-
-        Raises:
-            DataError: Examples came through, but the loss would see no token of any.
-        """
-        if self._audited:
-            return
-        self._audited = True
-        skipped = sum(corpus.counts.dropped[NOTHING_TRAINED] for corpus in self._corpora)
-        if not examples and skipped:
-            raise DataError(
-                f"At least one token of the first bucket must be trained, but none of its {skipped} examples has one.",
-                hint="zero_out_prompt_loss trains answers only: are there any, and are they marked?",
-            )
-        if any(self._bos_id is not None and (example.tgt[:2] == self._bos_id).sum() == 2 for example in examples):
-            logger.warning("Examples begin with BOS twice: the text or its template brings one of its own.")
-        if self._training and examples:
-            logger.info("First bucket: %s", "; ".join(f"{c.name}: {c.counts.summary()}" for c in self._corpora))
-
-    def _epochs(self) -> dict[str, int]:
-        return {source.name: source.epoch for source in self._mixer.sources}
-
-    def _report_epochs(self, before: Mapping[str, int]) -> None:
-        for name, epoch in self._epochs().items():
-            if epoch > before[name]:
-                logger.info("Epoch %d of corpus '%s'.", epoch, name)
-
-    def _snapshot(self) -> dict[str, Any]:
-        """The state at the start of a bucket."""
+        positions = deal_again([Position.from_dict(state["position"]) for state in states], self._world_size)
+        counts = {name: CorpusCounts() for name in states[0]["counts"]}
+        for state in states if self._rank == 0 else ():
+            counts = _added(counts, _counts(state))
         return {
-            "version": _STATE_VERSION,
-            "bucket": self._bucket,
-            "consumed": 0,
-            "mixer": self._mixer.state_dict(),
-            "kept_epochs": dict(self._kept_epochs),
-            "counts": {corpus.name: corpus.counts.to_dict() for corpus in self._corpora},
-            "plan": self._plan,
+            **states[0],
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "position": positions[self._rank].to_dict(),
+            "counts": _plain(counts),
         }
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._mixer.load_state_dict(state["mixer"])
-        self._bucket = state["bucket"]
-        self._kept_epochs = dict(state["kept_epochs"])
-        for corpus in self._corpora:
-            corpus.counts = CorpusCounts.from_dict(state["counts"][corpus.name])
+    def _check_yield(
+        self, hand: Hand, kept: Mapping[str, int], epochs: Mapping[str, int], counts: Mapping[str, CorpusCounts]
+    ) -> dict[str, int]:
+        """A corpus of which a whole pass (by all ranks) leaves nothing would be read for ever.
 
-    def _copy_counts(self) -> dict[str, CorpusCounts]:
-        return {corpus.name: CorpusCounts.from_dict(corpus.counts.to_dict()) for corpus in self._corpora}
+        Returns:
+            By corpus, the epoch in which an example came through last.
+        """
+        last = dict(epochs)
+        for name, corpus in hand.after.mixer["corpora"].items():
+            if kept[name] or not self._recipe.training:
+                last[name] = corpus["epoch"]
+            elif corpus["epoch"] - last[name] > self._world_size:
+                raise DataError(
+                    f"Corpus '{name}' must yield at least one example in a whole pass, but yields none: "
+                    f"{counts[name].summary()}.",
+                    hint="look at its transforms and limits, or write samples with n_sample",
+                )
+        return last
+
+    def _report_epochs(self, hand: Hand, before: Mapping[str, int]) -> dict[str, int]:
+        epochs = {name: corpus["epoch"] for name, corpus in hand.after.mixer["corpora"].items()}
+        for name, epoch in epochs.items() if self._recipe.training else ():
+            if before[name] < epoch <= (self._mixer.passes or epoch):
+                logger.info("Epoch %d of corpus '%s'.", epoch, name)
+        return epochs
+
+    def _fresh(self) -> dict[str, Any]:
+        """The state before the first record."""
+        names = [corpus.name for corpus in self._corpora]
+        return {
+            "version": _STATE_VERSION,
+            "plan": self._plan,
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "kept_epochs": {name: 0 for name in names},
+            "counts": _plain({name: CorpusCounts() for name in names}),
+            "position": Position(self._size, 0, self._mixer.state_dict()).to_dict(),
+        }
 
 
-def _pad_id(vocab: Vocab) -> int:
-    """Padding is hidden from the model and from the loss, so that any id will do where the model has none for it."""
-    return vocab.pad_id if vocab.pad_id is not None else vocab.eos_id or 0
+def _temper(sources: Sequence[Source], temperature: float) -> None:
+    """Set the weights that the mixing temperature asks for."""
+    sizes = [count_records(source.reader) for source in sources]
+    weights = tempered([source.weight for source in sources], sizes, temperature)
+    for source, size, weight in zip(sources, sizes, weights, strict=True):
+        logger.info(
+            "Corpus '%s' has %d examples, and a share of %.2f%% of the mixture.", source.name, size, 100 * weight
+        )
+        source.weight = weight
 
 
-def _number(*parts: int | str) -> int:
-    """A number that depends on all parts and on nothing else (not on the process' hash seed)."""
-    return random.Random(":".join(map(str, parts))).getrandbits(31)
+def _counts(state: Mapping[str, Any]) -> dict[str, CorpusCounts]:
+    return {name: CorpusCounts.from_dict(saved) for name, saved in state["counts"].items()}
+
+
+def _plain(counts: Mapping[str, CorpusCounts]) -> dict[str, Any]:
+    return {name: count.to_dict() for name, count in counts.items()}
+
+
+def _added(counts: Mapping[str, CorpusCounts], more: Mapping[str, CorpusCounts]) -> dict[str, CorpusCounts]:
+    """The sums, as new objects."""
+    sums = {name: CorpusCounts.from_dict(count.to_dict()) for name, count in counts.items()}
+    for name, count in more.items():
+        sums[name].add(count)
+    return sums

@@ -11,6 +11,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.chunks import Chunk, Source, run_chunks
 from onmt_llm.data.corpus import Corpus, split_corpora
 from onmt_llm.data.counts import CorpusCounts, percent, percentile
+from onmt_llm.data.mixing import tempered
 from onmt_llm.data.model_text import ModelText
 
 FORMAT_VERSION = 1
@@ -26,14 +27,14 @@ class CorpusReport:
         name: Its name in `data:`.
         files: Its files.
         transforms: What happens to its examples.
-        weight: Records taken in a row; 0 = for validation.
+        weight: Its weight in the mixture; 0 = for validation.
         counts: What happened.
     """
 
     name: str
     files: tuple[str, ...]
     transforms: tuple[str, ...]
-    weight: int
+    weight: float
     counts: CorpusCounts
 
     @property
@@ -128,16 +129,24 @@ def measure(
     return reports
 
 
-def mixture(reports: Sequence[CorpusReport]) -> Mixture:
-    """What the weights come to; corpora for validation apart."""
+def mixture(reports: Sequence[CorpusReport], temperature: float | None = None) -> Mixture:
+    """What the weights come to; corpora for validation apart.
+
+    Args:
+        reports: Of each corpus, read as a whole where there is a temperature.
+        temperature: `mixing_temperature`.
+    """
     training = [report for report in reports if report.weight]
+    weights = [report.weight for report in training]
+    if temperature is not None:
+        weights = tempered(weights, [report.counts.read for report in training], temperature)
     per_record = {
         report.name: (
-            report.weight,
-            report.weight * report.counts.tokens / max(report.counts.read, 1),
-            report.weight * report.counts.trained / max(report.counts.read, 1),
+            weight,
+            weight * report.counts.tokens / max(report.counts.read, 1),
+            weight * report.counts.trained / max(report.counts.read, 1),
         )
-        for report in training
+        for report, weight in zip(training, weights, strict=True)
     }
     examples, tokens, trained = (
         _shares({name: values[place] for name, values in per_record.items()}) for place in range(3)
@@ -145,12 +154,12 @@ def mixture(reports: Sequence[CorpusReport]) -> Mixture:
     return Mixture(examples, tokens, trained)
 
 
-def to_json(reports: Sequence[CorpusReport]) -> dict[str, Any]:
+def to_json(reports: Sequence[CorpusReport], shares: Mixture) -> dict[str, Any]:
     """The whole report as plain data."""
     return {
         "format_version": FORMAT_VERSION,
         "corpora": {report.name: report.to_dict() for report in reports},
-        "mixture": mixture(reports).__dict__,
+        "mixture": shares.__dict__,
     }
 
 

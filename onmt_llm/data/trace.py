@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from onmt_llm.data.encoding import IGNORED, Encoded
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import Record, check_readers
+from onmt_llm.data.seeding import derived_seed
 from onmt_llm.data.transforms import Transform
 from onmt_llm.text.vocab import Vocab
 
@@ -152,7 +152,7 @@ def _collect(corpus: Corpus, model: ModelText, number: int, seed: int) -> Traces
         if not group:
             break
         for place, transform in enumerate(corpus.transforms):
-            transform.reseed(random.Random(f"{seed}:{corpus.name}:{looked_at}:{place}").getrandbits(31))
+            transform.reseed(derived_seed(seed, corpus.name, looked_at, place))
         looked_at += len(group)
         for trace in follow(corpus, group, model):
             outcomes[trace.outcome] += 1

@@ -19,6 +19,7 @@ from onmt_llm.data.counting import Counts, count_tokens
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.records import Task
 from onmt_llm.data.samples import write_samples
+from onmt_llm.data.transforms import added_tokens
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError
@@ -135,7 +136,14 @@ def _learn(source: Source, config: VocabJobConfig, n_sample: int) -> tuple[Sourc
     _check_free([file], overwrite=config.corpora.overwrite)
     size = config.counting.learn_subwords_size
     logger.info("Learning %d %s subwords.", size, kind)
-    content = learning.learn(source, kind, size=size, n_sample=n_sample, processes=config.counting.num_threads)
+    content = learning.learn(
+        source,
+        kind,
+        size=size,
+        n_sample=n_sample,
+        processes=config.counting.num_threads,
+        symbols=added_tokens(source.corpora, source.data, source.options, in_text=True),
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     logger.info("Subword model: %s (src_subword_model).", file)

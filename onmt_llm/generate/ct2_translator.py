@@ -94,6 +94,12 @@ class Ct2Translator(Ct2Engine):
         super()._check(options, prefixes=prefixes)
         config = self.codec.config
         held = (config.alignment_layer, config.alignment_heads)
+        if options.report_align and config.full_context_alignment:
+            raise UnsupportedError(
+                "A release aligns each token by those before it, but this model was trained with "
+                "full_context_alignment.",
+                hint="align with the checkpoint",
+            )
         asked = options.alignment(*held) if options.report_align else held
         if (options.report_align or options.replace_unk) and self._heads(*asked) != self._heads(*held):
             raise UnsupportedError(

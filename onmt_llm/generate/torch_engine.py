@@ -273,16 +273,19 @@ class TorchEngine:
         owners = [source for source, hypotheses in zip(sources, found, strict=True) for _ in hypotheses]
         answers = [hypothesis for hypotheses in found for hypothesis in hypotheses]
         # Without an alignment layer to report, unknown tokens go by the last layer's first head, as in OpenNMT-py.
-        trained = (self._codec.config.alignment_layer, self._codec.config.alignment_heads)
+        config = self._codec.config
+        trained = (config.alignment_layer, config.alignment_heads)
         wanted = options.alignment(*trained) if options.report_align else (-1, 1)
+        wide = options.report_align and config.full_context_alignment
         start = self._codec.vocab.bos_id
         assert start is not None
         weights = []
         for model in self._models:
             device = next(model.parameters()).device
             memory_BSD, mask_BS = encode_sources(model, owners, device)
-            tgt_BT, _ = pad_right([[start, *self._codec.vocab.ids(answer.tokens)] for answer in answers], device)
-            weights.append(model.decode(tgt_BT, memory_BSD, mask_BS, align=wanted)[1])
+            tgt_BT, real_BT = pad_right([[start, *self._codec.vocab.ids(answer.tokens)] for answer in answers], device)
+            wide_BT = (torch.ones_like(tgt_BT, dtype=torch.bool) if real_BT is None else real_BT) if wide else None
+            weights.append(model.decode(tgt_BT, memory_BSD, mask_BS, align=wanted, align_mask_BT=wide_BT)[1])
         places = torch.stack(weights).mean(dim=0).argmax(dim=-1).tolist()
         aligned = iter(
             replace(answer, alignment=tuple(row[: len(answer.tokens)]))

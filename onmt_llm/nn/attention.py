@@ -63,9 +63,30 @@ def padding_mask(mask_BS: Tensor | None) -> Mask:
     return Mask(mask_BS[:, None, None, :])
 
 
-def encoder_mask(config: ModelConfig, positions: Positions, mask_BS: Tensor | None, device: torch.device) -> Mask:
-    """Both directions, real tokens only, with ALiBi where the model has it."""
-    mask = padding_mask(mask_BS)
+def same_document(doc_BT: Tensor, key_doc_BS: Tensor) -> Tensor:
+    """(B, T, S): whether query and key are of one document; padding (0) sees padding, so that nothing becomes NaN."""
+    return doc_BT[:, :, None] == key_doc_BS[:, None, :]
+
+
+def memory_mask(mask_BS: Tensor | None, doc_BT: Tensor | None, src_doc_BS: Tensor | None) -> Mask:
+    """What the target may see of the source: real tokens, and in packed rows those of its own document."""
+    if doc_BT is None or src_doc_BS is None:
+        return padding_mask(mask_BS)
+    # The sources of a row may leave no padding over for its padded targets to look at: these see all.
+    allowed_BTS = same_document(doc_BT, src_doc_BS) | (doc_BT == 0)[:, :, None]
+    return Mask(allowed_BTS[:, None])
+
+
+def encoder_mask(
+    config: ModelConfig,
+    positions: Positions,
+    mask_BS: Tensor | None,
+    device: torch.device,
+    *,
+    doc_BS: Tensor | None = None,
+) -> Mask:
+    """Both directions, real tokens only, within the document, with ALiBi where the model has it."""
+    mask = padding_mask(mask_BS) if doc_BS is None else Mask(same_document(doc_BS, doc_BS)[:, None])
     if config.position != "alibi":
         return mask
     index_S = torch.arange(positions.length, device=device)
@@ -104,7 +125,7 @@ def decoder_mask(
         real_BS = key_S >= left_pad_B[:, None]
         allowed = allowed & (real_BS[:, None, :] | (key_S == query_T[:, None]))
     if doc_BT is not None:
-        allowed = allowed & (doc_BT[:, :, None] == doc_BT[:, None, :])
+        allowed = allowed & same_document(doc_BT, doc_BT)
     allowed = allowed[:, None] if allowed.dim() == 3 else allowed[None, None]
     if not alibi:
         return Mask(allowed)

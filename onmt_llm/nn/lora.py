@@ -1,7 +1,12 @@
 """Low-rank adapters (Hu et al. 2021) around frozen linear and embedding layers.
 
-The layer computes base(x) + (alpha / rank) * x A' B' with A of shape (rank, in) and B of shape (out, rank). B starts at
-zero, so that a new adapter changes nothing, to the bit.
+The layer computes base(x) + scale * x A' B' with A of shape (rank, in) and B of shape (out, rank); scale is
+alpha / rank. B starts at zero, so that a new adapter changes nothing, to the bit. `Variant` names what may differ:
+
+- rsLoRA (Kalajdzievski 2023): scale = alpha / sqrt(rank), so that higher ranks learn as fast.
+- DoRA (Liu et al. 2024): the rows of W + scale * B A are brought to a trained length, the magnitude. As in the paper
+  (section 4.3) no gradient goes through the length that they have.
+- PiSSA and LoftQ: the adapter starts with a share of the weight, which is taken out of the base (`lora_init.py`).
 
 The adapter is kept in float32 whatever the type of the base (an update of 1e-5 is lost in bf16) and cast to the type
 of the activations on use, which costs little since it is small.
@@ -11,6 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +26,50 @@ from torch import Tensor, nn
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.nn import wrap
 from onmt_llm.nn.embeddings import TokenEmbedding
-from onmt_llm.nn.quantized import Int8Linear, linear_weight
+from onmt_llm.nn.quantized import Int8Linear, linear_weight, weight_blocks
+
+LoraInit = Literal["default", "pissa", "loftq"]
+TRAINED = ("lora_a", "lora_b", "lora_magnitude")
+"""What of an adapter is trained; a layer has the first two, and the third with DoRA."""
+KEPT = ("lora_start_a", "lora_start_b", "lora_shift_a", "lora_shift_b")
+"""What an adapter that did not begin with B = 0 must remember; see `lora_init.py`."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How adapters differ from plain LoRA, and from each other.
+
+    Attributes:
+        rslora: The scale is alpha / sqrt(rank).
+        dora: The length of each row is trained apart from its direction.
+        ranks: Rank of single layers, by name as `wrap.match` takes them; the longest name counts.
+        alphas: Alpha of single layers.
+        init: What A and B begin with.
+        init_iter: Steps of that initialisation; None = as it likes.
+    """
+
+    rslora: bool = False
+    dora: bool = False
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    init: LoraInit = "default"
+    init_iter: int | None = None
+
+    def size(self, path: str, rank: int, alpha: float) -> tuple[int, float]:
+        """Rank and scale of the layer at `path`, where others have `rank` and `alpha`."""
+        rank, alpha = wrap.lookup(self.ranks, path, rank), wrap.lookup(self.alphas, path, alpha)
+        if rank < 1:
+            raise ConfigError(f"lora_rank must be >= 1, but is {rank} for '{path}'.")
+        return rank, alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def kept(self, *, embedding: bool) -> tuple[str, ...]:
+        """Which of `KEPT` a layer has."""
+        if self.init == "default" or embedding:
+            return ()
+        return KEPT if self.init == "loftq" and (self.init_iter or 1) > 1 else KEPT[:2]
+
+
+PLAIN = Variant()
 
 
 class LoRALinear(nn.Module):
@@ -28,33 +78,73 @@ class LoRALinear(nn.Module):
     Args:
         base: The layer; it is kept as `base` and frozen.
         rank: Inner size of the adapter.
-        alpha: The adapter's output is scaled by alpha / rank.
+        scale: The adapter's output is multiplied by it.
         dropout: Of the adapter's input, while training.
+        dora: The length of the rows is trained.
+        kept: Tensors of `KEPT` that the adapter has.
     """
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> None:
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    lora_magnitude: nn.Parameter | None
+    base_squares: Tensor
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        *,
+        dora: bool = False,
+        kept: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.in_features, self.out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
-        self.scale, self.dropout = _scale(rank, alpha), dropout
-        self.lora_a, self.lora_b = _adapter(rank, self.in_features, self.out_features, base.weight.device)  # type: ignore[arg-type]
+        self.scale, self.dropout = scale, dropout
+        _add_tensors(self, rank, self.in_features, self.out_features, base.weight.device, kept)  # type: ignore[arg-type]
         nn.init.uniform_(self.lora_a, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
+        self.lora_magnitude = None
+        if dora:
+            squares_O = torch.cat([rows.square().sum(1) for rows in weight_blocks(base)])
+            self.register_buffer("base_squares", squares_O, persistent=False)
+            self.lora_magnitude = nn.Parameter(squares_O.sqrt())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the type of the base's output."""
         y = self.base(x)
-        a, b = self.lora_a.to(y.dtype), (self.lora_b * self.scale).to(y.dtype)
+        a, b = self.lora_a.to(y.dtype), self.lora_b * self.scale
+        if self.lora_magnitude is not None:
+            growth_O = self.lora_magnitude / self._row_lengths()
+            plain = y if self.base.bias is None else y - self.base.bias
+            # Added to y rather than multiplied into it: bf16 has no number between 1 and 1.008.
+            y = torch.addcmul(y, plain, (growth_O - 1).to(y.dtype))
+            b = b * growth_O[:, None]
         low = F.linear(F.dropout(x, self.dropout, self.training).to(y.dtype), a)
-        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.t()).view(y.shape)
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.to(y.dtype).t()).view(y.shape)
+
+    @torch.no_grad()
+    def _row_lengths(self) -> Tensor:
+        """Lengths of the rows of W + scale * B A; W is read once, for its product with A, and never copied."""
+        products_OR = torch.cat([rows @ self.lora_a.t() for rows in weight_blocks(self.base)])
+        return _lengths(self.base_squares, products_OR, self.lora_a, self.lora_b, self.scale)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """(out, in) weight of a plain layer that computes the same, in the base's type (float32 if it is quantised)."""
         weight = linear_weight(self.base)
-        return (weight.float() + self.scale * (self.lora_b @ self.lora_a)).to(weight.dtype)
+        merged = adapted_weight(weight.float(), self.lora_a, self.lora_b, self.scale, self.lora_magnitude)
+        return merged.to(weight.dtype)
+
+    @torch.no_grad()
+    def reset_magnitude(self) -> None:
+        """Make the lengths of the rows, as A and B are now, those to begin with."""
+        if self.lora_magnitude is not None:
+            self.lora_magnitude.copy_(self._row_lengths())
 
     def extra_repr(self) -> str:
-        return f"rank={self.lora_a.shape[0]}, scale={self.scale}, dropout={self.dropout}"
+        return _repr(self)
 
 
 class LoRAEmbedding(nn.Module):
@@ -66,48 +156,100 @@ class LoRAEmbedding(nn.Module):
     Args:
         base: The embedding; it is kept as `base` and frozen.
         rank: Inner size of the adapter.
-        alpha: The adapter's output is scaled by alpha / rank.
+        scale: The adapter's output is multiplied by it.
         dropout: Of the adapter's vectors, while training.
+        dora: The length of each dimension, over all tokens, is trained (as peft has it).
     """
 
-    def __init__(self, base: TokenEmbedding, rank: int, alpha: float, dropout: float = 0.0) -> None:
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    lora_magnitude: nn.Parameter | None
+    base_squares: Tensor
+
+    def __init__(
+        self, base: TokenEmbedding, rank: int, scale: float, dropout: float = 0.0, *, dora: bool = False
+    ) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.scale, self.dropout = _scale(rank, alpha), dropout
-        self.lora_a, self.lora_b = _adapter(rank, base.num_embeddings, base.embedding_dim, base.weight.device)
+        self.scale, self.dropout = scale, dropout
+        _add_tensors(self, rank, base.num_embeddings, base.embedding_dim, base.weight.device)
         nn.init.normal_(self.lora_a, std=1 / rank)
+        self.lora_magnitude = None
+        if dora:
+            squares_D = base.weight.float().square().sum(0)
+            self.register_buffer("base_squares", squares_D, persistent=False)
+            self.lora_magnitude = nn.Parameter(squares_D.sqrt())
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         y_BTD = self.base(ids_BT)
+        growth_D = self._growth()
         low = F.dropout(F.embedding(ids_BT, self.lora_a.t()), self.dropout, self.training)
-        return y_BTD + F.linear(low, self.lora_b * self.scale).to(y_BTD.dtype)
+        b = self.lora_b * self.scale
+        if growth_D is not None:
+            y_BTD, b = torch.addcmul(y_BTD, y_BTD, (growth_D - 1).to(y_BTD.dtype)), b * growth_D[:, None]
+        return y_BTD + F.linear(low, b).to(y_BTD.dtype)
 
     def project(self, x_BTD: Tensor) -> Tensor:
         """Scores of all tokens (B, T, V) with the adapted matrix."""
+        growth_D = self._growth()
+        if growth_D is not None:
+            x_BTD = torch.addcmul(x_BTD, x_BTD, (growth_D - 1).to(x_BTD.dtype))
         y_BTV = self.base.project(x_BTD)
         low = F.linear(F.dropout(x_BTD, self.dropout, self.training), (self.lora_b * self.scale).t().to(x_BTD.dtype))
         return y_BTV + F.linear(low, self.lora_a.t().to(x_BTD.dtype))
+
+    def _growth(self) -> Tensor | None:
+        """What DoRA multiplies each dimension by."""
+        if self.lora_magnitude is None:
+            return None
+        with torch.no_grad():
+            products_DR = (self.lora_a @ self.base.weight.float()).t()
+            lengths_D = _lengths(self.base_squares, products_DR, self.lora_a, self.lora_b, self.scale)
+        return self.lora_magnitude / lengths_D
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """(V, D) weight of a plain embedding that computes the same."""
         weight = self.base.weight
-        return (weight.float() + self.scale * (self.lora_b @ self.lora_a).t()).to(weight.dtype)
+        merged = adapted_weight(weight.float().t(), self.lora_a, self.lora_b, self.scale, self.lora_magnitude)
+        return merged.t().to(weight.dtype).contiguous()
 
     def extra_repr(self) -> str:
-        return f"rank={self.lora_a.shape[0]}, scale={self.scale}, dropout={self.dropout}"
+        return _repr(self)
 
 
-def _scale(rank: int, alpha: float) -> float:
-    if rank < 1:
-        raise ConfigError(f"lora_rank must be >= 1, but is {rank}.")
-    return alpha / rank
+def adapted_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> Tensor:
+    """W + scale * B A (out, in), its rows brought to the lengths in `magnitude` where DoRA has them; all in float32."""
+    merged = torch.addmm(weight, b.float(), a.float(), alpha=scale)
+    if magnitude is None:
+        return merged
+    return merged * (magnitude.float() / merged.norm(dim=1).clamp(min=_TINY))[:, None]
 
 
-def _adapter(rank: int, inputs: int, outputs: int, device: torch.device) -> tuple[nn.Parameter, nn.Parameter]:
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def _lengths(base_squares_O: Tensor, products_OR: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Lengths of the rows of W + scale * B A from those of W, |W|^2 = `base_squares_O`, and W A' = `products_OR`."""
+    cross_O = (products_OR * b).sum(1)
+    own_O = ((b @ (a @ a.t())) * b).sum(1)
+    return (base_squares_O + 2 * scale * cross_O + scale**2 * own_O).clamp(min=_TINY).sqrt()
+
+
+def _add_tensors(
+    module: nn.Module, rank: int, inputs: int, outputs: int, device: torch.device, kept: Sequence[str] = ()
+) -> None:
+    """A (not set yet), B = 0 and, all zeros, what the adapter must remember."""
     a = torch.empty(rank, inputs, dtype=torch.float32, device=device)
     b = torch.zeros(outputs, rank, dtype=torch.float32, device=device)
-    return nn.Parameter(a), nn.Parameter(b)
+    module.lora_a, module.lora_b = nn.Parameter(a), nn.Parameter(b)
+    for name in kept:
+        module.register_buffer(name, torch.zeros_like(a if name.endswith("a") else b))
+
+
+def _repr(module: LoRALinear | LoRAEmbedding) -> str:
+    dora = "" if module.lora_magnitude is None else ", dora"
+    return f"rank={module.lora_a.shape[0]}, scale={module.scale:g}, dropout={module.dropout}{dora}"
 
 
 def add_lora(
@@ -118,6 +260,7 @@ def add_lora(
     alpha: float,
     dropout: float = 0.0,
     embedding: bool = False,
+    variant: Variant = PLAIN,
 ) -> list[str]:
     """Wrap the named layers, after they were loaded and quantised; nothing else is frozen yet (`freeze_all_but_lora`).
 
@@ -128,6 +271,7 @@ def add_lora(
         alpha: Their outputs are scaled by alpha / rank.
         dropout: Of the adapters' inputs.
         embedding: Wrap the token embeddings too (with tied embeddings, the output layer thereby).
+        variant: How they differ from plain LoRA.
 
     Returns:
         Dotted paths of the wrapped layers.
@@ -138,13 +282,19 @@ def add_lora(
     names = [*names, "embed_tokens"] if embedding else list(names)
     if not names:
         raise ConfigError("lora_layers must name at least one layer, but is empty.", hint="or set lora_embedding: true")
-    for path in wrap.match(model, names):
+    paths = wrap.match(model, names)
+    for path in paths:
         _check_target(model.get_submodule(path), path)
+    for option, patterns in (("lora_rank_pattern", variant.ranks), ("lora_alpha_pattern", variant.alphas)):
+        idle = [name for name in patterns if not any(wrap.means(name, path) for path in paths)]
+        if idle:
+            raise ConfigError(f"{option} must name layers that have an adapter, but {', '.join(idle)} has none.")
 
     def factory(module: nn.Module, path: str) -> nn.Module:
+        own_rank, scale = variant.size(path, rank, alpha)
         if isinstance(module, TokenEmbedding):
-            return LoRAEmbedding(module, rank, alpha, dropout)
-        return LoRALinear(module, rank, alpha, dropout)
+            return LoRAEmbedding(module, own_rank, scale, dropout, dora=variant.dora)
+        return LoRALinear(module, own_rank, scale, dropout, dora=variant.dora, kept=variant.kept(embedding=False))
 
     return wrap.replace(model, names, factory)
 
@@ -167,23 +317,24 @@ def freeze_all_but_lora(model: nn.Module) -> int:
     """Leave only the adapters trainable, the output layer included among the frozen.
 
     Returns:
-        Number of trainable parameters: rank * (in + out) summed over the wrapped layers.
+        Number of trainable parameters: rank * (in + out) summed over the wrapped layers, with DoRA out more of each.
     """
     model.requires_grad_(False)
     trainable = 0
     for module in lora_modules(model).values():
-        for parameter in (module.lora_a, module.lora_b):
+        for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(True)
             trainable += parameter.numel()
     return trainable
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters' tensors under the names of an adapter checkpoint: `<layer>.lora_a`, `<layer>.lora_b`."""
+    """The adapters' tensors under the names of an adapter checkpoint: `<layer>.lora_a`, `<layer>.lora_b` ..."""
     return {
         f"{path}.{name}": tensor.detach()
         for path, module in lora_modules(model).items()
-        for name, tensor in (("lora_a", module.lora_a), ("lora_b", module.lora_b))
+        for name in (*TRAINED, *KEPT)
+        if (tensor := getattr(module, name, None)) is not None
     }
 
 

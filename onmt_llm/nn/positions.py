@@ -35,6 +35,11 @@ class Positions:
     def end(self) -> int:
         return self.start + self.length
 
+    @property
+    def last(self) -> int:
+        """The highest position of any token."""
+        return self.end - 1 if self.index_BT is None else int(self.index_BT.max())
+
     def rows(self, table: Tensor) -> Tensor:
         """Rows of a table with P >= `end` rows: (T, ...) when all rows agree, else (B, T, ...)."""
         return table[self.start : self.end] if self.index_BT is None else table[self.index_BT]

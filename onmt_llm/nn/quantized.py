@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -243,6 +243,21 @@ def linear_weight(module: nn.Module) -> Tensor:
     if isinstance(module, nn.Linear):
         return module.weight
     raise UnsupportedError(f"A linear layer is needed to read a weight from, but this is a {kind}.")
+
+
+def weight_blocks(module: nn.Module) -> Iterator[Tensor]:
+    """The weight of a linear layer in float32, some rows at a time, so that no copy of the whole one is made.
+
+    Raises:
+        UnsupportedError: The module is not a linear layer.
+    """
+    if isinstance(module, Int8Linear):
+        for rows in _row_blocks(module.weight):
+            yield _dequantize(module.weight[rows], module.scale[rows], torch.float32)
+        return
+    weight = linear_weight(module)
+    for rows in _row_blocks(weight):
+        yield weight[rows].float()
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -20,8 +20,10 @@ from onmt_llm.nn.attention import (
     build_relative_bias,
     decoder_mask,
     encoder_mask,
+    memory_mask,
     padding_mask,
     relative_bias,
+    same_document,
 )
 from onmt_llm.nn.block import Block
 from onmt_llm.nn.cache import KVCache
@@ -134,10 +136,10 @@ class Stack(nn.Module):
         if self.sinusoid is not None:
             x_BTD = x_BTD + self.sinusoid.rows(positions, x_BTD.device, x_BTD.dtype)
         elif self.embed_positions is not None:
-            if positions.end > self.config.max_position:
+            if positions.end > self.config.max_position and positions.last >= self.config.max_position:
                 raise DataError(
                     f"A sequence must have at most max_position = {self.config.max_position} tokens with learned "
-                    f"positions, but has {positions.end}.",
+                    f"positions, but has {positions.last + 1}.",
                     hint="shorten it, e.g. with the transform filtertoolong",
                 )
             x_BTD = x_BTD + positions.rows(self.embed_positions.weight)
@@ -202,7 +204,12 @@ class Transformer(nn.Module):
             )
 
     def encode(
-        self, src_BS: Tensor, src_mask_BS: Tensor | None = None, *, features_BSF: Tensor | None = None
+        self,
+        src_BS: Tensor,
+        src_mask_BS: Tensor | None = None,
+        *,
+        features_BSF: Tensor | None = None,
+        doc_BS: Tensor | None = None,
     ) -> Tensor:
         """Memory (B, S, D) of the source.
 
@@ -210,13 +217,14 @@ class Transformer(nn.Module):
             src_BS: Token ids, right-padded.
             src_mask_BS: True where a token is real; None = all are.
             features_BSF: Ids of the tokens' features, for a model with `src_features`.
+            doc_BS: Number of the document that each token of a packed row belongs to, 0 = padding; see `decode`.
         """
         encoder = _present(self.encoder, "encode", "encoder")
         embedding = encoder.embed_tokens
         if embedding is None:
             embedding = _present(self.decoder, "encode", "decoder").embed_tokens
-        positions = Positions(0, src_BS.shape[1])
-        mask = encoder_mask(self.config, positions, src_mask_BS, src_BS.device)
+        positions = Positions(0, src_BS.shape[1]) if doc_BS is None else packed(doc_BS)
+        mask = encoder_mask(self.config, positions, src_mask_BS, src_BS.device, doc_BS=doc_BS)
         return encoder(
             src_BS,
             embedding,
@@ -235,6 +243,7 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         doc_BT: Tensor | None = None,
+        src_doc_BS: Tensor | None = None,
         align: None = None,
         align_mask_BT: Tensor | None = None,
     ) -> Tensor: ...
@@ -248,6 +257,7 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         doc_BT: Tensor | None = None,
+        src_doc_BS: Tensor | None = None,
         align: tuple[int, int],
         align_mask_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
@@ -260,6 +270,7 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         doc_BT: Tensor | None = None,
+        src_doc_BS: Tensor | None = None,
         align: tuple[int, int] | None = None,
         align_mask_BT: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -273,6 +284,7 @@ class Transformer(nn.Module):
             cache: Keys and values of the tokens before tgt_BT; those of tgt_BT are added.
             doc_BT: Number of the document that each token of a packed row belongs to, 0 = padding; documents do not
                 see each other and each starts at position 0.
+            src_doc_BS: The same of the source's tokens, of which each document sees its own only.
             align: (layer, heads): return the attention to the source too, (B, T, S) before dropout: that of decoder
                 layer `layer` (a negative one counts from the last), averaged over its first `heads` heads, 0 = all.
             align_mask_BT: With `align`, without a cache: True where a target token is real. The attention is then that
@@ -295,14 +307,14 @@ class Transformer(nn.Module):
         elif doc_BT is not None:
             positions = packed(doc_BT)
         mask = decoder_mask(self.config, positions, tgt_BT.device, left_pad_B=left_pad_B, doc_BT=doc_BT)
-        alignment = None if align is None else Alignment(align[1], _wide_mask(align_mask_BT))
+        alignment = None if align is None else Alignment(align[1], _wide_mask(align_mask_BT, doc_BT))
         hidden_BTD = decoder(
             tgt_BT,
             decoder.embed_tokens,
             positions,
             mask,
             memory_BSD=memory_BSD,
-            memory_mask=padding_mask(src_mask_BS),
+            memory_mask=memory_mask(src_mask_BS, doc_BT, src_doc_BS),
             cache=cache,
             checkpoint_blocks=self.checkpoint_blocks,
             align=None if align is None or alignment is None else {self._align_layer(align): alignment},
@@ -332,7 +344,12 @@ class Transformer(nn.Module):
         return lm_head(hidden_BTD, decoder.embed_tokens) if isinstance(lm_head, TiedHead) else lm_head(hidden_BTD)
 
     def forward(
-        self, *ids: Tensor, src_mask_BS: Tensor | None = None, features_BSF: Tensor | None = None, **decode: Any
+        self,
+        *ids: Tensor,
+        src_mask_BS: Tensor | None = None,
+        features_BSF: Tensor | None = None,
+        src_doc_BS: Tensor | None = None,
+        **decode: Any,
     ) -> Tensor:
         """`model(tgt_BT)` of a decoder-only model, `model(src_BS, tgt_BT)` of an encoder-decoder: logits (B, T, V).
         `model(src_BS)` of an encoder-only model: memory (B, S, D).
@@ -341,6 +358,7 @@ class Transformer(nn.Module):
             ids: Token ids of the target, after those of the source if there is an encoder.
             src_mask_BS: True where a source token is real.
             features_BSF: Ids of the source tokens' features, for a model with `src_features`.
+            src_doc_BS: Documents of a packed source.
             decode: `cache` or `doc_BT` of `decode`.
         """
         wanted = (self.encoder is not None) + (self.decoder is not None)
@@ -351,10 +369,10 @@ class Transformer(nn.Module):
             )
         if self.encoder is None:
             return self.logits(self.decode(ids[0], **decode))
-        memory_BSD = self.encode(ids[0], src_mask_BS, features_BSF=features_BSF)
+        memory_BSD = self.encode(ids[0], src_mask_BS, features_BSF=features_BSF, doc_BS=src_doc_BS)
         if self.decoder is None:
             return memory_BSD
-        return self.logits(self.decode(ids[1], memory_BSD, src_mask_BS, **decode))
+        return self.logits(self.decode(ids[1], memory_BSD, src_mask_BS, src_doc_BS=src_doc_BS, **decode))
 
 
 def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> None:
@@ -366,9 +384,13 @@ def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> N
             module.dropout = dropout
 
 
-def _wide_mask(mask_BT: Tensor | None) -> Mask | None:
-    """All real tokens, those to come included."""
-    return None if mask_BT is None else padding_mask(mask_BT)
+def _wide_mask(mask_BT: Tensor | None, doc_BT: Tensor | None) -> Mask | None:
+    """All real tokens (of the document), those to come included."""
+    if mask_BT is None or doc_BT is None:
+        return None if mask_BT is None else padding_mask(mask_BT)
+    own_BTT = same_document(doc_BT, doc_BT)
+    seen_BTT = own_BTT & mask_BT[:, None, :]
+    return Mask((seen_BTT | (own_BTT & ~seen_BTT.any(dim=-1, keepdim=True)))[:, None])
 
 
 def _present(part: Any, method: str, name: str) -> Any:

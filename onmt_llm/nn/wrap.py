@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
+
+T = TypeVar("T")
 
 
 def match(model: nn.Module, names: Sequence[str]) -> list[str]:
@@ -20,7 +23,7 @@ def match(model: nn.Module, names: Sequence[str]) -> list[str]:
         ConfigError: Some names match nothing; the message gives all of them and the layers that exist.
     """
     paths = [path for path, _ in model.named_modules() if path]
-    missing = [name for name in names if not any(_means(name, path) for path in paths)]
+    missing = [name for name in names if not any(means(name, path) for path in paths)]
     if missing:
         known = layer_names(model)
         guesses = [f"'{guess}'" for name in missing if (guess := nearest(name, known))]
@@ -29,7 +32,7 @@ def match(model: nn.Module, names: Sequence[str]) -> list[str]:
             f"match{'es' if len(missing) == 1 else ''} none; there are: {', '.join(known)}.",
             hint=f"did you mean {', '.join(guesses)}?" if guesses else None,
         )
-    return [path for path in paths if any(_means(name, path) for name in names)]
+    return [path for path in paths if any(means(name, path) for name in names)]
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -61,5 +64,12 @@ def replace(model: nn.Module, names: Sequence[str], factory: Callable[[nn.Module
     return paths
 
 
-def _means(name: str, path: str) -> bool:
+def lookup(values: Mapping[str, T], path: str, default: T) -> T:
+    """The value of the longest name in `values` that means `path`, else `default`."""
+    meant = [name for name in values if means(name, path)]
+    return values[max(meant, key=len)] if meant else default
+
+
+def means(name: str, path: str) -> bool:
+    """Whether the layer at `path` is one that `name` means; see `match`."""
     return path == name or path.endswith("." + name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onmt_llm.errors import DataError
 
 SEPARATOR = "￨"
-_SPACER = "▁"
+_SPACERS = ("▁", "Ġ")
 _JOINERS = ("￭", "@@")
 
 
@@ -58,13 +58,13 @@ def parse_defaults(text: str | None, count: int) -> list[str]:
 
 
 def words_of(tokens: Sequence[str]) -> list[int]:
-    """Which word each token belongs to, counted from 0: by SentencePiece's spacer, or by the joiner of pyonmttok and
-    subword-nmt; without either every token is a word."""
-    spaced = any(token.startswith(_SPACER) for token in tokens)
+    """Which word each token belongs to, counted from 0: by the spacer of SentencePiece or byte-level models, or by the
+    joiner of pyonmttok and subword-nmt; without either every token is a word."""
+    spaced = any(token.startswith(_SPACERS) for token in tokens)
     words: list[int] = []
     for i, token in enumerate(tokens):
         before = tokens[i - 1] if i else ""
-        inside = not token.startswith(_SPACER) if spaced else before.endswith(_JOINERS) or token.startswith(_JOINERS)
+        inside = not token.startswith(_SPACERS) if spaced else before.endswith(_JOINERS) or token.startswith(_JOINERS)
         words.append((words[-1] + (not inside)) if words else 0)
     return words
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
-from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes, load_adapter
+from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes, put_lora
 from onmt_llm.config.aliases import layer_name
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.train import LoraConfig, QuantConfig, TrainConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.init import init_weights
-from onmt_llm.nn.lora import add_lora, freeze_all_but_lora
+from onmt_llm.nn.lora import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.nn.wrap import match
@@ -21,6 +23,8 @@ from onmt_llm.training.dist import World
 from onmt_llm.training.precision import Precision, hold_trained_in_float32
 from onmt_llm.training.start import Start
 from onmt_llm.training.word_vectors import freeze_word_vectors, load_vectors, update_vocabulary
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,28 +61,56 @@ def resolve_layers(config: TrainConfig, start: Start) -> Layers:
             f"quant_layers must go with LoRA, since quantised weights cannot be trained, but lora_layers is empty "
             f"(quant_layers: {', '.join(quantised)})."
         )
+    if spec is not None and spec.init == "loftq" and not quantised:
+        raise ConfigError(
+            "lora_init: loftq must go with quant_layers, since it makes up for what they lose, but there are none.",
+            hint="lora_init: pissa works on layers of full precision",
+        )
     if spec is not None:
         spec = spec.model_copy(update={"quant_layers": list(quantised), "quant_type": quant_type})
     return Layers(spec, quantised, quant_type)
 
 
+_ADAPTER_OPTIONS = {
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "layers": "lora_layers",
+    "embedding": "lora_embedding",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+    "rank_pattern": "lora_rank_pattern",
+    "alpha_pattern": "lora_alpha_pattern",
+    "init": "lora_init",
+    "init_iter": "lora_init_iter",
+}
+"""What of an adapter stays as it is when training goes on, by its option."""
+
+
 def _adapter(lora: LoraConfig, start: Start, gated: bool) -> AdapterSpec | None:
+    def names(pattern: Mapping[str, T]) -> dict[str, T]:
+        return {layer_name(name, gated=gated): value for name, value in pattern.items()}
+
     wanted = AdapterSpec(
         rank=lora.lora_rank,
         alpha=lora.lora_alpha,
         dropout=lora.lora_dropout,
         layers=[layer_name(name, gated=gated) for name in lora.lora_layers],
         embedding=lora.lora_embedding,
+        rslora=lora.use_rslora,
+        dora=lora.use_dora,
+        rank_pattern=names(lora.lora_rank_pattern),
+        alpha_pattern=names(lora.lora_alpha_pattern),
+        init=lora.lora_init,
+        init_iter=lora.lora_init_iter,
         base="",
         base_fingerprint="",
     )
     stored = start.adapter_spec
     if stored is None:
         return wanted if wanted.layers or wanted.embedding else None
-    fields = {"rank": "lora_rank", "alpha": "lora_alpha", "layers": "lora_layers", "embedding": "lora_embedding"}
     differing = [
         f"{option} is {getattr(wanted, name)} in the options and {getattr(stored, name)} in the adapter"
-        for name, option in fields.items()
+        for name, option in _ADAPTER_OPTIONS.items()
         if option in lora.model_fields_set and getattr(wanted, name) != getattr(stored, name)
     ]
     if differing:
@@ -116,12 +148,11 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
             quant_layers=layers.quantised,
             quant_type=layers.quant_type,
             lora=layers.lora,
+            adapter=start.adapter,
         )
         update_vocabulary(model, start, param_init=run.param_init, glorot=run.param_init_glorot)
     load_vectors(model, start, config.embeddings)
     if layers.lora is not None:
-        if start.adapter is not None:
-            load_adapter(model, start.adapter)
         freeze_all_but_lora(model)
     else:
         model.requires_grad_(True)
@@ -151,8 +182,7 @@ def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transform
         if layers.quant_type.startswith("bnb"):
             require("bitsandbytes", f"quant_type: {layers.quant_type}")
     if layers.lora is not None:
-        spec = layers.lora
-        add_lora(model, spec.layers, rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout, embedding=spec.embedding)
+        put_lora(model, layers.lora)
         freeze_all_but_lora(model)
     else:
         freeze_stacks(model, encoder=config.run.freeze_encoder, decoder=config.run.freeze_decoder)

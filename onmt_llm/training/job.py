@@ -242,6 +242,7 @@ def open_pipelines(
             training=training,
             rank=world.rank,
             world_size=world.size,
+            pin_memory=world.device.type == "cuda",
         )
 
     return open_(train_corpora, True), open_(valid_corpora, False) if valid_corpora else None

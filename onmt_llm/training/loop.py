@@ -25,7 +25,7 @@ from onmt_llm.nn.transformer import Transformer, set_dropout
 from onmt_llm.training.average import Average
 from onmt_llm.training.dist import World
 from onmt_llm.training.loss import batch_loss
-from onmt_llm.training.metrics import Judgement, Reporter, Totals
+from onmt_llm.training.metrics import Judgement, Reporter, Stopwatch, Totals
 from onmt_llm.training.objective import LIKELIHOOD, Objective
 from onmt_llm.training.optim import scale_and_clip, set_learning_rate, trainable
 from onmt_llm.training.precision import Precision, not_finite
@@ -78,7 +78,7 @@ def train_loop(
 
     Args:
         job: Model, optimiser and settings.
-        batches: This rank's micro-batches, without end.
+        batches: This rank's micro-batches. Where they end, training ends once they have ended on all ranks.
         progress: Where to begin; kept up to date.
         report: Takes the figures of every update.
         save: Writes a checkpoint.
@@ -88,11 +88,11 @@ def train_loop(
         "finished", "stopped early" (no better validation) or "interrupted" (by a signal).
 
     Raises:
-        DataError: The batches ended.
+        DataError: There is no batch at all.
         OnmtLlmError: Loss or gradients are no longer finite.
     """
     run, world, parameters = job.run, job.world, trainable(job.model)
-    stream = iter(batches)
+    stream, begin = Stopwatch(batches), progress.step
     job.precision.begin(progress)
     job.model.train()
     with StopSignal() as stop:
@@ -103,12 +103,15 @@ def train_loop(
             set_dropout(job.model, *dropout_at(run, step))
 
             totals = _accumulate(job, stream, step, progress.loss_scale)
+            if not totals.batches:
+                _used_up(job, progress, begun_at=begin, report=report, save=save, validate=validate)
+                return "finished"
             world.sum_gradients(parameters)
             grad_norm = _update(job, progress, totals, step)
             progress.step = step
             if job.average is not None:
                 job.average.update(step)
-            report.update(step, totals, rate=rate, grad_norm=grad_norm)
+            report.update(step, totals, rate=rate, grad_norm=grad_norm, waited=stream.lap())
 
             interrupted = world.any(stop.requested)
             last = step == run.train_steps or interrupted
@@ -132,11 +135,17 @@ def train_loop(
 
 
 def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> Totals:
-    """Forward and backward over the window of `step`; gradients of the summed loss stay in the parameters."""
+    """Forward and backward over the window of `step`; gradients of the summed loss stay in the parameters.
+
+    A rank whose batches have ended adds nothing, and goes on for as long as others have some.
+    """
     device = job.world.device
     row = Totals.empty_row(device)
     for _ in range(at_step(job.run.accum_count, job.run.accum_steps, step)):
-        batch = _next(stream, step).to(device)
+        batch = next(stream, None)
+        if batch is None:
+            break
+        batch = batch.to(device)
         with job.precision.compute(device):
             loss = batch_loss(job.model, batch, objective=job.objective, scale=scale)
         loss.scaled.backward()
@@ -171,13 +180,31 @@ def _validate(job: Job, validate: Callable[[int], Judgement], report: Reporter, 
     return early
 
 
-def _next(stream: Iterator[Batch], step: int) -> Batch:
-    try:
-        return next(stream)
-    except StopIteration:
-        raise DataError(
-            f"The training corpora must give at least one example each round, but gave none at step {step}."
-        ) from None
+def _used_up(
+    job: Job,
+    progress: Progress,
+    *,
+    begun_at: int,
+    report: Reporter,
+    save: Callable[[Progress], None],
+    validate: Callable[[int], Judgement] | None,
+) -> None:
+    """The corpora are used up on all ranks: judge and save, if that is not done yet.
+
+    Raises:
+        DataError: They gave nothing.
+    """
+    step = progress.step
+    if step == 0:
+        raise DataError("The training corpora must give at least one example, but gave none.")
+    logger.info("All epochs are done after step %d of train_steps %d.", step, job.run.train_steps)
+    if step == begun_at:
+        return
+    with report.pause():
+        if validate is not None and step % job.run.valid_steps:
+            _validate(job, validate, report, progress)
+        if step % job.run.save_checkpoint_steps:
+            save(progress)
 
 
 def at_step(values: Sequence[T], starts: Sequence[int], step: int) -> T:

@@ -58,18 +58,23 @@ class TokenLoss:
 def batch_loss(model: Transformer, batch: Batch, *, objective: Objective = LIKELIHOOD, scale: float = 1.0) -> TokenLoss:
     """Loss of `model` on `batch`, for any of its shapes (language model or encoder-decoder)."""
     guide = objective.alignment if batch.align_M3 is not None else None
-    memory_BSD = (
-        None if batch.src_BS is None else model.encode(batch.src_BS, batch.src_mask_BS, features_BSF=batch.features_BSF)
-    )
+    memory_BSD = None
+    if batch.src_BS is not None:
+        memory_BSD = model.encode(
+            batch.src_BS, batch.src_mask_BS, features_BSF=batch.features_BSF, doc_BS=batch.src_doc_BS
+        )
     attention_BTS: Tensor | None = None
     if guide is None:
-        hidden_BTD = model.decode(batch.tgt_BT, memory_BSD, batch.src_mask_BS, doc_BT=batch.doc_BT)
+        hidden_BTD = model.decode(
+            batch.tgt_BT, memory_BSD, batch.src_mask_BS, doc_BT=batch.doc_BT, src_doc_BS=batch.src_doc_BS
+        )
     else:
         hidden_BTD, attention_BTS = model.decode(
             batch.tgt_BT,
             memory_BSD,
             batch.src_mask_BS,
             doc_BT=batch.doc_BT,
+            src_doc_BS=batch.src_doc_BS,
             align=(guide.layer, guide.heads),
             align_mask_BT=batch.labels_BT != IGNORE if guide.full_context else None,
         )

@@ -7,11 +7,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from onmt_llm.data.batching import Batch
 from onmt_llm.log import log_once, logger
 from onmt_llm.optional import require
 from onmt_llm.training.loss import TokenLoss
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,30 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+class Stopwatch(Iterator[T]):
+    """The same items, and how long they were waited for.
+
+    Args:
+        items: What to iterate over.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self._seconds = 0.0
+
+    def __next__(self) -> T:
+        began = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self._seconds += time.perf_counter() - began
+
+    def lap(self) -> float:
+        """Seconds waited since the last lap."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
 class Reporter:
     """Collects the figures of the updates and reports them.
 
@@ -159,6 +185,7 @@ class Reporter:
             self._sinks.append(tensorboard_sink(tensorboard_dir, start_step))
         self._began = self._window_began = time.perf_counter()
         self._window = Totals()
+        self._waited = 0.0
         self._bar: Any = None
         self._cleanup = ExitStack()
 
@@ -176,9 +203,10 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def update(self, step: int, totals: Totals, *, rate: float, grad_norm: float) -> None:
-        """Take in update `step`; report when it is time."""
+    def update(self, step: int, totals: Totals, *, rate: float, grad_norm: float, waited: float = 0.0) -> None:
+        """Take in update `step`, and the seconds that it waited for its batches; report when it is time."""
         self._window = self._window + totals
+        self._waited += waited
         if self._bar is not None:
             self._bar.update(1)
         if step % self._report_every == 0 or step == self._train_steps:
@@ -217,6 +245,7 @@ class Reporter:
             "tokens": totals.tokens,
             "examples": totals.examples,
             "elapsed": elapsed,
+            "data_wait": self._waited / seconds,
         }
         if self._bar is not None:
             self._bar.set_postfix_str(
@@ -224,12 +253,12 @@ class Reporter:
             )
         elif self._progress == "line":
             logger.info(
-                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; %s; %s; ETA %s",
+                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; %s; data wait %.0f%%; %s; ETA %s",
                 *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
-                *(_pace(totals, seconds), duration(elapsed), duration(left)),
+                *(_pace(totals, seconds), 100 * figures["data_wait"], duration(elapsed), duration(left)),
             )
         self._send("progress", step, figures | ({} if self._data is None else self._data()))
-        self._window = Totals()
+        self._window, self._waited = Totals(), 0.0
         self._window_began = now
 
     def _send(self, split: str, step: int, figures: dict[str, float]) -> None:

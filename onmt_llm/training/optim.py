@@ -23,6 +23,8 @@ from onmt_llm.optional import require
 from onmt_llm.registry import Registry
 
 Groups = list[dict[str, Any]]
+RATE_FACTOR = "rate_factor"
+"""Key of a group: its learning rate as a multiple of the run's."""
 OPTIMIZERS: Registry[Callable[[Groups, OptimConfig], Optimizer]] = Registry("optim")
 
 
@@ -33,21 +35,30 @@ def build_optimizer(model: nn.Module, settings: OptimConfig) -> Optimizer:
         ConfigError: Nothing is trainable.
         UnsupportedError: The optimiser's package is missing, or does not run here.
     """
-    return OPTIMIZERS.get(settings.optim)(parameter_groups(model, settings.weight_decay), settings)
+    groups = parameter_groups(model, settings.weight_decay, lora_b_rate=settings.loraplus_lr_ratio)
+    return OPTIMIZERS.get(settings.optim)(groups, settings)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
-    """Trainable parameters in two groups: with weight decay, and without (biases, norms, embeddings)."""
+def parameter_groups(model: nn.Module, weight_decay: float, *, lora_b_rate: float = 1.0) -> Groups:
+    """Trainable parameters in groups: with weight decay and without (biases, norms, embeddings), of their own rates.
+
+    Args:
+        model: The model.
+        weight_decay: Of the matrices.
+        lora_b_rate: Learning rate of the B matrices of adapters, as a multiple of that of all others (LoRA+).
+    """
     spared_modules = [m for m in model.modules() if "Embedding" in type(m).__name__]
     spared = {id(p) for module in spared_modules for p in module.parameters()}
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    sides = {id(p) for name, p in model.named_parameters() if name.rpartition(".")[2] == "lora_b"}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in trainable(model):
-        (undecayed if parameter.ndim < 2 or id(parameter) in spared else decayed).append(parameter)
-    if not decayed and not undecayed:
+        decay = 0.0 if parameter.ndim < 2 or id(parameter) in spared else weight_decay
+        rate = lora_b_rate if id(parameter) in sides else 1.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    if not groups:
         raise ConfigError("At least one parameter must be trainable, but all of them are frozen.")
-    groups = ((decayed, weight_decay), (undecayed, 0.0))
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+    order = sorted(groups, key=lambda kind: (kind[0] != 1.0, -kind[1]))
+    return [{"params": groups[kind], "weight_decay": kind[1], RATE_FACTOR: kind[0]} for kind in order]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -56,9 +67,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Use `rate` in the next step, for every group."""
+    """Use `rate` in the next step, times each group's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:

@@ -130,7 +130,12 @@ class Saver:
     def _config(self) -> CheckpointConfig:
         config, guide = self.start.config, self.job.objective.alignment
         if guide is not None:
-            config = config.model_copy(update={"alignment_layer": guide.layer, "alignment_heads": guide.heads})
+            update = {
+                "alignment_layer": guide.layer,
+                "alignment_heads": guide.heads,
+                "full_context_alignment": guide.full_context,
+            }
+            config = config.model_copy(update=update)
         if self.spec is None:
             # What is trained is float32, whatever it was computed in: only so is a resumed run exact.
             return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "fp32"})})
@@ -138,18 +143,18 @@ class Saver:
 
 
 def restore(saved: SavedState, pipeline: Pipeline, world: World) -> None:
-    """Put random generators and data position of this rank back to where they were saved."""
-    if len(saved.ranks) != world.size:
-        logger.warning(
-            "The run was saved by %d processes and goes on with %d: its data begins anew.", len(saved.ranks), world.size
-        )
-        return
-    mine = saved.ranks[world.rank]
+    """Put random generators and data position of this rank back to where they were saved.
+
+    Another number of ranks goes on with the very same data, dealt anew; their random generators are those of a new run.
+    """
     fresh = pipeline.state_dict()
     try:
-        pipeline.load_state_dict(mine["data"])
+        pipeline.load_state_dict(*(rank["data"] for rank in saved.ranks))
     except DataError as error:
         # Going on with other corpora is a wish like any other; that the position is lost has to be said.
         logger.warning("The data begins anew: %s", error.message)
         pipeline.load_state_dict(fresh)
-    set_rng_state(mine["rng"], world.device)
+    if len(saved.ranks) != world.size:
+        logger.info("The run was saved by %d processes and goes on with %d.", len(saved.ranks), world.size)
+        return
+    set_rng_state(saved.ranks[world.rank]["rng"], world.device)

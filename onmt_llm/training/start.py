@@ -15,7 +15,7 @@ from onmt_llm.config.model import FeatureConfig, ModelConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.transforms import tokenizer_specs
+from onmt_llm.data.transforms import added_tokens, tokenizer_specs
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.text.codec import Codec
@@ -239,7 +239,8 @@ def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
     src_spec, tgt_spec = _tokenizer_specs(config, options, lm=lm)
     src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec)
     specials = _new_specials(config.vocabulary)
-    wanted = [*config.vocabulary.default_specials, *_roles(specials)]
+    added = added_tokens(config.corpora.data, config.corpora, options)
+    wanted = [*config.vocabulary.default_specials, *_roles(specials), *added]
     tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
     tokens = _padded(tokens, config.architecture.vocab_size)
     _check_shared(config.architecture, src_tokens)
@@ -313,6 +314,7 @@ def _updated(start: Start, config: TrainConfig, options: Mapping[str, Section]) 
     if start.template is not None:
         control |= start.template.control_tokens
     wanted = [token for token in start.vocab if token in control]
+    wanted += added_tokens(config.corpora.data, config.corpora, options)
     tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
     _check_shared(start.model, src_tokens)
     if tokens == list(start.vocab) and src_tokens == (None if start.src_vocab is None else list(start.src_vocab)):

@@ -91,7 +91,7 @@ def test_in_out_in_is_bit_exact(tmp_path: Path, name: str, format: Any) -> None:
     assert [file.read_text() for file in second.files()] == [file.read_text() for file in first.files()]
 
 
-def test_half_precision_old_names_and_what_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_half_precision_old_names_and_alignments(tmp_path: Path) -> None:
     content = torch.load(DATA / "s2s_sinusoidal.pt", weights_only=False)
     old = {"layer_norm.weight": "layer_norm.a_2", "layer_norm.bias": "layer_norm.b_2"}
     for new, name in old.items():
@@ -101,10 +101,13 @@ def test_half_precision_old_names_and_what_is_ignored(tmp_path: Path, caplog: py
         **{**vars(content["opt"]), "lambda_align": 0.05, "alignment_layer": 1, "average_decay": 1e-4}
     )
     torch.save(content, tmp_path / "old.pt")
-    with caplog.at_level("INFO", logger="onmt_llm"):
-        convert(tmp_path / "old.pt", tmp_path / "ours")
-    assert "guided alignment" in caplog.text
-    assert Checkpoint.open(tmp_path / "ours").config.model.dtype == "fp16"
+    convert(tmp_path / "old.pt", tmp_path / "ours")
+    config = Checkpoint.open(tmp_path / "ours").config
+    assert config.model.dtype == "fp16"
+    assert (config.alignment_layer, config.alignment_heads, config.full_context_alignment) == (1, 0, False)
+    export_opennmt(tmp_path / "ours", tmp_path / "back")
+    opt = torch.load(tmp_path / "back.pt", weights_only=False)["opt"]
+    assert (opt.alignment_layer, opt.alignment_heads, opt.full_context_alignment) == (1, 0, False)
     batch = read_batch(DATA / "s2s_sinusoidal.npz")
     model = load_model(tmp_path / "ours", dtype="fp32")
     with torch.no_grad():

@@ -14,6 +14,7 @@ from onmt_llm.data.example import Example
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.registry import Registry
 from onmt_llm.text.tokenizers import Tokenizer
+from onmt_llm.text.vocab import Vocab
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class TransformContext:
         zero_out_prompt_loss: Prompts are not trained.
         tokenizer: The checkpoint's tokeniser (of the target side).
         src_tokenizer: The checkpoint's tokeniser of the source side, where it differs.
+        vocab: Tokens of the model (of the target side).
+        src_vocab: Tokens of the source side, where they differ.
     """
 
     task: Literal["lm", "seq2seq"] = "lm"
@@ -39,6 +42,8 @@ class TransformContext:
     zero_out_prompt_loss: bool = False
     tokenizer: Tokenizer | None = None
     src_tokenizer: Tokenizer | None = None
+    vocab: Vocab | None = None
+    src_vocab: Vocab | None = None
 
 
 class Transform:
@@ -67,6 +72,12 @@ class Transform:
     """Looks at successive records together: they must come in the order of the file."""
     remembers: ClassVar[bool] = False
     """Has a state: buckets must pass through it one after the other."""
+    needs_tokens: ClassVar[bool] = False
+    """Must stand behind the tokeniser."""
+    rewrites: ClassVar[bool] = False
+    """Puts other words in the place of the example's: neither word alignments nor word features can follow."""
+    inserts_text: ClassVar[bool] = False
+    """Its `added_tokens` are put into text, where it is the tokeniser that must keep them in one piece."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
@@ -81,6 +92,11 @@ class Transform:
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
         """The transform as configured for one corpus; may open files."""
         raise NotImplementedError
+
+    @classmethod
+    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
+        """Tokens that it puts into examples of its own accord; the vocabulary must hold them."""
+        return []
 
     def __call__(self, example: Example) -> Example | None:
         """The changed example, or None when it is dropped (counted in `dropped`)."""

@@ -62,13 +62,13 @@ def _value(name: str, command: str) -> Any:
 
 def test_what_is_gone_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text("rnn_type: LSTM\ncopy_attn: false\nswitchout_temperature: 1.0\nscripts_ok: [Latin, Common]\n")
+    file.write_text("rnn_type: LSTM\ncopy_attn: false\nscripts_ok: [Latin, Common]\n")
     notes = load_job("onmt_llm_train", ["-config", str(file)]).notes
-    assert any("transform 'switchout', which is not built yet" in note for note in notes)
-    file.write_text("rnn_type: GRU\nfuzzy_threshold: 80\n")
+    assert any("transform 'clean', which is not built yet" in note for note in notes)
+    file.write_text("rnn_type: GRU\ndoc_length: 80\n")
     with pytest.raises(ConfigError, match="RNN models are retired") as caught:
         load_job("onmt_llm_train", ["-config", str(file)])
-    assert "'fuzzy_threshold' is an option of OpenNMT-py's transform 'fuzzymatch'" in caught.value.message
+    assert "'doc_length' is an option of OpenNMT-py's transform 'docify'" in caught.value.message
 
 
 @pytest.mark.parametrize("name", foreign.TRANSFORMS_TO_COME)

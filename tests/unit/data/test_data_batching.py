@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from onmt_llm.config.checkpoint import SpecialTokens
-from onmt_llm.data.batching import Batch, collate
+from onmt_llm.data.arrays import collate
+from onmt_llm.data.batching import Batch
 from onmt_llm.data.buckets import cut_batches
 from onmt_llm.data.encoding import Encoder
 from onmt_llm.data.example import Example, Segment
@@ -80,7 +81,7 @@ class TestCutting:
 def test_collate_pads_on_the_right_and_counts_targets(vocab):
     encoder = Encoder(ModelText("seq2seq", vocab))
     examples = [encoder(Example([seg("a")], [seg("b c")])), encoder(Example([seg("a b")], [seg("c")]))]
-    batch = collate([example for example in examples if example], pad_id=1, src_pad_id=1).to("cpu")
+    batch = Batch.of(collate([example for example in examples if example], pad_id=1, src_pad_id=1)).to("cpu")
     assert isinstance(batch, Batch) and (batch.num_targets, batch.num_examples) == (5, 2)
     assert batch.src_BS is not None and batch.src_mask_BS is not None and batch.doc_BT is None
     assert batch.src_BS.tolist() == [[A, 1], [A, B]] and batch.src_mask_BS.tolist() == [[True, False], [True, True]]

@@ -101,7 +101,7 @@ def test_the_table_has_a_line_for_every_corpus_and_reason(reports):
 
 
 def test_the_page_needs_no_network_and_escapes_what_it_shows(reports):
-    page = report_page(reports(), title="<script>alert(1)</script>", about="a & b")
+    page = report_page(reports(), mixture(reports()), title="<script>alert(1)</script>", about="a & b")
     assert "<script>alert" not in page and "a &amp; b" in page
     assert "http://" not in page and "https://" not in page and "<svg" in page
     assert "More than 1% of the tokens are unknown" in page
@@ -132,4 +132,4 @@ def test_the_command_writes_json_and_a_page(write, words, tmp_path, capsys):
 
 
 def test_the_report_of_a_report_is_plain_data(reports):
-    assert json.loads(json.dumps(to_json(reports())))["corpora"]["valid"]["weight"] == 0
+    assert json.loads(json.dumps(to_json(reports(), mixture(reports()))))["corpora"]["valid"]["weight"] == 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.generate import GenerationConfig
@@ -124,3 +126,27 @@ def test_alignments_are_those_of_the_torch_engine(engine: Engine, model: Path) -
         engine.generate(SOURCES, GenerationConfig(report_align=True, alignment_layer=0))
     with pytest.raises(ConfigError, match="tgt_file_prefix"):
         engine.generate(SOURCES[:1], options, prefixes=[["a"]])
+
+
+def test_a_full_context_alignment_looks_ahead(model: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide"
+    shutil.copytree(model, wide)
+    text = (wide / "config.yaml").read_text()
+    (wide / "config.yaml").write_text(text.replace("full_context_alignment: false", "full_context_alignment: true"))
+    varied = {"random_sampling_topk": 0, "random_sampling_temp": 20.0, "seed": 3}
+    options = LONG.model_copy(update={"report_align": True, "alignment_layer": -1, "alignment_heads": 0, **varied})
+    source = SOURCES[3]
+    (near,) = open_engine(model, device="cpu").generate([source], options)
+    (far,) = (engine := open_engine(wide, device="cpu")).generate([source], options)
+    assert near[0].tokens == far[0].tokens
+    with torch.inference_mode():
+        net, codec = load_model(wide), engine.codec
+        tgt_BT = torch.tensor([[codec.vocab.bos_id, *codec.vocab.ids(far[0].tokens)]])
+        memory_BSD = net.encode(torch.tensor([codec.src_vocab.ids(source)]))
+        real_BT = torch.ones_like(tgt_BT, dtype=torch.bool)
+        attention_BTS = net.decode(tgt_BT, memory_BSD, align=(-1, 0), align_mask_BT=real_BT)[1]
+    assert far[0].alignment == tuple(attention_BTS[0, :-1].argmax(dim=-1).tolist())
+    assert far[0].alignment != near[0].alignment
+    release(wide, tmp_path / "ct2", text="v1 v2 v3. v4 v5")
+    with pytest.raises(UnsupportedError, match="full_context_alignment"):
+        open_engine(tmp_path / "ct2", device="cpu").generate([source], options)

@@ -7,8 +7,16 @@ import torch
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError
-from onmt_llm.nn.lora import add_lora, freeze_all_but_lora, load_lora_state, lora_modules, lora_state, merge_lora
-from onmt_llm.nn.quantized import quantize
+from onmt_llm.nn.lora import (
+    Variant,
+    add_lora,
+    freeze_all_but_lora,
+    load_lora_state,
+    lora_modules,
+    lora_state,
+    merge_lora,
+)
+from onmt_llm.nn.quantized import linear_weight, quantize
 from onmt_llm.nn.transformer import Transformer
 
 BASE = dict(
@@ -32,8 +40,13 @@ def ids() -> torch.Tensor:
 
 
 def stir(model: Transformer) -> None:
-    for tensor in lora_state(model).values():
-        tensor.copy_(0.2 * torch.randn_like(tensor))
+    for name, tensor in lora_state(model).items():
+        noise = 0.2 * torch.randn_like(tensor)
+        tensor.copy_(tensor * (1 + noise) if name.endswith("magnitude") else noise)
+
+
+DORA = Variant(dora=True)
+MIXED = Variant(rslora=True, dora=True, ranks={"k_proj": 5, "layers.1.self_attn.k_proj": 1}, alphas={"k_proj": 2.0})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -63,18 +76,62 @@ def test_lm_head_is_trained_only_when_named() -> None:
     assert freeze_all_but_lora(model) == 2 * (32 + 50)
 
 
+@pytest.mark.parametrize("variant", [Variant(), DORA, MIXED], ids=["plain", "dora", "mixed"])
 @pytest.mark.parametrize("tied", [False, True])
 @torch.no_grad()
-def test_merged_equals_unmerged(tied: bool) -> None:
+def test_merged_equals_unmerged(tied: bool, variant: Variant) -> None:
     model = build(tie_embeddings=tied).eval()
     plain = model(ids())
-    paths = add_lora(model, LAYERS, rank=3, alpha=5.0, embedding=True)
+    paths = add_lora(model, LAYERS, rank=3, alpha=5.0, embedding=True, variant=variant)
     stir(model)
     expected = model(ids())
     assert (expected - plain).abs().max() > 0.1
     assert merge_lora(model) == paths
     assert not lora_modules(model)
     assert (model(ids()) - expected).abs().max() <= 1e-4
+
+
+def test_ranks_and_scales_of_single_layers() -> None:
+    model = build()
+    add_lora(model, LAYERS, rank=4, alpha=6.0, variant=MIXED)
+    sizes = {path[15:]: (len(m.lora_a), m.scale) for path, m in lora_modules(model).items()}
+    assert sizes["0.self_attn.q_proj"] == (4, 6.0 / 2)
+    assert sizes["0.self_attn.k_proj"] == (5, pytest.approx(2.0 / 5**0.5))
+    assert sizes["1.self_attn.k_proj"] == (1, 2.0)
+    with pytest.raises(ConfigError, match="lora_rank_pattern must name layers that have an adapter, but v_proj"):
+        add_lora(build(), LAYERS, rank=4, alpha=6.0, variant=Variant(ranks={"v_proj": 2}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dora_begins_with_the_lengths_that_the_rows_have_and_trains_them(dtype: torch.dtype) -> None:
+    model = build().to(dtype)
+    expected = model(ids())
+    paths = add_lora(model, LAYERS, rank=3, alpha=5.0, embedding=True, variant=DORA)
+    outputs = 2 * (32 + 16 + 32) + 32
+    assert freeze_all_but_lora(model) == 3 * (PER_RANK + 50 + 32) + outputs
+    logits = model(ids())
+    assert torch.equal(logits, expected)
+    logits.logsumexp(-1).sum().backward()
+    assert all(module.lora_magnitude.grad.abs().max() > 0 for module in lora_modules(model).values())
+    module = lora_modules(model)[paths[1]]
+    torch.testing.assert_close(module.lora_magnitude, module.base.weight.float().norm(dim=1))
+
+
+@pytest.mark.parametrize("quant_type", ["int8", "bnb_8bit", "bnb_NF4"])
+@torch.no_grad()
+def test_dora_over_quantised_layers_is_that_over_their_weights(quant_type: str) -> None:
+    if quant_type != "int8":
+        pytest.importorskip("bitsandbytes")
+    model = build()
+    quantize(model, LAYERS, quant_type)
+    plain = build()
+    for path in add_lora(model, LAYERS, rank=2, alpha=2.0, variant=DORA):
+        plain.get_submodule(path).weight.copy_(linear_weight(model.get_submodule(path).base))
+    add_lora(plain, LAYERS, rank=2, alpha=2.0, variant=DORA)
+    stir(model)
+    load_lora_state(plain, lora_state(model))
+    # bitsandbytes rounds the input of its 8-bit layers
+    torch.testing.assert_close(model(ids()), plain(ids()), atol=0.1 if quant_type == "bnb_8bit" else 1e-4, rtol=0)
 
 
 def test_tied_output_layer_follows_the_adapted_embedding() -> None:

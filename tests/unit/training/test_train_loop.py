@@ -117,7 +117,7 @@ def test_trained_weights_are_float32_and_learn_in_every_dtype(
     batch, losses = make_batch(*examples(4)), []
 
     class Recorder(Reporter):
-        def update(self, step: int, totals: Totals, *, rate: float, grad_norm: float) -> None:
+        def update(self, step: int, totals: Totals, **rest: float) -> None:
             losses.append(totals.xent)
 
     job = make_job(tiny_model, {"train_steps": 20}, precision)
@@ -207,9 +207,19 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_model: Transformer, 
         run_loop(make_job(tiny_model, {"train_steps": 4}), stream())
 
 
-def test_data_that_ends_is_an_error_with_its_step(tiny_model: Transformer, make_batch: MakeBatch) -> None:
-    with pytest.raises(DataError, match="gave none at step 2"):
-        run_loop(make_job(tiny_model, {"train_steps": 4}), [make_batch(*examples(1))])
+def test_data_that_end_end_the_run_with_all_that_is_due(tiny_model: Transformer, make_batch: MakeBatch) -> None:
+    job, saved, judged = make_job(tiny_model, {"train_steps": 9, "accum_count": [2]}), [], []
+
+    def judge(step: int) -> Judgement:
+        judged.append(step)
+        return Judgement(Totals(tokens=1))
+
+    batches = [make_batch(*examples(1))] * 3
+    progress = Progress()
+    status = run_loop(job, batches, progress=progress, save=lambda at: saved.append(at.step), validate=judge)
+    assert (status, progress.step, saved, judged) == ("finished", 2, [2], [2])
+    with pytest.raises(DataError, match="must give at least one example"):
+        run_loop(make_job(tiny_model, {"train_steps": 4}), [])
 
 
 def test_a_window_without_trained_tokens_changes_nothing(

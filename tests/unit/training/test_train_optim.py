@@ -12,6 +12,7 @@ from torch import nn
 from onmt_llm import log
 from onmt_llm.config.train import OptimConfig
 from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.nn.lora import Variant, add_lora, freeze_all_but_lora
 from onmt_llm.training import optim
 
 
@@ -49,6 +50,17 @@ def test_biases_norms_embeddings_and_frozen_weights_get_no_decay() -> None:
     assert {id(p) for p in spared["params"]} == {
         id(p) for p in (model["embed"].weight, model["linear"].bias, model["norm"].weight, model["norm"].bias)
     }
+
+
+def test_b_matrices_of_adapters_learn_at_a_rate_of_their_own() -> None:
+    model = small_model()
+    add_lora(model, ["linear"], rank=2, alpha=2.0, variant=Variant(dora=True))
+    freeze_all_but_lora(model)
+    optimizer = optim.build_optimizer(model, OptimConfig(loraplus_lr_ratio=16.0, weight_decay=0.1))
+    optim.set_learning_rate(optimizer, 0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    layer = model["linear"]
+    assert [rates[id(p)] for p in (layer.lora_a, layer.lora_b, layer.lora_magnitude)] == [0.5, 8.0, 0.5]
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])

@@ -1,0 +1,237 @@
+"""From the records of a bucket to its batches: transform, encode, sort or pack, cut, shuffle, put side by side.
+
+What comes out depends on the records, the options, the seed and the number of the bucket: not on the process that does
+it, nor on what it did before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.arrays import BatchArrays, collate, collate_rows
+from onmt_llm.data.buckets import cut_batches
+from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus, open_corpora
+from onmt_llm.data.counts import CorpusCounts
+from onmt_llm.data.dealing import Piece
+from onmt_llm.data.encoding import Encoded
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.packing import Row, pack_rows, row_width
+from onmt_llm.data.readers import Record
+from onmt_llm.data.seeding import derived_seed
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.log import log_once, logger
+from onmt_llm.text.vocab import Vocab
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a process needs to know to prepare buckets; it can be pickled.
+
+    Attributes:
+        corpora: Corpora by name.
+        data: Options of all corpora.
+        batching: How examples become batches.
+        options: Sections of the transforms, by `Transform.section`.
+        model: The model that they are prepared for.
+        seed: Of the order of batches and of random transforms.
+        training: With random transforms, packing, and batches in random order.
+
+    Raises:
+        ConfigError: Options of batching that do not go together.
+    """
+
+    corpora: Mapping[str, CorpusConfig]
+    data: DataConfig
+    batching: BatchConfig
+    options: Mapping[str, Section]
+    model: ModelText
+    seed: int
+    training: bool
+
+    def __post_init__(self) -> None:
+        batching = self.batching
+        if batching.packing in ("split", "wrap") and self.model.task == "seq2seq":
+            raise ConfigError(
+                f"packing must be 'off' or 'pack' for an encoder-decoder, but is '{batching.packing}': a target that "
+                "is cut has no source of its own."
+            )
+        if batching.packing != "off" and batching.packing_length is None and batching.batch_type == "sents":
+            raise ConfigError(
+                "packing_length must be given with batch_type 'sents', where batch_size counts rows, but is not."
+            )
+
+    def open(self) -> list[Corpus]:
+        """The corpora, without a look at their files yet."""
+        return open_corpora(
+            self.corpora, data=self.data, options=self.options, model=self.model, training=self.training
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return self.batching.batch_size if self.training else self.batching.valid_batch_size
+
+    @property
+    def row_length(self) -> int:
+        """Positions of a packed row."""
+        return self.batching.packing_length or self.batch_size
+
+    @property
+    def pad_ids(self) -> tuple[int, int]:
+        """Ids that fill targets and sources."""
+        return _pad_id(self.model.vocab), _pad_id(self.model.src_vocab or self.model.vocab)
+
+
+@dataclass(frozen=True)
+class BucketTask:
+    """A bucket to prepare.
+
+    Attributes:
+        piece: Its number, and which of its batches are wanted.
+        records: Its records, by corpus.
+        audit: Look for what would spoil the whole run.
+    """
+
+    piece: Piece
+    records: list[list[Record]]
+    audit: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A bucket that is prepared.
+
+    Attributes:
+        batches: Those that were wanted, in order.
+        counts: What happened to its records, by corpus; empty where another rank counts them.
+        kept: Examples that came through, by corpus.
+    """
+
+    batches: list[BatchArrays]
+    counts: dict[str, CorpusCounts] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+
+
+class Preparer:
+    """Prepares buckets, one at a time.
+
+    Args:
+        recipe: How.
+        corpora: As the recipe opens them, if they are open.
+    """
+
+    def __init__(self, recipe: Recipe, corpora: Sequence[Corpus] | None = None) -> None:
+        self._recipe = recipe
+        self._corpora = recipe.open() if corpora is None else corpora
+
+    def __call__(self, task: BucketTask) -> Prepared:
+        """The batches of a bucket, and what happened to its records.
+
+        Raises:
+            DataError: A record is not as it must be; or, with `audit`, the loss would see nothing.
+        """
+        for corpus in self._corpora:
+            corpus.counts = CorpusCounts()
+        examples = [
+            example
+            for corpus, records in zip(self._corpora, task.records, strict=True)
+            for example in self._encode(corpus, records, task.piece.bucket)
+        ]
+        counts = {corpus.name: corpus.counts for corpus in self._corpora}
+        if task.audit:
+            self._audit(examples)
+        return Prepared(
+            list(self._batches(examples, task.piece)),
+            counts if task.piece.counts else {},
+            {name: count.kept for name, count in counts.items()},
+        )
+
+    def _encode(self, corpus: Corpus, records: Sequence[Record], bucket: int) -> Iterator[Encoded]:
+        for index, transform in enumerate(corpus.transforms):
+            transform.reseed(derived_seed(self._recipe.seed, bucket, corpus.name, index))
+        for example in corpus.examples(records):
+            encoded = corpus.encode(example)
+            if encoded is not None:
+                yield encoded
+
+    def _batches(self, examples: list[Encoded], piece: Piece) -> Iterator[BatchArrays]:
+        recipe = self._recipe
+        pad_id, src_pad_id = recipe.pad_ids
+        if recipe.training and recipe.batching.packing != "off":
+            isolate = recipe.batching.isolate_documents
+            for rows in self._wanted(self._pack(examples, piece.bucket), piece):
+                yield collate_rows(rows, pad_id=pad_id, src_pad_id=src_pad_id, isolate=isolate)
+        else:
+            for batch in self._wanted(self._sort(examples), piece):
+                yield collate(batch, pad_id=pad_id, src_pad_id=src_pad_id)
+
+    def _wanted(self, batches: list[list[T]], piece: Piece) -> list[list[T]]:
+        """Those of the piece, after the shuffle of all."""
+        if self._recipe.training:
+            random.Random(derived_seed(self._recipe.seed, piece.bucket, "order", 0)).shuffle(batches)
+        return batches[piece.first :: piece.step]
+
+    def _sort(self, examples: list[Encoded]) -> list[list[Encoded]]:
+        # within one width by either side, which leaves the least padding on the shorter one
+        examples.sort(
+            key=lambda example: (example.width, len(example.tgt), 0 if example.src is None else len(example.src))
+        )
+        widths = [example.width for example in examples]
+        self._note_widest(widths[-1] if widths else 0, self._recipe.batch_size)
+        return [examples[start:end] for start, end in self._cut(widths)]
+
+    def _pack(self, examples: list[Encoded], bucket: int) -> list[list[Row]]:
+        length = self._recipe.row_length
+        rows = pack_rows(examples, self._recipe.batching.packing, length)
+        random.Random(derived_seed(self._recipe.seed, bucket, "rows", 0)).shuffle(rows)
+        widths = [row_width(row) for row in rows]
+        self._note_widest(max(widths, default=0), length)
+        return [rows[start:end] for start, end in self._cut(widths)]
+
+    def _cut(self, widths: Sequence[int]) -> list[tuple[int, int]]:
+        batching = self._recipe.batching
+        return cut_batches(
+            widths,
+            batch_size=self._recipe.batch_size,
+            batch_type=batching.batch_type,
+            multiple=batching.batch_size_multiple,
+        )
+
+    def _note_widest(self, width: int, room: int) -> None:
+        packed = self._recipe.training and self._recipe.batching.packing != "off"
+        if width > room and (packed or self._recipe.batching.batch_type == "tokens"):
+            what = f"a row of {room}" if packed else f"batch_size {room}"
+            own = "row" if packed else "batch"
+            log_once(
+                f"An example has {width} tokens, more than {what}: it is a {own} of its own (filtertoolong keeps such "
+                "examples out)."
+            )
+
+    def _audit(self, examples: Sequence[Encoded]) -> None:
+        """A look at the first bucket for what would spoil the whole run.
+
+        Raises:
+            DataError: Examples came through, but the loss would see no token of any.
+        """
+        skipped = sum(corpus.counts.dropped[NOTHING_TRAINED] for corpus in self._corpora)
+        if not examples and skipped:
+            raise DataError(
+                f"At least one token of the first bucket must be trained, but none of its {skipped} examples has one.",
+                hint="zero_out_prompt_loss trains answers only: are there any, and are they marked?",
+            )
+        bos_id = self._recipe.model.vocab.bos_id
+        if any(bos_id is not None and (example.tgt[:2] == bos_id).sum() == 2 for example in examples):
+            logger.warning("Examples begin with BOS twice: the text or its template brings one of its own.")
+        if self._recipe.training and examples:
+            logger.info("First bucket: %s", "; ".join(f"{c.name}: {c.counts.summary()}" for c in self._corpora))
+
+
+def _pad_id(vocab: Vocab) -> int:
+    """Padding is hidden from the model and from the loss, so that any id will do where the model has none for it."""
+    return vocab.pad_id if vocab.pad_id is not None else vocab.eos_id or 0

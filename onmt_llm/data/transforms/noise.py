@@ -1,0 +1,249 @@
+"""`switchout`, `tokendrop`, `tokenmask`: random noise on tokens, in training only.
+
+How many tokens of a side are changed is drawn from Wang et al. 2018 (https://arxiv.org/abs/1808.07512): d out of n with
+a probability in proportion to exp(-temperature * d), d = 0 ... n - 1. What has a role (control tokens, tags and other
+placeholders `｟...｠`) is never touched, and nothing that has one is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.text.decoding import BYTE_PIECE
+from onmt_llm.text.new_vocab import PADDING
+from onmt_llm.text.vocab import Vocab
+
+IsFixed = Callable[[str], bool]
+
+
+class NoiseConfig(Section):
+    """Options of `switchout`, `tokendrop`, `tokenmask` and `bart`."""
+
+    switchout_temperature: float = Field(1.0, ge=0)
+    """`switchout`: a smaller value replaces more tokens; 0 = any number of them is as likely."""
+    tokendrop_temperature: float = Field(1.0, ge=0)
+    """`tokendrop`: a smaller value drops more tokens."""
+    tokenmask_temperature: float = Field(1.0, ge=0)
+    """`tokenmask`: a smaller value masks more tokens."""
+    mask_token: str = "<mask>"
+    """`tokenmask` and `bart`: the token that stands for what was masked."""
+    permute_sent_ratio: float = Field(0.0, ge=0, le=1)
+    """`bart`: share of the sentences (up to . ? !) of a source that change places."""
+    rotate_ratio: float = Field(0.0, ge=0, le=1)
+    """`bart`: share of the sources that begin at a random token, the part before it coming last."""
+    insert_ratio: float = Field(0.0, ge=0)
+    """`bart`: tokens put in at random places, as a share of those of the source."""
+    random_ratio: float = Field(0.0, ge=0, le=1)
+    """`bart`: share of the masks, and of the inserted tokens, that are random tokens instead of the mask token."""
+    mask_ratio: float = Field(0.0, ge=0, le=1)
+    """`bart`: share of the words (tokens, with `mask_length: subword`) of a source that are masked."""
+    mask_length: Literal["subword", "word", "span-poisson"] = "subword"
+    """`bart`: what is masked together: a token, a word, or a span of words whose length is drawn."""
+    poisson_lambda: float = Field(3.0, ge=0.1)
+    """`bart`: mean length of a span; spans of length 0 insert a mask."""
+    replace_length: Literal[-1, 0, 1] = -1
+    """`bart`: masks that stand for what was masked together: 1, 0 (it is left out), or -1 = one for each token."""
+
+
+class _Noise(Transform):
+    """Changes some tokens of each side.
+
+    Args:
+        temperature: Of the number of changed tokens.
+        control_tokens: Are never changed.
+        active: Whether this is training.
+    """
+
+    section = "noise"
+    Config = NoiseConfig
+    needs_tokens = True
+    rewrites = True
+    both_sides: ClassVar[bool] = True
+
+    def __init__(self, *, temperature: float, control_tokens: Collection[str], active: bool) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.active = active
+        self._is_fixed = fixed(control_tokens)
+        self._random = random.Random(0)
+
+    def __call__(self, example: Example) -> Example | None:
+        if self.active:
+            self._change(example.src if self.both_sides else inputs(example), is_target=False)
+            if self.both_sides:
+                self._change(example.tgt, is_target=True)
+        return example
+
+    def reseed(self, seed: int) -> None:
+        self._random.seed(seed)
+
+    def _change(self, side: Sequence[Segment], *, is_target: bool) -> None:
+        places = [
+            (segment, place)
+            for segment in side
+            for place, token in enumerate(segment.tokens or ())
+            if not self._is_fixed(token)
+        ]
+        count = sample_distance(len(places), self.temperature, self._random)
+        if count:
+            for segment in side:
+                # a list of tokens may be shared with whoever remembers what a text was split into
+                segment.tokens = list(segment.tokens or ())
+            self.change(self._random.sample(places, count), is_target=is_target)
+
+    def change(self, places: Sequence[tuple[Segment, int]], *, is_target: bool) -> None:
+        """Change the tokens at these places, in any order."""
+        raise NotImplementedError
+
+
+@TRANSFORMS.register("switchout")
+class SwitchOut(_Noise):
+    """Replaces tokens of both sides with others of the vocabulary, drawn evenly.
+
+    Args:
+        src: What may be drawn for the source side.
+        tgt: What may be drawn for the target side.
+    """
+
+    name = "switchout"
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        control_tokens: Collection[str],
+        active: bool,
+        src: Sequence[str],
+        tgt: Sequence[str],
+    ) -> None:
+        super().__init__(temperature=temperature, control_tokens=control_tokens, active=active)
+        self._drawn = {False: src, True: tgt}
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> SwitchOut:
+        assert isinstance(config, NoiseConfig)
+        without = {*context.control_tokens, config.mask_token}
+        tgt = drawable(context.vocab, without)
+        src = drawable(context.src_vocab, without) if context.src_vocab else tgt
+        return cls(
+            temperature=config.switchout_temperature,
+            control_tokens=context.control_tokens,
+            active=context.training,
+            src=src,
+            tgt=tgt,
+        )
+
+    def change(self, places: Sequence[tuple[Segment, int]], *, is_target: bool) -> None:
+        drawn = self._drawn[is_target]
+        for segment, place in places:
+            assert segment.tokens is not None
+            segment.tokens[place] = draw_other(segment.tokens[place], drawn, self._random)
+
+
+@TRANSFORMS.register("tokendrop")
+class TokenDrop(_Noise):
+    """Leaves out tokens of both sides, but never all of a side."""
+
+    name = "tokendrop"
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> TokenDrop:
+        assert isinstance(config, NoiseConfig)
+        return cls(
+            temperature=config.tokendrop_temperature,
+            control_tokens=context.control_tokens,
+            active=context.training,
+        )
+
+    def change(self, places: Sequence[tuple[Segment, int]], *, is_target: bool) -> None:
+        for segment, place in sorted(places, key=lambda each: -each[1]):
+            assert segment.tokens is not None
+            del segment.tokens[place]
+
+
+@TRANSFORMS.register("tokenmask")
+class TokenMask(_Noise):
+    """Masks tokens of the source side; in a text without a target side, of what the loss does not count."""
+
+    name = "tokenmask"
+    both_sides = False
+
+    def __init__(self, *, temperature: float, control_tokens: Collection[str], active: bool, mask: str) -> None:
+        super().__init__(temperature=temperature, control_tokens=control_tokens, active=active)
+        self.mask = mask
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> TokenMask:
+        assert isinstance(config, NoiseConfig)
+        return cls(
+            temperature=config.tokenmask_temperature,
+            control_tokens=context.control_tokens,
+            active=context.training,
+            mask=config.mask_token,
+        )
+
+    @classmethod
+    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
+        assert isinstance(config, NoiseConfig)
+        return [config.mask_token]
+
+    def change(self, places: Sequence[tuple[Segment, int]], *, is_target: bool) -> None:
+        for segment, place in places:
+            assert segment.tokens is not None
+            segment.tokens[place] = self.mask
+
+
+def sample_distance(tokens: int, temperature: float, rng: random.Random) -> int:
+    """How many of `tokens` tokens to change: d < tokens with a probability in proportion to exp(-temperature * d)."""
+    if tokens < 2:
+        return 0
+    uniform = rng.random()
+    if temperature * tokens < 1e-6:
+        return int(uniform * tokens)
+    # the sum of a geometric series, solved for its length
+    whole = -math.expm1(-temperature * tokens)
+    return min(int(-math.log1p(-uniform * whole) / temperature), tokens - 1)
+
+
+def draw_other(token: str, drawn: Sequence[str], rng: random.Random) -> str:
+    """One of `drawn` that is not `token`; `token`, where there is no other."""
+    while drawn and (len(drawn) > 1 or drawn[0] != token):
+        other = drawn[int(rng.random() * len(drawn))]
+        if other != token:
+            return other
+    return token
+
+
+def drawable(vocab: Vocab | None, control_tokens: Collection[str]) -> list[str]:
+    """The tokens of a vocabulary that stand for text: no roles, no placeholders, no bytes, no padding rows."""
+    if vocab is None:
+        return []
+    roles = (vocab.specials.unk, vocab.specials.bos, vocab.specials.eos, vocab.specials.pad)
+    is_fixed = fixed({*control_tokens, *(token for token in roles if token)})
+    return [
+        token for token in vocab if not (is_fixed(token) or token.startswith(PADDING) or BYTE_PIECE.fullmatch(token))
+    ]
+
+
+def fixed(control_tokens: Collection[str]) -> IsFixed:
+    """Whether a token has a role, so that noise leaves it alone."""
+    control = frozenset(control_tokens)
+
+    def is_fixed(token: str) -> bool:
+        return token in control or (token.startswith("｟") and token.endswith("｠"))
+
+    return is_fixed
+
+
+def inputs(example: Example) -> list[Segment]:
+    """What the model is given: the source side; of a text without a target side, what the loss does not count."""
+    return example.src if example.tgt else [segment for segment in example.src if not segment.train_on]

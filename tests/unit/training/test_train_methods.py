@@ -1,0 +1,75 @@
+"""Methods of fine-tuning, from the options to a resumed run and a merged model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.checkpoint.surgery import merge_lora
+from onmt_llm.errors import ConfigError
+
+LM = {"encoder_layers": 0, "decoder_layers": 2, "ffn_gated": True, "norm": "rmsnorm", "position": "rotary"}
+IDS = torch.tensor([[2, 5, 7, 9, 6, 4]])
+
+
+def run(task: Any, name: str, *, more: dict[str, Any] | None = None, **sections: Any) -> Path:
+    """A run of a language model that writes `<name>_step_N`; its last checkpoint. `more` goes into section `run`."""
+    settings = {"save_model": str(task.folder / name), "seed": 7, "train_steps": 6, "save_checkpoint_steps": 3}
+    result = task.run(name, architecture=LM, run={**settings, **(more or {})}, **sections)
+    assert result.checkpoint is not None
+    return result.checkpoint
+
+
+@pytest.fixture
+def base(copy_task: Any) -> str:
+    """A language model to fine-tune."""
+    return str(run(copy_task, "base", more={"train_steps": 2}))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rslora and patterns": {"use_rslora": True, "lora_rank_pattern": {"w_2": 3}, "lora_alpha_pattern": {"w_2": 1.0}},
+    "dora": {"use_dora": True},
+    "pissa": {"lora_init": "pissa"},
+    "loftq": {"lora_init": "loftq", "lora_init_iter": 2, "use_dora": True},
+}
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_variants_of_lora_train_resume_and_merge(copy_task: Any, base: str, variant: str) -> None:
+    lora = {"lora_layers": ["linear_query", "w_2"], "lora_rank": 2, "lora_alpha": 4.0, **VARIANTS[variant]}
+    sections = {"lora": lora, "optimizer": {"learning_rate": 0.01, "loraplus_lr_ratio": 4.0}}
+    if variant == "loftq":
+        sections["quantization"] = {"quant_layers": ["down_proj"], "quant_type": "int8"}
+    run(copy_task, "whole", **sections, more={"train_from": base})
+    run(copy_task, "half", **sections, more={"train_from": base, "train_steps": 3})
+    half = str(copy_task.folder / "half_step_3")
+    run(copy_task, "half", more={"train_from": half})
+    whole, resumed = copy_task.tensors("whole_step_6"), copy_task.tensors("half_step_6")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    first = copy_task.tensors("whole_step_3")
+    assert all(not torch.equal(whole[n], first[n]) for n in whole if n.endswith(("lora_a", "lora_b", "magnitude")))
+    adapter = copy_task.folder / "whole_step_6"
+    merge_lora(base, adapter, copy_task.folder / "merged")
+    with torch.no_grad():
+        merged, unmerged, plain = (load_model(path)(IDS) for path in (copy_task.folder / "merged", adapter, base))
+    torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=1e-4)
+    assert (merged - plain).abs().max() > 1e-3
+
+
+def test_a_variant_stays_what_it_is(copy_task: Any, base: str) -> None:
+    lora = {"lora_layers": ["q_proj"], "use_rslora": True}
+    run(copy_task, "first", lora=lora, more={"train_from": base})
+    spec = Checkpoint.open(copy_task.folder / "first_step_6").config.adapter
+    assert spec is not None and spec.rslora and not spec.dora
+    adapter = str(copy_task.folder / "first_step_6")
+    with pytest.raises(ConfigError, match="use_rslora is False in the options and True in the adapter"):
+        run(copy_task, "second", lora={"use_rslora": False}, more={"train_from": adapter})
+    loftq = {"lora_layers": ["q_proj"], "lora_init": "loftq"}
+    with pytest.raises(ConfigError, match="loftq must go with quant_layers"):
+        run(copy_task, "third", lora=loftq, more={"train_from": base})
