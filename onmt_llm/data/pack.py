@@ -16,14 +16,17 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.chunks import Chunk, Source, run_chunks
 from onmt_llm.data.corpus import Corpus, split_corpora
 from onmt_llm.data.counts import CorpusCounts
+from onmt_llm.data.encoding import Encoded
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.pack_identity import fingerprint, inputs_of, recipe, text_files
 from onmt_llm.data.packed import ENDINGS, FORMAT, INDEX, VERSION, ShardWriter, damaged, read_index
+from onmt_llm.data.readers import Record
 from onmt_llm.data.token_records import Part, what_else
 from onmt_llm.data.tokens import vocabularies
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 
+_GROUP = 256
 SHARD_RECORDS = 1 << 16
 """Records of a shard: fixed, so that the files do not depend on the number of processes."""
 
@@ -175,12 +178,51 @@ def _write_shard(
 ) -> tuple[CorpusCounts, dict[str, Any], tuple[Part, ...] | None]:
     writer = ShardWriter(vocab_size)
     total = CorpusCounts()
-    for record in chunk.records:
-        corpus.counts = CorpusCounts()
-        examples = [encoded for each in corpus.examples([record]) if (encoded := corpus.encode(each)) is not None]
-        writer.add(record.line, examples, what_else(corpus.counts))
-        total.add(corpus.counts)
+    for start in range(0, len(chunk.records), _GROUP):
+        for line, examples, counts in _each(corpus, chunk.records[start : start + _GROUP]):
+            writer.add(line, examples, what_else(counts))
+            total.add(counts)
     return total, writer.write(folder, chunk.number), writer.parts
+
+
+Happened = tuple[int, list[Encoded], CorpusCounts]
+"""Line of a record, the examples that came of it, what happened."""
+
+
+def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
+    """What becomes of each record.
+
+    Tokenisers are fastest on many texts, but what happened is known of all of them together. So those of which nothing
+    is left are looked at once more, one by one; and all are, where transforms made or cut examples.
+    """
+    if len({record.line for record in records}) < len(records) or any(t.remembers for t in corpus.transforms):
+        yield from (_one(corpus, record) for record in records)
+        return
+    together, all_counts = _run(corpus, records)
+    kept: dict[int, list[Encoded]] = {}
+    for line, encoded in together:
+        kept.setdefault(line, []).append(encoded)
+    simple = not (all_counts.made or all_counts.truncated)
+    for record in records:
+        if simple and record.line in kept:
+            counts = CorpusCounts(read=1)
+            for encoded in kept[record.line]:
+                counts.keep(encoded, encoded.num_trained)
+            yield record.line, kept[record.line], counts
+        else:
+            yield _one(corpus, record)
+
+
+def _one(corpus: Corpus, record: Record) -> Happened:
+    examples, counts = _run(corpus, [record])
+    return record.line, [encoded for _, encoded in examples], counts
+
+
+def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[int, Encoded]], CorpusCounts]:
+    corpus.counts = CorpusCounts()
+    examples = corpus.examples(records)
+    found = [(each.line, encoded) for each in examples if (encoded := corpus.encode(each)) is not None]
+    return found, corpus.counts
 
 
 def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
