@@ -33,13 +33,17 @@ EXTRAS = {
     "fuzzy": ["rapidfuzz>=3.9"],
     "terms": ["spacy>=3.7"],
     "eval": ["sacrebleu>=2.5"],
+    "tables": ["pyarrow>=18"],
+    "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
     "peft>=0.18",
     "accelerate>=1.10",
+    "hypothesis>=6.100",
     "pytest>=8",
+    "hypothesis",
     "pytest-timeout",
     "hypothesis>=6",
     "pytest-xdist",

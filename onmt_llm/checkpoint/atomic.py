@@ -13,7 +13,7 @@ from types import TracebackType
 
 from onmt_llm.errors import CheckpointError
 
-MODEL_FILES = ("config.yaml", "config.json")
+MODEL_FILES = ("config.yaml", "config.json", "adapter_config.json")
 """What marks a directory as a model's: only such a one is ever replaced."""
 
 
@@ -37,14 +37,12 @@ class AtomicDirectory:
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(path)
         self._overwrite = overwrite
-        _recover(self.path.absolute())
+        recover(self.path.absolute().parent, re.escape(self.path.name))
         check_output(self.path, overwrite=overwrite)
         self.directory = self._beside("tmp")
 
     def _beside(self, kind: str) -> Path:
-        """A hidden name beside the output that no other process uses."""
-        place = self.path.absolute()
-        return place.with_name(f".{place.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
+        return _beside(self.path.absolute(), kind)
 
     def __enter__(self) -> AtomicDirectory:
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -156,21 +154,57 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _recover(path: Path) -> None:
-    """Clean up after processes of this machine that were killed while they wrote `path`.
+def check_space(path: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
 
-    What they had begun is removed. A model that one had moved aside but not yet replaced is put back.
+    Args:
+        path: What is to be written.
+        needed: Bytes that it will take.
+
+    Raises:
+        CheckpointError: Less is free where `path` goes.
     """
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(tmp|old)-{re.escape(socket.gethostname())}-(\d+)")
-    siblings = list(path.parent.iterdir()) if path.parent.is_dir() else []
-    for sibling in siblings:
-        match = pattern.fullmatch(sibling.name)
-        if match is None or _is_running(int(match[2])):
+    place = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
+    if place is None:
+        return
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise CheckpointError(f"{path} needs {needed:,} bytes on the disk, but {free:,} are free in {place}.")
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory so that no half of it is ever seen under its name."""
+    trash = _beside(path.absolute(), "trash")
+    path.rename(trash)
+    shutil.rmtree(trash)
+
+
+def recover(folder: Path, names: str, *, alone: bool = False) -> None:
+    """Clean up after processes that were killed while they wrote in `folder`.
+
+    What they had begun, or were removing, is removed. What one had moved aside but not yet replaced is put back.
+
+    Args:
+        folder: Where; may be missing.
+        names: Pattern of the outputs' names.
+        alone: The caller is the only one to write them; else processes that are running, or on other machines, are
+            left in peace.
+    """
+    pattern = re.compile(rf"\.({names})\.(tmp|old|trash)-(.+)-(\d+)")
+    for leftover in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = pattern.fullmatch(leftover.name)
+        if match is None or not (alone or (match[3] == socket.gethostname() and not _is_running(int(match[4])))):
             continue
-        if match[1] == "old" and not path.exists():
-            sibling.rename(path)
+        path = folder / match[1]
+        if match[2] == "old" and not path.exists():
+            leftover.rename(path)
         else:
-            shutil.rmtree(sibling, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _beside(place: Path, kind: str) -> Path:
+    """A hidden name beside an output that no other process uses."""
+    return place.with_name(f".{place.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
 
 
 def _is_running(pid: int) -> bool:

@@ -97,6 +97,11 @@ def open_foreign(
     if source == "auto":
         source = next((name for name, (detect, _) in SOURCES.items() if detect(path)), "")
     if not source:
+        if (path / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{path} must hold a whole model, but holds an adapter of peft.",
+                hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
+            )
         known = "config.json (hf), params.json with consolidated.00.pth (llama_meta), *.gguf, an OpenNMT-py .pt"
         raise CheckpointError(f"{path} must hold a model that we can read, but holds none of: {known}.")
     try:

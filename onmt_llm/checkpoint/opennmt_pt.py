@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from onmt_llm.checkpoint.adapters import short_names
 from onmt_llm.checkpoint.foreign import Foreign, TextSide, TypedSource
 from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.opennmt_options import (
@@ -241,7 +242,7 @@ def _make_adapter(foreign: Foreign, options: Options) -> None:
         rank=rank,
         alpha=float(options.get("lora_alpha", 1)),
         dropout=float(options.get("lora_dropout", 0.0)),
-        layers=_short_names(
+        layers=short_names(
             [layer for layer in layers if not layer.endswith("embed_tokens")], expected_shapes(foreign.model)
         ),
         embedding=any(layer.endswith("embed_tokens") for layer in layers),
@@ -249,15 +250,6 @@ def _make_adapter(foreign: Foreign, options: Options) -> None:
         base_fingerprint="",
         quant_layers=[],
     )
-
-
-def _short_names(layers: list[str], weights: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """`q_proj` for all q_proj of the model, where the adapter is on all of them; else the full paths."""
-    leaves = sorted({layer.rpartition(".")[2] for layer in layers})
-    meant = {
-        name.removesuffix(".weight") for name in weights if name.removesuffix(".weight").rpartition(".")[2] in leaves
-    }
-    return leaves if meant == set(layers) else layers
 
 
 def _adapter_shapes(config: ModelConfig, layers: list[str], rank: int) -> dict[str, tuple[int, ...]]:

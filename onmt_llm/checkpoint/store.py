@@ -4,6 +4,7 @@ config.yaml                       `CheckpointConfig`
 model.safetensors                 weights, or model-00001-of-00003.safetensors ... with model.safetensors.index.json
 adapter.safetensors               LoRA weights; alone (an adapter) or beside the weights of its base (a concatenation)
 vocab.txt, tokenizer files, chat_template.jinja
+manifest.json                     size and SHA-256 of every file, written last
 fingerprint.json                  SHA-256 of every tensor, a cache of `Checkpoint.fingerprint`
 """
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onmt_llm.checkpoint.atomic import AtomicDirectory
+from onmt_llm.checkpoint.manifest import MANIFEST_FILE, damage, write_manifest
 from onmt_llm.checkpoint.safetensors_io import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 ADAPTER_FILE = "adapter.safetensors"
 FINGERPRINT_FILE = "fingerprint.json"
 _OWN_FILES = re.compile(
-    r"\..*|config\.yaml|fingerprint\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
+    r"\..*|config\.yaml|(manifest|fingerprint)\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
 )
 
 
@@ -63,6 +65,11 @@ def resolve_path(path: str | Path) -> Path:
                 f"A checkpoint must be a directory that holds {CONFIG_FILE}, but {candidate} is a file.",
                 hint=f"convert it first: onmt_llm_convert -from auto -model_dir {candidate} -output NEW_DIRECTORY",
             )
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"A checkpoint must hold {CONFIG_FILE}, but {path} is an adapter of peft.",
+            hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
+        )
     if path.is_dir():
         raise CheckpointError(
             f"A checkpoint must hold {CONFIG_FILE}, but {path} does not.",
@@ -163,14 +170,18 @@ class Checkpoint:
         return str(record["fingerprint"])
 
     def damaged(self) -> list[str]:
-        """Names of tensors whose content is not what was written; reads everything.
+        """Tensors whose content is not what was written, and the files that differ; reads everything.
 
         Raises:
-            CheckpointError: No digests were recorded for this checkpoint.
+            CheckpointError: Neither digests nor a manifest were recorded for this checkpoint.
         """
-        record = self._read_record()
-        if record is None:
-            raise CheckpointError(f"{self.path} has no {FINGERPRINT_FILE} to verify against.")
+        record, listed = self._read_record(), (self.path / MANIFEST_FILE).exists()
+        if record is None and not listed:
+            raise CheckpointError(f"{self.path} has neither {MANIFEST_FILE} nor {FINGERPRINT_FILE} to verify against.")
+        tensors = [] if record is None else self._damaged_tensors(record)
+        return tensors + (damage(self.path) if listed else [])
+
+    def _damaged_tensors(self, record: dict[str, Any]) -> list[str]:
         here = {name: tensor_digest(name, self.tensor(name)) for name in self.names()}
         return sorted(
             name for name in here.keys() | record["tensors"].keys() if here.get(name) != record["tensors"].get(name)
@@ -182,8 +193,9 @@ class Checkpoint:
             return None
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            return record if {"fingerprint", "files", "tensors"} <= record.keys() else None
-        except (ValueError, AttributeError):
+            intact = record["fingerprint"] == _identity(record["tensors"], self._identity_names())
+            return record if intact and "files" in record else None
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _cache(self, record: dict[str, Any]) -> None:
@@ -226,9 +238,16 @@ def _stamps(directory: Path, files: list[str]) -> dict[str, list[int]]:
     return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
 
+def _identity(digests: dict[str, str], names: list[str]) -> str:
+    return hashlib.sha256("\n".join(digests[name] for name in sorted(names)).encode()).hexdigest()
+
+
 def _record(directory: Path, files: list[str], digests: dict[str, str], names: list[str]) -> dict[str, Any]:
-    identity = hashlib.sha256("\n".join(digests[name] for name in sorted(names)).encode()).hexdigest()
-    return {"fingerprint": identity, "files": _stamps(directory, files), "tensors": dict(sorted(digests.items()))}
+    return {
+        "fingerprint": _identity(digests, names),
+        "files": _stamps(directory, files),
+        "tensors": dict(sorted(digests.items())),
+    }
 
 
 class CheckpointWriter:
@@ -308,6 +327,9 @@ class CheckpointWriter:
         self.add_text(CONFIG_FILE, config_text(self.config))
         record = _record(self.directory, files, self._digests, names)
         self.add_text(FINGERPRINT_FILE, json.dumps(record, indent=0))
+        with self._output.translated_errors():
+            # The fingerprint is a cache, rewritten when the files are copied.
+            write_manifest(self.directory, leave_out=(FINGERPRINT_FILE,))
 
 
 def is_adapter_name(name: str) -> bool:

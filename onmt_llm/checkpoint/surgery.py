@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant
 from onmt_llm.checkpoint.atomic import atomic_file
-from onmt_llm.checkpoint.load import adapter_spec, check_base, lora_variant, resolve_dtype
+from onmt_llm.checkpoint.load import check_base, resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype

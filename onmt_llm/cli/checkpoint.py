@@ -67,9 +67,7 @@ def _verify(loaded: Loaded[Any]) -> int:
     checkpoint = Checkpoint.open(needed(loaded, "checkpoint", "model", USAGE))
     damaged = checkpoint.damaged()
     if damaged:
-        raise CheckpointError(
-            f"{len(damaged)} tensors of {checkpoint.path} are not as written: {', '.join(damaged[:10])}."
-        )
+        raise CheckpointError(f"{checkpoint.path} must be as it was written, but is not: {', '.join(damaged[:10])}.")
     print(f"{len(checkpoint.names())} tensors are as written")
     return 0
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.config.load import Loaded
+from onmt_llm.data.readers.files import expand
+from onmt_llm.data.readers.opening import BESIDE, SOURCES
 from onmt_llm.errors import ConfigError, DataError
 
 Input = tuple[str, str, tuple[str, ...]]
@@ -40,9 +42,9 @@ def corpus_files(loaded: Loaded[Any]) -> Iterator[Input]:
             "'data' must name at least one corpus, but names none.", hint="data: {my_corpus: {path_src: train.txt}}"
         )
     for corpus, entry in data.items():
-        for key in ("path_src", "path_tgt", "path_align", "path_txt", "path_jsonl"):
-            if getattr(entry, key):
-                yield f"'data.{corpus}.{key}'", getattr(entry, key), ("data", corpus, key)
+        for key in (*SOURCES, *BESIDE):
+            for path in expand(getattr(entry, key) or ()):
+                yield f"'data.{corpus}.{key}'", str(path), ("data", corpus, key)
 
 
 def subword_files(loaded: Loaded[Any]) -> Iterator[Input]:

@@ -1,4 +1,4 @@
-"""`onmt_llm_lora`: merge an adapter into its base, or put the two into one checkpoint."""
+"""`onmt_llm_lora`: merge an adapter into its base, or put the two into one checkpoint; adapters of peft in and out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from onmt_llm.config.convert import LoraToolOptions
 from onmt_llm.config.load import Loaded
 from onmt_llm.log import logger
 
-USAGE = "onmt_llm_lora -action merge -base_model BASE -lora_weights ADAPTER -output CHECKPOINT"
+USAGE = (
+    "onmt_llm_lora -action merge | concat -base_model BASE -lora_weights ADAPTER -output CHECKPOINT | "
+    "-action import -base_model BASE -lora_weights PEFT_FOLDER -output ADAPTER | "
+    "-action export -lora_weights ADAPTER -output PEFT_FOLDER"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,13 +23,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _lora(loaded: Loaded[Any]) -> int:
     options: LoraToolOptions = loaded.job.adapters
-    base, adapter, output = (
-        needed(loaded, "adapters", name, USAGE) for name in ("base_model", "lora_weights", "output")
-    )
-    from onmt_llm.checkpoint import surgery  # torch is imported here
+    adapter, output = (needed(loaded, "adapters", name, USAGE) for name in ("lora_weights", "output"))
+    from onmt_llm.checkpoint import peft_format, surgery  # torch is imported here
 
-    action = surgery.merge_lora if options.action == "merge" else surgery.concat_lora
-    action(base, adapter, output, overwrite=options.force)
+    if options.action == "export":
+        peft_format.export_peft(adapter, output, base_name=options.base_model, overwrite=options.force)
+        logger.info("%s -> %s (peft)", adapter, output)
+        return 0
+    base = needed(loaded, "adapters", "base_model", USAGE)
+    if options.action == "import":
+        peft_format.import_peft(adapter, base, output, overwrite=options.force)
+    else:
+        action = surgery.merge_lora if options.action == "merge" else surgery.concat_lora
+        action(base, adapter, output, overwrite=options.force)
     logger.info("%s + %s -> %s (%s)", base, adapter, output, options.action)
     return 0
 

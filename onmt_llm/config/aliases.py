@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from onmt_llm.config.foreign import ASKS_NOTHING, IGNORED, OPTIONS_TO_COME, RENAMED, RETIRED
+from onmt_llm.config.foreign import ASKS_NOTHING, CORPUS_RENAMED, IGNORED, OPTIONS_TO_COME, RENAMED, RETIRED
 
 OPENNMT_LAYERS = {
     "linear_query": "q_proj",
@@ -85,7 +85,7 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
     later: list[str] = []
     for key, value in user.items():
         if key in own and key not in _TRANSLATORS:
-            result.put(key, value, key)
+            result.put(key, _corpora(value) if key == "data" else value, key)
         elif key in RETIRED:
             if value not in (None, False, 0, "", "none", ASKS_NOTHING.get(key)):
                 result.errors.append((key, f"'{key}' is an option of OpenNMT-py that is gone: {RETIRED[key]}."))
@@ -104,6 +104,23 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
         if key in later:
             _TRANSLATORS[key](user, result)
     return result
+
+
+def _corpora(data: Any) -> Any:
+    """The entries of `data:` with the keys that Axolotl gives their columns in our words; what is spelt out stands."""
+    if not isinstance(data, dict):
+        return data
+    return {name: _corpus(entry) if isinstance(entry, dict) else entry for name, entry in data.items()}
+
+
+def _corpus(entry: dict[str, Any]) -> dict[str, Any]:
+    foreign: dict[str, Any] = {}
+    mappings = entry.get("message_property_mappings")
+    if isinstance(mappings, dict):
+        foreign = {f"{key}_key": value for key, value in mappings.items() if key in ("role", "content")}
+    foreign.update({CORPUS_RENAMED[key]: value for key, value in entry.items() if key in CORPUS_RENAMED})
+    translated = {*CORPUS_RENAMED, *(["message_property_mappings"] if isinstance(mappings, dict) else [])}
+    return {**foreign, **{key: value for key, value in entry.items() if key not in translated}}
 
 
 def _transform_to_come(key: str, value: Any, result: Translation) -> None:

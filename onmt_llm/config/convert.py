@@ -44,22 +44,23 @@ class ConvertConfig(Section):
 
 
 class LoraToolOptions(Section):
-    """Which adapter goes into which base."""
+    """Which adapter goes into which base, or into which format."""
 
-    action: Literal["merge", "concat"] = "merge"
-    """`merge`: add the adapter to the base's weights. `concat`: base and adapter side by side in one checkpoint."""
+    action: Literal["merge", "concat", "import", "export"] = "merge"
+    """`merge`: add the adapter to the base's weights. `concat`: base and adapter side by side in one checkpoint.
+    `import`: make a checkpoint of an adapter of peft (a folder with `adapter_config.json`). `export`: the other way."""
     base_model: str | None = None
-    """Checkpoint that the adapter was trained on."""
+    """Checkpoint that the adapter was trained on. `export`: what peft shall load as the base, a name or a folder."""
     lora_weights: str | None = None
-    """Checkpoint of the adapter."""
+    """Checkpoint of the adapter; `import`: the folder of peft's."""
     output: str | None = None
-    """Checkpoint directory to write."""
+    """Checkpoint directory to write; `export`: folder for peft."""
     force: bool = False
     """Replace an output that exists."""
 
 
 class LoraToolConfig(Section):
-    """Merge a LoRA adapter into the base it was trained on."""
+    """Merge a LoRA adapter into the base it was trained on; adapters of peft in and out."""
 
     adapters: LoraToolOptions = LoraToolOptions()
 

@@ -8,22 +8,41 @@ from pydantic import Field
 
 from onmt_llm.config.section import Section
 
+Paths = str | list[str]
+
 
 class CorpusConfig(Section):
     """One entry of `data:`. The corpus named `valid` (or `valid_*`) is for validation."""
 
-    path_src: str | None = None
-    """Text file, one example a line: the source side, or the whole text of a language-model example."""
-    path_tgt: str | None = None
-    """Text file, line by line the target side of `path_src`."""
-    path_align: str | None = None
+    path_src: Paths | None = None
+    """Text, one example a line: the source side, or the whole text of a language-model example. Here and in every
+    other path: a file or a list of files, each of which may be a pattern (`train.*.txt`), read in the order of their
+    names; text ending in .gz, .zst or .xz is decompressed."""
+    path_tgt: Paths | None = None
+    """Line by line the target side of `path_src`: as many files, with as many lines each."""
+    path_align: Paths | None = None
     """Word alignments of the two, in Pharaoh's format (`0-0 1-2 ...`, source first), for `lambda_align`."""
     align_unit: Literal["tokens", "words"] = "tokens"
     """What `path_align` counts: tokens as the transforms leave them (OpenNMT-py), or words between spaces."""
-    path_txt: str | None = None
-    """Plain text for a language model; an empty line ends a document."""
-    path_jsonl: str | None = None
+    path_sco: Paths | None = None
+    """A number for every line of `path_src`: how good the example is."""
+    score_threshold: float | None = None
+    """Examples with a lower number in `path_sco` are left out."""
+    path_txt: Paths | None = None
+    """Plain text for a language model, in documents."""
+    documents_by: Literal["blank_line", "file", "line"] = "blank_line"
+    """What ends a document of `path_txt`."""
+    path_jsonl: Paths | None = None
     """One JSON object a line: `text`, `prompt`/`answer` (or `instruction`/`input`/`output`), or `conversations`."""
+    path_json: Paths | None = None
+    """A JSON array of such objects, as Alpaca's data come."""
+    path_table: Paths | None = None
+    """Rows with such columns: .csv (quotes as in RFC 4180), .tsv (a tab parts fields, a quote is a character),
+    .parquet, .arrow or .feather; the last three need pyarrow."""
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """What parts the fields of `path_table`; null = a comma in .csv, a tab in .tsv."""
+    columns: list[str] | None = None
+    """Names of the columns of .csv and .tsv files that have no header; null = the first row names them."""
     path_packed: str | None = None
     """Folder in which `onmt_llm_data pack` puts this corpus, tokenised. Where it is given, training reads that instead
     of the text, and refuses what is not of these files, transforms and tokeniser."""
@@ -33,6 +52,8 @@ class CorpusConfig(Section):
     row_length: int | None = Field(None, ge=2)
     """`path_tokens`: cut litdata's or Lit-GPT's tokens into examples of this many (the context length, and one); null =
     one example a document, where documents are known."""
+    shuffle: Literal["none", "global"] | None = None
+    """As the global `shuffle`, for this corpus; null = as that says."""
     weight: float = Field(1, gt=0)
     """Share of this corpus. Whole numbers: so many examples in a row before the next corpus has its turn; with a
     fraction among the weights (0.7, 0.3) the corpora are interleaved evenly in these proportions."""
@@ -41,7 +62,24 @@ class CorpusConfig(Section):
     template: str | None = None
     """Chat template of `conversations` and prompt/answer examples; null = the checkpoint's, or `alpaca`."""
     messages_key: str = "conversations"
-    """JSONL: key of the list of turns (`messages` is understood too)."""
+    """JSON and tables: key of the list of turns (`conversations` and `messages` are understood too)."""
+    role_key: str | None = None
+    """Key of a turn's role; null = `role` (or `from`)."""
+    content_key: str | None = None
+    """Key of a turn's text; null = `content` (or `value`)."""
+    roles: dict[str, list[str]] = Field(default_factory=dict)
+    """What the data call the roles `system`, `user`, `assistant` and `tool`, besides `human` and `gpt`:
+    `{assistant: [bot, model]}`."""
+    text_key: str = "text"
+    """JSON and tables: key of a whole text."""
+    prompt_key: str | None = None
+    """Key of the question; null = `prompt` (or `instruction`). Named keys come before all others."""
+    input_key: str = "input"
+    """Key of what the instruction is about; it may be missing."""
+    answer_key: str | None = None
+    """Key of the answer; null = `answer` (or `output`)."""
+    system_key: str | None = None
+    """Key of a system text that goes before the question; null = there is none."""
     src_prefix: str = ""
     """Text put before each source (transform `prefix`)."""
     tgt_prefix: str = ""
@@ -50,6 +88,11 @@ class CorpusConfig(Section):
     """Text put after each source (transform `suffix`)."""
     tgt_suffix: str = ""
     """Text put after each target (transform `suffix`)."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Its records have keys, or columns."""
+        return bool(self.path_jsonl or self.path_json or self.path_table)
 
 
 class DataConfig(Section):
@@ -66,6 +109,17 @@ class DataConfig(Section):
     by weight alone. The examples are counted at the start."""
     skip_empty_level: Literal["silent", "warning", "error"] = "warning"
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
+    on_bad_line: Literal["error", "skip"] = "error"
+    """What a record does that is not UTF-8, not JSON, or not as it should be: it stops the run, or it is left out and
+    counted by reason. Damage that would shift lines always stops the run."""
+    max_record_bytes: int = Field(1 << 23, ge=1024)
+    """Longest line, row or document, in bytes: a longer line is left out and counted, a longer document is cut between
+    two words."""
+    shuffle: Literal["none", "global"] = "none"
+    """`global`: every epoch of a training corpus has an order of its own, in which any example may come anywhere; for
+    plain files and Arrow tables."""
+    index_cache: str | None = None
+    """Folder for the line counts and indexes of corpora; null = `<save_model>_index`."""
     zero_out_prompt_loss: bool | None = None
     """The loss counts answers only, not prompts; null = in JSONL prompts and conversations, but not in text files."""
     n_src_feats: int = Field(0, ge=0)

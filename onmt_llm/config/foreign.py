@@ -29,6 +29,19 @@ RENAMED = {
 }
 """Same meaning, other name."""
 
+CORPUS_RENAMED = {
+    "field_messages": "messages_key",
+    "message_field_role": "role_key",
+    "message_field_content": "content_key",
+    "field": "text_key",
+    "text_column": "text_key",
+    "field_instruction": "prompt_key",
+    "field_input": "input_key",
+    "field_output": "answer_key",
+    "field_system": "system_key",
+}
+"""Axolotl's names of options of a corpus; its `message_property_mappings` holds `role` and `content`."""
+
 IGNORED = {
     "rotary_interleave": "checkpoints hold one rotary layout; converters permute on the way in and out",
     "apex_opt_level": "mixed precision is chosen by model_dtype",

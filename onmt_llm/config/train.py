@@ -8,7 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
 from onmt_llm.config.model import Dtype, ModelConfig
+from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
+
+AUTO = "auto"
+"""Value of `train_from`: whatever this run has come to."""
 
 
 class LoraConfig(Section):
@@ -166,7 +170,10 @@ class RunConfig(Section):
     model_task: Literal["lm", "seq2seq"] | None = None
     """Language model or translation; null = as the architecture says."""
     train_from: str | None = None
-    """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned."""
+    """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned. `auto` = the
+    newest of this run (`save_model`), or `init_from` where there is none yet."""
+    init_from: str | None = None
+    """`train_from: auto`: checkpoint that the run begins with, at step 0; null = new weights."""
     update_vocab: bool = False
     """Fine-tune `train_from` with the vocabulary of `src_vocab` and `tgt_vocab`; known tokens keep their rows."""
     override_opts: bool = False
@@ -255,6 +262,7 @@ class TrainConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     validation: ValidationConfig = ValidationConfig()
     run: RunConfig = RunConfig()
+    safety: SafetyConfig = SafetyConfig()
     logging: LogConfig = LogConfig()
     devices: DeviceConfig = DeviceConfig()
 
@@ -263,6 +271,10 @@ class TrainConfig(Section):
         run = self.run
         _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
         _same_length(dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps)
+        if run.init_from and run.train_from != AUTO:
+            raise ValueError(f"init_from must go with train_from: {AUTO}, but train_from is {run.train_from}")
+        if run.train_from == AUTO and run.reset_optim != "none":
+            raise ValueError(f"reset_optim must be none with train_from: {AUTO}, but is {run.reset_optim}")
         return self
 
 

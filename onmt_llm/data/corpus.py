@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
@@ -11,8 +12,9 @@ from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.encoding import Encoded, Encoder
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.readers import Reader, Record, open_reader
-from onmt_llm.data.records import ExampleParser
+from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
+from onmt_llm.data.readers.files import expand
+from onmt_llm.data.records import EMPTY, LOW_SCORE, ExampleParser
 from onmt_llm.data.token_records import TokenDecoder
 from onmt_llm.data.tokens import open_tokens
 from onmt_llm.data.transforms import Transform, TransformContext, build_transforms, transform_class
@@ -20,7 +22,6 @@ from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 
-EMPTY = "empty"
 NOTHING_TRAINED = "nothing_trained"
 
 
@@ -34,6 +35,7 @@ class Corpus:
         options: Sections of the transforms.
         model: The model that it is prepared for.
         training: Random transforms act.
+        seed: Of the order of the records, where they are shuffled; None = they are read as they come.
 
     Attributes:
         reader: Where its records come from.
@@ -55,17 +57,20 @@ class Corpus:
         options: Mapping[str, Section],
         model: ModelText,
         training: bool,
+        seed: int | None = None,
     ) -> None:
         self.name = name
         self.weight = config.weight
         tokens = open_tokens(name, config, data=data, options=options, model=model, training=training)
-        self.reader: Reader = open_reader(name, config) if tokens is None else tokens.reader
+        self.reader = _reader(name, config, data, seed, None if tokens is None else tokens.reader)
         self.counts = CorpusCounts()
         self._level = data.skip_empty_level
-        self._said_empty = False
+        self._skip_bad = data.on_bad_line == "skip"
+        self._said: set[str] = set()
         self._encoder = Encoder(model)
         self._vocabs = (model.src_vocab or model.vocab, model.vocab)
         self._align_words = config.align_unit == "words"
+        self._alignments: dict[Path | None, Path] = {}
         self._decoder = None if tokens is None else tokens.decoder
         self.transforms: list[Transform] = []
         self.control_tokens = model.control_tokens(None)
@@ -79,13 +84,13 @@ class Corpus:
         self._parser = ExampleParser(
             name,
             config,
-            paths=self.reader.paths,
             task=model.task,
             template=model.template,
             open_template=model.open_template,
             n_src_feats=data.n_src_feats,
             src_feats_defaults=data.src_feats_defaults,
             zero_out_prompt_loss=data.zero_out_prompt_loss,
+            max_bytes=data.max_record_bytes,
         )
         names = data.transforms if config.transforms is None else config.transforms
         _check_features(name, names, data.n_src_feats, model)
@@ -93,6 +98,7 @@ class Corpus:
         self.control_tokens = context.control_tokens
         self.transforms = build_transforms(names, options, config, context)
         if config.path_align:
+            self._alignments.update(zip(expand(config.path_src or ()), expand(config.path_align), strict=True))
             check_alignable(name, self.transforms)
 
     @property
@@ -104,9 +110,12 @@ class Corpus:
         """The examples of records, transformed; what is dropped is counted."""
         if self._decoder is not None:
             decoded = self._decoder(records, self.counts)
-            return [Example(src=[], corpus=self.name, line=line, encoded=encoded) for line, encoded in decoded]
+            return [
+                Example(src=[], corpus=self.name, line=record.line, path=record.paths[0], encoded=encoded)
+                for record, encoded in decoded
+            ]
         self.counts.read += len(records)
-        examples = [example for record in records if (example := self._parse(record)) is not None]
+        examples = [example for record in records if (example := self.parse(record)) is not None]
         for transform in self.transforms:
             examples = transform.batch(examples)
             self.counts.dropped.update(transform.dropped)
@@ -115,13 +124,26 @@ class Corpus:
             transform.truncated = 0
         return examples
 
+    def parse(self, record: Record) -> Example | None:
+        """A record as an example before the transforms; None, and counted, when it is left out."""
+        try:
+            example = self._parser(record)
+        except BadRecord as error:
+            self._bad(error)
+            return None
+        if example == EMPTY:
+            self._skip_empty(record.where)
+        elif isinstance(example, str):
+            self._skip(example, record.where, quiet=example == LOW_SCORE)
+        return None if isinstance(example, str) else example
+
     def encode(self, example: Example) -> Encoded | None:
         """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
-        if example.align is not None:
-            self._align(example)
+        if example.align is not None and not self._align(example):
+            return None
         encoded = example.encoded or self._encoder(example)
         if encoded is None:
-            self._skip_empty(example.line)
+            self._skip_empty(f"{example.path}:{example.line}")
             return None
         trained = encoded.num_trained
         if trained == 0:
@@ -131,12 +153,13 @@ class Corpus:
         return encoded
 
     def raw(self, record: Record) -> Example | None:
-        """A record as an example before the transforms; None, and not counted, when it is empty."""
-        return self._parser(record) if self._decoder is None else self._spelled(self._decoder, record)
+        """A record as an example before the transforms; None, and not counted, when it is left out."""
+        example = self._parser(record) if self._decoder is None else self._spelled(self._decoder, record)
+        return None if isinstance(example, str) else example
 
     def _spelled(self, decoder: TokenDecoder, record: Record) -> Example | None:
         """The first example of a record of tokens, with the tokens' texts."""
-        _, encoded = next(decoder([record], CorpusCounts()), (0, None))
+        encoded = next(decoder([record], CorpusCounts()), (record, None))[1]
         if encoded is None:
             return None
         sides = [side for side in (encoded.src, encoded.tgt) if side is not None]
@@ -146,37 +169,51 @@ class Corpus:
         ]
         return Example(src=src, tgt=tgt[0] if tgt else [], corpus=self.name, line=record.line)
 
-    def _align(self, example: Example) -> None:
+    def _align(self, example: Example) -> bool:
         """Check the alignment against the tokens that it is about, and carry it over from words where it counts them.
 
-        Raises:
-            DataError: It names a token, or word, that is not there.
+        Returns:
+            False where the example is left out, since it names a token, or word, that is not there.
         """
         try:
             if self._align_words:
                 example.align = to_tokens(example, next(t for t in self.transforms if isinstance(t, Tokenize)))
             check_pairs(example)
         except DataError as error:
-            where = f"{self.reader.paths[-1]}:{example.line}"
-            raise DataError(f"{where} {error.message}", hint=error.hint) from error
+            sentence = f"{self._alignments.get(example.path)}:{example.line} {error.message}"
+            self._bad(BadRecord(sentence, reason="bad_alignment", hint=error.hint))
+            return False
+        return True
 
-    def _parse(self, record: Record) -> Example | None:
-        example = self._parser(record)
-        if example is None:
-            self._skip_empty(record.line)
-        return example
+    def _bad(self, error: BadRecord) -> None:
+        if not self._skip_bad:
+            raise error
+        self._skip(error.reason, error.message)
 
-    def _skip_empty(self, line: int) -> None:
-        self.counts.dropped[EMPTY] += 1
-        where = f"{self.reader.paths[0]}:{line}"
+    def _skip_empty(self, where: str) -> None:
         if self._level == "error":
             raise DataError(
                 f"Corpus '{self.name}' must have no empty example, but {where} is one.",
                 hint="skip_empty_level: warning skips and counts them",
             )
-        if self._level == "warning" and not self._said_empty:
-            self._said_empty = True
-            logger.warning("Corpus '%s' has empty examples, which are skipped and counted: %s ...", self.name, where)
+        self._skip(EMPTY, where, quiet=self._level == "silent")
+
+    def _skip(self, reason: str, example: str, *, quiet: bool = False) -> None:
+        """Count an example that is left out, and show the first one."""
+        self.counts.dropped[reason] += 1
+        if not quiet and reason not in self._said:
+            self._said.add(reason)
+            what = reason.replace("_", " ")
+            logger.warning(
+                "Corpus '%s' has %s examples, which are skipped and counted: %s ...", self.name, what, example
+            )
+
+
+def _reader(name: str, config: CorpusConfig, data: DataConfig, seed: int | None, tokens: Reader | None) -> Reader:
+    cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
+    reader = tokens or open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
+    shuffle = (config.shuffle or data.shuffle) == "global"
+    return ShuffledReader(name, reader, seed) if shuffle and seed is not None else reader
 
 
 def open_corpora(
@@ -186,8 +223,9 @@ def open_corpora(
     options: Mapping[str, Section],
     model: ModelText,
     training: bool,
+    seed: int | None = None,
 ) -> list[Corpus]:
-    """All corpora in order, without a look at their files yet.
+    """All corpora in order, without a look at their files yet; `seed` orders those that are shuffled.
 
     Raises:
         ConfigError: There is none, or one is not configured as it must be.
@@ -196,7 +234,7 @@ def open_corpora(
     if not corpora:
         raise ConfigError("`data` must name at least one corpus, but names none.")
     return [
-        Corpus(name, config, data=data, options=options, model=model, training=training)
+        Corpus(name, config, data=data, options=options, model=model, training=training, seed=seed)
         for name, config in corpora.items()
     ]
 

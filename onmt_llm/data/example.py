@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onmt_llm.text.segment import Segment
@@ -30,6 +31,7 @@ class Example:
         tgt: Target side.
         corpus: Name of the corpus in `data:`.
         line: Line in the corpus file, counted from 1.
+        path: That file.
         src_features: Features of each source word, until `inferfeats` has put them behind the tokens; None = none.
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
         align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
@@ -40,6 +42,7 @@ class Example:
     tgt: list[Segment] = field(default_factory=list)
     corpus: str = ""
     line: int = 0
+    path: Path | None = None
     closed: bool = False
     src_features: list[list[str]] | None = None
     align: list[tuple[int, int]] | None = None

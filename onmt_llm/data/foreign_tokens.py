@@ -94,7 +94,8 @@ class TokenFileReader(ShardedReader):
         words = _to_words(self._open(shard)[bounds[0] : bounds[-1]])
         line = sum(len(rows) - 1 for rows in self._rows[:shard]) + first + 1
         return [
-            _record(line + index, words[a - bounds[0] : b - bounds[0]]) for index, (a, b) in enumerate(pairwise(bounds))
+            _record(self._files[shard].path, line + index, words[a - bounds[0] : b - bounds[0]])
+            for index, (a, b) in enumerate(pairwise(bounds))
         ]
 
     def _open(self, place: int) -> npt.NDArray[Any]:
@@ -222,9 +223,9 @@ def _to_words(tokens: npt.NDArray[Any]) -> Words:
     return words
 
 
-def _record(line: int, words: Words) -> Record:
+def _record(path: Path, line: int, words: Words) -> Record:
     real = np.flatnonzero(words != UNTRAINED)
     length = int(real[-1]) + 1 if len(real) else 0
     if length < 2:
-        return Record(line, (json.dumps({"dropped": {PADDING: 1}}).encode(),), (0,))
-    return Record(line, (b"", words[:length].tobytes()), (0, 0))
+        return Record(line, (json.dumps({"dropped": {PADDING: 1}}).encode(),), (0,), (path,))
+    return Record(line, (b"", words[:length].tobytes()), (0, 0), (path,))

@@ -19,7 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -56,12 +56,13 @@ class Worker:
     def __init__(self, number: int, recipe: bytes) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
         self._name = f"Data worker {number}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
-        )
+        with _blocked(signal.SIGINT, signal.SIGTERM):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
+            )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"onmt_llm-data-{number}")
         self._thread.submit(self._send, recipe)  # where this fails, so will the first task
 
@@ -109,6 +110,19 @@ class Worker:
             f"{self._name} (process {self.pid}) must live as long as the run, but {how}.",
             hint=hint if code == -signal.SIGKILL else "its last words are above; num_workers: 0 does without it",
         )
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Signals that a process started inside will not get, not even before it can say so itself."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Lanes(Protocol):

@@ -76,7 +76,7 @@ class Mixer:
 
     def skip(self, number: int) -> int:
         """Pass over as many records; returns how many there were."""
-        return self._advance(number, lambda index, wanted: _skip(self.sources[index].reader, wanted))
+        return self._advance(number, lambda index, wanted: self.sources[index].reader.skip(wanted))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data from which `load_state_dict` continues with the very next record."""
@@ -212,18 +212,10 @@ def tempered(weights: Sequence[float], sizes: Sequence[int], temperature: float)
 
 def count_records(reader: Reader) -> int:
     """Number of records of a corpus: from the reader's index, where it has one; else all are passed over."""
-    known = getattr(reader, "count", None)
-    found = known() if known is not None else None
+    found = reader.count()
     if found is None:
-        found = 0
-        while passed := _skip(reader, 1 << 16):
+        position, found = reader.tell(), 0
+        while passed := reader.skip(1 << 16):
             found += passed
-        reader.rewind()
-    return int(found)
-
-
-def _skip(reader: Reader, number: int) -> int:
-    fast = getattr(reader, "skip", None)
-    if fast is not None:
-        return int(fast(number))
-    return sum(1 for _ in islice(iter(reader.read, None), number))
+        reader.seek(position)
+    return found

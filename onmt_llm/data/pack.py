@@ -185,6 +185,8 @@ def _write_shard(
     return total, writer.write(folder, chunk.number), writer.parts
 
 
+Place = tuple[Path | None, int]
+"""File and line of a record."""
 Happened = tuple[int, list[Encoded], CorpusCounts]
 """Line of a record, the examples that came of it, what happened."""
 
@@ -195,20 +197,21 @@ def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
     Tokenisers are fastest on many texts, but what happened is known of all of them together. So those of which nothing
     is left are looked at once more, one by one; and all are, where transforms made or cut examples.
     """
-    if len({record.line for record in records}) < len(records) or any(t.remembers for t in corpus.transforms):
+    if any(transform.remembers for transform in corpus.transforms):
         yield from (_one(corpus, record) for record in records)
         return
     together, all_counts = _run(corpus, records)
-    kept: dict[int, list[Encoded]] = {}
-    for line, encoded in together:
-        kept.setdefault(line, []).append(encoded)
+    kept: dict[Place, list[Encoded]] = {}
+    for place, encoded in together:
+        kept.setdefault(place, []).append(encoded)
     simple = not (all_counts.made or all_counts.truncated)
     for record in records:
-        if simple and record.line in kept:
+        examples = kept.get((record.paths[0], record.line))
+        if simple and examples:
             counts = CorpusCounts(read=1)
-            for encoded in kept[record.line]:
+            for encoded in examples:
                 counts.keep(encoded, encoded.num_trained)
-            yield record.line, kept[record.line], counts
+            yield record.line, examples, counts
         else:
             yield _one(corpus, record)
 
@@ -218,10 +221,10 @@ def _one(corpus: Corpus, record: Record) -> Happened:
     return record.line, [encoded for _, encoded in examples], counts
 
 
-def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[int, Encoded]], CorpusCounts]:
+def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[Place, Encoded]], CorpusCounts]:
     corpus.counts = CorpusCounts()
     examples = corpus.examples(records)
-    found = [(each.line, encoded) for each in examples if (encoded := corpus.encode(each)) is not None]
+    found = [((each.path, each.line), encoded) for each in examples if (encoded := corpus.encode(each)) is not None]
     return found, corpus.counts
 
 

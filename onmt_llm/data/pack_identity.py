@@ -18,6 +18,7 @@ from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.packed import INDEX, VERSION, file_hash, read_index
+from onmt_llm.data.readers.files import expand
 from onmt_llm.data.transforms.transform import transform_class
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
@@ -73,7 +74,7 @@ def vocab_hash(vocab: Vocab) -> str:
 def text_files(corpus: CorpusConfig) -> list[Path]:
     """The files that a corpus is read from."""
     values = [value for key, value in corpus if key.startswith("path_") and key not in _NOT_OF_CORPUS and value]
-    return [Path(path) for value in values for path in ([value] if isinstance(value, str) else value)]
+    return [path for value in values for path in expand(value)]
 
 
 def inputs_of(paths: Sequence[Path]) -> list[dict[str, Any]]:

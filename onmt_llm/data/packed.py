@@ -202,11 +202,11 @@ class _Shard:
         start = bounds[0]
         words = _widened(self._tokens[start : bounds[-1]], self.entry["masked"]).tobytes()
         arrays = [words[4 * (a - start) : 4 * (b - start)] for a, b in pairwise(bounds)]
-        found = []
+        found, paths = [], (self.folder,)
         for (line, example, happened), (_, after, _) in pairwise(rows):
             mine = arrays[example * self.each - offset : after * self.each - offset]
             parts = (self.happened[happened], *mine)
-            found.append(Record(line, parts, (0,) * len(parts)))
+            found.append(Record(line, parts, (0,) * len(parts), paths))
         return found
 
 

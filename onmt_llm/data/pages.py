@@ -83,7 +83,7 @@ def _shown(trace: Trace) -> dict[str, Any]:
             }
         )
         before = stage.sides
-    return {**trace.__dict__, "stages": stages, "where": f"line {trace.line:,}"}
+    return {**trace.__dict__, "stages": stages, "where": f"{trace.path}:{trace.line}"}
 
 
 def _side(before: Sequence[Span], after: Sequence[Span]) -> dict[str, Any]:

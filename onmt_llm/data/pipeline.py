@@ -165,6 +165,20 @@ class Pipeline:
         self._state = {**mine, "position": position.to_dict(), "plan": self._plan}
         self._counts = _counts(self._state)
 
+    def skip_bucket(self) -> None:
+        """Leave out what remains of the bucket that the last batch came from."""
+        bucket = self._begun_bucket()
+        if bucket is None:
+            return
+        for _ in self:
+            if self._begun_bucket() != bucket:
+                return
+
+    def _begun_bucket(self) -> int | None:
+        """Number of the bucket of which some batches are consumed, and some are not."""
+        todo = Position.from_dict(self._state["position"]).todo
+        return todo[0].bucket if todo and todo[0] != todo[0].whole else None
+
     def close(self) -> None:
         """Close the corpus files."""
         self._mixer.close()

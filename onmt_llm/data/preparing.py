@@ -70,7 +70,12 @@ class Recipe:
     def open(self) -> list[Corpus]:
         """The corpora, without a look at their files yet."""
         return open_corpora(
-            self.corpora, data=self.data, options=self.options, model=self.model, training=self.training
+            self.corpora,
+            data=self.data,
+            options=self.options,
+            model=self.model,
+            training=self.training,
+            seed=self.seed if self.training else None,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Records to examples: strict UTF-8, JSON, prompts and answers, conversations.
+"""Records to examples: strict UTF-8, JSON, rows, prompts and answers, conversations.
 
 Placeholders (`｟newline｠`, `｟_mask_before_｠`) mean something in the lines of text files only. Text out of JSON is
 taken as it is, so that nothing a user wrote there can become a line break or a mark.
@@ -6,7 +6,7 @@ taken as it is, so that nothing a user wrote there can become a line break or a 
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,12 @@ from typing import Any, Literal
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.alignment import parse_pharaoh
 from onmt_llm.data.example import Example
-from onmt_llm.data.readers import Record, decode
+from onmt_llm.data.json_object import kind, load_object
+from onmt_llm.data.keys import Keys
+from onmt_llm.data.readers import BadRecord, Record, decode
+from onmt_llm.data.readers.lines import MAX_BYTES
+from onmt_llm.data.readers.opening import row_format
+from onmt_llm.data.readers.rows import header
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
@@ -25,16 +30,9 @@ Task = Literal["lm", "seq2seq"]
 
 DEFAULT_TEMPLATE = "alpaca"
 
-# the two spellings in use: role/content (OpenAI) and from/value (ShareGPT)
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "tool": "tool",
-}
-_PAIRS = (("prompt", "answer"), ("instruction", "output"))
+EMPTY = "empty"
+LOW_SCORE = "low_score"
+TOO_MANY_BYTES = "too_many_bytes"
 
 
 class ExampleParser:
@@ -43,7 +41,6 @@ class ExampleParser:
     Args:
         name: Name of the corpus, for messages.
         corpus: Its paths, template and keys.
-        paths: Files of the records' parts, for messages.
         task: A language model reads source and target as one text; prompts and conversations go through a template.
         template: The checkpoint's chat template, where it has one.
         open_template: Opens the template that the corpus names.
@@ -51,6 +48,7 @@ class ExampleParser:
         src_feats_defaults: Those of the words of a line that has none.
         zero_out_prompt_loss: Only answers are trained; False = all text is; None = answers only, where JSON tells them
             apart, and all text of text files.
+        max_bytes: A longer record is left out.
 
     Attributes:
         template: The layout of conversations; None where there is none (yet: alpaca is opened when one comes).
@@ -61,55 +59,73 @@ class ExampleParser:
         name: str,
         corpus: CorpusConfig,
         *,
-        paths: Sequence[Path],
         task: Task,
         template: Template | None = None,
         open_template: Callable[[str], Template] = get_template,
         n_src_feats: int = 0,
         src_feats_defaults: str | None = None,
         zero_out_prompt_loss: bool | None = None,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self.name = name
         self.corpus = corpus
-        self.paths = tuple(paths)
         self.task = task
-        self.zero_out = zero_out_prompt_loss is not False if corpus.path_jsonl else bool(zero_out_prompt_loss)
+        self.zero_out = zero_out_prompt_loss is not False if corpus.has_keys else bool(zero_out_prompt_loss)
         self.num_features = n_src_feats
         self.default_features = parse_defaults(src_feats_defaults, n_src_feats)
         self.template = open_template(corpus.template) if corpus.template else template
         self._open_template = open_template
-        if task == "seq2seq" and not (corpus.path_tgt or corpus.path_jsonl):
+        self._keys = Keys.of(name, corpus)
+        self._max_bytes = max_bytes
+        self._rows = row_format(corpus)
+        self._headers: dict[Path, list[str]] = {}
+        if task == "seq2seq" and not (corpus.path_tgt or corpus.has_keys):
             raise ConfigError(f"Corpus '{name}' must have a path_tgt, since an encoder-decoder model is trained.")
         if task == "lm" and corpus.path_align:
             raise ConfigError(f"Corpus '{name}' must have no path_align, since a language model is trained.")
 
-    def __call__(self, record: Record) -> Example | None:
-        """The example of a record, or None when it is empty.
+    def __call__(self, record: Record) -> Example | str:
+        """The example of a record, or the reason why it is left out.
 
         Raises:
-            DataError: Bad UTF-8, bad JSON, or an object of unknown shape; the message names file and line.
+            BadRecord: Bad UTF-8, bad JSON, or an object of unknown shape; the message names file and line.
         """
-        fields = zip(record.parts, self.paths, record.offsets, strict=True)
+        if max(map(len, record.parts)) > self._max_bytes:
+            return TOO_MANY_BYTES
+        fields = zip(record.parts, record.paths, record.offsets, strict=True)
         texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
-        if self.corpus.path_jsonl:
-            return self._from_json(texts[0], record) if texts[0].strip() else None
+        if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
+            return LOW_SCORE
+        example = self._object(texts[0], record) if self.corpus.has_keys else self._text(texts, record)
+        return EMPTY if example is None else example
+
+    def _score(self, text: str, record: Record) -> float:
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if math.isnan(score):
+            where = f"{record.paths[-1]}:{record.line}"
+            raise BadRecord(f"A score must be a number, but {where} holds '{text[:40]}'.", reason="bad_score")
+        return score
+
+    def _text(self, texts: list[str], record: Record) -> Example | None:
         if self.corpus.path_txt:
             texts[0] = texts[0].replace("\r\n", "\n")
-        if len(texts) >= 2:
-            example = self._pair(from_line(texts[0]), from_line(texts[1]), record)
-            if example is not None and len(texts) == 3:
-                example.align = parse_pharaoh(texts[2], where=f"{self.paths[2]}:{record.line}")
-            return example
-        return self._plain(split_at_marker(texts[0], self.zero_out), record)
-
-    def where(self, record: Record) -> str:
-        """`file:line` of a record."""
-        return f"{self.paths[0]}:{record.line}"
+        if not self.corpus.path_tgt:
+            return self._plain(split_at_marker(texts[0], self.zero_out), record)
+        example = self._pair(from_line(texts[0]), from_line(texts[1]), record)
+        if example is not None and self.corpus.path_align:
+            try:
+                example.align = parse_pharaoh(texts[2], where=f"{record.paths[2]}:{record.line}")
+            except DataError as error:
+                raise BadRecord(error.message, reason="bad_alignment", hint=error.hint) from error
+        return example
 
     def _plain(self, segments: list[Segment], record: Record) -> Example | None:
         if not any(segment.text and segment.text.strip() for segment in segments):
             return None
-        return Example(src=segments, corpus=self.name, line=record.line)
+        return Example(src=segments, corpus=self.name, line=record.line, path=record.paths[0])
 
     def _pair(self, prompt: str, answer: str, record: Record) -> Example | None:
         if not (prompt.strip() and answer.strip()):
@@ -119,48 +135,78 @@ class ExampleParser:
             try:
                 prompt, features = split_text(prompt, self.num_features, self.default_features)
             except DataError as error:
-                raise DataError(f"{self.where(record)}: {error.message}", hint=error.hint) from error
+                raise BadRecord(f"{record.where}: {error.message}", reason="bad_features", hint=error.hint) from error
         return Example(
             src=[Segment(prompt, train_on=not self.zero_out)],
             tgt=[Segment(answer)],
             corpus=self.name,
             line=record.line,
+            path=record.paths[0],
             src_features=features,
         )
 
-    def _from_json(self, text: str, record: Record) -> Example | None:
-        item = self._load(text, record)
-        for key in (self.corpus.messages_key, "conversations", "messages"):
+    def _object(self, text: str, record: Record) -> Example | None:
+        """The example of a JSON object or of a row."""
+        if not text.strip():
+            return None
+        item = self._load(text, record) if self._rows is None else self._row(text, record)
+        keys = self._keys
+        for pair in keys.named:
+            if all(key in item for key in pair):
+                return self._asked(item, pair, record)
+        for key in keys.messages:
             if key in item:
                 return self._conversation(self._messages(item[key], record), record)
-        if "text" in item:
+        if keys.text in item:
             if self.task == "seq2seq":
-                raise self._bad(record, "has 'text', but an encoder-decoder model needs 'prompt' and 'answer'")
-            return self._plain([Segment(self._string(item, "text", record))], record)
-        for prompt_key, answer_key in _PAIRS:
-            if prompt_key in item and answer_key in item:
-                prompt, answer = (self._string(item, key, record) for key in (prompt_key, answer_key))
-                extra = self._string(item, "input", record) if item.get("input") else ""
-                return self._prompt(prompt, extra, answer, record)
-        known = f"'text', 'prompt' and 'answer', 'instruction' and 'output', or '{self.corpus.messages_key}'"
+                raise self._bad(record, f"has '{keys.text}', but an encoder-decoder model needs 'prompt' and 'answer'")
+            return self._plain([Segment(self._string(item, keys.text, record))], record)
+        for pair in keys.pairs:
+            if all(key in item for key in pair):
+                return self._asked(item, pair, record)
+        pairs = [f"'{prompt}' and '{answer}'" for prompt, answer in keys.named + keys.pairs]
+        known = f"'{keys.text}', {', '.join(pairs)}, or '{keys.messages[0]}'"
         raise self._bad(record, f"must have {known}, but has {', '.join(sorted(item)) or 'no keys'}")
+
+    def _asked(self, item: Mapping[str, Any], pair: tuple[str, str], record: Record) -> Example | None:
+        prompt, answer = (self._string(item, key, record) for key in pair)
+        extra = self._string(item, self._keys.input, record) if item.get(self._keys.input) else ""
+        system = self._keys.system
+        context = self._string(item, system, record) if system and item.get(system) else ""
+        return self._prompt(context, prompt, extra, answer, record)
 
     def _load(self, text: str, record: Record) -> Mapping[str, Any]:
         try:
-            item = json.loads(text)
-        except json.JSONDecodeError as error:
-            problem = f"must be one JSON object, but is not JSON: {error.msg} at column {error.colno}"
-            raise self._bad(record, problem) from error
-        except (ValueError, RecursionError) as error:
-            raise self._bad(record, f"cannot be read as JSON: {error}") from error
-        if not isinstance(item, dict):
-            raise self._bad(record, f"must be one JSON object, but is a {type(item).__name__}")
-        return item
+            return load_object(text)
+        except ValueError as error:
+            known = "path_jsonl reads one JSON object a line; path_json reads a file that is one JSON array"
+            hint = known if self.corpus.path_jsonl and text.lstrip()[:1] in ("[", "{", "]", "}") else None
+            problem = f"must be one JSON object, but {error}"
+            raise BadRecord(f"{record.where} {problem}.", reason="bad_json", hint=hint) from error
+
+    def _row(self, text: str, record: Record) -> Mapping[str, Any]:
+        assert self._rows is not None
+        path = record.paths[0]
+        if path not in self._headers:
+            self._headers[path] = header(path, self._rows)
+        names = self._headers[path]
+        try:
+            fields = self._rows.fields(text)
+        except ValueError as error:
+            # a stray quote has joined this row with others, which must not be lost as one
+            raise DataError(
+                f"{record.where} must be a row, but cannot be read as one: {error}.",
+                hint='a quote within a field is written "", and the field stands in quotes',
+            ) from error
+        if len(fields) != len(names):
+            problem = f"must have {len(names)} fields ({', '.join(names)}), but has {len(fields)}"
+            raise BadRecord(f"{record.where} {problem}.", reason="bad_row")
+        return dict(zip(names, fields, strict=True))
 
     def _string(self, item: Mapping[str, Any], key: str, record: Record) -> str:
         value = item[key]
         if not isinstance(value, str):
-            raise self._bad(record, f"must have text under '{key}', but has a {type(value).__name__}")
+            raise self._bad(record, f"must have text under '{key}', but has {kind(value)}")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -173,24 +219,28 @@ class ExampleParser:
         return [self._message(turn, record) for turn in turns]
 
     def _message(self, turn: Mapping[str, Any], record: Record) -> Message:
-        role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
-        if role_key not in turn or content_key not in turn:
+        spelling = next((pair for pair in self._keys.turns if all(key in turn for key in pair)), None)
+        if spelling is None:
             keys = ", ".join(sorted(turn)) or "no keys"
-            problem = f"must have 'role' and 'content' (or 'from' and 'value') in every turn, but one has {keys}"
-            raise self._bad(record, problem)
-        role = self._string(turn, role_key, record)
-        if role not in _ROLES:
-            raise self._bad(record, f"must have roles among {', '.join(_ROLES)}, but has '{role}'")
-        return Message(_ROLES[role], self._string(turn, content_key, record))
+            known = " or ".join(f"'{role}' and '{content}'" for role, content in reversed(self._keys.turns))
+            raise self._bad(record, f"must have {known} in every turn, but one has {keys}")
+        role = self._string(turn, spelling[0], record)
+        roles = self._keys.roles
+        if role not in roles:
+            known = f"must have roles among {', '.join(roles)}, but has '{role}'"
+            raise self._bad(record, known, hint=f"roles: {{assistant: [{role}]}} says whose turn that is")
+        return Message(roles[role], self._string(turn, spelling[1], record))
 
-    def _prompt(self, prompt: str, extra: str, answer: str, record: Record) -> Example | None:
+    def _prompt(self, system: str, prompt: str, extra: str, answer: str, record: Record) -> Example | None:
         joined = f"{prompt}\n\n{extra}" if extra else prompt
         if self.template is None or self.task == "seq2seq":
-            return self._pair(joined, answer, record)
+            return self._pair(f"{system}\n\n{joined}" if system else joined, answer, record)
         if not (prompt.strip() and answer.strip()):
             return None
-        alpaca = isinstance(self.template, AlpacaTemplate)
+        alpaca = isinstance(self.template, AlpacaTemplate) and not system
         question = AlpacaTemplate.question(prompt, extra) if alpaca else [Message("user", joined)]
+        if system:
+            question.insert(0, Message("system", system))
         return self._conversation([*question, Message("assistant", answer)], record)
 
     def _conversation(self, messages: Sequence[Message], record: Record) -> Example | None:
@@ -206,10 +256,11 @@ class ExampleParser:
             raise self._bad(record, f"does not fit the chat template: {error.message}") from error
         if not self.zero_out:
             segments = [Segment(segment.text, segment.tokens, train_on=True) for segment in segments]
-        return Example(src=segments, corpus=self.name, line=record.line, closed=bool(self.template.stop_tokens))
+        closed = bool(self.template.stop_tokens)
+        return Example(src=segments, corpus=self.name, line=record.line, path=record.paths[0], closed=closed)
 
-    def _bad(self, record: Record, problem: str) -> DataError:
-        return DataError(f"{self.where(record)} {problem}.")
+    def _bad(self, record: Record, problem: str, *, hint: str | None = None) -> BadRecord:
+        return BadRecord(f"{record.where} {problem}.", reason="bad_record", hint=hint)
 
 
 def split_at_marker(line: str, zero_out_prompt_loss: bool) -> list[Segment]:

@@ -192,7 +192,8 @@ def _count(corpus: Corpus, chunk: Chunk) -> CorpusCounts:
 
 
 def _report(name: str, corpus: CorpusConfig, data: DataConfig, counts: CorpusCounts, training: bool) -> CorpusReport:
-    files = tuple(str(value) for key, value in corpus if key.startswith("path_") and value)
+    values = [value for key, value in corpus if key.startswith("path_") and value]
+    files = tuple(file for value in values for file in ([value] if isinstance(value, str) else value))
     names = tuple(data.transforms if corpus.transforms is None else corpus.transforms)
     return CorpusReport(name, files, names, corpus.weight if training else 0, counts)
 

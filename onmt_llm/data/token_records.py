@@ -91,8 +91,8 @@ class TokenDecoder:
     def _target(self) -> int:
         return list(self.parts).index("tgt")
 
-    def __call__(self, records: Sequence[Record], counts: CorpusCounts) -> Iterator[tuple[int, Encoded]]:
-        """(line, ids) of every example; what else had happened is counted.
+    def __call__(self, records: Sequence[Record], counts: CorpusCounts) -> Iterator[tuple[Record, Encoded]]:
+        """(record, ids) of every example; what else had happened is counted.
 
         Raises:
             DataError: A token is not in the vocabulary.
@@ -111,7 +111,7 @@ class TokenDecoder:
         each, place = len(self.parts), 0
         for record in records:
             for _ in range((len(record.parts) - 1) // each):
-                yield record.line, self._encoded(ids, labels, spans[place : place + each])
+                yield record, self._encoded(ids, labels, spans[place : place + each])
                 place += each
 
     def _encoded(self, ids: Ids, labels: Ids, spans: Sequence[tuple[int, int]]) -> Encoded:

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.chunks import Source
-from onmt_llm.data.corpus import EMPTY, Corpus, split_corpora
+from onmt_llm.data.corpus import Corpus, split_corpora
 from onmt_llm.data.encoding import IGNORED, Encoded
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.model_text import ModelText
@@ -72,6 +73,7 @@ class Trace:
 
     Attributes:
         corpus: Name of the corpus.
+        path: The file.
         line: Where it begins in the file.
         raw: The record's parts, as they stand in the files.
         stages: In order, as far as it came.
@@ -81,6 +83,7 @@ class Trace:
     """
 
     corpus: str
+    path: Path | None
     line: int
     raw: tuple[str, ...]
     stages: list[Stage] = field(default_factory=list)
@@ -88,9 +91,14 @@ class Trace:
     src: list[Token] = field(default_factory=list)
     tgt: list[Token] = field(default_factory=list)
 
+    @property
+    def place(self) -> tuple[Path | None, int]:
+        """File and line."""
+        return self.path, self.line
+
     def branch(self) -> Trace:
         """Another example that came of the same record."""
-        return Trace(self.corpus, self.line, self.raw, list(self.stages))
+        return Trace(self.corpus, self.path, self.line, self.raw, list(self.stages))
 
 
 @dataclass(frozen=True)
@@ -168,10 +176,12 @@ def follow(corpus: Corpus, records: Sequence[Record], model: ModelText) -> list[
     ended: list[Trace] = []
     on_the_way: list[tuple[Trace, Example]] = []
     for record in records:
-        trace = Trace(corpus.name, record.line, tuple(part.decode("utf-8", "replace") for part in record.parts))
-        example = corpus.raw(record)
+        raw = tuple(part.decode("utf-8", "replace") for part in record.parts)
+        trace = Trace(corpus.name, record.paths[0], record.line, raw)
+        before = Counter(corpus.counts.dropped)
+        example = corpus.parse(record)
         if example is None:
-            trace.outcome = EMPTY
+            trace.outcome = _reason(corpus, before)
             ended.append(trace)
         else:
             trace.stages.append(_stage(READ, example))
@@ -184,42 +194,51 @@ def follow(corpus: Corpus, records: Sequence[Record], model: ModelText) -> list[
             on_the_way = [item for pair in on_the_way for item in _through(transform, [pair], ended)]
     for trace, example in on_the_way:
         _finish(trace, example, corpus, model)
-    return sorted([*ended, *(trace for trace, _ in on_the_way)], key=lambda trace: trace.line)
+    order: dict[tuple[Path | None, int], int] = {
+        (record.paths[0], record.line): number for number, record in enumerate(records)
+    }
+    return sorted([*ended, *(trace for trace, _ in on_the_way)], key=lambda trace: order[trace.place])
 
 
 def _through(
     transform: Transform, pairs: Sequence[tuple[Trace, Example]], ended: list[Trace]
 ) -> Iterator[tuple[Trace, Example]]:
     """The examples that come out of a transform, each with its trace; those that do not go to `ended`."""
-    left = {trace.line: trace for trace, _ in pairs}
-    used: set[int] = set()
+    left = {trace.place: trace for trace, _ in pairs}
+    used: set[tuple[Path | None, int]] = set()
+    stages = {place: list(trace.stages) for place, trace in left.items()}
     for example in transform.batch([example for _, example in pairs]):
-        line = example.line if example.line in left else next(iter(left))
-        trace = left[line].branch() if line in used else left[line]
-        used.add(line)
-        before = trace.branch()
-        trace.stages = [*before.stages, _stage(transform.name, example)]
+        place = (example.path, example.line)
+        place = place if place in left else next(iter(left))
+        trace = left[place].branch() if place in used else left[place]
+        used.add(place)
+        trace.stages = [*stages[place], _stage(transform.name, example)]
         yield trace, example
     reasons = "+".join(sorted(transform.dropped)) or HELD
     transform.dropped.clear()
-    for line, trace in left.items():
-        if line not in used:
+    for place, trace in left.items():
+        if place not in used:
             trace.outcome = reasons
             trace.stages.append(Stage(transform.name, ()))
             ended.append(trace)
 
 
 def _of_tokens(example: Example, corpus: Corpus, model: ModelText) -> Trace:
-    trace = Trace(corpus.name, example.line, ())
+    trace = Trace(corpus.name, example.path, example.line, ())
     _finish(trace, example, corpus, model)
     return trace
+
+
+def _reason(corpus: Corpus, before: Counter[str]) -> str:
+    """Why the corpus has dropped an example since `before`."""
+    return next(iter(corpus.counts.dropped - before), HELD)
 
 
 def _finish(trace: Trace, example: Example, corpus: Corpus, model: ModelText) -> None:
     before = Counter(corpus.counts.dropped)
     encoded = corpus.encode(example)
     if encoded is None:
-        trace.outcome = next(iter(corpus.counts.dropped - before), EMPTY)
+        trace.outcome = _reason(corpus, before)
         return
     trace.src, trace.tgt = _source(encoded, model), _target(encoded, model.vocab)
 

@@ -52,12 +52,13 @@ def left_padded(start: int, length: int, left_pad_B: Tensor) -> Positions:
 
 
 def packed(doc_BT: Tensor) -> Positions:
-    """Positions that restart at 0 with each document of a packed row."""
+    """Positions that restart at 0 with each document of a packed row; padding stands at 0."""
     length = doc_BT.shape[1]
     index_T = torch.arange(length, device=doc_BT.device)
     starts_BT = torch.zeros_like(doc_BT, dtype=torch.long)
     starts_BT[:, 1:] = torch.where(doc_BT[:, 1:] != doc_BT[:, :-1], index_T[1:], 0)
-    return Positions(0, length, index_T - starts_BT.cummax(dim=1).values)
+    index_BT = index_T - starts_BT.cummax(dim=1).values
+    return Positions(0, length, index_BT.masked_fill(doc_BT == 0, 0))
 
 
 class PositionTable:

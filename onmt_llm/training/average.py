@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
-from onmt_llm.training.state import average_path
+from onmt_llm.training.run_folder import average_path
 
 
 class Average:

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes, put_lora
+from onmt_llm.checkpoint.adapters import put_lora
+from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
 from onmt_llm.config.aliases import layer_name
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.train import LoraConfig, QuantConfig, TrainConfig

@@ -53,7 +53,13 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)))
+        return self.any_each([flag])[0]
+
+    def any_each(self, flags: Sequence[bool]) -> list[bool]:
+        """For each of `flags`, whether it is set on any rank."""
+        if self.size == 1:
+            return list(flags)
+        return (self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device)) > 0).tolist()
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum the gradients of `parameters` over all ranks; a missing one counts as zero."""

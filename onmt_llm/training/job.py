@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-import secrets
+import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -39,13 +40,28 @@ from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
-from onmt_llm.training.saver import Saver, restore, with_base
+from onmt_llm.training.requests import Requests
+from onmt_llm.training.resume import (
+    continued,
+    is_done,
+    log_changes,
+    resume,
+    resumed_settings,
+    run_options,
+    run_seed,
+    settle_start,
+    state_to_resume,
+    with_run,
+)
+from onmt_llm.training.run_folder import checkpoints, discard, newest_intact, run_lock, save_request
+from onmt_llm.training.saver import Saver, with_base
 from onmt_llm.training.schedule import build_schedule
 from onmt_llm.training.start import Start, open_start
-from onmt_llm.training.state import Progress, SavedState, checkpoints, load_optimizer
+from onmt_llm.training.state import Progress, SavedState
 from onmt_llm.training.stopping import EarlyStopping
 from onmt_llm.training.translations import Translations, check_validation, dump_folder
 from onmt_llm.training.validation import Judge
+from onmt_llm.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -53,16 +69,35 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        status: "finished", "stopped early", "interrupted", "already done" or "sampled".
+        status: "finished", "stopped early", "interrupted", "out of time", "already done" or "sampled".
         step: Updates done in all.
         checkpoint: The newest checkpoint; None when none was written.
         best_ppl: Best validation perplexity; inf without validation.
+        exit_code: Of the command: 0, or the shell's code for the signal that ended the run.
     """
 
     status: str
     step: int = 0
     checkpoint: Path | None = None
     best_ppl: float = float("inf")
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Detour:
+    """How a run goes on after a leap of the loss: from an earlier checkpoint, with later data.
+
+    Attributes:
+        position: This rank's data position.
+        seed: The run's seed, on which the order of the data depends.
+        count: How often the run went back since it last saved in the ordinary way.
+        written: Checkpoints of the run so far.
+    """
+
+    position: dict[str, Any]
+    seed: int
+    count: int
+    written: list[Path]
 
 
 def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
@@ -75,23 +110,45 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
     Raises:
         OnmtLlmError: Anything that the user can put right; see the subclasses in `errors`.
     """
+    began = time.monotonic()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    start = open_start(config, options)
     if config.corpora.n_sample:
-        _sample(config, options, start)
+        config = with_run(config, settle_start(config.run))
+        _sample(config, options, open_start(config, options))
         return TrainResult("sampled")
-    layers = resolve_layers(config, start)
-    resumed = _state_to_resume(config, start, layers)
-    if resumed is not None and resumed.progress.step >= config.run.train_steps:
-        done, path = resumed.progress.step, config.run.train_from
-        logger.info("Nothing to do: %s is of step %d, and train_steps is %d.", path, done, config.run.train_steps)
-        return TrainResult("already done", step=done, checkpoint=Path(str(path)), best_ppl=resumed.progress.best_ppl)
     world = open_world(config.devices.device, config.devices.world_size)
+    limit = config.safety.max_seconds
+    deadline = None if limit is None else began + limit
     try:
-        return _train(config, options, start, layers, resumed, world)
+        with run_lock(config.run.save_model) if world.is_main else nullcontext():
+            return _train_until_done(_settled(config, world), options, world, deadline)
     finally:
         world.close()
+
+
+def _settled(config: TrainConfig, world: World) -> TrainConfig:
+    """The options with what rank 0 finds out about `train_from`, on all ranks."""
+    mine = settle_start(config.run, set_aside=True) if world.is_main else {}
+    return with_run(config, world.gather(mine)[0])
+
+
+def _train_until_done(
+    config: TrainConfig, options: Mapping[str, Section], world: World, deadline: float | None
+) -> TrainResult:
+    """Train, from an earlier checkpoint again whenever the watchdog wants it."""
+    detour: Detour | None = None
+    while True:
+        start = open_start(config, options)
+        layers = resolve_layers(config, start)
+        resumed = state_to_resume(config, start, layers)
+        if resumed is not None and is_done(config, resumed):
+            progress = resumed.progress
+            return TrainResult("already done", progress.step, Path(str(config.run.train_from)), progress.best_ppl)
+        result = _train(config, options, start, layers, resumed, world, deadline=deadline, detour=detour)
+        if isinstance(result, TrainResult):
+            return result
+        config, detour = result
 
 
 def _train(
@@ -101,9 +158,13 @@ def _train(
     layers: Layers,
     resumed: SavedState | None,
     world: World,
-) -> TrainResult:
-    run = config.run
-    seed = _seed(run.seed, resumed, world)
+    *,
+    deadline: float | None,
+    detour: Detour | None,
+) -> TrainResult | tuple[TrainConfig, Detour]:
+    """One stretch of training; returns its result, or how to go on after a leap of the loss."""
+    run, safety = config.run, config.safety
+    seed = run_seed(run.seed, resumed, world) if detour is None else detour.seed
     set_seed(seed)
     optim = resumed_settings(config.optimizer, resumed, reset=run.reset_optim)
     translations = _open_translations(config, options, start)
@@ -130,20 +191,57 @@ def _train(
         objective=objective,
         stopping=EarlyStopping(config.validation.early_stopping, config.validation.early_stopping_criteria),
         average=Average(model, decay=optim.average_decay, every=optim.average_every) if optim.average_decay else None,
+        watchdog=Watchdog(safety.spike_action, threshold=safety.spike_threshold, window=safety.spike_window),
+        save_best=safety.save_best,
     )
     train_data, valid_data = open_pipelines(config, options, start, seed=seed, world=world)
-    progress = Progress()
+    progress, told = Progress(), run_options(run, config.batching)
     if resumed is not None:
-        progress = _resume(resumed, job, train_data)
+        log_changes(resumed.options, told)
+        progress = resume(resumed, job, train_data)
+    if detour is not None:
+        train_data.load_state_dict(detour.position)
+        progress.rollbacks = detour.count
     _announce(config, start, layers, job, progress)
-    save = Saver(job, start, spec, train_data, seed)
     judge = None
     if valid_data is not None:
         judge = Judge(model, valid_data, precision, world, job.average, translations)
-    with build_reporter(config, world, progress.step, data=partial(data_figures, train_data, world)) as report:
-        status = train_loop(job, train_data, progress, report=report, save=save, validate=judge)
+    with (
+        Saver(job, start, spec, train_data, seed, told, safety) as save,
+        build_reporter(config, world, progress, data=partial(data_figures, train_data, world)) as report,
+    ):
+        if detour is not None:
+            save.written += detour.written
+        elif resumed is not None:
+            save.written.append(resumed.directory.parent)
+        if detour is not None and progress.step:
+            # So that a run that is killed now goes past the same data, and knows how often it did.
+            save(progress)
+        requests = Requests(save_file=save_request(run.save_model), deadline=deadline, checks=[save.check])
+        status = train_loop(job, train_data, progress, report=report, save=save, validate=judge, requests=requests)
+    if status == "leapt":
+        return _go_back(config, save, train_data, world, seed=seed, count=progress.rollbacks + 1)
     logger.info("Data: %s", train_data.summary())
-    return TrainResult(status, step=progress.step, checkpoint=save.last, best_ppl=progress.best_ppl)
+    code = 128 + (requests.signal or signal.SIGTERM) if status == "interrupted" else 0
+    return TrainResult(status, progress.step, save.last, progress.best_ppl, code)
+
+
+def _go_back(
+    config: TrainConfig, save: Saver, data: Pipeline, world: World, *, seed: int, count: int
+) -> tuple[TrainConfig, Detour]:
+    """How to go on after a leap: from the newest checkpoint of this run, from the one before it the second time ..."""
+    there = list(dict.fromkeys(path for path in save.written if path.exists()))
+    path = ""
+    if world.is_main:
+        if count > 1 and len(there) > 1:
+            discard(there.pop())
+        path = str(newest_intact(there, set_aside=True) or "")
+    path = world.gather({"path": path})[0]["path"]
+    logger.warning("The run goes back to %s.", path or "its beginning")
+    data.skip_bucket()
+    detour = Detour(data.state_dict(), seed, count, there)
+    data.close()
+    return with_run(config, continued(path)) if path else config, detour
 
 
 def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
@@ -152,6 +250,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     Raises:
         OnmtLlmError: As `train`.
     """
+    config = with_run(config, settle_start(config.run))
     start = open_start(config, options)
     _, valid = split_corpora(config.corpora.data)
     check_validation(config.validation, valid)
@@ -200,34 +299,18 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def resumed_settings(wanted: OptimConfig, resumed: SavedState | None, *, reset: str) -> OptimConfig:
-    """Settings of the optimiser: those of the run that goes on, under what the user wrote.
-
-    Args:
-        wanted: The user's.
-        resumed: The state to go on from.
-        reset: `reset_optim`; `keep_states` forgets the saved settings.
-    """
-    if resumed is None or reset == "keep_states":
-        return wanted
-    written = wanted.model_dump(mode="json", exclude_unset=True)
-    for name, value in written.items():
-        if name in resumed.settings and resumed.settings[name] != value:
-            logger.info("%s is %s now; it was %s.", name, value, resumed.settings[name])
-    known = {name: value for name, value in resumed.settings.items() if name in OptimConfig.model_fields}
-    return OptimConfig.model_validate({**known, **written})
-
-
 def open_pipelines(
     config: TrainConfig, options: Mapping[str, Section], start: Start, *, seed: int, world: World
 ) -> tuple[Pipeline, Pipeline | None]:
     """Batches for training, and for validation where there is a corpus for it."""
     train_corpora, valid_corpora = split_corpora(config.corpora.data)
+    index = config.corpora.index_cache or f"{config.run.save_model}_index"
+    data = config.corpora.model_copy(update={"index_cache": index})
 
     def open_(corpora: Mapping[str, CorpusConfig], training: bool) -> Pipeline:
         return Pipeline(
             corpora,
-            data=config.corpora,
+            data=data,
             batching=config.batching,
             options=options,
             vocab=start.vocab,
@@ -259,72 +342,33 @@ def data_figures(pipeline: Pipeline, world: World) -> dict[str, float]:
 
 
 def build_reporter(
-    config: TrainConfig, world: World, start_step: int, *, data: Callable[[], dict[str, float]]
+    config: TrainConfig, world: World, progress: Progress, *, data: Callable[[], dict[str, float]]
 ) -> Reporter:
     """The reporter of this rank; only rank 0's writes anything."""
     log = config.logging
     shared: dict[str, Any] = {
+        "start_step": progress.step,
+        "resumed": progress.report,
         "data": data,
-        "start_step": start_step,
         "train_steps": config.run.train_steps,
         "report_every": log.report_every,
     }
     if not world.is_main:
         return Reporter(**shared, progress="none")
-    folder = Path(log.tensorboard_log_dir) / time.strftime("%b-%d_%H-%M-%S") if log.tensorboard else None
+    # A run that goes on writes where it wrote before, so that its curve is one.
+    before = progress.report.get("tensorboard")
+    folder = Path(before or Path(log.tensorboard_log_dir) / time.strftime("%b-%d_%H-%M-%S"))
     return Reporter(
         **shared,
         progress=log.progress,
         metrics_file=metrics_path(config),
-        tensorboard_dir=folder,
+        tensorboard_dir=folder if log.tensorboard else None,
     )
 
 
 def metrics_path(config: TrainConfig) -> Path:
     """Where the figures of every report go."""
     return Path(config.logging.metrics_file or f"{config.run.save_model}_metrics.jsonl")
-
-
-def _state_to_resume(config: TrainConfig, start: Start, layers: Layers) -> SavedState | None:
-    """The training state to go on from; None where the run begins at step 0."""
-    if start.saved is None or config.run.reset_optim == "all":
-        return None
-    if start.before is not None and config.run.reset_optim != "states":
-        logger.info(
-            "update_vocab: %s was trained with another vocabulary: a new run begins, at step 0 with a new optimiser "
-            "(reset_optim: states keeps the step).",
-            config.run.train_from,
-        )
-        return None
-    if layers.lora is not None and start.adapter is None:
-        logger.info("%s was trained as a whole: with LoRA a new run begins, at step 0.", config.run.train_from)
-        return None
-    return start.saved
-
-
-def _seed(wanted: int, resumed: SavedState | None, world: World) -> int:
-    """The run's seed, equal on all ranks; a run that goes on keeps its own unless the user wants another."""
-    if wanted >= 0:
-        return wanted
-    if resumed is not None:
-        return resumed.seed
-    drawn = world.gather({"seed": secrets.randbelow(2**31)})[0]["seed"]
-    logger.info("Seed of this run: %d.", drawn)
-    return int(drawn)
-
-
-def _resume(resumed: SavedState, job: Job, train_data: Pipeline) -> Progress:
-    """Put optimiser, random generators and data back to where they were; returns how far that is."""
-    if job.run.reset_optim == "states":
-        logger.info("reset_optim: the optimiser begins anew at step %d.", resumed.progress.step)
-    elif resumed.optimizer != job.optim.optim:
-        logger.warning("The state of %s cannot serve %s, which begins anew.", resumed.optimizer, job.optim.optim)
-    else:
-        load_optimizer(resumed, job.model, job.optimizer)
-    if job.average is not None:
-        job.average.load(resumed.directory.parent)
-    restore(resumed, train_data, job.world)
-    return resumed.progress
 
 
 def _open_objective(config: TrainConfig, optim: OptimConfig, start: Start, device: torch.device) -> Objective:

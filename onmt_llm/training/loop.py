@@ -8,11 +8,8 @@ all ranks. So the update does not depend on how the examples are laid out in mic
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import TypeVar
 
 from torch.optim import Optimizer
@@ -29,9 +26,11 @@ from onmt_llm.training.metrics import Judgement, Reporter, Stopwatch, Totals
 from onmt_llm.training.objective import LIKELIHOOD, Objective
 from onmt_llm.training.optim import scale_and_clip, set_learning_rate, trainable
 from onmt_llm.training.precision import Precision, not_finite
+from onmt_llm.training.requests import Requests
 from onmt_llm.training.schedule import Schedule
 from onmt_llm.training.state import Progress
 from onmt_llm.training.stopping import EarlyStopping
+from onmt_llm.training.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -51,6 +50,8 @@ class Job:
         objective: What is minimised.
         stopping: When validations no longer get better.
         average: The running average of the weights, where one is kept.
+        watchdog: Looks out for leaps of the loss.
+        save_best: Save after a validation that is the best so far.
     """
 
     model: Transformer
@@ -63,6 +64,8 @@ class Job:
     objective: Objective = LIKELIHOOD
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
     average: Average | None = None
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    save_best: bool = False
 
 
 def train_loop(
@@ -73,6 +76,7 @@ def train_loop(
     report: Reporter,
     save: Callable[[Progress], None],
     validate: Callable[[int], Judgement] | None = None,
+    requests: Requests | None = None,
 ) -> str:
     """Train from `progress.step` to `run.train_steps`.
 
@@ -83,9 +87,11 @@ def train_loop(
         report: Takes the figures of every update.
         save: Writes a checkpoint.
         validate: Judges the model after a step, on all ranks alike; None = no validation.
+        requests: What is asked from outside; None = by signals alone.
 
     Returns:
-        "finished", "stopped early" (no better validation) or "interrupted" (by a signal).
+        "finished", "stopped early" (no better validation), "interrupted" (by a signal), "out of time", or "leapt" (the
+        loss did, and the watchdog wants to go back).
 
     Raises:
         DataError: There is no batch at all.
@@ -95,8 +101,11 @@ def train_loop(
     stream, begin = Stopwatch(batches), progress.step
     job.precision.begin(progress)
     job.model.train()
-    with StopSignal() as stop:
-        while progress.step < run.train_steps:
+    with requests or Requests() as outside:
+        # An interrupted run saves at once: the validation that was due then is made up for.
+        early = progress.step > progress.validated and _is_due(run.valid_steps, progress.step)
+        early = early and validate is not None and _validate(job, validate, report, progress)
+        while progress.step < run.train_steps and not early:
             step = progress.step + 1
             rate = job.schedule.rate(step)
             set_learning_rate(job.optimizer, rate)
@@ -108,30 +117,36 @@ def train_loop(
                 return "finished"
             world.sum_gradients(parameters)
             grad_norm = _update(job, progress, totals, step)
+            if grad_norm is None:
+                return "leapt"
             progress.step = step
             if job.average is not None:
                 job.average.update(step)
             report.update(step, totals, rate=rate, grad_norm=grad_norm, waited=stream.lap())
 
-            interrupted = world.any(stop.requested)
-            last = step == run.train_steps or interrupted
-            early = False
-            if validate is not None and not interrupted and (step % run.valid_steps == 0 or last):
-                with report.pause():
-                    early = _validate(job, validate, report, progress)
-            if step % run.save_checkpoint_steps == 0 or last or early:
+            asked = outside.poll(world)
+            last = step == run.train_steps
+            if validate is not None and (last or (not asked.stop and _is_due(run.valid_steps, step))):
+                early = _validate(job, validate, report, progress)
+            best = job.save_best and progress.best_step == step
+            if _is_due(run.save_checkpoint_steps, step) or last or early or best or asked.save or asked.stop:
+                progress.rollbacks = 0
+                progress.report = report.state()
                 with report.pause():
                     save(progress)
-            if interrupted:
-                logger.warning("Stopped by %s after step %d; the checkpoint is complete.", stop.name, step)
-                return "interrupted"
-            if early:
-                better = " and ".join(job.stopping.criteria)
-                logger.info(
-                    "Stopped at step %d: %d validations without better %s.", step, job.stopping.patience, better
-                )
-                return "stopped early"
+            if asked.stop and not last:
+                why = outside.name if asked.stop == "interrupted" else "max_time"
+                logger.warning("Stopped by %s after step %d.", why, step)
+                return asked.stop
+    if early:
+        patience, better = job.stopping.patience, " and ".join(job.stopping.criteria)
+        logger.info("Stopped at step %d: %d validations without better %s.", progress.step, patience, better)
+        return "stopped early"
     return "finished"
+
+
+def _is_due(every: int, step: int) -> bool:
+    return step > 0 and step % every == 0
 
 
 def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> Totals:
@@ -153,8 +168,10 @@ def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> T
     return Totals.from_row(job.world.sum(row))
 
 
-def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float:
-    """One step of the optimiser with the window's gradients; returns their norm."""
+def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float | None:
+    """One step of the optimiser with the window's gradients; returns their norm, or None if the run should go back."""
+    if totals.tokens and job.watchdog(progress, totals.loss / totals.tokens, step):
+        return None
     if not math.isfinite(totals.loss):
         raise not_finite("loss", totals.loss, step)
     if totals.tokens == 0:
@@ -165,7 +182,11 @@ def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float:
     parameters = trainable(job.model)
     factor = 1.0 / (count * progress.loss_scale)
     grad_norm = scale_and_clip(parameters, factor=factor, max_norm=job.optim.max_grad_norm)
-    if job.precision.accept(progress, step=step, finite=math.isfinite(grad_norm)):
+    finite = math.isfinite(grad_norm)
+    if not finite and not job.precision.scaled and job.watchdog.rolls_back:
+        job.watchdog.back(progress, f"the gradient is {grad_norm}", step)
+        return None
+    if job.precision.accept(progress, step=step, finite=finite):
         job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     return grad_norm
@@ -173,7 +194,9 @@ def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float:
 
 def _validate(job: Job, validate: Callable[[int], Judgement], report: Reporter, progress: Progress) -> bool:
     """Validate, keep the scores; True when patience is at its end."""
-    judgement = validate(progress.step)
+    with report.pause():
+        judgement = validate(progress.step)
+    progress.validated = progress.step
     progress.best_ppl = min(progress.best_ppl, judgement.totals.ppl)
     early = job.stopping(progress, judgement.figures)
     report.validation(progress.step, judgement, patience=job.stopping.left(progress))
@@ -219,30 +242,3 @@ def at_step(values: Sequence[T], starts: Sequence[int], step: int) -> T:
 def dropout_at(run: RunConfig, step: int) -> tuple[float, float]:
     """Dropout on residual branches and on attention weights in update `step`."""
     return at_step(run.dropout, run.dropout_steps, step), at_step(run.attention_dropout, run.dropout_steps, step)
-
-
-class StopSignal:
-    """While inside, SIGINT and SIGTERM ask for a stop after the present update; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.name = "another process"
-        self._previous: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> StopSignal:
-        # Only the main thread may set handlers; elsewhere (a notebook's worker) signals keep their meaning.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        self.name = signal.Signals(number).name
-        logger.warning("%s: the run saves and stops after this update; once more stops at once.", self.name)

@@ -23,6 +23,9 @@ from onmt_llm.training.loss import TokenLoss
 
 T = TypeVar("T")
 
+Sink = Callable[[str, int, dict[str, float]], None]
+"""Takes the figures of a report: split, step, figures by name."""
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -156,6 +159,7 @@ class Reporter:
         progress: "auto" (a bar where stderr is a terminal, else lines), "bar", "line" or "none".
         metrics_file: JSON lines; rows after `start_step` (of a run that was continued) are cut. None = no file.
         tensorboard_dir: Folder of this run's events; None = no TensorBoard.
+        resumed: `state()` of the run that goes on.
         data: What has happened to the corpora so far, as `data/<corpus>/...`; asked at each report, on all ranks alike.
             None = not reported.
     """
@@ -169,6 +173,7 @@ class Reporter:
         progress: str = "auto",
         metrics_file: Path | None = None,
         tensorboard_dir: Path | None = None,
+        resumed: Mapping[str, Any] | None = None,
         data: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self._start_step = start_step
@@ -177,14 +182,16 @@ class Reporter:
         self._progress = _resolve_progress(progress)
         self._metrics_file = metrics_file
         self._data = data
-        self._sinks: list[Callable[[str, int, dict[str, float]], None]] = []
+        self._sinks: list[Sink] = []
+        self._tensorboard_dir = tensorboard_dir
         if metrics_file is not None:
-            cut_metrics(metrics_file, start_step)
-            self._sinks.append(self._write_row)
+            self._open("metrics_file", lambda: self._open_rows(metrics_file))
         if tensorboard_dir is not None:
-            self._sinks.append(tensorboard_sink(tensorboard_dir, start_step))
+            self._open("tensorboard", lambda: tensorboard_sink(tensorboard_dir, start_step))
         self._began = self._window_began = time.perf_counter()
-        self._window = Totals()
+        resumed = resumed or {}
+        self._window = Totals(*resumed.get("window", ()))
+        self._elapsed_before = float(resumed.get("elapsed", 0.0))
         self._waited = 0.0
         self._bar: Any = None
         self._cleanup = ExitStack()
@@ -202,6 +209,14 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
+
+    def state(self) -> dict[str, Any]:
+        """Plain data by which another reporter goes on as this one would have."""
+        return {
+            "window": list(self._window.values()),
+            "elapsed": self._elapsed_before + time.perf_counter() - self._began,
+            "tensorboard": None if self._tensorboard_dir is None else str(self._tensorboard_dir),
+        }
 
     def update(self, step: int, totals: Totals, *, rate: float, grad_norm: float, waited: float = 0.0) -> None:
         """Take in update `step`, and the seconds that it waited for its batches; report when it is time."""
@@ -244,7 +259,7 @@ class Reporter:
             "positions_per_second": totals.positions / seconds,
             "tokens": totals.tokens,
             "examples": totals.examples,
-            "elapsed": elapsed,
+            "elapsed": self._elapsed_before + elapsed,
             "data_wait": self._waited / seconds,
         }
         if self._bar is not None:
@@ -260,6 +275,17 @@ class Reporter:
         self._send("progress", step, figures | ({} if self._data is None else self._data()))
         self._window, self._waited = Totals(), 0.0
         self._window_began = now
+
+    def _open(self, name: str, build: Callable[[], Sink]) -> None:
+        """Add a sink. One that cannot be had (a full disk) is done without."""
+        try:
+            self._sinks.append(build())
+        except OSError as error:
+            logger.warning("Metrics are not written by %s: %s", name, error)
+
+    def _open_rows(self, path: Path) -> Sink:
+        cut_metrics(path, self._start_step)
+        return self._write_row
 
     def _send(self, split: str, step: int, figures: dict[str, float]) -> None:
         """Hand the figures to every sink. One that fails (a full disk) is dropped with a warning; training goes on."""
@@ -307,7 +333,10 @@ def cut_metrics(path: Path, step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _row_step(line) <= step]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _row_step(line) <= step]
+    if kept == lines:
+        return
     partial = path.with_name(path.name + ".tmp")
     partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     os.replace(partial, path)
@@ -321,7 +350,7 @@ def _row_step(line: str) -> float:
         return math.inf
 
 
-def tensorboard_sink(directory: Path, start_step: int) -> Callable[[str, int, dict[str, float]], None]:
+def tensorboard_sink(directory: Path, start_step: int) -> Sink:
     """A sink that writes TensorBoard scalars `progress/...`, `valid/...` and `data/<corpus>/...` into `directory`."""
     require("tensorboard", "tensorboard: true")
     writer = require("torch.utils.tensorboard", "tensorboard: true", "tensorboard").SummaryWriter(

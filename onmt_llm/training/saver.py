@@ -1,36 +1,40 @@
-"""Writing the checkpoints of a run: weights or adapter, text side and training state, all at once or not at all."""
+"""Writing the checkpoints of a run: weights or adapter, text side and training state, all at once or not at all.
+
+The state is copied while the loop waits, and written by a thread while training goes on; at most one is being written.
+"""
 
 from __future__ import annotations
 
+import functools
 import shutil
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from onmt_llm.checkpoint.atomic import check_space
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig
+from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.data.pipeline import Pipeline
-from onmt_llm.errors import CheckpointError, DataError
-from onmt_llm.log import logger
+from onmt_llm.errors import CheckpointError
+from onmt_llm.log import log_once, logger
 from onmt_llm.nn.lora import lora_state
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
+from onmt_llm.training.background import Background
 from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job
+from onmt_llm.training.memory import available_memory
+from onmt_llm.training.run_folder import average_path, checkpoint_path, prune
 from onmt_llm.training.start import SRC_VOCAB_FILE, VOCAB_FILE, Start
-from onmt_llm.training.state import (
-    STATE_DIRECTORY,
-    Progress,
-    SavedState,
-    average_path,
-    checkpoint_path,
-    prune,
-    rng_state,
-    set_rng_state,
-    write_state,
-)
+from onmt_llm.training.state import STATE_DIRECTORY, Progress, TrainState, collect_state, rng_state, write_state
+
+# Beside the tensors: vocabulary, tokeniser, random generators, room for headers.
+_SMALL_FILES = 1 << 20
+_KEEP_ON = "the checkpoints before it are complete: make room and go on with -train_from auto"
 
 
 def with_base(spec: AdapterSpec, weights: Checkpoint, world: World) -> AdapterSpec:
@@ -42,11 +46,39 @@ def with_base(spec: AdapterSpec, weights: Checkpoint, world: World) -> AdapterSp
     return spec.model_copy(update={"base": str(weights.path.resolve()), "base_fingerprint": weights.fingerprint})
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What one checkpoint will hold.
+
+    Attributes:
+        path: Where it goes.
+        step: Updates done.
+        best_step: Step whose checkpoint is to stay; 0 = none.
+        model: Weights or adapter.
+        average: The averaged ones, where there are any.
+        state: The training state.
+    """
+
+    path: Path
+    step: int
+    best_step: int
+    model: dict[str, Tensor]
+    average: dict[str, Tensor]
+    state: TrainState
+
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        """All of it."""
+        for part in (self.model, self.average, self.state.tensors):
+            yield from part.values()
+
+
 @dataclass
 class Saver:
     """Writes `<save_model>_step_<N>` when called, and removes older ones as `keep_checkpoint` says.
 
-    Beside it goes `..._ema` with the averaged weights, where there are any.
+    Beside it goes `..._ema` with the averaged weights, where there are any. Leaving the context waits for what is being
+    written, unless the run is to stop at once.
 
     Attributes:
         job: Model, optimiser and settings.
@@ -54,7 +86,9 @@ class Saver:
         spec: The adapter's settings with its base; None = the whole model is written.
         pipeline: Its position is saved.
         seed: Seed of the run.
-        last: The newest checkpoint of this process.
+        options: What the run was told, to be compared with when it goes on.
+        safety: Whether training goes on while a checkpoint is written, and whether the best one stays.
+        written: Checkpoints of this run, in order; those that were removed since included.
     """
 
     job: Job
@@ -62,7 +96,22 @@ class Saver:
     spec: AdapterSpec | None
     pipeline: Pipeline
     seed: int
-    last: Path | None = field(default=None)
+    options: dict[str, Any] = field(default_factory=dict)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    written: list[Path] = field(default_factory=list)
+    _background: Background = field(default_factory=Background)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        elif issubclass(kind, Exception):
+            try:
+                self._background.wait()
+            except Exception as error:
+                logger.error("%s", error)
 
     def __call__(self, progress: Progress) -> None:
         run, world = self.job.run, self.job.world
@@ -71,31 +120,88 @@ class Saver:
         ranks = world.gather({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
         path = checkpoint_path(run.save_model, progress.step)
         if world.is_main:
-            try:
-                # The average first: a checkpoint that is there can always be resumed as it was.
-                if self.job.average is not None:
-                    with self.job.average.in_place(), self._writer(average_path(path)) as writer:
-                        self._write_model(writer)
-                with self._writer(path) as writer:
-                    self._write_model(writer)
-                    self._write_state(writer, progress, ranks)
-            except OSError as error:
-                free = shutil.disk_usage(path.parent).free
-                raise CheckpointError(
-                    f"Checkpoint {path} cannot be written: {error}; {free:,} bytes are free there.",
-                    hint="the checkpoints before it are complete: make room and continue with -train_from",
-                ) from error
-            logger.info("Saved checkpoint %s.", path)
-            bases = [c.path for c in (self.start.weights, self.start.adapter) if c is not None]
-            prune(run.save_model, keep=run.keep_checkpoint, newest=progress.step, protected=bases)
-        world.barrier()
-        self.last = path
+            snapshot = self._take(path, progress, ranks)
+            needed = sum(tensor.nbytes for tensor in snapshot.tensors)
+            if self.safety.save_async and _fits(needed):
+                self._background.wait()
+                copied = self._copied(snapshot)
+                self._background.start(functools.partial(self._write, copied, needed))
+            else:
+                self._background.wait()
+                self._write(snapshot, needed)
+        self.written.append(path)
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread since the last call."""
+        self._background.check()
+
+    def wait(self) -> None:
+        """Wait until everything is written, on all ranks."""
+        self._background.wait()
+        self.job.world.barrier()
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint."""
+        return self.written[-1] if self.written else None
+
+    def _take(self, path: Path, progress: Progress, ranks: list[dict[str, Any]]) -> Snapshot:
+        """What the checkpoint will hold: the tensors themselves."""
+        average = {}
+        if self.job.average is not None:
+            with self.job.average.in_place():
+                average = dict(self._tensors())
+        state = collect_state(
+            self.job.model,
+            self.job.optimizer,
+            name=self.job.optim.optim,
+            progress=progress,
+            settings=self.job.optim.model_dump(mode="json"),
+            seed=self.seed,
+            ranks=ranks,
+            options=self.options,
+        )
+        best = progress.best_step if self.safety.save_best else 0
+        return Snapshot(path, progress.step, best, dict(self._tensors()), average, state)
+
+    def _copied(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with copies, in CPU memory, of all that training changes."""
+        fixed = {p.data_ptr() for p in self.job.model.parameters() if not p.requires_grad}
+
+        def copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: t if t.data_ptr() in fixed else t.to("cpu", copy=True) for name, t in tensors.items()}
+
+        state = TrainState(copy(snapshot.state.tensors), snapshot.state.text)
+        return replace(snapshot, model=copy(snapshot.model), average=copy(snapshot.average), state=state)
+
+    def _write(self, snapshot: Snapshot, needed: int) -> None:
+        run, path, began = self.job.run, snapshot.path, time.perf_counter()
+        try:
+            check_space(path, int(1.1 * needed) + _SMALL_FILES)
+            # The average first: a checkpoint that is there can always be resumed as it was.
+            if snapshot.average:
+                with self._writer(average_path(path)) as writer:
+                    self._write_model(writer, snapshot.average)
+            with self._writer(path) as writer:
+                self._write_model(writer, snapshot.model)
+                write_state(writer.directory / STATE_DIRECTORY, snapshot.state)
+        except OSError as error:
+            free = shutil.disk_usage(path.parent).free
+            raise CheckpointError(
+                f"Checkpoint {path} cannot be written: {error}; {free:,} bytes are free there.", hint=_KEEP_ON
+            ) from error
+        except CheckpointError as error:
+            raise CheckpointError(error.message, hint=error.hint or _KEEP_ON) from error
+        logger.info("Saved checkpoint %s in %.1f s.", path, time.perf_counter() - began)
+        bases = [c.path for c in (self.start.weights, self.start.adapter) if c is not None]
+        best = [checkpoint_path(run.save_model, snapshot.best_step)] if snapshot.best_step else []
+        prune(run.save_model, keep=run.keep_checkpoint, newest=snapshot.step, protected=[*bases, *best])
 
     def _writer(self, path: Path) -> CheckpointWriter:
         return CheckpointWriter(path, self._config(), overwrite=True)
 
-    def _write_model(self, writer: CheckpointWriter) -> None:
-        for name, tensor in self._tensors():
+    def _write_model(self, writer: CheckpointWriter, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
             writer.add(name, tensor)
         features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(self.start.feature_vocabs)}
         written = {VOCAB_FILE, SRC_VOCAB_FILE, *features}
@@ -107,18 +213,6 @@ class Saver:
             self.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
         for name, vocab in features.items():
             vocab.write(writer.directory / name)
-
-    def _write_state(self, writer: CheckpointWriter, progress: Progress, ranks: list[dict[str, Any]]) -> None:
-        write_state(
-            writer.directory / STATE_DIRECTORY,
-            self.job.model,
-            self.job.optimizer,
-            name=self.job.optim.optim,
-            progress=progress,
-            settings=self.job.optim.model_dump(mode="json"),
-            seed=self.seed,
-            ranks=ranks,
-        )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         if self.spec is not None:
@@ -142,19 +236,13 @@ class Saver:
         return config.model_copy(update={"adapter": self.spec})
 
 
-def restore(saved: SavedState, pipeline: Pipeline, world: World) -> None:
-    """Put random generators and data position of this rank back to where they were saved.
-
-    Another number of ranks goes on with the very same data, dealt anew; their random generators are those of a new run.
-    """
-    fresh = pipeline.state_dict()
-    try:
-        pipeline.load_state_dict(*(rank["data"] for rank in saved.ranks))
-    except DataError as error:
-        # Going on with other corpora is a wish like any other; that the position is lost has to be said.
-        logger.warning("The data begins anew: %s", error.message)
-        pipeline.load_state_dict(fresh)
-    if len(saved.ranks) != world.size:
-        logger.info("The run was saved by %d processes and goes on with %d.", len(saved.ranks), world.size)
-        return
-    set_rng_state(saved.ranks[world.rank]["rng"], world.device)
+def _fits(needed: int) -> bool:
+    """Whether a copy of so many bytes may be made in memory."""
+    available = available_memory()
+    if available is None or needed < 0.8 * available:
+        return True
+    log_once(
+        f"A copy of what is saved takes {needed:,} bytes, too much of the {available:,} that are available: "
+        "training waits while a checkpoint is written."
+    )
+    return False

@@ -449,8 +449,8 @@ def _padded(tokens: list[str], rows: int) -> list[str]:
 
 
 def _trained_template(corpora: Mapping[str, CorpusConfig]) -> str | None:
-    """The chat template that all JSONL corpora name: what the model learns is what engines must use."""
-    named = {corpus.template for corpus in corpora.values() if corpus.path_jsonl}
+    """The chat template that all corpora of JSON or rows name: what the model learns is what engines must use."""
+    named = {corpus.template for corpus in corpora.values() if corpus.has_keys}
     return named.pop() if len(named) == 1 else None
 
 

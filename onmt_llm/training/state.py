@@ -13,11 +13,8 @@ import base64
 import dataclasses
 import json
 import math
-import os
 import random
-import re
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,14 +25,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onmt_llm.checkpoint.safetensors_io import SafetensorsSet, ShardWriter
-from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
-from onmt_llm.log import logger
 
 STATE_DIRECTORY = "train_state"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass
@@ -44,21 +39,44 @@ class Progress:
 
     Attributes:
         step: Updates done.
+        validated: Step of the last validation.
+        best_step: Step of the best validation by the criteria of early stopping; 0 before the first.
         best_ppl: Best validation perplexity so far; inf before the first.
         best: Scores of the best validation by the criteria of early stopping.
         worse_validations: Validations since then that were worse by all of them.
         stalled_validations: Those that were neither better nor worse by all of them.
         loss_scale: Present loss scale (float16).
         good_steps: Updates since the loss scale changed.
+        losses: Of the last updates, for the watchdog.
+        rollbacks: How often the run went back since it last saved in the ordinary way.
+        report: Sums since the last report, so that the next one says what it would have said.
     """
 
     step: int = 0
+    validated: int = 0
+    best_step: int = 0
     best_ppl: float = math.inf
     best: dict[str, float] = field(default_factory=dict)
     worse_validations: int = 0
     stalled_validations: int = 0
     loss_scale: float = 1.0
     good_steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    rollbacks: int = 0
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Content of a `train_state` folder that is yet to be written.
+
+    Attributes:
+        tensors: Those of the optimiser, by `<parameter>/<slot>`.
+        text: `state.json`.
+    """
+
+    tensors: dict[str, Tensor]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,7 @@ class SavedState:
         seed: Seed of the run.
         ranks: RNG and data position of each process.
         values: What of the optimiser's state is no tensor, by `<parameter>/<slot>`.
+        options: What else the run was told, by option name.
     """
 
     directory: Path
@@ -82,53 +101,10 @@ class SavedState:
     seed: int = 0
     ranks: list[dict[str, Any]] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-def checkpoint_path(save_model: str, step: int) -> Path:
-    """Where the checkpoint of `step` goes."""
-    return Path(f"{save_model}_step_{step}")
-
-
-def average_path(checkpoint: Path) -> Path:
-    """Where the running average of the weights goes that belongs to a checkpoint."""
-    return checkpoint.with_name(f"{checkpoint.name}_ema")
-
-
-def checkpoints(save_model: str) -> dict[int, Path]:
-    """Complete checkpoints with the prefix `save_model`, by step, in order."""
-    prefix = Path(save_model)
-    pattern = re.compile(re.escape(prefix.name) + r"_step_(\d+)")
-    found = {}
-    for path in prefix.parent.iterdir() if prefix.parent.is_dir() else ():
-        match = pattern.fullmatch(path.name)
-        if match and (path / CONFIG_FILE).is_file():
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
-
-
-def prune(save_model: str, *, keep: int, newest: int, protected: Collection[Path] = ()) -> None:
-    """Remove all but the last `keep` checkpoints up to step `newest`; -1 keeps all.
-
-    To be called after the newest is complete. Checkpoints of later steps belong to an earlier, longer run and are left
-    alone, as are those in `protected` (a base that others refer to).
-    """
-    if keep < 0:
-        return
-    held = {path.resolve() for path in protected}
-    candidates = [path for step, path in checkpoints(save_model).items() if step <= newest]
-    for path in candidates[: max(0, len(candidates) - keep)]:
-        if path.resolve() in held or average_path(path).resolve() in held:
-            continue
-        # Renamed first: a crash in the middle of the removal must not leave half a checkpoint under its name.
-        trash = path.with_name(f".{path.name}.old-{os.getpid()}")
-        path.rename(trash)
-        shutil.rmtree(trash)
-        shutil.rmtree(average_path(path), ignore_errors=True)
-        logger.info("Removed checkpoint %s (keep_checkpoint %d).", path, keep)
-
-
-def write_state(
-    directory: Path,
+def collect_state(
     model: nn.Module,
     optimizer: Optimizer,
     *,
@@ -137,27 +113,22 @@ def write_state(
     settings: dict[str, Any],
     seed: int,
     ranks: list[dict[str, Any]],
-) -> None:
-    """Write the training state into `directory`, which is created.
+    options: dict[str, Any] | None = None,
+) -> TrainState:
+    """The training state as it is now. Its tensors are the optimiser's own.
 
     Args:
-        directory: `train_state` inside the checkpoint.
         model: Gives the optimiser's parameters their names.
-        optimizer: Its tensors are written one at a time.
-        name: The optimiser's name among the options.
+        optimizer: The optimiser.
+        name: Its name among the options.
         progress: How far the run is.
         settings: Optimiser, learning rate and clipping, by option name.
         seed: Seed of the run.
         ranks: RNG and data position of each process.
+        options: What else the run was told, by option name.
     """
-    directory.mkdir()
-    values: dict[str, Any] = {}
-    with ShardWriter(directory / OPTIMIZER_FILE) as writer:
-        for slot, value in _slots(model, optimizer):
-            if isinstance(value, Tensor):
-                writer.add(slot, value)
-            else:
-                values[slot] = value
+    slots = dict(_slots(model, optimizer))
+    tensors = {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
     record = {
         "version": STATE_VERSION,
         "progress": {
@@ -169,12 +140,19 @@ def write_state(
         "settings": settings,
         "seed": seed,
         "ranks": ranks,
-        "values": values,
+        "values": {slot: value for slot, value in slots.items() if slot not in tensors},
+        "options": options or {},
     }
-    with open(directory / STATE_FILE, "w", encoding="utf-8") as file:
-        json.dump(record, file)
-        file.flush()
-        os.fsync(file.fileno())
+    return TrainState(tensors, json.dumps(record))
+
+
+def write_state(directory: Path, state: TrainState) -> None:
+    """Write `state` into `directory`, which is created; tensors one at a time."""
+    directory.mkdir()
+    with ShardWriter(directory / OPTIMIZER_FILE) as writer:
+        for slot, tensor in state.tensors.items():
+            writer.add(slot, tensor)
+    (directory / STATE_FILE).write_text(state.text, encoding="utf-8")
 
 
 def read_state(checkpoint: Path) -> SavedState | None:
@@ -194,7 +172,14 @@ def read_state(checkpoint: Path) -> SavedState | None:
                 f"{file} has version {record['version']}, but this program reads up to {STATE_VERSION}."
             )
         best = record["progress"]["best_ppl"]
-        progress = Progress(**{**record["progress"], "best_ppl": math.inf if best is None else best})
+        # Version 1 did not say when it had validated: it had, if it was time.
+        progress = Progress(
+            **{
+                "validated": record["progress"]["step"],
+                **record["progress"],
+                "best_ppl": math.inf if best is None else best,
+            }
+        )
         progress.best = {name: float(score) for name, score in progress.best.items()}
         return SavedState(
             directory=directory,
@@ -204,6 +189,7 @@ def read_state(checkpoint: Path) -> SavedState | None:
             seed=record["seed"],
             ranks=record["ranks"],
             values=record["values"],
+            options=record.get("options", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is not a valid training state ({error!r}).") from error

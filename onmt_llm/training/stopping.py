@@ -35,6 +35,7 @@ class EarlyStopping:
         ]
         if all(gain > 0 for gain in gains):
             progress.best.update({name: scores[name] for name in self.criteria})
+            progress.best_step = progress.step
             progress.worse_validations = progress.stalled_validations = 0
         elif all(gain < 0 for gain in gains):
             progress.worse_validations += 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.lora import add_lora, freeze_all_but_lora, load_lora_state, lora_modules
+from onmt_llm.nn.lora import PLAIN, Variant, add_lora, freeze_all_but_lora, load_lora_state, lora_modules
 from onmt_llm.nn.transformer import Transformer
 
 peft = pytest.importorskip("peft")
@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 LAYERS = ["q_proj", "v_proj", "down_proj"]
 
 
-def build_pair() -> tuple[Transformer, torch.nn.Module]:
+def build_pair(variant: Variant = PLAIN) -> tuple[Transformer, torch.nn.Module]:
     """Our Llama and the same one of transformers under peft, with the same adapter (b not zero)."""
     torch.manual_seed(0)
     reference = transformers.LlamaForCausalLM(
@@ -39,15 +39,23 @@ def build_pair() -> tuple[Transformer, torch.nn.Module]:
             name = name.replace(old, new)
         state[name] = tensor.clone()
     model.load_state_dict(state)
-    add_lora(model, LAYERS, rank=4, alpha=6)
+    add_lora(model, LAYERS, rank=4, alpha=6, variant=variant)
     freeze_all_but_lora(model)
-    lora = peft.LoraConfig(r=4, lora_alpha=6, lora_dropout=0.0, target_modules=LAYERS, bias="none")
+    lora = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        lora_dropout=0.0,
+        target_modules=LAYERS,
+        bias="none",
+        use_dora=variant.dora,
+        use_rslora=variant.rslora,
+    )
     reference = peft.get_peft_model(reference, lora)
     adapter = {}
     for name, parameter in reference.named_parameters():
         if "lora_" in name:
             with torch.no_grad():
-                parameter.copy_(0.1 * torch.randn_like(parameter))
+                parameter.add_(0.1 * torch.randn_like(parameter))
             adapter[our_name(name)] = parameter.detach()
     load_lora_state(model, adapter)
     return model, reference
@@ -55,11 +63,14 @@ def build_pair() -> tuple[Transformer, torch.nn.Module]:
 
 def our_name(name: str) -> str:
     name = name.replace("base_model.model.model.", "decoder.")
-    return name.replace("lora_A.default.weight", "lora_a").replace("lora_B.default.weight", "lora_b")
+    for old, new in (("A", "a"), ("B", "b"), ("magnitude_vector", "magnitude")):
+        name = name.replace(f"lora_{old}.default.weight", f"lora_{new}")
+    return name
 
 
-def test_gradients_equal_peft() -> None:
-    model, reference = build_pair()
+@pytest.mark.parametrize("variant", [Variant(), Variant(dora=True, rslora=True)], ids=["lora", "dora"])
+def test_gradients_equal_peft(variant: Variant) -> None:
+    model, reference = build_pair(variant)
     ids = torch.randint(0, 50, (3, 12))
     logits, expected = model(ids), reference(ids).logits
     assert (logits - expected).abs().max() <= 1e-5

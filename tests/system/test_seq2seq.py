@@ -50,9 +50,9 @@ POSITIONS = {
 LORA = {
     "lora_layers": ["linear_query", "linear_keys", "linear_values", "final_linear", "w_1", "w_2"],
     "lora_embedding": True,
-    "lora_rank": 16,
-    "lora_alpha": 16,
-    "learning_rate": 1e-2,
+    "lora_rank": 32,
+    "lora_alpha": 32,
+    "learning_rate": 6e-3,
 }
 
 
@@ -155,21 +155,21 @@ def test_a_language_model_learns_to_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_copying_sorting_and_adapting_from_one_to_the_other(tmp_path: Path, shape: str, position: str) -> None:
-    # one layer copies, but sorts only 98.7% of the strings; and below the first, cross attention sees no rotary positions
+    # one layer copies, but sorts too few strings; and in the first, cross attention sees no rotary positions
     options = {**prepare(tmp_path, shape, position), "dec_layers": 2, "transformer_ff": 256}
     if shape == "translator":
         options["enc_layers"] = 2
-    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 4000, **options))
+    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 2500, **options))
     run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "sort", "sort", 4000, **options))
     shared = {key: value for key, value in SHARED.items() if key in ("batch_size", "optim", "decay_method", "seed")}
     prompt_loss = {key: value for key, value in SHAPES[shape].items() if key == "zero_out_prompt_loss"}
-    lora = {**shared, **prompt_loss, **LORA, "train_from": "copy_step_4000", "reset_optim": "all"}
-    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "adapted", "sort", 3000, **lora))
-    run(tmp_path, "onmt_llm_lora", "-action", "merge", "-base_model", "copy_step_4000",
-        "-lora_weights", "adapted_step_3000", "-output", "merged")  # fmt: skip
+    lora = {**shared, **prompt_loss, **LORA, "train_from": "copy_step_2500", "reset_optim": "all"}
+    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "adapted", "sort", 4000, **lora))
+    run(tmp_path, "onmt_llm_lora", "-action", "merge", "-base_model", "copy_step_2500",
+        "-lora_weights", "adapted_step_4000", "-output", "merged")  # fmt: skip
     scores = {
         model: exact(tmp_path, model, task)
-        for model, task in (("copy_step_4000", "copy"), ("sort_step_4000", "sort"), ("adapted_step_3000", "sort"))
+        for model, task in (("copy_step_2500", "copy"), ("sort_step_4000", "sort"), ("adapted_step_4000", "sort"))
     }
     scores["merged"] = exact(tmp_path, "merged", "sort")
     assert min(scores.values()) >= 0.99, scores

@@ -66,7 +66,7 @@ def test_info_and_verify(tmp_path: Path, make_model: Make, capsys: pytest.Captur
     content[-2] ^= 4
     weights.write_bytes(content)
     assert checkpoint_command.main(["verify", "-model", str(base.path)]) == 4
-    assert "not as written" in capsys.readouterr().err
+    assert "must be as it was written" in capsys.readouterr().err
 
 
 def test_average_and_extract_embeddings(tmp_path: Path, make_model: Make, capsys: pytest.CaptureFixture[str]) -> None:

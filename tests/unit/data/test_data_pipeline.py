@@ -56,6 +56,16 @@ class TestTraining:
             # iterating again continues too
             assert take(first, 5) == expected[stop : stop + 5]
 
+    @pytest.mark.parametrize("done", [1, 2])
+    def test_the_rest_of_a_bucket_can_be_skipped(self, make_pipeline, write, words, done):
+        corpora = {"x": CorpusConfig(path_src=write("x", words(32, 3)))}
+        two_a_bucket = {"batch_size": 4, "bucket_size": 8}
+        expected = take(make_pipeline(corpora, batching=two_a_bucket), 4)
+        pipeline = make_pipeline(corpora, batching=two_a_bucket)
+        take(pipeline, done)
+        pipeline.skip_bucket()
+        assert take(pipeline, 2) == expected[2:]
+
     def test_batches_are_shuffled_by_seed_and_every_example_comes_once_an_epoch(self, make_pipeline, write, words):
         corpora = {"x": CorpusConfig(path_src=write("x", words(64, 3)))}
         batches = take(make_pipeline(corpora), 16)
@@ -91,16 +101,6 @@ class TestTraining:
         second.load_state_dict(first.state_dict())
         assert "read again" in caplog.text
         assert take(second, 2) == take(make_pipeline(two_corpora, batching={"batch_size": 8}), 2)
-
-    def test_ranks_share_the_examples(self, make_pipeline, two_corpora):
-        def examples(**share):
-            passes = take(make_pipeline(two_corpora, training=False, **share), 99)
-            return [str([label for label in row if label != -100]) for _, _, labels, *_ in passes for row in labels]
-
-        assert sorted(examples(rank=0, world_size=2) + examples(rank=1, world_size=2)) == sorted(examples())
-        with pytest.raises(DataError, match="rank"):
-            state = make_pipeline(two_corpora, rank=0, world_size=2).state_dict()
-            make_pipeline(two_corpora, rank=1, world_size=2).load_state_dict(state)
 
 
 class TestValidation:

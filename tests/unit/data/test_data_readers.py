@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.readers import Reader, check_readers, count_lines, open_reader, read_lines
+from onmt_llm.data.readers import Reader, check_readers, open_reader, read_lines
+from onmt_llm.data.readers.index import count_lines
 from onmt_llm.errors import ConfigError, DataError
 
 

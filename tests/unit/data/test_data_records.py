@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,14 +15,14 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.templates import get_template
 
 
-def parse(corpus: CorpusConfig, **options) -> list[Example | None]:
+def parse(corpus: CorpusConfig, **options) -> list[Example | str]:
     reader = open_reader("c", corpus)
-    parser = ExampleParser("c", corpus, paths=reader.paths, **{"task": "lm", **options})
+    parser = ExampleParser("c", corpus, **{"task": "lm", **options})
     return [parser(record) for record in iter(reader.read, None)]
 
 
-def sides(example: Example | None) -> list[tuple[str | None, bool]]:
-    assert example is not None
+def sides(example: Example | str) -> list[tuple[str | None, bool]]:
+    assert isinstance(example, Example)
     return [(segment.text, segment.train_on) for segment in [*example.src, *example.tgt]]
 
 
@@ -42,11 +43,12 @@ def test_a_literal_mask_marker_parts_prompt_and_answer(write):
 
 
 def test_parallel_lines_and_empty_ones(write):
-    corpus = CorpusConfig(path_src=write("s", "a\n \nc\n"), path_tgt=write("t", "x\ny\nz\n"))
+    path = write("s", "a\n \nc\n")
+    corpus = CorpusConfig(path_src=path, path_tgt=write("t", "x\ny\nz\n"))
     first, empty, third = parse(corpus, task="seq2seq")
-    assert first == Example([Segment("a")], [Segment("x")], "c", 1)
-    assert empty is None
-    assert third is not None and third.line == 3
+    assert first == Example([Segment("a")], [Segment("x")], "c", 1, Path(path))
+    assert empty == "empty"
+    assert isinstance(third, Example) and third.line == 3
 
 
 @pytest.mark.parametrize("roles", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
@@ -56,7 +58,7 @@ def test_conversations_in_both_spellings_go_through_the_template(write, roles, k
     turns = [{role: user, content: "Hi\nyou"}, {role: assistant, content: "Hello"}]
     corpus = CorpusConfig(path_jsonl=write("j", json.dumps({key: turns})), messages_key="turns")
     (example,) = parse(corpus, template=get_template("chatml"))
-    assert example is not None and [(s.text or s.tokens, s.train_on) for s in example.src] == [
+    assert isinstance(example, Example) and [(s.text or s.tokens, s.train_on) for s in example.src] == [
         (["<|im_start|>"], False),
         ("user\nHi\nyou", False),
         (["<|im_end|>"], False),
@@ -69,7 +71,7 @@ def test_conversations_in_both_spellings_go_through_the_template(write, roles, k
     ]
     assert example.closed
     (everything,) = parse(corpus, zero_out_prompt_loss=False, template=get_template("chatml"))
-    assert everything is not None and all(segment.train_on for segment in everything.src)
+    assert isinstance(everything, Example) and all(segment.train_on for segment in everything.src)
 
 
 def test_prompts_and_answers_with_and_without_a_template(write):
@@ -87,8 +89,8 @@ def test_prompts_and_answers_with_and_without_a_template(write):
     [
         ("{'text': 1}", "is not JSON"),
         ("[1]", "must be one JSON object, but is a list"),
-        ("[" * 100_000, "cannot be read as JSON|is not JSON"),
-        ('{"text": 3}', "must have text under 'text', but has a int"),
+        ("[" * 100_000, "is nested too deeply|is not JSON"),
+        ('{"text": 3}', "must have text under 'text', but has a number"),
         ('{"text": "\\ud800"}', "surrogate"),
         ('{"txt": "x"}', "but has txt"),
         ('{"messages": "x"}', "list of turns"),
@@ -119,6 +121,6 @@ def test_an_encoder_decoder_needs_targets(write):
 def test_an_alpaca_input_has_its_own_place_in_the_layout(write):
     item = {"instruction": "Translate.", "input": "Hund", "output": "dog"}
     (example,) = parse(CorpusConfig(path_jsonl=write("j", json.dumps(item))), template=get_template("alpaca"))
-    assert example is not None and not example.closed
+    assert isinstance(example, Example) and not example.closed
     text = "".join(segment.text or "" for segment in example.src)
     assert "paired with an input" in text and text.endswith("### Input:\nHund\n\n### Response:\ndog")

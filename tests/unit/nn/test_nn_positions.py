@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def test_packed_positions_restart() -> None:
     doc = torch.tensor([[1, 1, 2, 2, 2, 0], [7, 8, 9, 9, 0, 0]])
-    assert packed(doc).index_BT.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 0, 1]]
+    assert packed(doc).index_BT.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 0, 0]]
 
 
 def test_left_padded_positions_count_from_the_first_real_token() -> None:

@@ -16,7 +16,7 @@ from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.training import saver
 from onmt_llm.training.job import TrainResult, plan, train
-from onmt_llm.training.state import Progress
+from onmt_llm.training.state import TrainState
 
 WORDS = [f"w{i}" for i in range(12)]
 ARCHITECTURE = {
@@ -256,17 +256,25 @@ def test_other_corpora_begin_anew_with_a_warning(
     assert "The data begins anew" in caplog.text
 
 
-def test_a_failed_save_leaves_the_older_checkpoint(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("save_async", [False, True])
+def test_a_failed_save_ends_the_run_and_leaves_the_older_checkpoint(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, save_async: bool
+) -> None:
     write = saver.write_state
 
-    def full_at_step_two(directory: Path, *args: Any, progress: Progress, **rest: Any) -> None:
-        if progress.step == 2:
+    def full_at_step_two(directory: Path, state: TrainState) -> None:
+        if json.loads(state.text)["progress"]["step"] == 2:
             raise OSError(28, "No space left on device")
-        write(directory, *args, progress=progress, **rest)
+        write(directory, state)
 
     monkeypatch.setattr(saver, "write_state", full_at_step_two)
-    with pytest.raises(CheckpointError, match=r"toy_step_2 cannot be written: .*No space left.*bytes are free"):
-        run(corpus, run=saves(corpus, "toy", train_steps=3, save_checkpoint_steps=1, keep_checkpoint=1))
+    sections = {
+        "run": saves(corpus, "toy", save_checkpoint_steps=1, keep_checkpoint=1),
+        "safety": {"save_async": save_async},
+    }
+    with pytest.raises(CheckpointError, match=r"toy_step_2 .*No space left.*bytes are free") as caught:
+        run(corpus, **sections)
+    assert "-train_from auto" in str(caught.value)
     assert [path.name for path in (corpus / "run").glob("*step*")] == ["toy_step_1"]
     assert load_model(corpus / "run/toy_step_1") is not None
 

@@ -40,8 +40,7 @@ def trained_pair() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def write(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-    state.write_state(
-        directory / state.STATE_DIRECTORY,
+    content = state.collect_state(
         model,
         optimizer,
         name="adamw",
@@ -50,6 +49,7 @@ def write(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         seed=4,
         ranks=[{}],
     )
+    state.write_state(directory / state.STATE_DIRECTORY, content)
     return directory
 
 
@@ -91,24 +91,3 @@ def test_state_of_a_newer_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / state.STATE_DIRECTORY / state.STATE_FILE).write_text('{"version": 9}')
     with pytest.raises(CheckpointError, match="has version 9"):
         state.read_state(tmp_path)
-
-
-def test_only_complete_checkpoints_of_the_prefix_count(tmp_path: Path) -> None:
-    for name in ("m_step_10", "m_step_2", "m_step_x", "other_step_3", "m_step_4"):
-        (tmp_path / name).mkdir()
-        if name != "m_step_4":
-            (tmp_path / name / "config.yaml").write_text("")
-    assert list(state.checkpoints(str(tmp_path / "m"))) == [2, 10]
-    assert state.checkpoints(str(tmp_path / "nowhere" / "m")) == {}
-
-
-def test_pruning_keeps_the_last_the_later_and_the_protected(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4, 9):
-        (tmp_path / f"m_step_{step}").mkdir()
-        (tmp_path / f"m_step_{step}" / "config.yaml").write_text("")
-    prefix = str(tmp_path / "m")
-    state.prune(prefix, keep=-1, newest=4)
-    assert list(state.checkpoints(prefix)) == [1, 2, 3, 4, 9]
-    state.prune(prefix, keep=1, newest=4, protected=[tmp_path / "m_step_2"])
-    assert list(state.checkpoints(prefix)) == [2, 4, 9]
-    assert not list(tmp_path.glob(".*"))

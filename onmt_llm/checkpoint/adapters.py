@@ -1,0 +1,104 @@
+"""Adapters of checkpoints: their settings, how they are put on a model, and how the layers of one are named."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import nn
+
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.checkpoint import AdapterSpec
+from onmt_llm.errors import CheckpointError
+from onmt_llm.nn import wrap
+from onmt_llm.nn.lora import KEPT, Variant, add_lora
+from onmt_llm.nn.lora_init import begin, first_adapter, share_of_adapter, take_out
+from onmt_llm.nn.transformer import Transformer
+
+VARIANT_FIELDS = ("rslora", "dora", "rank_pattern", "alpha_pattern", "init", "init_iter")
+"""Settings of an adapter in which it may differ from plain LoRA."""
+
+
+def adapter_spec(checkpoint: Checkpoint) -> AdapterSpec:
+    """The adapter's settings."""
+    if checkpoint.config.adapter is None:
+        raise CheckpointError(
+            f"{checkpoint.path} must hold a LoRA adapter, but its config.yaml has no `adapter` section."
+        )
+    return checkpoint.config.adapter
+
+
+class Starts:
+    """The adapters that begin with a share of the weights (PiSSA, LoftQ), from the raw weights to the wrapped layers.
+
+    Args:
+        model: Before its layers are quantised or wrapped.
+        spec: The adapter's settings.
+        adapter: Where it is stored; None = it is new.
+        quant_type: Number format of the layers that are quantised.
+    """
+
+    def __init__(self, model: Transformer, spec: AdapterSpec, adapter: Checkpoint | None, quant_type: str) -> None:
+        self._spec, self._adapter, self._quant_type = spec, adapter, quant_type
+        paths = wrap.match(model, spec.layers) if spec.layers else []
+        self._layers = {path for path in paths if isinstance(model.get_submodule(path), nn.Linear)}
+        self._found: dict[str, dict[str, torch.Tensor]] = {}
+
+    def take_out(self, linear: nn.Module, path: str, *, quantised: bool) -> None:
+        """Leave in the layer at `path`, which has its weights, what is not the adapter's."""
+        if path not in self._layers:
+            return
+        spec = self._spec
+        rank, scale = lora_variant(spec).size(path, spec.rank, spec.alpha)
+        if self._adapter is None:
+            tensors = self._found[path] = first_adapter(
+                linear.weight,  # type: ignore[arg-type]
+                init=spec.init,
+                rank=rank,
+                scale=scale,
+                iterations=spec.init_iter,
+                quant_type=self._quant_type if quantised else "",
+            )
+        else:
+            stored = set(self._adapter.adapter_names())
+            names = [name for name in KEPT if f"{path}.{name}" in stored]
+            tensors = {name: self._adapter.tensor(f"{path}.{name}") for name in names}
+        share = share_of_adapter(tensors, init=spec.init, quantised=quantised)
+        if share is not None:
+            take_out(linear, share, scale)
+
+    def begin(self, model: Transformer) -> None:
+        """Give the wrapped layers what was taken out."""
+        for path, tensors in self._found.items():
+            begin(model.get_submodule(path), tensors)  # type: ignore[arg-type]
+
+
+def put_lora(model: Transformer, spec: AdapterSpec) -> list[str]:
+    """Wrap the layers that `spec` names; returns their paths."""
+    return add_lora(
+        model,
+        spec.layers,
+        rank=spec.rank,
+        alpha=spec.alpha,
+        dropout=spec.dropout,
+        embedding=spec.embedding,
+        variant=lora_variant(spec),
+    )
+
+
+def lora_variant(spec: AdapterSpec) -> Variant:
+    """How the adapter differs from plain LoRA."""
+    return Variant(spec.rslora, spec.dora, spec.rank_pattern, spec.alpha_pattern, spec.init, spec.init_iter)
+
+
+def short_names(layers: Sequence[str], weights: Collection[str]) -> list[str]:
+    """`q_proj` for all q_proj of the model, where the adapter is on all of them; else the full paths.
+
+    Args:
+        layers: Paths of the layers with an adapter.
+        weights: Names of all tensors of the model.
+    """
+    leaves = sorted({layer.rpartition(".")[2] for layer in layers})
+    paths = {name.removesuffix(".weight") for name in weights}
+    meant = {path for path in paths if path.rpartition(".")[2] in leaves}
+    return leaves if meant == set(layers) else list(layers)

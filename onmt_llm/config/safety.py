@@ -1,0 +1,58 @@
+"""Options of `onmt_llm_train` that keep a run from losing anything."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from onmt_llm.config.section import Section
+
+_UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+):(\d\d)")
+_SECONDS = (86400.0, 3600.0, 60.0, 1.0)
+
+
+def seconds(text: str) -> float:
+    """Seconds in `90`, `45m`, `11h30m`, `2d`, `23:30:00`.
+
+    Raises:
+        ValueError: It is none of these, or no time at all.
+    """
+    match = _CLOCK.fullmatch(text.strip()) or _UNITS.fullmatch(text.strip().replace(" ", ""))
+    total = sum(float(part or 0) * unit for part, unit in zip(match.groups(), _SECONDS, strict=True)) if match else 0.0
+    if total <= 0:
+        raise ValueError(f"must be a time such as 11h30m, 23:30:00 or 3600 (seconds), but is '{text}'")
+    return total
+
+
+class SafetyConfig(Section):
+    """What keeps a run from losing anything: how checkpoints are written, and when; what a leap of the loss does."""
+
+    save_async: bool = True
+    """Copy what is to be saved, and write it while training goes on; needs memory for the copy, else it is waited."""
+    save_best: bool = False
+    """Save after each validation that is the best so far, and never remove that checkpoint; `early_stopping_criteria`
+    say what is better."""
+    max_time: str | None = None
+    """Save and stop after this time, counted from the start of the command: `11h30m`, `23:30:00`, or seconds."""
+    spike_action: Literal["none", "warn", "rollback"] = "none"
+    """When the loss leaps: nothing, a warning, or back to the last checkpoint and past the data since."""
+    spike_threshold: float = Field(6.0, gt=0)
+    """A leap is this many standard deviations above the mean loss of the last `spike_window` updates."""
+    spike_window: int = Field(100, ge=10)
+    """Updates that a loss is compared with; nothing is judged before there are half as many."""
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _time(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        text = str(value)
+        seconds(text)
+        return text
+
+    @property
+    def max_seconds(self) -> float | None:
+        return None if self.max_time is None else seconds(self.max_time)

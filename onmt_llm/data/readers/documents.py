@@ -1,0 +1,108 @@
+"""Documents of plain text: separated by empty lines, or whole files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onmt_llm.data.readers.files import check_file, is_compressed
+from onmt_llm.data.readers.index import IndexCache
+from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
+from onmt_llm.data.readers.numbered import Numbered
+from onmt_llm.data.readers.record import Record, pass_over, strip_break
+
+
+class DocumentReader:
+    """Plain text in which an empty line, or the end of the file alone, ends a document; a document is one example.
+
+    Args:
+        corpus: Its name, for messages.
+        path: The file.
+        at_blank: Empty lines end documents.
+        cache: Of indexes.
+        max_bytes: A longer document is cut, between two words.
+    """
+
+    def __init__(
+        self, corpus: str, path: Path, *, at_blank: bool, cache: IndexCache, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self.corpus = corpus
+        self.paths: tuple[Path, ...] = (path,)
+        self._at_blank = at_blank
+        self._cache = cache
+        self._max_bytes = max_bytes
+        self._file = LineFile(path)
+        self._line = 0
+        self._numbered: Numbered | None = None
+
+    def check(self) -> None:
+        check_file(self.corpus, self.paths[0])
+        if is_compressed(self.paths[0]):
+            self._cache.lines(self.paths[0])  # to the end, where the checksum is
+
+    def read(self) -> Record | None:
+        pieces: list[bytes] = []
+        size = first = start = 0
+        while (raw := self._file.read_piece(self._max_bytes - size)) is not None:
+            line, self._line = self._line + 1, self._line + raw.endswith(b"\n")
+            blank = not raw.strip()
+            if blank and not pieces:
+                continue
+            if blank and self._at_blank:
+                break
+            if not pieces:
+                first, start = line, self._file.offset - len(raw)
+            pieces.append(raw)
+            size += len(raw)
+            if size >= self._max_bytes:
+                pieces = [self._cut(b"".join(pieces))]
+                break
+        return Record(first, (strip_break(b"".join(pieces)),), (start,), self.paths) if pieces else None
+
+    def skip(self, number: int) -> int:
+        return pass_over(self, number)
+
+    def tell(self) -> list[int]:
+        return [self._file.offset, self._line]
+
+    def seek(self, position: Sequence[int]) -> None:
+        offset, self._line = position
+        self._file.seek(offset)
+
+    def rewind(self) -> None:
+        self.seek([0, 0])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._numbered is not None:
+            self._numbered.close()
+
+    def count(self) -> int | None:
+        return self._by_number().count()
+
+    def at(self, number: int) -> Record:
+        return self._by_number().at(number)
+
+    def _by_number(self) -> Numbered:
+        if self._numbered is None:
+            what = f"{'documents' if self._at_blank else 'parts'}-{self._max_bytes}"
+            self._numbered = Numbered(self.paths[0], what, self._cache, self._again)
+        return self._numbered
+
+    def _again(self) -> DocumentReader:
+        return DocumentReader(
+            self.corpus, self.paths[0], at_blank=self._at_blank, cache=self._cache, max_bytes=self._max_bytes
+        )
+
+    def _cut(self, text: bytes) -> bytes:
+        """The beginning of a text up to the end of a word; the rest is read next."""
+        if text.endswith(b"\n"):
+            return text
+        end = 1 + max(text.rfind(space) for space in (b" ", b"\n", b"\t"))
+        if not text[:end].strip():
+            # one endless word: cut in front of its last character
+            end = len(text) - 1
+            while end > 1 and text[end] & 0xC0 == 0x80:
+                end -= 1
+        self._file.push_back(text[end:])
+        return text[:end]

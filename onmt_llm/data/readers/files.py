@@ -1,0 +1,156 @@
+"""Files as users name them: lists and patterns, plain or compressed; and a look at them before a run."""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+
+from onmt_llm.data.readers.compressed import FORMATS, Decompressed
+from onmt_llm.errors import DataError
+
+_BOM = b"\xef\xbb\xbf"
+_HEAD = 1 << 16
+_BUFFER = 1 << 17
+
+_OTHER_KINDS = (
+    (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 converts it"),
+    (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 converts it"),
+    (b"BZh", "bzip2-compressed", "bunzip2 it, and compress it with gzip, zstd or xz if it must be small"),
+    (b"PK\x03\x04", "a zip archive", "unzip it, and name the files in it"),
+    (b"PAR1", "a Parquet table", "path_table reads tables"),
+    (b"ARROW1", "an Arrow table", "path_table reads tables"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull fetches it"),
+)
+_TAR = slice(257, 262)
+
+
+def expand(value: str | Sequence[str]) -> list[Path]:
+    """The files that an option names: one path or several, each of which may be a pattern (`*`, `?`, `[...]`, `**`).
+
+    Those of a pattern come in the order of their names. A path that exists is never taken for a pattern.
+
+    Raises:
+        DataError: A pattern matches no file.
+    """
+    found: list[Path] = []
+    for text in [value] if isinstance(value, str) else value:
+        if not has_magic(text) or Path(text).exists():
+            found.append(Path(text))
+            continue
+        matched = sorted(Path(name) for name in glob(text, recursive=True) if Path(name).is_file())
+        if not matched:
+            raise DataError(f"A pattern of files must match at least one, but '{text}' matches none.")
+        found += matched
+    return found
+
+
+def is_compressed(path: Path) -> bool:
+    return path.suffix in FORMATS
+
+
+def bare_suffix(path: Path) -> str:
+    """The ending of a file's name, that of its compression aside: `.csv` of `x.csv.gz`."""
+    return path.with_suffix("").suffix if is_compressed(path) else path.suffix
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """The bytes of a file, decompressed where its name ends in .gz, .zst or .xz.
+
+    Raises:
+        DataError: It cannot be opened; on reading, a compressed file is damaged.
+    """
+    file = _open(path)
+    return io.BufferedReader(Decompressed(path, file) if is_compressed(path) else file, _BUFFER)
+
+
+def _open(path: Path) -> io.FileIO:
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise DataError(f"Every file of a corpus must be readable, but {path} is not ({error.strerror}).") from error
+
+
+def check_file(corpus: str, path: Path, *, binary: bool = False) -> None:
+    """Refuse what is no file, or a file of another kind than its name says.
+
+    Args:
+        corpus: Its name, for the message.
+        path: The file.
+        binary: It is a table; else text.
+
+    Raises:
+        DataError: The file is missing, not readable, compressed otherwise than its name says, or no text.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"Every path of corpus '{corpus}' must be a file, but {path} is {_what_is(path)}.",
+            hint=f"{path / '*'} names the files in it" if path.is_dir() else None,
+        )
+    if binary:
+        return
+    _check_compression(corpus, path)
+    with open_bytes(path) as file:
+        head = file.read(_HEAD)
+    if is_compressed(path) and any(head.startswith(format_.magic) for format_ in FORMATS.values()):
+        raise DataError(f"Corpus '{corpus}' must be compressed once, but what {path} holds is compressed again.")
+    _check_text(corpus, path, head)
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a text file holds nothing, a byte-order mark aside."""
+    with open_bytes(path) as file:
+        skip_mark(file)
+        return not file.read(1)
+
+
+def skip_mark(file: io.BufferedReader) -> int:
+    """Pass the byte-order mark at the head of a text file; returns its length, 0 where there is none."""
+    return len(file.read(len(_BOM))) if file.peek(len(_BOM)).startswith(_BOM) else 0
+
+
+def _check_compression(corpus: str, path: Path) -> None:
+    with _open(path) as file:
+        head = file.read(8) or b""
+    own = FORMATS.get(path.suffix)
+    if own is not None and not head.startswith(own.magic):
+        what = "is not" if head else "is empty"
+        raise DataError(f"Corpus '{corpus}' must have a {own.name} file where its name says so, but {path} {what}.")
+    if own is None:
+        for suffix, format_ in FORMATS.items():
+            if head.startswith(format_.magic):
+                raise DataError(
+                    f"Corpus '{corpus}' must be plain text, but {path} is {format_.name}-compressed.",
+                    hint=f"rename it to {path.name}{suffix}, and it will be read",
+                )
+
+
+def _check_text(corpus: str, path: Path, head: bytes) -> None:
+    for magic, kind, hint in _OTHER_KINDS:
+        if head.startswith(magic):
+            raise DataError(f"Corpus '{corpus}' must be text in UTF-8, but {path} is {kind}.", hint=hint)
+    if head[_TAR] == b"ustar":
+        raise DataError(f"Corpus '{corpus}' must be text, but {path} is a tar archive.", hint="tar -xf unpacks it")
+    start = head[:1024]
+    if len(start) > 1 and start.count(0) * 4 > len(start):
+        raise DataError(
+            f"Corpus '{corpus}' must be text in UTF-8, but {path} is full of zero bytes, as UTF-16 text is.",
+            hint="iconv -f UTF-16LE -t UTF-8 converts it",
+        )
+    if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
+        raise DataError(
+            f"Lines of corpus '{corpus}' must end in a line feed, but those of {path} end in carriage returns alone.",
+            hint="tr '\\r' '\\n' converts it",
+        )
+
+
+def _what_is(path: Path) -> str:
+    if path.is_dir():
+        return "a directory"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link that leads nowhere" if path.is_symlink() else "missing"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"

@@ -1,0 +1,217 @@
+"""Where the records of a plain file begin, and how many a file has: found in one pass, kept for the next run.
+
+An index is a row of 64-bit byte offsets on disk (8 bytes a line). It is read in place, a few bytes a record, so that
+memory does not grow with the corpus. It is filed under the path, size and time of change of its file and a sample of
+what is in it: a file that has changed has no index.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from onmt_llm.data.readers.files import is_compressed, open_bytes, skip_mark
+from onmt_llm.errors import DataError
+from onmt_llm.log import logger
+
+_BLOCK = 1 << 22
+_SAMPLE = 1 << 16
+_WORD = 8
+_BATCH = 1 << 16
+_LARGE = 1 << 30
+
+
+class Index:
+    """Rows of whole numbers in a file, `width` numbers a row.
+
+    Attributes:
+        count: Number of rows.
+    """
+
+    def __init__(self, path: Path, width: int) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._row = width * _WORD
+        self.count = path.stat().st_size // self._row
+
+    def at(self, number: int, rows: int = 1) -> list[int]:
+        """The numbers of a row, or of several that follow each other."""
+        if self._file is None:
+            self._file = self._path.open("rb", buffering=0)
+        raw = os.pread(self._file.fileno(), self._row * rows, number * self._row)
+        return [int.from_bytes(raw[i : i + _WORD], "little") for i in range(0, len(raw), _WORD)]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class LineIndex:
+    """Where each line of a plain file begins and ends.
+
+    Attributes:
+        count: Number of lines.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.count = index.count - 1
+
+    def start(self, number: int) -> int:
+        """First byte of a line (counted from 0); behind the last one, the end of the file."""
+        return self._index.at(number)[0]
+
+    def span(self, number: int) -> tuple[int, int]:
+        """First byte of a line (counted from 0), and the byte behind its line break."""
+        start, end = self._index.at(number, 2)
+        return start, end
+
+    def close(self) -> None:
+        self._index.close()
+
+
+class IndexCache:
+    """Counts and indexes of files, in a folder; without one, they last as long as the process.
+
+    Args:
+        folder: Made when something is first written to it.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def lines(self, path: Path) -> int:
+        """Number of lines of a file, the last one counted with or without its line break.
+
+        Raises:
+            DataError: A compressed file is damaged.
+        """
+        return self.number(path, "lines", lambda: count_lines(path))
+
+    def number(self, path: Path, what: str, find: Callable[[], int]) -> int:
+        """A number that a whole pass over a file finds, and the next run need not find again.
+
+        Args:
+            path: The file.
+            what: What is counted.
+            find: Makes the pass.
+        """
+        return int(self._kept(path, f"{what}.count", lambda: [str(find()).encode()]).read_bytes())
+
+    def line_index(self, path: Path) -> LineIndex:
+        """Where the lines of a plain file begin."""
+        return LineIndex(self.index(path, "lines", 1, lambda: line_starts(path)))
+
+    def index(self, path: Path, what: str, width: int, find: Callable[[], Iterable[bytes]]) -> Index:
+        """An index that a whole pass over a file makes, and the next run need not make again.
+
+        Args:
+            path: The file.
+            what: What begins at the offsets.
+            width: Numbers for each of these.
+            find: Makes the pass, and gives the numbers as little-endian 64-bit words.
+        """
+        return Index(self._kept(path, f"{what}.index", find), width)
+
+    def _kept(self, path: Path, kind: str, find: Callable[[], Iterable[bytes]]) -> Path:
+        """The file that holds what is known about another, made where it is not there; whole or not at all."""
+        name, state = _identity(path)
+        folder = self._writable()
+        target = folder / f"{name}-{state}.{kind}"
+        if target.is_file():
+            return target
+        _announce(path, kind)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
+            try:
+                for block in find():
+                    file.write(block)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        if _identity(path) != (name, state):
+            os.unlink(file.name)
+            raise DataError(f"A file must not change while it is read, but {path} has changed while it was indexed.")
+        for old in folder.glob(f"{name}-*.{kind}"):
+            with suppress(OSError):
+                old.unlink()
+        os.replace(file.name, target)
+        return target
+
+    def _writable(self) -> Path:
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if os.access(self._folder, os.W_OK):
+                    return self._folder
+            except OSError:
+                pass
+            logger.warning("Indexes of corpora are made anew for every run: %s cannot be written.", self._folder)
+            self._folder = None
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="onmt_llm_index_")
+        return Path(self._temporary.name)
+
+
+def count_lines(path: Path) -> int:
+    """Number of lines of a file, the last one counted with or without its line break; runs at disk speed."""
+    lines, last = 0, b"\n"
+    with open_bytes(path) as file:
+        skip_mark(file)
+        while block := file.read(_BLOCK):
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return lines + (last != b"\n")
+
+
+def line_starts(path: Path) -> Iterable[bytes]:
+    """Where each line of a plain file begins, and where the last one ends, as little-endian 64-bit words."""
+    with open_bytes(path) as file:
+        offset = last = skip_mark(file)
+        yield _words([offset])
+        while block := file.read(_BLOCK):
+            starts = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+            starts += offset + 1
+            offset += len(block)
+            if len(starts):
+                last = int(starts[-1])
+                yield starts.astype("<u8").tobytes()
+    if last != offset:
+        yield _words([offset])
+
+
+def packed(rows: Iterable[Iterable[int]]) -> Iterable[bytes]:
+    """Rows of numbers as little-endian 64-bit words."""
+    numbers = chain.from_iterable(rows)
+    while block := list(islice(numbers, _BATCH)):
+        yield _words(block)
+
+
+def _words(numbers: list[int]) -> bytes:
+    return np.array(numbers, dtype="<u8").tobytes()
+
+
+def _announce(path: Path, kind: str) -> None:
+    size = path.stat().st_size
+    if size > (_LARGE // 8 if is_compressed(path) else _LARGE):
+        logger.info("Looking through %s (%.1f GB) for its %s.", path, size / 1e9, kind.split(".")[0])
+
+
+def _identity(path: Path) -> tuple[str, str]:
+    """A name for where a file is, and one for what is in it: its size, time of change, and a sample."""
+    info = path.stat()
+    state = blake2b(f"{info.st_size} {info.st_mtime_ns} ".encode(), digest_size=8)
+    with path.open("rb", buffering=0) as file:
+        for place in (0, info.st_size // 2, max(0, info.st_size - _SAMPLE)):
+            file.seek(place)
+            state.update(file.read(_SAMPLE))
+    return blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest(), state.hexdigest()

@@ -1,0 +1,133 @@
+"""Which reader the paths of a corpus call for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data.keys import Keys
+from onmt_llm.data.readers.chain import ChainReader, check_all
+from onmt_llm.data.readers.documents import DocumentReader
+from onmt_llm.data.readers.files import bare_suffix, expand
+from onmt_llm.data.readers.index import IndexCache
+from onmt_llm.data.readers.json_array import JsonArrayReader
+from onmt_llm.data.readers.lines import MAX_BYTES, LineReader
+from onmt_llm.data.readers.record import Reader
+from onmt_llm.data.readers.rows import ROW_FILES, RowFormat, RowReader
+from onmt_llm.data.readers.tables import TABLE_FILES, TableReader
+from onmt_llm.errors import ConfigError, DataError
+
+SOURCES = ("path_src", "path_txt", "path_jsonl", "path_json", "path_table")
+"""Options of which a corpus has one."""
+BESIDE = ("path_tgt", "path_align", "path_sco")
+"""Options that go with `path_src`, line by line."""
+
+
+def open_reader(
+    name: str, corpus: CorpusConfig, *, cache: IndexCache | None = None, max_bytes: int = MAX_BYTES
+) -> Reader:
+    """The reader that a corpus' paths call for; opens nothing yet.
+
+    Args:
+        name: Name of the corpus.
+        corpus: Its paths, and how they are read.
+        cache: Keeps counts and indexes.
+        max_bytes: Longest record.
+
+    Raises:
+        ConfigError: The corpus names no path, or paths that do not go together.
+        DataError: A pattern matches no file.
+    """
+    source = _source(name, corpus)
+    cache = cache or IndexCache()
+    paths = expand(getattr(corpus, source))
+    readers: list[Reader]
+    if source == "path_src":
+        readers = _parallel(name, corpus, cache, max_bytes)
+    elif source == "path_txt" and corpus.documents_by != "line":
+        at_blank = corpus.documents_by == "blank_line"
+        readers = [DocumentReader(name, path, at_blank=at_blank, cache=cache, max_bytes=max_bytes) for path in paths]
+    elif source == "path_json":
+        readers = [JsonArrayReader(name, path, cache=cache, max_bytes=max_bytes) for path in paths]
+    elif source == "path_table":
+        readers = _tables(name, corpus, paths, cache, max_bytes)
+    else:
+        readers = [LineReader(name, [path], names=[source], cache=cache, max_bytes=max_bytes) for path in paths]
+    if not readers:
+        raise ConfigError(f"{source} of corpus '{name}' must name at least one file, but names none.")
+    return readers[0] if len(readers) == 1 else ChainReader(readers)
+
+
+def row_format(corpus: CorpusConfig) -> RowFormat | None:
+    """How the rows of a corpus are written; None where it does not consist of CSV or TSV files."""
+    paths = expand(corpus.path_table or ())
+    if not paths or bare_suffix(paths[0]) not in ROW_FILES:
+        return None
+    return RowFormat.of(paths, corpus.delimiter, corpus.columns)
+
+
+def check_readers(readers: Sequence[Reader]) -> None:
+    """Look at all corpora and report all that is wrong with them at once.
+
+    Raises:
+        ConfigError: A corpus cannot be shuffled.
+        DataError: Files are missing, empty, damaged, of another kind than they should be, or not parallel.
+    """
+    check_all([_Filled(reader) for reader in readers])
+
+
+class _Filled:
+    """A check that there is something to read, too."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def check(self) -> None:
+        self._reader.check()
+        position = self._reader.tell()
+        if self._reader.read() is None:
+            where = self._reader.paths[0]
+            raise DataError(f"Corpus '{self._reader.corpus}' must not be empty, but {where} holds no example.")
+        self._reader.seek(position)
+
+
+def _source(name: str, corpus: CorpusConfig) -> str:
+    given = [key for key in SOURCES if getattr(corpus, key)]
+    beside = [key for key in BESIDE if getattr(corpus, key)]
+    alone = corpus.path_align and not corpus.path_tgt
+    if len(given) != 1 or (beside and given != ["path_src"]) or alone:
+        raise ConfigError(
+            f"Corpus '{name}' must have path_src (alone, or with path_tgt, path_align and path_sco), "
+            f"{', '.join(SOURCES[1:-1])} or {SOURCES[-1]}, but has {' and '.join([*given, *beside]) or 'none of them'}."
+        )
+    return given[0]
+
+
+def _parallel(name: str, corpus: CorpusConfig, cache: IndexCache, max_bytes: int) -> list[Reader]:
+    if bool(corpus.path_sco) != (corpus.score_threshold is not None):
+        has, lacks = ("path_sco", "score_threshold") if corpus.path_sco else ("score_threshold", "path_sco")
+        raise ConfigError(f"Corpus '{name}' must have {lacks} with its {has}, but has none.")
+    names = [key for key in ("path_src", *BESIDE) if getattr(corpus, key)]
+    sides = [expand(getattr(corpus, key)) for key in names]
+    if len({len(side) for side in sides}) > 1:
+        counts = ", ".join(f"{key} {len(side)}" for key, side in zip(names, sides, strict=True))
+        raise ConfigError(f"The paths of corpus '{name}' must name as many files each, but name: {counts}.")
+    return [
+        LineReader(name, paths, names=names, cache=cache, max_bytes=max_bytes) for paths in zip(*sides, strict=True)
+    ]
+
+
+def _tables(name: str, corpus: CorpusConfig, paths: list[Path], cache: IndexCache, max_bytes: int) -> list[Reader]:
+    kinds = {path.suffix if path.suffix in TABLE_FILES else bare_suffix(path) for path in paths}
+    known = (*ROW_FILES, *TABLE_FILES)
+    if len(kinds) > 1 or not kinds <= set(known):
+        raise ConfigError(
+            f"path_table of corpus '{name}' must name files of one kind, {', '.join(known)}, "
+            f"but has {', '.join(sorted(kind or 'none' for kind in kinds))}."
+        )
+    if kinds <= set(TABLE_FILES):
+        wanted = Keys.of(name, corpus).names
+        return [TableReader(name, path, wanted=wanted) for path in paths]
+    rows = RowFormat.of(paths, corpus.delimiter, corpus.columns)
+    return [RowReader(name, path, rows=rows, cache=cache, max_bytes=max_bytes) for path in paths]

@@ -1,0 +1,184 @@
+"""Rows of CSV and TSV files: where they begin, how they fall into fields, and what their columns are called."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onmt_llm.data.readers.files import bare_suffix, check_file, is_compressed, is_empty
+from onmt_llm.data.readers.index import IndexCache
+from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
+from onmt_llm.data.readers.numbered import Numbered
+from onmt_llm.data.readers.record import Record, decode, pass_over, strip_break
+from onmt_llm.errors import DataError
+
+ROW_FILES = (".csv", ".tsv")
+
+csv.field_size_limit(1 << 31 - 1)
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How rows are written.
+
+    Attributes:
+        delimiter: Between fields.
+        quoted: Fields may stand in double quotes, and then hold delimiters and line breaks (RFC 4180). Otherwise a
+            quote is a character like any other.
+        columns: Names of the columns of files that have no header; None = the first row names them.
+    """
+
+    delimiter: str
+    quoted: bool
+    columns: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], delimiter: str | None, columns: Sequence[str] | None) -> RowFormat:
+        """As the ending of the files says: commas and quotes in .csv, tabs and no quotes in .tsv."""
+        quoted = bare_suffix(paths[0]) == ".csv"
+        return cls(delimiter or ("," if quoted else "\t"), quoted, tuple(columns) if columns else None)
+
+    def fields(self, text: str) -> list[str]:
+        """The fields of a row.
+
+        Raises:
+            ValueError: Its quotes are not as they must be.
+        """
+        if not self.quoted:
+            return text.split(self.delimiter)
+        try:
+            (row,) = csv.reader([text], delimiter=self.delimiter, strict=True)
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+        return row
+
+
+class RowReader:
+    """One example a row.
+
+    Args:
+        corpus: Its name, for messages.
+        path: The file.
+        rows: How its rows are written.
+        cache: Of counts and indexes.
+        max_bytes: A longer row is refused.
+    """
+
+    def __init__(
+        self, corpus: str, path: Path, *, rows: RowFormat, cache: IndexCache, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self.corpus = corpus
+        self.paths: tuple[Path, ...] = (path,)
+        self._rows = rows
+        self._cache = cache
+        self._max_bytes = max_bytes
+        self._file = LineFile(path, max_bytes)
+        self._line = 0
+        self._numbered: Numbered | None = None
+
+    def check(self) -> None:
+        path = self.paths[0]
+        check_file(self.corpus, path)
+        if is_empty(path):
+            return
+        header(path, self._rows)
+        if self._rows.quoted:
+            # an open quote swallows what follows; better to know before the run
+            self._cache.number(path, "rows", self._count)
+        elif is_compressed(path):
+            self._cache.lines(path)
+
+    def read(self) -> Record | None:
+        if self._line == 0 and self._rows.columns is None:
+            self._read_row()
+        offset, line = self._file.offset, self._line + 1
+        raw = self._read_row()
+        return None if raw is None else Record(line, (strip_break(raw),), (offset,), self.paths)
+
+    def skip(self, number: int) -> int:
+        return pass_over(self, number)
+
+    def tell(self) -> list[int]:
+        return [self._file.offset, self._line]
+
+    def seek(self, position: Sequence[int]) -> None:
+        offset, self._line = position
+        self._file.seek(offset)
+
+    def rewind(self) -> None:
+        self.seek([0, 0])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._numbered is not None:
+            self._numbered.close()
+
+    def count(self) -> int | None:
+        return self._by_number().count()
+
+    def at(self, number: int) -> Record:
+        return self._by_number().at(number)
+
+    def _by_number(self) -> Numbered:
+        if self._numbered is None:
+            what = f"rows-{self._rows.quoted:d}{self._rows.columns is None:d}"
+            self._numbered = Numbered(self.paths[0], what, self._cache, self._again)
+        return self._numbered
+
+    def _again(self) -> RowReader:
+        return RowReader(self.corpus, self.paths[0], rows=self._rows, cache=self._cache, max_bytes=self._max_bytes)
+
+    def _count(self) -> int:
+        reader = self._again()
+        number = sum(1 for _ in iter(reader.read, None))
+        reader.close()
+        return number
+
+    def _read_row(self) -> bytes | None:
+        """The next row: a line, or several where a line break stands in quotes."""
+        raw = self._file.read()
+        if raw is None:
+            return None
+        first = self._line = self._line + 1
+        if not self._rows.quoted or raw.count(b'"') % 2 == 0:
+            return raw
+        lines, size, is_open = [raw], len(raw), True
+        while is_open:
+            raw = self._file.read()
+            if raw is None or size > self._max_bytes:
+                raise DataError(
+                    f"Every quote must be closed, but one that {self.paths[0]}:{first} opens is not"
+                    + (" by the end of the file." if raw is None else f" within {self._max_bytes} bytes."),
+                    hint='a quote within a field is written "", and the field stands in quotes',
+                )
+            self._line += 1
+            size += len(raw)
+            lines.append(raw)
+            is_open = raw.count(b'"') % 2 == 0
+        return b"".join(lines)
+
+
+def header(path: Path, rows: RowFormat) -> list[str]:
+    """The names of a file's columns.
+
+    Raises:
+        DataError: The first row does not name columns.
+    """
+    if rows.columns is not None:
+        return list(rows.columns)
+    reader = RowReader("", path, rows=replace(rows, columns=("",)), cache=IndexCache())
+    record = reader.read()
+    reader.close()
+    raw = b"" if record is None else record.parts[0]
+    try:
+        names = rows.fields(decode(raw, path=path, line=1, offset=0))
+    except ValueError as error:
+        raise DataError(f"The header of {path} must be a row, but cannot be read as one: {error}.") from error
+    if not all(name.strip() for name in names) or len(set(names)) < len(names):
+        raise DataError(
+            f"The first row of {path} must name every column, each by another name, but is {', '.join(names)!r}.",
+            hint="columns: [...] names the columns of a file without a header",
+        )
+    return names

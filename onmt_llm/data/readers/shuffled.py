@@ -1,0 +1,150 @@
+"""A corpus in an order that is drawn anew for every epoch: all of it shuffled, with no list of it in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from onmt_llm.data.readers.record import Reader, Record
+from onmt_llm.errors import ConfigError
+
+_AHEAD = 1024
+_ROUNDS = 8
+_LEAST_BITS = 8
+
+Numbers = npt.NDArray[np.uint64]
+
+
+class Permutation:
+    """The numbers below `count` in an order that a key chooses, each found by itself.
+
+    A Feistel cipher over the next power of two, applied until it lands below `count` ("cycle walking", Black and
+    Rogaway 2002): a bijection whatever its round function, in a few operations and no memory.
+
+    Args:
+        count: How many numbers.
+        key: Of the order.
+    """
+
+    def __init__(self, count: int, key: str) -> None:
+        assert count > 0
+        self.count = count
+        bits = max(_LEAST_BITS, (count - 1).bit_length())
+        self._widths = (bits - bits // 2, bits // 2)
+        digest = blake2b(key.encode(), digest_size=8 * _ROUNDS).digest()
+        self._keys = np.frombuffer(digest, "<u8")
+
+    def __call__(self, numbers: Numbers) -> Numbers:
+        """Where each number goes."""
+        out = self._cipher(numbers)
+        outside = np.flatnonzero(out >= self.count)
+        while len(outside):
+            out[outside] = self._cipher(out[outside])
+            outside = outside[out[outside] >= self.count]
+        return out
+
+    def _cipher(self, numbers: Numbers) -> Numbers:
+        width, other = self._widths
+        left, right = numbers >> np.uint64(width), numbers & _mask(width)
+        for key in self._keys:
+            # after each round the halves have changed places, and widths
+            left, right = right, left ^ (_mix(right + key) & _mask(other))
+            width, other = other, width
+        return (left << np.uint64(width)) | right
+
+
+class ShuffledReader:
+    """The records of another reader, all of them in each pass, in an order that seed and pass choose.
+
+    The position is a number and a pass: the same whoever reads, so ranks and workers agree on the order.
+
+    Args:
+        corpus: Its name: other corpora have other orders.
+        inner: A reader that finds records by number.
+        seed: Of the order.
+    """
+
+    def __init__(self, corpus: str, inner: Reader, seed: int) -> None:
+        self.corpus = corpus
+        self._inner = inner
+        self._seed = seed
+        self._number = self._pass = 0
+        self._order: Permutation | None = None
+        self._ahead: list[int] = []
+        self._first = 0
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return self._inner.paths
+
+    def check(self) -> None:
+        """As of the reader within; makes its index.
+
+        Raises:
+            ConfigError: It cannot find records by number.
+        """
+        self._inner.check()
+        self.count()
+
+    def read(self) -> Record | None:
+        if self._number >= self.count():
+            return None
+        place = self._number - self._first
+        if not 0 <= place < len(self._ahead):
+            self._ahead, self._first, place = self._places(self._number, _AHEAD), self._number, 0
+        self._number += 1
+        return self._inner.at(self._ahead[place])
+
+    def skip(self, number: int) -> int:
+        passed = min(number, self.count() - self._number)
+        self._number += passed
+        return passed
+
+    def tell(self) -> list[int]:
+        return [self._number, self._pass]
+
+    def seek(self, position: Sequence[int]) -> None:
+        self._number, self._pass = position
+        self._order, self._ahead = None, []
+
+    def rewind(self) -> None:
+        self.seek([0, self._pass + 1])
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def count(self) -> int:
+        number = self._inner.count()
+        if number is None:
+            raise ConfigError(
+                f"Corpus '{self.corpus}' must consist of plain files of text, JSON or rows, or of Arrow tables, since "
+                f"'shuffle' is global, but has {self.paths[0]}.",
+                hint="decompress it, or turn Parquet into Arrow or JSONL; without shuffle, batches are still shuffled "
+                "within a bucket",
+            )
+        return number
+
+    def at(self, number: int) -> Record:
+        """The record that comes as this one in the present pass."""
+        return self._inner.at(self._places(number, 1)[0])
+
+    def _places(self, start: int, number: int) -> list[int]:
+        if self._order is None:
+            self._order = Permutation(self.count(), f"{self._seed}:{self.corpus}:{self._pass}")
+        places: list[int] = self._order(np.arange(start, min(start + number, self.count()), dtype=np.uint64)).tolist()
+        return places
+
+
+def _mix(numbers: Numbers) -> Numbers:
+    """Numbers that look random, one for each (the finaliser of SplitMix64)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def _mask(bits: int) -> np.uint64:
+    return np.uint64((1 << bits) - 1)

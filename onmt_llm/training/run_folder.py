@@ -1,0 +1,198 @@
+"""The folder of a run: its checkpoints by name, the newest that is intact, which ones stay, and who writes there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from onmt_llm.checkpoint.atomic import recover, remove_directory
+from onmt_llm.checkpoint.manifest import MANIFEST_FILE, damage
+from onmt_llm.config.checkpoint import CONFIG_FILE
+from onmt_llm.errors import CheckpointError
+from onmt_llm.log import logger
+from onmt_llm.training.state import STATE_DIRECTORY, STATE_FILE
+
+_DAMAGED = "damaged"
+# State files of version 1 were written before there was a manifest.
+_FIRST_VERSION_WITH_MANIFEST = 2
+
+
+def checkpoint_path(save_model: str, step: int) -> Path:
+    """Where the checkpoint of `step` goes."""
+    return Path(f"{save_model}_step_{step}")
+
+
+def average_path(checkpoint: Path) -> Path:
+    """Where the running average of the weights goes that belongs to a checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.name}_ema")
+
+
+def save_request(save_model: str) -> Path:
+    """The file that, when it is touched, asks for a checkpoint."""
+    return Path(f"{save_model}.save")
+
+
+def checkpoints(save_model: str) -> dict[int, Path]:
+    """Complete checkpoints with the prefix `save_model`, by step, in order."""
+    return {step: path for step, path in _directories(save_model).items() if (path / CONFIG_FILE).is_file()}
+
+
+def _directories(save_model: str) -> dict[int, Path]:
+    prefix = Path(save_model)
+    pattern = re.compile(re.escape(prefix.name) + r"_step_(\d+)")
+    found = {}
+    for path in prefix.parent.iterdir() if prefix.parent.is_dir() else ():
+        match = pattern.fullmatch(path.name)
+        if match and path.is_dir():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def check_intact(checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint that is not as it was written. Reads all of it.
+
+    Raises:
+        CheckpointError: Names the files.
+    """
+    if found := _problems(checkpoint):
+        raise CheckpointError(
+            f"Checkpoint {checkpoint} must be as it was written to be resumed, but is not: {'; '.join(found[:5])}.",
+            hint="name an older one; -train_from auto takes the newest that is intact",
+        )
+
+
+def newest_intact(paths: Iterable[Path], *, set_aside: bool = False) -> Path | None:
+    """The last of `paths` that can be gone on from; those behind it are told of.
+
+    Args:
+        paths: Checkpoints in the order of their steps.
+        set_aside: Rename damaged ones to `<name>.damaged`, so that they count no longer and can be looked at.
+    """
+    for path in reversed(list(paths)):
+        if not (path / STATE_DIRECTORY).is_dir():
+            logger.info("%s holds no training state, so that it is not gone on from.", path)
+            continue
+        found = _problems(path)
+        if not found:
+            return path
+        logger.warning("Checkpoint %s is damaged (%s): the one before it is used.", path, "; ".join(found[:5]))
+        if set_aside:
+            _set_aside(path)
+    return None
+
+
+def newest_of_run(save_model: str, *, set_aside: bool = False) -> Path | None:
+    """The newest checkpoint of `save_model` that can be gone on from."""
+    return newest_intact(_directories(save_model).values(), set_aside=set_aside)
+
+
+def _problems(checkpoint: Path) -> list[str]:
+    """What is not as it was written, in a checkpoint or in the average beside it."""
+    average = average_path(checkpoint)
+    found = [] if not (average / MANIFEST_FILE).exists() else [f"{average.name}/{what}" for what in damage(average)]
+    if (checkpoint / MANIFEST_FILE).exists():
+        return damage(checkpoint) + found
+    if _was_written_with_manifest(checkpoint / STATE_DIRECTORY / STATE_FILE):
+        return [f"{MANIFEST_FILE} is missing", *found]
+    return found
+
+
+def _was_written_with_manifest(state: Path) -> bool:
+    try:
+        return bool(json.loads(state.read_text(encoding="utf-8"))["version"] >= _FIRST_VERSION_WITH_MANIFEST)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _set_aside(path: Path) -> None:
+    for one in (path, average_path(path)):
+        target = one.with_name(f"{one.name}.{_DAMAGED}")
+        with contextlib.suppress(OSError):
+            if one.exists() and not target.exists():
+                one.rename(target)
+
+
+def prune(save_model: str, *, keep: int, newest: int, protected: Collection[Path] = ()) -> None:
+    """Remove all but the last `keep` checkpoints up to step `newest`; -1 keeps all.
+
+    To be called after the newest is complete. Checkpoints of later steps belong to an earlier, longer run and are left
+    alone, as are those in `protected` (the best one, a base that others refer to).
+    """
+    if keep < 0:
+        return
+    held = {path.resolve() for path in protected}
+    candidates = [path for step, path in checkpoints(save_model).items() if step <= newest]
+    for path in candidates[: max(0, len(candidates) - keep)]:
+        if path.resolve() in held or average_path(path).resolve() in held:
+            continue
+        discard(path)
+        logger.info("Removed checkpoint %s (keep_checkpoint %d).", path, keep)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint and the average beside it."""
+    # The average last: a checkpoint without its average could not be resumed as it was.
+    for path in (checkpoint, average_path(checkpoint)):
+        if path.exists():
+            remove_directory(path)
+
+
+@contextlib.contextmanager
+def run_lock(save_model: str) -> Iterator[None]:
+    """Be the only process that writes checkpoints of `save_model`, and clean up after those that were killed.
+
+    The system drops the lock when a process dies, however it does. A folder that is made for it and stays empty is
+    removed again.
+
+    Raises:
+        CheckpointError: Another run has it, or nothing can be written there.
+    """
+    prefix = Path(save_model).absolute()
+    file = prefix.with_name(f".{prefix.name}.lock")
+    created = not prefix.parent.exists()
+    try:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(file, save_model)
+    except OSError as error:
+        raise CheckpointError(f"The folder of save_model, {prefix.parent}, cannot be written: {error}.") from error
+    try:
+        recover(prefix.parent, rf"{re.escape(prefix.name)}_step_\d+(?:_ema)?", alone=descriptor is not None)
+        yield
+    finally:
+        if descriptor is not None:
+            file.unlink(missing_ok=True)
+            os.close(descriptor)
+        if created:
+            with contextlib.suppress(OSError):
+                prefix.parent.rmdir()
+
+
+def _lock(file: Path, save_model: str) -> int | None:
+    """A descriptor that holds the lock; None where the system or the file system has no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise CheckpointError(
+                f"Another run is writing checkpoints of save_model {save_model}.",
+                hint="wait until it has ended, or give this one a save_model of its own",
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            logger.info("The file system of %s has no locks: see to it that one run alone writes there.", file.parent)
+            return None
+        # The run before may have removed the file between the two calls: then it is the lock of nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(file).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
