@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # two test processes of one thread each; the quick tier must not depend on the machine's core count
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow check format docs bench clean help
+.PHONY: setup demo test test-slow check format docs bench bench-data clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,6 +44,12 @@ docs: $(READY)   ## write docs/reference/ from the schema
 
 bench: $(READY)  ## timings; results go to docs/benchmarks/
 	$(BIN)/python docs/benchmarks/start.py
+
+# real text of which lines are made; OPENNMT, EOLE and DATASETS name pythons that have these programs
+BENCH_TEXT ?= $(wildcard ../shared/data/en-de/*-train.txt ../shared/data/wikitext2/*.raw)
+bench-data: $(READY)  ## speed and memory of the data pipeline, next to other programs that are given
+	$(BIN)/python docs/benchmarks/data.py -text $(BENCH_TEXT) $(if $(OPENNMT),-opennmt $(OPENNMT)) \
+		$(if $(EOLE),-eole $(EOLE)) $(if $(DATASETS),-datasets $(DATASETS))
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info

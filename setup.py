@@ -27,6 +27,7 @@ CORE = [
 EXTRAS = {
     "chat": ["gradio>=6.31,<7"],
     "quant": ["bitsandbytes>=0.49"],
+    "optim": ["pytorch-optimizer>=4.1"],
     "gguf": ["gguf>=0.17", "protobuf>=5"],
     "hf": ["transformers>=5", "protobuf>=5"],
     "bpe": ["subword-nmt>=0.3.8"],

@@ -315,6 +315,17 @@ def _model_dtype(user: dict[str, Any], result: Translation) -> None:
     result.put("model_dtype", _PRECISION.get(str(user["model_dtype"]), user["model_dtype"]), "model_dtype")
 
 
+def _optim(user: dict[str, Any], result: Translation) -> None:
+    if user["optim"] == "sparseadam":
+        sentence = (
+            "'optim' must not be sparseadam, which is gone: it needs sparse gradients of the embeddings, but these are "
+            "dense here, as they have to be where the output layer shares them; use adamw."
+        )
+        result.errors.append(("optim", sentence))
+    else:
+        result.put("optim", user["optim"], "optim")
+
+
 def _gpu(user: dict[str, Any], result: Translation) -> None:
     gpu = user["gpu"]
     result.put_default("device", "cpu" if gpu == -1 else "auto", "gpu")
@@ -351,6 +362,7 @@ _TRANSLATORS: dict[str, Callable[[dict[str, Any], Translation], None]] = {
     "num_experts": _num_experts,
     "sliding_window": _sliding_window,
     "model_dtype": _model_dtype,
+    "optim": _optim,
     "gpu": _gpu,
     "train_from": _train_from,
 }
@@ -377,6 +389,7 @@ MEANINGS = {
     "num_experts": "0 only: mixtures of experts are not built yet",
     "sliding_window": "the same; 0 = off",
     "model_dtype": "the same; also float32, bfloat16, float16",
+    "optim": "the same names; `sparseadam` is gone: embeddings have dense gradients",
     "gpu": "`device`: -1 = `cpu`",
     "train_from": "the same",
     "self_attn_type": "no effect: attention runs through torch's kernels; `average` is declined",

@@ -103,7 +103,6 @@ RETIRED = {
     "lambda_coverage": "coverage attention belonged to the RNN decoder, which is retired",
     "global_attention_function": "RNN attention is retired; use a Transformer",
     "truncated_decoder": "truncated back-propagation belonged to the RNN decoder, which is retired",
-    "adagrad_accumulator_init": "adagrad is retired; use adamw",
     "single_pass": "the length of a run is that of its updates; use `train_steps`",
     "pre_word_vecs_enc": "it named a pickled tensor; use `src_embeddings` with the text file it was made of",
     "pre_word_vecs_dec": "it named a pickled tensor; use `tgt_embeddings` with the text file it was made of",

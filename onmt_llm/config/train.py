@@ -62,9 +62,24 @@ class OptimConfig(Section):
     """Optimiser, learning rate and what happens to the gradient."""
 
     optim: Literal[
-        "sgd", "adam", "adamw", "adafactor", "fusedadam", "adamw8bit", "pagedadamw8bit", "pagedadamw32bit"
+        "sgd",
+        "adagrad",
+        "adadelta",
+        "adam",
+        "adamw",
+        "adafactor",
+        "lion",
+        "muon",
+        "galore",
+        "fusedadam",
+        "adamw8bit",
+        "pagedadamw8bit",
+        "pagedadamw32bit",
+        "lion8bit",
+        "pagedlion8bit",
     ] = "adamw"
-    """Optimiser; `fusedadam` is NVIDIA apex's where it is installed, else torch's fused AdamW."""
+    """Optimiser; `fusedadam` is NVIDIA apex's where it is installed, else torch's fused AdamW. `muon` and `galore`
+    treat the matrices of the blocks in their way and all other weights in AdamW's."""
     learning_rate: float = Field(1e-4, gt=0)
     """Learning rate, or the factor of the `noam`, `noamwd` and `rsqrt` formulas."""
     decay_method: Literal["none", "noam", "noamwd", "rsqrt", "cosine", "linear"] = "none"
@@ -85,6 +100,16 @@ class OptimConfig(Section):
     """Decay of the running mean of squared gradients."""
     adam_eps: float = Field(1e-8, gt=0)
     """Added to the denominator of Adam's step."""
+    adagrad_accumulator_init: float = Field(0.0, ge=0)
+    """`adagrad`: what the sums of squared gradients begin with."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """`muon`: decay of the running mean of gradients."""
+    galore_rank: int = Field(128, ge=1)
+    """`galore`: rank that the gradients of matrices are projected to."""
+    galore_gap: int = Field(200, ge=1)
+    """`galore`: updates between two bases of that projection; each takes a singular value decomposition."""
+    galore_scale: float = Field(0.25, gt=0)
+    """`galore`: factor of the projected updates."""
     loraplus_lr_ratio: float = Field(1.0, gt=0)
     """The B matrices of adapters learn at this times `learning_rate` (LoRA+, Hayou et al. 2024); 16 is usual."""
     weight_decay: float = Field(0.0, ge=0)
@@ -190,12 +215,18 @@ class RunConfig(Section):
     """Divide the summed loss of an update by its trained tokens, or by its examples."""
     model_dtype: Dtype = "fp32"
     """Type of the weights while training: float32, bfloat16, or float16 (with float32 adapters and loss scaling)."""
+    pure_bf16: bool = False
+    """Train the whole model in bf16 weights (with `model_dtype: bf16` and `optim: adamw`): what bf16 would round away
+    of an update is kept beside each weight (Kahan summation), instead of float32 weights that are cast when used."""
     dropout: list[float] = Field(default_factory=lambda: [0.0])
     """Dropout on residual branches; a list changes with `dropout_steps`."""
     attention_dropout: list[float] = Field(default_factory=lambda: [0.0])
     """Dropout on attention weights; a list changes with `dropout_steps`."""
     dropout_steps: list[int] = Field(default_factory=lambda: [0])
     """Updates at which the next value of the dropouts begins."""
+    neftune_noise_alpha: float = Field(0.0, ge=0)
+    """Noise on the token embeddings while training: uniform, up to this / sqrt(tokens of the example x hidden_size)
+    (NEFTune, Jain et al. 2024); 5 to 15 help in chat models, 0 = off."""
     param_init: float = Field(0.0, ge=0)
     """A new model's weights are uniform in +-this; 0 = the default initialisation of `nn.init`."""
     param_init_glorot: bool = False

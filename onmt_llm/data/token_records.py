@@ -116,8 +116,9 @@ class TokenDecoder:
 
     def _encoded(self, ids: Ids, labels: Ids, spans: Sequence[tuple[int, int]]) -> Encoded:
         start, end = spans[self._target]
+        trained = end - start - 1 if labels is ids else None
         if len(spans) == 1:
-            return Encoded(None, ids[start : end - 1], labels[start + 1 : end], 0)
+            return Encoded(None, ids[start : end - 1], labels[start + 1 : end], 0, trained=trained)
         held = {part: ids[first:last] for part, (first, last) in zip(self.parts, spans, strict=True)}
         features, align = held.get("features"), held.get("align")
         return Encoded(
@@ -127,6 +128,7 @@ class TokenDecoder:
             0,
             None if features is None else features.reshape(-1, self.num_features),
             None if align is None else align.reshape(-1, 2),
+            trained,
         )
 
     def _check(self, ids: Ids, spans: Sequence[tuple[int, int]]) -> None:

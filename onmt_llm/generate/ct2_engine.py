@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from random import SystemRandom
@@ -72,6 +74,8 @@ class Ct2Engine:
     """What it has of the features that not every engine has."""
     _length_names: ClassVar[tuple[str, str]] = ("max_length", "min_length")
     """What that class calls the limits of an answer."""
+    _at_once: ClassVar[bool] = False
+    """On a CPU, each thread takes a batch of its own, rather than all of them one batch."""
 
     def __init__(
         self, directory: Path, codec: Codec, *, device: str = "auto", compute_type: str = "auto", threads: int = 0
@@ -86,6 +90,8 @@ class Ct2Engine:
             "intra_threads": threads,
         }
         self._ct2 = require("ctranslate2", "the CTranslate2 engine")
+        on_cpu = device == "cpu" or (device == "auto" and not self._ct2.get_cuda_device_count())
+        self._workers = (threads or os.cpu_count() or 1) if self._at_once and on_cpu else 1
         self._model = self._load()
         self._has_drawn = False
         tokens = model_tokens(directory)
@@ -136,10 +142,12 @@ class Ct2Engine:
         self._note_window(known)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
         self._seed(options)
-        for batch in self._batches(known, options, batch_size=batch_size, batch_type=batch_type):
-            found = self._generate_batch([known[place] for place in batch], options)
-            for place, hypotheses in zip(batch, found, strict=True):
-                answers[place] = hypotheses
+        batches = self._batches(known, options, batch_size=batch_size, batch_type=batch_type)
+        with ThreadPoolExecutor(self._workers) as pool:
+            results = pool.map(lambda batch: self._generate_batch([known[place] for place in batch], options), batches)
+            for batch, found in zip(batches, results, strict=True):
+                for place, hypotheses in zip(batch, found, strict=True):
+                    answers[place] = hypotheses
         return answers
 
     def stream(
@@ -188,7 +196,10 @@ class Ct2Engine:
         # CTranslate2's own warning about a replaced type says in three lines what `open` says in one.
         self._ct2.set_log_level(logging.ERROR)
         try:
-            return getattr(self._ct2, self._runs)(str(self._directory), **self._load_options)
+            options = dict(self._load_options)
+            if self._workers > 1:
+                options |= {"inter_threads": self._workers, "intra_threads": 1}
+            return getattr(self._ct2, self._runs)(str(self._directory), **options)
         except ValueError as error:
             raise UnsupportedError(f"CTranslate2 cannot run {self._directory} as asked: {error}.") from error
         except RuntimeError as error:
@@ -340,8 +351,9 @@ class Ct2Engine:
             return
         # Also without a seed: the one set last is the whole process's, and would make this engine's threads repeat it.
         self._ct2.set_random_seed(options.seed if options.seed >= 0 else SystemRandom().getrandbits(31))
-        if options.seed >= 0 and self._has_drawn:
+        if options.seed >= 0 and (self._has_drawn or self._workers > 1):
             logger.debug("CTranslate2 is loaded again: its threads take a seed only once.")
+            self._workers = 1  # which of several threads draws for which batch could not be repeated
             self._model = self._load()
         self._has_drawn = True
 

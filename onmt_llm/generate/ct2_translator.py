@@ -24,10 +24,12 @@ class Ct2Translator(Ct2Engine):
     What `Ct2Engine` says of its options holds here too, but for what it says of long prompts. Beyond that:
 
     * `score` takes targets as the model is trained on them: they begin with its start token.
+    * On a CPU each thread translates a batch of its own: in a beam search much of a step runs on one thread anyway.
     * There are no `logits`: CTranslate2 gives those of translations that it makes itself only.
     """
 
     _runs: ClassVar[str] = "Translator"
+    _at_once: ClassVar[bool] = True
     _length_names: ClassVar[tuple[str, str]] = ("max_decoding_length", "min_decoding_length")
 
     _supports: ClassVar[frozenset[Feature]] = frozenset({"alpha", "replace_unk", "report_align"})

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onmt_llm.nn.positions import Positions
+
 
 class TokenEmbedding(nn.Embedding):
     """A vector per token; `project` uses the same matrix the other way round."""
@@ -30,3 +32,14 @@ class TiedHead(nn.Module):
         """Logits (B, T, V); `embedding` is a TokenEmbedding or a LoRAEmbedding around one."""
         logits_BTV = embedding.project(x_BTD)  # type: ignore[operator]
         return logits_BTV if self.bias is None else logits_BTV + self.bias
+
+
+def add_noise(x_BTD: Tensor, alpha: float, positions: Positions) -> Tensor:
+    """NEFTune (Jain et al. 2024): uniform noise of up to alpha / sqrt(T D), T being the length of the row or, where
+    several documents are packed in one, of the document."""
+    if not alpha:
+        return x_BTD
+    length = positions.lengths() if positions.index_BT is not None else x_BTD.shape[1]
+    size = alpha * (torch.as_tensor(length, device=x_BTD.device, dtype=torch.float32) * x_BTD.shape[2]).rsqrt()
+    noise_BTD = torch.empty_like(x_BTD).uniform_(-1, 1)
+    return x_BTD + noise_BTD * (size if size.ndim == 0 else size[..., None]).to(x_BTD.dtype)

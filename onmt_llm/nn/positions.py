@@ -44,6 +44,13 @@ class Positions:
         """Rows of a table with P >= `end` rows: (T, ...) when all rows agree, else (B, T, ...)."""
         return table[self.start : self.end] if self.index_BT is None else table[self.index_BT]
 
+    def lengths(self) -> Tensor:
+        """(B, T): tokens of the document that each token of packed rows belongs to."""
+        assert self.index_BT is not None
+        number_BT = (self.index_BT == 0).cumsum(1)
+        counts = number_BT.new_zeros(len(number_BT), int(number_BT.max()) + 1)
+        return counts.scatter_add_(1, number_BT, torch.ones_like(number_BT)).gather(1, number_BT)
+
 
 def left_padded(start: int, length: int, left_pad_B: Tensor) -> Positions:
     """Positions counted from the first real token of each row; padding stands at 0."""

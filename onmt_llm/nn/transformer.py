@@ -28,7 +28,7 @@ from onmt_llm.nn.attention import (
 from onmt_llm.nn.block import Block
 from onmt_llm.nn.cache import KVCache
 from onmt_llm.nn.dropout import dropout
-from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding
+from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding, add_noise
 from onmt_llm.nn.feed_forward import FeedForward
 from onmt_llm.nn.norms import build_norm
 from onmt_llm.nn.positions import (
@@ -73,6 +73,7 @@ class Stack(nn.Module):
         self.config = config
         self.causal = causal
         self.dropout = dropout
+        self.noise_alpha = 0.0
         token_size = config.src_token_size if features else size
         self.embed_tokens = TokenEmbedding(vocab_size, token_size) if vocab_size else None
         self.embed_features = nn.ModuleList(nn.Embedding(feature.vocab_size, feature.size) for feature in features)
@@ -128,7 +129,7 @@ class Stack(nn.Module):
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def _embed(self, ids_BT: Tensor, features_BTF: Tensor | None, embedding: nn.Module, positions: Positions) -> Tensor:
-        x_BTD = embedding(ids_BT)
+        x_BTD = add_noise(embedding(ids_BT), self.noise_alpha if self.training else 0.0, positions)
         if self.embed_features:
             x_BTD = self._add_features(x_BTD, features_BTF)
         if self.config.scale_embeddings:
@@ -382,6 +383,13 @@ def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> N
             module.dropout = attention_dropout
         elif isinstance(module, Block | FeedForward | Stack):
             module.dropout = dropout
+
+
+def set_embedding_noise(model: Transformer, alpha: float) -> None:
+    """Change how much noise the token embeddings get while the model is trained (NEFTune); 0 = none."""
+    for stack in (model.encoder, model.decoder):
+        if stack is not None:
+            stack.noise_alpha = alpha
 
 
 def _wide_mask(mask_BT: Tensor | None, doc_BT: Tensor | None) -> Mask | None:

@@ -9,7 +9,8 @@ from itertools import pairwise
 from onmt_llm.errors import DataError
 from onmt_llm.text.decoding import StreamDecoder
 from onmt_llm.text.identity import identity_of
-from onmt_llm.text.tokenizers import Tokenizer
+from onmt_llm.text.pieces import Pieces, PieceTable
+from onmt_llm.text.tokenizers import Tokenizer, encode_pieces
 
 
 class ControlGuard:
@@ -28,6 +29,7 @@ class ControlGuard:
         self._inner = tokenizer
         self.control_tokens = tokenizer.control_tokens.union(control_tokens)
         cuttable = [re.escape(token) for token in self.control_tokens if len(token) > 1]
+        self._blocked: dict[PieceTable, frozenset[int]] = {}
         self._start = re.compile(f"(?={'|'.join(cuttable)})") if cuttable else None
 
     @property
@@ -54,6 +56,29 @@ class ControlGuard:
                 _require_unicode(text)
             raise
         return [self._checked(text, tokens, False) for text, tokens in zip(texts, encoded, strict=True)]
+
+    def encode_pieces(self, texts: Sequence[str], *, continuation: bool = False) -> list[Pieces | list[str]]:
+        try:
+            encoded = encode_pieces(self._inner, texts, continuation=continuation)
+        except (RuntimeError, TypeError, UnicodeError):
+            for text in texts:
+                _require_unicode(text)
+            raise
+        return [
+            tokens
+            if isinstance(tokens, Pieces) and self._are_text(tokens)
+            else self._checked(text, tokens.tokens() if isinstance(tokens, Pieces) else tokens, continuation)
+            for text, tokens in zip(texts, encoded, strict=True)
+        ]
+
+    def _are_text(self, pieces: Pieces) -> bool:
+        """Whether no piece is a control token; those that the tokeniser itself declares never are."""
+        blocked = self._blocked.get(pieces.table)
+        if blocked is None:
+            control = self.control_tokens - self._inner.control_tokens
+            blocked = frozenset(id_ for id_, token in enumerate(pieces.table.tokens) if token in control)
+            self._blocked[pieces.table] = blocked
+        return not blocked or blocked.isdisjoint(memoryview(pieces.ids).cast("i"))
 
     def _checked(self, text: str, tokens: list[str], continuation: bool) -> list[str]:
         if self._start is None or self.control_tokens.isdisjoint(tokens):

@@ -28,6 +28,9 @@ def to_line(text: str) -> str:
 
 def from_line(line: str) -> str:
     """The text that a corpus line stands for; placeholders that are not ours (`｟ent_1｠`) are left alone."""
+    if "｟" not in line:
+        return line
+    line = line.replace(NEWLINE, "\n")  # nearly all that there ever is
     return _MARKER.sub(_character, line) if "｟" in line else line
 
 

@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from onmt_llm.text.pieces import Pieces
 
 
-@dataclass(slots=True)
 class Segment:
     """Text, or tokens once it has been tokenised.
 
     Attributes:
         text: Text, line breaks as real newlines; None once tokenised.
-        tokens: Vocabulary pieces; control tokens (`<|im_start|>`) arrive as tokens and are never made from text.
         train_on: The loss counts this stretch's tokens.
     """
 
-    text: str | None = None
-    tokens: list[str] | None = None
-    train_on: bool = True
+    __slots__ = ("_pieces", "_tokens", "text", "train_on")
+
+    def __init__(self, text: str | None = None, tokens: list[str] | None = None, train_on: bool = True) -> None:
+        self.text = text
+        self._tokens = tokens
+        self._pieces: Pieces | None = None
+        self.train_on = train_on
+
+    @property
+    def tokens(self) -> list[str] | None:
+        """Vocabulary pieces; control tokens (`<|im_start|>`) arrive as tokens and are never made from text."""
+        if self._pieces is not None:
+            self._tokens, self._pieces = self._pieces.tokens(), None  # the list may be changed from now on
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, tokens: list[str] | None) -> None:
+        self._tokens, self._pieces = tokens, None
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """The tokens by number, as long as nobody has asked for their strings."""
+        return self._pieces
+
+    @property
+    def num_tokens(self) -> int | None:
+        """How many tokens it has; None while it is text."""
+        counted = self._tokens if self._pieces is None else self._pieces
+        return None if counted is None else len(counted)
+
+    def tokenized(self, tokens: list[str] | Pieces) -> None:
+        """Put tokens in the place of the text."""
+        self.text = None
+        if isinstance(tokens, Pieces):
+            self._tokens, self._pieces = None, tokens
+        else:
+            self._tokens, self._pieces = tokens, None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Segment):
+            return NotImplemented
+        return (self.text, self.tokens, self.train_on) == (other.text, other.tokens, other.train_on)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Segment(text={self.text!r}, tokens={self.tokens!r}, train_on={self.train_on})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,18 @@ from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, sentencepiece_bytes
 from onmt_llm.text.identity import identity_of
+from onmt_llm.text.pieces import Pieces, PieceTable
+from onmt_llm.text.sp_facts import read_facts
+from onmt_llm.text.word_cache import WordCache, is_provable
 
 # A serialised ModelProto that says only normalizer_spec { add_dummy_prefix: false }. Protocol buffers merge messages
 # that are written one behind the other: a model followed by these bytes is the same model without the dummy prefix.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+# ... and that one remove_extra_whitespaces: false.
+_KEEP_SPACES = b"\x1a\x02\x20\x00"
 _MAX_THREADS = 4
+_WORTH_THREADS = 64
+"""Texts for which threads are started."""
 
 
 class SentencePieceTokenizer:
@@ -71,8 +79,45 @@ class SentencePieceTokenizer:
         return model.encode(text, out_type=str, **self._sampling)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[str]]:
-        threads = min(_MAX_THREADS, os.cpu_count() or 1)
-        return self._model.encode(list(texts), out_type=str, num_threads=threads, **self._sampling)
+        return self._model.encode(list(texts), out_type=str, num_threads=_threads(texts), **self._sampling)
+
+    def encode_pieces(self, texts: Sequence[str], *, continuation: bool = False) -> list[Pieces | list[str]]:
+        """Pieces of each text by number; as strings where the library samples or finds an unknown piece, whose text the
+        number would lose."""
+        if self._sampling:
+            return [self.encode(text, continuation=continuation) for text in texts]
+        ids = self._words.encode(texts, continuation=continuation) if self._words else [None] * len(texts)
+        left = [text for text, each in zip(texts, ids, strict=True) if each is None]
+        from_library = iter(self._by_library(left, continuation))
+        return [next(from_library) if each is None else Pieces(self._table, each) for each in ids]
+
+    def _by_library(self, texts: list[str], continuation: bool) -> list[Pieces | list[str]]:
+        model, unknown = self._continuing if continuation else self._model, self._model.unk_id()
+        return [
+            model.encode(text, out_type=str) if unknown in ids else Pieces(self._table, ids.tobytes())
+            for text, ids in zip(texts, _numbers(model, texts), strict=True)
+        ]
+
+    @cached_property
+    def _table(self) -> PieceTable:
+        return PieceTable(self._pieces)
+
+    @cached_property
+    def _words(self) -> WordCache | None:
+        proto = self._model.serialized_model_proto()
+        facts = read_facts(proto)
+        if not is_provable(facts):
+            return None
+        plain, unknown = _from_proto(proto + _NO_DUMMY_PREFIX + _KEEP_SPACES), self._model.unk_id()
+
+        def encode(text: str) -> bytes | None:
+            ids = plain.encode(text, out_type=int)
+            return None if unknown in ids else array("i", ids).tobytes()
+
+        return WordCache(facts, encode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_words"}
 
     def decode(self, tokens: Iterable[str]) -> str:
         return self.stream_decoder().decode(tokens)
@@ -92,6 +137,14 @@ class SentencePieceTokenizer:
                 hint="train it with byte_fallback, normalization_rule_name=identity and "
                 "remove_extra_whitespaces=false, or keep ｟newline｠ out of the data",
             )
+
+
+def _numbers(model: Any, texts: list[str]) -> list[array[int]]:
+    return [array("i", ids) for ids in model.encode(texts, out_type=int, num_threads=_threads(texts))] if texts else []
+
+
+def _threads(texts: Sequence[str]) -> int:
+    return min(_MAX_THREADS, os.cpu_count() or 1) if len(texts) >= _WORTH_THREADS else 1
 
 
 def _from_proto(proto: bytes) -> Any:

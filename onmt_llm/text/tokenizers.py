@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from onmt_llm.config.checkpoint import TokenizerSpec
 from onmt_llm.errors import ConfigError, DataError
@@ -15,6 +15,7 @@ from onmt_llm.text.bpe_tokenizer import BpeTokenizer
 from onmt_llm.text.decoding import StreamDecoder
 from onmt_llm.text.hf_tokenizer import HfTokenizer
 from onmt_llm.text.onmt_tokenizer import OnmtTokenizer
+from onmt_llm.text.pieces import Pieces
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.sp_tokenizer import SentencePieceTokenizer
 from onmt_llm.text.whitespace_tokenizer import WhitespaceTokenizer
@@ -22,11 +23,14 @@ from onmt_llm.text.whitespace_tokenizer import WhitespaceTokenizer
 __all__ = [
     "BpeTokenizer",
     "HfTokenizer",
+    "Numbering",
     "OnmtTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
     "WhitespaceTokenizer",
+    "continuations",
     "encode_each",
+    "encode_pieces",
     "open_tokenizer",
 ]
 
@@ -82,6 +86,15 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Numbering(Protocol):
+    """A tokeniser that gives its pieces by number, which is faster than as strings."""
+
+    def encode_pieces(self, texts: Sequence[str], *, continuation: bool = False) -> list[Pieces | list[str]]:
+        """Pieces of each text, the same as `encode` gives; as strings where numbers cannot say them."""
+        ...
+
+
 def open_tokenizer(spec: TokenizerSpec, directory: str | Path) -> Tokenizer:
     """The tokeniser that a checkpoint names.
 
@@ -133,23 +146,41 @@ def _existing(file: Path, kind: str) -> Path:
 
 
 def encode_each(tokenizer: Tokenizer, segments: Sequence[Segment], *, bos: str | None = None) -> list[list[str]]:
-    """Pieces of each segment of one example, as parts of one text.
+    """Pieces of each segment of one example, as parts of one text (see `continuations`); those that have tokens keep
+    them."""
+    return [
+        tokenizer.encode(segment.text or "", continuation=goes_on) if segment.tokens is None else list(segment.tokens)
+        for segment, goes_on in zip(segments, continuations(tokenizer, segments, bos=bos), strict=True)
+    ]
+
+
+def continuations(tokenizer: Tokenizer, segments: Sequence[Segment], *, bos: str | None = None) -> list[bool]:
+    """Which segments of one example go on where another one ended.
 
     A dummy prefix comes only at the start, behind `bos`, and where the tokeniser puts one behind every control token.
 
     Args:
         tokenizer: Encodes the segments that are text.
-        segments: In order; those that have tokens keep them.
+        segments: In order.
         bos: The model's begin-of-sequence token.
     """
     restart = True
-    encoded = []
+    goes_on = []
     for segment in segments:
-        if segment.tokens is not None:
-            encoded.append(list(segment.tokens))
-            if segment.tokens:
-                restart = tokenizer.restarts_after_control or segment.tokens[-1] == bos
-        else:
-            encoded.append(tokenizer.encode(segment.text or "", continuation=not restart))
+        goes_on.append(not restart)
+        if segment.text is not None:
             restart = restart and not segment.text
-    return encoded
+        elif segment.tokens:
+            restart = tokenizer.restarts_after_control or segment.tokens[-1] == bos
+    return goes_on
+
+
+def encode_pieces(
+    tokenizer: Tokenizer, texts: Sequence[str], *, continuation: bool = False
+) -> Sequence[Pieces | list[str]]:
+    """Pieces of each text, by number where the tokeniser can."""
+    if isinstance(tokenizer, Numbering):
+        return tokenizer.encode_pieces(texts, continuation=continuation)
+    if continuation:
+        return [tokenizer.encode(text, continuation=True) for text in texts]
+    return tokenizer.encode_batch(texts)

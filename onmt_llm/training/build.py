@@ -17,7 +17,7 @@ from onmt_llm.errors import ConfigError
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES
-from onmt_llm.nn.transformer import Transformer
+from onmt_llm.nn.transformer import Transformer, set_embedding_noise
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.dist import World
@@ -159,9 +159,13 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
         model.requires_grad_(True)
         freeze_word_vectors(model, config.embeddings)
         freeze_stacks(model, encoder=run.freeze_encoder, decoder=run.freeze_decoder)
-    hold_trained_in_float32(model)
+    if run.pure_bf16:
+        model.to(precision.weights)
+    else:
+        hold_trained_in_float32(model)
     world.share_parameters(model)
     model.checkpoint_blocks = bool(run.use_ckpting)
+    set_embedding_noise(model, run.neftune_noise_alpha)
     return model
 
 

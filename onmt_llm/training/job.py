@@ -170,7 +170,11 @@ def _train(
     translations = _open_translations(config, options, start)
     objective = _open_objective(config, optim, start, world.device)
     precision = choose_precision(
-        run.model_dtype, lora=layers.lora is not None, loss_scale=optim.loss_scale, device=world.device
+        run.model_dtype,
+        lora=layers.lora is not None,
+        loss_scale=optim.loss_scale,
+        device=world.device,
+        pure_bf16=run.pure_bf16,
     )
     spec = None
     if layers.lora is not None:
@@ -182,7 +186,7 @@ def _train(
 
     job = Job(
         model=model,
-        optimizer=build_optimizer(model, optim),
+        optimizer=build_optimizer(model, optim, pure_bf16=run.pure_bf16),
         schedule=build_schedule(optim, train_steps=run.train_steps, hidden_size=start.model.hidden_size),
         precision=precision,
         world=world,
@@ -263,7 +267,11 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     train_data, _ = open_pipelines(config, options, start, seed=0, world=world)
     batch = max((_shape(batch) for batch in islice(train_data, 16)), key=lambda shape: shape.positions)
     precision = choose_precision(
-        config.run.model_dtype, lora=layers.lora is not None, loss_scale=0.0, device=torch.device("meta")
+        config.run.model_dtype,
+        lora=layers.lora is not None,
+        loss_scale=0.0,
+        device=torch.device("meta"),
+        pure_bf16=config.run.pure_bf16,
     )
     parameters, trained = count(model)
     updates = config.run.accum_count[0] * max(config.devices.world_size, 1)
@@ -283,6 +291,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             autocast=precision.autocast is not None,
             dropout=max(config.run.dropout) > 0,
             average=config.optimizer.average_decay > 0,
+            pure_bf16=config.run.pure_bf16,
             checkpoint_blocks=bool(config.run.use_ckpting),
             device_type=device if (device := config.devices.device) != "auto" else resolve_device(device).type,
         ),

@@ -67,6 +67,11 @@ class Job:
     watchdog: Watchdog = field(default_factory=Watchdog)
     save_best: bool = False
 
+    @property
+    def optimizer_name(self) -> str:
+        """Whose state it is that a checkpoint holds."""
+        return f"{self.optim.optim}{' over bf16' if self.run.pure_bf16 else ''}"
+
 
 def train_loop(
     job: Job,
@@ -130,10 +135,7 @@ def train_loop(
                 early = _validate(job, validate, report, progress)
             best = job.save_best and progress.best_step == step
             if _is_due(run.save_checkpoint_steps, step) or last or early or best or asked.save or asked.stop:
-                progress.rollbacks = 0
-                progress.report = report.state()
-                with report.pause():
-                    save(progress)
+                _save(save, progress, report)
             if asked.stop and not last:
                 why = outside.name if asked.stop == "interrupted" else "max_time"
                 logger.warning("Stopped by %s after step %d.", why, step)
@@ -203,6 +205,13 @@ def _validate(job: Job, validate: Callable[[int], Judgement], report: Reporter, 
     return early
 
 
+def _save(save: Callable[[Progress], None], progress: Progress, report: Reporter) -> None:
+    progress.rollbacks = 0
+    progress.report = report.state()
+    with report.pause():
+        save(progress)
+
+
 def _used_up(
     job: Job,
     progress: Progress,
@@ -223,11 +232,10 @@ def _used_up(
     logger.info("All epochs are done after step %d of train_steps %d.", step, job.run.train_steps)
     if step == begun_at:
         return
-    with report.pause():
-        if validate is not None and step % job.run.valid_steps:
-            _validate(job, validate, report, progress)
-        if step % job.run.save_checkpoint_steps:
-            save(progress)
+    if validate is not None and progress.validated != step:
+        _validate(job, validate, report, progress)
+    if not _is_due(job.run.save_checkpoint_steps, step):
+        _save(save, progress, report)
 
 
 def at_step(values: Sequence[T], starts: Sequence[int], step: int) -> T:

@@ -16,9 +16,17 @@ from onmt_llm.training.loss import logits_at_once
 from onmt_llm.training.precision import emulates_bf16
 
 MIB = 1 << 20
-# Bytes for each trained parameter; Adafactor's rows and columns are next to nothing beside its matrices.
+# Bytes for each trained parameter; Adafactor's rows and columns are next to nothing beside its matrices, and so, about,
+# are GaLore's projected moments and bases. Muon has one moment of most matrices.
 OPTIMIZER_BYTES = {
     "sgd": 0.0,
+    "adagrad": 4.0,
+    "adadelta": 8.0,
+    "lion": 4.0,
+    "muon": 4.5,
+    "galore": 1.5,
+    "lion8bit": 1.03,
+    "pagedlion8bit": 1.03,
     "adafactor": 0.05,
     "adam": 8.0,
     "adamw": 8.0,
@@ -115,6 +123,7 @@ def estimate_memory(
     dropout: bool,
     checkpoint_blocks: bool,
     average: bool = False,
+    pure_bf16: bool = False,
     device_type: str = "cpu",
 ) -> dict[str, int]:
     """Bytes of each part of a run's memory, in one process.
@@ -130,6 +139,7 @@ def estimate_memory(
         dropout: Residual branches have dropout.
         checkpoint_blocks: Blocks are recomputed in the backward pass.
         average: A running average of the weights is kept.
+        pure_bf16: What is trained is bf16, gradients included.
         device_type: Where the model will run.
     """
     frozen = trained = packed = 0
@@ -141,13 +151,14 @@ def estimate_memory(
             packed += parameter.numel()
         else:
             frozen += parameter.numel()
+    held, gradient = (2, 2) if pure_bf16 else (TRAINED_BYTES + (2 if autocast else 0), GRADIENT_BYTES)
     compute_bytes = 2 if autocast else weight_bytes
     vocab, width = model.config.vocab_size, model.config.hidden_size
     return {
-        "weights": frozen * weight_bytes + trained * (TRAINED_BYTES + (2 if autocast else 0)),
+        "weights": frozen * weight_bytes + trained * held,
         **({"averaged weights": trained * TRAINED_BYTES} if average else {}),
         "quantised weights": int(packed * QUANT_BYTES.get(quant_type, 0.0)),
-        "gradients": trained * GRADIENT_BYTES,
+        "gradients": trained * gradient,
         "optimiser": int(trained * OPTIMIZER_BYTES[optim]),
         "activations": activation_bytes(
             model.config,

@@ -5,6 +5,7 @@ One rule: what is trained is float32, what is frozen is `model_dtype`.
 - LoRA: the base is held in `model_dtype` and computes in it; adapters are float32 and are cast where they are used.
 - Full training in bf16 or fp16: weights are float32, and `torch.autocast` computes in `model_dtype`. That is 16 bytes a
   parameter with Adam, and it is the choice that needs no tricks to keep small updates from being rounded away.
+- `pure_bf16`: the exception. What is trained is bf16, and the optimiser keeps what that cannot hold (`kahan.py`).
 - fp16 has a small range, so the loss is scaled: by a fixed `loss_scale`, or by one that halves when a gradient
   overflows and doubles after `GROWTH_INTERVAL` good updates (Micikevicius et al. 2018).
 """
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from onmt_llm.config.model import Dtype
-from onmt_llm.errors import OnmtLlmError
+from onmt_llm.errors import ConfigError, OnmtLlmError
 from onmt_llm.log import log_once, logger
 from onmt_llm.training.state import Progress
 
@@ -89,14 +90,26 @@ class Precision:
         return False
 
 
-def choose_precision(model_dtype: Dtype, *, lora: bool, loss_scale: float, device: torch.device) -> Precision:
-    """Number formats of a run with `model_dtype`, under LoRA or training everything."""
+def choose_precision(
+    model_dtype: Dtype, *, lora: bool, loss_scale: float, device: torch.device, pure_bf16: bool = False
+) -> Precision:
+    """Number formats of a run with `model_dtype`, under LoRA or training everything, in bf16 alone with `pure_bf16`.
+
+    Raises:
+        ConfigError: `pure_bf16` with adapters, or with another type.
+    """
+    if pure_bf16 and (lora or model_dtype != "bf16"):
+        what = "LoRA, whose adapters are float32" if lora else f"model_dtype: {model_dtype}"
+        raise ConfigError(
+            f"pure_bf16 must go with full training in model_dtype: bf16, but goes with {what}.",
+            hint="leave it out",
+        )
     dtype = DTYPES[model_dtype]
     if model_dtype == "fp16" and device.type == "cpu":
         log_once("model_dtype fp16 is slow on a CPU; bf16 or fp32 is the better choice there.")
     if model_dtype == "bf16" and device.type == "cpu" and emulates_bf16():
         log_once("This CPU has no bf16 instructions: model_dtype fp32 takes more memory, but is several times as fast.")
-    full = not lora and model_dtype != "fp32"
+    full = not lora and not pure_bf16 and model_dtype != "fp32"
     return Precision(
         weights=torch.float32 if full else dtype,
         autocast=dtype if full else None,

@@ -136,8 +136,8 @@ def resume(saved: SavedState, job: Job, pipeline: Pipeline) -> Progress:
     """Put optimiser, random generators and data back to where they were; returns how far that is."""
     if job.run.reset_optim == "states":
         logger.info("reset_optim: the optimiser begins anew at step %d.", saved.progress.step)
-    elif saved.optimizer != job.optim.optim:
-        logger.warning("The state of %s cannot serve %s, which begins anew.", saved.optimizer, job.optim.optim)
+    elif saved.optimizer != job.optimizer_name:
+        logger.warning("The state of %s cannot serve %s, which begins anew.", saved.optimizer, job.optimizer_name)
     else:
         load_optimizer(saved, job.model, job.optimizer)
     if job.average is not None:

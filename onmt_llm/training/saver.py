@@ -154,7 +154,7 @@ class Saver:
         state = collect_state(
             self.job.model,
             self.job.optimizer,
-            name=self.job.optim.optim,
+            name=self.job.optimizer_name,
             progress=progress,
             settings=self.job.optim.model_dump(mode="json"),
             seed=self.seed,
@@ -193,7 +193,8 @@ class Saver:
         except CheckpointError as error:
             raise CheckpointError(error.message, hint=error.hint or _KEEP_ON) from error
         logger.info("Saved checkpoint %s in %.1f s.", path, time.perf_counter() - began)
-        bases = [c.path for c in (self.start.weights, self.start.adapter) if c is not None]
+        # What the run goes on from is one of its own checkpoints, like those that it writes.
+        bases = [c.path for c in (self.start.weights, self.start.adapter) if c and c.path not in self.written]
         best = [checkpoint_path(run.save_model, snapshot.best_step)] if snapshot.best_step else []
         prune(run.save_model, keep=run.keep_checkpoint, newest=snapshot.step, protected=[*bases, *best])
 
@@ -231,8 +232,9 @@ class Saver:
             }
             config = config.model_copy(update=update)
         if self.spec is None:
-            # What is trained is float32, whatever it was computed in: only so is a resumed run exact.
-            return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "fp32"})})
+            # What is trained is stored as it is, whatever it was computed in: only so is a resumed run exact.
+            dtype = "bf16" if self.job.run.pure_bf16 else "fp32"
+            return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
         return config.model_copy(update={"adapter": self.spec})
 
 

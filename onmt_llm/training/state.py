@@ -31,6 +31,8 @@ STATE_DIRECTORY = "train_state"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_VERSION = 2
+GROUP_STEP = "group_step"
+"""Slot that stands for the steps of the parameter's group."""
 
 
 @dataclass
@@ -127,7 +129,8 @@ def collect_state(
         ranks: RNG and data position of each process.
         options: What else the run was told, by option name.
     """
-    slots = dict(_slots(model, optimizer))
+    # In order, since those of a resumed run come in another: equal states make equal files.
+    slots = dict(sorted(_slots(model, optimizer), key=lambda slot: slot[0]))
     tensors = {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
     record = {
         "version": STATE_VERSION,
@@ -219,7 +222,12 @@ def load_optimizer(saved: SavedState, model: nn.Module, optimizer: Optimizer) ->
         for part in path[:-1]:
             place = place.setdefault(part, {})
         place[path[-1]] = tensors.tensor(slot) if slot in tensors else saved.values[slot]
+    steps = {number: slots.pop(GROUP_STEP) for number, slots in state.items() if GROUP_STEP in slots}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for group, numbers in zip(optimizer.param_groups, _group_numbers(optimizer), strict=True):
+        counted = [steps[number] for number in numbers if number in steps]
+        if counted:
+            group["step"] = max(counted)
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
@@ -233,6 +241,15 @@ def _slots(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
     names = _parameter_names(model, optimizer)
     for index, slots in optimizer.state_dict()["state"].items():
         yield from _flatten(names[index], slots)
+    # Some optimisers count their steps by group; groups may be others when a run goes on, parameters are not.
+    for group, numbers in zip(optimizer.param_groups, _group_numbers(optimizer), strict=True):
+        if "step" in group:
+            yield from ((f"{names[number]}/{GROUP_STEP}", int(group["step"])) for number in numbers)
+
+
+def _group_numbers(optimizer: Optimizer) -> list[list[int]]:
+    """Numbers of the parameters of each group, as the optimiser's state counts them."""
+    return [group["params"] for group in optimizer.state_dict()["param_groups"]]
 
 
 def _flatten(prefix: str, slots: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -66,4 +66,6 @@ class FilterTooLong(Transform):
 
 def _length(segments: Sequence[Segment]) -> int:
     """Tokens of a side; words where it is not tokenised yet."""
-    return sum(len((segment.text or "").split() if segment.tokens is None else segment.tokens) for segment in segments)
+    return sum(
+        len((segment.text or "").split()) if (number := segment.num_tokens) is None else number for segment in segments
+    )

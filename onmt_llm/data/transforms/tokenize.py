@@ -20,7 +20,9 @@ from onmt_llm.text.tokenizers import (
     SentencePieceTokenizer,
     Tokenizer,
     WhitespaceTokenizer,
+    continuations,
     encode_each,
+    encode_pieces,
 )
 
 # what a checkpoint's tokeniser may be under each name; pyonmttok's pass-through mode is SentencePiece itself
@@ -100,14 +102,21 @@ class Tokenize(Transform):
 
     def _encode(self, sides: Sequence[list[Segment]], tokenizer: Tokenizer) -> None:
         self._check_newlines(sides, tokenizer)
-        # what is drawn at random in several threads could not be repeated: no batches then
-        whole = [] if self._seed else [side[0] for side in sides if len(side) == 1 and side[0].text is not None]
-        for segment, tokens in zip(whole, tokenizer.encode_batch([s.text or "" for s in whole]), strict=True):
-            segment.text, segment.tokens = None, tokens
-        for side in sides:
-            if any(segment.text is not None for segment in side):
+        if self._seed:  # what is drawn at random in several threads could not be repeated
+            for side in sides:
                 for segment, tokens in zip(side, encode_each(tokenizer, side, bos=self.bos), strict=True):
-                    segment.text, segment.tokens = None, tokens
+                    segment.tokenized(tokens)
+            return
+        starts: list[Segment] = []
+        others: list[Segment] = []
+        for side in sides:
+            if len(side) == 1:
+                starts += side
+            else:
+                for segment, goes_on in zip(side, continuations(tokenizer, side, bos=self.bos), strict=True):
+                    (others if goes_on else starts).append(segment)
+        _encode_all(starts, tokenizer, continuation=False)
+        _encode_all(others, tokenizer, continuation=True)
 
     def _check_newlines(self, sides: Sequence[list[Segment]], tokenizer: Tokenizer) -> None:
         """The first text with a line break asks the tokeniser whether it can keep one."""
@@ -211,6 +220,13 @@ def _guarded(tokenizer: Tokenizer, context: TransformContext) -> Tokenizer:
     if isinstance(tokenizer, ControlGuard) and context.control_tokens <= tokenizer.control_tokens:
         return tokenizer
     return ControlGuard(tokenizer, context.control_tokens)
+
+
+def _encode_all(segments: Sequence[Segment], tokenizer: Tokenizer, *, continuation: bool) -> None:
+    segments = [segment for segment in segments if segment.text is not None]
+    texts = [segment.text or "" for segment in segments]
+    for segment, tokens in zip(segments, encode_pieces(tokenizer, texts, continuation=continuation), strict=True):
+        segment.tokenized(tokens)
 
 
 def _space_at_seam(example: Example) -> None:

@@ -77,6 +77,18 @@ def test_a_transform_that_is_not_built_yet_says_so(name: str) -> None:
         transform_class(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["sgd", "adagrad", "adadelta", "adam", "adafactor", "fusedadam", "adamw8bit", "sparseadam"]
+)
+def test_its_optimisers_are_accepted_by_their_names(name: str) -> None:
+    if name == "sparseadam":
+        with pytest.raises(ConfigError, match=r"sparseadam, which is gone: .* use adamw"):
+            load_job("onmt_llm_train", ["-optim", name])
+    else:
+        loaded = load_job("onmt_llm_train", ["-optim", name, "-adagrad_accumulator_init", "0.1"])
+        assert loaded.job.optimizer.optim == name and loaded.job.optimizer.adagrad_accumulator_init == 0.1
+
+
 def test_sizes_that_rnns_had_apart_are_one(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("src_word_vec_size: 64\nenc_hid_size: 64\ndec_hid_size: 500\nword_vec_size: -1\nlayers: -1\n")

@@ -79,22 +79,30 @@ def make_pipeline(vocab: Vocab) -> MakePipeline:
     return make
 
 
-@pytest.fixture(scope="session")
-def sp_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A LLaMA-like SentencePiece model: byte fallback, nothing normalised away."""
+def train_sentencepiece(path: Path, **options: Any) -> str:
     sentences = ["the cat sat on the mat", "### Instruction: name three tips", "### Response: eat well and sleep"] * 20
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
-        vocab_size=360,
-        model_type="unigram",
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         hard_vocab_limit=False,
         minloglevel=2,
+        **options,
     )
-    path = tmp_path_factory.mktemp("sp") / "sp.model"
     path.write_bytes(model.getvalue())
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def sp_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A LLaMA-like SentencePiece model: byte fallback, nothing normalised away."""
+    return train_sentencepiece(tmp_path_factory.mktemp("sp") / "sp.model", vocab_size=360, model_type="unigram")
+
+
+@pytest.fixture(scope="session")
+def bpe_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same by byte-pair encoding, as LLaMA's is: its words can be encoded apart."""
+    return train_sentencepiece(tmp_path_factory.mktemp("sp") / "bpe.model", vocab_size=330, model_type="bpe")

@@ -10,8 +10,9 @@ from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn import attention
 from onmt_llm.nn.cache import KVCache
-from onmt_llm.nn.positions import Positions, relative_index
-from onmt_llm.nn.transformer import Transformer, set_dropout
+from onmt_llm.nn.embeddings import add_noise
+from onmt_llm.nn.positions import Positions, packed, relative_index
+from onmt_llm.nn.transformer import Transformer, set_dropout, set_embedding_noise
 
 BOUND = 1e-5
 BASE = dict(vocab_size=50, hidden_size=32, heads=4, ffn_size=48, decoder_layers=2)
@@ -298,3 +299,22 @@ def test_errors() -> None:
         build().encode(tokens(1, 3))
     with pytest.raises(TypeError, match="takes 1 tensor"):
         build()(tokens(1, 3), tokens(1, 3))
+
+
+def test_embedding_noise_is_as_large_as_asked_and_for_training_only() -> None:
+    x_BTD = torch.zeros(3, 8, 50)
+    torch.manual_seed(0)
+    noise = add_noise(x_BTD, 5.0, Positions(0, 8))
+    bound = 5.0 / (8 * 50) ** 0.5
+    assert 0.99 * bound < noise.abs().max() <= bound
+    assert noise.mean().abs() < 0.05 * bound
+    doc_BT = torch.tensor([[1, 1, 2, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1, 1], [1, 2, 2, 2, 3, 3, 3, 3]])
+    peaks = add_noise(x_BTD, 5.0, packed(doc_BT)).abs().amax(-1) * 50**0.5 / 5.0
+    lengths = torch.tensor([[2.0] * 2 + [5] * 5 + [1], [8] * 8, [1] + [3] * 3 + [4] * 4])
+    torch.testing.assert_close(peaks, lengths.rsqrt(), rtol=0.2, atol=0)
+    config = ModelConfig(vocab_size=20, hidden_size=16, heads=2, decoder_layers=1, ffn_size=16)
+    model, ids = Transformer(config), torch.tensor([[1, 5, 3]])
+    expected = model(ids)
+    set_embedding_noise(model, 5.0)
+    assert (model(ids) - expected).abs().max() > 1e-3
+    assert torch.equal(model.eval()(ids), expected)

@@ -73,3 +73,33 @@ def test_a_variant_stays_what_it_is(copy_task: Any, base: str) -> None:
     loftq = {"lora_layers": ["q_proj"], "lora_init": "loftq"}
     with pytest.raises(ConfigError, match="loftq must go with quant_layers"):
         run(copy_task, "third", lora=loftq, more={"train_from": base})
+
+
+@pytest.mark.parametrize("optim", ["adagrad", "adadelta", "lion", "muon", "galore", "lion8bit", "pure bf16"])
+def test_every_optimiser_resumes_to_the_bit(copy_task: Any, base: str, optim: str) -> None:
+    if optim in ("lion", "muon", "galore"):
+        pytest.importorskip("pytorch_optimizer")
+    if optim == "lion8bit":
+        pytest.importorskip("bitsandbytes")
+    settings: dict[str, Any] = {"optim": optim, "learning_rate": 0.01, "galore_rank": 4, "galore_gap": 4}
+    more: dict[str, Any] = {"neftune_noise_alpha": 5.0}
+    if optim == "pure bf16":
+        settings["optim"] = "adamw"
+        more.update({"pure_bf16": True, "model_dtype": "bf16"})
+    run(copy_task, "whole", optimizer=settings, more={**more, "train_from": base, "reset_optim": "all"})
+    half = {**more, "train_from": base, "reset_optim": "all", "train_steps": 3}
+    run(copy_task, "half", optimizer=settings, more=half)
+    run(copy_task, "half", more={**more, "train_from": str(copy_task.folder / "half_step_3")})
+    whole, resumed = copy_task.tensors("whole_step_6"), copy_task.tensors("half_step_6")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    kind = torch.bfloat16 if optim == "pure bf16" else torch.float32
+    assert {tensor.dtype for tensor in whole.values()} == {kind}
+    assert any(not torch.equal(tensor, copy_task.tensors("whole_step_3")[name]) for name, tensor in whole.items())
+
+
+def test_pure_bf16_is_for_whole_models(copy_task: Any, base: str) -> None:
+    more = {"train_from": base, "pure_bf16": True, "model_dtype": "bf16"}
+    with pytest.raises(ConfigError, match="pure_bf16 must go with full training in model_dtype: bf16, but goes with L"):
+        run(copy_task, "a", lora={"lora_layers": ["q_proj"]}, more=more)
+    with pytest.raises(ConfigError, match="but goes with model_dtype: fp32"):
+        run(copy_task, "b", more={**more, "model_dtype": "fp32"})

@@ -23,14 +23,22 @@ def small_model() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
-def test_every_optimiser_makes_the_loss_fall(name: str) -> None:
+def needed(name: str) -> None:
+    """Skip where the package of an optimiser is missing."""
     if "bit" in name:
         pytest.importorskip("bitsandbytes")
+    if name in ("lion", "muon", "galore"):
+        pytest.importorskip("pytorch_optimizer")
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_every_optimiser_makes_the_loss_fall(name: str) -> None:
+    needed(name)
     torch.manual_seed(0)
     model = nn.Linear(64, 80)
     x, y = torch.randn(16, 64), torch.randn(16, 80)
-    optimizer = optim.build_optimizer(model, OptimConfig(optim=name, learning_rate=0.01))
+    rate = 1.0 if name == "adadelta" else 0.01
+    optimizer = optim.build_optimizer(model, OptimConfig(optim=name, learning_rate=rate, galore_rank=8))
     losses = []
     for _ in range(15):
         loss = (model(x) - y).square().mean()
@@ -63,8 +71,46 @@ def test_b_matrices_of_adapters_learn_at_a_rate_of_their_own() -> None:
     assert [rates[id(p)] for p in (layer.lora_a, layer.lora_b, layer.lora_magnitude)] == [0.5, 8.0, 0.5]
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_matrices_of_the_blocks_are_treated_apart() -> None:
+    pytest.importorskip("pytorch_optimizer")
+    model = nn.ModuleDict({"lm_head": nn.Linear(4, 5), **small_model()})
+    optimizer = optim.build_optimizer(model, OptimConfig(optim="muon", weight_decay=0.1))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    kinds = {name: "momentum_buffer" in optimizer.state[p] for name, p in model.named_parameters()}
+    assert {name for name, orthogonal in kinds.items() if orthogonal} == {"linear.weight", "frozen.weight"}
+    galore = optim.build_optimizer(model, OptimConfig(optim="galore", galore_rank=2))
+    galore.step()
+    assert galore.state[model["linear"].weight]["exp_avg"].shape == (3, 2)
+    assert galore.state[model["lm_head"].weight]["exp_avg"].shape == (5, 4)
+
+
+def test_bf16_weights_follow_float32_ones_where_bf16_alone_stands_still() -> None:
+    torch.manual_seed(0)
+    start, target = torch.ones(32, 32, dtype=torch.bfloat16), 1 + 0.05 * torch.randn(32, 32)
+    settings = OptimConfig(optim="adamw", learning_rate=1e-4, weight_decay=0.01)
+    ends = {}
+    for kind in ("float32", "kahan", "bf16"):
+        model = nn.Linear(32, 32, bias=False)
+        model.weight.data = start.float() if kind == "float32" else start.clone()
+        optimizer = optim.build_optimizer(model, settings, pure_bf16=kind == "kahan")
+        for _ in range(300):
+            model.weight.grad = (model.weight.detach().float() - target).to(model.weight.dtype)
+            optimizer.step()
+        ends[kind] = model.weight.detach().float()
+    assert torch.equal(ends["bf16"], start.float())
+    assert (ends["float32"] - start).abs().mean() > 0.01
+    # half a unit in the last place of bf16 next to 1
+    assert (ends["kahan"] - ends["float32"]).abs().max() <= 2**-8 + 1e-3
+    assert (ends["kahan"] - ends["float32"]).mean().abs() < 3e-4
+    with pytest.raises(ConfigError, match="pure_bf16 must go with optim: adamw, but optim is sgd"):
+        optim.build_optimizer(nn.Linear(2, 2), OptimConfig(optim="sgd"), pure_bf16=True)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "adagrad", "adadelta", "lion", "muon", "galore"])
 def test_weight_decay_is_decoupled(name: str) -> None:
+    needed(name)
     model = nn.Linear(2, 2, bias=False)
     before = model.weight.detach().clone()
     optimizer = optim.build_optimizer(model, OptimConfig(optim=name, learning_rate=0.1, weight_decay=0.5))

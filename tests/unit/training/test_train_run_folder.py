@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
+import pytest
+
+from onmt_llm.checkpoint.manifest import MANIFEST_FILE, write_manifest
+from onmt_llm.errors import CheckpointError
 from onmt_llm.training import run_folder
 
 
@@ -26,3 +32,84 @@ def test_pruning_keeps_the_last_the_later_and_the_protected(tmp_path: Path) -> N
     run_folder.prune(prefix, keep=1, newest=4, protected=[tmp_path / "m_step_2"])
     assert list(run_folder.checkpoints(prefix)) == [2, 4, 9]
     assert not list(tmp_path.glob(".*"))
+
+
+def checkpoint(folder: Path, step: int, *, average: bool = False) -> Path:
+    """A complete checkpoint, as far as its folder goes."""
+    path = folder / f"m_step_{step}"
+    for one in (path, run_folder.average_path(path))[: 2 if average else 1]:
+        (one / "train_state").mkdir(parents=True)
+        (one / "config.yaml").write_text("")
+        (one / "train_state/state.json").write_text('{"version": 2}')
+        write_manifest(one)
+    return path
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes() or b"x")
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def test_the_newest_that_is_intact_is_gone_on_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    prefix = str(tmp_path / "m")
+    assert run_folder.newest_of_run(prefix) is None
+    paths = [checkpoint(tmp_path, step, average=True) for step in (2, 4, 6, 8, 10)]
+    assert run_folder.newest_of_run(prefix) == paths[-1]
+    flip(paths[4] / "train_state/state.json")
+    flip(tmp_path / "m_step_8_ema/train_state/state.json")
+    (paths[2] / MANIFEST_FILE).unlink()
+    assert run_folder.newest_of_run(prefix) == paths[1]
+    assert [path.name for path in sorted(tmp_path.glob("*.damaged"))] == []
+    assert "m_step_10 is damaged (train_state/state.json has another SHA-256" in caplog.text
+    assert "m_step_8 is damaged (m_step_8_ema/train_state/state.json has another SHA-256" in caplog.text
+    assert "m_step_6 is damaged (manifest.json is missing)" in caplog.text
+    assert run_folder.newest_of_run(prefix, set_aside=True) == paths[1]
+    assert list(run_folder.checkpoints(prefix)) == [2, 4]
+    assert len(list(tmp_path.glob("*.damaged"))) == 6
+    with pytest.raises(CheckpointError, match=r"must be as it was written to be resumed, but is not: config\.yaml is"):
+        (paths[1] / "config.yaml").unlink()
+        run_folder.check_intact(paths[1])
+
+
+def test_checkpoints_of_before_there_was_a_manifest_are_trusted(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 3)
+    (path / MANIFEST_FILE).unlink()
+    (path / "train_state/state.json").write_text('{"version": 1}')
+    assert run_folder.newest_of_run(str(tmp_path / "m")) == path
+
+
+def test_one_run_alone_writes_in_a_folder(tmp_path: Path) -> None:
+    prefix = tmp_path / "run/m"
+    with run_folder.run_lock(str(prefix)):
+        message = r"Another run is writing checkpoints of save_model .*run/m"
+        with pytest.raises(CheckpointError, match=message), run_folder.run_lock(str(prefix)):
+            pass
+        with run_folder.run_lock(str(tmp_path / "run/other")):
+            (tmp_path / "run/file").write_text("")
+    with run_folder.run_lock(str(prefix)):
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
+    with run_folder.run_lock(str(tmp_path / "new/m")):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_killed_runs_left_is_cleared_away(tmp_path: Path) -> None:
+    # The same number of process on the same machine, as in a container that was started again; and another machine.
+    mine = f"{socket.gethostname()}-{os.getpid()}"
+    for name in (
+        f".m_step_4.tmp-{mine}",
+        ".m_step_5_ema.tmp-node17-12",
+        f".m_step_6.old-{mine}",
+        ".m_step_2.trash-a-b-1",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+    (tmp_path / ".other_step_4.tmp-node17-12").mkdir()
+    with run_folder.run_lock(str(tmp_path / "m")):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other_step_4.tmp-node17-12", "m_step_6"]

@@ -1,0 +1,74 @@
+"""AdamW for weights that are bf16 themselves, with what bf16 cannot hold kept beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class KahanAdamW(Optimizer):
+    """AdamW over bf16 weights, each with the rest of its rounding as a second bf16 number (Kahan summation).
+
+    bf16 holds 8 bits: an update below a 256th of its weight would be rounded away. Weight and rest together have 16,
+    and the update is computed in float32 on their sum. The first moment is bf16, the second float32: it moves by
+    1 - beta2 at a time, which bf16 would round away too. That is 10 bytes a parameter with the weight, where float32
+    weights and moments have 12, and gradients of two bytes instead of four.
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate.
+        betas: Decay rates of the moments.
+        eps: Added to the denominator.
+        weight_decay: Decoupled.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad.float(), group)
+
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+            state["rest"] = torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        state["step"] += 1
+        mean = state["exp_avg"].float().lerp_(grad, 1 - beta1)
+        state["exp_avg"].copy_(mean)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        size = (square / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
+        whole = parameter.float().add_(state["rest"])
+        whole.mul_(1 - group["lr"] * group["weight_decay"])
+        whole.addcdiv_(mean, size, value=-group["lr"] / (1 - beta1 ** state["step"]))
+        parameter.copy_(whole)
+        state["rest"].copy_(whole.sub_(parameter))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state, each tensor in its own type (torch would give all of them the parameter's)."""
+        super().load_state_dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for index, slots in state_dict["state"].items():
+            own = self.state[parameters[index]]
+            for name, value in slots.items():
+                if isinstance(value, Tensor):
+                    own[name] = value.to(parameters[index].device, copy=True)
