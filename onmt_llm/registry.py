@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from onmt_llm.errors import ConfigError
@@ -15,6 +18,34 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     """The name that `name` was most likely meant to be, or None when nothing is close."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def load_plugins(plugins: Iterable[str]) -> None:
+    """Import the user's modules, which register what they add; one that is loaded already is left alone.
+
+    A file is imported under its own name, with its folder at the end of the search path, so that worker processes find
+    it too.
+
+    Args:
+        plugins: Names of modules, or paths of .py files.
+
+    Raises:
+        ConfigError: One cannot be imported, or another module has the name of a file.
+    """
+    for plugin in plugins:
+        file = Path(plugin).resolve() if plugin.endswith(".py") else None
+        if file is not None and str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        try:
+            module = importlib.import_module(plugin if file is None else file.stem)
+        except Exception as error:  # the user's code: it may raise anything
+            raise ConfigError(f"Plugin '{plugin}' cannot be loaded: {type(error).__name__}: {error}.") from error
+        loaded = getattr(module, "__file__", None)
+        if file is not None and (loaded is None or Path(loaded).resolve() != file):
+            raise ConfigError(
+                f"Plugin '{plugin}' must have a name of its own, but there is another module '{file.stem}' ({loaded}).",
+                hint="rename the file",
+            )
 
 
 class Registry(Generic[T]):

@@ -58,6 +58,7 @@ def _report(loaded: Loaded[Any]) -> int:
         seed=max(config.run.seed, 0),
         n_sample=n_sample,
         processes=config.look.num_threads,
+        bucket_size=config.batching.bucket_size,
     )
     print(table(reports))
     what = "all records" if n_sample < 0 else f"the first {n_sample:,} records"

@@ -13,12 +13,13 @@ from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.evaluate import EvalConfig
-from onmt_llm.config.load import Loaded, load
+from onmt_llm.config.load import Loaded, find_plugins, load
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.config.vocab import VocabJobConfig
 from onmt_llm.data.transforms import sections
+from onmt_llm.registry import load_plugins
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def load_job(
 ) -> Loaded[Any]:
     """`config.load` with everything that it must know of the other commands."""
     job = JOBS[command]
+    if job.extra is sections:
+        load_plugins(find_plugins(argv))
     siblings = {name: other.kind for name, other in JOBS.items() if name != command}
     return load(
         job.kind, argv, prog=prog or command, extra=job.extra(), siblings=siblings, switches=switches, short=job.short

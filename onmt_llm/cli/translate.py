@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.config.translate import EngineConfig, TranslateConfig
 from onmt_llm.data.readers import read_lines
+from onmt_llm.data.transforms import TransformContext, inference_transforms
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.alignment import SEPARATOR, pharaoh, read_phrase_table, replace_unknown
 from onmt_llm.generate.scoring import perplexity, score_pairs
@@ -21,6 +23,7 @@ from onmt_llm.text.templates import Message
 
 if TYPE_CHECKING:
     from onmt_llm.generate.engine import Engine, Hypothesis
+    from onmt_llm.generate.questions import Questions
     from onmt_llm.text.codec import Codec
 
 
@@ -38,20 +41,22 @@ def _translate(loaded: Loaded[Any]) -> int:
     codec = engine.codec
     if config.inference.src_feats_defaults is not None:
         codec.default_features = parse_defaults(config.inference.src_feats_defaults, len(codec.feature_vocabs))
-    prompts = [encode_line(line, codec, config.inference.template) for line in lines]
+    questions = _questions(lines, codec, loaded)
+    prompts = questions.prompts
     targets = [codec.tokenizer.encode(from_line(line)) for line in references] if references is not None else None
-    answers = engine.generate(
-        prompts,
-        config.generation,
+    generate = partial(
+        engine.generate,
+        options=config.generation,
         batch_size=config.engine.batch_size,
         batch_type=config.engine.batch_type,
-        prefixes=targets if config.inference.tgt_file_prefix else None,
     )
+    answers = generate(prompts, prefixes=targets if config.inference.tgt_file_prefix else None)
     if config.generation.replace_unk:
         answers = [
             [replace_unknown(hypothesis, prompt, table, codec) for hypothesis in hypotheses]
             for prompt, hypotheses in zip(prompts, answers, strict=True)
         ]
+    answers = questions.by_line(answers, generate)
     gold: list[float] | None = None
     if targets is not None and not config.inference.tgt_file_prefix:
         gold = [score.log_prob for score in score_pairs(engine, prompts, targets)]
@@ -100,11 +105,36 @@ def open_models(models: Sequence[str], options: EngineConfig) -> Engine:
     )
 
 
+def _questions(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> Questions:
+    """The input lines as prompts; an empty line has no tokens, and keeps its place with an empty answer."""
+    from onmt_llm.generate.questions import Questions
+
+    config: TranslateConfig = loaded.job
+    is_lm = codec.config.model.is_decoder_only
+    context = TransformContext(
+        task="lm" if is_lm else "seq2seq", tokenizer=codec.tokenizer, src_tokenizer=codec.src_tokenizer
+    )
+    text, tokens = inference_transforms(config.inference.transforms, loaded.options, context)
+    needs_lines = {"tgt": config.inference.tgt, **config.generation.model_dump(include={"replace_unk", "report_align"})}
+    wants = next((name for name, value in needs_lines.items() if value), None)
+    if wants and any(transform.needs_neighbours for transform in (*text, *tokens)):
+        raise ConfigError(
+            f"`{wants}` must not be given where `transforms` joins lines (docify), but is.",
+            hint="leave one of them out",
+        )
+    encode = partial(encode_text, codec=codec, template=config.inference.template)
+    specials = codec.config.specials
+    bos = specials.bos if is_lm and specials.add_bos else None
+    return Questions(lines, text=text, tokens=tokens, encode=encode, bos=bos)
+
+
 def encode_line(line: str, codec: Codec, template: str | None) -> list[str]:
     """Tokens of one input line; an empty line has none, and keeps its place with an empty answer."""
-    if not line.strip():
-        return []
-    text = from_line(line)
+    return encode_text(from_line(line), codec, template) if line.strip() else []
+
+
+def encode_text(text: str, codec: Codec, template: str | None) -> list[str]:
+    """Tokens of one input: a prompt as it is, or the user's turn in a chat template (`auto` = the checkpoint's)."""
     if template is None:
         return codec.encode(text)
     return codec.encode_chat([Message("user", text)], template=None if template == "auto" else template)

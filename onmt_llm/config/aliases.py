@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from onmt_llm.config.foreign import ASKS_NOTHING, CORPUS_RENAMED, IGNORED, OPTIONS_TO_COME, RENAMED, RETIRED
+from onmt_llm.config.foreign import ASKS_NOTHING, CORPUS_RENAMED, IGNORED, RENAMED, RETIRED
 
 OPENNMT_LAYERS = {
     "linear_query": "q_proj",
@@ -91,8 +91,6 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
                 result.errors.append((key, f"'{key}' is an option of OpenNMT-py that is gone: {RETIRED[key]}."))
         elif key in IGNORED:
             result.notes.append((key, f"'{key}' has no effect: {IGNORED[key]}."))
-        elif key in OPTIONS_TO_COME:
-            _transform_to_come(key, value, result)
         elif key in RENAMED:
             result.put(RENAMED[key], value, key)
         elif key in _TRANSLATORS:
@@ -121,15 +119,6 @@ def _corpus(entry: dict[str, Any]) -> dict[str, Any]:
     foreign.update({CORPUS_RENAMED[key]: value for key, value in entry.items() if key in CORPUS_RENAMED})
     translated = {*CORPUS_RENAMED, *(["message_property_mappings"] if isinstance(mappings, dict) else [])}
     return {**foreign, **{key: value for key, value in entry.items() if key not in translated}}
-
-
-def _transform_to_come(key: str, value: Any, result: Translation) -> None:
-    transform, default = OPTIONS_TO_COME[key]
-    sentence = f"'{key}' is an option of OpenNMT-py's transform '{transform}', which is not built yet."
-    if value in (None, default):
-        result.notes.append((key, sentence))
-    else:
-        result.errors.append((key, sentence))
 
 
 def _layers(user: dict[str, Any], result: Translation) -> None:
@@ -403,7 +392,7 @@ MEANINGS = {
 
 def known_names() -> set[str]:
     """Every foreign name that this module understands."""
-    return {*RENAMED, *IGNORED, *RETIRED, *OPTIONS_TO_COME, *_TRANSLATORS}
+    return {*RENAMED, *IGNORED, *RETIRED, *_TRANSLATORS}
 
 
 def answer(name: str) -> str | None:
@@ -414,8 +403,6 @@ def answer(name: str) -> str | None:
         return f"accepted without effect: {IGNORED[name]}"
     if name in RETIRED:
         return f"gone: {RETIRED[name]}"
-    if name in OPTIONS_TO_COME:
-        return f"not built yet: an option of the transform `{OPTIONS_TO_COME[name][0]}`"
     if name in _TRANSLATORS:
         return f"accepted: {MEANINGS.get(name, 'its value is translated')}"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -80,14 +80,9 @@ class CorpusConfig(Section):
     """Key of the answer; null = `answer` (or `output`)."""
     system_key: str | None = None
     """Key of a system text that goes before the question; null = there is none."""
-    src_prefix: str = ""
-    """Text put before each source (transform `prefix`)."""
-    tgt_prefix: str = ""
-    """Text put before each target (transform `prefix`)."""
-    src_suffix: str = ""
-    """Text put after each source (transform `suffix`)."""
-    tgt_suffix: str = ""
-    """Text put after each target (transform `suffix`)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of transforms (`src_prefix`, `langid` ...) that have other values in this corpus than elsewhere. They may
+    stand among the keys of the corpus, too."""
 
     @property
     def has_keys(self) -> bool:
@@ -102,6 +97,8 @@ class DataConfig(Section):
     """Corpora by name: paths, weight and transforms of each."""
     transforms: list[str] = Field(default_factory=list)
     """Transforms applied to every corpus that names none itself, in this order."""
+    plugins: list[str] = Field(default_factory=list)
+    """Python modules, or paths of .py files, that are loaded first: they may register transforms of their own."""
     epochs: int = Field(0, ge=0)
     """Passes over every corpus, after which training ends (or at `train_steps`); 0 = corpora begin again for ever."""
     mixing_temperature: float | None = Field(None, gt=0)

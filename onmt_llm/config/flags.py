@@ -58,6 +58,20 @@ def normalise(argv: Sequence[str], known: Mapping[str, object], prog: str, short
     return result
 
 
+def words_of(flag: str, argv: Sequence[str]) -> list[str]:
+    """The words that stand behind a flag, wherever it stands: a look ahead, before `parse` knows all flags."""
+    found: list[str] = []
+    ours = False
+    for word in argv:
+        if word.startswith("-") and word != "-" and not _NUMBER.match(word):
+            name, equals, value = word.lstrip("-").partition("=")
+            ours = name == flag
+            found += [value] if ours and equals else []
+        elif ours:
+            found.append(word)
+    return found
+
+
 def parse(
     argv: Sequence[str],
     table: Mapping[str, Leaf],

@@ -126,35 +126,3 @@ ASKS_NOTHING: dict[str, Any] = {
     "bridge_extra_node": True,
 }
 """Defaults of options in `RETIRED`: what OpenNMT-py writes into every saved configuration."""
-
-TRANSFORMS_TO_COME: dict[str, dict[str, Any]] = {
-    "clean": {
-        "src_eq_tgt": False,
-        "same_char": False,
-        "same_word": False,
-        "scripts_ok": ["Latin", "Common"],
-        "scripts_nok": [],
-        "src_tgt_ratio": 2,
-        "avg_tok_min": 3,
-        "avg_tok_max": 20,
-        "langid": [],
-    },
-    "normalize": {
-        "src_lang": "",
-        "tgt_lang": "",
-        "penn": True,
-        "norm_quote_commas": True,
-        "norm_numbers": True,
-        "pre_replace_unicode_punct": False,
-        "post_remove_control_chars": False,
-    },
-    "uppercase": {"upper_corpus_ratio": 0.01},
-    "docify": {"doc_length": 200, "max_context": 1},
-}
-"""OpenNMT-py's transforms that are not built yet, with their options and the defaults of these."""
-
-OPTIONS_TO_COME = {
-    option: (transform, default)
-    for transform, options in TRANSFORMS_TO_COME.items()
-    for option, default in options.items()
-}

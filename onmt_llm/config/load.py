@@ -13,8 +13,10 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from onmt_llm.config import aliases, flags
+from onmt_llm.config.corpora import corpus_problems, gather_options
 from onmt_llm.config.schema import Leaf, leaves
 from onmt_llm.config.section import Section
+from onmt_llm.config.sentences import fit, sentence_of
 from onmt_llm.config.source import YamlFile, parse_scalar, read_yaml
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
@@ -122,6 +124,20 @@ def load(
     return Loaded(job_object, options, origins, given.notes, parsed.switches)
 
 
+def find_plugins(argv: Sequence[str]) -> list[str]:
+    """What `plugins` will be, from files and flags: those modules must be loaded before anything else is looked at.
+
+    Raises:
+        ConfigError: A `-config` file cannot be read.
+    """
+    plugins: Any = flags.words_of("plugins", argv) or None
+    for path in reversed(flags.words_of("config", argv)):
+        values = read_yaml(path).values
+        for held in (values, *(section for section in values.values() if isinstance(section, dict))):
+            plugins = held.get("plugins") if plugins is None else plugins
+    return [str(each) for each in (plugins if isinstance(plugins, list) else [plugins]) if each is not None]
+
+
 def _read_file(path: str, job: type[Section], extra: Mapping[str, type[Section]], given: _Given) -> None:
     """Add a file's keys, with sectioned YAML flattened."""
     file = read_yaml(path)
@@ -212,7 +228,8 @@ def _build(
     grouped: dict[str, dict[str, Any]] = {}
     for leaf_name, value in translation.values.items():
         leaf = table[leaf_name]
-        grouped.setdefault(leaf.section, {})[leaf_name] = _fit(value, leaf)
+        value = gather_options(value, table) if leaf_name == "data" else value
+        grouped.setdefault(leaf.section, {})[leaf_name] = fit(value, leaf)
     kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra)
     built: dict[str, Section] = {}
     failed = False
@@ -224,6 +241,12 @@ def _build(
         except ValidationError as error:
             failed = True
             _explain(error, table, translation, given)
+    for path, sentence in corpus_problems(grouped, extra, table):
+        failed = True
+        key = translation.sources["data"]
+        file = given.files.get(key)
+        where = file.where(_in_file(file, (key, *path))) if file else None
+        given.complain(key, sentence, where)
     if failed or given.problems:
         return None, {}
     options = {name: built.pop(name) for name in extra}
@@ -232,17 +255,6 @@ def _build(
     except ValidationError as error:
         _explain(error, table, translation, given)
         return None, {}
-
-
-def _fit(value: Any, leaf: Leaf) -> Any:
-    """A single value for a list is a list of one; a number for text is text; null is the default."""
-    if leaf.is_list and value is not None and not isinstance(value, list | dict):
-        return [value]
-    if leaf.type_name == "str" and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if value is None and leaf.default is not None:
-        return leaf.default
-    return value
 
 
 def _explain(
@@ -259,7 +271,10 @@ def _explain(
         key = translation.sources.get(path[0], path[0])
         file = given.files.get(key)
         where = file.where(_in_file(file, (key, *path[1:]))) if file and len(path) > 1 else given.where.get(key, "")
-        given.complain(key, _sentence(finding, ".".join((key, *path[1:])), table[path[0]], path), where)
+        of_transforms = [leaf.name for leaf in table.values() if leaf.extra] if path[0] == "data" else []
+        given.complain(
+            key, sentence_of(finding, ".".join((key, *path[1:])), table[path[0]], path, of_transforms), where
+        )
 
 
 def _in_file(file: YamlFile, path: tuple[str, ...]) -> tuple[str, ...]:
@@ -279,54 +294,6 @@ def _mentioned(sentence: str, translation: aliases.Translation) -> str:
         if word in translation.values:
             return translation.sources.get(word, word)
     return ""
-
-
-def _sentence(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...]) -> str:
-    value, kind, context = finding["input"], finding["type"], finding.get("ctx", {})
-    if kind == "extra_forbidden":
-        guess = nearest(path[-1], _names_beside(leaf))
-        return f"'{name}' is not a known option" + (f": did you mean '{guess}'?" if guess else ".")
-    if kind == "literal_error":
-        choices = [str(choice) for choice in leaf.choices] or [str(context.get("expected", ""))]
-        guess = nearest(str(value), choices)
-        text = f"'{name}' must be one of {', '.join(choice or repr('') for choice in choices)}, but is '{value}'"
-        return text + (f": did you mean '{guess}'?" if guess else ".")
-    bounds = {
-        "greater_than_equal": (">=", "ge"),
-        "greater_than": (">", "gt"),
-        "less_than_equal": ("<=", "le"),
-        "less_than": ("<", "lt"),
-    }
-    if kind in bounds:
-        symbol, bound = bounds[kind]
-        return f"'{name}' must be {symbol} {context[bound]}, but is {value}."
-    wanted = {
-        "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
-        "dict": "a mapping", "model": "a mapping",
-    }.get(kind.split("_")[0])  # fmt: skip
-    if wanted:
-        guess = _number_hint(value) if wanted in ("a number", "a whole number") else None
-        return f"'{name}' must be {wanted}, but is {value!r}" + (f": did you mean {guess}?" if guess else ".")
-    return f"'{name}': {finding['msg']}, but is {value!r}."
-
-
-def _number_hint(value: Any) -> str | None:
-    """`1e-4x`, `1,000` -> the number that was likely meant."""
-    import re
-
-    match = re.match(r"^[-+]?[0-9][0-9,_ ]*(\.[0-9]+)?([eE][-+]?[0-9]+)?", str(value).strip())
-    return re.sub("[,_ ]", "", match.group(0)) if match else None
-
-
-def _names_beside(leaf: Leaf) -> list[str]:
-    """Option names of the nested section (a corpus, `rope`) that a leaf holds."""
-    from typing import get_args
-
-    kinds = [leaf.info.annotation, *get_args(leaf.info.annotation)]
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, Section):
-            return list(kind.model_fields)
-    return []
 
 
 def _origins(translation: aliases.Translation, given: _Given) -> dict[str, str]:

@@ -101,6 +101,8 @@ def json_schema(job: type[Section], extra: Mapping[str, type[Section]] | None = 
         schema = kind.model_json_schema()
         properties.update({name: p for name, p in schema.get("properties", {}).items() if not p.get("derived")})
         definitions.update(schema.get("$defs", {}))
+    for kind in (extra or {}).values() if "CorpusConfig" in definitions else ():
+        definitions["CorpusConfig"]["properties"].update(kind.model_json_schema()["properties"])
     return {"type": "object", "properties": properties, "$defs": definitions, "additionalProperties": False}
 
 

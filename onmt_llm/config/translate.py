@@ -26,6 +26,8 @@ class InferenceConfig(Section):
     """Answers, one a line in input order; `-` = standard output."""
     transforms: list[str] = Field(default_factory=list)
     """OpenNMT-py lists the tokeniser here; empty = what the checkpoint holds."""
+    plugins: list[str] = Field(default_factory=list)
+    """Python modules, or paths of .py files, that are loaded first: they may register transforms of their own."""
     template: str | None = None
     """Wrap every input as one user turn of this chat template; `auto` = the checkpoint's; null = inputs are prompts."""
     n_src_feats: int | None = None

@@ -21,7 +21,6 @@ from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.data.seeding import derived_seed
-from onmt_llm.errors import ConfigError
 
 Result = TypeVar("Result")
 
@@ -94,7 +93,6 @@ def run_chunks(
         size: Records of a chunk.
 
     Raises:
-        ConfigError: Several processes are wanted, but a transform must see all examples in one.
         DataError: A file is missing or wrong.
     """
     opened = source.open()
@@ -104,7 +102,6 @@ def run_chunks(
         for chunk in chunks:
             yield chunk.corpus, _work(opened, source.seed, work, chunk)
         return
-    _check_independent(opened, processes)
     # spawned, not forked: tokenisers have threads, which a fork would leave half alive
     context = multiprocessing.get_context("spawn")
     level = source.data.skip_empty_level
@@ -119,16 +116,6 @@ def run_chunks(
                 yield index, future.result()
         for index, future in waiting:
             yield index, future.result()
-
-
-def _check_independent(opened: list[Corpus], processes: int) -> None:
-    for corpus in opened:
-        for transform in corpus.transforms:
-            if transform.needs_neighbours or transform.remembers:
-                raise ConfigError(
-                    f"num_threads must be 1, since transform '{transform.name}' of corpus '{corpus.name}' looks at "
-                    f"several examples together, but is {processes}."
-                )
 
 
 def _chunks(opened: list[Corpus], n_sample: int, size: int) -> Iterator[Chunk]:

@@ -21,6 +21,7 @@ from onmt_llm.data.transforms import Transform, TransformContext, build_transfor
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
+from onmt_llm.registry import load_plugins
 
 NOTHING_TRAINED = "nothing_trained"
 
@@ -97,6 +98,7 @@ class Corpus:
         context = _context(model, self._parser, data, training)
         self.control_tokens = context.control_tokens
         self.transforms = build_transforms(names, options, config, context)
+        _check_order(name, self.reader, self.transforms)
         if config.path_align:
             self._alignments.update(zip(expand(config.path_src or ()), expand(config.path_align), strict=True))
             check_alignable(name, self.transforms)
@@ -119,9 +121,10 @@ class Corpus:
         for transform in self.transforms:
             examples = transform.batch(examples)
             self.counts.dropped.update(transform.dropped)
+            self.counts.made += transform.made
             self.counts.truncated += transform.truncated
             transform.dropped.clear()
-            transform.truncated = 0
+            transform.made = transform.truncated = 0
         return examples
 
     def parse(self, record: Record) -> Example | None:
@@ -209,6 +212,16 @@ class Corpus:
             )
 
 
+def _check_order(corpus: str, reader: Reader, transforms: Sequence[Transform]) -> None:
+    joining = next((transform.name for transform in transforms if transform.needs_neighbours), None)
+    if joining and isinstance(reader, ShuffledReader):
+        raise ConfigError(
+            f"Corpus '{corpus}' must be read in order, since its transform '{joining}' joins successive lines, but "
+            "shuffle is 'global'.",
+            hint="shuffle: none, for this corpus",
+        )
+
+
 def _reader(name: str, config: CorpusConfig, data: DataConfig, seed: int | None, tokens: Reader | None) -> Reader:
     cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
     reader = tokens or open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
@@ -231,6 +244,7 @@ def open_corpora(
         ConfigError: There is none, or one is not configured as it must be.
         DataError: A tokeniser model cannot be read.
     """
+    load_plugins(data.plugins)  # in a worker process, nobody has yet
     if not corpora:
         raise ConfigError("`data` must name at least one corpus, but names none.")
     return [

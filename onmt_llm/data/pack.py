@@ -66,7 +66,7 @@ def pack(
         text = corpus.model_copy(update={"path_packed": None})
         source = Source({name: text}, data, options, model, seed=0, training=name in train)
         (opened,) = source.open()
-        _check_repeatable(opened)
+        _check_repeatable(opened, source.training)
         made_by = recipe(text, data=data, options=options, model=model, training=source.training)
         inputs = inputs_of(text_files(text))
         output = Path(corpus.path_packed or folder) / f"{name}-{fingerprint(made_by, inputs)[:16]}"
@@ -123,19 +123,19 @@ def verify(folder: Path) -> int:
     return len(read_index(folder)["shards"]) * len(ENDINGS)
 
 
-def _check_repeatable(corpus: Corpus) -> None:
+def _check_repeatable(corpus: Corpus, training: bool) -> None:
     for transform in corpus.transforms:
-        if transform.draws:
+        if training and transform.draws:
             raise ConfigError(
                 f"Transforms of a corpus that is packed must not draw at random, but '{transform.name}' of corpus "
                 f"'{corpus.name}' does: every epoch would be the same.",
                 hint="leave it out, or do without path_packed",
             )
-        if transform.needs_neighbours:
+        if transform.needs_neighbours or transform.compares:
             raise ConfigError(
                 f"Transforms of a corpus that is packed must look at each example by itself, but '{transform.name}' of "
-                f"corpus '{corpus.name}' puts several together.",
-                hint="leave it out, or do without path_packed",
+                f"corpus '{corpus.name}' looks at several together.",
+                hint="let it make a text beforehand, or do without path_packed",
             )
 
 
@@ -197,9 +197,6 @@ def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
     Tokenisers are fastest on many texts, but what happened is known of all of them together. So those of which nothing
     is left are looked at once more, one by one; and all are, where transforms made or cut examples.
     """
-    if any(transform.remembers for transform in corpus.transforms):
-        yield from (_one(corpus, record) for record in records)
-        return
     together, all_counts = _run(corpus, records)
     kept: dict[Place, list[Encoded]] = {}
     for place, encoded in together:

@@ -22,6 +22,7 @@ from onmt_llm.data.readers.opening import row_format
 from onmt_llm.data.readers.rows import header
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
+from onmt_llm.text.message import mark_rounds
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_template
@@ -254,8 +255,9 @@ class ExampleParser:
             segments = self.template.render(messages, generation_prompt=False)
         except (DataError, ConfigError) as error:
             raise self._bad(record, f"does not fit the chat template: {error.message}") from error
+        mark_rounds(segments)
         if not self.zero_out:
-            segments = [Segment(segment.text, segment.tokens, train_on=True) for segment in segments]
+            segments = [segment.like(train_on=True) for segment in segments]
         closed = bool(self.template.stop_tokens)
         return Example(src=segments, corpus=self.name, line=record.line, path=record.paths[0], closed=closed)
 

@@ -16,7 +16,6 @@ from onmt_llm.data.model_text import ModelText
 
 FORMAT_VERSION = 1
 PERCENTILES = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99, "max": 1.0}
-_CHUNK = 2000
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def measure(
     seed: int = 0,
     n_sample: int = -1,
     processes: int = 1,
+    bucket_size: int = 2048,
 ) -> list[CorpusReport]:
     """Read the corpora as a run would, once, and count.
 
@@ -111,6 +111,7 @@ def measure(
         seed: Of random transforms.
         n_sample: Records of each corpus; -1 = all.
         processes: How many work on it.
+        bucket_size: Records that transforms see together.
 
     Raises:
         ConfigError, DataError: As in training.
@@ -123,7 +124,7 @@ def measure(
         source = Source(part, data, options, model, seed, training=training)
         counts = {name: CorpusCounts() for name in part}
         names = list(part)
-        for index, found in run_chunks(source, _count, n_sample=n_sample, processes=processes, size=_CHUNK):
+        for index, found in run_chunks(source, _count, n_sample=n_sample, processes=processes, size=bucket_size):
             counts[names[index]].add(found)
         reports += [_report(name, part[name], data, counts[name], training) for name in names]
     return reports

@@ -187,7 +187,7 @@ def follow(corpus: Corpus, records: Sequence[Record], model: ModelText) -> list[
             trace.stages.append(_stage(READ, example))
             on_the_way.append((trace, example))
     for transform in corpus.transforms:
-        if transform.needs_neighbours:
+        if transform.needs_neighbours or transform.compares:
             on_the_way = list(_through(transform, on_the_way, ended))
         else:
             # one by one, so that it is known why each is dropped

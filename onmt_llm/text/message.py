@@ -91,6 +91,16 @@ def merged(segments: Sequence[Segment]) -> list[Segment]:
     return result
 
 
+def mark_rounds(segments: Sequence[Segment]) -> None:
+    """Mark where rounds begin: behind an answer, and the white space that the layout puts there."""
+    answered = False
+    for segment in segments:
+        if segment.train_on:
+            answered = True
+        elif answered and (segment.tokens or (segment.text or "").strip()):
+            segment.starts_round, answered = True, False
+
+
 def without_leading_bos(segments: list[Segment], specials: SpecialTokens) -> list[Segment]:
     """Leave out a `bos` at the start where the model gets one at the start of every text anyway."""
     doubled = specials.add_bos and bool(segments) and segments[0].tokens == [specials.bos]

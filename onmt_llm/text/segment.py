@@ -11,15 +11,33 @@ class Segment:
     Attributes:
         text: Text, line breaks as real newlines; None once tokenised.
         train_on: The loss counts this stretch's tokens.
+        starts_round: The next round of a conversation begins here: another question, with what precedes it.
     """
 
-    __slots__ = ("_pieces", "_tokens", "text", "train_on")
+    __slots__ = ("_pieces", "_tokens", "starts_round", "text", "train_on")
 
-    def __init__(self, text: str | None = None, tokens: list[str] | None = None, train_on: bool = True) -> None:
+    def __init__(
+        self,
+        text: str | None = None,
+        tokens: list[str] | None = None,
+        train_on: bool = True,
+        starts_round: bool = False,
+    ) -> None:
         self.text = text
         self._tokens = tokens
         self._pieces: Pieces | None = None
         self.train_on = train_on
+        self.starts_round = starts_round
+
+    def like(
+        self, *, text: str | None = None, tokens: list[str] | None = None, train_on: bool | None = None
+    ) -> Segment:
+        """A copy with another text, other tokens (neither = its own) or another mark."""
+        train_on = self.train_on if train_on is None else train_on
+        made = Segment(text, tokens, train_on, self.starts_round)
+        if text is None and tokens is None:
+            made.text, made._tokens, made._pieces = self.text, self._tokens, self._pieces
+        return made
 
     @property
     def tokens(self) -> list[str] | None:
@@ -54,7 +72,10 @@ class Segment:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segment):
             return NotImplemented
-        return (self.text, self.tokens, self.train_on) == (other.text, other.tokens, other.train_on)
+        return self._key() == other._key()
+
+    def _key(self) -> tuple[str | None, list[str] | None, bool, bool]:
+        return self.text, self.tokens, self.train_on, self.starts_round
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -384,7 +384,7 @@ def _open_objective(config: TrainConfig, optim: OptimConfig, start: Start, devic
     train_corpora, _ = split_corpora(config.corpora.data)
     return Objective(
         label_smoothing=optim.label_smoothing,
-        prior=open_prior(config.objective, start.vocab, device),
+        prior=open_prior(config.objective, start.vocab, device, packed=config.batching.packing != "off"),
         alignment=open_alignment(config.objective, start.model, train_corpora),
     )
 

@@ -94,17 +94,31 @@ class LmPrior:
         return PriorTerm(self.weight, self.tau, log_probs)
 
 
-def open_prior(objective: ObjectiveConfig, vocab: Vocab, device: torch.device) -> LmPrior | None:
+def open_prior(
+    objective: ObjectiveConfig, vocab: Vocab, device: torch.device, *, packed: bool = False
+) -> LmPrior | None:
     """The prior that the options ask for; None where there is none, or where its weight is 0.
+
+    Args:
+        objective: The options.
+        vocab: Tokens of the model that is trained.
+        device: Where the prior computes.
+        packed: Rows hold several documents that do not see each other.
 
     Raises:
         CheckpointError: There is no model at `lm_prior_model`.
-        ConfigError: It is no language model, or its vocabulary is another one.
+        ConfigError: It is no language model, its vocabulary is another one, or it cannot tell documents apart.
     """
     path = objective.lm_prior_model
     if not path or not objective.lm_prior_lambda:
         return None
     release = (Path(path) / CT2_MODEL_FILE).is_file()
+    if release and packed:
+        raise ConfigError(
+            f"lm_prior_model must be a checkpoint where rows are packed, but {path} is a CTranslate2 release, "
+            "which cannot tell documents apart.",
+            hint="packing: off, or the checkpoint that was released",
+        )
     tokens, logits = _open_release(Path(path), device) if release else _open_checkpoint(path, device)
     if tokens != list(vocab):
         place = next((i for i, (a, b) in enumerate(zip(tokens, vocab, strict=False)) if a != b), None)

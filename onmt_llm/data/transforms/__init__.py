@@ -6,12 +6,19 @@ The import list below is the list of all transforms; a new one is a file here an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import ValidationError
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.transforms import (
     affix,
     bart,
+    chunk,
+    clean,
+    deduplicate,
+    docify,
     features,
     filters,
     fim,
@@ -19,10 +26,13 @@ from onmt_llm.data.transforms import (
     inlinetags,
     mask,
     noise,
+    normalize,
     terminology,
     tokenize,
+    truncate,
+    uppercase,
 )
-from onmt_llm.data.transforms.tokenize import default_tokenize, tokenizer_specs
+from onmt_llm.data.transforms.tokenize import Tokenize, default_tokenize, tokenizer_specs
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
 
@@ -34,19 +44,27 @@ __all__ = [
     "affix",
     "bart",
     "build_transforms",
+    "chunk",
+    "clean",
+    "deduplicate",
+    "docify",
     "features",
     "filters",
     "fim",
     "fuzzymatch",
+    "inference_transforms",
     "inlinetags",
     "mask",
     "noise",
+    "normalize",
     "sections",
     "terminology",
     "tokenize",
     "tokenizer_specs",
     "transform_class",
+    "truncate",
     "undo_all",
+    "uppercase",
 ]
 
 
@@ -70,13 +88,54 @@ def build_transforms(
         context: What else they may know.
 
     Raises:
-        ConfigError: An unknown name, two tokenisers, a transform of text behind the tokeniser, one of tokens before it,
-            or wrong options.
+        ConfigError: An unknown name, two tokenisers, a transform on the wrong side of the tokeniser, or wrong options.
     """
     classes = [transform_class(name) for name in names]
+    position = _tokenizer_position(classes)
+    built: list[Transform] = []
+    for place, each in enumerate([*classes, None]):
+        if place == position and not (each and each.tokenizes):
+            built.append(default_tokenize(context))
+            context = _behind(built[-1], context)
+        if each is None:
+            break
+        built.append(each.build(_config(each, options, corpus), corpus, context))
+        context = _behind(built[-1], context)
+    return built
+
+
+def inference_transforms(
+    names: Sequence[str], options: Mapping[str, Section], context: TransformContext
+) -> tuple[list[Transform], list[Transform]]:
+    """The transforms that act on what a model is asked, in front of the tokeniser and behind it.
+
+    A tokeniser in the list says where the checkpoint's stands; without one it stands at the end.
+    """
+    classes = [transform_class(name) for name in names]
+    position = next((index for index, transform in enumerate(classes) if transform.tokenizes), len(classes))
+    text, tokens = (
+        [
+            each.build(options.get(each.section, each.Config()), CorpusConfig(), known)
+            for each in part
+            if each.at_inference
+        ]
+        for part, known in (
+            (classes[:position], replace(context, tokenizer=None, src_tokenizer=None)),
+            (classes[position + 1 :], context),
+        )
+    )
+    return text, tokens
+
+
+def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:
+    """Where the tokeniser stands, or the default one goes.
+
+    Raises:
+        ConfigError: There are two, or a transform stands on the wrong side of it.
+    """
     tokenizers = [index for index, transform in enumerate(classes) if transform.tokenizes]
     if len(tokenizers) > 1:
-        listed = " and ".join(names[index] for index in tokenizers)
+        listed = " and ".join(classes[index].name for index in tokenizers)
         raise ConfigError(f"`transforms` must list at most one tokeniser, but lists {listed}.")
     counting = next(
         (index for index, each in enumerate(classes) if each.counts_tokens or each.needs_tokens), len(classes)
@@ -88,11 +147,35 @@ def build_transforms(
     early = next((transform.name for transform in classes[:position] if transform.needs_tokens), None)
     if early:
         raise ConfigError(f"Transform '{early}' must stand behind the tokeniser in `transforms`, but stands before it.")
-    configs = [options.get(transform.section, transform.Config()) for transform in classes]
-    built = [each.build(config, corpus, context) for each, config in zip(classes, configs, strict=True)]
-    if not tokenizers:
-        built.insert(position, default_tokenize(context))
-    return built
+    return position
+
+
+def _behind(transform: Transform, context: TransformContext) -> TransformContext:
+    """What a transform behind this one may know: the tokeniser, once there was one."""
+    if not isinstance(transform, Tokenize):
+        return context
+    return replace(context, tokenizer=transform.tgt, src_tokenizer=transform.src)
+
+
+def _config(transform: type[Transform], options: Mapping[str, Section], corpus: CorpusConfig) -> Section:
+    """A transform's options, with those of the corpus in place of the global ones.
+
+    Raises:
+        ConfigError: The corpus gives one a value that it cannot have, or wants a tokeniser of its own.
+    """
+    config = options.get(transform.section, transform.Config())
+    own = {name: value for name, value in corpus.options.items() if name in transform.Config.model_fields}
+    if not own:
+        return config
+    if transform.tokenizes:
+        raise ConfigError(f"'{next(iter(own))}' must be the same for all corpora, but one has its own.")
+    try:
+        return transform.Config.model_validate({**config.model_dump(exclude_unset=True), **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"Option {first['loc'][0]} of a corpus: {first['msg']}, but is {first['input']!r}."
+        ) from error
 
 
 def added_tokens(
@@ -103,7 +186,7 @@ def added_tokens(
     for corpus in corpora.values():
         for name in data.transforms if corpus.transforms is None else corpus.transforms:
             transform = transform_class(name)
-            config = options.get(transform.section, transform.Config())
+            config = _config(transform, options, corpus)
             if transform.inserts_text or not in_text:
                 found.update(dict.fromkeys(transform.added_tokens(config, corpus)))
     return list(found)

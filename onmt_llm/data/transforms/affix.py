@@ -10,7 +10,7 @@ from onmt_llm.text.placeholders import from_line
 
 
 class PrefixConfig(Section):
-    """Options of `prefix`; a corpus with its own values does not use these."""
+    """Options of `prefix`."""
 
     src_prefix: str = ""
     """Text put before each source."""
@@ -19,7 +19,7 @@ class PrefixConfig(Section):
 
 
 class SuffixConfig(Section):
-    """Options of `suffix`; a corpus with its own values does not use these."""
+    """Options of `suffix`."""
 
     src_suffix: str = ""
     """Text put after each source."""
@@ -34,6 +34,8 @@ class _Affix(Transform):
         src: Affix of the source side; empty = none.
         tgt: Affix of the target side; empty = none.
     """
+
+    at_inference = True
 
     def __init__(self, *, src: str, tgt: str) -> None:
         super().__init__()
@@ -62,20 +64,18 @@ class Prefix(_Affix):
     @classmethod
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Prefix:
         assert isinstance(config, PrefixConfig)
-        return cls(src=corpus.src_prefix or config.src_prefix, tgt=corpus.tgt_prefix or config.tgt_prefix)
+        return cls(src=config.src_prefix, tgt=config.tgt_prefix)
 
     def add(self, segments: list[Segment], affix: str) -> list[Segment]:
         first = segments[0]
         if first.text is None:
             return [Segment(tokens=affix.split(), train_on=first.train_on), *segments]
-        text = from_line(affix)
-        gap = "" if text[-1:].isspace() or first.text[:1].isspace() else " "
-        return [Segment(f"{text}{gap}{first.text}", train_on=first.train_on), *segments[1:]]
+        return [first.like(text=_with_space_behind(affix) + first.text), *segments[1:]]
 
     def undo(self, output: str | list[str]) -> str | list[str]:
         if isinstance(output, str):
-            text = from_line(self.tgt)
-            return output[len(text) :].lstrip(" ") if text and output.startswith(text) else output
+            text = _with_space_behind(self.tgt) if self.tgt else ""
+            return "" if output == text.rstrip(" ") else output.removeprefix(text)
         tokens = self.tgt.split()
         return output[len(tokens) :] if tokens and output[: len(tokens)] == tokens else output
 
@@ -91,19 +91,28 @@ class Suffix(_Affix):
     @classmethod
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Suffix:
         assert isinstance(config, SuffixConfig)
-        return cls(src=corpus.src_suffix or config.src_suffix, tgt=corpus.tgt_suffix or config.tgt_suffix)
+        return cls(src=config.src_suffix, tgt=config.tgt_suffix)
 
     def add(self, segments: list[Segment], affix: str) -> list[Segment]:
         last = segments[-1]
         if last.text is None:
             return [*segments, Segment(tokens=affix.split(), train_on=last.train_on)]
-        text = from_line(affix)
-        gap = "" if text[:1].isspace() or last.text[-1:].isspace() else " "
-        return [*segments[:-1], Segment(f"{last.text}{gap}{text}", train_on=last.train_on)]
+        return [*segments[:-1], last.like(text=last.text + _with_space_before(affix))]
 
     def undo(self, output: str | list[str]) -> str | list[str]:
         if isinstance(output, str):
-            text = from_line(self.tgt)
-            return output[: -len(text)].rstrip(" ") if text and output.endswith(text) else output
+            text = _with_space_before(self.tgt) if self.tgt else ""
+            return "" if output == text.lstrip(" ") else output.removesuffix(text)
         tokens = self.tgt.split()
         return output[: -len(tokens)] if tokens and output[-len(tokens) :] == tokens else output
+
+
+def _with_space_behind(affix: str) -> str:
+    # whether there is a space depends on the affix alone, so that `undo` gives back every text
+    text = from_line(affix)
+    return text if text[-1:].isspace() else f"{text} "
+
+
+def _with_space_before(affix: str) -> str:
+    text = from_line(affix)
+    return text if text[:1].isspace() else f" {text}"

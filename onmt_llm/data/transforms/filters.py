@@ -1,4 +1,4 @@
-"""Filters: `filtertoolong`."""
+"""Filters: `filtertoolong`, `filtertooshort`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 
-_TGT_SPECIALS = 2  # BOS and EOS count towards tgt_seq_length, as in OpenNMT-py
+TGT_SPECIALS = 2  # BOS and EOS count towards tgt_seq_length, as in OpenNMT-py
 
 
 class FilterTooLongConfig(Section):
@@ -49,10 +49,10 @@ class FilterTooLong(Transform):
         assert isinstance(config, FilterTooLongConfig)
         joint = context.task == "lm"
         specials = 1 + context.add_bos if joint else 0
-        return cls(max_src=config.src_seq_length - specials, max_tgt=config.tgt_seq_length - _TGT_SPECIALS, joint=joint)
+        return cls(max_src=config.src_seq_length - specials, max_tgt=config.tgt_seq_length - TGT_SPECIALS, joint=joint)
 
     def __call__(self, example: Example) -> Example | None:
-        src, tgt = _length(example.src), _length(example.tgt)
+        src, tgt = length(example.src), length(example.tgt)
         if self.joint:
             src, tgt = src + tgt, 0
         if src > self.max_src:
@@ -64,7 +64,55 @@ class FilterTooLong(Transform):
         return example
 
 
-def _length(segments: Sequence[Segment]) -> int:
+class FilterTooShortConfig(Section):
+    """Options of `filtertooshort`."""
+
+    src_seq_length_min: int = Field(1, ge=0)
+    """Shortest source, in tokens; of a language model, shortest example (prompt and answer together)."""
+    tgt_seq_length_min: int = Field(1, ge=0)
+    """Shortest target, in tokens. Tokens at the start and end of sequences do not count."""
+
+
+@TRANSFORMS.register("filtertooshort")
+class FilterTooShort(Transform):
+    """Drops examples with too few tokens (words, when it is listed before the tokeniser).
+
+    Args:
+        min_src: Fewest tokens on the source side, or of the whole example with `joint`.
+        min_tgt: Fewest tokens on the target side.
+        joint: Source and target count together (a language model).
+    """
+
+    name = "filtertooshort"
+    section = "filtertooshort"
+    Config = FilterTooShortConfig
+    counts_tokens = True
+
+    def __init__(self, *, min_src: int, min_tgt: int, joint: bool) -> None:
+        super().__init__()
+        self.min_src = min_src
+        self.min_tgt = min_tgt
+        self.joint = joint
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> FilterTooShort:
+        assert isinstance(config, FilterTooShortConfig)
+        minima = config.src_seq_length_min, config.tgt_seq_length_min
+        return cls(min_src=minima[0], min_tgt=minima[1], joint=context.task == "lm")
+
+    def __call__(self, example: Example) -> Example | None:
+        src, tgt = length(example.src), length(example.tgt)
+        if self.joint:
+            reason = "too_short" if src + tgt < self.min_src else None
+        else:
+            reason = "src_too_short" if src < self.min_src else "tgt_too_short" if tgt < self.min_tgt else None
+        if reason is None:
+            return example
+        self.dropped[reason] += 1
+        return None
+
+
+def length(segments: Sequence[Segment]) -> int:
     """Tokens of a side; words where it is not tokenised yet."""
     return sum(
         len((segment.text or "").split()) if (number := segment.num_tokens) is None else number for segment in segments

@@ -86,12 +86,15 @@ class InsertMask(Transform):
                 answer = -1
             if heading["response"]:
                 answer = heading.end()
-                segments.append(Segment(text[prompt:answer], train_on=self.train_prompts))
+                segments.append(self._prompt(text[prompt:answer], segments))
         if segments and answer < 0:
-            segments.append(Segment(text[prompt:], train_on=self.train_prompts))
+            segments.append(self._prompt(text[prompt:], segments))
         elif segments:
             segments.append(Segment(text[answer:]))
         return [segment for segment in segments if segment.text]
+
+    def _prompt(self, text: str, before: list[Segment]) -> Segment:
+        return Segment(text, train_on=self.train_prompts, starts_round=bool(before))
 
 
 def _any_of(patterns: Sequence[str]) -> str:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.foreign import TRANSFORMS_TO_COME
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
-from onmt_llm.errors import UnsupportedError
 from onmt_llm.registry import Registry
 from onmt_llm.text.tokenizers import Tokenizer
 from onmt_llm.text.vocab import Vocab
@@ -28,8 +26,8 @@ class TransformContext:
         bos: Text of the BOS token.
         control_tokens: Tokens that no text may be encoded into.
         zero_out_prompt_loss: Prompts are not trained.
-        tokenizer: The checkpoint's tokeniser (of the target side).
-        src_tokenizer: The checkpoint's tokeniser of the source side, where it differs.
+        tokenizer: The checkpoint's tokeniser (of the target side); for a transform behind a tokeniser, that one.
+        src_tokenizer: The same of the source side, where it differs.
         vocab: Tokens of the model (of the target side).
         src_vocab: Tokens of the source side, where they differ.
     """
@@ -51,11 +49,14 @@ class Transform:
 
     A subclass has a `name` (as users list it), a `Config` with its options (filed under `section`; several transforms
     may share one), builds itself from them in `build`, and implements `__call__`. It may override `batch` where its
-    library is faster on many texts, `undo` to give a decoded output its original form, and `reseed` if it draws
-    random numbers. It may change the example that it is given.
+    library is faster on many texts, or where it makes several examples of one or one of several, `undo` to give a
+    decoded output its original form, and `reseed` if it draws random numbers. It may change the example that it is
+    given. It is given the examples of one bucket at a time, and must remember nothing from one to the next: buckets are
+    prepared in any order, by any process.
 
     Attributes:
-        dropped: How many examples it has dropped, by reason.
+        dropped: How many examples it has dropped, by reason; one that became a part of another is `merged`.
+        made: How many examples it has made beyond one for each that it was given.
         truncated: How many examples it has cut short.
     """
 
@@ -68,12 +69,14 @@ class Transform:
     """Must stand before the tokeniser."""
     counts_tokens: ClassVar[bool] = False
     """Works on text too, but is meant for tokens: where no tokeniser is listed, the default one goes before it."""
-    needs_neighbours: ClassVar[bool] = False
-    """Looks at successive records together: they must come in the order of the file."""
-    remembers: ClassVar[bool] = False
-    """Has a state: buckets must pass through it one after the other."""
     needs_tokens: ClassVar[bool] = False
     """Must stand behind the tokeniser."""
+    needs_neighbours: ClassVar[bool] = False
+    """Looks at successive records together: they must come in the order of the file."""
+    compares: ClassVar[bool] = False
+    """What becomes of an example depends on the others of its bucket."""
+    at_inference: ClassVar[bool] = False
+    """Acts on what a model is asked, too, as it does on the sources of training."""
     rewrites: ClassVar[bool] = False
     """Puts other words in the place of the example's: neither word alignments nor word features can follow."""
     inserts_text: ClassVar[bool] = False
@@ -81,6 +84,7 @@ class Transform:
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
+        self.made = 0
         self.truncated = 0
 
     @property
@@ -122,8 +126,5 @@ def transform_class(name: str) -> type[Transform]:
 
     Raises:
         ConfigError: There is none.
-        UnsupportedError: It is one of OpenNMT-py's that is not built yet.
     """
-    if name in TRANSFORMS_TO_COME:
-        raise UnsupportedError(f"`transforms` lists OpenNMT-py's transform '{name}', which is not built yet.")
     return TRANSFORMS.get(name)

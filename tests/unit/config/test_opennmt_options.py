@@ -13,7 +13,7 @@ from onmt_llm.config import aliases, foreign
 from onmt_llm.config.opennmt import COMMANDS, answer, option_table, read_names
 from onmt_llm.config.schema import leaves
 from onmt_llm.data.transforms import transform_class
-from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.errors import ConfigError
 
 NAMES = read_names((Path(__file__).parents[2] / "data/opennmt_options.txt").read_text(encoding="utf-8"))
 TABLES = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items()}
@@ -33,7 +33,6 @@ def test_a_name_is_not_both_gone_and_an_option() -> None:
     """What has been built is taken off the lists of what has not."""
     own = {leaf for command in COMMANDS.values() for leaf in TABLES[command]}
     assert not own & {*foreign.IGNORED, *foreign.RETIRED}
-    assert not own & {option for options in foreign.TRANSFORMS_TO_COME.values() for option in options}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -62,19 +61,22 @@ def _value(name: str, command: str) -> Any:
 
 def test_what_is_gone_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text("rnn_type: LSTM\ncopy_attn: false\nscripts_ok: [Latin, Common]\n")
-    notes = load_job("onmt_llm_train", ["-config", str(file)]).notes
-    assert any("transform 'clean', which is not built yet" in note for note in notes)
-    file.write_text("rnn_type: GRU\ndoc_length: 80\n")
-    with pytest.raises(ConfigError, match="RNN models are retired") as caught:
+    file.write_text("rnn_type: LSTM\ncopy_attn: false\n")
+    load_job("onmt_llm_train", ["-config", str(file)])
+    file.write_text("rnn_type: GRU\n")
+    with pytest.raises(ConfigError, match="RNN models are retired"):
         load_job("onmt_llm_train", ["-config", str(file)])
-    assert "'doc_length' is an option of OpenNMT-py's transform 'docify'" in caught.value.message
 
 
-@pytest.mark.parametrize("name", foreign.TRANSFORMS_TO_COME)
-def test_a_transform_that_is_not_built_yet_says_so(name: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"'{name}', which is not built yet"):
-        transform_class(name)
+ITS_TRANSFORMS = """
+    sentencepiece bpe onmt_tokenize filtertoolong prefix suffix insert_mask_before_placeholder docify clean normalize
+    uppercase switchout tokendrop tokenmask bart fuzzymatch inlinetags terminology inferfeats
+"""
+
+
+@pytest.mark.parametrize("name", ITS_TRANSFORMS.split())
+def test_all_its_transforms_are_there(name: str) -> None:
+    assert transform_class(name).name == name
 
 
 @pytest.mark.parametrize(

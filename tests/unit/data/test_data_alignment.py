@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"path_src and path_tgt and path_align .* must have the same number of lines"):
         first_batch(corpus(tmp_path, "0-0\n"))
     with pytest.raises(ConfigError, match=r"must not move words that its path_align counts, but .* 'prefix'"):
-        first_batch(corpus(tmp_path, "0-0\n0-0\n", src_prefix="a"), transforms=("prefix",))
+        first_batch(corpus(tmp_path, "0-0\n0-0\n", options={"src_prefix": "a"}), transforms=("prefix",))
     with pytest.raises(ConfigError, match="must have no path_align, since a language model"):
         first_batch(corpus(tmp_path, "0-0\n0-0\n"), task="lm")
     lone = corpus(tmp_path, "0-0\n0-0\n").model_copy(update={"path_tgt": None})

@@ -21,13 +21,19 @@ from onmt_llm.data.encoding import IGNORED, Encoded
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.packed import PackReader, ShardWriter
 from onmt_llm.data.token_records import TokenDecoder, parts_of
+from onmt_llm.data.transforms.chunk import ChunkConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.subword import SubwordConfig
+from onmt_llm.data.transforms.truncate import TruncateConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.vocab import Vocab
 
 FIXTURES = Path(__file__).parents[2] / "data/tokens"
-OPTIONS = {"filtertoolong": FilterTooLongConfig(src_seq_length=10, tgt_seq_length=9)}
+OPTIONS = {
+    "filtertoolong": FilterTooLongConfig(src_seq_length=10, tgt_seq_length=9),
+    "truncate": TruncateConfig(truncate_length=6),
+    "chunk": ChunkConfig(chunk_length=4),
+}
 TRANSFORMS = {"transforms": ["filtertoolong"], "skip_empty_level": "silent"}
 
 
@@ -175,6 +181,27 @@ class TestNeverStale:
         model.write_bytes(model.read_bytes() + b"\x12\x02\x10\x05")
         with pytest.raises(DataError, match="only with other transforms"):
             make_pipeline(packed(corpora, tmp_path / "packs"), data, options=options)
+
+
+@pytest.mark.parametrize("transform", ["truncate", "chunk"])
+def test_examples_that_are_cut_or_made_are_counted_as_those_of_the_text(
+    make_pipeline, write, words, vocab, tmp_path, transform
+):
+    corpora = {"x": CorpusConfig(path_src=write("x", words(60, 3)), transforms=[transform])}
+    pack_all(corpora, ModelText("lm", vocab), tmp_path)
+    text = make_pipeline(corpora, TRANSFORMS, options=OPTIONS)
+    tokens = make_pipeline(packed(corpora, tmp_path), TRANSFORMS, options=OPTIONS)
+    for one, other in islice(zip(text, tokens, strict=True), 40):
+        assert rows(one) == rows(other) and text.counts == tokens.counts
+    counts = tokens.counts["x"]
+    assert counts.read + counts.made == counts.kept + counts.dropped.total()
+    assert counts.truncated if transform == "truncate" else counts.made
+
+
+@pytest.mark.parametrize("transform", ["docify", "deduplicate"])
+def test_transforms_that_look_at_several_examples_are_refused_by_name(pairs, vocab, tmp_path, transform):
+    with pytest.raises(ConfigError, match=f"by itself, but '{transform}' of corpus 'p' looks at several"):
+        pack_all(pairs, ModelText("seq2seq", vocab), tmp_path, data={"transforms": [transform]})
 
 
 def test_random_transforms_are_refused_by_name(texts, vocab, sp_model, tmp_path):

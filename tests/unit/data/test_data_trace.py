@@ -43,6 +43,17 @@ def test_an_example_is_seen_behind_every_transform(follow, write):
     assert seen[0] == ("<s>", False, False) and seen[4] == ("<unk>", True, True) and seen[5] == ("</s>", True, False)
 
 
+def test_joined_and_doubled_examples_are_followed_together(follow, write):
+    lines = "a b\nc\na b\nd\n"
+    copies = {"x": CorpusConfig(path_src=write("x", lines), transforms=["deduplicate"])}
+    assert [trace.outcome for trace in follow(copies)[0].found] == ["kept", "kept", "duplicate", "kept"]
+    joined = {"x": CorpusConfig(path_src=write("s", lines), path_tgt=write("t", lines), transforms=["docify"])}
+    found = follow(joined, task="seq2seq")[0].found
+    # a document of a line and one line of context
+    assert [trace.outcome for trace in found] == ["kept", "merged"] * 2
+    assert [token.text for token in found[0].src] == ["a", "b", "｟newline｠", "c"] and found[2].line == 3
+
+
 def test_dropped_examples_say_where_and_why(follow, write):
     corpora = {"x": CorpusConfig(path_src=write("x", "a b\n\na a a a a a a\nb\n"), transforms=["filtertoolong"])}
     (traces,) = follow(corpora)

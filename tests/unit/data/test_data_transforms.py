@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms import TransformContext, build_transforms, sections, tokenizer_specs, undo_all
-from onmt_llm.data.transforms.affix import PrefixConfig, SuffixConfig
+from onmt_llm.data.transforms.affix import Prefix, PrefixConfig, Suffix, SuffixConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
 from onmt_llm.data.transforms.subword import SubwordConfig
@@ -21,6 +23,7 @@ from onmt_llm.text.tokenizers import SentencePieceTokenizer
 
 NO_CORPUS = CorpusConfig()
 NO_CONTEXT = TransformContext()
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
 def run(transforms, examples):
@@ -198,7 +201,7 @@ class TestFilterTooLong:
 
 class TestAffixes:
     def test_text_before_the_tokeniser_tokens_behind_it(self):
-        corpus = CorpusConfig(src_prefix="to de:", tgt_suffix="</s> deu")
+        corpus = CorpusConfig(options={"src_prefix": "to de:", "tgt_suffix": "</s> deu"})
         options = {"prefix": PrefixConfig(src_prefix="unused", tgt_prefix="all"), "suffix": SuffixConfig()}
         context = TransformContext(task="seq2seq")
         before = build_transforms(["prefix"], options, corpus, context)
@@ -210,10 +213,29 @@ class TestAffixes:
         assert tokens(example.tgt) == [["x"], ["</s>", "deu"]]
 
     def test_undo_takes_the_targets_affixes_off(self):
-        corpus = CorpusConfig(tgt_prefix="all", tgt_suffix="end")
+        corpus = CorpusConfig(options={"tgt_prefix": "all", "tgt_suffix": "end"})
         transforms = build_transforms(["prefix", "suffix"], {}, corpus, TransformContext(task="seq2seq"))
         assert undo_all(transforms, ["all", "x", "y", "end"]) == "x y"
         assert undo_all(transforms, ["x", "y"]) == "x y"
+
+    @given(TEXT, TEXT, TEXT.filter(bool))
+    def test_undo_gives_back_every_text(self, prefix, suffix, text):
+        corpus = CorpusConfig(options={"tgt_prefix": prefix, "tgt_suffix": suffix})
+        transforms = build_transforms(["prefix", "suffix"], {}, corpus, TransformContext(task="seq2seq"))[:2]
+        (example,) = run(transforms, [pair("a", text)])
+        output: str | list[str] = example.tgt[0].text or ""
+        for transform in reversed(transforms):
+            output = transform.undo(output)
+        assert output == text
+
+    @given(*[st.lists(st.sampled_from("abc"), max_size=4)] * 2, st.lists(st.sampled_from("abc"), min_size=1))
+    def test_undo_gives_back_all_tokens(self, prefix, suffix, tokens):
+        affixes = [Prefix(src="", tgt=" ".join(prefix)), Suffix(src="", tgt=" ".join(suffix))]
+        (example,) = run(affixes, [Example([Segment("a")], [Segment(tokens=list(tokens))])])
+        output: str | list[str] = [token for part in example.tgt for token in part.tokens or ()]
+        for transform in reversed(affixes):
+            output = transform.undo(output)
+        assert output == tokens
 
 
 class TestMask:

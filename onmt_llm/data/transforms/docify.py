@@ -1,0 +1,138 @@
+"""`docify`: successive lines joined into documents, for models that translate with context.
+
+Lines of a document are joined by line breaks (`｟newline｠` in a corpus file). Only lines that follow on one another
+are joined: an empty line ends a document, and so does a line that was left out. Documents end with the bucket, too, so
+that nothing is held back between buckets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.transforms.sides import words
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.text.tokenizers import Tokenizer, encode_each
+
+NEWLINE = "\n"
+
+
+class DocifyConfig(Section):
+    """Options of `docify`."""
+
+    doc_length: int = Field(200, ge=1)
+    """Most tokens of a document, on its longer side; a longer line is a document of its own. Words, where `docify` is
+    listed before the tokeniser."""
+    max_context: int = Field(1, ge=0)
+    """Most lines that are joined to the first one; 0 = lines stay alone."""
+
+
+@dataclass
+class _Document:
+    """A document that may still grow."""
+
+    example: Example
+    lines: int
+    last_line: int
+    size: tuple[int, int]
+
+
+@TRANSFORMS.register("docify")
+class Docify(Transform):
+    """Joins lines; the examples that others are joined to are kept, the others are counted as `merged`.
+
+    Args:
+        doc_length: Most tokens of a document.
+        max_context: Most line breaks in it.
+        newline: Tokens of a line break on either side, for examples that are tokenised.
+    """
+
+    name = "docify"
+    section = "docify"
+    Config = DocifyConfig
+    rewrites = True
+    needs_neighbours = True
+    at_inference = True
+
+    def __init__(
+        self, *, doc_length: int, max_context: int, newline: tuple[list[str], list[str]] = ([NEWLINE], [NEWLINE])
+    ) -> None:
+        super().__init__()
+        self.doc_length = doc_length
+        self.max_context = max_context
+        self.newline = newline
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Docify:
+        assert isinstance(config, DocifyConfig)
+        sides = (context.src_tokenizer or context.tokenizer, context.tokenizer)
+        newline = tuple(newline_tokens(tokenizer) if tokenizer else [NEWLINE] for tokenizer in sides)
+        return cls(doc_length=config.doc_length, max_context=config.max_context, newline=(newline[0], newline[1]))
+
+    def __call__(self, example: Example) -> Example | None:
+        return example
+
+    def batch(self, examples: Sequence[Example]) -> list[Example]:
+        if self.max_context == 0:
+            return list(examples)
+        documents: list[_Document] = []
+        for example in examples:
+            if documents and self._follows(example, documents[-1]):
+                self._join(documents[-1], example)
+            else:
+                documents.append(_Document(example, 1, example.line, _size(example)))
+        return [document.example for document in documents]
+
+    def _follows(self, example: Example, document: _Document) -> bool:
+        if example.path != document.example.path or example.line != document.last_line + 1:
+            return False
+        if document.lines > self.max_context:
+            return False
+        size = _size(example)
+        # as OpenNMT-py counts: line breaks within the document, but not the one that comes with this line
+        grown = (had + document.lines - 1 + new for had, new in zip(document.size, size, strict=True))
+        return max(grown) <= self.doc_length
+
+    def _join(self, document: _Document, example: Example) -> None:
+        size = _size(example)
+        held = document.example
+        held.src = _joined(held.src, example.src, self.newline[0])
+        held.tgt = _joined(held.tgt, example.tgt, self.newline[1])
+        document.size = (document.size[0] + size[0], document.size[1] + size[1])
+        document.lines += 1
+        document.last_line = example.line
+        self.dropped["merged"] += 1
+
+
+def newline_tokens(tokenizer: Tokenizer) -> list[str]:
+    """What a line break becomes in the middle of a text."""
+    return encode_each(tokenizer, [Segment("a"), Segment(NEWLINE), Segment("a")])[1]
+
+
+def _size(example: Example) -> tuple[int, int]:
+    return _length(example.src), _length(example.tgt)
+
+
+def _length(side: Sequence[Segment]) -> int:
+    """Tokens of a side, or words where it is not tokenised yet."""
+    counts = (segment.num_tokens for segment in side)
+    return sum(
+        len(words(segment.text or "")) if count is None else count for segment, count in zip(side, counts, strict=True)
+    )
+
+
+def _joined(before: list[Segment], after: list[Segment], newline: list[str]) -> list[Segment]:
+    """Two lines of a side as one text; of one segment, where they are trained alike."""
+    if not (before and after):
+        return before or after
+    last, first = before[-1], after[0]
+    if last.text is None or first.text is None:
+        return [*before, Segment(tokens=list(newline), train_on=first.train_on), *after]
+    if last.train_on != first.train_on:
+        return [*before, Segment(f"{NEWLINE}{first.text}", train_on=first.train_on), *after[1:]]
+    return [*before[:-1], Segment(f"{last.text}{NEWLINE}{first.text}", train_on=last.train_on), *after[1:]]

@@ -1,0 +1,78 @@
+"""`normalize`: Moses' normalisation of punctuation, by sacremoses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example
+from onmt_llm.data.transforms.sides import rewrite_both
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.optional import require
+
+
+class NormalizeConfig(Section):
+    """Options of `normalize`."""
+
+    src_lang: str = ""
+    """Language of the source, by code (`en`): some rules are of one language; empty = those of none."""
+    tgt_lang: str = ""
+    """Language of the target."""
+    penn: bool = True
+    """Write the quotes of the Penn treebank (` and '') as ordinary ones."""
+    norm_quote_commas: bool = True
+    """Quotes and commas in the order of the language."""
+    norm_numbers: bool = True
+    """Separators of numbers as the language has them."""
+    pre_replace_unicode_punct: bool = False
+    """First replace full-width and other punctuation of Unicode by that of ASCII."""
+    post_remove_control_chars: bool = False
+    """Finally take out control characters."""
+
+
+@TRANSFORMS.register("normalize")
+class Normalize(Transform):
+    """Writes punctuation in one way; line breaks stay.
+
+    Args:
+        src: Normalises a line of the source.
+        tgt: Normalises a line of the target.
+    """
+
+    name = "normalize"
+    section = "normalize"
+    Config = NormalizeConfig
+    rewrites = True
+    needs_text = True
+    at_inference = True
+
+    def __init__(self, src: Callable[[str], str], tgt: Callable[[str], str]) -> None:
+        super().__init__()
+        self.src = src
+        self.tgt = tgt
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Normalize:
+        assert isinstance(config, NormalizeConfig)
+        return cls(_normalizer(config, config.src_lang), _normalizer(config, config.tgt_lang))
+
+    def __call__(self, example: Example) -> Example | None:
+        return rewrite_both(example, self.src, self.tgt)
+
+
+def _normalizer(config: NormalizeConfig, language: str) -> Callable[[str], str]:
+    normalize = (
+        require("sacremoses", "transform 'normalize'")
+        .MosesPunctNormalizer(
+            lang=language,
+            penn=config.penn,
+            norm_quote_commas=config.norm_quote_commas,
+            norm_numbers=config.norm_numbers,
+            pre_replace_unicode_punct=config.pre_replace_unicode_punct,
+            post_remove_control_chars=config.post_remove_control_chars,
+        )
+        .normalize
+    )
+    # a line at a time: the rules take a line break for a space, or for a control character
+    return lambda text: "\n".join(normalize(line) for line in text.split("\n"))

@@ -1,0 +1,36 @@
+"""The text of an example's sides, for transforms that look at it before it is tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from onmt_llm.data.example import Example, Segment
+
+
+def text_of(side: Sequence[Segment]) -> str:
+    """The text of a side; tokens that a template put there are left out."""
+    return side[0].text or "" if len(side) == 1 else "".join(segment.text or "" for segment in side)
+
+
+def rewrite(side: Sequence[Segment], change: Callable[[str], str]) -> None:
+    """Change every text of a side in place; white space around a part of a side stays, since it is layout."""
+    for segment in side:
+        if segment.text is None:
+            continue
+        if len(side) == 1:
+            segment.text = change(segment.text)
+        elif core := segment.text.strip():
+            before, after = segment.text.split(core, 1)
+            segment.text = f"{before}{change(core)}{after}"
+
+
+def rewrite_both(example: Example, src: Callable[[str], str], tgt: Callable[[str], str]) -> Example:
+    """The example with the texts of its sides changed."""
+    rewrite(example.src, src)
+    rewrite(example.tgt, tgt)
+    return example
+
+
+def words(text: str) -> list[str]:
+    """Words as OpenNMT-py counts them: what stands between single spaces; a line break parts words, too."""
+    return text.replace("\n", " ").split(" ")

@@ -1,0 +1,103 @@
+"""`truncate`: examples that are too long are cut instead of dropped."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.transforms.filters import TGT_SPECIALS
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.data.transforms.windows import head, rounds, size, tail
+
+Keep = Literal["head", "tail", "turns"]
+
+
+class TruncateConfig(Section):
+    """Options of `truncate`."""
+
+    truncate_length: int = Field(2048, ge=4)
+    """Longest source, in tokens; of a language model, longest example with BOS and EOS (prompt and answer together)."""
+    truncate_tgt_length: int | None = Field(None, ge=4)
+    """Longest target, in tokens with BOS and EOS; null = `truncate_length`."""
+    truncate_keep: Keep = "head"
+    """What is kept of an example that is too long: its beginning, its end, or (of a conversation) as many whole rounds
+    of question and answer from the beginning on as fit."""
+
+
+@TRANSFORMS.register("truncate")
+class Truncate(Transform):
+    """Cuts long examples, and counts them. A text whose end is cut off gets no EOS: that is not where it ends.
+
+    A conversation whose first round alone is too long is dropped, and counted as `round_too_long`.
+
+    Args:
+        max_src: Most tokens on the source side, or of the whole example with `joint`.
+        max_tgt: Most tokens on the target side.
+        keep: Which part is kept.
+        joint: Source and target count together (a language model).
+    """
+
+    name = "truncate"
+    section = "truncate"
+    Config = TruncateConfig
+    rewrites = True
+    counts_tokens = True
+    needs_tokens = True
+
+    def __init__(self, *, max_src: int, max_tgt: int, keep: Keep, joint: bool) -> None:
+        super().__init__()
+        self.max_src = max_src
+        self.max_tgt = max_tgt
+        self.keep = keep
+        self.joint = joint
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Truncate:
+        assert isinstance(config, TruncateConfig)
+        joint = context.task == "lm"
+        specials = 1 + context.add_bos if joint else 0
+        max_tgt = config.truncate_tgt_length or config.truncate_length
+        max_src = config.truncate_length - specials
+        return cls(max_src=max_src, max_tgt=max_tgt - TGT_SPECIALS, keep=config.truncate_keep, joint=joint)
+
+    def __call__(self, example: Example) -> Example | None:
+        if self.joint:
+            return self._cut_text(example)
+        src, tgt = size(example.src) > self.max_src, size(example.tgt) > self.max_tgt
+        part = tail if self.keep == "tail" else head
+        if src:
+            example.src = part(example.src, self.max_src)
+        if tgt:
+            example.tgt = part(example.tgt, self.max_tgt)
+            example.closed = example.closed or part is head
+        self.truncated += src or tgt
+        return example
+
+    def _cut_text(self, example: Example) -> Example | None:
+        segments = [*example.src, *example.tgt]
+        if size(segments) <= self.max_src:
+            return example
+        if self.keep == "turns":
+            kept = _whole_rounds(segments, self.max_src)
+        else:
+            kept = (tail if self.keep == "tail" else head)(segments, self.max_src)
+            example.closed = example.closed or self.keep == "head"
+        if not kept:
+            self.dropped["round_too_long"] += 1
+            return None
+        example.src, example.tgt = kept, []
+        self.truncated += 1
+        return example
+
+
+def _whole_rounds(segments: list[Segment], length: int) -> list[Segment]:
+    kept: list[Segment] = []
+    for unit in rounds(segments):
+        if size(kept) + size(unit) > length:
+            break
+        kept += unit
+    return kept

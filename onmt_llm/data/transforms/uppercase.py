@@ -1,0 +1,68 @@
+"""`uppercase`: some examples in capitals, so that a model learns to read them."""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+
+from pydantic import Field
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example
+from onmt_llm.data.transforms.sides import rewrite_both
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+
+_PLACEHOLDER = re.compile("(｟[^｠]*｠)")
+
+
+class UppercaseConfig(Section):
+    """Options of `uppercase`."""
+
+    upper_corpus_ratio: float = Field(0.01, ge=0, le=1)
+    """Share of the examples that are written in capitals, in training."""
+
+
+@TRANSFORMS.register("uppercase")
+class Uppercase(Transform):
+    """Writes an example in capitals without accents; ｟placeholders｠ stay.
+
+    Args:
+        ratio: Share of the examples.
+    """
+
+    name = "uppercase"
+    section = "uppercase"
+    Config = UppercaseConfig
+    needs_text = True
+
+    def __init__(self, ratio: float) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self._random = random.Random(0)
+
+    @classmethod
+    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Uppercase:
+        assert isinstance(config, UppercaseConfig)
+        return cls(config.upper_corpus_ratio if context.training else 0.0)
+
+    def __call__(self, example: Example) -> Example | None:
+        if self._random.random() >= self.ratio:
+            return example
+        return rewrite_both(example, capitals, capitals)
+
+    def reseed(self, seed: int) -> None:
+        self._random.seed(seed)
+
+
+def capitals(text: str) -> str:
+    """The text in capitals without accents."""
+    parts = _PLACEHOLDER.split(text)
+    return "".join(part if index % 2 else _capitals(part) for index, part in enumerate(parts))
+
+
+def _capitals(text: str) -> str:
+    apart = unicodedata.normalize("NFD", text.upper())
+    # composed again: otherwise a Korean syllable would come out as its letters
+    return unicodedata.normalize("NFC", "".join(c for c in apart if unicodedata.category(c) != "Mn"))
