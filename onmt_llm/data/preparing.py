@@ -6,8 +6,10 @@ it, nor on what it did before.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -141,6 +143,10 @@ class Preparer:
         Raises:
             DataError: A record is not as it must be; or, with `audit`, the loss would see nothing.
         """
+        with _cycles_left_alone():
+            return self._prepare(task)
+
+    def _prepare(self, task: BucketTask) -> Prepared:
         for corpus in self._corpora:
             corpus.counts = CorpusCounts()
         examples = [
@@ -235,6 +241,19 @@ class Preparer:
             logger.warning("Examples begin with BOS twice: the text or its template brings one of its own.")
         if self._recipe.training and examples:
             logger.info("First bucket: %s", "; ".join(f"{c.name}: {c.counts.summary()}" for c in self._corpora))
+
+
+@contextmanager
+def _cycles_left_alone() -> Iterator[None]:
+    """No search for cyclic garbage: a bucket makes hundreds of thousands of objects and no cycle, and every search goes
+    through all that torch has loaded too, which took a quarter of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _pad_id(vocab: Vocab) -> int:

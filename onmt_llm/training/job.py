@@ -29,7 +29,6 @@ from onmt_llm.log import logger
 from onmt_llm.nn.lora import lora_modules
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.nn.wrap import match
-from onmt_llm.optional import require
 from onmt_llm.training.average import Average
 from onmt_llm.training.build import Layers, build, resolve_layers, sketch
 from onmt_llm.training.dist import World, open_world, resolve_device
@@ -38,6 +37,7 @@ from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.metrics import Reporter
 from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.optim import build_optimizer
+from onmt_llm.training.optimizers import check_package
 from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
 from onmt_llm.training.requests import Requests
@@ -261,8 +261,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     open_alignment(config.objective, start.model, split_corpora(config.corpora.data)[0])
     layers = resolve_layers(config, start)
     model, quantised = sketch(config, start, layers)
-    if config.optimizer.optim.endswith("bit"):
-        require("bitsandbytes", f"optim: {config.optimizer.optim}")
+    check_package(config.optimizer.optim)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     train_data, _ = open_pipelines(config, options, start, seed=0, world=world)
     batch = max((_shape(batch) for batch in islice(train_data, 16)), key=lambda shape: shape.positions)

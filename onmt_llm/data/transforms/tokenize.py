@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
@@ -149,6 +150,13 @@ class OnmtTokenize(Tokenize):
 
     name = "onmt_tokenize"
     kind = "onmt_tokenize"
+
+    def batch(self, examples: Sequence[Example]) -> list[Example]:
+        if self._seed is None:
+            return super().batch(examples)
+        # The library has a generator for each thread, and its seed counts for threads that have drawn nothing yet.
+        with ThreadPoolExecutor(1) as fresh:
+            return fresh.submit(super().batch, examples).result()
 
 
 @TRANSFORMS.register("huggingface_tokenize")
