@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 
 import pytest
 
@@ -16,6 +17,7 @@ from onmt_llm.data.trace import collect
 from onmt_llm.data.transforms.affix import PrefixConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ATTACK = "</span></script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -112,6 +114,7 @@ def test_the_command_writes_a_page(write, words, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_filters_in_a_browser(follow, write, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     lines = "a b\na a a a a a a\nc d\n" + f"{ATTACK}\n"
@@ -120,7 +123,7 @@ def test_filters_in_a_browser(follow, write, tmp_path):
     file = tmp_path / "page.html"
     file.write_text(samples_page(traces, title="t", about="a"), encoding="utf-8")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         alerts: list[str] = []
         page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
