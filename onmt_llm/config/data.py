@@ -45,6 +45,15 @@ class CorpusConfig(Section):
     """What parts the fields of `path_table`; null = a comma in .csv, a tab in .tsv."""
     columns: list[str] | None = None
     """Names of the columns of .csv and .tsv files that have no header; null = the first row names them."""
+    path_packed: str | None = None
+    """Folder in which `onmt_llm_data pack` puts this corpus, tokenised. Where it is given, training reads that instead
+    of the text, and refuses what is not of these files, transforms and tokeniser."""
+    path_tokens: str | None = None
+    """Token shards that are there already: a folder of onmt_llm's (packed or merged), of litdata's or of Lit-GPT's.
+    They are taken as they are, without transforms."""
+    row_length: int | None = Field(None, ge=2)
+    """`path_tokens`: cut litdata's or Lit-GPT's tokens into examples of this many (the context length, and one); null =
+    one example a document, where documents are known."""
     shuffle: Literal["none", "global"] | None = None
     """As the global `shuffle`, for this corpus; null = as that says."""
     weight: float = Field(1, gt=0)
@@ -128,9 +137,11 @@ class DataConfig(Section):
     """Features of the words of a line that has none: `value￨value`."""
     n_sample: int = Field(0, ge=-1)
     """Training, above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all.
-    `onmt_llm_build_vocab`: count the first so many records of each corpus; -1 = all, 0 = 5000."""
+    `onmt_llm_build_vocab`: count the first so many records of each corpus; -1 = all, 0 = 5000.
+    `onmt_llm_data report`: the same, 0 = all; `onmt_llm_data sample`: examples of each corpus, 0 = 20."""
     save_data: str | None = None
-    """Folder for the samples that `n_sample` writes."""
+    """Folder for the samples that `n_sample` writes, and for the pages of `onmt_llm_data`; null =
+    `<save_model>_data`."""
     dump_samples: bool = False
     """`onmt_llm_build_vocab`: write samples too. Training writes them whenever `n_sample` is not 0."""
     overwrite: bool = False

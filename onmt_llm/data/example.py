@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onmt_llm.text.segment import Segment
+
+if TYPE_CHECKING:
+    from onmt_llm.data.encoding import Encoded
 
 __all__ = ["Example", "Segment", "side_tokens"]
 
@@ -32,6 +36,7 @@ class Example:
         src_features: Features of each source word, until `inferfeats` has put them behind the tokens; None = none.
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
         align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
+        encoded: Its ids, where it comes of tokens; there is no text then.
     """
 
     src: list[Segment]
@@ -43,3 +48,4 @@ class Example:
     train_end: bool | None = None
     src_features: list[list[str]] | None = None
     align: list[tuple[int, int]] | None = None
+    encoded: Encoded | None = None

@@ -48,7 +48,7 @@ class JinjaTemplate:
         control_tokens: Collection[str] = (),
     ) -> None:
         self._sandbox, self._template = compile_template(source, name)
-        self._source = source
+        self.source = source
         self._name = name
         self._specials = specials
         roles = {role: getattr(specials, role) for role in ("bos", "eos", "unk", "pad")}
@@ -64,7 +64,7 @@ class JinjaTemplate:
         # jinja2's objects cannot be pickled; workers of the data pipeline compile the template again.
         again = partial(
             JinjaTemplate,
-            self._source,
+            self.source,
             name=self._name,
             specials=self._specials,
             control_tokens=self.control_tokens,

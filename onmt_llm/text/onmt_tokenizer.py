@@ -10,6 +10,7 @@ from typing import Any
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import BYTE_PIECE, ByteStreamDecoder, StreamDecoder, byte_level_bytes, to_byte_level
+from onmt_llm.text.identity import identity_of
 from onmt_llm.text.placeholders import NEWLINE, code_point, from_line, to_line
 
 _MODEL_OPTION = {"bpe": "bpe_model_path", "sentencepiece": "sp_model_path"}
@@ -50,6 +51,10 @@ class OnmtTokenizer:
         self._reversible = any(rest.get(option) for option in _ANNOTATIONS)
         self._unsafe = re.compile(_UNSAFE + _MARKS if self._reversible else _UNSAFE)
         self._model = _open(file, rest)
+
+    @property
+    def identity(self) -> str:
+        return identity_of(type(self).__name__, *self._arguments)
 
     def __reduce__(self) -> tuple[type[OnmtTokenizer], tuple[Any, ...]]:
         # The library's object cannot be pickled, and workers of the data pipeline get a copy of their tokeniser.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.data.corpus import split_corpora
+from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.prompts import read_prompts
 from onmt_llm.data.samples import write_samples
@@ -210,7 +212,7 @@ def _train(
         judge = Judge(model, valid_data, precision, world, job.average, translations)
     with (
         Saver(job, start, spec, train_data, seed, told, safety) as save,
-        build_reporter(config, world, progress) as report,
+        build_reporter(config, world, progress, data=partial(data_figures, train_data, world)) as report,
     ):
         if detour is not None:
             save.written += detour.written
@@ -337,12 +339,25 @@ def open_pipelines(
     return open_(train_corpora, True), open_(valid_corpora, False) if valid_corpora else None
 
 
-def build_reporter(config: TrainConfig, world: World, progress: Progress) -> Reporter:
+def data_figures(pipeline: Pipeline, world: World) -> dict[str, float]:
+    """What has happened to each corpus on all ranks: `data/<corpus>/read`, `data/<corpus>/dropped/<reason>` ..."""
+    own = {name: counts.to_dict() for name, counts in pipeline.counts.items()}
+    total = {name: CorpusCounts() for name in own}
+    for rank in world.gather(own):
+        for name, counts in rank.items():
+            total[name].add(CorpusCounts.from_dict(counts))
+    return {f"data/{name}/{key}": value for name, counts in total.items() for key, value in counts.figures().items()}
+
+
+def build_reporter(
+    config: TrainConfig, world: World, progress: Progress, *, data: Callable[[], dict[str, float]]
+) -> Reporter:
     """The reporter of this rank; only rank 0's writes anything."""
     log = config.logging
     shared: dict[str, Any] = {
         "start_step": progress.step,
         "resumed": progress.report,
+        "data": data,
         "train_steps": config.run.train_steps,
         "report_every": log.report_every,
     }
