@@ -70,6 +70,10 @@ class Tokenize(Transform):
         self._seed = seed
         self._keeps_newlines: set[Tokenizer] = set()
 
+    @property
+    def draws(self) -> bool:
+        return self._seed is not None
+
     @classmethod
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
         assert isinstance(config, SubwordConfig)
