@@ -46,6 +46,9 @@ class ShardedReader:
     def at(self, number: int) -> Record:
         return self._load(number, 1)[0]
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Mapped files need no telling."""
+
     def read(self) -> Record | None:
         if not self._ahead:
             self._ahead = self._load(self._number, _BLOCK)[::-1]
