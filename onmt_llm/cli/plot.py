@@ -1,0 +1,48 @@
+"""`onmt_llm_plot RUN...`: draw the curves of training runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.cli.run import run_job
+from onmt_llm.config.load import Loaded
+from onmt_llm.config.plot import CurvesConfig
+from onmt_llm.errors import ConfigError
+
+USAGE = "onmt_llm_plot RUN... [-output FILE.png] [-against tokens|steps|hours] [-log_scale y] [-figures xent lr]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    # the runs may come first, without their flag
+    runs = list(takewhile(lambda word: not word.startswith("-"), words))
+    return run_job("onmt_llm_plot", _plot, ["-runs", *words] if runs else words)
+
+
+def _plot(loaded: Loaded[Any]) -> int:
+    options: CurvesConfig = loaded.job.curves
+    if not options.runs:
+        raise ConfigError("At least one run must be named, but none is.", hint=USAGE)
+    from onmt_llm.eval.curves import open_runs
+    from onmt_llm.eval.drawing import draw
+
+    draw(
+        open_runs(options.runs),
+        Path(options.output),
+        figures=options.figures,
+        against=options.against,
+        log_scale=options.log_scale,
+        best=options.best,
+        smooth=options.smooth,
+        title=options.title,
+    )
+    print(f"{options.output} written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
