@@ -65,6 +65,7 @@ EXTRAS["dev"] = [
 COMMANDS = {
     "onmt_llm_train": "train",
     "onmt_llm_build_vocab": "build_vocab",
+    "onmt_llm_data": "data",
     "onmt_llm_translate": "translate",
     "onmt_llm_generate": "translate",
     "onmt_llm_convert": "convert",
@@ -84,6 +85,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["onmt_llm", "onmt_llm.*", "chatbot", "chatbot.*"]),
+    package_data={"onmt_llm.data": ["page_templates/*.html"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in COMMANDS.items()]},

@@ -9,12 +9,23 @@ import sys
 logger = logging.getLogger("onmt_llm")
 _said: set[str] = set()
 
+OPEN, CLOSE = "⟦", "⟧"
+"""Around a highlighted part of a message."""
+_COLOURS = str.maketrans({OPEN: "\x1b[1;32m", CLOSE: "\x1b[0m"})
+
+
+class Highlighter(logging.Formatter):
+    """Shows what is highlighted in colour."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).translate(_COLOURS)
+
 
 def setup_logging(*, level: int = logging.INFO, log_file: str | None = None) -> None:
     """Send the log to stderr (and `log_file`), once for the process; called by the commands, never by the library."""
     rank = int(os.environ.get("RANK", "0"))
     logger.setLevel(level if rank == 0 else logging.WARNING)
-    formatter = logging.Formatter("[%(asctime)s %(levelname)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:
         handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
@@ -22,7 +33,8 @@ def setup_logging(*, level: int = logging.INFO, log_file: str | None = None) -> 
         logger.removeHandler(old)
         old.close()
     for handler in handlers:
-        handler.setFormatter(formatter)
+        kind = Highlighter if colours and handler is handlers[0] else logging.Formatter
+        handler.setFormatter(kind("[%(asctime)s %(levelname)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
     logger.propagate = False
 

@@ -52,7 +52,6 @@ def contenders(arguments: argparse.Namespace) -> list[Contender]:
         rows.append(Contender("`datasets` streaming", "datasets", arguments.datasets))
     rows += [
         Contender("onmt_llm, 0 workers, no cache", "ours", own, cache=False),
-        Contender(f"onmt_llm, {workers} workers, no cache", "ours", own, workers, cache=False),
         Contender("onmt_llm, 0 workers", "ours", own),
         Contender(f"onmt_llm, {workers} workers", "ours", own, workers),
     ]

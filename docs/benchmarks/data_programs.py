@@ -32,6 +32,16 @@ def bare(job: Job) -> Iterator[tuple[int, int]]:
 
 def ours(job: Job) -> Iterator[tuple[int, int]]:
     """onmt_llm's pipeline."""
+    import torch  # noqa: F401  (a training process has it anyway)
+
+    pipeline = pipeline_of(job)
+    yield 0, 0
+    for batch in pipeline:
+        yield batch.num_targets, batch.num_examples
+
+
+def pipeline_of(job: Job) -> Any:
+    """Our pipeline over the job's corpus."""
     from onmt_llm.config.checkpoint import SpecialTokens
     from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
     from onmt_llm.data.pipeline import Pipeline
@@ -41,16 +51,18 @@ def ours(job: Job) -> Iterator[tuple[int, int]]:
 
     if not job["cache"]:
         SentencePieceTokenizer._words = None  # type: ignore[assignment]
-    specials = SpecialTokens(pad="<blank>")
-    own = ["<unk>", "<blank>", "<s>", "</s>"]
     with open(job["vocab"], encoding="utf-8") as file:
-        vocab = Vocab([*own, *file.read().splitlines()], specials)
+        tokens = ["<unk>", "<blank>", "<s>", "</s>", *file.read().split("\n")[:-1]]
     options = {name: section() for name, section in sections().items()}
     options["subword"] = sections()["subword"](src_subword_model=job["model"], tgt_subword_model=job["model"])
     options["filtertoolong"] = sections()["filtertoolong"](src_seq_length=job["longest"])
-    pipeline = Pipeline(
+    return Pipeline(
         {"corpus": CorpusConfig(path_src=job["corpus"])},
-        data=DataConfig(transforms=["sentencepiece", "filtertoolong"]),
+        data=DataConfig(
+            transforms=["sentencepiece", "filtertoolong"],
+            shuffle=job.get("shuffle", "none"),
+            index_cache=job.get("index"),
+        ),
         batching=BatchConfig(
             batch_type="tokens",
             batch_size=job["batch_size"],
@@ -58,17 +70,12 @@ def ours(job: Job) -> Iterator[tuple[int, int]]:
             num_workers=job["workers"],
         ),
         options=options,
-        vocab=vocab,
+        vocab=Vocab(tokens, SpecialTokens(pad="<blank>")),
         task="lm",
         add_bos=True,
         seed=1,
         training=True,
     )
-    import torch  # noqa: F401  (a training process has it anyway; the clock is to start behind it)
-
-    yield 0, 0
-    for batch in pipeline:
-        yield batch.num_targets, batch.num_examples
 
 
 def opennmt(job: Job) -> Iterator[tuple[int, int]]:

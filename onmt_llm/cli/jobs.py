@@ -11,6 +11,7 @@ from typing import Any
 
 from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
+from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.load import Loaded, find_plugins, load
 from onmt_llm.config.section import Section
@@ -38,6 +39,7 @@ class Job:
 
 JOBS = {
     "onmt_llm_train": Job(TrainConfig, sections),
+    "onmt_llm_data": Job(DataToolConfig, sections),
     "onmt_llm_build_vocab": Job(VocabJobConfig, sections),
     "onmt_llm_translate": Job(TranslateConfig, sections),
     "onmt_llm_chat": Job(ChatConfig),

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(loaded: Loaded[Any]) -> int:
-    check_files(loaded, _inputs(loaded))
+    check_files(loaded, training_files(loaded))
     from onmt_llm.training import job  # torch is imported here
 
     if loaded.switches["dry_run"]:
@@ -27,7 +27,8 @@ def _train(loaded: Loaded[Any]) -> int:
     return job.train(loaded.job, loaded.options).exit_code
 
 
-def _inputs(loaded: Loaded[Any]) -> Iterator[Input]:
+def training_files(loaded: Loaded[Any]) -> Iterator[Input]:
+    """The files that a run reads."""
     yield from corpus_files(loaded)
     run = loaded.job.run
     if run.update_vocab or not (run.init_from if run.train_from == AUTO else run.train_from):

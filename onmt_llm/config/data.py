@@ -9,6 +9,8 @@ from pydantic import Field
 from onmt_llm.config.section import Section
 
 Paths = str | list[str]
+Role = Literal["system", "user", "assistant", "tool"]
+TrainOnEos = Literal["turn", "last", "all", "none"]
 
 
 class CorpusConfig(Section):
@@ -43,6 +45,15 @@ class CorpusConfig(Section):
     """What parts the fields of `path_table`; null = a comma in .csv, a tab in .tsv."""
     columns: list[str] | None = None
     """Names of the columns of .csv and .tsv files that have no header; null = the first row names them."""
+    path_packed: str | None = None
+    """Folder in which `onmt_llm_data pack` puts this corpus, tokenised. Where it is given, training reads that instead
+    of the text, and refuses what is not of these files, transforms and tokeniser."""
+    path_tokens: str | None = None
+    """Token shards that are there already: a folder of onmt_llm's (packed or merged), of litdata's or of Lit-GPT's.
+    They are taken as they are, without transforms."""
+    row_length: int | None = Field(None, ge=2)
+    """`path_tokens`: cut litdata's or Lit-GPT's tokens into examples of this many (the context length, and one); null =
+    one example a document, where documents are known."""
     shuffle: Literal["none", "global"] | None = None
     """As the global `shuffle`, for this corpus; null = as that says."""
     weight: float = Field(1, gt=0)
@@ -71,6 +82,10 @@ class CorpusConfig(Section):
     """Key of the answer; null = `answer` (or `output`)."""
     system_key: str | None = None
     """Key of a system text that goes before the question; null = there is none."""
+    train_roles: list[Role] | None = None
+    """As the global `train_roles`, for this corpus; null = as that says."""
+    train_on_eos: TrainOnEos | None = None
+    """As the global `train_on_eos`, for this corpus; null = as that says."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of transforms (`src_prefix`, `langid` ...) that have other values in this corpus than elsewhere. They may
     stand among the keys of the corpus, too."""
@@ -110,15 +125,23 @@ class DataConfig(Section):
     """Folder for the line counts and indexes of corpora; null = `<save_model>_index`."""
     zero_out_prompt_loss: bool | None = None
     """The loss counts answers only, not prompts; null = in JSONL prompts and conversations, but not in text files."""
+    train_roles: list[Role] = ["assistant"]
+    """Conversations: roles whose turns the loss counts. A turn that has a key `train` (true, false) or `weight` (0, 1)
+    goes by that."""
+    train_on_eos: TrainOnEos = "turn"
+    """Conversations: which of the tokens that end a turn the loss counts: those of trained turns, the `last` of all,
+    `all`, or `none`."""
     n_src_feats: int = Field(0, ge=0)
     """Features that every source word carries, written `word￨feature￨feature`; needs the transform `inferfeats`."""
     src_feats_defaults: str | None = None
     """Features of the words of a line that has none: `value￨value`."""
     n_sample: int = Field(0, ge=-1)
     """Training, above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all.
-    `onmt_llm_build_vocab`: count the first so many records of each corpus; -1 = all, 0 = 5000."""
+    `onmt_llm_build_vocab`: count the first so many records of each corpus; -1 = all, 0 = 5000.
+    `onmt_llm_data report`: the same, 0 = all; `onmt_llm_data sample`: examples of each corpus, 0 = 20."""
     save_data: str | None = None
-    """Folder for the samples that `n_sample` writes."""
+    """Folder for the samples that `n_sample` writes, and for the pages of `onmt_llm_data`; null =
+    `<save_model>_data`."""
     dump_samples: bool = False
     """`onmt_llm_build_vocab`: write samples too. Training writes them whenever `n_sample` is not 0."""
     overwrite: bool = False

@@ -26,6 +26,8 @@ RENAMED = {
     "lambda_prior_tau": "lm_prior_tau",
     "from": "source",
     "output_dir": "output_directory",
+    "roles_to_train": "train_roles",
+    "train_on_eot": "train_on_eos",
 }
 """Same meaning, other name."""
 
@@ -39,6 +41,8 @@ CORPUS_RENAMED = {
     "field_input": "input_key",
     "field_output": "answer_key",
     "field_system": "system_key",
+    "roles_to_train": "train_roles",
+    "train_on_eot": "train_on_eos",
 }
 """Axolotl's names of options of a corpus; its `message_property_mappings` holds `role` and `content`."""
 

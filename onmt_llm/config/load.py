@@ -200,7 +200,7 @@ def _check_names(
 ) -> None:
     """Unknown keys are errors with the nearest name; the keys of a sibling command are a note."""
     unused: dict[str, list[str]] = {}
-    other = {leaf: command for command, kind in siblings.items() for leaf in leaves(kind)}
+    other = {leaf: command for command, kind in reversed(list(siblings.items())) for leaf in leaves(kind)}
     for leaf in list(translation.values):
         if leaf in table:
             continue

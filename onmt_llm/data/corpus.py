@@ -10,16 +10,20 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.alignment import check_alignable, check_pairs, to_tokens
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.encoding import Encoded, Encoder
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
 from onmt_llm.data.readers.files import expand
 from onmt_llm.data.records import EMPTY, LOW_SCORE, ExampleParser
-from onmt_llm.data.transforms import Transform, TransformContext, build_transforms, transform_class
+from onmt_llm.data.token_records import TokenDecoder
+from onmt_llm.data.tokens import open_tokens
+from onmt_llm.data.trained import TrainedParts
+from onmt_llm.data.transforms import Transform, TransformContext, added_tokens, build_transforms, transform_class
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import load_plugins
+from onmt_llm.text.templates import Template
 
 NOTHING_TRAINED = "nothing_trained"
 
@@ -41,6 +45,8 @@ class Corpus:
         transforms: What happens to its examples, in order.
         control_tokens: Tokens that no text becomes; they are not part of what a model says.
         counts: What has happened so far.
+        trained: Which parts of conversations are trained.
+        text_tokens: Tokens that its transforms write into the text.
 
     Raises:
         ConfigError: Paths, transforms or template are not as they must be.
@@ -60,12 +66,28 @@ class Corpus:
     ) -> None:
         self.name = name
         self.weight = config.weight
-        self.reader = _reader(name, config, data, seed)
+        tokens = open_tokens(name, config, data=data, options=options, model=model, training=training)
+        self.reader = _reader(name, config, data, seed, None if tokens is None else tokens.reader)
         self.counts = CorpusCounts()
         self._level = data.skip_empty_level
         self._skip_bad = data.on_bad_line == "skip"
         self._said: set[str] = set()
         self._encoder = Encoder(model)
+        self.trained = TrainedParts.of(data, config)
+        self._vocabs = (model.src_vocab or model.vocab, model.vocab)
+        self._align_words = config.align_unit == "words"
+        self._alignments: dict[Path | None, Path] = {}
+        self._decoder = None if tokens is None else tokens.decoder
+        self.transforms: list[Transform] = []
+        self.control_tokens = model.control_tokens(None)
+        self.text_tokens: list[str] = []
+        if self._decoder is None:
+            self._open_text(config, data, options, model, training)
+
+    def _open_text(
+        self, config: CorpusConfig, data: DataConfig, options: Mapping[str, Section], model: ModelText, training: bool
+    ) -> None:
+        name = self.name
         self._parser = ExampleParser(
             name,
             config,
@@ -74,6 +96,7 @@ class Corpus:
             open_template=model.open_template,
             n_src_feats=data.n_src_feats,
             src_feats_defaults=data.src_feats_defaults,
+            trained=self.trained,
             zero_out_prompt_loss=data.zero_out_prompt_loss,
             max_bytes=data.max_record_bytes,
         )
@@ -81,18 +104,28 @@ class Corpus:
         _check_features(name, names, data.n_src_feats, model)
         context = _context(model, self._parser, data, training)
         self.control_tokens = context.control_tokens
-        self.transforms: list[Transform] = build_transforms(names, options, config, context)
+        self.transforms = build_transforms(names, options, config, context)
+        self.text_tokens = added_tokens({name: config}, data, options, in_text=True)
         _check_order(name, self.reader, self.transforms)
-        self._align_words = config.align_unit == "words"
-        self._alignments: dict[Path | None, Path] = {}
         if config.path_align:
             self._alignments.update(zip(expand(config.path_src or ()), expand(config.path_align), strict=True))
             check_alignable(name, self.transforms)
 
+    @property
+    def holds_tokens(self) -> bool:
+        """It was tokenised beforehand: there is no text, and nothing to transform."""
+        return self._decoder is not None
+
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """The examples of records, transformed; what is dropped is counted."""
+        if self._decoder is not None:
+            decoded = self._decoder(records, self.counts)
+            return [
+                Example(src=[], corpus=self.name, line=record.line, path=record.paths[0], encoded=encoded)
+                for record, encoded in decoded
+            ]
         self.counts.read += len(records)
-        examples = [example for record in records if (example := self._parse(record)) is not None]
+        examples = [example for record in records if (example := self.parse(record)) is not None]
         for transform in self.transforms:
             examples = transform.batch(examples)
             self.counts.dropped.update(transform.dropped)
@@ -102,11 +135,24 @@ class Corpus:
             transform.made = transform.truncated = 0
         return examples
 
+    def parse(self, record: Record) -> Example | None:
+        """A record as an example before the transforms; None, and counted, when it is left out."""
+        try:
+            example = self._parser(record)
+        except BadRecord as error:
+            self._bad(error)
+            return None
+        if example == EMPTY:
+            self._skip_empty(record.where)
+        elif isinstance(example, str):
+            self._skip(example, record.where, quiet=example == LOW_SCORE)
+        return None if isinstance(example, str) else example
+
     def encode(self, example: Example) -> Encoded | None:
         """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
         if example.align is not None and not self._align(example):
             return None
-        encoded = self._encoder(example)
+        encoded = example.encoded or self._encoder(example)
         if encoded is None:
             self._skip_empty(f"{example.path}:{example.line}")
             return None
@@ -114,16 +160,30 @@ class Corpus:
         if trained == 0:
             self.counts.dropped[NOTHING_TRAINED] += 1
             return None
-        self.counts.kept += 1
-        self.counts.tokens += len(encoded.tgt) + (0 if encoded.src is None else len(encoded.src))
-        self.counts.trained += trained
-        self.counts.unknown += encoded.unknown
+        self.counts.keep(encoded, trained)
         return encoded
 
     def raw(self, record: Record) -> Example | None:
         """A record as an example before the transforms; None, and not counted, when it is left out."""
-        example = self._parser(record)
+        example = self._parser(record) if self._decoder is None else self._spelled(self._decoder, record)
         return None if isinstance(example, str) else example
+
+    @property
+    def template(self) -> Template | None:
+        """The layout of its conversations; None where there is none (yet)."""
+        return None if self._decoder is not None else self._parser.template
+
+    def _spelled(self, decoder: TokenDecoder, record: Record) -> Example | None:
+        """The first example of a record of tokens, with the tokens' texts."""
+        encoded = next(decoder([record], CorpusCounts()), (record, None))[1]
+        if encoded is None:
+            return None
+        sides = [side for side in (encoded.src, encoded.tgt) if side is not None]
+        src, *tgt = [
+            [Segment(tokens=[vocab[id_] for id_ in ids.tolist()])]
+            for ids, vocab in zip(sides, self._vocabs[-len(sides) :], strict=True)
+        ]
+        return Example(src=src, tgt=tgt[0] if tgt else [], corpus=self.name, line=record.line)
 
     def _align(self, example: Example) -> bool:
         """Check the alignment against the tokens that it is about, and carry it over from words where it counts them.
@@ -145,18 +205,6 @@ class Corpus:
         if not self._skip_bad:
             raise error
         self._skip(error.reason, error.message)
-
-    def _parse(self, record: Record) -> Example | None:
-        try:
-            example = self._parser(record)
-        except BadRecord as error:
-            self._bad(error)
-            return None
-        if example == EMPTY:
-            self._skip_empty(record.where)
-        elif isinstance(example, str):
-            self._skip(example, record.where, quiet=example == LOW_SCORE)
-        return None if isinstance(example, str) else example
 
     def _skip_empty(self, where: str) -> None:
         if self._level == "error":
@@ -187,9 +235,9 @@ def _check_order(corpus: str, reader: Reader, transforms: Sequence[Transform]) -
         )
 
 
-def _reader(name: str, config: CorpusConfig, data: DataConfig, seed: int | None) -> Reader:
+def _reader(name: str, config: CorpusConfig, data: DataConfig, seed: int | None, tokens: Reader | None) -> Reader:
     cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
-    reader = open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
+    reader = tokens or open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
     shuffle = (config.shuffle or data.shuffle) == "global"
     return ShuffledReader(name, reader, seed) if shuffle and seed is not None else reader
 

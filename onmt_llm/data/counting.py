@@ -1,28 +1,17 @@
-"""Counting the tokens of transformed corpora, in one process or in several, with the same result.
-
-Records are dealt in chunks of a fixed size, random transforms are seeded by chunk, and the counts of the chunks are
-added up in order: so neither the numbers nor the order in which tokens were first seen depends on who counted.
-"""
+"""Counting the tokens of transformed corpora, in the order in which they were first seen."""
 
 from __future__ import annotations
 
-import multiprocessing
-import random
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, takewhile
 from typing import TypeVar
 
-from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
-from onmt_llm.data.corpus import Corpus, open_corpora
+from onmt_llm.data.chunks import Chunk, Source, run_chunks
+from onmt_llm.data.corpus import Corpus
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.example import Example
-from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.text.features import split_features
@@ -31,38 +20,6 @@ CHUNK = 2000
 """Records that a process takes at a time."""
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Corpora and what happens to them: all that a process needs to transform records.
-
-    Attributes:
-        corpora: Corpora by name.
-        data: Options of all corpora.
-        options: Sections of the transforms.
-        model: The model that they are prepared for; its vocabulary need not hold their tokens yet.
-        seed: Of random transforms.
-        text_only: Only the transforms in front of the tokeniser act.
-        without: Transforms that do not act.
-    """
-
-    corpora: Mapping[str, CorpusConfig]
-    data: DataConfig
-    options: Mapping[str, Section]
-    model: ModelText
-    seed: int
-    text_only: bool = False
-    without: frozenset[str] = frozenset()
-
-    def open(self) -> list[Corpus]:
-        opened = open_corpora(self.corpora, data=self.data, options=self.options, model=self.model, training=True)
-        for corpus in opened:
-            transforms = [transform for transform in corpus.transforms if transform.name not in self.without]
-            if self.text_only:
-                transforms = list(takewhile(lambda transform: not transform.tokenizes, transforms))
-            corpus.transforms = transforms
-        return opened
 
 
 @dataclass
@@ -113,78 +70,26 @@ def over_chunks(
     Raises:
         DataError: A file is missing or wrong, or a corpus yields no example.
     """
-    opened = source.open()
-    check_readers([corpus.reader for corpus in opened])
-    happened = [CorpusCounts() for _ in opened]
-    for index, counts, result in _results(opened, source, work, _chunks(opened, n_sample), processes):
-        happened[index].read += counts.read
-        happened[index].made += counts.made
-        happened[index].kept += counts.kept
-        happened[index].dropped += counts.dropped
+    happened = {name: CorpusCounts() for name in source.corpora}
+    names = list(happened)
+    for index, (counts, result) in run_chunks(
+        source, partial(_transformed, work), n_sample=n_sample, processes=processes, size=CHUNK
+    ):
+        happened[names[index]].add(counts)
         yield result
-    for corpus, counts in zip(opened, happened, strict=True):
+    for name, counts in happened.items():
         left_out = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.dropped.items())) or "none"
         if not counts.kept:
             raise DataError(
-                f"Corpus '{corpus.name}' must yield at least one example, but of {counts.read} none came through: "
-                f"{left_out}."
+                f"Corpus '{name}' must yield at least one example, but of {counts.read} none came through: {left_out}."
             )
-        logger.info("Corpus '%s': read %d, kept %d, dropped: %s.", corpus.name, counts.read, counts.kept, left_out)
+        logger.info("Corpus '%s': read %d, kept %d, dropped: %s.", name, counts.read, counts.kept, left_out)
 
 
-Chunk = tuple[int, int, list[Record]]
-"""Index of the corpus, number of the chunk in it, records."""
-
-
-def _results(
-    opened: list[Corpus],
-    source: Source,
-    work: Callable[[list[Example]], Result],
-    chunks: Iterator[Chunk],
-    processes: int,
-) -> Iterator[tuple[int, CorpusCounts, Result]]:
-    """(index of the corpus, what happened to its records, what `work` returned), chunk by chunk in order."""
-    if processes == 1:
-        for chunk in chunks:
-            yield _work(opened, source.seed, work, chunk)
-        return
-    # spawned, not forked: tokenisers have threads, which a fork would leave half alive
-    context = multiprocessing.get_context("spawn")
-    level = source.data.skip_empty_level
-    quiet = source.data.model_copy(update={"skip_empty_level": "error" if level == "error" else "silent"})
-    there = replace(source, data=quiet)
-    with ProcessPoolExecutor(processes, context, initializer=_open_here, initargs=(there,)) as pool:
-        waiting: deque[Future[tuple[int, CorpusCounts, Result]]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(_work_here, work, chunk))
-            if len(waiting) > 2 * processes:
-                yield waiting.popleft().result()
-        for future in waiting:
-            yield future.result()
-
-
-def _chunks(opened: list[Corpus], n_sample: int) -> Iterator[Chunk]:
-    for index, corpus in enumerate(opened):
-        records = iter(corpus.reader.read, None)
-        wanted = records if n_sample < 0 else islice(records, n_sample)
-        number = 0
-        while chunk := list(islice(wanted, CHUNK)):
-            yield index, number, chunk
-            number += 1
-        corpus.reader.close()
-
-
-def _work(
-    opened: list[Corpus], seed: int, work: Callable[[list[Example]], Result], chunk: Chunk
-) -> tuple[int, CorpusCounts, Result]:
-    index, number, records = chunk
-    corpus = opened[index]
-    for place, transform in enumerate(corpus.transforms):
-        transform.reseed(random.Random(f"{seed}:{corpus.name}:{number}:{place}").getrandbits(31))
-    corpus.counts = CorpusCounts()
-    examples = corpus.examples(records)
+def _transformed(work: Callable[[list[Example]], Result], corpus: Corpus, chunk: Chunk) -> tuple[CorpusCounts, Result]:
+    examples = corpus.examples(chunk.records)
     corpus.counts.kept = len(examples)
-    return index, corpus.counts, work(examples)
+    return corpus.counts, work(examples)
 
 
 def _count(features: int, examples: list[Example]) -> Counts:
@@ -198,17 +103,3 @@ def _count(features: int, examples: list[Example]) -> Counts:
         for segment in example.tgt:
             counts.tgt.update(segment.tokens or ())
     return counts
-
-
-_corpora: list[Corpus] = []
-_seed = 0
-
-
-def _open_here(source: Source) -> None:
-    """What a new process does first."""
-    global _seed
-    _corpora[:], _seed = source.open(), source.seed
-
-
-def _work_here(work: Callable[[list[Example]], Result], chunk: Chunk) -> tuple[int, CorpusCounts, Result]:
-    return _work(_corpora, _seed, work, chunk)

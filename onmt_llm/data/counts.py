@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onmt_llm.data.encoding import Encoded
+
+_EXACT_BITS = 6
+_BY_LENGTH = ("lengths", "src_lengths")
 
 
 @dataclass
@@ -21,16 +27,32 @@ class CorpusCounts:
         tokens: Tokens of the kept examples, padding apart.
         trained: Tokens that the loss counts.
         unknown: Tokens that are not in the vocabulary.
+        lengths: Kept examples by tokens of the decoder's side, as `length_bin` rounds them.
+        src_lengths: The same of the encoder's side; empty for a language model.
     """
 
     read: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
     tokens: int = 0
     trained: int = 0
     unknown: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    src_lengths: Counter[int] = field(default_factory=Counter)
     made: int = 0
-    truncated: int = 0
+
+    def keep(self, encoded: Encoded, trained: int) -> None:
+        """Count an example that becomes part of a batch."""
+        length = len(encoded.tgt)
+        self.kept += 1
+        self.tokens += length
+        self.lengths[length_bin(length)] += 1
+        if encoded.src is not None:
+            self.tokens += len(encoded.src)
+            self.src_lengths[length_bin(len(encoded.src))] += 1
+        self.trained += trained
+        self.unknown += encoded.unknown
 
     def add(self, other: CorpusCounts) -> None:
         """Count what another process, or another part of the corpus, has counted."""
@@ -42,22 +64,58 @@ class CorpusCounts:
                 setattr(self, each.name, getattr(self, each.name) + value)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "dropped": dict(self.dropped)}
+        """Plain data, the same after a turn through JSON."""
+        counters = {name: {str(key): n for key, n in getattr(self, name).items()} for name in ("dropped", *_BY_LENGTH)}
+        return {**self.__dict__, **counters}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> CorpusCounts:
-        return cls(**{**saved, "dropped": Counter(saved["dropped"])})
+        lengths = {name: Counter({int(key): n for key, n in saved.get(name, {}).items()}) for name in _BY_LENGTH}
+        return cls(**{**saved, "dropped": Counter(saved["dropped"]), **lengths})
+
+    def figures(self) -> dict[str, float]:
+        """The numbers by name, for curves."""
+        return {
+            "read": self.read,
+            "made": self.made,
+            "kept": self.kept,
+            **{f"dropped/{reason}": number for reason, number in sorted(self.dropped.items())},
+            "truncated": self.truncated,
+            "tokens": self.tokens,
+            "trained": self.trained,
+            "unknown_rate": self.unknown / max(self.tokens, 1),
+            "median_length": percentile(self.lengths, 0.5),
+        }
 
     def summary(self) -> str:
         """One line for people."""
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(self.dropped.items())) or "none"
-        unknown = f", {self.unknown} unknown ({_percent(self.unknown, self.tokens)})" if self.unknown else ""
-        trained = f"{self.trained} trained ({_percent(self.trained, self.tokens)})"
         made = f", made {self.made} more" if self.made else ""
         truncated = f", truncated {self.truncated}" if self.truncated else ""
-        what = f"read {self.read}{made}, kept {self.kept}{truncated}, dropped: {reasons}"
-        return f"{what}; {self.tokens} tokens, {trained}{unknown}"
+        unknown = f", {self.unknown} unknown ({percent(self.unknown, self.tokens)})" if self.unknown else ""
+        trained = f"{self.trained} trained ({percent(self.trained, self.tokens)})"
+        return (
+            f"read {self.read}{made}, kept {self.kept}{truncated}, dropped: {reasons}; "
+            f"{self.tokens} tokens, {trained}{unknown}"
+        )
 
 
-def _percent(part: int, whole: int) -> str:
+def length_bin(length: int) -> int:
+    """The length rounded down to its six leading bits: exact below 64, within 3% above; some hundred bins at most."""
+    shift = length.bit_length() - _EXACT_BITS
+    return length if shift <= 0 else length >> shift << shift
+
+
+def percentile(lengths: Mapping[int, int], share: float) -> int:
+    """The length that this share of the examples does not exceed (but for rounding); 0 without examples."""
+    wanted = share * sum(lengths.values())
+    seen = 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= wanted:
+            return length
+    return 0
+
+
+def percent(part: float, whole: float) -> str:
     return f"{100 * part / max(whole, 1):.2f}%"

@@ -59,7 +59,7 @@ class Encoder:
 
     A language model's sequence is [bos] + source + target + [eos], an encoder-decoder's target [bos] + target + [eos];
     `tgt` is that without its last token, `labels` without its first. A token is trained if its segment is, EOS if the
-    last segment is. BOS and EOS are not put where a text brings its own.
+    last segment is (or as the example says). BOS and EOS are not put where a text brings its own.
     """
 
     def __init__(self, model: ModelText) -> None:
@@ -92,9 +92,10 @@ class Encoder:
             return None
         trained: int | None = len(sequence) - 1
         labels = sequence
-        if not all([segment.train_on for segment in segments]):
+        trains_end = segments[-1].train_on if example.train_end is None else example.train_end
+        if not (trains_end and all([segment.train_on for segment in segments])):
             labels, trained = _masked(sequence, segments, parts, start=len(head)), None
-            if tail and not segments[-1].train_on:
+            if tail and not trains_end:
                 labels[-1] = IGNORED
         align = None if example.align is None else _label_positions(example.align, shift=len(head) // _WIDTH - 1)
         return Encoded(src, sequence[:-1], labels[1:], unknown, features, align, trained)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onmt_llm.text.segment import Segment
+
+if TYPE_CHECKING:
+    from onmt_llm.data.encoding import Encoded
 
 __all__ = ["Example", "Segment", "side_tokens"]
 
@@ -28,9 +32,11 @@ class Example:
         corpus: Name of the corpus in `data:`.
         line: Line in the corpus file, counted from 1.
         path: That file.
+        train_end: The loss counts the EOS that is put behind it; None = if it counts its last part.
         src_features: Features of each source word, until `inferfeats` has put them behind the tokens; None = none.
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
         align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
+        encoded: Its ids, where it comes of tokens; there is no text then.
     """
 
     src: list[Segment]
@@ -39,5 +45,7 @@ class Example:
     line: int = 0
     path: Path | None = None
     closed: bool = False
+    train_end: bool | None = None
     src_features: list[list[str]] | None = None
     align: list[tuple[int, int]] | None = None
+    encoded: Encoded | None = None

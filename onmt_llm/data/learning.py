@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.counting import Source, over_chunks
+from onmt_llm.data.chunks import Source
+from onmt_llm.data.counting import over_chunks
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms import transform_class
 from onmt_llm.data.transforms.features import InferFeats

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
+from onmt_llm.data.audit import check_added_tokens
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.dealing import Hand, Position, deal, deal_again
 from onmt_llm.data.lanes import Lanes, OwnLane, ProcessLanes
@@ -101,6 +102,7 @@ class Pipeline:
         model = ModelText(task, vocab, src_vocab, tokenizer, src_tokenizer, template, add_bos, feature_vocabs)
         self._recipe = Recipe(corpora, data, batching, options, model, seed, training)
         self._corpora = self._recipe.open()
+        check_added_tokens(corpora, data, options, model)
         check_readers([corpus.reader for corpus in self._corpora])
         sources = [Source(corpus.name, corpus.reader, corpus.weight) for corpus in self._corpora]
         if training and data.mixing_temperature is not None:

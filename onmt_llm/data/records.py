@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from onmt_llm.data.readers import BadRecord, Record, decode
 from onmt_llm.data.readers.lines import MAX_BYTES
 from onmt_llm.data.readers.opening import row_format
 from onmt_llm.data.readers.rows import header
+from onmt_llm.data.trained import TrainedParts, read_flag
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
 from onmt_llm.text.message import mark_rounds
@@ -30,6 +32,7 @@ from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_templ
 Task = Literal["lm", "seq2seq"]
 
 DEFAULT_TEMPLATE = "alpaca"
+ANSWERS = TrainedParts()
 
 EMPTY = "empty"
 LOW_SCORE = "low_score"
@@ -47,6 +50,7 @@ class ExampleParser:
         open_template: Opens the template that the corpus names.
         n_src_feats: Features that source words carry.
         src_feats_defaults: Those of the words of a line that has none.
+        trained: Which parts of conversations are trained.
         zero_out_prompt_loss: Only answers are trained; False = all text is; None = answers only, where JSON tells them
             apart, and all text of text files.
         max_bytes: A longer record is left out.
@@ -65,6 +69,7 @@ class ExampleParser:
         open_template: Callable[[str], Template] = get_template,
         n_src_feats: int = 0,
         src_feats_defaults: str | None = None,
+        trained: TrainedParts = ANSWERS,
         zero_out_prompt_loss: bool | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
@@ -72,6 +77,7 @@ class ExampleParser:
         self.corpus = corpus
         self.task = task
         self.zero_out = zero_out_prompt_loss is not False if corpus.has_keys else bool(zero_out_prompt_loss)
+        self.trained = replace(trained, prompts=not self.zero_out)
         self.num_features = n_src_feats
         self.default_features = parse_defaults(src_feats_defaults, n_src_feats)
         self.template = open_template(corpus.template) if corpus.template else template
@@ -230,7 +236,11 @@ class ExampleParser:
         if role not in roles:
             known = f"must have roles among {', '.join(roles)}, but has '{role}'"
             raise self._bad(record, known, hint=f"roles: {{assistant: [{role}]}} says whose turn that is")
-        return Message(roles[role], self._string(turn, spelling[1], record))
+        try:
+            flag = read_flag(turn)
+        except ValueError as error:
+            raise self._bad(record, str(error)) from error
+        return Message(roles[role], self._string(turn, spelling[1], record), train=flag)
 
     def _prompt(self, system: str, prompt: str, extra: str, answer: str, record: Record) -> Example | None:
         joined = f"{prompt}\n\n{extra}" if extra else prompt
@@ -252,14 +262,18 @@ class ExampleParser:
         if self.template is None:
             self.template = self._open_template(DEFAULT_TEMPLATE)
         try:
-            segments = self.template.render(messages, generation_prompt=False)
+            segments = self.template.render(self.trained.mark(messages), generation_prompt=False)
         except (DataError, ConfigError) as error:
             raise self._bad(record, f"does not fit the chat template: {error.message}") from error
         mark_rounds(segments)
-        if not self.zero_out:
-            segments = [segment.like(train_on=True) for segment in segments]
-        closed = bool(self.template.stop_tokens)
-        return Example(src=segments, corpus=self.name, line=record.line, path=record.paths[0], closed=closed)
+        return Example(
+            src=self.trained.mark_ends(segments, messages, self.template.stop_tokens),
+            corpus=self.name,
+            line=record.line,
+            path=record.paths[0],
+            closed=bool(self.template.stop_tokens),
+            train_end=self.trained.end_of_text,
+        )
 
     def _bad(self, record: Record, problem: str, *, hint: str | None = None) -> BadRecord:
         return BadRecord(f"{record.where} {problem}.", reason="bad_record", hint=hint)

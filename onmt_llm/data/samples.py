@@ -11,14 +11,14 @@ from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.counts import CorpusCounts
-from onmt_llm.data.encoding import IGNORED, Encoded
+from onmt_llm.data.encoding import Encoded
 from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.highlight import marked
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import check_readers
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.text.placeholders import to_line
-from onmt_llm.text.vocab import Vocab
 
 
 def write_samples(
@@ -107,25 +107,10 @@ def _view(raw: Example, example: Example, encoded: Encoded, model: ModelText) ->
         lines.append(f"source  | {_line(example.src)}")
         lines.append(f"src ids | {' '.join(map(str, encoded.src))}")
     lines.append(f"tgt ids | {' '.join(map(str, encoded.tgt))}")
-    lines.append(f"trained | {to_line(_marked(encoded, model.vocab))}")
+    lines.append(f"trained | {to_line(marked(encoded, model.vocab))}")
     return "\n".join(lines) + "\n"
 
 
 def _text(side: Sequence[Segment]) -> str:
     parts = (segment.text if segment.text is not None else " ".join(segment.tokens or ()) for segment in side)
     return to_line("".join(parts))
-
-
-def _marked(encoded: Encoded, vocab: Vocab) -> str:
-    """The decoder's tokens, with brackets ⟦ ⟧ around every stretch that the loss counts."""
-    ids = [*encoded.tgt, *encoded.labels[-1:]]
-    shown: list[str] = []
-    inside = False
-    for position, id_ in enumerate(ids):
-        trained = position > 0 and encoded.labels[position - 1] != IGNORED
-        if trained != inside:
-            shown.append("⟦" if trained else "⟧")
-            inside = trained
-        if id_ != IGNORED:
-            shown.append(vocab[id_])
-    return " ".join([*shown, "⟧"] if inside else shown)

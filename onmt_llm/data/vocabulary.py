@@ -13,8 +13,9 @@ from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.vocab import VocabJobConfig
 from onmt_llm.data import learning
+from onmt_llm.data.chunks import Source
 from onmt_llm.data.corpus import split_corpora
-from onmt_llm.data.counting import Counts, Source, count_tokens
+from onmt_llm.data.counting import Counts, count_tokens
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.records import Task
 from onmt_llm.data.samples import write_samples

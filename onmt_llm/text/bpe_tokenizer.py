@@ -8,6 +8,7 @@ from pathlib import Path
 from onmt_llm.errors import DataError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import StreamDecoder, decode_all
+from onmt_llm.text.identity import identity_of
 from onmt_llm.text.placeholders import NEWLINE
 from onmt_llm.text.whitespace_tokenizer import WordStreamDecoder, to_words
 
@@ -55,8 +56,13 @@ class BpeTokenizer:
         # subword-nmt ends the process (SystemExit) at a line that it cannot read.
         except (OSError, ValueError, IndexError, SystemExit) as error:
             raise DataError(f"{file} must hold BPE codes as subword-nmt writes them, but cannot be read.") from error
+        self._file = file
         self._separator = separator
         self._dropout = dropout
+
+    @property
+    def identity(self) -> str:
+        return identity_of(type(self).__name__, self._file, [self._separator, self._dropout])
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         tokens: list[str] = []

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from onmt_llm.errors import DataError
 from onmt_llm.text.decoding import StreamDecoder
+from onmt_llm.text.identity import identity_of
 from onmt_llm.text.pieces import Pieces, PieceTable
 from onmt_llm.text.tokenizers import Tokenizer, encode_pieces
 
@@ -34,6 +35,10 @@ class ControlGuard:
     @property
     def restarts_after_control(self) -> bool:
         return self._inner.restarts_after_control
+
+    @property
+    def identity(self) -> str:
+        return identity_of(self._inner.identity, None, sorted(self.control_tokens))
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         try:

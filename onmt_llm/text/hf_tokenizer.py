@@ -11,6 +11,7 @@ from typing import Any
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, byte_level_bytes, sentencepiece_bytes
+from onmt_llm.text.identity import identity_of
 from onmt_llm.text.vocab_formats import tokens_by_id
 
 
@@ -36,6 +37,10 @@ class HfTokenizer:
         self.control_tokens = frozenset(token["content"] for token in added if token.get("special"))
         self._piece_bytes = _piece_decoder(content, self._file)
         self._has_dummy_prefix = self._prefixes("a", "▁a") or self._prefixes("a", "Ġa")
+
+    @property
+    def identity(self) -> str:
+        return identity_of(type(self).__name__, self._file)
 
     def _prefixes(self, text: str, piece: str) -> bool:
         pieces = self._model.encode(text, add_special_tokens=False).tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 
 from onmt_llm.config.checkpoint import SpecialTokens
@@ -47,7 +48,7 @@ class JinjaTemplate:
         control_tokens: Collection[str] = (),
     ) -> None:
         self._sandbox, self._template = compile_template(source, name)
-        self._source = source
+        self.source = source
         self._name = name
         self._specials = specials
         roles = {role: getattr(specials, role) for role in ("bos", "eos", "unk", "pad")}
@@ -63,7 +64,7 @@ class JinjaTemplate:
         # jinja2's objects cannot be pickled; workers of the data pipeline compile the template again.
         again = partial(
             JinjaTemplate,
-            self._source,
+            self.source,
             name=self._name,
             specials=self._specials,
             control_tokens=self.control_tokens,
@@ -105,7 +106,7 @@ class JinjaTemplate:
         text = self._write(chat, generation_prompt)
         segments: list[Segment] = []
         position = 0
-        for start, end in [] if generation_prompt else self._answers(chat, text):
+        for start, end in [] if generation_prompt else self._trained(messages, chat, text):
             segments += self._cut(text[position:start], train_on=False)
             segments += self._cut(text[start:end], train_on=True)
             position = end
@@ -125,13 +126,14 @@ class JinjaTemplate:
         except Exception as error:  # foreign code: it may raise anything
             raise DataError(f"{self._name} cannot write this conversation: {error}") from error
 
-    def _answers(self, chat: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
-        """Where in `text` the answers are, from their first character to the control token that ends them."""
+    def _trained(self, messages: Sequence[Message], chat: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
+        """Where in `text` the trained turns are, from their first character to the control token that ends them."""
         spans = []
-        for number, message in enumerate(chat):
-            if message["role"] != "assistant":
+        for number, message in enumerate(messages):
+            if not message.trained:
                 continue
-            before = self._write(chat[:number], True) if number else ""
+            is_answer = message.role == "assistant"
+            before = self._write(chat[:number], is_answer) if number else ""
             after = self._write(chat[: number + 1], False)
             if not (text.startswith(after) and after.startswith(before)):
                 raise DataError(
@@ -139,9 +141,23 @@ class JinjaTemplate:
                     f"message {number + 1}, so that this answer cannot be marked for training.",
                     hint="train on conversations of one round, or with a built-in template",
                 )
-            ends = [match.end() for match in self._control.finditer(after, len(before))]
-            spans.append((len(before), ends[-1] if ends else len(after)))
+            start = len(before)
+            if not is_answer:
+                # no template can be asked for the heading of a question alone: it ends where the question begins
+                start = self._content_start(after, start, chat[number]["content"].strip())
+            ends = [match.end() for match in self._control.finditer(after, start)]
+            spans.append((start, ends[-1] if ends else len(after)))
         return spans
+
+    def _content_start(self, text: str, start: int, content: str) -> int:
+        """Where the last stretch between control tokens that ends with `content` has it; `start` where none has."""
+        found = start
+        edges = [(match.start(), match.end()) for match in self._control.finditer(text, start)]
+        for begin, end in pairwise([(start, start), *edges, (len(text), len(text))]):
+            stretch = text[begin[1] : end[0]].rstrip()
+            if stretch.endswith(content):
+                found = begin[1] + len(stretch) - len(content)
+        return found
 
     def _cut(self, text: str, *, train_on: bool) -> list[Segment]:
         """A stretch of rendered text as segments, control tokens apart."""

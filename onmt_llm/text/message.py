@@ -1,7 +1,8 @@
 """`Message` and `Template`, and what all templates share.
 
 A template gives control tokens (`<|im_start|>`) as tokens and everything else as text, so that what a user wrote is
-never taken for a control token. Headings and questions are not trained; answers are, with the token that ends them.
+never taken for a control token. Headings are not trained; answers are (or whichever turns `Message.train` says), with
+the token that ends them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ class Message:
     Attributes:
         role: "system" (first, if at all), "user" or "assistant"; Jinja templates may know more.
         content: Its text, with real newlines.
+        train: Whether the loss counts it; None = if it is an answer.
     """
 
     role: str
     content: str
+    train: bool | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the loss counts it."""
+        return self.role == "assistant" if self.train is None else self.train
 
 
 class Template(Protocol):
@@ -60,7 +68,7 @@ class Template(Protocol):
         ...
 
 
-def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+def split_system(messages: Sequence[Message]) -> tuple[Message | None, Sequence[Message]]:
     """The system message, if there is one, and the turns.
 
     Raises:
@@ -74,7 +82,7 @@ def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Mess
                 f"Messages must be of user and assistant, after one of system at most, but number {number} is "
                 f"of '{turn.role}'."
             )
-    return (messages[0].content if has_system else None), turns
+    return (messages[0] if has_system else None), turns
 
 
 def merged(segments: Sequence[Segment]) -> list[Segment]:

@@ -10,13 +10,17 @@ from typing import Any
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import BYTE_PIECE, ByteStreamDecoder, StreamDecoder, byte_level_bytes, to_byte_level
+from onmt_llm.text.identity import identity_of
 from onmt_llm.text.placeholders import NEWLINE, code_point, from_line, to_line
 
 _MODEL_OPTION = {"bpe": "bpe_model_path", "sentencepiece": "sp_model_path"}
 # pyonmttok keeps every balanced ｟...｠ together, and acts on its own `｟mrk_...｠`. Of those in a text only plain
 # names (`｟ent_1｠`, placeholders of translation models) and our markers may pass; other opening brackets are escaped.
-# It ends a text at its first zero byte and leaves out other control characters: they are escaped too.
-_UNSAFE = re.compile(r"｟(?!newline｠|U\+[0-9A-F]+｠|(?!mrk_)\w+｠)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# It ends a text at its first zero byte and leaves out other control characters and U+FEFF: they are escaped too, and
+# where it marks words, so are the signs that it does that with, for which it would put others that look like them. (The
+# same it does with the full-width signs ％ ＃ ：, as its models have learnt them; no_substitution keeps them.)
+_UNSAFE = r"｟(?!newline｠|U\+[0-9A-F]+｠|(?!mrk_)\w+｠)|[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]"
+_MARKS = "|[￭￨▁]"
 _ANNOTATIONS = ("joiner_annotate", "spacer_annotate")
 
 
@@ -45,7 +49,12 @@ class OnmtTokenizer:
         self._joiner: str = rest.get("joiner", "￭")
         self._joins = bool(rest.get("joiner_annotate"))
         self._reversible = any(rest.get(option) for option in _ANNOTATIONS)
+        self._unsafe = re.compile(_UNSAFE + _MARKS if self._reversible else _UNSAFE)
         self._model = _open(file, rest)
+
+    @property
+    def identity(self) -> str:
+        return identity_of(type(self).__name__, *self._arguments)
 
     def __reduce__(self) -> tuple[type[OnmtTokenizer], tuple[Any, ...]]:
         # The library's object cannot be pickled, and workers of the data pipeline get a copy of their tokeniser.
@@ -57,7 +66,7 @@ class OnmtTokenizer:
             # OpenNMT-py writes an empty line as two tokens, so that each of them is a `｟newline｠`.
             return [part for token in tokens for part in (["Ċ", "Ċ"] if token == "ĊĊ" else [token])]
         line = to_line(text.replace("\t", " "))
-        return self._model(_UNSAFE.sub(lambda match: code_point(match[0]), line), training=self._training)
+        return self._model(self._unsafe.sub(lambda match: code_point(match[0]), line), training=self._training)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[str]]:
         return [self.encode(text) for text in texts]

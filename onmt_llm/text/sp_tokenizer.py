@@ -12,6 +12,7 @@ from typing import Any
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, sentencepiece_bytes
+from onmt_llm.text.identity import identity_of
 from onmt_llm.text.pieces import Pieces, PieceTable
 from onmt_llm.text.sp_facts import read_facts
 from onmt_llm.text.word_cache import WordCache, is_provable
@@ -68,6 +69,10 @@ class SentencePieceTokenizer:
         if not self._has_dummy_prefix:
             return self._model
         return _from_proto(self._model.serialized_model_proto() + _NO_DUMMY_PREFIX)
+
+    @property
+    def identity(self) -> str:
+        return identity_of(type(self).__name__, self._file, self._sampling)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         model = self._continuing if continuation else self._model

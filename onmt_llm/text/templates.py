@@ -78,12 +78,12 @@ class AlpacaTemplate:
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
         system, turns = split_system(messages)
-        segments = [Segment(self.PREAMBLE if system is None else system, train_on=False)]
+        segments = [Segment(self.PREAMBLE, train_on=False)]
+        if system is not None:
+            segments = [Segment(system.content, train_on=system.trained)]
         for turn in turns:
-            if turn.role == "user":
-                segments.append(Segment(self.INSTRUCTION + turn.content, train_on=False))
-            else:
-                segments += [Segment(self.RESPONSE, train_on=False), Segment(turn.content)]
+            heading = self.INSTRUCTION if turn.role == "user" else self.RESPONSE
+            segments += [Segment(heading, train_on=False), Segment(turn.content, train_on=turn.trained)]
         if generation_prompt:
             segments.append(Segment(self.RESPONSE, train_on=False))
         return merged(segments)
@@ -104,7 +104,7 @@ class ChatMLTemplate:
         split_system(messages)
         segments: list[Segment] = []
         for message in messages:
-            train_on = message.role == "assistant"
+            train_on = message.trained
             segments += [
                 _control("<|im_start|>"),
                 Segment(f"{message.role}\n", train_on=False),
@@ -132,7 +132,7 @@ class Llama3Template:
         split_system(messages)
         segments = [_control(self._specials.bos)] if self._specials.bos else []
         for message in messages:
-            train_on = message.role == "assistant"
+            train_on = message.trained
             segments += self._header(message.role)
             segments.append(Segment(message.content.strip(), train_on=train_on))
             segments.append(_control("<|eot_id|>", train_on=train_on))
@@ -166,12 +166,17 @@ class Llama2Template:
                     f"In the template llama2 user and assistant must alternate, but turn {number + 1} is '{turn.role}'."
                 )
             if turn.role == "user":
-                setting = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if number == 0 and system is not None else ""
-                question = (setting + turn.content).strip()
-                segments += [_control(self._bos), Segment(f"[INST] {question} [/INST]", train_on=False)]
+                setting = f"<<SYS>>\n{system.content}\n<</SYS>>\n\n" if number == 0 and system is not None else ""
+                segments += [
+                    _control(self._bos),
+                    Segment("[INST] ", train_on=False),
+                    Segment((setting + turn.content).strip(), train_on=turn.trained),
+                    Segment(" [/INST]", train_on=False),
+                ]
             else:
-                segments += [Segment(f" {turn.content.strip()} "), _control(self._eos, train_on=True)]
-        return without_leading_bos(segments, self._specials)
+                answer = Segment(f" {turn.content.strip()} ", train_on=turn.trained)
+                segments += [answer, _control(self._eos, train_on=turn.trained)]
+        return without_leading_bos(merged(segments), self._specials)
 
 
 def _control(token: str, *, train_on: bool = False) -> Segment:

@@ -51,6 +51,11 @@ class Tokenizer(Protocol):
     @property
     def restarts_after_control(self) -> bool: ...
 
+    @property
+    def identity(self) -> str:
+        """A hash of the model file and all options: two tokenisers that share it make the same pieces of any text."""
+        ...
+
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         """Pieces of a text.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.data.corpus import split_corpora
+from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.prompts import read_prompts
 from onmt_llm.data.samples import write_samples
@@ -27,7 +29,6 @@ from onmt_llm.log import logger
 from onmt_llm.nn.lora import lora_modules
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.nn.wrap import match
-from onmt_llm.optional import require
 from onmt_llm.training.average import Average
 from onmt_llm.training.build import Layers, build, resolve_layers, sketch
 from onmt_llm.training.dist import World, open_world, resolve_device
@@ -36,6 +37,7 @@ from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.metrics import Reporter
 from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.optim import build_optimizer
+from onmt_llm.training.optimizers import check_package
 from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
 from onmt_llm.training.requests import Requests
@@ -210,7 +212,7 @@ def _train(
         judge = Judge(model, valid_data, precision, world, job.average, translations)
     with (
         Saver(job, start, spec, train_data, seed, told, safety) as save,
-        build_reporter(config, world, progress) as report,
+        build_reporter(config, world, progress, data=partial(data_figures, train_data, world)) as report,
     ):
         if detour is not None:
             save.written += detour.written
@@ -259,8 +261,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     open_alignment(config.objective, start.model, split_corpora(config.corpora.data)[0])
     layers = resolve_layers(config, start)
     model, quantised = sketch(config, start, layers)
-    if config.optimizer.optim.endswith("bit"):
-        require("bitsandbytes", f"optim: {config.optimizer.optim}")
+    check_package(config.optimizer.optim)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     train_data, _ = open_pipelines(config, options, start, seed=0, world=world)
     batch = max((_shape(batch) for batch in islice(train_data, 16)), key=lambda shape: shape.positions)
@@ -338,12 +339,25 @@ def open_pipelines(
     return open_(train_corpora, True), open_(valid_corpora, False) if valid_corpora else None
 
 
-def build_reporter(config: TrainConfig, world: World, progress: Progress) -> Reporter:
+def data_figures(pipeline: Pipeline, world: World) -> dict[str, float]:
+    """What has happened to each corpus on all ranks: `data/<corpus>/read`, `data/<corpus>/dropped/<reason>` ..."""
+    own = {name: counts.to_dict() for name, counts in pipeline.counts.items()}
+    total = {name: CorpusCounts() for name in own}
+    for rank in world.gather(own):
+        for name, counts in rank.items():
+            total[name].add(CorpusCounts.from_dict(counts))
+    return {f"data/{name}/{key}": value for name, counts in total.items() for key, value in counts.figures().items()}
+
+
+def build_reporter(
+    config: TrainConfig, world: World, progress: Progress, *, data: Callable[[], dict[str, float]]
+) -> Reporter:
     """The reporter of this rank; only rank 0's writes anything."""
     log = config.logging
     shared: dict[str, Any] = {
         "start_step": progress.step,
         "resumed": progress.report,
+        "data": data,
         "train_steps": config.run.train_steps,
         "report_every": log.report_every,
     }

@@ -160,6 +160,8 @@ class Reporter:
         metrics_file: JSON lines; rows after `start_step` (of a run that was continued) are cut. None = no file.
         tensorboard_dir: Folder of this run's events; None = no TensorBoard.
         resumed: `state()` of the run that goes on.
+        data: What has happened to the corpora so far, as `data/<corpus>/...`; asked at each report, on all ranks alike.
+            None = not reported.
     """
 
     def __init__(
@@ -172,12 +174,14 @@ class Reporter:
         metrics_file: Path | None = None,
         tensorboard_dir: Path | None = None,
         resumed: Mapping[str, Any] | None = None,
+        data: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self._start_step = start_step
         self._train_steps = train_steps
         self._report_every = report_every
         self._progress = _resolve_progress(progress)
         self._metrics_file = metrics_file
+        self._data = data
         self._sinks: list[Sink] = []
         self._tensorboard_dir = tensorboard_dir
         if metrics_file is not None:
@@ -268,7 +272,7 @@ class Reporter:
                 *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
                 *(_pace(totals, seconds), 100 * figures["data_wait"], duration(elapsed), duration(left)),
             )
-        self._send("progress", step, figures)
+        self._send("progress", step, figures | ({} if self._data is None else self._data()))
         self._window, self._waited = Totals(), 0.0
         self._window_began = now
 
@@ -347,7 +351,7 @@ def _row_step(line: str) -> float:
 
 
 def tensorboard_sink(directory: Path, start_step: int) -> Sink:
-    """A sink that writes TensorBoard scalars `progress/...` and `valid/...` into `directory`."""
+    """A sink that writes TensorBoard scalars `progress/...`, `valid/...` and `data/<corpus>/...` into `directory`."""
     require("tensorboard", "tensorboard: true")
     writer = require("torch.utils.tensorboard", "tensorboard: true", "tensorboard").SummaryWriter(
         str(directory), purge_step=start_step + 1
@@ -356,7 +360,8 @@ def tensorboard_sink(directory: Path, start_step: int) -> Sink:
 
     def tensorboard(split: str, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
-            writer.add_scalar(f"{split}/{name}", value, step)
+            # `data/<corpus>/...` has a group of its own
+            writer.add_scalar(name if "/" in name else f"{split}/{name}", value, step)
         writer.flush()
 
     return tensorboard

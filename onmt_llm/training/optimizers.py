@@ -169,6 +169,18 @@ def _decaying(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
+def check_package(name: str) -> None:
+    """Make sure of the package that the optimiser `name` comes from.
+
+    Raises:
+        UnsupportedError: It is missing.
+    """
+    if name in ("lion", "muon", "galore"):
+        _library(name)
+    elif name.endswith("bit"):
+        require("bitsandbytes", f"optim: {name}")
+
+
 def _library(name: str) -> Any:
     return require("pytorch_optimizer", f"optim: {name}")
 

@@ -100,6 +100,7 @@ class Saver:
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     written: list[Path] = field(default_factory=list)
     _background: Background = field(default_factory=Background)
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def __enter__(self) -> Saver:
         return self
@@ -122,7 +123,7 @@ class Saver:
         if world.is_main:
             snapshot = self._take(path, progress, ranks)
             needed = sum(tensor.nbytes for tensor in snapshot.tensors)
-            if self.safety.save_async and _fits(needed):
+            if self.safety.save_async and (self._buffers or _fits(needed)):
                 self._background.wait()
                 copied = self._copied(snapshot)
                 self._background.start(functools.partial(self._write, copied, needed))
@@ -168,11 +169,27 @@ class Saver:
         """The snapshot with copies, in CPU memory, of all that training changes."""
         fixed = {p.data_ptr() for p in self.job.model.parameters() if not p.requires_grad}
 
-        def copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: t if t.data_ptr() in fixed else t.to("cpu", copy=True) for name, t in tensors.items()}
+        def copy(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: tensor if tensor.data_ptr() in fixed else self._buffer(f"{part} {name}", tensor)
+                for name, tensor in tensors.items()
+            }
 
-        state = TrainState(copy(snapshot.state.tensors), snapshot.state.text)
-        return replace(snapshot, model=copy(snapshot.model), average=copy(snapshot.average), state=state)
+        return replace(
+            snapshot,
+            model=copy("model", snapshot.model),
+            average=copy("average", snapshot.average),
+            state=TrainState(copy("state", snapshot.state.tensors), snapshot.state.text),
+        )
+
+    def _buffer(self, key: str, tensor: Tensor) -> Tensor:
+        """A copy, in the memory of the last one: new memory would cost three times the time of the copy."""
+        kept = self._buffers.get(key)
+        if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
+            kept = self._buffers[key] = tensor.to("cpu", copy=True)
+        else:
+            kept.copy_(tensor)
+        return kept
 
     def _write(self, snapshot: Snapshot, needed: int) -> None:
         run, path, began = self.job.run, snapshot.path, time.perf_counter()

@@ -46,7 +46,7 @@ def test_every_command_line_parses(document: Path) -> None:
         if name in JOBS:
             job = JOBS[name]
             cut = next((i for i, word in enumerate(words) if word in (">", "|", "&", "2>&1")), len(words))
-            options = words[:cut] if name != "onmt_llm_checkpoint" else words[1:cut]
+            options = words[:cut] if name not in ("onmt_llm_checkpoint", "onmt_llm_data") else words[1:cut]
             flags.parse(options, leaves(job.kind, job.extra()), prog=name, about="", switches=SWITCHES, short=job.short)
 
 

@@ -58,6 +58,7 @@ class Deduplicate(Transform):
     section = "deduplicate"
     Config = DeduplicateConfig
     needs_text = True
+    compares = True
 
     def __init__(self, *, text: Callable[[Example], str], keys: Callable[[str], Keys], reason: str) -> None:
         super().__init__()

@@ -57,6 +57,7 @@ class FuzzyMatch(Augment):
     name = "fuzzymatch"
     section = "fuzzymatch"
     Config = FuzzyMatchConfig
+    at_inference = True
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class Terminology(Augment):
     name = "terminology"
     section = "terminology"
     Config = TerminologyConfig
+    at_inference = True
 
     def __init__(
         self,

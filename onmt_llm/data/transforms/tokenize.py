@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
@@ -68,6 +69,10 @@ class Tokenize(Transform):
         self.bos = bos
         self._seed = seed
         self._keeps_newlines: set[Tokenizer] = set()
+
+    @property
+    def draws(self) -> bool:
+        return self._seed is not None
 
     @classmethod
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
@@ -145,6 +150,13 @@ class OnmtTokenize(Tokenize):
 
     name = "onmt_tokenize"
     kind = "onmt_tokenize"
+
+    def batch(self, examples: Sequence[Example]) -> list[Example]:
+        if self._seed is None:
+            return super().batch(examples)
+        # The library has a generator for each thread, and its seed counts for threads that have drawn nothing yet.
+        with ThreadPoolExecutor(1) as fresh:
+            return fresh.submit(super().batch, examples).result()
 
 
 @TRANSFORMS.register("huggingface_tokenize")

@@ -73,6 +73,8 @@ class Transform:
     """Must stand behind the tokeniser."""
     needs_neighbours: ClassVar[bool] = False
     """Looks at successive records together: they must come in the order of the file."""
+    compares: ClassVar[bool] = False
+    """What becomes of an example depends on the others of its bucket."""
     at_inference: ClassVar[bool] = False
     """Acts on what a model is asked, too, as it does on the sources of training."""
     rewrites: ClassVar[bool] = False
@@ -84,6 +86,11 @@ class Transform:
         self.dropped: Counter[str] = Counter()
         self.made = 0
         self.truncated = 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers decide what becomes of an example."""
+        return type(self).reseed is not Transform.reseed
 
     @classmethod
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:

@@ -123,6 +123,27 @@ class TestTokenize:
             assert run(transforms, [lm("the cat")])[0].src[0].tokens == expected
             assert undo_all(transforms, expected) == "the cat"
 
+    def test_dropout_of_onmt_tokenize_repeats_after_reseed_whatever_was_drawn_before(self, write):
+        codes = write("codes", "#version: 0.2\nt h\nth e</w>\nc a\nca t</w>\n")
+        config = SubwordConfig(
+            src_subword_model=codes,
+            src_subword_type="bpe",
+            src_subword_alpha=0.5,
+            src_onmttok_kwargs="{'mode': 'space'}",
+        )
+        (transform,) = build_transforms(
+            ["onmt_tokenize"], {"subword": config}, NO_CORPUS, TransformContext(training=True)
+        )
+
+        def encode(seed: int) -> list[list[str]]:
+            transform.reseed(seed)
+            examples = [lm("the cat the cat") for _ in range(9)]
+            return [tokens(example.src)[0] or [] for example in transform.batch(examples)]
+
+        drawn = encode(3)
+        assert encode(4) != drawn == encode(3)
+        assert len({tuple(pieces) for pieces in drawn}) > 1
+
     def test_onmt_tokenize_reads_its_arguments_as_a_literal(self):
         for text in (
             '{"mode": "aggressive", "joiner_annotate": true}',

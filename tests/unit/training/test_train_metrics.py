@@ -110,3 +110,23 @@ def test_a_failing_log_never_stops_training(
     feed(report(path, progress="none", tensorboard=tmp_path), range(1, 5))
     assert caplog.text.count("no longer written by tensorboard: No space left on device") == 1
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_what_became_of_the_data_is_in_every_row_and_in_tensorboard(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    counted = iter([{"data/web/kept": 8.0}, {"data/web/kept": 16.0, "data/web/dropped/too_long": 1.0}])
+    path, folder = tmp_path / "m.jsonl", tmp_path / "tb"
+    reporter = Reporter(
+        start_step=0,
+        train_steps=4,
+        report_every=2,
+        progress="none",
+        metrics_file=path,
+        tensorboard_dir=folder,
+        data=lambda: next(counted),
+    )
+    feed(reporter, range(1, 5))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["data/web/kept"] for row in rows] == [8, 16] and rows[1]["data/web/dropped/too_long"] == 1
+    events = accumulator.EventAccumulator(str(folder)).Reload()
+    assert [event.value for event in events.Scalars("data/web/kept")] == [8, 16]

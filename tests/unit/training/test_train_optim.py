@@ -82,28 +82,29 @@ def test_matrices_of_the_blocks_are_treated_apart() -> None:
     assert {name for name, orthogonal in kinds.items() if orthogonal} == {"linear.weight", "frozen.weight"}
     galore = optim.build_optimizer(model, OptimConfig(optim="galore", galore_rank=2))
     galore.step()
-    assert galore.state[model["linear"].weight]["exp_avg"].shape == (3, 2)
+    assert galore.state[model["linear"].weight]["exp_avg"].shape == (2, 4)
     assert galore.state[model["lm_head"].weight]["exp_avg"].shape == (5, 4)
 
 
 def test_bf16_weights_follow_float32_ones_where_bf16_alone_stands_still() -> None:
     torch.manual_seed(0)
-    start, target = torch.ones(32, 32, dtype=torch.bfloat16), 1 + 0.05 * torch.randn(32, 32)
+    start, gradients = torch.ones(32, 32), (torch.randn(300, 32, 32) + 0.5).bfloat16()
     settings = OptimConfig(optim="adamw", learning_rate=1e-4, weight_decay=0.01)
     ends = {}
     for kind in ("float32", "kahan", "bf16"):
         model = nn.Linear(32, 32, bias=False)
-        model.weight.data = start.float() if kind == "float32" else start.clone()
+        model.weight.data = start.clone() if kind == "float32" else start.bfloat16()
         optimizer = optim.build_optimizer(model, settings, pure_bf16=kind == "kahan")
-        for _ in range(300):
-            model.weight.grad = (model.weight.detach().float() - target).to(model.weight.dtype)
+        for gradient in gradients:
+            model.weight.grad = gradient.to(model.weight.dtype)
             optimizer.step()
         ends[kind] = model.weight.detach().float()
-    assert torch.equal(ends["bf16"], start.float())
-    assert (ends["float32"] - start).abs().mean() > 0.01
-    # half a unit in the last place of bf16 next to 1
-    assert (ends["kahan"] - ends["float32"]).abs().max() <= 2**-8 + 1e-3
-    assert (ends["kahan"] - ends["float32"]).mean().abs() < 3e-4
+        if kind == "kahan":
+            ends["with the rest"] = ends[kind] + optimizer.state[model.weight]["rest"]
+    assert (ends["bf16"] - start).abs().mean() < 0.1 * (ends["float32"] - start).abs().mean()
+    # half a unit in the last place of bf16 below 1, and the same of both numbers together
+    assert (ends["kahan"] - ends["float32"]).abs().max() <= 2**-9 + 1e-4
+    assert (ends["with the rest"] - ends["float32"]).abs().max() < 1e-4
     with pytest.raises(ConfigError, match="pure_bf16 must go with optim: adamw, but optim is sgd"):
         optim.build_optimizer(nn.Linear(2, 2), OptimConfig(optim="sgd"), pure_bf16=True)
 

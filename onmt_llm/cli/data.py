@@ -1,0 +1,154 @@
+"""`onmt_llm_data report | sample | pack | merge | verify`: look at the data of a run, or tokenise it beforehand."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.cli.inputs import check_files
+from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.train import training_files
+from onmt_llm.config.data_tool import DataToolConfig
+from onmt_llm.config.load import Loaded
+from onmt_llm.data import pack
+from onmt_llm.data.pages import report_page, samples_page
+from onmt_llm.data.report import measure, mixture, table, to_json
+from onmt_llm.data.trace import collect
+from onmt_llm.errors import ConfigError
+
+USAGE = (
+    "onmt_llm_data report -config x.yaml | sample -config x.yaml | pack -config x.yaml | "
+    "merge -shards FOLDER FOLDER -output FOLDER | verify -shards FOLDER"
+)
+DEFAULT_SAMPLE = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    # the action comes first, and is not an option
+    action = words.pop(0) if words and not words[0].startswith("-") else ""
+    return run_job("onmt_llm_data", functools.partial(_data, action), words)
+
+
+def _data(action: str, loaded: Loaded[Any]) -> int:
+    actions = {"report": _report, "sample": _sample, "pack": _pack, "merge": _merge, "verify": _verify}
+    if action not in actions:
+        raise ConfigError(f"The first word must be one of {', '.join(actions)}, but is '{action}'.", hint=USAGE)
+    if action not in ("merge", "verify"):
+        check_files(loaded, training_files(loaded))
+    return actions[action](loaded)
+
+
+def _report(loaded: Loaded[Any]) -> int:
+    config: DataToolConfig = loaded.job
+    data = config.corpora
+    outputs = _outputs(config, "report.json", "report.html")
+    n_sample = data.n_sample or -1
+    from onmt_llm.training.start import open_start  # torch is imported here
+
+    reports = measure(
+        data.data,
+        data=data,
+        options=loaded.options,
+        model=open_start(config, loaded.options).text,
+        seed=max(config.run.seed, 0),
+        n_sample=n_sample,
+        processes=config.look.num_threads,
+        bucket_size=config.batching.bucket_size,
+    )
+    print(table(reports))
+    what = "all records" if n_sample < 0 else f"the first {n_sample:,} records"
+    shares = mixture(reports, data.mixing_temperature)
+    page = report_page(reports, shares, title="Data report", about=f"Of {what} of each corpus, read once.")
+    for path, text in zip(
+        outputs, (json.dumps(to_json(reports, shares), indent=1, ensure_ascii=False), page), strict=True
+    ):
+        _write(path, text)
+    return 0
+
+
+def _sample(loaded: Loaded[Any]) -> int:
+    config: DataToolConfig = loaded.job
+    data = config.corpora
+    if data.n_sample < 0:
+        raise ConfigError(f"n_sample must be at least 1 for a page of samples, but is {data.n_sample}.")
+    (output,) = _outputs(config, "samples.html")
+    number = data.n_sample or DEFAULT_SAMPLE
+    from onmt_llm.training.start import open_start  # torch is imported here
+
+    collected = collect(
+        data.data,
+        data=data,
+        options=loaded.options,
+        model=open_start(config, loaded.options).text,
+        number=number,
+        seed=max(config.run.seed, 0),
+    )
+    looked_at = ", ".join(f"{each.looked_at:,} of {each.corpus}" for each in collected)
+    about = f"The first {number:,} examples of each corpus, and what was dropped on the way to them: {looked_at} read."
+    _write(output, samples_page(collected, title="Data samples", about=about))
+    return 0
+
+
+def _pack(loaded: Loaded[Any]) -> int:
+    config: DataToolConfig = loaded.job
+    from onmt_llm.training.start import open_start  # torch is imported here
+
+    written = pack.pack(
+        config.corpora.data,
+        data=config.corpora,
+        options=loaded.options,
+        model=open_start(config, loaded.options).text,
+        folder=_folder(config) / "packed",
+        processes=config.look.num_threads,
+    )
+    for name, path in written.items():
+        print(f"{name}: {path}")
+        if not config.corpora.data[name].path_packed:
+            print(f"  training reads it with path_packed: {path.parent} in the corpus {name}")
+    return 0
+
+
+def _merge(loaded: Loaded[Any]) -> int:
+    output = needed(loaded, "look", "output", USAGE)
+    print(f"merged: {pack.merge([Path(folder) for folder in loaded.job.look.shards], Path(output))}")
+    return 0
+
+
+def _verify(loaded: Loaded[Any]) -> int:
+    needed(loaded, "look", "shards", USAGE)
+    for folder in loaded.job.look.shards:
+        print(f"{pack.verify(Path(folder))} files of {folder} are as written")
+    return 0
+
+
+def _folder(config: DataToolConfig) -> Path:
+    """Where the outputs go."""
+    return Path(config.corpora.save_data or f"{config.run.save_model}_data")
+
+
+def _outputs(config: DataToolConfig, *names: str) -> list[Path]:
+    """Files to write below `save_data`.
+
+    Raises:
+        ConfigError: One is there already.
+    """
+    paths = [_folder(config) / name for name in names]
+    taken = next((path for path in paths if path.exists()), None)
+    if taken and not config.corpora.overwrite:
+        raise ConfigError(f"The output must not exist, but {taken} does.", hint="-overwrite replaces it")
+    return paths
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

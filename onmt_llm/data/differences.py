@@ -1,0 +1,52 @@
+"""What a change did: stretches that stayed, that were added, that are gone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import Literal, NamedTuple
+
+_WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+_MOST_WORK = 4_000_000
+"""Comparisons above which the changed middle is shown as a whole."""
+
+Kind = Literal["same", "added", "gone"]
+
+
+class Stretch(NamedTuple):
+    """Consecutive words of what there is now, or of what there was."""
+
+    kind: Kind
+    words: Sequence[str]
+
+
+def compare(old: Sequence[str], new: Sequence[str]) -> list[Stretch]:
+    """Stretches in order: those that are not `gone` are `new`, those that are not `added` are `old`."""
+    head = _common(old, new)
+    tail = _common(old[head:][::-1], new[head:][::-1])
+    middle = _compare(old[head : len(old) - tail], new[head : len(new) - tail])
+    stretches = [Stretch("same", new[:head]), *middle, Stretch("same", new[len(new) - tail :])]
+    return [stretch for stretch in stretches if stretch.words]
+
+
+def compare_texts(old: str, new: str) -> list[tuple[Kind, str]]:
+    """The same of two texts, word by word."""
+    return [(kind, "".join(words)) for kind, words in compare(_WORDS.findall(old), _WORDS.findall(new))]
+
+
+def _common(old: Sequence[str], new: Sequence[str]) -> int:
+    """How many words both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+
+
+def _compare(old: Sequence[str], new: Sequence[str]) -> list[Stretch]:
+    if len(old) * len(new) > _MOST_WORK:
+        return [Stretch("gone", old), Stretch("added", new)]
+    found: list[Stretch] = []
+    for tag, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if tag == "equal":
+            found.append(Stretch("same", new[c:d]))
+        else:
+            found += [Stretch("gone", old[a:b]), Stretch("added", new[c:d])]
+    return found

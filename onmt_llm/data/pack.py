@@ -1,0 +1,264 @@
+"""`onmt_llm_data pack` and `merge`: write token shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.chunks import Chunk, Source, run_chunks
+from onmt_llm.data.corpus import Corpus, split_corpora
+from onmt_llm.data.counts import CorpusCounts
+from onmt_llm.data.encoding import Encoded
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.pack_identity import fingerprint, inputs_of, recipe, text_files
+from onmt_llm.data.packed import ENDINGS, FORMAT, INDEX, VERSION, ShardWriter, damaged, read_index
+from onmt_llm.data.readers import Record
+from onmt_llm.data.token_records import Part, what_else
+from onmt_llm.data.tokens import vocabularies
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.log import logger
+
+_GROUP = 256
+SHARD_RECORDS = 1 << 16
+"""Records of a shard: fixed, so that the files do not depend on the number of processes."""
+
+
+def pack(
+    corpora: Mapping[str, CorpusConfig],
+    *,
+    data: DataConfig,
+    options: Mapping[str, Section],
+    model: ModelText,
+    folder: Path,
+    processes: int = 1,
+) -> dict[str, Path]:
+    """Tokenise every corpus of text, for as many epochs as there will be.
+
+    Args:
+        corpora: Corpora by name; each goes below its `path_packed`.
+        data: Options of all corpora.
+        options: Sections of the transforms.
+        model: The model that they are prepared for.
+        folder: For corpora without `path_packed`.
+        processes: How many work on it.
+
+    Returns:
+        The folder of each corpus' shards; one that was there already is left as it is.
+
+    Raises:
+        ConfigError: A transform draws at random, or looks at several examples together.
+        DataError: A file is missing or wrong.
+    """
+    train, _ = split_corpora(corpora)
+    written: dict[str, Path] = {}
+    for name, corpus in corpora.items():
+        if corpus.path_tokens:
+            logger.info("Corpus '%s' consists of tokens already.", name)
+            continue
+        text = corpus.model_copy(update={"path_packed": None})
+        source = Source({name: text}, data, options, model, seed=0, training=name in train)
+        (opened,) = source.open()
+        _check_repeatable(opened, source.training)
+        made_by = recipe(text, data=data, options=options, model=model, training=source.training)
+        inputs = inputs_of(text_files(text))
+        output = Path(corpus.path_packed or folder) / f"{name}-{fingerprint(made_by, inputs)[:16]}"
+        written[name] = output
+        if (output / INDEX).is_file():
+            logger.info("Corpus '%s' is packed already: %s", name, output)
+            continue
+        head = {"corpus": name, "recipe": made_by, "inputs": inputs}
+        _pack(source, output, head, model, processes)
+    return written
+
+
+def merge(folders: Sequence[Path], output: Path) -> Path:
+    """Put the shards of several folders into one, without copying where the file system can link.
+
+    Raises:
+        ConfigError: Nothing to merge is named.
+        DataError: They are of different vocabularies or tasks, one of them cannot be read, or `output` is there.
+    """
+    if not folders:
+        raise ConfigError("merge must be given folders of token shards, but is given none.")
+    indexes = [read_index(folder) for folder in folders]
+    for folder, index in zip(folders, indexes, strict=True):
+        differing = [key for key in ("parts", "vocabularies") if index[key] != indexes[0][key]]
+        if differing:
+            raise DataError(
+                f"Shards that are merged must have the same {' and '.join(differing)}, "
+                f"but those of {folders[0]} and {folder} differ."
+            )
+    total = CorpusCounts()
+    shards: list[dict[str, Any]] = []
+    with _complete(output) as unfinished:
+        for folder, index in zip(folders, indexes, strict=True):
+            total.add(CorpusCounts.from_dict(index["counts"]))
+            for shard in index["shards"]:
+                name = f"{len(shards):05d}"
+                for ending in ENDINGS:
+                    _link(folder / f"{shard['name']}{ending}", unfinished / f"{name}{ending}")
+                shards.append({**shard, "name": name})
+        recipes = {"recipe": {"merged": [index["recipe"] for index in indexes]}, "inputs": []}
+        _write_index(unfinished, {**indexes[0], **recipes, "counts": total.to_dict(), "shards": shards})
+    return output
+
+
+def verify(folder: Path) -> int:
+    """Check every file of a folder against its hash; returns how many there are.
+
+    Raises:
+        DataError: Some are not as they were written.
+    """
+    wrong = damaged(folder)
+    if wrong:
+        raise DataError(f"{len(wrong)} files of {folder} are not as written: {', '.join(wrong[:10])}.")
+    return len(read_index(folder)["shards"]) * len(ENDINGS)
+
+
+def _check_repeatable(corpus: Corpus, training: bool) -> None:
+    for transform in corpus.transforms:
+        if training and transform.draws:
+            raise ConfigError(
+                f"Transforms of a corpus that is packed must not draw at random, but '{transform.name}' of corpus "
+                f"'{corpus.name}' does: every epoch would be the same.",
+                hint="leave it out, or do without path_packed",
+            )
+        if transform.needs_neighbours or transform.compares:
+            raise ConfigError(
+                f"Transforms of a corpus that is packed must look at each example by itself, but '{transform.name}' of "
+                f"corpus '{corpus.name}' looks at several together.",
+                hint="let it make a text beforehand, or do without path_packed",
+            )
+
+
+def _pack(source: Source, output: Path, head: Mapping[str, Any], model: ModelText, processes: int) -> None:
+    total = CorpusCounts()
+    shards: list[dict[str, Any]] = []
+    parts: tuple[Part, ...] | None = None
+    with _complete(output) as unfinished:
+        vocab_size = max(len(model.vocab), len(model.src_vocab or model.vocab))
+        work = partial(_write_shard, unfinished, vocab_size)
+        for _, (counts, entry, found) in run_chunks(source, work, processes=processes, size=SHARD_RECORDS):
+            total.add(counts)
+            shards.append(entry)
+            parts = parts or found
+        if not total.kept:
+            raise DataError(f"Corpus '{head['corpus']}' must yield at least one example, but {total.summary()}.")
+        logger.info("Corpus '%s' packed: %s", head["corpus"], total.summary())
+        vocab = model.vocab
+        _write_index(
+            unfinished,
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                **head,
+                "task": model.task,
+                "parts": parts,
+                "vocabularies": vocabularies(model),
+                "vocab_size": len(vocab),
+                "bos_id": vocab.bos_id,
+                "eos_id": vocab.eos_id,
+                "pad_id": vocab.pad_id,
+                "counts": total.to_dict(),
+                "shards": shards,
+            },
+        )
+
+
+def _write_shard(
+    folder: Path, vocab_size: int, corpus: Corpus, chunk: Chunk
+) -> tuple[CorpusCounts, dict[str, Any], tuple[Part, ...] | None]:
+    writer = ShardWriter(vocab_size)
+    total = CorpusCounts()
+    for start in range(0, len(chunk.records), _GROUP):
+        for line, examples, counts in _each(corpus, chunk.records[start : start + _GROUP]):
+            writer.add(line, examples, what_else(counts))
+            total.add(counts)
+    return total, writer.write(folder, chunk.number), writer.parts
+
+
+Place = tuple[Path | None, int]
+"""File and line of a record."""
+Happened = tuple[int, list[Encoded], CorpusCounts]
+"""Line of a record, the examples that came of it, what happened."""
+
+
+def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
+    """What becomes of each record.
+
+    Tokenisers are fastest on many texts, but what happened is known of all of them together. So those of which nothing
+    is left are looked at once more, one by one; and all are, where transforms made or cut examples.
+    """
+    together, all_counts = _run(corpus, records)
+    kept: dict[Place, list[Encoded]] = {}
+    for place, encoded in together:
+        kept.setdefault(place, []).append(encoded)
+    simple = not (all_counts.made or all_counts.truncated)
+    for record in records:
+        examples = kept.get((record.paths[0], record.line))
+        if simple and examples:
+            counts = CorpusCounts(read=1)
+            for encoded in examples:
+                counts.keep(encoded, encoded.num_trained)
+            yield record.line, examples, counts
+        else:
+            yield _one(corpus, record)
+
+
+def _one(corpus: Corpus, record: Record) -> Happened:
+    examples, counts = _run(corpus, [record])
+    return record.line, [encoded for _, encoded in examples], counts
+
+
+def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[Place, Encoded]], CorpusCounts]:
+    corpus.counts = CorpusCounts()
+    examples = corpus.examples(records)
+    found = [((each.path, each.line), encoded) for each in examples if (encoded := corpus.encode(each)) is not None]
+    return found, corpus.counts
+
+
+def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    with (folder / INDEX).open("w", encoding="utf-8") as file:
+        json.dump(index, file, indent=1, ensure_ascii=False)
+
+
+@contextmanager
+def _complete(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, which takes that name when all of it is written and flushed."""
+    if output.exists():
+        raise DataError(f"The output must not exist, but {output} does.", hint="remove it, or choose another name")
+    unfinished = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        for path in [*unfinished.iterdir(), unfinished]:
+            _flush(path)
+        unfinished.rename(output)
+        _flush(output.parent)
+    except OSError as error:
+        raise DataError(f"Writing {output} failed: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,113 @@
+"""Histograms as coordinates: what a template needs to draw one in SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onmt_llm.data.counts import percentile
+
+_WIDTH, _HEIGHT, _LEFT, _TOP = 560, 150, 44, 20
+_COLUMNS = 40
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column, with what it says when it is pointed at."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place with a label: on an axis, or of a percentile."""
+
+    x: float
+    y: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A histogram in a box of `width` x `height`.
+
+    Attributes:
+        width: Of the whole, the scale on the left included.
+        height: Of the whole, but for what stands below the columns.
+        columns: From the left.
+        marks: Of the scale on the left.
+        ticks: Of the scale below.
+        percentiles: Where the median and its like are.
+    """
+
+    width: int
+    height: int
+    columns: list[Column]
+    marks: list[Mark]
+    ticks: list[Mark]
+    percentiles: list[Mark]
+
+
+def histogram(lengths: Mapping[int, int]) -> Plot:
+    """The plot of examples by length.
+
+    Columns are a power of two wide, so that the bins of `counts.length_bin` never straddle two of them.
+    """
+    longest = max(lengths)
+    step = 1
+    while (longest + 1) / step > _COLUMNS:
+        step *= 2
+    number = longest // step + 1
+    heights = [0] * number
+    for length, count in lengths.items():
+        heights[length // step] += count
+    highest, wide = max(heights), (_WIDTH - _LEFT) / number
+
+    def x(length: float) -> float:
+        return round(_LEFT + length / step * wide, 2)
+
+    def y(count: float) -> float:
+        return round(_TOP + _HEIGHT * (1 - count / highest), 2)
+
+    columns = [
+        Column(
+            x(place * step),
+            y(count),
+            round(max(wide - 1, 0.5), 2),
+            round(_TOP + _HEIGHT - y(count), 2),
+            f"{_range(place * step, step)} tokens: {count:,} examples",
+        )
+        for place, count in enumerate(heights)
+        if count
+    ]
+    every = max(number // 8, 1)
+    return Plot(
+        width=_WIDTH,
+        height=_HEIGHT,
+        columns=columns,
+        marks=[Mark(0, y(highest * part), _short(highest * part)) for part in (0, 0.5, 1)],
+        ticks=[Mark(x(place * step), 0, f"{place * step:,}") for place in range(0, number, every)],
+        percentiles=_percentiles(lengths, x, step),
+    )
+
+
+def _percentiles(lengths: Mapping[int, int], x: object, step: int) -> list[Mark]:
+    assert callable(x)
+    found = [(name, percentile(lengths, share)) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))]
+    # one below the other, since they may stand close together
+    return [Mark(x(length), 8 + 12 * row, f"{name} {length:,}") for row, (name, length) in enumerate(found)]
+
+
+def _range(low: int, step: int) -> str:
+    return f"{low:,}" if step == 1 else f"{low:,}–{low + step - 1:,}"
+
+
+def _short(count: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}"
