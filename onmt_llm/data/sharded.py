@@ -47,7 +47,7 @@ class ShardedReader:
         return self._load(number, 1)[0]
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """Mapped files need no telling."""
+        """Nothing: mapped shards are the system's to fetch."""
 
     def read(self) -> Record | None:
         if not self._ahead:
