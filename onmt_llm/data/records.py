@@ -24,7 +24,7 @@ from onmt_llm.data.readers.rows import header
 from onmt_llm.data.trained import TrainedParts, read_flag
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
-from onmt_llm.text.message import mark_rounds
+from onmt_llm.text.message import mark_rounds, with_rounds_of
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_template
@@ -261,11 +261,14 @@ class ExampleParser:
             return None
         if self.template is None:
             self.template = self._open_template(DEFAULT_TEMPLATE)
+        marked, answers = self.trained.mark(messages), [replace(m, train=m.role == "assistant") for m in messages]
         try:
-            segments = self.template.render(self.trained.mark(messages), generation_prompt=False)
+            segments = self.template.render(answers, generation_prompt=False)
+            mark_rounds(segments)
+            if marked != answers:
+                segments = with_rounds_of(self.template.render(marked, generation_prompt=False), segments)
         except (DataError, ConfigError) as error:
             raise self._bad(record, f"does not fit the chat template: {error.message}") from error
-        mark_rounds(segments)
         return Example(
             src=self.trained.mark_ends(segments, messages, self.template.stop_tokens),
             corpus=self.name,

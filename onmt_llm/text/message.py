@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from onmt_llm.config.checkpoint import SpecialTokens
@@ -100,13 +101,52 @@ def merged(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def mark_rounds(segments: Sequence[Segment]) -> None:
-    """Mark where rounds begin: behind an answer, and the white space that the layout puts there."""
+    """Mark where rounds begin: behind an answer, and the white space that the layout puts there.
+
+    Args:
+        segments: A conversation of which all answers are trained, and nothing else.
+    """
     answered = False
     for segment in segments:
         if segment.train_on:
             answered = True
         elif answered and (segment.tokens or (segment.text or "").strip()):
             segment.starts_round, answered = True, False
+
+
+def with_rounds_of(segments: Sequence[Segment], answers: Sequence[Segment]) -> list[Segment]:
+    """The segments, cut and marked where rounds begin.
+
+    Args:
+        segments: A conversation, whatever of it is trained.
+        answers: The same one as `mark_rounds` has marked it.
+    """
+    places, place = [], 0
+    for segment in answers:
+        if segment.starts_round:
+            places.append(place)
+        place += _length(segment)
+    result, place = [], 0
+    for segment in segments:
+        start, end, text = place, place + _length(segment), segment.text
+        cuts = [at for at in places if start < at < end] if text is not None else []
+        if text is None or not cuts:
+            result.append(segment)
+        else:
+            bounds = [start, *cuts, end]
+            result += [
+                Segment(text[one - start : other - start], train_on=segment.train_on) for one, other in pairwise(bounds)
+            ]
+        place = end
+    place = 0
+    for segment in result:
+        segment.starts_round = place in places
+        place += _length(segment)
+    return result
+
+
+def _length(segment: Segment) -> int:
+    return len(segment.text) if segment.text is not None else sum(map(len, segment.tokens or ()))
 
 
 def without_leading_bos(segments: list[Segment], specials: SpecialTokens) -> list[Segment]:

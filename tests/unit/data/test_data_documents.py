@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from onmt_llm.data.transforms import TransformContext, build_transforms, undo_al
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
 from onmt_llm.data.transforms.windows import rounds
 from onmt_llm.errors import ConfigError
-from onmt_llm.text.message import Message, mark_rounds
+from onmt_llm.text.message import Message, mark_rounds, with_rounds_of
 from onmt_llm.text.templates import TEMPLATES, get_template
 from onmt_llm.text.tokenizers import SentencePieceTokenizer, WhitespaceTokenizer
 
@@ -180,14 +181,34 @@ class TestChunk:
             build("chunk")
 
 
+def text_of(segments):
+    return "".join(s.text or "".join(s.tokens or ()) for s in segments)
+
+
 class TestRounds:
     @pytest.mark.parametrize("name", TEMPLATES)
     def test_of_a_rendered_conversation(self, name):
         chat = [Message("user", "q1"), Message("assistant", "a1"), Message("user", "q2"), Message("assistant", "a2")]
         segments = get_template(name).render(chat, generation_prompt=False)
         mark_rounds(segments)
-        first, second = ["".join(s.text or "".join(s.tokens or ()) for s in unit) for unit in rounds(segments)]
+        first, second = map(text_of, rounds(segments))
         assert "q1" in first and "a1" in first and "q2" in second and "a2" in second
+
+    @pytest.mark.parametrize("name", TEMPLATES)
+    @pytest.mark.parametrize(
+        "trained", [[True, False, True, False], [True] * 4, [False] * 4, [False, False, False, True]]
+    )
+    def test_whatever_is_trained(self, name, trained):
+        chat = [Message("user", "q1"), Message("assistant", "a1"), Message("user", "q2"), Message("assistant", "a2")]
+        template = get_template(name)
+        answers = template.render(chat, generation_prompt=False)
+        mark_rounds(answers)
+        turns = [replace(turn, train=flag) for turn, flag in zip(chat, trained, strict=True)]
+        plain = template.render(turns, generation_prompt=False)
+        marked = with_rounds_of(plain, answers)
+        assert list(map(text_of, rounds(marked))) == list(map(text_of, rounds(answers)))
+        pieces = [[text_of([s]) for s in side if s.train_on] for side in (marked, plain)]
+        assert "".join(pieces[0]) == "".join(pieces[1])
 
     def test_of_a_line_cut_at_headings(self):
         text = "Intro\n\n### Instruction:\nq1\n\n### Response:\na1\n\n### Instruction:\nq2\n\n### Response:\na2"
