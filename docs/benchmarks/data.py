@@ -66,7 +66,7 @@ def prepare(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
     model = sentencepiece.SentencePieceProcessor(model_file=str(arguments.model))
     specials = ("<unk>", "<s>", "</s>")
     pieces = [piece for id_ in range(len(model)) if (piece := model.id_to_piece(id_)) not in specials]
-    (work / "vocab").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    (work / "vocab").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8", newline="\n")
     return {
         "corpus": str(corpus),
         "model": str(arguments.model),
@@ -76,8 +76,9 @@ def prepare(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
         "batch_size": arguments.batch_size,
         "bucket_size": arguments.bucket_size,
         "threads": arguments.threads,
-        # the last of a bucket's batches are smaller, and OpenNMT-py leaves out lines that come twice in a batch
-        "examples": int(arguments.lines * 0.97),
+        # not quite whole buckets: a few lines are too long, and OpenNMT-py leaves out what comes twice in a batch
+        "first": int(arguments.bucket_size * 0.97),
+        "last": int(arguments.lines * 0.97),
     }
 
 

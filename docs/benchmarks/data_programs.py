@@ -1,8 +1,8 @@
 """The programs that `data.py` times, each run in a process of its own: `python data_programs.py NAME JOB.json`.
 
 Each reads the job's corpus as training would (tokenise, leave out what is too long, ids, batches of so many tokens,
-padded) until nearly all examples have come, and prints tokens, examples and seconds as JSON. The clock starts when the
-program is ready to read. Nothing of ours is imported but where ours is timed.
+padded) and prints tokens, examples and seconds as JSON: from the end of the first bucket, when models are loaded and
+workers run, to that of the last. Nothing of ours is imported but where ours is timed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ def bare(job: Job) -> Iterator[tuple[int, int]]:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=job["model"])
-    yield 0, 0
     with open(job["corpus"], encoding="utf-8", newline="\n") as file:
         while chunk := [line[:-1].replace("｟newline｠", "\n") for line in islice(file, 2048)]:
             ids = model.encode(chunk, out_type=int, num_threads=job["threads"])
@@ -35,7 +34,6 @@ def ours(job: Job) -> Iterator[tuple[int, int]]:
     import torch  # noqa: F401  (a training process has it anyway)
 
     pipeline = pipeline_of(job)
-    yield 0, 0
     for batch in pipeline:
         yield batch.num_targets, batch.num_examples
 
@@ -51,7 +49,7 @@ def pipeline_of(job: Job) -> Any:
 
     if not job["cache"]:
         SentencePieceTokenizer._words = None  # type: ignore[assignment]
-    with open(job["vocab"], encoding="utf-8") as file:
+    with open(job["vocab"], encoding="utf-8", newline="\n") as file:  # a piece may end with "\r"
         tokens = ["<unk>", "<blank>", "<s>", "</s>", *file.read().split("\n")[:-1]]
     options = {name: section() for name, section in sections().items()}
     options["subword"] = sections()["subword"](src_subword_model=job["model"], tgt_subword_model=job["model"])
@@ -91,7 +89,6 @@ def opennmt(job: Job) -> Iterator[tuple[int, int]]:
     ArgumentParser.validate_model_opts(options)
     _, vocabs, transforms = _init_train(options)
     batches = build_dynamic_dataset_iter(options, transforms, vocabs, task="train", copy=False)
-    yield 0, 0
     for batch, _ in batches:
         yield int(batch["srclen"].sum()), len(batch["srclen"])
 
@@ -115,7 +112,6 @@ def eole(job: Job) -> Iterator[tuple[int, int]]:
     )
     context = TrainingInitializer(config).initialize()
     batches = build_dynamic_dataset_iter(context.config, context.transforms, context.vocabs, task="train")
-    yield 0, 0
     for batch, _ in batches:
         yield int(batch["srclen"].sum()), len(batch["srclen"])
 
@@ -136,7 +132,6 @@ def datasets(job: Job) -> Iterator[tuple[int, int]]:
     stream = load_dataset("text", data_files=job["corpus"], split="train", streaming=True)
     stream = stream.map(encode, batched=True, batch_size=2048, remove_columns=["text"])
     rows = (row["ids"] for row in stream if len(row["ids"]) <= job["longest"])
-    yield 0, 0
     while bucket := sorted(islice(rows, job["bucket_size"]), key=len):
         for batch in _cut(bucket, job["batch_size"]):
             tensors = [torch.tensor(ids) for ids in batch]
@@ -193,18 +188,18 @@ def _yaml(job: Job, settings: Job) -> str:
     return path
 
 
-def timed(counts: Iterable[tuple[int, int]], examples: int) -> dict[str, float]:
-    """Tokens, examples and seconds, from the first count (0, 0) until so many examples have come."""
+def timed(counts: Iterable[tuple[int, int]], first: int, last: int) -> dict[str, float]:
+    """Tokens, examples and seconds, from where `first` examples have come until `last` have."""
     tokens = done = 0
-    began = last = 0.0
+    start: tuple[int, int, float] | None = None
     for number, rows in counts:
-        if not began:
-            began = time.perf_counter()
-            continue
-        tokens, done, last = tokens + number, done + rows, time.perf_counter()
-        if done >= examples:
+        tokens, done = tokens + number, done + rows
+        if done >= first and start is None:
+            start = tokens, done, time.perf_counter()
+        if done >= last:
             break
-    return {"tokens": tokens, "examples": done, "seconds": last - began}
+    assert start is not None
+    return {"tokens": tokens - start[0], "examples": done - start[1], "seconds": time.perf_counter() - start[2]}
 
 
 PROGRAMS: dict[str, Callable[[Job], Iterator[tuple[int, int]]]] = {
@@ -214,6 +209,6 @@ PROGRAMS: dict[str, Callable[[Job], Iterator[tuple[int, int]]]] = {
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as job_file:
         the_job = json.load(job_file)
-    found = timed(PROGRAMS[the_job["program"]](the_job), the_job["examples"])
+    found = timed(PROGRAMS[the_job["program"]](the_job), the_job["first"], the_job["last"])
     print(json.dumps(found), flush=True)
     os._exit(0)  # not every program's workers end by themselves

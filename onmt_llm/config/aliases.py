@@ -112,13 +112,13 @@ def _corpora(data: Any) -> Any:
 
 
 def _corpus(entry: dict[str, Any]) -> dict[str, Any]:
-    foreign: dict[str, Any] = {}
-    mappings = entry.get("message_property_mappings")
-    if isinstance(mappings, dict):
-        foreign = {f"{key}_key": value for key, value in mappings.items() if key in ("role", "content")}
-    foreign.update({CORPUS_RENAMED[key]: value for key, value in entry.items() if key in CORPUS_RENAMED})
-    translated = {*CORPUS_RENAMED, *(["message_property_mappings"] if isinstance(mappings, dict) else [])}
-    return {**foreign, **{key: value for key, value in entry.items() if key not in translated}}
+    own = {key: value for key, value in entry.items() if key not in CORPUS_RENAMED}
+    foreign = {CORPUS_RENAMED[key]: value for key, value in entry.items() if key in CORPUS_RENAMED}
+    mappings = own.get("message_property_mappings")
+    if isinstance(mappings, dict) and set(mappings) <= {"role", "content"}:
+        foreign.update({f"{key}_key": value for key, value in mappings.items()})
+        del own["message_property_mappings"]
+    return {**foreign, **own}
 
 
 def _layers(user: dict[str, Any], result: Translation) -> None:

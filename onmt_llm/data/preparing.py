@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -168,8 +169,9 @@ class Preparer:
     def _encode(self, corpus: Corpus, records: Sequence[Record], bucket: int) -> Iterator[Encoded]:
         for index, transform in enumerate(corpus.transforms):
             transform.reseed(derived_seed(self._recipe.seed, bucket, corpus.name, index))
-        for example in corpus.examples(records):
-            encoded = corpus.encode(example)
+        examples = deque(corpus.examples(records))
+        while examples:  # each is let go as soon as it is encoded
+            encoded = corpus.encode(examples.popleft())
             if encoded is not None:
                 yield encoded
 

@@ -46,6 +46,9 @@ class ShardedReader:
     def at(self, number: int) -> Record:
         return self._load(number, 1)[0]
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Nothing: mapped shards are the system's to fetch."""
+
     def read(self) -> Record | None:
         if not self._ahead:
             self._ahead = self._load(self._number, _BLOCK)[::-1]

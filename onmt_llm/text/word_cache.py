@@ -28,8 +28,8 @@ Ids = bytes
 _SPACE = "▁"
 _INNER_SPACE = re.compile("[^▁]▁", re.DOTALL)
 _SILENT = (UNKNOWN, CONTROL, BYTE)  # kinds that no stretch of text is joined into
-_BUDGET = 32 << 20
-"""Bytes that the words may take; they are forgotten when they are more."""
+_BUDGET = 24 << 20
+"""Bytes that a generation of words may take."""
 _ENTRY = 200
 """Bytes that a word takes besides its letters, roughly."""
 _LONG = 24
@@ -108,6 +108,9 @@ class WordCache:
 class _Words(dict[str, "Ids | None"]):
     """Numbers of words, each encoded when it is first asked for.
 
+    There are two generations: when one is full it becomes the old one, from which words that come again are taken over,
+    and what did not come again for so long is forgotten.
+
     Args:
         encode: Encodes one.
     """
@@ -115,11 +118,13 @@ class _Words(dict[str, "Ids | None"]):
     def __init__(self, encode: Callable[[str], Ids | None]) -> None:
         super().__init__()
         self._encode = encode
+        self._old: dict[str, Ids | None] = {}
         self._size = 0
 
     def __missing__(self, word: str) -> Ids | None:
-        ids = self._encode(word)
+        ids = self._old[word] if word in self._old else self._encode(word)
         if self._size > _BUDGET:
+            self._old = dict(self)
             self.clear()
             self._size = 0
         self._size += _ENTRY + len(word)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from onmt_llm.text.pieces import Pieces
 from onmt_llm.text.placeholders import from_line, to_line
 from onmt_llm.text.tokenizers import (
     BpeTokenizer,
@@ -164,3 +165,37 @@ def test_sample_of_the_vicuna_recipe() -> None:
     prompt, answer = from_line(line).split("### Response:\n")
     pieces = [*tokenizer.encode(f"{prompt}### Response:\n"), *tokenizer.encode(answer, continuation=True)]
     assert pieces == tokens
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
+def test_words_of_real_models_are_encoded_apart(file: str) -> None:
+    """LLaMA's and Mistral's 32k pieces, in text that goes to and fro between languages, code and odd white space."""
+    mistral_common = pytest.importorskip("mistral_common")
+    path = Path(mistral_common.__file__).parent / "data" / file
+    ours = SentencePieceTokenizer(path)
+    rng = random.Random(13)
+    pieces = [piece.replace("▁", " ") for piece in ours.vocab_tokens()[300:]]
+    gaps = [
+        "",
+        "",
+        "",
+        " ",
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        " \n",
+        "\t",
+        "▁",
+        "    ",
+        "\r\n",
+        "[REFERENCE_DOC_0]",
+        "é\u0301",
+        "😀",
+    ]
+    texts = ["".join(rng.choice(pieces) + rng.choice(gaps) for _ in range(rng.randrange(1, 40))) for _ in range(1500)]
+    for continuation in (False, True):
+        found = ours.encode_pieces(texts, continuation=continuation)
+        assert sum(isinstance(each, Pieces) for each in found) == len(texts)  # byte fallback: nothing is unknown
+        assert [each.tokens() for each in found] == [ours.encode(text, continuation=continuation) for text in texts]
+    assert ours._words is not None and sum(each is not None for each in ours._words.encode(texts)) > 1000

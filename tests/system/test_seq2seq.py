@@ -65,8 +65,11 @@ def run(folder: Path, *command: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def write_corpora(folder: Path, *, prompt_end: str = "") -> None:
-    """`<task>.train.src` and so on. What is held out does not occur in training."""
+def write_corpora(folder: Path) -> None:
+    """`<task>.train.src` and so on. What is held out does not occur in training.
+
+    Sources end with a mark: an encoder that knows distances alone cannot count equal digits without one.
+    """
     chance = random.Random(1)
     strings = list(
         dict.fromkeys(
@@ -75,7 +78,7 @@ def write_corpora(folder: Path, *, prompt_end: str = "") -> None:
     )
     for part, chosen in (("valid", strings[:HELD_OUT]), ("train", strings[HELD_OUT : HELD_OUT + TRAINED])):
         for task, answer in TASKS.items():
-            source = "".join(" ".join(string) + prompt_end + "\n" for string in chosen)
+            source = "".join(" ".join(string) + " =\n" for string in chosen)
             (folder / f"{task}.{part}.src").write_text(source)
             (folder / f"{task}.{part}.tgt").write_text("".join(" ".join(answer(string)) + "\n" for string in chosen))
 
@@ -103,7 +106,7 @@ def write_config(folder: Path, name: str, task: str, steps: int, **options: obje
 
 def prepare(folder: Path, shape: str, position: str) -> dict[str, object]:
     """Corpora and vocabulary; returns the options of a new model."""
-    write_corpora(folder, prompt_end=" =" if shape == "language model" else "")
+    write_corpora(folder)
     options = {**SHARED, **SHAPES[shape], **POSITIONS[position]}
     run(
         folder,

@@ -88,14 +88,28 @@ class ChainReader:
         return self._ends[-1]
 
     def at(self, number: int) -> Record:
-        assert self.count() is not None and self._ends is not None
-        which = bisect_right(self._ends, number)
+        which, place = self._find(number)
         self._open[which] = self._open.pop(which, None)
         if len(self._open) > _MOST_OPEN:
             oldest = next(iter(self._open))
             del self._open[oldest]
             self._readers[oldest].close()
-        return self._readers[which].at(number - (self._ends[which - 1] if which else 0))
+        return self._readers[which].at(place)
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        places: dict[int, list[int]] = {}
+        for number in numbers:
+            which, place = self._find(number)
+            places.setdefault(which, []).append(place)
+        if len(places) <= _MOST_OPEN:
+            for which, own in places.items():
+                self._readers[which].expect(own)
+
+    def _find(self, number: int) -> tuple[int, int]:
+        """The file that a record is in, and its number there."""
+        assert self.count() is not None and self._ends is not None
+        which = bisect_right(self._ends, number)
+        return which, number - (self._ends[which - 1] if which else 0)
 
     def _next_file(self) -> bool:
         if self._now + 1 == len(self._readers):

@@ -83,6 +83,9 @@ class DocumentReader:
     def at(self, number: int) -> Record:
         return self._by_number().at(number)
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        self._by_number().expect(numbers)
+
     def _by_number(self) -> Numbered:
         if self._numbered is None:
             what = f"{'documents' if self._at_blank else 'parts'}-{self._max_bytes}"

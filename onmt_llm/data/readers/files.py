@@ -62,11 +62,12 @@ def open_bytes(path: Path) -> io.BufferedReader:
     Raises:
         DataError: It cannot be opened; on reading, a compressed file is damaged.
     """
-    file = _open(path)
+    file = open_raw(path)
     return io.BufferedReader(Decompressed(path, file) if is_compressed(path) else file, _BUFFER)
 
 
-def _open(path: Path) -> io.FileIO:
+def open_raw(path: Path) -> io.FileIO:
+    """The bytes of a file as they are, without a buffer."""
     try:
         return path.open("rb", buffering=0)
     except OSError as error:
@@ -112,7 +113,7 @@ def skip_mark(file: io.BufferedReader) -> int:
 
 
 def _check_compression(corpus: str, path: Path) -> None:
-    with _open(path) as file:
+    with open_raw(path) as file:
         head = file.read(8) or b""
     own = FORMATS.get(path.suffix)
     if own is not None and not head.startswith(own.magic):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
+from struct import unpack
 from typing import BinaryIO
 
 import numpy as np
@@ -47,7 +48,7 @@ class Index:
         if self._file is None:
             self._file = self._path.open("rb", buffering=0)
         raw = os.pread(self._file.fileno(), self._row * rows, number * self._row)
-        return [int.from_bytes(raw[i : i + _WORD], "little") for i in range(0, len(raw), _WORD)]
+        return list(unpack(f"<{len(raw) // _WORD}Q", raw))
 
     def close(self) -> None:
         if self._file is not None:

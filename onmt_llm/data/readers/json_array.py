@@ -102,6 +102,9 @@ class JsonArrayReader:
     def at(self, number: int) -> Record:
         return self._by_number().at(number)
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        self._by_number().expect(numbers)
+
     def _by_number(self) -> Numbered:
         if self._numbered is None:
             self._numbered = Numbered(self.paths[0], "elements", self._cache, self._again)

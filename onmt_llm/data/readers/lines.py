@@ -6,7 +6,6 @@ shifts two parallel files against each other.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
@@ -15,6 +14,7 @@ from pathlib import Path
 from onmt_llm.data.readers.files import check_file, is_compressed, open_bytes, skip_mark
 from onmt_llm.data.readers.index import IndexCache, LineIndex
 from onmt_llm.data.readers.record import Record, decode, pass_over, strip_break
+from onmt_llm.data.readers.spans import Spans
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 
@@ -143,32 +143,6 @@ class LineFile:
         )
 
 
-class Spans:
-    """Stretches of a plain file, wherever they are."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BufferedReader | None = None
-
-    def read(self, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end`.
-
-        Raises:
-            DataError: The file is shorter.
-        """
-        if self._file is None:
-            self._file = open_bytes(self._path)
-        raw = os.pread(self._file.fileno(), end - start, start)
-        if len(raw) < end - start:
-            raise DataError(f"A file must not change while it is read, but {self._path} has become shorter.")
-        return raw
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
 class LineReader:
     """One example a line: of one file, or of several files that are parallel.
 
@@ -253,12 +227,13 @@ class LineReader:
             index.close()
 
     def count(self) -> int | None:
+        if self._indexes:
+            return self._indexes[0].count
         if any(is_compressed(path) for path in self.paths):
             return None
-        if not self._indexes:
-            self._indexes = [self._cache.line_index(path) for path in self.paths]
-            if len({index.count for index in self._indexes}) > 1:
-                raise self._unequal()
+        self._indexes = [self._cache.line_index(path) for path in self.paths]
+        if len({index.count for index in self._indexes}) > 1:
+            raise self._unequal()
         return self._indexes[0].count
 
     def at(self, number: int) -> Record:
@@ -270,6 +245,10 @@ class LineReader:
             for file, (start, end) in zip(self._spans, spans, strict=True)
         ]
         return Record(number + 1, tuple(parts), tuple([start for start, _ in spans]), self._paths)
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        for file, index in zip(self._spans, self._indexes, strict=False):
+            file.expect([index.span(number) for number in numbers])
 
     def _unequal(self) -> DataError:
         return DataError(

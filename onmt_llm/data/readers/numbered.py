@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from onmt_llm.data.readers.files import is_compressed
 from onmt_llm.data.readers.index import Index, IndexCache, packed
 from onmt_llm.data.readers.record import Reader, Record
+from onmt_llm.data.readers.spans import Spans
+
+_LIKELY = 4096
+"""Bytes of a record that are fetched before its end is known."""
 
 
 class Numbered:
@@ -26,6 +30,7 @@ class Numbered:
         self._cache = cache
         self._new = new
         self._width = len(new().tell())
+        self._spans = Spans(path)
         self._reader: Reader | None = None
         self._index: Index | None = None
 
@@ -45,7 +50,12 @@ class Numbered:
         assert record is not None, "the index is of another file"
         return record
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        if self._index is not None:
+            self._spans.expect([(start, start + _LIKELY) for start, *_ in map(self._index.at, numbers)])
+
     def close(self) -> None:
+        self._spans.close()
         for opened in (self._reader, self._index):
             if opened is not None:
                 opened.close()

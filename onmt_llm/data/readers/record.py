@@ -80,6 +80,10 @@ class Reader(Protocol):
         """The record of this number, counted from 0, wherever `read` is. Only where `count` is a number."""
         ...
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Told which records `at` will be asked for next: a disk serves many requests together faster than alone."""
+        ...
+
 
 def pass_over(reader: Reader, number: int) -> int:
     """`Reader.skip` by reading."""

@@ -121,6 +121,9 @@ class RowReader:
     def at(self, number: int) -> Record:
         return self._by_number().at(number)
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        self._by_number().expect(numbers)
+
     def _by_number(self) -> Numbered:
         if self._numbered is None:
             what = f"rows-{self._rows.quoted:d}{self._rows.columns is None:d}"

@@ -73,6 +73,7 @@ class ShuffledReader:
         self._inner = inner
         self._seed = seed
         self._number = self._pass = 0
+        self._count: int | None = None
         self._order: Permutation | None = None
         self._ahead: list[int] = []
         self._first = 0
@@ -96,6 +97,7 @@ class ShuffledReader:
         place = self._number - self._first
         if not 0 <= place < len(self._ahead):
             self._ahead, self._first, place = self._places(self._number, _AHEAD), self._number, 0
+            self._inner.expect(self._ahead)
         self._number += 1
         return self._inner.at(self._ahead[place])
 
@@ -118,19 +120,23 @@ class ShuffledReader:
         self._inner.close()
 
     def count(self) -> int:
-        number = self._inner.count()
-        if number is None:
+        if self._count is None:
+            self._count = self._inner.count()
+        if self._count is None:
             raise ConfigError(
                 f"Corpus '{self.corpus}' must consist of plain files of text, JSON or rows, or of Arrow tables, since "
                 f"'shuffle' is global, but has {self.paths[0]}.",
                 hint="decompress it, or turn Parquet into Arrow or JSONL; without shuffle, batches are still shuffled "
                 "within a bucket",
             )
-        return number
+        return self._count
 
     def at(self, number: int) -> Record:
         """The record that comes as this one in the present pass."""
         return self._inner.at(self._places(number, 1)[0])
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        self._inner.expect([place for number in numbers for place in self._places(number, 1)])
 
     def _places(self, start: int, number: int) -> list[int]:
         if self._order is None:

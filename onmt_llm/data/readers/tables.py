@@ -44,6 +44,7 @@ class TableReader:
     def check(self) -> None:
         check_file(self.corpus, self.paths[0], binary=True)
         self._open()
+        self.close()  # a corpus may have thousands of files
 
     def read(self) -> Record | None:
         if self._rows is None:
@@ -89,6 +90,9 @@ class TableReader:
         table = self._open()
         assert isinstance(table, _Arrow)
         return self._record(number + 1, next(table.rows(number, 1)))
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Nothing: the rows of mapped tables are the system's to fetch."""
 
     def _open(self) -> _Parquet | _Arrow:
         if self._table is None:

@@ -35,6 +35,7 @@ def two_corpora(write, words):
 
 
 LIMIT = {"filtertoolong": FilterTooLongConfig(src_seq_length=10)}
+THREAD = {"worker_type": "thread"}  # processes have tests of their own
 TOKENS = {"batch_type": "tokens", "batch_size": 40, "bucket_size": 16}
 
 
@@ -43,7 +44,9 @@ class TestTraining:
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_restored_run_continues_with_the_very_next_batch(self, make_pipeline, two_corpora, batching, workers):
         def make(num_workers):
-            return make_pipeline(two_corpora, batching={**batching, "num_workers": num_workers}, options=LIMIT)
+            return make_pipeline(
+                two_corpora, batching={**batching, **THREAD, "num_workers": num_workers}, options=LIMIT
+            )
 
         expected = take(make(0), 60)
         for stop in (0, 1, 3, 4, 7, 19, 30):

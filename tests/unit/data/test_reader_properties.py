@@ -145,15 +145,14 @@ def test_documents_lose_nothing_and_cut_no_word(
 
 
 @quick
-@given(items=texts, indent=st.sampled_from([None, 1]), ascii_=st.booleans(), suffix=compression, place=position)
+@given(items=texts, indent=st.sampled_from([None, 1]), mark=st.booleans(), suffix=compression, place=position)
 def test_json_arrays_and_json_lines_hold_the_same(
-    tmp_path: Path, items: list[str], indent: int | None, ascii_: bool, suffix: str, place: int
+    tmp_path: Path, items: list[str], indent: int | None, mark: bool, suffix: str, place: int
 ) -> None:
     objects = [{"text": item, "more": [{"}": "]"}, item]} for item in items]
-    dump = [json.dumps(item, ensure_ascii=ascii_) for item in objects]
-    array = CorpusConfig(
-        path_json=put(tmp_path, "a", json.dumps(objects, indent=indent, ensure_ascii=ascii_).encode(), suffix)
-    )
+    dump = [json.dumps(item, ensure_ascii=mark) for item in objects]
+    whole = BOM * mark + json.dumps(objects, indent=indent, ensure_ascii=mark).encode()
+    array = CorpusConfig(path_json=put(tmp_path, "a", whole, suffix))
     jsonl = CorpusConfig(path_jsonl=put(tmp_path, "l", "\n".join(dump).encode(), suffix))
     for corpus in (array, jsonl):
         records = behaves(lambda corpus=corpus: open_reader("a", corpus), place)  # type: ignore[misc]

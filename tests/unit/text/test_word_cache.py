@@ -109,7 +109,7 @@ def test_the_cache_stays_small_and_never_changes_what_comes_out(
     tokenizer = SentencePieceTokenizer(trained("llama-like"))
     texts = [f"the dog {number} three {number + 1}" for number in range(100)]
     assert pieces(tokenizer, texts, False) == [tokenizer.encode(text) for text in texts]
-    assert tokenizer._words is not None and len(tokenizer._words._words) <= 8
+    assert tokenizer._words is not None and len(tokenizer._words._words) <= 8 and len(tokenizer._words._words._old) <= 8
     # text without spaces is not worth keeping
     pieces(tokenizer, ["dog" * 100], False)
     assert "dog" * 100 not in tokenizer._words._words
