@@ -44,6 +44,10 @@ EXTRAS = {
     "tables": ["pyarrow>=18"],
     "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }
+TRACKERS = {
+    "wandb": ["wandb>=0.19"],
+    "mlflow": ["mlflow-skinny>=3"],
+}  # large, and for those alone who have such a server
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
@@ -87,6 +91,6 @@ setup(
     packages=find_packages(include=["onmt_llm", "onmt_llm.*", "chatbot", "chatbot.*"]),
     package_data={"onmt_llm.data": ["page_templates/*.html"]},
     install_requires=CORE,
-    extras_require=EXTRAS,
+    extras_require={**EXTRAS, **TRACKERS},
     entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in COMMANDS.items()]},
 )

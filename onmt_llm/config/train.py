@@ -10,6 +10,7 @@ from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, Voca
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
+from onmt_llm.config.watch import WatchConfig
 
 AUTO = "auto"
 """Value of `train_from`: whatever this run has come to."""
@@ -295,6 +296,7 @@ class TrainConfig(Section):
     run: RunConfig = RunConfig()
     safety: SafetyConfig = SafetyConfig()
     logging: LogConfig = LogConfig()
+    watching: WatchConfig = WatchConfig()
     devices: DeviceConfig = DeviceConfig()
 
     @model_validator(mode="after")

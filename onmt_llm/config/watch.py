@@ -17,11 +17,11 @@ class WatchConfig(Section):
     tracking_project: str = "onmt_llm"
     """Project of W&B, experiment of MLflow; the run is called as `save_model`."""
     measure_flops: bool = False
-    """Measure the peak of matrix products once at the start, and report the share of it that is reached (`mfu`)."""
+    """Measure the peak of matrix products at the start, and report the share of it that training reaches (`mfu`)."""
     profile_steps: list[int] = Field(default_factory=list)
     """First and last update to profile, `[10, 13]`: a trace for Chrome and a table go to `<save_model>_profile`."""
     profile_flops: bool = False
-    """Count the operations of the updates in `profile_steps` too, by module."""
+    """Count the floating-point operations of the updates in `profile_steps` too, by kind."""
 
     @model_validator(mode="after")
     def _check(self) -> WatchConfig:

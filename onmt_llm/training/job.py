@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from onmt_llm.config.section import Section
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.data.corpus import split_corpora
-from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.prompts import read_prompts
 from onmt_llm.data.samples import write_samples
@@ -34,12 +33,13 @@ from onmt_llm.training.build import Layers, build, resolve_layers, sketch
 from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.loop import Job, train_loop
-from onmt_llm.training.metrics import Reporter
 from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.optimizers import check_package
 from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
+from onmt_llm.training.profiling import Profiler
+from onmt_llm.training.reporting import build_reporter, data_figures, metrics_path, open_machine
 from onmt_llm.training.requests import Requests
 from onmt_llm.training.resume import (
     continued,
@@ -56,6 +56,7 @@ from onmt_llm.training.resume import (
 from onmt_llm.training.run_folder import checkpoints, discard, newest_intact, run_lock, save_request
 from onmt_llm.training.saver import Saver, with_base
 from onmt_llm.training.schedule import build_schedule
+from onmt_llm.training.sinks import check_trackers
 from onmt_llm.training.start import Start, open_start
 from onmt_llm.training.state import Progress, SavedState
 from onmt_llm.training.stopping import EarlyStopping
@@ -117,6 +118,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
         config = with_run(config, settle_start(config.run))
         _sample(config, options, open_start(config, options))
         return TrainResult("sampled")
+    check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size)
     limit = config.safety.max_seconds
     deadline = None if limit is None else began + limit
@@ -196,6 +198,12 @@ def _train(
         stopping=EarlyStopping(config.validation.early_stopping, config.validation.early_stopping_criteria),
         average=Average(model, decay=optim.average_decay, every=optim.average_every) if optim.average_decay else None,
         watchdog=Watchdog(safety.spike_action, threshold=safety.spike_threshold, window=safety.spike_window),
+        profiler=Profiler(
+            config.watching.profile_steps,
+            Path(f"{run.save_model}_profile"),
+            rank=world.rank,
+            flops=config.watching.profile_flops,
+        ),
         save_best=safety.save_best,
     )
     train_data, valid_data = open_pipelines(config, options, start, seed=seed, world=world)
@@ -208,11 +216,14 @@ def _train(
         progress.rollbacks = detour.count
     _announce(config, start, layers, job, progress)
     judge = None
-    if valid_data is not None:
+    if valid_data:
         judge = Judge(model, valid_data, precision, world, job.average, translations)
+    machine = open_machine(config, model, precision, world.device)
     with (
         Saver(job, start, spec, train_data, seed, told, safety) as save,
-        build_reporter(config, world, progress, data=partial(data_figures, train_data, world)) as report,
+        build_reporter(
+            config, world, progress, data=partial(data_figures, train_data, world), machine=machine.figures
+        ) as report,
     ):
         if detour is not None:
             save.written += detour.written
@@ -222,7 +233,8 @@ def _train(
             # So that a run that is killed now goes past the same data, and knows how often it did.
             save(progress)
         requests = Requests(save_file=save_request(run.save_model), deadline=deadline, checks=[save.check])
-        status = train_loop(job, train_data, progress, report=report, save=save, validate=judge, requests=requests)
+        batches = machine.watch(train_data)
+        status = train_loop(job, batches, progress, report=report, save=save, validate=judge, requests=requests)
     if status == "leapt":
         return _go_back(config, save, train_data, world, seed=seed, count=progress.rollbacks + 1)
     logger.info("Data: %s", train_data.summary())
@@ -258,6 +270,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     start = open_start(config, options)
     _, valid = split_corpora(config.corpora.data)
     check_validation(config.validation, valid)
+    check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     open_alignment(config.objective, start.model, split_corpora(config.corpora.data)[0])
     layers = resolve_layers(config, start)
     model, quantised = sketch(config, start, layers)
@@ -309,8 +322,8 @@ def set_seed(seed: int) -> None:
 
 def open_pipelines(
     config: TrainConfig, options: Mapping[str, Section], start: Start, *, seed: int, world: World
-) -> tuple[Pipeline, Pipeline | None]:
-    """Batches for training, and for validation where there is a corpus for it."""
+) -> tuple[Pipeline, dict[str, Pipeline]]:
+    """Batches for training, and those of each corpus for validation."""
     train_corpora, valid_corpora = split_corpora(config.corpora.data)
     index = config.corpora.index_cache or f"{config.run.save_model}_index"
     data = config.corpora.model_copy(update={"index_cache": index})
@@ -336,47 +349,8 @@ def open_pipelines(
             pin_memory=world.device.type == "cuda",
         )
 
-    return open_(train_corpora, True), open_(valid_corpora, False) if valid_corpora else None
-
-
-def data_figures(pipeline: Pipeline, world: World) -> dict[str, float]:
-    """What has happened to each corpus on all ranks: `data/<corpus>/read`, `data/<corpus>/dropped/<reason>` ..."""
-    own = {name: counts.to_dict() for name, counts in pipeline.counts.items()}
-    total = {name: CorpusCounts() for name in own}
-    for rank in world.gather(own):
-        for name, counts in rank.items():
-            total[name].add(CorpusCounts.from_dict(counts))
-    return {f"data/{name}/{key}": value for name, counts in total.items() for key, value in counts.figures().items()}
-
-
-def build_reporter(
-    config: TrainConfig, world: World, progress: Progress, *, data: Callable[[], dict[str, float]]
-) -> Reporter:
-    """The reporter of this rank; only rank 0's writes anything."""
-    log = config.logging
-    shared: dict[str, Any] = {
-        "start_step": progress.step,
-        "resumed": progress.report,
-        "data": data,
-        "train_steps": config.run.train_steps,
-        "report_every": log.report_every,
-    }
-    if not world.is_main:
-        return Reporter(**shared, progress="none")
-    # A run that goes on writes where it wrote before, so that its curve is one.
-    before = progress.report.get("tensorboard")
-    folder = Path(before or Path(log.tensorboard_log_dir) / time.strftime("%b-%d_%H-%M-%S"))
-    return Reporter(
-        **shared,
-        progress=log.progress,
-        metrics_file=metrics_path(config),
-        tensorboard_dir=folder if log.tensorboard else None,
-    )
-
-
-def metrics_path(config: TrainConfig) -> Path:
-    """Where the figures of every report go."""
-    return Path(config.logging.metrics_file or f"{config.run.save_model}_metrics.jsonl")
+    valid = {name: open_({name: corpus}, False) for name, corpus in valid_corpora.items()}
+    return open_(train_corpora, True), valid
 
 
 def _open_objective(config: TrainConfig, optim: OptimConfig, start: Start, device: torch.device) -> Objective:

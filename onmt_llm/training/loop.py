@@ -26,6 +26,7 @@ from onmt_llm.training.metrics import Judgement, Reporter, Stopwatch, Totals
 from onmt_llm.training.objective import LIKELIHOOD, Objective
 from onmt_llm.training.optim import scale_and_clip, set_learning_rate, trainable
 from onmt_llm.training.precision import Precision, not_finite
+from onmt_llm.training.profiling import Profiler
 from onmt_llm.training.requests import Requests
 from onmt_llm.training.schedule import Schedule
 from onmt_llm.training.state import Progress
@@ -51,6 +52,7 @@ class Job:
         stopping: When validations no longer get better.
         average: The running average of the weights, where one is kept.
         watchdog: Looks out for leaps of the loss.
+        profiler: Looks into some of the updates.
         save_best: Save after a validation that is the best so far.
     """
 
@@ -65,6 +67,7 @@ class Job:
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
     average: Average | None = None
     watchdog: Watchdog = field(default_factory=Watchdog)
+    profiler: Profiler = field(default_factory=Profiler)
     save_best: bool = False
 
     @property
@@ -106,7 +109,7 @@ def train_loop(
     stream, begin = Stopwatch(batches), progress.step
     job.precision.begin(progress)
     job.model.train()
-    with requests or Requests() as outside:
+    with requests or Requests() as outside, job.profiler:
         # An interrupted run saves at once: the validation that was due then is made up for.
         early = progress.step > progress.validated and _is_due(run.valid_steps, progress.step)
         early = early and validate is not None and _validate(job, validate, report, progress)
@@ -115,6 +118,7 @@ def train_loop(
             rate = job.schedule.rate(step)
             set_learning_rate(job.optimizer, rate)
             set_dropout(job.model, *dropout_at(run, step))
+            job.profiler.begin(step)
 
             totals = _accumulate(job, stream, step, progress.loss_scale)
             if not totals.batches:
@@ -127,6 +131,7 @@ def train_loop(
             progress.step = step
             if job.average is not None:
                 job.average.update(step)
+            job.profiler.end(step)
             report.update(step, totals, rate=rate, grad_norm=grad_norm, waited=stream.lap())
 
             asked = outside.poll(world)

@@ -1,10 +1,11 @@
-"""How much memory is to be had."""
+"""How much memory is to be had, and how much was taken."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 
 
 def available_memory() -> int | None:
@@ -14,4 +15,28 @@ def available_memory() -> int | None:
     except OSError:
         return None
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def peak_memory(device_type: str) -> dict[str, int]:
+    """The most bytes that this process has taken so far: `peak_rss` of main memory, where the system says, and
+    `peak_cuda` of tensors on a GPU."""
+    figures = {}
+    rss = _peak_rss()
+    if rss is not None:
+        figures["peak_rss"] = rss
+    if device_type == "cuda":
+        import torch
+
+        figures["peak_cuda"] = torch.cuda.max_memory_allocated()
+    return figures
+
+
+def _peak_rss() -> int | None:
+    """From the kernel's own line, since getrusage knows that of the process that started this one, too."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     return int(found[0]) * 1024 if found else None

@@ -1,30 +1,26 @@
-"""What a run reports: totals over positions, and where they go (console, metrics.jsonl, TensorBoard)."""
+"""What a run reports: totals over positions, and where they go (the console, and `sinks`)."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from onmt_llm.data.batching import Batch
-from onmt_llm.log import log_once, logger
+from onmt_llm.errors import OnmtLlmError
+from onmt_llm.log import logger
 from onmt_llm.optional import require
 from onmt_llm.training.loss import TokenLoss
+from onmt_llm.training.sinks import OpenSink, Sink
 
 T = TypeVar("T")
-
-Sink = Callable[[str, int, dict[str, float]], None]
-"""Takes the figures of a report: split, step, figures by name."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +100,22 @@ class Judgement:
     Attributes:
         totals: Over the gold targets.
         scores: Of generated translations, by metric.
+        corpora: Totals of each corpus, where there are several.
     """
 
     totals: Totals
     scores: Mapping[str, float] = field(default_factory=dict)
+    corpora: Mapping[str, Totals] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, float]:
-        """All of it by name: loss, xent, ppl, accuracy and the metrics."""
-        return {**_figures(self.totals), **self.scores}
+        """All of it by name: loss, xent, ppl, accuracy and the metrics; `<corpus>/ppl` ... of single corpora."""
+        single = {
+            f"{name}/{figure}": value
+            for name, totals in self.corpora.items()
+            for figure, value in _figures(totals).items()
+        }
+        return {**_figures(self.totals), **self.scores, **single}
 
 
 def duration(seconds: float) -> str:
@@ -157,11 +160,11 @@ class Reporter:
         train_steps: Last update.
         report_every: Updates between two reports.
         progress: "auto" (a bar where stderr is a terminal, else lines), "bar", "line" or "none".
-        metrics_file: JSON lines; rows after `start_step` (of a run that was continued) are cut. None = no file.
-        tensorboard_dir: Folder of this run's events; None = no TensorBoard.
+        sinks: Where figures go, by name.
         resumed: `state()` of the run that goes on.
         data: What has happened to the corpora so far, as `data/<corpus>/...`; asked at each report, on all ranks alike.
             None = not reported.
+        machine: What the machine does; asked at each report with the seconds since the last one. None = not reported.
     """
 
     def __init__(
@@ -171,25 +174,23 @@ class Reporter:
         train_steps: int,
         report_every: int = 50,
         progress: str = "auto",
-        metrics_file: Path | None = None,
-        tensorboard_dir: Path | None = None,
+        sinks: Mapping[str, OpenSink] | None = None,
         resumed: Mapping[str, Any] | None = None,
         data: Callable[[], dict[str, float]] | None = None,
+        machine: Callable[[float], dict[str, float]] | None = None,
     ) -> None:
         self._start_step = start_step
         self._train_steps = train_steps
         self._report_every = report_every
         self._progress = _resolve_progress(progress)
-        self._metrics_file = metrics_file
         self._data = data
-        self._sinks: list[Sink] = []
-        self._tensorboard_dir = tensorboard_dir
-        if metrics_file is not None:
-            self._open("metrics_file", lambda: self._open_rows(metrics_file))
-        if tensorboard_dir is not None:
-            self._open("tensorboard", lambda: tensorboard_sink(tensorboard_dir, start_step))
-        self._began = self._window_began = time.perf_counter()
+        self._machine = machine
         resumed = resumed or {}
+        self._sinks: dict[str, Sink] = {}
+        self._places: dict[str, str] = {}
+        for name, build in (sinks or {}).items():
+            self._open(name, build, resumed.get(name) or "")
+        self._began = self._window_began = time.perf_counter()
         self._window = Totals(*resumed.get("window", ()))
         self._elapsed_before = float(resumed.get("elapsed", 0.0))
         self._waited = 0.0
@@ -207,15 +208,17 @@ class Reporter:
         self._began = self._window_began = time.perf_counter()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._cleanup.close()
+        for name in list(self._sinks):
+            self._guard(name, lambda sink: sink.close(kind is not None))
 
     def state(self) -> dict[str, Any]:
         """Plain data by which another reporter goes on as this one would have."""
         return {
             "window": list(self._window.values()),
             "elapsed": self._elapsed_before + time.perf_counter() - self._began,
-            "tensorboard": None if self._tensorboard_dir is None else str(self._tensorboard_dir),
+            **self._places,
         }
 
     def update(self, step: int, totals: Totals, *, rate: float, grad_norm: float, waited: float = 0.0) -> None:
@@ -235,6 +238,8 @@ class Reporter:
             "Validation at step %d; acc: %.2f; ppl: %.4g; xent: %.4f; sents: %d%s",
             *(step, totals.accuracy, totals.ppl, totals.xent, totals.examples, scores),
         )
+        for name, part in judgement.corpora.items():
+            logger.info("  %s: acc: %.2f; ppl: %.4g; xent: %.4f", name, part.accuracy, part.ppl, part.xent)
         self._send("valid", step, judgement.figures | ({} if patience is None else {"patience": patience}))
 
     @contextmanager
@@ -261,47 +266,46 @@ class Reporter:
             "examples": totals.examples,
             "elapsed": self._elapsed_before + elapsed,
             "data_wait": self._waited / seconds,
+            **({} if self._machine is None else self._machine(seconds)),
         }
+        share = f"MFU {100 * figures['mfu']:.0f}%; " if "mfu" in figures else ""
         if self._bar is not None:
             self._bar.set_postfix_str(
                 f"acc {totals.accuracy:.1f} ppl {totals.ppl:.4g} lr {rate:.3g} {figures['tokens_per_second']:.0f} tok/s"
             )
         elif self._progress == "line":
             logger.info(
-                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; %s; data wait %.0f%%; %s; ETA %s",
+                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; %s; data wait %.0f%%; %s%s; ETA %s",
                 *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
-                *(_pace(totals, seconds), 100 * figures["data_wait"], duration(elapsed), duration(left)),
+                *(_pace(totals, seconds), 100 * figures["data_wait"], share, duration(elapsed), duration(left)),
             )
         self._send("progress", step, figures | ({} if self._data is None else self._data()))
         self._window, self._waited = Totals(), 0.0
         self._window_began = now
 
-    def _open(self, name: str, build: Callable[[], Sink]) -> None:
-        """Add a sink. One that cannot be had (a full disk) is done without."""
+    def _open(self, name: str, build: OpenSink, place: str) -> None:
+        """Add a sink. One that cannot be had (a full disk, a server that is away) is done without."""
         try:
-            self._sinks.append(build())
-        except OSError as error:
+            self._sinks[name] = build(place)
+        except OnmtLlmError:
+            raise  # a package is missing
+        except Exception as error:
             logger.warning("Metrics are not written by %s: %s", name, error)
-
-    def _open_rows(self, path: Path) -> Sink:
-        cut_metrics(path, self._start_step)
-        return self._write_row
+            return
+        self._places[name] = self._sinks[name].place
 
     def _send(self, split: str, step: int, figures: dict[str, float]) -> None:
-        """Hand the figures to every sink. One that fails (a full disk) is dropped with a warning; training goes on."""
-        for sink in list(self._sinks):
-            try:
-                sink(split, step, figures)
-            except Exception as error:
-                self._sinks.remove(sink)
-                logger.warning("Metrics are no longer written by %s: %s", getattr(sink, "__name__", sink), error)
+        """Hand the figures to every sink."""
+        for name in list(self._sinks):
+            self._guard(name, lambda sink: sink.write(split, step, figures))
 
-    def _write_row(self, split: str, step: int, figures: dict[str, float]) -> None:
-        assert self._metrics_file is not None
-        finite = {key: value if math.isfinite(value) else None for key, value in figures.items()}
-        row = {"step": step, "split": "train" if split == "progress" else split, "time": time.time(), **finite}
-        with open(self._metrics_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def _guard(self, name: str, use: Callable[[Sink], None]) -> None:
+        """Use a sink. One that fails (a full disk) is dropped with a warning; training goes on."""
+        try:
+            use(self._sinks[name])
+        except Exception as error:
+            del self._sinks[name]
+            logger.warning("Metrics are no longer written by %s: %s", name, error)
 
 
 def _figures(totals: Totals) -> dict[str, float]:
@@ -326,42 +330,3 @@ def _resolve_progress(progress: str) -> str:
     if progress != "auto":
         return progress
     return "bar" if sys.stderr.isatty() else "line"
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Keep the rows of `path` up to `step`, so that a continued run does not write them twice."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _row_step(line) <= step]
-    if kept == lines:
-        return
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _row_step(line: str) -> float:
-    """The row's step; a line cut short by a crash sorts after all others."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def tensorboard_sink(directory: Path, start_step: int) -> Sink:
-    """A sink that writes TensorBoard scalars `progress/...`, `valid/...` and `data/<corpus>/...` into `directory`."""
-    require("tensorboard", "tensorboard: true")
-    writer = require("torch.utils.tensorboard", "tensorboard: true", "tensorboard").SummaryWriter(
-        str(directory), purge_step=start_step + 1
-    )
-    log_once(f"TensorBoard events: {directory}")
-
-    def tensorboard(split: str, step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            # `data/<corpus>/...` has a group of its own
-            writer.add_scalar(name if "/" in name else f"{split}/{name}", value, step)
-        writer.flush()
-
-    return tensorboard

@@ -5,7 +5,7 @@ With a running average of the weights (`average_decay`) it is the average that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Judge:
 
     Attributes:
         model: The model.
-        batches: The validation corpora; each iteration is one pass.
+        corpora: The validation corpora by name; each iteration is one pass.
         precision: Number formats.
         world: This process among others.
         average: Judge this average instead of the weights.
@@ -36,7 +36,7 @@ class Judge:
     """
 
     model: Transformer
-    batches: Iterable[Batch]
+    corpora: Mapping[str, Iterable[Batch]]
     precision: Precision
     world: World
     average: Average | None = None
@@ -44,30 +44,35 @@ class Judge:
 
     def __call__(self, step: int) -> Judgement:
         with nullcontext() if self.average is None else self.average.in_place():
-            totals = validate(self.model, self.batches, precision=self.precision, world=self.world)
+            corpora = validate(self.model, self.corpora, precision=self.precision, world=self.world)
             scores = {}
             if self.translations is not None:
                 scores = self.translations.score(self.model, step, precision=self.precision, world=self.world)
-        return Judgement(totals, scores)
+        totals = sum(corpora.values(), Totals())
+        return Judgement(totals, scores, corpora if len(corpora) > 1 else {})
 
 
 @torch.no_grad()
-def validate(model: Transformer, batches: Iterable[Batch], *, precision: Precision, world: World) -> Totals:
-    """Totals of `model` over one pass through `batches`, summed over ranks; dropout is off meanwhile.
+def validate(
+    model: Transformer, corpora: Mapping[str, Iterable[Batch]], *, precision: Precision, world: World
+) -> dict[str, Totals]:
+    """Totals of `model` over one pass through each of `corpora`, summed over ranks; dropout is off meanwhile.
 
     Raises:
         DataError: There is no token to be judged by.
     """
-    row = Totals.empty_row(world.device)
+    found = {}
     model.eval()
     try:
-        for batch in batches:
-            on_device = batch.to(world.device)
-            with precision.compute(world.device):
-                row += Totals.row(batch_loss(model, on_device), on_device)
+        for name, batches in corpora.items():
+            row = Totals.empty_row(world.device)
+            for batch in batches:
+                on_device = batch.to(world.device)
+                with precision.compute(world.device):
+                    row += Totals.row(batch_loss(model, on_device), on_device)
+            found[name] = Totals.from_row(world.sum(row))
     finally:
         model.train()
-    totals = Totals.from_row(world.sum(row))
-    if totals.tokens == 0:
+    if not any(totals.tokens for totals in found.values()):
         raise DataError("The validation corpora must hold at least one trained token, but hold none.")
-    return totals
+    return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from onmt_llm.training import metrics
 from onmt_llm.training.metrics import Judgement, Reporter, Totals, duration
+from onmt_llm.training.sinks import OpenSink, Sink, open_rows, open_tensorboard
 
 
 def test_figures_are_weighted_by_tokens() -> None:
@@ -30,9 +31,17 @@ def report(path: Path | None, *, start: int = 0, progress: str = "line", tensorb
         train_steps=4,
         report_every=2,
         progress=progress,
-        metrics_file=path,
-        tensorboard_dir=tensorboard,
+        sinks=sinks(path, tensorboard, start),
     )
+
+
+def sinks(path: Path | None, tensorboard: Path | None, start: int = 0) -> dict[str, OpenSink]:
+    opened: dict[str, OpenSink] = {}
+    if path is not None:
+        opened["metrics_file"] = partial(open_rows, path, start)
+    if tensorboard is not None:
+        opened["tensorboard"] = lambda place: open_tensorboard(Path(), start, str(tensorboard))
+    return opened
 
 
 def feed(reporter: Reporter, steps: range) -> None:
@@ -99,15 +108,16 @@ def test_a_failing_log_never_stops_training(
 ) -> None:
     monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
 
-    def full_disk(directory: Path, start_step: int) -> object:
-        def tensorboard(split: str, step: int, figures: dict[str, float]) -> None:
-            raise OSError("No space left on device")
+    def full_disk(split: str, step: int, figures: dict[str, float]) -> None:
+        raise OSError("No space left on device")
 
-        return tensorboard
+    def away(place: str) -> Sink:
+        raise ConnectionError("nobody answers")
 
-    monkeypatch.setattr(metrics, "tensorboard_sink", full_disk)
     path = tmp_path / "m.jsonl"
-    feed(report(path, progress="none", tensorboard=tmp_path), range(1, 5))
+    opened = {"tensorboard": lambda place: Sink(full_disk), "mlflow": away, **sinks(path, None)}
+    feed(Reporter(start_step=0, train_steps=4, report_every=2, progress="none", sinks=opened), range(1, 5))
+    assert "not written by mlflow: nobody answers" in caplog.text
     assert caplog.text.count("no longer written by tensorboard: No space left on device") == 1
     assert len(path.read_text().splitlines()) == 2
 
@@ -121,8 +131,7 @@ def test_what_became_of_the_data_is_in_every_row_and_in_tensorboard(tmp_path: Pa
         train_steps=4,
         report_every=2,
         progress="none",
-        metrics_file=path,
-        tensorboard_dir=folder,
+        sinks=sinks(path, folder),
         data=lambda: next(counted),
     )
     feed(reporter, range(1, 5))

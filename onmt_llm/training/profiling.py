@@ -1,0 +1,108 @@
+"""Some updates of a run under torch's profiler: a trace for Chrome (or Perfetto), a table, and counted operations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from onmt_llm.log import logger
+
+_ROWS = 60
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts floating-point operations by kind, with torch's own formulas, while it is entered.
+
+    `FlopCounterMode` would tell them by module, but its hooks do not bear the loss's gradient inside the forward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func._overloadpacket in flop_registry:
+            self.flops[str(func._overloadpacket)] += flop_registry[func._overloadpacket](
+                *args, **kwargs, out_val=result
+            )
+        return result
+
+    def table(self, *, updates: int) -> str:
+        """A line for each kind, the most first: GFLOP of an update, and the share."""
+        total, updates = max(self.flops.total(), 1), max(updates, 1)
+        rows = [*self.flops.most_common(), ("in all", self.flops.total())]
+        return "".join(f"{name:<60}{n / updates / 1e9:>14.4f} GFLOP{100 * n / total:>8.2f}%\n" for name, n in rows)
+
+
+class Profiler:
+    """Profiles the updates from a first to a last one. A run that begins or ends between them gives a shorter profile.
+
+    Args:
+        steps: First and last update; none = nothing is profiled.
+        folder: Gets the files, named by rank.
+        rank: Of this process.
+        flops: Count floating-point operations too, by kind.
+    """
+
+    def __init__(
+        self, steps: Sequence[int] = (), folder: Path = Path("profile"), *, rank: int = 0, flops: bool = False
+    ) -> None:
+        self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
+        self._folder = folder
+        self._rank = rank
+        self._flops = OperationCounter() if flops else None
+        self._profile: Any = None
+        self._open = ExitStack()
+        self._done: list[int] = []
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+
+    def begin(self, step: int) -> None:
+        """Update `step` is about to begin."""
+        if step not in self._steps or self._profile is not None:
+            return
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = self._open.enter_context(profile(activities=activities))
+        if self._flops is not None:
+            self._open.enter_context(self._flops)
+
+    def end(self, step: int) -> None:
+        """Update `step` is done."""
+        if self._profile is None:
+            return
+        self._done.append(step)
+        if step == self._steps[-1]:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Write what there is."""
+        if self._profile is None:
+            return
+        self._open.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        trace, table = (self._folder / f"rank{self._rank}_{name}" for name in ("trace.json", "table.txt"))
+        self._profile.export_chrome_trace(str(trace))
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        table.write_text(self._profile.key_averages().table(sort_by=by, row_limit=_ROWS), encoding="utf-8")
+        if self._flops is not None:
+            counted = self._flops.table(updates=len(self._done))
+            (self._folder / f"rank{self._rank}_flops.txt").write_text(counted, encoding="utf-8")
+        self._profile = None
+        if self._done:
+            logger.info("Updates %d to %d are profiled: %s", self._done[0], self._done[-1], self._folder)
