@@ -6,7 +6,8 @@ own (`python -m onmt_llm.data.worker`), or the calling thread.
 
 A process is started afresh rather than forked (tokenisers and torch have threads, which a fork leaves half alive), and
 without `multiprocessing`, which would import the caller's main module again. It reads pickled tasks from its standard
-input and writes pickled results to its standard output; where either ends, it ends.
+input and writes pickled results to its standard output, pipes that nobody else holds; where either ends, it ends. Of
+the results only our own classes and arrays are accepted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from onmt_llm.data.preparing import BucketTask, Prepared, Preparer, Recipe
 from onmt_llm.errors import ConfigError, DataError
@@ -43,6 +44,24 @@ class Reply:
 
     result: Prepared | BaseException
     messages: list[tuple[int, str]] = field(default_factory=list)
+
+
+class _Replies(pickle.Unpickler):
+    """Reads what a worker sends: results, messages and errors of ours, arrays, plain data, and nothing else."""
+
+    _ARRAYS = frozenset({"ndarray", "dtype", "scalar", "_reconstruct", "_frombuffer"})
+    _PLAIN = frozenset({("collections", "Counter"), ("_codecs", "encode")})
+
+    def find_class(self, module: str, name: str) -> Any:
+        package = module.partition(".")[0]
+        is_array = package == "numpy" and name in self._ARRAYS
+        is_path = package == "pathlib" and name.endswith("Path")
+        if is_array or is_path or (module, name) in self._PLAIN:
+            return super().find_class(module, name)
+        found = super().find_class(module, name) if package == "onmt_llm" else None
+        if isinstance(found, type):
+            return found
+        raise pickle.UnpicklingError(f"a data worker must send results, but sends {module}.{name}")
 
 
 class Worker:
@@ -88,7 +107,7 @@ class Worker:
         self._send(pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL))
         assert self._process.stdout is not None
         try:
-            reply = pickle.load(self._process.stdout)
+            reply = _Replies(self._process.stdout).load()
         except (EOFError, pickle.UnpicklingError, OSError) as error:
             raise self._lost() from error
         assert isinstance(reply, Reply)
