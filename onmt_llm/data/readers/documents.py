@@ -8,11 +8,11 @@ from pathlib import Path
 from onmt_llm.data.readers.files import check_file, is_compressed
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
-from onmt_llm.data.readers.numbered import Numbered
-from onmt_llm.data.readers.record import Record, pass_over, strip_break
+from onmt_llm.data.readers.numbered import NumberedReader
+from onmt_llm.data.readers.record import Record, strip_break
 
 
-class DocumentReader:
+class DocumentReader(NumberedReader):
     """Plain text in which an empty line, or the end of the file alone, ends a document; a document is one example.
 
     Args:
@@ -26,14 +26,10 @@ class DocumentReader:
     def __init__(
         self, corpus: str, path: Path, *, at_blank: bool, cache: IndexCache, max_bytes: int = MAX_BYTES
     ) -> None:
-        self.corpus = corpus
-        self.paths: tuple[Path, ...] = (path,)
+        super().__init__(corpus, path, cache, LineFile(path))
         self._at_blank = at_blank
-        self._cache = cache
         self._max_bytes = max_bytes
-        self._file = LineFile(path)
         self._line = 0
-        self._numbered: Numbered | None = None
 
     def check(self) -> None:
         check_file(self.corpus, self.paths[0])
@@ -59,9 +55,6 @@ class DocumentReader:
                 break
         return Record(first, (strip_break(b"".join(pieces)),), (start,), self.paths) if pieces else None
 
-    def skip(self, number: int) -> int:
-        return pass_over(self, number)
-
     def tell(self) -> list[int]:
         return [self._file.offset, self._line]
 
@@ -72,25 +65,8 @@ class DocumentReader:
     def rewind(self) -> None:
         self.seek([0, 0])
 
-    def close(self) -> None:
-        self._file.close()
-        if self._numbered is not None:
-            self._numbered.close()
-
-    def count(self) -> int | None:
-        return self._by_number().count()
-
-    def at(self, number: int) -> Record:
-        return self._by_number().at(number)
-
-    def expect(self, numbers: Sequence[int]) -> None:
-        self._by_number().expect(numbers)
-
-    def _by_number(self) -> Numbered:
-        if self._numbered is None:
-            what = f"{'documents' if self._at_blank else 'parts'}-{self._max_bytes}"
-            self._numbered = Numbered(self.paths[0], what, self._cache, self._again)
-        return self._numbered
+    def _what(self) -> str:
+        return f"{'documents' if self._at_blank else 'parts'}-{self._max_bytes}"
 
     def _again(self) -> DocumentReader:
         return DocumentReader(

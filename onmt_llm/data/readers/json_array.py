@@ -9,8 +9,8 @@ from pathlib import Path
 from onmt_llm.data.readers.files import check_file
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
-from onmt_llm.data.readers.numbered import Numbered
-from onmt_llm.data.readers.record import Record, pass_over
+from onmt_llm.data.readers.numbered import NumberedReader
+from onmt_llm.data.readers.record import Record
 from onmt_llm.errors import DataError
 
 _BLOCK = 1 << 17
@@ -20,7 +20,7 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|"', re.DOTALL)
 _LITERAL_END = re.compile(rb"[,\]\s]")
 
 
-class JsonArrayReader:
+class JsonArrayReader(NumberedReader):
     """One example an element. Elements are told apart by their brackets; what is in them is for the parser.
 
     Args:
@@ -31,15 +31,11 @@ class JsonArrayReader:
     """
 
     def __init__(self, corpus: str, path: Path, *, cache: IndexCache, max_bytes: int = MAX_BYTES) -> None:
-        self.corpus = corpus
-        self.paths: tuple[Path, ...] = (path,)
-        self._cache = cache
+        super().__init__(corpus, path, cache, LineFile(path))
         self._max_bytes = max_bytes
-        self._file = LineFile(path)
         self._buffer = bytearray()
         self._place = 0
         self._offset = self._line = self._number = 0
-        self._numbered: Numbered | None = None
 
     def check(self) -> None:
         check_file(self.corpus, self.paths[0])
@@ -72,9 +68,6 @@ class JsonArrayReader:
         self._pass(end)
         return record
 
-    def skip(self, number: int) -> int:
-        return pass_over(self, number)
-
     def tell(self) -> list[int]:
         return [self._offset, self._line, self._number]
 
@@ -90,25 +83,12 @@ class JsonArrayReader:
 
     def close(self) -> None:
         position = self.tell()
-        self._file.close()
-        if self._numbered is not None:
-            self._numbered.close()
+        super().close()
         self._buffer.clear()
         self._place, self._file.offset = 0, position[0]
 
-    def count(self) -> int | None:
-        return self._by_number().count()
-
-    def at(self, number: int) -> Record:
-        return self._by_number().at(number)
-
-    def expect(self, numbers: Sequence[int]) -> None:
-        self._by_number().expect(numbers)
-
-    def _by_number(self) -> Numbered:
-        if self._numbered is None:
-            self._numbered = Numbered(self.paths[0], "elements", self._cache, self._again)
-        return self._numbered
+    def _what(self) -> str:
+        return "elements"
 
     def _again(self) -> JsonArrayReader:
         return JsonArrayReader(self.corpus, self.paths[0], cache=self._cache, max_bytes=self._max_bytes)

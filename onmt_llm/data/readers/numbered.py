@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from onmt_llm.data.readers.files import is_compressed
 from onmt_llm.data.readers.index import Index, IndexCache, packed
-from onmt_llm.data.readers.record import Reader, Record
+from onmt_llm.data.readers.lines import LineFile
+from onmt_llm.data.readers.record import Reader, Record, pass_over
 from onmt_llm.data.readers.spans import Spans
 
 _LIKELY = 4096
@@ -67,3 +69,71 @@ class Numbered:
             yield position
             position = reader.tell()
         reader.close()
+
+
+class NumberedReader(ABC):
+    """What readers of one file that find their records through an index have in common.
+
+    Args:
+        corpus: Its name, for messages.
+        path: The file.
+        cache: Of counts and indexes.
+        file: The file, opened.
+    """
+
+    def __init__(self, corpus: str, path: Path, cache: IndexCache, file: LineFile) -> None:
+        self.corpus = corpus
+        self.paths: tuple[Path, ...] = (path,)
+        self._cache = cache
+        self._file = file
+        self._numbered: Numbered | None = None
+
+    @abstractmethod
+    def check(self) -> None:
+        """See `Reader.check`."""
+
+    @abstractmethod
+    def read(self) -> Record | None:
+        """See `Reader.read`."""
+
+    @abstractmethod
+    def tell(self) -> list[int]:
+        """See `Reader.tell`."""
+
+    @abstractmethod
+    def seek(self, position: Sequence[int]) -> None:
+        """See `Reader.seek`."""
+
+    @abstractmethod
+    def rewind(self) -> None:
+        """See `Reader.rewind`."""
+
+    @abstractmethod
+    def _what(self) -> str:
+        """What the records are: names the index."""
+
+    @abstractmethod
+    def _again(self) -> Reader:
+        """Another reader of the same file."""
+
+    def skip(self, number: int) -> int:
+        return pass_over(self, number)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._numbered is not None:
+            self._numbered.close()
+
+    def count(self) -> int | None:
+        return self._by_number().count()
+
+    def at(self, number: int) -> Record:
+        return self._by_number().at(number)
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        self._by_number().expect(numbers)
+
+    def _by_number(self) -> Numbered:
+        if self._numbered is None:
+            self._numbered = Numbered(self.paths[0], self._what(), self._cache, self._again)
+        return self._numbered

@@ -10,8 +10,8 @@ from pathlib import Path
 from onmt_llm.data.readers.files import bare_suffix, check_file, is_compressed, is_empty
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
-from onmt_llm.data.readers.numbered import Numbered
-from onmt_llm.data.readers.record import Record, decode, pass_over, strip_break
+from onmt_llm.data.readers.numbered import NumberedReader
+from onmt_llm.data.readers.record import Record, decode, strip_break
 from onmt_llm.errors import DataError
 
 ROW_FILES = (".csv", ".tsv")
@@ -55,7 +55,7 @@ class RowFormat:
         return row
 
 
-class RowReader:
+class RowReader(NumberedReader):
     """One example a row.
 
     Args:
@@ -69,14 +69,10 @@ class RowReader:
     def __init__(
         self, corpus: str, path: Path, *, rows: RowFormat, cache: IndexCache, max_bytes: int = MAX_BYTES
     ) -> None:
-        self.corpus = corpus
-        self.paths: tuple[Path, ...] = (path,)
+        super().__init__(corpus, path, cache, LineFile(path, max_bytes))
         self._rows = rows
-        self._cache = cache
         self._max_bytes = max_bytes
-        self._file = LineFile(path, max_bytes)
         self._line = 0
-        self._numbered: Numbered | None = None
 
     def check(self) -> None:
         path = self.paths[0]
@@ -97,9 +93,6 @@ class RowReader:
         raw = self._read_row()
         return None if raw is None else Record(line, (strip_break(raw),), (offset,), self.paths)
 
-    def skip(self, number: int) -> int:
-        return pass_over(self, number)
-
     def tell(self) -> list[int]:
         return [self._file.offset, self._line]
 
@@ -110,25 +103,8 @@ class RowReader:
     def rewind(self) -> None:
         self.seek([0, 0])
 
-    def close(self) -> None:
-        self._file.close()
-        if self._numbered is not None:
-            self._numbered.close()
-
-    def count(self) -> int | None:
-        return self._by_number().count()
-
-    def at(self, number: int) -> Record:
-        return self._by_number().at(number)
-
-    def expect(self, numbers: Sequence[int]) -> None:
-        self._by_number().expect(numbers)
-
-    def _by_number(self) -> Numbered:
-        if self._numbered is None:
-            what = f"rows-{self._rows.quoted:d}{self._rows.columns is None:d}"
-            self._numbered = Numbered(self.paths[0], what, self._cache, self._again)
-        return self._numbered
+    def _what(self) -> str:
+        return f"rows-{self._rows.quoted:d}{self._rows.columns is None:d}"
 
     def _again(self) -> RowReader:
         return RowReader(self.corpus, self.paths[0], rows=self._rows, cache=self._cache, max_bytes=self._max_bytes)
