@@ -147,7 +147,8 @@ def content(prefix: Path, steps: int) -> dict[str, Any]:
     state["progress"]["report"].pop("elapsed")
     rows = [json.loads(line) for line in Path(f"{prefix}_metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        for key in [key for key in row if key in ("time", "elapsed", "data_wait") or key.endswith("per_second")]:
+        measured = ("time", "elapsed", "data_wait", "peak_rss_mib")
+        for key in [key for key in row if key in measured or key.endswith("per_second")]:
             del row[key]
     state["options"].pop("keep_checkpoint")
     assert len(files) == 7 and len(rows) == steps // 4 + steps // 7 + 1
