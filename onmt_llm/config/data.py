@@ -101,6 +101,9 @@ class DataConfig(Section):
 
     data: dict[str, CorpusConfig] = Field(default_factory=dict)
     """Corpora by name: paths, weight and transforms of each."""
+    objective: Literal["sft", "dpo", "orpo", "kto"] = "sft"
+    """What is learned: `sft`, the examples themselves; or which answers are better: `dpo` and `orpo` from JSON objects
+    with `prompt`, `chosen` and `rejected`, `kto` from `prompt`, `completion` and `label` (true = good) too."""
     transforms: list[str] = Field(default_factory=list)
     """Transforms applied to every corpus that names none itself, in this order."""
     plugins: list[str] = Field(default_factory=list)

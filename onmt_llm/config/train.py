@@ -147,6 +147,33 @@ class ObjectiveConfig(Section):
     """The guided attention sees the whole target, in a second pass through its layer."""
 
 
+class PreferenceConfig(Section):
+    """Learning from better and worse answers: `objective: dpo`, `orpo` and `kto`."""
+
+    reference_model: str | None = None
+    """Checkpoint that the model is kept near to (`dpo`, `kto`); null = the base of the adapters that are trained.
+    Needed where the whole model is trained: usually the one that `train_from` begins with."""
+    dpo_beta: float = Field(0.1, gt=0)
+    """How near: the smaller, the further the model may go."""
+    dpo_loss: Literal["sigmoid", "hinge", "ipo", "robust"] = "sigmoid"
+    """Form of the loss: that of DPO, of SLiC, of IPO, or one that reckons with wrong labels."""
+    dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """`dpo_loss: robust`: share of the pairs that are the wrong way round."""
+    dpo_sft_weight: float = Field(0.0, ge=0)
+    """Weight of the likelihood of the better answer, by the token, as a further term."""
+    orpo_beta: float = Field(0.1, gt=0)
+    """Weight of the odds ratio beside the likelihood."""
+    kto_beta: float = Field(0.1, gt=0)
+    """As `dpo_beta`."""
+    kto_desirable_weight: float = Field(1.0, ge=0)
+    """Weight of good answers."""
+    kto_undesirable_weight: float = Field(1.0, ge=0)
+    """Weight of bad ones; with many more of one kind than of the other, the weights should make up for it."""
+
+
+_OWN_CRITERIA = ("ppl", "accuracy", "loss", "reward_accuracy")
+
+
 class ValidationConfig(Section):
     """How the model is judged while it is trained."""
 
@@ -163,8 +190,8 @@ class ValidationConfig(Section):
     early_stopping: int = Field(0, ge=0)
     """Stop after this many validations without a better score; 0 = off."""
     early_stopping_criteria: list[str] = Field(default_factory=lambda: ["ppl"])
-    """What must get better: `ppl`, `accuracy`, any of `valid_metrics`; several = all of them together. (OpenNMT-py's
-    default is `[ppl, accuracy]`.)"""
+    """What must get better: `ppl`, `accuracy`, `loss`, `reward_accuracy`, any of `valid_metrics`; several = all of them
+    together. (OpenNMT-py's default is `[ppl, accuracy]`.)"""
 
     @field_validator("valid_metrics")
     @classmethod
@@ -176,14 +203,15 @@ class ValidationConfig(Section):
     def _criteria(cls, names: list[str]) -> list[str]:
         if not names:
             raise ValueError("must name at least one criterion, but names none")
-        return list(dict.fromkeys(name if name in ("ppl", "accuracy") else name.upper() for name in names))
+        return list(dict.fromkeys(name if name in _OWN_CRITERIA else name.upper() for name in names))
 
     @model_validator(mode="after")
     def _check(self) -> ValidationConfig:
-        unknown = [n for n in self.early_stopping_criteria if n not in ("ppl", "accuracy", *self.valid_metrics)]
+        unknown = [n for n in self.early_stopping_criteria if n not in (*_OWN_CRITERIA, *self.valid_metrics)]
         if unknown:
             raise ValueError(
-                f"early_stopping_criteria must be ppl, accuracy or among valid_metrics, but is {', '.join(unknown)}"
+                f"early_stopping_criteria must be {', '.join(_OWN_CRITERIA)} or among valid_metrics, but is "
+                f"{', '.join(unknown)}"
             )
         return self
 
@@ -291,7 +319,8 @@ class TrainConfig(Section):
     lora: LoraConfig = LoraConfig()
     quantization: QuantConfig = QuantConfig()
     optimizer: OptimConfig = OptimConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    loss: ObjectiveConfig = ObjectiveConfig()
+    preference: PreferenceConfig = PreferenceConfig()
     validation: ValidationConfig = ValidationConfig()
     run: RunConfig = RunConfig()
     safety: SafetyConfig = SafetyConfig()
@@ -302,6 +331,16 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         run = self.run
+        extra = {
+            "label_smoothing": self.optimizer.label_smoothing,
+            "lm_prior_model": self.loss.lm_prior_model,
+            "lambda_align": self.loss.lambda_align,
+        }
+        named = [name for name, value in extra.items() if value]
+        if self.corpora.objective != "sft" and named:
+            raise ValueError(f"{' and '.join(named)} must be left out with objective: {self.corpora.objective}")
+        if self.corpora.objective == "sft" and "reward_accuracy" in self.validation.early_stopping_criteria:
+            raise ValueError("early_stopping_criteria reward_accuracy must go with objective: dpo, orpo or kto")
         _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
         _same_length(dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps)
         if run.init_from and run.train_from != AUTO:

@@ -6,12 +6,13 @@ Shapes: B rows, S source positions, T target positions, F features, M aligned pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onmt_llm.data import preferences
 from onmt_llm.data.encoding import IGNORED, Encoded, Ids
 from onmt_llm.data.packing import Row, whole
 
@@ -32,6 +33,7 @@ class BatchArrays:
     features_BSF: Array | None = None
     align_M3: Array | None = None
     src_doc_BS: Array | None = None
+    preference_B: Array | None = None
 
 
 def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> BatchArrays:
@@ -42,7 +44,11 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Bat
         pad_id: Fills `tgt_BT`; any token will do, since no real position attends to what follows it.
         src_pad_id: Fills `src_BS`, where the mask hides it.
     """
-    return _batch([[whole(example)] for example in examples], pad_id, src_pad_id, isolate=False)
+    if examples[0].good is None:
+        return _batch([[whole(example)] for example in examples], pad_id, src_pad_id, isolate=False)
+    judged, kinds = preferences.rows(examples)
+    batch = _batch([[whole(example)] for example in judged], pad_id, src_pad_id, isolate=False)
+    return replace(batch, num_examples=len(examples), preference_B=np.array(kinds, dtype=np.int32))
 
 
 def collate_rows(rows: Sequence[Row], *, pad_id: int, src_pad_id: int, isolate: bool) -> BatchArrays:

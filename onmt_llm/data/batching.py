@@ -30,6 +30,8 @@ class Batch:
         features_BSF: Features of the source tokens (int64); None for a model without.
         align_M3: Aligned positions (row, label, source) of all rows; None where no row has any.
         src_doc_BS: As `doc_BT`, for the source: documents of one number belong together.
+        preference_B: What each row is: 1 = a good answer, 0 = a bad one, -1 = an answer to another question; None =
+            examples that nobody has judged. The k-th good and the k-th bad row of pairs are one example.
     """
 
     src_BS: Tensor | None
@@ -42,6 +44,7 @@ class Batch:
     features_BSF: Tensor | None = None
     align_M3: Tensor | None = None
     src_doc_BS: Tensor | None = None
+    preference_B: Tensor | None = None
 
     @classmethod
     def of(cls, arrays: BatchArrays) -> Batch:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
+from onmt_llm.data import preferences
 from onmt_llm.data.alignment import check_alignable, check_pairs, to_tokens
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.encoding import Encoded, Encoder
@@ -71,6 +72,7 @@ class Corpus:
         self.counts = CorpusCounts()
         self._level = data.skip_empty_level
         self._skip_bad = data.on_bad_line == "skip"
+        self._objective = data.objective
         self._said: set[str] = set()
         self._encoder = Encoder(model)
         self.trained = TrainedParts.of(data, config)
@@ -99,6 +101,7 @@ class Corpus:
             trained=self.trained,
             zero_out_prompt_loss=data.zero_out_prompt_loss,
             max_bytes=data.max_record_bytes,
+            judged=data.objective != "sft",
         )
         names = data.transforms if config.transforms is None else config.transforms
         _check_features(name, names, data.n_src_feats, model)
@@ -126,6 +129,17 @@ class Corpus:
             ]
         self.counts.read += len(records)
         examples = [example for record in records if (example := self.parse(record)) is not None]
+        return self._transformed(examples) if self._objective == "sft" else self._judged(examples)
+
+    def _judged(self, examples: Sequence[Example]) -> list[Example]:
+        """Judged examples, each of their answers transformed by itself; a pair that has lost one is left out."""
+        answers = preferences.answers(examples, paired=self._objective != "kto")
+        self.counts.made += len(answers) - len(examples)
+        judged, alone = preferences.reunited(self._transformed(answers))
+        self.counts.dropped[preferences.OTHER_DROPPED] += alone
+        return judged
+
+    def _transformed(self, examples: list[Example]) -> list[Example]:
         for transform in self.transforms:
             examples = transform.batch(examples)
             self.counts.dropped.update(transform.dropped)
@@ -150,17 +164,28 @@ class Corpus:
 
     def encode(self, example: Example) -> Encoded | None:
         """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
+        rivals = [] if example.rival is None else [example.rival]
+        found = [encoded for each in (example, *rivals) if (encoded := self._encode(each)) is not None]
+        if len(found) <= len(rivals):
+            self.counts.dropped[preferences.OTHER_DROPPED] += len(found)
+            return None
+        if rivals:
+            found[0].rival = found[1]
+        for encoded in found:
+            self.counts.keep(encoded, encoded.num_trained)
+        return found[0]
+
+    def _encode(self, example: Example) -> Encoded | None:
         if example.align is not None and not self._align(example):
             return None
         encoded = example.encoded or self._encoder(example)
         if encoded is None:
             self._skip_empty(f"{example.path}:{example.line}")
             return None
-        trained = encoded.num_trained
-        if trained == 0:
+        if encoded.num_trained == 0:
             self.counts.dropped[NOTHING_TRAINED] += 1
             return None
-        self.counts.keep(encoded, trained)
+        encoded.good = example.good
         return encoded
 
     def raw(self, record: Record) -> Example | None:

@@ -34,6 +34,8 @@ class Encoded:
         features: (S, F) ids of the source tokens' features, or None where the model has none.
         align: (M, 2) aligned positions: of `labels`, and of `src`; None = not known.
         trained: How many labels the loss looks at, where that is known without counting.
+        good: As that of the example.
+        rival: The same question with the worse answer: a second row of the batch.
     """
 
     src: Ids | None
@@ -43,11 +45,14 @@ class Encoded:
     features: Ids | None = None
     align: Ids | None = None
     trained: int | None = None
+    good: bool | None = None
+    rival: Encoded | None = None
 
     @property
     def width(self) -> int:
-        """Columns that the example needs in a batch: its longer side."""
-        return len(self.tgt) if self.src is None else max(len(self.tgt), len(self.src))
+        """Columns that the example needs in a batch: its longer side; with a rival, twice those of the longer row."""
+        own = len(self.tgt) if self.src is None else max(len(self.tgt), len(self.src))
+        return own if self.rival is None else 2 * max(own, self.rival.width)
 
     @property
     def num_trained(self) -> int:

@@ -37,6 +37,9 @@ class Example:
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
         align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
         encoded: Its ids, where it comes of tokens; there is no text then.
+        good: The answer is the better one of two, or a good one; None = nobody has judged it.
+        rival: The same question with the worse answer.
+        pair: Number by which the two are known while each goes through the transforms.
     """
 
     src: list[Segment]
@@ -49,3 +52,6 @@ class Example:
     src_features: list[list[str]] | None = None
     align: list[tuple[int, int]] | None = None
     encoded: Encoded | None = None
+    good: bool | None = None
+    rival: Example | None = None
+    pair: int | None = None

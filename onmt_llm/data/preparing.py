@@ -61,6 +61,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         batching = self.batching
+        if batching.packing != "off" and self.data.objective != "sft":
+            raise ConfigError(
+                f"packing must be off with objective: {self.data.objective}, but is '{batching.packing}': its answers "
+                "are judged row by row."
+            )
         if batching.packing in ("split", "wrap") and self.model.task == "seq2seq":
             raise ConfigError(
                 f"packing must be 'off' or 'pack' for an encoder-decoder, but is '{batching.packing}': a target that "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data import preferences
 from onmt_llm.data.alignment import parse_pharaoh
 from onmt_llm.data.example import Example
 from onmt_llm.data.json_object import kind, load_object
@@ -54,6 +55,7 @@ class ExampleParser:
         zero_out_prompt_loss: Only answers are trained; False = all text is; None = answers only, where JSON tells them
             apart, and all text of text files.
         max_bytes: A longer record is left out.
+        judged: The records are questions with answers that somebody has judged (`preferences`).
 
     Attributes:
         template: The layout of conversations; None where there is none (yet: alpaca is opened when one comes).
@@ -72,6 +74,7 @@ class ExampleParser:
         trained: TrainedParts = ANSWERS,
         zero_out_prompt_loss: bool | None = None,
         max_bytes: int = MAX_BYTES,
+        judged: bool = False,
     ) -> None:
         self.name = name
         self.corpus = corpus
@@ -84,6 +87,11 @@ class ExampleParser:
         self._open_template = open_template
         self._keys = Keys.of(name, corpus)
         self._max_bytes = max_bytes
+        self._judged = judged
+        if judged and not corpus.has_keys:
+            raise ConfigError(
+                f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since answers are judged there."
+            )
         self._rows = row_format(corpus)
         self._headers: dict[Path, list[str]] = {}
         if task == "seq2seq" and not (corpus.path_tgt or corpus.has_keys):
@@ -158,6 +166,8 @@ class ExampleParser:
             return None
         item = self._load(text, record) if self._rows is None else self._row(text, record)
         keys = self._keys
+        if self._judged:
+            return self._preference(item, record)
         for pair in keys.named:
             if all(key in item for key in pair):
                 return self._asked(item, pair, record)
@@ -174,6 +184,39 @@ class ExampleParser:
         pairs = [f"'{prompt}' and '{answer}'" for prompt, answer in keys.named + keys.pairs]
         known = f"'{keys.text}', {', '.join(pairs)}, or '{keys.messages[0]}'"
         raise self._bad(record, f"must have {known}, but has {', '.join(sorted(item)) or 'no keys'}")
+
+    def _preference(self, item: Mapping[str, Any], record: Record) -> Example | None:
+        """A question with its better and its worse answer, or with one that is good or bad."""
+        keys = self._keys
+        prompts = list(dict.fromkeys(prompt for prompt, _ in keys.named + keys.pairs))
+        try:
+            asked = preferences.asked(item, prompts=prompts, turns=keys.messages)
+        except ValueError as error:
+            raise self._bad(record, f"must have {error}") from error
+        judged = [(self._answered(item, asked.prompt, answer, record), good) for answer, good in asked.answers]
+        examples = []
+        for example, good in judged:
+            if example is None:
+                return None
+            example.good = good
+            examples.append(example)
+        examples[0].rival = examples[1] if len(examples) > 1 else None
+        return examples[0]
+
+    def _answered(self, item: Mapping[str, Any], prompt: Any, answer: Any, record: Record) -> Example | None:
+        """A question, text or turns, with an answer, text or turns, of which the answer alone is trained."""
+        keys = self._keys
+        if isinstance(prompt, str) and isinstance(answer, str):
+            extra = self._string(item, keys.input, record) if item.get(keys.input) else ""
+            system = self._string(item, keys.system, record) if keys.system and item.get(keys.system) else ""
+            return self._prompt(system, prompt, extra, answer, record)
+        before = [Message("user", prompt)] if isinstance(prompt, str) else self._messages(prompt, record)
+        turns = [answer] if isinstance(answer, dict) else answer
+        after = [Message("assistant", answer)] if isinstance(answer, str) else self._messages(turns, record)
+        example = self._conversation([*before, *after], record)
+        if example is not None:
+            preferences.train_last(example.src, turns=sum(message.role == "assistant" for message in after))
+        return example
 
     def _asked(self, item: Mapping[str, Any], pair: tuple[str, str], record: Record) -> Example | None:
         prompt, answer = (self._string(item, key, record) for key in pair)

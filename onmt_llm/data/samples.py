@@ -108,6 +108,10 @@ def _view(raw: Example, example: Example, encoded: Encoded, model: ModelText) ->
         lines.append(f"src ids | {' '.join(map(str, encoded.src))}")
     lines.append(f"tgt ids | {' '.join(map(str, encoded.tgt))}")
     lines.append(f"trained | {to_line(marked(encoded, model.vocab))}")
+    if encoded.good is not None:
+        lines.append(f"judged  | {'good' if encoded.good else 'bad'}")
+    if encoded.rival is not None:
+        lines.append(f"rival   | {to_line(marked(encoded.rival, model.vocab))}")
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,8 @@ of the activations on use, which costs little since it is small.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,7 +103,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.in_features, self.out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
-        self.scale, self.dropout = scale, dropout
+        self.scale, self.dropout, self.off = scale, dropout, False
         _add_tensors(self, rank, self.in_features, self.out_features, base.weight.device, kept)  # type: ignore[arg-type]
         nn.init.uniform_(self.lora_a, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
         self.lora_magnitude = None
@@ -114,6 +115,8 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the type of the base's output."""
         y = self.base(x)
+        if self.off:
+            return self._begun_with(x, y)
         a, b = self.lora_a.to(y.dtype), self.lora_b * self.scale
         if self.lora_magnitude is not None:
             growth_O = self.lora_magnitude / self._row_lengths()
@@ -123,6 +126,15 @@ class LoRALinear(nn.Module):
             b = b * growth_O[:, None]
         low = F.linear(F.dropout(x, self.dropout, self.training).to(y.dtype), a)
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.to(y.dtype).t()).view(y.shape)
+
+    def _begun_with(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the layer computed before the adapter was trained: y, and what was taken out of the base for it."""
+        a, b = getattr(self, "lora_start_a", None), getattr(self, "lora_start_b", None)
+        return (
+            y
+            if a is None or b is None
+            else y + F.linear(F.linear(x.to(y.dtype), a.to(y.dtype)), (b * self.scale).to(y.dtype))
+        )
 
     @torch.no_grad()
     def _row_lengths(self) -> Tensor:
@@ -171,7 +183,7 @@ class LoRAEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.scale, self.dropout = scale, dropout
+        self.scale, self.dropout, self.off = scale, dropout, False
         _add_tensors(self, rank, base.num_embeddings, base.embedding_dim, base.weight.device)
         nn.init.normal_(self.lora_a, std=1 / rank)
         self.lora_magnitude = None
@@ -182,6 +194,8 @@ class LoRAEmbedding(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         y_BTD = self.base(ids_BT)
+        if self.off:
+            return y_BTD
         growth_D = self._growth()
         low = F.dropout(F.embedding(ids_BT, self.lora_a.t()), self.dropout, self.training)
         b = self.lora_b * self.scale
@@ -191,6 +205,8 @@ class LoRAEmbedding(nn.Module):
 
     def project(self, x_BTD: Tensor) -> Tensor:
         """Scores of all tokens (B, T, V) with the adapted matrix."""
+        if self.off:
+            return self.base.project(x_BTD)
         growth_D = self._growth()
         if growth_D is not None:
             x_BTD = torch.addcmul(x_BTD, x_BTD, (growth_D - 1).to(x_BTD.dtype))
@@ -311,6 +327,25 @@ def _check_target(module: nn.Module, path: str) -> None:
 def lora_modules(model: nn.Module) -> dict[str, LoRALinear | LoRAEmbedding]:
     """Wrapped layers by dotted path."""
     return {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear | LoRAEmbedding)}
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what it did before its adapters were trained.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    modules = list(lora_modules(model).values())
+    if not modules:
+        raise ConfigError("A model without its adapters is asked for, but it has none.")
+    try:
+        for module in modules:
+            module.off = True
+        yield
+    finally:
+        for module in modules:
+            module.off = False
 
 
 def freeze_all_but_lora(model: nn.Module) -> int:

@@ -38,6 +38,7 @@ from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.optimizers import check_package
 from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
+from onmt_llm.training.preference import check_reference, open_preference
 from onmt_llm.training.profiling import Profiler
 from onmt_llm.training.reporting import build_reporter, data_figures, metrics_path, open_machine
 from onmt_llm.training.requests import Requests
@@ -170,7 +171,7 @@ def _train(
     set_seed(seed)
     optim = resumed_settings(config.optimizer, resumed, reset=run.reset_optim)
     translations = _open_translations(config, options, start)
-    objective = _open_objective(config, optim, start, world.device)
+    objective = _open_objective(config, optim, start, layers, world.device)
     precision = choose_precision(
         run.model_dtype,
         lora=layers.lora is not None,
@@ -217,7 +218,7 @@ def _train(
     _announce(config, start, layers, job, progress)
     judge = None
     if valid_data:
-        judge = Judge(model, valid_data, precision, world, job.average, translations)
+        judge = Judge(model, valid_data, precision, world, job.average, translations, objective.judged)
     machine = open_machine(config, model, precision, world.device)
     with (
         Saver(job, start, spec, train_data, seed, told, safety) as save,
@@ -271,8 +272,9 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     _, valid = split_corpora(config.corpora.data)
     check_validation(config.validation, valid)
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
-    open_alignment(config.objective, start.model, split_corpora(config.corpora.data)[0])
+    open_alignment(config.loss, start.model, split_corpora(config.corpora.data)[0])
     layers = resolve_layers(config, start)
+    check_reference(config.corpora.objective, config.preference, adapters=layers.lora is not None)
     model, quantised = sketch(config, start, layers)
     check_package(config.optimizer.optim)
     world = World(rank=0, size=1, device=torch.device("cpu"))
@@ -353,12 +355,22 @@ def open_pipelines(
     return open_(train_corpora, True), valid
 
 
-def _open_objective(config: TrainConfig, optim: OptimConfig, start: Start, device: torch.device) -> Objective:
+def _open_objective(
+    config: TrainConfig, optim: OptimConfig, start: Start, layers: Layers, device: torch.device
+) -> Objective:
     train_corpora, _ = split_corpora(config.corpora.data)
     return Objective(
+        preference=open_preference(
+            config.corpora.objective,
+            config.preference,
+            adapters=layers.lora is not None,
+            model=start.model,
+            dtype=config.run.model_dtype,
+            device=device,
+        ),
         label_smoothing=optim.label_smoothing,
-        prior=open_prior(config.objective, start.vocab, device, packed=config.batching.packing != "off"),
-        alignment=open_alignment(config.objective, start.model, train_corpora),
+        prior=open_prior(config.loss, start.vocab, device, packed=config.batching.packing != "off"),
+        alignment=open_alignment(config.loss, start.model, train_corpora),
     )
 
 

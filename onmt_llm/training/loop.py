@@ -177,7 +177,7 @@ def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> T
 
 def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float | None:
     """One step of the optimiser with the window's gradients; returns their norm, or None if the run should go back."""
-    if totals.tokens and job.watchdog(progress, totals.loss / totals.tokens, step):
+    if totals.tokens and job.watchdog(progress, totals.mean_loss, step):
         return None
     if not math.isfinite(totals.loss):
         raise not_finite("loss", totals.loss, step)
@@ -185,7 +185,7 @@ def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float | 
         logger.warning("Step %d: no token of its %d examples is trained; nothing is updated.", step, totals.examples)
         job.optimizer.zero_grad(set_to_none=True)
         return 0.0
-    count = totals.tokens if job.run.normalization == "tokens" else totals.examples
+    count = totals.judged or (totals.tokens if job.run.normalization == "tokens" else totals.examples)
     parameters = trainable(job.model)
     factor = 1.0 / (count * progress.loss_scale)
     grad_norm = scale_and_clip(parameters, factor=factor, max_norm=job.optim.max_grad_norm)

@@ -46,6 +46,7 @@ class TokenLoss:
         nll: Sum of negative log-likelihoods (without label smoothing), detached.
         correct: Positions where no token is likelier than the label.
         tokens: Trained positions.
+        rewards: Under an objective over preferences, the sums that `Totals` has from `judged` on (float64).
     """
 
     scaled: Tensor
@@ -53,10 +54,13 @@ class TokenLoss:
     nll: Tensor
     correct: Tensor
     tokens: int
+    rewards: Tensor | None = None
 
 
 def batch_loss(model: Transformer, batch: Batch, *, objective: Objective = LIKELIHOOD, scale: float = 1.0) -> TokenLoss:
     """Loss of `model` on `batch`, for any of its shapes (language model or encoder-decoder)."""
+    if objective.preference is not None:
+        return objective.preference(model, batch, scale)
     guide = objective.alignment if batch.align_M3 is not None else None
     memory_BSD = None
     if batch.src_BS is not None:

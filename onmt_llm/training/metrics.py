@@ -36,6 +36,13 @@ class Totals:
         positions: All positions that went through the model, padding included.
         src_tokens: Tokens that the encoder read.
         batches: Micro-batches.
+        judged: Pairs of answers, or answers, that an objective over preferences was applied to; 0 for any other.
+        good: Good answers.
+        bad: Bad answers.
+        good_rewards: Summed rewards of the good ones.
+        bad_rewards: Summed rewards of the bad ones.
+        right: Pairs whose better answer has the higher reward; answers whose reward is on their side of zero.
+        divergence: From the reference, as KTO estimates it, summed over micro-batches.
     """
 
     loss: float = 0.0
@@ -46,6 +53,13 @@ class Totals:
     positions: float = 0.0
     src_tokens: float = 0.0
     batches: float = 0.0
+    judged: float = 0.0
+    good: float = 0.0
+    bad: float = 0.0
+    good_rewards: float = 0.0
+    bad_rewards: float = 0.0
+    right: float = 0.0
+    divergence: float = 0.0
 
     @staticmethod
     def row(loss: TokenLoss, batch: Batch) -> Tensor:
@@ -55,17 +69,18 @@ class Totals:
         counts = torch.tensor([loss.tokens, batch.num_examples, positions], dtype=torch.float64)
         sums = torch.stack([loss.total, loss.nll, loss.correct.float()]).double()
         more = torch.stack([read, torch.ones_like(read)]).double()
-        return torch.cat([sums, counts.to(sums.device), more])
+        rewards = sums.new_zeros(7) if loss.rewards is None else loss.rewards
+        return torch.cat([sums, counts.to(sums.device), more, rewards])
 
     @classmethod
-    def from_row(cls, row_8: Tensor) -> Totals:
+    def from_row(cls, row_15: Tensor) -> Totals:
         """The totals of summed rows."""
-        return cls(*row_8.tolist())
+        return cls(*row_15.tolist())
 
     @staticmethod
     def empty_row(device: torch.device) -> Tensor:
         """The row to begin a sum with."""
-        return torch.zeros(8, dtype=torch.float64, device=device)
+        return torch.zeros(15, dtype=torch.float64, device=device)
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
@@ -75,7 +90,27 @@ class Totals:
         return (
             *(self.loss, self.nll, self.correct, self.tokens),
             *(self.examples, self.positions, self.src_tokens, self.batches),
+            *(self.judged, self.good, self.bad, self.good_rewards, self.bad_rewards, self.right, self.divergence),
         )
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per trained token; per judged pair, or answer, under an objective over preferences."""
+        return self.loss / max(self.judged or self.tokens, 1)
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """What an objective over preferences has come to, by name; empty under any other."""
+        if not self.judged:
+            return {}
+        chosen, rejected = self.good_rewards / max(self.good, 1), self.bad_rewards / max(self.bad, 1)
+        return {
+            "reward_chosen": chosen,
+            "reward_rejected": rejected,
+            "reward_margin": chosen - rejected,
+            "reward_accuracy": 100.0 * self.right / self.judged,
+            "divergence": self.divergence / max(self.batches, 1),
+        }
 
     @property
     def xent(self) -> float:
@@ -235,8 +270,8 @@ class Reporter:
         totals = judgement.totals
         scores = "".join(f"; {name}: {score:.2f}" for name, score in judgement.scores.items())
         logger.info(
-            "Validation at step %d; acc: %.2f; ppl: %.4g; xent: %.4f; sents: %d%s",
-            *(step, totals.accuracy, totals.ppl, totals.xent, totals.examples, scores),
+            "Validation at step %d; acc: %.2f; ppl: %.4g; xent: %.4f; sents: %d%s%s",
+            *(step, totals.accuracy, totals.ppl, totals.xent, totals.examples, _rewards(totals), scores),
         )
         for name, part in judgement.corpora.items():
             logger.info("  %s: acc: %.2f; ppl: %.4g; xent: %.4f", name, part.accuracy, part.ppl, part.xent)
@@ -275,9 +310,11 @@ class Reporter:
             )
         elif self._progress == "line":
             logger.info(
-                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d; %s; data wait %.0f%%; %s%s; ETA %s",
+                "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d%s; "
+                "%s; data wait %.0f%%; %s%s; ETA %s",
                 *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
-                *(_pace(totals, seconds), 100 * figures["data_wait"], share, duration(elapsed), duration(left)),
+                *(_rewards(totals), _pace(totals, seconds), 100 * figures["data_wait"], share),
+                *(duration(elapsed), duration(left)),
             )
         self._send("progress", step, figures | ({} if self._data is None else self._data()))
         self._window, self._waited = Totals(), 0.0
@@ -309,8 +346,15 @@ class Reporter:
 
 
 def _figures(totals: Totals) -> dict[str, float]:
-    loss = totals.loss / max(totals.tokens, 1)
-    return {"loss": loss, "xent": totals.xent, "ppl": totals.ppl, "accuracy": totals.accuracy}
+    likelihood = {"xent": totals.xent, "ppl": totals.ppl, "accuracy": totals.accuracy}
+    return {"loss": totals.mean_loss, **likelihood, **totals.rewards}
+
+
+def _rewards(totals: Totals) -> str:
+    """Margin and accuracy of the rewards for a line of the log; nothing where there are none."""
+    if not totals.judged:
+        return ""
+    return "; margin: {reward_margin:.3g}; reward acc: {reward_accuracy:.1f}".format(**totals.rewards)
 
 
 def _pace(totals: Totals, seconds: float) -> str:

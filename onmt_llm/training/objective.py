@@ -5,8 +5,9 @@ Shapes: B examples, T target positions, S source positions, M aligned pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import ObjectiveConfig
+from onmt_llm.data.batching import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.lm_prior import LmPrior
 
@@ -43,11 +45,18 @@ class Objective:
         label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
         prior: A language model's opinion, as a further term.
         alignment: Guided alignment, as a further term, where a batch has alignments.
+        preference: A loss over preferences, in the place of the likelihood: (model, batch, scale) -> TokenLoss.
     """
 
     label_smoothing: float = 0.0
     prior: LmPrior | None = None
     alignment: GuidedAlignment | None = None
+    preference: Callable[[Any, Batch, float], Any] | None = None
+
+    @property
+    def judged(self) -> Objective:
+        """What a model is validated by: the likelihood, or the loss over preferences."""
+        return Objective(preference=self.preference)
 
 
 LIKELIHOOD = Objective()

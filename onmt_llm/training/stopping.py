@@ -8,7 +8,7 @@ from onmt_llm.generate.scorers import SCORERS
 from onmt_llm.log import logger
 from onmt_llm.training.state import Progress
 
-_HIGHER_IS_BETTER = {"ppl": False, "accuracy": True}
+_HIGHER_IS_BETTER = {"ppl": False, "accuracy": True, "loss": False, "reward_accuracy": True}
 
 
 class EarlyStopping:
@@ -19,7 +19,7 @@ class EarlyStopping:
 
     Args:
         patience: Validations to put up with; 0 = endless.
-        criteria: `ppl`, `accuracy` or names in `SCORERS`.
+        criteria: `ppl`, `accuracy`, `loss`, `reward_accuracy` or names in `SCORERS`.
     """
 
     def __init__(self, patience: int, criteria: Sequence[str] = ("ppl",)) -> None:

@@ -18,6 +18,7 @@ from onmt_llm.training.average import Average
 from onmt_llm.training.dist import World
 from onmt_llm.training.loss import batch_loss
 from onmt_llm.training.metrics import Judgement, Totals
+from onmt_llm.training.objective import LIKELIHOOD, Objective
 from onmt_llm.training.precision import Precision
 from onmt_llm.training.translations import Translations
 
@@ -33,6 +34,7 @@ class Judge:
         world: This process among others.
         average: Judge this average instead of the weights.
         translations: What the model is asked to say itself.
+        objective: What it is judged by.
     """
 
     model: Transformer
@@ -41,10 +43,13 @@ class Judge:
     world: World
     average: Average | None = None
     translations: Translations | None = None
+    objective: Objective = LIKELIHOOD
 
     def __call__(self, step: int) -> Judgement:
         with nullcontext() if self.average is None else self.average.in_place():
-            corpora = validate(self.model, self.corpora, precision=self.precision, world=self.world)
+            corpora = validate(
+                self.model, self.corpora, precision=self.precision, world=self.world, objective=self.objective
+            )
             scores = {}
             if self.translations is not None:
                 scores = self.translations.score(self.model, step, precision=self.precision, world=self.world)
@@ -54,7 +59,12 @@ class Judge:
 
 @torch.no_grad()
 def validate(
-    model: Transformer, corpora: Mapping[str, Iterable[Batch]], *, precision: Precision, world: World
+    model: Transformer,
+    corpora: Mapping[str, Iterable[Batch]],
+    *,
+    precision: Precision,
+    world: World,
+    objective: Objective = LIKELIHOOD,
 ) -> dict[str, Totals]:
     """Totals of `model` over one pass through each of `corpora`, summed over ranks; dropout is off meanwhile.
 
@@ -69,7 +79,7 @@ def validate(
             for batch in batches:
                 on_device = batch.to(world.device)
                 with precision.compute(world.device):
-                    row += Totals.row(batch_loss(model, on_device), on_device)
+                    row += Totals.row(batch_loss(model, on_device, objective=objective), on_device)
             found[name] = Totals.from_row(world.sum(row))
     finally:
         model.train()

@@ -75,7 +75,7 @@ def language_model(copy_task: Any) -> Path:
 def test_a_translation_model_is_trained_with_a_prior(copy_task: Any, language_model: Path, kind: str) -> None:
     def go(name: str, model: Path, weight: float) -> dict[str, torch.Tensor]:
         objective = {"lm_prior_model": str(model), "lm_prior_lambda": weight, "lm_prior_tau": 2.0}
-        copy_task.run(name, objective=objective, run={"save_model": str(copy_task.folder / name), "train_steps": 3})
+        copy_task.run(name, loss=objective, run={"save_model": str(copy_task.folder / name), "train_steps": 3})
         return copy_task.tensors(f"{name}_step_3")
 
     copy_task.run("none", run={"save_model": str(copy_task.folder / "none"), "train_steps": 3})
@@ -98,7 +98,7 @@ def test_a_prior_that_does_not_fit_is_refused(copy_task: Any, language_model: Pa
     copy_task.run("mt", run={"save_model": str(copy_task.folder / "mt"), "train_steps": 1})
 
     def objective(path: Path) -> dict[str, Any]:
-        return {"objective": {"lm_prior_model": str(path), "lm_prior_lambda": 0.5}}
+        return {"loss": {"lm_prior_model": str(path), "lm_prior_lambda": 0.5}}
 
     with pytest.raises(ConfigError, match=r"must be a language model, but .*mt_step_1 is an encoder-decoder"):
         copy_task.run(**objective(copy_task.folder / "mt_step_1"))
@@ -132,7 +132,7 @@ def test_guided_alignment_teaches_attention(copy_task: Any, heads: int, full_con
             name,
             corpora={"data": data},
             batching={"batch_size": 32, "bucket_size": 128},
-            objective={
+            loss={
                 "lambda_align": weight,
                 "alignment_layer": -1,
                 "alignment_heads": heads,
@@ -182,4 +182,4 @@ def test_alignments_that_cannot_be_had_are_refused(
 ) -> None:
     shape = {**copy_task.config().architecture.model_dump(exclude_unset=True), **architecture}
     with pytest.raises(ConfigError, match=message):
-        copy_task.run(objective={"lambda_align": 0.1, **objective}, architecture=shape)
+        copy_task.run(loss={"lambda_align": 0.1, **objective}, architecture=shape)
