@@ -20,6 +20,11 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def module_name(plugin: str) -> str:
+    """The name under which a plugin, a module or a .py file, is imported."""
+    return Path(plugin).stem if plugin.endswith(".py") else plugin
+
+
 def load_plugins(plugins: Iterable[str]) -> None:
     """Import the user's modules, which register what they add; one that is loaded already is left alone.
 
@@ -37,7 +42,7 @@ def load_plugins(plugins: Iterable[str]) -> None:
         if file is not None and str(file.parent) not in sys.path:
             sys.path.append(str(file.parent))
         try:
-            module = importlib.import_module(plugin if file is None else file.stem)
+            module = importlib.import_module(module_name(plugin))
         except Exception as error:  # the user's code: it may raise anything
             raise ConfigError(f"Plugin '{plugin}' cannot be loaded: {type(error).__name__}: {error}.") from error
         loaded = getattr(module, "__file__", None)

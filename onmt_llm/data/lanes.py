@@ -6,8 +6,8 @@ own (`python -m onmt_llm.data.worker`), or the calling thread.
 
 A process is started afresh rather than forked (tokenisers and torch have threads, which a fork leaves half alive), and
 without `multiprocessing`, which would import the caller's main module again. It reads pickled tasks from its standard
-input and writes pickled results to its standard output, pipes that nobody else holds; where either ends, it ends. Of
-the results only our own classes and arrays are accepted.
+input and writes pickled results to its standard output, pipes that nobody else holds; where either ends, it ends.
+Either side accepts the classes that belong there only (`pickling.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from onmt_llm.data.pickling import Restricted
 from onmt_llm.data.preparing import BucketTask, Prepared, Preparer, Recipe
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
+from onmt_llm.registry import module_name
 
 T = TypeVar("T")
 
@@ -46,38 +48,21 @@ class Reply:
     messages: list[tuple[int, str]] = field(default_factory=list)
 
 
-class _Replies(pickle.Unpickler):
-    """Reads what a worker sends: results, messages and errors of ours, arrays, plain data, and nothing else."""
-
-    _ARRAYS = frozenset({"ndarray", "dtype", "scalar", "_reconstruct", "_frombuffer"})
-    _PLAIN = frozenset({("collections", "Counter"), ("_codecs", "encode")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        package = module.partition(".")[0]
-        is_array = package == "numpy" and name in self._ARRAYS
-        is_path = package == "pathlib" and name.endswith("Path")
-        if is_array or is_path or (module, name) in self._PLAIN:
-            return super().find_class(module, name)
-        found = super().find_class(module, name) if package == "onmt_llm" else None
-        if isinstance(found, type):
-            return found
-        raise pickle.UnpicklingError(f"a data worker must send results, but sends {module}.{name}")
-
-
 class Worker:
     """A process that prepares buckets, one at a time.
 
     Args:
         number: Its number, for messages.
         recipe: What it needs to know, pickled.
+        plugins: Modules of the user's whose options may be in it.
     """
 
-    def __init__(self, number: int, recipe: bytes) -> None:
+    def __init__(self, number: int, recipe: bytes, plugins: Sequence[str] = ()) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
         self._name = f"Data worker {number}"
         with _blocked(signal.SIGINT, signal.SIGTERM):
             self._process = subprocess.Popen(
-                [sys.executable, "-m", MODULE],
+                [sys.executable, "-m", MODULE, *plugins],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
@@ -107,7 +92,7 @@ class Worker:
         self._send(pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL))
         assert self._process.stdout is not None
         try:
-            reply = _Replies(self._process.stdout).load()
+            reply = Restricted(self._process.stdout).load()
         except (EOFError, pickle.UnpicklingError, OSError) as error:
             raise self._lost() from error
         assert isinstance(reply, Reply)
@@ -173,8 +158,11 @@ class ProcessLanes:
     def prepare(self, tasks: Iterable[tuple[T, BucketTask]]) -> Iterator[tuple[T, Prepared]]:
         said: set[str] = set()
         recipe = _pickled(self.recipe)
+        plugins = [module_name(plugin) for plugin in self.recipe.data.plugins]
         with ExitStack() as stack:
-            workers = [stack.enter_context(closing(Worker(number + 1, recipe))) for number in range(self.number)]
+            workers = [
+                stack.enter_context(closing(Worker(number + 1, recipe, plugins))) for number in range(self.number)
+            ]
 
             def submit(index: int, item: tuple[T, BucketTask]) -> tuple[T, Future[Reply]]:
                 ticket, task = item

@@ -15,6 +15,7 @@ import traceback
 from typing import BinaryIO
 
 from onmt_llm.data.lanes import Reply
+from onmt_llm.data.pickling import TOKENIZERS, Restricted
 from onmt_llm.data.preparing import Preparer
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.log import logger
@@ -41,6 +42,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     tasks, replies = sys.stdin.buffer, _private_stdout()
+    packages = (*TOKENIZERS, *sys.argv[1:])
     messages = _Messages()
     logger.handlers[:] = [messages]
     logger.setLevel(logging.INFO)
@@ -49,9 +51,11 @@ def main() -> None:
     recipe = None
     while True:
         try:
-            item = pickle.load(tasks)
-        except (EOFError, pickle.UnpicklingError):
+            item = Restricted(tasks, packages).load()
+        except EOFError:
             return
+        except pickle.UnpicklingError as error:
+            sys.exit(f"A data worker stops: {error}")
         if recipe is None:
             recipe = item
             continue

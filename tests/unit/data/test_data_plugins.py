@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -63,22 +63,17 @@ def test_a_flag_names_it_too(plugin: Path) -> None:
     assert loaded.job.corpora.plugins == [str(plugin)] and "shout" in loaded.options
 
 
-def test_worker_processes_can_unpickle_its_options(plugin: Path, tmp_path: Path) -> None:
-    script = tmp_path / "main.py"
-    script.write_text(
-        "import sys\n"
-        "from concurrent.futures import ProcessPoolExecutor\n"
-        "from multiprocessing import get_context\n"
-        "from onmt_llm.registry import load_plugins\n"
-        "from onmt_llm.data.transforms import TRANSFORMS\n"
-        "def marks(config): return config.marks, 'shout' in TRANSFORMS\n"
-        "if __name__ == '__main__':\n"
-        f"    load_plugins([{str(plugin)!r}])\n"
-        "    with ProcessPoolExecutor(1, get_context('spawn')) as pool:\n"
-        "        assert pool.submit(marks, TRANSFORMS.get('shout').Config(marks=7)).result() == (7, True)\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_worker_processes_have_it_too(plugin: Path, make_pipeline, write) -> None:
+    load_plugins([str(plugin)])
+    corpora = {"x": CorpusConfig(path_src=write("x", "w1\nw2\nw3\n"))}
+    data = {"plugins": [str(plugin)], "transforms": ["shout"]}
+    options = {"shout": TRANSFORMS.get("shout").Config(marks=7)}
+
+    def rows(num_workers: int) -> list[list[list[int]]]:
+        pipeline = make_pipeline(corpora, data, {"num_workers": num_workers}, options=options)
+        return [batch.tgt_BT.tolist() for batch in islice(iter(pipeline), 2)]
+
+    assert rows(1) == rows(0)
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import pickle
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.data.pickling import Restricted
 from onmt_llm.errors import DataError
 from onmt_llm.text.jinja_template import JinjaTemplate
 from onmt_llm.text.templates import Message, get_template
@@ -113,5 +115,5 @@ def test_a_template_that_cannot_show_an_answer_has_no_stop_tokens() -> None:
 
 def test_copies_for_worker_processes() -> None:
     template = jinja(CHATML)
-    copy = pickle.loads(pickle.dumps(template))
+    copy = Restricted(io.BytesIO(pickle.dumps(template))).load()
     assert copy.render(CHAT, generation_prompt=False) == template.render(CHAT, generation_prompt=False)

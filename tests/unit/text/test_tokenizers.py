@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.config.checkpoint import TokenizerSpec
+from onmt_llm.data.pickling import TOKENIZERS, Restricted
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.guard import ControlGuard
 from onmt_llm.text.placeholders import from_line, to_line
@@ -74,7 +76,7 @@ def test_no_text_becomes_a_control_token_or_a_line_break(tokenizer: Tokenizer) -
 
 
 def test_copies_for_worker_processes(tokenizer: Tokenizer) -> None:
-    copy = pickle.loads(pickle.dumps(tokenizer))
+    copy = Restricted(io.BytesIO(pickle.dumps(tokenizer)), TOKENIZERS).load()
     assert copy.encode("Give three\ntips", continuation=True) == tokenizer.encode("Give three\ntips", continuation=True)
 
 
