@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from onmt_llm.nn.dropout import attend_dropped
 from onmt_llm.nn.dropout import dropout as drop
 from onmt_llm.nn.norms import build_head_norm
 from onmt_llm.nn.positions import Positions, alibi_bias, alibi_bias_falcon, alibi_slopes, rotate
+from onmt_llm.nn.tiled import Tile, attend_tiled, causal_tiles, limited_tiles, minus_inf
 
 _CPU_HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
 
@@ -25,10 +28,36 @@ class Mask:
     Attributes:
         bias: Broadcasts to (B, N, T, S). Boolean: True = may look. Float: added to the scaled scores. None: all.
         causal: Only keys up to the query itself, told to the kernel instead of spelt out in `bias`.
+        first_BT: With `causal`: the first key that each query sees (documents of a packed row, sliding windows).
     """
 
     bias: Tensor | None = None
     causal: bool = False
+    first_BT: Tensor | None = None
+
+    @cached_property
+    def spelt_out(self) -> Tensor | None:
+        """All of it as a bias; None where it is no more than causal."""
+        if self.first_BT is None:
+            return self.bias
+        key_S = torch.arange(self.first_BT.shape[1], device=self.first_BT.device)
+        return ((key_S <= key_S[:, None]) & (key_S >= self.first_BT[..., None]))[:, None]
+
+    def tiles(self, q_BNTH: Tensor, k_BKTH: Tensor) -> list[Tile]:
+        """How `attend_tiled` goes through the scores; the layers of a model share the answer."""
+        (rows, heads, length, _), key_heads, dtype = q_BNTH.shape, k_BKTH.shape[1], q_BNTH.dtype
+        kind = (rows, heads, length, key_heads, dtype)
+        if kind not in self._tiles:
+            self._tiles[kind] = (
+                causal_tiles(rows, length, heads, key_heads, dtype)
+                if self.first_BT is None
+                else limited_tiles(self.first_BT.expand(rows, -1), heads, key_heads, dtype)
+            )
+        return self._tiles[kind]
+
+    @cached_property
+    def _tiles(self) -> dict[tuple[Any, ...], list[Tile]]:
+        return {}
 
     def plus(self, bias: Tensor) -> Mask:
         """The same with `bias` added to the scaled scores. Causality must be spelt out in `self.bias`."""
@@ -110,11 +139,12 @@ def decoder_mask(
     """
     window, alibi = config.sliding_window, config.position == "alibi"
     beyond_window = window is not None and positions.end > window
-    if left_pad_B is None and doc_BT is None and not alibi and not beyond_window:
-        if positions.length == 1:
+    if left_pad_B is None and not alibi:
+        if positions.length == 1 and doc_BT is None and not beyond_window:
             return Mask()
         if positions.start == 0 and config.position not in ("shaw", "t5"):
-            return Mask(causal=True)
+            first_BT = _first_keys(positions, doc_BT, window, device) if doc_BT is not None or beyond_window else None
+            return Mask(causal=True, first_BT=first_BT)
     query_T = torch.arange(positions.start, positions.end, device=device)
     key_S = torch.arange(positions.end, device=device)
     allowed = key_S <= query_T[:, None]
@@ -136,6 +166,16 @@ def decoder_mask(
     else:
         bias = alibi_bias(query_T, key_S, slopes_N)[None]
     return Mask(bias.masked_fill(~allowed, float("-inf")))
+
+
+def _first_keys(positions: Positions, doc_BT: Tensor | None, window: int | None, device: torch.device) -> Tensor:
+    """(B or 1, T): the first key that each query sees, of its document and within the window."""
+    index_T = torch.arange(positions.length, device=device)
+    first_BT = torch.zeros_like(index_T)[None]
+    if doc_BT is not None:
+        assert positions.index_BT is not None
+        first_BT = index_T - positions.index_BT
+    return first_BT if window is None else first_BT.clamp(min=index_T - window + 1)
 
 
 def _key_positions(positions: Positions, key_S: Tensor, left_pad_B: Tensor | None) -> Tensor:
@@ -267,20 +307,30 @@ def attend(
     """
     if q_BNTH.shape[2] == 1 and q_BNTH.shape[1] != k_BKSH.shape[1]:
         return _attend_one(q_BNTH, k_BKSH, v_BKSH, mask, scale, dropout)
-    dtype, bias = q_BNTH.dtype, mask.bias
+    dtype = _result_dtype(q_BNTH)
     compute = _compute_dtype(q_BNTH.device.type, dtype)
     q, k, v = q_BNTH.to(compute), k_BKSH.to(compute), v_BKSH.to(compute)
-    if dropout > 0.0 and q.device.type == "cpu":
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return _attend_dropped(q, k, v, mask, scale, dropout).to(dtype)
-    grouped = q.shape[1] != k.shape[1]
+    if q.device.type == "cpu":
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        if dropout > 0.0:
+            return _attend_dropped(q, k, v, mask, factor, dropout).to(dtype)
+        if mask.causal and (compute == torch.bfloat16 or mask.first_BT is not None):
+            return attend_tiled(q, k, v, mask.tiles(q, k), factor).to(dtype)
+    bias, grouped = mask.spelt_out, q.shape[1] != k.shape[1]
     if bias is not None and q.device.type != "cpu":
         bias = bias if bias.dtype == torch.bool else bias.to(compute)
         if grouped:  # CUDA's kernels that take a mask know no groups.
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
             grouped = False
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=mask.causal, enable_gqa=grouped, scale=scale
+        q,
+        k,
+        v,
+        attn_mask=bias,
+        dropout_p=dropout,
+        is_causal=mask.causal and bias is None,
+        enable_gqa=grouped,
+        scale=scale,
     )
     return out.to(dtype)
 
@@ -334,17 +384,12 @@ def _softmax(scores_BNTS: Tensor, mask: Mask) -> Tensor:
 
 def _added(mask: Mask, queries: int, keys: int) -> Tensor | None:
     """A mask as numbers: a small tensor of them is added faster than a boolean one is spread over the scores."""
-    if mask.causal:
-        assert mask.bias is None, "causality is spelt out beside another mask"
-        return _minus_inf(torch.ones(queries, keys, dtype=torch.bool).triu(1))[None, None]
-    if mask.bias is None or mask.bias.dtype != torch.bool:
-        return mask.bias
-    return _minus_inf(~mask.bias)
-
-
-def _minus_inf(hidden: Tensor) -> Tensor:
-    """-inf where `hidden`, else 0."""
-    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+    bias = mask.spelt_out
+    if bias is None and mask.causal:
+        return minus_inf(torch.ones(queries, keys, dtype=torch.bool).triu(1), torch.float32)[None, None]
+    if bias is None or bias.dtype != torch.bool:
+        return bias
+    return minus_inf(~bias, torch.float32)
 
 
 def _repeat_heads(x_BKSH: Tensor, heads: int) -> Tensor:
@@ -369,6 +414,12 @@ def _attend_one(
     q_BKGH = q_BN1H.reshape(batch, kv_heads, heads // kv_heads, size)
     out_BKGH = F.scaled_dot_product_attention(q_BKGH, k_BKSH, v_BKSH, attn_mask=bias, dropout_p=dropout, scale=scale)
     return out_BKGH.reshape(batch, heads, 1, size)
+
+
+def _result_dtype(q_BNTH: Tensor) -> torch.dtype:
+    device_type = q_BNTH.device.type
+    autocast = device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if autocast else q_BNTH.dtype
 
 
 def _compute_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:

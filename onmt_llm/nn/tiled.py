@@ -1,0 +1,183 @@
+"""Causal self-attention on a CPU in tiles: some queries at a time, with the keys that they may see and no others.
+
+torch's CPU kernel spends most of its time in the backward pass, and knows neither documents in a row nor windows but by
+a mask over all pairs. Here a tile is a few matrix products and a softmax over scores that stay in the processor's
+caches, and keys that no query of the tile sees are left out: a row of many documents costs what the documents cost.
+The backward pass computes the weights again (Dao et al. 2022), so that nothing but q, k and v is kept.
+
+Shapes: B rows, N heads, K key heads, G = N / K heads that share a key head, T positions, S keys of a tile, H width of a
+head, P pairs of row and key head (B x K), R queries of a tile with those of all heads of a group (G x queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Scores of a tile at the most: 2 MiB of them in bf16.
+_SCORES = 1 << 20
+# Rows of a tile's products at the least, below which they are not at their fastest.
+_PRODUCT_ROWS = 128
+_QUERIES = 64
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries that are computed together.
+
+    Attributes:
+        pairs: Which pairs of row and key head.
+        queries: Which positions.
+        keys: Positions that one of them sees at least.
+        bias: Added to the scores of the last keys (as many as it is wide): 0, or -inf where a query must not look;
+            (queries, width).
+    """
+
+    pairs: slice
+    queries: slice
+    keys: slice
+    bias: Tensor
+
+
+def causal_tiles(rows: int, length: int, heads: int, key_heads: int, dtype: torch.dtype) -> list[Tile]:
+    """Tiles of rows in which every query sees itself and all keys before it."""
+    group = heads // key_heads
+    tiles = []
+    for queries in _spans(length, _tile_length(group)):
+        bias = minus_inf(_later(queries, queries), dtype)
+        for pairs in _spans(rows * key_heads, _pairs_at_once(group, queries, queries.stop)):
+            tiles.append(Tile(pairs, queries, slice(0, queries.stop), bias))
+    return tiles
+
+
+def limited_tiles(first_BT: Tensor, heads: int, key_heads: int, dtype: torch.dtype) -> list[Tile]:
+    """Tiles of rows in which every query sees itself and the keys before it from `first_BT` on."""
+    group = heads // key_heads
+    tiles = []
+    for queries in _spans(first_BT.shape[1], _tile_length(group)):
+        lowest_B = first_BT[:, queries].amin(dim=1).tolist()
+        for row, lowest in enumerate(lowest_B):
+            keys = slice(lowest, queries.stop)
+            key_S = torch.arange(keys.start, keys.stop)
+            hidden = _later(queries, keys) | (key_S < first_BT[row, queries, None])
+            bias = minus_inf(hidden, dtype)
+            for part in _spans(key_heads, _pairs_at_once(group, queries, keys.stop - keys.start)):
+                pairs = slice(row * key_heads + part.start, row * key_heads + part.stop)
+                tiles.append(Tile(pairs, queries, keys, bias))
+    return tiles
+
+
+def attend_tiled(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, tiles: list[Tile], scale: float) -> Tensor:
+    """softmax(scale q k' + bias) v; each group of N / K query heads shares a key head.
+
+    Args:
+        q_BNTH: Queries.
+        k_BKTH: Keys.
+        v_BKTH: Values.
+        tiles: Of these rows, heads and positions, for this number type.
+        scale: Of the scores.
+
+    Returns:
+        (B, N, T, H), laid out position by position.
+    """
+    with torch.autocast("cpu", enabled=False):
+        return _AttendTiled.apply(q_BNTH, k_BKTH, v_BKTH, tiles, scale)
+
+
+class _AttendTiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, tiles: list[Tile], scale: float) -> Tensor:
+        ctx.save_for_backward(q_BNTH, k_BKTH, v_BKTH)
+        ctx.tiles, ctx.scale = tiles, scale
+        key_heads = k_BKTH.shape[1]
+        q_PGTH, k_PTH, v_PTH = _grouped(q_BNTH, key_heads, scale), _paired(k_BKTH), _paired(v_BKTH)
+        out_PGTH = torch.empty_like(q_PGTH)
+        for tile in tiles:
+            weights_PRS = _weights(q_PGTH, k_PTH, tile)
+            _put(out_PGTH, tile, torch.bmm(weights_PRS, v_PTH[tile.pairs, tile.keys]))
+        return _by_position(out_PGTH, q_BNTH)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor | None, ...]:
+        q_BNTH, k_BKTH, v_BKTH = ctx.saved_tensors
+        key_heads = k_BKTH.shape[1]
+        q_PGTH, k_PTH, v_PTH = _grouped(q_BNTH, key_heads, ctx.scale), _paired(k_BKTH), _paired(v_BKTH)
+        grad_PGTH = _grouped(grad_BNTH, key_heads)
+        dq_PGTH = torch.empty_like(q_PGTH)
+        # Sums over the tiles, which 16 bits are too few for.
+        sum_dtype = torch.promote_types(k_PTH.dtype, torch.float32)
+        dk_PTH, dv_PTH = torch.zeros_like(k_PTH, dtype=sum_dtype), torch.zeros_like(v_PTH, dtype=sum_dtype)
+        for tile in ctx.tiles:
+            pairs, keys = tile.pairs, tile.keys
+            weights_PRS = _weights(q_PGTH, k_PTH, tile)
+            out_grad_PRH = _rows(grad_PGTH, tile)
+            dv_PTH[pairs, keys] += torch.bmm(weights_PRS.mT, out_grad_PRH)
+            grads_PRS = torch.bmm(out_grad_PRH, v_PTH[pairs, keys].mT)
+            grads_PRS = torch._softmax_backward_data(grads_PRS, weights_PRS, -1, weights_PRS.dtype)
+            _put(dq_PGTH, tile, torch.bmm(grads_PRS, k_PTH[pairs, keys]))
+            dk_PTH[pairs, keys] += torch.bmm(grads_PRS.mT, _rows(q_PGTH, tile))
+        dq_BNTH = _by_position(dq_PGTH.mul_(ctx.scale), q_BNTH)
+        dk_BKTH, dv_BKTH = (x.view(k_BKTH.shape).to(k_BKTH.dtype) for x in (dk_PTH, dv_PTH))
+        return dq_BNTH, dk_BKTH, dv_BKTH, None, None
+
+
+def _weights(q_PGTH: Tensor, k_PTH: Tensor, tile: Tile) -> Tensor:
+    """(P, R, S) softmax of a tile's scores; q is scaled already."""
+    scores_PRS = torch.bmm(_rows(q_PGTH, tile), k_PTH[tile.pairs, tile.keys].mT)
+    length, width = tile.bias.shape
+    scores_PRS.unflatten(1, (-1, length))[..., -width:] += tile.bias
+    return torch.softmax(scores_PRS, -1)
+
+
+def _rows(x_PGTH: Tensor, tile: Tile) -> Tensor:
+    """(P, R, H): a tile's queries, those of the heads of a group behind each other."""
+    return x_PGTH[tile.pairs, :, tile.queries].flatten(1, 2)
+
+
+def _put(out_PGTH: Tensor, tile: Tile, x_PRH: Tensor) -> None:
+    out_PGTH[tile.pairs, :, tile.queries] = x_PRH.unflatten(1, (out_PGTH.shape[1], -1))
+
+
+def _grouped(x_BNTH: Tensor, key_heads: int, scale: float = 1.0) -> Tensor:
+    """(P, G, T, H) in one piece, scaled."""
+    batch, heads, length, size = x_BNTH.shape
+    x = torch.mul(x_BNTH, scale, out=x_BNTH.new_empty(x_BNTH.shape))
+    return x.view(batch * key_heads, heads // key_heads, length, size)
+
+
+def _paired(x_BKTH: Tensor) -> Tensor:
+    """(P, T, H) in one piece."""
+    return x_BKTH.contiguous().flatten(0, 1)
+
+
+def _by_position(x_PGTH: Tensor, like_BNTH: Tensor) -> Tensor:
+    """(B, N, T, H) with all heads of a position side by side, as the output projection wants them."""
+    return x_PGTH.view(like_BNTH.shape).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _tile_length(group: int) -> int:
+    return max(_QUERIES, _PRODUCT_ROWS // group)
+
+
+def _pairs_at_once(group: int, queries: slice, keys: int) -> int:
+    return max(1, _SCORES // (group * (queries.stop - queries.start) * keys))
+
+
+def _spans(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _later(queries: slice, keys: slice) -> Tensor:
+    """(queries, keys): keys that come after the query."""
+    return torch.arange(keys.start, keys.stop) > torch.arange(queries.start, queries.stop)[:, None]
+
+
+def minus_inf(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """-inf where `hidden`, else 0."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
