@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.dropout import dropout, relu_dropped
+from onmt_llm.nn.fused import silu_product
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -33,7 +34,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gate_proj is not None:
-            inner = self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
+            gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+            inner = silu_product(gate, up) if self.activation is F.silu else self.activation(gate) * up
         elif self.activation is F.relu:
             return self.down_proj(relu_dropped(self.up_proj(x_BTD), self.dropout, self.training))
         else:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.fused import rms_norm
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm (Zhang & Sennrich 2019), whose backward pass keeps and reads less on a CPU.
+
+    It computes in float32 and rounds once, so that in bf16 it is closer to the exact result than the usual cast-up,
+    cast-down, then scale.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return rms_norm(x, self.weight, self.eps)  # type: ignore[arg-type]
 
 
 def build_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
-    """The norm of `config` over the last dimension, which is `size` wide (default: hidden_size).
-
-    RMSNorm (Zhang & Sennrich 2019) is torch's own: it computes in float32 and rounds once, so that in bf16 it is closer
-    to the exact result than the usual cast-up, cast-down, then scale.
-    """
+    """The norm of `config` over the last dimension, which is `size` wide (default: hidden_size)."""
     size = size or config.hidden_size
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(size, eps=config.norm_eps)
+        return RMSNorm(size, eps=config.norm_eps)
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
 
 
 def build_head_norm(config: ModelConfig) -> nn.Module:
     """RMSNorm over one head of q or k (`qk_norm`), whatever norm the residual stream has."""
-    return nn.RMSNorm(config.size_per_head, eps=config.norm_eps)
+    return RMSNorm(config.size_per_head, eps=config.norm_eps)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.nn import wrap
+from onmt_llm.nn import int8_products, wrap
+from onmt_llm.nn.int8_products import int8_linear
 from onmt_llm.optional import require
 from onmt_llm.registry import Registry
 
@@ -30,7 +31,8 @@ class Int8Linear(nn.Module):
     """y = x W' + b with W held as int8 and one float32 scale per output row (symmetric, about 0.4% error).
 
     Forward and backward dequantise a block of rows at a time into the type of x and multiply there, so that the
-    activations lose nothing and no second copy of the weight ever exists.
+    activations lose nothing and no second copy of the weight ever exists. With `int8_products` a layer in training
+    quantises its input too and multiplies in int8, see `int8_products.py`.
 
     Args:
         weight: (out, in) of any floating type.
@@ -47,12 +49,15 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", quantized)
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.int8_products = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the type of x."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         rows = x.flatten(0, -2)
-        if not torch.is_grad_enabled() and _has_packed_kernel(x) and len(rows) <= _PACKED_ROWS:
+        if self.int8_products and self.training and len(rows) > _PACKED_ROWS:
+            y = int8_linear(rows, self.weight, self.scale, bias)
+        elif not torch.is_grad_enabled() and _has_packed_kernel(x) and len(rows) <= _PACKED_ROWS:
             y = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale.to(x.dtype))
             y = y if bias is None else y + bias
         else:
@@ -211,6 +216,14 @@ def quantize(model: nn.Module, names: Sequence[str], quant_type: str) -> list[st
     for path in wrap.match(model, names):
         _check_linear(model.get_submodule(path), path)
     return wrap.replace(model, names, factory)
+
+
+def set_int8_products(model: nn.Module) -> int:
+    """Let the int8 layers multiply in int8 while they are trained, where their device can; returns their number."""
+    layers = [m for m in model.modules() if isinstance(m, Int8Linear) and int8_products.fit(m.weight)]
+    for layer in layers:
+        layer.int8_products = True
+    return len(layers)
 
 
 def _check_linear(module: nn.Module, path: str) -> None:

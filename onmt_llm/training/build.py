@@ -14,9 +14,11 @@ from onmt_llm.config.aliases import layer_name
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.train import LoraConfig, QuantConfig, TrainConfig
 from onmt_llm.errors import ConfigError
+from onmt_llm.log import logger
+from onmt_llm.nn import int8_products
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora import freeze_all_but_lora
-from onmt_llm.nn.quantized import QUANT_TYPES
+from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
 from onmt_llm.nn.transformer import Transformer, set_embedding_noise
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
@@ -152,6 +154,7 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
             adapter=start.adapter,
         )
         update_vocabulary(model, start, param_init=run.param_init, glorot=run.param_init_glorot)
+    compute_quantised_in(model, config.quantization, world.device)
     load_vectors(model, start, config.embeddings)
     if layers.lora is not None:
         freeze_all_but_lora(model)
@@ -167,6 +170,14 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
     model.checkpoint_blocks = bool(run.use_ckpting)
     set_embedding_noise(model, run.neftune_noise_alpha)
     return model
+
+
+def compute_quantised_in(model: Transformer, quant: QuantConfig, device: torch.device) -> None:
+    """What int8 layers multiply in while they are trained, by `quant_compute`."""
+    wanted = quant.quant_compute == "int8" or (quant.quant_compute == "auto" and int8_products.are_fast(device))
+    layers = set_int8_products(model) if wanted else 0
+    if layers:
+        logger.info("%d layers multiply in int8 while they are trained (quant_compute).", layers)
 
 
 def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transformer, list[str]]:
