@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Elements of a product that are held in int32 and float32 at a time.
-_ELEMENTS = 1 << 22
+_ELEMENTS = 1 << 21
 # CUDA's kernel takes sizes in multiples of this.
 _CUDA_MULTIPLE = 8
 
@@ -53,8 +53,8 @@ class _Int8Linear(torch.autograd.Function):
         ctx.save_for_backward(weight_OI, scale_O)
         y_MO = x_MI.new_empty(x_MI.shape[0], weight_OI.shape[0])
         for rows in _row_blocks(x_MI, weight_OI.shape[0]):
-            levels_MI, step_M1 = _quantize_tokens(x_MI[rows].to(torch.float32, copy=True))
-            sums_MO = torch._int_mm(levels_MI, weight_OI.t()).float()
+            copy_MI = _scratch(x_MI[rows].shape, torch.float32, x_MI.device).copy_(x_MI[rows])
+            sums_MO, step_M1 = _multiply(copy_MI, weight_OI.t())
             y_MO[rows] = sums_MO.mul_(step_M1).mul_(scale_O)
         return y_MO if bias_O is None else y_MO.add_(bias_O)
 
@@ -66,17 +66,33 @@ class _Int8Linear(torch.autograd.Function):
         weight_OI, scale_O = ctx.saved_tensors
         dx_MI = grad_MO.new_empty(grad_MO.shape[0], weight_OI.shape[1])
         for rows in _row_blocks(grad_MO, weight_OI.shape[1]):
-            levels_MO, step_M1 = _quantize_tokens(grad_MO[rows].float() * scale_O)
-            dx_MI[rows] = torch._int_mm(levels_MO, weight_OI).float().mul_(step_M1)
+            copy_MO = _scratch(grad_MO[rows].shape, torch.float32, grad_MO.device).copy_(grad_MO[rows])
+            sums_MI, step_M1 = _multiply(copy_MO.mul_(scale_O), weight_OI)
+            dx_MI[rows] = sums_MI.mul_(step_M1)
         return dx_MI, None, None, None
 
 
-def _quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 levels of each row and the step between them (M, 1); overwrites `x` (float32)."""
+def _multiply(x_MK: Tensor, levels_KN: Tensor) -> tuple[Tensor, Tensor]:
+    """x, rounded to 127 levels a row, times `levels`: the sums (M, N), and the step between the levels of each row
+    (M, 1) that they must be multiplied with. Overwrites `x` (float32, scratch), in whose place the sums are."""
+    peak_M1 = torch.maximum(x_MK.amax(-1, keepdim=True), -x_MK.amin(-1, keepdim=True))
     # The smallest step keeps a row of zeros from becoming a row of NaN.
-    peak_M1 = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
     step_M1 = (peak_M1 / 127).clamp_(min=torch.finfo(torch.float32).tiny)
-    return x.mul_(1 / step_M1).round_().to(torch.int8), step_M1
+    levels_MK = _scratch(x_MK.shape, torch.int8, x_MK.device).copy_(x_MK.mul_(1 / step_M1).round_())
+    shape = torch.Size((x_MK.shape[0], levels_KN.shape[1]))
+    sums_MN = torch._int_mm(levels_MK, levels_KN, out=_scratch(shape, torch.int32, x_MK.device))
+    return _scratch(shape, torch.float32, x_MK.device).copy_(sums_MN), step_M1
+
+
+_SCRATCH: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def _scratch(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that the next call for this type takes again: fresh memory would cost more time than the work in it."""
+    held = _SCRATCH.get((dtype, device))
+    if held is None or held.numel() < shape.numel():
+        held = _SCRATCH[dtype, device] = torch.empty(shape.numel(), dtype=dtype, device=device)
+    return held[: shape.numel()].view(shape)
 
 
 def _row_blocks(x: Tensor, width: int) -> list[slice]:
