@@ -84,7 +84,7 @@ def _batch(rows: Sequence[Row], pad_id: int, src_pad_id: int, *, isolate: bool) 
         features_BSF=src_fill(features, 0) if src_fill is not None and features else None,
         align_M3=_aligned([part.example for part in parts], fill, src_fill),
         src_doc_BS=src_fill.documents() if src_fill is not None and isolate else None,
-        corpus_P2=_corpora(parts, fill.sums(labels_BT != IGNORED)),
+        corpus_P2=_corpora(parts, fill, labels_BT),
     )
 
 
@@ -130,10 +130,11 @@ class _Filler:
         return filled
 
 
-def _corpora(parts: Sequence[Part], trained_P: Array) -> Array | None:
+def _corpora(parts: Sequence[Part], fill: _Filler, labels_BT: Array) -> Array | None:
     if parts[0].example.corpus is None:
         return None
-    return np.stack([np.array([part.example.corpus for part in parts]), trained_P], axis=1).astype(np.int32)
+    corpus_P = np.array([part.example.corpus for part in parts])
+    return np.stack([corpus_P, fill.sums(labels_BT != IGNORED)], axis=1).astype(np.int32)
 
 
 def _aligned(examples: Sequence[Encoded], tgt: _Filler, src: _Filler | None) -> Array | None:
