@@ -44,13 +44,13 @@ def write(
     directory: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    progress: state.Progress = state.Progress(step=3),
+    progress: state.Progress | None = None,
 ) -> Path:
     content = state.collect_state(
         model,
         optimizer,
         name="adamw",
-        progress=progress,
+        progress=progress or state.Progress(step=3),
         settings={"learning_rate": 0.1},
         seed=4,
         ranks=[{}],
