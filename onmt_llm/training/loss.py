@@ -190,7 +190,7 @@ class _Terms:
     corpora: int
 
 
-Sums = tuple[Tensor, Tensor, Tensor, Tensor]
+_Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 """Loss, negative log-likelihood and hits, and the negative log-likelihood of each corpus."""
 
 
@@ -201,7 +201,7 @@ def _trained(hidden_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor, Tenso
     return hidden_MD.index_select(0, index_N), labels_M.index_select(0, index_N), index_N
 
 
-def _sums(hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor], terms: _Terms, chunk: int) -> Sums:
+def _sums(hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor], terms: _Terms, chunk: int) -> _Sums:
     sums = _zero_sums(hidden_ND.device, terms.corpora)
     for start in range(0, labels_N.numel(), chunk):
         rows = slice(start, start + chunk)
@@ -212,7 +212,7 @@ def _sums(hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor],
     return sums
 
 
-def _zero_sums(device: torch.device, corpora: int) -> Sums:
+def _zero_sums(device: torch.device, corpora: int) -> _Sums:
     return (
         torch.zeros((), device=device),
         torch.zeros((), device=device),
@@ -221,7 +221,7 @@ def _zero_sums(device: torch.device, corpora: int) -> Sums:
     )
 
 
-def _add_chunk(sums: Sums, logits_CV: Tensor, labels_N: Tensor, rows: slice, terms: _Terms) -> Tensor:
+def _add_chunk(sums: _Sums, logits_CV: Tensor, labels_N: Tensor, rows: slice, terms: _Terms) -> Tensor:
     """Add one chunk's loss, negative log-likelihood and hits to `sums`; returns its probabilities, in the place of
     `logits_CV` (float32), which is overwritten pass by pass while the caches hold it."""
     total, nll, correct, nll_K = sums
