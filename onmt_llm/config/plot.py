@@ -17,8 +17,8 @@ class CurvesConfig(Section):
     output: str = "curves.png"
     """Picture to write; its ending says the format: .png, .svg or .pdf."""
     figures: list[str] = Field(default_factory=list)
-    """Figures to draw, a panel each: any key of the metrics (`ppl`, `lr`, `grad_norm`, `valid_news/ppl` ...); empty =
-    `xent`, and the scores of validations and results that there are."""
+    """Figures to draw, a panel each: any key of the metrics (`ppl`, `lr`, `grad_norm`, `valid_news/ppl`,
+    `news/xent` ...); empty = `xent`, and the scores of validations and results that there are."""
     against: Literal["tokens", "steps", "hours"] = "steps"
     """The horizontal axis: trained tokens, updates, or hours of training."""
     log_scale: list[Literal["x", "y"]] = Field(default_factory=list)

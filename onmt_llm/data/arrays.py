@@ -1,6 +1,6 @@
 """A batch as numpy arrays: what travels between processes, and what `Batch` is made of. No torch here.
 
-Shapes: B rows, S source positions, T target positions, F features, M aligned pairs.
+Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples, or parts of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onmt_llm.data import preferences
 from onmt_llm.data.encoding import IGNORED, Encoded, Ids
-from onmt_llm.data.packing import Row, whole
+from onmt_llm.data.packing import Part, Row, whole
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +34,7 @@ class BatchArrays:
     align_M3: Array | None = None
     src_doc_BS: Array | None = None
     preference_B: Array | None = None
+    corpus_P2: Array | None = None
 
 
 def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> BatchArrays:
@@ -83,6 +84,7 @@ def _batch(rows: Sequence[Row], pad_id: int, src_pad_id: int, *, isolate: bool) 
         features_BSF=src_fill(features, 0) if src_fill is not None and features else None,
         align_M3=_aligned([part.example for part in parts], fill, src_fill),
         src_doc_BS=src_fill.documents() if src_fill is not None and isolate else None,
+        corpus_P2=_corpora(parts, fill, labels_BT),
     )
 
 
@@ -114,12 +116,25 @@ class _Filler:
         filled[self.real] = np.concatenate(parts)
         return filled
 
+    def sums(self, values_BT: Array) -> Array:
+        """(P,) sums of the values at each part's positions."""
+        ends = np.cumsum(self._lengths)
+        sums = np.concatenate(([0], np.cumsum(values_BT[self.real])))
+        return sums[ends] - sums[ends - self._lengths]
+
     def documents(self) -> Array:
         """(B, width) number of each position's part within its row, from 1; 0 = padding."""
         numbers = np.arange(len(self.row)) - np.repeat(np.cumsum(self._sizes) - self._sizes, self._sizes) + 1
         filled = np.zeros(self.real.shape, dtype=np.int32)
         filled[self.real] = np.repeat(numbers, self._lengths)
         return filled
+
+
+def _corpora(parts: Sequence[Part], fill: _Filler, labels_BT: Array) -> Array | None:
+    if parts[0].example.corpus is None:
+        return None
+    corpus_P = np.array([part.example.corpus for part in parts])
+    return np.stack([corpus_P, fill.sums(labels_BT != IGNORED)], axis=1).astype(np.int32)
 
 
 def _aligned(examples: Sequence[Encoded], tgt: _Filler, src: _Filler | None) -> Array | None:

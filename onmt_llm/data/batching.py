@@ -1,6 +1,6 @@
 """`Batch`: what a model is trained on. The only file of this package that imports torch.
 
-Shapes: B rows, S source positions, T target positions, F features, M aligned pairs.
+Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples, or parts of them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Batch:
         src_doc_BS: As `doc_BT`, for the source: documents of one number belong together.
         preference_B: What each row is: 1 = a good answer, 0 = a bad one, -1 = an answer to another question; None =
             examples that nobody has judged. The k-th good and the k-th bad row of pairs are one example.
+        corpus_P2: Of each example, or part of one, in the order in which they lie in the rows: the number of its
+            corpus, and its labels that the loss counts; None = there is one corpus.
     """
 
     src_BS: Tensor | None
@@ -45,6 +47,7 @@ class Batch:
     align_M3: Tensor | None = None
     src_doc_BS: Tensor | None = None
     preference_B: Tensor | None = None
+    corpus_P2: Tensor | None = None
 
     @classmethod
     def of(cls, arrays: BatchArrays) -> Batch:

@@ -36,6 +36,7 @@ class Encoded:
         trained: How many labels the loss looks at, where that is known without counting.
         good: As that of the example.
         rival: The same question with the worse answer: a second row of the batch.
+        corpus: Number of its corpus among several; None = there is one.
     """
 
     src: Ids | None
@@ -47,6 +48,7 @@ class Encoded:
     trained: int | None = None
     good: bool | None = None
     rival: Encoded | None = None
+    corpus: int | None = None
 
     @property
     def width(self) -> int:

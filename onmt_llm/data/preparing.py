@@ -164,6 +164,8 @@ class Preparer:
         if task.audit:
             for level, note in audit(shares, self._recipe.model, training=self._recipe.training):
                 logger.log(level, note)
+        if self._recipe.training and len(shares) > 1:
+            _number([encoded for _, encoded in shares])
         examples = [example for _, encoded in shares for example in encoded]
         return Prepared(
             list(self._batches(examples, task.piece)),
@@ -232,6 +234,15 @@ class Preparer:
                 f"An example has {width} tokens, more than {what}: it is a {own} of its own (filtertoolong keeps such "
                 "examples out)."
             )
+
+
+def _number(shares: Sequence[Sequence[Encoded]]) -> None:
+    """Tell each example, and its rival, the number of its corpus."""
+    for number, examples in enumerate(shares):
+        for example in examples:
+            example.corpus = number
+            if example.rival is not None:
+                example.rival.corpus = number
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
 from onmt_llm.training.preference import check_reference, open_preference
 from onmt_llm.training.profiling import Profiler
-from onmt_llm.training.reporting import build_reporter, data_figures, metrics_path, open_machine
+from onmt_llm.training.reporting import build_reporter, data_figures, metrics_path, open_machine, told_apart
 from onmt_llm.training.requests import Requests
 from onmt_llm.training.resume import (
     continued,
@@ -206,6 +206,7 @@ def _train(
             flops=config.watching.profile_flops,
         ),
         save_best=safety.save_best,
+        corpora=len(told_apart(config.corpora)),
     )
     train_data, valid_data = open_pipelines(config, options, start, seed=seed, world=world)
     progress, told = Progress(), run_options(run, config.batching)

@@ -54,6 +54,7 @@ class Job:
         watchdog: Looks out for leaps of the loss.
         profiler: Looks into some of the updates.
         save_best: Save after a validation that is the best so far.
+        corpora: Number of the corpora whose likelihoods are told apart; 0 = none.
     """
 
     model: Transformer
@@ -69,6 +70,7 @@ class Job:
     watchdog: Watchdog = field(default_factory=Watchdog)
     profiler: Profiler = field(default_factory=Profiler)
     save_best: bool = False
+    corpora: int = 0
 
     @property
     def optimizer_name(self) -> str:
@@ -162,14 +164,14 @@ def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> T
     A rank whose batches have ended adds nothing, and goes on for as long as others have some.
     """
     device = job.world.device
-    row = Totals.empty_row(device)
+    row = Totals.empty_row(device, job.corpora)
     for _ in range(at_step(job.run.accum_count, job.run.accum_steps, step)):
         batch = next(stream, None)
         if batch is None:
             break
         batch = batch.to(device)
         with job.precision.compute(device):
-            loss = batch_loss(job.model, batch, objective=job.objective, scale=scale)
+            loss = batch_loss(job.model, batch, objective=job.objective, scale=scale, corpora=job.corpora)
         loss.scaled.backward()
         row += Totals.row(loss, batch)
     return Totals.from_row(job.world.sum(row))

@@ -8,7 +8,7 @@ special tokens and filler rows included; up to a constant it is the divergence f
 without a label have no share in it. The reported perplexity is that of the likelihood alone (OpenNMT-py's is smoothed).
 
 Shapes: B batch, T positions, N trained positions of the batch, C positions of a chunk, D width, V vocabulary,
-    S source positions, M aligned pairs.
+    S source positions, M aligned pairs, P examples or parts of them, K corpora.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class TokenLoss:
         correct: Positions where no token is likelier than the label.
         tokens: Trained positions.
         rewards: Under an objective over preferences, the sums that `Totals` has from `judged` on (float64).
+        by_corpus_K2: `nll` and `tokens` of each corpus (float64); None = they were not told apart.
     """
 
     scaled: Tensor
@@ -55,12 +56,23 @@ class TokenLoss:
     correct: Tensor
     tokens: int
     rewards: Tensor | None = None
+    by_corpus_K2: Tensor | None = None
 
 
-def batch_loss(model: Transformer, batch: Batch, *, objective: Objective = LIKELIHOOD, scale: float = 1.0) -> TokenLoss:
-    """Loss of `model` on `batch`, for any of its shapes (language model or encoder-decoder)."""
+def batch_loss(
+    model: Transformer, batch: Batch, *, objective: Objective = LIKELIHOOD, scale: float = 1.0, corpora: int = 0
+) -> TokenLoss:
+    """Loss of `model` on `batch`, for any of its shapes (language model or encoder-decoder).
+
+    Args:
+        model: The model.
+        batch: The batch.
+        objective: What is minimised.
+        scale: Factor on the gradient, for float16.
+        corpora: Number of the corpora that are told apart; 0 = none.
+    """
     if objective.preference is not None:
-        return objective.preference(model, batch, scale)
+        return objective.preference(model, batch, scale, corpora)
     guide = objective.alignment if batch.align_M3 is not None else None
     memory_BSD = None
     if batch.src_BS is not None:
@@ -91,6 +103,8 @@ def batch_loss(model: Transformer, batch: Batch, *, objective: Objective = LIKEL
         label_smoothing=objective.label_smoothing,
         prior=None if objective.prior is None else objective.prior(batch),
         scale=scale,
+        corpus_P2=batch.corpus_P2 if corpora else None,
+        corpora=corpora,
     )
     if guide is None or attention_BTS is None or batch.align_M3 is None:
         return loss
@@ -116,6 +130,8 @@ def token_loss(
     label_smoothing: float = 0.0,
     prior: PriorTerm | None = None,
     scale: float = 1.0,
+    corpus_P2: Tensor | None = None,
+    corpora: int = 0,
     chunk_logits: int | None = None,
 ) -> TokenLoss:
     """Cross-entropy of `head(hidden)` summed over the positions whose label is not -100.
@@ -129,17 +145,30 @@ def token_loss(
         label_smoothing: Share of the target spread over the vocabulary.
         prior: Further term, of the same positions.
         scale: Factor on the gradient, for float16.
+        corpus_P2: That of the batch; None = corpora are not told apart.
+        corpora: Their number.
         chunk_logits: Logits held at once; None = as the device likes it.
     """
     hidden_ND, labels_N, index_N = _trained(hidden_BTD.flatten(0, 1), labels_BT.flatten())
-    terms = _Terms(label_smoothing, prior, index_N)
+    corpus_N = None
+    if corpus_P2 is not None:
+        corpus_N = torch.repeat_interleave(*corpus_P2.unbind(1), output_size=labels_N.numel())
+    terms = _Terms(label_smoothing, prior, index_N, corpus_N, corpora)
     chunk = max(1, (chunk_logits or logits_at_once(hidden_BTD.device.type)) // max(vocab_size, 1))
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or parameters):
-        scaled, total, nll, correct = _ChunkedLoss.apply(hidden_ND, labels_N, head, terms, scale, chunk, *parameters)
+        scaled, total, nll, correct, nll_K = _ChunkedLoss.apply(
+            hidden_ND, labels_N, head, terms, scale, chunk, *parameters
+        )
     else:
-        total, nll, correct = _sums(hidden_ND, labels_N, head, terms, chunk)
+        total, nll, correct, nll_K = _sums(hidden_ND, labels_N, head, terms, chunk)
         scaled = total * scale
-    return TokenLoss(scaled=scaled, total=total, nll=nll, correct=correct, tokens=labels_N.numel())
+    by_corpus_K2 = None
+    if corpus_P2 is not None:
+        tokens_K = torch.zeros_like(nll_K).index_add(0, corpus_P2[:, 0], corpus_P2[:, 1].double())
+        by_corpus_K2 = torch.stack([nll_K, tokens_K], dim=1)
+    return TokenLoss(
+        scaled=scaled, total=total, nll=nll, correct=correct, tokens=labels_N.numel(), by_corpus_K2=by_corpus_K2
+    )
 
 
 @dataclass(frozen=True)
@@ -150,11 +179,19 @@ class _Terms:
         smoothing: Share of the target spread over the vocabulary.
         prior: Further term.
         index_N: Flat positions of the trained ones.
+        corpus_N: Number of the corpus of each; None = they are not told apart.
+        corpora: Number of corpora.
     """
 
     smoothing: float
     prior: PriorTerm | None
     index_N: Tensor
+    corpus_N: Tensor | None
+    corpora: int
+
+
+_Sums = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Loss, negative log-likelihood and hits, and the negative log-likelihood of each corpus."""
 
 
 def _trained(hidden_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,38 +201,41 @@ def _trained(hidden_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor, Tenso
     return hidden_MD.index_select(0, index_N), labels_M.index_select(0, index_N), index_N
 
 
-def _sums(
-    hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor], terms: _Terms, chunk: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    sums = _zero_sums(hidden_ND.device)
+def _sums(hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor], terms: _Terms, chunk: int) -> _Sums:
+    sums = _zero_sums(hidden_ND.device, terms.corpora)
     for start in range(0, labels_N.numel(), chunk):
         rows = slice(start, start + chunk)
         logits_CV = head(hidden_ND[rows])
         if terms.prior is not None:
             sums[0].add_(terms.prior.loss_and_gradient(logits_CV, terms.index_N[rows])[0])
-        _add_chunk(sums, logits_CV.float(), labels_N[rows], terms.smoothing)
+        _add_chunk(sums, logits_CV.float(), labels_N, rows, terms)
     return sums
 
 
-def _zero_sums(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _zero_sums(device: torch.device, corpora: int) -> _Sums:
     return (
         torch.zeros((), device=device),
         torch.zeros((), device=device),
         torch.zeros((), dtype=torch.int64, device=device),
+        torch.zeros(corpora, dtype=torch.float64, device=device),
     )
 
 
-def _add_chunk(sums: tuple[Tensor, Tensor, Tensor], logits_CV: Tensor, labels_C: Tensor, smoothing: float) -> Tensor:
+def _add_chunk(sums: _Sums, logits_CV: Tensor, labels_N: Tensor, rows: slice, terms: _Terms) -> Tensor:
     """Add one chunk's loss, negative log-likelihood and hits to `sums`; returns its probabilities, in the place of
     `logits_CV` (float32), which is overwritten pass by pass while the caches hold it."""
-    total, nll, correct = sums
-    picked_C1 = logits_CV.gather(1, labels_C.unsqueeze(1))
+    total, nll, correct, nll_K = sums
+    smoothing = terms.smoothing
+    picked_C1 = logits_CV.gather(1, labels_N[rows].unsqueeze(1))
     top_C1 = logits_CV.amax(-1, keepdim=True)
     mean_C = logits_CV.mean(-1) if smoothing else None
     exp_CV = logits_CV.sub_(top_C1).exp_()
     norm_C1 = exp_CV.sum(-1, keepdim=True)
     log_norm_C1 = norm_C1.log().add_(top_C1)
-    chunk_nll = (log_norm_C1 - picked_C1).sum()
+    nll_C1 = log_norm_C1 - picked_C1
+    if terms.corpus_N is not None:
+        nll_K.index_add_(0, terms.corpus_N[rows], nll_C1.squeeze(1).double())
+    chunk_nll = nll_C1.sum()
     nll += chunk_nll
     total += (1 - smoothing) * chunk_nll
     if mean_C is not None:
@@ -225,8 +265,8 @@ class _ChunkedLoss(torch.autograd.Function):
         scale: float,
         chunk: int,
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        sums = _zero_sums(hidden_ND.device)
+    ) -> tuple[Tensor, ...]:
+        sums = _zero_sums(hidden_ND.device, terms.corpora)
         hidden_grad_ND = torch.empty_like(hidden_ND)
         gradients: list[Tensor | None] = [None] * len(parameters)
         for start in range(0, labels_N.numel(), chunk):
@@ -239,7 +279,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 term, prior = terms.prior.loss_and_gradient(logits_CV.detach(), terms.index_N[rows])
                 sums[0].add_(term)
             # No output layer keeps its result for the backward pass, so that it may be overwritten.
-            probs_CV = _add_chunk(sums, logits_CV.detach().float(), labels_N[rows], terms.smoothing)
+            probs_CV = _add_chunk(sums, logits_CV.detach().float(), labels_N, rows, terms)
             grad_CV = _logits_gradient(probs_CV, labels_N[rows], terms.smoothing)
             if prior is not None:
                 grad_CV.add_(prior)
@@ -251,9 +291,8 @@ class _ChunkedLoss(torch.autograd.Function):
             hidden_grad_ND[rows] = hidden_grad
             gradients = [_add(old, new) for old, new in zip(gradients, found, strict=True)]
         ctx.save_for_backward(hidden_grad_ND, *gradients)
-        total, nll, correct = sums
-        ctx.mark_non_differentiable(total, nll, correct)
-        return total * scale, total, nll, correct
+        ctx.mark_non_differentiable(*sums)
+        return sums[0] * scale, *sums
 
     @staticmethod
     @once_differentiable

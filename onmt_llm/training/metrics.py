@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +44,7 @@ class Totals:
         bad_rewards: Summed rewards of the bad ones.
         right: Pairs whose better answer has the higher reward; answers whose reward is on their side of zero.
         divergence: From the reference, as KTO estimates it, summed over micro-batches.
+        by_corpus: `nll` and `tokens` of each corpus, in the order of the options; empty where they are not told apart.
     """
 
     loss: float = 0.0
@@ -60,6 +62,7 @@ class Totals:
     bad_rewards: float = 0.0
     right: float = 0.0
     divergence: float = 0.0
+    by_corpus: tuple[tuple[float, float], ...] = field(default=(), kw_only=True)
 
     @staticmethod
     def row(loss: TokenLoss, batch: Batch) -> Tensor:
@@ -70,28 +73,39 @@ class Totals:
         sums = torch.stack([loss.total, loss.nll, loss.correct.float()]).double()
         more = torch.stack([read, torch.ones_like(read)]).double()
         rewards = sums.new_zeros(7) if loss.rewards is None else loss.rewards
-        return torch.cat([sums, counts.to(sums.device), more, rewards])
+        by_corpus = sums.new_zeros(0) if loss.by_corpus_K2 is None else loss.by_corpus_K2.flatten()
+        return torch.cat([sums, counts.to(sums.device), more, rewards, by_corpus])
 
     @classmethod
-    def from_row(cls, row_15: Tensor) -> Totals:
+    def from_row(cls, row: Tensor) -> Totals:
         """The totals of summed rows."""
-        return cls(*row_15.tolist())
+        sums, by_corpus = row[:15].tolist(), row[15:].unflatten(0, (-1, 2)).tolist()
+        return cls(*sums, by_corpus=tuple((nll, tokens) for nll, tokens in by_corpus))
 
     @staticmethod
-    def empty_row(device: torch.device) -> Tensor:
-        """The row to begin a sum with."""
-        return torch.zeros(15, dtype=torch.float64, device=device)
+    def empty_row(device: torch.device, corpora: int = 0) -> Tensor:
+        """The row to begin a sum with, for batches of so many `corpora` that are told apart."""
+        return torch.zeros(15 + 2 * corpora, dtype=torch.float64, device=device)
 
     def __add__(self, other: Totals) -> Totals:
-        return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+        pairs = zip_longest(self.by_corpus, other.by_corpus, fillvalue=(0.0, 0.0))
+        return Totals(
+            *(a + b for a, b in zip(self.values(), other.values(), strict=True)),
+            by_corpus=tuple((one[0] + two[0], one[1] + two[1]) for one, two in pairs),
+        )
 
     def values(self) -> tuple[float, ...]:
-        """The sums in the order of the fields."""
+        """The sums in the order of the fields, without those of single corpora."""
         return (
             *(self.loss, self.nll, self.correct, self.tokens),
             *(self.examples, self.positions, self.src_tokens, self.batches),
             *(self.judged, self.good, self.bad, self.good_rewards, self.bad_rewards, self.right, self.divergence),
         )
+
+    def corpora(self, names: Sequence[str]) -> dict[str, Totals]:
+        """Likelihood and tokens of each corpus by name; those without a trained token are left out."""
+        sums = zip(names, self.by_corpus, strict=True) if self.by_corpus else ()
+        return {name: Totals(nll=nll, tokens=tokens) for name, (nll, tokens) in sums if tokens}
 
     @property
     def mean_loss(self) -> float:
@@ -199,6 +213,7 @@ class Reporter:
         resumed: `state()` of the run that goes on.
         data: What has happened to the corpora so far, as `data/<corpus>/...`; asked at each report, on all ranks alike.
             None = not reported.
+        corpora: Those that the totals tell apart, in order.
         machine: What the machine does; asked at each report with the seconds since the last one. None = not reported.
     """
 
@@ -212,6 +227,7 @@ class Reporter:
         sinks: Mapping[str, OpenSink] | None = None,
         resumed: Mapping[str, Any] | None = None,
         data: Callable[[], dict[str, float]] | None = None,
+        corpora: Sequence[str] = (),
         machine: Callable[[float], dict[str, float]] | None = None,
     ) -> None:
         self._start_step = start_step
@@ -219,6 +235,7 @@ class Reporter:
         self._report_every = report_every
         self._progress = _resolve_progress(progress)
         self._data = data
+        self._corpora = corpora
         self._machine = machine
         resumed = resumed or {}
         self._sinks: dict[str, Sink] = {}
@@ -226,7 +243,9 @@ class Reporter:
         for name, build in (sinks or {}).items():
             self._open(name, build, resumed.get(name) or "")
         self._began = self._window_began = time.perf_counter()
-        self._window = Totals(*resumed.get("window", ()))
+        single = resumed.get("corpora", {})
+        by_corpus = tuple((nll, tokens) for nll, tokens in (single.get(name, (0.0, 0.0)) for name in corpora))
+        self._window = Totals(*resumed.get("window", ()), by_corpus=by_corpus)
         self._elapsed_before = float(resumed.get("elapsed", 0.0))
         self._waited = 0.0
         self._bar: Any = None
@@ -252,6 +271,7 @@ class Reporter:
         """Plain data by which another reporter goes on as this one would have."""
         return {
             "window": list(self._window.values()),
+            "corpora": {name: [part.nll, part.tokens] for name, part in self._window.corpora(self._corpora).items()},
             "elapsed": self._elapsed_before + time.perf_counter() - self._began,
             **self._places,
         }
@@ -302,6 +322,7 @@ class Reporter:
             "elapsed": self._elapsed_before + elapsed,
             "data_wait": self._waited / seconds,
             **({} if self._machine is None else self._machine(seconds)),
+            **self._of_corpora(totals),
         }
         share = f"MFU {100 * figures['mfu']:.0f}%; " if "mfu" in figures else ""
         if self._bar is not None:
@@ -319,6 +340,14 @@ class Reporter:
         self._send("progress", step, figures | ({} if self._data is None else self._data()))
         self._window, self._waited = Totals(), 0.0
         self._window_began = now
+
+    def _of_corpora(self, totals: Totals) -> dict[str, float]:
+        """`<corpus>/xent`, `<corpus>/ppl` and `<corpus>/tokens` of those that had trained tokens."""
+        return {
+            f"{name}/{figure}": value
+            for name, part in totals.corpora(self._corpora).items()
+            for figure, value in {"xent": part.xent, "ppl": part.ppl, "tokens": part.tokens}.items()
+        }
 
     def _open(self, name: str, build: OpenSink, place: str) -> None:
         """Add a sink. One that cannot be had (a full disk, a server that is away) is done without."""

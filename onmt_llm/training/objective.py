@@ -45,13 +45,14 @@ class Objective:
         label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
         prior: A language model's opinion, as a further term.
         alignment: Guided alignment, as a further term, where a batch has alignments.
-        preference: A loss over preferences, in the place of the likelihood: (model, batch, scale) -> TokenLoss.
+        preference: A loss over preferences, in the place of the likelihood: (model, batch, scale, number of
+            corpora) -> TokenLoss.
     """
 
     label_smoothing: float = 0.0
     prior: LmPrior | None = None
     alignment: GuidedAlignment | None = None
-    preference: Callable[[Any, Batch, float], Any] | None = None
+    preference: Callable[[Any, Batch, float, int], Any] | None = None
 
     @property
     def judged(self) -> Objective:

@@ -60,8 +60,9 @@ class Precision:
             progress.loss_scale = 1.0
         elif self.fixed_scale:
             progress.loss_scale = self.fixed_scale
-        elif progress.loss_scale == 1.0:
+        elif progress.loss_scale == 1.0 and not progress.scaled:
             progress.loss_scale = FIRST_LOSS_SCALE
+        progress.scaled = self.scaled
 
     def accept(self, progress: Progress, *, step: int, finite: bool) -> bool:
         """Whether the update may be done; adapts the loss scale.

@@ -63,8 +63,9 @@ class Preference:
     settings: PreferenceConfig
     reference: Transformer | None = None
 
-    def __call__(self, model: Transformer, batch: Batch, scale: float) -> TokenLoss:
-        """Loss of `model` on a batch of preferences, its gradient times `scale`.
+    def __call__(self, model: Transformer, batch: Batch, scale: float, corpora: int = 0) -> TokenLoss:
+        """Loss of `model` on a batch of preferences, its gradient times `scale`; the likelihood of the good answers of
+        each of so many `corpora`.
 
         Raises:
             DataError: The batch is of other examples.
@@ -88,7 +89,10 @@ class Preference:
             outcome = dpo(new.rows(good_B), new.rows(bad_B), old.rows(good_B), old.rows(bad_B), self.settings)
         else:
             outcome = orpo(new.rows(good_B), new.rows(bad_B), self.settings)
-        return _token_loss(outcome, new.rows(good_B), divergence, scale)
+        loss = _token_loss(outcome, new.rows(good_B), divergence, scale)
+        if not corpora or answers.corpus_P2 is None:
+            return loss
+        return replace(loss, by_corpus_K2=_by_corpus(new.rows(good_B), answers.corpus_P2[good_B, 0], corpora))
 
     @torch.no_grad()
     def _reference_log_probs(self, model: Transformer, batch: Batch) -> LogProbs:
@@ -162,6 +166,12 @@ def _token_loss(outcome: Outcome, good: LogProbs, divergence: Tensor, scale: flo
         tokens=int(good.count_B.sum()),
         rewards=torch.stack([*total.new_tensor(counts), *(each.detach().float() for each in sums)]).double(),
     )
+
+
+def _by_corpus(good: LogProbs, corpus_P: Tensor, corpora: int) -> Tensor:
+    """Negative log-likelihood and trained positions of good answers, by corpus."""
+    sums_P2 = torch.stack([-good.total_B.detach(), good.count_B], dim=1).double()
+    return sums_P2.new_zeros(corpora, 2).index_add(0, corpus_P, sums_P2)
 
 
 def dpo(good: LogProbs, bad: LogProbs, old_good: LogProbs, old_bad: LogProbs, settings: PreferenceConfig) -> Outcome:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from onmt_llm.config.data import DataConfig
 from onmt_llm.config.train import TrainConfig
+from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.log import logger
@@ -32,6 +34,12 @@ def data_figures(pipeline: Pipeline, world: World) -> dict[str, float]:
     return {f"data/{name}/{key}": value for name, counts in total.items() for key, value in counts.figures().items()}
 
 
+def told_apart(corpora: DataConfig) -> list[str]:
+    """The corpora for training whose likelihoods are reported each by itself: all, where there are several."""
+    names = list(split_corpora(corpora.data)[0])
+    return names if len(names) > 1 else []
+
+
 def build_reporter(
     config: TrainConfig,
     world: World,
@@ -46,6 +54,7 @@ def build_reporter(
         "start_step": progress.step,
         "resumed": progress.report,
         "data": data,
+        "corpora": told_apart(config.corpora),
         "machine": machine,
         "train_steps": config.run.train_steps,
         "report_every": log.report_every,

@@ -48,6 +48,7 @@ class Progress:
         worse_validations: Validations since then that were worse by all of them.
         stalled_validations: Those that were neither better nor worse by all of them.
         loss_scale: Present loss scale (float16).
+        scaled: It is one that a run in float16 has found.
         good_steps: Updates since the loss scale changed.
         losses: Of the last updates, for the watchdog.
         rollbacks: How often the run went back since it last saved in the ordinary way.
@@ -62,6 +63,7 @@ class Progress:
     worse_validations: int = 0
     stalled_validations: int = 0
     loss_scale: float = 1.0
+    scaled: bool = False
     good_steps: int = 0
     losses: list[float] = field(default_factory=list)
     rollbacks: int = 0

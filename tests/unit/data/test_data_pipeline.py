@@ -7,9 +7,11 @@ import logging
 from itertools import islice
 
 import pytest
+import torch
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.batching import Batch
+from onmt_llm.data.encoding import IGNORED
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
@@ -40,6 +42,26 @@ TOKENS = {"batch_type": "tokens", "batch_size": 40, "bucket_size": 16}
 
 
 class TestTraining:
+    @pytest.mark.parametrize("packing", ["off", "pack", "split", "wrap"])
+    @pytest.mark.parametrize("workers", [{"num_workers": 0}, {"num_workers": 1, "worker_type": "process"}])
+    def test_every_trained_position_is_known_by_its_corpus(self, make_pipeline, write, packing, workers):
+        # each corpus has a word of its own, and BOS or EOS stand beside one
+        lengths = [1, 9, 4, 6, 2]
+        corpora = {
+            name: CorpusConfig(path_src=write(name, "".join(f"{' '.join(name * n)}\n" for n in lengths * 4)), weight=w)
+            for name, w in (("a", 1), ("b", 3), ("c", 1))
+        }
+        batching = {"packing": packing, "packing_length": 8, "isolate_documents": packing == "split", **workers}
+        pipeline = make_pipeline(corpora, batching=batching)
+        seen = set()
+        for batch in islice(iter(pipeline), 12):
+            tokens = torch.stack([batch.tgt_BT, batch.labels_BT])[:, batch.labels_BT != IGNORED]
+            names = torch.where(tokens[0] > 3, tokens[0], tokens[1]) - 4
+            assert torch.equal(torch.repeat_interleave(*batch.corpus_P2.unbind(1)), names)
+            seen.update(names.tolist())
+        assert seen == {0, 1, 2}
+        assert next(iter(make_pipeline({"a": corpora["a"]}, batching=batching))).corpus_P2 is None
+
     @pytest.mark.parametrize("batching", [{}, TOKENS])
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_restored_run_continues_with_the_very_next_batch(self, make_pipeline, two_corpora, batching, workers):

@@ -101,6 +101,17 @@ def test_the_picture_names_runs_axes_and_the_best(tmp_path: Path, capsys: pytest
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_corpus_has_a_curve_of_its_own_where_it_was_trained_on(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
+    rows = [train_row(10, **{"news/xent": 4.5}), train_row(20), train_row(30, **{"news/xent": 2.5})]
+    file, picture = write_run(tmp_path, rows), tmp_path / "x.svg"
+    (run,) = open_runs([str(file)])
+    assert run.curve("train", "news/xent", "tokens") == Curve([100.0, 300.0], [4.5, 2.5])
+    assert run.scores == []
+    assert main([str(file), "-output", str(picture), "-figures", "xent", "news/xent", "-log_scale", "y"]) == 0
+    assert ">news/xent<" in picture.read_text()
+
+
 def test_what_cannot_be_drawn_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(write_run(tmp_path))
     assert main([]) == 2

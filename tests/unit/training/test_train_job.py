@@ -14,9 +14,9 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
-from onmt_llm.training import saver
+from onmt_llm.training import precision, saver
 from onmt_llm.training.job import TrainResult, plan, train
-from onmt_llm.training.state import TrainState
+from onmt_llm.training.state import TrainState, read_state
 
 WORDS = [f"w{i}" for i in range(12)]
 ARCHITECTURE = {
@@ -155,6 +155,25 @@ def test_a_resumed_run_equals_one_that_never_stopped(corpus: Path, base: Path, l
     assert whole.keys() == part.keys()
     assert all(torch.equal(whole[name], part[name]) for name in whole)
     assert figures(metrics(corpus, "whole")) == figures(metrics(corpus, "part"))
+
+
+def test_a_resumed_run_in_float16_keeps_its_loss_scale(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # far too large at first, and soon raised again
+    monkeypatch.setattr(precision, "FIRST_LOSS_SCALE", 2.0**16)
+    monkeypatch.setattr(precision, "GROWTH_INTERVAL", 2)
+    common = {"model_dtype": "fp16", "train_steps": 12, "save_checkpoint_steps": 1}
+    run(corpus, run=saves(corpus, "whole", **common))
+    states = [read_state(corpus / f"run/whole_step_{step}") for step in range(1, 13)]
+    courses = [(state.progress.loss_scale, state.progress.good_steps) for state in states if state is not None]
+    assert len({scale for scale, _ in courses}) > 2 and {good for _, good in courses} == {0, 1}
+    for step in (2, 7, 8):
+        name = f"from_{step}"
+        run(corpus, run=saves(corpus, name, **common, train_from=str(corpus / f"run/whole_step_{step}")))
+        state = read_state(corpus / f"run/{name}_step_12")
+        assert state is not None and (state.progress.loss_scale, state.progress.good_steps) == courses[-1]
+        for file in ("model.safetensors", "train_state/optimizer.safetensors"):
+            whole, part = (corpus / f"run/{each}_step_12" / file for each in ("whole", name))
+            assert whole.read_bytes() == part.read_bytes()
 
 
 def figures(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

@@ -246,6 +246,18 @@ def test_an_overflow_skips_the_update_and_halves_the_loss_scale() -> None:
     assert progress.loss_scale == first
 
 
+def test_a_loss_scale_of_one_is_kept_by_a_run_that_found_it() -> None:
+    precision, progress = Precision(weights=torch.float16, scaled=True), Progress()
+    precision.begin(progress)
+    while progress.loss_scale > 1.0:
+        precision.accept(progress, step=1, finite=False)
+    precision.begin(progress)
+    assert progress.loss_scale == 1.0
+    Precision(weights=torch.float32).begin(progress)
+    precision.begin(progress)
+    assert progress.loss_scale > 1.0
+
+
 def test_an_infinite_gradient_without_scaling_is_an_error() -> None:
     with pytest.raises(OnmtLlmError, match="gradient must be finite, but is nan at step 9"):
         Precision(weights=torch.float32).accept(Progress(), step=9, finite=False)

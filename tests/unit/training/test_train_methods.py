@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
@@ -95,6 +96,36 @@ def test_every_optimiser_resumes_to_the_bit(copy_task: Any, base: str, optim: st
     kind = torch.bfloat16 if optim == "pure bf16" else torch.float32
     assert {tensor.dtype for tensor in whole.values()} == {kind}
     assert any(not torch.equal(tensor, copy_task.tensors("whole_step_3")[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("optim", ["adamw8bit", "pagedadamw8bit", "pagedadamw32bit", "lion8bit", "pagedlion8bit"])
+def test_moments_of_eight_bits_resume_to_the_bit(copy_task: Any, optim: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    # bitsandbytes keeps 32 bits where a matrix has fewer than 4096 elements
+    shape = {**LM, "hidden_size": 32, "ffn_size": 128}
+
+    def go(name: str, steps: int, **more: Any) -> None:
+        settings = {
+            "save_model": str(copy_task.folder / name),
+            "seed": 7,
+            "train_steps": steps,
+            "save_checkpoint_steps": 3,
+        }
+        optimizer = {"optim": optim, "learning_rate": 0.01}
+        copy_task.run(name, architecture=shape, optimizer=optimizer, run={**settings, **more})
+
+    go("whole", 6)
+    go("half", 3)
+    go("half", 6, train_from=str(copy_task.folder / "half_step_3"))
+    whole, half = (copy_task.folder / f"{name}_step_6" for name in ("whole", "half"))
+    for file in ("model.safetensors", "train_state/optimizer.safetensors"):
+        assert (whole / file).read_bytes() == (half / file).read_bytes()
+    kinds = {
+        tensor.dtype
+        for name, tensor in load_file(whole / "train_state/optimizer.safetensors").items()
+        if "up_proj.weight/" in name and name.endswith("/state1")
+    }
+    assert kinds == {torch.uint8 if "8bit" in optim else torch.float32}
 
 
 def test_pure_bf16_is_for_whole_models(copy_task: Any, base: str) -> None:

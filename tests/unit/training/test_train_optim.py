@@ -86,6 +86,71 @@ def test_matrices_of_the_blocks_are_treated_apart() -> None:
     assert galore.state[model["lm_head"].weight]["exp_avg"].shape == (5, 4)
 
 
+def stepped(name: str, gradients: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """How a hidden matrix has changed after steps with these gradients at rate 0.01, and what was kept of them."""
+    needed(name)
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 80, bias=False)
+    before = layer.weight.detach().clone()
+    optimizer = optim.build_optimizer(layer, OptimConfig(optim=name, learning_rate=0.01, galore_rank=8, weight_decay=0))
+    for gradient in gradients:
+        layer.weight.grad = gradient.clone()
+        optimizer.step()
+    state = {key: value for key, value in optimizer.state[layer.weight].items() if isinstance(value, torch.Tensor)}
+    return layer.weight.detach() - before, state
+
+
+@pytest.fixture
+def gradients() -> list[torch.Tensor]:
+    """Ten matrices whose singular values are a hundredfold apart."""
+    generator = torch.Generator().manual_seed(1)
+    made = torch.randn(10, 80, 64, generator=generator) + torch.randn(80, 64, generator=generator)
+    left, _, right = torch.linalg.svd(made, full_matrices=False)
+    return list(left @ torch.diag(torch.logspace(0, -2, 64)) @ right)
+
+
+@pytest.mark.parametrize("name", ["lion", "lion8bit", "pagedlion8bit"])
+def test_lion_takes_the_sign(name: str, gradients: list[torch.Tensor]) -> None:
+    change, _ = stepped(name, gradients[:1])
+    torch.testing.assert_close(change, -0.01 * gradients[0].sign(), rtol=1e-4, atol=1e-7)
+
+
+def test_muon_makes_the_step_orthogonal(gradients: list[torch.Tensor]) -> None:
+    sizes = torch.linalg.svdvals(stepped("muon", gradients[:1])[0])
+    assert sizes.max() < 2 * sizes.min()
+    # as large as AdamW's steps are: about 0.2 of the rate for each weight
+    assert 0.1 < stepped("muon", gradients[:1])[0].square().mean().sqrt() / 0.01 < 0.3
+
+
+def test_galore_steps_within_the_leading_directions(gradients: list[torch.Tensor]) -> None:
+    change, state = stepped("galore", gradients[:1])
+    _, _, right = torch.linalg.svd(gradients[0], full_matrices=False)
+    outside = change - change @ right[:8].T @ right[:8]
+    assert change.norm() > 0.01 and outside.norm() < 1e-4 * change.norm()
+    assert state["exp_avg"].shape == (80, 8)
+
+
+def test_adafactor_keeps_rows_and_columns_alone(gradients: list[torch.Tensor]) -> None:
+    _, state = stepped("adafactor", gradients)
+    squares = torch.stack(gradients).square()
+    assert sorted(tensor.numel() for tensor in state.values()) == [1, 64, 80]
+    for key, dim in (("row_var", 2), ("col_var", 1)):
+        mean = squares.mean(dim)
+        assert torch.corrcoef(torch.stack([state[key].flatten(), mean.mean(0)]))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "pagedadamw8bit", "pagedadamw32bit", "lion8bit", "pagedlion8bit"])
+def test_small_moments_do_what_large_ones_do(name: str, gradients: list[torch.Tensor]) -> None:
+    change, state = stepped(name, gradients)
+    exact, _ = stepped("lion" if "lion" in name else "adamw", gradients)
+    assert state["state1"].dtype == (torch.uint8 if "8bit" in name else torch.float32)
+    if "32" in name:
+        torch.testing.assert_close(change, exact, rtol=1e-4, atol=1e-6)
+    else:
+        assert not torch.equal(change, exact)
+        assert (change - exact).norm() < 0.1 * exact.norm()
+
+
 def test_bf16_weights_follow_float32_ones_where_bf16_alone_stands_still() -> None:
     torch.manual_seed(0)
     start, gradients = torch.ones(32, 32), (torch.randn(300, 32, 32) + 0.5).bfloat16()

@@ -49,9 +49,10 @@ class FakeMlflow(ModuleType):
 
 
 def run_with(sinks: dict[str, Any], resumed: dict[str, Any] | None = None) -> dict[str, Any]:
-    reporter = Reporter(start_step=0, train_steps=2, report_every=1, progress="none", sinks=sinks, resumed=resumed)
-    with reporter:
-        reporter.update(1, Totals(loss=2.0, nll=2.0, tokens=2), rate=0.1, grad_norm=float("inf"))
+    shared = {"start_step": 0, "train_steps": 2, "report_every": 1, "progress": "none", "corpora": ["news", "talks"]}
+    with Reporter(**shared, sinks=sinks, resumed=resumed) as reporter:
+        totals = Totals(loss=2.0, nll=2.0, tokens=2, by_corpus=((2.0, 2.0), (0.0, 0.0)))
+        reporter.update(1, totals, rate=0.1, grad_norm=float("inf"))
         single = {"valid_a": Totals(nll=1.0, tokens=1), "valid_b": Totals(nll=3.0, tokens=1)}
         reporter.validation(1, Judgement(Totals(nll=4.0, tokens=2), {"BLEU": 12.5}, single))
         return reporter.state()
@@ -66,6 +67,7 @@ def test_wandb_is_told_everything_and_found_again(monkeypatch: pytest.MonkeyPatc
     assert fake.calls[0] == ("init", ("mine", "model", {"run": {"seed": 1}}, None, "allow"))
     logs = [figures for kind, figures in fake.calls if kind == "log"]
     assert logs[0]["step"] == 1 and logs[0]["progress/xent"] == 1.0 and logs[0]["progress/lr"] == 0.1
+    assert logs[0]["news/xent"] == 1.0 and "talks/xent" not in logs[0]
     assert (logs[1]["valid/BLEU"], logs[1]["valid_a/xent"], logs[1]["valid_b/xent"]) == (12.5, 1.0, 3.0)
     assert fake.calls[-1] == ("finish", 0)
     run_with(sinks, resumed=state)
@@ -83,7 +85,7 @@ def test_mlflow_is_told_everything_and_found_again(monkeypatch: pytest.MonkeyPat
         ("log_dict", {"run": {"seed": 1}}, "options.json"),
     ]
     train, valid = [(call[1], call[2]) for call in fake.calls if call[0] == "log_metrics"]
-    assert train[1] == 1 and train[0]["progress/xent"] == 1.0
+    assert train[1] == 1 and train[0]["progress/xent"] == train[0]["news/xent"] == 1.0
     assert "progress/grad_norm" not in train[0]  # a server has no place for infinity
     assert valid[0]["valid/BLEU"] == 12.5 and fake.calls[-1] == ("end_run", "FINISHED")
     run_with(sinks, resumed=state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -39,12 +40,17 @@ def trained_pair() -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def write(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+def write(
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: state.Progress | None = None,
+) -> Path:
     content = state.collect_state(
         model,
         optimizer,
         name="adamw",
-        progress=state.Progress(step=3),
+        progress=progress or state.Progress(step=3),
         settings={"learning_rate": 0.1},
         seed=4,
         ranks=[{}],
@@ -64,6 +70,28 @@ def test_optimiser_state_survives_to_the_bit(tmp_path: Path) -> None:
     for index, slots in mine.items():
         assert slots.keys() == theirs[index].keys()
         assert all(torch.equal(slots[name], theirs[index][name]) for name in slots)
+
+
+def test_nothing_of_how_far_a_run_is_gets_lost(tmp_path: Path) -> None:
+    progress = state.Progress(
+        step=9,
+        validated=8,
+        best_step=4,
+        best_ppl=3.25,
+        best={"ppl": 3.25, "BLEU": float("inf")},
+        worse_validations=1,
+        stalled_validations=2,
+        loss_scale=64.0,
+        scaled=True,
+        good_steps=7,
+        losses=[1.5, 2.5],
+        rollbacks=1,
+        report={"window": [1.0, 2.0], "corpora": {"news": [1.0, 2.0]}},
+    )
+    begun = dataclasses.asdict(state.Progress())
+    assert all(value != begun[name] for name, value in dataclasses.asdict(progress).items())
+    saved = state.read_state(write(tmp_path, *trained_pair(), progress))
+    assert saved is not None and saved.progress == progress
 
 
 def test_state_of_other_parameters_is_refused(tmp_path: Path) -> None:
