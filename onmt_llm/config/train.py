@@ -274,6 +274,9 @@ class RunConfig(Section):
     """A new model's matrices are Xavier-uniform (Glorot and Bengio 2010)."""
     use_ckpting: list[Literal["ffn", "mha", "lora"]] = Field(default_factory=list)
     """Recompute blocks in the backward pass to save memory; any of OpenNMT-py's parts turns it on for whole blocks."""
+    loss_chunk_tokens: int = Field(0, ge=0)
+    """Trained positions that go through the output layer and the loss together, so that the logits of a whole batch
+    never exist; 0 = as many as the device likes."""
     save_checkpoint_steps: int = Field(5000, ge=1)
     """Updates between two checkpoints."""
     keep_checkpoint: int = Field(-1, ge=-1)

@@ -307,6 +307,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             dropout=max(config.run.dropout) > 0,
             average=config.optimizer.average_decay > 0,
             pure_bf16=config.run.pure_bf16,
+            chunk_tokens=config.run.loss_chunk_tokens,
             checkpoint_blocks=bool(config.run.use_ckpting),
             device_type=device if (device := config.devices.device) != "auto" else resolve_device(device).type,
         ),
@@ -368,10 +369,12 @@ def _open_objective(
             model=start.model,
             dtype=config.run.model_dtype,
             device=device,
+            chunk_tokens=config.run.loss_chunk_tokens,
         ),
         label_smoothing=optim.label_smoothing,
         prior=open_prior(config.loss, start.vocab, device, packed=config.batching.packing != "off"),
         alignment=open_alignment(config.loss, start.model, train_corpora),
+        chunk_tokens=config.run.loss_chunk_tokens,
     )
 
 

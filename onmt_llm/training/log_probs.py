@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from onmt_llm.training.loss import IGNORE, logits_at_once
+from onmt_llm.training.loss import IGNORE, positions_at_once
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def label_log_probs(
     parameters: Sequence[torch.nn.Parameter] = (),
     *,
     vocab_size: int,
-    chunk_logits: int | None = None,
+    chunk_tokens: int = 0,
 ) -> LogProbs:
     """log p(label) under softmax(head(hidden)), summed over each row's positions whose label is not -100.
 
@@ -60,11 +60,11 @@ def label_log_probs(
         head: The output layer, (C, D) -> (C, V).
         parameters: What `head` trains.
         vocab_size: V, which sets the size of a chunk.
-        chunk_logits: Logits held at once; None = as the device likes it.
+        chunk_tokens: Positions whose logits are held at once; 0 = as the device likes it.
     """
     row_N, column_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
     labels_N, hidden_ND = labels_BT[row_N, column_N], hidden_BTD[row_N, column_N]
-    chunk = max(1, (chunk_logits or logits_at_once(hidden_BTD.device.type)) // max(vocab_size, 1))
+    chunk = chunk_tokens or positions_at_once(hidden_BTD.device.type, vocab_size)
     logp_N, correct_N = _ChunkedLogProbs.apply(hidden_ND, labels_N, head, chunk, *parameters)
     ones_N = torch.ones_like(logp_N)
     zero_B = logp_N.new_zeros(len(labels_BT))

@@ -28,12 +28,16 @@ from onmt_llm.training.lm_prior import PriorTerm
 from onmt_llm.training.objective import LIKELIHOOD, Objective, alignment_loss
 
 IGNORE = -100
+# Rows of the products with the output layer on a CPU that come near to their full speed.
+_CHUNK_ROWS = 128
 
 
-def logits_at_once(device_type: str) -> int:
-    """Logits to hold at once, in elements. 8 MiB stay in a CPU's caches, where passes over them are cheap; GPUs want
-    larger matrix products (64 MiB)."""
-    return 1 << 21 if device_type == "cpu" else 1 << 24
+def positions_at_once(device_type: str, vocab_size: int) -> int:
+    """Positions whose logits are held at once, unless `loss_chunk_tokens` says. 8 MiB of them stay in a CPU's caches,
+    where passes over them are cheap; but each chunk reads the whole output layer, so that with a large vocabulary more
+    of them are better, up to 32 MiB. GPUs want larger matrix products (64 MiB)."""
+    logits = max(1 << 21, min(_CHUNK_ROWS * vocab_size, 1 << 23)) if device_type == "cpu" else 1 << 24
+    return max(1, logits // max(vocab_size, 1))
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def batch_loss(
         scale=scale,
         corpus_P2=batch.corpus_P2 if corpora else None,
         corpora=corpora,
+        chunk_tokens=objective.chunk_tokens,
     )
     if guide is None or attention_BTS is None or batch.align_M3 is None:
         return loss
@@ -132,7 +137,7 @@ def token_loss(
     scale: float = 1.0,
     corpus_P2: Tensor | None = None,
     corpora: int = 0,
-    chunk_logits: int | None = None,
+    chunk_tokens: int = 0,
 ) -> TokenLoss:
     """Cross-entropy of `head(hidden)` summed over the positions whose label is not -100.
 
@@ -147,14 +152,14 @@ def token_loss(
         scale: Factor on the gradient, for float16.
         corpus_P2: That of the batch; None = corpora are not told apart.
         corpora: Their number.
-        chunk_logits: Logits held at once; None = as the device likes it.
+        chunk_tokens: Positions whose logits are held at once; 0 = as the device likes it.
     """
     hidden_ND, labels_N, index_N = _trained(hidden_BTD.flatten(0, 1), labels_BT.flatten())
     corpus_N = None
     if corpus_P2 is not None:
         corpus_N = torch.repeat_interleave(*corpus_P2.unbind(1), output_size=labels_N.numel())
     terms = _Terms(label_smoothing, prior, index_N, corpus_N, corpora)
-    chunk = max(1, (chunk_logits or logits_at_once(hidden_BTD.device.type)) // max(vocab_size, 1))
+    chunk = chunk_tokens or positions_at_once(hidden_BTD.device.type, vocab_size)
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or parameters):
         scaled, total, nll, correct, nll_K = _ChunkedLoss.apply(
             hidden_ND, labels_N, head, terms, scale, chunk, *parameters

@@ -45,6 +45,7 @@ class Objective:
         label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
         prior: A language model's opinion, as a further term.
         alignment: Guided alignment, as a further term, where a batch has alignments.
+        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
         preference: A loss over preferences, in the place of the likelihood: (model, batch, scale, number of
             corpora) -> TokenLoss.
     """
@@ -52,12 +53,13 @@ class Objective:
     label_smoothing: float = 0.0
     prior: LmPrior | None = None
     alignment: GuidedAlignment | None = None
+    chunk_tokens: int = 0
     preference: Callable[[Any, Batch, float, int], Any] | None = None
 
     @property
     def judged(self) -> Objective:
         """What a model is validated by: the likelihood, or the loss over preferences."""
-        return Objective(preference=self.preference)
+        return Objective(preference=self.preference, chunk_tokens=self.chunk_tokens)
 
 
 LIKELIHOOD = Objective()

@@ -12,7 +12,7 @@ from torch import nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.quantized import num_parameters
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.loss import logits_at_once
+from onmt_llm.training.loss import positions_at_once
 from onmt_llm.training.precision import emulates_bf16
 
 MIB = 1 << 20
@@ -124,6 +124,7 @@ def estimate_memory(
     checkpoint_blocks: bool,
     average: bool = False,
     pure_bf16: bool = False,
+    chunk_tokens: int = 0,
     device_type: str = "cpu",
 ) -> dict[str, int]:
     """Bytes of each part of a run's memory, in one process.
@@ -140,6 +141,7 @@ def estimate_memory(
         checkpoint_blocks: Blocks are recomputed in the backward pass.
         average: A running average of the weights is kept.
         pure_bf16: What is trained is bf16, gradients included.
+        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
         device_type: Where the model will run.
     """
     frozen = trained = packed = 0
@@ -169,7 +171,9 @@ def estimate_memory(
             dropout=dropout,
             checkpoint_blocks=checkpoint_blocks,
         ),
-        "output layer": min(logits_at_once(device_type), batch.tgt_positions * vocab) * (4 + 2 * compute_bytes)
+        "output layer": min(chunk_tokens or positions_at_once(device_type, vocab), batch.tgt_positions)
+        * vocab
+        * (4 + 2 * compute_bytes)
         + batch.tgt_positions * width * 2 * compute_bytes,
     }
 

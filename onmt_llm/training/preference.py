@@ -24,6 +24,7 @@ from onmt_llm.config.train import PreferenceConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn.lora import without_adapters
+from onmt_llm.nn.quantized import Int8Linear
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.log_probs import LogProbs, label_log_probs
 from onmt_llm.training.loss import TokenLoss, output_parameters
@@ -57,11 +58,13 @@ class Preference:
         kind: Which loss.
         settings: Its options.
         reference: The reference model; None = the trained model without its adapters.
+        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
     """
 
     kind: Kind
     settings: PreferenceConfig
     reference: Transformer | None = None
+    chunk_tokens: int = 0
 
     def __call__(self, model: Transformer, batch: Batch, scale: float, corpora: int = 0) -> TokenLoss:
         """Loss of `model` on a batch of preferences, its gradient times `scale`; the likelihood of the good answers of
@@ -78,10 +81,10 @@ class Preference:
         answers = batch
         if self.kind == "kto" and old is not None:
             with torch.no_grad():
-                foreign = sequence_log_probs(model, rows_of(batch, kind_B < 0))
+                foreign = sequence_log_probs(model, rows_of(batch, kind_B < 0), self.chunk_tokens)
             divergence = (foreign.total_B - old.rows(kind_B < 0).total_B).mean().clamp(min=0)
             answers, old, kind_B = rows_of(batch, kind_B >= 0), old.rows(kind_B >= 0), kind_B[kind_B >= 0]
-        new = sequence_log_probs(model, answers)
+        new = sequence_log_probs(model, answers, self.chunk_tokens)
         good_B, bad_B = kind_B == 1, kind_B == 0
         if self.kind == "kto" and old is not None:
             outcome = kto(new.total_B - old.total_B, good_B, divergence, self.settings)
@@ -97,9 +100,9 @@ class Preference:
     @torch.no_grad()
     def _reference_log_probs(self, model: Transformer, batch: Batch) -> LogProbs:
         if self.reference is not None:
-            return sequence_log_probs(self.reference, batch)
+            return sequence_log_probs(self.reference, batch, self.chunk_tokens)
         with as_reference(model):
-            return sequence_log_probs(model, batch)
+            return sequence_log_probs(model, batch, self.chunk_tokens)
 
 
 def check_reference(objective: str, settings: PreferenceConfig, *, adapters: bool) -> None:
@@ -124,6 +127,7 @@ def open_preference(
     model: ModelConfig,
     dtype: Dtype,
     device: torch.device,
+    chunk_tokens: int = 0,
 ) -> Preference | None:
     """The loss over preferences that the options ask for, with its reference; None for `sft`.
 
@@ -134,6 +138,7 @@ def open_preference(
         model: Architecture of the model that is trained.
         dtype: Type of the reference's weights.
         device: Where they go.
+        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
 
     Raises:
         ConfigError: There is no reference, or one with another vocabulary.
@@ -143,14 +148,14 @@ def open_preference(
         return None
     check_reference(objective, settings, adapters=adapters)
     if objective == "orpo" or settings.reference_model is None:
-        return Preference(objective, settings)
+        return Preference(objective, settings, chunk_tokens=chunk_tokens)
     reference = load_model(settings.reference_model, dtype=dtype, device=device).requires_grad_(False)
     if reference.config.vocab_size != model.vocab_size:
         raise ConfigError(
             f"reference_model must have the vocabulary of the model, {model.vocab_size} tokens, but has "
             f"{reference.config.vocab_size}."
         )
-    return Preference(objective, settings, reference)
+    return Preference(objective, settings, reference, chunk_tokens)
 
 
 def _token_loss(outcome: Outcome, good: LogProbs, divergence: Tensor, scale: float) -> TokenLoss:
@@ -234,14 +239,19 @@ def _log1mexp(x: Tensor) -> Tensor:
     return torch.where(x < -math.log(2), torch.log1p(-x.exp()), torch.log(-torch.expm1(x)))
 
 
-def sequence_log_probs(model: Transformer, batch: Batch) -> LogProbs:
-    """Log-probabilities of the labels of each row."""
+def sequence_log_probs(model: Transformer, batch: Batch, chunk_tokens: int = 0) -> LogProbs:
+    """Log-probabilities of the labels of each row; see `token_loss` for `chunk_tokens`."""
     memory_BSD = None
     if batch.src_BS is not None:
         memory_BSD = model.encode(batch.src_BS, batch.src_mask_BS, features_BSF=batch.features_BSF)
     hidden_BTD = model.decode(batch.tgt_BT, memory_BSD, batch.src_mask_BS)
     return label_log_probs(
-        hidden_BTD, batch.labels_BT, model.logits, output_parameters(model), vocab_size=model.config.vocab_size
+        hidden_BTD,
+        batch.labels_BT,
+        model.logits,
+        output_parameters(model),
+        vocab_size=model.config.vocab_size,
+        chunk_tokens=chunk_tokens,
     )
 
 
@@ -257,6 +267,9 @@ def as_reference(model: Transformer) -> Iterator[None]:
     """Inside, the model is the one that its adapters were put on, without dropout."""
     training = model.training
     model.eval()
+    for module in model.modules():
+        if isinstance(module, Int8Linear):
+            module.train(training)  # what it multiplies in is no difference to the policy
     try:
         with without_adapters(model):
             yield

@@ -56,17 +56,17 @@ def batch_of(rows: list[Row], *, isolate: bool = True) -> Batch:
     return Batch.of(collate_rows(rows, pad_id=0, src_pad_id=1, isolate=isolate))
 
 
-@pytest.mark.parametrize("chunk_logits", [23 * 3, None])
+@pytest.mark.parametrize("chunk_tokens", [3, None])
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize(
     ("packing", "seq2seq"),
     [("off", False), ("off", True), ("pack", False), ("pack", True), ("split", False), ("wrap", False)],
 )
 def test_sums_are_those_of_separate_passes(
-    packing: str, seq2seq: bool, gradients: bool, chunk_logits: int | None, monkeypatch: pytest.MonkeyPatch
+    packing: str, seq2seq: bool, gradients: bool, chunk_tokens: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if chunk_logits:
-        monkeypatch.setattr(losses, "logits_at_once", lambda device: chunk_logits)
+    if chunk_tokens:
+        monkeypatch.setattr(losses, "positions_at_once", lambda device, vocab_size: chunk_tokens)
     model, objective = build(seq2seq=seq2seq), Objective(label_smoothing=0.2)
     rows = rows_of(packing, examples(30, seq2seq=seq2seq))
     assert packing == "off" or any(len({part.example.corpus for part in row}) > 1 for row in rows)

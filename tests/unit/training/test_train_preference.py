@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -15,12 +16,15 @@ import torch
 import torch.nn.functional as F
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import PreferenceConfig, TrainConfig
+from onmt_llm.data.batching import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.lora import Variant, add_lora, lora_state, without_adapters
+from onmt_llm.nn.quantized import quantize, set_int8_products
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.log_probs import LogProbs, label_log_probs
-from onmt_llm.training.preference import Outcome, dpo, kto, orpo
+from onmt_llm.training.preference import Outcome, Preference, dpo, kto, orpo
 
 ROOT = Path(__file__).parents[3]
 FIXTURE = ROOT / "tests/data/preference.npz"
@@ -41,13 +45,13 @@ def labels(ids_BT: torch.Tensor, answer_BT: torch.Tensor) -> torch.Tensor:
 
 
 def given(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> LogProbs:
-    return label_log_probs(logits_BTV[:, :-1], labels_BT, lambda logits: logits, vocab_size=16, chunk_logits=48)
+    return label_log_probs(logits_BTV[:, :-1], labels_BT, lambda logits: logits, vocab_size=16, chunk_tokens=3)
 
 
 def outcome(loss: str, made: dict[str, torch.Tensor], head: torch.nn.Linear) -> Outcome:
     labels_BT = labels(made["ids"], made["answer"])
     hidden_BTD = made["hidden"][:, :-1]
-    new = label_log_probs(hidden_BTD, labels_BT, head, [head.weight], vocab_size=16, chunk_logits=48)
+    new = label_log_probs(hidden_BTD, labels_BT, head, [head.weight], vocab_size=16, chunk_tokens=3)
     first = torch.arange(len(labels_BT)) < len(labels_BT) // 2
     if loss == "orpo":
         return orpo(new.rows(first), new.rows(~first), PreferenceConfig(orpo_beta=0.3))
@@ -115,7 +119,7 @@ def test_chunked_log_probs_are_those_of_the_whole() -> None:
         sizes.append(len(x))
         return head(x)
 
-    found = label_log_probs(hidden, marks, counted, [head.weight, head.bias], vocab_size=11, chunk_logits=44)
+    found = label_log_probs(hidden, marks, counted, [head.weight, head.bias], vocab_size=11, chunk_tokens=4)
     torch.testing.assert_close(found.total_B, logp.sum(1))
     assert found.count_B.tolist() == (marks >= 0).sum(1).tolist()
     (found.total_B * weights).sum().backward()
@@ -230,3 +234,16 @@ def test_whole_models_need_a_reference_and_keep_to_it(judged: Any) -> None:
 def test_other_terms_of_the_loss_are_refused() -> None:
     with pytest.raises(ValueError, match="label_smoothing must be left out with objective: kto"):
         TrainConfig.model_validate({"corpora": {"objective": "kto"}, "optimizer": {"label_smoothing": 0.1}})
+
+
+def test_with_int8_products_the_reference_computes_as_the_policy_does() -> None:
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=19, hidden_size=16, heads=2, ffn_size=32, decoder_layers=2))
+    quantize(model, ["up_proj"], "int8")
+    set_int8_products(model)
+    add_lora(model, ["q_proj"], rank=2, alpha=4)
+    ids_BT = torch.randint(19, (4, 20))
+    labels_BT = ids_BT.roll(-1, 1)
+    batch = Batch(None, None, ids_BT, labels_BT, None, labels_BT.numel(), 2, preference_B=torch.tensor([1, 0, 1, 0]))
+    loss = Preference("dpo", PreferenceConfig())(model.train(), batch, 1.0)
+    assert loss.rewards is not None and float(loss.total) == pytest.approx(2 * math.log(2), abs=1e-6)
