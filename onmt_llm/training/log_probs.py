@@ -64,7 +64,7 @@ def label_log_probs(
     """
     row_N, column_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
     labels_N, hidden_ND = labels_BT[row_N, column_N], hidden_BTD[row_N, column_N]
-    chunk = chunk_tokens or positions_at_once(hidden_BTD.device.type, vocab_size)
+    chunk = chunk_tokens or positions_at_once(hidden_BTD.device.type, vocab_size, trained=bool(parameters))
     logp_N, correct_N = _ChunkedLogProbs.apply(hidden_ND, labels_N, head, chunk, *parameters)
     ones_N = torch.ones_like(logp_N)
     zero_B = logp_N.new_zeros(len(labels_BT))

@@ -28,15 +28,21 @@ from onmt_llm.training.lm_prior import PriorTerm
 from onmt_llm.training.objective import LIKELIHOOD, Objective, alignment_loss
 
 IGNORE = -100
-# Rows of the products with the output layer on a CPU that come near to their full speed.
-_CHUNK_ROWS = 128
 
 
-def positions_at_once(device_type: str, vocab_size: int) -> int:
-    """Positions whose logits are held at once, unless `loss_chunk_tokens` says. 8 MiB of them stay in a CPU's caches,
-    where passes over them are cheap; but each chunk reads the whole output layer, so that with a large vocabulary more
-    of them are better, up to 32 MiB. GPUs want larger matrix products (64 MiB)."""
-    logits = max(1 << 21, min(_CHUNK_ROWS * vocab_size, 1 << 23)) if device_type == "cpu" else 1 << 24
+def positions_at_once(device_type: str, vocab_size: int, *, trained: bool) -> int:
+    """Positions whose logits are held at once, unless `loss_chunk_tokens` says.
+
+    8 MiB of logits stay in a CPU's caches, where passes over them are cheap. But each chunk reads the whole output
+    layer and, if that is `trained`, adds to its whole gradient: with a large vocabulary more positions are better. GPUs
+    want larger matrix products (64 MiB).
+    """
+    if device_type != "cpu":
+        logits = 1 << 24
+    elif trained:
+        logits = max(1 << 21, min(512 * vocab_size, 1 << 25))
+    else:
+        logits = max(1 << 21, min(128 * vocab_size, 1 << 23))
     return max(1, logits // max(vocab_size, 1))
 
 
@@ -159,7 +165,7 @@ def token_loss(
     if corpus_P2 is not None:
         corpus_N = torch.repeat_interleave(*corpus_P2.unbind(1), output_size=labels_N.numel())
     terms = _Terms(label_smoothing, prior, index_N, corpus_N, corpora)
-    chunk = chunk_tokens or positions_at_once(hidden_BTD.device.type, vocab_size)
+    chunk = chunk_tokens or positions_at_once(hidden_BTD.device.type, vocab_size, trained=bool(parameters))
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or parameters):
         scaled, total, nll, correct, nll_K = _ChunkedLoss.apply(
             hidden_ND, labels_N, head, terms, scale, chunk, *parameters

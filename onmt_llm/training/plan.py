@@ -12,7 +12,7 @@ from torch import nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.quantized import num_parameters
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.loss import positions_at_once
+from onmt_llm.training.loss import output_parameters, positions_at_once
 from onmt_llm.training.precision import emulates_bf16
 
 MIB = 1 << 20
@@ -171,7 +171,10 @@ def estimate_memory(
             dropout=dropout,
             checkpoint_blocks=checkpoint_blocks,
         ),
-        "output layer": min(chunk_tokens or positions_at_once(device_type, vocab), batch.tgt_positions)
+        "output layer": min(
+            chunk_tokens or positions_at_once(device_type, vocab, trained=bool(output_parameters(model))),
+            batch.tgt_positions,
+        )
         * vocab
         * (4 + 2 * compute_bytes)
         + batch.tgt_positions * width * 2 * compute_bytes,

@@ -66,7 +66,7 @@ def test_sums_are_those_of_separate_passes(
     packing: str, seq2seq: bool, gradients: bool, chunk_tokens: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if chunk_tokens:
-        monkeypatch.setattr(losses, "positions_at_once", lambda device, vocab_size: chunk_tokens)
+        monkeypatch.setattr(losses, "positions_at_once", lambda device, vocab_size, trained: chunk_tokens)
     model, objective = build(seq2seq=seq2seq), Objective(label_smoothing=0.2)
     rows = rows_of(packing, examples(30, seq2seq=seq2seq))
     assert packing == "off" or any(len({part.example.corpus for part in row}) > 1 for row in rows)
