@@ -1,0 +1,115 @@
+"""The instruction corpus of `training.py`: real text, mixed lengths, the same token ids for every program.
+
+An example asks for a passage to be continued; the answer is what follows in the text. Its length is drawn from a
+log-normal distribution of about 200 tokens in the mean, cut off at 512, and the answer is half of it. The model's own
+tokeniser and chat template, run by transformers, say what the ids are and which of them are trained.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MEAN = 200
+LONGEST = 512
+SHORTEST = 72
+SPREAD = 0.6  # of the logarithm of the length
+IGNORED = -100
+REQUEST = "Continue this text in the style and in the language in which it is written."
+# what tokens cut in two by the seam between passage and answer may add to the length that was drawn
+_MARGIN = 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example in words and in numbers.
+
+    Attributes:
+        prompt: Request and passage.
+        answer: What follows.
+        ids: The conversation in the model's template, up to the token that ends the answer.
+        labels: The same, -100 where it is not trained.
+    """
+
+    prompt: str
+    answer: str
+    ids: list[int]
+    labels: list[int]
+
+
+def examples(texts: Sequence[Path], number: int, tokenizer: Any, *, seed: int = 1) -> Iterator[Example]:
+    """So many examples, from the texts by turns, each in its own order; always the same for a seed.
+
+    Args:
+        texts: Files of plain text.
+        number: How many.
+        tokenizer: transformers' tokeniser of the model, with its chat template.
+        seed: Of the lengths.
+
+    Raises:
+        ValueError: The texts are too short.
+    """
+    rng = random.Random(seed)
+    streams = [_words(text, tokenizer) for text in texts]
+    frame = len(_conversation(tokenizer, f"{REQUEST}\n\n", "").ids)
+    for place in range(number):
+        length = _draw(rng)
+        asked = max(length - length // 2 - frame, 8)
+        stream = streams[place % len(streams)]
+        try:
+            passage, answer = _take(stream, asked), _take(stream, length - frame - asked)
+        except StopIteration:
+            raise ValueError(f"{texts[place % len(texts)]} must be longer for {number} examples") from None
+        example = _conversation(tokenizer, f"{REQUEST}\n\n{passage}", answer)
+        assert len(example.ids) <= LONGEST, len(example.ids)
+        yield example
+
+
+def write(found: Sequence[Example], path: Path) -> None:
+    """`path`.jsonl with prompts and answers, `path`.ids.jsonl with ids and labels."""
+    with path.with_suffix(".jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps({"prompt": one.prompt, "answer": one.answer}) + "\n" for one in found)
+    with path.with_suffix(".ids.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps({"input_ids": one.ids, "labels": one.labels}) + "\n" for one in found)
+
+
+def _draw(rng: random.Random) -> int:
+    length = rng.lognormvariate(math.log(MEAN) - SPREAD**2 / 2, SPREAD)
+    return min(max(round(length), SHORTEST), LONGEST - _MARGIN)
+
+
+def _words(text: Path, tokenizer: Any) -> Iterator[tuple[str, int]]:
+    """The words of a text, and how many tokens each of them has."""
+    with text.open(encoding="utf-8") as file:
+        for line in file:
+            words = line.split()
+            for word, ids in zip(words, tokenizer([f" {word}" for word in words])["input_ids"] if words else ()):
+                yield word, len(ids)
+
+
+def _take(words: Iterator[tuple[str, int]], tokens: int) -> str:
+    """The next words, up to so many tokens, and at least one."""
+    word, taken = next(words)
+    found = [word]
+    while taken < tokens:
+        word, length = next(words)
+        if taken + length > tokens:
+            break
+        found.append(word)
+        taken += length
+    return " ".join(found)
+
+
+def _conversation(tokenizer: Any, prompt: str, answer: str) -> Example:
+    user, assistant = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
+    asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template([user, assistant], return_dict=False)
+    while ids[-1] != tokenizer.eos_token_id:  # the line break behind the end of the answer
+        ids.pop()
+    assert ids[: len(asked)] == asked
+    return Example(prompt, answer, ids, [IGNORED] * len(asked) + ids[len(asked) :])

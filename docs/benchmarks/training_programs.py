@@ -1,0 +1,133 @@
+"""The programs that `training.py` times, each run in a process of its own: `python training_programs.py JOB.json`.
+
+Each trains on the job's corpus once, saves what it has learned in the job's folder, and prints as JSON the trained
+tokens of every update and the seconds at its end. Two others measure the processor's peak and judge what was learned.
+Nothing of ours is imported but where ours is run, and where the peak is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Job = dict[str, Any]
+Found = dict[str, Any]
+
+IGNORED = -100
+RANK, ALPHA = 8, 16
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def ours(job: Job) -> Found:
+    """onmt_llm, by the command's own door."""
+    import yaml
+
+    from onmt_llm.cli.train import main
+
+    file = Path(job["folder"], "train.yaml")
+    file.write_text(yaml.safe_dump(job["settings"], sort_keys=False), encoding="utf-8")
+    if code := main(["-config", str(file)]):
+        sys.exit(code)
+    metrics = Path(f"{job['settings']['save_model']}_metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, metrics) if row["split"] == "train"]
+    # saving does not count in the speed of an update, but would in the time of day
+    seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]
+    ends = [sum(seconds[: place + 1]) for place in range(len(seconds))]
+    return {"tokens": [row["tokens"] for row in rows], "ends": ends}
+
+
+def transformers(job: Job) -> Found:
+    """transformers' Trainer, with an adapter of peft or without."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback
+    from transformers import TrainingArguments
+
+    weights = torch.bfloat16 if job["weights"] == "bf16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=weights, attn_implementation="sdpa")
+    model.config.use_cache = False
+    if not job["full"]:
+        from peft import LoraConfig, get_peft_model
+
+        adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+        model = get_peft_model(model, adapter, autocast_adapter_dtype=job["float32_adapters"])
+    tokens: list[int] = []
+    ends: list[float] = []
+    pad = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(job["model"]))
+
+    def collate(rows: list[dict[str, list[int]]]) -> Any:
+        batch = pad(rows)
+        tokens.append(int((batch["labels"] != IGNORED).sum()))
+        return batch
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    arguments = TrainingArguments(
+        output_dir=job["folder"],
+        per_device_train_batch_size=job["batch_size"],
+        num_train_epochs=1,
+        learning_rate=job["learning_rate"],
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=job["autocast"],
+        gradient_checkpointing=False,
+        train_sampling_strategy="group_by_length",
+        use_cpu=True,
+        seed=job["seed"],
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    rows = [json.loads(line) for line in Path(job["train"]).read_text(encoding="utf-8").splitlines()]
+    Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Clock()]).train()
+    model.save_pretrained(f"{job['folder']}/learned")
+    return {"tokens": tokens[: len(ends)], "ends": ends}
+
+
+def judge(job: Job) -> Found:
+    """Mean loss of held-out answers, in nats a token: transformers in float32, one example at a time."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    if job["adapter"]:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, job["adapter"])
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for line in Path(job["valid"]).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            logits_TV = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+            labels_T = torch.tensor(row["labels"][1:])
+            total += float(cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="sum"))
+            count += int((labels_T != IGNORED).sum())
+    return {"loss": total / count}
+
+
+def peak(job: Job) -> Found:
+    """Operations a second of matrix products in bf16."""
+    import torch
+
+    from onmt_llm.training.utilisation import matmul_peak
+
+    return {"peak": matmul_peak(torch.device("cpu"), torch.bfloat16, seconds=2.0)}
+
+
+PROGRAMS: dict[str, Callable[[Job], Found]] = {each.__name__: each for each in (ours, transformers, judge, peak)}
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as job_file:
+        the_job = json.load(job_file)
+    result = PROGRAMS[the_job["program"]](the_job)
+    Path(the_job["folder"], "found.json").write_text(json.dumps(result), encoding="utf-8")
+    os._exit(0)
