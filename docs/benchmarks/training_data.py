@@ -87,9 +87,9 @@ def _words(text: Path, tokenizer: Any) -> Iterator[tuple[str, int]]:
     """The words of a text, and how many tokens each of them has."""
     with text.open(encoding="utf-8") as file:
         for line in file:
-            words = line.split()
-            for word, ids in zip(words, tokenizer([f" {word}" for word in words])["input_ids"] if words else ()):
-                yield word, len(ids)
+            if words := line.split():
+                ids = tokenizer([f" {word}" for word in words])["input_ids"]
+                yield from zip(words, map(len, ids), strict=True)
 
 
 def _take(words: Iterator[tuple[str, int]], tokens: int) -> str:

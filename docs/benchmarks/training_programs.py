@@ -44,8 +44,14 @@ def ours(job: Job) -> Found:
 def transformers(job: Job) -> Found:
     """transformers' Trainer, with an adapter of peft or without."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback
-    from transformers import TrainingArguments
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        DataCollatorForSeq2Seq,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     weights = torch.bfloat16 if job["weights"] == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=weights, attn_implementation="sdpa")
@@ -92,6 +98,29 @@ def transformers(job: Job) -> Found:
     return {"tokens": tokens[: len(ends)], "ends": ends}
 
 
+def opennmt(job: Job) -> Found:
+    """OpenNMT-py 3.5."""
+    import yaml
+    from onmt.bin.train import main
+    from onmt.trainer import Trainer
+
+    tokens: list[int] = []
+    ends: list[float] = []
+    report = Trainer._maybe_report_training
+
+    def noted(trainer: Any, step: int, last: int, rate: float, stats: Any) -> Any:
+        tokens.append(stats.n_words)
+        ends.append(time.perf_counter())
+        return report(trainer, step, last, rate, stats)
+
+    Trainer._maybe_report_training = noted
+    file = Path(job["folder"], "train.yaml")
+    file.write_text(yaml.safe_dump(job["settings"]), encoding="utf-8")
+    sys.argv = ["onmt_train", "-config", str(file)]
+    main()
+    return {"tokens": tokens, "ends": ends}
+
+
 def judge(job: Job) -> Found:
     """Mean loss of held-out answers, in nats a token: transformers in float32, one example at a time."""
     import torch
@@ -123,7 +152,9 @@ def peak(job: Job) -> Found:
     return {"peak": matmul_peak(torch.device("cpu"), torch.bfloat16, seconds=2.0)}
 
 
-PROGRAMS: dict[str, Callable[[Job], Found]] = {each.__name__: each for each in (ours, transformers, judge, peak)}
+PROGRAMS: dict[str, Callable[[Job], Found]] = {
+    each.__name__: each for each in (ours, transformers, opennmt, judge, peak)
+}
 
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as job_file:

