@@ -184,6 +184,8 @@ class Bench:
         _command("onmt_llm_convert", "-to", "opennmt", "-model_dir", padded, "-output", self.work / "opennmt.pt")
         tokens = opennmt_vocab(Checkpoint.open(padded))["src"]
         shutil.rmtree(padded)
+        # it must be there, but that of the model is what counts
+        (self.work / "vocab").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
         with (
             self.train.with_suffix(".src").open("w", encoding="utf-8") as read,
             self.train.with_suffix(".tgt").open("w", encoding="utf-8") as trained,
@@ -258,20 +260,21 @@ class Bench:
 
     def _opennmt(self, job: dict[str, Any]) -> dict[str, Any]:
         """OpenNMT-py's YAML: it takes nothing of the model's shape from the file, once adapters are asked for."""
+        shape = model_options(Checkpoint.open(self.base).config.model)
         names = {"q_proj": "linear_query", "k_proj": "linear_keys", "v_proj": "linear_values", "o_proj": "final_linear"}
         updates = -(-len(self.rows) // self.arguments.batch_size)
         corpus = {"path_src": str(self.train.with_suffix(".src")), "path_tgt": str(self.train.with_suffix(".tgt"))}
         return {
-            **model_options(Checkpoint.open(self.base).config.model),
+            **{name: value for name, value in shape.items() if value not in ([], "")},
             "data": {"corpus": {**corpus, "weight": 1, "transforms": []}},
-            "transforms": [],
-            "src_vocab": str(self.work / "unread"),
+            "src_vocab": str(self.work / "vocab"),
             "share_vocab": True,
             "decoder_start_token": "",
             "train_from": str(self.work / "opennmt.pt"),
             "override_opts": True,
             "save_model": f"{job['folder']}/model",
             "self_attn_type": "scaled-dot-flash",
+            "rotary_theta": int(shape["rotary_theta"]),
             "lora_layers": [names[layer] for layer in PROJECTIONS],
             "lora_rank": RANK,
             "lora_alpha": ALPHA,
@@ -289,8 +292,6 @@ class Bench:
             "valid_steps": updates,
             "save_checkpoint_steps": updates,
             "report_every": 1,
-            "world_size": 0,
-            "gpu_ranks": [],
             "seed": job["seed"],
         }
 
