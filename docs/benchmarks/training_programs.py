@@ -20,6 +20,9 @@ Found = dict[str, Any]
 
 IGNORED = -100
 RANK, ALPHA = 8, 16
+PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "_int_mm", "mkldnn_linear")}
+COPIES = {f"aten::{name}" for name in ("copy_", "cat", "fill_", "zero_", "index_select", "index", "_to_copy", "clone")}
+INSIDE = {"Optimizer": "optimiser", "scaled_dot_product": "attention"}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -39,6 +42,42 @@ def ours(job: Job) -> Found:
     seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]
     ends = [sum(seconds[: place + 1]) for place in range(len(seconds))]
     return {"tokens": [row["tokens"] for row in rows], "ends": ends}
+
+
+def profile(job: Job) -> Found:
+    """Seconds of an update of onmt_llm, by kind and operator, without those that it calls."""
+    from collections import Counter
+
+    from onmt_llm.training.profiling import Profiler
+
+    seconds: dict[str, Counter[str]] = {}
+    finish = Profiler._finish
+
+    def noted(profiler: Any) -> None:
+        if profiler._profile is not None:
+            profiler._open.close()
+            for event in profiler._profile.events():
+                kind = seconds.setdefault(_kind(event), Counter())
+                kind[event.name] += event.self_cpu_time_total / 1e6 / len(profiler._done)
+        finish(profiler)
+
+    Profiler._finish = noted  # type: ignore[method-assign]
+    ours(job)
+    return {"seconds": seconds}
+
+
+def _kind(event: Any) -> str:
+    """Where an operator belongs: by what calls it, then by its name."""
+    callers, caller = event.name, event.cpu_parent
+    while caller is not None:
+        callers, caller = f"{callers} {caller.name}", caller.cpu_parent
+    is_product = event.name in PRODUCTS
+    if "ChunkedLoss" in callers:
+        return "output layer" if is_product else "loss"
+    for part, kind in INSIDE.items():
+        if part in callers:
+            return kind
+    return "matrix products" if is_product else "copies and casts" if event.name in COPIES else "element-wise"
 
 
 def transformers(job: Job) -> Found:
@@ -153,7 +192,7 @@ def peak(job: Job) -> Found:
 
 
 PROGRAMS: dict[str, Callable[[Job], Found]] = {
-    each.__name__: each for each in (ours, transformers, opennmt, judge, peak)
+    each.__name__: each for each in (ours, profile, transformers, opennmt, judge, peak)
 }
 
 if __name__ == "__main__":
