@@ -20,9 +20,11 @@ Found = dict[str, Any]
 
 IGNORED = -100
 RANK, ALPHA = 8, 16
-PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "_int_mm", "mkldnn_linear")}
+PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "_int_mm", "mkldnn_linear")}
+# of many matrices at once: nothing else has them, nor a softmax
+ATTENTION = {f"aten::{name}" for name in ("bmm", "baddbmm", "_softmax", "_softmax_backward_data")}
 COPIES = {f"aten::{name}" for name in ("copy_", "cat", "fill_", "zero_", "index_select", "index", "_to_copy", "clone")}
-INSIDE = {"Optimizer": "optimiser", "scaled_dot_product": "attention"}
+INSIDE = {"Optimizer": "optimiser", "scaled_dot_product": "attention", "Attend": "attention"}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -77,7 +79,10 @@ def _kind(event: Any) -> str:
     for part, kind in INSIDE.items():
         if part in callers:
             return kind
-    return "matrix products" if is_product else "copies and casts" if event.name in COPIES else "element-wise"
+    for names, kind in ((PRODUCTS, "matrix products"), (ATTENTION, "attention"), (COPIES, "copies and casts")):
+        if event.name in names:
+            return kind
+    return "element-wise"
 
 
 def transformers(job: Job) -> Found:
