@@ -62,6 +62,7 @@ def contenders(*, batch_size: int) -> list[Contender]:
         ),
         Contender("peft_mixed", f"{both}, bf16 weights, bf16 autocast", hf, theirs("bf16", autocast=True)),
         Contender("peft_autocast", f"{both}, float32 weights, bf16 autocast", hf, autocast),
+        Contender("peft_parts", f"{both}, the same in batches of 2 of which 4 make one", hf, {**autocast, "parts": 4}),
         Contender("ours", "onmt_llm, bf16", "ours"),
         Contender("ours_sents", f"onmt_llm, bf16, batches of {batch_size} examples", "ours", same_batches),
         Contender("ours_packed", "onmt_llm, bf16, packed", "ours", {"packing": "pack"}),

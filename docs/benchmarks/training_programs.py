@@ -105,6 +105,7 @@ def transformers(job: Job) -> Found:
 
         adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
         model = get_peft_model(model, adapter, autocast_adapter_dtype=job["float32_adapters"])
+    parts = job.get("parts", 1)  # of the batch of an update
     tokens: list[int] = []
     ends: list[float] = []
     pad = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(job["model"]))
@@ -120,7 +121,8 @@ def transformers(job: Job) -> Found:
 
     arguments = TrainingArguments(
         output_dir=job["folder"],
-        per_device_train_batch_size=job["batch_size"],
+        per_device_train_batch_size=job["batch_size"] // parts,
+        gradient_accumulation_steps=parts,
         num_train_epochs=1,
         learning_rate=job["learning_rate"],
         lr_scheduler_type="constant",
@@ -139,7 +141,8 @@ def transformers(job: Job) -> Found:
     rows = [json.loads(line) for line in Path(job["train"]).read_text(encoding="utf-8").splitlines()]
     Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Clock()]).train()
     model.save_pretrained(f"{job['folder']}/learned")
-    return {"tokens": tokens[: len(ends)], "ends": ends}
+    updates = [sum(tokens[start : start + parts]) for start in range(0, len(tokens), parts)]
+    return {"tokens": updates[: len(ends)], "ends": ends}
 
 
 def opennmt(job: Job) -> Found:
