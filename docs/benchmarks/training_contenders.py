@@ -51,6 +51,8 @@ def contenders(*, batch_size: int) -> list[Contender]:
         return {"quant_layers": list(layers), "quant_type": "int8"}
 
     same_batches = {"batch_type": "sents", "batch_size": batch_size}
+    in_parts = {"batch_size": 512, "accum_count": [4]}
+    all_int8 = int8(*PROJECTIONS, *FEED_FORWARD)
     hf, both = "transformers", "transformers + peft"
     autocast = theirs("fp32", autocast=True)
     return [
@@ -65,9 +67,11 @@ def contenders(*, batch_size: int) -> list[Contender]:
         Contender("peft_parts", f"{both}, the same in batches of 2 of which 4 make one", hf, {**autocast, "parts": 4}),
         Contender("ours", "onmt_llm, bf16", "ours"),
         Contender("ours_sents", f"onmt_llm, bf16, batches of {batch_size} examples", "ours", same_batches),
+        Contender("ours_parts", "onmt_llm, bf16, batches of 512 tokens of which 4 make one", "ours", in_parts),
         Contender("ours_packed", "onmt_llm, bf16, packed", "ours", {"packing": "pack"}),
         Contender("ours_ffn8", "onmt_llm, bf16, feed-forward in int8", "ours", int8(*FEED_FORWARD)),
-        Contender("ours_int8", "onmt_llm, bf16, linear layers in int8", "ours", int8(*PROJECTIONS, *FEED_FORWARD)),
+        Contender("ours_int8", "onmt_llm, bf16, linear layers in int8", "ours", all_int8),
+        Contender("ours_int8_parts", "the same in batches of 512 tokens", "ours", {**all_int8, **in_parts}),
         Contender("full", f"{hf}, float32 weights, bf16 autocast", hf, autocast, full=True),
         Contender("ours_full", "onmt_llm, float32 weights, bf16 autocast", "ours", full=True),
         Contender("ours_pure", "onmt_llm, bf16 weights", "ours", {"pure_bf16": True}, full=True),
