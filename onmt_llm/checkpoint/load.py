@@ -246,7 +246,7 @@ def _fill(
     for path, module in list(model.named_modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
-                held = torch.float32 if exact and path.startswith(exact) else dtype
+                held = torch.float32 if path.startswith(exact) else dtype
                 tensor = read(f"{path}.{leaf}").to(device=device, dtype=held)
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
         if starts is not None:

@@ -23,6 +23,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn import wrap
 from onmt_llm.nn.attention import Alignment, Attention, Mask
 from onmt_llm.nn.block import Block
+from onmt_llm.nn.transformer import Transformer
 
 ExpansionType = Literal["concat", "stack"]
 TWIN = "twin"
@@ -62,11 +63,11 @@ class TwinBlock(nn.Module):
         return f"share={self.share:g}"
 
 
-def add_twins(model: nn.Module, blocks: Sequence[str], share: float) -> None:
+def add_twins(model: Transformer, blocks: Sequence[str], share: float) -> None:
     """Put a `TwinBlock` in the place of each of `blocks`; what else is frozen is the caller's business.
 
     Args:
-        model: A Transformer; changed in place. The twins begin as copies of what its blocks hold.
+        model: Changed in place; the twins begin as copies of what its blocks hold.
         blocks: Paths of blocks.
         share: Weight of each twin.
 
@@ -74,8 +75,8 @@ def add_twins(model: nn.Module, blocks: Sequence[str], share: float) -> None:
         ConfigError: There is no such block.
     """
     wrap.replace(model, blocks, lambda block, _: TwinBlock(block, share))  # type: ignore[arg-type]
-    layers: Any = model.get_submodule("decoder.layers")
-    pairs = [pair for pair in layers if isinstance(pair, TwinBlock)]
+    layers = [] if model.decoder is None else list(model.decoder.layers)
+    pairs = [layer for layer in layers if isinstance(layer, TwinBlock)]
     for place, pair in enumerate(pairs, start=len(layers)):
         _keep_in_cache_as(pair.twin, place)
 
@@ -95,24 +96,25 @@ def twin_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def stack_blocks(model: nn.Module, blocks: Sequence[str]) -> None:
+def stack_blocks(model: Transformer, blocks: Sequence[str]) -> None:
     """Put behind each of `blocks` a copy that adds nothing yet; `model.config` says the new depth.
 
     Args:
-        model: A Transformer with `norm_position: pre`; changed in place.
+        model: One with `norm_position: pre`; changed in place.
         blocks: Paths of blocks.
     """
-    model.config = deeper(model.config, blocks)  # type: ignore[arg-type, assignment]
-    for name in sorted({block.rpartition(".")[0] for block in blocks}):
-        layers: Any = model.get_submodule(name)
+    model.config = deeper(model.config, blocks)
+    for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
+        if stack is None:
+            continue
         taller = nn.ModuleList()
-        for number, block in enumerate(layers):
+        for number, block in enumerate(stack.layers):
             taller.append(block)
-            if f"{name}.{number}" in blocks:
+            if f"{name}.layers.{number}" in blocks:
                 taller.append(_silent(copy.deepcopy(block)))
         for place, block in enumerate(taller):
             _keep_in_cache_as(block, place)
-        model.get_submodule(name.rpartition(".")[0]).layers = taller
+        stack.layers = taller
 
 
 def stacked_paths(blocks: Sequence[str]) -> list[str]:

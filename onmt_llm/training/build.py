@@ -73,7 +73,12 @@ def resolve_layers(config: TrainConfig, start: Start) -> Layers:
     gated = start.model.ffn_gated
     spec, expansion = _adapter(config.lora, start, gated), start.expansion
     if spec is not None and expansion is not None:
-        raise ConfigError("lora_layers and lora_embedding must be left out where expanded blocks are trained.")
+        raise ConfigError(
+            "lora_layers and lora_embedding must be left out where expanded blocks are trained.",
+            hint="merge the twins first: onmt_llm_lora -action merge"
+            if expansion.type == "concat"
+            else "reset_optim: all begins a new run, on the deeper model as a whole",
+        )
     if (spec or expansion) and (config.run.freeze_encoder or config.run.freeze_decoder):
         what = "LoRA, which trains its adapters" if expansion is None else "expanded blocks, which are trained"
         raise ConfigError(
