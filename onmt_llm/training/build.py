@@ -190,7 +190,8 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
             adapter=start.adapter,
             in_float32=() if start.newly_stacked else layers.new_blocks,
         )
-        stack_blocks(model, start.newly_stacked)
+        if start.newly_stacked:
+            stack_blocks(model, start.newly_stacked)
         update_vocabulary(model, start, param_init=run.param_init, glorot=run.param_init_glorot)
     compute_quantised_in(model, config.quantization, world.device)
     load_vectors(model, start, config.embeddings)
