@@ -72,8 +72,9 @@ def open_whole(checkpoint: Checkpoint | str | Path) -> Checkpoint:
         checkpoint = Checkpoint.open(checkpoint)
     if checkpoint.has_adapter:
         raise CheckpointError(
-            f"{checkpoint.path} holds an adapter and cannot be exported.",
-            hint="onmt_llm_lora -action merge makes a whole model of it, -action export an adapter of peft",
+            f"{checkpoint.path} holds a {checkpoint.config.noun} and cannot be exported.",
+            hint="onmt_llm_lora -action merge makes a whole model of it"
+            + (", -action export an adapter of peft" if checkpoint.config.expansion is None else ""),
         )
     return checkpoint
 

@@ -1,24 +1,28 @@
 """From a checkpoint to a `Transformer`: build on the meta device, load, quantise, LoRA, adapter weights; in this order.
 
+The twins of expanded blocks are there before anything is loaded: they begin with the weights as they are stored.
+
 Weights arrive one tensor at a time. A layer that is to be quantised is quantised as soon as it has its weights, so that
 the model never stands in memory in full precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from onmt_llm.checkpoint.adapters import VARIANT_FIELDS, Starts, adapter_spec, put_lora
+from onmt_llm.checkpoint.expansion import check_twins, in_base, pair_reader
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.checkpoint import AdapterSpec
+from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn import wrap
+from onmt_llm.nn.expand import add_twins
 from onmt_llm.nn.lora import load_lora_state
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
@@ -29,7 +33,7 @@ DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 def load_model(
     path: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> Transformer:
-    """The model at `path`, ready to run; of an adapter, its base with the adapter on it.
+    """The model at `path`, ready to run; of an adapter, its base with the adapter on it; of twins, pairs of both.
 
     Args:
         path: Checkpoint directory, with or without a trailing `.pt`.
@@ -42,8 +46,10 @@ def load_model(
     checkpoint = Checkpoint.open(path)
     if not checkpoint.is_adapter:
         return build_model(checkpoint, dtype=dtype, device=device).eval()
-    spec = adapter_spec(checkpoint)
-    return build_model(open_base(checkpoint), dtype=dtype, device=device, lora=spec, adapter=checkpoint).eval()
+    base, config = open_base(checkpoint), checkpoint.config
+    return build_model(
+        base, dtype=dtype, device=device, lora=config.adapter, expansion=config.expansion, adapter=checkpoint
+    ).eval()
 
 
 def build_model(
@@ -54,7 +60,9 @@ def build_model(
     quant_layers: Sequence[str] = (),
     quant_type: str = "",
     lora: AdapterSpec | None = None,
+    expansion: ExpansionSpec | None = None,
     adapter: Checkpoint | None = None,
+    in_float32: Sequence[str] = (),
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
 ) -> Transformer:
@@ -67,7 +75,9 @@ def build_model(
         quant_layers: Layers to quantise, named as `nn.wrap.replace` understands them.
         quant_type: A name in `nn.quantized.QUANT_TYPES`.
         lora: Put an adapter on these layers: a fresh one, unless there is an `adapter`.
-        adapter: Its weights.
+        expansion: Put twins beside these blocks: copies of them, unless there is an `adapter`.
+        adapter: The weights of the one or the other.
+        in_float32: Paths of modules that are in float32 whatever `dtype` is.
         dropout: Of embeddings and sub-layers, while training.
         attention_dropout: Of the attention weights, while training.
 
@@ -77,29 +87,38 @@ def build_model(
     """
     if checkpoint.is_adapter:
         raise CheckpointError(
-            f"{checkpoint.path} holds an adapter alone, but a whole model is wanted.",
+            f"{checkpoint.path} holds a {checkpoint.config.noun} alone, but a whole model is wanted.",
             hint="merge it: onmt_llm_lora -action merge -base_model BASE -lora_weights ADAPTER -output OUT",
         )
     config = checkpoint.config.model
     with torch.device("meta"):
         model = Transformer(config, dropout=dropout, attention_dropout=attention_dropout)
-    check_fits(checkpoint, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    check_fits(checkpoint, shapes)
     spec = lora
     if checkpoint.has_adapter:
         spec, adapter = _own_spec(checkpoint, lora), checkpoint
     starts = None if spec is None or spec.init == "default" else Starts(model, spec, adapter, quant_type)
+    read: Callable[[str], torch.Tensor] = checkpoint.tensor
+    to_quantise = wrap.match(model, quant_layers)
+    if expansion is not None:
+        if adapter is not None:
+            check_twins(adapter, shapes)
+        add_twins(model, expansion.blocks, expansion.lerp)
+        read, to_quantise = pair_reader(checkpoint, adapter), in_base(to_quantise, expansion.blocks)
     _fill(
         model,
-        checkpoint,
+        read,
         dtype=resolve_dtype(dtype, config.dtype),
+        in_float32=in_float32,
         device=torch.device(device),
-        quant_layers=quant_layers,
+        to_quantise=set(to_quantise),
         quant_type=quant_type,
         starts=starts,
     )
     if spec is not None:
         put_lora(model, spec)
-    if adapter is not None:
+    if adapter is not None and expansion is None:
         load_adapter(model, adapter)
     elif starts is not None:
         starts.begin(model)
@@ -135,12 +154,12 @@ def load_adapter(model: Transformer, adapter: Checkpoint) -> None:
 
 
 def open_base(adapter: Checkpoint) -> Checkpoint:
-    """The base that an adapter was trained on, found where it was then, or relative to the adapter.
+    """The base that an adapter, or twins, were trained on, found where it was then, or relative to them.
 
     Raises:
         CheckpointError: It is not there, or another model is.
     """
-    spec = adapter_spec(adapter)
+    spec = _addition(adapter)
     places = [Path(spec.base), adapter.path / spec.base, adapter.path.parent / Path(spec.base).name]
     for place in places:
         try:
@@ -150,26 +169,31 @@ def open_base(adapter: Checkpoint) -> Checkpoint:
         check_base(base, adapter)
         return base
     raise CheckpointError(
-        f"The base of the adapter {adapter.path} must be at {spec.base}, but no checkpoint is there.",
+        f"The base of the {adapter.config.noun} {adapter.path} must be at {spec.base}, but no checkpoint is there.",
         hint="merge the two: onmt_llm_lora -action merge -base_model BASE -lora_weights ADAPTER -output OUT",
     )
 
 
-def check_base(base: Checkpoint, adapter: Checkpoint) -> None:
-    """Refuse a base that the adapter was not trained on. (An adapter from OpenNMT-py has no fingerprint of its base.)
+def check_base(base: Checkpoint, addition: Checkpoint) -> None:
+    """Refuse a base that adapter or twins were not trained on. (An adapter from OpenNMT-py does not name its base.)
 
     Raises:
         CheckpointError: The fingerprints differ; names both.
     """
-    spec = adapter_spec(adapter)
+    spec = _addition(addition)
     if not spec.base_fingerprint:
-        logger.warning("%s does not say which base it was trained on; only its shapes are checked.", adapter.path)
+        logger.warning("%s does not say which base it was trained on; only its shapes are checked.", addition.path)
     elif base.fingerprint != spec.base_fingerprint:
         raise CheckpointError(
-            f"The adapter {adapter.path} was trained on {spec.base} (fingerprint {spec.base_fingerprint[:16]}), "
-            f"but the base given is {base.path} (fingerprint {base.fingerprint[:16]}).",
+            f"The {addition.config.noun} {addition.path} was trained on {spec.base} (fingerprint "
+            f"{spec.base_fingerprint[:16]}), but the base given is {base.path} (fingerprint {base.fingerprint[:16]}).",
             hint="give the checkpoint that train_from named",
         )
+
+
+def _addition(checkpoint: Checkpoint) -> AdapterSpec | ExpansionSpec:
+    """Settings of the adapter or of the twins."""
+    return checkpoint.config.addition or adapter_spec(checkpoint)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -208,20 +232,22 @@ def check_fits(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> 
 
 def _fill(
     model: Transformer,
-    checkpoint: Checkpoint,
+    read: Callable[[str], torch.Tensor],
     *,
     dtype: torch.dtype,
+    in_float32: Sequence[str],
     device: torch.device,
-    quant_layers: Sequence[str],
+    to_quantise: Collection[str],
     quant_type: str,
     starts: Starts | None,
 ) -> None:
     """Give every parameter its weights; when a layer is complete, take out what is its adapter's and quantise it."""
-    to_quantise = set(wrap.match(model, quant_layers)) if quant_layers else set()
+    exact = tuple(f"{path}." for path in in_float32)
     for path, module in list(model.named_modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
-                tensor = checkpoint.tensor(f"{path}.{leaf}").to(device=device, dtype=dtype)
+                held = torch.float32 if path.startswith(exact) else dtype
+                tensor = read(f"{path}.{leaf}").to(device=device, dtype=held)
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
         if starts is not None:
             starts.take_out(module, path, quantised=path in to_quantise)

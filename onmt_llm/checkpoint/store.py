@@ -2,7 +2,8 @@
 
 config.yaml                       `CheckpointConfig`
 model.safetensors                 weights, or model-00001-of-00003.safetensors ... with model.safetensors.index.json
-adapter.safetensors               LoRA weights; alone (an adapter) or beside the weights of its base (a concatenation)
+adapter.safetensors               LoRA weights; alone (an adapter) or beside the weights of its base (a concatenation);
+                                  or the twins of blocks (an expansion), alone
 vocab.txt, tokenizer files, chat_template.jinja
 manifest.json                     size and SHA-256 of every file, written last
 fingerprint.json                  SHA-256 of every tensor, a cache of `Checkpoint.fingerprint`
@@ -107,18 +108,20 @@ class Checkpoint:
         adapter = SafetensorsSet(directory, [ADAPTER_FILE]) if (directory / ADAPTER_FILE).exists() else None
         if weights is None and adapter is None:
             raise CheckpointError(f"{directory} holds neither {WEIGHTS_FILE} (or {INDEX_FILE}) nor {ADAPTER_FILE}.")
-        if adapter is not None and config.adapter is None:
-            raise CheckpointError(f"{directory} holds {ADAPTER_FILE}, but its {CONFIG_FILE} has no `adapter` section.")
+        if adapter is not None and config.addition is None:
+            raise CheckpointError(
+                f"{directory} holds {ADAPTER_FILE}, but its {CONFIG_FILE} has neither `adapter` nor `expansion`."
+            )
         return cls(directory, config, weights, adapter)
 
     @property
     def is_adapter(self) -> bool:
-        """Only LoRA weights are here; the base is elsewhere."""
+        """Only LoRA weights, or twins, are here; the base is elsewhere."""
         return self._weights is None
 
     @property
     def has_adapter(self) -> bool:
-        """LoRA weights are here, alone or beside their base."""
+        """LoRA weights or twins are here, alone or beside their base."""
         return self._adapter is not None
 
     def names(self) -> list[str]:
@@ -334,4 +337,4 @@ class CheckpointWriter:
 
 def is_adapter_name(name: str) -> bool:
     """Whether a tensor belongs to an adapter rather than to the model."""
-    return name.rpartition(".")[2].startswith("lora_")
+    return name.rpartition(".")[2].startswith("lora_") or ".twin." in name

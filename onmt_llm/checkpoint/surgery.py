@@ -1,5 +1,5 @@
-"""Operations on whole checkpoints, one tensor at a time: merging an adapter, putting it beside its base, averaging,
-extracting vocabulary and embeddings."""
+"""Operations on whole checkpoints, one tensor at a time: merging an adapter or twins of blocks, putting an adapter
+beside its base, averaging, extracting vocabulary and embeddings."""
 
 from __future__ import annotations
 
@@ -10,15 +10,30 @@ import torch
 
 from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant
 from onmt_llm.checkpoint.atomic import atomic_file
+from onmt_llm.checkpoint.expansion import check_twins, expansion_spec, twin_name
 from onmt_llm.checkpoint.load import check_base, resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
-from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError
+from onmt_llm.log import logger
 from onmt_llm.nn.lora import KEPT, TRAINED, adapted_weight
 from onmt_llm.nn.lora_init import share_of_adapter
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.vocab import ODD, Vocab
+
+
+def merge(
+    base: str | Path,
+    addition: str | Path,
+    output: str | Path,
+    *,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Make one model of a base and what was trained beside it: `merge_lora` or `merge_twins`, as `addition` is."""
+    action = merge_twins if isinstance(Checkpoint.open(addition).config.addition, ExpansionSpec) else merge_lora
+    return action(base, addition, output, shard_size=shard_size, overwrite=overwrite)
 
 
 def merge_lora(
@@ -58,6 +73,50 @@ def merge_lora(
                 tensor = merged_weight(tensor, lora, layer)
             writer.add(name, tensor)
         _copy_files(writer, whole, _text_of(whole, lora))
+    return Path(output)
+
+
+def merge_twins(
+    base: str | Path,
+    expansion: str | Path,
+    output: str | Path,
+    *,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Mix the weights of blocks and their twins as training mixed their hidden states: a model of the base's shape.
+
+    Mixed weights compute something else than mixed hidden states. The two are near to each other while the twins are
+    near to their blocks; how near is for a comparison to say.
+
+    Args:
+        base: The checkpoint that was expanded.
+        expansion: The twins.
+        output: The checkpoint to write.
+        shard_size: Bytes per weight file.
+        overwrite: Replace a checkpoint at `output`.
+
+    Raises:
+        CheckpointError: Another base, twins that don't fit it, or an output that exists.
+    """
+    whole, twins = _whole(base), Checkpoint.open(expansion)
+    spec = expansion_spec(twins)
+    check_base(whole, twins)
+    check_twins(twins, {name: whole.shape(name) for name in whole.model_names()})
+    source = f"{whole.config.source or whole.path.name} + twins {twins.path.name}"
+    config = twins.config.model_copy(update={"model": whole.config.model, "expansion": None, "source": source})
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+        for name in whole.model_names():
+            tensor, twin = whole.tensor(name), twin_name(name, spec.blocks)
+            if twin is not None:
+                tensor = torch.lerp(tensor.float(), twins.tensor(twin).float(), spec.lerp).to(tensor.dtype)
+            writer.add(name, tensor)
+        _copy_files(writer, whole, twins)
+    logger.warning(
+        "The weights of %d blocks and their twins are mixed (lerp %g) where training mixed their hidden states: the "
+        "merged model is an approximation of the trained one. Compare the two, e.g. with onmt_llm_eval perplexity.",
+        *(len(spec.blocks), spec.lerp),
+    )
     return Path(output)
 
 
@@ -112,7 +171,9 @@ def average(
     first = opened[0]
     for other in opened:
         if other.has_adapter:
-            raise CheckpointError(f"{other.path} holds an adapter, which cannot be averaged.", hint="merge it first")
+            raise CheckpointError(
+                f"{other.path} holds a {other.config.noun}, which cannot be averaged.", hint="merge it first"
+            )
         if _architecture(other) != _architecture(first):
             raise CheckpointError(f"{other.path} must be of the same architecture as {first.path}, but is not.")
     model = first.config.model.model_copy(update={"dtype": dtype or first.config.model.dtype})
@@ -203,10 +264,11 @@ def _is_embedding(layer: str) -> bool:
 
 def _pair(base: str | Path, adapter: str | Path) -> tuple[Checkpoint, Checkpoint]:
     """Both checkpoints, checked to belong together, in identity and in shape."""
-    whole, lora = Checkpoint.open(base), Checkpoint.open(adapter)
-    if whole.is_adapter:
+    whole, lora = _whole(base), Checkpoint.open(adapter)
+    if isinstance(lora.config.addition, ExpansionSpec):
         raise CheckpointError(
-            f"The base must be a whole model, but {whole.path} is an adapter.", hint="are the two swapped?"
+            f"The LoRA weights must be an adapter, but {lora.path} is a {lora.config.noun}.",
+            hint="-action merge makes one model of it and its base",
         )
     if not lora.has_adapter:
         raise CheckpointError(f"The LoRA weights must be an adapter, but {lora.path} is a whole model.")
@@ -215,6 +277,15 @@ def _pair(base: str | Path, adapter: str | Path) -> tuple[Checkpoint, Checkpoint
     if problems:
         raise CheckpointError(f"The adapter {lora.path} does not fit {whole.path}:\n  " + "\n  ".join(problems))
     return whole, lora
+
+
+def _whole(base: str | Path) -> Checkpoint:
+    whole = Checkpoint.open(base)
+    if whole.is_adapter:
+        raise CheckpointError(
+            f"The base must be a whole model, but {whole.path} is a {whole.config.noun}.", hint="are the two swapped?"
+        )
+    return whole
 
 
 def _misfits(weights: Mapping[str, tuple[int, ...]], lora: Checkpoint) -> list[str]:

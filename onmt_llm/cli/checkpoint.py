@@ -55,6 +55,12 @@ def _info(loaded: Loaded[Any]) -> int:
         kinds = ["rsLoRA"] * spec.rslora + ["DoRA"] * spec.dora + [spec.init] * (spec.init != "default")
         print(f"adapter      rank {spec.rank}, alpha {spec.alpha:g} on {', '.join([*spec.layers, *kinds])}")
         print(f"base         {spec.base} {spec.base_fingerprint[:16]}")
+    if config.expansion is not None:
+        blocks = config.expansion
+        share = f", lerp {blocks.lerp:g}" if blocks.type == "concat" else ""
+        print(f"expansion    {blocks.type} at {', '.join(blocks.blocks)}{share}")
+        if blocks.base:
+            print(f"base         {blocks.base} {blocks.base_fingerprint[:16]}")
     print(f"fingerprint  {checkpoint.fingerprint}")
     for field, value in config.model.model_dump(exclude_defaults=True).items():
         print(f"  {field}: {value}")

@@ -1,4 +1,4 @@
-"""`onmt_llm_lora`: merge an adapter into its base, or put the two into one checkpoint; adapters of peft in and out."""
+"""`onmt_llm_lora`: merge an adapter or twins of blocks into the base, or put an adapter beside it; adapters of peft."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _lora(loaded: Loaded[Any]) -> int:
     if options.action == "import":
         peft_format.import_peft(adapter, base, output, overwrite=options.force)
     else:
-        action = surgery.merge_lora if options.action == "merge" else surgery.concat_lora
+        action = surgery.merge if options.action == "merge" else surgery.concat_lora
         action(base, adapter, output, overwrite=options.force)
     logger.info("%s + %s -> %s (%s)", base, adapter, output, options.action)
     return 0

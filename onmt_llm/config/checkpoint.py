@@ -75,6 +75,24 @@ class AdapterSpec(Section):
     quant_type: str = ""
 
 
+class ExpansionSpec(Section):
+    """New blocks (`nn.expand`): `concat` = twins, here, of blocks of a base that is stored elsewhere; `stack` = blocks
+    between those of a base, all of them here."""
+
+    type: Literal["concat", "stack"]
+    blocks: list[str]
+    """Paths, in the base and in its order, of the blocks that have a twin, or one behind them."""
+    lerp: float = Field(0.5, ge=0, le=1)
+    """Weight of the twins."""
+    base: str = ""
+    """Path of the base checkpoint when the twins were trained."""
+    base_fingerprint: str = ""
+    """`Checkpoint.fingerprint` of the base; merging into anything else is refused."""
+    quant_layers: list[str] = Field(default_factory=list)
+    """Layers of the base that were quantised while the twins were trained."""
+    quant_type: str = ""
+
+
 class CheckpointConfig(Section):
     """Content of `config.yaml`."""
 
@@ -99,8 +117,19 @@ class CheckpointConfig(Section):
     stop_tokens: list[str] = Field(default_factory=list)
     """Tokens, besides `eos`, at which an answer ends."""
     adapter: AdapterSpec | None = None
+    expansion: ExpansionSpec | None = None
     source: str = ""
     """Where the weights came from, for people."""
+
+    @property
+    def addition(self) -> AdapterSpec | ExpansionSpec | None:
+        """What was trained beside the weights of a base."""
+        return self.adapter or self.expansion
+
+    @property
+    def noun(self) -> str:
+        """What that is, in messages."""
+        return "block expansion" if self.adapter is None else "LoRA adapter"
 
 
 def read_config(directory: Path) -> CheckpointConfig:

@@ -47,12 +47,13 @@ class LoraToolOptions(Section):
     """Which adapter goes into which base, or into which format."""
 
     action: Literal["merge", "concat", "import", "export"] = "merge"
-    """`merge`: add the adapter to the base's weights. `concat`: base and adapter side by side in one checkpoint.
+    """`merge`: add the adapter to the base's weights, or mix twins of blocks (`expand_type: concat`) with their blocks,
+    which is an approximation. `concat`: base and adapter side by side in one checkpoint.
     `import`: make a checkpoint of an adapter of peft (a folder with `adapter_config.json`). `export`: the other way."""
     base_model: str | None = None
     """Checkpoint that the adapter was trained on. `export`: what peft shall load as the base, a name or a folder."""
     lora_weights: str | None = None
-    """Checkpoint of the adapter; `import`: the folder of peft's."""
+    """Checkpoint of the adapter, or of the twins; `import`: the folder of peft's."""
     output: str | None = None
     """Checkpoint directory to write; `export`: folder for peft."""
     force: bool = False
@@ -60,7 +61,7 @@ class LoraToolOptions(Section):
 
 
 class LoraToolConfig(Section):
-    """Merge a LoRA adapter into the base it was trained on; adapters of peft in and out."""
+    """Merge a LoRA adapter, or expanded blocks, into the base they were trained on; adapters of peft in and out."""
 
     adapters: LoraToolOptions = LoraToolOptions()
 

@@ -46,11 +46,48 @@ class LoraConfig(Section):
     matrices. `loftq`: alternations, null = 1."""
 
 
+class ExpandConfig(Section):
+    """New blocks in a model whose own weights are frozen: twins of some of its blocks (Control LLM, Wei et al. 2025),
+    or further blocks (LLaMA Pro, Wu et al. 2024). Step 0 computes what the model did."""
+
+    expand_every: int = Field(0, ge=0)
+    """Expand every n-th block, the last of each n; 0 = none, unless `expand_blocks` names some."""
+    expand_blocks: list[int] = Field(default_factory=list)
+    """Blocks to expand, by number; the first is 0."""
+    expand_stacks: list[Literal["encoder", "decoder"]] = Field(default=["decoder"])
+    """Whose blocks these are."""
+    expand_type: Literal["concat", "stack"] = "concat"
+    """`concat`: a copy of the block works beside it, on the same input, and their outputs are mixed; checkpoints hold
+    the copies alone. `stack`: a copy that adds nothing yet stands behind it; checkpoints are whole, deeper models."""
+    expand_lerp: float = Field(0.5, gt=0, le=1)
+    """`concat`: weight of the copy's output; the block's own is 1 - expand_lerp."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any blocks are to be expanded."""
+        return bool(self.expand_every or self.expand_blocks)
+
+    @model_validator(mode="after")
+    def _check(self) -> ExpandConfig:
+        if self.expand_every and self.expand_blocks:
+            raise ValueError("expand_every and expand_blocks must not both be given")
+        if self.expand_blocks and min(self.expand_blocks) < 0:
+            raise ValueError(f"expand_blocks must be numbers from 0 on, but one is {min(self.expand_blocks)}")
+        for name, values in (("expand_blocks", self.expand_blocks), ("expand_stacks", self.expand_stacks)):
+            if len({*values}) < len(values):
+                raise ValueError(f"{name} must name each once, but is {', '.join(map(str, values))}")
+        if not self.expand_stacks:
+            raise ValueError("expand_stacks must name encoder, decoder or both, but is empty")
+        if self.expand_type == "stack" and "expand_lerp" in self.model_fields_set:
+            raise ValueError("expand_lerp must go with expand_type: concat, but that is stack")
+        return self
+
+
 class QuantConfig(Section):
     """Frozen layers held in 8 or 4 bits while the rest is trained."""
 
     quant_layers: list[str] = Field(default_factory=list)
-    """Layers to quantise, by name, as in `lora_layers`."""
+    """Layers to quantise, by name, as in `lora_layers`; with `expand_type: concat` the copies stay as they are."""
     quant_type: Literal["", "bnb_8bit", "bnb_NF4", "bnb_FP4", "int8"] = ""
     """Number format: bitsandbytes' three, or `int8`, which needs no package; empty with `quant_layers` = `bnb_8bit`."""
     quant_compute: Literal["auto", "int8", "float"] = "auto"
@@ -332,6 +369,7 @@ class TrainConfig(Section):
     batching: BatchConfig = BatchConfig()
     architecture: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
+    expansion: ExpandConfig = ExpandConfig()
     quantization: QuantConfig = QuantConfig()
     optimizer: OptimConfig = OptimConfig()
     loss: ObjectiveConfig = ObjectiveConfig()
@@ -356,6 +394,8 @@ class TrainConfig(Section):
             raise ValueError(f"{' and '.join(named)} must be left out with objective: {self.corpora.objective}")
         if self.corpora.objective == "sft" and "reward_accuracy" in self.validation.early_stopping_criteria:
             raise ValueError("early_stopping_criteria reward_accuracy must go with objective: dpo, orpo or kto")
+        if self.expansion.is_on and (self.lora.lora_layers or self.lora.lora_embedding):
+            raise ValueError("expand_every and expand_blocks must be left out with LoRA (lora_layers, lora_embedding)")
         _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
         _same_length(dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps)
         if run.init_from and run.train_from != AUTO:

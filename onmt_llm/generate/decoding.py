@@ -115,7 +115,7 @@ class _Part:
             assert start_id is not None, "an encoder-decoder model needs a start token"
             self._memory_BSD = self._encode(prompts)
             self._first_BP = torch.full((len(prompts), 1), start_id, device=self._device)
-        self.cache = KVCache(model.config.decoder_layers, left_pad_B=left_pad_B)
+        self.cache = KVCache(model.cache_layers, left_pad_B=left_pad_B)
 
     def read(self, ids_RT: Tensor | None, attention: bool) -> tuple[Tensor, Tensor | None]:
         """Logits after these tokens (None = what all rows begin with), and the attention at the last of them."""

@@ -396,7 +396,8 @@ def _load(checkpoint: Checkpoint, *, device: str, compute_type: str, dtype: str 
         return load_model(checkpoint.path, dtype=_DTYPES[name], device=device).eval()
     if checkpoint.is_adapter:
         raise UnsupportedError(
-            f"compute_type {compute_type} needs a merged checkpoint, but {checkpoint.path} is an adapter.",
+            f"compute_type {compute_type} needs a merged checkpoint, but {checkpoint.path} is a "
+            f"{checkpoint.config.noun}.",
             hint="merge it: onmt_llm_lora --action merge",
         )
     layers = [*_INT8_LAYERS, *(["gate_proj"] if checkpoint.config.model.ffn_gated else [])]

@@ -14,7 +14,7 @@ class KVCache:
     The buffers grow by a quarter at a time, so that an append seldom copies and little memory lies idle.
 
     Args:
-        num_layers: Layers of the decoder.
+        num_layers: Self-attentions of the decoder (`Transformer.cache_layers`).
         left_pad_B: Padding tokens before the first real token of each row; None = none anywhere.
         capacity: Positions to reserve at the first append, when the final length is known.
     """

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.nn import wrap
 from onmt_llm.nn.embeddings import TokenEmbedding
+from onmt_llm.nn.expand import twins
 from onmt_llm.nn.quantized import Int8Linear, linear_weight, weight_blocks
 
 LoraInit = Literal["default", "pissa", "loftq"]
@@ -331,12 +332,12 @@ def lora_modules(model: nn.Module) -> dict[str, LoRALinear | LoRAEmbedding]:
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes what it did before its adapters were trained.
+    """Inside, the model computes what it did before its adapters, or the twins of its blocks, were trained.
 
     Raises:
         ConfigError: It has none.
     """
-    modules = list(lora_modules(model).values())
+    modules = [*lora_modules(model).values(), *twins(model).values()]
     if not modules:
         raise ConfigError("A model without its adapters is asked for, but it has none.")
     try:

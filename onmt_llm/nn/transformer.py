@@ -204,6 +204,12 @@ class Transformer(nn.Module):
                 else nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
             )
 
+    @property
+    def cache_layers(self) -> int:
+        """Layers of a `KVCache` for this model: the self-attentions of its decoder."""
+        modules = [] if self.decoder is None else self.decoder.modules()
+        return sum(isinstance(module, Attention) and not module.cross for module in modules)
+
     def encode(
         self,
         src_BS: Tensor,

@@ -83,11 +83,12 @@ def no_quantization(format: str, quantization: str | None) -> None:
 def _refuse_adapter(checkpoint: Checkpoint) -> None:
     if not checkpoint.has_adapter:
         return
-    adapter = checkpoint.config.adapter
-    base = adapter.base if adapter is not None and checkpoint.is_adapter else checkpoint.path
+    addition = checkpoint.config.addition
+    base = addition.base if addition is not None and checkpoint.is_adapter else checkpoint.path
     merged = checkpoint.path.with_name(checkpoint.path.name + ".merged")
     raise CheckpointError(
-        f"A release must hold the whole model in plain weights, but {checkpoint.path} is an unmerged LoRA adapter.",
+        f"A release must hold the whole model in plain weights, but {checkpoint.path} is an unmerged "
+        f"{checkpoint.config.noun}.",
         hint=(
             f"merge it first: onmt_llm_lora --action merge --base_model {base} "
             f"--lora_weights {checkpoint.path} --output {merged}"

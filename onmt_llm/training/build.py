@@ -1,7 +1,8 @@
-"""The model of a run: loaded or new, quantised, adapted, frozen where it must be."""
+"""The model of a run: loaded or new, quantised, adapted or expanded, frozen where it must be."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,11 +12,12 @@ import torch
 from onmt_llm.checkpoint.adapters import put_lora
 from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
 from onmt_llm.config.aliases import layer_name
-from onmt_llm.config.checkpoint import AdapterSpec
+from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.train import LoraConfig, QuantConfig, TrainConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.nn import int8_products
+from onmt_llm.nn.expand import add_twins, freeze_all_but, new_blocks, stack_blocks
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
@@ -35,43 +37,74 @@ class Layers:
     """What happens to the layers of a model.
 
     Attributes:
-        lora: Settings of the adapter, without its base; None = everything is trained.
+        lora: Settings of the adapter, without its base; None = there is none.
+        expansion: The blocks that are expanded, likewise. Without either, everything is trained.
         quantised: Names of the layers to quantise.
         quant_type: Their number format; empty without any.
     """
 
     lora: AdapterSpec | None = None
+    expansion: ExpansionSpec | None = None
     quantised: tuple[str, ...] = ()
     quant_type: str = ""
+
+    @property
+    def twins(self) -> ExpansionSpec | None:
+        """The expansion, if its blocks stand beside others."""
+        return self.expansion if self.expansion is not None and self.expansion.type == "concat" else None
+
+    @property
+    def beside_base(self) -> AdapterSpec | ExpansionSpec | None:
+        """What is trained, and saved, without the base that it belongs to."""
+        return self.lora or self.twins
+
+    @property
+    def new_blocks(self) -> list[str]:
+        """Paths of the expansion's blocks in the model that is trained."""
+        return [] if self.expansion is None else new_blocks(self.expansion.blocks, self.expansion.type)
 
 
 def resolve_layers(config: TrainConfig, start: Start) -> Layers:
     """Adapters and quantised layers that the options, or the adapter to begin with, ask for.
 
     Raises:
-        ConfigError: Quantised layers without adapters, or other adapters than those to go on with.
+        ConfigError: Quantised layers without adapters or twins, or other adapters than those to go on with.
     """
     gated = start.model.ffn_gated
-    spec = _adapter(config.lora, start, gated)
-    if spec is not None and (config.run.freeze_encoder or config.run.freeze_decoder):
+    spec, expansion = _adapter(config.lora, start, gated), start.expansion
+    if spec is not None and expansion is not None:
         raise ConfigError(
-            "freeze_encoder and freeze_decoder must be off with LoRA, which trains its adapters alone.",
-            hint="name the layers to adapt more narrowly, e.g. lora_layers: [cross_attn.q_proj]",
+            "lora_layers and lora_embedding must be left out where expanded blocks are trained.",
+            hint="merge the twins first: onmt_llm_lora -action merge"
+            if expansion.type == "concat"
+            else "reset_optim: all begins a new run, on the deeper model as a whole",
         )
-    quantised, quant_type = _quantised(config.quantization, start.adapter_spec, gated)
-    if quantised and spec is None:
+    if (spec or expansion) and (config.run.freeze_encoder or config.run.freeze_decoder):
+        what = "LoRA, which trains its adapters" if expansion is None else "expanded blocks, which are trained"
         raise ConfigError(
-            f"quant_layers must go with LoRA, since quantised weights cannot be trained, but lora_layers is empty "
-            f"(quant_layers: {', '.join(quantised)})."
+            f"freeze_encoder and freeze_decoder must be off with {what} alone.",
+            hint="name the layers to adapt more narrowly, e.g. lora_layers: [cross_attn.q_proj]"
+            if expansion is None
+            else "name the blocks to expand with expand_stacks and expand_blocks",
+        )
+    quantised, quant_type = _quantised(config.quantization, start.adapter_spec or expansion, gated)
+    if quantised and Layers(spec, expansion).beside_base is None:
+        raise ConfigError(
+            f"quant_layers must go with LoRA or expand_type: concat, since quantised weights are neither trained nor "
+            f"saved, but there is neither (quant_layers: {', '.join(quantised)})."
         )
     if spec is not None and spec.init == "loftq" and not quantised:
         raise ConfigError(
             "lora_init: loftq must go with quant_layers, since it makes up for what they lose, but there are none.",
             hint="lora_init: pissa works on layers of full precision",
         )
-    if spec is not None:
-        spec = spec.model_copy(update={"quant_layers": list(quantised), "quant_type": quant_type})
-    return Layers(spec, quantised, quant_type)
+    update = {"quant_layers": list(quantised), "quant_type": quant_type}
+    return Layers(
+        None if spec is None else spec.model_copy(update=update),
+        None if expansion is None else expansion.model_copy(update=update),
+        quantised,
+        quant_type,
+    )
 
 
 _ADAPTER_OPTIONS = {
@@ -127,7 +160,9 @@ def _adapter(lora: LoraConfig, start: Start, gated: bool) -> AdapterSpec | None:
     )
 
 
-def _quantised(quant: QuantConfig, stored: AdapterSpec | None, gated: bool) -> tuple[tuple[str, ...], str]:
+def _quantised(
+    quant: QuantConfig, stored: AdapterSpec | ExpansionSpec | None, gated: bool
+) -> tuple[tuple[str, ...], str]:
     if stored is not None and "quant_layers" not in quant.model_fields_set:
         return tuple(stored.quant_layers), quant.quant_type or stored.quant_type
     return tuple(
@@ -151,17 +186,19 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
             quant_layers=layers.quantised,
             quant_type=layers.quant_type,
             lora=layers.lora,
+            expansion=layers.twins,
             adapter=start.adapter,
+            in_float32=() if start.newly_stacked else layers.new_blocks,
         )
+        if start.newly_stacked:
+            stack_blocks(model, start.newly_stacked)
         update_vocabulary(model, start, param_init=run.param_init, glorot=run.param_init_glorot)
     compute_quantised_in(model, config.quantization, world.device)
     load_vectors(model, start, config.embeddings)
-    if layers.lora is not None:
-        freeze_all_but_lora(model)
-    else:
-        model.requires_grad_(True)
-        freeze_word_vectors(model, config.embeddings)
-        freeze_stacks(model, encoder=run.freeze_encoder, decoder=run.freeze_decoder)
+    _freeze(model, config, layers)
+    if layers.expansion is not None:
+        # Norms of new blocks are float32 among frozen bf16 ones; that torch has no fused kernel for it is all right.
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     if run.pure_bf16:
         model.to(precision.weights)
     else:
@@ -199,10 +236,22 @@ def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transform
             require("bitsandbytes", f"quant_type: {layers.quant_type}")
     if layers.lora is not None:
         put_lora(model, layers.lora)
-        freeze_all_but_lora(model)
-    else:
-        freeze_stacks(model, encoder=config.run.freeze_encoder, decoder=config.run.freeze_decoder)
+    if layers.twins is not None:
+        add_twins(model, layers.twins.blocks, layers.twins.lerp)
+    _freeze(model, config, layers)
     return model, quantised
+
+
+def _freeze(model: Transformer, config: TrainConfig, layers: Layers) -> None:
+    """Leave trainable what the run trains."""
+    if layers.lora is not None:
+        freeze_all_but_lora(model)
+    elif layers.expansion is not None:
+        freeze_all_but(model, layers.new_blocks)
+    else:
+        model.requires_grad_(True)
+        freeze_word_vectors(model, config.embeddings)
+        freeze_stacks(model, encoder=config.run.freeze_encoder, decoder=config.run.freeze_decoder)
 
 
 def freeze_stacks(model: Transformer, *, encoder: bool, decoder: bool) -> None:

@@ -26,8 +26,8 @@ from onmt_llm.data.prompts import read_prompts
 from onmt_llm.data.samples import write_samples
 from onmt_llm.log import logger
 from onmt_llm.nn.lora import lora_modules
+from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.nn.wrap import match
 from onmt_llm.training.average import Average
 from onmt_llm.training.build import Layers, build, resolve_layers, sketch
 from onmt_llm.training.dist import World, open_world, resolve_device
@@ -175,14 +175,15 @@ def _train(
     precision = choose_precision(
         run.model_dtype,
         lora=layers.lora is not None,
+        expanded=layers.expansion is not None,
         loss_scale=optim.loss_scale,
         device=world.device,
         pure_bf16=run.pure_bf16,
     )
     spec = None
-    if layers.lora is not None:
+    if layers.beside_base is not None:
         assert start.weights is not None
-        spec = with_base(layers.lora, start.weights, world)
+        spec = with_base(layers.beside_base, start.weights, world)
     model = build(config, start, layers, precision, world)
     # From here on ranks must differ: each has dropout of its own.
     set_seed(seed + world.rank)
@@ -275,7 +276,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     open_alignment(config.loss, start.model, split_corpora(config.corpora.data)[0])
     layers = resolve_layers(config, start)
-    check_reference(config.corpora.objective, config.preference, adapters=layers.lora is not None)
+    check_reference(config.corpora.objective, config.preference, adapters=layers.beside_base is not None)
     model, quantised = sketch(config, start, layers)
     check_package(config.optimizer.optim)
     world = World(rank=0, size=1, device=torch.device("cpu"))
@@ -284,6 +285,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     precision = choose_precision(
         config.run.model_dtype,
         lora=layers.lora is not None,
+        expanded=layers.expansion is not None,
         loss_scale=0.0,
         device=torch.device("meta"),
         pure_bf16=config.run.pure_bf16,
@@ -295,6 +297,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         parameters=parameters,
         trainable=trained,
         lora_layers=len(lora_modules(model)),
+        new_blocks=len(layers.new_blocks),
         quant_layers=len(quantised),
         memory=estimate_memory(
             model,
@@ -365,7 +368,7 @@ def _open_objective(
         preference=open_preference(
             config.corpora.objective,
             config.preference,
-            adapters=layers.lora is not None,
+            adapters=layers.beside_base is not None,
             model=start.model,
             dtype=config.run.model_dtype,
             device=device,
@@ -424,13 +427,10 @@ def _announce(config: TrainConfig, start: Start, layers: Layers, job: Job, progr
         job.world.device,
         run.model_dtype,
     )
-    if layers.lora is not None:
-        quantised = len(match_quantised(model, layers))
+    if layers.lora is not None or layers.expansion is not None:
+        quantised = sum(map(is_quantized, model.modules()))
         kind = f" ({layers.quant_type})" if quantised else ""
-        logger.info(
-            "LoRA rank %d, alpha %g on %d layers; %d layers quantised%s.",
-            *(layers.lora.rank, layers.lora.alpha, len(lora_modules(model)), quantised, kind),
-        )
+        logger.info("%s; %d layers quantised%s.", _addition(layers, model), quantised, kind)
     batching = config.batching
     unit = "tokens" if batching.batch_type == "tokens" else "examples"
     effective = batching.batch_size * run.accum_count[0] * job.world.size
@@ -441,7 +441,7 @@ def _announce(config: TrainConfig, start: Start, layers: Layers, job: Job, progr
     for note in _notes(config, start):
         logger.info(note)
     if start.adapter is not None and progress.step == 0:
-        logger.info("Going on with the adapter %s as a new run.", start.adapter.path)
+        logger.info("Going on with the %s %s as a new run.", start.adapter.config.noun, start.adapter.path)
     if progress.step:
         logger.info("Resuming after step %d.", progress.step)
     elif older := checkpoints(run.save_model):
@@ -451,9 +451,15 @@ def _announce(config: TrainConfig, start: Start, layers: Layers, job: Job, progr
         )
 
 
-def match_quantised(model: Transformer, layers: Layers) -> list[str]:
-    """Paths of the quantised layers."""
-    return match(model, layers.quantised)
+def _addition(layers: Layers, model: Transformer) -> str:
+    """What is trained in or beside a frozen model."""
+    if layers.lora is not None:
+        return f"LoRA rank {layers.lora.rank}, alpha {layers.lora.alpha:g} on {len(lora_modules(model))} layers"
+    assert layers.expansion is not None
+    share = "" if layers.twins is None else f", lerp {layers.twins.lerp:g}"
+    return (
+        f"{len(layers.new_blocks)} new blocks ({layers.expansion.type}{share}) at {', '.join(layers.expansion.blocks)}"
+    )
 
 
 def _notes(config: TrainConfig, start: Start) -> list[str]:
@@ -461,7 +467,7 @@ def _notes(config: TrainConfig, start: Start) -> list[str]:
     run, log = config.run, config.logging
     begin = "new weights" if start.weights is None else str(start.weights.path)
     if start.adapter is not None:
-        begin += f" with the adapter {start.adapter.path}"
+        begin += f" with the {start.adapter.config.noun} {start.adapter.path}"
     kept = "none" if run.keep_checkpoint == 0 else f"{run.save_model}_step_N every {run.save_checkpoint_steps} steps"
     if run.keep_checkpoint > 0:
         kept += f", the last {run.keep_checkpoint} kept"

@@ -5,6 +5,7 @@ The figures follow from the shapes; what autograd keeps of a block, per position
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -14,6 +15,7 @@ from onmt_llm.nn.quantized import num_parameters
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.loss import output_parameters, positions_at_once
 from onmt_llm.training.precision import emulates_bf16
+from onmt_llm.training.utilisation import BlockUse, block_uses
 
 MIB = 1 << 20
 # Bytes for each trained parameter; Adafactor's rows and columns are next to nothing beside its matrices, and so, about,
@@ -70,6 +72,7 @@ class Plan:
         parameters: All parameters.
         trainable: Those that are trained.
         lora_layers: Layers with an adapter.
+        new_blocks: Blocks that are new, as twins or further blocks.
         quant_layers: Quantised layers.
         memory: Bytes of each part, per process.
         batch: The largest of the first micro-batches.
@@ -81,6 +84,7 @@ class Plan:
     parameters: int
     trainable: int
     lora_layers: int
+    new_blocks: int
     quant_layers: int
     memory: dict[str, int]
     batch: Shape
@@ -100,7 +104,7 @@ class Plan:
             f"Model: {kind}, {self.model.encoder_layers}+{self.model.decoder_layers} layers, "
             f"width {self.model.hidden_size}, vocabulary {self.model.vocab_size:,}",
             f"Parameters: {self.parameters:,}; trainable {self.trainable:,} ({share:.2f}%)",
-            f"Layers with LoRA: {self.lora_layers}; quantised: {self.quant_layers}",
+            f"Layers with LoRA: {self.lora_layers}; quantised: {self.quant_layers}; new blocks: {self.new_blocks}",
             "Memory per process, estimated:",
             *(f"  {part:<18}{size / MIB:>10,.1f} MiB" for part, size in self.memory.items()),
             f"  {'total':<18}{self.total_memory / MIB:>10,.1f} MiB",
@@ -130,7 +134,7 @@ def estimate_memory(
     """Bytes of each part of a run's memory, in one process.
 
     Args:
-        model: On the meta device, with its adapters, frozen as it will be trained.
+        model: On the meta device, with its adapters or twins, frozen as it will be trained.
         quantised: Dotted paths of the layers that will be quantised.
         quant_type: Their number format.
         weight_bytes: Bytes of a frozen weight that is not quantised.
@@ -167,7 +171,7 @@ def estimate_memory(
             batch,
             weight_bytes=weight_bytes,
             autocast=autocast,
-            full=trained > frozen,
+            uses=block_uses(model),
             dropout=dropout,
             checkpoint_blocks=checkpoint_blocks,
         ),
@@ -187,7 +191,7 @@ def activation_bytes(
     *,
     weight_bytes: int,
     autocast: bool,
-    full: bool,
+    uses: tuple[Sequence[BlockUse], Sequence[BlockUse]],
     dropout: bool = False,
     checkpoint_blocks: bool = False,
 ) -> int:
@@ -198,20 +202,21 @@ def activation_bytes(
         batch: The micro-batch.
         weight_bytes: Bytes of an activation between the layers.
         autocast: Linear layers compute in 16 bits.
-        full: All weights are trained, not adapters alone.
+        uses: Of the blocks of encoder and decoder.
         dropout: Residual branches have dropout.
         checkpoint_blocks: Only the input of each block is kept, and one block at a time is recomputed.
     """
-    block = _block_bytes(config, weight_bytes=weight_bytes, autocast=autocast, full=full, dropout=dropout)
+    sizes = {
+        full: _block_bytes(config, weight_bytes=weight_bytes, autocast=autocast, full=full, dropout=dropout)
+        for full in (False, True)
+    }
     cross = _cross_bytes(config, weight_bytes) if config.encoder_layers else 0
-    stacks = [
-        (config.encoder_layers, batch.src_positions, block),
-        (config.decoder_layers, batch.tgt_positions, block + cross),
-    ]
+    encoder, decoder = ([sizes[use.trained] for use in stack if use.backward] for stack in uses)
+    kept = [(batch.src_positions, size) for size in encoder] + [(batch.tgt_positions, size + cross) for size in decoder]
     if checkpoint_blocks:
-        inputs = sum(layers * positions * config.hidden_size * weight_bytes for layers, positions, _ in stacks)
-        return inputs + max(positions * size for _, positions, size in stacks)
-    return sum(layers * positions * size for layers, positions, size in stacks)
+        inputs = sum(positions * config.hidden_size * weight_bytes for positions, _ in kept)
+        return inputs + max((positions * size for positions, size in kept), default=0)
+    return sum(positions * size for positions, size in kept)
 
 
 def _block_bytes(config: ModelConfig, *, weight_bytes: int, autocast: bool, full: bool, dropout: bool) -> int:

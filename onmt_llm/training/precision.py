@@ -3,6 +3,7 @@
 One rule: what is trained is float32, what is frozen is `model_dtype`.
 
 - LoRA: the base is held in `model_dtype` and computes in it; adapters are float32 and are cast where they are used.
+- Expanded blocks: the base is held in `model_dtype`, the new blocks in float32; `torch.autocast` casts them.
 - Full training in bf16 or fp16: weights are float32, and `torch.autocast` computes in `model_dtype`. That is 16 bytes a
   parameter with Adam, and it is the choice that needs no tricks to keep small updates from being rounded away.
 - `pure_bf16`: the exception. What is trained is bf16, and the optimiser keeps what that cannot hold (`kahan.py`).
@@ -92,15 +93,30 @@ class Precision:
 
 
 def choose_precision(
-    model_dtype: Dtype, *, lora: bool, loss_scale: float, device: torch.device, pure_bf16: bool = False
+    model_dtype: Dtype,
+    *,
+    lora: bool,
+    loss_scale: float,
+    device: torch.device,
+    pure_bf16: bool = False,
+    expanded: bool = False,
 ) -> Precision:
-    """Number formats of a run with `model_dtype`, under LoRA or training everything, in bf16 alone with `pure_bf16`.
+    """Number formats of a run with `model_dtype`.
+
+    Args:
+        model_dtype: The option.
+        lora: Only adapters are trained.
+        loss_scale: The option.
+        device: Where the model runs.
+        pure_bf16: What is trained is bf16.
+        expanded: Only expanded blocks are trained.
 
     Raises:
-        ConfigError: `pure_bf16` with adapters, or with another type.
+        ConfigError: `pure_bf16` with adapters or expanded blocks, or with another type.
     """
-    if pure_bf16 and (lora or model_dtype != "bf16"):
+    if pure_bf16 and (lora or expanded or model_dtype != "bf16"):
         what = "LoRA, whose adapters are float32" if lora else f"model_dtype: {model_dtype}"
+        what = "expanded blocks, which are float32" if expanded else what
         raise ConfigError(
             f"pure_bf16 must go with full training in model_dtype: bf16, but goes with {what}.",
             hint="leave it out",
@@ -110,10 +126,10 @@ def choose_precision(
         log_once("model_dtype fp16 is slow on a CPU; bf16 or fp32 is the better choice there.")
     if model_dtype == "bf16" and device.type == "cpu" and emulates_bf16():
         log_once("This CPU has no bf16 instructions: model_dtype fp32 takes more memory, but is several times as fast.")
-    full = not lora and not pure_bf16 and model_dtype != "fp32"
+    mixed = not lora and not pure_bf16 and model_dtype != "fp32"
     return Precision(
-        weights=torch.float32 if full else dtype,
-        autocast=dtype if full else None,
+        weights=torch.float32 if mixed and not expanded else dtype,
+        autocast=dtype if mixed else None,
         scaled=model_dtype == "fp16",
         fixed_scale=loss_scale,
     )

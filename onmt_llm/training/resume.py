@@ -70,8 +70,9 @@ def state_to_resume(config: TrainConfig, start: Start, layers: Layers) -> SavedS
             config.run.train_from,
         )
         return None
-    if layers.lora is not None and start.adapter is None:
-        logger.info("%s was trained as a whole: with LoRA a new run begins, at step 0.", config.run.train_from)
+    if (layers.lora is not None and start.adapter is None) or start.is_newly_expanded:
+        what = "LoRA" if start.expansion is None else "expanded blocks"
+        logger.info("%s was trained as a whole: with %s a new run begins, at step 0.", config.run.train_from, what)
         return None
     return start.saved
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from onmt_llm.checkpoint.atomic import check_space
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
-from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig
+from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
 from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import log_once, logger
+from onmt_llm.nn.expand import twin_state
 from onmt_llm.nn.lora import lora_state
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.background import Background
@@ -37,8 +38,8 @@ _SMALL_FILES = 1 << 20
 _KEEP_ON = "the checkpoints before it are complete: make room and go on with -train_from auto"
 
 
-def with_base(spec: AdapterSpec, weights: Checkpoint, world: World) -> AdapterSpec:
-    """The adapter's settings with the identity of its base. Rank 0 computes it; the others find it cached."""
+def with_base(spec: AdapterSpec | ExpansionSpec, weights: Checkpoint, world: World) -> AdapterSpec | ExpansionSpec:
+    """The settings with the identity of the base. Rank 0 computes it; the others find it cached."""
     if world.is_main:
         logger.info("Identifying the base %s ...", weights.path)
         weights.fingerprint  # noqa: B018 (cached beside the weights)
@@ -54,7 +55,7 @@ class Snapshot:
         path: Where it goes.
         step: Updates done.
         best_step: Step whose checkpoint is to stay; 0 = none.
-        model: Weights or adapter.
+        model: Weights, adapter or twins.
         average: The averaged ones, where there are any.
         state: The training state.
     """
@@ -83,7 +84,7 @@ class Saver:
     Attributes:
         job: Model, optimiser and settings.
         start: Text side and base of the run.
-        spec: The adapter's settings with its base; None = the whole model is written.
+        spec: The adapter's or twins' settings with their base; None = the whole model is written.
         pipeline: Its position is saved.
         seed: Seed of the run.
         options: What the run was told, to be compared with when it goes on.
@@ -93,7 +94,7 @@ class Saver:
 
     job: Job
     start: Start
-    spec: AdapterSpec | None
+    spec: AdapterSpec | ExpansionSpec | None
     pipeline: Pipeline
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
@@ -234,7 +235,8 @@ class Saver:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         if self.spec is not None:
-            yield from lora_state(self.job.model).items()
+            state = lora_state if isinstance(self.spec, AdapterSpec) else twin_state
+            yield from state(self.job.model).items()
         else:
             for name, parameter in self.job.model.named_parameters():
                 yield name, parameter.detach()
@@ -252,7 +254,7 @@ class Saver:
             # What is trained is stored as it is, whatever it was computed in: only so is a resumed run exact.
             dtype = "bf16" if self.job.run.pure_bf16 else "fp32"
             return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
-        return config.model_copy(update={"adapter": self.spec})
+        return config.model_copy(update={"adapter" if isinstance(self.spec, AdapterSpec) else "expansion": self.spec})
 
 
 def _fits(needed: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from onmt_llm.checkpoint.load import open_base
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens, TokenizerSpec
+from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig
 from onmt_llm.config.section import Section
@@ -18,11 +18,13 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms import added_tokens, tokenizer_specs
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
+from onmt_llm.nn.expand import deeper
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.new_vocab import padded, padded_to, read_frequent, with_specials
 from onmt_llm.text.templates import TEMPLATES, Template
 from onmt_llm.text.tokenizers import Tokenizer, WhitespaceTokenizer, open_tokenizer
 from onmt_llm.text.vocab import Vocab
+from onmt_llm.training.expansion import base_model, resolve_expansion
 from onmt_llm.training.state import SavedState, read_state
 
 VOCAB_FILE = "vocab.txt"
@@ -58,7 +60,8 @@ class Start:
         template: The model's chat template.
         files: Files that go beside the weights of every checkpoint, by their name there.
         weights: Whole model to begin with; None = new weights.
-        adapter: LoRA weights to begin with.
+        adapter: LoRA weights, or twins of blocks, to begin with.
+        expansion: The blocks that are expanded; None = none.
         saved: Training state to go on from.
         before: The vocabularies of `weights`, where they are not those of the run.
     """
@@ -72,6 +75,7 @@ class Start:
     files: Mapping[str, Path] = field(default_factory=dict)
     weights: Checkpoint | None = None
     adapter: Checkpoint | None = None
+    expansion: ExpansionSpec | None = None
     saved: SavedState | None = None
     feature_vocabs: Sequence[Vocab] = ()
     before: Before | None = None
@@ -83,11 +87,24 @@ class Start:
 
     @property
     def stored_model(self) -> ModelConfig:
-        """The architecture, with as many rows as `weights` have."""
+        """The architecture, with as many rows, and blocks, as `weights` have."""
         if self.before is None:
-            return self.model
+            return deeper(self.model, self.newly_stacked, sign=-1)
         sizes = self.before.config.model_dump(include={"vocab_size", "src_vocab_size"})
         return self.model.model_copy(update=sizes)
+
+    @property
+    def is_newly_expanded(self) -> bool:
+        """Whether there are expanded blocks, and they begin with this run."""
+        begun = self.adapter or self.weights
+        return self.expansion is not None and (begun is None or begun.config.expansion is None)
+
+    @property
+    def newly_stacked(self) -> list[str]:
+        """Paths of the blocks that get a new one behind them, in the model that `weights` holds."""
+        if self.expansion is None or self.expansion.type == "concat" or not self.is_newly_expanded:
+            return []
+        return self.expansion.blocks
 
     @property
     def task(self) -> Literal["lm", "seq2seq"]:
@@ -146,12 +163,25 @@ def _continued(config: TrainConfig, path: str) -> Start:
     checkpoint = Checkpoint.open(path)
     weights = open_base(checkpoint) if checkpoint.is_adapter else checkpoint
     codec = checkpoint.codec()
-    stored = codec.config.model_copy(update={"adapter": None, "model": weights.config.model})
-    architecture = overlay(stored.model, config.architecture, override=config.run.override_opts, path=checkpoint.path)
+    saved = read_state(checkpoint.path)
+    base = base_model(checkpoint, weights)
+    expansion = resolve_expansion(
+        config.expansion, checkpoint, base, resumed=saved is not None and config.run.reset_optim != "all"
+    )
+    architecture = overlay(
+        weights.config.model if expansion is None else base,
+        config.architecture,
+        override=config.run.override_opts,
+        path=checkpoint.path,
+    )
+    stacked = expansion if expansion is not None and expansion.type == "stack" else None
     template = _trained_template(config.corpora.data)
+    stored = codec.config
     stored = stored.model_copy(
         update={
-            "model": architecture,
+            "adapter": None,
+            "expansion": stacked,
+            "model": architecture if stacked is None else deeper(architecture, stacked.blocks),
             "specials": _specials_with_start(stored.specials, config.vocabulary.decoder_start_token, codec.vocab),
             "template": _stored_name(template) or stored.template,
         }
@@ -170,7 +200,8 @@ def _continued(config: TrainConfig, path: str) -> Start:
         files={**files, **_template_file(template)},
         weights=weights,
         adapter=checkpoint if checkpoint.has_adapter else None,
-        saved=read_state(checkpoint.path),
+        expansion=expansion,
+        saved=saved,
         feature_vocabs=[Vocab(list(vocab), stored.specials) for vocab in codec.feature_vocabs],
     )
 
@@ -233,6 +264,10 @@ def _differing(
 def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
     if config.lora.lora_layers or config.lora.lora_embedding:
         raise ConfigError("lora_layers must have a trained model below them: name one with train_from.")
+    if config.expansion.is_on:
+        raise ConfigError(
+            "expand_every and expand_blocks must have a trained model to expand: name it with train_from."
+        )
     if config.architecture.decoder_layers < 1:
         raise ConfigError("decoder_layers must be >= 1 to train a model, but is 0.")
     lm = config.architecture.is_decoder_only
@@ -299,8 +334,13 @@ def _updated(start: Start, config: TrainConfig, options: Mapping[str, Section]) 
     """A checkpoint with the vocabulary, and the tokeniser, of the options.
 
     Raises:
-        ConfigError: There are adapters, whose embeddings are not trained.
+        ConfigError: There are adapters or expanded blocks, whose embeddings are not trained.
     """
+    if start.expansion is not None:
+        raise ConfigError(
+            "update_vocab must go with training the whole model, since expanded blocks leave new rows untrained.",
+            hint="leave expand_every and expand_blocks out, or change the vocabulary in a run before",
+        )
     if start.adapter is not None or config.lora.lora_layers or config.lora.lora_embedding:
         raise ConfigError(
             "update_vocab must go with training the whole model, since adapters leave new rows untrained.",

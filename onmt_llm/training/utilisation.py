@@ -2,8 +2,9 @@
 
 The operations of an update are those that the model asks for: two for each weight and position forward, two for the
 gradient of its input, and two for that of the weight, where it is trained; in attention four for each pair of positions
-and column of the heads, and twice that backward. Padding counts, since it is computed. What is computed twice
-(activation checkpointing) and other models (a reference, a prior) do not.
+and column of the heads, and twice that backward. Below the first block that is trained there is no backward pass.
+Padding counts, since it is computed. What is computed twice (activation checkpointing) and other models (a reference, a
+prior) do not.
 
 Shapes: B rows, T and S positions, K documents of a row.
 """
@@ -15,10 +16,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onmt_llm.data.batching import Batch
-from onmt_llm.nn.transformer import Transformer
+from onmt_llm.nn.expand import TwinBlock
+from onmt_llm.nn.transformer import Stack, Transformer
 from onmt_llm.training.loss import IGNORE, output_parameters
 from onmt_llm.training.memory import peak_memory
 
@@ -49,15 +51,18 @@ class ModelFlops:
 
     @classmethod
     def of(cls, model: Transformer) -> ModelFlops:
-        """Those of a model, its frozen weights and adapters as they are."""
+        """Those of a model, its frozen weights, adapters and twins as they are."""
         config = model.config
         queries, keys = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
         outer, memory = 2 * config.hidden_size * queries, 2 * config.hidden_size * keys
         block = outer + memory + (3 if config.ffn_gated else 2) * config.hidden_size * config.ffn_size
         crossing = config.encoder_layers > 0 and config.decoder_layers > 0
         # forward, and the gradient of the input; what is trained is added below
-        source = 4.0 * config.encoder_layers * block + (4.0 * config.decoder_layers * memory if crossing else 0.0)
-        target = 4.0 * config.decoder_layers * (block + (outer if crossing else 0))
+        blocks = [len(uses) for uses in block_uses(model)]
+        backward = [sum(use.backward for use in uses) for uses in block_uses(model)]
+        in_encoder, in_decoder = (2.0 * blocks[i] + 2.0 * backward[i] for i in range(2))
+        source = in_encoder * block + (in_decoder * memory if crossing else 0.0)
+        target = in_decoder * (block + (outer if crossing else 0))
         for name, parameter in model.named_parameters():
             if parameter.ndim != 2 or not parameter.requires_grad or ".layers." not in name or "relative" in name:
                 continue
@@ -71,8 +76,8 @@ class ModelFlops:
             source,
             target,
             label,
-            12.0 * config.encoder_layers * queries,
-            12.0 * config.decoder_layers * queries,
+            (4.0 * blocks[0] + 8.0 * backward[0]) * queries,
+            (4.0 * blocks[1] + 8.0 * backward[1]) * queries,
             config.sliding_window,
         )
 
@@ -88,6 +93,45 @@ class ModelFlops:
             total += self.source * batch.src_BS.numel() + self.encoder_pair * float((sources_BK**2).sum())
             total += self.decoder_pair * float(crossing)
         return total
+
+
+@dataclass(frozen=True)
+class BlockUse:
+    """What an update does with a block.
+
+    Attributes:
+        backward: The backward pass goes through it: something in it, or in what it reads, is trained.
+        trained: All of it is trained.
+    """
+
+    backward: bool
+    trained: bool
+
+
+def block_uses(model: Transformer) -> tuple[list[BlockUse], list[BlockUse]]:
+    """Of each block of encoder and decoder, both halves of a pair."""
+    encoder, decoder = model.encoder, model.decoder
+    shared = encoder is not None and decoder is not None and encoder.embed_tokens is None
+    memory = _stack_uses(encoder, below=shared and _is_trained(decoder.embed_tokens))  # type: ignore[union-attr]
+    return memory, _stack_uses(decoder, below=any(use.backward for use in memory))
+
+
+def _stack_uses(stack: Stack | None, *, below: bool) -> list[BlockUse]:
+    if stack is None:
+        return []
+    uses: list[BlockUse] = []
+    below = below or any(_is_trained(part) for name, part in stack.named_children() if name not in ("layers", "norm"))
+    for layer in stack.layers:
+        halves: list[nn.Module] = [layer.base, layer.twin] if isinstance(layer, TwinBlock) else [layer]
+        for half in halves:
+            whole = all(parameter.requires_grad for parameter in half.parameters())
+            uses.append(BlockUse(below or _is_trained(half), whole))
+        below = below or any(map(_is_trained, halves))
+    return uses
+
+
+def _is_trained(module: nn.Module | None) -> bool:
+    return module is not None and any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _lengths(ids_BT: Tensor, doc_BT: Tensor | None) -> Tensor:

@@ -204,16 +204,17 @@ def test_better_answers_win_with_the_base_as_reference(judged: Any, objective: s
     assert load_model(result.checkpoint) is not None
 
 
-def test_a_new_adapter_has_the_loss_of_no_preference_at_all(judged: Any) -> None:
-    pissa = {**LORA, "lora_init": "pissa"}
-    run(judged, "one", "dpo", lora=pissa, more={"train_steps": 1})
+@pytest.mark.parametrize("added", [{"lora": {**LORA, "lora_init": "pissa"}}, {"expansion": {"expand_every": 1}}])
+def test_what_is_new_has_the_loss_of_no_preference_at_all(judged: Any, added: dict[str, Any]) -> None:
+    run(judged, "one", "dpo", **added, more={"train_steps": 1})
     (train, *_) = rows(judged, "one")
     assert train["loss"] == pytest.approx(np.log(2), abs=1e-4) and abs(train["reward_margin"]) < 1e-4
 
 
 def test_whole_models_need_a_reference_and_keep_to_it(judged: Any) -> None:
-    with pytest.raises(ConfigError, match=r"objective: dpo must have a reference where the whole model is trained"):
-        run(judged, "toy", "dpo")
+    for sections in ({}, {"expansion": {"expand_every": 1, "expand_type": "stack"}}):
+        with pytest.raises(ConfigError, match=r"objective: dpo must have a reference where the whole model is trained"):
+            run(judged, "toy", "dpo", **sections)
     reference = {"preference": {"reference_model": str(judged.folder / "base_step_1")}}
     run(judged, "whole", "dpo", **reference)
     run(judged, "half", "dpo", more={"train_steps": 20}, **reference)

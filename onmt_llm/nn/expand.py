@@ -1,0 +1,166 @@
+"""Block expansion: new blocks in a model that stays as it is, trained beside its own blocks or between them.
+
+- Pairs (Control LLM, Wei et al. 2025): a block and its twin, a copy that is trained, read the same hidden states, and
+  what they make of them is mixed: base + share * (twin - base).
+- A taller stack (LLaMA Pro, Wu et al. 2024): behind some blocks stands a copy whose output projections are zero, so
+  that it adds nothing to the residual stream until it is trained. The result is an ordinary, deeper model.
+
+Either way a new model computes what the old one did, to the bit. Blocks are named by their paths in the model as it
+was, `decoder.layers.3`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn import wrap
+from onmt_llm.nn.attention import Alignment, Attention, Mask
+from onmt_llm.nn.block import Block
+from onmt_llm.nn.transformer import Transformer
+
+ExpansionType = Literal["concat", "stack"]
+TWIN = "twin"
+_OUTPUTS = ("o_proj", "down_proj")
+
+
+class TwinBlock(nn.Module):
+    """A frozen block and its twin in the place of the block.
+
+    Args:
+        base: The block; it is kept as `base` and frozen.
+        share: Weight of the twin in the mean of the two.
+
+    Attributes:
+        off: Compute what the base alone does.
+    """
+
+    def __init__(self, base: Block, share: float) -> None:
+        super().__init__()
+        self.twin = copy.deepcopy(base).requires_grad_(True)
+        self.base = base.requires_grad_(False)
+        self.share, self.off = share, False
+
+    def forward(self, x_BTD: Tensor, mask: Mask, *, align: Alignment | None = None, **inputs: Any) -> Tensor:
+        """As `Block`; both halves take the same `inputs`. `align` gets the mean of what the two look at."""
+        base_BTD = self.base(x_BTD, mask, align=align, **inputs)
+        if self.off:
+            return base_BTD
+        own = None if align is None else replace(align)
+        twin_BTD = self.twin(x_BTD, mask, align=own, **inputs)
+        if align is not None and own is not None:
+            assert align.weights_BTS is not None and own.weights_BTS is not None
+            align.weights_BTS = torch.lerp(align.weights_BTS, own.weights_BTS, self.share)
+        return torch.lerp(base_BTD, twin_BTD.to(base_BTD.dtype), self.share)
+
+    def extra_repr(self) -> str:
+        return f"share={self.share:g}"
+
+
+def add_twins(model: Transformer, blocks: Sequence[str], share: float) -> None:
+    """Put a `TwinBlock` in the place of each of `blocks`; what else is frozen is the caller's business.
+
+    Args:
+        model: Changed in place; the twins begin as copies of what its blocks hold.
+        blocks: Paths of blocks.
+        share: Weight of each twin.
+
+    Raises:
+        ConfigError: There is no such block.
+    """
+    wrap.replace(model, blocks, lambda block, _: TwinBlock(block, share))  # type: ignore[arg-type]
+    layers = [] if model.decoder is None else list(model.decoder.layers)
+    pairs = [layer for layer in layers if isinstance(layer, TwinBlock)]
+    for place, pair in enumerate(pairs, start=len(layers)):
+        _keep_in_cache_as(pair.twin, place)
+
+
+def twins(model: nn.Module) -> dict[str, TwinBlock]:
+    """Pairs by the path of the block that they stand for."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, TwinBlock)}
+
+
+def twin_state(model: nn.Module) -> dict[str, Tensor]:
+    """The twins' tensors, under the names that they have in the model: `decoder.layers.3.twin.mlp.up_proj.weight`."""
+    return {
+        f"{path}.{TWIN}.{name}": parameter.detach()
+        for path, pair in twins(model).items()
+        for name, parameter in pair.twin.named_parameters()
+    }
+
+
+@torch.no_grad()
+def stack_blocks(model: Transformer, blocks: Sequence[str]) -> None:
+    """Put behind each of `blocks` a copy that adds nothing yet; `model.config` says the new depth.
+
+    Args:
+        model: One with `norm_position: pre`; changed in place.
+        blocks: Paths of blocks.
+    """
+    model.config = deeper(model.config, blocks)
+    for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
+        if stack is None:
+            continue
+        taller = nn.ModuleList()
+        for number, block in enumerate(stack.layers):
+            taller.append(block)
+            if f"{name}.layers.{number}" in blocks:
+                taller.append(_silent(copy.deepcopy(block)))
+        for place, block in enumerate(taller):
+            _keep_in_cache_as(block, place)
+        stack.layers = taller
+
+
+def stacked_paths(blocks: Sequence[str]) -> list[str]:
+    """Paths of the new blocks in the deeper model, for the paths, in order, of those that they stand behind."""
+    paths, before = [], dict.fromkeys((block.rpartition(".")[0] for block in blocks), 0)
+    for block in blocks:
+        stack, _, number = block.rpartition(".")
+        before[stack] += 1
+        paths.append(f"{stack}.{int(number) + before[stack]}")
+    return paths
+
+
+def deeper(config: ModelConfig, blocks: Sequence[str], *, sign: Literal[1, -1] = 1) -> ModelConfig:
+    """The shape of a model with a new block behind each of `blocks`; with `sign` -1, that before there were any."""
+    added = {name: sum(block.startswith(name) for block in blocks) for name in ("encoder", "decoder")}
+    return config.model_copy(
+        update={
+            "encoder_layers": config.encoder_layers + sign * added["encoder"],
+            "decoder_layers": config.decoder_layers + sign * added["decoder"],
+        }
+    )
+
+
+def new_blocks(blocks: Sequence[str], kind: ExpansionType) -> list[str]:
+    """Paths, in the expanded model, of all that is new in it."""
+    return [f"{block}.{TWIN}" for block in blocks] if kind == "concat" else stacked_paths(blocks)
+
+
+def freeze_all_but(model: nn.Module, paths: Sequence[str]) -> None:
+    """Leave only the modules at `paths` trainable."""
+    model.requires_grad_(False)
+    for path in paths:
+        model.get_submodule(path).requires_grad_(True)
+
+
+def _silent(block: nn.Module) -> nn.Module:
+    """The block with output projections of zero."""
+    for name, module in block.named_modules():
+        if name.endswith(_OUTPUTS):
+            for parameter in module.parameters():
+                parameter.zero_()
+    return block
+
+
+def _keep_in_cache_as(block: nn.Module, place: int) -> None:
+    """Which keys and values of a cache are those of this block."""
+    for module in block.modules():
+        if isinstance(module, Attention):
+            module.layer = place

@@ -1,0 +1,104 @@
+"""Which blocks a run expands: those that its options name, or those of the expansion that it goes on with."""
+
+from __future__ import annotations
+
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.checkpoint import ExpansionSpec
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.train import ExpandConfig
+from onmt_llm.errors import ConfigError
+from onmt_llm.nn.expand import deeper
+
+
+def resolve_expansion(
+    wanted: ExpandConfig, checkpoint: Checkpoint, base: ModelConfig, *, resumed: bool
+) -> ExpansionSpec | None:
+    """The expansion that a run trains; None = it trains something else.
+
+    Twins in the checkpoint are always what is trained further, as an adapter is. A deeper model is an ordinary one, so
+    that a new run trains all of it unless the options name the same blocks again.
+
+    Args:
+        wanted: The options.
+        checkpoint: What `train_from` names.
+        base: Shape of the model before it was expanded.
+        resumed: The run goes on with the training state of the checkpoint.
+
+    Raises:
+        ConfigError: Blocks that there are not, or other ones than those to go on with.
+    """
+    stored = checkpoint.config.expansion
+    if stored is None:
+        if wanted.is_on and checkpoint.has_adapter:
+            raise ConfigError(
+                f"expand_every and expand_blocks must be left out with an adapter, but {checkpoint.path} is one.",
+                hint="merge it into its base first: onmt_llm_lora -action merge",
+            )
+        return _new(wanted, base) if wanted.is_on else None
+    if stored.type == "stack" and not resumed and not wanted.is_on:
+        return None
+    _check_same(wanted, stored, checkpoint, base)
+    return stored
+
+
+def base_model(checkpoint: Checkpoint, weights: Checkpoint) -> ModelConfig:
+    """The shape of the model before it was expanded, where it was.
+
+    Args:
+        checkpoint: What `train_from` names.
+        weights: That, or the base of its adapter or twins.
+    """
+    spec, model = checkpoint.config.expansion, weights.config.model
+    return deeper(model, spec.blocks, sign=-1) if spec is not None and spec.type == "stack" else model
+
+
+def chosen_blocks(wanted: ExpandConfig, base: ModelConfig) -> list[str]:
+    """Paths of the blocks that the options name.
+
+    Raises:
+        ConfigError: A stack lacks some of them.
+    """
+    paths = []
+    for stack in wanted.expand_stacks:
+        layers, every = base.encoder_layers if stack == "encoder" else base.decoder_layers, wanted.expand_every
+        numbers = sorted(wanted.expand_blocks) or range(every - 1, layers, every)
+        if not layers:
+            raise ConfigError(f"expand_stacks must name stacks that the model has, but it has {stack}_layers: 0.")
+        if every > layers:
+            raise ConfigError(f"expand_every must be at most {layers}, the blocks of the {stack}, but is {every}.")
+        if numbers[-1] >= layers:
+            raise ConfigError(
+                f"expand_blocks must name blocks of the {stack}, 0 to {layers - 1}, but names {numbers[-1]}."
+            )
+        paths += [f"{stack}.layers.{number}" for number in numbers]
+    return paths
+
+
+def _new(wanted: ExpandConfig, base: ModelConfig) -> ExpansionSpec:
+    if wanted.expand_type == "stack" and base.norm_position != "pre":
+        raise ConfigError(
+            "expand_type: stack must go with norm_position: pre, since a block that adds nothing still normalises in a "
+            f"model with norm_position: {base.norm_position}.",
+            hint="expand_type: concat works there too",
+        )
+    return ExpansionSpec(type=wanted.expand_type, blocks=chosen_blocks(wanted, base), lerp=wanted.expand_lerp)
+
+
+def _check_same(wanted: ExpandConfig, stored: ExpansionSpec, checkpoint: Checkpoint, base: ModelConfig) -> None:
+    """Refuse options that ask for another expansion than the one to go on with."""
+    asked = {
+        "expand_type": (wanted.expand_type, stored.type),
+        "expand_lerp": (wanted.expand_lerp, stored.lerp),
+    }
+    differing = [
+        f"{option} is {mine} in the options and {theirs} there"
+        for option, (mine, theirs) in asked.items()
+        if option in wanted.model_fields_set and mine != theirs
+    ]
+    if wanted.is_on and (blocks := chosen_blocks(wanted, base)) != stored.blocks:
+        differing.append(f"the options name {', '.join(blocks)} and there it is {', '.join(stored.blocks)}")
+    if differing:
+        raise ConfigError(
+            f"Training must go on with the new blocks of {checkpoint.path} as they are, but {'; '.join(differing)}.",
+            hint="leave these options out",
+        )
