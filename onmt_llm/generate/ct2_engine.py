@@ -82,15 +82,15 @@ class Ct2Engine:
     ) -> None:
         self._directory = directory
         self._codec = codec
-        self._load_options = {
-            "device": device,
-            # CTranslate2's own "auto" means the fastest type, which would quantise a float32 release without being
-            # asked.
-            "compute_type": "default" if compute_type == "auto" else compute_type,
-            "intra_threads": threads,
-        }
         self._ct2 = require("ctranslate2", "the CTranslate2 engine")
         on_cpu = device == "cpu" or (device == "auto" and not self._ct2.get_cuda_device_count())
+        self._load_options = {
+            "device": device,
+            "compute_type": compute_type,
+            "intra_threads": threads,
+        }
+        if compute_type == "auto":
+            self._load_options["compute_type"] = as_stored(_stored_type(directory), "cpu" if on_cpu else "cuda")
         self._workers = (threads or os.cpu_count() or 1) if self._at_once and on_cpu else 1
         self._model = self._load()
         self._has_drawn = False
@@ -377,6 +377,16 @@ def model_tokens(directory: Path) -> list[str]:
         return [str(token) for token in json.loads(file.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} must be a JSON list of tokens, but cannot be read so ({error}).") from error
+
+
+def as_stored(quantization: str | None, device: str) -> str:
+    """CTranslate2's name of the type that a release of this quantisation is to run in.
+
+    Its own "auto" means the fastest type, which would quantise a float32 release without being asked; its "default"
+    makes int8 of int16 where that does not run, and computes nonsense with it (4.8.5).
+    """
+    supported = require("ctranslate2", "the CTranslate2 engine").get_supported_compute_types(device)
+    return "float32" if quantization == "int16" and "int16" not in supported else "default"
 
 
 def _stored_type(directory: Path) -> str | None:

@@ -23,6 +23,8 @@ QUANT_TYPES: Registry[Callable[[nn.Linear], nn.Module]] = Registry("quant_type")
 
 # Elements of the weight that are in the compute type at a time: 16 MiB of them in bf16, 32 MiB in float32.
 _BLOCK_ELEMENTS = 1 << 23
+# Rows of a 4-bit weight that bitsandbytes takes together.
+_BNB_CPU_ROWS = 32
 # Up to so many rows of input the int8 kernel beats dequantising first (five times at one row).
 _PACKED_ROWS = 32
 
@@ -168,6 +170,8 @@ def _bnb_4bit(linear: nn.Linear, kind: str) -> nn.Module:
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype, quant_type=kind
         )
     new.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type=kind, module=new)
+    # In eval mode its kernel for CPUs with bf16 takes the rows of the weight in blocks, and fails where there is a rest.
+    new.support_avx512bf16_for_cpu &= linear.out_features % _BNB_CPU_ROWS == 0
     return _quantize_now(new, linear)
 
 
