@@ -170,7 +170,7 @@ def _bnb_4bit(linear: nn.Linear, kind: str) -> nn.Module:
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype, quant_type=kind
         )
     new.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type=kind, module=new)
-    # In eval mode its kernel for CPUs with bf16 takes the rows of the weight in blocks, and fails where there is a rest.
+    # In eval mode its kernel for CPUs with bf16 takes the rows of the weight in blocks, and fails at a rest.
     new.support_avx512bf16_for_cpu &= linear.out_features % _BNB_CPU_ROWS == 0
     return _quantize_now(new, linear)
 
