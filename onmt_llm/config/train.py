@@ -309,8 +309,9 @@ class RunConfig(Section):
     """A new model's weights are uniform in +-this; 0 = the default initialisation of `nn.init`."""
     param_init_glorot: bool = False
     """A new model's matrices are Xavier-uniform (Glorot and Bengio 2010)."""
-    use_ckpting: list[Literal["ffn", "mha", "lora"]] = Field(default_factory=list)
-    """Recompute blocks in the backward pass to save memory; any of OpenNMT-py's parts turns it on for whole blocks."""
+    use_ckpting: list[Literal["block", "mha", "ffn", "lora"]] = Field(default_factory=list)
+    """Parts that are computed again in the backward pass, to save memory: whole blocks, attentions, feed-forward
+    layers, what adapters make of their inputs (which is much with `lora_dropout` alone)."""
     loss_chunk_tokens: int = Field(0, ge=0)
     """Trained positions that go through the output layer and the loss together, so that the logits of a whole batch
     never exist; 0 = as many as the device likes."""

@@ -15,7 +15,7 @@ of the activations on use, which costs little since it is small.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,6 +29,7 @@ from onmt_llm.nn import wrap
 from onmt_llm.nn.embeddings import TokenEmbedding
 from onmt_llm.nn.expand import twins
 from onmt_llm.nn.quantized import Int8Linear, linear_weight, weight_blocks
+from onmt_llm.nn.recompute import recompute
 
 LoraInit = Literal["default", "pissa", "loftq"]
 TRAINED = ("lora_a", "lora_b", "lora_magnitude")
@@ -84,8 +85,12 @@ class LoRALinear(nn.Module):
         dropout: Of the adapter's input, while training.
         dora: The length of the rows is trained.
         kept: Tensors of `KEPT` that the adapter has.
+
+    Attributes:
+        recomputed: Parts of the model that are computed again in the backward pass (`recompute.py`).
     """
 
+    recomputed: Collection[str] = ()
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     lora_magnitude: nn.Parameter | None
@@ -118,15 +123,20 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if self.off:
             return self._begun_with(x, y)
-        a, b = self.lora_a.to(y.dtype), self.lora_b * self.scale
+        b = self.lora_b * self.scale
         if self.lora_magnitude is not None:
             growth_O = self.lora_magnitude / self._row_lengths()
             plain = y if self.base.bias is None else y - self.base.bias
             # Added to y rather than multiplied into it: bf16 has no number between 1 and 1.008.
             y = torch.addcmul(y, plain, (growth_O - 1).to(y.dtype))
             b = b * growth_O[:, None]
-        low = F.linear(F.dropout(x, self.dropout, self.training).to(y.dtype), a)
+        again = "lora" in self.recomputed and torch.is_grad_enabled()
+        low = recompute(self, self._low, x, y.dtype) if again else self._low(x, y.dtype)
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.to(y.dtype).t()).view(y.shape)
+
+    def _low(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(..., in) -> (..., rank)."""
+        return F.linear(F.dropout(x, self.dropout, self.training).to(dtype), self.lora_a.to(dtype))
 
     def _begun_with(self, x: Tensor, y: Tensor) -> Tensor:
         """What the layer computed before the adapter was trained: y, and what was taken out of the base for it."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from onmt_llm.config.model import FeatureConfig, ModelConfig
 from onmt_llm.errors import ConfigError, DataError
@@ -30,6 +29,7 @@ from onmt_llm.nn.cache import KVCache
 from onmt_llm.nn.dropout import dropout
 from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding, add_noise
 from onmt_llm.nn.feed_forward import FeedForward
+from onmt_llm.nn.lora import LoRALinear
 from onmt_llm.nn.norms import build_norm
 from onmt_llm.nn.positions import (
     Positions,
@@ -40,6 +40,7 @@ from onmt_llm.nn.positions import (
     packed,
     relative_index,
 )
+from onmt_llm.nn.recompute import recompute
 
 
 class Stack(nn.Module):
@@ -54,7 +55,12 @@ class Stack(nn.Module):
         features: Features of the tokens.
         dropout: Of embeddings and sub-layers.
         attention_dropout: Of the attention weights.
+
+    Attributes:
+        recomputed: Parts that are computed again in the backward pass (`recompute.py`).
     """
+
+    recomputed: Collection[str] = ()
 
     def __init__(
         self,
@@ -102,7 +108,6 @@ class Stack(nn.Module):
         memory_BSD: Tensor | None = None,
         memory_mask: Mask | None = None,
         cache: KVCache | None = None,
-        checkpoint_blocks: bool = False,
         align: Mapping[int, Alignment] | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the final norm; `align` gets the attention of the layers that it names."""
@@ -111,11 +116,10 @@ class Stack(nn.Module):
         relative_TS = relative_index(self.config, positions, x_BTD.device, causal=self.causal)
         if self.relative_bias is not None and relative_TS is not None:
             mask = mask.plus(relative_bias(self.relative_bias, relative_TS))
-        recompute = checkpoint_blocks and torch.is_grad_enabled() and cache is None
+        again = "block" in self.recomputed and torch.is_grad_enabled() and cache is None
         for number, block in enumerate(self.layers):
             asked = None if align is None else align.get(number)
-            again = recompute and asked is None
-            run = functools.partial(checkpoint, block, use_reentrant=False) if again else block
+            run = functools.partial(recompute, block, block) if again and asked is None else block
             x_BTD = run(
                 x_BTD,
                 mask,
@@ -173,14 +177,12 @@ class Transformer(nn.Module):
         config: Shape of the model.
         encoder, decoder: Stacks, or None where the config has no layers for them.
         lm_head: Output layer: a Linear, or a TiedHead that uses the decoder's embedding.
-        checkpoint_blocks: Recompute each block in the backward pass instead of keeping its activations.
     """
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0, attention_dropout: float = 0.0) -> None:
         super().__init__()
         _check(config)
         self.config = config
-        self.checkpoint_blocks = False
         build = functools.partial(Stack, config, dropout=dropout, attention_dropout=attention_dropout)
         self.encoder: Stack | None = None
         self.decoder: Stack | None = None
@@ -238,7 +240,6 @@ class Transformer(nn.Module):
             positions,
             mask,
             features_BTF=features_BSF,
-            checkpoint_blocks=self.checkpoint_blocks,
         )
 
     @overload
@@ -323,7 +324,6 @@ class Transformer(nn.Module):
             memory_BSD=memory_BSD,
             memory_mask=memory_mask(src_mask_BS, doc_BT, src_doc_BS),
             cache=cache,
-            checkpoint_blocks=self.checkpoint_blocks,
             align=None if align is None or alignment is None else {self._align_layer(align): alignment},
         )
         if alignment is None:
@@ -389,6 +389,13 @@ def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> N
             module.dropout = attention_dropout
         elif isinstance(module, Block | FeedForward | Stack):
             module.dropout = dropout
+
+
+def set_recomputed(model: nn.Module, parts: Collection[str]) -> None:
+    """Change which parts of a model under training are computed again in the backward pass: see `recompute.py`."""
+    for module in model.modules():
+        if isinstance(module, Stack | Block | LoRALinear):
+            module.recomputed = parts
 
 
 def set_embedding_noise(model: Transformer, alpha: float) -> None:

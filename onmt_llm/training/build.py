@@ -21,7 +21,7 @@ from onmt_llm.nn.expand import add_twins, freeze_all_but, new_blocks, stack_bloc
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
-from onmt_llm.nn.transformer import Transformer, set_embedding_noise
+from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_recomputed
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.dist import World
@@ -204,7 +204,7 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
     else:
         hold_trained_in_float32(model)
     world.share_parameters(model)
-    model.checkpoint_blocks = bool(run.use_ckpting)
+    set_recomputed(model, frozenset(run.use_ckpting))
     set_embedding_noise(model, run.neftune_noise_alpha)
     return model
 

@@ -311,7 +311,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             average=config.optimizer.average_decay > 0,
             pure_bf16=config.run.pure_bf16,
             chunk_tokens=config.run.loss_chunk_tokens,
-            checkpoint_blocks=bool(config.run.use_ckpting),
+            checkpoint_blocks="block" in config.run.use_ckpting,
             device_type=device if (device := config.devices.device) != "auto" else resolve_device(device).type,
         ),
         batch=batch,

@@ -213,18 +213,6 @@ def test_encoder_only_gives_memory() -> None:
         model.logits(torch.zeros(1, 1, 32))
 
 
-@pytest.mark.parametrize("extra", [LLAMA, *(ENCODER_DECODERS[n] for n in ("marian", "shaw", "t5"))])
-def test_checkpointing_changes_no_gradient(extra: dict) -> None:
-    model = build(**extra).train()
-    ids = [tokens(2, 7)] * (2 if model.encoder is not None else 1)
-    gradients = []
-    for model.checkpoint_blocks in (False, True):
-        model.zero_grad()
-        model(*ids).logsumexp(-1).sum().backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
 def test_dropout_is_active_in_training_only_and_can_be_changed() -> None:
     model, ids = build(**LLAMA), tokens(2, 7)
     expected = model(ids)

@@ -211,6 +211,15 @@ def test_what_is_new_has_the_loss_of_no_preference_at_all(judged: Any, added: di
     assert train["loss"] == pytest.approx(np.log(2), abs=1e-4) and abs(train["reward_margin"]) < 1e-4
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_recomputed_parts_have_the_same_reference(judged: Any, objective: str) -> None:
+    few = {"train_steps": 4, "save_checkpoint_steps": 4}
+    run(judged, "kept", objective, lora=LORA, more=few)
+    run(judged, "again", objective, lora=LORA, more={**few, "use_ckpting": ["mha", "ffn", "lora"]})
+    kept, again = judged.tensors("kept_step_4"), judged.tensors("again_step_4")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in kept.items())
+
+
 def test_whole_models_need_a_reference_and_keep_to_it(judged: Any) -> None:
     for sections in ({}, {"expansion": {"expand_every": 1, "expand_type": "stack"}}):
         with pytest.raises(ConfigError, match=r"objective: dpo must have a reference where the whole model is trained"):
