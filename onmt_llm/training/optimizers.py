@@ -56,7 +56,8 @@ def adagrad(groups: Groups, settings: OptimConfig) -> Optimizer:
     """Adagrad (Duchi et al. 2011)."""
     start = settings.adagrad_accumulator_init
     apart = _decay_apart(groups)
-    return _decaying(torch.optim.Adagrad(apart, lr=settings.learning_rate, initial_accumulator_value=start))
+    arguments = {"lr": settings.learning_rate, "initial_accumulator_value": start, "fused": True}
+    return _decaying(torch.optim.Adagrad(apart, **arguments))
 
 
 @OPTIMIZERS.register("adadelta")

@@ -174,6 +174,23 @@ def test_bf16_weights_follow_float32_ones_where_bf16_alone_stands_still() -> Non
         optim.build_optimizer(nn.Linear(2, 2), OptimConfig(optim="sgd"), pure_bf16=True)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad"])
+def test_fused_steps_are_those_of_the_plain_loop(name: str) -> None:
+    ends = {}
+    for fused in (True, False):
+        model = small_model()
+        optimizer = optim.build_optimizer(model, OptimConfig(optim=name, learning_rate=0.01, weight_decay=0.1))
+        assert all(group["fused"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group.update(fused=fused, foreach=False)
+        for _ in range(5):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        ends[fused] = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(ends[True], ends[False], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "adagrad", "adadelta", "lion", "muon", "galore"])
 def test_weight_decay_is_decoupled(name: str) -> None:
     needed(name)
