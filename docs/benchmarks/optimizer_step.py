@@ -1,4 +1,4 @@
-"""How long an update of the weights takes: torch's fused optimisers, its lists of tensors (`foreach`), and the plain loop.
+"""How long an update takes: by torch's fused optimisers, by its lists of tensors (`foreach`), and by the plain loop.
 
 `python docs/benchmarks/optimizer_step.py` prints the median of `STEPS` updates for 240 small matrices, as adapters are,
 and for 30 matrices of 1.5 million weights; and by how much the weights differ from those of the fused form.

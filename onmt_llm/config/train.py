@@ -312,6 +312,9 @@ class RunConfig(Section):
     use_ckpting: list[Literal["block", "mha", "ffn", "lora"]] = Field(default_factory=list)
     """Parts that are computed again in the backward pass, to save memory: whole blocks, attentions, feed-forward
     layers, what adapters make of their inputs (which is much with `lora_dropout` alone)."""
+    optimizer_in_backward: bool = False
+    """Update each parameter inside the backward pass, as soon as its gradient is complete, and free that: whole models
+    are then trained without ever holding all gradients. Needs `accum_count: 1`, `max_grad_norm: 0` and one process."""
     loss_chunk_tokens: int = Field(0, ge=0)
     """Trained positions that go through the output layer and the loss together, so that the logits of a whole batch
     never exist; 0 = as many as the device likes."""

@@ -1,15 +1,18 @@
 """An update inside the backward pass: each parameter is stepped, and its gradient freed, as soon as that is complete.
 
-So no more gradients exist at a time than the backward pass has just made, instead of one of each parameter (LOMO,
-Lv et al. 2023). What depends on all gradients before any update, clipping above all, cannot go with it.
+So at no time are there more gradients than the backward pass has just made, instead of one for each parameter (Lv et
+al. 2023). What must know all gradients before any update, clipping above all, cannot go with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from onmt_llm.config.train import TrainConfig
@@ -22,42 +25,70 @@ def check_in_backward(config: TrainConfig, world_size: int) -> None:
     Raises:
         ConfigError: Something does; the message lists all of it.
     """
-    run = config.run
+    run, limit = config.run, config.optimizer.max_grad_norm
     if not run.optimizer_in_backward:
         return
-    obstacles = {
-        f"accum_count is {run.accum_count}, whose micro-batches are added up: make batch_size larger": set(run.accum_count)
-        != {1},
-        f"max_grad_norm is {config.optimizer.max_grad_norm:g}, which needs the norm of all gradients: set it to 0": (
-            config.optimizer.max_grad_norm > 0
-        ),
-        "model_dtype is fp16, whose updates may have to be skipped: take bf16": run.model_dtype == "fp16",
-        f"{world_size} processes add up their gradients: take one": world_size > 1,
-    }
-    found = [reason for reason, stands in obstacles.items() if stands]
-    if found:
+    obstacles = []
+    if set(run.accum_count) != {1}:
+        obstacles.append(f"accum_count is {run.accum_count} (make batch_size larger instead)")
+    if limit > 0:
+        obstacles.append(f"max_grad_norm is {limit:g} (set it to 0)")
+    if run.model_dtype == "fp16":
+        obstacles.append("model_dtype is fp16, where an update may have to be skipped (bf16 has no need of that)")
+    if world_size > 1:
+        obstacles.append(f"{world_size} processes add up their gradients")
+    if obstacles:
         raise ConfigError(
-            f"optimizer_in_backward must go with what needs no gradient but the one at hand, but {'; '.join(found)}."
+            f"optimizer_in_backward must meet nothing that needs all gradients at once, but {'; '.join(obstacles)}."
         )
 
 
 def backward_and_step(loss: Tensor, optimizer: Optimizer, *, factor: float) -> float:
-    """The backward pass of `loss`, in which each parameter of the optimiser takes its step; no gradient is left.
+    """The backward pass of `loss`, in which the parameters of `optimizer` take their steps; no gradient is left over.
 
-    The steps are those of `optimizer.step()` after the backward pass, to the bit: the optimiser is shown one parameter
-    at a time. Its state is the same too.
+    Steps and state are those of `optimizer.step()` after the backward pass, to the bit.
 
     Args:
         loss: Scalar, with its graph.
-        optimizer: Holds no gradients yet.
+        optimizer: Its parameters have no gradients yet.
         factor: Gradients are multiplied by it.
 
     Returns:
         The L2 norm of all gradients after that; inf or nan where one of them is.
     """
-    groups = optimizer.param_groups
     norms: list[Tensor] = []
-    last: list[dict[str, Any]] = [group for group in groups]
+    with _stepping(optimizer, factor, norms):
+        loss.backward()
+    return float(torch.linalg.vector_norm(torch.stack(norms))) * factor if norms else 0.0
 
-    def step(number: int, group: dict[str, Any], parameter: Tensor) -> None:
-        ...
+
+@contextmanager
+def _stepping(optimizer: Optimizer, factor: float, norms: list[Tensor]) -> Iterator[None]:
+    """Inside, a parameter whose gradient is complete is stepped, and the norm that the gradient had goes to `norms`."""
+    groups = optimizer.param_groups
+    stepped: dict[int, dict[str, Any]] = {}
+
+    def step(number: int, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        norms.append(torch.linalg.vector_norm(parameter.grad))
+        parameter.grad.mul_(factor)
+        # The optimiser is shown this parameter alone, in a copy of its group.
+        stepped[number] = {**groups[number], "params": [parameter]}
+        optimizer.param_groups = [stepped[number]]
+        optimizer.step()
+        parameter.grad = None
+
+    handles = [
+        parameter.register_post_accumulate_grad_hook(partial(step, number))
+        for number, group in enumerate(groups)
+        for parameter in group["params"]
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        optimizer.param_groups = groups
+        # Some optimisers count their steps in the group: each parameter's copy has counted this one.
+        for number, copy in stepped.items():
+            groups[number].update({**copy, "params": groups[number]["params"]})

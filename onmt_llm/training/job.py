@@ -31,6 +31,7 @@ from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.average import Average
 from onmt_llm.training.build import Layers, build, resolve_layers, sketch
 from onmt_llm.training.dist import World, open_world, resolve_device
+from onmt_llm.training.in_backward import check_in_backward
 from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.objective import Objective, open_alignment
@@ -121,6 +122,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
         return TrainResult("sampled")
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size)
+    check_in_backward(config, world.size)
     limit = config.safety.max_seconds
     deadline = None if limit is None else began + limit
     try:
@@ -279,6 +281,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     check_reference(config.corpora.objective, config.preference, adapters=layers.beside_base is not None)
     model, quantised = sketch(config, start, layers)
     check_package(config.optimizer.optim)
+    check_in_backward(config, config.devices.world_size)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     train_data, _ = open_pipelines(config, options, start, seed=0, world=world)
     batch = max((_shape(batch) for batch in islice(train_data, 16)), key=lambda shape: shape.positions)

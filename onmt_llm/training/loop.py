@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from onmt_llm.config.train import OptimConfig, RunConfig
@@ -21,6 +22,7 @@ from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer, set_dropout
 from onmt_llm.training.average import Average
 from onmt_llm.training.dist import World
+from onmt_llm.training.in_backward import backward_and_step
 from onmt_llm.training.loss import batch_loss
 from onmt_llm.training.metrics import Judgement, Reporter, Stopwatch, Totals
 from onmt_llm.training.objective import LIKELIHOOD, Objective
@@ -122,12 +124,12 @@ def train_loop(
             set_dropout(job.model, *dropout_at(run, step))
             job.profiler.begin(step)
 
-            totals = _accumulate(job, stream, step, progress.loss_scale)
+            totals, held = _accumulate(job, stream, step, progress.loss_scale)
             if not totals.batches:
                 _used_up(job, progress, begun_at=begin, report=report, save=save, validate=validate)
                 return "finished"
             world.sum_gradients(parameters)
-            grad_norm = _update(job, progress, totals, step)
+            grad_norm = _update(job, progress, totals, held, step)
             if grad_norm is None:
                 return "leapt"
             progress.step = step
@@ -158,13 +160,16 @@ def _is_due(every: int, step: int) -> bool:
     return step > 0 and step % every == 0
 
 
-def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> Totals:
+def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> tuple[Totals, Tensor | None]:
     """Forward and backward over the window of `step`; gradients of the summed loss stay in the parameters.
 
     A rank whose batches have ended adds nothing, and goes on for as long as others have some.
+
+    Returns:
+        The figures of the window, and with `optimizer_in_backward` the loss whose backward pass is still to be done.
     """
     device = job.world.device
-    row = Totals.empty_row(device, job.corpora)
+    row, held = Totals.empty_row(device, job.corpora), None
     for _ in range(at_step(job.run.accum_count, job.run.accum_steps, step)):
         batch = next(stream, None)
         if batch is None:
@@ -172,13 +177,17 @@ def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> T
         batch = batch.to(device)
         with job.precision.compute(device):
             loss = batch_loss(job.model, batch, objective=job.objective, scale=scale, corpora=job.corpora)
-        loss.scaled.backward()
+        if job.run.optimizer_in_backward:
+            held = loss.scaled
+        else:
+            loss.scaled.backward()
         row += Totals.row(loss, batch)
-    return Totals.from_row(job.world.sum(row))
+    return Totals.from_row(job.world.sum(row)), held
 
 
-def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float | None:
-    """One step of the optimiser with the window's gradients; returns their norm, or None if the run should go back."""
+def _update(job: Job, progress: Progress, totals: Totals, held: Tensor | None, step: int) -> float | None:
+    """One step of the optimiser with the window's gradients, or with those of the backward pass of `held`; returns
+    their norm, or None if the run should go back."""
     if totals.tokens and job.watchdog(progress, totals.mean_loss, step):
         return None
     if not math.isfinite(totals.loss):
@@ -188,14 +197,16 @@ def _update(job: Job, progress: Progress, totals: Totals, step: int) -> float | 
         job.optimizer.zero_grad(set_to_none=True)
         return 0.0
     count = totals.judged or (totals.tokens if job.run.normalization == "tokens" else totals.examples)
-    parameters = trainable(job.model)
     factor = 1.0 / (count * progress.loss_scale)
-    grad_norm = scale_and_clip(parameters, factor=factor, max_norm=job.optim.max_grad_norm)
+    if held is None:
+        grad_norm = scale_and_clip(trainable(job.model), factor=factor, max_norm=job.optim.max_grad_norm)
+    else:
+        grad_norm = backward_and_step(held, job.optimizer, factor=factor)
     finite = math.isfinite(grad_norm)
     if not finite and not job.precision.scaled and job.watchdog.rolls_back:
         job.watchdog.back(progress, f"the gradient is {grad_norm}", step)
         return None
-    if job.precision.accept(progress, step=step, finite=finite):
+    if job.precision.accept(progress, step=step, finite=finite) and held is None:
         job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     return grad_norm
