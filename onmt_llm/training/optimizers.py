@@ -56,8 +56,8 @@ def adagrad(groups: Groups, settings: OptimConfig) -> Optimizer:
     """Adagrad (Duchi et al. 2011)."""
     start = settings.adagrad_accumulator_init
     apart = _decay_apart(groups)
-    arguments = {"lr": settings.learning_rate, "initial_accumulator_value": start, "fused": True}
-    return _decaying(torch.optim.Adagrad(apart, **arguments))
+    rate = settings.learning_rate
+    return _decaying(torch.optim.Adagrad(apart, lr=rate, initial_accumulator_value=start, fused=True))
 
 
 @OPTIMIZERS.register("adadelta")
