@@ -315,6 +315,8 @@ class RunConfig(Section):
     optimizer_in_backward: bool = False
     """Update each parameter inside the backward pass, as soon as its gradient is complete, and free that: whole models
     are then trained without ever holding all gradients. Needs `accum_count: 1`, `max_grad_norm: 0` and one process."""
+    compile_blocks: bool = False
+    """Compile each block by torch.compile, which needs a C++ compiler and takes some time when training begins."""
     loss_chunk_tokens: int = Field(0, ge=0)
     """Trained positions that go through the output layer and the loss together, so that the logits of a whole batch
     never exist; 0 = as many as the device likes."""

@@ -30,6 +30,7 @@ from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.average import Average
 from onmt_llm.training.build import Layers, build, resolve_layers, sketch
+from onmt_llm.training.compiling import compile_blocks, timed
 from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.in_backward import check_in_backward
 from onmt_llm.training.lm_prior import open_prior
@@ -187,6 +188,8 @@ def _train(
         assert start.weights is not None
         spec = with_base(layers.beside_base, start.weights, world)
     model = build(config, start, layers, precision, world)
+    if run.compile_blocks:
+        compile_blocks(model, world.device)
     # From here on ranks must differ: each has dropout of its own.
     set_seed(seed + world.rank)
 
@@ -239,6 +242,7 @@ def _train(
             save(progress)
         requests = Requests(save_file=save_request(run.save_model), deadline=deadline, checks=[save.check])
         batches = machine.watch(train_data)
+        batches = timed(batches) if run.compile_blocks else batches
         status = train_loop(job, batches, progress, report=report, save=save, validate=judge, requests=requests)
     if status == "leapt":
         return _go_back(config, save, train_data, world, seed=seed, count=progress.rollbacks + 1)
