@@ -38,6 +38,10 @@ class Mask:
     @cached_property
     def spelt_out(self) -> Tensor | None:
         """All of it as a bias; None where it is no more than causal."""
+        return self.spell_out()
+
+    def spell_out(self) -> Tensor | None:
+        """`spelt_out`, found anew: compiled code has no use for what is remembered."""
         if self.first_BT is None:
             return self.bias
         key_S = torch.arange(self.first_BT.shape[1], device=self.first_BT.device)
@@ -310,13 +314,14 @@ def attend(
     dtype = _result_dtype(q_BNTH)
     compute = _compute_dtype(q_BNTH.device.type, dtype)
     q, k, v = q_BNTH.to(compute), k_BKSH.to(compute), v_BKSH.to(compute)
+    compiled = torch.compiler.is_compiling()
     if q.device.type == "cpu":
         factor = q.shape[-1] ** -0.5 if scale is None else scale
         if dropout > 0.0:
             return _attend_dropped(q, k, v, mask, factor, dropout).to(dtype)
-        if mask.causal and (compute == torch.bfloat16 or mask.first_BT is not None):
+        if mask.causal and (compute == torch.bfloat16 or mask.first_BT is not None) and not compiled:
             return attend_tiled(q, k, v, mask.tiles(q, k), factor).to(dtype)
-    bias, grouped = mask.spelt_out, q.shape[1] != k.shape[1]
+    bias, grouped = mask.spell_out() if compiled else mask.spelt_out, q.shape[1] != k.shape[1]
     if bias is not None and q.device.type != "cpu":
         bias = bias if bias.dtype == torch.bool else bias.to(compute)
         if grouped:  # CUDA's kernels that take a mask know no groups.

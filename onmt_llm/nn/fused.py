@@ -1,5 +1,6 @@
 """Element-wise parts of a block whose backward passes are worked out by hand: they keep less than autograd would, and
 read it fewer times. On a CPU rows are taken some at a time, so that what lies between two passes stays in the caches.
+torch.compile does as much by itself, and is handed the plain operations.
 
 Shapes: M rows (positions), D width of the residual stream, I width of the feed-forward layer.
 """
@@ -23,12 +24,14 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
     Keeps its input as it is, and one number a row; autograd's own would keep a float32 copy of 16-bit inputs.
     """
+    if torch.compiler.is_compiling():
+        return F.rms_norm(x, weight_D.shape, weight_D, eps)
     return _RmsNorm.apply(x, weight_D, eps)
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, which keeps these two alone (Shazeer 2020)."""
-    return _SiluProduct.apply(gate, up)
+    return F.silu(gate) * up if torch.compiler.is_compiling() else _SiluProduct.apply(gate, up)
 
 
 class _RmsNorm(torch.autograd.Function):
