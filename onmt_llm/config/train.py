@@ -312,6 +312,8 @@ class RunConfig(Section):
     use_ckpting: list[Literal["block", "mha", "ffn", "lora"]] = Field(default_factory=list)
     """Parts that are computed again in the backward pass, to save memory: whole blocks, attentions, feed-forward
     layers, what adapters make of their inputs (which is much with `lora_dropout` alone)."""
+    offload_activations: bool = False
+    """What the blocks keep for the backward pass waits in main memory instead of on the GPU."""
     optimizer_in_backward: bool = False
     """Update each parameter inside the backward pass, as soon as its gradient is complete, and free that: whole models
     are then trained without ever holding all gradients. Needs `accum_count: 1`, `max_grad_norm: 0` and one process."""

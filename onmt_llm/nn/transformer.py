@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, overload
 
 import torch
@@ -31,6 +32,7 @@ from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding, add_noise
 from onmt_llm.nn.feed_forward import FeedForward
 from onmt_llm.nn.lora import LoRALinear
 from onmt_llm.nn.norms import build_norm
+from onmt_llm.nn.offload import Offload
 from onmt_llm.nn.positions import (
     Positions,
     PositionTable,
@@ -58,9 +60,11 @@ class Stack(nn.Module):
 
     Attributes:
         recomputed: Parts that are computed again in the backward pass (`recompute.py`).
+        offload: Takes what the blocks keep for it to main memory.
     """
 
     recomputed: Collection[str] = ()
+    offload: Offload | None = None
 
     def __init__(
         self,
@@ -117,19 +121,20 @@ class Stack(nn.Module):
         if self.relative_bias is not None and relative_TS is not None:
             mask = mask.plus(relative_bias(self.relative_bias, relative_TS))
         again = "block" in self.recomputed and torch.is_grad_enabled() and cache is None
-        for number, block in enumerate(self.layers):
-            asked = None if align is None else align.get(number)
-            run = functools.partial(recompute, block, block) if again and asked is None else block
-            x_BTD = run(
-                x_BTD,
-                mask,
-                rotary=rotary,
-                relative_TS=relative_TS,
-                memory_BSD=memory_BSD,
-                memory_mask=memory_mask,
-                cache=cache,
-                align=asked,
-            )
+        with nullcontext() if self.offload is None else self.offload.hooks():
+            for number, block in enumerate(self.layers):
+                asked = None if align is None else align.get(number)
+                run = functools.partial(recompute, block, block) if again and asked is None else block
+                x_BTD = run(
+                    x_BTD,
+                    mask,
+                    rotary=rotary,
+                    relative_TS=relative_TS,
+                    memory_BSD=memory_BSD,
+                    memory_mask=memory_mask,
+                    cache=cache,
+                    align=asked,
+                )
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def _embed(self, ids_BT: Tensor, features_BTF: Tensor | None, embedding: nn.Module, positions: Positions) -> Tensor:
@@ -396,6 +401,14 @@ def set_recomputed(model: nn.Module, parts: Collection[str]) -> None:
     for module in model.modules():
         if isinstance(module, Stack | Block | LoRALinear):
             module.recomputed = parts
+
+
+def set_offload(model: Transformer, **settings: Any) -> None:
+    """Have what the blocks keep for the backward pass wait in main memory; `settings` are those of `Offload`."""
+    offload = Offload([*model.parameters(), *model.buffers()], **settings)
+    for stack in (model.encoder, model.decoder):
+        if stack is not None:
+            stack.offload = offload
 
 
 def set_embedding_noise(model: Transformer, alpha: float) -> None:

@@ -13,7 +13,7 @@ from onmt_llm.checkpoint.adapters import put_lora
 from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
 from onmt_llm.config.aliases import layer_name
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
-from onmt_llm.config.train import LoraConfig, QuantConfig, TrainConfig
+from onmt_llm.config.train import LoraConfig, QuantConfig, RunConfig, TrainConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.nn import int8_products
@@ -21,7 +21,7 @@ from onmt_llm.nn.expand import add_twins, freeze_all_but, new_blocks, stack_bloc
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
-from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_recomputed
+from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_offload, set_recomputed
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.dist import World
@@ -205,6 +205,8 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
         hold_trained_in_float32(model)
     world.share_parameters(model)
     set_recomputed(model, frozenset(run.use_ckpting))
+    if run.offload_activations:
+        set_offload(model)
     set_embedding_noise(model, run.neftune_noise_alpha)
     return model
 
@@ -215,6 +217,19 @@ def compute_quantised_in(model: Transformer, quant: QuantConfig, device: torch.d
     layers = set_int8_products(model) if wanted else 0
     if layers:
         logger.info("%d layers multiply in int8 while they are trained (quant_compute).", layers)
+
+
+def check_offload(run: RunConfig, device_type: str) -> None:
+    """Make sure that there is somewhere to take activations.
+
+    Raises:
+        ConfigError: They are in main memory already.
+    """
+    if run.offload_activations and device_type == "cpu":
+        raise ConfigError(
+            "offload_activations must go with a GPU, whose activations it takes to main memory, but the device is cpu.",
+            hint="use_ckpting: [block] saves memory on a CPU",
+        )
 
 
 def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transformer, list[str]]:

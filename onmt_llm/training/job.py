@@ -29,7 +29,7 @@ from onmt_llm.nn.lora import lora_modules
 from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.average import Average
-from onmt_llm.training.build import Layers, build, resolve_layers, sketch
+from onmt_llm.training.build import Layers, build, check_offload, resolve_layers, sketch
 from onmt_llm.training.compiling import compile_blocks, timed
 from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.in_backward import check_in_backward
@@ -124,6 +124,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size)
     check_in_backward(config, world.size)
+    check_offload(config.run, world.device.type)
     limit = config.safety.max_seconds
     deadline = None if limit is None else began + limit
     try:
@@ -286,6 +287,9 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     model, quantised = sketch(config, start, layers)
     check_package(config.optimizer.optim)
     check_in_backward(config, config.devices.world_size)
+    device = config.devices.device
+    device_type = resolve_device(device).type if device == "auto" else device
+    check_offload(config.run, device_type)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     train_data, _ = open_pipelines(config, options, start, seed=0, world=world)
     batch = max((_shape(batch) for batch in islice(train_data, 16)), key=lambda shape: shape.positions)
@@ -319,7 +323,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             pure_bf16=config.run.pure_bf16,
             chunk_tokens=config.run.loss_chunk_tokens,
             checkpoint_blocks="block" in config.run.use_ckpting,
-            device_type=device if (device := config.devices.device) != "auto" else resolve_device(device).type,
+            device_type=device_type,
         ),
         batch=batch,
         positions_per_step=batch.positions * updates,

@@ -65,7 +65,7 @@ def test_batches_of_all_sizes_share_one_graph(tiny_model: Transformer) -> None:
     compile_blocks(tiny_model.train(), CPU, backend="eager")
     torch._dynamo.utils.counters.clear()
     for shape, wanted in zip(shapes, expected, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(gradients(tiny_model, shape), wanted, strict=True))
+        torch.testing.assert_close(gradients(tiny_model, shape), wanted, rtol=1e-5, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
 

@@ -360,6 +360,11 @@ FAILURES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         UnsupportedError,
         r"world_size 4 needs 4 processes(?s:.)*torchrun",
     ),
+    "activations that have nowhere to go": (
+        {"run": {"offload_activations": True}},
+        ConfigError,
+        r"offload_activations must go with a GPU.*the device is cpu(?s:.)*use_ckpting: \[block\]",
+    ),
     "quantised full training": (
         {"quantization": {"quant_layers": ["w_1"], "quant_type": "int8"}},
         ConfigError,

@@ -1,0 +1,220 @@
+"""What each switch of the trainer does to memory and speed, and how near `-dry_run` comes to it.
+
+`python docs/benchmarks/memory.py -model CHECKPOINT` trains a language model for a few updates on made-up text, each row
+of the table in a process of its own, and prints a Markdown table. Options: `-rows` and `-length` (shape of a batch),
+`-dtype`, `-steps`, `-only WORD` (rows whose name contains it), `-layers` (that get adapters).
+
+Memory is that of the process (RSS), less what it has before the model: Python, torch and our modules. Two numbers
+count: what is held between two updates (weights, moments), and the high-water mark of the kernel within updates, from
+the second one on. malloc is told to hand every larger block straight back (`MALLOC_MMAP_THRESHOLD_`), so that RSS is
+what is in use, not what once was. That costs time, which is therefore taken in a second process with malloc as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.errors import OnmtLlmError
+
+MIB = 1 << 20
+EXACT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+Sections = dict[str, dict[str, Any]]
+
+
+def quantised(kind: str) -> Sections:
+    return {"quantization": {"quant_layers": ALL_LINEAR, "quant_type": kind}}
+
+
+ROWS: dict[str, tuple[str, Sections]] = {
+    "full": ("full", {}),
+    "full, adafactor": ("full", {"optimizer": {"optim": "adafactor"}}),
+    "full, adamw8bit": ("full", {"optimizer": {"optim": "adamw8bit"}}),
+    "full, optimizer_in_backward": ("full", {"run": {"optimizer_in_backward": True}}),
+    "full, model_dtype: bf16": ("full", {"run": {"model_dtype": "bf16"}}),
+    "full, pure_bf16": ("full", {"run": {"model_dtype": "bf16", "pure_bf16": True}}),
+    "full, use_ckpting: [block]": ("full", {"run": {"use_ckpting": ["block"]}}),
+    "LoRA": ("LoRA", {}),
+    "LoRA, int8": ("LoRA", quantised("int8")),
+    "LoRA, bnb_8bit": ("LoRA", quantised("bnb_8bit")),
+    "LoRA, bnb_NF4": ("LoRA", quantised("bnb_NF4")),
+    "LoRA, use_ckpting: [mha]": ("LoRA", {"run": {"use_ckpting": ["mha"]}}),
+    "LoRA, use_ckpting: [ffn]": ("LoRA", {"run": {"use_ckpting": ["ffn"]}}),
+    "LoRA, use_ckpting: [mha, ffn]": ("LoRA", {"run": {"use_ckpting": ["mha", "ffn"]}}),
+    "LoRA, use_ckpting: [block]": ("LoRA", {"run": {"use_ckpting": ["block"]}}),
+    "LoRA, lora_dropout: 0.05": ("LoRA", {"lora": {"lora_dropout": 0.05}}),
+    "LoRA, lora_dropout: 0.05, use_ckpting: [lora]": (
+        "LoRA",
+        {"lora": {"lora_dropout": 0.05}, "run": {"use_ckpting": ["lora"]}},
+    ),
+    "LoRA, compile_blocks": ("LoRA", {"run": {"compile_blocks": True}}),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one run, in bytes and seconds.
+
+    Attributes:
+        held: Between two updates.
+        peak: Within them.
+        seconds: Of an update.
+    """
+
+    held: int
+    peak: int
+    seconds: float
+
+
+def config(args: argparse.Namespace, folder: Path, kind: str, sections: Sections) -> TrainConfig:
+    """Options of one row."""
+    base: Sections = {
+        "corpora": {"data": {"text": {"path_src": str(folder / "text")}}},
+        "batching": {
+            "batch_size": args.rows,
+            "packing": "wrap",
+            "packing_length": args.length,
+            "isolate_documents": False,
+            "bucket_size": 4 * args.rows,
+        },
+        "optimizer": {"learning_rate": 1e-5, "max_grad_norm": 0.0},
+        "run": {
+            "save_model": str(folder / "m"),
+            "train_from": args.model,
+            "reset_optim": "all",
+            "train_steps": args.steps + 2,
+            "model_dtype": args.dtype,
+            "seed": 1,
+        },
+        "logging": {"progress": "none"},
+    }
+    if kind == "LoRA":
+        base["lora"] = {"lora_layers": args.layers, "lora_rank": 16, "lora_alpha": 32}
+    return TrainConfig.model_validate(
+        {name: {**base.get(name, {}), **sections.get(name, {})} for name in {*base, *sections}}
+    )
+
+
+def write_text(args: argparse.Namespace, file: Path) -> None:
+    """Enough words of the model's vocabulary for all batches."""
+    from onmt_llm.checkpoint.store import Checkpoint
+
+    words = [token.strip("▁Ġ") for token in Checkpoint.open(args.model).codec().vocab]
+    words = [word for word in words if word.isalpha() and word.isascii()]
+    lines = args.rows * (args.steps + 3)
+    rng = random.Random(1)
+    file.write_text("".join(" ".join(rng.choices(words, k=args.length)) + "\n" for _ in range(lines)))
+
+
+def measure(file: Path, *, exact: bool) -> Measured:
+    """Run the row whose options are in `file`, in a process of its own."""
+    environment = {**os.environ, **(EXACT if exact else {})}
+    command = [sys.executable, __file__, "--row", str(file)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise OnmtLlmError(run.stderr.strip().splitlines()[-1])
+    return Measured(**json.loads(run.stdout.splitlines()[-1]))
+
+
+class Enough(Exception):
+    """All updates are done that are measured: nothing is saved."""
+
+
+def run_row(file: Path) -> None:
+    """What the process of a row does."""
+    import torch
+
+    from onmt_llm.training import job, loop
+
+    settings = TrainConfig.model_validate_json(file.read_text())
+    torch.manual_seed(0)
+    torch.nn.functional.linear(torch.ones(8, 8), torch.ones(8, 8))
+    before, begun, held, times = resident(), loop.set_learning_rate, [], []
+
+    def begin(optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """The first thing of each update."""
+        times.append(time.perf_counter())
+        held.append(resident())
+        if len(times) == 2:
+            Path("/proc/self/clear_refs").write_text("5")
+        if len(times) == settings.run.train_steps:
+            raise Enough
+        begun(optimizer, rate)
+
+    loop.set_learning_rate = begin
+    try:
+        job.train(settings, {})
+    except Enough:
+        peak = status("VmHWM")
+    seconds = statistics.median(b - a for a, b in pairwise(times[1:]))
+    print(json.dumps({"held": held[-1] - before, "peak": peak - before, "seconds": seconds}))
+
+
+def resident() -> int:
+    """Bytes of main memory that this process has now."""
+    return status("VmRSS")
+
+
+def status(name: str) -> int:
+    """A line of the kernel's, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def row(name: str, settings: TrainConfig, folder: Path) -> str:
+    """A line of the table."""
+    from onmt_llm.training.job import plan
+
+    file = folder / "row.json"
+    file.write_text(settings.model_dump_json(exclude_unset=True))
+    try:
+        estimate = plan(settings, {}).total_memory
+        found, timed = measure(file, exact=True), measure(file, exact=False)
+    except OnmtLlmError as error:
+        return f"| {name} | {error.message} | | | | | |"
+    within = found.peak - found.held
+    figures = [found.held / MIB, within / MIB, found.peak / MIB, estimate / MIB]
+    cells = " | ".join(f"{figure:,.0f}" for figure in figures)
+    return f"| {name} | {cells} | {estimate / found.peak:.2f} | {timed.seconds:.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-model")
+    parser.add_argument("-rows", type=int, default=4)
+    parser.add_argument("-length", type=int, default=256)
+    parser.add_argument("-dtype", default="fp32")
+    parser.add_argument("-steps", type=int, default=4)
+    parser.add_argument("-only", default="")
+    parser.add_argument("-layers", nargs="+", default=ALL_LINEAR)
+    parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        run_row(args.row)
+        return
+    print("| run | held MiB | more within an update | peak | `-dry_run` | ratio | s an update |")
+    print("|---|--:|--:|--:|--:|--:|--:|", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_text(args, folder / "text")
+        for label, (kind, sections) in ROWS.items():
+            if args.only in label:
+                print(row(label, config(args, folder, kind, sections), folder), flush=True)
+
+
+if __name__ == "__main__":
+    main()
