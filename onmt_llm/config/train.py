@@ -317,6 +317,9 @@ class RunConfig(Section):
     optimizer_in_backward: bool = False
     """Update each parameter inside the backward pass, as soon as its gradient is complete, and free that: whole models
     are then trained without ever holding all gradients. Needs `accum_count: 1`, `max_grad_norm: 0` and one process."""
+    kernels: Literal["auto", "torch", "liger"] = "torch"
+    """Whose kernels compute norms and gated activations on a GPU: torch's, or those of the package liger-kernel; `auto`
+    = the latter where they are installed."""
     compile_blocks: bool = False
     """Compile each block by torch.compile, which needs a C++ compiler and takes some time when training begins."""
     loss_chunk_tokens: int = Field(0, ge=0)

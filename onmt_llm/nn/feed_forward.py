@@ -21,7 +21,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020)."""
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020).
+
+    Attributes:
+        silu_product: What computes silu(gate) * up; see `kernels.py`.
+    """
+
+    silu_product: Callable[[Tensor, Tensor], Tensor] = staticmethod(silu_product)
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -35,7 +41,7 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gate_proj is not None:
             gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-            inner = silu_product(gate, up) if self.activation is F.silu else self.activation(gate) * up
+            inner = self.silu_product(gate, up) if self.activation is F.silu else self.activation(gate) * up
         elif self.activation is F.relu:
             return self.down_proj(relu_dropped(self.up_proj(x_BTD), self.dropout, self.training))
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
@@ -13,9 +15,16 @@ class RMSNorm(nn.RMSNorm):
 
     It computes in float32 and rounds once, so that in bf16 it is closer to the exact result than the usual cast-up,
     cast-down, then scale.
+
+    Attributes:
+        kernel: Someone else's, (x, weight, eps) -> y; see `kernels.py`.
     """
 
+    kernel: Callable[[Tensor, Tensor, float], Tensor] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel(x, self.weight, self.eps)  # type: ignore[arg-type]
         if x.device.type != "cpu":
             return super().forward(x)
         return rms_norm(x, self.weight, self.eps)  # type: ignore[arg-type]

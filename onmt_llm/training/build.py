@@ -19,6 +19,7 @@ from onmt_llm.log import logger
 from onmt_llm.nn import int8_products
 from onmt_llm.nn.expand import add_twins, freeze_all_but, new_blocks, stack_blocks
 from onmt_llm.nn.init import init_weights
+from onmt_llm.nn.kernels import resolve_kernels, use_liger
 from onmt_llm.nn.lora import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
 from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_offload, set_recomputed
@@ -207,6 +208,8 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
     set_recomputed(model, frozenset(run.use_ckpting))
     if run.offload_activations:
         set_offload(model)
+    if resolve_kernels(run.kernels, world.device.type) == "liger":
+        logger.info("kernels: those of Liger compute %d layers.", use_liger(model))
     set_embedding_noise(model, run.neftune_noise_alpha)
     return model
 
@@ -219,12 +222,13 @@ def compute_quantised_in(model: Transformer, quant: QuantConfig, device: torch.d
         logger.info("%d layers multiply in int8 while they are trained (quant_compute).", layers)
 
 
-def check_offload(run: RunConfig, device_type: str) -> None:
-    """Make sure that there is somewhere to take activations.
+def check_device(run: RunConfig, device_type: str) -> None:
+    """Make sure that the device can do what is asked of it.
 
     Raises:
-        ConfigError: They are in main memory already.
+        ConfigError: Something needs a GPU.
     """
+    resolve_kernels(run.kernels, device_type)
     if run.offload_activations and device_type == "cpu":
         raise ConfigError(
             "offload_activations must go with a GPU, whose activations it takes to main memory, but the device is cpu.",

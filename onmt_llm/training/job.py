@@ -25,11 +25,12 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.prompts import read_prompts
 from onmt_llm.data.samples import write_samples
 from onmt_llm.log import logger
+from onmt_llm.nn.kernels import attention_kernel
 from onmt_llm.nn.lora import lora_modules
 from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.average import Average
-from onmt_llm.training.build import Layers, build, check_offload, resolve_layers, sketch
+from onmt_llm.training.build import Layers, build, check_device, resolve_layers, sketch
 from onmt_llm.training.compiling import compile_blocks, timed
 from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.in_backward import check_in_backward
@@ -124,7 +125,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size)
     check_in_backward(config, world.size)
-    check_offload(config.run, world.device.type)
+    check_device(config.run, world.device.type)
     limit = config.safety.max_seconds
     deadline = None if limit is None else began + limit
     try:
@@ -289,7 +290,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     check_in_backward(config, config.devices.world_size)
     device = config.devices.device
     device_type = resolve_device(device).type if device == "auto" else device
-    check_offload(config.run, device_type)
+    check_device(config.run, device_type)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     train_data, _ = open_pipelines(config, options, start, seed=0, world=world)
     batch = max((_shape(batch) for batch in islice(train_data, 16)), key=lambda shape: shape.positions)
@@ -449,6 +450,11 @@ def _announce(config: TrainConfig, start: Start, layers: Layers, job: Job, progr
         "Batch: %d %s x %d micro-batches x %d processes = up to %d %s an update.",
         *(batching.batch_size, unit, run.accum_count[0], job.world.size, effective, unit),
     )
+    if job.world.device.type == "cuda":
+        masked = start.model.sliding_window is not None or (batching.packing != "off" and batching.isolate_documents)
+        dtype = job.precision.autocast or job.precision.weights
+        kernel = attention_kernel(start.model, dtype, dropout=run.attention_dropout[0], masked=masked)
+        logger.info("Attention: torch's kernel for %s.", kernel)
     for note in _notes(config, start):
         logger.info(note)
     if start.adapter is not None and progress.step == 0:

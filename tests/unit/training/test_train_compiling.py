@@ -54,6 +54,7 @@ def _nothing_compiled_before() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["full", "int8", "bf16", "parts", "blocks"])
 def test_compiled_code_has_the_gradients_of_the_blocks(tiny_model: Transformer, kind: str) -> None:
     check(prepared(tiny_model, kind), "inductor", 3e-2 if kind == "bf16" else 1e-5)
