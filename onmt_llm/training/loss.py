@@ -308,7 +308,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_scaled: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad_ND, *gradients = (None if g is None else g * grad_scaled.to(g.dtype) for g in ctx.saved_tensors)
+        # In their place: a second backward pass is told so by autograd, and the output layer's gradient is there once.
+        hidden_grad_ND, *gradients = (None if g is None else g.mul_(grad_scaled.to(g.dtype)) for g in ctx.saved_tensors)
         return (hidden_grad_ND, None, None, None, None, None, *gradients)
 
 
