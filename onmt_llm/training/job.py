@@ -34,12 +34,13 @@ from onmt_llm.training.build import Layers, build, check_device, resolve_layers,
 from onmt_llm.training.compiling import compile_blocks, timed
 from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.in_backward import check_in_backward
+from onmt_llm.training.kept import Kept, Shape
 from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.optimizers import check_package
-from onmt_llm.training.plan import Plan, Shape, count, estimate_memory
+from onmt_llm.training.plan import Plan, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
 from onmt_llm.training.preference import check_reference, open_preference
 from onmt_llm.training.profiling import Profiler
@@ -313,17 +314,11 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         quant_layers=len(quantised),
         memory=estimate_memory(
             model,
+            Kept(start.model, layers, config.run, precision, batch),
             quantised=set(quantised),
-            quant_type=layers.quant_type,
-            weight_bytes=precision.weights.itemsize,
             optim=config.optimizer.optim,
-            batch=batch,
-            autocast=precision.autocast is not None,
-            dropout=max(config.run.dropout) > 0,
             average=config.optimizer.average_decay > 0,
-            pure_bf16=config.run.pure_bf16,
             chunk_tokens=config.run.loss_chunk_tokens,
-            checkpoint_blocks="block" in config.run.use_ckpting,
             device_type=device_type,
         ),
         batch=batch,
@@ -497,5 +492,6 @@ def _notes(config: TrainConfig, start: Start) -> list[str]:
 
 
 def _shape(batch: Batch) -> Shape:
-    source = 0 if batch.src_BS is None else batch.src_BS.numel()
-    return Shape(examples=batch.num_examples, tgt_positions=batch.tgt_BT.numel(), src_positions=source)
+    rows, length = batch.tgt_BT.shape
+    source = 0 if batch.src_BS is None else batch.src_BS.shape[1]
+    return Shape(batch.num_examples, rows, length, source, packed=batch.doc_BT is not None)

@@ -343,8 +343,8 @@ def test_the_plan_counts_what_a_run_needs(corpus: Path, base: Path) -> None:
     # rank 2 on q (32 -> 32), v (32 -> 16) and down (48 -> 32) of two blocks
     assert got.trainable == 2 * 2 * ((32 + 32) + (32 + 16) + (48 + 32))
     assert (got.lora_layers, got.quant_layers) == (6, 2)
-    assert got.memory["quantised weights"] == 2 * 32 * 48
-    assert got.memory["gradients"] == 4 * got.trainable and got.memory["optimiser"] == 8 * got.trainable
+    assert got.memory.held["quantised weights"] == 2 * 32 * 48
+    assert got.memory.backward["gradients"] == 4 * got.trainable and got.memory.held["optimiser"] == 8 * got.trainable
     assert got.positions_per_step == 4 * got.batch.positions
     assert "Begins with" in got.report() and f"trainable {got.trainable}" in got.report()
 
