@@ -12,11 +12,18 @@ The last linear layer of the first two is not computed again: nothing needs its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+def set_recomputed(model: nn.Module, parts: Collection[str]) -> None:
+    """Change which parts of a model are computed again: those of its modules that have an attribute `recomputed`."""
+    for module in model.modules():
+        if hasattr(module, "recomputed"):
+            module.recomputed = parts  # type: ignore[assignment]
 
 
 def recompute(module: nn.Module, function: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:

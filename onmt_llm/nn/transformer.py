@@ -30,7 +30,6 @@ from onmt_llm.nn.cache import KVCache
 from onmt_llm.nn.dropout import dropout
 from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding, add_noise
 from onmt_llm.nn.feed_forward import FeedForward
-from onmt_llm.nn.lora import LoRALinear
 from onmt_llm.nn.norms import build_norm
 from onmt_llm.nn.offload import Offload
 from onmt_llm.nn.positions import (
@@ -394,13 +393,6 @@ def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> N
             module.dropout = attention_dropout
         elif isinstance(module, Block | FeedForward | Stack):
             module.dropout = dropout
-
-
-def set_recomputed(model: nn.Module, parts: Collection[str]) -> None:
-    """Change which parts of a model under training are computed again in the backward pass: see `recompute.py`."""
-    for module in model.modules():
-        if isinstance(module, Stack | Block | LoRALinear):
-            module.recomputed = parts
 
 
 def set_offload(model: Transformer, **settings: Any) -> None:

@@ -22,7 +22,8 @@ from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.kernels import resolve_kernels, use_liger
 from onmt_llm.nn.lora import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
-from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_offload, set_recomputed
+from onmt_llm.nn.recompute import set_recomputed
+from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_offload
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.dist import World
@@ -253,12 +254,17 @@ def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transform
         QUANT_TYPES.get(layers.quant_type)
         if layers.quant_type.startswith("bnb"):
             require("bitsandbytes", f"quant_type: {layers.quant_type}")
+    adapt(model, config, layers)
+    return model, quantised
+
+
+def adapt(model: Transformer, config: TrainConfig, layers: Layers) -> None:
+    """Give a model, in place, new adapters or twins of blocks, and leave trainable what the run trains."""
     if layers.lora is not None:
         put_lora(model, layers.lora)
     if layers.twins is not None:
         add_twins(model, layers.twins.blocks, layers.twins.lerp)
     _freeze(model, config, layers)
-    return model, quantised
 
 
 def _freeze(model: Transformer, config: TrainConfig, layers: Layers) -> None:

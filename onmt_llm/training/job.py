@@ -314,7 +314,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         quant_layers=len(quantised),
         memory=estimate_memory(
             model,
-            Kept(start.model, layers, config.run, precision, batch),
+            Kept(start.model, config, layers, precision, batch),
             quantised=set(quantised),
             optim=config.optimizer.optim,
             average=config.optimizer.average_decay > 0,

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from onmt_llm.checkpoint.adapters import put_lora
 from onmt_llm.config.model import ModelConfig, RopeConfig
-from onmt_llm.config.train import RunConfig
-from onmt_llm.nn.lora import freeze_all_but_lora
+from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.nn.transformer import Transformer, set_dropout, set_recomputed
-from onmt_llm.training.build import Layers, freeze_stacks
+from onmt_llm.nn.recompute import set_recomputed
+from onmt_llm.nn.transformer import Transformer, set_dropout
+from onmt_llm.training.build import Layers, adapt
 from onmt_llm.training.precision import Precision, hold_trained_in_float32
 
 _HEAD_SIZES = (8, 16)
@@ -63,24 +62,24 @@ class Kept:
     """What a run keeps between forward and backward.
 
     Attributes:
-        config: Shape of the model.
-        layers: Adapters and quantised layers.
-        run: What is trained, dropped and computed again.
+        model: Shape of the model.
+        config: What is trained, dropped and computed again.
+        layers: Adapters, twins and quantised layers.
         precision: Number formats.
         batch: The micro-batch.
     """
 
-    config: ModelConfig
+    model: ModelConfig
+    config: TrainConfig
     layers: Layers
-    run: RunConfig
     precision: Precision
     batch: Shape
 
     def at_most(self) -> int:
         """Bytes of activations at their peak: what is kept, and the largest part that is computed again."""
-        parts = frozenset(self.run.use_ckpting)
+        parts = frozenset(self.config.run.use_ckpting)
         again = [parts - {"block"}] if "block" in parts else [parts - {part} for part in parts & {"mha", "ffn"}]
-        kept, blocks = self.with_recomputed(parts), self.config.encoder_layers + self.config.decoder_layers
+        kept, blocks = self.with_recomputed(parts), self.model.encoder_layers + self.model.decoder_layers
         return kept + max((self.with_recomputed(others) - kept for others in again), default=0) // blocks
 
     def with_recomputed(self, parts: Collection[str]) -> int:
@@ -94,7 +93,7 @@ class Kept:
     def _at_length(self, length: int, parts: Collection[str]) -> float:
         narrow, wide = _HEAD_SIZES
         counts = [self._count(size, length, parts) for size in _HEAD_SIZES]
-        return counts[0] + (counts[1] - counts[0]) / (wide - narrow) * (self.config.size_per_head - narrow)
+        return counts[0] + (counts[1] - counts[0]) / (wide - narrow) * (self.model.size_per_head - narrow)
 
     def _count(self, head_size: int, length: int, parts: Collection[str]) -> int:
         """Bytes that a copy with heads of `head_size` keeps of one row."""
@@ -111,16 +110,12 @@ class Kept:
         return storages.total
 
     def _copy(self, head_size: int) -> Transformer:
-        layers, run = self.layers, self.run
+        layers, run = self.layers, self.config.run
         with torch.random.fork_rng(devices=[]):
-            model = Transformer(narrowed(self.config, head_size)).to(self.precision.weights)
+            model = Transformer(narrowed(self.model, head_size)).to(self.precision.weights)
             if layers.quantised:
                 quantize(model, layers.quantised, layers.quant_type)
-            if layers.lora is not None:
-                put_lora(model, layers.lora)
-                freeze_all_but_lora(model)
-            else:
-                freeze_stacks(model, encoder=run.freeze_encoder, decoder=run.freeze_decoder)
+            adapt(model, self.config, layers)
         if not run.pure_bf16:
             hold_trained_in_float32(model)
         set_dropout(model, max(run.dropout), max(run.attention_dropout))

@@ -5,7 +5,6 @@ The figures follow from the shapes; what autograd keeps of the blocks is counted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -149,7 +148,7 @@ def estimate_memory(
             packed += parameter.numel()
         else:
             frozen += parameter.numel()
-    precision, run, positions = kept.precision, kept.run, kept.batch.tgt_positions
+    precision, run, positions = kept.precision, kept.config.run, kept.batch.tgt_positions
     held, gradient = (2, 2) if run.pure_bf16 else (TRAINED_BYTES, GRADIENT_BYTES)
     autocast = precision.autocast is not None
     moments = KAHAN_BYTES if run.pure_bf16 else OPTIMIZER_BYTES[optim]
@@ -173,7 +172,7 @@ def estimate_memory(
         + HEAD_GRADIENTS * head,
     }
     gradients = largest if run.optimizer_in_backward else trained
-    blocks = model.config.encoder_layers + model.config.decoder_layers
+    blocks = kept.model.encoder_layers + kept.model.decoder_layers
     backward = {"gradients": gradients * gradient, "activations": activations // blocks}
     return Memory(parts, forward, backward)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn import offload
-from onmt_llm.nn.transformer import Transformer, set_dropout, set_offload, set_recomputed
+from onmt_llm.nn.recompute import set_recomputed
+from onmt_llm.nn.transformer import Transformer, set_dropout, set_offload
 
 LLAMA = dict(kv_heads=2, norm="rmsnorm", ffn_gated=True, activation="silu", position="rotary")
 CROSSING = dict(encoder_layers=1, norm_position="post", share_embeddings=True, tie_embeddings=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.lora import Variant, add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.nn.transformer import Transformer, set_dropout, set_recomputed
+from onmt_llm.nn.recompute import set_recomputed
+from onmt_llm.nn.transformer import Transformer, set_dropout
 
 BASE = dict(vocab_size=50, hidden_size=32, heads=4, ffn_size=48, decoder_layers=2)
 LLAMA = dict(kv_heads=2, norm="rmsnorm", ffn_gated=True, activation="silu", position="rotary")

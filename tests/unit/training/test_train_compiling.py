@@ -11,7 +11,8 @@ from torch import Tensor
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.nn.lora import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.nn.transformer import Transformer, set_recomputed
+from onmt_llm.nn.recompute import set_recomputed
+from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training import compiling
 from onmt_llm.training.compiling import compile_blocks, timed
 

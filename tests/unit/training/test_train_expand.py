@@ -189,11 +189,11 @@ def test_the_plan_counts_new_blocks(copy_task: Any, base: str, expansion: dict[s
     checkpoint = Checkpoint.open(base)
     held = sum(checkpoint.tensor(name).numel() for name in checkpoint.names())
     assert got.parameters == held + block
-    assert got.memory["weights"] == 2 * held + (4 + 2) * block and got.memory["gradients"] == 4 * block
+    assert got.memory.held["weights"] == 2 * held + 4 * block and got.memory.backward["gradients"] == 4 * block
     quantised = {"quant_layers": ["up_proj"], "quant_type": "int8"}
     if expansion is PAIR:
         got = plan(copy_task.config("q", architecture=LM, run=shape, expansion=expansion, quantization=quantised), {})
-        assert got.quant_layers == 2 and got.memory["quantised weights"] == 2 * 16 * 24
+        assert got.quant_layers == 2 and got.memory.held["quantised weights"] == 2 * 16 * 24
 
 
 @pytest.mark.parametrize("blocks", [["decoder.layers.0"], ["decoder.layers.1", "decoder.layers.3"]])

@@ -9,7 +9,7 @@ import torch
 
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.train import RunConfig
+from onmt_llm.config.train import TrainConfig
 from onmt_llm.training.build import Layers
 from onmt_llm.training.job import plan
 from onmt_llm.training.kept import Kept, Shape
@@ -27,7 +27,7 @@ ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=Fa
     ("shape", "layers", "run"),
     [
         (LLAMA, Layers(), {}),
-        (LLAMA, Layers(ADAPTER, tuple(NAMES), "int8"), {"use_ckpting": ["lora"]}),
+        (LLAMA, Layers(ADAPTER, quantised=tuple(NAMES), quant_type="int8"), {"use_ckpting": ["lora"]}),
         (LLAMA, Layers(ADAPTER), {"use_ckpting": ["mha"], "attention_dropout": [0.1]}),
         ({"encoder_layers": 1}, Layers(), {"dropout": [0.1], "attention_dropout": [0.1]}),
         ({"encoder_layers": 1, "norm_position": "post", "position": "shaw", "relative_positions": 2}, Layers(), {}),
@@ -36,14 +36,16 @@ ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=Fa
 def test_a_narrow_copy_tells_what_the_whole_keeps(
     shape: dict[str, Any], layers: Layers, run: dict[str, Any], dtype: Any, packed: bool
 ) -> None:
-    config, settings = ModelConfig(**{**BASE, **shape}), RunConfig(**{"attention_dropout": [0.0], **run})
+    config = ModelConfig(**{**BASE, **shape})
+    parts = run.get("use_ckpting", [])
+    settings = TrainConfig.model_validate({"run": {"dropout": [0.0], "attention_dropout": [0.0], **run}})
     precision = choose_precision(dtype, lora=layers.lora is not None, loss_scale=0.0, device=torch.device("meta"))
     batch = Shape(3, 3, 200, 100 if config.encoder_layers else 0, packed)
-    kept = Kept(config, layers, settings, precision, batch)
-    whole = kept._count(config.size_per_head, batch.tgt_length, settings.use_ckpting)
+    kept = Kept(config, settings, layers, precision, batch)
+    whole = kept._count(config.size_per_head, batch.tgt_length, parts)
     # beside activations: weights that were cast for autocast
-    cast = kept._count(config.size_per_head, 4, settings.use_ckpting) if precision.autocast else 0
-    assert kept.with_recomputed(settings.use_ckpting) == pytest.approx(3 * (whole - cast), rel=0.05)
+    cast = kept._count(config.size_per_head, 4, parts) if precision.autocast else 0
+    assert kept.with_recomputed(parts) == pytest.approx(3 * (whole - cast), rel=0.05)
 
 
 def test_what_is_recomputed_is_there_a_part_at_a_time() -> None:
@@ -51,7 +53,8 @@ def test_what_is_recomputed_is_there_a_part_at_a_time() -> None:
     precision = choose_precision("fp32", lora=False, loss_scale=0.0, device=torch.device("meta"))
 
     def at_most(*parts: Any) -> int:
-        return Kept(config, Layers(), RunConfig(use_ckpting=parts), precision, Shape(1, 1, 64)).at_most()
+        settings = TrainConfig.model_validate({"run": {"use_ckpting": parts}})
+        return Kept(config, settings, Layers(), precision, Shape(1, 1, 64)).at_most()
 
     assert at_most() > at_most("mha") > at_most("mha", "ffn") > at_most("block", "mha", "ffn")
     assert at_most() / 8 < at_most("block") < at_most() / 2
