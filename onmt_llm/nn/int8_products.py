@@ -89,6 +89,8 @@ _SCRATCH: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
 def _scratch(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory that the next call for this type takes again: fresh memory would cost more time than the work in it."""
+    if torch.compiler.is_compiling():
+        return torch.empty(shape, dtype=dtype, device=device)
     held = _SCRATCH.get((dtype, device))
     if held is None or held.numel() < shape.numel():
         held = _SCRATCH[dtype, device] = torch.empty(shape.numel(), dtype=dtype, device=device)

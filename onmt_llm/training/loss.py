@@ -301,6 +301,8 @@ class _ChunkedLoss(torch.autograd.Function):
             )
             hidden_grad_ND[rows] = hidden_grad
             gradients = [_add(old, new) for old, new in zip(gradients, found, strict=True)]
+            # Else they would be there beside those of the next chunk.
+            del logits_CV, probs_CV, grad_CV, found
         ctx.save_for_backward(hidden_grad_ND, *gradients)
         ctx.mark_non_differentiable(*sums)
         return sums[0] * scale, *sums

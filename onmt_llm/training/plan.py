@@ -40,8 +40,9 @@ QUANT_BYTES = {"int8": 1.0, "bnb_8bit": 1.0, "bnb_NF4": 0.5625, "bnb_FP4": 0.562
 GRADIENT_BYTES = 4
 # Of bf16 weights: a moment and the rest of each weight in bf16, a moment in float32.
 KAHAN_BYTES = 8.0
-# The gradient of the output layer, as often as it is there while that of a chunk is added to it.
-HEAD_GRADIENTS = 3
+# Float32 copies of a weight that its update makes on the way; the fused forms of Adam, AdamW and Adagrad make none.
+KAHAN_COPIES = 5
+COPIES = {"adafactor": 1, "adamw8bit": 5, "pagedadamw8bit": 5, "lion8bit": 5, "pagedlion8bit": 5}
 TRAINED_BYTES = 4
 
 
@@ -53,17 +54,20 @@ class Memory:
         held: From the first update to the last.
         forward: At the end of a forward pass.
         backward: At the end of a backward pass.
+        update: While the largest weight is updated.
     """
 
     held: dict[str, int]
     forward: dict[str, int]
     backward: dict[str, int]
+    update: dict[str, int]
 
     @property
     def parts(self) -> dict[str, int]:
         """What is held, and what there is beside it at the fullest moment."""
-        fuller = self.forward if sum(self.forward.values()) > sum(self.backward.values()) else self.backward
-        return {**self.held, **fuller}
+        moments = (self.forward, self.backward, self.update)
+        sizes = [sum(parts.values()) for parts in moments]
+        return {**self.held, **moments[sizes.index(max(sizes))]}
 
     @property
     def peak(self) -> int:
@@ -148,7 +152,7 @@ def estimate_memory(
             packed += parameter.numel()
         else:
             frozen += parameter.numel()
-    precision, run, positions = kept.precision, kept.config.run, kept.batch.tgt_positions
+    precision, run = kept.precision, kept.config.run
     held, gradient = (2, 2) if run.pure_bf16 else (TRAINED_BYTES, GRADIENT_BYTES)
     autocast = precision.autocast is not None
     moments = KAHAN_BYTES if run.pure_bf16 else OPTIMIZER_BYTES[optim]
@@ -158,23 +162,35 @@ def estimate_memory(
         "quantised weights": int(packed * QUANT_BYTES.get(kept.layers.quant_type, 0.0)),
         "optimiser": int(trained * moments),
     }
-    head = sum(p.numel() for p in output_parameters(model)) * gradient
-    compute_bytes = 2 if autocast else precision.weights.itemsize
-    vocab = model.config.vocab_size
-    chunk = chunk_tokens or positions_at_once(device_type, vocab, trained=head > 0)
     largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0)
+    gradients = {"gradients": (largest if run.optimizer_in_backward else trained) * gradient}
+    copies = KAHAN_COPIES if run.pure_bf16 else COPIES.get(optim, 0)
     activations = kept.at_most()
     forward = {
         "activations": activations,
         **({"16-bit weights": 2 * trained} if autocast else {}),
-        "output layer": min(chunk, positions) * vocab * (4 + 2 * compute_bytes)
-        + positions * model.config.hidden_size * compute_bytes
-        + HEAD_GRADIENTS * head,
+        "output layer": _output_bytes(model, kept, gradient, chunk_tokens=chunk_tokens, device_type=device_type),
     }
-    gradients = largest if run.optimizer_in_backward else trained
     blocks = kept.model.encoder_layers + kept.model.decoder_layers
-    backward = {"gradients": gradients * gradient, "activations": activations // blocks}
-    return Memory(parts, forward, backward)
+    return Memory(
+        parts,
+        forward,
+        backward={**gradients, "activations": activations // blocks},
+        update={**gradients, "update": copies * 4 * largest},
+    )
+
+
+def _output_bytes(model: Transformer, kept: Kept, gradient: int, *, chunk_tokens: int, device_type: str) -> int:
+    """Bytes at the end of the loss: logits of a chunk, and gradients of the output layer and of the last hidden states.
+
+    Float32 logits become their own gradient, 16-bit ones are there once more in float32 and once as a gradient.
+    """
+    vocab, positions = kept.model.vocab_size, kept.batch.tgt_positions
+    head = sum(p.numel() for p in output_parameters(model)) * gradient
+    chunk = chunk_tokens or positions_at_once(device_type, vocab, trained=head > 0)
+    itemsize = 2 if kept.precision.autocast is not None else kept.precision.weights.itemsize
+    logits = min(chunk, positions) * vocab * (4 if itemsize == 4 else 8)
+    return logits + positions * kept.model.hidden_size * itemsize + head * (2 if positions > chunk else 1)
 
 
 def count(model: nn.Module) -> tuple[int, int]:
