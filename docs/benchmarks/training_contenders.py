@@ -72,7 +72,7 @@ def contenders(*, batch_size: int) -> list[Contender]:
         Contender("ours_ffn8", "onmt_llm, bf16, feed-forward in int8", "ours", int8(*FEED_FORWARD)),
         Contender("ours_int8", "onmt_llm, bf16, linear layers in int8", "ours", all_int8),
         Contender("ours_int8_parts", "the same in batches of 512 tokens", "ours", {**all_int8, **in_parts}),
-        Contender("full", f"{hf}, float32 weights, bf16 autocast", hf, autocast, full=True),
+        Contender("full", f"{hf}, float32 weights, bf16 autocast, parts of 2", hf, {**autocast, "parts": 4}, full=True),
         Contender("ours_full", "onmt_llm, float32 weights, bf16 autocast", "ours", full=True),
         Contender("ours_pure", "onmt_llm, bf16 weights", "ours", {"pure_bf16": True}, full=True),
     ]

@@ -102,9 +102,8 @@ class QuantConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> QuantConfig:
         if self.quant_compute == "int8" and self.quant_type != "int8":
-            raise ValueError(
-                f"quant_compute: int8 must go with quant_type: int8, but quant_type is '{self.quant_type}'"
-            )
+            kind = self.resolved_type or "not set"
+            raise ValueError(f"quant_compute: int8 must go with quant_type: int8, but quant_type is {kind}")
         return self
 
 

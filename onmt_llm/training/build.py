@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from onmt_llm.checkpoint.adapters import put_lora
 from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
@@ -215,7 +216,7 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
     return model
 
 
-def compute_quantised_in(model: Transformer, quant: QuantConfig, device: torch.device) -> None:
+def compute_quantised_in(model: nn.Module, quant: QuantConfig, device: torch.device) -> None:
     """What int8 layers multiply in while they are trained, by `quant_compute`."""
     wanted = quant.quant_compute == "int8" or (quant.quant_compute == "auto" and int8_products.are_fast(device))
     layers = set_int8_products(model) if wanted else 0
