@@ -319,8 +319,8 @@ def attend(
         factor = q.shape[-1] ** -0.5 if scale is None else scale
         if dropout > 0.0:
             return _attend_dropped(q, k, v, mask, factor, dropout).to(dtype)
-        if mask.causal and (compute == torch.bfloat16 or mask.first_BT is not None) and not compiled:
-            return attend_tiled(q, k, v, mask.tiles(q, k), factor).to(dtype)
+        if mask.causal and (compute == torch.bfloat16 or mask.first_BT is not None):
+            return _attend_tiled(q, k, v, mask, factor).to(dtype)
     bias, grouped = mask.spell_out() if compiled else mask.spelt_out, q.shape[1] != k.shape[1]
     if bias is not None and q.device.type != "cpu":
         bias = bias if bias.dtype == torch.bool else bias.to(compute)
@@ -338,6 +338,12 @@ def attend(
         scale=scale,
     )
     return out.to(dtype)
+
+
+@torch.compiler.disable
+def _attend_tiled(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float) -> Tensor:
+    """Tiles beat what torch.compile makes of attention: compiled code is left for it."""
+    return attend_tiled(q_BNTH, k_BKSH, v_BKSH, mask.tiles(q_BNTH, k_BKSH), scale)
 
 
 def attend_relative(

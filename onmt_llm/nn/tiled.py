@@ -48,9 +48,9 @@ def causal_tiles(rows: int, length: int, heads: int, key_heads: int, dtype: torc
     """Tiles of rows in which every query sees itself and all keys before it."""
     group = heads // key_heads
     tiles = []
-    for queries in _spans(length, _tile_length(group)):
+    for queries in _even_spans(length, _tile_length(group)):
         bias = minus_inf(_later(queries, queries), dtype)
-        for pairs in _spans(rows * key_heads, _pairs_at_once(group, queries, queries.stop)):
+        for pairs in _even_spans(rows * key_heads, _pairs_at_once(group, queries, queries.stop)):
             tiles.append(Tile(pairs, queries, slice(0, queries.stop), bias))
     return tiles
 
@@ -59,14 +59,14 @@ def limited_tiles(first_BT: Tensor, heads: int, key_heads: int, dtype: torch.dty
     """Tiles of rows in which every query sees itself and the keys before it from `first_BT` on."""
     group = heads // key_heads
     tiles = []
-    for queries in _spans(first_BT.shape[1], _tile_length(group)):
+    for queries in _even_spans(first_BT.shape[1], _tile_length(group)):
         lowest_B = first_BT[:, queries].amin(dim=1).tolist()
         for row, lowest in enumerate(lowest_B):
             keys = slice(lowest, queries.stop)
             key_S = torch.arange(keys.start, keys.stop)
             hidden = _later(queries, keys) | (key_S < first_BT[row, queries, None])
             bias = minus_inf(hidden, dtype)
-            for part in _spans(key_heads, _pairs_at_once(group, queries, keys.stop - keys.start)):
+            for part in _even_spans(key_heads, _pairs_at_once(group, queries, keys.stop - keys.start)):
                 pairs = slice(row * key_heads + part.start, row * key_heads + part.stop)
                 tiles.append(Tile(pairs, queries, keys, bias))
     return tiles
@@ -147,8 +147,8 @@ def _put(out_PGTH: Tensor, tile: Tile, x_PRH: Tensor) -> None:
 def _grouped(x_BNTH: Tensor, key_heads: int, scale: float = 1.0) -> Tensor:
     """(P, G, T, H) in one piece, scaled."""
     batch, heads, length, size = x_BNTH.shape
-    x = torch.mul(x_BNTH, scale, out=x_BNTH.new_empty(x_BNTH.shape))
-    return x.view(batch * key_heads, heads // key_heads, length, size)
+    x = x_BNTH.clone(memory_format=torch.contiguous_format)  # a product that changes the layout would be slow
+    return (x if scale == 1.0 else x.mul_(scale)).view(batch * key_heads, heads // key_heads, length, size)
 
 
 def _paired(x_BKTH: Tensor) -> Tensor:
@@ -169,7 +169,9 @@ def _pairs_at_once(group: int, queries: slice, keys: int) -> int:
     return max(1, _SCORES // (group * (queries.stop - queries.start) * keys))
 
 
-def _spans(length: int, step: int) -> Iterator[slice]:
+def _even_spans(length: int, step: int) -> Iterator[slice]:
+    """Spans of about `step`, none of which is a small rest."""
+    step = -(-length // max(1, round(length / step)))
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
