@@ -14,7 +14,7 @@ Shapes: B batch, T positions, N trained positions of the batch, C positions of a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,21 +28,18 @@ from onmt_llm.training.lm_prior import PriorTerm
 from onmt_llm.training.objective import LIKELIHOOD, Objective, alignment_loss
 
 IGNORE = -100
+# Logits that are worked on at a time on a CPU: 4 MiB of them in float32.
+_PART_LOGITS = 1 << 20
 
 
 def positions_at_once(device_type: str, vocab_size: int, *, trained: bool) -> int:
     """Positions whose logits are held at once, unless `loss_chunk_tokens` says.
 
-    8 MiB of logits stay in a CPU's caches, where passes over them are cheap. But each chunk reads the whole output
-    layer and, if that is `trained`, adds to its whole gradient: with a large vocabulary more positions are better. GPUs
-    want larger matrix products (64 MiB).
+    Each chunk reads the whole output layer and, if that is `trained`, adds to its whole gradient: on a CPU there should
+    be some hundred positions, and not more than 16 million logits, twice that for a trained layer.
     """
-    if device_type != "cpu":
-        logits = 1 << 24
-    elif trained:
-        logits = max(1 << 21, min(512 * vocab_size, 1 << 25))
-    else:
-        logits = max(1 << 21, min(128 * vocab_size, 1 << 23))
+    most = 1 << (25 if trained and device_type == "cpu" else 24)
+    logits = max(1 << 21, min(512 * vocab_size, most)) if device_type == "cpu" else most
     return max(1, logits // max(vocab_size, 1))
 
 
@@ -215,12 +212,22 @@ def _trained(hidden_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _sums(hidden_ND: Tensor, labels_N: Tensor, head: Callable[[Tensor], Tensor], terms: _Terms, chunk: int) -> _Sums:
     sums = _zero_sums(hidden_ND.device, terms.corpora)
     for start in range(0, labels_N.numel(), chunk):
-        rows = slice(start, start + chunk)
-        logits_CV = head(hidden_ND[rows])
+        logits_CV = head(hidden_ND[start : start + chunk])
         if terms.prior is not None:
-            sums[0].add_(terms.prior.loss_and_gradient(logits_CV, terms.index_N[rows])[0])
-        _add_chunk(sums, logits_CV.float(), labels_N, rows, terms)
+            sums[0].add_(terms.prior.loss_and_gradient(logits_CV, terms.index_N[start : start + chunk])[0])
+        for own, rows in _parts(logits_CV, start):
+            _add_part(sums, logits_CV[own].float(), labels_N, rows, terms)
     return sums
+
+
+def _parts(logits_CV: Tensor, start: int) -> Iterator[tuple[slice, slice]]:
+    """Rows of a chunk that are worked on together, counted from its first and from the first of all; few enough on a
+    CPU that their float32 logits stay in its caches from pass to pass."""
+    count, vocab = logits_CV.shape
+    step = max(1, _PART_LOGITS // vocab) if logits_CV.device.type == "cpu" else max(1, count)
+    for first in range(0, count, step):
+        last = min(first + step, count)
+        yield slice(first, last), slice(start + first, start + last)
 
 
 def _zero_sums(device: torch.device, corpora: int) -> _Sums:
@@ -232,9 +239,9 @@ def _zero_sums(device: torch.device, corpora: int) -> _Sums:
     )
 
 
-def _add_chunk(sums: _Sums, logits_CV: Tensor, labels_N: Tensor, rows: slice, terms: _Terms) -> Tensor:
-    """Add one chunk's loss, negative log-likelihood and hits to `sums`; returns its probabilities, in the place of
-    `logits_CV` (float32), which is overwritten pass by pass while the caches hold it."""
+def _add_part(sums: _Sums, logits_CV: Tensor, labels_N: Tensor, rows: slice, terms: _Terms) -> Tensor:
+    """Add the loss, negative log-likelihood and hits of some rows to `sums`; returns their probabilities, in the place
+    of `logits_CV` (float32), which is overwritten pass by pass while the caches hold it."""
     total, nll, correct, nll_K = sums
     smoothing = terms.smoothing
     picked_C1 = logits_CV.gather(1, labels_N[rows].unsqueeze(1))
@@ -254,6 +261,23 @@ def _add_chunk(sums: _Sums, logits_CV: Tensor, labels_N: Tensor, rows: slice, te
     # equal logits count as a hit
     correct += (picked_C1 >= top_C1).sum()
     return exp_CV.div_(norm_C1)
+
+
+def _become_gradient(
+    logits_CV: Tensor, sums: _Sums, labels_N: Tensor, start: int, terms: _Terms, prior_CV: Tensor | None, scale: float
+) -> None:
+    """Add one chunk's figures to `sums`, and put d (scale * loss) / d logits in the place of its logits."""
+    for own, rows in _parts(logits_CV, start):
+        part_CV = logits_CV[own]
+        grad_CV = _logits_gradient(
+            _add_part(sums, part_CV.float(), labels_N, rows, terms), labels_N[rows], terms.smoothing
+        )
+        if prior_CV is not None:
+            grad_CV.add_(prior_CV[own])
+        if scale != 1.0:
+            grad_CV.mul_(scale)
+        if part_CV.dtype != grad_CV.dtype:  # float32 logits have become it already
+            part_CV.copy_(grad_CV)
 
 
 def _logits_gradient(probs_CV: Tensor, labels_C: Tensor, smoothing: float) -> Tensor:
@@ -290,19 +314,13 @@ class _ChunkedLoss(torch.autograd.Function):
                 term, prior = terms.prior.loss_and_gradient(logits_CV.detach(), terms.index_N[rows])
                 sums[0].add_(term)
             # No output layer keeps its result for the backward pass, so that it may be overwritten.
-            probs_CV = _add_chunk(sums, logits_CV.detach().float(), labels_N, rows, terms)
-            grad_CV = _logits_gradient(probs_CV, labels_N[rows], terms.smoothing)
-            if prior is not None:
-                grad_CV.add_(prior)
-            if scale != 1.0:
-                grad_CV.mul_(scale)
-            hidden_grad, *found = torch.autograd.grad(
-                logits_CV, [hidden_CD, *parameters], grad_CV.to(logits_CV.dtype), allow_unused=True
-            )
+            grad_CV = logits_CV.detach()
+            _become_gradient(grad_CV, sums, labels_N, start, terms, prior, scale)
+            hidden_grad, *found = torch.autograd.grad(logits_CV, [hidden_CD, *parameters], grad_CV, allow_unused=True)
             hidden_grad_ND[rows] = hidden_grad
             gradients = [_add(old, new) for old, new in zip(gradients, found, strict=True)]
             # Else they would be there beside those of the next chunk.
-            del logits_CV, probs_CV, grad_CV, found
+            del logits_CV, grad_CV, found
         ctx.save_for_backward(hidden_grad_ND, *gradients)
         ctx.mark_non_differentiable(*sums)
         return sums[0] * scale, *sums

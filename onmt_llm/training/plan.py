@@ -183,13 +183,13 @@ def estimate_memory(
 def _output_bytes(model: Transformer, kept: Kept, gradient: int, *, chunk_tokens: int, device_type: str) -> int:
     """Bytes at the end of the loss: logits of a chunk, and gradients of the output layer and of the last hidden states.
 
-    Float32 logits become their own gradient, 16-bit ones are there once more in float32 and once as a gradient.
+    Logits become their own gradient.
     """
     vocab, positions = kept.model.vocab_size, kept.batch.tgt_positions
     head = sum(p.numel() for p in output_parameters(model)) * gradient
     chunk = chunk_tokens or positions_at_once(device_type, vocab, trained=head > 0)
     itemsize = 2 if kept.precision.autocast is not None else kept.precision.weights.itemsize
-    logits = min(chunk, positions) * vocab * (4 if itemsize == 4 else 8)
+    logits = min(chunk, positions) * vocab * itemsize
     return logits + positions * kept.model.hidden_size * itemsize + head * (2 if positions > chunk else 1)
 
 
