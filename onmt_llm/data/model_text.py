@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from onmt_llm.data.records import Task
+from onmt_llm.data.example import Task
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.templates import Template, get_template
 from onmt_llm.text.tokenizers import Tokenizer

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data import preferences
 from onmt_llm.data.alignment import parse_pharaoh
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import Example, Task
 from onmt_llm.data.json_object import kind, load_object
 from onmt_llm.data.keys import Keys
 from onmt_llm.data.readers import BadRecord, Record, decode
@@ -29,8 +29,6 @@ from onmt_llm.text.message import mark_rounds, with_rounds_of
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_template
-
-Task = Literal["lm", "seq2seq"]
 
 DEFAULT_TEMPLATE = "alpaca"
 ANSWERS = TrainedParts()
