@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from onmt_llm.text.segment import Segment
 
 if TYPE_CHECKING:
     from onmt_llm.data.encoding import Encoded
 
-__all__ = ["Example", "Segment", "Task", "side_tokens"]
-
-Task = Literal["lm", "seq2seq"]
-"""What examples are for: a decoder alone, or an encoder with one."""
+__all__ = ["Example", "Segment", "side_tokens"]
 
 
 def side_tokens(side: Sequence[Segment]) -> list[str]:

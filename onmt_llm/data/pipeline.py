@@ -17,10 +17,9 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.audit import check_added_tokens
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.dealing import Hand, Position, deal, deal_again
-from onmt_llm.data.example import Task
 from onmt_llm.data.lanes import Lanes, OwnLane, ProcessLanes
 from onmt_llm.data.mixing import Mixer, Source, count_records, tempered
-from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.model_text import ModelText, Task
 from onmt_llm.data.prefetch import prefetch
 from onmt_llm.data.preparing import BucketTask, Preparer, Recipe
 from onmt_llm.data.readers import check_readers

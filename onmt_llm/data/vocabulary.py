@@ -16,8 +16,7 @@ from onmt_llm.data import learning
 from onmt_llm.data.chunks import Source
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.counting import Counts, count_tokens
-from onmt_llm.data.example import Task
-from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.model_text import ModelText, Task
 from onmt_llm.data.samples import write_samples
 from onmt_llm.data.transforms import added_tokens
 from onmt_llm.data.transforms.subword import SubwordConfig
