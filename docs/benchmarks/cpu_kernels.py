@@ -1,6 +1,6 @@
 """Our CPU kernels next to torch's, forward and backward, at the sizes of a model.
 
-    python docs/benchmarks/kernels.py -rounds 9
+    python docs/benchmarks/cpu_kernels.py -rounds 9
 
 The sizes are SmolLM2-135M's unless others are given. All pairs are timed by turns in one process; the figures are
 medians in milliseconds.
