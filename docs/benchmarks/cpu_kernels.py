@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onmt_llm.nn.attention import Mask
+from onmt_llm.nn.attention import Mask, attend
 from onmt_llm.nn.fused import rms_norm, silu_product
 from onmt_llm.nn.int8_products import int8_linear
 from onmt_llm.nn.quantized import quantize_rows
-from onmt_llm.nn.tiled import attend_tiled
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def pairs(arguments: argparse.Namespace) -> list[Pair]:
             f"attention, {rows} x {length}" + (f" in {documents} documents" if documents > 1 else ""),
             [q, k, v],
             lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=True),
-            lambda: attend_tiled(q, k, v, mask.tiles(q, k), size**-0.5),
+            lambda: attend(q, k, v, mask),
         )
 
     def linear(rows: int, inputs: int, outputs: int) -> Pair:

@@ -66,6 +66,7 @@ def contenders(*, batch_size: int) -> list[Contender]:
         Contender("peft_autocast", f"{both}, float32 weights, bf16 autocast", hf, autocast),
         Contender("peft_parts", f"{both}, the same in batches of 2 of which 4 make one", hf, {**autocast, "parts": 4}),
         Contender("ours", "onmt_llm, bf16", "ours"),
+        Contender("ours_bf16_compiled", "onmt_llm, bf16, compile_blocks", "ours", {"compile_blocks": True}),
         Contender("ours_sents", f"onmt_llm, bf16, batches of {batch_size} examples", "ours", same_batches),
         Contender("ours_parts", "onmt_llm, bf16, batches of 512 tokens of which 4 make one", "ours", in_parts),
         Contender("ours_packed", "onmt_llm, bf16, packed", "ours", {"packing": "pack"}),

@@ -16,7 +16,7 @@ from onmt_llm.nn.dropout import attend_dropped
 from onmt_llm.nn.dropout import dropout as drop
 from onmt_llm.nn.norms import build_head_norm
 from onmt_llm.nn.positions import Positions, alibi_bias, alibi_bias_falcon, alibi_slopes, rotate
-from onmt_llm.nn.tiled import Tile, attend_tiled, causal_tiles, limited_tiles, minus_inf
+from onmt_llm.nn.tiled import Tile, attend_tiled, causal_tiles, limited_tiles, minus_inf, torch_is_faster
 
 _CPU_HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
 
@@ -343,7 +343,8 @@ def attend(
 @torch.compiler.disable
 def _attend_tiled(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float) -> Tensor:
     """Tiles beat what torch.compile makes of attention: compiled code is left for it."""
-    return attend_tiled(q_BNTH, k_BKSH, v_BKSH, mask.tiles(q_BNTH, k_BKSH), scale)
+    by_torch = mask.first_BT is None and torch_is_faster(q_BNTH.dtype)
+    return attend_tiled(q_BNTH, k_BKSH, v_BKSH, mask.tiles(q_BNTH, k_BKSH), scale, forward_by_torch=by_torch)
 
 
 def attend_relative(

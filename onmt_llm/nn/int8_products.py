@@ -38,8 +38,9 @@ def int8_linear(x_MI: Tensor, weight_OI: Tensor, scale_O: Tensor, bias_O: Tensor
 
 
 def are_fast(device: torch.device) -> bool:
-    """Whether int8 products are known to beat those in 16 bits on this device."""
-    return device.type == "cpu" and bool(torch.cpu._is_vnni_supported())
+    """Whether int8 products are known to beat those in 16 bits on this device: on CPUs that have instructions for them,
+    but not where bf16 has its own unit (AMX), which is as fast and needs no rounding."""
+    return device.type == "cpu" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 def fit(weight_OI: Tensor) -> bool:

@@ -6,7 +6,8 @@ caches, and keys that no query of the tile sees are left out: a row of many docu
 The backward pass computes the weights again (Dao et al. 2022), so that nothing but q, k and v is kept.
 
 Shapes: B rows, N heads, K key heads, G = N / K heads that share a key head, T positions, S keys of a tile, H width of a
-head, P pairs of row and key head (B x K), R queries of a tile with those of all heads of a group (G x queries).
+head, P pairs of row and key head (B x K), X queries of a group (T x G, the heads of a position side by side), R those
+of a tile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -32,14 +34,14 @@ class Tile:
 
     Attributes:
         pairs: Which pairs of row and key head.
-        queries: Which positions.
+        rows: Which of X.
         keys: Positions that one of them sees at least.
         bias: Added to the scores of the last keys (as many as it is wide): 0, or -inf where a query must not look;
-            (queries, width).
+            (R, width).
     """
 
     pairs: slice
-    queries: slice
+    rows: slice
     keys: slice
     bias: Tensor
 
@@ -49,9 +51,9 @@ def causal_tiles(rows: int, length: int, heads: int, key_heads: int, dtype: torc
     group = heads // key_heads
     tiles = []
     for queries in _even_spans(length, _tile_length(group)):
-        bias = minus_inf(_later(queries, queries), dtype)
+        bias = _bias(_later(queries, queries), group, dtype)
         for pairs in _even_spans(rows * key_heads, _pairs_at_once(group, queries, queries.stop)):
-            tiles.append(Tile(pairs, queries, slice(0, queries.stop), bias))
+            tiles.append(Tile(pairs, _of_group(queries, group), slice(0, queries.stop), bias))
     return tiles
 
 
@@ -65,14 +67,16 @@ def limited_tiles(first_BT: Tensor, heads: int, key_heads: int, dtype: torch.dty
             keys = slice(lowest, queries.stop)
             key_S = torch.arange(keys.start, keys.stop)
             hidden = _later(queries, keys) | (key_S < first_BT[row, queries, None])
-            bias = minus_inf(hidden, dtype)
+            bias = _bias(hidden, group, dtype)
             for part in _even_spans(key_heads, _pairs_at_once(group, queries, keys.stop - keys.start)):
                 pairs = slice(row * key_heads + part.start, row * key_heads + part.stop)
-                tiles.append(Tile(pairs, queries, keys, bias))
+                tiles.append(Tile(pairs, _of_group(queries, group), keys, bias))
     return tiles
 
 
-def attend_tiled(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, tiles: list[Tile], scale: float) -> Tensor:
+def attend_tiled(
+    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, tiles: list[Tile], scale: float, *, forward_by_torch: bool = False
+) -> Tensor:
     """softmax(scale q k' + bias) v; each group of N / K query heads shares a key head.
 
     Args:
@@ -81,74 +85,86 @@ def attend_tiled(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, tiles: list[Til
         v_BKTH: Values.
         tiles: Of these rows, heads and positions, for this number type.
         scale: Of the scores.
+        forward_by_torch: The tiles hide nothing but what is later, and torch's kernel computes the result; the gradients
+            are computed in tiles.
 
     Returns:
         (B, N, T, H), laid out position by position.
     """
     with torch.autocast("cpu", enabled=False):
-        return _AttendTiled.apply(q_BNTH, k_BKTH, v_BKTH, tiles, scale)
+        return _AttendTiled.apply(q_BNTH, k_BKTH, v_BKTH, tiles, scale, forward_by_torch)
+
+
+def torch_is_faster(dtype: torch.dtype) -> bool:
+    """Whether the forward pass of torch's kernel is, which takes the processor's tiles of bf16 (AMX) for its own."""
+    return dtype == torch.bfloat16 and bool(torch.cpu._is_amx_tile_supported())
 
 
 class _AttendTiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, tiles: list[Tile], scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        q_BNTH: Tensor,
+        k_BKTH: Tensor,
+        v_BKTH: Tensor,
+        tiles: list[Tile],
+        scale: float,
+        forward_by_torch: bool,
+    ) -> Tensor:
         ctx.save_for_backward(q_BNTH, k_BKTH, v_BKTH)
         ctx.tiles, ctx.scale = tiles, scale
-        key_heads = k_BKTH.shape[1]
-        q_PGTH, k_PTH, v_PTH = _grouped(q_BNTH, key_heads, scale), _paired(k_BKTH), _paired(v_BKTH)
-        out_PGTH = torch.empty_like(q_PGTH)
+        if forward_by_torch:
+            return F.scaled_dot_product_attention(
+                q_BNTH, k_BKTH, v_BKTH, is_causal=True, scale=scale, enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1]
+            )
+        q_PXH, k_PTH, v_PTH = _grouped(q_BNTH, k_BKTH, scale), _paired(k_BKTH), _paired(v_BKTH)
+        out_PXH = torch.empty_like(q_PXH)
         for tile in tiles:
-            weights_PRS = _weights(q_PGTH, k_PTH, tile)
-            _put(out_PGTH, tile, torch.bmm(weights_PRS, v_PTH[tile.pairs, tile.keys]))
-        return _by_position(out_PGTH, q_BNTH)
+            q_PRH, k_PSH = q_PXH[tile.pairs, tile.rows], k_PTH[tile.pairs, tile.keys]
+            out_PXH[tile.pairs, tile.rows] = torch.bmm(_weights(q_PRH, k_PSH, tile), v_PTH[tile.pairs, tile.keys])
+        return _by_position(out_PXH, q_BNTH, k_BKTH)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor | None, ...]:
         q_BNTH, k_BKTH, v_BKTH = ctx.saved_tensors
-        key_heads = k_BKTH.shape[1]
-        q_PGTH, k_PTH, v_PTH = _grouped(q_BNTH, key_heads, ctx.scale), _paired(k_BKTH), _paired(v_BKTH)
-        grad_PGTH = _grouped(grad_BNTH, key_heads)
-        dq_PGTH = torch.empty_like(q_PGTH)
+        q_PXH, k_PTH, v_PTH = _grouped(q_BNTH, k_BKTH, ctx.scale), _paired(k_BKTH), _paired(v_BKTH)
+        grad_PXH = _grouped(grad_BNTH, k_BKTH)
+        dq_PXH = torch.empty_like(q_PXH)
         # Sums over the tiles, which 16 bits are too few for.
         sum_dtype = torch.promote_types(k_PTH.dtype, torch.float32)
         dk_PTH, dv_PTH = torch.zeros_like(k_PTH, dtype=sum_dtype), torch.zeros_like(v_PTH, dtype=sum_dtype)
         for tile in ctx.tiles:
-            pairs, keys = tile.pairs, tile.keys
-            weights_PRS = _weights(q_PGTH, k_PTH, tile)
-            out_grad_PRH = _rows(grad_PGTH, tile)
+            pairs, rows, keys = tile.pairs, tile.rows, tile.keys
+            # in one piece, as each product would make them for itself
+            q_PRH, out_grad_PRH = q_PXH[pairs, rows].contiguous(), grad_PXH[pairs, rows].contiguous()
+            k_PSH = k_PTH[pairs, keys].contiguous()
+            weights_PRS = _weights(q_PRH, k_PSH, tile)
             dv_PTH[pairs, keys] += torch.bmm(weights_PRS.mT, out_grad_PRH)
             grads_PRS = torch.bmm(out_grad_PRH, v_PTH[pairs, keys].mT)
             grads_PRS = torch._softmax_backward_data(grads_PRS, weights_PRS, -1, weights_PRS.dtype)
-            _put(dq_PGTH, tile, torch.bmm(grads_PRS, k_PTH[pairs, keys]))
-            dk_PTH[pairs, keys] += torch.bmm(grads_PRS.mT, _rows(q_PGTH, tile))
-        dq_BNTH = _by_position(dq_PGTH.mul_(ctx.scale), q_BNTH)
+            dq_PXH[pairs, rows] = torch.bmm(grads_PRS, k_PSH)
+            dk_PTH[pairs, keys] += torch.bmm(grads_PRS.mT, q_PRH)
+        dq_BNTH = _by_position(dq_PXH.mul_(ctx.scale), q_BNTH, k_BKTH)
         dk_BKTH, dv_BKTH = (x.view(k_BKTH.shape).to(k_BKTH.dtype) for x in (dk_PTH, dv_PTH))
-        return dq_BNTH, dk_BKTH, dv_BKTH, None, None
+        return dq_BNTH, dk_BKTH, dv_BKTH, None, None, None
 
 
-def _weights(q_PGTH: Tensor, k_PTH: Tensor, tile: Tile) -> Tensor:
+def _weights(q_PRH: Tensor, k_PSH: Tensor, tile: Tile) -> Tensor:
     """(P, R, S) softmax of a tile's scores; q is scaled already."""
-    scores_PRS = torch.bmm(_rows(q_PGTH, tile), k_PTH[tile.pairs, tile.keys].mT)
-    length, width = tile.bias.shape
-    scores_PRS.unflatten(1, (-1, length))[..., -width:] += tile.bias
+    scores_PRS = torch.bmm(q_PRH, k_PSH.mT)
+    scores_PRS[..., -tile.bias.shape[1] :] += tile.bias
     return torch.softmax(scores_PRS, -1)
 
 
-def _rows(x_PGTH: Tensor, tile: Tile) -> Tensor:
-    """(P, R, H): a tile's queries, those of the heads of a group behind each other."""
-    return x_PGTH[tile.pairs, :, tile.queries].flatten(1, 2)
-
-
-def _put(out_PGTH: Tensor, tile: Tile, x_PRH: Tensor) -> None:
-    out_PGTH[tile.pairs, :, tile.queries] = x_PRH.unflatten(1, (out_PGTH.shape[1], -1))
-
-
-def _grouped(x_BNTH: Tensor, key_heads: int, scale: float = 1.0) -> Tensor:
-    """(P, G, T, H) in one piece, scaled."""
-    batch, heads, length, size = x_BNTH.shape
-    x = x_BNTH.clone(memory_format=torch.contiguous_format)  # a product that changes the layout would be slow
-    return (x if scale == 1.0 else x.mul_(scale)).view(batch * key_heads, heads // key_heads, length, size)
+def _grouped(x_BNTH: Tensor, k_BKTH: Tensor, scale: float = 1.0) -> Tensor:
+    """(P, X, H) in one piece, scaled: the heads of a group side by side for each position."""
+    x_BKTGH = x_BNTH.unflatten(1, (k_BKTH.shape[1], -1)).transpose(2, 3)
+    # a product that changes the layout would be slow
+    x_PXH = x_BKTGH.clone(memory_format=torch.contiguous_format).view(
+        -1, x_BKTGH.shape[2] * x_BKTGH.shape[3], x_BNTH.shape[3]
+    )
+    return x_PXH if scale == 1.0 else x_PXH.mul_(scale)
 
 
 def _paired(x_BKTH: Tensor) -> Tensor:
@@ -156,9 +172,19 @@ def _paired(x_BKTH: Tensor) -> Tensor:
     return x_BKTH.contiguous().flatten(0, 1)
 
 
-def _by_position(x_PGTH: Tensor, like_BNTH: Tensor) -> Tensor:
+def _by_position(x_PXH: Tensor, q_BNTH: Tensor, k_BKTH: Tensor) -> Tensor:
     """(B, N, T, H) with all heads of a position side by side, as the output projection wants them."""
-    return x_PGTH.view(like_BNTH.shape).transpose(1, 2).contiguous().transpose(1, 2)
+    batch, heads, length, size = q_BNTH.shape
+    x_BKTGH = x_PXH.view(batch, k_BKTH.shape[1], length, -1, size)
+    return x_BKTGH.transpose(1, 2).reshape(batch, length, heads, size).transpose(1, 2)
+
+
+def _of_group(queries: slice, group: int) -> slice:
+    return slice(queries.start * group, queries.stop * group)
+
+
+def _bias(hidden: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    return minus_inf(hidden, dtype).repeat_interleave(group, dim=0)
 
 
 def _tile_length(group: int) -> int:

@@ -61,8 +61,8 @@ def test_values_and_gradients_are_those_of_torchs_kernel(
 
 def test_a_row_of_documents_costs_what_the_documents_cost() -> None:
     first_BT = (torch.arange(1024) // 128 * 128)[None]
-    scores = sum((t.queries.stop - t.queries.start) * (t.keys.stop - t.keys.start) for t in tiles(first_BT))
-    alone = sum((t.queries.stop - t.queries.start) * (t.keys.stop - t.keys.start) for t in tiles(first_BT[:, :128]))
+    scores = sum((t.rows.stop - t.rows.start) * (t.keys.stop - t.keys.start) for t in tiles(first_BT))
+    alone = sum((t.rows.stop - t.rows.start) * (t.keys.stop - t.keys.start) for t in tiles(first_BT[:, :128]))
     assert scores == 8 * alone
 
 
@@ -86,8 +86,9 @@ def test_in_16_bits_it_is_as_near_to_the_exact_result_as_torchs_kernel() -> None
     expected = [reference.detach(), *torch.autograd.grad(reference, exact, gradient)]
     kernel = errors(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
     mask = Mask(causal=True)
-    ours = errors(tiled.attend_tiled(q, k, v, mask.tiles(q, k), 64**-0.5))
-    assert all(mine <= 2 * theirs for mine, theirs in zip(ours, kernel, strict=True))
+    for by_torch in (False, True):
+        ours = errors(tiled.attend_tiled(q, k, v, mask.tiles(q, k), 64**-0.5, forward_by_torch=by_torch))
+        assert all(mine <= 2 * theirs for mine, theirs in zip(ours, kernel, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
