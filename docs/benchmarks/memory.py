@@ -4,10 +4,12 @@
 of the table in a process of its own, and prints a Markdown table. Options: `-rows` and `-length` (shape of a batch),
 `-dtype`, `-steps`, `-only WORD` (rows whose name contains it), `-layers` (that get adapters).
 
-Memory is that of the process (RSS), less what it has before the model: Python, torch and our modules. Two numbers
-count: what is held between two updates (weights, moments), and the high-water mark of the kernel within updates, from
-the second one on. malloc is told to hand every larger block straight back (`MALLOC_MMAP_THRESHOLD_`), so that RSS is
-what is in use, not what once was. That costs time, which is therefore taken in a second process with malloc as it is.
+Memory is that of the process (RSS), Python and torch included. Two numbers count: what is held between two updates
+(weights, moments), and the high-water mark of the kernel within updates, from the second one on. malloc is told to hand
+every larger block straight back (`MALLOC_MMAP_THRESHOLD_`), so that RSS is what is in use, not what once was. That
+costs time, which is therefore taken in a second process with malloc as it is. The estimate is that of a process of its
+own, as the command makes it; the last but one column is its part for the model over the measured peak without what it
+says that the program takes by itself.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ ROWS: dict[str, tuple[str, Sections]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one run, in bytes and seconds.
+    """Of one run, in bytes and seconds; memory of the whole process.
 
     Attributes:
         held: Between two updates.
@@ -122,12 +124,21 @@ def write_text(args: argparse.Namespace, file: Path) -> None:
 
 def measure(file: Path, *, exact: bool) -> Measured:
     """Run the row whose options are in `file`, in a process of its own."""
-    environment = {**os.environ, **(EXACT if exact else {})}
-    command = [sys.executable, __file__, "--row", str(file)]
+    return Measured(**_told("--row", file, {**os.environ, **(EXACT if exact else {})}))
+
+
+def estimate(file: Path) -> tuple[int, int]:
+    """Bytes that the program takes by itself, and those for the model."""
+    found = _told("--plan", file, dict(os.environ))
+    return found["program"], found["model"]
+
+
+def _told(mode: str, file: Path, environment: dict[str, str]) -> dict[str, Any]:
+    command = [sys.executable, __file__, mode, str(file)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
         raise OnmtLlmError(run.stderr.strip().splitlines()[-1])
-    return Measured(**json.loads(run.stdout.splitlines()[-1]))
+    return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
 class Enough(Exception):
@@ -141,15 +152,12 @@ def run_row(file: Path) -> None:
     from onmt_llm.training import job, loop
 
     settings = TrainConfig.model_validate_json(file.read_text())
-    if "bnb" in file.read_text() or "8bit" in file.read_text():
-        import bitsandbytes  # noqa: F401
-    warm_up()
-    before, begun, held, times = resident(), loop.set_learning_rate, [], []
+    begun, held, times = loop.set_learning_rate, [], []
 
     def begin(optimizer: torch.optim.Optimizer, rate: float) -> None:
         """The first thing of each update."""
         times.append(time.perf_counter())
-        held.append(resident())
+        held.append(status("VmRSS"))
         if len(times) == 2:
             Path("/proc/self/clear_refs").write_text("5")
         if len(times) == settings.run.train_steps:
@@ -162,22 +170,15 @@ def run_row(file: Path) -> None:
     except Enough:
         peak = status("VmHWM")
     seconds = statistics.median(b - a for a, b in pairwise(times[1:]))
-    print(json.dumps({"held": held[-1] - before, "peak": peak - before, "seconds": seconds}))
+    print(json.dumps({"held": held[-1], "peak": peak, "seconds": seconds}))
 
 
-def warm_up() -> None:
-    """Have torch load what it loads when it is first used, and the matrix products take their own memory: 100 MiB."""
-    import torch
+def run_plan(file: Path) -> None:
+    """What the process of an estimate does."""
+    from onmt_llm.training.job import plan
 
-    layer = torch.nn.Linear(512, 2048)
-    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
-    layer(torch.ones(512, 512)).sum().backward()
-    optimizer.step()
-
-
-def resident() -> int:
-    """Bytes of main memory that this process has now."""
-    return status("VmRSS")
+    found = plan(TrainConfig.model_validate_json(file.read_text()), {})
+    print(json.dumps({"program": found.program, "model": found.memory.peak}))
 
 
 def status(name: str) -> int:
@@ -188,19 +189,17 @@ def status(name: str) -> int:
 
 def row(name: str, settings: TrainConfig, folder: Path) -> str:
     """A line of the table."""
-    from onmt_llm.training.job import plan
-
     file = folder / "row.json"
     file.write_text(settings.model_dump_json(exclude_unset=True))
     try:
-        estimate = plan(settings, {}).memory.peak
+        program, model = estimate(file)
         found, timed = measure(file, exact=True), measure(file, exact=False)
     except OnmtLlmError as error:
-        return f"| {name} | {error.message} | | | | | |"
-    within = found.peak - found.held
-    figures = [found.held / MIB, within / MIB, found.peak / MIB, estimate / MIB]
-    cells = " | ".join(f"{figure:,.0f}" for figure in figures)
-    return f"| {name} | {cells} | {estimate / found.peak:.2f} | {timed.seconds:.2f} |"
+        return f"| {name} | {error.message} | | | | | | |"
+    figures = [found.held, found.peak - found.held, found.peak, program, program + model]
+    cells = " | ".join(f"{figure / MIB:,.0f}" for figure in figures)
+    ratios = f"{(program + model) / found.peak:.2f} | {model / (found.peak - program):.2f}"
+    return f"| {name} | {cells} | {ratios} | {timed.seconds:.2f} |"
 
 
 def main() -> None:
@@ -213,12 +212,15 @@ def main() -> None:
     parser.add_argument("-only", default="")
     parser.add_argument("-layers", nargs="+", default=ALL_LINEAR)
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        run_row(args.row)
-        return
-    print("| run | held MiB | more within an update | peak | `-dry_run` | ratio | s an update |")
-    print("|---|--:|--:|--:|--:|--:|--:|", flush=True)
+        return run_row(args.row)
+    if args.plan:
+        return run_plan(args.plan)
+    columns = ["held MiB", "more within an update", "peak", "this program", "`-dry_run`", "ratio", "of the model alone"]
+    print(f"| run | {' | '.join(columns)} | s an update |")
+    print(f"|---|{'--:|' * len(columns)}--:|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_text(args, folder / "text")

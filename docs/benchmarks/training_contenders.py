@@ -75,6 +75,7 @@ def contenders(*, batch_size: int) -> list[Contender]:
         Contender("ours_compiled", "the same, compile_blocks", "ours", {**all_int8, "compile_blocks": True}),
         Contender("ours_int8_parts", "linear layers in int8, batches of 512 tokens", "ours", {**all_int8, **in_parts}),
         Contender("full", f"{hf}, float32 weights, bf16 autocast, parts of 2", hf, {**autocast, "parts": 4}, full=True),
+        Contender("full_bf16", f"{hf}, bf16 weights", hf, theirs("bf16", autocast=False), full=True),
         Contender("ours_full", "onmt_llm, float32 weights, bf16 autocast", "ours", full=True),
         Contender("ours_pure", "onmt_llm, bf16 weights", "ours", {"pure_bf16": True}, full=True),
     ]

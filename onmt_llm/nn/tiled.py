@@ -85,8 +85,8 @@ def attend_tiled(
         v_BKTH: Values.
         tiles: Of these rows, heads and positions, for this number type.
         scale: Of the scores.
-        forward_by_torch: The tiles hide nothing but what is later, and torch's kernel computes the result; the gradients
-            are computed in tiles.
+        forward_by_torch: The tiles hide nothing but what is later: torch's kernel computes the result, and tiles serve
+            the gradients alone.
 
     Returns:
         (B, N, T, H), laid out position by position.

@@ -37,6 +37,7 @@ from onmt_llm.training.in_backward import check_in_backward
 from onmt_llm.training.kept import Kept, Shape
 from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.loop import Job, train_loop
+from onmt_llm.training.memory import resident_memory
 from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.optimizers import check_package
@@ -295,6 +296,8 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     world = World(rank=0, size=1, device=torch.device("cpu"))
     train_data, _ = open_pipelines(config, options, start, seed=0, world=world)
     batch = max((_shape(batch) for batch in islice(train_data, 16)), key=lambda shape: shape.positions)
+    # All but the weights is there by now; the copies of the model that are counted below are not to be in it.
+    program = resident_memory() if device_type == "cpu" else 0
     precision = choose_precision(
         config.run.model_dtype,
         lora=layers.lora is not None,
@@ -305,6 +308,15 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     )
     parameters, trained = count(model)
     updates = config.run.accum_count[0] * max(config.devices.world_size, 1)
+    memory = estimate_memory(
+        model,
+        Kept(start.model, config, layers, precision, batch),
+        quantised=set(quantised),
+        optim=config.optimizer.optim,
+        average=config.optimizer.average_decay > 0,
+        chunk_tokens=config.run.loss_chunk_tokens,
+        device_type=device_type,
+    )
     return Plan(
         model=start.model,
         parameters=parameters,
@@ -312,15 +324,8 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         lora_layers=len(lora_modules(model)),
         new_blocks=len(layers.new_blocks),
         quant_layers=len(quantised),
-        memory=estimate_memory(
-            model,
-            Kept(start.model, config, layers, precision, batch),
-            quantised=set(quantised),
-            optim=config.optimizer.optim,
-            average=config.optimizer.average_decay > 0,
-            chunk_tokens=config.run.loss_chunk_tokens,
-            device_type=device_type,
-        ),
+        memory=memory,
+        program=program,
         batch=batch,
         positions_per_step=batch.positions * updates,
         notes=_notes(config, start),

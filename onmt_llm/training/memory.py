@@ -22,7 +22,7 @@ def peak_memory(device_type: str) -> dict[str, int]:
     """The most bytes that this process has taken so far: `peak_rss` of main memory, where the system says, and
     `peak_cuda` of tensors on a GPU."""
     figures = {}
-    rss = _peak_rss()
+    rss = _status("VmHWM")
     if rss is not None:
         figures["peak_rss"] = rss
     if device_type == "cuda":
@@ -32,11 +32,16 @@ def peak_memory(device_type: str) -> dict[str, int]:
     return figures
 
 
-def _peak_rss() -> int | None:
-    """From the kernel's own line, since getrusage knows that of the process that started this one, too."""
+def resident_memory() -> int:
+    """Bytes of main memory that this process holds now; 0 where the system does not say."""
+    return _status("VmRSS") or 0
+
+
+def _status(name: str) -> int | None:
+    """A line of the kernel's own, since getrusage knows the peak of the process that started this one, too."""
     try:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
     return int(found[0]) * 1024 if found else None

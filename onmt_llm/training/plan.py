@@ -48,7 +48,7 @@ TRAINED_BYTES = 4
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a process needs, by what they are for.
+    """Bytes that a process needs for the model, by what they are for.
 
     Attributes:
         held: From the first update to the last.
@@ -86,7 +86,8 @@ class Plan:
         lora_layers: Layers with an adapter.
         new_blocks: Blocks that are new, as twins or further blocks.
         quant_layers: Quantised layers.
-        memory: What a process needs.
+        memory: What a process needs for the model.
+        program: Bytes of main memory beside that: Python, torch, tokenizers; 0 where the model is on a GPU.
         batch: The largest of the first micro-batches.
         positions_per_step: Positions of one update, over all its micro-batches and processes, padding included.
         notes: Further lines: what is trained from where to where.
@@ -99,12 +100,19 @@ class Plan:
     new_blocks: int
     quant_layers: int
     memory: Memory
+    program: int
     batch: Shape
     positions_per_step: int
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def peak(self) -> int:
+        """Bytes that a process needs at the fullest moment, where the model is."""
+        return self.memory.peak + self.program
+
     def report(self) -> str:
         """The plan for people."""
+        parts = {**({"this program": self.program} if self.program else {}), **self.memory.parts}
         kind = "decoder-only" if self.model.is_decoder_only else "encoder-decoder"
         share = 100 * self.trainable / max(self.parameters, 1)
         lines = [
@@ -113,8 +121,8 @@ class Plan:
             f"Parameters: {self.parameters:,}; trainable {self.trainable:,} ({share:.2f}%)",
             f"Layers with LoRA: {self.lora_layers}; quantised: {self.quant_layers}; new blocks: {self.new_blocks}",
             "Memory per process at the fullest moment of an update, estimated:",
-            *(f"  {part:<18}{size / MIB:>10,.1f} MiB" for part, size in self.memory.parts.items()),
-            f"  {'total':<18}{self.memory.peak / MIB:>10,.1f} MiB",
+            *(f"  {part:<18}{size / MIB:>10,.1f} MiB" for part, size in parts.items()),
+            f"  {'total':<18}{self.peak / MIB:>10,.1f} MiB",
             f"Micro-batch: up to {self.batch.examples} examples, {self.batch.positions:,} tokens with padding",
             f"Tokens per step: {self.positions_per_step:,} with padding",
             *self.notes,
