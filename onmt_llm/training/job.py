@@ -37,7 +37,7 @@ from onmt_llm.training.in_backward import check_in_backward
 from onmt_llm.training.kept import Kept, Shape
 from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.loop import Job, train_loop
-from onmt_llm.training.memory import resident_memory
+from onmt_llm.training.memory import keep_few_products, resident_memory
 from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.optimizers import check_package
@@ -118,6 +118,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
         OnmtLlmError: Anything that the user can put right; see the subclasses in `errors`.
     """
     began = time.monotonic()
+    keep_few_products()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     if config.corpora.n_sample:

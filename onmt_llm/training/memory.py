@@ -1,11 +1,22 @@
-"""How much memory is to be had, and how much was taken."""
+"""How much memory is to be had, how much was taken, and what is not worth its own."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
+
+# Each of oneDNN's matrix products for a shape is code made for it, half a MiB on processors with AMX; of the 1,024 that it
+# keeps by default those of the last few updates are enough, since batches of one shape are rare.
+_KEPT_PRODUCTS = 256
+
+
+def keep_few_products() -> None:
+    """Have oneDNN forget products for shapes that were not used lately; before the first one, and unless the user says
+    otherwise in the environment."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))
 
 
 def available_memory() -> int | None:
