@@ -8,7 +8,7 @@ from pathlib import Path
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 
-# Each of oneDNN's matrix products for a shape is code made for it, half a MiB on processors with AMX; of the 1,024 that it
+# Each matrix product of oneDNN is code made for one shape, half a MiB on processors with AMX; of the 1,024 that it
 # keeps by default those of the last few updates are enough, since batches of one shape are rare.
 _KEPT_PRODUCTS = 256
 
