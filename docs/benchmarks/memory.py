@@ -150,6 +150,7 @@ def run_row(file: Path) -> None:
     import torch
 
     from onmt_llm.training import job, loop
+    from onmt_llm.training.memory import peak_memory, resident_memory
 
     settings = TrainConfig.model_validate_json(file.read_text())
     begun, held, times = loop.set_learning_rate, [], []
@@ -157,7 +158,7 @@ def run_row(file: Path) -> None:
     def begin(optimizer: torch.optim.Optimizer, rate: float) -> None:
         """The first thing of each update."""
         times.append(time.perf_counter())
-        held.append(status("VmRSS"))
+        held.append(resident_memory())
         if len(times) == 2:
             Path("/proc/self/clear_refs").write_text("5")
         if len(times) == settings.run.train_steps:
@@ -168,7 +169,7 @@ def run_row(file: Path) -> None:
     try:
         job.train(settings, {})
     except Enough:
-        peak = status("VmHWM")
+        peak = peak_memory("cpu")["peak_rss"]
     seconds = statistics.median(b - a for a, b in pairwise(times[1:]))
     print(json.dumps({"held": held[-1], "peak": peak, "seconds": seconds}))
 
@@ -179,12 +180,6 @@ def run_plan(file: Path) -> None:
 
     found = plan(TrainConfig.model_validate_json(file.read_text()), {})
     print(json.dumps({"program": found.program, "model": found.memory.peak}))
-
-
-def status(name: str) -> int:
-    """A line of the kernel's, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def row(name: str, settings: TrainConfig, folder: Path) -> str:

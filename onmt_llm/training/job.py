@@ -16,14 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.config.train import OptimConfig, TrainConfig
+from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.pipeline import Pipeline
-from onmt_llm.data.prompts import read_prompts
-from onmt_llm.data.samples import write_samples
 from onmt_llm.log import logger
 from onmt_llm.nn.kernels import attention_kernel
 from onmt_llm.nn.lora import lora_modules
@@ -35,15 +32,15 @@ from onmt_llm.training.compiling import compile_blocks, timed
 from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.in_backward import check_in_backward
 from onmt_llm.training.kept import Kept, Shape
-from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.memory import keep_few_products, resident_memory
-from onmt_llm.training.objective import Objective, open_alignment
+from onmt_llm.training.objective import open_alignment
+from onmt_llm.training.opening import open_objective, open_pipelines, open_translations, sample
 from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.optimizers import check_package
 from onmt_llm.training.plan import Plan, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
-from onmt_llm.training.preference import check_reference, open_preference
+from onmt_llm.training.preference import check_reference
 from onmt_llm.training.profiling import Profiler
 from onmt_llm.training.reporting import build_reporter, data_figures, metrics_path, open_machine, told_apart
 from onmt_llm.training.requests import Requests
@@ -66,7 +63,7 @@ from onmt_llm.training.sinks import check_trackers
 from onmt_llm.training.start import Start, open_start
 from onmt_llm.training.state import Progress, SavedState
 from onmt_llm.training.stopping import EarlyStopping
-from onmt_llm.training.translations import Translations, check_validation, dump_folder
+from onmt_llm.training.translations import check_validation
 from onmt_llm.training.validation import Judge
 from onmt_llm.training.watchdog import Watchdog
 
@@ -123,7 +120,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
         torch.set_num_threads(config.run.threads)
     if config.corpora.n_sample:
         config = with_run(config, settle_start(config.run))
-        _sample(config, options, open_start(config, options))
+        sample(config, options, open_start(config, options))
         return TrainResult("sampled")
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size)
@@ -178,8 +175,8 @@ def _train(
     seed = run_seed(run.seed, resumed, world) if detour is None else detour.seed
     set_seed(seed)
     optim = resumed_settings(config.optimizer, resumed, reset=run.reset_optim)
-    translations = _open_translations(config, options, start)
-    objective = _open_objective(config, optim, start, layers, world.device)
+    translations = open_translations(config, options, start)
+    objective = open_objective(config, optim, start, layers, world.device)
     precision = choose_precision(
         run.model_dtype,
         lora=layers.lora is not None,
@@ -309,15 +306,6 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     )
     parameters, trained = count(model)
     updates = config.run.accum_count[0] * max(config.devices.world_size, 1)
-    memory = estimate_memory(
-        model,
-        Kept(start.model, config, layers, precision, batch),
-        quantised=set(quantised),
-        optim=config.optimizer.optim,
-        average=config.optimizer.average_decay > 0,
-        chunk_tokens=config.run.loss_chunk_tokens,
-        device_type=device_type,
-    )
     return Plan(
         model=start.model,
         parameters=parameters,
@@ -325,7 +313,15 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         lora_layers=len(lora_modules(model)),
         new_blocks=len(layers.new_blocks),
         quant_layers=len(quantised),
-        memory=memory,
+        memory=estimate_memory(
+            model,
+            Kept(start.model, config, layers, precision, batch),
+            quantised=set(quantised),
+            optim=config.optimizer.optim,
+            average=config.optimizer.average_decay > 0,
+            chunk_tokens=config.run.loss_chunk_tokens,
+            device_type=device_type,
+        ),
         program=program,
         batch=batch,
         positions_per_step=batch.positions * updates,
@@ -338,93 +334,6 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def open_pipelines(
-    config: TrainConfig, options: Mapping[str, Section], start: Start, *, seed: int, world: World
-) -> tuple[Pipeline, dict[str, Pipeline]]:
-    """Batches for training, and those of each corpus for validation."""
-    train_corpora, valid_corpora = split_corpora(config.corpora.data)
-    index = config.corpora.index_cache or f"{config.run.save_model}_index"
-    data = config.corpora.model_copy(update={"index_cache": index})
-
-    def open_(corpora: Mapping[str, CorpusConfig], training: bool) -> Pipeline:
-        return Pipeline(
-            corpora,
-            data=data,
-            batching=config.batching,
-            options=options,
-            vocab=start.vocab,
-            src_vocab=start.src_vocab,
-            tokenizer=start.tokenizer,
-            src_tokenizer=start.src_tokenizer,
-            template=start.template,
-            task=start.task,
-            add_bos=start.config.specials.add_bos,
-            feature_vocabs=start.feature_vocabs,
-            seed=seed if config.batching.data_seed is None else config.batching.data_seed,
-            training=training,
-            rank=world.rank,
-            world_size=world.size,
-            pin_memory=world.device.type == "cuda",
-        )
-
-    valid = {name: open_({name: corpus}, False) for name, corpus in valid_corpora.items()}
-    return open_(train_corpora, True), valid
-
-
-def _open_objective(
-    config: TrainConfig, optim: OptimConfig, start: Start, layers: Layers, device: torch.device
-) -> Objective:
-    train_corpora, _ = split_corpora(config.corpora.data)
-    return Objective(
-        preference=open_preference(
-            config.corpora.objective,
-            config.preference,
-            adapters=layers.beside_base is not None,
-            model=start.model,
-            dtype=config.run.model_dtype,
-            device=device,
-            chunk_tokens=config.run.loss_chunk_tokens,
-        ),
-        label_smoothing=optim.label_smoothing,
-        prior=open_prior(config.loss, start.vocab, device, packed=config.batching.packing != "off"),
-        alignment=open_alignment(config.loss, start.model, train_corpora),
-        chunk_tokens=config.run.loss_chunk_tokens,
-    )
-
-
-def _open_translations(config: TrainConfig, options: Mapping[str, Section], start: Start) -> Translations | None:
-    """The validation corpora as questions; None where no metric is asked for."""
-    _, corpora = split_corpora(config.corpora.data)
-    scorers = check_validation(config.validation, corpora)
-    if not scorers:
-        return None
-    prompts, skipped = read_prompts(corpora, data=config.corpora, options=options, model=start.text)
-    return Translations(
-        prompts,
-        skipped=skipped,
-        scorers=scorers,
-        codec=start.codec,
-        settings=config.validation,
-        batching=config.batching,
-        folder=dump_folder(config.validation, config.run.save_model),
-    )
-
-
-def _sample(config: TrainConfig, options: Mapping[str, Section], start: Start) -> None:
-    """Write samples of the transformed corpora instead of training."""
-    data = config.corpora
-    folder = data.save_data or f"{config.run.save_model}_data"
-    write_samples(
-        data.data,
-        data=data,
-        options=options,
-        model=start.text,
-        directory=folder,
-        n_sample=data.n_sample,
-        overwrite=data.overwrite,
-    )
 
 
 def _announce(config: TrainConfig, start: Start, layers: Layers, job: Job, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""How much memory is to be had, how much was taken, and what is not worth its own."""
+"""How much memory is to be had, how much was taken, and what need not take any."""
 
 from __future__ import annotations
 
