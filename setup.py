@@ -16,6 +16,7 @@ CORE = [
     "pydantic>=2.10",
     "pyyaml>=6",
     "safetensors>=0.5",
+    "xxhash>=3.4",
     "jinja2>=3.1.6",  # earlier sandboxes can be left
     "sentencepiece>=0.2.0",
     "tokenizers>=0.20",
