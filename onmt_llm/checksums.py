@@ -1,7 +1,7 @@
 """Checksums of files and of memory: a fast one for what is checked whenever it is read, SHA-256 for what identifies.
 
 XXH3 (128 bits) reads several gigabytes a second on one core, so that a check costs less than the read. It notices
-damage, not forgery: where a digest stands for the content itself (the base of an adapter, a manifest that is passed on),
+damage, not forgery: where a digest stands for the content itself (the base of an adapter, a manifest that is shared),
 SHA-256 is used.
 """
 
