@@ -24,6 +24,7 @@ from onmt_llm.generate.lengths import length_penalty, longest_answer
 from onmt_llm.generate.penalties import coverage_penalty
 from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
 from onmt_llm.log import log_once
+from onmt_llm.nn.openmp import watch
 from onmt_llm.text.features import split_features
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         target, paths = _device(device), as_paths(path)
+        watch(target)
         checkpoints = [Checkpoint.open(one) for one in paths]
         codecs = [checkpoint.codec() for checkpoint in checkpoints]
         for companion, codec in zip(paths[1:], codecs[1:], strict=True):

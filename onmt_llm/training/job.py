@@ -24,6 +24,7 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.log import logger
 from onmt_llm.nn.kernels import attention_kernel
 from onmt_llm.nn.lora import lora_modules
+from onmt_llm.nn.openmp import watch
 from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.average import Average
@@ -126,6 +127,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
     world = open_world(config.devices.device, config.devices.world_size)
     check_in_backward(config, world.size)
     check_device(config.run, world.device.type)
+    watch(world.device.type)
     limit = config.safety.max_seconds
     deadline = None if limit is None else began + limit
     try:

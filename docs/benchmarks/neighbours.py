@@ -1,0 +1,97 @@
+"""Training and generation on a quiet machine, and beside other busy processes, by how torch's threads wait.
+
+    python docs/benchmarks/neighbours.py -model CHECKPOINT [-neighbours 0 1 4] [-rounds 2]
+
+CHECKPOINT is SmolLM2-135M-Instruct as `make demo` converts it (demo/base). Each row is a process of its own, started
+after its neighbours (loops that never pause); the policies take turns within a round. `ours` is what the commands do by
+themselves (onmt_llm/nn/openmp.py), `spin` torch's default, `passive` is OMP_WAIT_POLICY=PASSIVE. `share` is the speed
+over that of `spin` on the quiet machine, over the part of the processors that a fair scheduler gives torch's threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes/quickstart/quickstart.yaml"
+# GOMP_SPINCOUNT with libgomp's own default value is the default, and says that the user has chosen.
+POLICIES = {"ours": {}, "spin": {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
+GENERATE = """
+import sys, time, onmt_llm
+from onmt_llm.config.generate import GenerationConfig
+engine = onmt_llm.open_engine(sys.argv[1])
+prompts = [engine.codec.encode(f"Tell me a story about the number {i} and the sea") for i in range(16)]
+options = GenerationConfig(max_length=24, min_length=24)
+engine.generate(prompts[:2], options)
+begun = time.perf_counter()
+answers = engine.generate(prompts, options, batch_size=8)
+print(sum(len(a[0].tokens) for a in answers) / (time.perf_counter() - begun))
+"""
+
+
+def train(model: Path, policy: dict[str, str], updates: int) -> float:
+    """Trained tokens per second, without the first updates."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            str(Path(sys.executable).with_name("onmt_llm_train")),
+            "-config",
+            str(RECIPE),
+            "-train_from",
+            str(model),
+        ]
+        command += ["-save_model", f"{folder}/adapter", "-train_steps", str(updates), "-report_every", "2"]
+        command += ["-valid_steps", "10000", "-save_checkpoint_steps", "10000"]
+        subprocess.run(command, env={**os.environ, **policy}, cwd=ROOT, check=True, capture_output=True)
+        rows = [json.loads(line) for line in Path(folder, "adapter_metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["split"] == "train"]
+    return sum(row["tokens"] for row in rows[1:]) / (rows[-1]["elapsed"] - rows[0]["elapsed"])
+
+
+def generate(model: Path, policy: dict[str, str], updates: int) -> float:
+    """Answer tokens per second, eight answers at a time."""
+    command = [sys.executable, "-c", GENERATE, str(model)]
+    run = subprocess.run(command, env={**os.environ, **policy}, check=True, capture_output=True, text=True)
+    return float(run.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-model", type=Path, required=True)
+    parser.add_argument("-neighbours", type=int, nargs="+", default=[0, 1, 4])
+    parser.add_argument("-rounds", type=int, default=2)
+    parser.add_argument("-updates", type=int, default=10)
+    arguments = parser.parse_args()
+    speeds: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+    for _ in range(arguments.rounds):
+        for count in arguments.neighbours:
+            for policy, variables in POLICIES.items():
+                for job in (train, generate):
+                    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+                    try:
+                        speed = job(arguments.model, variables, arguments.updates)
+                    finally:
+                        for neighbour in neighbours:
+                            neighbour.kill()
+                    speeds[job.__name__, count, policy].append(speed)
+    cores = len(os.sched_getaffinity(0))
+    print("| job | other busy processes | ours, tokens/s | spin | passive | ours, share | spin | passive |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name in ("train", "generate"):
+        quiet = statistics.median(speeds[name, 0, "spin"]) if 0 in arguments.neighbours else float("nan")
+        for count in arguments.neighbours:
+            medians = [statistics.median(speeds[name, count, policy]) for policy in POLICIES]
+            fair = quiet * cores / (cores + count)
+            cells = [f"{speed:.1f}" for speed in medians] + [f"{speed / fair:.0%}" for speed in medians]
+            print(f"| {name} | {count} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
