@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,9 +23,9 @@ class PageConfig(Section):
 class ServerConfig(Section):
     """The page itself."""
 
-    max_context_length: int = Field(4096, ge=2)
+    max_context_length: Annotated[int, Field(ge=2, le=10**7)] = 4096
     """Tokens that prompt and answer may have together; the oldest rounds are left out beyond it."""
-    server_port: int = Field(6006, ge=1, le=65535)
+    server_port: Annotated[int, Field(ge=1, le=65535)] = 6006
     """Port of the page."""
     server_name: str = "127.0.0.1"
     """Address of the page; any other than this machine's own lets others in."""

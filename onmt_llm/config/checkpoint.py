@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.numbers import Count, HeadsOrAll, Layer, Positive, Share, ShareBelowOne, Width
 from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
 
@@ -47,9 +48,9 @@ class SpecialTokens(Section):
 class AdapterSpec(Section):
     """LoRA weights on a base that is stored elsewhere."""
 
-    rank: int
-    alpha: float
-    dropout: float = 0.0
+    rank: Width
+    alpha: Positive
+    dropout: ShareBelowOne = 0.0
     layers: list[str]
     """Names as `nn.wrap.replace` understands them, in the ecosystem's spelling (`q_proj`)."""
     embedding: bool = False
@@ -58,13 +59,13 @@ class AdapterSpec(Section):
     """The adapters are scaled by alpha / sqrt(rank)."""
     dora: bool = False
     """The length of each row is trained apart from its direction."""
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    rank_pattern: dict[str, Width] = Field(default_factory=dict)
     """Rank of single layers, by name."""
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
     """Alpha of single layers, by name."""
     init: Literal["default", "pissa", "loftq"] = "default"
     """What the adapters began with."""
-    init_iter: int | None = None
+    init_iter: Count | None = None
     """Steps of that initialisation."""
     base: str
     """Path of the base checkpoint when the adapter was trained."""
@@ -82,7 +83,7 @@ class ExpansionSpec(Section):
     type: Literal["concat", "stack"]
     blocks: list[str]
     """Paths, in the base and in its order, of the blocks that have a twin, or one behind them."""
-    lerp: float = Field(0.5, ge=0, le=1)
+    lerp: Share = 0.5
     """Weight of the twins."""
     base: str = ""
     """Path of the base checkpoint when the twins were trained."""
@@ -96,11 +97,11 @@ class ExpansionSpec(Section):
 class CheckpointConfig(Section):
     """Content of `config.yaml`."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Count = FORMAT_VERSION
     model: ModelConfig
-    alignment_layer: int = -1
+    alignment_layer: Layer = -1
     """Decoder layer whose attention to the source is taken for an alignment; negative = from the last one, -1."""
-    alignment_heads: int = 1
+    alignment_heads: HeadsOrAll = 1
     """First heads of that layer that are averaged; 0 = all."""
     full_context_alignment: bool = False
     """That attention is computed with self-attention to the whole target, tokens to come included."""

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from onmt_llm.config.numbers import (
+    INT32,
+    INT64,
+    Count,
+    CountOrAll,
+    CountOrZero,
+    Positive,
+    Real,
+    VocabularySize,
+    Width,
+    WorkersOrZero,
+)
 from onmt_llm.config.section import Section
 
 Paths = str | list[str]
 Role = Literal["system", "user", "assistant", "tool"]
 TrainOnEos = Literal["turn", "last", "all", "none"]
+RowLength = Annotated[int, Field(ge=2, le=INT32)]
 
 
 class CorpusConfig(Section):
@@ -28,7 +41,7 @@ class CorpusConfig(Section):
     """What `path_align` counts: tokens as the transforms leave them (OpenNMT-py), or words between spaces."""
     path_sco: Paths | None = None
     """A number for every line of `path_src`: how good the example is."""
-    score_threshold: float | None = None
+    score_threshold: Real | None = None
     """Examples with a lower number in `path_sco` are left out."""
     path_txt: Paths | None = None
     """Plain text for a language model, in documents."""
@@ -51,12 +64,12 @@ class CorpusConfig(Section):
     path_tokens: str | None = None
     """Token shards that are there already: a folder of onmt_llm's (packed or merged), of litdata's or of Lit-GPT's.
     They are taken as they are, without transforms."""
-    row_length: int | None = Field(None, ge=2)
+    row_length: RowLength | None = None
     """`path_tokens`: cut litdata's or Lit-GPT's tokens into examples of this many (the context length, and one); null =
     one example a document, where documents are known."""
     shuffle: Literal["none", "global"] | None = None
     """As the global `shuffle`, for this corpus; null = as that says."""
-    weight: float = Field(1, gt=0)
+    weight: Positive = 1
     """Share of this corpus. Whole numbers: so many examples in a row before the next corpus has its turn; with a
     fraction among the weights (0.7, 0.3) the corpora are interleaved evenly in these proportions."""
     transforms: list[str] | None = None
@@ -108,9 +121,9 @@ class DataConfig(Section):
     """Transforms applied to every corpus that names none itself, in this order."""
     plugins: list[str] = Field(default_factory=list)
     """Python modules, or paths of .py files, that are loaded first: they may register transforms of their own."""
-    epochs: int = Field(0, ge=0)
+    epochs: CountOrZero = 0
     """Passes over every corpus, after which training ends (or at `train_steps`); 0 = corpora begin again for ever."""
-    mixing_temperature: float | None = Field(None, gt=0)
+    mixing_temperature: Positive | None = None
     """Mix corpora in proportion to weight x examples^(1/T): 1 = by size, higher = small ones come more often; null =
     by weight alone. The examples are counted at the start."""
     skip_empty_level: Literal["silent", "warning", "error"] = "warning"
@@ -118,7 +131,7 @@ class DataConfig(Section):
     on_bad_line: Literal["error", "skip"] = "error"
     """What a record does that is not UTF-8, not JSON, or not as it should be: it stops the run, or it is left out and
     counted by reason. Damage that would shift lines always stops the run."""
-    max_record_bytes: int = Field(1 << 23, ge=1024)
+    max_record_bytes: Annotated[int, Field(ge=1024, le=INT32)] = 1 << 23
     """Longest line, row or document, in bytes: a longer line is left out and counted, a longer document is cut between
     two words."""
     shuffle: Literal["none", "global"] = "none"
@@ -134,11 +147,11 @@ class DataConfig(Section):
     train_on_eos: TrainOnEos = "turn"
     """Conversations: which of the tokens that end a turn the loss counts: those of trained turns, the `last` of all,
     `all`, or `none`."""
-    n_src_feats: int = Field(0, ge=0)
+    n_src_feats: Annotated[int, Field(ge=0, le=256)] = 0
     """Features that every source word carries, written `word￨feature￨feature`; needs the transform `inferfeats`."""
     src_feats_defaults: str | None = None
     """Features of the words of a line that has none: `value￨value`."""
-    n_sample: int = Field(0, ge=-1)
+    n_sample: CountOrAll = 0
     """Training, above 0: write this many transformed examples of each corpus below `save_data` and exit; -1 = all.
     `onmt_llm_build_vocab`: count the first so many records of each corpus; -1 = all, 0 = 5000.
     `onmt_llm_data report`: the same, 0 = all; `onmt_llm_data sample`: examples of each corpus, 0 = 20."""
@@ -158,21 +171,21 @@ class VocabularyConfig(Section):
     """Vocabulary of the source side (or of both, with `share_vocab`)."""
     tgt_vocab: str | None = None
     """Vocabulary of the target side."""
-    feat_vec_size: int | None = Field(None, ge=1)
+    feat_vec_size: Width | None = None
     """Width of the embedding of each source feature, with `feat_merge: concat`; null = by `feat_vec_exponent`."""
-    feat_vec_exponent: float = Field(0.7, gt=0)
+    feat_vec_exponent: Annotated[float, Field(gt=0, le=1)] = 0.7
     """A feature with N values gets an embedding of width N to the power of this."""
     share_vocab: bool = False
     """Source and target use one vocabulary."""
-    src_vocab_size: int = Field(0, ge=0)
+    src_vocab_size: VocabularySize = 0
     """Most tokens of the source vocabulary (or of the shared one), special tokens included; 0 = all of the file."""
-    tgt_vocab_size: int = Field(0, ge=0)
+    tgt_vocab_size: VocabularySize = 0
     """Most tokens of the target vocabulary, special tokens included; 0 = all of the file."""
-    src_words_min_frequency: int = Field(0, ge=0)
+    src_words_min_frequency: CountOrZero = 0
     """Leave out tokens that the source vocabulary (or the shared one) counts fewer times."""
-    tgt_words_min_frequency: int = Field(0, ge=0)
+    tgt_words_min_frequency: CountOrZero = 0
     """Leave out tokens that the target vocabulary counts fewer times."""
-    vocab_size_multiple: int = Field(8, ge=1)
+    vocab_size_multiple: Width = 8
     """A new model's vocabulary is padded to a multiple of this; a checkpoint's is left alone."""
     decoder_start_token: str | None = None
     """Token that starts every target; null = the checkpoint's, or `<s>`."""
@@ -200,29 +213,29 @@ class EmbeddingsConfig(Section):
 class BatchConfig(Section):
     """How examples become batches."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: Count = 64
     """Examples (`sents`) or tokens, padding included (`tokens`), of one micro-batch."""
     batch_type: Literal["sents", "tokens"] = "sents"
     """What `batch_size` counts."""
-    batch_size_multiple: int = Field(1, ge=1)
+    batch_size_multiple: Count = 1
     """Round the number of examples of a batch down to a multiple of this, where there are enough."""
-    valid_batch_size: int = Field(32, ge=1)
+    valid_batch_size: Count = 32
     """As `batch_size`, in validation."""
-    bucket_size: int = Field(2048, ge=1)
+    bucket_size: Count = 2048
     """Examples that are sorted by length together before they are cut into batches."""
     packing: Literal["off", "pack", "split", "wrap"] = "off"
     """Training rows of several documents instead of padding. `pack`: whole examples, best fit; `split`: the same, but
     examples longer than a row are cut into rows; `wrap`: one stream, cut wherever a row ends. An encoder-decoder can
     only `pack`."""
-    packing_length: int | None = Field(None, ge=2)
+    packing_length: RowLength | None = None
     """Tokens of a packed row; null = `batch_size` with `batch_type: tokens`, one row a batch."""
     isolate_documents: bool = True
     """Documents of a packed row do not see each other, and each begins at position 0."""
-    num_workers: int = Field(0, ge=0)
+    num_workers: WorkersOrZero = 0
     """Background workers that prepare batches; 0 = the training process itself. Their number changes no batch."""
     worker_type: Literal["process", "thread"] = "process"
     """`process`: as many processes; `thread`: one thread of the training process, which needs less memory."""
-    prefetch_factor: int = Field(4, ge=1)
+    prefetch_factor: Annotated[int, Field(ge=1, le=4096)] = 4
     """Batches per worker that stand ready for the trainer, in pinned memory for CUDA."""
-    data_seed: int | None = None
+    data_seed: Annotated[int, Field(ge=0, le=INT64)] | None = None
     """Seed of the order of the data; null = `seed`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from onmt_llm.config.numbers import Workers
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 
@@ -11,7 +12,7 @@ from onmt_llm.config.train import TrainConfig
 class LookConfig(Section):
     """What `onmt_llm_data` does with the data."""
 
-    num_threads: int = Field(1, ge=1)
+    num_threads: Workers = 1
     """Processes that read and tokenise; the result is the same whatever their number."""
     shards: list[str] = Field(default_factory=list)
     """`merge` and `verify`: folders of token shards."""

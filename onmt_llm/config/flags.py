@@ -18,7 +18,8 @@ from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
 from onmt_llm.version import __version__
 
-_NUMBER = re.compile(r"^-(\d|\.\d|inf$)")
+_NUMBER = re.compile(r"^-(\.?\d[\d._]*([eE][-+]?\d+)?|\.?(inf|nan))$", re.IGNORECASE)
+_GUARD = "\0"  # before a negative number, which argparse would take for a flag; no command line holds this character
 _SHORT = {"h": "help"}
 
 
@@ -39,11 +40,13 @@ def normalise(argv: Sequence[str], known: Mapping[str, object], prog: str, short
     """
     short = {**_SHORT, **short}
     result: list[str] = []
-    for position, word in enumerate(argv):
+    for word in argv:
         if word == "--":
-            return [*result, *argv[position:]]
+            raise ConfigError(
+                f"Every word for {prog} must belong to a flag, but '--' does not.", hint=f"{prog} -help lists them all"
+            )
         if not word.startswith("-") or word == "-" or _NUMBER.match(word):
-            result.append(word)
+            result.append(_GUARD + word if _NUMBER.match(word) else word)
             continue
         name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
@@ -119,7 +122,9 @@ def parse(
             raise ConfigError(f"--set wants KEY=VALUE, but got '{pair}'.")
         result.sets.append((key, value))
     result.switches = {name: namespace.pop(name) for name in ["print_config", *switches]}
-    result.values = {key: (True if value == [] else value) for key, value in namespace.items()}
+    result.values = {
+        key: True if words == [] else [word.removeprefix(_GUARD) for word in words] for key, words in namespace.items()
+    }
     return result
 
 

@@ -157,7 +157,7 @@ def _from_flag(texts: list[str] | bool, leaf: Leaf | None) -> Any:
     if leaf is not None and leaf.is_list:
         if len(texts) == 1 and texts[0].startswith("["):
             return parse_scalar(texts[0])
-        return [parse_scalar(text) for text in texts]
+        return texts if leaf.type_name == "list of str" else [parse_scalar(text) for text in texts]
     if leaf is not None and leaf.type_name == "str":
         return None if texts[0] in ("None", "null") else texts[0]
     return parse_scalar(" ".join(texts))

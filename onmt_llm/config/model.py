@@ -6,10 +6,11 @@ Values are words, never sentinels. OpenNMT-py's names and sentinels (`max_relati
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from onmt_llm.config.numbers import Count, Heads, Layers, LengthOrZero, Positive, VocabularySize, Width
 from onmt_llm.config.section import DERIVED, Section
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -21,51 +22,51 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 class RopeConfig(Section):
     """Rotary position embedding (Su et al. 2021), always in the half-split layout."""
 
-    theta: float = 10000.0
+    theta: Annotated[float, Field(gt=0, le=1e15)] = 10000.0
     """Base of the geometric progression of wavelengths."""
-    rotary_dim: int | None = None
+    rotary_dim: Width | None = None
     """Dimensions of a head that rotate; null = all of them."""
     scaling: Literal["none", "linear", "llama3"] = "none"
     """How positions beyond the trained context are compressed."""
-    factor: float = 1.0
+    factor: Positive = 1.0
     """Scaling factor for `linear` and `llama3`."""
-    low_freq_factor: float = 1.0
+    low_freq_factor: Positive = 1.0
     """`llama3`: wavelengths longer than original_max_position / this are divided by `factor`."""
-    high_freq_factor: float = 4.0
+    high_freq_factor: Positive = 4.0
     """`llama3`: wavelengths shorter than original_max_position / this are left alone."""
-    original_max_position: int = 8192
+    original_max_position: Count = 8192
     """`llama3`: context length the model was first trained with."""
 
 
 class FeatureConfig(Section):
     """A feature that every source token carries (Sennrich and Haddow 2016): a part of speech, a lemma, a case."""
 
-    vocab_size: int
+    vocab_size: VocabularySize
     """Values that it takes: rows of its embedding."""
-    size: int
+    size: Width
     """Width of its embedding."""
 
 
 class ModelConfig(Section):
     """Shape of one `Transformer`: encoder-decoder, decoder-only or encoder-only."""
 
-    encoder_layers: int = 0
+    encoder_layers: Layers = 0
     """Blocks in the encoder; 0 = no encoder (a language model)."""
-    decoder_layers: int = 6
+    decoder_layers: Layers = 6
     """Blocks in the decoder; 0 = no decoder."""
-    vocab_size: int = 0
+    vocab_size: VocabularySize = 0
     """Rows of the decoder's embedding and of the output layer; 0 = taken from the vocabulary."""
-    src_vocab_size: int | None = Field(None, json_schema_extra=DERIVED)
+    src_vocab_size: VocabularySize | None = Field(None, json_schema_extra=DERIVED)
     """Rows of the encoder's embedding, from the vocabulary; null = `vocab_size`."""
-    hidden_size: int = 512
+    hidden_size: Width = 512
     """Width of the residual stream (D)."""
-    heads: int = 8
+    heads: Heads = 8
     """Query heads (N)."""
-    kv_heads: int | None = None
+    kv_heads: Heads | None = None
     """Key/value heads; null = `heads`; 1 = multi-query attention."""
-    head_dim: int | None = None
+    head_dim: Width | None = None
     """Width of one head (H); null = hidden_size / heads."""
-    ffn_size: int = 2048
+    ffn_size: Width = 2048
     """Inner width of the feed-forward layer."""
     ffn_gated: bool = False
     """down(act(gate(x)) * up(x)) instead of down(act(up(x)))."""
@@ -75,24 +76,24 @@ class ModelConfig(Section):
     """Normalisation layer."""
     norm_position: Literal["pre", "post"] = "pre"
     """Normalise before each sub-layer (with one more norm after the stack) or after each residual sum."""
-    norm_eps: float = 1e-6
+    norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-6
     """Epsilon of the norms."""
     norm_bias: bool = True
     """LayerNorm has a bias (RMSNorm never has one)."""
     position: Position = "sinusoidal"
     """How positions are encoded."""
-    max_position: int = 5000
+    max_position: Count = 5000
     """Rows of a `learned` position table, and the context length that the model was trained for."""
     rope: RopeConfig = RopeConfig()
     """Settings of `position: rotary`."""
     sinusoid: Literal["standard", "concat"] = "standard"
     """Wavelengths of `position: sinusoidal`, up to 10000 * 2 pi: `standard` stops one wave short of that (Vaswani
     2017; OpenNMT-py's SinusoidalInterleaved), `concat` at it (tensor2tensor; OpenNMT-py's SinusoidalConcat)."""
-    relative_positions: int = 0
+    relative_positions: LengthOrZero = 0
     """`position: shaw`: distance beyond which relative positions are the same (Shaw et al. 2018)."""
-    relative_buckets: int = 32
+    relative_buckets: Width = 32
     """`position: t5`: distances are sorted into this many buckets, each with a bias per head (Raffel et al. 2020)."""
-    relative_max_distance: int = 128
+    relative_max_distance: Count = 128
     """`position: t5`: all distances from here on share the last bucket."""
     relative_shared: bool = False
     """`position: t5`: the layers of a stack share one table of biases, as in T5 itself."""
@@ -114,7 +115,7 @@ class ModelConfig(Section):
     """Bias on the feed-forward projections."""
     lm_head_bias: bool = False
     """Bias on the output layer."""
-    sliding_window: int | None = None
+    sliding_window: Count | None = None
     """Each token attends to itself and this many - 1 tokens before it; null = all."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(hidden_size)."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from onmt_llm.config.numbers import Count
 from onmt_llm.config.section import Section
 
 
@@ -25,7 +26,7 @@ class CurvesConfig(Section):
     """Axes with a logarithmic scale; the vertical ones of scores never have it."""
     best: str = "ppl"
     """Figure of the validations by which the best checkpoint is chosen, to be marked with a star."""
-    smooth: int = Field(1, ge=1)
+    smooth: Count = 1
     """Training curves are means over this many reports."""
     title: str = ""
     """Title of the picture."""

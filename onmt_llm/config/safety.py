@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from onmt_llm.config.numbers import INT32, Positive
 from onmt_llm.config.section import Section
 
 _UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -39,9 +40,9 @@ class SafetyConfig(Section):
     """Save and stop after this time, counted from the start of the command: `11h30m`, `23:30:00`, or seconds."""
     spike_action: Literal["none", "warn", "rollback"] = "none"
     """When the loss leaps: nothing, a warning, or back to the last checkpoint and past the data since."""
-    spike_threshold: float = Field(6.0, gt=0)
+    spike_threshold: Positive = 6.0
     """A leap is this many standard deviations above the mean loss of the last `spike_window` updates."""
-    spike_window: int = Field(100, ge=10)
+    spike_window: Annotated[int, Field(ge=10, le=INT32)] = 100
     """Updates that a loss is compared with; nothing is judged before there are half as many."""
 
     @field_validator("max_time", mode="before")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -67,7 +67,7 @@ class Leaf:
             return "|".join(str(choice) for choice in self.choices if choice != "")
         kind = _without_none(self.info.annotation)
         if get_origin(kind) is list:
-            return f"list of {getattr(get_args(kind)[0], '__name__', 'values')}"
+            return f"list of {getattr(_without_none(get_args(kind)[0]), '__name__', 'values')}"
         if self.is_mapping:
             return "mapping"
         return getattr(kind, "__name__", "value")
@@ -79,11 +79,11 @@ def derived(section: type[Section]) -> set[str]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """`X | None` -> X."""
+    """`X | None` -> X, without the bounds of a number."""
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [arg for arg in get_args(annotation) if arg is not type(None)]
-        return rest[0]
-    return annotation
+        return _without_none(rest[0])
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def leaves(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, Leaf]:

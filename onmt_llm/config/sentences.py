@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from onmt_llm.registry import nearest
 def fit(value: Any, leaf: Leaf) -> Any:
     """A single value for a list is a list of one; a number for text is text; null is the default."""
     if leaf.is_list and value is not None and not isinstance(value, list | dict):
-        return [value]
+        value = [value]
+    if leaf.type_name == "list of str" and isinstance(value, list):
+        return [str(each) if isinstance(each, int | float) and not isinstance(each, bool) else each for each in value]
     if leaf.type_name == "str" and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if value is None and leaf.default is not None:
@@ -40,31 +43,57 @@ def sentence_of(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...], name
         guess = nearest(str(value), choices)
         text = f"'{name}' must be one of {', '.join(choice or repr('') for choice in choices)}, but is '{value}'"
         return text + (f": did you mean '{guess}'?" if guess else ".")
-    bounds = {
-        "greater_than_equal": (">=", "ge"),
-        "greater_than": (">", "gt"),
-        "less_than_equal": ("<=", "le"),
-        "less_than": ("<", "lt"),
-    }
-    if kind in bounds:
-        symbol, bound = bounds[kind]
-        return f"'{name}' must be {symbol} {context[bound]}, but is {value}."
-    wanted = {
-        "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
-        "dict": "a mapping", "model": "a mapping",
-    }.get(kind.split("_")[0])  # fmt: skip
-    if wanted:
-        guess = number_hint(value) if wanted in ("a number", "a whole number") else None
-        return f"'{name}' must be {wanted}, but is {value!r}" + (f": did you mean {guess}?" if guess else ".")
-    return f"'{name}': {finding['msg']}, but is {value!r}."
+    if kind == "value_error":  # a sentence of our own validators, which says what the value is
+        return f"'{name}' {context['error']}."
+    if kind == "string_too_short" and not value:
+        return f"'{name}' must not be empty."
+    guess = None
+    if kind in _BOUNDS:
+        symbol, bound = _BOUNDS[kind]
+        limit = context[bound]
+        wanted = f"must be {symbol} {limit if isinstance(limit, int) else format(limit, 'g')}"
+    elif kind in ("finite_number", "number_size", "int_parsing_size"):
+        wanted = "must be a finite number" if kind == "finite_number" else "must be a number of at most 64 bits"
+    elif kind.split("_")[0] in _TYPES:
+        wanted = f"must be {_TYPES[kind.split('_')[0]]}"
+        guess = number_hint(value) if "number" in wanted and isinstance(value, str) else None
+        guess = None if guess and "whole" in wanted and not guess.lstrip("+-").isdigit() else guess
+    else:
+        wanted = finding["msg"]
+    return f"'{name}' {wanted}, but is {shown(value)}" + (f": did you mean {guess}?" if guess else ".")
 
 
-def number_hint(value: Any) -> str | None:
-    """`1e-4x`, `1,000` -> the number that was likely meant."""
-    import re
+_BOUNDS = {
+    "greater_than_equal": (">=", "ge"),
+    "greater_than": (">", "gt"),
+    "less_than_equal": ("<=", "le"),
+    "less_than": ("<", "lt"),
+}
+_TYPES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
+    "dict": "a mapping", "model": "a mapping",
+}  # fmt: skip
+_SHOWN = 60
 
-    match = re.match(r"^[-+]?[0-9][0-9,_ ]*(\.[0-9]+)?([eE][-+]?[0-9]+)?", str(value).strip())
-    return re.sub("[,_ ]", "", match.group(0)) if match else None
+
+def shown(value: Any) -> str:
+    """A value as YAML writes it, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return f"a number of {value.bit_length()} bits"  # Python writes no number of more than 4,300 digits
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def number_hint(text: str) -> str | None:
+    """`1e-4x`, `1,000` -> the number that was likely meant; None where it could be several (`1,2`, `1:30`, `10k`)."""
+    text = text.strip()
+    grouped = re.fullmatch(r"[-+]?[0-9]{1,3}([,_ ])[0-9]{3}(\1[0-9]{3})*(\.[0-9]+)?", text)
+    if grouped:
+        return re.sub("[,_ ]", "", text)
+    stray = re.fullmatch(r"([-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?)[^\w:.,/-]*[a-zA-Z]?", text)
+    return stray[1] if stray and stray[1] != text and text[-1] not in "kKmMgGtTbB" else None
 
 
 def names_beside(leaf: Leaf) -> list[str]:

@@ -18,6 +18,7 @@ from onmt_llm.errors import ConfigError
 Path_ = tuple[str, ...]
 
 MAX_BYTES = 4 << 20
+_MAX_DIGITS = 1000  # Python reads a few thousand; no option that is a number takes so many
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 _INT = re.compile(r"^[-+]?[0-9]+$")
 _BOOL = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
@@ -40,8 +41,9 @@ for _first, _rules in _Loader.yaml_implicit_resolvers.items():
     _rules.sort(key=lambda rule: rule[0].endswith(":float"))
 
 
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))  # decimal: `017` is 17
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | str:
+    text = str(loader.construct_scalar(node))
+    return int(text) if len(text) < _MAX_DIGITS else text  # decimal: `017` is 17
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)

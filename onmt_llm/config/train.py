@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
 from onmt_llm.config.model import Dtype, ModelConfig
+from onmt_llm.config.numbers import (
+    BeamSize,
+    Count,
+    CountOrAll,
+    CountOrZero,
+    HeadsOrAll,
+    Layer,
+    Layers,
+    Length,
+    Positive,
+    PositiveOrZero,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Width,
+    WorkersOrZero,
+)
 from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.watch import WatchConfig
@@ -23,16 +40,16 @@ class LoraConfig(Section):
     """Layers that get an adapter: `q_proj` (or `linear_query`), `cross_attn.q_proj`, `encoder.layers.0.mlp.up_proj`."""
     lora_embedding: bool = False
     """The embedding matrices get an adapter too."""
-    lora_rank: int = Field(2, ge=1)
+    lora_rank: Width = 2
     """Rank of the adapters."""
-    lora_alpha: float = Field(1.0, gt=0)
+    lora_alpha: Positive = 1.0
     """The adapter's output is multiplied by lora_alpha / lora_rank."""
-    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    lora_dropout: ShareBelowOne = 0.0
     """Dropout on the adapter's input."""
-    lora_rank_pattern: dict[str, int] = Field(default_factory=dict)
+    lora_rank_pattern: dict[str, Width] = Field(default_factory=dict)
     """Rank of single layers, by name as in `lora_layers`: `{down_proj: 16, decoder.layers.0.mlp.down_proj: 4}`; of
     several names that fit, the longest counts."""
-    lora_alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    lora_alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
     """`lora_alpha` of single layers, by name."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(lora_rank): high ranks learn as fast as low ones (Kalajdzievski 2023)."""
@@ -41,7 +58,7 @@ class LoraConfig(Section):
     lora_init: Literal["default", "pissa", "loftq"] = "default"
     """Begin with B = 0; with the largest singular directions of the weights (PiSSA, Meng et al. 2024); or with those of
     what quantisation loses (LoftQ, Li et al. 2024), on quantised layers. Embeddings begin with B = 0 in any case."""
-    lora_init_iter: int | None = Field(None, ge=1)
+    lora_init_iter: Count | None = None
     """`pissa`: power iterations of a randomised SVD (8 is plenty), null = the exact one, which takes minutes for large
     matrices. `loftq`: alternations, null = 1."""
 
@@ -50,16 +67,16 @@ class ExpandConfig(Section):
     """New blocks in a model whose own weights are frozen: twins of some of its blocks (Control LLM, Wei et al. 2025),
     or further blocks (LLaMA Pro, Wu et al. 2024). Step 0 computes what the model did."""
 
-    expand_every: int = Field(0, ge=0)
+    expand_every: Layers = 0
     """Expand every n-th block, the last of each n; 0 = none, unless `expand_blocks` names some."""
-    expand_blocks: list[int] = Field(default_factory=list)
+    expand_blocks: list[Layers] = Field(default_factory=list)
     """Blocks to expand, by number; the first is 0."""
     expand_stacks: list[Literal["encoder", "decoder"]] = Field(default=["decoder"])
     """Whose blocks these are."""
     expand_type: Literal["concat", "stack"] = "concat"
     """`concat`: a copy of the block works beside it, on the same input, and their outputs are mixed; checkpoints hold
     the copies alone. `stack`: a copy that adds nothing yet stands behind it; checkpoints are whole, deeper models."""
-    expand_lerp: float = Field(0.5, gt=0, le=1)
+    expand_lerp: Annotated[float, Field(gt=0, le=1)] = 0.5
     """`concat`: weight of the copy's output; the block's own is 1 - expand_lerp."""
 
     @property
@@ -71,8 +88,6 @@ class ExpandConfig(Section):
     def _check(self) -> ExpandConfig:
         if self.expand_every and self.expand_blocks:
             raise ValueError("expand_every and expand_blocks must not both be given")
-        if self.expand_blocks and min(self.expand_blocks) < 0:
-            raise ValueError(f"expand_blocks must be numbers from 0 on, but one is {min(self.expand_blocks)}")
         for name, values in (("expand_blocks", self.expand_blocks), ("expand_stacks", self.expand_stacks)):
             if len({*values}) < len(values):
                 raise ValueError(f"{name} must name each once, but is {', '.join(map(str, values))}")
@@ -129,49 +144,49 @@ class OptimConfig(Section):
     ] = "adamw"
     """Optimiser; `fusedadam` is NVIDIA apex's where it is installed, else torch's fused AdamW. `muon` and `galore`
     treat the matrices of the blocks in their way and all other weights in AdamW's."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: Positive = 1e-4
     """Learning rate, or the factor of the `noam`, `noamwd` and `rsqrt` formulas."""
     decay_method: Literal["none", "noam", "noamwd", "rsqrt", "cosine", "linear"] = "none"
     """Course of the learning rate over the steps."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: CountOrZero = 0
     """Steps over which the learning rate rises."""
-    start_decay_steps: int | None = None
+    start_decay_steps: CountOrZero | None = None
     """`decay_method: none`: from this step on, multiply by `learning_rate_decay` every `decay_steps`; null = never."""
-    decay_steps: int = Field(10000, ge=1)
+    decay_steps: Count = 10000
     """`decay_method: none`: steps between two decays."""
-    learning_rate_decay: float = Field(0.5, gt=0, le=1)
+    learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
     """`decay_method: none`: factor of one decay."""
-    min_learning_rate: float = Field(0.0, ge=0)
+    min_learning_rate: PositiveOrZero = 0.0
     """`cosine` and `linear` end here."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta1: ShareBelowOne = 0.9
     """Decay of the running mean of gradients."""
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_beta2: ShareBelowOne = 0.999
     """Decay of the running mean of squared gradients."""
-    adam_eps: float = Field(1e-8, gt=0)
+    adam_eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Added to the denominator of Adam's step."""
-    adagrad_accumulator_init: float = Field(0.0, ge=0)
+    adagrad_accumulator_init: PositiveOrZero = 0.0
     """`adagrad`: what the sums of squared gradients begin with."""
-    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    muon_momentum: ShareBelowOne = 0.95
     """`muon`: decay of the running mean of gradients."""
-    galore_rank: int = Field(128, ge=1)
+    galore_rank: Width = 128
     """`galore`: rank that the gradients of matrices are projected to."""
-    galore_gap: int = Field(200, ge=1)
+    galore_gap: Count = 200
     """`galore`: updates between two bases of that projection; each takes a singular value decomposition."""
-    galore_scale: float = Field(0.25, gt=0)
+    galore_scale: Positive = 0.25
     """`galore`: factor of the projected updates."""
-    loraplus_lr_ratio: float = Field(1.0, gt=0)
+    loraplus_lr_ratio: Positive = 1.0
     """The B matrices of adapters learn at this times `learning_rate` (LoRA+, Hayou et al. 2024); 16 is usual."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: PositiveOrZero = 0.0
     """Decoupled weight decay; biases, norms and embeddings are spared."""
-    max_grad_norm: float = Field(5.0, ge=0)
+    max_grad_norm: PositiveOrZero = 5.0
     """Clip the gradient to this norm; 0 = off."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: ShareBelowOne = 0.0
     """Share of the target that is spread evenly over the whole vocabulary; only the training loss is smoothed."""
-    loss_scale: float = Field(0.0, ge=0)
+    loss_scale: PositiveOrZero = 0.0
     """`model_dtype: fp16`: fixed loss scale; 0 = dynamic."""
-    average_decay: float = Field(0.0, ge=0, le=1)
+    average_decay: Share = 0.0
     """Weight of the present weights in a running average, saved as `<save_model>_step_<N>_ema`; 0 = off, try 1e-4."""
-    average_every: int = Field(1, ge=1)
+    average_every: Count = 1
     """Updates between two contributions to that average."""
 
 
@@ -181,15 +196,15 @@ class ObjectiveConfig(Section):
     lm_prior_model: str | None = None
     """Language model with the same target vocabulary, whose opinion is a prior (Baziotis et al. 2020): a checkpoint, or
     a CTranslate2 folder."""
-    lm_prior_lambda: float = Field(0.0, ge=0)
+    lm_prior_lambda: PositiveOrZero = 0.0
     """Weight of the prior in the loss."""
-    lm_prior_tau: float = Field(1.0, gt=0)
+    lm_prior_tau: Positive = 1.0
     """Temperature that both distributions are compared at."""
-    lambda_align: float = Field(0.0, ge=0)
+    lambda_align: PositiveOrZero = 0.0
     """Weight of guided alignment (Garg et al. 2019) in the loss; the corpora bring their alignments as `path_align`."""
-    alignment_layer: int = -3
+    alignment_layer: Layer = -3
     """Decoder layer whose attention to the source is guided; negative = counted from the last, which is -1."""
-    alignment_heads: int = Field(0, ge=0)
+    alignment_heads: HeadsOrAll = 0
     """Heads of that layer that are guided, from the first on, by their mean; 0 = all."""
     full_context_alignment: bool = False
     """The guided attention sees the whole target, in a second pass through its layer."""
@@ -201,21 +216,21 @@ class PreferenceConfig(Section):
     reference_model: str | None = None
     """Checkpoint that the model is kept near to (`dpo`, `kto`); null = the base of the adapters that are trained.
     Needed where the whole model is trained: usually the one that `train_from` begins with."""
-    dpo_beta: float = Field(0.1, gt=0)
+    dpo_beta: Positive = 0.1
     """How near: the smaller, the further the model may go."""
     dpo_loss: Literal["sigmoid", "hinge", "ipo", "robust"] = "sigmoid"
     """Form of the loss: that of DPO, of SLiC, of IPO, or one that reckons with wrong labels."""
-    dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """`dpo_loss: robust`: share of the pairs that are the wrong way round."""
-    dpo_sft_weight: float = Field(0.0, ge=0)
+    dpo_sft_weight: PositiveOrZero = 0.0
     """Weight of the likelihood of the better answer, by the token, as a further term."""
-    orpo_beta: float = Field(0.1, gt=0)
+    orpo_beta: Positive = 0.1
     """Weight of the odds ratio beside the likelihood."""
-    kto_beta: float = Field(0.1, gt=0)
+    kto_beta: Positive = 0.1
     """As `dpo_beta`."""
-    kto_desirable_weight: float = Field(1.0, ge=0)
+    kto_desirable_weight: PositiveOrZero = 1.0
     """Weight of good answers."""
-    kto_undesirable_weight: float = Field(1.0, ge=0)
+    kto_undesirable_weight: PositiveOrZero = 1.0
     """Weight of bad ones; with many more of one kind than of the other, the weights should make up for it."""
 
 
@@ -227,15 +242,15 @@ class ValidationConfig(Section):
 
     valid_metrics: list[str] = Field(default_factory=list)
     """Scores of generated translations: BLEU, CHRF, TER; those of `scorers.py` and of plug-ins."""
-    valid_beam_size: int = Field(1, ge=1)
+    valid_beam_size: BeamSize = 1
     """Beam of these translations; 1 = greedy."""
-    valid_max_length: int = Field(250, ge=1)
+    valid_max_length: Length = 250
     """Tokens that such a translation may have at most."""
     dump_preds: str | None = None
     """Folder for the translations of each validation, `preds.valid_step_<N>.txt`, and for the references."""
     scoring_debug: bool = False
     """Write source, reference and prediction side by side too: `debug.valid_step_<N>.txt`."""
-    early_stopping: int = Field(0, ge=0)
+    early_stopping: CountOrZero = 0
     """Stop after this many validations without a better score; 0 = off."""
     early_stopping_criteria: list[str] = Field(default_factory=lambda: ["ppl"])
     """What must get better: `ppl`, `accuracy`, `loss`, `reward_accuracy`, any of `valid_metrics`; several = all of them
@@ -282,11 +297,11 @@ class RunConfig(Section):
     """Architecture options written in the YAML replace those of `train_from` (never the ones left out)."""
     reset_optim: Literal["none", "all", "states", "keep_states"] = "none"
     """When resuming: forget optimiser and step (`all`), the optimiser's state, or the learning-rate settings."""
-    train_steps: int = Field(100000, ge=1)
+    train_steps: Count = 100000
     """Optimiser updates in all, those before a resume included."""
-    accum_count: list[int] = Field(default_factory=lambda: [1])
+    accum_count: list[Count] = Field(default_factory=lambda: [1])
     """Micro-batches of one update; a list changes with `accum_steps`."""
-    accum_steps: list[int] = Field(default_factory=lambda: [0])
+    accum_steps: list[CountOrZero] = Field(default_factory=lambda: [0])
     """Updates at which the next value of `accum_count` begins."""
     normalization: Literal["tokens", "sents"] = "tokens"
     """Divide the summed loss of an update by its trained tokens, or by its examples."""
@@ -295,16 +310,16 @@ class RunConfig(Section):
     pure_bf16: bool = False
     """Train the whole model in bf16 weights (with `model_dtype: bf16` and `optim: adamw`): what bf16 would round away
     of an update is kept beside each weight (Kahan summation), instead of float32 weights that are cast when used."""
-    dropout: list[float] = Field(default_factory=lambda: [0.0])
+    dropout: list[ShareBelowOne] = Field(default_factory=lambda: [0.0])
     """Dropout on residual branches; a list changes with `dropout_steps`."""
-    attention_dropout: list[float] = Field(default_factory=lambda: [0.0])
+    attention_dropout: list[ShareBelowOne] = Field(default_factory=lambda: [0.0])
     """Dropout on attention weights; a list changes with `dropout_steps`."""
-    dropout_steps: list[int] = Field(default_factory=lambda: [0])
+    dropout_steps: list[CountOrZero] = Field(default_factory=lambda: [0])
     """Updates at which the next value of the dropouts begins."""
-    neftune_noise_alpha: float = Field(0.0, ge=0)
+    neftune_noise_alpha: PositiveOrZero = 0.0
     """Noise on the token embeddings while training: uniform, up to this / sqrt(tokens of the example x hidden_size)
     (NEFTune, Jain et al. 2024); 5 to 15 help in chat models, 0 = off."""
-    param_init: float = Field(0.0, ge=0)
+    param_init: PositiveOrZero = 0.0
     """A new model's weights are uniform in +-this; 0 = the default initialisation of `nn.init`."""
     param_init_glorot: bool = False
     """A new model's matrices are Xavier-uniform (Glorot and Bengio 2010)."""
@@ -321,29 +336,29 @@ class RunConfig(Section):
     = the latter where they are installed."""
     compile_blocks: bool = False
     """Compile each block by torch.compile, which needs a C++ compiler and takes some time when training begins."""
-    loss_chunk_tokens: int = Field(0, ge=0)
+    loss_chunk_tokens: CountOrZero = 0
     """Trained positions that go through the output layer and the loss together, so that the logits of a whole batch
     never exist; 0 = as many as the device likes."""
-    save_checkpoint_steps: int = Field(5000, ge=1)
+    save_checkpoint_steps: Count = 5000
     """Updates between two checkpoints."""
-    keep_checkpoint: int = Field(-1, ge=-1)
+    keep_checkpoint: CountOrAll = -1
     """Checkpoints kept on disk; -1 = all."""
-    valid_steps: int = Field(10000, ge=1)
+    valid_steps: Count = 10000
     """Updates between two validations."""
     freeze_encoder: bool = False
     """The encoder's layers are not trained; its embeddings are."""
     freeze_decoder: bool = False
     """The decoder's layers are not trained; its embeddings and the output layer are."""
-    seed: int = -1
+    seed: Seed = -1
     """Seed of initialisation, dropout and data; -1 = a new one, which is logged."""
-    threads: int = Field(0, ge=0)
+    threads: WorkersOrZero = 0
     """CPU threads; 0 = torch's choice."""
 
 
 class LogConfig(Section):
     """What a run says, and where."""
 
-    report_every: int = Field(50, ge=1)
+    report_every: Count = 50
     """Updates between two lines of progress."""
     tensorboard: bool = False
     """Write TensorBoard events."""
@@ -362,9 +377,9 @@ class LogConfig(Section):
 class DeviceConfig(Section):
     """Processors. Several are used under torchrun; these options of OpenNMT-py choose the kind."""
 
-    world_size: int = Field(1, ge=0)
+    world_size: CountOrZero = 1
     """Processes in all; more than one is started with torchrun. 0 = CPU."""
-    gpu_ranks: list[int] = Field(default_factory=list)
+    gpu_ranks: list[CountOrZero] = Field(default_factory=list)
     """OpenNMT-py's list of GPU ranks; a GPU is used where there is one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` = CUDA where it is available."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.numbers import Count, CountOrZero, WorkersOrZero
 from onmt_llm.config.section import Section
 
 
@@ -30,7 +31,7 @@ class InferenceConfig(Section):
     """Python modules, or paths of .py files, that are loaded first: they may register transforms of their own."""
     template: str | None = None
     """Wrap every input as one user turn of this chat template; `auto` = the checkpoint's; null = inputs are prompts."""
-    n_src_feats: int | None = None
+    n_src_feats: Annotated[int, Field(ge=0, le=256)] | None = None
     """Accepted; the checkpoint knows how many features its source words carry."""
     src_feats_defaults: str | None = None
     """Features of the words of a line that has none, `value￨value`; null = the checkpoint's."""
@@ -45,7 +46,7 @@ class InferenceConfig(Section):
 class EngineConfig(Section):
     """Where and how the model runs."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: Count = 16
     """Inputs (`sents`) or tokens (`tokens`) decoded together; answers do not depend on it."""
     batch_type: Literal["sents", "tokens"] = "sents"
     """What `batch_size` counts."""
@@ -55,11 +56,11 @@ class EngineConfig(Section):
     """CTranslate2's compute type; `auto` = the fastest one that the release and the processor allow."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` = CUDA where it is available."""
-    world_size: int = Field(1, ge=0)
+    world_size: CountOrZero = 1
     """OpenNMT-py's number of processes; one process serves the model here."""
-    gpu_ranks: list[int] = Field(default_factory=list)
+    gpu_ranks: list[CountOrZero] = Field(default_factory=list)
     """OpenNMT-py's list of GPU ranks; a GPU is used where there is one."""
-    threads: int = Field(0, ge=0)
+    threads: WorkersOrZero = 0
     """CPU threads; 0 = one per core."""
     avg_raw_probs: bool = False
     """An ensemble averages its models' probabilities, not their logarithms."""

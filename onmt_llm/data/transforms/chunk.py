@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.numbers import LengthOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
@@ -19,9 +21,9 @@ from onmt_llm.text.tokenizers import Tokenizer
 class ChunkConfig(Section):
     """Options of `chunk`."""
 
-    chunk_length: int = Field(2048, ge=4)
+    chunk_length: Annotated[int, Field(ge=4, le=10**7)] = 2048
     """Longest example, in tokens with BOS and EOS; a longer one becomes several."""
-    chunk_overlap: int = Field(0, ge=0)
+    chunk_overlap: LengthOrZero = 0
     """Rounds (of a text without any: lines) that an example repeats from the end of the one before it, where they fit.
     They are context: the loss counts them where they came first."""
 

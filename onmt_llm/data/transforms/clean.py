@@ -10,10 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import eq
+from typing import Annotated
 
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.numbers import PositiveOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.sides import text_of, words
@@ -38,11 +40,11 @@ class CleanConfig(Section):
     """Unicode scripts that all characters must be of; combining marks are of any. Empty = all scripts."""
     scripts_nok: list[str] = Field(default_factory=list)
     """Unicode scripts that no character may be of."""
-    src_tgt_ratio: float = Field(2, ge=1)
+    src_tgt_ratio: Annotated[float, Field(ge=1, le=1e9)] = 2
     """Drop examples with a side of more than so many times the words of the other (both counted with one more)."""
-    avg_tok_min: float = Field(3, ge=0)
+    avg_tok_min: PositiveOrZero = 3
     """Drop examples with fewer characters to a word, spaces included."""
-    avg_tok_max: float = Field(20, ge=0)
+    avg_tok_max: PositiveOrZero = 20
     """Drop examples with more characters to a word, spaces included."""
     langid: list[str] = Field(default_factory=list)
     """Languages, by code (`en`), of which both sides must be; empty = any. Give each corpus its own two."""

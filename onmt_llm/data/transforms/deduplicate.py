@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.numbers import Length
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.sides import text_of
@@ -36,11 +37,11 @@ class DeduplicateConfig(Section):
     """`exact`: the same text. `near`: most n-grams of words are the same."""
     dedup_on: Literal["both", "src", "tgt"] = "both"
     """The side that must be the same; `both` = source and target together."""
-    dedup_threshold: float = Field(0.8, gt=0, lt=1)
+    dedup_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """`near`: share of n-grams that two copies have in common (Jaccard similarity)."""
-    dedup_ngram: int = Field(3, ge=1)
+    dedup_ngram: Length = 3
     """`near`: words of an n-gram."""
-    dedup_permutations: int = Field(128, ge=16)
+    dedup_permutations: Annotated[int, Field(ge=16, le=65536)] = 128
     """`near`: size of a MinHash; more is slower and more exact."""
 
 

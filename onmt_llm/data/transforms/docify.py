@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import Field
-
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.numbers import Length, LengthOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.sides import words
@@ -25,10 +24,10 @@ NEWLINE = "\n"
 class DocifyConfig(Section):
     """Options of `docify`."""
 
-    doc_length: int = Field(200, ge=1)
+    doc_length: Length = 200
     """Most tokens of a document, on its longer side; a longer line is a document of its own. Words, where `docify` is
     listed before the tokeniser."""
-    max_context: int = Field(1, ge=0)
+    max_context: LengthOrZero = 1
     """Most lines that are joined to the first one; 0 = lines stay alone."""
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.numbers import Count, CountOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
@@ -17,9 +16,9 @@ TGT_SPECIALS = 2  # BOS and EOS count towards tgt_seq_length, as in OpenNMT-py
 class FilterTooLongConfig(Section):
     """Options of `filtertoolong`."""
 
-    src_seq_length: int = Field(192, ge=1)
+    src_seq_length: Count = 192
     """Longest source, in tokens; of a language model, longest example with BOS and EOS (prompt and answer together)."""
-    tgt_seq_length: int = Field(192, ge=1)
+    tgt_seq_length: Count = 192
     """Longest target, in tokens with BOS and EOS."""
 
 
@@ -67,9 +66,9 @@ class FilterTooLong(Transform):
 class FilterTooShortConfig(Section):
     """Options of `filtertooshort`."""
 
-    src_seq_length_min: int = Field(1, ge=0)
+    src_seq_length_min: CountOrZero = 1
     """Shortest source, in tokens; of a language model, shortest example (prompt and answer together)."""
-    tgt_seq_length_min: int = Field(1, ge=0)
+    tgt_seq_length_min: CountOrZero = 1
     """Shortest target, in tokens. Tokens at the start and end of sequences do not count."""
 
 

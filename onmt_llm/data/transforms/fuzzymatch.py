@@ -7,11 +7,13 @@ its match; in validation, and where questions are asked, every source does that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.numbers import Count, LengthOrZero, Share
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.augment import Augment, read_pairs, set_source, source_text
@@ -27,17 +29,17 @@ class FuzzyMatchConfig(Section):
 
     tm_path: str | None = None
     """Translation memory: lines `source<TAB>target`."""
-    fuzzy_corpus_ratio: float = Field(0.1, ge=0, le=1)
+    fuzzy_corpus_ratio: Share = 0.1
     """Share of the examples that get a match, in training; elsewhere all do that have one."""
-    fuzzy_threshold: float = Field(70, ge=0, le=100)
+    fuzzy_threshold: Annotated[float, Field(ge=0, le=100)] = 70
     """Least similarity, in percent, of a source and its match; equal sentences are no matches."""
     tm_delimiter: str = Field("\t", min_length=1)
     """What stands between the columns of `tm_path`."""
     fuzzy_token: str = Field("｟fuzzy｠", min_length=1)
     """Token between a source and its match."""
-    fuzzymatch_min_length: int = Field(4, ge=0)
+    fuzzymatch_min_length: LengthOrZero = 4
     """Shortest sentence that is matched, and shortest one of the memory, in characters."""
-    fuzzymatch_max_length: int = Field(70, ge=1)
+    fuzzymatch_max_length: Count = 70
     """Longest sentence that is matched, and longest one of the memory, in characters."""
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.numbers import PositiveOrZero, Share
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
@@ -28,27 +29,27 @@ IsFixed = Callable[[str], bool]
 class NoiseConfig(Section):
     """Options of `switchout`, `tokendrop`, `tokenmask` and `bart`."""
 
-    switchout_temperature: float = Field(1.0, ge=0)
+    switchout_temperature: PositiveOrZero = 1.0
     """`switchout`: a smaller value replaces more tokens; 0 = any number of them is as likely."""
-    tokendrop_temperature: float = Field(1.0, ge=0)
+    tokendrop_temperature: PositiveOrZero = 1.0
     """`tokendrop`: a smaller value drops more tokens."""
-    tokenmask_temperature: float = Field(1.0, ge=0)
+    tokenmask_temperature: PositiveOrZero = 1.0
     """`tokenmask`: a smaller value masks more tokens."""
     mask_token: str = "<mask>"
     """`tokenmask` and `bart`: the token that stands for what was masked."""
-    permute_sent_ratio: float = Field(0.0, ge=0, le=1)
+    permute_sent_ratio: Share = 0.0
     """`bart`: share of the sentences (up to . ? !) of a source that change places."""
-    rotate_ratio: float = Field(0.0, ge=0, le=1)
+    rotate_ratio: Share = 0.0
     """`bart`: share of the sources that begin at a random token, the part before it coming last."""
-    insert_ratio: float = Field(0.0, ge=0)
+    insert_ratio: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """`bart`: tokens put in at random places, as a share of those of the source."""
-    random_ratio: float = Field(0.0, ge=0, le=1)
+    random_ratio: Share = 0.0
     """`bart`: share of the masks, and of the inserted tokens, that are random tokens instead of the mask token."""
-    mask_ratio: float = Field(0.0, ge=0, le=1)
+    mask_ratio: Share = 0.0
     """`bart`: share of the words (tokens, with `mask_length: subword`) of a source that are masked."""
     mask_length: Literal["subword", "word", "span-poisson"] = "subword"
     """`bart`: what is masked together: a token, a word, or a span of words whose length is drawn."""
-    poisson_lambda: float = Field(3.0, ge=0.1)
+    poisson_lambda: Annotated[float, Field(ge=0.1, le=1000)] = 3.0
     """`bart`: mean length of a span; spans of length 0 insert a mask."""
     replace_length: Literal[-1, 0, 1] = -1
     """`bart`: masks that stand for what was masked together: 1, 0 (it is left out), or -1 = one for each token."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
+from onmt_llm.config.numbers import CountOrAll, CountOrZero, PositiveOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.optional import require
@@ -43,17 +44,17 @@ class SubwordConfig(Section):
     """Accepted for OpenNMT-py's sake: the vocabulary that `src_vocab_threshold` refers to."""
     tgt_subword_vocab: str = ""
     """Accepted for OpenNMT-py's sake: the vocabulary that `tgt_vocab_threshold` refers to."""
-    src_vocab_threshold: int = Field(0, ge=0)
+    src_vocab_threshold: CountOrZero = 0
     """OpenNMT-py's limit on rare source pieces; only 0 (off) is supported."""
-    tgt_vocab_threshold: int = Field(0, ge=0)
+    tgt_vocab_threshold: CountOrZero = 0
     """OpenNMT-py's limit on rare target pieces; only 0 (off) is supported."""
-    src_subword_nbest: int = Field(1, ge=-1)
+    src_subword_nbest: CountOrAll = 1
     """`sentencepiece`, training: sample among this many segmentations of the source; 1 = take the best, -1 = all."""
-    tgt_subword_nbest: int = Field(1, ge=-1)
+    tgt_subword_nbest: CountOrAll = 1
     """`sentencepiece`, training: sample among this many segmentations of the target; 1 = take the best, -1 = all."""
-    src_subword_alpha: float = Field(0.0, ge=0.0)
+    src_subword_alpha: PositiveOrZero = 0.0
     """Training: smoothing of the sampling (`sentencepiece`) or BPE-dropout (`bpe`, `onmt_tokenize`), on the source."""
-    tgt_subword_alpha: float = Field(0.0, ge=0.0)
+    tgt_subword_alpha: PositiveOrZero = 0.0
     """Training: smoothing of the sampling (`sentencepiece`) or BPE-dropout (`bpe`, `onmt_tokenize`), on the target."""
 
     @field_validator("src_onmttok_kwargs", "tgt_onmttok_kwargs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,14 +14,15 @@ from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformC
 from onmt_llm.data.transforms.windows import head, rounds, size, tail
 
 Keep = Literal["head", "tail", "turns"]
+KeptLength = Annotated[int, Field(ge=4, le=10**7)]
 
 
 class TruncateConfig(Section):
     """Options of `truncate`."""
 
-    truncate_length: int = Field(2048, ge=4)
+    truncate_length: KeptLength = 2048
     """Longest source, in tokens; of a language model, longest example with BOS and EOS (prompt and answer together)."""
-    truncate_tgt_length: int | None = Field(None, ge=4)
+    truncate_tgt_length: KeptLength | None = None
     """Longest target, in tokens with BOS and EOS; null = `truncate_length`."""
     truncate_keep: Keep = "head"
     """What is kept of an example that is too long: its beginning, its end, or (of a conversation) as many whole rounds
