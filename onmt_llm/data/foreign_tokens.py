@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError
 
-from onmt_llm.data.packed import INDEX, PackReader
+from onmt_llm.data.packed import INDEX, PackReader, first_fault, load_json
 from onmt_llm.data.readers import Record
 from onmt_llm.data.sharded import ShardedReader
 from onmt_llm.data.token_records import UNTRAINED, Part, Words
@@ -91,7 +92,7 @@ class TokenFileReader(ShardedReader):
 
     def load(self, shard: int, first: int, number: int) -> list[Record]:
         bounds = self._rows[shard][first : first + number + 1].tolist()
-        words = _to_words(self._open(shard)[bounds[0] : bounds[-1]])
+        words = _to_words(self._files[shard].path, self._open(shard)[bounds[0] : bounds[-1]])
         line = sum(len(rows) - 1 for rows in self._rows[:shard]) + first + 1
         return [
             _record(self._files[shard].path, line + index, words[a - bounds[0] : b - bounds[0]])
@@ -101,9 +102,11 @@ class TokenFileReader(ShardedReader):
     def _open(self, place: int) -> npt.NDArray[Any]:
         if place not in self._tokens:
             file = self._files[place]
-            self._tokens = {
-                place: np.memmap(file.path, dtype=file.dtype, mode="r", offset=file.start, shape=(file.tokens,))
-            }
+            try:
+                tokens = np.memmap(file.path, dtype=file.dtype, mode="r", offset=file.start, shape=(file.tokens,))
+            except (OSError, ValueError) as error:
+                raise DataError(f"Token files must not change while they are read, but {file.path} has.") from error
+            self._tokens = {place: tokens}
         return self._tokens[place]
 
     def close(self) -> None:
@@ -148,47 +151,94 @@ def _index(path: Path) -> dict[str, Any] | None:
     file = path / INDEX
     if not file.is_file():
         return None
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} must be JSON, but is not: {error}.") from error
+    index = load_json(file)
     return index if isinstance(index, dict) else None
 
 
-def _litdata_files(folder: Path, index: dict[str, Any]) -> Iterator[_File]:
-    config = index.get("config") or {}
-    kind, _, number = str((config.get("data_format") or [""])[0]).partition(":")
-    dtype = _LITDATA_TYPES.get(kind, {}).get(int(number)) if number.isdigit() else None
-    formats = config.get("data_format")
-    if len(formats or ()) != 1 or dtype is None or config.get("compression") or config.get("encryption"):
+class _Chunk(BaseModel):
+    """A chunk as litdata's index describes it: its documents, and its tokens."""
+
+    filename: str = Field(pattern=r"^[^/\\]+$")
+    chunk_size: int | None = None
+    dim: int | None = None
+
+
+class _LitdataConfig(BaseModel):
+    data_format: list[str] | None = None
+    compression: str | None = None
+    encryption: Any = None
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the tokens; None where they are not plain numbers."""
+        if self.compression or self.encryption or len(self.data_format or ()) != 1:
+            return None
+        assert self.data_format is not None
+        kind, _, number = self.data_format[0].partition(":")
+        return _LITDATA_TYPES.get(kind, {}).get(int(number)) if number.isdecimal() else None
+
+
+class _LitdataIndex(BaseModel):
+    chunks: list[_Chunk]
+    config: _LitdataConfig
+
+
+def _litdata_files(folder: Path, saved: dict[str, Any]) -> Iterator[_File]:
+    try:
+        index = _LitdataIndex.model_validate(saved)
+    except ValidationError as error:
+        raise DataError(f"{folder / INDEX} must be an index of litdata, but {first_fault(error)}.") from error
+    dtype = index.config.dtype
+    if dtype is None:
         raise DataError(
-            f"{folder} must hold uncompressed tokens (no_header_tensor, no_header_numpy), but holds {formats} "
-            f"with compression {config.get('compression')}.",
+            f"{folder} must hold uncompressed tokens (no_header_tensor, no_header_numpy), but holds "
+            f"{index.config.data_format} with compression {index.config.compression}.",
             hint="write it with litdata.optimize(..., item_loader=TokensLoader())",
         )
+    for chunk in index.chunks:
+        yield _litdata_file(folder, chunk, dtype)
+
+
+def _litdata_file(folder: Path, chunk: _Chunk, dtype: str) -> _File:
+    """The documents of a chunk. There are no checksums, but all that is said of its size must agree."""
+    file = folder / chunk.filename
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            items = int.from_bytes(stream.read(4), "little")
+            start = 4 * (items + 2)
+            head = stream.read(start - 4) if start <= size else b""
+    except OSError as error:
+        raise DataError(f"Every chunk of {folder} must be readable, but {file} is not: {error.strerror}.") from error
+    offsets = np.frombuffer(head, "<u4").astype(np.int64)
+    if not items or len(offsets) != items + 1 or size < offsets[-1]:
+        raise DataError(f"Every chunk of {folder} must be complete, but {file} is cut short.")
     width = np.dtype(dtype).itemsize
-    for chunk in index["chunks"]:
-        file = folder / chunk["filename"]
-        try:
-            with file.open("rb") as stream:
-                (items,) = struct.unpack("<I", stream.read(4))
-                offsets = np.frombuffer(stream.read(4 * (items + 1)), "<u4").astype(np.int64)
-        except (OSError, struct.error) as error:
-            raise DataError(f"Every chunk of {folder} must be readable, but {file} is not: {error}.") from error
-        if len(offsets) != items + 1 or not items or file.stat().st_size < offsets[-1]:
-            raise DataError(f"Every chunk of {folder} must be complete, but {file} is cut short.")
-        bounds = (offsets - offsets[0]) // width
-        yield _File(file, dtype, int(offsets[0]), int(bounds[-1]), bounds)
+    lengths = np.diff(offsets)
+    tokens = int(lengths.sum()) // width
+    ends_fit = offsets[0] == start and offsets[-1] == size and (lengths >= 0).all() and not (lengths % width).any()
+    if not ends_fit or chunk.chunk_size not in (None, items) or chunk.dim not in (None, tokens):
+        raise DataError(
+            f"Every chunk of {folder} must hold what its header and {INDEX} say, but {file} holds something else."
+        )
+    return _File(file, dtype, start, tokens, (offsets - start) // width)
 
 
 def _lit_gpt_paths(path: Path) -> list[Path]:
+    """The files of Lit-GPT in a folder; none where no file is of it.
+
+    Raises:
+        DataError: Some files are, and some are not.
+    """
     files = sorted(path.glob("*.bin")) if path.is_dir() else [path] if path.is_file() else []
-    found = []
+    others = []
     for file in files:
         with file.open("rb") as stream:
-            if stream.read(len(_MAGIC)) == _MAGIC:
-                found.append(file)
-    return found
+            if stream.read(len(_MAGIC)) != _MAGIC:
+                others.append(file)
+    if 0 < len(others) < len(files):
+        raise DataError(f"Every .bin file of {path} must be a token file of Lit-GPT, but {others[0]} is not.")
+    return [] if others else files
 
 
 def _lit_gpt_file(file: Path) -> _File:
@@ -201,7 +251,7 @@ def _lit_gpt_file(file: Path) -> _File:
         raise DataError(f"{file} must have version 1 and a whole-number type, but has version {version}, type {code}.")
     dtype = _LIT_GPT_TYPES[code]
     held = (file.stat().st_size - _HEADER.size) // np.dtype(dtype).itemsize
-    if held < tokens:
+    if held != tokens:
         raise DataError(f"{file} must hold {tokens:,} tokens, as its header says, but holds {held:,}.")
     return _File(file, dtype, _HEADER.size, tokens, None)
 
@@ -209,16 +259,21 @@ def _lit_gpt_file(file: Path) -> _File:
 def _stored_row_length(path: Path) -> int | None:
     """Tokens of a row as Lit-Claire's metadata give them: the model's context, and one."""
     for file in sorted((path if path.is_dir() else path.parent).glob("*_metadata.json")):
-        found = json.loads(file.read_text(encoding="utf-8")).get("block_size")
-        if isinstance(found, int):
+        metadata = load_json(file)
+        found = metadata.get("block_size") if isinstance(metadata, dict) else None
+        if isinstance(found, int) and found > 1:
             return found
     return None
 
 
-def _to_words(tokens: npt.NDArray[Any]) -> Words:
-    """Tokens as our records hold them; what is below zero is padding, which nobody is trained on."""
+def _to_words(path: Path, tokens: npt.NDArray[Any]) -> Words:
+    """Tokens as our records hold them; -1 is padding, which nobody is trained on."""
+    lowest, highest = int(tokens.min(initial=0)), int(tokens.max(initial=0))
+    if lowest < -1 or highest >= UNTRAINED:
+        wrong = lowest if lowest < -1 else highest
+        raise DataError(f"Tokens must be whole numbers from 0 to {UNTRAINED - 1:,}, but {path} holds {wrong:,}.")
     words: Words = tokens.astype("<u4")
-    if tokens.dtype.kind == "i":
+    if lowest < 0:
         words[tokens < 0] = UNTRAINED
     return words
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.encoding import Encoded
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.pack_identity import fingerprint, inputs_of, recipe, text_files
-from onmt_llm.data.packed import ENDINGS, FORMAT, INDEX, VERSION, ShardWriter, damaged, read_index
+from onmt_llm.data.packed import ENDINGS, INDEX, ShardWriter, damaged, read_index, write_index
 from onmt_llm.data.readers import Record
 from onmt_llm.data.token_records import Part, what_else
 from onmt_llm.data.tokens import vocabularies
@@ -54,9 +53,11 @@ def pack(
         The folder of each corpus' shards; one that was there already is left as it is.
 
     Raises:
-        ConfigError: A transform draws at random, or looks at several examples together.
+        ConfigError: A transform draws at random, or looks at several examples together; or answers are judged.
         DataError: A file is missing or wrong.
     """
+    if data.objective != "sft":
+        raise ConfigError(f"objective must be sft for corpora that are packed, but is {data.objective}.")
     train, _ = split_corpora(corpora)
     written: dict[str, Path] = {}
     for name, corpus in corpora.items():
@@ -107,7 +108,7 @@ def merge(folders: Sequence[Path], output: Path) -> Path:
                     _link(folder / f"{shard['name']}{ending}", unfinished / f"{name}{ending}")
                 shards.append({**shard, "name": name})
         recipes = {"recipe": {"merged": [index["recipe"] for index in indexes]}, "inputs": []}
-        _write_index(unfinished, {**indexes[0], **recipes, "counts": total.to_dict(), "shards": shards})
+        write_index(unfinished, {**indexes[0], **recipes, "counts": total.to_dict(), "shards": shards})
     return output
 
 
@@ -154,11 +155,9 @@ def _pack(source: Source, output: Path, head: Mapping[str, Any], model: ModelTex
             raise DataError(f"Corpus '{head['corpus']}' must yield at least one example, but {total.summary()}.")
         logger.info("Corpus '%s' packed: %s", head["corpus"], total.summary())
         vocab = model.vocab
-        _write_index(
+        write_index(
             unfinished,
             {
-                "format": FORMAT,
-                "version": VERSION,
                 **head,
                 "task": model.task,
                 "parts": parts,
@@ -223,11 +222,6 @@ def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[Place, E
     examples = corpus.examples(records)
     found = [((each.path, each.line), encoded) for each in examples if (encoded := corpus.encode(each)) is not None]
     return found, corpus.counts
-
-
-def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    with (folder / INDEX).open("w", encoding="utf-8") as file:
-        json.dump(index, file, indent=1, ensure_ascii=False)
 
 
 @contextmanager

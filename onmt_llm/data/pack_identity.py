@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checksums import sha256_of_file
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.packed import INDEX, VERSION, file_hash, read_index
+from onmt_llm.data.packed import INDEX, read_index
 from onmt_llm.data.readers.files import expand
 from onmt_llm.data.transforms.transform import transform_class
 from onmt_llm.errors import DataError
@@ -35,6 +36,8 @@ _NOT_OF_DATA = {
 """Options that change nothing of an example. Any other may, those to come included."""
 
 _ENDS_AND_MIDDLE = 1 << 16
+_TOKENS = 1
+"""Number of the way in which examples become tokens of shards; where and how these are kept is the index' affair."""
 
 
 def recipe(
@@ -46,7 +49,7 @@ def recipe(
     paths = sorted(key for key, value in own.items() if key.startswith("path_") and value)
     shared = {key: value for key, value in data.model_dump(mode="json").items() if key not in _NOT_OF_DATA}
     return {
-        "version": [VERSION, __version__],
+        "version": [_TOKENS, __version__],
         "task": model.task,
         "training": training,
         "paths": paths,
@@ -79,7 +82,7 @@ def text_files(corpus: CorpusConfig) -> list[Path]:
 
 def inputs_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Files by content, with what tells quickly that they are still the same."""
-    return [{**_quick(path), "sha256": file_hash(path)} for path in paths]
+    return [{**_quick(path), "sha256": sha256_of_file(path)} for path in paths]
 
 
 def fingerprint(made_by: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> str:
@@ -105,8 +108,8 @@ def find_pack(corpus: str, folder: Path, made_by: Mapping[str, Any], paths: Sequ
                 logger.info(
                     "The files of corpus '%s' have other dates than when they were packed: reading them.", corpus
                 )
-                hashes = [file_hash(path) for path in paths]
-            other = [] if [item["sha256"] for item in index["inputs"]] == hashes else ["files"]
+                hashes = [sha256_of_file(path) for path in paths]
+            other = [] if [item.get("sha256") for item in index["inputs"]] == hashes else ["files"]
         if not other:
             return candidate
         if not differing or len(other) < len(differing):
@@ -157,7 +160,7 @@ def _transform(name: str, options: Mapping[str, Section]) -> dict[str, Any]:
     section = options.get(kind.section, kind.Config())
     own = kind.__module__.split(".")[0] == __name__.split(".")[0]
     # the code of a plug-in may change without any version; ours has one
-    source = None if own else file_hash(Path(inspect.getfile(kind)))
+    source = None if own else sha256_of_file(Path(inspect.getfile(kind)))
     return {"name": name, "options": _with_files(section.model_dump(mode="json")), "source": source}
 
 
@@ -172,5 +175,5 @@ def _with_files(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_files(inner) for inner in value]
     if isinstance(value, str) and 0 < len(value) < 4096 and "\0" not in value and Path(value).is_file():
-        return {"file": file_hash(Path(value))}
+        return {"file": sha256_of_file(Path(value))}
     return value

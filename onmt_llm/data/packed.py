@@ -1,6 +1,7 @@
 """Token shards: corpora tokenised beforehand, read through memory maps.
 
-A folder holds `index.json`, written last, and of every shard:
+A folder holds `index.json`, written last, with a checksum of itself and of every block of the other files, which are
+checked as they are read; and of every shard:
 
 - `00000.bin`: tokens, 16 or 32 bits each, little-endian, all examples back to back. In a shard with a mask the highest
   bit says that the loss does not count the token; a shard without is plain tokens, for any program.
@@ -12,19 +13,19 @@ A folder holds `index.json`, written last, and of every shard:
 
 from __future__ import annotations
 
-import hashlib
 import json
-import mmap
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 
+from onmt_llm.checksums import fast_digest, sha256_of_file
+from onmt_llm.data.checked_array import BlockDigests, CheckedArray, FileChecks, block_digests
+from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.encoding import Encoded
 from onmt_llm.data.readers import Record
 from onmt_llm.data.sharded import ShardedReader
@@ -33,7 +34,60 @@ from onmt_llm.errors import DataError
 
 INDEX = "index.json"
 FORMAT = "onmt_llm-tokens"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""1 had SHA-256 of whole files only: there a file is read as a whole before anything of it is used."""
+CHECKSUM = "checksum"
+
+ENDINGS = (".bin", ".idx.npy", ".rec.npy")
+_MOST_OPEN = 100
+"""Shards whose files are open at a time: a process may have some hundreds of files."""
+
+
+Ending = Literal[".bin", ".idx.npy", ".rec.npy"]
+
+
+class ShardEntry(BaseModel):
+    """What the index says of a shard, as far as the shard cannot be read without it."""
+
+    name: str = Field(pattern=r"^\d+$")
+    dtype: Literal["uint16", "uint32"]
+    masked: bool
+    tokens: NonNegativeInt
+    examples: NonNegativeInt
+    records: NonNegativeInt
+    happened: list[dict[str, Any]]
+    sha256: dict[Ending, str] = Field(min_length=3)
+    checks: dict[Ending, BlockDigests] | None = Field(None, min_length=3)
+
+
+class PackIndex(BaseModel):
+    """What an index must have."""
+
+    parts: list[Part] = Field(min_length=1)
+    shards: list[ShardEntry]
+    recipe: dict[str, Any] = {}
+    inputs: list[dict[str, Any]] = []
+    vocabularies: dict[str, Any] = {}
+    counts: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> PackIndex:
+        if self.counts is None:
+            return self
+        try:
+            counts = CorpusCounts.from_dict(self.counts)
+            found = counts.read + counts.made
+            left = counts.kept + counts.dropped.total()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"counts: {error}") from error
+        if found != left:
+            raise ValueError(f"of {found:,} examples, {left:,} are kept or dropped")
+        for what, number in (("records", counts.read), ("examples", counts.kept)):
+            held = sum(getattr(shard, what) for shard in self.shards)
+            if held != number:
+                raise ValueError(f"its shards hold {held:,} {what} of {number:,}")
+        return self
 
 
 class ShardWriter:
@@ -87,11 +141,9 @@ class ShardWriter:
             "examples": self._examples,
             "records": len(self._rows),
             "happened": [json.loads(text or b"{}") for text in self._happened],
-            "sha256": {end: file_hash(folder / f"{name}{end}") for end in ENDINGS},
+            "sha256": {end: sha256_of_file(folder / f"{name}{end}") for end in ENDINGS},
+            "checks": {end: block_digests(folder / f"{name}{end}").model_dump() for end in ENDINGS},
         }
-
-
-ENDINGS = (".bin", ".idx.npy", ".rec.npy")
 
 
 def _narrowed(words: Words, masked: bool) -> npt.NDArray[np.uint16]:
@@ -107,38 +159,76 @@ def _widened(tokens: npt.NDArray[Any], masked: bool) -> Words:
     return words
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    # Python 3.10 has no file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """Write the index of a folder of shards, with a checksum of what it says."""
+    plain = json.loads(json.dumps({**index, "format": FORMAT, "version": VERSION}))
+    with (folder / INDEX).open("w", encoding="utf-8") as file:
+        json.dump({**plain, CHECKSUM: _checksum(plain)}, file, indent=1, ensure_ascii=False)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The index of a folder of shards.
 
     Raises:
-        DataError: There is none, or it is not one that this version reads.
+        DataError: There is none, it is not one that this version reads, or it is not as it was written.
     """
     file = folder / INDEX
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"Token shards must have an {INDEX}, but {file}: {error.strerror}.") from error
-    except ValueError as error:
-        raise DataError(f"{file} must be JSON, but is not: {error}.") from error
+    index = load_json(file)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise DataError(f"{file} must be the index of token shards of onmt_llm, but is something else.")
-    if index.get("version") != VERSION:
-        raise DataError(f"{file} must have version {VERSION}, but has {index.get('version')}.", hint="pack it again")
-    return index
+    if index.get("version") not in READABLE:
+        raise DataError(
+            f"{file} must have version {' or '.join(map(str, READABLE))}, but has {index.get('version')}.",
+            hint="pack it again",
+        )
+    if CHECKSUM in index or index["version"] == VERSION:
+        checksum = index.pop(CHECKSUM, None)
+        if checksum != _checksum(index):
+            raise _damaged(file, "its content does not match its checksum")
+    try:
+        PackIndex.model_validate(index)
+    except ValidationError as error:
+        raise _damaged(file, first_fault(error)) from error
+    return {"recipe": {}, "inputs": [], "vocabularies": {}, **index}
+
+
+def load_json(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: It cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file} must be readable, but is not: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} must be JSON, but is not: {error}.") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with plain data, and where in it."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+
+
+def _checksum(index: Mapping[str, Any]) -> str:
+    return fast_digest(json.dumps(index, sort_keys=True).encode())
+
+
+def _damaged(file: Path, problem: str) -> DataError:
+    return DataError(
+        f"The index of token shards must be as it was written, but {file} is not: {problem}.",
+        hint="copy it again, or pack the corpus anew",
+    )
+
+
+def _checks(entry: Mapping[str, Any], ending: str) -> FileChecks:
+    if entry.get("checks"):
+        return FileChecks.of_blocks(BlockDigests.model_validate(entry["checks"][ending]))
+    size = entry["tokens"] * np.dtype(entry["dtype"]).itemsize if ending == ".bin" else None
+    return FileChecks.of_whole(entry["sha256"][ending], size)
 
 
 def damaged(folder: Path) -> list[str]:
@@ -148,64 +238,58 @@ def damaged(folder: Path) -> list[str]:
         for shard in read_index(folder)["shards"]
         for ending in ENDINGS
         if not (folder / f"{shard['name']}{ending}").is_file()
-        or file_hash(folder / f"{shard['name']}{ending}") != shard["sha256"][ending]
+        or sha256_of_file(folder / f"{shard['name']}{ending}") != shard["sha256"][ending]
     ]
 
 
-@dataclass
 class _Shard:
-    """One shard, its files opened when they are first needed."""
+    """One shard, its files opened when they are first needed.
 
-    folder: Path
-    entry: dict[str, Any]
-    each: int
-    happened: list[bytes] = field(init=False)
+    Args:
+        folder: Where it is.
+        entry: What the index says of it.
+        parts: Arrays of an example.
+    """
 
-    def __post_init__(self) -> None:
-        self.happened = [json.dumps(item, sort_keys=True).encode() if item else b"" for item in self.entry["happened"]]
+    def __init__(self, folder: Path, entry: Mapping[str, Any], parts: int) -> None:
+        self.records: int = entry["records"]
+        self._folder = folder
+        self._masked: bool = entry["masked"]
+        self._parts = parts
+        self._happened = [json.dumps(item, sort_keys=True).encode() if item else b"" for item in entry["happened"]]
+        shapes = {
+            ".bin": (entry["dtype"], (entry["tokens"],)),
+            ".idx.npy": ("u8", (entry["examples"] * parts + 1,)),
+            ".rec.npy": ("u4", (entry["records"] + 1, 3)),
+        }
+        self._arrays = {
+            ending: CheckedArray(folder / f"{entry['name']}{ending}", *shapes[ending], _checks(entry, ending))
+            for ending in ENDINGS
+        }
+        self._tokens, self._bounds, self._rows = self._arrays.values()
 
-    def path(self, ending: str) -> Path:
-        return self.folder / f"{self.entry['name']}{ending}"
+    def check(self) -> None:
+        for array in self._arrays.values():
+            array.check_size()
 
-    @cached_property
-    def _tokens(self) -> npt.NDArray[Any]:
-        dtype = np.dtype(self.entry["dtype"]).newbyteorder("<")
-        with self.path(".bin").open("rb") as file:
-            if not self.entry["tokens"]:
-                return np.zeros(0, dtype)
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
-
-    @cached_property
-    def _bounds(self) -> npt.NDArray[np.uint64]:
-        return np.load(self.path(".idx.npy"), mmap_mode="r")
-
-    @cached_property
-    def _records(self) -> npt.NDArray[np.uint32]:
-        return np.load(self.path(".rec.npy"), mmap_mode="r")
-
-    def check(self, corpus: str) -> None:
-        width = np.dtype(self.entry["dtype"]).itemsize
-        for ending, size in ((".bin", self.entry["tokens"] * width), (".idx.npy", 0), (".rec.npy", 0)):
-            path = self.path(ending)
-            found = path.stat().st_size if path.is_file() else -1
-            if found < 0 or (size and found != size):
-                what = "is missing" if found < 0 else f"has {found:,} bytes instead of {size:,}"
-                raise DataError(f"The token shards of corpus '{corpus}' must be complete, but {path} {what}.")
+    def close(self) -> None:
+        for array in self._arrays.values():
+            array.close()
 
     def read(self, first: int, number: int) -> list[Record]:
         """Records from `first` on, at most so many."""
-        rows = self._records[first : first + number + 1].tolist()
+        rows = self._rows.rows(first, first + number + 1).tolist()
         if not rows:
             return []
-        offset, last = rows[0][1] * self.each, rows[-1][1] * self.each
-        bounds = self._bounds[offset : last + 1].tolist()
+        offset, last = rows[0][1] * self._parts, rows[-1][1] * self._parts
+        bounds = self._bounds.rows(offset, last + 1).tolist()
         start = bounds[0]
-        words = _widened(self._tokens[start : bounds[-1]], self.entry["masked"]).tobytes()
+        words = _widened(self._tokens.rows(start, bounds[-1]), self._masked).tobytes()
         arrays = [words[4 * (a - start) : 4 * (b - start)] for a, b in pairwise(bounds)]
-        found, paths = [], (self.folder,)
+        found, paths = [], (self._folder,)
         for (line, example, happened), (_, after, _) in pairwise(rows):
-            mine = arrays[example * self.each - offset : after * self.each - offset]
-            parts = (self.happened[happened], *mine)
+            mine = arrays[example * self._parts - offset : after * self._parts - offset]
+            parts = (self._happened[happened], *mine)
             found.append(Record(line, parts, (0,) * len(parts), paths))
         return found
 
@@ -225,15 +309,23 @@ class PackReader(ShardedReader):
         self.index = read_index(folder)
         self.parts: tuple[Part, ...] = tuple(self.index["parts"])
         self._shards = [_Shard(folder, entry, len(self.parts)) for entry in self.index["shards"]]
-        super().__init__(corpus, folder, [shard.entry["records"] for shard in self._shards])
+        self._open: dict[int, None] = {}
+        super().__init__(corpus, folder, [shard.records for shard in self._shards])
 
     def check(self) -> None:
         for shard in self._shards:
-            shard.check(self.corpus)
+            shard.check()
 
     def load(self, shard: int, first: int, number: int) -> list[Record]:
+        self._open[shard] = self._open.pop(shard, None)
+        if len(self._open) > _MOST_OPEN:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            self._shards[oldest].close()
         return self._shards[shard].read(first, number)
 
     def close(self) -> None:
         super().close()
-        self._shards = [_Shard(shard.folder, shard.entry, shard.each) for shard in self._shards]
+        for shard in self._open:
+            self._shards[shard].close()
+        self._open.clear()

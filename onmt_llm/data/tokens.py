@@ -51,6 +51,8 @@ def open_tokens(
         reader = PackReader(name, find_pack(name, Path(corpus.path_packed), made_by, text_files(corpus)))
     else:
         return None
+    if data.objective != "sft":
+        raise ConfigError(f"Corpus '{name}' must be JSON objects with objective: {data.objective}, but is tokens.")
     _check_model(name, reader, model)
     return Tokens(
         reader,
