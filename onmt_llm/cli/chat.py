@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.cli.jobs import load_job
-from onmt_llm.cli.run import run_job
+from onmt_llm.cli.run import log_notes, run_job
 from onmt_llm.cli.translate import open_from
 from onmt_llm.config.chat import ChatConfig, Mode
 from onmt_llm.config.load import Loaded
 from onmt_llm.errors import ConfigError
-from onmt_llm.log import logger
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +50,7 @@ def load_inference_config(path: str | None, mode: Mode) -> Loaded[Any]:
             "'inference_config_file' must be given, but is not.", hint="-inference_config_file translate_opts_py.yaml"
         )
     loaded = load_job("onmt_llm_translate", ["-config", path], prog="inference_config_file")
-    for note in loaded.notes:
-        logger.info(note)
+    log_notes(loaded)
     models = loaded.job.inference.model
     if not models:
         raise ConfigError(f"'model' must name a checkpoint or a release, but {path} does not set it.")

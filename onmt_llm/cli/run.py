@@ -61,11 +61,18 @@ def run_job(
             print(print_config(loaded))
             return 0
         setup_logging(log_file=_log_file(loaded))
-        for note in loaded.notes:
-            logger.info(note)
+        log_notes(loaded)
         return work(loaded)
 
     return run(load_and_work, argv)
+
+
+def log_notes(loaded: Loaded[Any]) -> None:
+    """Log what is to be said of a configuration that is right."""
+    for warning in loaded.warnings:
+        logger.warning(warning)
+    for note in loaded.notes:
+        logger.info(note)
 
 
 def needed(loaded: Loaded[Any], section: str, name: str, usage: str) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.numbers import Count, HeadsOrAll, Layer, Positive, Share, ShareBelowOne, Width
 from onmt_llm.config.section import Section
+from onmt_llm.config.source import load_plain
 from onmt_llm.errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -141,7 +142,7 @@ def read_config(directory: Path) -> CheckpointConfig:
     """
     file = directory / CONFIG_FILE
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = load_plain(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"A checkpoint must have a {CONFIG_FILE}, but {file}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

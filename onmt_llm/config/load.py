@@ -34,6 +34,7 @@ class Loaded(Generic[Job]):
         origins: For each leaf that is not at its default, where its value came from (`replicate.yaml:17`, `-seed`).
         notes: Sentences to log before anything runs.
         switches: What the command itself was asked: `dry_run`, `print_config` ...
+        warnings: Sentences to warn with, before the notes.
     """
 
     job: Job
@@ -41,6 +42,7 @@ class Loaded(Generic[Job]):
     origins: dict[str, str]
     notes: list[str]
     switches: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def origin(self, *path: str) -> str:
         """Where an option was written, as ` (file:line)`, or nothing when it was left to its default."""
@@ -60,6 +62,7 @@ class _Given:
     files: dict[str, YamlFile] = field(default_factory=dict)
     order: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     problems: list[tuple[int, str]] = field(default_factory=list)
 
     def put(self, key: str, value: Any, where: str, file: YamlFile | None) -> None:
@@ -121,7 +124,7 @@ def load(
         raise ConfigError(head + "\n  ".join(lines))
     assert job_object is not None
     origins = _origins(translation, given)
-    return Loaded(job_object, options, origins, given.notes, parsed.switches)
+    return Loaded(job_object, options, origins, given.notes, parsed.switches, given.warnings)
 
 
 def find_plugins(argv: Sequence[str]) -> list[str]:
@@ -141,7 +144,7 @@ def find_plugins(argv: Sequence[str]) -> list[str]:
 def _read_file(path: str, job: type[Section], extra: Mapping[str, type[Section]], given: _Given) -> None:
     """Add a file's keys, with sectioned YAML flattened."""
     file = read_yaml(path)
-    given.notes.extend(file.notes)
+    given.warnings.extend(file.repeated)
     section_names = {*job.model_fields, *extra}
     for key, value in file.values.items():
         if key in section_names and isinstance(value, dict):

@@ -6,7 +6,10 @@ OpenNMT-py's `None` is null. A key that is written twice is reported; its last v
 
 from __future__ import annotations
 
+import os
 import re
+import select
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from onmt_llm.errors import ConfigError
 Path_ = tuple[str, ...]
 
 MAX_BYTES = 4 << 20
+_MAX_DEPTH = 64
+_MAX_NODES = 1_000_000
 _MAX_DIGITS = 1000  # Python reads a few thousand; no option that is a number takes so many
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 _INT = re.compile(r"^[-+]?[0-9]+$")
@@ -25,8 +30,23 @@ _BOOL = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(~|null|Null|NULL|None|)$")
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the resolvers above."""
+class _Bounded(yaml.SafeLoader):
+    """PyYAML's safe loader, which alone nests as deep as Python's stack goes."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            problem = f"a value is nested more than {_MAX_DEPTH} levels deep"
+            raise yaml.composer.ComposerError(None, None, problem, self.get_mark())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+class _Loader(_Bounded):
+    """The same, with the resolvers above."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -57,13 +77,13 @@ class YamlFile:
         path: As the user wrote it.
         values: The top-level mapping.
         lines: Line (from 1) of every key, by its path from the top.
-        notes: Sentences about what was written twice.
+        repeated: Sentences about what was written twice.
     """
 
     path: str
     values: dict[str, Any]
     lines: dict[Path_, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
     def where(self, path: Path_) -> str:
         """`file:line` of the key, or of the nearest key above it."""
@@ -76,9 +96,59 @@ class YamlFile:
 def parse_scalar(text: str) -> Any:
     """One value as a YAML file would read it: `5`, `1e-4`, `true`, `[a, b]`, `{a: 1}`, text."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _construct(_Loader(text))[1]
     except (yaml.YAMLError, ValueError):
         return text
+
+
+def load_plain(text: str) -> Any:
+    """What a YAML file of this package's own holds, by YAML 1.1 as PyYAML writes it, in bounded time and memory.
+
+    Raises:
+        yaml.YAMLError: It is not YAML, or nested too deep, or its aliases expand to too much.
+    """
+    return _construct(_Bounded(text))[1]
+
+
+def _construct(loader: _Bounded) -> tuple[yaml.Node | None, Any]:
+    """The tree of nodes and what it holds, once it is known that its aliases expand to no more than fits."""
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None, None
+        _expanded(root, {})
+        return root, loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
+
+
+def _expanded(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Nodes and levels of a tree in which every alias is a copy; `known` holds those of nodes that were seen before,
+    (0, 0) while one is walked.
+
+    Raises:
+        yaml.YAMLError: They are too many, a node holds itself, or it has a type that no option has.
+    """
+    if id(node) in known and known[id(node)] != (0, 0):
+        return known[id(node)]
+    problem = "a value holds itself" if id(node) in known else None
+    if node.tag not in _TAGS:
+        problem = f"a value has the type {node.tag.replace('tag:yaml.org,2002:', '!!')}, which no option has"
+    known[id(node)] = (0, 0)
+    nodes, levels = 1, 1
+    for item in node.value if problem is None and not isinstance(node, yaml.ScalarNode) else ():
+        for each in item if isinstance(item, tuple) else (item,):
+            below = _expanded(each, known)
+            nodes, levels = nodes + below[0], max(levels, below[1] + 1)
+    if nodes > _MAX_NODES or levels > _MAX_DEPTH:
+        problem = f"aliases make more than {_MAX_NODES:,} values, or {_MAX_DEPTH} levels, of one"
+    if problem is not None:
+        raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+    known[id(node)] = (nodes, levels)
+    return nodes, levels
 
 
 def read_yaml(path: str) -> YamlFile:
@@ -87,40 +157,71 @@ def read_yaml(path: str) -> YamlFile:
     Raises:
         ConfigError: The file is missing, too large, not UTF-8, not YAML, or not a mapping.
     """
+    text = _read_text(path)
+    try:
+        root, values = _construct(_Loader(text))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        problem = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{path}:{line} must be YAML, but: {problem}.", hint=_yaml_hint(text, line, error)) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} must be YAML, but: {str(error).rstrip('.')}.") from None
+    result = YamlFile(path, {})
+    if root is None:
+        return result
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            f"{path} must hold `option: value` lines, but its top level is a {root.tag.rpartition(':')[2]}."
+        )
+    _walk(root, (), result, set())
+    result.values = {str(key): value for key, value in values.items()}
+    return result
+
+
+_piped: dict[tuple[int, int], bytes] = {}
+"""What pipes held, by device and inode: they can be read only once, but a command reads its files twice."""
+
+
+def _read_text(path: str) -> str:
     file = Path(path)
     try:
-        if file.stat().st_size > MAX_BYTES:
+        status = file.stat()
+        if stat.S_ISREG(status.st_mode):
+            content = file.read_bytes() if status.st_size <= MAX_BYTES else bytes(MAX_BYTES + 1)
+        else:
+            place = (status.st_dev, status.st_ino)
+            content = _piped[place] = _piped[place] if place in _piped else _read_stream(path)
+            if not content and stat.S_ISFIFO(status.st_mode):
+                raise ConfigError(f"The configuration file must hold something, but nobody writes to {path}.")
+        if len(content) > MAX_BYTES:
             raise ConfigError(f"A configuration file must be at most {MAX_BYTES >> 20} MiB, but {path} is larger.")
-        text = file.read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"The configuration file must exist, but {path} does not.", hint=_similar_file(file)
         ) from None
-    except OSError as error:
-        raise ConfigError(f"The configuration file must be readable, but {path} is not: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} must be UTF-8, but byte {error.start} is not.") from None
-    loader = _Loader(text)
-    try:
-        root = loader.get_single_node()
-        result = YamlFile(path, {})
-        if root is None:
-            return result
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(
-                f"{path} must hold `option: value` lines, but its top level is a {root.tag.rpartition(':')[2]}."
-            )
-        _walk(root, (), result, set())
-        result.values = {str(key): value for key, value in loader.construct_document(root).items()}
-        return result
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{path}:{line} must be YAML, but: {problem}.", hint=_yaml_hint(text, line)) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} must be YAML, but: {error}.") from None
-    finally:
-        loader.dispose()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"The configuration file must be readable, but {path} is not: {reason}.") from None
+
+
+def _read_stream(path: str) -> bytes:
+    """What a pipe, a terminal or a device gives, as far as it may be a configuration file."""
+    # a named pipe that nobody has opened to write would wait for ever; opened like this, it is empty
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    content = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+        while len(content) <= MAX_BYTES:
+            piece = stream.read(MAX_BYTES + 1 - len(content))
+            if piece is None:
+                select.select([descriptor], [], [])
+            elif not piece:
+                break
+            else:
+                content += piece
+    return content
 
 
 def _walk(node: yaml.Node, path: Path_, result: YamlFile, seen: set[int]) -> None:
@@ -138,7 +239,7 @@ def _walk(node: yaml.Node, path: Path_, result: YamlFile, seen: set[int]) -> Non
         line = key_node.start_mark.line + 1
         if here in result.lines and key_node.value != "<<":
             lines = f"{result.lines[here]} and {line}"
-            result.notes.append(
+            result.repeated.append(
                 f"{result.path}: '{'.'.join(here)}' is written twice, in lines {lines}; the last value is used."
             )
         result.lines[here] = line
@@ -155,7 +256,9 @@ def _similar_file(file: Path) -> str | None:
     return f"did you mean {file.parent / close[0]}?" if close else None
 
 
-def _yaml_hint(text: str, line: int) -> str | None:
+def _yaml_hint(text: str, line: int, error: yaml.MarkedYAMLError) -> str | None:
+    if isinstance(error, yaml.composer.ComposerError):
+        return None  # it is YAML, but means nothing
     lines = text.split("\n")
     if any(
         "\t" in candidate[: len(candidate) - len(candidate.lstrip())] for candidate in lines[max(0, line - 2) : line]

@@ -46,7 +46,7 @@ def test_the_reference_recipe_loads_as_written() -> None:
     }
     assert job.optimizer.learning_rate == 2e-05
     assert (job.batching.batch_size, job.batching.valid_batch_size) == (500, 500)
-    assert sum("written twice" in note for note in loaded.notes) == 2
+    assert sum("written twice" in warning for warning in loaded.warnings) == 2
     assert job.quantization.resolved_type == "bnb_8bit"
     assert [corpus.weight for corpus in job.corpora.data.values()] == [10, 10]
 
