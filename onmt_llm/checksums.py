@@ -8,6 +8,8 @@ SHA-256 is used.
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,13 +30,17 @@ def fast_digest(*buffers: Any) -> str:
     return _digest(xxhash.xxh3_128(), buffers)
 
 
-def fast_digest_of_file(path: str | Path) -> str:
+def fast_digest_of_file(path: str | Path, *, without: int = 0) -> str:
     """XXH3 (128 bits, hexadecimal) of a file's content.
+
+    Args:
+        path: The file.
+        without: Leave out so many bytes at the end.
 
     Raises:
         OSError: The file cannot be read.
     """
-    return _digest(xxhash.xxh3_128(), _blocks(path))
+    return _digest(xxhash.xxh3_128(), _blocks(path, without))
 
 
 def sha256_of_file(path: str | Path) -> str:
@@ -52,7 +58,9 @@ def _digest(digest: _Hash, buffers: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _blocks(path: str | Path) -> Iterable[bytes]:
+def _blocks(path: str | Path, without: int = 0) -> Iterable[bytes]:
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
+        left = os.fstat(file.fileno()).st_size - without if without else math.inf
+        while left > 0 and (block := file.read(int(min(_BLOCK, left)))):
+            left -= len(block)
             yield block

@@ -110,6 +110,11 @@ class Decompressed(io.RawIOBase):
         self._input = b""
         self._given = 0
 
+    @property
+    def passed(self) -> int:
+        """Bytes of the compressed file that are read."""
+        return self._file.tell()
+
     def readable(self) -> bool:
         return True
 

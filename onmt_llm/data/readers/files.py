@@ -66,6 +66,12 @@ def open_bytes(path: Path) -> io.BufferedReader:
     return io.BufferedReader(Decompressed(path, file) if is_compressed(path) else file, _BUFFER)
 
 
+def bytes_passed(file: io.BufferedReader) -> int:
+    """How much of a file that `open_bytes` opened is read, in bytes on the disk."""
+    raw = file.raw
+    return raw.passed if isinstance(raw, Decompressed) else raw.tell()
+
+
 def open_raw(path: Path) -> io.FileIO:
     """The bytes of a file as they are, without a buffer."""
     try:

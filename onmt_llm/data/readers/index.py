@@ -1,59 +1,36 @@
 """Where the records of a plain file begin, and how many a file has: found in one pass, kept for the next run.
 
-An index is a row of 64-bit byte offsets on disk (8 bytes a line). It is read in place, a few bytes a record, so that
-memory does not grow with the corpus. It is filed under the path, size and time of change of its file and a sample of
-what is in it: a file that has changed has no index.
+An index is a file of 64-bit byte offsets (8 bytes a line). It is read in place, a few bytes a record, so that memory
+does not grow with the corpus. Its name and its header say which file it is of: the path, size and time of change, and a
+sample of what is in it; a file that has changed has no index. A checksum ends it, which is compared when it is opened:
+an index that is damaged, cut short or of another version is made anew.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import blake2b
+from io import BufferedReader
 from itertools import chain, islice
 from pathlib import Path
-from struct import unpack
-from typing import BinaryIO
 
 import numpy as np
 
-from onmt_llm.data.readers.files import is_compressed, open_bytes, skip_mark
+from onmt_llm.data.readers.files import bytes_passed, is_compressed, open_bytes, skip_mark
+from onmt_llm.data.readers.index_file import Index, Unusable, new_index
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 
 _BLOCK = 1 << 22
 _SAMPLE = 1 << 16
-_WORD = 8
 _BATCH = 1 << 16
 _LARGE = 1 << 30
-
-
-class Index:
-    """Rows of whole numbers in a file, `width` numbers a row.
-
-    Attributes:
-        count: Number of rows.
-    """
-
-    def __init__(self, path: Path, width: int) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._row = width * _WORD
-        self.count = path.stat().st_size // self._row
-
-    def at(self, number: int, rows: int = 1) -> list[int]:
-        """The numbers of a row, or of several that follow each other."""
-        if self._file is None:
-            self._file = self._path.open("rb", buffering=0)
-        raw = os.pread(self._file.fileno(), self._row * rows, number * self._row)
-        return list(unpack(f"<{len(raw) // _WORD}Q", raw))
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+_PATIENCE = 10.0
+"""Seconds between two notes on how far a pass is."""
 
 
 class LineIndex:
@@ -107,7 +84,10 @@ class IndexCache:
             what: What is counted.
             find: Makes the pass.
         """
-        return int(self._kept(path, f"{what}.count", lambda: [str(find()).encode()]).read_bytes())
+        kept = self._kept(path, f"{what}.count", 1, lambda: [_words([find()])])
+        (number,) = kept.at(0)
+        kept.close()
+        return number
 
     def line_index(self, path: Path) -> LineIndex:
         """Where the lines of a plain file begin."""
@@ -122,31 +102,35 @@ class IndexCache:
             width: Numbers for each of these.
             find: Makes the pass, and gives the numbers as little-endian 64-bit words.
         """
-        return Index(self._kept(path, f"{what}.index", find), width)
+        return self._kept(path, f"{what}.index", width, find)
 
-    def _kept(self, path: Path, kind: str, find: Callable[[], Iterable[bytes]]) -> Path:
-        """The file that holds what is known about another, made where it is not there; whole or not at all."""
+    def _kept(self, path: Path, kind: str, width: int, find: Callable[[], Iterable[bytes]]) -> Index:
+        """What is known about a file; made where it is not there, or not as it was written."""
         name, state = _identity(path)
+        identity = blake2b(f"{name} {state} {kind}".encode(), digest_size=16).digest()
         folder = self._writable()
         target = folder / f"{name}-{state}.{kind}"
         if target.is_file():
-            return target
-        _announce(path, kind)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
             try:
-                for block in find():
-                    file.write(block)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        if _identity(path) != (name, state):
-            os.unlink(file.name)
-            raise DataError(f"A file must not change while it is read, but {path} has changed while it was indexed.")
+                return Index(target, width, identity)
+            except Unusable as problem:
+                logger.warning("The index %s %s: it is made anew.", target, problem)
+        _announce(path, kind)
+        try:
+            with new_index(target, find(), width, identity):
+                if _identity(path) != (name, state):
+                    raise DataError(
+                        f"A file must not change while it is read, but {path} has changed while it was indexed."
+                    )
+        except OSError as error:
+            raise DataError(
+                f"Writing {target} failed: {error.strerror or error}.", hint="index_cache names another folder"
+            ) from error
         for old in folder.glob(f"{name}-*.{kind}"):
-            with suppress(OSError):
-                old.unlink()
-        os.replace(file.name, target)
-        return target
+            if old != target:
+                with suppress(OSError):
+                    old.unlink()
+        return Index(target, width, identity)
 
     def _writable(self) -> Path:
         if self._folder is not None:
@@ -165,17 +149,19 @@ class IndexCache:
 
 def count_lines(path: Path) -> int:
     """Number of lines of a file, the last one counted with or without its line break; runs at disk speed."""
-    lines, last = 0, b"\n"
+    lines, last, tell = 0, b"\n", _Progress(path)
     with open_bytes(path) as file:
         skip_mark(file)
         while block := file.read(_BLOCK):
             lines += block.count(b"\n")
             last = block[-1:]
+            tell(file)
     return lines + (last != b"\n")
 
 
 def line_starts(path: Path) -> Iterable[bytes]:
     """Where each line of a plain file begins, and where the last one ends, as little-endian 64-bit words."""
+    tell = _Progress(path)
     with open_bytes(path) as file:
         offset = last = skip_mark(file)
         yield _words([offset])
@@ -186,8 +172,24 @@ def line_starts(path: Path) -> Iterable[bytes]:
             if len(starts):
                 last = int(starts[-1])
                 yield starts.astype("<u8").tobytes()
+            tell(file)
     if last != offset:
         yield _words([offset])
+
+
+class _Progress:
+    """Says now and then how far a pass over a file is."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = max(path.stat().st_size, 1)
+        self._next = time.monotonic() + _PATIENCE
+
+    def __call__(self, file: BufferedReader) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _PATIENCE
+            logger.info("%s: %d%% looked through.", self._path, 100 * bytes_passed(file) // self._size)
 
 
 def packed(rows: Iterable[Iterable[int]]) -> Iterable[bytes]:

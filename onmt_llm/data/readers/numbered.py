@@ -11,6 +11,7 @@ from onmt_llm.data.readers.index import Index, IndexCache, packed
 from onmt_llm.data.readers.lines import LineFile
 from onmt_llm.data.readers.record import Reader, Record, pass_over
 from onmt_llm.data.readers.spans import Spans
+from onmt_llm.errors import DataError
 
 _LIKELY = 4096
 """Bytes of a record that are fetched before its end is known."""
@@ -49,7 +50,10 @@ class Numbered:
         self._reader = self._reader or self._new()
         self._reader.seek(self._index.at(number))
         record = self._reader.read()
-        assert record is not None, "the index is of another file"
+        if record is None:
+            raise DataError(
+                f"A file must not change while it is read, but {self._path} no longer has record {number + 1}."
+            )
         return record
 
     def expect(self, numbers: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.foreign_tokens import open_token_reader
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.packed import PackReader, read_index, write_index
-from onmt_llm.data.readers import Record
+from onmt_llm.data.readers import IndexCache, Record, ShuffledReader, open_reader
 from onmt_llm.data.token_records import TokenDecoder
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.vocab import Vocab
@@ -209,3 +209,64 @@ def test_numbers_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
         (folder / "a.bin").write_bytes(head + np.array([4, 5, wrong, 6], "<i8").tobytes())
         with pytest.raises(DataError, match=f"but .*a.bin holds {wrong:,}"):
             content(folder, 4)
+
+
+CORPORA = {
+    "lines": {"path_src": "x.txt"},
+    "documents": {"path_txt": "x.txt"},
+    "rows": {"path_table": "x.csv"},
+    "array": {"path_json": "x.json"},
+}
+
+
+@pytest.fixture(params=CORPORA)
+def indexed(request, write: Callable[[str, str], str], words: Callable[[int, int], str], tmp_path: Path):
+    """Reads a shuffled corpus through the index in a folder; and the folder."""
+    lines = words(60, 1).splitlines()
+    write("x.txt", "".join(f"{line}\n\n" if number % 9 == 8 else f"{line}\n" for number, line in enumerate(lines)))
+    write("x.csv", "text\n" + "".join(f'"{line}\nb"\n' for line in lines))
+    write("x.json", json.dumps([{"text": line} for line in lines], indent=1))
+    config = {key: str(tmp_path / name) for key, name in CORPORA[request.param].items()}
+
+    def read() -> list[Record]:
+        cache = IndexCache(tmp_path / "idx")
+        reader = ShuffledReader("x", open_reader("x", CorpusConfig(**config), cache=cache), seed=1)
+        reader.check()
+        return list(iter(reader.read, None))
+
+    return read, tmp_path / "idx"
+
+
+def test_an_index_that_is_not_as_it_was_written_is_made_anew(indexed, caplog: pytest.LogCaptureFixture) -> None:
+    read, folder = indexed
+    expected, draw = read(), random.Random(1)
+    assert len(expected) > 6 and read() == expected and not caplog.records
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for turn in range(25):
+            caplog.clear()
+            if turn < 20:
+                flip(file, draw)
+            else:  # as it is after a loss of power, and as an earlier version wrote it
+                file.write_bytes([b"", whole[:-1], whole[:50], bytes(len(whole)), whole[40:-32]][turn - 20])
+            assert read() == expected
+            assert [record.message.endswith("it is made anew.") for record in caplog.records] == [True]
+            assert file.read_bytes() == whole
+    assert not list(folder.glob(".*"))
+
+
+def test_an_index_of_another_file_is_made_anew(indexed, caplog: pytest.LogCaptureFixture) -> None:
+    read, folder = indexed
+    expected = read()
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:24] + bytes(16) + file.read_bytes()[40:])
+    assert read() == expected and caplog.records
+
+
+def test_an_index_that_goes_while_it_is_used_is_one_sentence(tmp_path: Path, write: Callable[[str, str], str]) -> None:
+    cache = IndexCache(tmp_path / "idx")
+    lines = cache.line_index(Path(write("x", "a\nb\n")))
+    (file,) = (tmp_path / "idx").iterdir()
+    file.unlink()
+    with pytest.raises(DataError, match="must not change while it is used"):
+        lines.span(1)
