@@ -38,7 +38,7 @@ class DataError(OnmtLlmError):
 
 
 class CheckpointError(OnmtLlmError):
-    """A checkpoint, adapter or foreign weight file is wrong, incomplete or missing."""
+    """A checkpoint, adapter or foreign weight file is wrong, incomplete or missing, or an output cannot be written."""
 
     exit_code = 4
 

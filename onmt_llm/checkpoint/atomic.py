@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from onmt_llm.errors import CheckpointError
+from onmt_llm.outputs import flush, is_written_in_place, write_failed
 
 MODEL_FILES = ("config.yaml", "config.json", "adapter_config.json")
 """What marks a directory as a model's: only such a one is ever replaced."""
@@ -20,7 +21,8 @@ MODEL_FILES = ("config.yaml", "config.json", "adapter_config.json")
 class AtomicDirectory:
     """Collects files in a hidden directory beside the output; leaving the context flushes them and renames it.
 
-    An error inside leaves nothing behind, and what stood at `path` untouched.
+    An error inside leaves nothing behind, and what stood at `path` untouched. A symlink keeps pointing: what it points
+    to is replaced.
 
     Args:
         path: The directory to create, named exactly so.
@@ -36,13 +38,11 @@ class AtomicDirectory:
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(path)
+        self._target = Path(os.path.realpath(path))
         self._overwrite = overwrite
-        recover(self.path.absolute().parent, re.escape(self.path.name))
+        recover(self._target.parent, re.escape(self._target.name))
         check_output(self.path, overwrite=overwrite)
-        self.directory = self._beside("tmp")
-
-    def _beside(self, kind: str) -> Path:
-        return _beside(self.path.absolute(), kind)
+        self.directory = _beside(self._target, "tmp")
 
     def __enter__(self) -> AtomicDirectory:
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -75,34 +75,30 @@ class AtomicDirectory:
 
     @contextlib.contextmanager
     def translated_errors(self) -> Iterator[None]:
-        """A full disk or a forbidden place, in a sentence; and nothing left behind."""
+        """A full disk, a forbidden place or a file that has gone, in a sentence; and nothing left behind."""
         try:
             yield
         except OSError as error:
             shutil.rmtree(self.directory, ignore_errors=True)
-            raise CheckpointError(f"Writing {self.path} failed: {error.strerror or error}{self._free()}.") from error
-
-    def _free(self) -> str:
-        existing = next((parent for parent in self.directory.parents if parent.is_dir()), None)
-        return "" if existing is None else f"; {shutil.disk_usage(existing).free:,} bytes are free there"
+            raise write_failed(self.path, error, unfinished=self.directory) from error
 
     def _publish(self) -> None:
         """Flush everything, then move the older directory aside, rename, and only then remove the older one."""
         for file in self.directory.rglob("*"):
-            _fsync(file)
-        _fsync(self.directory)
+            flush(file)
+        flush(self.directory)
         check_output(self.path, overwrite=self._overwrite)
-        aside = self._beside("old")
-        replaced = self.path.exists() and any(self.path.iterdir())
+        aside = _beside(self._target, "old")
+        replaced = self._target.exists() and any(self._target.iterdir())
         if replaced:
-            self.path.rename(aside)
+            self._target.rename(aside)
         try:
-            self.directory.rename(self.path)
+            self.directory.rename(self._target)
         except OSError:
             if replaced:
-                aside.rename(self.path)
+                aside.rename(self._target)
             raise
-        _fsync(self.directory.parent)
+        flush(self.directory.parent)
         if replaced:
             shutil.rmtree(aside)
 
@@ -119,10 +115,15 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise CheckpointError(
             f"The output {path} exists already.", hint="choose another name, or replace it with -force"
         )
-    if not (path.is_dir() and (any((path / name).is_file() for name in MODEL_FILES))):
+    if not is_replaceable(path):
         raise CheckpointError(
             f"The output {path} exists and is no checkpoint, so it is not replaced.", hint="remove it yourself"
         )
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether what stands at `path` may be replaced by a model: another one, or an empty directory."""
+    return path.is_dir() and (any((path / name).is_file() for name in MODEL_FILES) or not any(path.iterdir()))
 
 
 def check_output_file(path: Path, *, overwrite: bool) -> None:
@@ -133,25 +134,10 @@ def check_output_file(path: Path, *, overwrite: bool) -> None:
     """
     if path.is_dir():
         raise CheckpointError(f"The output must be a file, but {path} is a directory.")
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and not is_written_in_place(path):
         raise CheckpointError(
             f"The output {path} exists already.", hint="choose another name, or replace it with -force"
         )
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A hidden name to write to; what is there when the context ends without an error is flushed and becomes `path`."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        _fsync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"Writing {path} failed: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_space(path: Path, needed: int) -> None:
@@ -169,11 +155,16 @@ def check_space(path: Path, needed: int) -> None:
         return
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise CheckpointError(f"{path} needs {needed:,} bytes on the disk, but {free:,} are free in {place}.")
+        raise CheckpointError(
+            f"{path} needs {needed:,} bytes on the disk, but {free:,} are free in {place}.", hint="make room"
+        )
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory so that no half of it is ever seen under its name."""
+    """Remove a directory so that no half of it is ever seen under its name; of a symlink, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+        return
     trash = _beside(path.absolute(), "trash")
     path.rename(trash)
     shutil.rmtree(trash)
@@ -215,11 +206,3 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from onmt_llm.checkpoint.atomic import atomic_file, check_output_file
+from onmt_llm.checkpoint.atomic import check_output_file
 from onmt_llm.checkpoint.export import open_whole
 from onmt_llm.checkpoint.load import expected_shapes, resolve_dtype
 from onmt_llm.checkpoint.opennmt_options import (
@@ -38,6 +38,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
+from onmt_llm.outputs import output_file
 
 Format = Literal["pytorch", "safetensors"]
 
@@ -103,11 +104,11 @@ def export_opennmt(
         content = {"model": tensors, "generator": head, **content}
     for sidecar in set(sidecars) - set(parts):
         sidecar.unlink()
-    with atomic_file(file) as temporary:
+    with output_file(file) as temporary:
         torch.save(content, temporary)
     if tokenizer is not None:
         source = checkpoint.path / str(checkpoint.config.tokenizer.file)
-        with atomic_file(tokenizer) as temporary:
+        with output_file(tokenizer) as temporary:
             temporary.write_bytes(source.read_bytes())
     logger.info("%s -> %s (OpenNMT-py 3.5)", checkpoint.path, file)
     return file

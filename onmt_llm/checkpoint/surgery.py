@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant
-from onmt_llm.checkpoint.atomic import atomic_file
 from onmt_llm.checkpoint.expansion import check_twins, expansion_spec, twin_name
 from onmt_llm.checkpoint.load import check_base, resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
@@ -19,6 +18,7 @@ from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn.lora import KEPT, TRAINED, adapted_weight
 from onmt_llm.nn.lora_init import share_of_adapter
+from onmt_llm.outputs import output_file
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.vocab import ODD, Vocab
 
@@ -214,7 +214,7 @@ def extract_embeddings(checkpoint: str | Path, output: str | Path, *, side: str 
     vectors_VD = opened.tensor(name).float()
     tokens = list(codec.src_vocab if side == "src" else codec.vocab)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(Path(output)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with output_file(Path(output)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for token, vector in zip(tokens, vectors_VD, strict=False):
             file.write(f"{escape(token, ODD)} {' '.join(f'{value:.6g}' for value in vector.tolist())}\n")
     return min(len(tokens), len(vectors_VD))

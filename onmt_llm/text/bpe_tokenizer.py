@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -51,18 +52,14 @@ class BpeTokenizer:
     def __init__(self, file: str | Path, *, separator: str = "@@", dropout: float = 0.0) -> None:
         apply_bpe = require("subword_nmt.apply_bpe", "a BPE tokeniser", "subword-nmt")
         try:
-            with open(file, encoding="utf-8") as codes:
-                self._bpe = apply_bpe.BPE(codes, separator=separator)
+            content = Path(file).read_bytes()
+            self._bpe = apply_bpe.BPE(io.StringIO(content.decode("utf-8"), newline=None), separator=separator)
         # subword-nmt ends the process (SystemExit) at a line that it cannot read.
         except (OSError, ValueError, IndexError, SystemExit) as error:
             raise DataError(f"{file} must hold BPE codes as subword-nmt writes them, but cannot be read.") from error
-        self._file = file
         self._separator = separator
         self._dropout = dropout
-
-    @property
-    def identity(self) -> str:
-        return identity_of(type(self).__name__, self._file, [self._separator, self._dropout])
+        self.identity = identity_of(type(self).__name__, content, [separator, dropout])
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         tokens: list[str] = []

@@ -30,7 +30,9 @@ class HfTokenizer:
 
     def __init__(self, file: str | Path) -> None:
         self._file = str(file)
-        content = _read(Path(file))
+        # Kept, since what it is read for later must not depend on a file that may be gone by then.
+        self._content = _read(Path(file))
+        content = _parsed(self._content, self._file)
         added = content.get("added_tokens") or []
         self._model = _build(content, self._file)
         self._added = {token["content"] for token in added}
@@ -40,7 +42,7 @@ class HfTokenizer:
 
     @property
     def identity(self) -> str:
-        return identity_of(type(self).__name__, self._file)
+        return identity_of(type(self).__name__, self._content)
 
     def _prefixes(self, text: str, piece: str) -> bool:
         pieces = self._model.encode(text, add_special_tokens=False).tokens
@@ -52,7 +54,7 @@ class HfTokenizer:
         if not self._has_dummy_prefix or not self.control_tokens:
             return False
         control = max(self.control_tokens)
-        matching = _build(_read(Path(self._file)), self._file, match_special=True)
+        matching = _build(_parsed(self._content, self._file), self._file, match_special=True)
         pieces = matching.encode(f"{control}a", add_special_tokens=False).tokens
         return pieces[0] == control and "".join(pieces[1:]) in ("▁a", "Ġa")
 
@@ -61,7 +63,7 @@ class HfTokenizer:
         """The same model without the dummy prefix; built when it is first needed."""
         if not self._has_dummy_prefix:
             return self._model
-        return _build(_without_dummy_prefix(_read(Path(self._file))), self._file)
+        return _build(_without_dummy_prefix(_parsed(self._content, self._file)), self._file)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         model = self._continuing if continuation else self._model
@@ -98,10 +100,17 @@ class HfTokenizer:
             )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> bytes:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} must be a tokenizer.json, but cannot be read ({error}).") from error
+
+
+def _parsed(text: bytes, file: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} must be a tokenizer.json, but cannot be read as JSON ({error}).") from error
     if not isinstance(content, dict) or "model" not in content:
         raise DataError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from onmt_llm.errors import OnmtLlmError
@@ -13,11 +12,10 @@ from onmt_llm.text.message import Message, Template
 _PROBE = [Message(role, f"{role} ｟x｠\n") for role in ("system", "user", "assistant", "user", "assistant")]
 
 
-def identity_of(kind: str, file: str | Path | None, options: Any = None) -> str:
+def identity_of(kind: str, content: bytes | None, options: Any = None) -> str:
     """A hash of a kind, the content of its model file, and its options (plain data)."""
     digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True, default=str).encode())
-    if file is not None:
-        digest.update(Path(file).read_bytes())
+    digest.update(content or b"")
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class OnmtTokenizer:
         options: `subword_type` ("bpe" or "sentencepiece"), `gpt2_pretok` (text becomes GPT-2's byte alphabet first, so
             that nothing of it is lost), `training` (draw BPE dropout and sampling), and the arguments of
             pyonmttok.Tokenizer.
+        content: Content of the model file, where the file itself may be gone by now.
 
     Raises:
         ConfigError: An option is unknown or has a wrong value.
@@ -41,8 +43,9 @@ class OnmtTokenizer:
     control_tokens: frozenset[str] = frozenset()
     restarts_after_control = False
 
-    def __init__(self, file: str | Path | None, options: Mapping[str, Any] | None = None) -> None:
-        self._arguments = (file, dict(options or {}))
+    def __init__(
+        self, file: str | Path | None, options: Mapping[str, Any] | None = None, content: bytes | None = None
+    ) -> None:
         rest = dict(options or {})
         self._byte_level = bool(rest.pop("gpt2_pretok", False))
         self._training = bool(rest.pop("training", False))
@@ -50,14 +53,15 @@ class OnmtTokenizer:
         self._joins = bool(rest.get("joiner_annotate"))
         self._reversible = any(rest.get(option) for option in _ANNOTATIONS)
         self._unsafe = re.compile(_UNSAFE + _MARKS if self._reversible else _UNSAFE)
-        self._model = _open(file, rest)
-
-    @property
-    def identity(self) -> str:
-        return identity_of(type(self).__name__, *self._arguments)
+        self._model = _open(file, rest) if content is None else _open_content(content, rest)
+        if content is None and file is not None:
+            content = Path(file).read_bytes()
+        self._arguments = (file, dict(options or {}), content)
+        self.identity = identity_of(type(self).__name__, content, self._arguments[1])
 
     def __reduce__(self) -> tuple[type[OnmtTokenizer], tuple[Any, ...]]:
-        # The library's object cannot be pickled, and workers of the data pipeline get a copy of their tokeniser.
+        # The library's object cannot be pickled, and workers of the data pipeline get a copy of their tokeniser, also
+        # when its file has gone meanwhile.
         return OnmtTokenizer, self._arguments
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
@@ -142,6 +146,14 @@ class OnmtStreamDecoder:
         new = text[self._given :]
         self._given = len(text)
         return new
+
+
+def _open_content(content: bytes, options: dict[str, Any]) -> Any:
+    """The library reads models from files alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model"
+        file.write_bytes(content)
+        return _open(file, options)
 
 
 def _open(file: str | Path | None, options: dict[str, Any]) -> Any:

@@ -46,10 +46,12 @@ class SentencePieceTokenizer:
 
     def __init__(self, file: str | Path, *, nbest: int = 1, alpha: float = 0.0) -> None:
         self._file = str(file)
-        self._model = _load(Path(file))
+        content = _read(Path(file))
+        self._model = _load(content, self._file)
         self._pieces: list[str] = [self._model.id_to_piece(id_) for id_ in range(len(self._model))]
         samples = alpha > 0 and nbest != 1
         self._sampling = {"enable_sampling": True, "nbest_size": nbest, "alpha": alpha} if samples else {}
+        self.identity = identity_of(type(self).__name__, content, self._sampling)
         normalized = self._model.normalize("a  b")
         if normalized.endswith("▁"):
             raise UnsupportedError(
@@ -69,10 +71,6 @@ class SentencePieceTokenizer:
         if not self._has_dummy_prefix:
             return self._model
         return _from_proto(self._model.serialized_model_proto() + _NO_DUMMY_PREFIX)
-
-    @property
-    def identity(self) -> str:
-        return identity_of(type(self).__name__, self._file, self._sampling)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         model = self._continuing if continuation else self._model
@@ -154,11 +152,22 @@ def _from_proto(proto: bytes) -> Any:
     return model
 
 
-def _load(file: Path) -> Any:
+def _read(file: Path) -> bytes:
     try:
-        return _from_proto(file.read_bytes())
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{file} must be a SentencePiece model, but cannot be read as one.",
-            hint="a text vocabulary goes to src_vocab; a tokenizer.json is of kind 'huggingface'",
-        ) from error
+        return file.read_bytes()
+    except OSError as error:
+        raise _unreadable(str(file)) from error
+
+
+def _load(content: bytes, file: str) -> Any:
+    try:
+        return _from_proto(content)
+    except RuntimeError as error:
+        raise _unreadable(file) from error
+
+
+def _unreadable(file: str) -> DataError:
+    return DataError(
+        f"{file} must be a SentencePiece model, but cannot be read as one.",
+        hint="a text vocabulary goes to src_vocab; a tokenizer.json is of kind 'huggingface'",
+    )

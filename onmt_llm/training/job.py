@@ -57,7 +57,7 @@ from onmt_llm.training.resume import (
     state_to_resume,
     with_run,
 )
-from onmt_llm.training.run_folder import checkpoints, discard, newest_intact, run_lock, save_request
+from onmt_llm.training.run_folder import check_places, checkpoints, discard, newest_intact, run_lock, save_request
 from onmt_llm.training.saver import Saver, with_base
 from onmt_llm.training.schedule import build_schedule
 from onmt_llm.training.sinks import check_trackers
@@ -155,6 +155,7 @@ def _train_until_done(
         if resumed is not None and is_done(config, resumed):
             progress = resumed.progress
             return TrainResult("already done", progress.step, Path(str(config.run.train_from)), progress.best_ppl)
+        _check_places(config, start, resumed)
         result = _train(config, options, start, layers, resumed, world, deadline=deadline, detour=detour)
         if isinstance(result, TrainResult):
             return result
@@ -232,7 +233,7 @@ def _train(
         judge = Judge(model, valid_data, precision, world, job.average, translations, objective.judged)
     machine = open_machine(config, model, precision, world.device)
     with (
-        Saver(job, start, spec, train_data, seed, told, safety) as save,
+        Saver(job, start, spec, train_data, seed, told, safety, _other_models(config)) as save,
         build_reporter(
             config, world, progress, data=partial(data_figures, train_data, world), machine=machine.figures
         ) as report,
@@ -329,6 +330,20 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         positions_per_step=batch.positions * updates,
         notes=_notes(config, start),
     )
+
+
+def _other_models(config: TrainConfig) -> list[Path]:
+    """Models that a run needs beside the one that it trains."""
+    return [Path(name) for name in (config.preference.reference_model, config.loss.lm_prior_model) if name]
+
+
+def _check_places(config: TrainConfig, start: Start, resumed: SavedState | None) -> None:
+    """Make sure that the run's checkpoints can be written where they belong."""
+    run, done = config.run, 0 if resumed is None else resumed.progress.step
+    begun = [checkpoint.path for checkpoint in (start.weights, start.adapter) if checkpoint is not None]
+    if run.keep_checkpoint:
+        steps, inputs = range(done + 1, run.train_steps + 1), [*begun, *_other_models(config)]
+        check_places(run.save_model, steps, every=run.save_checkpoint_steps, inputs=inputs)
 
 
 def set_seed(seed: int) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from onmt_llm.checkpoint.atomic import recover, remove_directory
+from onmt_llm.checkpoint.atomic import is_replaceable, recover, remove_directory
 from onmt_llm.checkpoint.manifest import MANIFEST_FILE, damage
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
@@ -42,14 +42,46 @@ def checkpoints(save_model: str) -> dict[int, Path]:
 
 
 def _directories(save_model: str) -> dict[int, Path]:
+    return {step: path for step, path in _places(save_model).items() if path.is_dir()}
+
+
+def _places(save_model: str) -> dict[int, Path]:
+    """What has the name of a checkpoint, by step, in order."""
     prefix = Path(save_model)
     pattern = re.compile(re.escape(prefix.name) + r"_step_(\d+)")
     found = {}
     for path in prefix.parent.iterdir() if prefix.parent.is_dir() else ():
         match = pattern.fullmatch(path.name)
-        if match and path.is_dir():
+        if match:
             found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def check_places(save_model: str, steps: range, *, every: int, inputs: Iterable[Path]) -> None:
+    """Make sure, before a run begins, that its checkpoints can have their names.
+
+    Args:
+        save_model: Prefix of the run.
+        steps: Those that the run will make.
+        every: Updates between two checkpoints; there is one of the last step, too.
+        inputs: Checkpoints that the run begins with.
+
+    Raises:
+        CheckpointError: Something that is no checkpoint has such a name, or one that the run begins with.
+    """
+    hint = "give the run another save_model"
+    needed = {path.resolve() for path in inputs}
+    for step, path in _places(save_model).items():
+        if step not in steps:
+            continue
+        if path.resolve() in needed and (step % every == 0 or step == steps[-1]):
+            raise CheckpointError(
+                f"The run begins with {path}, but would write its own checkpoint of step {step} there.", hint=hint
+            )
+        if path.resolve() not in needed and not is_replaceable(path):
+            raise CheckpointError(
+                f"The checkpoint of step {step} would be written to {path}, but that is no checkpoint.", hint=hint
+            )
 
 
 def check_intact(checkpoint: Path) -> None:

@@ -6,7 +6,6 @@ The state is copied while the loop waits, and written by a thread while training
 from __future__ import annotations
 
 import functools
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from onmt_llm.errors import CheckpointError
 from onmt_llm.log import log_once, logger
 from onmt_llm.nn.expand import twin_state
 from onmt_llm.nn.lora import lora_state
+from onmt_llm.outputs import write_failed
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.background import Background
 from onmt_llm.training.dist import World
@@ -35,7 +35,6 @@ from onmt_llm.training.state import STATE_DIRECTORY, Progress, TrainState, colle
 
 # Beside the tensors: vocabulary, tokeniser, random generators, room for headers.
 _SMALL_FILES = 1 << 20
-_KEEP_ON = "the checkpoints before it are complete: make room and go on with -train_from auto"
 
 
 def with_base(spec: AdapterSpec | ExpansionSpec, weights: Checkpoint, world: World) -> AdapterSpec | ExpansionSpec:
@@ -89,6 +88,7 @@ class Saver:
         seed: Seed of the run.
         options: What the run was told, to be compared with when it goes on.
         safety: Whether training goes on while a checkpoint is written, and whether the best one stays.
+        needed: Other checkpoints that the run begins with, whenever it is resumed: never removed.
         written: Checkpoints of this run, in order; those that were removed since included.
     """
 
@@ -99,6 +99,7 @@ class Saver:
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
+    needed: list[Path] = field(default_factory=list)
     written: list[Path] = field(default_factory=list)
     _background: Background = field(default_factory=Background)
     _buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -119,8 +120,11 @@ class Saver:
         run, world = self.job.run, self.job.world
         if run.keep_checkpoint == 0:
             return
-        ranks = world.gather({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
         path = checkpoint_path(run.save_model, progress.step)
+        if path.resolve() in map(Path.resolve, self._protected):
+            logger.warning("There is no checkpoint of step %d: the run needs what is at %s.", progress.step, path)
+            return
+        ranks = world.gather({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
         if world.is_main:
             snapshot = self._take(path, progress, ranks)
             needed = sum(tensor.nbytes for tensor in snapshot.tensors)
@@ -203,18 +207,21 @@ class Saver:
             with self._writer(path) as writer:
                 self._write_model(writer, snapshot.model)
                 write_state(writer.directory / STATE_DIRECTORY, snapshot.state)
-        except OSError as error:
-            free = shutil.disk_usage(path.parent).free
+        except (OSError, CheckpointError) as error:
+            told = write_failed(path, error) if isinstance(error, OSError) else error
+            first = f"{told.hint}, and " if told.hint else ""
             raise CheckpointError(
-                f"Checkpoint {path} cannot be written: {error}; {free:,} bytes are free there.", hint=_KEEP_ON
+                told.message, hint=f"{first}resume with -train_from auto: the checkpoints before it are complete"
             ) from error
-        except CheckpointError as error:
-            raise CheckpointError(error.message, hint=error.hint or _KEEP_ON) from error
         logger.info("Saved checkpoint %s in %.1f s.", path, time.perf_counter() - began)
-        # What the run goes on from is one of its own checkpoints, like those that it writes.
-        bases = [c.path for c in (self.start.weights, self.start.adapter) if c and c.path not in self.written]
         best = [checkpoint_path(run.save_model, snapshot.best_step)] if snapshot.best_step else []
-        prune(run.save_model, keep=run.keep_checkpoint, newest=snapshot.step, protected=[*bases, *best])
+        prune(run.save_model, keep=run.keep_checkpoint, newest=snapshot.step, protected=[*self._protected, *best])
+
+    @property
+    def _protected(self) -> list[Path]:
+        """Checkpoints that the run needs when it is resumed. One that it was resumed from is like those it writes."""
+        bases = [c.path for c in (self.start.weights, self.start.adapter) if c and c.path not in self.written]
+        return [*bases, *self.needed]
 
     def _writer(self, path: Path) -> CheckpointWriter:
         return CheckpointWriter(path, self._config(), overwrite=True)
@@ -224,9 +231,9 @@ class Saver:
             writer.add(name, tensor)
         features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(self.start.feature_vocabs)}
         written = {VOCAB_FILE, SRC_VOCAB_FILE, *features}
-        for name, file in self.start.files.items():
+        for name, content in self.start.files.items():
             if name not in written:
-                writer.add_file(file, name)
+                (writer.directory / name).write_bytes(content)
         self.start.vocab.write(writer.directory / VOCAB_FILE)
         if self.start.src_vocab is not None:
             self.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)

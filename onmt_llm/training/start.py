@@ -16,7 +16,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms import added_tokens, tokenizer_specs
-from onmt_llm.errors import ConfigError
+from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.nn.expand import deeper
 from onmt_llm.text.codec import Codec
@@ -58,7 +58,8 @@ class Start:
         tokenizer: The model's tokeniser; None where it has none.
         src_tokenizer: The source side's, where it differs.
         template: The model's chat template.
-        files: Files that go beside the weights of every checkpoint, by their name there.
+        files: Content of the files that go beside the weights of every checkpoint, by their name there. (The
+            checkpoint that they come from may be removed while the run goes on, as `keep_checkpoint` says.)
         weights: Whole model to begin with; None = new weights.
         adapter: LoRA weights, or twins of blocks, to begin with.
         expansion: The blocks that are expanded; None = none.
@@ -72,7 +73,7 @@ class Start:
     tokenizer: Tokenizer | None = None
     src_tokenizer: Tokenizer | None = None
     template: Template | None = None
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
     weights: Checkpoint | None = None
     adapter: Checkpoint | None = None
     expansion: ExpansionSpec | None = None
@@ -189,7 +190,7 @@ def _continued(config: TrainConfig, path: str) -> Start:
     for name in ("src_vocab", "tgt_vocab"):
         if getattr(config.vocabulary, name) and not config.run.update_vocab:
             logger.info("%s is not read: %s brings its own vocabulary.", name, checkpoint.path)
-    files = {file.name: file for file in codec.files()}
+    files = {file.name: _content(file) for file in codec.files()}
     return Start(
         config=stored,
         vocab=Vocab(list(codec.vocab), stored.specials),
@@ -287,7 +288,7 @@ def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
     feature_vocabs = _feature_vocabs(config, specials)
     features = [_feature(config, len(vocab)) for vocab in feature_vocabs]
     template = _trained_template(config.corpora.data)
-    files: dict[str, Path] = {}
+    files: dict[str, bytes] = {}
     checkpoint_config = CheckpointConfig(
         model=ModelConfig.model_validate({**config.architecture.model_dump(), **sizes, "src_features": features}),
         tokenizer=_stored_spec(tgt_spec, "", files),
@@ -406,14 +407,14 @@ def _open(spec: TokenizerSpec | None) -> Tokenizer | None:
     return None if spec is None else open_tokenizer(spec, Path())
 
 
-def _stored_spec(spec: TokenizerSpec | None, prefix: str, files: dict[str, Path]) -> TokenizerSpec:
+def _stored_spec(spec: TokenizerSpec | None, prefix: str, files: dict[str, bytes]) -> TokenizerSpec:
     """`spec` with its file beside the checkpoint's weights; the file is added to `files`."""
     if spec is None:
         return TokenizerSpec()
     if spec.file is None:
         return spec
     name = prefix + Path(spec.file).name
-    files[name] = Path(spec.file)
+    files[name] = _content(Path(spec.file))
     return spec.model_copy(update={"file": name})
 
 
@@ -498,5 +499,12 @@ def _stored_name(template: str | None) -> str | None:
     return template if template is None or template in TEMPLATES else TEMPLATE_FILE
 
 
-def _template_file(template: str | None) -> dict[str, Path]:
-    return {TEMPLATE_FILE: Path(template)} if template and template not in TEMPLATES else {}
+def _template_file(template: str | None) -> dict[str, bytes]:
+    return {TEMPLATE_FILE: _content(Path(template))} if template and template not in TEMPLATES else {}
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} belongs to the model, but cannot be read ({error.strerror or error}).") from error

@@ -245,7 +245,7 @@ def test_a_full_disk(runs: Runs, undisturbed: Path, limits: str, sentence: str) 
     try:
         prefix = disk / "toy"
         assert runs.run(prefix) == 4
-        assert sentence in runs.stderr() and "make room and go on with -train_from auto" in runs.stderr()
+        assert sentence in runs.stderr() and "make room, and resume with -train_from auto" in runs.stderr()
         steps = check_complete(prefix)
         assert 2 < len(steps) < STEPS // SAVE_EVERY
         assert runs.run(prefix) == 4

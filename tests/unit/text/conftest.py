@@ -144,6 +144,12 @@ def tokenizer(request: pytest.FixtureRequest, tokenizers: dict[str, Tokenizer]) 
     return tokenizers[request.param]
 
 
+@pytest.fixture(params=SPECS)
+def spec(request: pytest.FixtureRequest) -> TokenizerSpec:
+    """Each of `SPECS` in turn."""
+    return SPECS[request.param]
+
+
 @pytest.fixture(params=LOSSLESS)
 def lossless(request: pytest.FixtureRequest, tokenizers: dict[str, Tokenizer]) -> Tokenizer:
     """Each tokeniser that loses nothing."""

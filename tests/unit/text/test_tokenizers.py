@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,30 @@ def test_no_text_becomes_a_control_token_or_a_line_break(tokenizer: Tokenizer) -
         decoded = guarded.decode(tokens)
         assert "\n" not in decoded
         assert decoded.replace(" ", "") == text.replace(" ", "")
+
+
+def use_all(tokenizer: Tokenizer) -> list[object]:
+    """What a run asks of a tokeniser while it goes on."""
+    segments = [Segment(tokens=["</s>"]), Segment("the dog")]
+    return [
+        tokenizer.identity,
+        tokenizer.encode("Give three tips"),
+        tokenizer.encode("Give three tips", continuation=True),
+        encode_each(tokenizer, segments),
+        tokenizer.vocab_tokens(),
+        tokenizer.control_tokens,
+    ]
+
+
+def test_nothing_is_read_from_the_file_once_it_is_open(spec: TokenizerSpec, models: Path, tmp_path: Path) -> None:
+    if spec.file is not None:
+        shutil.copy(models / spec.file, tmp_path)
+    opened = open_tokenizer(spec, tmp_path)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    expected = use_all(open_tokenizer(spec, models))
+    assert use_all(opened) == expected
+    assert use_all(Restricted(io.BytesIO(pickle.dumps(opened)), TOKENIZERS).load()) == expected
 
 
 def test_copies_for_worker_processes(tokenizer: Tokenizer) -> None:

@@ -232,6 +232,10 @@ def test_whole_models_need_a_reference_and_keep_to_it(judged: Any) -> None:
     whole, resumed = judged.tensors("whole_step_40"), judged.tensors("half_step_40")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     assert [row for row in rows(judged, "whole") if row["split"] == "train"][-1]["reward_accuracy"] > 80
+    own = str(judged.folder / "half_step_40")
+    more = {**begin, "train_from": own, "train_steps": 44, "save_checkpoint_steps": 1, "keep_checkpoint": 1}
+    run(judged, "half", "dpo", more=more, preference={"reference_model": own})
+    assert [path.name for path in sorted(judged.folder.glob("half_step_*"))] == ["half_step_40", "half_step_44"]
     with pytest.raises(ConfigError, match="reference_model must have the vocabulary"):
         shape = {**LM, "hidden_size": 16}
         other = {"save_model": str(judged.folder / "other"), "train_steps": 1}

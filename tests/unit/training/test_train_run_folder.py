@@ -22,6 +22,29 @@ def test_only_complete_checkpoints_of_the_prefix_count(tmp_path: Path) -> None:
     assert run_folder.checkpoints(str(tmp_path / "nowhere" / "m")) == {}
 
 
+def test_what_a_checkpoint_would_take_the_place_of(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path, 2)
+
+    def check(steps: range, *inputs: Path, every: int = 1) -> None:
+        run_folder.check_places(str(tmp_path / "m"), steps, every=every, inputs=inputs)
+
+    (tmp_path / "m_step_4").mkdir()
+    (tmp_path / "link").symlink_to(base)
+    check(range(1, 10))
+    check(range(1, 10), tmp_path)
+    check(range(3, 10), base)
+    check(range(1, 10), base, every=3)
+    for steps, every in ((range(1, 10), 2), (range(1, 3), 5)):
+        with pytest.raises(CheckpointError, match=r"begins with .*m_step_2, but would write its own"):
+            check(steps, tmp_path / "link", every=every)
+    (tmp_path / "m_step_4/notes.txt").write_text("")
+    (tmp_path / "m_step_6").write_text("")
+    for steps in (range(4, 5), range(5, 7)):
+        with pytest.raises(CheckpointError, match=r"would be written to .*m_step_\d, but that is no checkpoint"):
+            check(steps, every=9)
+    check(range(7, 10))
+
+
 def test_pruning_keeps_the_last_the_later_and_the_protected(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 9):
         (tmp_path / f"m_step_{step}").mkdir()
@@ -96,6 +119,15 @@ def test_one_run_alone_writes_in_a_folder(tmp_path: Path) -> None:
     with run_folder.run_lock(str(tmp_path / "new/m")):
         pass
     assert not (tmp_path / "new").exists()
+
+
+def test_pruning_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m_step_1").symlink_to(checkpoint(tmp_path / "disk", 1))
+    checkpoint(tmp_path, 2)
+    run_folder.prune(str(tmp_path / "m"), keep=1, newest=2)
+    assert list(run_folder.checkpoints(str(tmp_path / "m"))) == [2]
+    assert (tmp_path / "disk/m_step_1/config.yaml").exists()
 
 
 def test_what_killed_runs_left_is_cleared_away(tmp_path: Path) -> None:
