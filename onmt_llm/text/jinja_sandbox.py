@@ -1,86 +1,90 @@
-"""Running a foreign Jinja template: no way out of it, and limits on what it may use up.
+"""Running a foreign Jinja template: no way out of it, and a bound on the time and memory that it takes.
 
-jinja2's immutable sandbox keeps a template away from Python. It lets a short template allocate gigabytes or loop for
-hours all the same, so repetition, padding and loops are limited here.
+The bound is a number of units for each rendering, more for longer conversations, and the same on every machine:
+`jinja_operations.py` says what costs how many, `jinja_syntax.py` makes a template pay, `jinja_names.py` has the
+functions, filters and tests that there are. jinja2's own sandbox stands behind it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, NoReturn
+import threading
+from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.runtime
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from onmt_llm.errors import DataError, UnsupportedError
+from onmt_llm.text import jinja_names, jinja_syntax
+from onmt_llm.text.jinja_operations import Operations
 
-MAX_SOURCE = 200_000
+MAX_SOURCE = 100_000
 """Characters that a template may have."""
-MAX_OUTPUT = 20_000_000
-"""Characters that a template may write, and that one repetition may give."""
-MAX_STEPS = 1_000_000
-"""Steps that the `range` loops of one rendering may take together."""
+BUDGET = 10_000_000
+"""Units that a rendering has, whatever the conversation."""
+UNITS_PER_CHARACTER = 50
+"""Units that it has for each character of the conversation."""
+UNITS_PER_MESSAGE = 40_000
+"""Units that it has for each message."""
+MAX_OUTPUT = 200_000
+"""Characters that a template may write, beyond those of the conversation."""
+OUTPUT_PER_CHARACTER = 10
+"""Characters that it may write for each of the conversation."""
 
-_PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"})
 _SAFE_JINJA = (3, 1, 6)
+_MAX_MESSAGE = 300
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with the settings, names and filters that chat templates expect."""
+class Sandbox:
+    """A template that renders conversations, one at a time.
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    Args:
+        source: The template.
 
-    def __init__(self) -> None:
+    Raises:
+        jinja2.TemplateError: The source is no template. So do SyntaxError, ValueError, RecursionError and MemoryError.
+        DataError: It has syntax that is not for chat templates; the message begins with its line.
+    """
+
+    def __init__(self, source: str) -> None:
         extensions = [Generation, jinja2.ext.loopcontrols]
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-        self._steps = 0
-        for name in ("center", "format"):
-            del self.filters[name]
-        self.filters["tojson"] = _to_json
-        self.globals |= {"raise_exception": _raise, "strftime_now": _now, "range": self._range}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False
+        )
+        self._do = do = Operations(environment.undefined)
+        tests = jinja_names.tests(do)
+        filters = {**jinja_names.filters(do, tests), **jinja_syntax.operations(do)}
+        environment.tests, environment.filters = dict(tests), dict(filters)
+        environment.globals = dict(jinja_names.functions(do))
+        # Constant expressions must be counted like others. jinja2 still tries those that are written: it shall fail.
+        do.left = -1
+        tree = environment.parse(source)
+        self._outer_units = jinja_syntax.counted(tree)
+        tree.set_environment(environment)
+        self._template = environment.from_string(tree)
+        self._lock = threading.Lock()
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        padding = isinstance(obj, str) and attr in _PADDING
-        return not padding and super().is_safe_attribute(obj, attr, value)
+    def render(self, variables: dict[str, Any], *, characters: int, messages: int) -> str:
+        """The text that the template writes.
 
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-        if operator == "*" and not numbers:
-            length = len(left) * right if isinstance(right, int) else left * len(right)
-            if length > MAX_OUTPUT:
-                raise SecurityError(f"a repetition would be {length} long")
-        elif not numbers or (operator == "**" and abs(right) > 64):
-            raise SecurityError(f"the operator {operator} is not allowed here")
-        return super().call_binop(context, operator, left, right)
-
-    def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-        """The text that a template writes.
+        Args:
+            variables: By name: text, numbers, lists and dictionaries.
+            characters: How long the conversation in them is.
+            messages: And how many messages it has.
 
         Raises:
-            jinja2.TemplateError: It failed, refused the messages, or went beyond a limit.
+            jinja2.TemplateError: It failed, refused the messages, or went beyond its budget. So do other exceptions.
         """
-        self._steps = 0
-        chunks: list[str] = []
-        size = 0
-        for chunk in template.generate(variables):
-            size += len(chunk)
-            if size > MAX_OUTPUT:
-                raise SecurityError(f"it writes more than {MAX_OUTPUT} characters")
-            chunks.append(chunk)
-        return "".join(chunks)
-
-    def _range(self, *bounds: int) -> range:
-        steps = range(*bounds)
-        self._steps += len(steps)
-        if self._steps > MAX_STEPS:
-            raise SecurityError(f"its loops take more than {MAX_STEPS} steps")
-        return steps
+        do, template = self._do, self._template
+        with self._lock:  # the budget is one rendering's; threads would wait for each other anyway
+            do.left = BUDGET + UNITS_PER_CHARACTER * characters + UNITS_PER_MESSAGE * messages
+            do.charge(self._outer_units)
+            text = "".join(template.root_render_func(template.new_context(variables)))
+        if len(text) > MAX_OUTPUT + OUTPUT_PER_CHARACTER * characters:
+            raise SecurityError(f"it writes {len(text)} characters, more than a chat template may")
+        return text
 
 
 class Generation(jinja2.ext.Extension):
@@ -93,11 +97,11 @@ class Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def compile_template(source: str, name: str) -> tuple[Sandbox, jinja2.Template]:
-    """A sandbox and the template in it.
+def compile_template(source: str, name: str) -> Sandbox:
+    """A template, compiled.
 
     Raises:
-        DataError: The source is no template, or too long.
+        DataError: The source is no template, too long, or has syntax that is not for chat templates.
         UnsupportedError: jinja2 is too old: there are known ways out of its sandbox.
     """
     version = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
@@ -108,22 +112,16 @@ def compile_template(source: str, name: str) -> tuple[Sandbox, jinja2.Template]:
         )
     if len(source) > MAX_SOURCE:
         raise DataError(f"A chat template may have {MAX_SOURCE} characters at most, but {name} has {len(source)}.")
-    sandbox = Sandbox()
     try:
-        return sandbox, sandbox.from_string(source)
-    except (jinja2.TemplateError, RecursionError) as error:
+        return Sandbox(source)
+    except DataError as error:
+        raise DataError(f"{name} cannot be used as a chat template: {error.message}.") from error
+    except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", "?")
-        raise DataError(f"{name} must be a Jinja template, but line {line} is wrong: {error}.") from error
+        raise DataError(f"{name} must be a Jinja template, but line {line} is wrong: {brief(error)}.") from error
 
 
-def _to_json(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-    # jinja2's own filter escapes for HTML, which no chat template wants.
-    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _now(layout: str) -> str:
-    return datetime.now().strftime(layout)
+def brief(error: BaseException) -> str:
+    """What an error says, on one line that fits into a message, without a full stop at its end."""
+    words = " ".join(str(error)[: 4 * _MAX_MESSAGE].split()) or type(error).__name__
+    return (words if len(words) <= _MAX_MESSAGE else words[:_MAX_MESSAGE] + "…").removesuffix(".")

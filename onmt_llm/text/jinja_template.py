@@ -16,7 +16,7 @@ from pathlib import Path
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
 from onmt_llm.log import log_once
-from onmt_llm.text.jinja_sandbox import compile_template
+from onmt_llm.text.jinja_sandbox import brief, compile_template
 from onmt_llm.text.message import Message, merged, without_leading_bos
 from onmt_llm.text.segment import Segment
 
@@ -47,7 +47,7 @@ class JinjaTemplate:
         specials: SpecialTokens,
         control_tokens: Collection[str] = (),
     ) -> None:
-        self._sandbox, self._template = compile_template(source, name)
+        self._sandbox = compile_template(source, name)
         self.source = source
         self._name = name
         self._specials = specials
@@ -121,10 +121,11 @@ class JinjaTemplate:
             "tools": None,
             "documents": None,
         }
+        characters = sum([len(message["content"]) for message in chat])
         try:
-            return self._sandbox.render(self._template, variables)
+            return self._sandbox.render(variables, characters=characters, messages=len(chat))
         except Exception as error:  # foreign code: it may raise anything
-            raise DataError(f"{self._name} cannot write this conversation: {error}") from error
+            raise DataError(f"{self._name} cannot write this conversation: {brief(error)}.") from error
 
     def _trained(self, messages: Sequence[Message], chat: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
         """Where in `text` the trained turns are, from their first character to the control token that ends them."""

@@ -76,13 +76,13 @@ def test_answers_that_change_later_cannot_be_trained_but_can_be_asked() -> None:
         ("{{ messages.nothing.at_all }}", "no attribute 'nothing'"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|not safely callable"),
-        ("{{ 'a' * 10 ** 9 }}", "repetition"),
-        ("{{ ['a' * 1000] * 10 ** 8 }}", "repetition"),
-        ("{{ 'a'.rjust(10 ** 9) }}", "unsafe|not safely"),
+        ("{{ 'a' * 10 ** 9 }}", "beyond"),
+        ("{{ ['a' * 1000] * 10 ** 8 }}", "beyond"),
+        ("{{ 'a'.rjust(10 ** 9) }}", "beyond"),
         ("{{ '%999999999d' % 1 }}", "operator %"),
-        ("{{ 10 ** 1000 }}", "operator"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1000000 steps"),
-        ("{% for i in range(3000) %}{{ 'x' * 10000 }}{% endfor %}", "more than 20000000 characters"),
+        ("{{ 10 ** 1000 }}", "exponent"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "beyond"),
+        ("{% for i in range(300) %}{{ 'x' * 10000 }}{% endfor %}", "writes 3000000 characters"),
     ],
 )
 def test_limits_of_the_sandbox(source: str, message: str) -> None:
@@ -92,7 +92,7 @@ def test_limits_of_the_sandbox(source: str, message: str) -> None:
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize(("source", "message"), [("{% for %}", "line 1"), ("x" * 200_001, "200000 characters")])
+@pytest.mark.parametrize(("source", "message"), [("{% for %}", "line 1"), ("x" * 100_001, "100000 characters")])
 def test_sources_that_are_no_templates(source: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         jinja(source)
