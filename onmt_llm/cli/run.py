@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,16 @@ from onmt_llm.log import logger, setup_logging
 
 INTERRUPTED = 130
 """The shell's code for a command that Ctrl-C ended."""
+
+
+_NO_MEMORY = re.compile(
+    "^MemoryError|^OutOfMemoryError|DefaultCPUAllocator: (can't allocate|not enough) memory|Storage size calculation"
+)
+"""How Python, torch on a processor, and torch on a GPU say that there is no memory left."""
+_SMALLER = (
+    "lower batch_size, beam_size, the lengths or the sizes of the model; training has use_ckpting and "
+    "loss_chunk_tokens too, and onmt_llm_train -dry_run estimates what a run needs"
+)
 
 
 def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
@@ -36,6 +47,14 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (MemoryError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {error}"
+        if not _NO_MEMORY.search(said):
+            raise
+        wanted = re.search(r"allocate ([\d.]+ \w+)", said)
+        asked = f": {wanted[1]} were to be allocated at once" if wanted else ""
+        print(f"error: The command needs more memory than there is{asked}.\n  hint: {_SMALLER}", file=sys.stderr)
+        return OnmtLlmError.exit_code
 
 
 def run_job(

@@ -29,6 +29,7 @@ Share = tuple[Corpus, Sequence[Encoded]]
 
 _MARKUP = re.compile(r"<\|[^<>|\s]+\|>|｟\w+｠|\[/?[A-Z_]{2,}\]")
 _SHOWN = 300  # tokens
+_UNKNOWN = 0.2  # share of the tokens; a vocabulary of words misses a tenth of a text of another kind
 
 
 def audit(shares: Sequence[Share], model: ModelText, *, training: bool) -> list[Note]:
@@ -51,6 +52,7 @@ def audit(shares: Sequence[Share], model: ModelText, *, training: bool) -> list[
         )
     warnings = [*_untrained(shares), *_doubled_bos(examples, model), *_endless(shares, model)]
     warnings += [warning for corpus, _ in shares for warning in _split_tokens(corpus, model)]
+    warnings += _unknown(shares)
     notes = [(logging.WARNING, text) for text in dict.fromkeys(warnings)]
     if training and examples:
         notes.append((logging.INFO, "First bucket: " + "; ".join(f"{c.name}: {c.counts.summary()}" for c, _ in shares)))
@@ -84,6 +86,18 @@ def _untrained(shares: Sequence[Share]) -> Iterator[str]:
             yield (
                 f"Corpus '{corpus.name}' trains nothing: the loss counts no token of its first {count} examples. "
                 "Are its answers marked (train_roles, zero_out_prompt_loss)?"
+            )
+
+
+def _unknown(shares: Sequence[Share]) -> Iterator[str]:
+    for corpus, encoded in shares:
+        tokens = sum(len(example.tgt) + (0 if example.src is None else len(example.src)) for example in encoded)
+        unknown = sum(example.unknown for example in encoded)
+        if unknown > _UNKNOWN * tokens:
+            yield (
+                f"Corpus '{corpus.name}': {100 * unknown / tokens:.1f}% of the first {tokens} tokens are not in the "
+                "vocabulary. Does it belong to this tokeniser (src_vocab, tgt_vocab), and is it whole "
+                "(src_vocab_size, src_words_min_frequency and those of tgt)?"
             )
 
 

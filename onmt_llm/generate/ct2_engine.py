@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +25,7 @@ from onmt_llm.generate.engine import (
     FinishReason,
     Hypothesis,
     check_options,
+    check_positions,
     empty_answers,
     end_ids,
 )
@@ -140,10 +141,11 @@ class Ct2Engine:
         self._check(options, prefixes=prefixes is not None)
         known = [self._known(prompt) for prompt in prompts]
         self._note_window(known)
+        self._check_lengths(known)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
         self._seed(options)
         batches = self._batches(known, options, batch_size=batch_size, batch_type=batch_type)
-        with ThreadPoolExecutor(self._workers) as pool:
+        with ct2_errors(), ThreadPoolExecutor(self._workers) as pool:
             results = pool.map(lambda batch: self._generate_batch([known[place] for place in batch], options), batches)
             for batch, found in zip(batches, results, strict=True):
                 for place, hypotheses in zip(batch, found, strict=True):
@@ -162,8 +164,10 @@ class Ct2Engine:
             yield Delta(best.text, len(best.tokens), best.finish_reason)
         else:
             self._note_window([prompt])
+            self._check_lengths([prompt])
             self._seed(options)
-            yield from self._stream(prompt, options, should_stop or (lambda: False))
+            with ct2_errors():
+                yield from self._stream(prompt, options, should_stop or (lambda: False))
 
     def score(
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
@@ -172,12 +176,14 @@ class Ct2Engine:
         _no_source(sources)
         known = [self._known(sequence) for sequence in sequences]
         self._refuse_beyond_window(known)
+        self._check_lengths(known)
         batch = [tokens for tokens in known if len(tokens) > 1]
-        results = iter(
-            self._model.score_batch(batch, max_batch_size=SCORE_TOKENS, batch_type="tokens", max_input_length=0)
-            if batch
-            else []
-        )
+        with ct2_errors():
+            results = iter(
+                self._model.score_batch(batch, max_batch_size=SCORE_TOKENS, batch_type="tokens", max_input_length=0)
+                if batch
+                else []
+            )
         return [list(next(results).log_probs) if len(tokens) > 1 else [] for tokens in known]
 
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
@@ -231,6 +237,11 @@ class Ct2Engine:
                 f"CTranslate2 can score at most sliding_window = {window} tokens of this model at once.",
                 hint="use the torch engine",
             )
+
+    def _check_lengths(self, texts: Sequence[Sequence[str]]) -> None:
+        """The tables of sinusoids have an end in CTranslate2."""
+        model = self._codec.config.model
+        check_positions([len(text) for text in texts], model, has_table=model.position in ("learned", "sinusoidal"))
 
     def _batches(
         self, prompts: Sequence[Sequence[str]], options: GenerationConfig, *, batch_size: int, batch_type: BatchType
@@ -350,7 +361,7 @@ class Ct2Engine:
         if not options.samples:
             return
         # Also without a seed: the one set last is the whole process's, and would make this engine's threads repeat it.
-        self._ct2.set_random_seed(options.seed if options.seed >= 0 else SystemRandom().getrandbits(31))
+        self._ct2.set_random_seed(options.seed % 2**32 if options.seed >= 0 else SystemRandom().getrandbits(31))
         if options.seed >= 0 and (self._has_drawn or self._workers > 1):
             logger.debug("CTranslate2 is loaded again: its threads take a seed only once.")
             self._workers = 1  # which of several threads draws for which batch could not be repeated
@@ -362,6 +373,15 @@ class Ct2Engine:
 
     def _answer_text(self, options: GenerationConfig) -> AnswerText:
         return AnswerText(self._codec.stream_decoder(), self._stops(options))
+
+
+@contextmanager
+def ct2_errors() -> Iterator[None]:
+    """What CTranslate2 complains of while it computes, such as an answer that is longer than its table of positions."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DataError(f"CTranslate2 cannot answer this: {str(error).rstrip('.')}.") from error
 
 
 def _no_source(source: object) -> None:

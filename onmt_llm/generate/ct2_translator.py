@@ -11,7 +11,7 @@ import numpy as np
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.generate.batches import BatchType, make_batches
-from onmt_llm.generate.ct2_engine import SCORE_TOKENS, Ct2Engine
+from onmt_llm.generate.ct2_engine import SCORE_TOKENS, Ct2Engine, ct2_errors
 from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.generate.lengths import longest_answer
 from onmt_llm.generate.support import Feature
@@ -44,13 +44,16 @@ class Ct2Translator(Ct2Engine):
         places = [place for place, tokens in enumerate(known) if len(tokens) > 1]
         for place in places:
             self._check_start(known[place])
-        results = self._model.score_batch(
-            [self._known(sources[place]) for place in places],
-            [self._without_end(known[place][1:]) for place in places],
-            max_batch_size=SCORE_TOKENS,
-            batch_type="tokens",
-            max_input_length=0,
-        )
+        for texts in (known, sources):
+            self._check_lengths(texts)
+        with ct2_errors():
+            results = self._model.score_batch(
+                [self._known(sources[place]) for place in places],
+                [self._without_end(known[place][1:]) for place in places],
+                max_batch_size=SCORE_TOKENS,
+                batch_type="tokens",
+                max_input_length=0,
+            )
         scores: list[list[float]] = [[] for _ in known]
         for place, result in zip(places, results, strict=True):
             # It scores the end token of every target, whether or not this one has come to its end.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.errors import ConfigError
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.batches import BatchType
 from onmt_llm.log import log_once
 
@@ -142,6 +143,37 @@ def check_options(options: GenerationConfig) -> None:
             f"coverage_penalty must be none where answers are sampled, but is {options.coverage_penalty}.",
             hint="raise beam_size, or set random_sampling_topk: 1",
         )
+
+
+def check_positions(lengths: Sequence[int], model: ModelConfig, *, has_table: bool) -> None:
+    """Warn of inputs that are longer than what the model was trained for; the same for every engine.
+
+    Args:
+        lengths: Tokens of each input, in their order.
+        model: The architecture.
+        has_table: Positions are rows of a table in this engine, and there are none beyond its end.
+
+    Raises:
+        DataError: An input has more tokens than such a table has rows.
+    """
+    longer = [number for number, length in enumerate(lengths, 1) if length > model.max_position]
+    if not longer:
+        return
+    told = (
+        f"{len(longer)} of {len(lengths)} inputs (the first is number {longer[0]}) have more, "
+        f"up to {max(lengths)} tokens"
+    )
+    if has_table:
+        raise DataError(
+            f"An input must have at most max_position = {model.max_position} tokens with {model.position} positions, "
+            f"but {told}.",
+            hint="shorten them, or split them into several",
+        )
+    log_once(
+        f"The model was trained for inputs of at most max_position = {model.max_position} tokens, but {told}: the "
+        "answers to these may be worthless.",
+        level=logging.WARNING,
+    )
 
 
 def end_ids(codec: Codec, options: GenerationConfig | None = None) -> list[int]:

@@ -19,11 +19,12 @@ from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.beam import Beams, beam_search
 from onmt_llm.generate.decoding import Decoding, Source, combine, encode_sources, pad_right
-from onmt_llm.generate.engine import Delta, Hypothesis, as_paths, check_options, empty_answers, end_ids
+from onmt_llm.generate.engine import Delta, Hypothesis, as_paths, check_options, check_positions, empty_answers, end_ids
 from onmt_llm.generate.lengths import length_penalty, longest_answer
 from onmt_llm.generate.penalties import coverage_penalty
 from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
 from onmt_llm.log import log_once
+from onmt_llm.nn.memory import available_memory
 from onmt_llm.nn.openmp import watch
 from onmt_llm.text.features import split_features
 
@@ -121,10 +122,12 @@ class TorchEngine:
         """See `Engine.generate`."""
         self._check(options)
         ids = [self._source(prompt) for prompt in prompts]
+        self._check_lengths(ids)
         forced = [self._codec.vocab.ids(prefix) for prefix in prefixes] if prefixes is not None else []
         seed = _seed(options)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
         for batch in make_batches([len(prompt) for prompt in ids], batch_size=batch_size, batch_type=batch_type):
+            self._check_memory(options, prompts=len(batch), length=max(len(ids[place]) for place in batch))
             sources = [ids[place] for place in batch]
             decoding = self._start(sources, options)
             rules = self._rules(options, sources, [forced[place] for place in batch] if forced else ())
@@ -156,6 +159,8 @@ class TorchEngine:
     ) -> list[list[float]]:
         """See `Engine.score`."""
         ids = [self._codec.vocab.ids(sequence) for sequence in sequences]
+        for texts in (ids, sources or ()):
+            self._check_lengths(texts)
         scores: list[list[float]] = [[] for _ in ids]
         lengths = [len(sequence) - 1 for sequence in ids]
         scored = [max(length, 0) for length in lengths]
@@ -183,6 +188,31 @@ class TorchEngine:
                 ALL_FEATURES - SOURCE_FEATURES,
                 engine="a decoder-only model",
                 hint="only an encoder-decoder model attends to a source",
+            )
+
+    def _check_lengths(self, texts: Sequence[Sequence[object]]) -> None:
+        config = self.model.config
+        check_positions([len(text) for text in texts], config, has_table=config.position == "learned")
+
+    def _check_memory(self, options: GenerationConfig, *, prompts: int, length: int) -> None:
+        """Refuse a batch for which there is no memory even at its first step; an estimate that is too low.
+
+        Raises:
+            ConfigError: Beams, samples and prompts are too many.
+        """
+        config = self.model.config
+        weight = next(self.model.parameters())
+        free = available_memory() if weight.device.type == "cpu" else None
+        kept = 2 * config.decoder_layers * config.num_kv_heads * config.size_per_head * weight.element_size()
+        read = length if config.is_decoder_only else 1
+        rows = prompts * (options.beam_size if _uses_beams(options) else options.n_best)
+        # logits and their log probabilities are float32
+        needed = rows * (2 * 4 * config.vocab_size + kept * read)
+        if free is not None and needed > free:
+            raise ConfigError(
+                f"beam_size and n_best must leave {prompts} inputs room in memory, but their {rows} hypotheses need "
+                f"{needed / 2**30:.1f} GiB at once, and {free / 2**30:.1f} GiB are free.",
+                hint="lower beam_size, n_best or batch_size",
             )
 
     def _source(self, prompt: Sequence[str]) -> Source:
@@ -299,6 +329,7 @@ class TorchEngine:
     def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[search.Row]:
         rows = [search.Row(0, random=_random(_seed(options), 0, 0))]
         sources = [self._source(prompt)]
+        self._check_lengths(sources)
         yield from self._steps(self._start(sources, options), self._rules(options, sources), rows, options)
 
     def _stream_sample(

@@ -319,11 +319,20 @@ def add_lora(
 
     def factory(module: nn.Module, path: str) -> nn.Module:
         own_rank, scale = variant.size(path, rank, alpha)
+        _check_rank(own_rank, module, path)
         if isinstance(module, TokenEmbedding):
             return LoRAEmbedding(module, own_rank, scale, dropout, dora=variant.dora)
         return LoRALinear(module, own_rank, scale, dropout, dora=variant.dora, kept=variant.kept(embedding=False))
 
     return wrap.replace(model, names, factory)
+
+
+def _check_rank(rank: int, module: nn.Module, path: str) -> None:
+    """A rank above the longer side of the matrix takes more memory than training the matrix itself."""
+    sides = [getattr(module, side) for side in ("in_features", "out_features") if hasattr(module, side)]
+    sides = sides or [module.num_embeddings, module.embedding_dim]
+    if rank > max(sides):
+        raise ConfigError(f"lora_rank must be at most {max(sides)}, the longer side of '{path}', but is {rank}.")
 
 
 def _check_target(module: nn.Module, path: str) -> None:

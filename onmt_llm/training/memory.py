@@ -1,11 +1,10 @@
-"""How much memory is to be had, how much was taken, and what need not take any."""
+"""How much memory was taken, and what need not take any."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-_MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 
 # Each matrix product of oneDNN is code made for one shape, half a MiB on processors with AMX; of the 1,024 that it
@@ -17,16 +16,6 @@ def keep_few_products() -> None:
     """Have oneDNN forget products for shapes that were not used lately; before the first one, and unless the user says
     otherwise in the environment."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))
-
-
-def available_memory() -> int | None:
-    """Bytes that a process may still take without swapping; None where the system does not say."""
-    try:
-        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
 
 
 def peak_memory(device_type: str) -> dict[str, int]:

@@ -149,8 +149,14 @@ def hold_trained_in_float32(model: nn.Module) -> None:
 
 def not_finite(what: str, value: float, step: int) -> OnmtLlmError:
     """The error for a run that has gone astray."""
-    return OnmtLlmError(
-        f"The {what} must be finite, but is {value} at step {step}.",
-        hint="lower learning_rate, set max_grad_norm, add warmup_steps or use model_dtype bf16 or fp32; "
-        "continue from the last checkpoint with -train_from",
+    hint = (
+        "lower learning_rate, set max_grad_norm, add warmup_steps or use model_dtype bf16 or fp32; continue from the "
+        "last checkpoint with -train_from"
     )
+    if step == 1:
+        hint = (
+            "nothing was learned before it, so look at what the weights begin with (param_init, train_from, "
+            "both_embeddings and its kin) and at what they are computed with (model_dtype fp16, norm_eps, lora_alpha, "
+            "neftune_noise_alpha, loss_scale, lambda_align, lm_prior_tau, dpo_beta)"
+        )
+    return OnmtLlmError(f"The {what} must be finite, but is {value} at step {step}.", hint=hint)

@@ -23,12 +23,12 @@ from onmt_llm.errors import CheckpointError
 from onmt_llm.log import log_once, logger
 from onmt_llm.nn.expand import twin_state
 from onmt_llm.nn.lora import lora_state
+from onmt_llm.nn.memory import available_memory
 from onmt_llm.outputs import write_failed
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.background import Background
 from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job
-from onmt_llm.training.memory import available_memory
 from onmt_llm.training.run_folder import average_path, checkpoint_path, prune
 from onmt_llm.training.start import SRC_VOCAB_FILE, VOCAB_FILE, Start
 from onmt_llm.training.state import STATE_DIRECTORY, Progress, TrainState, collect_state, rng_state, write_state

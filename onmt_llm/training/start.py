@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -431,6 +433,9 @@ def _vocabularies(
     src_size, src_least = vocabulary.src_vocab_size, vocabulary.src_words_min_frequency
     src_tokens = None
     if lm or vocabulary.share_vocab:
+        if src and tgt and not _same_content(src, tgt):
+            why = "a language model has one vocabulary" if lm else "share_vocab makes one of both"
+            logger.warning("tgt_vocab (%s) is not read: %s, src_vocab (%s).", tgt, why, src)
         tokens = _tokens("src_vocab", src or tgt, tokenizer or src_tokenizer, src_least)
         tokens = with_specials(tokens, wanted, size=src_size)
     else:
@@ -440,6 +445,13 @@ def _vocabularies(
         src_tokens = padded(with_specials(src_tokens, wanted, size=src_size), vocabulary.vocab_size_multiple)
     tokens = padded(tokens, vocabulary.vocab_size_multiple)
     return tokens, None if src_tokens == tokens else src_tokens
+
+
+def _same_content(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _tokens(option: str, path: str | None, tokenizer: Tokenizer | None, min_frequency: int) -> list[str]:

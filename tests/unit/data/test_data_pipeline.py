@@ -175,6 +175,11 @@ class TestMasks:
         take(pipeline, 1)
         assert "BOS twice" in caplog.text
 
+    @pytest.mark.parametrize(("text", "warned"), [("a zz zz zz\n", True), ("a b c d zz\n" * 9, False)])
+    def test_a_vocabulary_that_lacks_most_tokens_is_noticed(self, make_pipeline, write, caplog, text, warned):
+        take(make_pipeline({"x": CorpusConfig(path_src=write("x", text))}, training=False), 1)
+        assert ("'x'" in caplog.text and "are not in the vocabulary" in caplog.text) == warned
+
 
 class TestRefusals:
     def test_a_corpus_that_yields_nothing_ends_the_run(self, make_pipeline, write, words):

@@ -115,7 +115,7 @@ def test_an_option_of_the_corpus_takes_the_place_of_the_global_one(tmp_path: Pat
 @pytest.mark.parametrize(
     ("corpus", "sentence"),
     [
-        ("    src_tgt_ratio: 0.5\n", r"x.yaml:6  'data.a.src_tgt_ratio' must be >= 1.0, but is 0.5"),
+        ("    src_tgt_ratio: 0.5\n", r"x.yaml:6  'data.a.src_tgt_ratio' must be >= 1, but is 0.5"),
         ("    src_prefx: a\n", r"x.yaml:6  'data.a.src_prefx' is not a known option: did you mean 'src_prefix'"),
         ("    options:\n      scripts_OK: a\n", r"'data.a.scripts_OK' is not an option of a transform: did you mean"),
     ],

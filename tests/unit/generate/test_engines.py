@@ -14,7 +14,7 @@ from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
+from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
@@ -304,3 +304,58 @@ def test_missing_and_incomplete_models(model: Path, tmp_path: Path) -> None:
 def test_names_with_and_without_pt_find_the_release(model: Path) -> None:
     assert json.loads((model.with_name("ct2") / "release_report.json").read_text())["verdict"] == "pass"
     assert type(open_engine(f"{model.with_name('ct2')}.pt", device="cpu")).__name__ == "Ct2Engine"
+
+
+@pytest.fixture(scope="module", params=["rotary", "sinusoidal", "alibi"])
+def short(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of at most eight positions, and its release."""
+    config = CONFIG.model_copy(update={"position": request.param, "max_position": 8})
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("short") / request.param, config)
+    release(checkpoint, checkpoint.with_name("ct2"), text=" ".join(VOCAB[4:10]), verify="off")
+    return checkpoint
+
+
+@pytest.mark.parametrize("kind", ["torch", "ct2"])
+def test_a_prompt_beyond_the_models_positions_is_counted_or_refused(
+    short: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = open_engine(short if kind == "torch" else short.with_name("ct2"), device="cpu")
+    prompts = [["<s>", "a"], ["<s>", *"abcdefgh"], ["<s>", *"abcdefghij"]]
+    options = GenerationConfig(max_length=3)
+    calls = [lambda: engine.generate(prompts, options), lambda: engine.score(prompts)]
+    for call in calls:
+        caplog.clear()
+        log._said.clear()
+        if kind == "ct2" and short.name == "sinusoidal":
+            with pytest.raises(DataError, match="= 8 tokens with sinusoidal positions, but 2 of 3 inputs"):
+                call()
+        else:
+            call()
+            (told,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+            assert "max_position = 8" in told and "2 of 3 inputs (the first is number 2)" in told and "11" in told
+
+
+def test_an_answer_beyond_a_table_of_positions_is_one_sentence(short: Path) -> None:
+    engine = open_engine(short.with_name("ct2"), device="cpu")
+    if short.name == "sinusoidal":
+        with pytest.raises(DataError, match="CTranslate2 cannot answer this"):
+            engine.generate([["<s>", *"abc"]], LONG)
+        with pytest.raises(DataError, match="CTranslate2 cannot answer this"):
+            list(engine.stream(["<s>", *"abc"], LONG))
+    else:
+        assert engine.generate([["<s>", *"abc"]], LONG)
+
+
+def test_a_beam_that_memory_cannot_hold_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onmt_llm.generate import torch_engine
+
+    engine = open_engine(model, device="cpu")
+    monkeypatch.setattr(torch_engine, "available_memory", lambda: 1 << 20)
+    wide = GenerationConfig(max_length=3, beam_size=1024)
+    with pytest.raises(ConfigError, match="beam_size and n_best must leave 6 inputs room in memory"):
+        engine.generate([prompt for prompt in PROMPTS if prompt] * 2, wide, batch_size=6)
+    assert engine.generate(PROMPTS, GenerationConfig(max_length=3))
+
+
+def test_a_seed_of_64_bits_is_one_for_both_engines(engine: Engine) -> None:
+    assert engine.generate(PROMPTS, GenerationConfig(max_length=3, random_sampling_topk=5, seed=2**63 - 1))

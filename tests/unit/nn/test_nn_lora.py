@@ -202,3 +202,12 @@ def test_errors() -> None:
     add_lora(model, ["q_proj"], rank=2, alpha=1.0)
     with pytest.raises(ConfigError, match="has one already"):
         add_lora(model, ["q_proj"], rank=2, alpha=1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "option", "widest"), [(["q_proj"], False, 32), (["up_proj"], False, 48), ([], True, 50)]
+)
+def test_a_rank_beyond_the_matrix_is_refused(names: list[str], option: bool, widest: int) -> None:
+    assert add_lora(build(), names, rank=widest, alpha=1.0, embedding=option)
+    with pytest.raises(ConfigError, match=f"lora_rank must be at most {widest}, .*, but is {10**6}"):
+        add_lora(build(), names, rank=10**6, alpha=1.0, embedding=option)

@@ -105,9 +105,11 @@ def test_a_loss_that_is_not_finite_is_not_learned_from(copy_task: Any, monkeypat
 
     calls: list[float] = []
     monkeypatch.setattr(loop, "backward_and_step", lambda *_, factor: calls.append(factor) or 1.0)
+    row = loop.Totals.row
+    monkeypatch.setattr(loop.Totals, "row", staticmethod(lambda loss, batch: row(loss, batch) * float("nan")))
     shared = copy_task.config("toy").run.model_dump(exclude_unset=True)
     with pytest.raises(OnmtLlmError, match="loss must be finite"):
-        run = {**shared, "optimizer_in_backward": True, "param_init": 1e30}
+        run = {**shared, "optimizer_in_backward": True}
         copy_task.run("toy", run=run, optimizer={"max_grad_norm": 0.0})
     assert not calls
 

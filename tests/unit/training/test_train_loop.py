@@ -207,6 +207,16 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_model: Transformer, 
         run_loop(make_job(tiny_model, {"train_steps": 4}), stream())
 
 
+def test_a_loss_that_is_not_finite_at_once_is_not_blamed_on_the_learning_rate(
+    tiny_model: Transformer, make_batch: MakeBatch
+) -> None:
+    with torch.no_grad():
+        tiny_model.lm_head.weight.fill_(float("inf"))
+    with pytest.raises(OnmtLlmError, match=r"at step 1.*\n.*param_init, train_from") as caught:
+        run_loop(make_job(tiny_model, {"train_steps": 4}), iter([make_batch(*examples(1))] * 4))
+    assert "learning_rate" not in str(caught.value)
+
+
 def test_data_that_end_end_the_run_with_all_that_is_due(tiny_model: Transformer, make_batch: MakeBatch) -> None:
     job, saved, judged = make_job(tiny_model, {"train_steps": 9, "accum_count": [2]}), [], []
 

@@ -89,6 +89,14 @@ def test_a_new_models_vocabulary_is_that_of_opennmt(tmp_path: Path, case: str, o
     assert start.model.vocab_size == len(expected["tgt"])
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_a_vocabulary_that_is_not_read_is_warned_of(corpus: Path, same: bool, caplog: pytest.LogCaptureFixture) -> None:
+    (corpus / "other.txt").write_text((corpus / "old.txt").read_text() + ("" if same else "more\t1\n"))
+    vocabulary = {"tgt_vocab": str(corpus / "other.txt"), "src_vocab": str(corpus / "old.txt"), "share_vocab": True}
+    open_start(job(corpus, vocabulary=vocabulary), {})
+    assert ("tgt_vocab" in caplog.text and "is not read" in caplog.text) == (not same)
+
+
 def test_no_special_token_is_cut_off(corpus: Path) -> None:
     (corpus / "late.txt").write_text("a\t9\nb\t8\nc\t7\n</s>\t1\n")
     vocabulary = {"src_vocab": str(corpus / "late.txt"), "src_vocab_size": 6}

@@ -1,0 +1,40 @@
+"""What a command says when something ends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from onmt_llm.cli.run import run
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "more memory than there is.\n"),
+        (
+            RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 196608 bytes."),
+            "196608 bytes",
+        ),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})("CUDA is full. Tried to allocate 20.00 GiB."),
+            "20.00 GiB",
+        ),
+        (RuntimeError("Storage size calculation overflowed with sizes=[4611686018427387904]"), "more memory"),
+    ],
+)
+def test_a_lack_of_memory_is_one_sentence(error: Exception, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def work(_: Any) -> int:
+        raise error
+
+    assert run(work, []) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_is_not_hidden() -> None:
+    def work(_: Any) -> int:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError):
+        run(work, [])
