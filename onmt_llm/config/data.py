@@ -129,8 +129,8 @@ class DataConfig(Section):
     skip_empty_level: Literal["silent", "warning", "error"] = "warning"
     """What an empty example does: it is counted and skipped, with a warning, or stops the run."""
     on_bad_line: Literal["error", "skip"] = "error"
-    """What a record does that is not UTF-8, not JSON, or not as it should be: it stops the run, or it is left out and
-    counted by reason. Damage that would shift lines always stops the run."""
+    """What a record does that is not UTF-8, holds a zero byte, is not JSON, or not as it should be: it stops the run,
+    or it is left out and counted by reason. Damage that would shift lines always stops the run."""
     max_record_bytes: Annotated[int, Field(ge=1024, le=INT32)] = 1 << 23
     """Longest line, row or document, in bytes: a longer line is left out and counted, a longer document is cut between
     two words."""

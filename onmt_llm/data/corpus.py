@@ -27,6 +27,9 @@ from onmt_llm.registry import load_plugins
 from onmt_llm.text.templates import Template
 
 NOTHING_TRAINED = "nothing_trained"
+_MARK = b"\xef\xbb\xbf"
+_LATER_MARK = b"\n" + _MARK
+"""A byte-order mark in front of a line: readers pass over the one that begins a file."""
 
 
 class Corpus:
@@ -151,6 +154,8 @@ class Corpus:
 
     def parse(self, record: Record) -> Example | None:
         """A record as an example before the transforms; None, and counted, when it is left out."""
+        if any(part.startswith(_MARK) or _LATER_MARK in part for part in record.parts):
+            self._suspect("byte_order_mark", record.where)
         try:
             example = self._parser(record)
         except BadRecord as error:
@@ -230,6 +235,16 @@ class Corpus:
         if not self._skip_bad:
             raise error
         self._skip(error.reason, error.message)
+
+    def _suspect(self, what: str, where: str) -> None:
+        """Count a record that looks wrong, and show the first one."""
+        self.counts.suspect[what] += 1
+        if what not in self._said:
+            self._said.add(what)
+            logger.warning(
+                "Corpus '%s' has a %s where no file begins, which is read as text, and counted: %s ...",
+                *(self.name, what.replace("_", "-"), where),
+            )
 
     def _skip_empty(self, where: str) -> None:
         if self._level == "error":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _EXACT_BITS = 6
 _BY_LENGTH = ("lengths", "src_lengths")
+_BY_REASON = ("dropped", "suspect")
 
 
 @dataclass
@@ -29,6 +30,7 @@ class CorpusCounts:
         unknown: Tokens that are not in the vocabulary.
         lengths: Kept examples by tokens of the decoder's side, as `length_bin` rounds them.
         src_lengths: The same of the encoder's side; empty for a language model.
+        suspect: Records that are read although something in them looks wrong, by what.
     """
 
     read: int = 0
@@ -41,6 +43,7 @@ class CorpusCounts:
     lengths: Counter[int] = field(default_factory=Counter)
     src_lengths: Counter[int] = field(default_factory=Counter)
     made: int = 0
+    suspect: Counter[str] = field(default_factory=Counter)
 
     def keep(self, encoded: Encoded, trained: int) -> None:
         """Count an example that becomes part of a batch."""
@@ -65,13 +68,17 @@ class CorpusCounts:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the same after a turn through JSON."""
-        counters = {name: {str(key): n for key, n in getattr(self, name).items()} for name in ("dropped", *_BY_LENGTH)}
+        counters = {
+            name: {str(key): n for key, n in getattr(self, name).items()}
+            for name in ("dropped", "suspect", *_BY_LENGTH)
+        }
         return {**self.__dict__, **counters}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> CorpusCounts:
         lengths = {name: Counter({int(key): n for key, n in saved.get(name, {}).items()}) for name in _BY_LENGTH}
-        return cls(**{**saved, "dropped": Counter(saved["dropped"]), **lengths})
+        reasons = {name: Counter(saved.get(name, {})) for name in _BY_REASON}
+        return cls(**{**saved, **reasons, **lengths})
 
     def figures(self) -> dict[str, float]:
         """The numbers by name, for curves."""
@@ -80,6 +87,7 @@ class CorpusCounts:
             "made": self.made,
             "kept": self.kept,
             **{f"dropped/{reason}": number for reason, number in sorted(self.dropped.items())},
+            **{f"suspect/{what}": number for what, number in sorted(self.suspect.items())},
             "truncated": self.truncated,
             "tokens": self.tokens,
             "trained": self.trained,
@@ -93,9 +101,10 @@ class CorpusCounts:
         made = f", made {self.made} more" if self.made else ""
         truncated = f", truncated {self.truncated}" if self.truncated else ""
         unknown = f", {self.unknown} unknown ({percent(self.unknown, self.tokens)})" if self.unknown else ""
+        suspect = "".join(f", {number} with {what.replace('_', ' ')}" for what, number in sorted(self.suspect.items()))
         trained = f"{self.trained} trained ({percent(self.trained, self.tokens)})"
         return (
-            f"read {self.read}{made}, kept {self.kept}{truncated}, dropped: {reasons}; "
+            f"read {self.read}{suspect}{made}, kept {self.kept}{truncated}, dropped: {reasons}; "
             f"{self.tokens} tokens, {trained}{unknown}"
         )
 

@@ -194,13 +194,13 @@ def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
     """What becomes of each record.
 
     Tokenisers are fastest on many texts, but what happened is known of all of them together. So those of which nothing
-    is left are looked at once more, one by one; and all are, where transforms made or cut examples.
+    is left are looked at once more, one by one; and all are, where transforms made or cut examples, or one looks wrong.
     """
     together, all_counts = _run(corpus, records)
     kept: dict[Place, list[Encoded]] = {}
     for place, encoded in together:
         kept.setdefault(place, []).append(encoded)
-    simple = not (all_counts.made or all_counts.truncated)
+    simple = not (all_counts.made or all_counts.truncated or all_counts.suspect)
     for record in records:
         examples = kept.get((record.paths[0], record.line))
         if simple and examples:

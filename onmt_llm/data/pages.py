@@ -49,6 +49,8 @@ def warnings(report: CorpusReport) -> list[str]:
         found.append("Most examples are dropped.")
     if counts.unknown > _UNKNOWN * max(counts.tokens, 1):
         found.append("More than 1% of the tokens are unknown: is this the tokeniser that the vocabulary belongs to?")
+    for what, number in counts.suspect.most_common():
+        found.append(f"{number:,} records have a {what.replace('_', ' ')} that no file begins with.")
     if counts.truncated > _MOSTLY * max(counts.kept, 1):
         found.append("Most examples are truncated.")
     return found

@@ -102,11 +102,14 @@ class ExampleParser:
         """The example of a record, or the reason why it is left out.
 
         Raises:
-            BadRecord: Bad UTF-8, bad JSON, or an object of unknown shape; the message names file and line.
+            BadRecord: Bad UTF-8, zero bytes, bad JSON, or an object of unknown shape; the message names file and line.
         """
         if max(map(len, record.parts)) > self._max_bytes:
             return TOO_MANY_BYTES
-        fields = zip(record.parts, record.paths, record.offsets, strict=True)
+        fields = list(zip(record.parts, record.paths, record.offsets, strict=True))
+        for raw, path, offset in fields:
+            if b"\0" in raw:
+                raise _zero_byte(raw, path, record.line, offset)
         texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
         if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
             return LOW_SCORE
@@ -322,6 +325,17 @@ class ExampleParser:
 
     def _bad(self, record: Record, problem: str, *, hint: str | None = None) -> BadRecord:
         return BadRecord(f"{record.where} {problem}.", reason="bad_record", hint=hint)
+
+
+def _zero_byte(raw: bytes, path: Path, line: int, offset: int) -> BadRecord:
+    place = raw.index(b"\0")
+    line += raw.count(b"\n", 0, place)
+    return BadRecord(
+        f"Text must have no zero bytes, but {path}:{line} holds one at offset {offset + place} of the file.",
+        reason="zero_bytes",
+        hint="a part of the file is UTF-16, or was lost when it was written: repair it, or leave such records out with "
+        "on_bad_line: skip",
+    )
 
 
 def split_at_marker(line: str, zero_out_prompt_loss: bool) -> list[Segment]:

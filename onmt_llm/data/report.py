@@ -61,6 +61,7 @@ class CorpusReport:
             "made": counts.made,
             "kept": counts.kept,
             "dropped": dict(counts.dropped.most_common()),
+            "suspect": dict(counts.suspect.most_common()),
             "truncated": counts.truncated,
             "duplicates": self.duplicates,
             "tokens": counts.tokens,
@@ -177,6 +178,7 @@ def table(reports: Sequence[CorpusReport]) -> str:
             # an encoder's lengths come first, the decoder's below them
             rows.append((report.name, *figures, *shares, *at) if not place else (f"  {side}", *[""] * 7, *at))
         rows += [(f"  {reason}", "", "", f"{number:,}", *[""] * 9) for reason, number in counts.dropped.most_common()]
+        rows += [(f"  {what}", f"{number:,}", *[""] * 11) for what, number in counts.suspect.most_common()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_line(row, widths) for row in rows)
 

@@ -1,4 +1,4 @@
-"""Compressed files as streams of bytes, every stream in them read to its checksum.
+"""Compressed files as streams of bytes, every stream in them read to its checksum, if it has one.
 
 Python's own file classes differ in what they let pass: some take a file that ends early, or has something else behind
 its end, for a whole one. Lines would be lost without a word. Here all three formats go through one loop.
@@ -7,6 +7,7 @@ its end, for a whole one. Lines would be lost without a word. Here all three for
 from __future__ import annotations
 
 import io
+import logging
 import lzma
 import sys
 import zlib
@@ -15,9 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from onmt_llm.errors import DataError
+from onmt_llm.log import log_once
 from onmt_llm.optional import require
 
 _CHUNK = 1 << 17
+_HEAD = 8
+"""Bytes that tell what a stream is; none is shorter."""
+_ENDS_EARLY = "ends before the end of the stream"
 
 
 class _Decompressor(Protocol):
@@ -70,10 +75,11 @@ class Format(NamedTuple):
 
     Attributes:
         name: As people call it.
-        magic: With which every file of it begins.
+        magic: With which every stream of it begins.
         new: Makes a decompressor of one stream.
         errors: What it raises when a stream is damaged.
         tool: Command that decompresses.
+        is_unchecked: Whether a stream has no checksum, from its first 8 bytes.
     """
 
     name: str
@@ -81,14 +87,38 @@ class Format(NamedTuple):
     new: Callable[[], _Decompressor]
     errors: Callable[[], type[Exception]]
     tool: str
+    is_unchecked: Callable[[bytes], bool]
+
+    def begins(self, head: bytes) -> bool:
+        """Whether a file with these first bytes is of this format."""
+        return head.startswith(self.magic) or (self.name == "zstd" and _is_skippable(head))
 
 
 FORMATS = {
-    ".gz": Format("gzip", b"\x1f\x8b", _Gzip, lambda: zlib.error, "gunzip"),
-    ".zst": Format("zstd", b"\x28\xb5\x2f\xfd", _zstd, lambda: _zstd_module().ZstdError, "unzstd"),
-    ".xz": Format("xz", b"\xfd7zXZ\x00", lzma.LZMADecompressor, lambda: lzma.LZMAError, "unxz"),
+    ".gz": Format("gzip", b"\x1f\x8b", _Gzip, lambda: zlib.error, "gunzip", lambda head: False),
+    ".zst": Format(
+        "zstd",
+        b"\x28\xb5\x2f\xfd",
+        _zstd,
+        lambda: _zstd_module().ZstdError,
+        "unzstd",
+        lambda head: not head[4] & 0b100,  # RFC 8878: Content_Checksum_flag of the frame header
+    ),
+    ".xz": Format(
+        "xz",
+        b"\xfd7zXZ\x00",
+        lzma.LZMADecompressor,
+        lambda: lzma.LZMAError,
+        "unxz",
+        lambda head: head[7] & 0xF == lzma.CHECK_NONE,
+    ),
 }
 """By the ending of a file's name."""
+
+
+def _is_skippable(head: bytes) -> bool:
+    """A frame of zstd that holds no text, as pzstd and the seekable format write them (RFC 8878, section 3.1.2)."""
+    return head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
 
 
 class Decompressed(io.RawIOBase):
@@ -106,9 +136,10 @@ class Decompressed(io.RawIOBase):
         self._path = path
         self._format = FORMATS[path.suffix]
         self._file = file
-        self._stream = self._format.new()
+        self._stream: _Decompressor | None = None
         self._input = b""
         self._given = 0
+        self._ended = False
 
     @property
     def passed(self) -> int:
@@ -121,7 +152,10 @@ class Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         block = b""
         while not block:
-            if self._stream.eof and not self._next_stream():
+            if self._ended:
+                return 0
+            if (self._stream is None or self._stream.eof) and not self._next_stream():
+                self._ended = True
                 return 0
             block = self._decompress(len(buffer))
         self._given += len(block)
@@ -133,28 +167,51 @@ class Decompressed(io.RawIOBase):
         super().close()
 
     def _decompress(self, most: int) -> bytes:
+        assert self._stream is not None
         data = b""
         if self._stream.needs_input:
             data = self._input or self._file.read(_CHUNK)
             self._input = b""
             if not data:
-                raise self._damaged("ends before the end of the stream")
+                raise self._damaged(_ENDS_EARLY)
         try:
             return self._stream.decompress(data, most)
         except self._format.errors() as error:
             raise self._damaged(f"is damaged ({error})") from error
 
     def _next_stream(self) -> bool:
-        """Whether another stream follows the one that has ended; zero bytes between streams are padding."""
-        rest = self._stream.unused_data or self._input
-        while not (rest := rest.lstrip(b"\0")):
-            if not (rest := self._file.read(_CHUNK)):
-                return False
-        rest += self._file.read(len(self._format.magic))
+        """Whether a stream follows, behind zero bytes, which are padding, and frames that hold no text."""
+        is_first = self._stream is None
+        rest = self._input if self._stream is None else self._stream.unused_data or self._input
+        while True:
+            while not is_first and not (rest := rest.lstrip(b"\0")):
+                if not (rest := self._file.read(_CHUNK)):
+                    return False
+            rest += self._file.read(max(_HEAD - len(rest), 0))
+            if not (self._format.begins(rest) and _is_skippable(rest)):
+                break
+            rest, is_first = self._behind_frame(rest), False
+        if len(rest) < _HEAD and self._format.magic.startswith(rest[: len(self._format.magic)]):
+            raise self._damaged(_ENDS_EARLY)
         if not rest.startswith(self._format.magic):
-            raise self._damaged("has other bytes behind the end of the stream")
+            raise self._damaged("has other bytes behind the end of the stream" if not is_first else "is none")
+        if self._format.is_unchecked(rest):
+            log_once(
+                f"{self._path} has no checksum: where it is damaged, other text may come out of it without a word "
+                f"({self._format.tool.removeprefix('un')} with its usual options adds one).",
+                level=logging.WARNING,
+            )
         self._stream, self._input = self._format.new(), rest
         return True
+
+    def _behind_frame(self, rest: bytes) -> bytes:
+        """What follows a frame that holds no text."""
+        size = 8 + int.from_bytes(rest[4:8], "little")
+        while len(rest) < size:
+            size -= len(rest)
+            if not (rest := self._file.read(min(size, _CHUNK))):
+                raise self._damaged(_ENDS_EARLY)
+        return rest[size:]
 
     def _damaged(self, problem: str) -> DataError:
         return DataError(

@@ -101,7 +101,7 @@ def check_file(corpus: str, path: Path, *, binary: bool = False) -> None:
     _check_compression(corpus, path)
     with open_bytes(path) as file:
         head = file.read(_HEAD)
-    if is_compressed(path) and any(head.startswith(format_.magic) for format_ in FORMATS.values()):
+    if is_compressed(path) and any(format_.begins(head) for format_ in FORMATS.values()):
         raise DataError(f"Corpus '{corpus}' must be compressed once, but what {path} holds is compressed again.")
     _check_text(corpus, path, head)
 
@@ -122,12 +122,12 @@ def _check_compression(corpus: str, path: Path) -> None:
     with open_raw(path) as file:
         head = file.read(8) or b""
     own = FORMATS.get(path.suffix)
-    if own is not None and not head.startswith(own.magic):
+    if own is not None and not own.begins(head):
         what = "is not" if head else "is empty"
         raise DataError(f"Corpus '{corpus}' must have a {own.name} file where its name says so, but {path} {what}.")
     if own is None:
         for suffix, format_ in FORMATS.items():
-            if head.startswith(format_.magic):
+            if format_.begins(head):
                 raise DataError(
                     f"Corpus '{corpus}' must be plain text, but {path} is {format_.name}-compressed.",
                     hint=f"rename it to {path.name}{suffix}, and it will be read",
@@ -140,10 +140,9 @@ def _check_text(corpus: str, path: Path, head: bytes) -> None:
             raise DataError(f"Corpus '{corpus}' must be text in UTF-8, but {path} is {kind}.", hint=hint)
     if head[_TAR] == b"ustar":
         raise DataError(f"Corpus '{corpus}' must be text, but {path} is a tar archive.", hint="tar -xf unpacks it")
-    start = head[:1024]
-    if len(start) > 1 and start.count(0) * 4 > len(start):
+    if _is_utf16(head[:1024]):
         raise DataError(
-            f"Corpus '{corpus}' must be text in UTF-8, but {path} is full of zero bytes, as UTF-16 text is.",
+            f"Corpus '{corpus}' must be text in UTF-8, but every other byte of {path} is zero, as in UTF-16 text.",
             hint="iconv -f UTF-16LE -t UTF-8 converts it",
         )
     if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
@@ -151,6 +150,12 @@ def _check_text(corpus: str, path: Path, head: bytes) -> None:
             f"Lines of corpus '{corpus}' must end in a line feed, but those of {path} end in carriage returns alone.",
             hint="tr '\\r' '\\n' converts it",
         )
+
+
+def _is_utf16(start: bytes) -> bool:
+    """Whether many bytes are zero, and nearly all of these in even places, or in odd ones."""
+    zeros = sorted((start[::2].count(0), start[1::2].count(0)))
+    return len(start) > 1 and sum(zeros) * 4 > len(start) and zeros[0] * 8 < zeros[1]
 
 
 def _what_is(path: Path) -> str:

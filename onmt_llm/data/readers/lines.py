@@ -6,6 +6,7 @@ shifts two parallel files against each other.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
@@ -16,7 +17,7 @@ from onmt_llm.data.readers.index import IndexCache, LineIndex
 from onmt_llm.data.readers.record import Record, decode, pass_over, strip_break
 from onmt_llm.data.readers.spans import Spans
 from onmt_llm.errors import DataError
-from onmt_llm.log import logger
+from onmt_llm.log import log_once, logger
 
 MAX_BYTES = 1 << 23
 """Longest record that is read whole, unless an option says otherwise."""
@@ -113,7 +114,8 @@ class LineFile:
     def _open(self) -> BufferedReader:
         offset, self.offset = self.offset, 0
         self._file, self._pushed = open_bytes(self.path), b""
-        self._size = None if is_compressed(self.path) else self.path.stat().st_size
+        if not is_compressed(self.path):
+            self._compare_size(self.path.stat().st_size)
         if offset:
             self.seek(offset)
         else:
@@ -130,11 +132,19 @@ class LineFile:
             number -= passed
 
     def _check_end(self) -> None:
-        if self._size is not None and self.offset < self._size:
+        if self._size is not None:
+            self._compare_size(self.offset)
+
+    def _compare_size(self, size: int) -> None:
+        """Nothing of a file may be lost while a run reads it, pass after pass; what is added is read."""
+        if self._size is not None and size < self._size:
             raise DataError(
-                f"A file must not change while it is read, but {self.path} ends at byte {self.offset}, "
+                f"A file must not change while it is read, but {self.path} ends at byte {size}, "
                 f"and had {self._size} bytes when it was opened."
             )
+        if self._size is not None and size > self._size:
+            log_once(f"{self.path} has grown while it is read: what is new in it is read too.", level=logging.WARNING)
+        self._size = size
 
     def _too_short(self, offset: int) -> DataError:
         return DataError(
