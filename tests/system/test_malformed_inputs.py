@@ -141,7 +141,7 @@ CASES: dict[str, Case] = {
     "latin-1": src("naïve\n".encode("latin-1"), "a.txt:1 holds the byte 0xef at offset 2"),
     "UTF-16": src("\ufeffone\ntwo\n".encode("utf-16-le"), "is UTF-16 text", "iconv"),
     "UTF-16, big end first": src("\ufeffone\ntwo\n".encode("utf-16-be"), "is UTF-16 text"),
-    "UTF-16 without mark": src("one\ntwo\n".encode("utf-16-le"), "full of zero bytes"),
+    "UTF-16 without mark": src("one\ntwo\n".encode("utf-16-le"), "as in UTF-16 text"),
     "carriage returns": src(b"one\rtwo\rthree\r", "carriage returns alone"),
     "bzip2": src(bz2.compress(TEXT), "is bzip2-compressed"),
     "zip": src(zipped(), "is a zip archive"),
