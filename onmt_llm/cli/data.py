@@ -15,6 +15,7 @@ from onmt_llm.cli.train import training_files
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.load import Loaded
 from onmt_llm.data import pack
+from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.pages import report_page, samples_page
 from onmt_llm.data.report import measure, mixture, table, to_json
 from onmt_llm.data.trace import collect
@@ -48,13 +49,11 @@ def _report(loaded: Loaded[Any]) -> int:
     data = config.corpora
     outputs = _outputs(config, "report.json", "report.html")
     n_sample = data.n_sample or -1
-    from onmt_llm.training.start import open_start  # torch is imported here
-
     reports = measure(
         data.data,
         data=data,
         options=loaded.options,
-        model=open_start(config, loaded.options).text,
+        model=_model_text(loaded),
         seed=max(config.run.seed, 0),
         n_sample=n_sample,
         processes=config.look.num_threads,
@@ -78,13 +77,11 @@ def _sample(loaded: Loaded[Any]) -> int:
         raise ConfigError(f"n_sample must be at least 1 for a page of samples, but is {data.n_sample}.")
     (output,) = _outputs(config, "samples.html")
     number = data.n_sample or DEFAULT_SAMPLE
-    from onmt_llm.training.start import open_start  # torch is imported here
-
     collected = collect(
         data.data,
         data=data,
         options=loaded.options,
-        model=open_start(config, loaded.options).text,
+        model=_model_text(loaded),
         number=number,
         seed=max(config.run.seed, 0),
     )
@@ -96,13 +93,11 @@ def _sample(loaded: Loaded[Any]) -> int:
 
 def _pack(loaded: Loaded[Any]) -> int:
     config: DataToolConfig = loaded.job
-    from onmt_llm.training.start import open_start  # torch is imported here
-
     written = pack.pack(
         config.corpora.data,
         data=config.corpora,
         options=loaded.options,
-        model=open_start(config, loaded.options).text,
+        model=_model_text(loaded),
         folder=_folder(config) / "packed",
         processes=config.look.num_threads,
     )
@@ -124,6 +119,14 @@ def _verify(loaded: Loaded[Any]) -> int:
     for folder in loaded.job.look.shards:
         print(f"{pack.verify(Path(folder))} files of {folder} are as written")
     return 0
+
+
+def _model_text(loaded: Loaded[Any]) -> ModelText:
+    """The text side of the model that the run trains."""
+    from onmt_llm.training.resume import settled  # torch is imported here
+    from onmt_llm.training.start import open_start
+
+    return open_start(settled(loaded.job), loaded.options).text
 
 
 def _folder(config: DataToolConfig) -> Path:

@@ -54,6 +54,7 @@ from onmt_llm.training.resume import (
     run_options,
     run_seed,
     settle_start,
+    settled,
     state_to_resume,
     with_run,
 )
@@ -120,7 +121,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     if config.corpora.n_sample:
-        config = with_run(config, settle_start(config.run))
+        config = settled(config)
         sample(config, options, open_start(config, options))
         return TrainResult("sampled")
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
@@ -280,7 +281,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     Raises:
         OnmtLlmError: As `train`.
     """
-    config = with_run(config, settle_start(config.run))
+    config = settled(config)
     start = open_start(config, options)
     _, valid = split_corpora(config.corpora.data)
     check_validation(config.validation, valid)

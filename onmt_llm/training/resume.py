@@ -59,6 +59,15 @@ def settle_start(run: RunConfig, *, set_aside: bool = False) -> dict[str, Any]:
     return {"train_from": run.init_from, "init_from": None, "reset_optim": "all" if run.init_from else "none"}
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The options as the run takes them at this moment: with the checkpoint that `train_from: auto` means.
+
+    Raises:
+        CheckpointError: As `settle_start`.
+    """
+    return with_run(config, settle_start(config.run))
+
+
 def state_to_resume(config: TrainConfig, start: Start, layers: Layers) -> SavedState | None:
     """The training state to go on from; None where the run begins at step 0."""
     if start.saved is None or config.run.reset_optim == "all":
