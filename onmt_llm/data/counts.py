@@ -111,8 +111,13 @@ class CorpusCounts:
 
 def length_bin(length: int) -> int:
     """The length rounded down to its six leading bits: exact below 64, within 3% above; some hundred bins at most."""
-    shift = length.bit_length() - _EXACT_BITS
-    return length if shift <= 0 else length >> shift << shift
+    width = bin_width(length)
+    return length // width * width
+
+
+def bin_width(length: int) -> int:
+    """How many lengths `length_bin` counts together with this one, a power of two."""
+    return 1 << max(length.bit_length() - _EXACT_BITS, 0)
 
 
 def percentile(lengths: Mapping[int, int], share: float) -> int:

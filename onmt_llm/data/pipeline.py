@@ -17,6 +17,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.audit import check_added_tokens
 from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.dealing import Hand, Position, deal, deal_again
+from onmt_llm.data.epoch_log import EpochLog
 from onmt_llm.data.lanes import Lanes, OwnLane, ProcessLanes
 from onmt_llm.data.mixing import Mixer, Source, count_records, tempered
 from onmt_llm.data.model_text import ModelText, Task
@@ -112,6 +113,7 @@ class Pipeline:
         size, batch_size = batching.bucket_size, self._recipe.batch_size
         self._size = max(size, batch_size) if batching.batch_type == "sents" else size
         self._audited = False
+        self._epochs = EpochLog()
         self._plan = {
             "seed": seed,
             "batch_size": batch_size,
@@ -284,7 +286,7 @@ class Pipeline:
         epochs = {name: corpus["epoch"] for name, corpus in hand.after.mixer["corpora"].items()}
         for name, epoch in epochs.items() if self._recipe.training else ():
             if before[name] < epoch <= (self._mixer.passes or epoch):
-                logger.info("Epoch %d of corpus '%s'.", epoch, name)
+                self._epochs.begun(name, epoch)
         return epochs
 
     def _fresh(self) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from onmt_llm.data.counts import percentile
+from onmt_llm.data.counts import bin_width, percentile
 
-_WIDTH, _HEIGHT, _LEFT, _TOP = 560, 150, 44, 20
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP = 560, 150, 44, 24, 20
 _COLUMNS = 40
+_LEAST_COLUMNS = 8
+_LABEL = 90
+"""Room that the label of a percentile takes at most."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place with a label: on an axis, or of a percentile."""
+    """A place with a label: on an axis, or of a percentile.
+
+    Attributes:
+        x: From the left.
+        y: From the top.
+        label: What stands there.
+        before: The label stands on the left of the place, since there is no room on its right.
+    """
 
     x: float
     y: float
     label: str
+    before: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,31 +66,33 @@ class Plot:
 def histogram(lengths: Mapping[int, int]) -> Plot:
     """The plot of examples by length.
 
-    Columns are a power of two wide, so that the bins of `counts.length_bin` never straddle two of them.
+    Columns are a power of two wide, so that the bins of `counts.length_bin` never straddle two of them. The scale
+    begins at the shortest length.
     """
-    longest = max(lengths)
-    step = 1
-    while (longest + 1) / step > _COLUMNS:
+    shortest, longest = min(lengths), max(lengths)
+    step = bin_width(longest)
+    while longest // step - shortest // step >= _COLUMNS:
         step *= 2
-    number = longest // step + 1
+    first = shortest // step
+    number = max(longest // step - first + 1, _LEAST_COLUMNS)
     heights = [0] * number
     for length, count in lengths.items():
-        heights[length // step] += count
-    highest, wide = max(heights), (_WIDTH - _LEFT) / number
+        heights[length // step - first] += count
+    highest, wide = max(heights), (_WIDTH - _LEFT - _RIGHT) / number
 
     def x(length: float) -> float:
-        return round(_LEFT + length / step * wide, 2)
+        return round(_LEFT + (length / step - first) * wide, 2)
 
     def y(count: float) -> float:
         return round(_TOP + _HEIGHT * (1 - count / highest), 2)
 
     columns = [
         Column(
-            x(place * step),
+            x((first + place) * step),
             y(count),
             round(max(wide - 1, 0.5), 2),
             round(_TOP + _HEIGHT - y(count), 2),
-            f"{_range(place * step, step)} tokens: {count:,} examples",
+            f"{_range((first + place) * step, step)} tokens: {count:,} examples",
         )
         for place, count in enumerate(heights)
         if count
@@ -90,16 +103,18 @@ def histogram(lengths: Mapping[int, int]) -> Plot:
         height=_HEIGHT,
         columns=columns,
         marks=[Mark(0, y(highest * part), _short(highest * part)) for part in (0, 0.5, 1)],
-        ticks=[Mark(x(place * step), 0, f"{place * step:,}") for place in range(0, number, every)],
-        percentiles=_percentiles(lengths, x, step),
+        ticks=[Mark(x(place * step), 0, f"{place * step:,}") for place in range(first, first + number, every)],
+        percentiles=_percentiles(lengths, x),
     )
 
 
-def _percentiles(lengths: Mapping[int, int], x: object, step: int) -> list[Mark]:
-    assert callable(x)
+def _percentiles(lengths: Mapping[int, int], x: Callable[[float], float]) -> list[Mark]:
     found = [(name, percentile(lengths, share)) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))]
     # one below the other, since they may stand close together
-    return [Mark(x(length), 8 + 12 * row, f"{name} {length:,}") for row, (name, length) in enumerate(found)]
+    return [
+        Mark(x(length), 8 + 13 * row, f"{name} {length:,}", before=x(length) > _WIDTH - _LABEL)
+        for row, (name, length) in enumerate(found)
+    ]
 
 
 def _range(low: int, step: int) -> str:

@@ -109,7 +109,8 @@ class TestTraining:
         for _, tgt, *_ in take(make_pipeline(two_corpora, batching=TOKENS), 50):
             assert len(tgt) * len(tgt[0]) <= 40
 
-    def test_counts_add_up_and_epochs_are_logged(self, make_pipeline, two_corpora, caplog):
+    def test_counts_add_up_and_epochs_are_logged(self, make_pipeline, two_corpora, caplog, monkeypatch):
+        monkeypatch.setattr("onmt_llm.data.epoch_log._PAUSE", 0)
         pipeline = make_pipeline(two_corpora, options=LIMIT)
         with caplog.at_level(logging.INFO, logger="onmt_llm"):
             batches = take(pipeline, 60)

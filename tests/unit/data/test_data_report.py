@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from onmt_llm.cli.data import main
 from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.data import epoch_log
 from onmt_llm.data.counts import CorpusCounts, length_bin, percentile
 from onmt_llm.data.encoding import IGNORED, Encoded
 from onmt_llm.data.model_text import ModelText
@@ -133,3 +135,32 @@ def test_the_command_writes_json_and_a_page(write, words, tmp_path, capsys):
 
 def test_the_report_of_a_report_is_plain_data(reports):
     assert json.loads(json.dumps(to_json(reports(), mixture(reports()))))["corpora"]["valid"]["weight"] == 0
+
+
+@pytest.mark.parametrize("lengths", [[50, 51, 57, 59], [5], [1, 4000], [4000, 4100], range(900, 1000), [70_000] * 9])
+def test_a_histogram_is_where_the_data_is_and_cuts_no_label(lengths):
+    plot = histogram(Counter(length_bin(length) for length in lengths))
+    assert plot.columns[0].x == min(column.x for column in plot.columns) < 60
+    assert all(column.x + column.width <= plot.width - 20 for column in plot.columns)
+    letter = 7  # no digit of 11 pixels is wider
+    for mark in plot.percentiles:
+        edge = mark.x - 4 - letter * len(mark.label) if mark.before else mark.x + 4 + letter * len(mark.label)
+        assert 0 <= edge <= plot.width
+    for tick in plot.ticks:
+        assert tick.x + letter * len(tick.label) / 2 <= plot.width
+
+
+def test_epochs_take_a_line_a_minute(caplog, monkeypatch):
+    caplog.set_level("INFO", logger="onmt_llm")
+    now = [0.0]
+    monkeypatch.setattr(epoch_log, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    log = epoch_log.EpochLog()
+    for second in range(150):
+        now[0] = float(second)
+        log.begun("a", 2 * second)
+        log.begun("b", second)
+    assert [record.message for record in caplog.records] == [
+        "Epoch 0 of corpus 'a'.",
+        "Epoch 59 of corpus 'b', 120 of corpus 'a'.",
+        "Epoch 119 of corpus 'b', 240 of corpus 'a'.",
+    ]
