@@ -5,6 +5,8 @@ A message is one sentence: what must hold, what it is, where. The hint says what
 
 from __future__ import annotations
 
+import re
+
 
 class OnmtLlmError(Exception):
     """Base of all errors with a message written for the user.
@@ -17,6 +19,8 @@ class OnmtLlmError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        # Where a sentence of ours ends with one of a library, that often brings its own full stop.
+        message = re.sub(r"(?<!\.)\.(\)?)\.$", r"\1.", message)
         super().__init__(message)
         self.message = message
         self.hint = hint

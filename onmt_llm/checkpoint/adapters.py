@@ -11,7 +11,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.errors import CheckpointError
 from onmt_llm.nn import wrap
-from onmt_llm.nn.lora import KEPT, Variant, add_lora
+from onmt_llm.nn.lora import KEPT, Variant, add_lora, check_ranks
 from onmt_llm.nn.lora_init import begin, first_adapter, share_of_adapter, take_out
 from onmt_llm.nn.transformer import Transformer
 
@@ -41,6 +41,7 @@ class Starts:
     def __init__(self, model: Transformer, spec: AdapterSpec, adapter: Checkpoint | None, quant_type: str) -> None:
         self._spec, self._adapter, self._quant_type = spec, adapter, quant_type
         paths = wrap.match(model, spec.layers) if spec.layers else []
+        check_ranks(model, paths, spec.rank, lora_variant(spec))
         self._layers = {path for path in paths if isinstance(model.get_submodule(path), nn.Linear)}
         self._found: dict[str, dict[str, torch.Tensor]] = {}
 

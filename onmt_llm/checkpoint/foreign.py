@@ -12,12 +12,39 @@ import torch
 from onmt_llm.checkpoint.rules import Rule, TensorSource
 from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import CheckpointError
 
 
 class TypedSource(TensorSource, Protocol):
     """A source that knows the type of a tensor without reading it."""
 
     def dtype(self, name: str) -> torch.dtype: ...
+
+
+def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: bool = True) -> None:
+    """Refuse an architecture that the tensors cannot be of, before anything of its size is made.
+
+    Args:
+        model: What the model's configuration says.
+        source: The tensors that are there.
+        path: Where both are.
+        rows: Its embedding is among them.
+
+    Raises:
+        CheckpointError: It has more layers than there are tensors, or a larger vocabulary than any of them.
+    """
+    names = source.names()
+    if model.encoder_layers + model.decoder_layers > len(names):
+        raise CheckpointError(
+            f"The configuration of {path} must fit its weights, but says encoder_layers {model.encoder_layers} and "
+            f"decoder_layers {model.decoder_layers}, where there are {len(names)} tensors."
+        )
+    largest = max((max(source.shape(name), default=1) for name in names), default=0)
+    if rows and model.vocab_size > largest:
+        raise CheckpointError(
+            f"The configuration of {path} must fit its weights, but says vocab_size {model.vocab_size}, where no "
+            f"tensor is longer than {largest}."
+        )
 
 
 @dataclass

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from onmt_llm.checkpoint.foreign import Foreign
+from onmt_llm.checkpoint.foreign import Foreign, check_sizes
+from onmt_llm.checkpoint.gguf_header import check_header
 from onmt_llm.checkpoint.gguf_text import read_text_side
 from onmt_llm.checkpoint.rules import Identity, InterleavedRotary, Op, Rule, per_layer, rule
 from onmt_llm.config.model import ModelConfig, RopeConfig
@@ -64,6 +65,7 @@ def open_gguf(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Pa
         raise CheckpointError(f"There is no GGUF file at {path}.")
     source = GgufTensors([_open(part) for part in _parts(file)])
     config = _config(source)
+    check_sizes(config, source, file)
     return Foreign(
         origin=f"GGUF {source.metadata['general.architecture']}, {file.name}",
         model=config,
@@ -97,6 +99,7 @@ def _parts(file: Path) -> list[Path]:
 
 def _open(file: Path) -> GgufPart:
     gguf = require("gguf", "reading a GGUF file")
+    check_header(file)
     try:
         reader = gguf.GGUFReader(file)
         metadata = {key: field.contents() for key, field in reader.fields.items()}
@@ -239,9 +242,11 @@ def _llama3_rope(divisors: torch.Tensor, theta: float, rotary_dim: int | None, h
     """
     rope = RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling="llama3", factor=_decimal(float(divisors.max())))
     size = rotary_dim or head_dim
-    plain = rotary_frequencies(RopeConfig(theta=theta), size, torch.device("cpu"))
-    if divisors.shape != plain.shape or not torch.allclose(
-        plain / rotary_frequencies(rope, size, torch.device("cpu")), divisors, rtol=1e-4
+    cpu = torch.device("cpu")
+    if divisors.shape != (size // 2,) or not torch.allclose(
+        rotary_frequencies(RopeConfig(theta=theta), size, cpu) / rotary_frequencies(rope, size, cpu),
+        divisors,
+        rtol=1e-4,
     ):
         raise UnsupportedError(
             "The GGUF file scales rotary frequencies by figures that are not LLaMA 3.1's (rope_freqs.weight)."

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from onmt_llm.checkpoint.families import family_of
-from onmt_llm.checkpoint.foreign import Foreign, TypedSource
+from onmt_llm.checkpoint.foreign import Foreign, TypedSource, check_sizes
 from onmt_llm.checkpoint.safetensors_io import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
 from onmt_llm.checkpoint.text_side import from_huggingface, read_json
 from onmt_llm.checkpoint.torch_files import TorchTensors
@@ -32,6 +32,7 @@ def open_huggingface(
     hf_config = read_json(model_dir / "config.json")
     family = family_of(hf_config)
     model, source = family.to_model(hf_config), open_weights(model_dir)
+    check_sizes(model, source, model_dir)
     if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
         model = model.model_copy(update={"tie_embeddings": True})
     return Foreign(

@@ -91,6 +91,7 @@ def build_model(
             hint="merge it: onmt_llm_lora -action merge -base_model BASE -lora_weights ADAPTER -output OUT",
         )
     config = checkpoint.config.model
+    check_layers(checkpoint)
     with torch.device("meta"):
         model = Transformer(config, dropout=dropout, attention_dropout=attention_dropout)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -211,6 +212,16 @@ def resolve_dtype(dtype: str | torch.dtype | None, stored: Dtype) -> torch.dtype
     if word not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, but is '{word}'.")
     return DTYPES[word]
+
+
+def check_layers(checkpoint: Checkpoint) -> None:
+    """Raise a `CheckpointError` where the configuration has more layers than there are tensors; none is built yet."""
+    model, tensors = checkpoint.config.model, len(checkpoint.model_names())
+    if model.encoder_layers + model.decoder_layers > tensors:
+        raise CheckpointError(
+            f"The config.yaml of {checkpoint.path} must fit its weights, but says encoder_layers "
+            f"{model.encoder_layers} and decoder_layers {model.decoder_layers}, where there are {tensors} tensors."
+        )
 
 
 def check_fits(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from onmt_llm.checkpoint.adapters import short_names
-from onmt_llm.checkpoint.foreign import Foreign, TextSide, TypedSource
+from onmt_llm.checkpoint.foreign import Foreign, TextSide, TypedSource, check_sizes
 from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.opennmt_options import (
     EMBEDDING,
@@ -69,6 +69,7 @@ def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file:
     is_lora = any(".lora_A" in name for name in source.names())
     _refuse_quantised(file, source)
     config = model_config(options, vocab, source, is_lora=is_lora)
+    check_sizes(config, source, file, rows=not is_lora)
     layout = Layout.of(options, config, source)
     foreign = Foreign(
         origin=f"OpenNMT-py {'LoRA' if is_lora else 'model'}, {file.name}",

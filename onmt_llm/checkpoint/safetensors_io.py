@@ -78,6 +78,8 @@ class SafetensorsSet:
         path = self.directory / file
         if Path(file).name != file:
             raise CheckpointError(f"A shard must be a file beside its index, but is '{file}' (in {self.directory}).")
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} must be a regular file, but is none.")
         try:
             with safe_open(path, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 (not a dict)

@@ -12,6 +12,7 @@ from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
 from onmt_llm.optional import require
+from onmt_llm.text.hf_tokenizer import check_tokenizer_json
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.text.vocab_formats import tokens_by_id, unused_token
 
@@ -140,6 +141,7 @@ def _find(model_dir: Path) -> Path:
 def _open_tokenizers(file: Path, bos: str | None) -> TextSide:
     """The text side of a tokenizer.json. Whether it puts `bos` first is asked of it, not guessed."""
     tokenizers = require("tokenizers", HUGGINGFACE_FILE)
+    check_tokenizer_json(file)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import stat
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ import torch
 from onmt_llm.errors import CheckpointError
 
 _LFS_POINTER = b"version https://git-lfs"
+_ZIP, _TAR, _TAR_PLACE = b"PK\x03\x04", b"ustar", 257
+_LONGEST_START = _TAR_PLACE + len(_TAR)
+_AGAIN = "load it with the torch that wrote it, and save it again with torch.save"
 
 
 def load_torch(path: Path, *, allowed: Sequence[type] = ()) -> Any:
@@ -25,14 +31,15 @@ def load_torch(path: Path, *, allowed: Sequence[type] = ()) -> Any:
     Raises:
         CheckpointError: It is damaged, or its pickle names anything else. There is no unsafe way round.
     """
-    _check_pointer(path)
-    with torch.serialization.safe_globals(list(allowed)):
+    _check_file(path)
+    with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that are refused in a moment
         try:
             return _load(path)
         except pickle.UnpicklingError as error:
             raise CheckpointError(f"{path} is refused: {_reason(str(error))}.", hint=_HINT) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} is not a readable PyTorch file ({first_line(error)}).") from error
+            raise _unreadable(path, error) from error
 
 
 _HINT = "a pickle can run code, so only tensors and plain data are read; have its author save safetensors"
@@ -48,25 +55,62 @@ def _load(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _check_pointer(path: Path) -> None:
+def _check_file(path: Path) -> None:
+    """Refuse what torch would wait for, blow up, or misunderstand."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path} must be a regular file, but is none.")
         with open(path, "rb") as file:
-            start = file.read(len(_LFS_POINTER))
+            start = file.read(_LONGEST_START)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
-    if start == _LFS_POINTER:
+    if start.startswith(_LFS_POINTER):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights.", hint="git lfs pull")
+    if start[_TAR_PLACE:].startswith(_TAR):
+        raise CheckpointError(f"{path} is a tar archive, which PyTorch wrote before 2016 and is not read.", hint=_AGAIN)
+    if start.startswith(_ZIP):
+        _check_sizes(path)
+
+
+def _check_sizes(path: Path) -> None:
+    """torch stores what it writes as it is; what inflates, or lies about its size, would be read whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            grown = [entry.filename for entry in archive.infolist() if entry.file_size > entry.compress_size]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise _unreadable(path, error) from error
+    if grown:
+        raise CheckpointError(
+            f"{path} must be as torch.save writes it, but {grown[0]} in it is compressed.", hint=_AGAIN
+        )
 
 
 def _reason(message: str) -> str:
-    named = re.search(r"Unsupported (?:global|class|operand)[^:]*:? (?:GLOBAL )?([\w.]+)", message) or re.search(
-        r"GLOBAL ([\w.]+)", message
+    """Why torch refused a pickle, without its advice to trust it."""
+    named = re.search(r"GLOBAL ([\w.]+)", message)
+    return (
+        f"its pickle names {named[1]}, which is not plain data" if named else "its pickle is not of torch.save's kind"
     )
-    return f"its pickle names {named[1]}, which is not plain data" if named else first_line(message)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    said = "" if isinstance(error, KeyError) else first_line(error).removesuffix(".")
+    return CheckpointError(f"{path} is not a readable PyTorch file{f' ({said})' if said else ''}.")
 
 
 def first_line(error: object) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def _check_extent(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A view may say that it is larger than what is stored, and a copy of it would be."""
+    larger = [
+        name for name, one in tensors.items() if one.numel() * one.element_size() > one.untyped_storage().nbytes()
+    ]
+    if larger:
+        raise CheckpointError(
+            f"{path} must hold its tensors whole, but {larger[0]} is larger than what is stored of it."
+        )
 
 
 class TorchTensors:
@@ -87,6 +131,7 @@ class TorchTensors:
             content = load_torch(path)
             if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
                 raise CheckpointError(f"{path} must be a mapping from names to tensors, but is not.")
+            _check_extent(path, content)
             twice = sorted(merged.keys() & content.keys())
             if twice:
                 raise CheckpointError(f"{path} repeats tensors of another file: {', '.join(twice[:5])}.")

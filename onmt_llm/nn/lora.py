@@ -312,6 +312,7 @@ def add_lora(
     paths = wrap.match(model, names)
     for path in paths:
         _check_target(model.get_submodule(path), path)
+    check_ranks(model, paths, rank, variant)
     for option, patterns in (("lora_rank_pattern", variant.ranks), ("lora_alpha_pattern", variant.alphas)):
         idle = [name for name in patterns if not any(wrap.means(name, path) for path in paths)]
         if idle:
@@ -319,12 +320,27 @@ def add_lora(
 
     def factory(module: nn.Module, path: str) -> nn.Module:
         own_rank, scale = variant.size(path, rank, alpha)
-        _check_rank(own_rank, module, path)
         if isinstance(module, TokenEmbedding):
             return LoRAEmbedding(module, own_rank, scale, dropout, dora=variant.dora)
         return LoRALinear(module, own_rank, scale, dropout, dora=variant.dora, kept=variant.kept(embedding=False))
 
     return wrap.replace(model, names, factory)
+
+
+def check_ranks(model: nn.Module, paths: Sequence[str], rank: int, variant: Variant = PLAIN) -> None:
+    """Refuse adapters that are larger than their layers, before any is made.
+
+    Args:
+        model: Has the layers; they may be on the meta device.
+        paths: Dotted paths of the layers that get an adapter.
+        rank: Inner size of the adapters.
+        variant: May have other ranks for single layers.
+
+    Raises:
+        ConfigError: A rank is above the longer side of its layer's matrix.
+    """
+    for path in paths:
+        _check_rank(variant.size(path, rank, 1.0)[0], model.get_submodule(path), path)
 
 
 def _check_rank(rank: int, module: nn.Module, path: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +16,9 @@ from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, byte_level_bytes, sentencepiece_bytes
 from onmt_llm.text.identity import identity_of
 from onmt_llm.text.vocab_formats import tokens_by_id
+
+MAX_GROWTH = 64
+"""Characters that normalisation may make of one, at most; NFKC makes up to 18, tables of SentencePiece as many."""
 
 
 class HfTokenizer:
@@ -100,6 +106,15 @@ class HfTokenizer:
             )
 
 
+def check_tokenizer_json(file: Path) -> None:
+    """Refuse what is no tokenizer.json, or one whose normaliser would not end.
+
+    Raises:
+        DataError: It is one of these.
+    """
+    _parsed(_read(file), str(file))
+
+
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
@@ -117,8 +132,37 @@ def _parsed(text: bytes, file: str) -> dict[str, Any]:
             f"{file} must be a tokenizer.json with a `model`, but has none.",
             hint="a {token: id} table is a vocabulary; a SentencePiece model is of kind 'sentencepiece'",
         )
+    growth = _growth(content.get("normalizer"))
+    if growth > MAX_GROWTH:
+        raise DataError(
+            f"The normaliser of {file} may make {MAX_GROWTH} characters of one, at most, but makes up to {growth:.3g}."
+        )
     # What a file says about cutting and filling up is for batches of some earlier use; here nothing is cut silently.
     return {**content, "truncation": None, "padding": None}
+
+
+def _growth(normaliser: Any) -> float:
+    """How many characters a normaliser makes of one, at most."""
+    if not isinstance(normaliser, dict):
+        return 1
+    kind = normaliser.get("type")
+    if kind == "Sequence":
+        return math.prod(max(_growth(step), 1) for step in normaliser.get("normalizers") or ())
+    if kind == "Replace":
+        pattern = normaliser.get("pattern")
+        replaced = pattern.get("String") if isinstance(pattern, dict) else None  # else a regular expression
+        return len(str(normaliser.get("content"))) / max(len(replaced or ""), 1)
+    return _longest_entry(normaliser.get("precompiled_charsmap")) if kind == "Precompiled" else 1
+
+
+def _longest_entry(table: Any) -> int:
+    """Characters of the longest text in a table of SentencePiece: the size of a trie, the trie, texts that end in 0."""
+    try:
+        raw = base64.b64decode(table or "")
+        (size,) = struct.unpack("<I", raw[:4])
+    except (ValueError, TypeError, struct.error):
+        return 1  # the library refuses it
+    return max(len(text.decode("utf-8", "replace")) for text in raw[4 + size :].split(b"\0"))
 
 
 def _build(content: dict[str, Any], file: str, *, match_special: bool = False) -> Any:

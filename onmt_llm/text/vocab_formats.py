@@ -60,9 +60,22 @@ def unused_token(id_: int) -> str:
     return f"<|unused_{id_}|>"
 
 
+MOST_UNUSED = 100_000
+"""Ids that no token has, at most, in a table that has fewer tokens than that."""
+
+
 def tokens_by_id(ids: dict[str, int]) -> list[str]:
-    """A {token: id} table as a list in id order; ids that no token has get `unused_token`."""
-    tokens = [unused_token(id_) for id_ in range(max(ids.values(), default=-1) + 1)]
+    """A {token: id} table as a list in id order; ids that no token has get `unused_token`.
+
+    Raises:
+        DataError: An id is so high that most of the list would be unused.
+    """
+    highest = max(ids.values(), default=-1)
+    if highest >= len(ids) + max(MOST_UNUSED, len(ids)):
+        raise DataError(
+            f"The ids of a tokeniser must be close to each other, but {len(ids)} tokens go up to {highest}."
+        )
+    tokens = [unused_token(id_) for id_ in range(highest + 1)]
     for token, id_ in ids.items():
         tokens[id_] = token
     return tokens

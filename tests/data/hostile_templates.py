@@ -1,16 +1,12 @@
 """Templates that try to take more time or memory than there is, and a way to run them without harm.
 
-Run as a script it renders each in a process of its own, under limits of the operating system, and prints as JSON what
-that took.
+Run as a script it renders each as `limited.py` does, and prints as JSON what that took.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-import time
-from pathlib import Path
+from functools import partial
 
 DOUBLE = "{% set ns = namespace(s=START) %}{% for i in range(64) %}{% set ns.s = MORE %}{% endfor %}"
 
@@ -265,35 +261,12 @@ def outcome(source: str) -> str:
         template = JinjaTemplate(source, specials=SpecialTokens(), control_tokens=control)
         template.render([Message("user", "a")], generation_prompt=True)
     except DataError as error:
-        return error.message
+        return error.message[:1000]
     return ""
 
 
-def measured(source: str, limit_mib: int, limit_s: int) -> dict[str, object]:
-    """What running a template took, in a process of its own."""
-    import resource
-
-    inlet, outlet = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(outlet)
-        with open(inlet, encoding="utf-8") as file:
-            said = file.read()
-        _, status = os.waitpid(child, 0)
-        return json.loads(said) if said else {"problem": f"ended with status {status}"}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (held + (limit_mib << 20),) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s))
-    start = time.process_time()
-    message = outcome(source)
-    seconds = time.process_time() - start
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    os.write(outlet, json.dumps({"message": message[:1000], "s": seconds, "mib": grown}).encode())
-    os._exit(0)
-
-
 if __name__ == "__main__":
+    from limited import measured
+
     outcome("{{ messages[0].content }}")  # loads everything
-    print(json.dumps({name: measured(source, 600, 20) for name, source in HOSTILE.items()}))
-    sys.exit()
+    print(json.dumps({name: measured(partial(outcome, source)) for name, source in HOSTILE.items()}))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from onmt_llm.checkpoint.foreign import Foreign, TextSide
+from onmt_llm.checkpoint.foreign import Foreign, TextSide, check_sizes
 from onmt_llm.checkpoint.rules import Chain, Copies, InterleavedRotary, Op, Rule, Shards, per_layer, rule
 from onmt_llm.checkpoint.text_side import SENTENCEPIECE_FILE, from_huggingface, from_sentencepiece, read_json
 from onmt_llm.checkpoint.torch_files import TorchTensors
@@ -98,6 +98,7 @@ def open_llama_meta(model_dir: Path, *, tokenizer_model: Path | None = None, voc
     params = read_json(model_dir / "params.json")
     source = ShardedTensors([TorchTensors.open([file]) for file in files])
     config, embedding_dim = _config(params, source)
+    check_sizes(config, source, model_dir, rows=False)
     return Foreign(
         origin=f"Meta LLaMA, {model_dir.name}",
         model=config,

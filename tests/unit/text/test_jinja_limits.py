@@ -34,7 +34,7 @@ def test_hostile_templates_end_soon_and_small(name: str, measured: dict[str, dic
     found = measured[name]
     assert "problem" not in found
     assert found["s"] < 2 and found["mib"] < 300
-    message = found["message"]
+    message = found["result"]
     assert message == "" or (message.endswith(".") and not message.endswith("..") and len(message.splitlines()) == 1)
     assert len(message) < 500
 
