@@ -76,6 +76,11 @@ def resolve_path(path: str | Path) -> Path:
             f"A checkpoint must hold {CONFIG_FILE}, but {path} does not.",
             hint=f"if it holds another toolkit's model: onmt_llm_convert -model_dir {path} -output NEW_DIRECTORY",
         )
+    if re.match("[a-z0-9]+:/", str(path)):
+        address = str(path).replace(":/", "://", 1)  # as it was before it was taken for a path
+        raise CheckpointError(
+            f"A checkpoint must be a folder on this machine, but {address} is an address.", hint="download it first"
+        )
     raise CheckpointError(f"There is no checkpoint at {path}.")
 
 

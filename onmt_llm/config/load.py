@@ -16,7 +16,7 @@ from onmt_llm.config import aliases, flags
 from onmt_llm.config.corpora import corpus_problems, gather_options
 from onmt_llm.config.schema import Leaf, leaves
 from onmt_llm.config.section import Section
-from onmt_llm.config.sentences import fit, sentence_of
+from onmt_llm.config.sentences import fit, holds_nul, sentence_of
 from onmt_llm.config.source import YamlFile, parse_scalar, read_yaml
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
@@ -231,6 +231,10 @@ def _build(
     grouped: dict[str, dict[str, Any]] = {}
     for leaf_name, value in translation.values.items():
         leaf = table[leaf_name]
+        if holds_nul(value):
+            key = translation.sources.get(leaf_name, leaf_name)
+            given.complain(key, f"'{key}' must not hold the character NUL.")
+            continue
         value = gather_options(value, table) if leaf_name == "data" else value
         grouped.setdefault(leaf.section, {})[leaf_name] = fit(value, leaf)
     kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra)

@@ -24,6 +24,13 @@ def fit(value: Any, leaf: Leaf) -> Any:
     return value
 
 
+def holds_nul(value: Any) -> bool:
+    """Whether a text in it holds a character that no name of a file may have, and no option needs."""
+    if isinstance(value, dict):
+        return any(holds_nul(each) for pair in value.items() for each in pair)
+    return any(map(holds_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
+
+
 def sentence_of(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...], names: Sequence[str] = ()) -> str:
     """What is wrong with a value, for the user.
 

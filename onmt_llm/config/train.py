@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -234,6 +235,8 @@ class PreferenceConfig(Section):
     """Weight of bad ones; with many more of one kind than of the other, the weights should make up for it."""
 
 
+_LONGEST_NAME = 200
+"""Bytes of `save_model`'s own name: what is added for a step, an average or a file on the way still fits a name."""
 _OWN_CRITERIA = ("ppl", "accuracy", "loss", "reward_accuracy")
 
 
@@ -353,6 +356,16 @@ class RunConfig(Section):
     """Seed of initialisation, dropout and data; -1 = a new one, which is logged."""
     threads: WorkersOrZero = 0
     """CPU threads; 0 = torch's choice."""
+
+    @field_validator("save_model")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        name = PurePath(value).name
+        if not name or name == "..":
+            raise ValueError(f"must be the beginning of a name, such as runs/model, but is '{value}'")
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"must end with a name of at most {_LONGEST_NAME} bytes, but it has {len(name.encode())}")
+        return value
 
 
 class LogConfig(Section):

@@ -14,6 +14,7 @@ from onmt_llm.checkpoint.adapters import put_lora
 from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
 from onmt_llm.config.aliases import layer_name
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import LoraConfig, QuantConfig, RunConfig, TrainConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
@@ -22,6 +23,7 @@ from onmt_llm.nn.expand import add_twins, freeze_all_but, new_blocks, stack_bloc
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.kernels import resolve_kernels, use_liger
 from onmt_llm.nn.lora import freeze_all_but_lora
+from onmt_llm.nn.memory import available_memory
 from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
 from onmt_llm.nn.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_offload
@@ -173,10 +175,29 @@ def _quantised(
     ), quant.resolved_type if quant.quant_layers else ""
 
 
+def _check_size(model: ModelConfig) -> None:
+    """Refuse a new model that main memory, where weights are made, cannot hold: by its largest matrices alone.
+
+    Raises:
+        ConfigError: It is too large.
+    """
+    attention = 2 * model.heads * model.size_per_head
+    block = model.hidden_size * (attention + (3 if model.ffn_gated else 2) * model.ffn_size)
+    least = model.vocab_size * model.hidden_size + (model.encoder_layers + model.decoder_layers) * block
+    free = available_memory()
+    needed = torch.float32.itemsize * least
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"hidden_size, ffn_size and the layers must make a model that memory can hold, but its {least:,} weights "
+            f"take {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free."
+        )
+
+
 def build(config: TrainConfig, start: Start, layers: Layers, precision: Precision, world: World) -> Transformer:
     """The model as it will be trained, on the world's device, equal on all ranks."""
     run = config.run
     if start.weights is None:
+        _check_size(start.model)
         model = Transformer(start.model)
         init_weights(model, param_init=run.param_init, glorot=run.param_init_glorot)
         model.to(world.device)

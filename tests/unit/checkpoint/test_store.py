@@ -201,3 +201,9 @@ def test_sizes() -> None:
     for wrong in ("", "GB", "0", "5XB", "-1GB"):
         with pytest.raises(ConfigError):
             parse_size(wrong)
+
+
+@pytest.mark.parametrize("address", ["https://example.com/x", "s3://bucket/model.pt"])
+def test_an_address_is_no_folder(address: str) -> None:
+    with pytest.raises(CheckpointError, match=f"folder on this machine, but {address} is an address"):
+        Checkpoint.open(address)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.cli.run import run
+from onmt_llm.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,11 @@ def test_a_mistake_of_ours_is_not_hidden() -> None:
 
     with pytest.raises(RuntimeError):
         run(work, [])
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [("It says: no.", "It says: no."), ("It says: no..", "It says: no."), ("And so on...", "And so on...")],
+)
+def test_the_words_of_another_program_end_with_one_full_stop(message: str, shown: str) -> None:
+    assert str(ConfigError(message)) == shown

@@ -396,3 +396,9 @@ def test_what_cannot_work_is_refused_in_one_sentence(corpus: Path, case: str) ->
 def test_cuda_without_a_gpu_is_refused(corpus: Path) -> None:
     with pytest.raises(UnsupportedError, match="device cuda needs a CUDA GPU"):
         run(corpus, devices={"device": "cuda"})
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_built(corpus: Path) -> None:
+    huge = {"hidden_size": 2**20, "ffn_size": 2**20, "heads": 2**10, "kv_heads": 2**10, "decoder_layers": 4096}
+    with pytest.raises(ConfigError, match="must make a model that memory can hold"):
+        run(corpus, architecture={**ARCHITECTURE, **huge})
