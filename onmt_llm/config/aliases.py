@@ -129,22 +129,30 @@ def _layers(user: dict[str, Any], result: Translation) -> None:
 
 
 def _model_task(user: dict[str, Any], result: Translation) -> None:
-    task = user["model_task"]
-    if task == "lm":
-        result.put("encoder_layers", 0, "model_task")
-    elif task == "seq2seq":
-        result.put_default("encoder_layers", 6, "model_task")
-    else:
-        result.errors.append(("model_task", f"'model_task' must be lm or seq2seq, but is '{task}'."))
-    result.put("model_task", task, "model_task")
+    if user["model_task"] == "lm":
+        _language_model("model_task", user, result)
+    result.put("model_task", user["model_task"], "model_task")
+
+
+def _language_model(key: str, user: dict[str, Any], result: Translation) -> None:
+    """A language model, which has no encoder: OpenNMT-py passes over the layers of one."""
+    if user.get("model_task") == "seq2seq":
+        result.errors.append((key, f"'{key}' must be transformer with model_task: seq2seq, but is {user[key]}."))
+    source = result.sources.get("encoder_layers")
+    if source in ("enc_layers", "layers") and result.values["encoder_layers"]:
+        del result.values["encoder_layers"], result.sources["encoder_layers"]
+        if source == "enc_layers":
+            result.notes.append((source, f"'{source}' has no effect: a language model ('{key}') has no encoder."))
+    result.put_default("model_task", "lm", key)
 
 
 def _encoder_type(user: dict[str, Any], result: Translation) -> None:
     kind = user["encoder_type"]
     if kind == "transformer_lm":
-        result.put("encoder_layers", 0, "encoder_type")
+        _language_model("encoder_type", user, result)
     elif kind == "transformer":
-        result.put_default("encoder_layers", 6, "encoder_type")
+        if user.get("decoder_type") != "transformer_lm":
+            result.put_default("model_task", "seq2seq", "encoder_type")
     else:
         result.errors.append(
             ("encoder_type", f"'encoder_type' must be transformer, but is '{kind}': the other encoders are retired.")
@@ -154,7 +162,7 @@ def _encoder_type(user: dict[str, Any], result: Translation) -> None:
 def _decoder_type(user: dict[str, Any], result: Translation) -> None:
     kind = user["decoder_type"]
     if kind == "transformer_lm":
-        result.put("encoder_layers", 0, "decoder_type")
+        _language_model("decoder_type", user, result)
     elif kind != "transformer":
         result.errors.append(
             (
@@ -360,9 +368,9 @@ _TRANSLATORS: dict[str, Callable[[dict[str, Any], Translation], None]] = {
 
 MEANINGS = {
     "layers": "`encoder_layers` and `decoder_layers`",
-    "model_task": "`lm` = `encoder_layers: 0`",
-    "encoder_type": "`transformer`; the other encoders are retired",
-    "decoder_type": "`transformer`, or `transformer_lm` = `encoder_layers: 0`; the other decoders are retired",
+    "model_task": "the same",
+    "encoder_type": "`transformer` = `model_task: seq2seq`, unless that is written; the other encoders are retired",
+    "decoder_type": "`transformer`, or `transformer_lm` = `model_task: lm`; the other decoders are retired",
     "word_vec_size": "must equal `hidden_size`",
     "layer_norm": "`norm`: `standard` = `layernorm`, `rms` = `rmsnorm`",
     "pos_ffn_activation_fn": "`activation` and `ffn_gated`",

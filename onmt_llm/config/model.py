@@ -51,7 +51,8 @@ class ModelConfig(Section):
     """Shape of one `Transformer`: encoder-decoder, decoder-only or encoder-only."""
 
     encoder_layers: Layers = 0
-    """Blocks in the encoder; 0 = no encoder (a language model)."""
+    """Blocks in the encoder; 0 = no encoder (a language model). Left out, a new translation model (`model_task`) has as
+    many as `decoder_layers`."""
     decoder_layers: Layers = 6
     """Blocks in the decoder; 0 = no decoder."""
     vocab_size: VocabularySize = 0

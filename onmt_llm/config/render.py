@@ -15,7 +15,8 @@ from onmt_llm.config.section import Section
 
 def print_config(loaded: Loaded[Any]) -> str:
     """The resolved configuration as YAML that can be fed back, with the origin of every value beside it."""
-    sections: dict[str, Section] = {name: getattr(loaded.job, name) for name in type(loaded.job).model_fields}
+    job = loaded.job.settled()
+    sections: dict[str, Section] = {name: getattr(job, name) for name in type(job).model_fields}
     lines: list[str] = []
     for name, section in {**sections, **loaded.options}.items():
         lines.append(f"{name}:")

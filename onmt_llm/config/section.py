@@ -7,7 +7,7 @@ reference and the example YAML all come from it. A field that is a number is dec
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, get_args
+from typing import Any, Final, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -26,6 +26,10 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    def settled(self) -> Self:
+        """The same with the values that follow from others, where a job has such values."""
+        return self
 
     @field_validator("*", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,6 +28,7 @@ from onmt_llm.config.numbers import (
 )
 from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
+from onmt_llm.config.task import Decision, Task, decide_task, with_defaults
 from onmt_llm.config.watch import WatchConfig
 
 AUTO = "auto"
@@ -287,8 +288,9 @@ class RunConfig(Section):
 
     save_model: str = "model"
     """Prefix of checkpoints: `<save_model>_step_<N>`."""
-    model_task: Literal["lm", "seq2seq"] | None = None
-    """Language model or translation; null = as the architecture says."""
+    model_task: Task | None = None
+    """Language model or translation; null = what `train_from` is. Without that: translation where `encoder_layers` is
+    above 0, a corpus has a `path_tgt`, or there is a `tgt_vocab`; else a language model."""
     train_from: str | None = None
     """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned. `auto` = the
     newest of this run (`save_model`), or `init_from` where there is none yet."""
@@ -419,9 +421,34 @@ class TrainConfig(Section):
     watching: WatchConfig = WatchConfig()
     devices: DeviceConfig = DeviceConfig()
 
+    @property
+    def has_new_model(self) -> bool:
+        """Whether the run begins with new weights (or goes on from a checkpoint of its own that did)."""
+        return (self.run.init_from if self.run.train_from == AUTO else self.run.train_from) is None
+
+    def decide_task(self) -> Decision:
+        """What a new model is for.
+
+        Raises:
+            ValueError: What is written contradicts itself, or leaves that open.
+        """
+        written = self.architecture.model_fields_set
+        layers = self.architecture.encoder_layers if "encoder_layers" in written else None
+        return decide_task(self.run.model_task, layers, self.corpora.data, self.vocabulary.tgt_vocab)
+
+    def settled(self) -> Self:
+        """The same with the task and the whole architecture of the new model, if there is one."""
+        if not self.has_new_model:
+            return self
+        task = self.decide_task().task
+        run = self.run.model_copy(update={"model_task": task})
+        return self.model_copy(update={"architecture": with_defaults(self.architecture, task), "run": run})
+
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         run = self.run
+        if self.has_new_model:
+            self.decide_task()
         extra = {
             "label_smoothing": self.optimizer.label_smoothing,
             "lm_prior_model": self.loss.lm_prior_model,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from onmt_llm.config.data import DataConfig, VocabularyConfig
 from onmt_llm.config.numbers import Layers, Seed, Workers
 from onmt_llm.config.section import Section
+from onmt_llm.config.task import Decision, Task, decide_task
 
 
 class CountingConfig(Section):
@@ -20,8 +21,9 @@ class CountingConfig(Section):
     """First learn a subword model (of the kind that `transforms` names) on the text before its tokeniser."""
     learn_subwords_size: Annotated[int, Field(ge=1, le=2**27)] = 32000
     """Pieces of a new SentencePiece model, or merges of a new BPE model."""
-    model_task: Literal["lm", "seq2seq"] | None = None
-    """A language model has one vocabulary for both sides; null = as `encoder_layers` says, else the corpora."""
+    model_task: Task | None = None
+    """A language model has one vocabulary for both sides; null = translation where `encoder_layers` is above 0, a
+    corpus has a `path_tgt`, or there is a `tgt_vocab`; else a language model."""
     encoder_layers: Layers | None = None
     """Of the model to come: 0 = a language model."""
     seed: Seed = -1
@@ -36,3 +38,17 @@ class VocabJobConfig(Section):
     corpora: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     counting: CountingConfig = CountingConfig()
+
+    def decide_task(self) -> Decision:
+        """What the model is for, as training decides it.
+
+        Raises:
+            ValueError: What is written contradicts itself, or leaves that open.
+        """
+        counting = self.counting
+        return decide_task(counting.model_task, counting.encoder_layers, self.corpora.data, self.vocabulary.tgt_vocab)
+
+    @model_validator(mode="after")
+    def _check(self) -> VocabJobConfig:
+        self.decide_task()
+        return self

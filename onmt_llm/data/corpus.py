@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
+from onmt_llm.config.task import is_for_validation
 from onmt_llm.data import preferences
 from onmt_llm.data.alignment import check_alignable, check_pairs, to_tokens
 from onmt_llm.data.counts import CorpusCounts
@@ -331,7 +332,7 @@ def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, Corpus
     Raises:
         ConfigError: There is none for training.
     """
-    valid = {name: corpus for name, corpus in corpora.items() if name == "valid" or name.startswith("valid_")}
+    valid = {name: corpus for name, corpus in corpora.items() if is_for_validation(name)}
     train = {name: corpus for name, corpus in corpora.items() if name not in valid}
     if not train:
         raise ConfigError(

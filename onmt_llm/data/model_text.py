@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from onmt_llm.config.task import Task
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.templates import Template, get_template
 from onmt_llm.text.tokenizers import Tokenizer
 from onmt_llm.text.vocab import Vocab
-
-Task = Literal["lm", "seq2seq"]
-"""What examples are for: a decoder alone, or an encoder with one."""
 
 
 @dataclass(frozen=True)

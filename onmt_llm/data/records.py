@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.task import Task
 from onmt_llm.data import preferences
 from onmt_llm.data.alignment import parse_pharaoh
 from onmt_llm.data.example import Example
 from onmt_llm.data.json_object import kind, load_object
 from onmt_llm.data.keys import Keys
-from onmt_llm.data.model_text import Task
 from onmt_llm.data.readers import BadRecord, Record, decode
 from onmt_llm.data.readers.lines import MAX_BYTES
 from onmt_llm.data.readers.opening import row_format

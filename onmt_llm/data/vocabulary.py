@@ -11,12 +11,13 @@ from pathlib import Path
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.section import Section
+from onmt_llm.config.task import Task
 from onmt_llm.config.vocab import VocabJobConfig
 from onmt_llm.data import learning
 from onmt_llm.data.chunks import Source
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.counting import Counts, count_tokens
-from onmt_llm.data.model_text import ModelText, Task
+from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.samples import write_samples
 from onmt_llm.data.transforms import added_tokens
 from onmt_llm.data.transforms.subword import SubwordConfig
@@ -50,7 +51,9 @@ def build_vocab(config: VocabJobConfig, options: Mapping[str, Section]) -> dict[
     """
     counting, data = config.counting, config.corpora
     corpora, _ = split_corpora(data.data)
-    task = counting.model_task or _task(counting.encoder_layers, corpora)
+    decision = config.decide_task()
+    task = decision.task
+    logger.info("Task: %s, %s.", task, decision.reason)
     files = _files(config.vocabulary, task)
     _check_free([*files, *_feature_files(files, data.n_src_feats)], overwrite=data.overwrite)
     n_sample = data.n_sample or DEFAULT_SAMPLE
@@ -76,13 +79,6 @@ def build_vocab(config: VocabJobConfig, options: Mapping[str, Section]) -> dict[
     if data.dump_samples:
         _dump_samples(source, config, counts)
     return written
-
-
-def _task(encoder_layers: int | None, corpora: Mapping[str, CorpusConfig]) -> Task:
-    """As the architecture says; without it, corpora with a target side are for translation."""
-    if encoder_layers is not None:
-        return "seq2seq" if encoder_layers else "lm"
-    return "seq2seq" if all(corpus.path_tgt for corpus in corpora.values()) else "lm"
 
 
 def _files(vocabulary: VocabularyConfig, task: Task) -> dict[Path, list[str]]:

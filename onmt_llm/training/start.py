@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from onmt_llm.checkpoint.load import open_base
 from onmt_llm.checkpoint.store import Checkpoint
@@ -15,6 +15,7 @@ from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionS
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig
 from onmt_llm.config.section import Section
+from onmt_llm.config.task import Task
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms import added_tokens, tokenizer_specs
@@ -110,7 +111,7 @@ class Start:
         return self.expansion.blocks
 
     @property
-    def task(self) -> Literal["lm", "seq2seq"]:
+    def task(self) -> Task:
         """What the pipelines prepare examples for."""
         return "lm" if self.model.is_decoder_only else "seq2seq"
 
@@ -180,6 +181,7 @@ def _continued(config: TrainConfig, path: str) -> Start:
     stacked = expansion if expansion is not None and expansion.type == "stack" else None
     template = _trained_template(config.corpora.data)
     stored = codec.config
+    _check_task(config.run.model_task, stored.model, checkpoint.path)
     stored = stored.model_copy(
         update={
             "adapter": None,
@@ -207,6 +209,17 @@ def _continued(config: TrainConfig, path: str) -> Start:
         saved=saved,
         feature_vocabs=[Vocab(list(vocab), stored.specials) for vocab in codec.feature_vocabs],
     )
+
+
+def _check_task(wanted: Task | None, stored: ModelConfig, path: Path) -> None:
+    """The checkpoint says what is trained; who writes something else means another checkpoint."""
+    task: Task = "lm" if stored.is_decoder_only else "seq2seq"
+    kind = "a language model" if task == "lm" else "an encoder-decoder"
+    if wanted not in (None, task):
+        raise ConfigError(
+            f"model_task (or encoder_type, decoder_type) must mean {task}, since {path} is {kind}, but means {wanted}."
+        )
+    logger.info("Task: %s, since %s is %s.", task, path, kind)
 
 
 def overlay(stored: ModelConfig, wanted: ModelConfig, *, override: bool, path: Path) -> ModelConfig:
@@ -273,6 +286,9 @@ def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
         )
     if config.architecture.decoder_layers < 1:
         raise ConfigError("decoder_layers must be >= 1 to train a model, but is 0.")
+    decision = config.decide_task()
+    logger.info("Task: %s, %s.", decision.task, decision.reason)
+    config = config.settled()
     lm = config.architecture.is_decoder_only
     src_spec, tgt_spec = _tokenizer_specs(config, options, lm=lm)
     src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec)

@@ -32,7 +32,6 @@ def test_the_reference_recipe_loads_as_written() -> None:
     loaded = train("-config", str(DATA / "replicate_vicuna.yaml"))
     job = loaded.job
     assert job.architecture.model_dump(exclude_unset=True) == {
-        "encoder_layers": 0,
         "decoder_layers": 32,
         "hidden_size": 4096,
         "heads": 32,
@@ -44,7 +43,7 @@ def test_the_reference_recipe_loads_as_written() -> None:
         "attn_bias": False,
         "attn_out_bias": False,
     }
-    assert job.optimizer.learning_rate == 2e-05
+    assert job.run.model_task == "lm" and job.optimizer.learning_rate == 2e-05
     assert (job.batching.batch_size, job.batching.valid_batch_size) == (500, 500)
     assert sum("written twice" in warning for warning in loaded.warnings) == 2
     assert job.quantization.resolved_type == "bnb_8bit"

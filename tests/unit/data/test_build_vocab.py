@@ -32,7 +32,9 @@ def build(
 ) -> dict[str, int]:
     """Run the job on the oracle's corpus; the files go to `folder`."""
     parallel = {"path_src": str(ORACLE / "corpus.src"), "path_tgt": str(ORACLE / "corpus.tgt")}
-    files = {"src_vocab": str(folder / "src.vocab"), "tgt_vocab": str(folder / "tgt.vocab")}
+    files = {"src_vocab": str(folder / "src.vocab")}
+    if corpora is None or any("path_tgt" in corpus for corpus in corpora.values()):
+        files["tgt_vocab"] = str(folder / "tgt.vocab")
     job = VocabJobConfig.model_validate(
         {
             "corpora": {"data": corpora or {"c": parallel}, "n_sample": -1, **(data or {})},

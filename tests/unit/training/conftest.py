@@ -108,7 +108,13 @@ class CopyTask:
                 "position": "sinusoidal",
             },
             "optimizer": {"learning_rate": 0.01},
-            "run": {"save_model": str(self.folder / name), "seed": 7, "train_steps": 6, "save_checkpoint_steps": 3},
+            "run": {
+                "save_model": str(self.folder / name),
+                "seed": 7,
+                "train_steps": 6,
+                "save_checkpoint_steps": 3,
+                **({"model_task": "lm"} if sections.get("architecture", {}).get("encoder_layers") == 0 else {}),
+            },
             "logging": {"progress": "none"},
         }
         return TrainConfig.model_validate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,14 @@ def config(folder: Path, *, valid: bool = False, **sections: dict[str, Any]) -> 
     data = {"train": {"path_src": str(folder / "train.src"), "path_tgt": str(folder / "train.tgt")}}
     if valid:
         data["valid"] = {"path_src": str(folder / "valid.src"), "path_tgt": str(folder / "valid.tgt")}
+    task = "seq2seq" if sections.get("architecture", {}).get("encoder_layers") else "lm"
     base: dict[str, dict[str, Any]] = {
         "corpora": {"data": data, "zero_out_prompt_loss": True},
         "vocabulary": {"src_vocab": str(folder / "vocab.txt")},
         "batching": {"batch_size": 8, "bucket_size": 40},
         "architecture": ARCHITECTURE,
         "optimizer": {"learning_rate": 0.01},
-        "run": {"save_model": str(folder / "run/toy"), "seed": 7, "train_steps": 6, "save_checkpoint_steps": 3},
+        "run": {**saves(folder, "toy"), "model_task": task},
         "logging": {"progress": "none"},
     }
     return TrainConfig.model_validate(
@@ -317,6 +319,15 @@ def test_architecture_is_the_checkpoints_unless_overridden(corpus: Path, base: P
     run(corpus, architecture={"rope": {"theta": 5000.0}}, run={**settings, "override_opts": True})
     model = Checkpoint.open(corpus / "run/b_step_6").config.model
     assert (model.rope.theta, model.hidden_size, model.heads, model.activation) == (5000.0, 32, 4, "silu")
+
+
+def test_the_task_is_the_checkpoints(corpus: Path, base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="onmt_llm")
+    begun = saves(corpus, "tuned", train_from=str(base), train_steps=3)
+    run(corpus, run={**begun, "model_task": None}, vocabulary={"tgt_vocab": str(corpus / "vocab.txt")})
+    assert f"Task: lm, since {base} is a language model." in caplog.text
+    with pytest.raises(ConfigError, match=r"must mean lm, since .* but means seq2seq"):
+        run(corpus, run={**begun, "model_task": "seq2seq"})
 
 
 def test_an_adapter_goes_on_as_it_is_or_not_at_all(corpus: Path, base: Path) -> None:

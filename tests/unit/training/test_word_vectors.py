@@ -198,7 +198,15 @@ def test_a_language_model_takes_vectors_of_either_side(corpus: Path) -> None:
     path = vectors(corpus, "two")
     for option in ("src_embeddings", "tgt_embeddings", "both_embeddings"):
         architecture = {**job(corpus).architecture.model_dump(exclude_unset=True), "encoder_layers": 0}
-        made = run(corpus, option, 1, architecture=architecture, embeddings={option: path}, optimizer=STILL)
+        made = run(
+            corpus,
+            option,
+            1,
+            architecture=architecture,
+            embeddings={option: path},
+            optimizer=STILL,
+            run={"model_task": "lm"},
+        )
         assert torch.allclose(made.tensor("decoder.embed_tokens.weight")[5], torch.ones(SIZE))
 
 
