@@ -72,6 +72,7 @@ class Pipeline:
         rank: Which share of the batches is ours.
         world_size: Number of shares.
         pin_memory: Workers put batches into page-locked memory.
+        audited: The first bucket is not looked at for what would spoil the whole run: that is done.
 
     Raises:
         ConfigError, DataError: Anything about options or files that can be known before the first example is read.
@@ -97,6 +98,7 @@ class Pipeline:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        audited: bool = False,
     ) -> None:
         assert 0 <= rank < world_size
         model = ModelText(task, vocab, src_vocab, tokenizer, src_tokenizer, template, add_bos, feature_vocabs)
@@ -112,7 +114,7 @@ class Pipeline:
         self._rank, self._world_size, self._pin_memory = rank, world_size, pin_memory
         size, batch_size = batching.bucket_size, self._recipe.batch_size
         self._size = max(size, batch_size) if batching.batch_type == "sents" else size
-        self._audited = False
+        self._audited = audited
         self._epochs = EpochLog()
         self._plan = {
             "seed": seed,

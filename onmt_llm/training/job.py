@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.data.batching import Batch
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.log import logger
@@ -32,7 +30,7 @@ from onmt_llm.training.build import Layers, build, check_device, resolve_layers,
 from onmt_llm.training.compiling import compile_blocks, timed
 from onmt_llm.training.dist import World, open_world, resolve_device
 from onmt_llm.training.in_backward import check_in_backward
-from onmt_llm.training.kept import Kept, Shape
+from onmt_llm.training.kept import Kept
 from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.memory import keep_few_products, resident_memory
 from onmt_llm.training.objective import open_alignment
@@ -59,6 +57,7 @@ from onmt_llm.training.resume import (
     with_run,
 )
 from onmt_llm.training.run_folder import check_places, checkpoints, discard, newest_intact, run_lock, save_request
+from onmt_llm.training.sampling import heartbeat, sample_batches
 from onmt_llm.training.saver import Saver, with_base
 from onmt_llm.training.schedule import build_schedule
 from onmt_llm.training.sinks import check_trackers
@@ -296,10 +295,11 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     device_type = resolve_device(device).type if device == "auto" else device
     check_device(config.run, device_type)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    train_data, _ = open_pipelines(config, options, start, seed=0, world=world)
-    batch = max((_shape(batch) for batch in islice(train_data, 16)), key=lambda shape: shape.positions)
+    with heartbeat("Looking at the corpora"):
+        open_pipelines(config, options, start, seed=0, world=world)
+        sampled = sample_batches(config, options, start, world)
     # All but the weights is there by now; the copies of the model that are counted below are not to be in it.
-    program = resident_memory() if device_type == "cpu" else 0
+    program = resident_memory() + sampled.rest if device_type == "cpu" else 0
     precision = choose_precision(
         config.run.model_dtype,
         lora=layers.lora is not None,
@@ -319,7 +319,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         quant_layers=len(quantised),
         memory=estimate_memory(
             model,
-            Kept(start.model, config, layers, precision, batch),
+            Kept(start.model, config, layers, precision, sampled.batch),
             quantised=set(quantised),
             optim=config.optimizer.optim,
             average=config.optimizer.average_decay > 0,
@@ -327,8 +327,8 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             device_type=device_type,
         ),
         program=program,
-        batch=batch,
-        positions_per_step=batch.positions * updates,
+        sampled=sampled,
+        positions_per_step=sampled.batch.positions * updates,
         notes=_notes(config, start),
     )
 
@@ -422,9 +422,3 @@ def _notes(config: TrainConfig, start: Start) -> list[str]:
     if log.tensorboard:
         lines.append(f"TensorBoard: {log.tensorboard_log_dir}")
     return lines
-
-
-def _shape(batch: Batch) -> Shape:
-    rows, length = batch.tgt_BT.shape
-    source = 0 if batch.src_BS is None else batch.src_BS.shape[1]
-    return Shape(batch.num_examples, rows, length, source, packed=batch.doc_BT is not None)

@@ -26,33 +26,46 @@ def open_pipelines(
     config: TrainConfig, options: Mapping[str, Section], start: Start, *, seed: int, world: World
 ) -> tuple[Pipeline, dict[str, Pipeline]]:
     """Batches for training, and those of each corpus for validation."""
-    train_corpora, valid_corpora = split_corpora(config.corpora.data)
+    train, valid = split_corpora(config.corpora.data)
+    return open_pipeline(config, options, start, train, training=True, seed=seed, world=world), {
+        name: open_pipeline(config, options, start, {name: corpus}, training=False, seed=seed, world=world)
+        for name, corpus in valid.items()
+    }
+
+
+def open_pipeline(
+    config: TrainConfig,
+    options: Mapping[str, Section],
+    start: Start,
+    corpora: Mapping[str, CorpusConfig],
+    *,
+    training: bool,
+    seed: int,
+    world: World,
+    audited: bool = False,
+) -> Pipeline:
+    """Batches of some corpora; see `Pipeline`."""
     index = config.corpora.index_cache or f"{config.run.save_model}_index"
-    data = config.corpora.model_copy(update={"index_cache": index})
-
-    def open_(corpora: Mapping[str, CorpusConfig], training: bool) -> Pipeline:
-        return Pipeline(
-            corpora,
-            data=data,
-            batching=config.batching,
-            options=options,
-            vocab=start.vocab,
-            src_vocab=start.src_vocab,
-            tokenizer=start.tokenizer,
-            src_tokenizer=start.src_tokenizer,
-            template=start.template,
-            task=start.task,
-            add_bos=start.config.specials.add_bos,
-            feature_vocabs=start.feature_vocabs,
-            seed=seed if config.batching.data_seed is None else config.batching.data_seed,
-            training=training,
-            rank=world.rank,
-            world_size=world.size,
-            pin_memory=world.device.type == "cuda",
-        )
-
-    valid = {name: open_({name: corpus}, False) for name, corpus in valid_corpora.items()}
-    return open_(train_corpora, True), valid
+    return Pipeline(
+        corpora,
+        data=config.corpora.model_copy(update={"index_cache": index}),
+        batching=config.batching,
+        options=options,
+        vocab=start.vocab,
+        src_vocab=start.src_vocab,
+        tokenizer=start.tokenizer,
+        src_tokenizer=start.src_tokenizer,
+        template=start.template,
+        task=start.task,
+        add_bos=start.config.specials.add_bos,
+        feature_vocabs=start.feature_vocabs,
+        seed=seed if config.batching.data_seed is None else config.batching.data_seed,
+        training=training,
+        rank=world.rank,
+        world_size=world.size,
+        pin_memory=world.device.type == "cuda",
+        audited=audited,
+    )
 
 
 def open_objective(

@@ -12,8 +12,9 @@ from torch import nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.quantized import num_parameters
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.kept import Kept, Shape
+from onmt_llm.training.kept import Kept
 from onmt_llm.training.loss import output_parameters, positions_at_once
+from onmt_llm.training.sampling import Sampled
 
 MIB = 1 << 20
 # Bytes for each trained parameter; Adafactor's rows and columns are next to nothing beside its matrices, and so, about,
@@ -88,7 +89,7 @@ class Plan:
         quant_layers: Quantised layers.
         memory: What a process needs for the model.
         program: Bytes of main memory beside that: Python, torch, tokenizers; 0 where the model is on a GPU.
-        batch: The largest of the first micro-batches.
+        sampled: The largest of the first micro-batches, and where it was found.
         positions_per_step: Positions of one update, over all its micro-batches and processes, padding included.
         notes: Further lines: what is trained from where to where.
     """
@@ -101,7 +102,7 @@ class Plan:
     quant_layers: int
     memory: Memory
     program: int
-    batch: Shape
+    sampled: Sampled
     positions_per_step: int
     notes: list[str] = field(default_factory=list)
 
@@ -115,6 +116,9 @@ class Plan:
         parts = {**({"this program": self.program} if self.program else {}), **self.memory.parts}
         kind = "decoder-only" if self.model.is_decoder_only else "encoder-decoder"
         share = 100 * self.trainable / max(self.parameters, 1)
+        batch, estimated = self.sampled.batch, ""
+        if not self.sampled.is_whole:
+            estimated = f" (estimated from the first {self.sampled.examples:,} examples)"
         lines = [
             f"Model: {kind}, {self.model.encoder_layers}+{self.model.decoder_layers} layers, "
             f"width {self.model.hidden_size}, vocabulary {self.model.vocab_size:,}",
@@ -123,7 +127,7 @@ class Plan:
             "Memory per process at the fullest moment of an update, estimated:",
             *(f"  {part:<18}{size / MIB:>10,.1f} MiB" for part, size in parts.items()),
             f"  {'total':<18}{self.peak / MIB:>10,.1f} MiB",
-            f"Micro-batch: up to {self.batch.examples} examples, {self.batch.positions:,} tokens with padding",
+            f"Micro-batch: up to {batch.examples} examples, {batch.positions:,} tokens with padding{estimated}",
             f"Tokens per step: {self.positions_per_step:,} with padding",
             *self.notes,
         ]
