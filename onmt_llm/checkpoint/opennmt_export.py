@@ -126,6 +126,7 @@ def refuse(config: ModelConfig) -> None:
         "rope": config.position == "rotary" and rope.scaling != "none",
         "alibi_scaled": config.position == "alibi" and config.alibi_scaled,
         "max_position": config.position == "learned" and config.max_position > MAX_POSITION,
+        "sliding_window": config.sliding_window == 1,
     }
     plain = ModelConfig()
     refused |= {
@@ -297,7 +298,8 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
         "rotary_interleave": False,
         "rotary_theta": config.rope.theta,
         "rotary_dim": config.rope.rotary_dim or 0,
-        "sliding_window": config.sliding_window or 0,
+        # There, the tokens before the one that looks; 0 = all.
+        "sliding_window": config.sliding_window - 1 if config.sliding_window else 0,
         "parallel_residual": config.parallel_residual,
         "shared_layer_norm": config.shared_norm,
         "add_qkvbias": config.attn_bias or config.attn_out_bias,

@@ -86,7 +86,7 @@ def model_config(options: Options, vocab: Mapping[str, Any], source: TypedSource
         attn_out_bias=bias("final_linear", "add_qkvbias"),
         ffn_bias=bias("w_1", "add_ffnbias"),
         lm_head_bias="generator.bias" in names and bool(source.tensor("generator.bias").any()),
-        sliding_window=int(options.get("sliding_window", 0)) or None,
+        sliding_window=_sliding_window(options),
         tie_embeddings=_is_tied(
             source,
             bool(options.get("share_decoder_embeddings", False)),
@@ -128,6 +128,15 @@ def _refuse_architecture(options: Options, *, is_lm: bool) -> None:
 def _layers(options: Options, name: str) -> int:
     own = int(options.get(name, -1))
     return own if own > 0 else int(options.require("layers"))
+
+
+def _sliding_window(options: Options) -> int | None:
+    """Tokens that a token attends to: there, itself and `sliding_window` before it (`triu_(-W)`); 0 or less = all.
+
+    So OpenNMT-py trains and scores, and so the weights are meant. Its decoding with a cache keeps one token less.
+    """
+    before = int(options.get("sliding_window", 0))
+    return before + 1 if before > 0 else None
 
 
 def _rows(name: str, source: TypedSource, tokens: list[str]) -> int:

@@ -384,7 +384,7 @@ MEANINGS = {
     "rotary_theta": "`rope.theta`",
     "rotary_dim": "`rope.rotary_dim`",
     "num_experts": "0 only: mixtures of experts are not built yet",
-    "sliding_window": "the same; 0 = off",
+    "sliding_window": "W tokens, the token itself among them, as OpenNMT-py decodes (it trains with W + 1); 0 = off",
     "model_dtype": "the same; also float32, bfloat16, float16",
     "optim": "the same names; `sparseadam` is gone: embeddings have dense gradients",
     "gpu": "`device`: -1 = `cpu`",

@@ -117,7 +117,7 @@ class ModelConfig(Section):
     lm_head_bias: bool = False
     """Bias on the output layer."""
     sliding_window: Count | None = None
-    """Each token attends to itself and this many - 1 tokens before it; null = all."""
+    """The decoder's tokens attend to themselves and this many - 1 tokens before them; null = all."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(hidden_size)."""
     scale_logits: bool = False

@@ -7,8 +7,9 @@
 
 `make` trains each model of `MODELS` for a few dozen steps on the task "write the letters of the digits backwards" and
 stores `NAME.pt` (weights, vocabulary, options; neither optimiser state nor the tables of sines, which are computed) and
-`NAME.npz` (a batch: src, src_length, tgt, tgt_length, logits of the whole padded batch). `reverse` is trained until it
-has learnt the task, and has 50 sentences with the five best answers of beam search beside it.
+`NAME.npz` (a batch: src, src_length, tgt, tgt_length, logits of the whole padded batch; with a sliding window also
+`stepwise`, the logits of decoding with the cache, which differ there). `reverse` is trained until it has learnt the
+task, and has 50 sentences with the five best answers of beam search beside it.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "shared_layer_norm": True,
         "pos_ffn_activation_fn": "gelu",
     },
+    "lm_window": {**LM, **LLAMA, "rotary_interleave": True, "sliding_window": 3},
+    "s2s_window": {**SEQ2SEQ, "max_relative_positions": 3, "sliding_window": 3},
     "reverse": {
         **SEQ2SEQ,
         **SHARED,
@@ -182,6 +185,8 @@ def make(name: str, output: Path) -> None:
         torch.save({**content, "optim": None}, "whole.pt")
         batch = make_batch(content, name, seed=2)
         batch["logits"] = logits(Path("whole.pt"), batch)
+        if not is_lm and model.get("sliding_window"):
+            batch["stepwise"] = stepwise_logits(Path("whole.pt"), batch)
         beams = None
         if name == LEARNT:
             beams = search(Path("whole.pt"), [" ".join(s) for s in sentences(50, shared=shared, seed=3)[0]])
@@ -249,6 +254,23 @@ def logits(model_file: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
     model.decoder.init_state(src_BSF, memory_BSD, state)
     hidden_BTD, _ = model.decoder(tgt_BT1, memory_BSD, src_len=length_B)
     return model.generator(hidden_BTD).numpy()
+
+
+@torch.no_grad()
+def stepwise_logits(model_file: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Logits (B, T, V) of the target, one token after the other with the cache, as OpenNMT-py translates.
+
+    (With a language model it fails there as soon as the cache is longer than the window.)
+    """
+    _, model, _ = load_test_model(inference_options(model_file))
+    src_BS1 = torch.from_numpy(batch["src"])[:, :, None]
+    memory_BSD, state, length_B = model.encoder(src_BS1, torch.from_numpy(batch["src_length"]))
+    model.decoder.init_state(src_BS1, memory_BSD, state)
+    steps = []
+    for step, tgt_B in enumerate(torch.from_numpy(batch["tgt"]).unbind(dim=1)):
+        hidden_B1D, _ = model.decoder(tgt_B[:, None, None], memory_BSD, src_len=length_B, step=step)
+        steps.append(model.generator(hidden_B1D))
+    return torch.cat(steps, dim=1).numpy()
 
 
 def search(model_file: Path, sources: list[str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from onmt_llm.cli import convert as convert_command
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.model import FeatureConfig, ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.nn.cache import KVCache
 from onmt_llm.text.vocab import Vocab
 
 HERE = Path(__file__).parents[1]
@@ -49,6 +50,19 @@ def our_logits(path: Path, batch: Batch) -> torch.Tensor:
     mask_BS = torch.arange(batch["src"].shape[1]) < batch["src_length"][:, None]
     features = {"features_BSF": batch["feats"][..., None]} if "feats" in batch else {}
     return model(batch["src"], batch["tgt"], src_mask_BS=mask_BS, **features)
+
+
+@torch.no_grad()
+def our_stepwise_logits(path: Path, batch: Batch) -> torch.Tensor:
+    """One token after the other, with the cache."""
+    model = load_model(path)
+    memory: dict[str, torch.Tensor] = {}
+    if not model.config.is_decoder_only:
+        mask_BS = torch.arange(batch["src"].shape[1]) < batch["src_length"][:, None]
+        memory = {"memory_BSD": model.encode(batch["src"], mask_BS), "src_mask_BS": mask_BS}
+    cache = KVCache(model.config.decoder_layers)
+    hidden = [model.decode(ids_B1, cache=cache, **memory) for ids_B1 in batch["tgt"].split(1, dim=1)]
+    return model.logits(torch.cat(hidden, dim=1))
 
 
 def distance(one: torch.Tensor, other: torch.Tensor, batch: Batch) -> float:
@@ -89,6 +103,32 @@ def test_in_out_in_is_bit_exact(tmp_path: Path, name: str, format: Any) -> None:
     assert tables or second.fingerprint == first.fingerprint
     assert second.config.specials == first.config.specials
     assert [file.read_text() for file in second.files()] == [file.read_text() for file in first.files()]
+
+
+WINDOWS = ["lm_window", "s2s_window"]
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_window_counts_the_token_itself_here_and_those_before_it_there(tmp_path: Path, name: str) -> None:
+    theirs = torch.load(DATA / f"{name}.pt", weights_only=False)["opt"]
+    ours = Checkpoint.open(convert(DATA / f"{name}.pt", tmp_path / "ours"))
+    batch = read_batch(DATA / f"{name}.npz")
+    assert theirs.sliding_window == 3 and ours.config.model.sliding_window == 4 < batch["tgt"].shape[1]
+    # Ours decodes with what it was trained with.
+    assert distance(our_stepwise_logits(ours.path, batch), batch["logits"], batch) <= 1e-5
+    back = export_opennmt(ours, tmp_path / "back")
+    assert torch.load(back, weights_only=False)["opt"].sliding_window == 3
+
+
+def test_its_translations_see_one_token_less_than_its_training(tmp_path: Path) -> None:
+    batch = read_batch(DATA / "s2s_window.npz")
+    assert distance(batch["stepwise"], batch["logits"], batch) > 0.1
+    content = torch.load(DATA / "s2s_window.pt", weights_only=False)
+    content["opt"].sliding_window -= 1
+    torch.save(content, tmp_path / "narrower.pt")
+    ours = convert(tmp_path / "narrower.pt", tmp_path / "ours")
+    for logits in (our_stepwise_logits(ours, batch), our_logits(ours, batch)):
+        assert distance(logits, batch["stepwise"], batch) <= 1e-5
 
 
 def test_half_precision_old_names_and_alignments(tmp_path: Path) -> None:
@@ -167,6 +207,8 @@ OWN: dict[str, dict[str, Any]] = {
         "src_features": [FeatureConfig(vocab_size=6, size=4), FeatureConfig(vocab_size=7, size=4)],
     },
     "nothing": {"position": "none", "dtype": "bf16"},
+    "window": {"position": "rotary", "sliding_window": 3},
+    "window_beside_an_encoder": {"position": "alibi", "encoder_layers": 1, "sliding_window": 2},
 }
 
 
@@ -238,6 +280,7 @@ def test_what_it_cannot_compute_is_refused_by_name(tmp_path: Path, monkeypatch: 
         ({"activation": "silu"}, "activation: silu with ffn_gated: false"),
         ({"position": "rotary", "rope": RopeConfig(scaling="llama3", factor=8.0)}, "rope: scaling llama3"),
         ({"position": "learned", "max_position": 6000}, "max_position: 6000"),
+        ({"sliding_window": 1}, "sliding_window: 1"),
     ]
     for i, (change, words) in enumerate(refused):
         own = make_own(tmp_path / f"own{i}", ModelConfig(**{**BASE, **change}))
