@@ -99,7 +99,12 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
             result.put(key, value, key)
     # after the plain keys, so that what the user spelt out in our words stands
     for key in _TRANSLATORS:
-        if key in later:
+        if key not in later or user[key] is None:  # null is the default
+            continue
+        if isinstance(user[key], list | dict):
+            noun = "list" if isinstance(user[key], list) else "mapping"
+            result.errors.append((key, f"'{key}' must be a single value, but is a {noun}."))
+        else:
             _TRANSLATORS[key](user, result)
     return result
 

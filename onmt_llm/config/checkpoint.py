@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.numbers import Count, HeadsOrAll, Layer, Positive, Share, ShareBelowOne, Width
 from onmt_llm.config.section import Section
-from onmt_llm.config.source import load_plain
+from onmt_llm.config.source import MAX_BYTES, load_plain
 from onmt_llm.errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -142,6 +142,8 @@ def read_config(directory: Path) -> CheckpointConfig:
     """
     file = directory / CONFIG_FILE
     try:
+        if file.exists() and (not file.is_file() or file.stat().st_size > MAX_BYTES):
+            raise CheckpointError(f"{file} must be a file of at most {MAX_BYTES >> 20} MiB, but is not.")
         content = load_plain(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"A checkpoint must have a {CONFIG_FILE}, but {file}: {error.strerror}.") from error

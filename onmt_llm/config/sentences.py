@@ -47,8 +47,8 @@ def sentence_of(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...], name
         return f"'{name}' is not a known option" + (f": did you mean '{guess}'?" if guess else ".")
     if kind == "literal_error":
         choices = [str(choice) for choice in leaf.choices] or [str(context.get("expected", ""))]
-        guess = nearest(str(value), choices)
-        text = f"'{name}' must be one of {', '.join(choice or repr('') for choice in choices)}, but is '{value}'"
+        guess = nearest(value, choices) if isinstance(value, str) else None
+        text = f"'{name}' must be one of {', '.join(choice or repr('') for choice in choices)}, but is {shown(value)}"
         return text + (f": did you mean '{guess}'?" if guess else ".")
     if kind == "value_error":  # a sentence of our own validators, which says what the value is
         return f"'{name}' {context['error']}."
@@ -85,12 +85,18 @@ _SHOWN = 60
 
 def shown(value: Any) -> str:
     """A value as YAML writes it, cut where it is long."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
-        return f"a number of {value.bit_length()} bits"  # Python writes no number of more than 4,300 digits
-    text = repr(value)
+    text = _written(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_written(each)}" for key, each in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
 
 
 def number_hint(text: str) -> str | None:

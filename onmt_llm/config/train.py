@@ -464,7 +464,7 @@ class TrainConfig(Section):
         _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
         _same_length(dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps)
         if run.init_from and run.train_from != AUTO:
-            raise ValueError(f"init_from must go with train_from: {AUTO}, but train_from is {run.train_from}")
+            raise ValueError(f"init_from must go with train_from: {AUTO}, but that is {run.train_from or 'not given'}")
         if run.train_from == AUTO and run.reset_optim != "none":
             raise ValueError(f"reset_optim must be none with train_from: {AUTO}, but is {run.reset_optim}")
         return self

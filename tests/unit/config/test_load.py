@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from onmt_llm.cli.jobs import JOBS, load_job
-from onmt_llm.config.aliases import layer_name
+from onmt_llm.config.aliases import known_names, layer_name
 from onmt_llm.config.load import Loaded
 from onmt_llm.config.render import example_yaml, json_schema, print_config
+from onmt_llm.config.schema import leaves
 from onmt_llm.config.source import parse_scalar, read_yaml
 from onmt_llm.errors import ConfigError
 
@@ -191,3 +192,19 @@ def test_the_schema_describes_every_option(command: str) -> None:
         line[1:] for line in example_yaml(job.kind, job.extra()) if line.startswith("#") and not line.startswith("# ")
     )
     assert set(yaml.safe_load(uncommented)) == set(properties)
+
+
+ODD = [None, [], {}, [None], [1, [2]], {"a": 1}, {"a": {"b": [{}]}}, {1: 2}, "", "x" * 500, "[", -1.5, True]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("command", JOBS)
+def test_a_value_of_any_type_is_taken_or_refused_for_every_option(command: str, value: Any, tmp_path: Path) -> None:
+    """All options of a command at once, OpenNMT-py's names among them."""
+    names = {*leaves(JOBS[command].kind, JOBS[command].extra()), *known_names()} - {"plugins"}
+    text = yaml.safe_dump(dict.fromkeys(sorted(names), value))
+    try:
+        load_job(command, ["-config", write(tmp_path, text)])
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            assert "Input should" not in line and "Value error" not in line, line

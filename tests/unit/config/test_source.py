@@ -105,3 +105,36 @@ def test_a_key_that_is_written_twice_is_a_warning_with_both_lines(tmp_path: Path
     (tmp_path / "x.yaml").write_text(text)
     loaded = load_job("onmt_llm_train", ["-config", str(tmp_path / "x.yaml")])
     assert [warning for warning in loaded.warnings if "'data' is written twice" in warning and "1 and 3" in warning]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("heads: 0", "model.heads"),
+        ("hidden_size: 2147483648", "model.hidden_size"),
+        ("decoder_layers: 1000000000", "model.decoder_layers"),
+        ("rope: {theta: 0}", "model.rope.theta"),
+        ("rope: {theta: .nan}", "model.rope.theta"),
+        ("norm_eps: -1", "model.norm_eps"),
+        ("heads: true", "model.heads"),
+    ],
+)
+def test_a_checkpoints_nonsense_is_refused(model: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"model: {{{model}}}\n")
+    with pytest.raises(CheckpointError, match=says):
+        read_config(tmp_path)
+
+
+def test_a_checkpoints_configuration_is_a_file_of_bounded_size(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match="must be a file of at most 4 MiB"):
+        read_config(tmp_path)
+    file.unlink()
+    with open(file, "wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="must be a file of at most 4 MiB"):
+        read_config(tmp_path)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"must have a config\.yaml"):
+        read_config(tmp_path)
