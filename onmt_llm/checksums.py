@@ -8,7 +8,6 @@ SHA-256 is used.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,7 +39,17 @@ def fast_digest_of_file(path: str | Path, *, without: int = 0) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    return _digest(xxhash.xxh3_128(), _blocks(path, without))
+    size = max(0, os.path.getsize(path) - without) if without else None
+    return _digest(xxhash.xxh3_128(), _blocks(path, 0, size))
+
+
+def fast_digest_of_part(path: str | Path, start: int, size: int, *, prefix: bytes = b"") -> str:
+    """XXH3 (128 bits, hexadecimal) of `prefix` and of `size` bytes of a file from `start` on.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    return _digest(xxhash.xxh3_128(prefix), _blocks(path, start, size))
 
 
 def sha256_of_file(path: str | Path) -> str:
@@ -58,9 +67,10 @@ def _digest(digest: _Hash, buffers: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _blocks(path: str | Path, without: int = 0) -> Iterable[bytes]:
+def _blocks(path: str | Path, start: int = 0, size: int | None = None) -> Iterable[bytes]:
     with open(path, "rb") as file:
-        left = os.fstat(file.fileno()).st_size - without if without else math.inf
-        while left > 0 and (block := file.read(int(min(_BLOCK, left)))):
-            left -= len(block)
+        file.seek(start)
+        left = size
+        while block := file.read(_BLOCK if left is None else min(_BLOCK, left)):
+            left = None if left is None else left - len(block)
             yield block

@@ -16,7 +16,7 @@ from torch import nn
 
 from onmt_llm.checkpoint.adapters import VARIANT_FIELDS, Starts, adapter_spec, put_lora
 from onmt_llm.checkpoint.expansion import check_twins, in_base, pair_reader
-from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.checkpoint.store import Checkpoint, resolve_path
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import CheckpointError
@@ -164,9 +164,10 @@ def open_base(adapter: Checkpoint) -> Checkpoint:
     places = [Path(spec.base), adapter.path / spec.base, adapter.path.parent / Path(spec.base).name]
     for place in places:
         try:
-            base = Checkpoint.open(place)
+            found = resolve_path(place)
         except CheckpointError:
             continue
+        base = Checkpoint.open(found)
         check_base(base, adapter)
         return base
     raise CheckpointError(

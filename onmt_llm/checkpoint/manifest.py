@@ -1,69 +1,294 @@
-"""`manifest.json`: size and SHA-256 of every file of a checkpoint, by which damage is noticed before anything is used.
+"""`manifest.json`: what a checkpoint, an adapter or a release holds, by which damage is noticed by whoever reads it.
 
-safetensors files have no checksum of their own: a flipped bit among the weights loads as another number. Files that are
-not listed (a cached fingerprint, somebody's notes) are nobody's business here.
+Of every file it has the size and SHA-256, which identify it, and XXH3, which is fast enough to be checked at every
+read; of a safetensors file XXH3 of its header and of every tensor, so that a tensor is checked as it is read. A digest
+of the manifest itself stands at its end. Files that it does not list are nobody's business (somebody's
+notes), unless they are of a kind that would be read.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-from pathlib import Path
+import re
+import stat
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from onmt_llm.checkpoint.damage import damage_ignored, refuse_damage
+from onmt_llm.checksums import fast_digest, fast_digest_of_file, fast_digest_of_part, sha256_of_file
+from onmt_llm.config.checkpoint import CheckpointConfig, read_config
+from onmt_llm.errors import CheckpointError
+from onmt_llm.log import log_once
+from onmt_llm.outputs import write_text
+
 MANIFEST_FILE = "manifest.json"
-MANIFEST_VERSION = 1
-_BLOCK = 1 << 20
+MANIFEST_VERSION = 2
+TENSOR_SUFFIX = ".safetensors"
+STATE_PREFIX = "train_state/"
+"""Files of the training state, which only a resumed run reads."""
+
+CT2_MODEL_FILE = "model.bin"
+FIRST_FORMAT_WITH_MANIFEST = 2
+"""`format_version` from which on every checkpoint and release has a manifest."""
+
+_IS_READ = re.compile(
+    r"config\.(yaml|json)|.*\.safetensors(\.index\.json)?|((src|src_feat\d+)_)?vocab\.txt|tokenizer\..+|"
+    r".*\.jinja|model\.bin|.*vocabulary\w*\.(json|txt)|train_state/.+"
+)
+_MOST_SHOWN = 5
 
 
-def write_manifest(directory: Path, *, leave_out: tuple[str, ...] = ()) -> None:
-    """List all files below `directory`; to be called when they are all there.
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of one file.
+
+    Attributes:
+        size: Bytes.
+        sha256: Of its content.
+        xxh3: Of its content; None for a file of tensors, and in version 1.
+        header: XXH3 of length and header of a safetensors file; else None.
+        tensors: XXH3 of its tensors by name (`tensor_prefix` and bytes); None as `header`.
+    """
+
+    size: int
+    sha256: str
+    xxh3: str | None = None
+    header: str | None = None
+    tensors: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of `manifest.json`.
+
+    Attributes:
+        directory: Where it stands.
+        files: By path below the directory, with slashes.
+        fingerprint: `Checkpoint.fingerprint`; None where it was not recorded.
+        not_finite: Tensors that were written though they hold infinite values or NaN.
+        is_current: It says all that this program writes into one.
+    """
+
+    directory: Path
+    files: Mapping[str, FileEntry]
+    fingerprint: str | None = None
+    not_finite: Sequence[str] = field(default_factory=list)
+    is_current: bool = True
+
+    def problems(self, which: Callable[[str], bool] = lambda name: True, *, thorough: bool = False) -> list[str]:
+        """What of the files is not as it was written, one phrase each.
+
+        Args:
+            which: The files to be checked, by name.
+            thorough: By SHA-256 too.
+        """
+        found = []
+        for name, entry in sorted(self.files.items()):
+            if which(name):
+                found += [f"{name} {what}" for what in _differences(self.directory / name, entry, thorough)]
+        unlisted = (name for name in _names(self.directory) if name not in self.files and _IS_READ.fullmatch(name))
+        return found + [f"{name} is not listed in {MANIFEST_FILE}" for name in unlisted if which(name)]
+
+    def files_below(self, folder: str) -> dict[str, FileEntry]:
+        """The entries of a folder's files, by their paths there."""
+        prefix = f"{folder}/"
+        return {name.removeprefix(prefix): entry for name, entry in self.files.items() if name.startswith(prefix)}
+
+
+def manifest_text(directory: Path, *, fingerprint: str | None = None, not_finite: Sequence[str] = ()) -> str:
+    """The content of `manifest.json` for all files below `directory`, as they are; all of them are read.
 
     Args:
-        directory: The checkpoint.
-        leave_out: Files at its top that may be rewritten later.
+        directory: The checkpoint, adapter or release.
+        fingerprint: `Checkpoint.fingerprint`, where it is known.
+        not_finite: Tensors that hold infinite values or NaN.
     """
-    skipped = {MANIFEST_FILE, *leave_out}
-    paths = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    files = {path: _identity(directory / path) for path in paths if path not in skipped}
-    content = {"version": MANIFEST_VERSION, "files": files}
-    (directory / MANIFEST_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    content: dict[str, Any] = {
+        "version": MANIFEST_VERSION,
+        "fingerprint": fingerprint,
+        "not_finite": list(not_finite),
+        "files": {name: _record(directory / name) for name in _names(directory)},
+    }
+    content["checksum"] = _checksum(content)
+    return json.dumps(content, indent=1)
 
 
-def damage(directory: Path) -> list[str]:
-    """What of a checkpoint is not as it was written, one phrase each; reads every file. Empty = nothing."""
+def write_manifest(directory: Path, *, fingerprint: str | None = None, not_finite: Sequence[str] = ()) -> None:
+    """Record all files below `directory` as they are; see `manifest_text`."""
+    write_text(directory / MANIFEST_FILE, manifest_text(directory, fingerprint=fingerprint, not_finite=not_finite))
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of `directory`; None where there is none, or where damage to it is ignored.
+
+    Raises:
+        CheckpointError: It is damaged, or of a newer version.
+    """
     file = directory / MANIFEST_FILE
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        version, files = content["version"], content["files"]
-        listed = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST_FILE} cannot be read ({error!r})"]
-    if version != MANIFEST_VERSION:
-        return [f"{MANIFEST_FILE} has version {version}, which this program does not know"]
-    found = (_difference(directory / name, *expected) for name, expected in listed.items())
-    return [f"{name} {what}" for name, what in zip(listed, found, strict=True) if what is not None]
-
-
-def _difference(path: Path, size: int, sha256: str) -> str | None:
-    try:
-        here = path.stat().st_size
-        if here != size:
-            return f"has {here:,} bytes instead of {size:,}"
-        return None if _sha256(path) == sha256 else "has another SHA-256 than when it was written"
+        return _parse(directory, content)
     except FileNotFoundError:
-        return "is missing"
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        refuse_damage(directory, [f"{MANIFEST_FILE} cannot be read ({_short(error)})"])
+        return None
+
+
+def open_directory(directory: Path) -> tuple[CheckpointConfig, Manifest | None]:
+    """The configuration and the manifest of a checkpoint, an adapter or a release, whose files are checked.
+
+    Not checked are the tensors, which are as they are read, the training state, and a CTranslate2 release's model.bin.
+
+    Raises:
+        CheckpointError: A file is damaged or missing.
+    """
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        refuse_damage(directory, manifest.problems(_is_read_on_opening))
+    config = read_config(directory)
+    if manifest is None and not (directory / MANIFEST_FILE).exists():
+        if config.format_version >= FIRST_FORMAT_WITH_MANIFEST:
+            refuse_damage(directory, [f"{MANIFEST_FILE} is missing"])
+        else:
+            log_once(f"{directory} has no {MANIFEST_FILE}, so that damage to it cannot be noticed.")
+    return config, manifest
+
+
+def _is_read_on_opening(name: str) -> bool:
+    return not name.endswith(TENSOR_SUFFIX) and not name.startswith(STATE_PREFIX) and name != CT2_MODEL_FILE
+
+
+def damage(directory: Path, *, thorough: bool = False) -> list[str]:
+    """What of a checkpoint is not as it was written, one phrase each; reads every file. Empty = nothing."""
+    try:
+        with damage_ignored(False):
+            manifest = read_manifest(directory)
+    except CheckpointError as error:
+        return [error.message]
+    return [f"{MANIFEST_FILE} is missing"] if manifest is None else manifest.problems(thorough=thorough)
+
+
+def tensor_prefix(name: str, dtype: str, shape: Sequence[int]) -> bytes:
+    """What comes before the bytes of a tensor in its digests.
+
+    Args:
+        name: Of the tensor.
+        dtype: As safetensors calls it.
+        shape: Of the tensor.
+    """
+    return f"{name}\0{dtype}\0{list(shape)}\0".encode()
+
+
+def header_digest(path: Path) -> str:
+    """XXH3 of length and header of a safetensors file."""
+    return fast_digest(_header(path))
+
+
+def file_problems(path: Path, entry: FileEntry) -> list[str]:
+    """What of a whole file is not as it was written, by the fastest digest that there is."""
+    return _differences(path, entry, False)
+
+
+def _parse(directory: Path, content: Any) -> Manifest:
+    version = content["version"]
+    if type(version) is int and version > MANIFEST_VERSION:
+        raise CheckpointError(
+            f"{directory / MANIFEST_FILE} must have a version of at most {MANIFEST_VERSION}, but has {version}.",
+            hint="update onmt_llm",
+        )
+    if type(version) is not int or version < 1:
+        raise ValueError(f"version {version!r} is not known")
+    if (version > 1 or "checksum" in content) and content["checksum"] != _checksum(content):
+        raise ValueError("it is not as it was written")
+    files = {}
+    for name, entry in content["files"].items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"'{name}' is not beside it")
+        tensors = entry.get("tensors")
+        files[name] = FileEntry(
+            size=int(entry["size"]),
+            sha256=str(entry["sha256"]),
+            xxh3=entry.get("xxh3"),
+            header=entry.get("header"),
+            tensors=None if tensors is None else dict(tensors),
+        )
+    not_finite = [str(name) for name in content.get("not_finite", ())]
+    return Manifest(directory, files, content.get("fingerprint"), not_finite, is_current=version == MANIFEST_VERSION)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    without = {key: value for key, value in content.items() if key != "checksum"}
+    return fast_digest(json.dumps(without, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _names(directory: Path) -> list[str]:
+    paths = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return [path for path in paths if path != MANIFEST_FILE and not PurePosixPath(path).name.startswith(".")]
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
+    if path.suffix == TENSOR_SUFFIX:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # else somebody's file of that name
+            return {**record, "header": header_digest(path), "tensors": _tensor_digests(path)}
+    return {**record, "xxh3": fast_digest_of_file(path)}
+
+
+def _differences(path: Path, entry: FileEntry, thorough: bool) -> list[str]:
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return ["is no regular file"]
+        if found.st_size != entry.size:
+            return [f"has {found.st_size:,} bytes instead of {entry.size:,}"]
+        changed = _changed_bytes(path, entry) if entry.tensors is None else _changed_tensors(path, entry)
+        if not changed and thorough and sha256_of_file(path) != entry.sha256:
+            return ["has another SHA-256 than when it was written"]
+        return changed
+    except FileNotFoundError:
+        return ["is missing"]
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        return [f"cannot be read ({error.strerror or error})"]
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+def _changed_bytes(path: Path, entry: FileEntry) -> list[str]:
+    same = sha256_of_file(path) == entry.sha256 if entry.xxh3 is None else fast_digest_of_file(path) == entry.xxh3
+    return [] if same else ["has another checksum than when it was written"]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _changed_tensors(path: Path, entry: FileEntry) -> list[str]:
+    # The header says where the tensors are: only if it is right are they looked at.
+    if header_digest(path) != entry.header:
+        return ["has another header than when it was written"]
+    expected, here = entry.tensors or {}, _tensor_digests(path)
+    wrong = [name for name in sorted(here) if here[name] != expected.get(name)]
+    return [f"has other values in {', '.join(wrong[:_MOST_SHOWN])} than when it was written"] if wrong else []
+
+
+def _tensor_digests(path: Path) -> dict[str, str]:
+    header = _header(path)
+    content = json.loads(header[8:])
+    digests = {}
+    for name, info in content.items():
+        if name != "__metadata__":
+            start, end = info["data_offsets"]
+            prefix = tensor_prefix(name, info["dtype"], info["shape"])
+            digests[name] = fast_digest_of_part(path, len(header) + start, end - start, prefix=prefix)
+    return digests
+
+
+def _header(path: Path) -> bytes:
+    """Length and header of a safetensors file; what can be read of them where the length is wrong."""
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        length = file.read(8)
+        size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
+        return length + file.read(min(size, path.stat().st_size))
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:200]

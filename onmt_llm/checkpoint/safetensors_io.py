@@ -13,13 +13,16 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from onmt_llm.checkpoint.damage import refuse_damage
+from onmt_llm.checkpoint.manifest import FileEntry, file_problems, header_digest, tensor_prefix
+from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError, ConfigError
 
 DTYPE_NAMES = {
@@ -45,7 +48,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 def tensor_digest(name: str, tensor: torch.Tensor) -> str:
     """SHA-256 over name, type, shape and content."""
-    digest = hashlib.sha256(f"{name}\0{DTYPE_NAMES[tensor.dtype]}\0{list(tensor.shape)}\0".encode())
+    digest = hashlib.sha256(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape))
     digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
@@ -55,31 +58,49 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 class SafetensorsSet:
-    """Tensors spread over safetensors files, read lazily.
+    """Tensors spread over safetensors files, read lazily, each checked as it is read.
 
     A file is mapped only while one tensor is copied out of it, so that resident memory does not grow with the file.
 
     Args:
         directory: Where the files are.
         files: Names of the files inside `directory`.
+        listed: What the manifest says of them; None = there is none, as with files of other programs.
 
     Raises:
         CheckpointError: A file is missing or damaged, or two files hold one name.
     """
 
-    def __init__(self, directory: Path, files: Iterable[str]) -> None:
+    def __init__(self, directory: Path, files: Iterable[str], *, listed: Mapping[str, FileEntry] | None = None) -> None:
         self.directory = directory
         self.files = sorted(set(files))
         self._headers: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}
+        self._digests: dict[str, str] = {}
         for file in self.files:
+            if Path(file).name != file:
+                raise CheckpointError(f"A shard must be a file beside its index, but is '{file}' (in {directory}).")
+            if (directory / file).exists() and not (directory / file).is_file():
+                raise CheckpointError(f"{directory / file} must be a regular file, but is none.")
+            if listed is not None:
+                self._check(file, listed)
             self._read_header(file)
+
+    def _check(self, file: str, listed: Mapping[str, FileEntry]) -> None:
+        """Check the header, and remember what the tensors must be; or all, where the manifest has no tensors."""
+        entry, path = listed.get(file), self.directory / file
+        if entry is None:
+            refuse_damage(self.directory, [f"{file} is not listed in its manifest"])
+        elif entry.tensors is None:
+            refuse_damage(self.directory, [f"{file} {what}" for what in file_problems(path, entry)])
+        elif not path.is_file():
+            raise CheckpointError(f"The file {path} is missing.")
+        elif path.stat().st_size != entry.size or header_digest(path) != entry.header:
+            refuse_damage(self.directory, [f"{file} has another size or header than when it was written"])
+        else:
+            self._digests.update(entry.tensors)
 
     def _read_header(self, file: str) -> None:
         path = self.directory / file
-        if Path(file).name != file:
-            raise CheckpointError(f"A shard must be a file beside its index, but is '{file}' (in {self.directory}).")
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} must be a regular file, but is none.")
         try:
             with safe_open(path, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 (not a dict)
@@ -117,7 +138,15 @@ class SafetensorsSet:
         if name not in self._headers:
             raise CheckpointError(f"There is no tensor '{name}' in {self.directory}.")
         with safe_open(self.directory / self.file_of(name), framework="pt") as handle:
-            return handle.get_tensor(name).clone()
+            tensor: torch.Tensor = handle.get_tensor(name).clone()
+        if name in self._digests and _fast_digest(name, tensor) != self._digests[name]:
+            refuse_damage(self.directory, [f"{name} in {self.file_of(name)} has other values than when it was written"])
+        return tensor
+
+
+def _fast_digest(name: str, tensor: torch.Tensor) -> str:
+    """The digest that a manifest has of a tensor."""
+    return fast_digest(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape), tensor_bytes(tensor))
 
 
 class ShardWriter:
@@ -243,16 +272,16 @@ class ShardedWriter:
             self._shards[-1].abandon()
 
 
-def open_index(index: Path) -> SafetensorsSet:
-    """The shards that a safetensors index names, checked to hold exactly what it says."""
+def open_index(index: Path, *, listed: Mapping[str, FileEntry] | None = None) -> SafetensorsSet:
+    """The shards that a safetensors index names, checked to hold exactly what it says; `listed` as in the set."""
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {str(file) for file in weight_map.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{index} must be JSON with a `weight_map`, but cannot be read so ({error!r})."
+            f"{index} must be JSON with a `weight_map`, but cannot be read so ({type(error).__name__}: {error})."
         ) from error
-    shards = SafetensorsSet(index.parent, files)
+    shards = SafetensorsSet(index.parent, files, listed=listed)
     wrong = sorted(weight_map.keys() ^ set(shards.names()))
     if wrong:
         raise CheckpointError(

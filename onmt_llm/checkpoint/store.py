@@ -5,25 +5,33 @@ model.safetensors                 weights, or model-00001-of-00003.safetensors .
 adapter.safetensors               LoRA weights; alone (an adapter) or beside the weights of its base (a concatenation);
                                   or the twins of blocks (an expansion), alone
 vocab.txt, tokenizer files, chat_template.jinja
-manifest.json                     size and SHA-256 of every file, written last
-fingerprint.json                  SHA-256 of every tensor, a cache of `Checkpoint.fingerprint`
+manifest.json                     checksums of every file and tensor, and `Checkpoint.fingerprint`; written last
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from onmt_llm.checkpoint.atomic import AtomicDirectory
-from onmt_llm.checkpoint.manifest import MANIFEST_FILE, damage, write_manifest
+from onmt_llm.checkpoint.damage import refuse_damage, refuse_not_finite
+from onmt_llm.checkpoint.manifest import (
+    MANIFEST_FILE,
+    STATE_PREFIX,
+    TENSOR_SUFFIX,
+    FileEntry,
+    Manifest,
+    damage,
+    manifest_text,
+    open_directory,
+    write_manifest,
+)
 from onmt_llm.checkpoint.safetensors_io import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -35,13 +43,11 @@ from onmt_llm.checkpoint.safetensors_io import (
 )
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, read_config
 from onmt_llm.errors import CheckpointError
-from onmt_llm.log import logger
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 ADAPTER_FILE = "adapter.safetensors"
-FINGERPRINT_FILE = "fingerprint.json"
 _OWN_FILES = re.compile(
     r"\..*|config\.yaml|(manifest|fingerprint)\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
 )
@@ -93,12 +99,19 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, config: CheckpointConfig, weights: SafetensorsSet | None, adapter: SafetensorsSet | None
+        self,
+        path: Path,
+        config: CheckpointConfig,
+        weights: SafetensorsSet | None,
+        adapter: SafetensorsSet | None,
+        manifest: Manifest | None = None,
     ):
         self.path = path
         self.config = config
         self._weights = weights
         self._adapter = adapter
+        self._manifest = manifest
+        self._fingerprint = None if manifest is None else manifest.fingerprint
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -108,16 +121,25 @@ class Checkpoint:
             CheckpointError: It is missing, of a newer format, or its files are damaged or incomplete.
         """
         directory = resolve_path(path)
-        config = read_config(directory)
-        weights = _weight_files(directory)
-        adapter = SafetensorsSet(directory, [ADAPTER_FILE]) if (directory / ADAPTER_FILE).exists() else None
+        config, manifest = open_directory(directory)
+        if manifest is not None:
+            refuse_not_finite(directory, manifest.not_finite)
+            _check_complete(manifest)
+        return cls._with(directory, config, manifest)
+
+    @classmethod
+    def _with(cls, directory: Path, config: CheckpointConfig, manifest: Manifest | None) -> Checkpoint:
+        listed = None if manifest is None else manifest.files
+        weights = _weight_files(directory, listed)
+        has_adapter = (directory / ADAPTER_FILE).exists()
+        adapter = SafetensorsSet(directory, [ADAPTER_FILE], listed=listed) if has_adapter else None
         if weights is None and adapter is None:
             raise CheckpointError(f"{directory} holds neither {WEIGHTS_FILE} (or {INDEX_FILE}) nor {ADAPTER_FILE}.")
         if adapter is not None and config.addition is None:
             raise CheckpointError(
                 f"{directory} holds {ADAPTER_FILE}, but its {CONFIG_FILE} has neither `adapter` nor `expansion`."
             )
-        return cls(directory, config, weights, adapter)
+        return cls(directory, config, weights, adapter, manifest)
 
     @property
     def is_adapter(self) -> bool:
@@ -146,8 +168,15 @@ class Checkpoint:
         return self._part_of(name).dtype(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, read from disk into memory of its own."""
-        return self._part_of(name).tensor(name)
+        """One tensor, read from disk into memory of its own, and checked.
+
+        Raises:
+            CheckpointError: It is not as it was written, or (where nothing says how it was) its values are not finite.
+        """
+        tensor = self._part_of(name).tensor(name)
+        if self._manifest is None or not self._manifest.is_current:
+            refuse_not_finite(self.path, [] if _is_finite(tensor) else [name])
+        return tensor
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All tensors, one at a time; the caller decides how many it keeps."""
@@ -168,52 +197,13 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes, types and content of the tensors: the identity of a base.
 
-        The adapter's tensors count only in an adapter without its base. The result is cached beside the weights.
+        The adapter's tensors count only in an adapter without its base. The manifest has it; whoever reads a tensor
+        checks it against the same manifest. Without one all tensors are read.
         """
-        record = self._read_record()
-        if record is None or record["files"] != self._stamps():
-            digests = {name: tensor_digest(name, self.tensor(name)) for name in self.names()}
-            record = _record(self.path, self._files(), digests, self._identity_names())
-            self._cache(record)
-        return str(record["fingerprint"])
-
-    def damaged(self) -> list[str]:
-        """Tensors whose content is not what was written, and the files that differ; reads everything.
-
-        Raises:
-            CheckpointError: Neither digests nor a manifest were recorded for this checkpoint.
-        """
-        record, listed = self._read_record(), (self.path / MANIFEST_FILE).exists()
-        if record is None and not listed:
-            raise CheckpointError(f"{self.path} has neither {MANIFEST_FILE} nor {FINGERPRINT_FILE} to verify against.")
-        tensors = [] if record is None else self._damaged_tensors(record)
-        return tensors + (damage(self.path) if listed else [])
-
-    def _damaged_tensors(self, record: dict[str, Any]) -> list[str]:
-        here = {name: tensor_digest(name, self.tensor(name)) for name in self.names()}
-        return sorted(
-            name for name in here.keys() | record["tensors"].keys() if here.get(name) != record["tensors"].get(name)
-        )
-
-    def _read_record(self) -> dict[str, Any] | None:
-        file = self.path / FINGERPRINT_FILE
-        if not file.exists():
-            return None
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            intact = record["fingerprint"] == _identity(record["tensors"], self._identity_names())
-            return record if intact and "files" in record else None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
-
-    def _cache(self, record: dict[str, Any]) -> None:
-        """Store the record; a checkpoint that may only be read is hashed again next time."""
-        new = self.path / f".{FINGERPRINT_FILE}.{os.getpid()}"
-        try:
-            new.write_text(json.dumps(record, indent=0), encoding="utf-8")
-            new.replace(self.path / FINGERPRINT_FILE)
-        except OSError as error:
-            logger.info("The fingerprint of %s cannot be cached (%s).", self.path, error)
+        if self._fingerprint is None:
+            names = self.model_names() or self.adapter_names()
+            self._fingerprint = _identity({name: tensor_digest(name, self.tensor(name)) for name in names}, names)
+        return self._fingerprint
 
     def _parts(self) -> list[SafetensorsSet]:
         return [part for part in (self._weights, self._adapter) if part is not None]
@@ -223,39 +213,49 @@ class Checkpoint:
         assert part is not None
         return part
 
-    def _files(self) -> list[str]:
-        return [file for part in self._parts() for file in part.files]
 
-    def _stamps(self) -> dict[str, list[int]]:
-        return _stamps(self.path, self._files())
-
-    def _identity_names(self) -> list[str]:
-        return self.model_names() or self.adapter_names()
+def _check_complete(manifest: Manifest) -> None:
+    """Refuse a checkpoint of whose files of weights one is missing; that they are intact is seen as they are read."""
+    files = [name for name in manifest.files if name.endswith(TENSOR_SUFFIX) and not name.startswith(STATE_PREFIX)]
+    missing = [name for name in files if not (manifest.directory / name).is_file()]
+    refuse_damage(manifest.directory, [f"{name} is missing" for name in missing])
 
 
-def _weight_files(directory: Path) -> SafetensorsSet | None:
+def _weight_files(directory: Path, listed: Mapping[str, FileEntry] | None) -> SafetensorsSet | None:
     """The model's own weights: one file, or the shards that the index names."""
-    index = directory / INDEX_FILE
-    if index.exists():
-        return open_index(index)
-    return SafetensorsSet(directory, [WEIGHTS_FILE]) if (directory / WEIGHTS_FILE).exists() else None
-
-
-def _stamps(directory: Path, files: list[str]) -> dict[str, list[int]]:
-    stats = {file: (directory / file).stat() for file in files}
-    return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+    if (directory / INDEX_FILE).exists():
+        return open_index(directory / INDEX_FILE, listed=listed)
+    if (directory / WEIGHTS_FILE).exists():
+        return SafetensorsSet(directory, [WEIGHTS_FILE], listed=listed)
+    return None
 
 
 def _identity(digests: dict[str, str], names: list[str]) -> str:
     return hashlib.sha256("\n".join(digests[name] for name in sorted(names)).encode()).hexdigest()
 
 
-def _record(directory: Path, files: list[str], digests: dict[str, str], names: list[str]) -> dict[str, Any]:
-    return {
-        "fingerprint": _identity(digests, names),
-        "files": _stamps(directory, files),
-        "tensors": dict(sorted(digests.items())),
-    }
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def seal(path: str | Path) -> list[str]:
+    """Record a checkpoint or an adapter as it is now: after a change of one's own, or when an older program wrote it.
+
+    All of it is read before, so that nothing is recorded that could not be used.
+
+    Returns:
+        What was not as the manifest said, one phrase each.
+
+    Raises:
+        CheckpointError: It cannot be used as it is.
+    """
+    directory = resolve_path(path)
+    changed = damage(directory)
+    checkpoint = Checkpoint._with(directory, read_config(directory), None)
+    checkpoint.codec()
+    not_finite = [name for name, tensor in checkpoint.tensors() if not _is_finite(tensor)]
+    write_manifest(directory, fingerprint=checkpoint.fingerprint, not_finite=not_finite)
+    return changed
 
 
 class CheckpointWriter:
@@ -280,6 +280,7 @@ class CheckpointWriter:
         self._weights = ShardedWriter(self.directory, shard_size)
         self._adapter: ShardWriter | None = None
         self._digests: dict[str, str] = {}
+        self._not_finite: list[str] = []
 
     @property
     def path(self) -> Path:
@@ -307,10 +308,17 @@ class CheckpointWriter:
         self._output.__exit__(kind, error, trace)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor of the model (or of its adapter, by its name) and let go of it."""
+        """Write one tensor of the model (or of its adapter, by its name) and let go of it.
+
+        Raises:
+            CheckpointError: Its values are not all finite, or it comes for the second time.
+        """
         if name in self._digests:
             raise CheckpointError(f"Tensor '{name}' must be written once to {self.path}, but comes twice.")
         tensor = tensor.detach().cpu().contiguous()
+        if not _is_finite(tensor):
+            refuse_not_finite(self.path, [name])
+            self._not_finite.append(name)
         self._digests[name] = tensor_digest(name, tensor)
         with self._output.translated_errors():
             if is_adapter_name(name):
@@ -331,13 +339,12 @@ class CheckpointWriter:
         if self._adapter:
             self._adapter.close()
         names = self._weights.close() or list(self._digests)
-        files = sorted(file.name for file in self.directory.glob("*.safetensors"))
         self.add_text(CONFIG_FILE, config_text(self.config))
-        record = _record(self.directory, files, self._digests, names)
-        self.add_text(FINGERPRINT_FILE, json.dumps(record, indent=0))
         with self._output.translated_errors():
-            # The fingerprint is a cache, rewritten when the files are copied.
-            write_manifest(self.directory, leave_out=(FINGERPRINT_FILE,))
+            manifest = manifest_text(
+                self.directory, fingerprint=_identity(self._digests, names), not_finite=self._not_finite
+            )
+        self.add_text(MANIFEST_FILE, manifest)
 
 
 def is_adapter_name(name: str) -> bool:

@@ -74,17 +74,18 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> TextSi
         raise DataError(f"There is no tokeniser model at {file}.")
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(file))
-    except (RuntimeError, OSError) as error:
+        pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file} must be a SentencePiece model, but cannot be read as one.",
             hint="Llama 3 comes with another kind of tokenizer.model: convert its Hugging Face files (-from hf)",
         ) from error
 
     def piece(number: int) -> str | None:
-        return model.id_to_piece(number) if number >= 0 else None
+        return pieces[number] if number >= 0 else None
 
     return TextSide(
-        tokens=fit([model.id_to_piece(i) for i in range(model.get_piece_size())], rows),
+        tokens=fit(pieces, rows),
         specials=SpecialTokens(
             unk=piece(model.unk_id()),
             bos=piece(model.bos_id()),
@@ -158,7 +159,7 @@ def _open_tokenizers(file: Path, bos: str | None) -> TextSide:
 
 def _specials(side: TextSide, said: Mapping[str, Any], ids: Mapping[str, Any]) -> tuple[SpecialTokens, list[str]]:
     """Special tokens by what the files say, first by name, then by id; and the further tokens that end an answer."""
-    known = set(side.tokens)
+    known, rows = set(side.tokens), len(side.tokens)
 
     def named(role: str) -> str | None:
         token = _content(said.get(f"{role}_token"))
@@ -166,8 +167,14 @@ def _specials(side: TextSide, said: Mapping[str, Any], ids: Mapping[str, Any]) -
 
     def numbered(role: str) -> list[str]:
         value = ids.get(f"{role}_token_id")
-        numbers = value if isinstance(value, list) else [value]
-        return [side.tokens[n] for n in numbers if isinstance(n, int) and 0 <= n < len(side.tokens)]
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+        wrong = [n for n in numbers if not 0 <= n < rows]
+        if wrong and role in ("bos", "eos"):  # -1 is a usual way to say that there is no padding token
+            raise CheckpointError(
+                f"{role}_token_id must be the number of one of the model's {rows:,} tokens, but is {wrong[0]}.",
+                hint="correct config.json, or generation_config.json if the number stands there",
+            )
+        return [side.tokens[n] for n in numbers if n not in wrong]
 
     def token(role: str, own: str | None) -> str | None:
         return named(role) or next(iter(numbered(role)), None) or (own if own in known else None)

@@ -1,4 +1,4 @@
-"""`onmt_llm_checkpoint info | verify | extract_vocabulary | extract_embeddings | average`: whole checkpoints."""
+"""`onmt_llm_checkpoint info | verify | seal | extract_vocabulary | extract_embeddings | average`: whole checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onmt_llm.config.load import Loaded
 from onmt_llm.errors import CheckpointError, ConfigError
 
 USAGE = (
-    "onmt_llm_checkpoint info -model CHECKPOINT | verify -model CHECKPOINT | "
+    "onmt_llm_checkpoint info -model CHECKPOINT | verify -model CHECKPOINT | seal -model CHECKPOINT | "
     "extract_vocabulary -model CHECKPOINT -out_file FILE -side src | "
     "extract_embeddings -model CHECKPOINT -out_file FILE -side src | average -models CHECKPOINT CHECKPOINT -output NEW"
 )
@@ -30,6 +30,7 @@ def _checkpoint(action: str, loaded: Loaded[Any]) -> int:
     actions = {
         "info": _info,
         "verify": _verify,
+        "seal": _seal,
         "extract_vocabulary": _extract_vocabulary,
         "extract_embeddings": _extract_embeddings,
         "average": _average,
@@ -68,13 +69,39 @@ def _info(loaded: Loaded[Any]) -> int:
 
 
 def _verify(loaded: Loaded[Any]) -> int:
-    from onmt_llm.checkpoint.store import Checkpoint
+    model = needed(loaded, "checkpoint", "model", USAGE)
+    from onmt_llm.checkpoint.manifest import damage, read_manifest
+    from onmt_llm.checkpoint.store import Checkpoint, resolve_path
+    from onmt_llm.generate.open import find_release
 
-    checkpoint = Checkpoint.open(needed(loaded, "checkpoint", "model", USAGE))
-    damaged = checkpoint.damaged()
-    if damaged:
-        raise CheckpointError(f"{checkpoint.path} must be as it was written, but is not: {', '.join(damaged[:10])}.")
-    print(f"{len(checkpoint.names())} tensors are as written")
+    release = find_release(model)
+    directory = resolve_path(model) if release is None else release
+    problems = damage(directory, thorough=True)
+    if problems:
+        raise CheckpointError(f"{directory} must be as it was written, but is not: {'; '.join(problems[:10])}.")
+    if release is None:
+        checkpoint = Checkpoint.open(directory)
+        checkpoint.codec()
+        for _ in checkpoint.tensors():
+            pass
+    manifest = read_manifest(directory)
+    assert manifest is not None  # else it was among the problems
+    tensors = sum(len(entry.tensors or ()) for entry in manifest.files.values())
+    print(f"{len(manifest.files)} files, {tensors} tensors in them, are as written")
+    return 0
+
+
+def _seal(loaded: Loaded[Any]) -> int:
+    model = needed(loaded, "checkpoint", "model", USAGE)
+    from onmt_llm.checkpoint.store import resolve_path, seal
+    from onmt_llm.generate.open import find_release
+    from onmt_llm.releasing.formats import seal_release
+
+    release = find_release(model)
+    changed = seal(model) if release is None else seal_release(release)
+    for what in changed:
+        print(f"before: {what}")
+    print(f"{release or resolve_path(model)} is recorded as it is now")
     return 0
 
 

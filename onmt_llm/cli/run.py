@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.config.render import print_config
@@ -81,7 +82,8 @@ def run_job(
             return 0
         setup_logging(log_file=_log_file(loaded))
         log_notes(loaded)
-        return work(loaded)
+        with damage_ignored(loaded.job.integrity.ignore_damage if hasattr(loaded.job, "integrity") else False):
+            return work(loaded)
 
     return run(load_and_work, argv)
 

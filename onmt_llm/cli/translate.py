@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.config.translate import EngineConfig, TranslateConfig
@@ -88,7 +89,8 @@ def _references(loaded: Loaded[Any], num_lines: int) -> list[str] | None:
 def open_from(loaded: Loaded[Any]) -> Engine:
     """The engine that a translate configuration describes."""
     needed(loaded, "inference", "model", "-model CHECKPOINT, or a CTranslate2 release")
-    return open_models(loaded.job.inference.model, loaded.job.engine)
+    with damage_ignored(loaded.job.integrity.ignore_damage):  # also where it was loaded for another command
+        return open_models(loaded.job.inference.model, loaded.job.engine)
 
 
 def open_models(models: Sequence[str], options: EngineConfig) -> Engine:

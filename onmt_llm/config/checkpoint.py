@@ -18,7 +18,8 @@ from onmt_llm.config.section import Section
 from onmt_llm.config.source import MAX_BYTES, load_plain
 from onmt_llm.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: a manifest stands beside it."""
 CONFIG_FILE = "config.yaml"
 
 TokenizerKind = Literal["sentencepiece", "bpe", "onmt_tokenize", "huggingface", "whitespace"]
@@ -147,7 +148,7 @@ def read_config(directory: Path) -> CheckpointConfig:
         content = load_plain(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"A checkpoint must have a {CONFIG_FILE}, but {file}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} must be YAML, but is not: {error}.") from error
     version = content.get("format_version", FORMAT_VERSION) if isinstance(content, dict) else None
     if not isinstance(version, int):
@@ -164,5 +165,6 @@ def read_config(directory: Path) -> CheckpointConfig:
 
 
 def config_text(config: CheckpointConfig) -> str:
-    """The content of `config.yaml`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The content of `config.yaml`, in the present version of the format."""
+    content = {**config.model_dump(mode="json"), "format_version": FORMAT_VERSION}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

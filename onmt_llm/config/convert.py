@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.model import Dtype
 from onmt_llm.config.section import Section
 
@@ -41,6 +42,7 @@ class ConvertConfig(Section):
     """Convert LLaMA, Falcon, GGUF and OpenNMT-py weights to a checkpoint, and back to Hugging Face or OpenNMT-py."""
 
     conversion: ConversionOptions = ConversionOptions()
+    integrity: IntegrityConfig = IntegrityConfig()
 
 
 class LoraToolOptions(Section):
@@ -64,13 +66,14 @@ class LoraToolConfig(Section):
     """Merge a LoRA adapter, or expanded blocks, into the base they were trained on; adapters of peft in and out."""
 
     adapters: LoraToolOptions = LoraToolOptions()
+    integrity: IntegrityConfig = IntegrityConfig()
 
 
 class CheckpointOptions(Section):
     """Which checkpoint, and what of it."""
 
     model: str | None = None
-    """Checkpoint directory."""
+    """Checkpoint directory; `verify`, `seal`: an adapter or a CTranslate2 release too."""
     out_file: str | None = None
     """`extract_vocabulary`, `extract_embeddings`: text file to write, a token a line."""
     side: Literal["src", "tgt"] = "tgt"
@@ -86,9 +89,10 @@ class CheckpointOptions(Section):
 
 
 class CheckpointToolConfig(Section):
-    """Look into a checkpoint (`info`, `verify`, `extract_vocabulary`, `extract_embeddings`); `average` several."""
+    """Look into a checkpoint (`info`, `verify`, `extract_vocabulary`, `extract_embeddings`), `seal` or `average` it."""
 
     checkpoint: CheckpointOptions = CheckpointOptions()
+    integrity: IntegrityConfig = IntegrityConfig()
 
 
 class ReleaseOptions(Section):
@@ -114,3 +118,4 @@ class ReleaseConfig(Section):
     """Release a trained model for serving, verified against it."""
 
     release: ReleaseOptions = ReleaseOptions()
+    integrity: IntegrityConfig = IntegrityConfig()

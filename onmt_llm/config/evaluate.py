@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.translate import EngineConfig
 
@@ -24,3 +25,4 @@ class EvalConfig(Section):
 
     measure: MeasureConfig = MeasureConfig()
     engine: EngineConfig = EngineConfig()
+    integrity: IntegrityConfig = IntegrityConfig()

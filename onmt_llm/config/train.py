@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
+from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.config.numbers import (
     BeamSize,
@@ -420,6 +421,7 @@ class TrainConfig(Section):
     logging: LogConfig = LogConfig()
     watching: WatchConfig = WatchConfig()
     devices: DeviceConfig = DeviceConfig()
+    integrity: IntegrityConfig = IntegrityConfig()
 
     @property
     def has_new_model(self) -> bool:

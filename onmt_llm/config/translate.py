@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.numbers import Count, CountOrZero, WorkersOrZero
 from onmt_llm.config.section import Section
 
@@ -76,6 +77,7 @@ class TranslateConfig(Section):
     inference: InferenceConfig = InferenceConfig()
     generation: GenerationConfig = GenerationConfig()
     engine: EngineConfig = EngineConfig()
+    integrity: IntegrityConfig = IntegrityConfig()
 
     @model_validator(mode="after")
     def _check(self) -> TranslateConfig:

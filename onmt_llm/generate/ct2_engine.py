@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from onmt_llm.checkpoint.damage import refuse_damage
+from onmt_llm.checkpoint.manifest import CT2_MODEL_FILE, open_directory
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.engine import (
-    CT2_MODEL_FILE,
     TARGET_VOCABULARIES,
     Delta,
     FinishReason,
@@ -102,10 +103,20 @@ class Ct2Engine:
         self._vocab_size = len(tokens)
 
     @classmethod
-    def open(cls, directory: Path, *, device: str = "auto", compute_type: str = "auto", threads: int = 0) -> Self:
-        """Load a release; see `open_engine`."""
+    def open(
+        cls,
+        directory: Path,
+        *,
+        device: str = "auto",
+        compute_type: str = "auto",
+        threads: int = 0,
+        is_new: bool = False,
+    ) -> Self:
+        """Load a release; see `open_engine`. One that `is_new` has just been written, and has no manifest yet."""
         from onmt_llm.text.codec import Codec
 
+        if not is_new:
+            check_release(directory)
         codec = Codec.open(directory)
         engine = cls(directory, codec, device=device, compute_type=compute_type, threads=threads)
         asked = _stored_type(directory) if compute_type in ("auto", "default") else compute_type
@@ -382,6 +393,20 @@ def ct2_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise DataError(f"CTranslate2 cannot answer this: {str(error).rstrip('.')}.") from error
+
+
+def check_release(directory: Path) -> None:
+    """Read all of a release and see that it is as it was written, before ctranslate2 maps it.
+
+    ctranslate2 trusts what stands in model.bin: damage there can corrupt the memory of the process. So it is not used
+    even where damage is ignored.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    _, manifest = open_directory(directory)
+    if manifest is not None:
+        refuse_damage(directory, manifest.problems(lambda name: name == CT2_MODEL_FILE), always=True)
 
 
 def _no_source(source: object) -> None:

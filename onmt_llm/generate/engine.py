@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 FinishReason = Literal["stop", "length"]
-CT2_MODEL_FILE = "model.bin"
 TARGET_VOCABULARIES = ("vocabulary.json", "shared_vocabulary.json", "target_vocabulary.json")
 """Where a CTranslate2 directory has the tokens that it answers with: a language model's, or an encoder-decoder's."""
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checkpoint.manifest import CT2_MODEL_FILE
 from onmt_llm.errors import CheckpointError, ConfigError
-from onmt_llm.generate.engine import CT2_MODEL_FILE, TARGET_VOCABULARIES, Engine, as_paths
+from onmt_llm.generate.engine import TARGET_VOCABULARIES, Engine, as_paths
 
 
 def open_engine(

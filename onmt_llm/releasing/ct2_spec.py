@@ -33,14 +33,12 @@ _LARGEST_VARIABLE = 2**32 - 1
 """CTranslate2's file format counts a variable's bytes in 32 bits."""
 
 
-def inexpressible(config: ModelConfig, vocab_size: int, quantization: str, *, src_vocab_size: int = 0) -> list[str]:
+def inexpressible(config: ModelConfig, quantization: str) -> list[str]:
     """What of an architecture CTranslate2 cannot express, each with the option's name.
 
     Args:
         config: The architecture.
-        vocab_size: Tokens of the (target) vocabulary.
         quantization: Number format of the release.
-        src_vocab_size: Tokens of the source vocabulary.
     """
     problems = []
     if config.decoder_layers < 1:
@@ -53,12 +51,6 @@ def inexpressible(config: ModelConfig, vocab_size: int, quantization: str, *, sr
         problems.append("position is t5 without an encoder, and it takes the tokens of a prompt to be elsewhere")
     if config.encoder_layers:
         problems += _inexpressible_with_encoder(config)
-    for option, size, tokens in (
-        ("vocab_size", config.vocab_size, vocab_size),
-        ("src_vocab_size", config.encoder_vocab_size, src_vocab_size),
-    ):
-        if tokens > size:
-            problems.append(f"the vocabulary has {tokens} tokens, but {option} is {size}")
     rows = max(config.vocab_size, config.encoder_vocab_size, config.ffn_size)
     largest = rows * config.hidden_size * BYTES[stored_type(quantization, "matrix")]
     if largest > _LARGEST_VARIABLE:

@@ -10,7 +10,9 @@ from ctranslate2.specs import model_spec
 
 from onmt_llm.checkpoint.atomic import AtomicDirectory
 from onmt_llm.checkpoint.load import check_fits, expected_shapes
+from onmt_llm.checkpoint.manifest import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.releasing.ct2_spec import build_spec, inexpressible, rules_for
 from onmt_llm.releasing.ct2_weights import Source, fill
@@ -30,9 +32,7 @@ def release_ctranslate2(
         known = ", ".join(model_spec.ACCEPTED_MODEL_TYPES)
         raise ConfigError(f"quantization must be one of {known}, but is '{quantization}'.")
     codec = checkpoint.codec()
-    problems = inexpressible(
-        checkpoint.config.model, len(codec.vocab), quantization, src_vocab_size=len(codec.src_vocab)
-    )
+    problems = inexpressible(checkpoint.config.model, quantization)
     if not checkpoint.config.model.is_decoder_only and codec.vocab.bos_id is None:
         problems.append("no token starts its targets: specials.bos is not in the vocabulary")
     if problems:
@@ -43,8 +43,12 @@ def release_ctranslate2(
     with AtomicDirectory(output, overwrite=force) as release:
         with release.translated_errors():
             write_model(checkpoint, codec, release.directory, quantization=quantization)
+            release.add_text(CONFIG_FILE, config_text(checkpoint.config))
             codec.copy_files(release.directory)
-        return verify_release(checkpoint.path, release.directory, quantization=quantization, verify=verify, text=text)
+        report = verify_release(checkpoint.path, release.directory, quantization=quantization, verify=verify, text=text)
+        with release.translated_errors():
+            release.add_text(MANIFEST_FILE, manifest_text(release.directory))
+        return report
 
 
 def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quantization: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from onmt_llm.checkpoint.manifest import damage, write_manifest
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.registry import Registry
+from onmt_llm.text.codec import Codec
 
 Verify = Literal["strict", "warn", "off"]
 Report = dict[str, Any]
@@ -68,6 +70,21 @@ def release(
     checkpoint = Checkpoint.open(model)
     _refuse_adapter(checkpoint)
     return write(checkpoint, Path(output), quantization=quantization, verify=verify, text=text, force=force)
+
+
+def seal_release(directory: Path) -> list[str]:
+    """Record a CTranslate2 release as it is now: after a change of one's own, or when an older program wrote it.
+
+    Returns:
+        What was not as the manifest said, one phrase each.
+
+    Raises:
+        CheckpointError: Its configuration, vocabulary or tokeniser cannot be used.
+    """
+    changed = damage(directory)
+    Codec.open(directory)
+    write_manifest(directory)
+    return changed
 
 
 def no_quantization(format: str, quantization: str | None) -> None:

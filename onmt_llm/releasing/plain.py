@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from onmt_llm.checkpoint.atomic import check_output_file
+from onmt_llm.checkpoint.manifest import damage
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.errors import CheckpointError
 from onmt_llm.outputs import is_written_in_place, output_file
@@ -26,11 +27,10 @@ def release_safetensors(
             writer.add_file(file, file.name)
     verdict = "not verified"
     if verify != "off":
-        released = Checkpoint.open(output)
-        damaged = released.damaged()
-        if damaged or released.fingerprint != checkpoint.fingerprint:
+        damaged = damage(output, thorough=True)
+        if damaged or Checkpoint.open(output).fingerprint != checkpoint.fingerprint:
             raise CheckpointError(
-                f"{output} must hold the tensors of {checkpoint.path}, but differs in: {', '.join(damaged[:20])}."
+                f"{output} must hold the tensors of {checkpoint.path}, but differs: {'; '.join(damaged[:20])}."
             )
         verdict = "pass"
     return {

@@ -142,7 +142,7 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
     with TemporaryDirectory(dir=directory.parent, prefix=".verify-") as scratch:
         # One model after the other: together they might not fit into memory.
         reference = _saved_logits(TorchEngine.open([model], device="cpu", dtype=dtype), windows, Path(scratch))
-        engine = Ct2Engine.open(directory, device="cpu", compute_type=as_stored(quantization, "cpu"))
+        engine = Ct2Engine.open(directory, device="cpu", compute_type=as_stored(quantization, "cpu"), is_new=True)
         comparison = compare(reference, engine, windows)
     logger.info(
         "Compared on %d tokens; %s ran as %s on the CPU.", comparison.positions, quantization, engine.compute_type
@@ -158,7 +158,7 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
 def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:
     # Nothing holds on to the first engine when the second one is loaded.
     reference = translate(TorchEngine.open([model], device="cpu", dtype=dtype), text)
-    engine = Ct2Translator.open(directory, device="cpu", compute_type=as_stored(quantization, "cpu"))
+    engine = Ct2Translator.open(directory, device="cpu", compute_type=as_stored(quantization, "cpu"), is_new=True)
     figures = compare_translations(reference, engine)
     logger.info(
         "Compared on %d tokens of %d translations; %s ran as %s on the CPU.",

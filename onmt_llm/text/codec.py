@@ -22,6 +22,9 @@ SRC_VOCAB_FILE = "src_vocab.txt"
 FEATURE_VOCAB_FILE = "src_feat{i}_vocab.txt"
 """Values of source feature i, counted from 0."""
 
+_PADDED = 8
+"""An embedding may have rows without a token, at most one in so many: some are filled up to a multiple of 64 or 128."""
+
 # How control tokens look in the source of a chat template: <|im_start|>, </s>, [INST].
 _MARKUP = re.compile(r"<[^<>\s'\"]{2,}>|\[/?[A-Z_]{2,}\]")
 
@@ -85,7 +88,8 @@ class Codec:
         """The codec of a checkpoint or release directory.
 
         Raises:
-            CheckpointError: config.yaml is missing or wrong, or the parts do not fit together.
+            CheckpointError: config.yaml is missing or wrong, or the parts do not fit together: a vocabulary has another
+                length than the embedding, or lacks a special token.
             DataError: Vocabulary, tokeniser or template cannot be read.
         """
         directory = Path(directory)
@@ -94,7 +98,7 @@ class Codec:
         vocab = _open_vocab(directory, config, tokenizer)
         src_vocab = directory / SRC_VOCAB_FILE
         features = [directory / FEATURE_VOCAB_FILE.format(i=i) for i in range(len(config.model.src_features))]
-        return cls(
+        codec = cls(
             config,
             vocab,
             tokenizer,
@@ -104,6 +108,25 @@ class Codec:
             feature_vocabs=[Vocab.read(file, config.specials) for file in features],
             directory=directory,
         )
+        codec._check_fits_model()
+        return codec
+
+    def _check_fits_model(self) -> None:
+        """Refuse vocabularies that are not the model's."""
+        model = self.config.model
+        sides = [("vocab.txt", self.vocab, model.vocab_size)]
+        if not model.is_decoder_only:
+            sides.append(("the source vocabulary", self.src_vocab, model.encoder_vocab_size))
+        for vocab, feature in zip(self.feature_vocabs, model.src_features, strict=True):
+            sides.append(("the vocabulary of a source feature", vocab, feature.vocab_size))
+        for what, vocab, rows in sides:
+            if rows and not rows - rows // _PADDED <= len(vocab) <= rows:
+                raise CheckpointError(
+                    f"The vocabulary must have a token for every row of the embedding, but {what} of {self._directory} "
+                    f"has {len(vocab):,} tokens for {rows:,} rows."
+                )
+        roles = [token for token in self.config.specials.model_dump().values() if isinstance(token, str)]
+        _check_known(roles, self.vocab, "specials")
 
     def encode(self, text: str) -> list[str]:
         """Tokens of a source text (with `bos`, for a language model that wants one; with the features of its words, for
@@ -143,7 +166,7 @@ class Codec:
         else:
             raise CheckpointError(
                 "A conversation needs a chat template, but the checkpoint names none.",
-                hint="set `template` in its config.yaml, e.g. alpaca",
+                hint="set `template` in its config.yaml, e.g. alpaca, and record that: onmt_llm_checkpoint seal",
             )
         return self._encode_segments(layout.render(messages, generation_prompt=True), tokenizer, bos=True)
 
@@ -228,7 +251,7 @@ def _check_known(tokens: Iterable[str], vocab: Vocab, whose: str) -> None:
     if unknown:
         raise CheckpointError(
             f"The tokens of the checkpoint's {whose} must be in its vocabulary, but {', '.join(unknown)} is not.",
-            hint="correct config.yaml; the template alpaca needs no tokens of its own",
+            hint="correct config.yaml and record that: onmt_llm_checkpoint seal; alpaca needs no tokens of its own",
         )
 
 

@@ -47,8 +47,7 @@ class SentencePieceTokenizer:
     def __init__(self, file: str | Path, *, nbest: int = 1, alpha: float = 0.0) -> None:
         self._file = str(file)
         content = _read(Path(file))
-        self._model = _load(content, self._file)
-        self._pieces: list[str] = [self._model.id_to_piece(id_) for id_ in range(len(self._model))]
+        self._model, self._pieces = _load(content, self._file)
         samples = alpha > 0 and nbest != 1
         self._sampling = {"enable_sampling": True, "nbest_size": nbest, "alpha": alpha} if samples else {}
         self.identity = identity_of(type(self).__name__, content, self._sampling)
@@ -159,10 +158,12 @@ def _read(file: Path) -> bytes:
         raise _unreadable(str(file)) from error
 
 
-def _load(content: bytes, file: str) -> Any:
+def _load(content: bytes, file: str) -> tuple[Any, list[str]]:
+    """The model and its pieces, which a damaged file may hold in other bytes than those of UTF-8."""
     try:
-        return _from_proto(content)
-    except RuntimeError as error:
+        model = _from_proto(content)
+        return model, [model.id_to_piece(id_) for id_ in range(len(model))]
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise _unreadable(file) from error
 
 

@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.manifest import CT2_MODEL_FILE, MANIFEST_FILE
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.config.train import ObjectiveConfig
 from onmt_llm.data.batching import Batch
 from onmt_llm.errors import ConfigError
-from onmt_llm.generate.ct2_engine import model_tokens
-from onmt_llm.generate.engine import CT2_MODEL_FILE
+from onmt_llm.generate.ct2_engine import check_release, model_tokens
 from onmt_llm.optional import require
 from onmt_llm.text.vocab import Vocab
 
@@ -151,6 +152,8 @@ def _open_checkpoint(path: str, device: torch.device) -> tuple[list[str], Callab
 
 def _open_release(path: Path, device: torch.device) -> tuple[list[str], Callable[[Batch], Logits]]:
     ct2: Any = require("ctranslate2", "lm_prior_model")
+    if any((path / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE)):  # else another program's
+        check_release(path)
     try:
         generator = ct2.Generator(str(path), device=device.type)
     except (RuntimeError, ValueError) as error:

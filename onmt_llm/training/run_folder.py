@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from onmt_llm.checkpoint.atomic import is_replaceable, recover, remove_directory
+from onmt_llm.checkpoint.damage import refuse
 from onmt_llm.checkpoint.manifest import MANIFEST_FILE, damage
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
@@ -91,7 +92,7 @@ def check_intact(checkpoint: Path) -> None:
         CheckpointError: Names the files.
     """
     if found := _problems(checkpoint):
-        raise CheckpointError(
+        refuse(
             f"Checkpoint {checkpoint} must be as it was written to be resumed, but is not: {'; '.join(found[:5])}.",
             hint="name an older one; -train_from auto takes the newest that is intact",
         )

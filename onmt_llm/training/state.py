@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onmt_llm.checkpoint.damage import refuse_damage
+from onmt_llm.checkpoint.manifest import read_manifest
 from onmt_llm.checkpoint.safetensors_io import SafetensorsSet, ShardWriter
 from onmt_llm.errors import CheckpointError
 
@@ -168,6 +170,9 @@ def read_state(checkpoint: Path) -> SavedState | None:
     """
     directory = checkpoint / STATE_DIRECTORY
     file = directory / STATE_FILE
+    manifest = read_manifest(checkpoint)
+    if manifest is not None:
+        refuse_damage(checkpoint, manifest.problems(lambda name: name == f"{STATE_DIRECTORY}/{STATE_FILE}"))
     if not file.is_file():
         return None
     try:
@@ -196,7 +201,7 @@ def read_state(checkpoint: Path) -> SavedState | None:
             values=record["values"],
             options=record.get("options", {}),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} is not a valid training state ({error!r}).") from error
 
 
@@ -206,7 +211,9 @@ def load_optimizer(saved: SavedState, model: nn.Module, optimizer: Optimizer) ->
     Raises:
         CheckpointError: They belong to other parameters than those that are trained now.
     """
-    tensors = SafetensorsSet(saved.directory, [OPTIMIZER_FILE])
+    manifest = read_manifest(saved.directory.parent)
+    listed = None if manifest is None else manifest.files_below(STATE_DIRECTORY)
+    tensors = SafetensorsSet(saved.directory, [OPTIMIZER_FILE], listed=listed)
     slots = [*tensors.names(), *saved.values]
     names = _parameter_names(model, optimizer)
     known = {slot.partition("/")[0] for slot in slots}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import struct
@@ -14,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from onmt_llm.checkpoint.manifest import damage, write_manifest
 from onmt_llm.checkpoint.safetensors_io import SafetensorsSet, ShardWriter, parse_size
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
@@ -121,22 +121,22 @@ def test_fingerprint_depends_on_content_only(tmp_path: Path) -> None:
     one = write(tmp_path / "one")
     sharded = write(tmp_path / "sharded", shard_size="40")
     assert one.fingerprint == sharded.fingerprint
-    shutil.copytree(one.path, tmp_path / "copy", ignore=shutil.ignore_patterns("fingerprint.json"))
+    shutil.copytree(one.path, tmp_path / "copy")
+    write_manifest(tmp_path / "copy")
     assert Checkpoint.open(tmp_path / "copy").fingerprint == one.fingerprint
-    assert (tmp_path / "copy/fingerprint.json").exists()
 
 
-def test_a_changed_weight_changes_the_fingerprint_and_is_found(tmp_path: Path) -> None:
-    checkpoint = write(tmp_path / "model")
-    before = checkpoint.fingerprint
-    assert checkpoint.damaged() == []
+def test_a_changed_weight_is_found_and_changes_the_fingerprint(tmp_path: Path) -> None:
+    before = write(tmp_path / "model").fingerprint
+    assert damage(tmp_path / "model") == []
     file = tmp_path / "model/model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    found = Checkpoint.open(tmp_path / "model").damaged()
-    assert found == ["scalar", "model.safetensors has another SHA-256 than when it was written"]
-    os.utime(file, ns=(1, 1))
+    assert damage(tmp_path / "model") == ["model.safetensors has other values in scalar than when it was written"]
+    with pytest.raises(CheckpointError, match="scalar in model"):
+        Checkpoint.open(tmp_path / "model").tensor("scalar")
+    write_manifest(tmp_path / "model")
     assert Checkpoint.open(tmp_path / "model").fingerprint != before
 
 
@@ -149,9 +149,15 @@ def test_broken_checkpoints_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "model")
     weights = tmp_path / "model/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has another size"):
+        Checkpoint.open(tmp_path / "model")
+    write_manifest(tmp_path / "model")
     with pytest.raises(CheckpointError, match="not a readable safetensors"):
         Checkpoint.open(tmp_path / "model")
     weights.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        Checkpoint.open(tmp_path / "model")
+    write_manifest(tmp_path / "model")
     with pytest.raises(CheckpointError, match="holds neither"):
         Checkpoint.open(tmp_path / "model")
 
@@ -168,6 +174,7 @@ def test_a_wrong_config_is_one_sentence(tmp_path: Path, change: dict[str, object
     write(tmp_path / "model")
     file = tmp_path / "model/config.yaml"
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **change}))
+    write_manifest(tmp_path / "model")
     with pytest.raises(CheckpointError, match=sentence):
         Checkpoint.open(tmp_path / "model")
 
@@ -178,6 +185,7 @@ def test_an_index_may_not_point_outside(tmp_path: Path) -> None:
     index = json.loads(file.read_text())
     index["weight_map"]["a.weight"] = "../elsewhere.safetensors"
     file.write_text(json.dumps(index))
+    write_manifest(tmp_path / "model")
     with pytest.raises(CheckpointError, match="beside its index"):
         Checkpoint.open(tmp_path / "model")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from onmt_llm import log
+from onmt_llm.checkpoint.manifest import write_manifest
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.generate import GenerationConfig
@@ -297,6 +298,9 @@ def test_missing_and_incomplete_models(model: Path, tmp_path: Path) -> None:
         open_engine(broken)
     for name in ("config.yaml", "config.json", "vocabulary.json", "vocab.txt"):
         (broken / name).write_bytes((model.with_name("ct2") / name).read_bytes())
+    with pytest.raises(CheckpointError, match=r"manifest\.json is missing"):
+        open_engine(broken)
+    write_manifest(broken)
     with pytest.raises(CheckpointError, match=r"cannot read .*model.bin"):
         open_engine(broken)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.manifest import write_manifest
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.generate import GenerationConfig
@@ -133,6 +134,7 @@ def test_a_full_context_alignment_looks_ahead(model: Path, tmp_path: Path) -> No
     shutil.copytree(model, wide)
     text = (wide / "config.yaml").read_text()
     (wide / "config.yaml").write_text(text.replace("full_context_alignment: false", "full_context_alignment: true"))
+    write_manifest(wide)
     varied = {"random_sampling_topk": 0, "random_sampling_temp": 20.0, "seed": 3}
     options = LONG.model_copy(update={"report_align": True, "alignment_layer": -1, "alignment_heads": 0, **varied})
     source = SOURCES[3]

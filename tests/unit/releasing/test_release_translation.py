@@ -110,7 +110,6 @@ def test_the_figures_are_right() -> None:
         ({"position": "t5"}, "relative_shared is false"),
         ({"qk_norm": True}, "qk_norm is true"),
         ({"sliding_window": 8}, "sliding_window is 8"),
-        ({"share_embeddings": False, "src_vocab_size": 50}, "64 tokens, but src_vocab_size is 50"),
     ],
 )
 def test_what_the_format_cannot_express_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
@@ -118,6 +117,12 @@ def test_what_the_format_cannot_express_is_refused_by_name(tmp_path: Path, chang
     with pytest.raises(UnsupportedError, match=named):
         release(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_source_vocabulary_has_the_length_of_its_embedding(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"share_embeddings": False, "src_vocab_size": 50})
+    with pytest.raises(CheckpointError, match="has 64 tokens for 50 rows"):
+        release(write_checkpoint(tmp_path / "m", config), tmp_path / "out")
 
 
 def test_targets_must_have_a_start(tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ def test_the_newest_that_is_intact_is_gone_on_from(
     (paths[2] / MANIFEST_FILE).unlink()
     assert run_folder.newest_of_run(prefix) == paths[1]
     assert [path.name for path in sorted(tmp_path.glob("*.damaged"))] == []
-    assert "m_step_10 is damaged (train_state/state.json has another SHA-256" in caplog.text
-    assert "m_step_8 is damaged (m_step_8_ema/train_state/state.json has another SHA-256" in caplog.text
+    assert "m_step_10 is damaged (train_state/state.json has another checksum" in caplog.text
+    assert "m_step_8 is damaged (m_step_8_ema/train_state/state.json has another checksum" in caplog.text
     assert "m_step_6 is damaged (manifest.json is missing)" in caplog.text
     assert run_folder.newest_of_run(prefix, set_aside=True) == paths[1]
     assert list(run_folder.checkpoints(prefix)) == [2, 4]

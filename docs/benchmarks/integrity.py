@@ -1,0 +1,81 @@
+"""What it costs that whoever opens a model checks it: whole commands, and the checks alone.
+
+    python docs/benchmarks/integrity.py WORK OTHER [RUNS]
+
+WORK holds `checkpoint` and `release`, a CTranslate2 one, of this version; OTHER is a folder with the same two, of the
+version to compare with, and `code`, that version's own checkout. The commands of both versions run in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = "import sys; from onmt_llm.cli.translate import main; sys.exit(main())"
+
+
+def seconds(code: Path, model: Path, question: Path) -> float:
+    """Wall time of a process that opens a model and answers one line with one token."""
+    words = ["-model", model, "-src", question, "-output", question.with_suffix(".out"), "-max_length", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(code), "CUDA_VISIBLE_DEVICES": ""}
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-c", COMMAND, *map(str, words)], check=True, env=environment, capture_output=True)
+    return time.perf_counter() - begun
+
+
+def compare(work: Path, other: Path, runs: int) -> None:
+    question = work / "question.txt"
+    question.write_text("What is the capital of France?\n")
+    print("| opens and answers one line | before, median s (min, max) | now | difference |\n|---|--:|--:|--:|")
+    for model in ("checkpoint", "release"):
+        pairs = [
+            (seconds(other / "code", other / model, question), seconds(ROOT, work / model, question))
+            for _ in range(runs + 1)
+        ][1:]  # the first one reads the disk
+        before, now = zip(*pairs, strict=True)
+        shown = " | ".join(f"{statistics.median(t):.2f} ({min(t):.2f}, {max(t):.2f})" for t in (before, now))
+        print(f"| {model} | {shown} | {statistics.median(now) - statistics.median(before):+.3f} |")
+
+
+def parts(work: Path, runs: int) -> None:
+    """The checks alone, files in the page cache."""
+    import torch
+
+    from onmt_llm.checkpoint.manifest import damage
+    from onmt_llm.checkpoint.safetensors_io import _fast_digest
+    from onmt_llm.checkpoint.store import Checkpoint
+    from onmt_llm.generate.ct2_engine import check_release
+
+    checkpoint = Checkpoint.open(work / "checkpoint")
+    tensors = dict(checkpoint.tensors())
+    steps = {
+        "Checkpoint.open: the small files and the headers": lambda: Checkpoint.open(work / "checkpoint"),
+        "XXH3 of all tensors in memory": lambda: [_fast_digest(name, tensor) for name, tensor in tensors.items()],
+        "reading all tensors, checked": lambda: [checkpoint.tensor(name) for name in tensors],
+        "torch.isfinite of all tensors (not done when opening)": lambda: [
+            torch.isfinite(tensor).all() for tensor in tensors.values()
+        ],
+        "check_release: all files of the release": lambda: check_release(work / "release"),
+        "all files of the checkpoint, as a resumed run does": lambda: damage(work / "checkpoint"),
+        "all files of the checkpoint, by SHA-256 too (`verify`)": lambda: damage(work / "checkpoint", thorough=True),
+    }
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    print(f"\n| {size / 1e6:,.0f} MB in {len(tensors)} tensors | median s |\n|---|--:|")
+    for name, step in steps.items():
+        times = []
+        for _ in range(runs):
+            begun = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - begun)
+        print(f"| {name} | {statistics.median(times):.3f} |")
+
+
+if __name__ == "__main__":
+    folders, count = [Path(word) for word in sys.argv[1:3]], int(sys.argv[3]) if len(sys.argv) > 3 else 9
+    compare(*folders, count)
+    parts(folders[0], count)
