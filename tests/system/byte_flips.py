@@ -132,6 +132,7 @@ TARGETS = [
 
 def make_artefacts(folder: Path) -> None:
     """Everything that `TARGETS` names, and what their commands need beside it; what is there is kept."""
+    preload()
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "complete").exists():
         return
@@ -204,6 +205,20 @@ class Ended:
     text: str
 
 
+def preload() -> None:
+    """Import what commands import when they need it, so that not every child does."""
+    for module in (
+        "checkpoint.surgery",
+        "generate.torch_engine",
+        "generate.ct2_translator",
+        "training.job",
+        "releasing",
+    ):
+        importlib.import_module(f"onmt_llm.{module}")
+    for module in ("ctranslate2", "sentencepiece"):
+        importlib.import_module(module)
+
+
 def run_in_child(folder: Path, module: str, arguments: Sequence[str]) -> Ended:
     """Run `onmt_llm.cli.<module>` in `folder`, in a forked child."""
     main = importlib.import_module(f"onmt_llm.cli.{module}").main
@@ -214,6 +229,8 @@ def run_in_child(folder: Path, module: str, arguments: Sequence[str]) -> Ended:
         with open(log, "wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        # a test runner may have put others in their place
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         code = 1
         try:
             os.chdir(folder)
