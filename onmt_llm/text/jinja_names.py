@@ -17,7 +17,7 @@ from jinja2 import tests as jinja_tests
 from jinja2.sandbox import SecurityError
 from jinja2.utils import Namespace
 
-from onmt_llm.text.jinja_operations import ELEMENT, NODE, Function, Operations, is_number
+from onmt_llm.text.jinja_operations import CALL, ELEMENT, Function, Operations, is_number
 
 MAX_WIDTH = 64
 """Characters that a line is indented by, and that stand between two values of JSON, at most."""
@@ -45,13 +45,13 @@ _COMPARING_TESTS = {
 def functions(do: Operations) -> dict[str, Function]:
     """The global functions."""
 
-    def dictionary(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-        do.charge(2 * do.weigh([args, kwargs], data=True))
-        return dict(*args, **kwargs)
+    def dictionary(pairs: Any = (), /, **kwargs: Any) -> dict[Any, Any]:
+        do.charge(4 * ELEMENT * (1 + do.size(pairs) + len(kwargs)))
+        known = pairs.items() if type(pairs) is dict else pairs
+        return {**{do.key(key): value for key, value in known}, **kwargs}
 
-    def namespace(*args: Any, **kwargs: Any) -> Namespace:
-        do.charge(do.weigh([args, kwargs]))
-        return Namespace(*args, **kwargs)
+    def namespace(pairs: Any = (), /, **kwargs: Any) -> Namespace:
+        return Namespace(dictionary(pairs, **kwargs))
 
     def raise_exception(message: Any) -> NoReturn:
         raise jinja2.TemplateError(do.text(message))
@@ -124,7 +124,7 @@ def _refused(kind: str, name: str) -> Callable[..., Any]:
 
 
 def _known(names: dict[str, Callable[..., Any]], kind: str, name: Any) -> Callable[..., Any]:
-    if name not in names:
+    if type(name) is not str or name not in names:
         raise SecurityError(f"there is no {kind} of the name that is given")
     return names[name]
 
@@ -150,10 +150,11 @@ def _text_filters(do: Operations) -> dict[str, Filter]:
         value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
     ) -> str:
         # jinja2's own filter escapes for HTML, which no chat template wants.
-        breadth = 1 + sum(map(len, separators or ())) + (0 if indent is None else _width(indent) * _depth(do, value))
+        units, depth = do.measure(value, data=True)
+        breadth = sum(map(len, separators or ())) + (0 if indent is None else _width(indent) * depth)
         if breadth > MAX_WIDTH**2:
             raise SecurityError("there is too much space between the values of its JSON")
-        do.charge((12 + breadth // 8) * do.weigh(value, data=True))
+        do.charge((12 + breadth // 8) * units)
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     return {
@@ -178,17 +179,6 @@ def _width(indent: int | str | None) -> int:
     return max(width, 0)
 
 
-def _depth(do: Operations, value: Any) -> int:
-    """How deep lists and dictionaries are nested."""
-    do.charge(do.weigh(value, data=True))
-
-    def depth(part: Any) -> int:
-        inner = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
-        return 1 + max(map(depth, inner), default=0)
-
-    return depth(value)
-
-
 def _number_filters(do: Operations) -> dict[str, Filter]:
     def parsed(parse: Callable[..., Any]) -> Filter:
         def convert(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -201,8 +191,8 @@ def _number_filters(do: Operations) -> dict[str, Filter]:
         return do.calculated(0, "-", value) if value < 0 else do.calculated(value, "-", 0)
 
     def rounded(value: Any, precision: int = 0, method: str = "common") -> Any:
-        if not is_number(value) or not is_number(precision) or abs(precision) > 15:
-            raise SecurityError("the filter 'round' takes a number and a precision of 15 digits at most")
+        if not is_number(value) or not is_number(precision) or abs(precision) > 15 or type(method) is not str:
+            raise SecurityError("the filter 'round' takes a number, a precision of 15 digits at most, and a method")
         return jinja_filters.do_round(value, precision, method)  # type: ignore[arg-type]
 
     return {
@@ -262,7 +252,7 @@ class _Values:
         return [one for one in self.all(value) if bool(holds(get(one), *test[1:])) is wanted]
 
     def sort(self, value: Any, reverse: bool = False, case_sensitive: bool = False, attribute: Any = None) -> list[Any]:
-        gets = [self._getter(part) for part in ("" if attribute is None else str(attribute)).split(",")]
+        gets = [self._getter(part) for part in self._name(attribute).split(",")]
         values = self.all(value)
         keys = [[self._key(get(one), case_sensitive) for get in gets] for one in values]
         return self._sorted(values, keys, reverse)
@@ -285,8 +275,7 @@ class _Values:
 
     def unique(self, value: Any, case_sensitive: bool = False, attribute: Any = None) -> list[Any]:
         get, values = self._getter(attribute), self.all(value)
-        keys = [self._key(get(one), case_sensitive) for one in values]
-        self._do.charge(2 * self._do.weigh(keys))
+        keys = [self._do.key(self._key(get(one), case_sensitive)) for one in values]
         first: dict[Any, Any] = {}
         for key, one in zip(keys, values, strict=True):
             first.setdefault(key, one)
@@ -300,17 +289,22 @@ class _Values:
             return self._do.undefined("No aggregated item, sequence was empty.")
         return values[which(range(len(keys)), key=keys.__getitem__)]
 
-    def _getter(self, attribute: Any, default: Any = None) -> Callable[[Any], Any]:
-        """What `attribute` of jinja2's filters means: names and numbers with points between them."""
+    def _name(self, attribute: Any) -> str:
+        """The name of an attribute, empty where there is none."""
         name = "" if attribute is None else self._do.text(attribute)
         if len(name) > MAX_NAME:
             raise SecurityError(f"the name of an attribute may have {MAX_NAME} characters at most")
+        return name
+
+    def _getter(self, attribute: Any, default: Any = None) -> Callable[[Any], Any]:
+        """What `attribute` of jinja2's filters means: names and numbers with points between them."""
+        name = self._name(attribute)
         if not name:
             return lambda value: value
         parts = [int(part) if part.isdecimal() else part for part in name.split(".")]
 
         def get(value: Any) -> Any:
-            self._do.charge(NODE * len(parts))
+            self._do.charge(CALL * len(parts))
             for part in parts:
                 value = self._do.item(value, part)
                 if default is not None and isinstance(value, jinja2.Undefined):

@@ -22,6 +22,8 @@ NODE = 8
 """Units of evaluating a piece of syntax once."""
 ELEMENT = 16
 """Units of an element of a new list: a string of one character takes 80 bytes."""
+CALL = 200
+"""Units of calling a macro, besides its body; and of looking something up by a name that was computed."""
 _VALUE = 32
 """Units of reading a value inside a list or dictionary, with the digits of a number."""
 _ESCAPED = 12
@@ -138,28 +140,41 @@ class Operations:
         raise SecurityError("its loops and texts grow beyond what a chat template may use")
 
     def weigh(self, value: Any, *, data: bool = False) -> int:
-        """Units of reading a value with all that is in it, as often as it is in it.
+        """Units of reading a value with all that is in it, as often as it is in it; see `measure`."""
+        return self.measure(value, data=data)[0]
+
+    def measure(self, value: Any, *, data: bool = False) -> tuple[int, int]:
+        """Units of reading a value, and how deep lists and dictionaries are nested in it.
+
+        Args:
+            value: With all that is in it, as often as it is in it.
+            data: Nothing else than data may be in it.
 
         Raises:
-            SecurityError: It is more than is left; or there is something in it that is no data, where it must be.
+            SecurityError: The units are more than are left; or there is something that is no data.
         """
-        total, stack = 0, [value]
-        while stack:
-            item = stack.pop()
-            kind = type(item)
-            total += _VALUE
-            if kind is str:
-                total += len(item)
-            elif kind in _SIZED and kind is not range:
-                total += ELEMENT * len(item)
-                if total > self.left:
-                    self._spent()
-                stack.extend(item)
-                if kind is dict:
-                    stack.extend(item.values())
-            elif data and kind not in _SCALARS and not isinstance(item, (range, jinja2.Undefined)):
-                raise SecurityError(f"a {kind.__name__} cannot be written")
-        return total
+        total, depth, level = 0, 0, [value]
+        while level:
+            depth += 1
+            inner: list[Any] = []
+            for item in level:
+                kind = type(item)
+                total += _VALUE
+                if kind is str:
+                    total += len(item)
+                elif kind in _SCALARS:
+                    pass
+                elif kind in _SIZED and kind is not range:
+                    total += ELEMENT * len(item)
+                    if total > self.left:
+                        self._spent()
+                    inner.extend(item)
+                    if kind is dict:
+                        inner.extend(item.values())
+                elif data and kind is not range and not isinstance(item, jinja2.Undefined):
+                    raise SecurityError(f"a {kind.__name__} cannot be written")
+            level = inner
+        return total, depth
 
     # What syntax stands for; the names are those of OPERATIONS.
 
@@ -256,8 +271,9 @@ class Operations:
 
     def contained(self, value: Any, container: Any) -> bool:
         kind = type(container)
-        if type(value) not in _SCALARS:
-            self._read(value)
+        if kind is dict or kind in _VIEWS:
+            self.key(value)
+        self._read(value)
         if kind is dict:
             pass
         elif kind is str:
@@ -271,8 +287,9 @@ class Operations:
         return value in container
 
     def key(self, value: Any) -> Any:
-        """A value that becomes a key of a dictionary."""
-        self._read(value)
+        """A value that is looked up in a dictionary: text or a number, since tuples of one hash are easily made."""
+        if type(value) not in _SCALARS and not isinstance(value, jinja2.Undefined):
+            raise SecurityError(f"a {type(value).__name__} cannot be a key")
         return value
 
     def attribute(self, owner: Any, name: str) -> Any:
@@ -303,8 +320,7 @@ class Operations:
         """owner[key]"""
         kind = type(owner)
         if kind is dict:
-            if type(key) is not str:
-                self._read(key)
+            self.key(key)
             try:
                 return owner[key]
             except (TypeError, KeyError):
@@ -316,7 +332,9 @@ class Operations:
                 pass
         elif isinstance(owner, jinja2.Undefined):
             owner._fail_with_undefined_error()
-        return self.attribute(owner, key) if type(key) is str else self.undefined(obj=owner, name=key)
+        if type(key) is str:
+            return self.attribute(owner, key)
+        return self.undefined(obj=owner, name=key if type(key) in _SCALARS else type(key).__name__)
 
     def cut(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         """value[start:stop:step]"""
@@ -330,6 +348,7 @@ class Operations:
         """function(...): a macro, which charges its own body, a function of this package, or a method."""
         kind = type(function)
         if kind is Macro:
+            self.charge(CALL)
             return function(*args, **kwargs)
         if kind is Function:
             return function.run(*args, **kwargs)
@@ -348,8 +367,8 @@ class Operations:
                 self._read(args)
                 return owner.changed(*args)
             return self.call(self.attribute(owner, name), *args, **kwargs)
-        if kind is dict:
-            self._read(args[0] if args else None)
+        if kind is dict and args:
+            self.key(args[0])
         self.left -= cost(owner, *args, **kwargs)
         if self.left < 0:
             self._spent()

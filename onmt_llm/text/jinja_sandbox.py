@@ -24,7 +24,7 @@ MAX_SOURCE = 100_000
 """Characters that a template may have."""
 BUDGET = 10_000_000
 """Units that a rendering has, whatever the conversation."""
-UNITS_PER_CHARACTER = 50
+UNITS_PER_CHARACTER = 20
 """Units that it has for each character of the conversation."""
 UNITS_PER_MESSAGE = 40_000
 """Units that it has for each message."""

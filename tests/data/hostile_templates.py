@@ -151,6 +151,17 @@ HOSTILE: dict[str, str] = {
     + nested("{}", "{1: ns.x, 2: ns.x}", "{{ ns.x.get == a }}"),
     "hash in keys": nested("()", "(ns.x, ns.x)", "{{ ns.x in {}.keys() }}"),
     "names of attributes": long("a.b." * 2, "{{ [1] | map(attribute=x) | list }}"),
+    "name of a filter": nested("()", "(ns.x, ns.x)", "{{ [1] | map(ns.x) | list }}"),
+    "name of a test": nested("()", "(ns.x, ns.x)", "{{ [1] | select(ns.x) | list }}"),
+    "name of an attribute": nested("[]", TWICE, "{{ [1] | sort(attribute=ns.x) }}"),
+    "name of a method": nested("()", "(ns.x, ns.x)", "{{ 1 | round(1, ns.x) }}"),
+    "name in a complaint": nested("()", "(ns.x, ns.x)", "{{ [1][ns.x].y }}"),
+    "one hash": (
+        "{% set ns = namespace(x=[()]) %}{% for i in range(13) %}{% set ns.y = [] %}{% for t in ns.x %}"
+        "{% set ns.y = ns.y + [t + (-1,), t + (-2,)] %}{% endfor %}{% set ns.x = ns.y %}{{ ns.x | unique | length }}"
+        "{% endfor %}"
+    ),
+    "many attributes": long("a" * 8, "{{ x[:100000] | sort(attribute='a,b,c,d,e,f,g,h,i,j,k,l') | length }}"),
     "long affix": long("a" * 8, "{% for i in range(99) %}{{ x.startswith(x) }}{% endfor %}"),
     "compare": long("a" * 8, "{% set y = x ~ '' %}{% for i in range(100000) %}{{ x == y }}{% endfor %}"),
     "compare a chain": long("a" * 8, "{% set y = x ~ 'b' %}{% for i in range(100000) %}{{ x < y < y }}{% endfor %}"),
