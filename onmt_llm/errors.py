@@ -1,11 +1,16 @@
 """Every error a user can cause, and the exit code that the command line gives for it.
 
 A message is one sentence: what must hold, what it is, where. The hint says what to do about it.
+
+Several mistakes are reported together (`raise_problems`). The exit code is then that of the gravest, the highest: a
+configuration (2) is mended in an editor, while data (3) or checkpoints (4) that are missing have to be made or fetched.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 
 class OnmtLlmError(Exception):
@@ -14,6 +19,9 @@ class OnmtLlmError(Exception):
     Args:
         message: One sentence: what must hold, what it is, where.
         hint: What to do about it; printed on a line of its own.
+
+    Attributes:
+        problems: The mistakes that are reported together, where there are several.
     """
 
     exit_code = 1
@@ -24,6 +32,7 @@ class OnmtLlmError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.problems: Sequence[Problem] = ()
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
@@ -51,3 +60,44 @@ class UnsupportedError(OnmtLlmError):
     """A valid request that this machine, package set or file format cannot serve."""
 
     exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake among several that are reported together.
+
+    Attributes:
+        sentence: What must hold, and what it is.
+        where: Its place: `file:line`, or the flag; empty = it has none.
+        hint: What to do about it.
+        kind: What it is as an error.
+    """
+
+    sentence: str
+    where: str = ""
+    hint: str | None = None
+    kind: type[OnmtLlmError] = ConfigError
+
+    @classmethod
+    def of(cls, error: OnmtLlmError, where: str = "") -> Problem:
+        """An error that has been raised, as one of several."""
+        return cls(error.message, where, error.hint, type(error))
+
+    @property
+    def message(self) -> str:
+        """The sentence, with its place in front."""
+        return f"{self.where}  {self.sentence}" if self.where else self.sentence
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """Raise one error for all of these, in their order; none where there are none."""
+    found = list(dict.fromkeys(problems))
+    if not found:
+        return
+    kind = max((problem.kind for problem in found), key=lambda each: each.exit_code)
+    if len(found) == 1:
+        raise kind(found[0].message, hint=found[0].hint)
+    lines = [problem.message + (f"\n    hint: {problem.hint}" if problem.hint else "") for problem in found]
+    error = kind("\n  ".join([f"{len(found)} things are wrong:", *lines]))
+    error.problems = found
+    raise error

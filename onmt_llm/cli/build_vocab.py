@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from onmt_llm.cli.inputs import check_files, corpus_files, subword_files
+from onmt_llm.cli.checks import corpora_problems
+from onmt_llm.cli.inputs import corpus_files, missing_files, subword_files
 from onmt_llm.cli.run import run_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.data.vocabulary import build_vocab
+from onmt_llm.errors import Problem
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_build_vocab", _build, argv)
+    return run_job("onmt_llm_build_vocab", _build, argv, checks=_problems)
+
+
+def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    models = [] if loaded.job.counting.learn_subwords else subword_files(loaded)
+    yield from corpora_problems(loaded)
+    yield from missing_files(loaded, [*corpus_files(loaded), *models])
 
 
 def _build(loaded: Loaded[Any]) -> int:
-    models = [] if loaded.job.counting.learn_subwords else subword_files(loaded)
-    check_files(loaded, [*corpus_files(loaded), *models])
     for file, size in build_vocab(loaded.job, loaded.options).items():
         print(f"{size} tokens written to {file}")
     return 0

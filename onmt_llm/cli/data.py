@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inputs import check_files
+from onmt_llm.cli.checks import training_problems
 from onmt_llm.cli.run import needed, run_job
-from onmt_llm.cli.train import training_files
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.load import Loaded
 from onmt_llm.data import pack
@@ -26,21 +25,21 @@ USAGE = (
     "merge -shards FOLDER FOLDER -output FOLDER | verify -shards FOLDER"
 )
 DEFAULT_SAMPLE = 20
+_OF_SHARDS = ("merge", "verify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     # the action comes first, and is not an option
     action = words.pop(0) if words and not words[0].startswith("-") else ""
-    return run_job("onmt_llm_data", functools.partial(_data, action), words)
+    checks = None if action in _OF_SHARDS else training_problems
+    return run_job("onmt_llm_data", functools.partial(_data, action), words, checks=checks)
 
 
 def _data(action: str, loaded: Loaded[Any]) -> int:
     actions = {"report": _report, "sample": _sample, "pack": _pack, "merge": _merge, "verify": _verify}
     if action not in actions:
         raise ConfigError(f"The first word must be one of {', '.join(actions)}, but is '{action}'.", hint=USAGE)
-    if action not in ("merge", "verify"):
-        check_files(loaded, training_files(loaded))
     return actions[action](loaded)
 
 

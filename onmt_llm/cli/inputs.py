@@ -1,50 +1,56 @@
-"""The files that a job reads, looked for before any work begins."""
+"""The files and models that a job reads, looked for before any work begins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.config.checkpoint import read_config
 from onmt_llm.config.load import Loaded
 from onmt_llm.data.readers.files import expand
 from onmt_llm.data.readers.opening import BESIDE, SOURCES
-from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.errors import DataError, OnmtLlmError, Problem
+from onmt_llm.generate.open import find_release
 
 Input = tuple[str, str, tuple[str, ...]]
 """Name of an option, the path it has, its place in the YAML."""
 
 
-def check_files(loaded: Loaded[Any], files: Iterable[Input]) -> None:
-    """Refuse a job whose input files are not there, all of them at once.
+def missing_files(loaded: Loaded[Any], files: Iterable[Input], *, streams: bool = False) -> Iterator[Problem]:
+    """Those of a job's input files that are not there.
 
-    Raises:
-        DataError: Files are missing.
+    Args:
+        loaded: The job.
+        files: What it reads.
+        streams: Standard input (`-`), pipes and devices will do too.
     """
-    missing = [
-        f"{name} must be a file that exists, but '{path}' is not{loaded.origin(*where)}."
-        for name, path, where in files
-        if not Path(path).is_file()
-    ]
-    if missing:
-        raise DataError("\n  ".join(missing))
+    for name, path, where in files:
+        file = Path(path)
+        if file.is_file() or (streams and (path == "-" or file.is_fifo() or file.is_char_device())):
+            continue
+        what = "is a folder" if file.is_dir() else "matches none" if has_magic(path) else "is not"
+        sentence = f"{name} must be a file that exists, but '{path}' {what}."
+        yield Problem(sentence, loaded.where(*where), kind=DataError)
 
 
 def corpus_files(loaded: Loaded[Any]) -> Iterator[Input]:
-    """The files of all corpora.
-
-    Raises:
-        ConfigError: No corpus is named.
-    """
-    data = loaded.job.corpora.data
-    if not data:
-        raise ConfigError(
-            "'data' must name at least one corpus, but names none.", hint="data: {my_corpus: {path_src: train.txt}}"
-        )
-    for corpus, entry in data.items():
+    """The files of all corpora; a pattern that matches none stands for itself."""
+    for corpus, entry in loaded.job.corpora.data.items():
         for key in (*SOURCES, *BESIDE):
-            for path in expand(getattr(entry, key) or ()):
-                yield f"'data.{corpus}.{key}'", str(path), ("data", corpus, key)
+            value = getattr(entry, key) or ()
+            for text in [value] if isinstance(value, str) else value:
+                for path in _matching(text):
+                    yield f"'data.{corpus}.{key}'", path, ("data", corpus, key)
+
+
+def _matching(text: str) -> list[str]:
+    try:
+        return [str(path) for path in expand(text)]
+    except DataError:
+        return [text]
 
 
 def subword_files(loaded: Loaded[Any]) -> Iterator[Input]:
@@ -61,3 +67,31 @@ def option_files(loaded: Loaded[Any], section: str, names: Iterable[str]) -> Ite
         path = getattr(getattr(loaded.job, section), name)
         if path:
             yield f"'{name}'", path, (name,)
+
+
+def missing_models(
+    loaded: Loaded[Any], section: str, names: Iterable[str], *, releases: bool = False
+) -> Iterator[Problem]:
+    """What is wrong with the checkpoints that options of a section name, as far as it is known without their weights.
+
+    Args:
+        loaded: The job.
+        section: Section of the options.
+        names: The options; each holds a path, or several.
+        releases: CTranslate2's releases will do too.
+    """
+    for name in names:
+        value = getattr(getattr(loaded.job, section), name) or ()
+        for path in [value] if isinstance(value, str) else value:
+            try:
+                if not (releases and find_release(path)):
+                    read_config(resolve_path(path))
+            except OnmtLlmError as error:
+                yield Problem(f"{name}: {error.message}", loaded.where(name), error.hint, type(error))
+
+
+def not_given(loaded: Loaded[Any], section: str, names: Iterable[str], usage: str) -> Iterator[Problem]:
+    """Those options without which a command has nothing to do that are not given."""
+    for name in names:
+        if not getattr(getattr(loaded.job, section), name) and name not in loaded.doubtful:
+            yield Problem(f"'{name}' must be given, but is not.", hint=usage)

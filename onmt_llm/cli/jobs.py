@@ -5,21 +5,22 @@ A YAML file may serve several commands: a key that belongs to another one is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.evaluate import EvalConfig
-from onmt_llm.config.load import Loaded, find_plugins, load
+from onmt_llm.config.load import Checks, Loaded, find_plugins, load
 from onmt_llm.config.plot import PlotConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.config.vocab import VocabJobConfig
 from onmt_llm.data.transforms import sections
+from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import load_plugins
 
 
@@ -55,13 +56,40 @@ JOBS = {
 
 
 def load_job(
-    command: str, argv: Sequence[str], *, switches: Mapping[str, str] | None = None, prog: str = ""
+    command: str,
+    argv: Sequence[str],
+    *,
+    switches: Mapping[str, str] | None = None,
+    prog: str = "",
+    checks: Checks | None = None,
 ) -> Loaded[Any]:
     """`config.load` with everything that it must know of the other commands."""
     job = JOBS[command]
-    if job.extra is sections:
-        load_plugins(find_plugins(argv))
+    faults = list(_load_plugins(argv)) if job.extra is sections else []
+
+    def all_checks(loaded: Loaded[Any]) -> Iterator[Problem]:
+        yield from (replace(fault, where=loaded.where("plugins")) for fault in faults)
+        if checks is not None:
+            yield from checks(replace(loaded, doubtful=loaded.doubtful | ({"plugins"} if faults else set())))
+
     siblings = {name: other.kind for name, other in JOBS.items() if name != command}
     return load(
-        job.kind, argv, prog=prog or command, extra=job.extra(), siblings=siblings, switches=switches, short=job.short
+        job.kind,
+        argv,
+        prog=prog or command,
+        extra=job.extra(),
+        siblings=siblings,
+        switches=switches,
+        short=job.short,
+        checks=all_checks,
+        guessing=bool(faults),
     )
+
+
+def _load_plugins(argv: Sequence[str]) -> Iterator[Problem]:
+    """Load the plug-ins that are named; what is wrong with them."""
+    for plugin in find_plugins(argv):
+        try:
+            load_plugins([plugin])
+        except ConfigError as error:
+            yield Problem.of(error)

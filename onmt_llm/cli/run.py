@@ -6,13 +6,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.jobs import load_job
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.load import Checks, Loaded
 from onmt_llm.config.render import print_config
-from onmt_llm.errors import ConfigError, OnmtLlmError
+from onmt_llm.errors import ConfigError, OnmtLlmError, raise_problems
 from onmt_llm.log import logger, setup_logging
 
 INTERRUPTED = 130
@@ -64,6 +65,7 @@ def run_job(
     argv: Sequence[str] | None,
     *,
     switches: Mapping[str, str] | None = None,
+    checks: Checks | None = None,
 ) -> int:
     """Run a command of `JOBS`: load its configuration, start the log, do the work.
 
@@ -73,19 +75,34 @@ def run_job(
             without torch is told before that.
         argv: Arguments without the program's name; None = the process's own.
         switches: Flags of the command itself, with their help.
+        checks: Finds what is wrong with the configuration besides its values: files that are missing ...
     """
 
     def load_and_work(words: Sequence[str]) -> int:
-        loaded = load_job(command, words, switches=switches)
+        loaded = load_job(command, words, switches=switches, checks=checks)
         if loaded.switches["print_config"]:
             print(print_config(loaded))
             return 0
         setup_logging(log_file=_log_file(loaded))
         log_notes(loaded)
-        with damage_ignored(loaded.job.integrity.ignore_damage if hasattr(loaded.job, "integrity") else False):
-            return work(loaded)
+        ignored = loaded.job.integrity.ignore_damage if hasattr(loaded.job, "integrity") else False
+        try:
+            with damage_ignored(ignored):
+                return work(loaded)
+        except OnmtLlmError as error:
+            _locate(error, loaded)
+            raise
 
     return run(load_and_work, argv)
+
+
+def _locate(error: OnmtLlmError, loaded: Loaded[Any]) -> None:
+    """Put the place of the option that is to blame before the sentence of an error, as the checks do."""
+    if error.problems:
+        raise_problems(replace(each, where=each.where or loaded.blamed(each.sentence)) for each in error.problems)
+    where = loaded.blamed(error.message)
+    if where and where not in error.message:
+        error.message = f"{where}  {error.message}"
 
 
 def log_notes(loaded: Loaded[Any]) -> None:

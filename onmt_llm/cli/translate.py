@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.checkpoint.damage import damage_ignored
+from onmt_llm.cli.checks import inference_problems
+from onmt_llm.cli.inputs import missing_files, not_given, option_files
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.config.translate import EngineConfig, TranslateConfig
 from onmt_llm.data.readers import read_lines
 from onmt_llm.data.transforms import TransformContext, inference_transforms
-from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.errors import ConfigError, DataError, Problem
 from onmt_llm.generate.alignment import SEPARATOR, pharaoh, read_phrase_table, replace_unknown
 from onmt_llm.generate.scoring import perplexity, score_pairs
 from onmt_llm.log import logger
@@ -27,14 +29,23 @@ if TYPE_CHECKING:
     from onmt_llm.generate.questions import Questions
     from onmt_llm.text.codec import Codec
 
+USAGE = "onmt_llm_translate -model CHECKPOINT -src input.txt -output answers.txt; -src - reads standard input"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_translate", _translate, argv)
+    return run_job("onmt_llm_translate", _translate, argv, checks=_problems)
+
+
+def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    yield from not_given(loaded, "inference", ("model", "src"), USAGE)
+    files = option_files(loaded, "inference", ("src", "tgt", "phrase_table"))
+    yield from missing_files(loaded, files, streams=True)
+    yield from inference_problems(loaded)
 
 
 def _translate(loaded: Loaded[Any]) -> int:
     config: TranslateConfig = loaded.job
-    source = needed(loaded, "inference", "src", "-src input.txt, or -src - for standard input")
+    source = needed(loaded, "inference", "src", USAGE)
     lines = list(read_lines(source))
     references = _references(loaded, len(lines))
     table = read_phrase_table(config.inference.phrase_table) if config.inference.phrase_table else {}
@@ -88,7 +99,7 @@ def _references(loaded: Loaded[Any], num_lines: int) -> list[str] | None:
 
 def open_from(loaded: Loaded[Any]) -> Engine:
     """The engine that a translate configuration describes."""
-    needed(loaded, "inference", "model", "-model CHECKPOINT, or a CTranslate2 release")
+    needed(loaded, "inference", "model", USAGE)
     with damage_ignored(loaded.job.integrity.ignore_damage):  # also where it was loaded for another command
         return open_models(loaded.job.inference.model, loaded.job.engine)
 

@@ -408,6 +408,16 @@ def known_names() -> set[str]:
     return {*RENAMED, *IGNORED, *RETIRED, *_TRANSLATORS}
 
 
+def useful_names() -> set[str]:
+    """Those of them that do something."""
+    return known_names() - idle_names()
+
+
+def idle_names() -> set[str]:
+    """Those that do nothing: nobody means them by another name."""
+    return {*IGNORED, *RETIRED}
+
+
 def answer(name: str) -> str | None:
     """One sentence, for people, on what becomes of a foreign name; None where this module does not know it."""
     if name in RENAMED:

@@ -163,6 +163,12 @@ class DataConfig(Section):
     overwrite: bool = False
     """Replace samples, vocabularies and subword models that are there already."""
 
+    @property
+    def model_transforms(self) -> list[str]:
+        """Transforms that a new model's tokeniser is read off: the global ones, or else those of the first corpus."""
+        listed = [corpus.transforms for corpus in self.data.values() if corpus.transforms]
+        return self.transforms or (listed[0] if listed else [])
+
 
 class VocabularyConfig(Section):
     """Vocabulary files; a checkpoint given as `train_from` brings its own."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from onmt_llm.config import aliases
 from onmt_llm.config.schema import Leaf
-from onmt_llm.errors import ConfigError
+from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import nearest
 from onmt_llm.version import __version__
 
@@ -31,34 +31,46 @@ class Parsed:
     values: dict[str, Any] = field(default_factory=dict)
     sets: list[tuple[str, str]] = field(default_factory=list)
     switches: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
 
-def normalise(argv: Sequence[str], known: Mapping[str, object], prog: str, short: Mapping[str, str]) -> list[str]:
-    """Rewrite every flag as `--snake_case`, or say which one is not known.
+def normalise(
+    argv: Sequence[str], known: Collection[str], prog: str, short: Mapping[str, str]
+) -> tuple[list[str], list[Problem]]:
+    """Rewrite every flag as `--snake_case`; those that are not known are left out, with what stands behind them.
 
     argparse alone would take `-n_sampel` for `-n` and `-conf` for `-config`.
+
+    Returns:
+        The words, and a problem for each flag that is left out.
     """
     short = {**_SHORT, **short}
     result: list[str] = []
+    problems: list[Problem] = []
+    unknown = False
     for word in argv:
         if word == "--":
             raise ConfigError(
                 f"Every word for {prog} must belong to a flag, but '--' does not.", hint=f"{prog} -help lists them all"
             )
         if not word.startswith("-") or word == "-" or _NUMBER.match(word):
-            result.append(_GUARD + word if _NUMBER.match(word) else word)
+            result += [] if unknown else [_GUARD + word if _NUMBER.match(word) else word]
             continue
         name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
         name = short.get(name, name)
-        if name not in known:
-            guess = nearest(name, known)
-            close = f": did you mean '-{guess}'?" if guess else "."
-            raise ConfigError(
-                f"'{word.split('=')[0]}' is not an option of {prog}{close}", hint=f"{prog} -help lists them all"
-            )
-        result.append(f"--{name}{equals}{value}")
-    return result
+        unknown = name not in known
+        if unknown:
+            problems.append(_unknown_flag(word.split("=")[0], name, known, prog))
+        else:
+            result.append(f"--{name}{equals}{value}")
+    return result, problems
+
+
+def _unknown_flag(flag: str, name: str, known: Collection[str], prog: str) -> Problem:
+    guess = nearest(name, set(known) - aliases.idle_names())
+    close = f": did you mean '-{guess}'?" if guess else "."
+    return Problem(f"'{flag}' is not an option of {prog}{close}", hint=f"{prog} -help lists them all")
 
 
 def words_of(flag: str, argv: Sequence[str]) -> list[str]:
@@ -87,12 +99,12 @@ def parse(
     """Split a command line into configuration files, values and switches.
 
     Raises:
-        ConfigError: A flag is not known or lacks its value.
+        ConfigError: A flag lacks its value, or a word belongs to none.
         SystemExit: After `-help` or `-version`.
     """
     foreign = {name for name in aliases.known_names() if name not in table}
     own = {"config", "print_config", "set", "help", "version", *switches}
-    words = normalise(argv, {name: None for name in [*own, *table, *foreign]}, prog, short)
+    words, problems = normalise(argv, own | table.keys() | foreign, prog, short)
     parser = _Parser(prog=prog, description=about, allow_abbrev=False, add_help=True)
     parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)
     command = parser.add_argument_group("command")
@@ -115,7 +127,7 @@ def parse(
     for name in sorted(foreign):
         parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     namespace = vars(parser.parse_args(words))
-    result = Parsed(configs=namespace.pop("config"))
+    result = Parsed(configs=namespace.pop("config"), problems=problems)
     for pair in namespace.pop("set"):
         key, equals, value = pair.partition("=")
         if not equals:

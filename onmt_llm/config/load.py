@@ -1,12 +1,14 @@
 """From files and flags to a validated job: `load(TrainConfig, argv)`.
 
 Later sources win: defaults < `-config` files in their order < flags. Where every value came from is kept
-(`Loaded.origins`), and all mistakes are reported together, in the file's order, each as one sentence with its line.
+(`Loaded.origins`), and all mistakes are reported together, in the file's order, each as one sentence with its line:
+also those that the command itself finds (`checks`) in what is right of the configuration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -14,11 +16,12 @@ from pydantic import ValidationError
 
 from onmt_llm.config import aliases, flags
 from onmt_llm.config.corpora import corpus_problems, gather_options
+from onmt_llm.config.draft import draft
 from onmt_llm.config.schema import Leaf, leaves
 from onmt_llm.config.section import Section
 from onmt_llm.config.sentences import fit, holds_nul, sentence_of
 from onmt_llm.config.source import YamlFile, parse_scalar, read_yaml
-from onmt_llm.errors import ConfigError
+from onmt_llm.errors import Problem, raise_problems
 from onmt_llm.registry import nearest
 
 Job = TypeVar("Job", bound=Section)
@@ -35,6 +38,8 @@ class Loaded(Generic[Job]):
         notes: Sentences to log before anything runs.
         switches: What the command itself was asked: `dry_run`, `print_config` ...
         warnings: Sentences to warn with, before the notes.
+        doubtful: Options whose value is wrong, or which an unknown one was meant to be: for `checks` alone, whose job
+            has them at their defaults.
     """
 
     job: Job
@@ -43,14 +48,36 @@ class Loaded(Generic[Job]):
     notes: list[str]
     switches: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    doubtful: frozenset[str] = frozenset()
 
     def origin(self, *path: str) -> str:
         """Where an option was written, as ` (file:line)`, or nothing when it was left to its default."""
+        where = self.where(*path)
+        return f" ({where})" if where else ""
+
+    def where(self, *path: str) -> str:
+        """Where an option was written: `file:line`, or its flag; empty when it was left to its default."""
         for depth in range(len(path), 0, -1):
             where = self.origins.get(".".join(path[:depth]))
             if where:
-                return f" ({where})"
+                return where
         return ""
+
+    def blamed(self, sentence: str) -> str:
+        """The place of what a sentence about a mistake begins with: an option, or a corpus; empty where it has none."""
+        subject = _SUBJECT.match(sentence)
+        options = re.findall(r"[\w.]+", subject[0]) if subject else []
+        corpus = _CORPUS.search(sentence)
+        places = [self.where(*option.split(".")) for option in options]
+        places += [self.where("data", corpus[1])] if corpus else []
+        return next((place for place in places if place), "")
+
+
+_SUBJECT = re.compile(r"(?:['`]?[a-z][\w.]*['`]?(?:, (?:and |or )?| and | or ))*['`]?[a-z][\w.]*")
+_CORPUS = re.compile(r"[Cc]orpus '([^']+)'")
+
+Checks = Callable[[Loaded[Any]], Iterable[Problem]]
+"""Finds mistakes in a job that the schema knows nothing of: files that are missing, names that nobody has."""
 
 
 @dataclass
@@ -60,15 +87,14 @@ class _Given:
     values: dict[str, Any] = field(default_factory=dict)
     where: dict[str, str] = field(default_factory=dict)
     files: dict[str, YamlFile] = field(default_factory=dict)
-    order: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    problems: list[tuple[int, str]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    doubtful: set[str] = field(default_factory=set)
 
     def put(self, key: str, value: Any, where: str, file: YamlFile | None) -> None:
         self.values[key] = value
         self.where[key] = where
-        self.order[key] = len(self.order)
         if file is None:
             self.files.pop(key, None)
         else:
@@ -76,8 +102,19 @@ class _Given:
 
     def complain(self, key: str, sentence: str, where: str | None = None) -> None:
         where = self.where.get(key, "") if where is None else where
-        text = f"{where}  {sentence}" if where else sentence
-        self.problems.append((self.order.get(key, len(self.order)), text))
+        self.problems.append(Problem(sentence, where))
+
+    def in_order(self, configs: Sequence[str]) -> list[Problem]:
+        """All problems as they stand in the files and, behind these, on the command line."""
+        flags_ = [where for where in self.where.values() if where.startswith("-")]
+
+        def place(problem: Problem) -> tuple[int, int]:
+            path, _, line = problem.where.rpartition(":")
+            if path in configs:
+                return configs.index(path), int(line)
+            return len(configs), flags_.index(problem.where) if problem.where in flags_ else len(flags_)
+
+        return sorted(self.problems, key=place)
 
 
 def load(
@@ -89,6 +126,8 @@ def load(
     siblings: Mapping[str, type[Section]] | None = None,
     switches: Mapping[str, str] | None = None,
     short: Mapping[str, str] | None = None,
+    checks: Checks | None = None,
+    guessing: bool = False,
 ) -> Loaded[Job]:
     """Read `-config` files and flags into `job`.
 
@@ -100,9 +139,13 @@ def load(
         siblings: Jobs of other commands, by command: their keys are accepted with a note, so that one YAML serves all.
         switches: Flags of the command itself, with their help: `{"dry_run": "..."}`.
         short: One-letter flags: `{"q": "quantization"}`.
+        checks: What else is to be reported together with the schema's findings, unless the configuration is only to be
+            printed.
+        guessing: A plug-in is missing, whose options these may be: an unknown name that is like no other is passed
+            over.
 
     Raises:
-        ConfigError: With every mistake found, one sentence a line.
+        OnmtLlmError: With every mistake found, one sentence a line (`errors.raise_problems`).
         SystemExit: After `-help`.
     """
     table = leaves(job, extra)
@@ -115,16 +158,16 @@ def load(
     for dotted, text in parsed.sets:
         _set_nested(dotted, parse_scalar(text), given)
     translation = _translate(given, table)
-    _check_names(translation, table, siblings or {}, given)
+    given.problems += parsed.problems
+    _check_names(translation, table, siblings or {}, given, guessing=guessing)
     job_object, options = _build(job, extra or {}, table, translation, given)
-    if given.problems:
-        given.problems.sort(key=lambda problem: problem[0])
-        lines = [text for _, text in given.problems]
-        head = "" if len(lines) == 1 else f"{len(lines)} things are wrong in the configuration:\n  "
-        raise ConfigError(head + "\n  ".join(lines))
-    assert job_object is not None
     origins = _origins(translation, given)
-    return Loaded(job_object, options, origins, given.notes, parsed.switches, given.warnings)
+    doubtful = frozenset(given.doubtful)
+    loaded = Loaded(job_object, options, origins, given.notes, parsed.switches, given.warnings, doubtful)
+    if checks is not None and not parsed.switches["print_config"]:
+        given.problems += checks(loaded)
+    raise_problems(given.in_order(parsed.configs))
+    return loaded
 
 
 def find_plugins(argv: Sequence[str]) -> list[str]:
@@ -182,7 +225,6 @@ def _set_nested(dotted: str, value: Any, given: _Given) -> None:
     node[parts[-1]] = value
     given.values[parts[0]] = tree
     given.where.setdefault(parts[0], f"--set {dotted}")
-    given.order.setdefault(parts[0], len(given.order))
 
 
 def _copy_tree(tree: dict[str, Any]) -> dict[str, Any]:
@@ -195,11 +237,17 @@ def _translate(given: _Given, table: Mapping[str, Leaf]) -> aliases.Translation:
         given.notes.append(f"{given.where.get(key, '')}  {sentence}".strip())
     for key, sentence in translation.errors:
         given.complain(key, sentence)
+        given.doubtful.add(key)
     return translation
 
 
 def _check_names(
-    translation: aliases.Translation, table: Mapping[str, Leaf], siblings: Mapping[str, type[Section]], given: _Given
+    translation: aliases.Translation,
+    table: Mapping[str, Leaf],
+    siblings: Mapping[str, type[Section]],
+    given: _Given,
+    *,
+    guessing: bool,
 ) -> None:
     """Unknown keys are errors with the nearest name; the keys of a sibling command are a note."""
     unused: dict[str, list[str]] = {}
@@ -211,8 +259,10 @@ def _check_names(
         if leaf in other and key not in table:
             unused.setdefault(other[leaf], []).append(key)
         elif key == leaf:
-            guess = nearest(key, [*table, *aliases.known_names(), *other])
-            given.complain(key, f"'{key}' is not a known option" + (f": did you mean '{guess}'?" if guess else "."))
+            guess = nearest(key, [*table, *aliases.useful_names(), *other])
+            given.doubtful.update({guess} if guess else ())
+            if guess or not guessing:
+                given.complain(key, f"'{key}' is not a known option" + (f": did you mean '{guess}'?" if guess else "."))
         # what is left: the part of an alias (`model_task`) that means nothing to this job
         del translation.values[leaf]
     for command, keys in unused.items():
@@ -226,42 +276,44 @@ def _build(
     table: Mapping[str, Leaf],
     translation: aliases.Translation,
     given: _Given,
-) -> tuple[Job | None, dict[str, Section]]:
-    """Validate section by section, so that one section's mistake does not hide another's."""
+) -> tuple[Job, dict[str, Section]]:
+    """Validate section by section, so that one section's mistake does not hide another's.
+
+    Where something is wrong, the job is a draft of what is right.
+    """
     grouped: dict[str, dict[str, Any]] = {}
     for leaf_name, value in translation.values.items():
         leaf = table[leaf_name]
         if holds_nul(value):
             key = translation.sources.get(leaf_name, leaf_name)
             given.complain(key, f"'{key}' must not hold the character NUL.")
+            given.doubtful.add(leaf_name)
             continue
         value = gather_options(value, table) if leaf_name == "data" else value
         grouped.setdefault(leaf.section, {})[leaf_name] = fit(value, leaf)
     kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra)
     built: dict[str, Section] = {}
-    failed = False
     for name, kind in kinds.items():
         if name not in grouped and name not in extra:
             continue
         try:
             built[name] = kind.model_validate(grouped.get(name, {}))
         except ValidationError as error:
-            failed = True
             _explain(error, table, translation, given)
+            built[name] = draft(kind, grouped.get(name, {}))
     for path, sentence in corpus_problems(grouped, extra, table):
-        failed = True
         key = translation.sources["data"]
         file = given.files.get(key)
         where = file.where(_in_file(file, (key, *path))) if file else None
         given.complain(key, sentence, where)
-    if failed or given.problems:
-        return None, {}
     options = {name: built.pop(name) for name in extra}
     try:
         return job.model_validate(built), options
     except ValidationError as error:
         _explain(error, table, translation, given)
-        return None, {}
+        sections: Any = built
+        drafted: Any = job.model_construct(**sections)
+        return drafted, options
 
 
 def _explain(
@@ -271,10 +323,13 @@ def _explain(
     for finding in error.errors():
         path = tuple(str(part) for part in finding["loc"] if not isinstance(part, int))
         if not path or path[0] not in table:
-            sentence = str(finding.get("ctx", {}).get("error", finding["msg"]))
-            key = _mentioned(sentence, translation)
-            given.complain(key, sentence + ".")
+            for sentence in str(finding.get("ctx", {}).get("error", finding["msg"])).split("\n"):
+                mentioned = _mentioned(sentence, translation.values)
+                if not given.doubtful.intersection(mentioned):
+                    key = next(iter(mentioned), "")
+                    given.complain(translation.sources.get(key, key), sentence + ".")
             continue
+        given.doubtful.add(path[0])
         key = translation.sources.get(path[0], path[0])
         file = given.files.get(key)
         where = file.where(_in_file(file, (key, *path[1:]))) if file and len(path) > 1 else given.where.get(key, "")
@@ -294,13 +349,10 @@ def _in_file(file: YamlFile, path: tuple[str, ...]) -> tuple[str, ...]:
     return path
 
 
-def _mentioned(sentence: str, translation: aliases.Translation) -> str:
-    """The user's key that a cross-option sentence is about: the first leaf it names."""
-    words = sentence.replace(",", " ").split()
-    for word in words:
-        if word in translation.values:
-            return translation.sources.get(word, word)
-    return ""
+def _mentioned(sentence: str, names: Iterable[str]) -> list[str]:
+    """The options, of those that were written, that a sentence is about, as it names them."""
+    known = set(names)
+    return [word for word in sentence.replace(",", " ").split() if word in known]
 
 
 def _origins(translation: aliases.Translation, given: _Given) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
@@ -64,6 +65,11 @@ class LoraConfig(Section):
     lora_init_iter: Count | None = None
     """`pissa`: power iterations of a randomised SVD (8 is plenty), null = the exact one, which takes minutes for large
     matrices. `loftq`: alternations, null = 1."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are adapters to be made."""
+        return bool(self.lora_layers or self.lora_embedding)
 
 
 class ExpandConfig(Section):
@@ -448,9 +454,18 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if found := list(self._at_odds()):
+            raise ValueError("\n".join(found))
+        return self
+
+    def _at_odds(self) -> Iterator[str]:
+        """What the sections say that does not go together."""
         run = self.run
         if self.has_new_model:
-            self.decide_task()
+            try:
+                self.decide_task()
+            except ValueError as error:
+                yield str(error)
         extra = {
             "label_smoothing": self.optimizer.label_smoothing,
             "lm_prior_model": self.loss.lm_prior_model,
@@ -458,22 +473,36 @@ class TrainConfig(Section):
         }
         named = [name for name, value in extra.items() if value]
         if self.corpora.objective != "sft" and named:
-            raise ValueError(f"{' and '.join(named)} must be left out with objective: {self.corpora.objective}")
+            yield f"{' and '.join(named)} must be left out with objective: {self.corpora.objective}"
         if self.corpora.objective == "sft" and "reward_accuracy" in self.validation.early_stopping_criteria:
-            raise ValueError("early_stopping_criteria reward_accuracy must go with objective: dpo, orpo or kto")
-        if self.expansion.is_on and (self.lora.lora_layers or self.lora.lora_embedding):
-            raise ValueError("expand_every and expand_blocks must be left out with LoRA (lora_layers, lora_embedding)")
-        _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
-        _same_length(dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps)
+            yield "early_stopping_criteria reward_accuracy must go with objective: dpo, orpo or kto"
+        if self.expansion.is_on and self.lora.is_on:
+            yield "expand_every and expand_blocks must be left out with LoRA (lora_layers, lora_embedding)"
+        yield from _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
+        yield from _same_length(
+            dropout=run.dropout, attention_dropout=run.attention_dropout, dropout_steps=run.dropout_steps
+        )
         if run.init_from and run.train_from != AUTO:
-            raise ValueError(f"init_from must go with train_from: {AUTO}, but that is {run.train_from or 'not given'}")
+            yield f"init_from must go with train_from: {AUTO}, but that is {run.train_from or 'not given'}"
         if run.train_from == AUTO and run.reset_optim != "none":
-            raise ValueError(f"reset_optim must be none with train_from: {AUTO}, but is {run.reset_optim}")
-        return self
+            yield f"reset_optim must be none with train_from: {AUTO}, but is {run.reset_optim}"
+
+    def lacking_base(self) -> Iterator[str]:
+        """Sentences about what needs a trained model, for a run that begins with new weights: only its folder shows
+        whether `train_from: auto` is one."""
+        name = "init_from" if self.run.train_from == AUTO else "train_from"
+        if self.lora.is_on:
+            yield f"lora_layers and lora_embedding must have a trained model below them: name one with {name}"
+        if self.expansion.is_on:
+            yield f"expand_every and expand_blocks must have a trained model to expand: name it with {name}"
+        if self.run.update_vocab and self.run.train_from is None:
+            yield f"update_vocab must have a trained model whose vocabulary changes: name it with {name}"
+        if self.architecture.decoder_layers < 1:
+            yield "decoder_layers must be >= 1 to train a model, but is 0"
 
 
-def _same_length(**lists: list[int] | list[float]) -> None:
+def _same_length(**lists: list[int] | list[float]) -> Iterator[str]:
     """Values that change together, and the steps at which they change, go in pairs."""
     if len({len(values) for values in lists.values()}) > 1:
         names, lengths = " and ".join(lists), ", ".join(str(len(values)) for values in lists.values())
-        raise ValueError(f"{names} must have the same length, but have {lengths}")
+        yield f"{names} must have the same length, but have {lengths}"

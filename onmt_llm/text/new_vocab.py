@@ -7,6 +7,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.text.vocab_formats import read_counted
@@ -29,6 +30,14 @@ def read_frequent(path: str | Path, *, min_frequency: int = 0) -> list[str]:
         logger.warning("%s has no counts: the minimum frequency of %d changes nothing.", path, min_frequency)
         return tokens
     return [token for token, number in zip(tokens, counts, strict=True) if number >= min_frequency]
+
+
+def no_vocabulary(option: str) -> ConfigError:
+    """A new model has no vocabulary for a side: neither `option` names a file, nor has the tokeniser one of its own."""
+    return ConfigError(
+        f"{option} must name a vocabulary file for a new model, but is not given.",
+        hint="make one with onmt_llm_build_vocab, or start from a checkpoint with train_from",
+    )
 
 
 def with_specials(tokens: Sequence[str], specials: Iterable[str], *, size: int = 0) -> list[str]:

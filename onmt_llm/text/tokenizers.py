@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from onmt_llm.config.checkpoint import TokenizerSpec
 from onmt_llm.errors import ConfigError, DataError
@@ -111,7 +111,7 @@ def open_tokenizer(spec: TokenizerSpec, directory: str | Path) -> Tokenizer:
         return WhitespaceTokenizer()
     file = None if spec.file is None else _existing(Path(directory) / spec.file, spec.kind)
     if spec.kind == "onmt_tokenize":
-        return _open_onmt(file, dict(spec.options))
+        return _open_onmt(file, spec)
     if file is None:
         raise ConfigError(f"A tokeniser of kind '{spec.kind}' must name its model `file`, but names none.")
     kinds: dict[str, Callable[..., Tokenizer]] = {
@@ -125,13 +125,26 @@ def open_tokenizer(spec: TokenizerSpec, directory: str | Path) -> Tokenizer:
         raise ConfigError(f"The options of the '{spec.kind}' tokeniser are wrong: {error}.") from error
 
 
-def _open_onmt(file: Path | None, options: dict[str, Any]) -> Tokenizer:
-    # In mode "none" pyonmttok hands the text to SentencePiece as it is, but cuts it at every ｟...｠ and does not join
-    # byte pieces when it decodes; SentencePiece itself gives the same pieces without these two faults.
-    plain = options.get("mode") == "none" and options.get("subword_type") == "sentencepiece"
-    if plain and file is not None and set(options) <= {"mode", "subword_type"}:
+def brings_vocabulary(spec: TokenizerSpec | None) -> bool:
+    """Whether a tokeniser's own pieces can be the vocabulary of a new model."""
+    if spec is None:
+        return False
+    return spec.kind in ("sentencepiece", "huggingface") or (spec.kind == "onmt_tokenize" and _is_plain(spec))
+
+
+def _is_plain(spec: TokenizerSpec) -> bool:
+    """Whether pyonmttok would hand the text to SentencePiece as it is."""
+    options = spec.options
+    passes = options.get("mode") == "none" and options.get("subword_type") == "sentencepiece"
+    return passes and spec.file is not None and set(options) <= {"mode", "subword_type"}
+
+
+def _open_onmt(file: Path | None, spec: TokenizerSpec) -> Tokenizer:
+    # In mode "none" pyonmttok cuts the text at every ｟...｠ before SentencePiece sees it, and leaves byte pieces apart
+    # when it decodes; SentencePiece itself gives the same pieces without these two faults.
+    if file is not None and _is_plain(spec):
         return SentencePieceTokenizer(file)
-    return OnmtTokenizer(file, options)
+    return OnmtTokenizer(file, dict(spec.options))
 
 
 def _existing(file: Path, kind: str) -> Path:

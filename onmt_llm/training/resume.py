@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from onmt_llm.checkpoint.store import resolve_path
+from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.train import AUTO, OptimConfig, RunConfig, TrainConfig
 from onmt_llm.data.pipeline import Pipeline

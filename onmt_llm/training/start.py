@@ -9,21 +9,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.checkpoint.load import open_base
+from pydantic import ValidationError
+
+from onmt_llm.checkpoint.load import expected_shapes, open_base
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig
+from onmt_llm.config.overlay import NOUNS, check_task, differing, overlay, with_values
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Task
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms import added_tokens, tokenizer_specs
-from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.errors import ConfigError, DataError, Problem, raise_problems
 from onmt_llm.log import logger
 from onmt_llm.nn.expand import deeper
 from onmt_llm.text.codec import Codec
-from onmt_llm.text.new_vocab import padded, padded_to, read_frequent, with_specials
+from onmt_llm.text.new_vocab import no_vocabulary, padded, padded_to, read_frequent, with_specials
 from onmt_llm.text.templates import TEMPLATES, Template
 from onmt_llm.text.tokenizers import Tokenizer, WhitespaceTokenizer, open_tokenizer
 from onmt_llm.text.vocab import Vocab
@@ -172,16 +175,14 @@ def _continued(config: TrainConfig, path: str) -> Start:
     expansion = resolve_expansion(
         config.expansion, checkpoint, base, resumed=saved is not None and config.run.reset_optim != "all"
     )
-    architecture = overlay(
-        weights.config.model if expansion is None else base,
-        config.architecture,
-        override=config.run.override_opts,
-        path=checkpoint.path,
-    )
+    before = weights.config.model if expansion is None else base
+    architecture = overlay(before, config.architecture, override=config.run.override_opts, path=checkpoint.path)
+    _check_overridden(before, architecture, config.architecture, checkpoint.path)
     stacked = expansion if expansion is not None and expansion.type == "stack" else None
     template = _trained_template(config.corpora.data)
     stored = codec.config
-    _check_task(config.run.model_task, stored.model, checkpoint.path)
+    task = check_task(config.run.model_task, stored.model, checkpoint.path)
+    logger.info("Task: %s, since %s is %s.", task, checkpoint.path, NOUNS[task])
     stored = stored.model_copy(
         update={
             "adapter": None,
@@ -211,81 +212,38 @@ def _continued(config: TrainConfig, path: str) -> Start:
     )
 
 
-def _check_task(wanted: Task | None, stored: ModelConfig, path: Path) -> None:
-    """The checkpoint says what is trained; who writes something else means another checkpoint."""
-    task: Task = "lm" if stored.is_decoder_only else "seq2seq"
-    kind = "a language model" if task == "lm" else "an encoder-decoder"
-    if wanted not in (None, task):
-        raise ConfigError(
-            f"model_task (or encoder_type, decoder_type) must mean {task}, since {path} is {kind}, but means {wanted}."
-        )
-    logger.info("Task: %s, since %s is %s.", task, path, kind)
-
-
-def overlay(stored: ModelConfig, wanted: ModelConfig, *, override: bool, path: Path) -> ModelConfig:
-    """The checkpoint's architecture, under the values that the user wrote.
-
-    Args:
-        stored: The checkpoint's.
-        wanted: The user's; only the values that were written count.
-        override: Written values win; else they must be the checkpoint's.
-        path: The checkpoint, for the message.
+def _check_overridden(stored: ModelConfig, model: ModelConfig, wanted: ModelConfig, path: Path) -> None:
+    """Refuse to force another shape on tensors, by the options that ask for it.
 
     Raises:
-        ConfigError: Without `override`, values that differ; the message lists all of them.
+        ConfigError: Names each of them.
     """
-    written = wanted.model_dump(exclude_unset=True, exclude={"dtype"})
-    differing = list(_differing(_effective(stored), _effective(wanted), written))
-    if not differing:
-        return stored
-    if not override:
-        listed = "; ".join(
-            f"{key} is {mine} in the options and {theirs} in the checkpoint" for key, mine, theirs in differing
+    if model == stored:
+        return
+    held = expected_shapes(stored)
+    if expected_shapes(model) == held:
+        return
+    odd = [(key, mine, theirs) for key, mine, theirs in differing(stored, wanted) if _reshapes(stored, key, mine, held)]
+    raise_problems(
+        Problem(
+            f"{key} must be {theirs}, since the tensors of {path} have this shape, but is {mine}.",
+            hint="override_opts changes what is computed with the tensors, not the tensors: leave the option out",
         )
-        raise ConfigError(
-            f"The architecture must be that of {path}, but {listed}.",
-            hint="leave these options out, or force them with override_opts: true",
-        )
-    for key, mine, theirs in differing:
-        logger.warning("override_opts: %s is %s instead of the checkpoint's %s.", key, mine, theirs)
-    merged = stored.model_dump()
-    merged.update({**written, "rope": {**merged["rope"], **written.get("rope", {})}})
-    return ModelConfig.model_validate(merged)
+        for key, mine, theirs in odd or differing(stored, wanted)
+    )
 
 
-def _effective(model: ModelConfig) -> dict[str, Any]:
-    """The architecture with its "null means ..." values filled in, so that two spellings of one thing are equal."""
-    filled = {
-        "kv_heads": model.num_kv_heads,
-        "head_dim": model.size_per_head,
-        "src_vocab_size": model.encoder_vocab_size,
-        "vocab_size": model.vocab_size,
-    }
-    return {**model.model_dump(), **filled}
-
-
-def _differing(
-    stored: Mapping[str, Any], wanted: Mapping[str, Any], written: Mapping[str, Any], prefix: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """(name, the user's value, the stored value) of every written value that differs."""
-    found: list[tuple[str, Any, Any]] = []
-    for key in written:
-        if isinstance(written[key], Mapping):
-            found += _differing(stored[key], wanted[key], written[key], f"{prefix}{key}.")
-        elif wanted[key] != stored[key]:
-            found.append((f"{prefix}{key}", wanted[key], stored[key]))
-    return found
+def _reshapes(stored: ModelConfig, key: str, value: Any, held: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a model would have other tensors with this option alone."""
+    try:
+        return expected_shapes(with_values(stored, {key: value})) != held
+    except ValidationError:
+        return True  # it needs others beside it: a width that the heads do not divide
 
 
 def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
-    if config.lora.lora_layers or config.lora.lora_embedding:
-        raise ConfigError("lora_layers must have a trained model below them: name one with train_from.")
-    if config.expansion.is_on:
-        raise ConfigError(
-            "expand_every and expand_blocks must have a trained model to expand: name it with train_from."
-        )
-    if config.architecture.decoder_layers < 1:
-        raise ConfigError("decoder_layers must be >= 1 to train a model, but is 0.")
+    for sentence in config.lacking_base():
+        raise ConfigError(f"{sentence}.")
     decision = config.decide_task()
     logger.info("Task: %s, %s.", decision.task, decision.reason)
     config = config.settled()
@@ -360,7 +318,7 @@ def _updated(start: Start, config: TrainConfig, options: Mapping[str, Section]) 
             "update_vocab must go with training the whole model, since expanded blocks leave new rows untrained.",
             hint="leave expand_every and expand_blocks out, or change the vocabulary in a run before",
         )
-    if start.adapter is not None or config.lora.lora_layers or config.lora.lora_embedding:
+    if start.adapter is not None or config.lora.is_on:
         raise ConfigError(
             "update_vocab must go with training the whole model, since adapters leave new rows untrained.",
             hint="take LoRA out, or merge the adapter into its base first",
@@ -406,19 +364,13 @@ def _tokenizer_specs(
     config: TrainConfig, options: Mapping[str, Section], *, lm: bool
 ) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
     """Tokenisers of source and target that the transforms name; a language model has that of the source alone."""
-    src_spec, tgt_spec = tokenizer_specs(_transforms(config), options)
+    src_spec, tgt_spec = tokenizer_specs(config.corpora.model_transforms, options)
     return (None, src_spec) if lm else (src_spec, tgt_spec)
 
 
 def _check_shared(model: ModelConfig, src_tokens: Sequence[str] | None) -> None:
     if src_tokens is not None and model.share_embeddings:
         raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
-
-
-def _transforms(config: TrainConfig) -> list[str]:
-    """Transforms that the checkpoint's tokeniser is read off: the global ones, or else those of the first corpus."""
-    listed = [corpus.transforms for corpus in config.corpora.data.values() if corpus.transforms]
-    return config.corpora.transforms or (listed[0] if listed else [])
 
 
 def _open(spec: TokenizerSpec | None) -> Tokenizer | None:
@@ -475,10 +427,7 @@ def _tokens(option: str, path: str | None, tokenizer: Tokenizer | None, min_freq
         return read_frequent(path, min_frequency=min_frequency)
     tokens = None if tokenizer is None else tokenizer.vocab_tokens()
     if tokens is None:
-        raise ConfigError(
-            f"{option} must name a vocabulary file for a new model, but is not given.",
-            hint="make one with onmt_llm_build_vocab, or start from a checkpoint with train_from",
-        )
+        raise no_vocabulary(option)
     return tokens
 
 

@@ -57,6 +57,8 @@ def test_help_imports_nothing_heavy(module: str) -> None:
         ("lora_rnak: 4\n", 2, ["x.yaml:1", "did you mean 'lora_rank'"]),
         ("data: {a: {path_src: nowhere.txt}}\n", 3, ["x.yaml:1", "nowhere.txt", "data.a.path_src"]),
         ("seed: 1\n", 2, ["'data' must name at least one corpus"]),
+        ("transforms: [tokenmask, bpe]\nlora_layers: [q_proj]\n", 2, ["x.yaml:1", "x.yaml:2", "src_vocab must name"]),
+        ("train_from: nowhere\nplugins: [nix]\nlora_rank: 0\n", 4, ["x.yaml:1", "x.yaml:2", "x.yaml:3"]),
     ],
 )
 def test_a_mistake_is_told_before_torch_is_there(tmp_path: Path, text: str, code: int, parts: list[str]) -> None:

@@ -5,7 +5,7 @@ The import list below is the list of all transforms; a new one is a file here an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -48,6 +48,7 @@ __all__ = [
     "clean",
     "deduplicate",
     "docify",
+    "faults",
     "features",
     "filters",
     "fim",
@@ -90,6 +91,8 @@ def build_transforms(
     Raises:
         ConfigError: An unknown name, two tokenisers, a transform on the wrong side of the tokeniser, or wrong options.
     """
+    for fault in faults(names):
+        raise fault
     classes = [transform_class(name) for name in names]
     position = _tokenizer_position(classes)
     built: list[Transform] = []
@@ -127,27 +130,36 @@ def inference_transforms(
     return text, tokens
 
 
-def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:
-    """Where the tokeniser stands, or the default one goes.
-
-    Raises:
-        ConfigError: There are two, or a transform stands on the wrong side of it.
-    """
-    tokenizers = [index for index, transform in enumerate(classes) if transform.tokenizes]
+def faults(names: Sequence[str]) -> Iterator[ConfigError]:
+    """All that is wrong with a list of transforms: unknown names, two tokenisers, transforms on the wrong side."""
+    classes = []
+    for name in names:
+        try:
+            classes.append(transform_class(name))
+        except ConfigError as error:
+            yield error
+    tokenizers = [transform.name for transform in classes if transform.tokenizes]
     if len(tokenizers) > 1:
-        listed = " and ".join(classes[index].name for index in tokenizers)
-        raise ConfigError(f"`transforms` must list at most one tokeniser, but lists {listed}.")
-    counting = next(
-        (index for index, each in enumerate(classes) if each.counts_tokens or each.needs_tokens), len(classes)
-    )
-    position = tokenizers[0] if tokenizers else counting
-    late = next((transform.name for transform in classes[position + 1 :] if transform.needs_text), None)
-    if late:
-        raise ConfigError(f"Transform '{late}' must stand before the tokeniser in `transforms`, but stands behind it.")
-    early = next((transform.name for transform in classes[:position] if transform.needs_tokens), None)
-    if early:
-        raise ConfigError(f"Transform '{early}' must stand behind the tokeniser in `transforms`, but stands before it.")
-    return position
+        yield ConfigError(f"`transforms` must list at most one tokeniser, but lists {' and '.join(tokenizers)}.")
+    if len(tokenizers) > 1 or len(classes) < len(names):
+        return
+    position = _tokenizer_position(classes)
+    sentence = "Transform '{}' must stand {} the tokeniser in `transforms`, but stands {} it."
+    for transform in classes[position + 1 :]:
+        if transform.needs_text:
+            yield ConfigError(sentence.format(transform.name, "before", "behind"))
+    for transform in classes[:position]:
+        if transform.needs_tokens:
+            yield ConfigError(sentence.format(transform.name, "behind", "before"))
+
+
+def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:
+    """Where the tokeniser stands, or the default one goes."""
+    for index, transform in enumerate(classes):
+        if transform.tokenizes:
+            return index
+    counting = (index for index, each in enumerate(classes) if each.counts_tokens or each.needs_tokens)
+    return next(counting, len(classes))
 
 
 def _behind(transform: Transform, context: TransformContext) -> TransformContext:

@@ -275,7 +275,7 @@ def test_wrong_times_and_options_that_exclude_each_other_are_refused(copy_task: 
     for text in ("", "0", "soon", "1x", "-5"):
         with pytest.raises(ValueError, match="must be a time such as 11h30m"):
             SafetyConfig(max_time=text)
-    with pytest.raises(ValueError, match="init_from must go with train_from: auto, but train_from is None"):
+    with pytest.raises(ValueError, match="init_from must go with train_from: auto, but that is not given"):
         copy_task.config(run={"init_from": "base"})
     with pytest.raises(ValueError, match="reset_optim must be none with train_from: auto"):
         copy_task.config(run={"train_from": "auto", "reset_optim": "all"})

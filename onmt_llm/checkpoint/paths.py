@@ -1,0 +1,46 @@
+"""Where a checkpoint is. No torch here: a path that leads nowhere is reported before that is imported."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from onmt_llm.config.checkpoint import CONFIG_FILE
+from onmt_llm.errors import CheckpointError
+
+
+def resolve_path(path: str | Path) -> Path:
+    """The checkpoint directory that `path` names; a trailing `.pt` may be there or not.
+
+    OpenNMT-py's documents write the same checkpoint with and without `.pt`, so both spellings find it.
+
+    Raises:
+        CheckpointError: There is no such directory, or it is another kind of file.
+    """
+    path = Path(path)
+    twin = path.with_suffix("") if path.suffix == ".pt" else Path(f"{path}.pt")
+    for candidate in (path, twin):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    for candidate in (path, twin):
+        if candidate.is_file():
+            raise CheckpointError(
+                f"A checkpoint must be a directory that holds {CONFIG_FILE}, but {candidate} is a file.",
+                hint=f"convert it first: onmt_llm_convert -from auto -model_dir {candidate} -output NEW_DIRECTORY",
+            )
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"A checkpoint must hold {CONFIG_FILE}, but {path} is an adapter of peft.",
+            hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
+        )
+    if path.is_dir():
+        raise CheckpointError(
+            f"A checkpoint must hold {CONFIG_FILE}, but {path} does not.",
+            hint=f"if it holds another toolkit's model: onmt_llm_convert -model_dir {path} -output NEW_DIRECTORY",
+        )
+    if re.match("[a-z0-9]+:/", str(path)):
+        address = str(path).replace(":/", "://", 1)  # as it was before it was taken for a path
+        raise CheckpointError(
+            f"A checkpoint must be a folder on this machine, but {address} is an address.", hint="download it first"
+        )
+    raise CheckpointError(f"There is no checkpoint at {path}.")

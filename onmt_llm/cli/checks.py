@@ -1,0 +1,184 @@
+"""What is wrong with a job and can be known before anything heavy is imported: reported together with what the schema
+finds (`config.load`), so that nobody mends a configuration one mistake at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, option_files, subword_files
+from onmt_llm.config.checkpoint import CONFIG_FILE, read_config
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.load import Loaded
+from onmt_llm.config.overlay import check_task, unlike
+from onmt_llm.config.task import is_for_validation
+from onmt_llm.config.train import AUTO, TrainConfig
+from onmt_llm.data.readers import open_reader
+from onmt_llm.data.transforms import TRANSFORMS, faults, tokenizer_specs
+from onmt_llm.errors import ConfigError, DataError, OnmtLlmError, Problem
+from onmt_llm.registry import Registry, nearest
+from onmt_llm.text.new_vocab import no_vocabulary
+from onmt_llm.text.templates import TEMPLATES
+from onmt_llm.text.tokenizers import brings_vocabulary
+
+MODELS = {"run": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}
+"""Options of training that name models, by section."""
+_NEW_MODEL = frozenset(
+    {"data", "transforms", "train_from", "init_from", "src_vocab", "tgt_vocab", "share_vocab", "encoder_layers"}
+    | {"model_task", "encoder_type", "decoder_type", "src_subword_model", "tgt_subword_model", "plugins"}
+)
+"""Options that say which vocabularies a new model must have."""
+
+
+def training_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    """What is wrong with a training run: its corpora, its transforms, and what it begins with."""
+    config: TrainConfig = loaded.job
+    yield from corpora_problems(loaded)
+    yield from missing_files(loaded, [*corpus_files(loaded), *subword_files(loaded)])
+    yield from missing_files(loaded, option_files(loaded, "embeddings", _EMBEDDINGS))
+    new = begins_anew(config)
+    if new or config.run.update_vocab:
+        yield from _vocabulary_problems(loaded, required=new)
+    if new and not {"train_from", "init_from"} & loaded.doubtful:
+        for sentence in config.lacking_base():
+            yield Problem(f"{sentence}.", loaded.blamed(sentence))
+    for section, names in MODELS.items():
+        named = [name for name in names if getattr(getattr(config, section), name) != AUTO]
+        yield from missing_models(loaded, section, named, releases=section == "loss")
+    yield from _architecture_problems(loaded)
+
+
+_EMBEDDINGS = ("both_embeddings", "src_embeddings", "tgt_embeddings")
+
+
+def corpora_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    """What is wrong with the corpora, their files aside: paths that do not go together, transforms, templates."""
+    data = loaded.job.corpora
+    if not data.data and "data" not in loaded.doubtful:
+        hint = "data: {my_corpus: {path_src: train.txt}}"
+        yield Problem("'data' must name at least one corpus, but names none.", hint=hint)
+    elif data.data and all(map(is_for_validation, data.data)):
+        sentence = f"`data` must name at least one corpus for training, but names only {', '.join(data.data)}"
+        yield Problem(f"{sentence}, for validation.", loaded.where("data"))
+    if any(corpus.transforms is None for corpus in data.data.values()) or not data.data:
+        yield from transform_problems(loaded, data.transforms, ("transforms",))
+    for name, corpus in data.data.items():
+        yield from transform_problems(loaded, corpus.transforms or (), ("data", name, "transforms"))
+        yield from template_problems(loaded, corpus.template, ("data", name, "template"))
+        if "data" not in loaded.doubtful:
+            yield from _path_problems(loaded, name, corpus)
+
+
+def _path_problems(loaded: Loaded[Any], name: str, corpus: CorpusConfig) -> Iterator[Problem]:
+    if corpus.path_tokens or corpus.path_packed:
+        return
+    try:
+        open_reader(name, corpus)
+    except DataError:
+        return  # a pattern that matches no file is one of the missing files
+    except OnmtLlmError as error:
+        yield Problem.of(error, loaded.where("data", name))
+
+
+def transform_problems(loaded: Loaded[Any], names: Sequence[str], where: tuple[str, ...]) -> Iterator[Problem]:
+    """What is wrong with a list of transforms that stands at `where`."""
+    if any(_is_excused(loaded, TRANSFORMS, name) for name in names):
+        names = [name for name in names if name not in TRANSFORMS and not _is_excused(loaded, TRANSFORMS, name)]
+    for fault in faults(names):
+        yield Problem.of(fault, loaded.where(*where))
+
+
+def template_problems(loaded: Loaded[Any], template: str | None, where: tuple[str, ...]) -> Iterator[Problem]:
+    """What is wrong with a chat template, by its name or its path."""
+    if template is None or Path(template).is_file() or _is_excused(loaded, TEMPLATES, template):
+        return
+    if template.endswith(".jinja"):
+        yield from missing_files(loaded, [(f"'{'.'.join(where)}'", template, where)])
+        return
+    try:
+        TEMPLATES.get(template)
+    except ConfigError as error:
+        yield Problem.of(error, loaded.where(*where))
+
+
+def _is_excused(loaded: Loaded[Any], registry: Registry[Any], name: str) -> bool:
+    """Whether an unknown name may be that of a plug-in which could not be loaded."""
+    return "plugins" in loaded.doubtful and name not in registry and nearest(name, registry) is None
+
+
+def begins_anew(config: TrainConfig) -> bool:
+    """Whether a run begins with new weights, as far as its folder shows."""
+    if config.run.train_from != AUTO or not config.has_new_model:
+        return config.has_new_model
+    prefix = Path(config.run.save_model)
+    return not any(prefix.parent.glob(f"{escape(prefix.name)}_step_*/{CONFIG_FILE}"))
+
+
+def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Problem]:
+    """Vocabularies that are missing; `required`: and those that are not even named, for a new model."""
+    config: TrainConfig = loaded.job
+    vocabulary = config.vocabulary
+    features = [f"{vocabulary.src_vocab}_feat{number}" for number in range(config.corpora.n_src_feats)]
+    files = [*option_files(loaded, "vocabulary", ("src_vocab", "tgt_vocab"))]
+    if vocabulary.src_vocab:
+        files += [("'src_vocab'", path, ("src_vocab",)) for path in features]
+    yield from missing_files(loaded, files)
+    if not required or _NEW_MODEL & loaded.doubtful:
+        return
+    try:
+        lm = config.decide_task().task == "lm"
+    except ValueError:
+        return  # the schema's finding
+    try:
+        src_spec, tgt_spec = tokenizer_specs(config.corpora.model_transforms, loaded.options)
+    except OnmtLlmError as error:
+        if not any(faults(config.corpora.model_transforms)):
+            yield Problem.of(error, loaded.blamed(error.message))
+        return
+    src, tgt = vocabulary.src_vocab, vocabulary.tgt_vocab
+    needs = [("tgt_vocab", tgt, tgt_spec), ("src_vocab", src, src_spec or tgt_spec)]
+    if lm:
+        needs = [("src_vocab", src or tgt, src_spec)]
+    elif vocabulary.share_vocab:
+        needs = [("src_vocab", src or tgt, tgt_spec or src_spec)]
+    if config.corpora.n_src_feats and src is None:
+        needs.append(("src_vocab", None, None))
+    for option, path, spec in needs:
+        if path is None and not brings_vocabulary(spec):
+            yield Problem.of(no_vocabulary(option))
+
+
+def _architecture_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    """Options of the architecture that are not those of the checkpoint that the run begins with.
+
+    An adapter says only what its base was like; what became of a deeper model needs a closer look.
+    """
+    config: TrainConfig = loaded.job
+    named = config.run.init_from if config.run.train_from == AUTO else config.run.train_from
+    if named is None:
+        return
+    try:
+        path = resolve_path(named)
+        stored = read_config(path)
+    except OnmtLlmError:
+        return  # reported with the models that are missing
+    try:
+        check_task(config.run.model_task, stored.model, path)
+    except ConfigError as error:
+        yield Problem.of(error, loaded.blamed(error.message))
+    forced = config.run.override_opts or "override_opts" in loaded.doubtful
+    if not forced and stored.expansion is None and not config.expansion.is_on:
+        for problem in unlike(stored.model, config.architecture, path):
+            yield replace(problem, where=loaded.blamed(problem.sentence))
+
+
+def inference_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    """What is wrong with the models, transforms and template of an inference configuration."""
+    yield from missing_models(loaded, "inference", ("model",), releases=True)
+    yield from transform_problems(loaded, loaded.job.inference.transforms, ("transforms",))
+    template = loaded.job.inference.template
+    yield from template_problems(loaded, None if template == "auto" else template, ("template",))
