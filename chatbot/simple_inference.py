@@ -21,6 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from onmt_llm.cli.chat import load_inference_config
+from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.cli.translate import encode_line, open_from
 from onmt_llm.config.chat import Mode, SimpleInferenceConfig
@@ -29,12 +30,13 @@ from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
 from onmt_llm.generate.engine import Engine
 from onmt_llm.log import logger
+from onmt_llm.outputs import write_text
 
 USAGE = "simple_inference.py -input_file PROMPTS -inference_config_file YAML -inference_mode py -output_directory DIR"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("simple_inference", _simple_inference, argv)
+    return run_job("simple_inference", _simple_inference, argv, paths=lambda loaded: Paths())
 
 
 def _simple_inference(loaded: Loaded[Any]) -> int:
@@ -43,11 +45,12 @@ def _simple_inference(loaded: Loaded[Any]) -> int:
     directory = needed(loaded, "files", "output_directory", USAGE)
     mode = config.answering.inference_mode
     inference = load_inference_config(config.answering.inference_config_file, mode)
+    target = output_file(directory, inference.job.inference.model[0], mode)
+    inputs = [("'input_file'", source, ("input_file",)), *model_files(inference, "inference", ("model",))]
+    check_outputs(loaded, Paths(inputs, [Output("output_directory", str(target))]))
     lines = list(read_lines(source))
     results = answer_lines(open_from(inference), lines, inference.job)
-    target = output_file(directory, inference.job.inference.model[0], mode)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_text(target, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     logger.info("%d inputs answered in %.1f s: %s", len(lines), results["duration"], target)
     return 0
 

@@ -17,6 +17,8 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk, or a share of it, that has no more room."""
 LONGEST_NAME = 255
 """Bytes of a file's name, on nearly every file system."""
+LONGEST_STEM = 160
+"""Bytes of a name that others are made of: `<name>_step_100000_ema`, and hidden ones with the name of the machine."""
 
 
 @contextlib.contextmanager
@@ -85,11 +87,23 @@ def write_failed(path: Path, error: OSError, *, unfinished: Path | None = None) 
     what = error.strerror or str(error)
     if error.errno in FULL:
         place = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
-        free = "" if place is None else f"; {shutil.disk_usage(place).free:,} bytes are free there"
-        return CheckpointError(f"Writing {path} failed: {what}{free}.", hint="make room")
+        if place is None or is_written_in_place(path):
+            return CheckpointError(f"Writing {path} failed: {what}.")
+        free = shutil.disk_usage(place).free
+        return CheckpointError(f"Writing {path} failed: {what}; {free:,} bytes are free there.", hint="make room")
     blamed = None if error.filename is None else Path(os.fsdecode(error.filename))
     is_own = blamed is None or not {path, unfinished}.isdisjoint((blamed, *blamed.parents))
     return CheckpointError(f"Writing {path} failed: {what}{'' if is_own else f' ({blamed})'}.")
+
+
+def name_problem(name: str) -> str | None:
+    """Why no file can have `name`, or one that begins with it, as the end of a sentence; None = it can."""
+    if not name.strip("."):
+        return f"is '{name}'"
+    if odd := next((character for character in name if character in "/\\" or not character.isprintable()), None):
+        return f"holds {odd!r}"
+    length = len(os.fsencode(name))
+    return f"has {length} bytes" if length > LONGEST_STEM else None
 
 
 def place_problem(path: str, *, folder: bool = False) -> str | None:
@@ -110,14 +124,14 @@ def place_problem(path: str, *, folder: bool = False) -> str | None:
         existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
     except OSError as error:
         return f"'{path}' cannot be reached ({error.strerror or error})"
-    if existing != place and not existing.is_dir():
+    if not existing.is_dir() and (folder or existing != place):
         return f"{existing} is a file"
     if not os.access(existing, os.W_OK):
         return f"{existing} must not be written to"
     return None
 
 
-def replaced_input(output: str | Path, inputs: Iterable[str | Path], *, folder: bool = False) -> Path | None:
+def replaced_input(output: str | Path, inputs: Iterable[str], *, folder: bool = False) -> str | None:
     """The input that an output would take the place of, or be written into; links are followed.
 
     Args:
@@ -126,7 +140,7 @@ def replaced_input(output: str | Path, inputs: Iterable[str | Path], *, folder: 
         folder: The output is a directory, which is replaced as a whole where it is there already.
     """
     place = Path(os.path.realpath(output))
-    for given in map(Path, inputs):
+    for given in inputs:
         read = Path(os.path.realpath(given))
         inside = (read in place.parents and read.is_dir()) if not folder else place in read.parents and place.exists()
         if inside or place == read or (place.exists() and read.exists() and os.path.samefile(place, read)):

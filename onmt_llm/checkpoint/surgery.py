@@ -213,8 +213,7 @@ def extract_embeddings(checkpoint: str | Path, output: str | Path, *, side: str 
     name = f"{'encoder' if has_own else 'decoder'}.embed_tokens.weight"
     vectors_VD = opened.tensor(name).float()
     tokens = list(codec.src_vocab if side == "src" else codec.vocab)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    with output_file(Path(output)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with output_file(output) as place, open(place, "w", encoding="utf-8", newline="\n") as file:
         for token, vector in zip(tokens, vectors_VD, strict=False):
             file.write(f"{escape(token, ODD)} {' '.join(f'{value:.6g}' for value in vector.tolist())}\n")
     return min(len(tokens), len(vectors_VD))
@@ -233,8 +232,8 @@ def extract_vocabulary(checkpoint: str | Path, output: str | Path, *, side: str 
     """
     codec = Checkpoint.open(checkpoint).codec()
     vocab: Vocab = codec.src_vocab if side == "src" else codec.vocab
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    vocab.write(output)
+    with output_file(output) as place:
+        vocab.write(place)
     return len(vocab)
 
 

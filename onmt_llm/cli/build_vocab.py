@@ -7,6 +7,7 @@ from typing import Any
 
 from onmt_llm.cli.checks import corpora_problems
 from onmt_llm.cli.inputs import corpus_files, missing_files, subword_files
+from onmt_llm.cli.outputs import Output, Paths
 from onmt_llm.cli.run import run_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.data.vocabulary import build_vocab
@@ -14,7 +15,21 @@ from onmt_llm.errors import Problem
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_build_vocab", _build, argv, checks=_problems)
+    return run_job("onmt_llm_build_vocab", _build, argv, paths=_paths, checks=_problems)
+
+
+def _paths(loaded: Loaded[Any]) -> Paths:
+    data, vocabulary = loaded.job.corpora, loaded.job.vocabulary
+    named = {path: name for name in ("tgt_vocab", "src_vocab") if (path := getattr(vocabulary, name))}
+    writes = [Output(name, path) for path, name in named.items()]
+    writes += [Output("src_vocab", f"{vocabulary.src_vocab}_feat{number}") for number in range(data.n_src_feats)]
+    models = list(subword_files(loaded))
+    if loaded.job.counting.learn_subwords:
+        writes += [Output(where[0], path) for _, path, where in models]
+        models = []
+    if data.save_data:
+        writes.append(Output("save_data", data.save_data, collects=True))
+    return Paths([*corpus_files(loaded), *models], writes)
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.cli.jobs import load_job
+from onmt_llm.cli.outputs import Paths
 from onmt_llm.cli.run import log_notes, run_job
 from onmt_llm.cli.translate import open_from
 from onmt_llm.config.chat import ChatConfig, Mode
@@ -15,7 +16,7 @@ from onmt_llm.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_chat", _chat, argv)
+    return run_job("onmt_llm_chat", _chat, argv, paths=lambda loaded: Paths())
 
 
 def _chat(loaded: Loaded[Any]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.errors import CheckpointError, ConfigError
@@ -23,7 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     # the action comes first, and is not an option
     action = words.pop(0) if words and not words[0].startswith("-") else ""
-    return run_job("onmt_llm_checkpoint", functools.partial(_checkpoint, action), words)
+    return run_job("onmt_llm_checkpoint", functools.partial(_checkpoint, action), words, paths=_paths)
+
+
+def _paths(loaded: Loaded[Any]) -> Paths:
+    writes = [*one(loaded, "checkpoint", "output", is_folder=True), *one(loaded, "checkpoint", "out_file")]
+    return Paths(list(model_files(loaded, "checkpoint", ("model", "models"))), writes)
 
 
 def _checkpoint(action: str, loaded: Loaded[Any]) -> int:

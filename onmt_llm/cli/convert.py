@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from onmt_llm.cli.inputs import option_files
+from onmt_llm.cli.outputs import Output, Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import ConversionOptions
 from onmt_llm.config.load import Loaded
@@ -14,7 +16,16 @@ USAGE = "onmt_llm_convert -model_dir MODEL -output CHECKPOINT"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_convert", _convert, argv)
+    return run_job("onmt_llm_convert", _convert, argv, paths=_paths)
+
+
+def _paths(loaded: Loaded[Any]) -> Paths:
+    options: ConversionOptions = loaded.job.conversion
+    writes = one(loaded, "conversion", "output", is_folder=options.to != "opennmt")
+    if writes and options.to == "opennmt" and not str(options.output).endswith(".pt"):
+        writes = [Output("output", f"{options.output}.pt")]
+    models = model_files(loaded, "conversion", ("model_dir",))
+    return Paths([*models, *option_files(loaded, "conversion", ("tokenizer_model", "vocab_file"))], writes)
 
 
 def _convert(loaded: Loaded[Any]) -> int:

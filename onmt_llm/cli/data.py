@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.cli.checks import training_problems
+from onmt_llm.cli.outputs import Output, Paths, one
 from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.train import training_inputs
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.load import Loaded
 from onmt_llm.data import pack
@@ -19,12 +21,14 @@ from onmt_llm.data.pages import report_page, samples_page
 from onmt_llm.data.report import measure, mixture, table, to_json
 from onmt_llm.data.trace import collect
 from onmt_llm.errors import ConfigError
+from onmt_llm.outputs import write_text
 
 USAGE = (
     "onmt_llm_data report -config x.yaml | sample -config x.yaml | pack -config x.yaml | "
     "merge -shards FOLDER FOLDER -output FOLDER | verify -shards FOLDER"
 )
 DEFAULT_SAMPLE = 20
+PAGES = {"report": ("report.json", "report.html"), "sample": ("samples.html",)}
 _OF_SHARDS = ("merge", "verify")
 
 
@@ -32,8 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     # the action comes first, and is not an option
     action = words.pop(0) if words and not words[0].startswith("-") else ""
-    checks = None if action in _OF_SHARDS else training_problems
-    return run_job("onmt_llm_data", functools.partial(_data, action), words, checks=checks)
+    checks, paths = None if action in _OF_SHARDS else training_problems, functools.partial(_paths, action)
+    return run_job("onmt_llm_data", functools.partial(_data, action), words, paths=paths, checks=checks)
+
+
+def _paths(action: str, loaded: Loaded[Any]) -> Paths:
+    if action in _OF_SHARDS:
+        shards = [("'shards'", folder, ("shards",)) for folder in loaded.job.look.shards]
+        return Paths(shards, one(loaded, "look", "output", is_folder=True))
+    writes = [Output("save_data", str(_folder(loaded.job)), collects=True)]
+    writes += [Output("save_data", str(_folder(loaded.job) / name)) for name in PAGES.get(action, ())]
+    return Paths(list(training_inputs(loaded)), writes)
 
 
 def _data(action: str, loaded: Loaded[Any]) -> int:
@@ -46,7 +59,7 @@ def _data(action: str, loaded: Loaded[Any]) -> int:
 def _report(loaded: Loaded[Any]) -> int:
     config: DataToolConfig = loaded.job
     data = config.corpora
-    outputs = _outputs(config, "report.json", "report.html")
+    outputs = _outputs(config, *PAGES["report"])
     n_sample = data.n_sample or -1
     reports = measure(
         data.data,
@@ -74,7 +87,7 @@ def _sample(loaded: Loaded[Any]) -> int:
     data = config.corpora
     if data.n_sample < 0:
         raise ConfigError(f"n_sample must be at least 1 for a page of samples, but is {data.n_sample}.")
-    (output,) = _outputs(config, "samples.html")
+    (output,) = _outputs(config, *PAGES["sample"])
     number = data.n_sample or DEFAULT_SAMPLE
     collected = collect(
         data.data,
@@ -147,8 +160,7 @@ def _outputs(config: DataToolConfig, *names: str) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_text(path, text + "\n")
     print(f"written to {path}")
 
 

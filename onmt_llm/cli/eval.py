@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.cli.inputs import option_files
+from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.cli.translate import open_models
 from onmt_llm.config.evaluate import EvalConfig
@@ -15,6 +17,7 @@ from onmt_llm.config.load import Loaded
 from onmt_llm.data.readers import read_lines
 from onmt_llm.errors import ConfigError
 from onmt_llm.eval.perplexity import Perplexity, measure
+from onmt_llm.outputs import write_text
 
 USAGE = "onmt_llm_eval perplexity -model CHECKPOINT -src FILE [-tgt FILE] [-output FILE]"
 
@@ -23,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     # what is measured comes first, and is not an option
     action = words.pop(0) if words and not words[0].startswith("-") else ""
-    return run_job("onmt_llm_eval", functools.partial(_evaluate, action), words)
+    return run_job("onmt_llm_eval", functools.partial(_evaluate, action), words, paths=_paths)
+
+
+def _paths(loaded: Loaded[Any]) -> Paths:
+    reads = [*model_files(loaded, "measure", ("model",)), *option_files(loaded, "measure", ("src", "tgt"))]
+    return Paths(reads, one(loaded, "measure", "output"))
 
 
 def _evaluate(action: str, loaded: Loaded[Any]) -> int:
@@ -47,9 +55,8 @@ def _perplexity(loaded: Loaded[Any]) -> int:
 
 
 def _write(path: Path, found: Perplexity) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = (f"{line.perplexity:.6f}\t{line.log_prob:.6f}\t{line.tokens}\n" for line in found.lines)
-    path.write_text("".join(rows), encoding="utf-8", newline="\n")
+    write_text(path, "".join(rows))
 
 
 if __name__ == "__main__":

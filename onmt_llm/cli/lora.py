@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import LoraToolOptions
 from onmt_llm.config.load import Loaded
@@ -18,7 +19,12 @@ USAGE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_lora", _lora, argv)
+    return run_job("onmt_llm_lora", _lora, argv, paths=_paths)
+
+
+def _paths(loaded: Loaded[Any]) -> Paths:
+    models = model_files(loaded, "adapters", ("base_model", "lora_weights"))
+    return Paths(list(models), one(loaded, "adapters", "output", is_folder=True))
 
 
 def _lora(loaded: Loaded[Any]) -> int:

@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.cli.outputs import Paths, one
 from onmt_llm.cli.run import run_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.config.plot import CurvesConfig
@@ -15,12 +16,20 @@ from onmt_llm.errors import ConfigError
 
 USAGE = "onmt_llm_plot RUN... [-output FILE.png] [-against tokens|steps|hours] [-log_scale y] [-figures xent lr]"
 
+ENDINGS = ("", "_metrics.jsonl", "_results.jsonl")
+"""Of the files that a run is read from, behind its name."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     # the runs may come first, without their flag
     runs = list(takewhile(lambda word: not word.startswith("-"), words))
-    return run_job("onmt_llm_plot", _plot, ["-runs", *words] if runs else words)
+    return run_job("onmt_llm_plot", _plot, ["-runs", *words] if runs else words, paths=_paths)
+
+
+def _paths(loaded: Loaded[Any]) -> Paths:
+    read = [("'runs'", f"{run}{end}", ("runs",)) for run in loaded.job.curves.runs for end in ENDINGS]
+    return Paths([each for each in read if Path(each[1]).is_file()], one(loaded, "curves", "output"))
 
 
 def _plot(loaded: Loaded[Any]) -> int:

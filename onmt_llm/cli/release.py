@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.cli.inputs import option_files
+from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import ReleaseOptions
 from onmt_llm.config.load import Loaded
@@ -16,7 +18,12 @@ USAGE = "release_model -model CHECKPOINT -output DIRECTORY -quantization int8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("release_model", _release, argv)
+    return run_job("release_model", _release, argv, paths=_paths)
+
+
+def _paths(loaded: Loaded[Any]) -> Paths:
+    reads = [*model_files(loaded, "release", ("model",)), *option_files(loaded, "release", ("verify_text",))]
+    return Paths(reads, one(loaded, "release", "output", is_folder=loaded.job.release.format != "pytorch"))
 
 
 def _release(loaded: Loaded[Any]) -> int:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.jobs import load_job
+from onmt_llm.cli.outputs import Output, Paths, output_problems
 from onmt_llm.config.load import Checks, Loaded
 from onmt_llm.config.render import print_config
-from onmt_llm.errors import ConfigError, OnmtLlmError, raise_problems
+from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError, Problem, raise_problems
 from onmt_llm.log import logger, setup_logging
+from onmt_llm.outputs import FULL
 
 INTERRUPTED = 130
 """The shell's code for a command that Ctrl-C ended."""
@@ -38,7 +41,9 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         argv: Arguments without the program's name; None = the process's own.
     """
     try:
-        return work(sys.argv[1:] if argv is None else argv)
+        code = work(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except OnmtLlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -46,9 +51,15 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader (`| head`) has gone
         return 1
+    except OSError as error:
+        # Standard output, or the folder for temporary files, may be full at any time.
+        if error.errno not in FULL:
+            raise
+        print(f"error: {error.strerror}.", file=sys.stderr)
+        _drop_output()
+        return CheckpointError.exit_code
     except (MemoryError, RuntimeError) as error:
         said = f"{type(error).__name__}: {error}"
         if not _NO_MEMORY.search(said):
@@ -59,11 +70,17 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         return OnmtLlmError.exit_code
 
 
+def _drop_output() -> None:
+    """Let go of what is still to be printed: Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_job(
     command: str,
     work: Callable[[Loaded[Any]], int],
     argv: Sequence[str] | None,
     *,
+    paths: Callable[[Loaded[Any]], Paths],
     switches: Mapping[str, str] | None = None,
     checks: Checks | None = None,
 ) -> int:
@@ -74,16 +91,22 @@ def run_job(
         work: Takes the configuration, returns the exit code. It imports torch itself: a mistake that can be found
             without torch is told before that.
         argv: Arguments without the program's name; None = the process's own.
+        paths: What the command reads and writes, by its configuration.
         switches: Flags of the command itself, with their help.
         checks: Finds what is wrong with the configuration besides its values: files that are missing ...
     """
 
+    def all_checks(loaded: Loaded[Any]) -> Iterator[Problem]:
+        yield from () if checks is None else checks(loaded)
+        log = _log_file(loaded)
+        yield from output_problems(loaded, paths(loaded), [Output("log_file", log)] if log else [])
+
     def load_and_work(words: Sequence[str]) -> int:
-        loaded = load_job(command, words, switches=switches, checks=checks)
+        loaded = load_job(command, words, switches=switches, checks=all_checks)
         if loaded.switches["print_config"]:
             print(print_config(loaded))
             return 0
-        setup_logging(log_file=_log_file(loaded))
+        _open_log(_log_file(loaded))
         log_notes(loaded)
         ignored = loaded.job.integrity.ignore_damage if hasattr(loaded.job, "integrity") else False
         try:
@@ -123,6 +146,15 @@ def needed(loaded: Loaded[Any], section: str, name: str, usage: str) -> str:
     if not value:
         raise ConfigError(f"'{name}' must be given, but is not.", hint=usage)
     return str(value)
+
+
+def _open_log(file: str | None) -> None:
+    try:
+        if file is not None:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        setup_logging(log_file=file)
+    except OSError as error:
+        raise ConfigError(f"'log_file' must be a file that can be written, but {file}: {error.strerror}.") from error
 
 
 def _log_file(loaded: Loaded[Any]) -> str | None:

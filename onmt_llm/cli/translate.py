@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inputs import missing_files, not_given, option_files
+from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.load import Loaded
 from onmt_llm.config.translate import EngineConfig, TranslateConfig
@@ -20,6 +20,7 @@ from onmt_llm.errors import ConfigError, DataError, Problem
 from onmt_llm.generate.alignment import SEPARATOR, pharaoh, read_phrase_table, replace_unknown
 from onmt_llm.generate.scoring import perplexity, score_pairs
 from onmt_llm.log import logger
+from onmt_llm.outputs import write_text
 from onmt_llm.text.features import parse_defaults
 from onmt_llm.text.placeholders import from_line, to_line
 from onmt_llm.text.templates import Message
@@ -33,7 +34,12 @@ USAGE = "onmt_llm_translate -model CHECKPOINT -src input.txt -output answers.txt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_translate", _translate, argv, checks=_problems)
+    return run_job("onmt_llm_translate", _translate, argv, paths=_paths, checks=_problems)
+
+
+def _paths(loaded: Loaded[Any]) -> Paths:
+    files = option_files(loaded, "inference", ("src", "tgt", "phrase_table", "template"))
+    return Paths([*model_files(loaded, "inference", ("model",)), *files], one(loaded, "inference", "output"))
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
@@ -188,8 +194,7 @@ def _write(
     if target == "-":
         sys.stdout.write(content)
         return
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    Path(target).write_text(content, encoding="utf-8", newline="\n")
+    write_text(target, content)
     logger.info("%d answers to %d inputs written to %s", len(texts), len(lines), target)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from onmt_llm.config.numbers import (
     INT32,
@@ -19,6 +19,7 @@ from onmt_llm.config.numbers import (
     WorkersOrZero,
 )
 from onmt_llm.config.section import Section
+from onmt_llm.outputs import name_problem
 
 Paths = str | list[str]
 Role = Literal["system", "user", "assistant", "tool"]
@@ -168,6 +169,14 @@ class DataConfig(Section):
         """Transforms that a new model's tokeniser is read off: the global ones, or else those of the first corpus."""
         listed = [corpus.transforms for corpus in self.data.values() if corpus.transforms]
         return self.transforms or (listed[0] if listed else [])
+
+    @field_validator("data")
+    @classmethod
+    def _names(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
+        for name in corpora:
+            if problem := name_problem(name):
+                raise ValueError(f"must give corpora names that files can have, but {name[:60]!r} {problem}")
+        return corpora
 
 
 class VocabularyConfig(Section):

@@ -40,6 +40,7 @@ class Loaded(Generic[Job]):
         warnings: Sentences to warn with, before the notes.
         doubtful: Options whose value is wrong, or which an unknown one was meant to be: for `checks` alone, whose job
             has them at their defaults.
+        configs: The `-config` files.
     """
 
     job: Job
@@ -49,6 +50,7 @@ class Loaded(Generic[Job]):
     switches: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     doubtful: frozenset[str] = frozenset()
+    configs: Sequence[str] = ()
 
     def origin(self, *path: str) -> str:
         """Where an option was written, as ` (file:line)`, or nothing when it was left to its default."""
@@ -163,7 +165,8 @@ def load(
     job_object, options = _build(job, extra or {}, table, translation, given)
     origins = _origins(translation, given)
     doubtful = frozenset(given.doubtful)
-    loaded = Loaded(job_object, options, origins, given.notes, parsed.switches, given.warnings, doubtful)
+    told = (given.notes, parsed.switches, given.warnings, doubtful, parsed.configs)
+    loaded = Loaded(job_object, options, origins, *told)
     if checks is not None and not parsed.switches["print_config"]:
         given.problems += checks(loaded)
     raise_problems(given.in_order(parsed.configs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -32,6 +31,7 @@ from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Decision, Task, decide_task, with_defaults
 from onmt_llm.config.watch import WatchConfig
+from onmt_llm.outputs import name_problem
 
 AUTO = "auto"
 """Value of `train_from`: whatever this run has come to."""
@@ -243,8 +243,6 @@ class PreferenceConfig(Section):
     """Weight of bad ones; with many more of one kind than of the other, the weights should make up for it."""
 
 
-_LONGEST_NAME = 200
-"""Bytes of `save_model`'s own name: what is added for a step, an average or a file on the way still fits a name."""
 _OWN_CRITERIA = ("ppl", "accuracy", "loss", "reward_accuracy")
 
 
@@ -368,13 +366,12 @@ class RunConfig(Section):
 
     @field_validator("save_model")
     @classmethod
-    def _prefix(cls, value: str) -> str:
-        name = PurePath(value).name
-        if not name or name == "..":
-            raise ValueError(f"must be the beginning of a name, such as runs/model, but is '{value}'")
-        if len(name.encode()) > _LONGEST_NAME:
-            raise ValueError(f"must end with a name of at most {_LONGEST_NAME} bytes, but it has {len(name.encode())}")
-        return value
+    def _prefix(cls, prefix: str) -> str:
+        name = prefix.rpartition("/")[2]
+        if problem := name_problem(name):
+            said = problem if name.strip(".") else f"is '{prefix}'"
+            raise ValueError(f"must end in a name that checkpoints can begin with, as in run/model, but {said}")
+        return prefix
 
 
 class LogConfig(Section):

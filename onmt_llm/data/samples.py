@@ -18,6 +18,7 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import check_readers
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
+from onmt_llm.outputs import output_file
 from onmt_llm.text.placeholders import to_line
 
 
@@ -74,7 +75,8 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
 def _write(corpus: Corpus, paths: tuple[Path, Path, Path], model: ModelText, n_sample: int) -> None:
     has_target = False
     with ExitStack() as stack:
-        src, tgt, view = (stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in paths)
+        places = [stack.enter_context(output_file(path)) for path in paths]
+        src, tgt, view = (stack.enter_context(place.open("w", encoding="utf-8", newline="\n")) for place in places)
         samples = _samples(corpus)
         for raw, example, encoded in samples if n_sample < 0 else islice(samples, n_sample):
             print(_line(example.src), file=src)

@@ -24,6 +24,7 @@ from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
+from onmt_llm.outputs import output_file, write_text
 from onmt_llm.text.new_vocab import with_specials
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.templates import get_template
@@ -139,8 +140,8 @@ def _learn(source: Source, config: VocabJobConfig, n_sample: int) -> tuple[Sourc
         processes=config.counting.num_threads,
         symbols=added_tokens(source.corpora, source.data, source.options, in_text=True),
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
+    with output_file(file) as place:
+        place.write_bytes(content)
     logger.info("Subword model: %s (src_subword_model).", file)
     pieces: list[str] = []
     if kind == "sentencepiece":
@@ -168,8 +169,7 @@ def _chosen(counter: Counter[str], vocabulary: VocabularyConfig, side: str) -> l
 
 
 def _write(file: Path, entries: list[tuple[str, int]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{escape(token, _SPACE)}\t{count}\n" for token, count in entries), "utf-8", newline="\n")
+    write_text(file, "".join(f"{escape(token, _SPACE)}\t{count}\n" for token, count in entries))
 
 
 def _dump_samples(source: Source, config: VocabJobConfig, counts: Counts) -> None:

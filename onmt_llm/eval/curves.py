@@ -173,7 +173,12 @@ def _prefix(file: Path) -> Path:
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} must hold metrics, as JSON lines in UTF-8, but cannot be read so ({error})."
+        ) from error
     rows = list(_rows(file, lines))
     return sorted(rows, key=lambda row: row["step"])
 

@@ -11,6 +11,7 @@ import numpy as np
 from onmt_llm.errors import ConfigError
 from onmt_llm.eval.curves import Against, Best, Run, Split
 from onmt_llm.optional import require
+from onmt_llm.outputs import output_file
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -81,8 +82,8 @@ def draw(
     if against != "hours":
         panels[-1].xaxis.set_major_formatter(_ticker().EngFormatter(sep=""))
     _legend(picture, runs, chosen, best, shown)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(output)
+    with output_file(output) as place:
+        picture.savefig(place, format=output.suffix[1:])
 
 
 def _picture(runs: Sequence[Run], title: str, panels: int) -> Any:

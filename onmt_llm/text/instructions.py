@@ -7,7 +7,6 @@ cannot be said in the other form is left out, and counted by reason.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from onmt_llm.errors import DataError
+from onmt_llm.outputs import output_file, place_problem, replaced_input
 from onmt_llm.text.message import Message
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line, to_line
 from onmt_llm.text.templates import AlpacaTemplate
@@ -68,24 +68,25 @@ def convert_file(source: str | Path, target: str | Path, *, to: Form) -> Report:
         DataError: A file cannot be read or written, or is not JSON.
     """
     report = Report()
-    partial = Path(f"{target}.partial")
+    if problem := place_problem(str(target)):
+        raise DataError(f"The output must be a file that can be written, but {problem}.")
+    if replaced_input(target, [str(source)]):
+        raise DataError(f"The output must not take the place of the input, but both are {source}.")
     try:
         with (
             open(source, encoding="utf-8-sig", newline="\n") as incoming,
-            open(partial, "w", encoding="utf-8", newline="\n") as outgoing,
+            output_file(target) as place,
+            open(place, "w", encoding="utf-8", newline="\n") as outgoing,
         ):
             if to == "lines":
                 outgoing.writelines(f"{line}\n" for line in to_lines(read_json(incoming, str(source)), report))
             else:
                 lines = (line.rstrip("\n").removesuffix("\r") for line in incoming)
                 _write_list(to_examples(lines, report, form=to), outgoing)
-        os.replace(partial, target)
     except OSError as error:
-        raise DataError(f"{error.filename or target} cannot be read or written: {error.strerror}.") from error
+        raise DataError(f"{source} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{source} must be UTF-8 text, but is not ({error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return report
 
 

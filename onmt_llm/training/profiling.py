@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from onmt_llm.log import logger
+from onmt_llm.outputs import output_file, write_text
 
 _ROWS = 60
 
@@ -95,14 +96,14 @@ class Profiler:
         if self._profile is None:
             return
         self._open.close()
-        self._folder.mkdir(parents=True, exist_ok=True)
         trace, table = (self._folder / f"rank{self._rank}_{name}" for name in ("trace.json", "table.txt"))
-        self._profile.export_chrome_trace(str(trace))
+        with output_file(trace) as place:
+            self._profile.export_chrome_trace(str(place))
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        table.write_text(self._profile.key_averages().table(sort_by=by, row_limit=_ROWS), encoding="utf-8")
+        write_text(table, self._profile.key_averages().table(sort_by=by, row_limit=_ROWS))
         if self._flops is not None:
             counted = self._flops.table(updates=len(self._done))
-            (self._folder / f"rank{self._rank}_flops.txt").write_text(counted, encoding="utf-8")
+            write_text(self._folder / f"rank{self._rank}_flops.txt", counted)
         self._profile = None
         if self._done:
             logger.info("Updates %d to %d are profiled: %s", self._done[0], self._done[-1], self._folder)

@@ -18,6 +18,7 @@ from onmt_llm.generate.scorers import Scorer, open_scorers
 from onmt_llm.generate.torch_engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
+from onmt_llm.outputs import write_text
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.placeholders import to_line
 from onmt_llm.training.dist import World
@@ -119,13 +120,12 @@ class Translations:
         return _one_line(undo_all(prompt.transforms, [token for token in tokens if token not in control]))
 
     def _write(self, folder: Path, step: int, predictions: Sequence[str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         _write_lines(folder / f"preds.valid_step_{step}.txt", predictions)
         _write_lines(folder / "refs.valid.txt", self._references)
         if self._side_by_side:
             rows = zip(self._prompts, self._references, predictions, strict=True)
             blocks = [f"SOURCE: {to_line(asked.text)}\nREF: {gold}\nPRED: {said}\n" for asked, gold, said in rows]
-            (folder / f"debug.valid_step_{step}.txt").write_text("\n".join(blocks), encoding="utf-8", newline="\n")
+            write_text(folder / f"debug.valid_step_{step}.txt", "\n".join(blocks))
 
 
 def _one_line(text: str) -> str:
@@ -134,4 +134,4 @@ def _one_line(text: str) -> str:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -214,10 +214,13 @@ def test_a_checkpoint_has_the_same_bounds() -> None:
         (["-batch_size", "0x2"], "'batch_size' must be a whole number, but is '0x2'.\n"),
         (["--set", 'tgt_vocab="a\\0b"'], "'tgt_vocab' must not hold the character NUL.\n"),
         (["--set", 'data={train: {path_src: [x, "\\0"]}}'], "'data' must not hold the character NUL.\n"),
-        (["-save_model", "/"], "'save_model' must be the beginning of a name, such as runs/model, but is '/'.\n"),
+        (
+            ["-save_model", "/"],
+            "can begin with, as in run/model, but is '/'.\n",
+        ),
         (
             ["-save_model", "a/" + "x" * 300],
-            "'save_model' must end with a name of at most 200 bytes, but it has 300.\n",
+            "'save_model' must end in a name that checkpoints can begin with, as in run/model, but has 300 bytes.\n",
         ),
         (["--", "x"], "but '--' does not"),
         (["-max_time", "abc"], "'max_time' must be a time such as 11h30m, 23:30:00 or 3600 (seconds), but is 'abc'.\n"),

@@ -1,0 +1,121 @@
+"""What a command writes, held against what it reads before anything is opened: no output takes an input's place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.cli.inputs import Input
+from onmt_llm.config.checkpoint import read_config
+from onmt_llm.config.load import Loaded
+from onmt_llm.errors import OnmtLlmError, Problem, raise_problems
+from onmt_llm.outputs import place_problem, replaced_input
+
+STANDARD = "-"
+"""Standard input or output."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Something that a command writes.
+
+    Attributes:
+        name: The option that says where.
+        path: The file, or the directory.
+        is_folder: It is a directory, which is replaced as a whole.
+        collects: It is a directory that files are put into, beside those that are there.
+    """
+
+    name: str
+    path: str
+    is_folder: bool = False
+    collects: bool = False
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What a command reads and writes.
+
+    Attributes:
+        reads: Its inputs: option, path, and where that stands in the YAML.
+        writes: Its outputs.
+    """
+
+    reads: Sequence[Input] = ()
+    writes: Sequence[Output] = field(default_factory=list)
+
+
+def output_problems(loaded: Loaded[Any], paths: Paths, further: Sequence[Output] = ()) -> Iterator[Problem]:
+    """Outputs that cannot be written, or that would take the place of an input or of each other.
+
+    Args:
+        loaded: The job.
+        paths: What it reads and writes.
+        further: What it writes besides.
+    """
+    configs: list[Input] = [("'config'", path, ()) for path in loaded.configs]
+    reads = [each for each in (*paths.reads, *configs) if each[1] != STANDARD]
+    known = [each for each in (*paths.writes, *further) if each.path != STANDARD and each.name not in loaded.doubtful]
+    for output in known:
+        if sentence := _problem(output, reads):
+            yield Problem(sentence, loaded.where(output.name))
+    for one, other in combinations((each for each in known if not each.collects), 2):
+        if os.path.realpath(one.path) == os.path.realpath(other.path):
+            sentence = f"'{one.name}' and '{other.name}' must be two places, but both are {one.path}."
+            yield Problem(sentence, loaded.where(other.name))
+
+
+def check_outputs(loaded: Loaded[Any], paths: Paths) -> None:
+    """Refuse what `output_problems` finds.
+
+    Raises:
+        ConfigError: Names the options.
+    """
+    raise_problems(output_problems(loaded, paths))
+
+
+def _problem(output: Output, reads: Sequence[Input]) -> str | None:
+    is_folder = output.is_folder or output.collects
+    if problem := place_problem(output.path, folder=is_folder):
+        return f"'{output.name}' must be {'a directory' if is_folder else 'a file'} that can be written, but {problem}."
+    if output.collects:
+        return None
+    names = {path: name for name, path, _ in reads}
+    replaced = replaced_input(output.path, names, folder=output.is_folder)
+    if replaced is None:
+        return None
+    inside = "" if os.path.realpath(replaced) == os.path.realpath(output.path) else f", with {replaced}"
+    return (
+        f"'{output.name}' must not take the place of what is read, but {output.path} would: "
+        f"it is that of {names[replaced]}{inside}."
+    )
+
+
+def one(loaded: Loaded[Any], section: str, name: str, *, is_folder: bool = False) -> list[Output]:
+    """The output that an option names; none where it is not given."""
+    path = getattr(getattr(loaded.job, section), name)
+    return [Output(name, str(path), is_folder=is_folder)] if path else []
+
+
+def model_files(loaded: Loaded[Any], section: str, names: Iterable[str]) -> Iterator[Input]:
+    """The models that options of a section name, with the bases of adapters: directories, or foreign files."""
+    for name in names:
+        given = getattr(getattr(loaded.job, section), name)
+        for path in [given] if isinstance(given, str) else given or ():
+            for place in with_bases(path):
+                yield f"'{name}'", place, (name,)
+
+
+def with_bases(model: str) -> Iterator[str]:
+    """A model as it is named, with and without `.pt`, and the base that it was trained on."""
+    for path in dict.fromkeys((model, model.removesuffix(".pt"), f"{model}.pt")):
+        yield path
+        with contextlib.suppress(OnmtLlmError, ValueError):
+            addition = read_config(Path(path)).addition
+            if addition is not None and addition.base:
+                yield from (addition.base, str(Path(path) / addition.base))
