@@ -155,8 +155,11 @@ class Corpus:
 
     def parse(self, record: Record) -> Example | None:
         """A record as an example before the transforms; None, and counted, when it is left out."""
-        if any(part.startswith(_MARK) or _LATER_MARK in part for part in record.parts):
-            self._suspect("byte_order_mark", record.where)
+        for part in record.parts:
+            # one byte is found faster than four
+            if _MARK[0] in part and (part.startswith(_MARK) or _LATER_MARK in part):
+                self._suspect("byte_order_mark", record.where)
+                break
         try:
             example = self._parser(record)
         except BadRecord as error:

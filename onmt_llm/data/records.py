@@ -106,10 +106,10 @@ class ExampleParser:
         """
         if max(map(len, record.parts)) > self._max_bytes:
             return TOO_MANY_BYTES
-        fields = list(zip(record.parts, record.paths, record.offsets, strict=True))
-        for raw, path, offset in fields:
-            if b"\0" in raw:
-                raise _zero_byte(raw, path, record.line, offset)
+        for place, raw in enumerate(record.parts):
+            if 0 in raw:
+                raise _zero_byte(raw, record.paths[place], record.line, record.offsets[place])
+        fields = zip(record.parts, record.paths, record.offsets, strict=True)
         texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
         if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
             return LOW_SCORE
