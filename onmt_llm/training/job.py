@@ -56,7 +56,15 @@ from onmt_llm.training.resume import (
     state_to_resume,
     with_run,
 )
-from onmt_llm.training.run_folder import check_places, checkpoints, discard, newest_intact, run_lock, save_request
+from onmt_llm.training.run_folder import (
+    RunLock,
+    check_places,
+    checkpoints,
+    discard,
+    newest_intact,
+    run_lock,
+    save_request,
+)
 from onmt_llm.training.sampling import heartbeat, sample_batches
 from onmt_llm.training.saver import Saver, with_base
 from onmt_llm.training.schedule import build_schedule
@@ -131,8 +139,8 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
     limit = config.safety.max_seconds
     deadline = None if limit is None else began + limit
     try:
-        with run_lock(config.run.save_model) if world.is_main else nullcontext():
-            return _train_until_done(_settled(config, world), options, world, deadline)
+        with run_lock(config.run.save_model) if world.is_main else nullcontext() as lock:
+            return _train_until_done(_settled(config, world), options, world, deadline=deadline, lock=lock)
     finally:
         world.close()
 
@@ -144,7 +152,7 @@ def _settled(config: TrainConfig, world: World) -> TrainConfig:
 
 
 def _train_until_done(
-    config: TrainConfig, options: Mapping[str, Section], world: World, deadline: float | None
+    config: TrainConfig, options: Mapping[str, Section], world: World, *, deadline: float | None, lock: RunLock | None
 ) -> TrainResult:
     """Train, from an earlier checkpoint again whenever the watchdog wants it."""
     detour: Detour | None = None
@@ -156,7 +164,7 @@ def _train_until_done(
             progress = resumed.progress
             return TrainResult("already done", progress.step, Path(str(config.run.train_from)), progress.best_ppl)
         _check_places(config, start, resumed)
-        result = _train(config, options, start, layers, resumed, world, deadline=deadline, detour=detour)
+        result = _train(config, options, start, layers, resumed, world, deadline=deadline, lock=lock, detour=detour)
         if isinstance(result, TrainResult):
             return result
         config, detour = result
@@ -171,6 +179,7 @@ def _train(
     world: World,
     *,
     deadline: float | None,
+    lock: RunLock | None,
     detour: Detour | None,
 ) -> TrainResult | tuple[TrainConfig, Detour]:
     """One stretch of training; returns its result, or how to go on after a leap of the loss."""
@@ -233,7 +242,7 @@ def _train(
         judge = Judge(model, valid_data, precision, world, job.average, translations, objective.judged)
     machine = open_machine(config, model, precision, world.device)
     with (
-        Saver(job, start, spec, train_data, seed, told, safety, _other_models(config)) as save,
+        Saver(job, start, spec, train_data, seed, told, safety, _other_models(config), lock) as save,
         build_reporter(
             config, world, progress, data=partial(data_figures, train_data, world), machine=machine.figures
         ) as report,

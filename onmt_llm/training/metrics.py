@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onmt_llm.data.batching import Batch
-from onmt_llm.errors import OnmtLlmError
+from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.optional import require
 from onmt_llm.training.loss import TokenLoss
@@ -353,8 +353,8 @@ class Reporter:
         """Add a sink. One that cannot be had (a full disk, a server that is away) is done without."""
         try:
             self._sinks[name] = build(place)
-        except OnmtLlmError:
-            raise  # a package is missing
+        except (DataError, UnsupportedError):
+            raise  # the file holds something else, or a package is missing
         except Exception as error:
             logger.warning("Metrics are not written by %s: %s", name, error)
             return

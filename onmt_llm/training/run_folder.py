@@ -174,34 +174,75 @@ def discard(checkpoint: Path) -> None:
             remove_directory(path)
 
 
-@contextlib.contextmanager
-def run_lock(save_model: str) -> Iterator[None]:
-    """Be the only process that writes checkpoints of `save_model`, and clean up after those that were killed.
+class RunLock:
+    """The right to be the only process that writes checkpoints of `save_model`.
 
-    The system drops the lock when a process dies, however it does. A folder that is made for it and stays empty is
-    removed again.
+    The system drops the lock when a process dies, however it does.
+
+    Args:
+        save_model: Prefix of the run, whose folder is made.
 
     Raises:
         CheckpointError: Another run has it, or nothing can be written there.
     """
-    prefix = Path(save_model).absolute()
-    file = prefix.with_name(f".{prefix.name}.lock")
-    created = not prefix.parent.exists()
-    try:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(file, save_model)
-    except OSError as error:
-        raise CheckpointError(f"The folder of save_model, {prefix.parent}, cannot be written: {error}.") from error
-    try:
-        recover(prefix.parent, rf"{re.escape(prefix.name)}_step_\d+(?:_ema)?", alone=descriptor is not None)
-        yield
-    finally:
-        if descriptor is not None:
-            file.unlink(missing_ok=True)
-            os.close(descriptor)
-        if created:
+
+    def __init__(self, save_model: str) -> None:
+        self._save_model = save_model
+        self._prefix = Path(save_model).absolute()
+        self._file = self._prefix.with_name(f".{self._prefix.name}.lock")
+        self._created = not self._prefix.parent.exists()
+        self._descriptor = self._take()
+
+    def _take(self) -> int | None:
+        folder = self._prefix.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _lock(self._file, self._save_model)
+        except OSError as error:
+            raise CheckpointError(f"The folder of save_model, {folder}, cannot be written: {error}.") from error
+
+    def recover(self) -> None:
+        """Clean up after those that were killed."""
+        names = rf"{re.escape(self._prefix.name)}_step_\d+(?:_ema)?"
+        recover(self._prefix.parent, names, alone=self._descriptor is not None)
+
+    def renew(self) -> None:
+        """Take the lock again where somebody has removed its file, or the whole folder, while the run goes on.
+
+        Raises:
+            CheckpointError: Another run has taken it meanwhile.
+        """
+        if self._descriptor is None or _is_file_of(self._file, self._descriptor):
+            return
+        logger.warning("%s was removed while the run goes on, perhaps with checkpoints: it is made anew.", self._file)
+        os.close(self._descriptor)
+        self._descriptor = None
+        self._descriptor = self._take()
+
+    def release(self) -> None:
+        """Let others write; a folder that was made for the lock and stayed empty is removed again."""
+        if self._descriptor is not None:
+            if _is_file_of(self._file, self._descriptor):
+                self._file.unlink()
+            os.close(self._descriptor)
+        if self._created:
             with contextlib.suppress(OSError):
-                prefix.parent.rmdir()
+                self._prefix.parent.rmdir()
+
+
+@contextlib.contextmanager
+def run_lock(save_model: str) -> Iterator[RunLock]:
+    """Have the lock of a run as long as the context lasts, and clean up after runs that were killed.
+
+    Raises:
+        CheckpointError: Another run has it, or nothing can be written there.
+    """
+    lock = RunLock(save_model)
+    try:
+        lock.recover()
+        yield lock
+    finally:
+        lock.release()
 
 
 def _lock(file: Path, save_model: str) -> int | None:
@@ -225,7 +266,13 @@ def _lock(file: Path, save_model: str) -> int | None:
             logger.info("The file system of %s has no locks: see to it that one run alone writes there.", file.parent)
             return None
         # The run before may have removed the file between the two calls: then it is the lock of nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(file).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
+        if _is_file_of(file, descriptor):
+            return descriptor
         os.close(descriptor)
+
+
+def _is_file_of(file: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of that name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(file), os.fstat(descriptor))
+    return False

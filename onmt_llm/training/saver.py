@@ -29,7 +29,7 @@ from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.background import Background
 from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job
-from onmt_llm.training.run_folder import average_path, checkpoint_path, prune
+from onmt_llm.training.run_folder import RunLock, average_path, checkpoint_path, prune
 from onmt_llm.training.start import SRC_VOCAB_FILE, VOCAB_FILE, Start
 from onmt_llm.training.state import STATE_DIRECTORY, Progress, TrainState, collect_state, rng_state, write_state
 
@@ -89,6 +89,7 @@ class Saver:
         options: What the run was told, to be compared with when it goes on.
         safety: Whether training goes on while a checkpoint is written, and whether the best one stays.
         needed: Other checkpoints that the run begins with, whenever it is resumed: never removed.
+        lock: Of the run's folder; rank 0's.
         written: Checkpoints of this run, in order; those that were removed since included.
     """
 
@@ -100,6 +101,7 @@ class Saver:
     options: dict[str, Any] = field(default_factory=dict)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     needed: list[Path] = field(default_factory=list)
+    lock: RunLock | None = None
     written: list[Path] = field(default_factory=list)
     _background: Background = field(default_factory=Background)
     _buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -198,6 +200,8 @@ class Saver:
 
     def _write(self, snapshot: Snapshot, needed: int) -> None:
         run, path, began = self.job.run, snapshot.path, time.perf_counter()
+        if self.lock is not None:
+            self.lock.renew()
         try:
             check_space(path, int(1.1 * needed) + _SMALL_FILES)
             # The average first: a checkpoint that is there can always be resumed as it was.

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from onmt_llm.log import log_once
+from onmt_llm.errors import DataError
+from onmt_llm.log import log_once, logger
 from onmt_llm.optional import require
+from onmt_llm.outputs import is_written_in_place, write_text
 
 Write = Callable[[str, int, dict[str, float]], None]
 """Takes the figures of a report: split ("progress" or "valid"), step, figures by name."""
@@ -59,38 +61,94 @@ def tags(split: str, figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def open_rows(path: Path, start_step: int, _: str = "") -> Sink:
-    """JSON lines; rows after `start_step` (of a run that goes on) are cut."""
+    """JSON lines; rows after `start_step` (of a run that goes on) are cut.
+
+    Raises:
+        DataError: The file holds something else.
+    """
     cut_metrics(path, start_step)
+    rows = RowsFile(path)
 
     def write(split: str, step: int, figures: dict[str, float]) -> None:
         finite = {key: value if math.isfinite(value) else None for key, value in figures.items()}
         row = {"step": step, "split": "train" if split == "progress" else split, "time": time.time(), **finite}
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        rows.write(json.dumps(row) + "\n")
 
-    return Sink(write)
+    return Sink(write, close=lambda failed: rows.close())
+
+
+class RowsFile:
+    """A text file that grows. Removed by somebody, it is written anew with all that it had.
+
+    Args:
+        path: The file; a device or a pipe will do.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._grows = not is_written_in_place(path)
+        self._file = self._open()
+
+    def _open(self) -> TextIO:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return open(self._path, "a+" if self._grows else "w", encoding="utf-8")
+
+    def write(self, line: str) -> None:
+        """Append a line; it is there at once for whoever reads the file."""
+        if self._grows:
+            self._find_again()
+        self._file.write(line)
+        self._file.flush()
+
+    def _find_again(self) -> None:
+        try:
+            if os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+                return
+            rows = ""  # somebody has put another file there
+        except FileNotFoundError:
+            logger.warning("%s was removed while the run goes on: it is written anew.", self._path)
+            self._file.seek(0)
+            rows = self._file.read()
+        self._file.close()
+        self._file = self._open()
+        self._file.write(rows)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Keep the rows of `path` up to `step`, so that a continued run does not write them twice."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    """Keep the rows of `path` up to `step`, so that a continued run does not write them twice.
+
+    Raises:
+        DataError: The file holds something else than rows, which would be lost.
+    """
+    if is_written_in_place(path) or not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _row_step(line) <= step]
-    if kept == lines:
-        return
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        steps = [_row_step(line) for line in lines]
+        if lines and steps[-1] is None and lines[-1].strip("\0")[:1] in ("", "{"):
+            steps[-1] = math.inf  # cut short by a crash, or a loss of power
+        strange = steps.index(None) + 1 if None in steps else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The file of metrics {path} must be text, but cannot be read so ({error}).") from error
+    if strange is not None:
+        raise DataError(
+            f"{path}:{strange} must be a row of metrics, a JSON object with `step`, but is not.",
+            hint="move the file away, or give the run another metrics_file",
+        )
+    kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+    if kept != lines:
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
 
-def _row_step(line: str) -> float:
-    """The row's step; a line cut short by a crash sorts after all others."""
+def _row_step(line: str) -> float | None:
+    """The row's step; None where it is no row."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return None
 
 
 def open_tensorboard(log_dir: Path, start_step: int, place: str = "") -> Sink:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import sentencepiece
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.errors import CheckpointError
+from onmt_llm.training.average import Average
 from onmt_llm.training.job import train
 
 SAVES = 6
@@ -96,3 +99,33 @@ def test_an_adapter_does_not_replace_its_base(copy_task: Any) -> None:
         copy_task.run(run=run, lora={"lora_layers": ["q_proj"]})
     copy_task.run(run={**run, "save_checkpoint_steps": 2, "train_steps": 4}, lora={"lora_layers": ["q_proj"]})
     assert not Checkpoint.open(base).is_adapter and Checkpoint.open(copy_task.folder / "toy_step_4").is_adapter
+
+
+def test_a_folder_that_is_removed_in_a_run_is_made_anew(
+    copy_task: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    settings = {"save_model": str(copy_task.folder / "run/m"), "train_steps": 12, "save_checkpoint_steps": 3}
+    sections = {
+        "logging": {"progress": "none", "report_every": 1},
+        "optimizer": {"learning_rate": 0.01, "average_decay": 0.1},
+        "safety": {"save_async": False},
+    }
+    copy_task.run(run={**settings, "save_model": str(copy_task.folder / "whole/m")}, **sections)
+    update = Average.update
+
+    def removed_after_seven(self: Average, step: int) -> None:
+        update(self, step)
+        if step == 7:
+            shutil.rmtree(copy_task.folder / "run")
+
+    monkeypatch.setattr(Average, "update", removed_after_seven)
+    assert copy_task.run(run=settings, **sections).status == "finished"
+    assert sorted(path.name for path in (copy_task.folder / "run").glob("m_step_*[0-9]")) == ["m_step_12", "m_step_9"]
+    rows = [json.loads(line) for line in (copy_task.folder / "run/m_metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 13))
+    said = [record.message for record in caplog.records if "was removed while the run goes on" in record.message]
+    assert sorted(Path(message.split()[0]).name for message in said) == [".m.lock", "m_metrics.jsonl"]
+    last = [copy_task.folder / name / "m_step_12/model.safetensors" for name in ("run", "whole")]
+    assert last[0].read_bytes() == last[1].read_bytes()
+    assert not [path for path in (copy_task.folder / "run").iterdir() if path.name.startswith(".")]

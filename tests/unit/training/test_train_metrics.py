@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from onmt_llm.errors import DataError
 from onmt_llm.training.metrics import Judgement, Reporter, Totals, duration
 from onmt_llm.training.sinks import OpenSink, Sink, open_rows, open_tensorboard
 
@@ -59,6 +61,36 @@ def test_a_line_every_so_often(caplog: pytest.LogCaptureFixture, monkeypatch: py
     assert len(lines) == 2
     assert lines[0].startswith("Step 2/4; acc: 50.00; ppl: 2.718; xent: 1.0000; lr: 0.01; sents: 6; ")
     assert "tok/s" in lines[0] and "ETA" in lines[0]
+
+
+def test_a_file_that_holds_something_else_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for content in (b"my notes\n", b'{"step": 1}\nnotes\n{"step": 3}\n', b"\xff\xfe", b"[1, 2]\n{\n"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"metrics\.jsonl"):
+            open_rows(path, 0)
+        assert path.read_bytes() == content
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n\0\0\0')  # after a loss of power
+    (tmp_path / "link").symlink_to(path)
+    open_rows(tmp_path / "link", 1).close(False)
+    assert path.read_text() == '{"step": 1}\n' and (tmp_path / "link").is_symlink()
+
+
+def test_rows_go_to_the_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "run/metrics.jsonl"
+    sink = open_rows(path, 0)
+    sink.write("valid", 1, {"ppl": 2.0})
+    shutil.rmtree(path.parent)
+    sink.write("valid", 2, {"ppl": 2.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+    path.with_name("new").write_text("")
+    path.with_name("new").replace(path)
+    sink.write("valid", 3, {"ppl": 2.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [3]
+    sink.close(False)
+    null = open_rows(Path("/dev/null"), 0)
+    null.write("valid", 1, {"ppl": 2.0})
+    null.close(False)
 
 
 def test_rows_after_the_resumed_step_are_cut(tmp_path: Path) -> None:

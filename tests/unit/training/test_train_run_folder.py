@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -119,6 +120,29 @@ def test_one_run_alone_writes_in_a_folder(tmp_path: Path) -> None:
     with run_folder.run_lock(str(tmp_path / "new/m")):
         pass
     assert not (tmp_path / "new").exists()
+
+
+def test_a_lock_whose_folder_was_removed_is_taken_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    prefix = str(tmp_path / "run/m")
+    with run_folder.run_lock(prefix) as lock:
+        lock.renew()
+        assert not caplog.records
+        shutil.rmtree(tmp_path / "run")
+        lock.renew()
+        assert "was removed while the run goes on" in caplog.text
+        with pytest.raises(CheckpointError, match="Another run"), run_folder.run_lock(prefix):
+            pass
+        shutil.rmtree(tmp_path / "run")
+        with run_folder.run_lock(prefix), pytest.raises(CheckpointError, match="Another run"):
+            lock.renew()
+        (tmp_path / "run").mkdir()
+        other = run_folder.RunLock(prefix)
+    assert (tmp_path / "run/.m.lock").exists()  # of the other one
+    other.release()
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_pruning_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
