@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from onmt_llm.cli.jobs import JOBS
-from onmt_llm.config.opennmt import option_table, read_names
+from onmt_llm.config.opennmt import option_table, read_options
 from onmt_llm.config.render import json_schema, option_tables
 from onmt_llm.config.schema import leaves
 
 REFERENCE = Path(__file__).parent / "reference"
-OPENNMT_NAMES = Path(__file__).parents[1] / "tests/data/opennmt_options.txt"
+OPENNMT_OPTIONS = Path(__file__).parents[1] / "tests/data/opennmt_options.txt"
 
 
 def pages() -> dict[Path, str]:
@@ -30,8 +30,8 @@ def pages() -> dict[Path, str]:
         schema = json.dumps(json_schema(job.kind, job.extra()), indent=1, ensure_ascii=False, sort_keys=True)
         result[REFERENCE / f"{command}.schema.json"] = schema + "\n"
     tables = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items()}
-    names = read_names(OPENNMT_NAMES.read_text(encoding="utf-8"))
-    result[REFERENCE / "opennmt_options.md"] = option_table(names, tables)
+    options = read_options(OPENNMT_OPTIONS.read_text(encoding="utf-8"))
+    result[REFERENCE / "opennmt_options.md"] = option_table(options, tables)
     return result
 
 

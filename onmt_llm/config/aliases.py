@@ -153,6 +153,7 @@ def _language_model(key: str, user: dict[str, Any], result: Translation) -> None
 
 def _encoder_type(user: dict[str, Any], result: Translation) -> None:
     kind = user["encoder_type"]
+    result.put_default("model_defaults", "opennmt", "encoder_type")
     if kind == "transformer_lm":
         _language_model("encoder_type", user, result)
     elif kind == "transformer":
@@ -166,6 +167,7 @@ def _encoder_type(user: dict[str, Any], result: Translation) -> None:
 
 def _decoder_type(user: dict[str, Any], result: Translation) -> None:
     kind = user["decoder_type"]
+    result.put_default("model_defaults", "opennmt", "decoder_type")
     if kind == "transformer_lm":
         _language_model("decoder_type", user, result)
     elif kind != "transformer":
@@ -182,6 +184,8 @@ def _width(key: str, user: dict[str, Any], result: Translation) -> None:
     size = user[key]
     if size == -1 or (size == 500 and key != "word_vec_size"):
         return
+    if key == "src_word_vec_size" and user.get("n_src_feats") and user.get("feat_merge", "concat") == "concat":
+        return  # what the embeddings of the features leave of hidden_size
     if result.values.setdefault("hidden_size", size) != size:
         result.errors.append((key, f"'{key}' must equal hidden_size ({result.values['hidden_size']}), but is {size}."))
     result.sources.setdefault("hidden_size", key)

@@ -31,6 +31,23 @@ RENAMED = {
 }
 """Same meaning, other name."""
 
+OF_OTHER_TOOLKITS = {
+    "beam",
+    "lora_r",
+    "gradient_accumulation_steps",
+    "max_steps",
+    "warmup",
+    "lr",
+    "compute_dtype",
+    "from",
+    "output_dir",
+    "roles_to_train",
+    "train_on_eot",
+    "fp32",
+    "int8",
+}
+"""Those of `RENAMED` and `RETIRED` that do not tell that a file was written for OpenNMT-py."""
+
 CORPUS_RENAMED = {
     "field_messages": "messages_key",
     "message_field_role": "role_key",
@@ -118,6 +135,7 @@ RETIRED = {
 
 ASKS_NOTHING: dict[str, Any] = {
     "rnn_type": "LSTM",
+    "copy_attn_type": "general",
     "global_attention": "general",
     "global_attention_function": "softmax",
     "input_feed": 1,

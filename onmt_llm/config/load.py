@@ -8,13 +8,13 @@ also those that the command itself finds (`checks`) in what is right of the conf
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from onmt_llm.config import aliases, flags
+from onmt_llm.config import aliases, flags, opennmt_defaults
 from onmt_llm.config.corpora import corpus_problems, gather_options
 from onmt_llm.config.draft import draft
 from onmt_llm.config.schema import Leaf, leaves
@@ -170,6 +170,7 @@ def load(
     if checks is not None and not parsed.switches["print_config"]:
         given.problems += checks(loaded)
     raise_problems(given.in_order(parsed.configs))
+    given.notes.extend(_differing_defaults(job_object, options, table, translation, given))
     return loaded
 
 
@@ -244,6 +245,24 @@ def _translate(given: _Given, table: Mapping[str, Leaf]) -> aliases.Translation:
     return translation
 
 
+def _differing_defaults(
+    job: Section,
+    options: Mapping[str, Section],
+    table: Mapping[str, Leaf],
+    translation: aliases.Translation,
+    given: _Given,
+) -> Iterator[str]:
+    """What a file in OpenNMT-py's names leaves to defaults that are not OpenNMT-py's, for jobs that train."""
+    if "optim" not in table or not opennmt_defaults.in_its_names(given.values, table):
+        return
+    settled = job.settled()
+    sections = [*(getattr(settled, name) for name in type(settled).model_fields), *options.values()]
+    values = {leaf: value for section in sections for leaf, value in section}
+    sentence = opennmt_defaults.left_out({*translation.values, *given.values}, values)
+    if sentence:
+        yield sentence
+
+
 def _check_names(
     translation: aliases.Translation,
     table: Mapping[str, Leaf],
@@ -259,7 +278,7 @@ def _check_names(
         if leaf in table:
             continue
         key = translation.sources[leaf]
-        if leaf in other and key not in table:
+        if leaf in other and key not in table and not any(translation.sources.get(used) == key for used in table):
             unused.setdefault(other[leaf], []).append(key)
         elif key == leaf:
             guess = nearest(key, [*table, *aliases.useful_names(), *other])

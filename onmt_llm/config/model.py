@@ -115,11 +115,11 @@ class ModelConfig(Section):
     ffn_bias: bool = False
     """Bias on the feed-forward projections."""
     lm_head_bias: bool = False
-    """Bias on the output layer."""
+    """Bias on the output layer. Left out, a new translation model has one."""
     sliding_window: Count | None = None
     """The decoder's tokens attend to themselves and this many - 1 tokens before them; null = all."""
     scale_embeddings: bool = False
-    """Multiply embeddings by sqrt(hidden_size)."""
+    """Multiply embeddings by sqrt(hidden_size). Left out, a new model with sinusoidal positions does."""
     scale_logits: bool = False
     """Divide the output layer's input by sqrt(hidden_size) (T5 with tied embeddings)."""
     src_features: list[FeatureConfig] = []

@@ -80,7 +80,23 @@ def is_for_validation(corpus: str) -> bool:
     return corpus == "valid" or corpus.startswith("valid_")
 
 
-def with_defaults(written: ModelConfig, task: Task) -> ModelConfig:
-    """The architecture of a new model: what is written, and the defaults of its task where nothing is."""
-    defaults = {"encoder_layers": written.decoder_layers if task == "seq2seq" else 0}
-    return ModelConfig.model_validate({**defaults, **written.model_dump(exclude_unset=True)})
+def with_defaults(written: ModelConfig, task: Task, *, family: Literal["onmt_llm", "opennmt"]) -> ModelConfig:
+    """The architecture of a new model: what is written, and the defaults of its task where nothing is.
+
+    They were chosen by what small models learn: docs/decisions/019-defaults-by-measurement.md.
+
+    Args:
+        written: The user's; only the values that were set count.
+        task: What the model is for.
+        family: Whose defaults: with OpenNMT-py's, the model has the parameters that it would have there.
+    """
+    values = written.model_dump(exclude_unset=True)
+    values.setdefault("decoder_layers", 2 if family == "opennmt" else written.decoder_layers)
+    if task == "lm":
+        values.setdefault("encoder_layers", 0)
+    else:
+        values.setdefault("encoder_layers", 2 if family == "opennmt" else values["decoder_layers"])
+    values.setdefault("lm_head_bias", task == "seq2seq" or family == "opennmt")
+    # sines of size 1 would drown embeddings of size 1 / sqrt(hidden_size)
+    values.setdefault("scale_embeddings", written.position == "sinusoidal")
+    return ModelConfig.model_validate(values)

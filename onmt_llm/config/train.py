@@ -296,6 +296,9 @@ class RunConfig(Section):
     model_task: Task | None = None
     """Language model or translation; null = what `train_from` is. Without that: translation where `encoder_layers` is
     above 0, a corpus has a `path_tgt`, or there is a `tgt_vocab`; else a language model."""
+    model_defaults: Literal["onmt_llm", "opennmt"] = "onmt_llm"
+    """Whose defaults the architecture of a new model has: with `opennmt`, which `encoder_type` and `decoder_type` stand
+    for, 2 layers and a bias on the output layer of a language model too."""
     train_from: str | None = None
     """Checkpoint to begin with; one that holds a training state is resumed, any other is fine-tuned. `auto` = the
     newest of this run (`save_model`), or `init_from` where there is none yet."""
@@ -446,8 +449,9 @@ class TrainConfig(Section):
         if not self.has_new_model:
             return self
         task = self.decide_task().task
+        architecture = with_defaults(self.architecture, task, family=self.run.model_defaults)
         run = self.run.model_copy(update={"model_task": task})
-        return self.model_copy(update={"architecture": with_defaults(self.architecture, task), "run": run})
+        return self.model_copy(update={"architecture": architecture, "run": run})
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -3,7 +3,7 @@
     python tests/oracle/make_vocab_fixtures.py [FOLDER]
 
 in an environment where OpenNMT-py 3.5.1 is installed (with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 on a recent torch). It
-also writes the names of all options that its three commands print, to `tests/data/opennmt_options.txt`.
+also writes all options that its three commands print, with their defaults, to `tests/data/opennmt_options.txt`.
 """
 
 from __future__ import annotations
@@ -86,14 +86,15 @@ def model_vocab(folder: Path, **options: object) -> dict[str, list[str]]:
 
 
 def write_options(file: Path) -> None:
-    """Every option of the three commands: `command name`, in the order in which `-h` prints them."""
+    """Every option of the three commands: `command name default`, in the order in which `-h` prints them."""
     from onmt.bin import build_vocab, train, translate
 
     lines: list[str] = []
     for command, module in (("onmt_train", train), ("onmt_translate", translate), ("onmt_build_vocab", build_vocab)):
         for action in module._get_parser()._actions:
             names = dict.fromkeys(flag.lstrip("-").replace("-", "_") for flag in action.option_strings)
-            lines += [f"{command} {name}" for name in names if name not in ("h", "help")]
+            default = json.dumps(None if action.default == "==SUPPRESS==" else action.default, ensure_ascii=False)
+            lines += [f"{command} {name} {default}" for name in names if name not in ("h", "help")]
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

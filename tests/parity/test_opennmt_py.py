@@ -16,17 +16,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.load import expected_shapes, load_model
 from onmt_llm.checkpoint.opennmt_export import export_opennmt
+from onmt_llm.checkpoint.opennmt_pt import open_opennmt
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.cli import convert as convert_command
+from onmt_llm.cli.jobs import load_job
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.model import FeatureConfig, ModelConfig, RopeConfig
+from onmt_llm.config.opennmt import read_options
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.cache import KVCache
 from onmt_llm.text.vocab import Vocab
+from onmt_llm.training.start import open_start
 
 HERE = Path(__file__).parents[1]
 DATA = HERE / "data" / "opennmt"
@@ -69,6 +74,46 @@ def distance(one: torch.Tensor, other: torch.Tensor, batch: Batch) -> float:
     """Largest difference of logits at the real tokens of the target."""
     real_BT = torch.arange(batch["tgt"].shape[1]) < batch["tgt_length"][:, None]
     return float((one - other)[real_BT].abs().max())
+
+
+IN_FILES = {"data", "src_vocab", "tgt_vocab", "save_data", "save_model", "config", "train_from"}
+
+
+def its_yaml(file: Path, folder: Path) -> Path:
+    """The YAML that OpenNMT-py trained a model from: every option that has not its default."""
+    defaults = read_options((HERE / "data/opennmt_options.txt").read_text(encoding="utf-8"))["onmt_train"]
+    content = torch.load(file, map_location="cpu", weights_only=False)
+    options, vocab = vars(content["opt"]), content["vocab"]
+    written = {
+        name: value
+        for name, value in options.items()
+        if name in defaults and name not in IN_FILES and value not in (defaults[name], (), "")
+    }
+    sides = {"src": vocab["src"], "tgt": vocab["tgt"]}
+    for side, tokens in sides.items():
+        (folder / f"{side}.vocab").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+        (folder / f"{side}.txt").write_text("a\n", encoding="utf-8")
+    for number, tokens in enumerate(vocab.get("src_feats", [])):
+        (folder / f"src.vocab_feat{number}").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    shared = written.get("share_vocab")
+    corpus = {"path_src": f"{folder}/src.txt", "transforms": ["inferfeats"] if "src_feats" in vocab else []}
+    if written.get("model_task") != "lm":
+        corpus["path_tgt"] = f"{folder}/tgt.txt"
+    written |= {"data": {"corpus": corpus}, "src_vocab": f"{folder}/src.vocab"}
+    written |= {} if shared else {"tgt_vocab": f"{folder}/tgt.vocab"}
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(written), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_yaml_in_its_names_builds_the_model_that_it_builds(name: str, tmp_path: Path) -> None:
+    """Sizes, biases, norms and positions, and so the number of parameters."""
+    loaded = load_job("onmt_llm_train", ["-config", str(its_yaml(DATA / f"{name}.pt", tmp_path))])
+    built, stored = open_start(loaded.job, loaded.options).model, open_opennmt(DATA / f"{name}.pt").model
+    # the table of sines of a model with concatenated features is no parameter there, but is of an odd width
+    kept = {"position", "max_position"} if stored.position == "learned" else set()
+    assert built.model_dump(exclude=kept) == stored.model_dump(exclude=kept)
 
 
 def run_oracle(action: str, *arguments: str) -> str:

@@ -10,12 +10,13 @@ import yaml
 
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config import aliases, foreign
-from onmt_llm.config.opennmt import COMMANDS, answer, option_table, read_names
+from onmt_llm.config.opennmt import COMMANDS, answer, default_here, option_table, read_options, same_default
+from onmt_llm.config.opennmt_defaults import DIFFERENT
 from onmt_llm.config.schema import leaves
 from onmt_llm.data.transforms import transform_class
 from onmt_llm.errors import ConfigError
 
-NAMES = read_names((Path(__file__).parents[2] / "data/opennmt_options.txt").read_text(encoding="utf-8"))
+NAMES = read_options((Path(__file__).parents[2] / "data/opennmt_options.txt").read_text(encoding="utf-8"))
 TABLES = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items()}
 PAIRS = [(command, name) for command, names in NAMES.items() for name in names]
 
@@ -104,3 +105,45 @@ def test_sizes_that_rnns_had_apart_are_one(tmp_path: Path) -> None:
 def test_the_table_has_a_row_for_each() -> None:
     text = option_table(NAMES, TABLES)
     assert all(f"| `{name}` | " in text for _, name in PAIRS)
+
+
+CHANGES_NO_MODEL = {"hidden_size", "num_workers", "prefetch_factor", "response_patterns", "tensorboard_log_dir"}
+
+
+def test_every_default_that_differs_is_known() -> None:
+    """The table at run time is that of the documentation: whole, and with OpenNMT-py's own values."""
+    own, theirs = TABLES["onmt_llm_train"], NAMES["onmt_train"]
+    found = {name: default_here(name, own) for name in theirs}
+    differing = {name for name, here in found.items() if here is not None and not same_default(theirs[name], here)}
+    assert differing - CHANGES_NO_MODEL <= {*DIFFERENT}
+    # its code reads an empty early_stopping_criteria as these two
+    assert {name: default for name, (default, _) in DIFFERENT.items()} == {
+        **{name: theirs[name] for name in DIFFERENT},
+        "early_stopping_criteria": ["ppl", "accuracy"],
+    }
+
+
+def test_a_file_in_its_names_is_told_what_it_leaves_to_other_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    pairs = "data:\n  a: {path_src: s, path_tgt: t}\nsrc_vocab: v\ntgt_vocab: v\n"
+
+    def told(text: str) -> str:
+        file.write_text(text, encoding="utf-8")
+        notes = [n for n in load_job("onmt_llm_train", ["-config", str(file)]).notes if "another default there" in n]
+        assert len(notes) < 2
+        return notes[0] if notes else ""
+
+    quickstart = told(pairs + "world_size: 1\ngpu_ranks: [0]\n")
+    for part in (
+        *("encoder_type rnn (transformer here)", "enc_layers 2 (6 here)", "dropout [0.3] ([0.0] here)"),
+        *("optim sgd (adamw here)", "learning_rate 1.0 (0.0001 here)", "position_encoding false (sinusoidal here)"),
+    ):
+        assert part in quickstart
+    assert "warmup_steps" not in quickstart and "src_eq_tgt" not in quickstart
+    transformer = told(
+        pairs + "encoder_type: transformer\ndecoder_type: transformer\nword_vec_size: 64\ndropout: [0]\n"
+    )
+    assert "layers" not in transformer and "size 500" not in transformer and "[0.3]" not in transformer
+    assert "warmup_steps 4000 (0 here)" in told(pairs + "enc_layers: 2\ndecay_method: noam\n")
+    assert "optim sgd" in told("train_from: c\ndec_layers: 2\n") and "rnn" not in told("train_from: c\ndec_layers: 2\n")
+    assert told(pairs) == "" and told(pairs + "lr: 0.1\nlora_r: 4\n") == ""

@@ -94,6 +94,7 @@ ENCODERS = {
     "its own in OpenNMT-py's words": ("enc_layers: 5\ndec_layers: 3\n", (5, 3)),
     "of both": ("layers: 4\n", (4, 4)),
     "the default": ("", (6, 6)),
+    "OpenNMT-py's default with its words": ("encoder_type: transformer\ndecoder_type: transformer\n", (2, 2)),
     "none for a language model": ("model_task: lm\nlayers: 4\n", (0, 4)),
 }
 

@@ -22,9 +22,9 @@ CONFIG = ModelConfig(
         (dict(glorot=True), math.sqrt(2 / 192), math.sqrt(2 / 192), 0.0),
         (dict(glorot=False, param_init=0.1), 0.1 / math.sqrt(3), 0.1 / math.sqrt(3), 0.1 / math.sqrt(3)),
         (dict(glorot=True, param_init=0.1), math.sqrt(2 / 192), math.sqrt(2 / 192), 0.1 / math.sqrt(3)),
-        (dict(glorot=False), 0.02, 0.02 / 2, 0.0),
+        (dict(glorot=False), 1 / 8, 1 / math.sqrt(128 * 4), 0.0),
     ],
-    ids=["glorot", "uniform", "both", "normal"],
+    ids=["glorot", "uniform", "both", "by inputs"],
 )
 def test_table(settings: dict, up_std: float, down_std: float, bias_std: float) -> None:
     torch.manual_seed(0)
@@ -48,3 +48,17 @@ def test_same_seed_same_weights() -> None:
         init_weights(model)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_by_default_attention_begins_even_and_logits_at_size_one() -> None:
+    """Whatever the width: what small models learn depends on it (docs/benchmarks/learning.md)."""
+    for width in (64, 256):
+        torch.manual_seed(0)
+        shape = {"vocab_size": 200, "hidden_size": width, "heads": 4, "ffn_size": 4 * width, "position": "t5"}
+        model = Transformer(ModelConfig.model_validate({**shape, "encoder_layers": 1, "decoder_layers": 2}))
+        init_weights(model, glorot=False)
+        ids = torch.randint(0, 200, (4, 16))
+        assert 0.8 < model(ids, ids).std().item() < 1.3
+        attention = model.decoder.layers[0].self_attn
+        assert attention.q_proj.weight.std().item() == pytest.approx(0.2 / math.sqrt(width), rel=0.05)
+        assert not attention.relative_bias.weight.any()

@@ -137,7 +137,7 @@ def test_update_vocab_keeps_the_rows_of_known_tokens(
         for token in ("<s>", "five", "one"):
             assert torch.allclose(now[tokens.index(token)], was[before.index(token)], atol=1e-6)
     fresh = new.tensor("decoder.embed_tokens.weight")[tokens.index("six")]
-    assert 0 < fresh.abs().max() < 0.2
+    assert 0 < fresh.abs().max() < 1
     assert torch.allclose(
         new.tensor("decoder.layers.0.mlp.up_proj.weight"), old.tensor("decoder.layers.0.mlp.up_proj.weight"), atol=1e-6
     )
@@ -190,7 +190,7 @@ def test_pretrained_vectors_are_in_the_rows_of_their_tokens(
     made = run(corpus, "new", 1, embeddings=embeddings, optimizer=STILL)
     encoder, decoder = (made.tensor(f"{side}.embed_tokens.weight") for side in ("encoder", "decoder"))
     assert torch.allclose(encoder[5], torch.ones(SIZE)) and torch.allclose(encoder[4], torch.full((SIZE,), 3.0))
-    assert decoder.abs().max() < 0.5
+    assert decoder.abs().max() < 1
     assert "vectors for 2 of 9 src tokens, 7 without" in caplog.text
 
 
