@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.cli.checks import corpora_problems
 from onmt_llm.cli.inputs import corpus_files, missing_files, subword_files
 from onmt_llm.cli.outputs import Output, Paths
 from onmt_llm.cli.run import run_job
+from onmt_llm.config.checkpoint import read_config
 from onmt_llm.config.load import Loaded
+from onmt_llm.config.overlay import check_task
+from onmt_llm.config.train import AUTO
+from onmt_llm.config.vocab import VocabJobConfig
 from onmt_llm.data.vocabulary import build_vocab
 from onmt_llm.errors import Problem
 
@@ -38,8 +43,24 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     yield from missing_files(loaded, [*corpus_files(loaded), *models])
 
 
+def _for_checkpoint(job: VocabJobConfig) -> VocabJobConfig:
+    """The job with the task of the checkpoint that is trained on, where there is one.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+        ConfigError: It is not what `model_task` says.
+    """
+    counting = job.counting
+    if counting.train_from in (None, AUTO):
+        return job
+    path = resolve_path(counting.train_from)
+    task = check_task(counting.model_task, read_config(path).model, path)
+    settled = counting.model_copy(update={"model_task": task, "encoder_layers": None})
+    return job.model_copy(update={"counting": settled})
+
+
 def _build(loaded: Loaded[Any]) -> int:
-    for file, size in build_vocab(loaded.job, loaded.options).items():
+    for file, size in build_vocab(_for_checkpoint(loaded.job), loaded.options).items():
         print(f"{size} tokens written to {file}")
     return 0
 

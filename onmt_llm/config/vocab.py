@@ -10,6 +10,7 @@ from onmt_llm.config.data import DataConfig, VocabularyConfig
 from onmt_llm.config.numbers import Layers, Seed, Workers
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Decision, Task, decide_task
+from onmt_llm.config.train import AUTO
 
 
 class CountingConfig(Section):
@@ -26,6 +27,8 @@ class CountingConfig(Section):
     corpus has a `path_tgt`, or there is a `tgt_vocab`; else a language model."""
     encoder_layers: Layers | None = None
     """Of the model to come: 0 = a language model."""
+    train_from: str | None = None
+    """Checkpoint that is to get the vocabulary (`update_vocab`): it says what the model is. `auto` says nothing."""
     seed: Seed = -1
     """Seed of random transforms; -1 = 0."""
     log_file: str | None = None
@@ -50,5 +53,6 @@ class VocabJobConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> VocabJobConfig:
-        self.decide_task()
+        if self.counting.train_from in (None, AUTO):
+            self.decide_task()
         return self

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.cli.build_vocab import main as build_vocab
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.training import precision, saver
@@ -328,6 +330,15 @@ def test_the_task_is_the_checkpoints(corpus: Path, base: Path, caplog: pytest.Lo
     assert f"Task: lm, since {base} is a language model." in caplog.text
     with pytest.raises(ConfigError, match=r"must mean lm, since .* but means seq2seq"):
         run(corpus, run={**begun, "model_task": "seq2seq"})
+
+
+def test_a_vocabulary_is_counted_for_the_task_of_its_checkpoint(corpus: Path, base: Path) -> None:
+    data = {"data": {"train": {"path_src": str(corpus / "train.src"), "path_tgt": str(corpus / "train.tgt")}}}
+    options = {"train_from": str(base), "update_vocab": True, "src_vocab": str(corpus / "counted.txt")}
+    file = corpus / "vocab.yaml"
+    file.write_text(yaml.safe_dump({**data, **options}))
+    assert build_vocab(["-config", str(file)]) == 0 and (corpus / "counted.txt").exists()
+    assert build_vocab(["-config", str(file), "-overwrite", "-model_task", "seq2seq"]) == ConfigError.exit_code
 
 
 def test_an_adapter_goes_on_as_it_is_or_not_at_all(corpus: Path, base: Path) -> None:
