@@ -314,7 +314,17 @@ def _num_experts(user: dict[str, Any], result: Translation) -> None:
 
 
 def _sliding_window(user: dict[str, Any], result: Translation) -> None:
-    result.put("sliding_window", user["sliding_window"] or None, "sliding_window")
+    window = user["sliding_window"] or None
+    # With these a file describes OpenNMT-py's model, in which the token itself is not counted.
+    named = next((key for key in ("encoder_type", "decoder_type") if user.get(key) is not None), None)
+    if named and type(window) is int and window > 0:
+        sentence = (
+            f"'sliding_window' is {window + 1} here: with {named} in the configuration, its {window} is OpenNMT-py's, "
+            "which does not count the token itself."
+        )
+        result.notes.append(("sliding_window", sentence))
+        window += 1
+    result.put("sliding_window", window, "sliding_window")
 
 
 def _model_dtype(user: dict[str, Any], result: Translation) -> None:
@@ -393,7 +403,8 @@ MEANINGS = {
     "rotary_theta": "`rope.theta`",
     "rotary_dim": "`rope.rotary_dim`",
     "num_experts": "0 only: mixtures of experts are not built yet",
-    "sliding_window": "W tokens, the token itself among them, as OpenNMT-py decodes (it trains with W + 1); 0 = off",
+    "sliding_window": "w tokens, the token itself among them; w + 1, as OpenNMT-py trains, where `encoder_type` or "
+    "`decoder_type` is given too; 0 = off",
     "model_dtype": "the same; also float32, bfloat16, float16",
     "optim": "the same names; `sparseadam` is gone: embeddings have dense gradients",
     "gpu": "`device`: -1 = `cpu`",

@@ -147,3 +147,19 @@ def test_a_file_in_its_names_is_told_what_it_leaves_to_other_defaults(tmp_path: 
     assert "warmup_steps 4000 (0 here)" in told(pairs + "enc_layers: 2\ndecay_method: noam\n")
     assert "optim sgd" in told("train_from: c\ndec_layers: 2\n") and "rnn" not in told("train_from: c\ndec_layers: 2\n")
     assert told(pairs) == "" and told(pairs + "lr: 0.1\nlora_r: 4\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"sliding_window": 3}, 3),
+        ({"sliding_window": 3, "encoder_type": "transformer", "decoder_type": "transformer"}, 4),
+        ({"sliding_window": 3, "decoder_type": "transformer_lm"}, 4),
+        ({"sliding_window": 0, "encoder_type": "transformer"}, None),
+    ],
+)
+def test_a_window_counts_as_the_file_s_names_count_it(written: dict[str, Any], meant: int | None) -> None:
+    translated = aliases.translate(written)
+    assert translated.values["sliding_window"] == meant
+    assert any(key == "sliding_window" for key, _ in translated.notes) == (meant == 4)
+    assert aliases.translate(translated.values).values.get("sliding_window") == meant
