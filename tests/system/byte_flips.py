@@ -127,6 +127,27 @@ TARGETS = [
         ),
         ("m_step_4/**/*",),
     ),
+    Target(
+        "token shards",
+        "packs",
+        (
+            Use("train", "-config ../packed.yaml -save_model out/m -train_steps 8 -save_checkpoint_steps 8", WEIGHTS),
+            Use("data", "report -config ../packed.yaml -save_data out", ("out/report.json",)),
+        ),
+    ),
+    Target(
+        "line index",
+        "index",
+        (
+            Use(
+                "train",
+                "-config ../pairs.yaml -shuffle global -index_cache {} -save_model out/m -train_steps 8 "
+                "-save_checkpoint_steps 8",
+                WEIGHTS,
+                True,
+            ),
+        ),
+    ),
 ]
 
 
@@ -146,6 +167,8 @@ def make_artefacts(folder: Path) -> None:
         ("release", "-model toy -output toy_ct2 -quantization int8 -verify off"),
         ("release", "-model pairs_step_2 -output pairs_ct2 -verify off"),
         ("release", "-model toy -output plain -format safetensors"),
+        ("data", "pack -config packed.yaml"),
+        ("train", "-config pairs.yaml -shuffle global -index_cache index -save_model indexed -train_steps 2"),
     ]
     for module, arguments in steps:
         ended = run_in_child(folder, module, arguments.split())
@@ -187,6 +210,8 @@ def _write_inputs(folder: Path) -> None:
     lora["src_subword_model"] = lora["tgt_subword_model"] = str(folder / "llama/tokenizer.model")
     (folder / "lora.yaml").write_text(yaml.safe_dump({**shared, **lora}))
     (folder / "pairs.yaml").write_text(yaml.safe_dump({**shared, **pairs}))
+    packed = {"pairs": {**pairs["data"]["pairs"], "path_packed": "packs"}}
+    (folder / "packed.yaml").write_text(yaml.safe_dump({**shared, **pairs, "data": packed}))
 
 
 def _load(path: Path):  # type: ignore[no-untyped-def]

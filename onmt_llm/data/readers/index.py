@@ -114,7 +114,7 @@ class IndexCache:
             try:
                 return Index(target, width, identity)
             except Unusable as problem:
-                logger.warning("The index %s %s: it is made anew.", target, problem)
+                logger.warning("The index %s is damaged (it %s): it is made anew.", target, problem)
         _announce(path, kind)
         try:
             with new_index(target, find(), width, identity):
