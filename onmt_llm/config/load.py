@@ -256,8 +256,8 @@ def _differing_defaults(
     if "optim" not in table or not opennmt_defaults.in_its_names(given.values, table):
         return
     settled = job.settled()
-    sections = [*(getattr(settled, name) for name in type(settled).model_fields), *options.values()]
-    values = {leaf: value for section in sections for leaf, value in section}
+    sections = {**{name: getattr(settled, name) for name in type(settled).model_fields}, **options}
+    values = {name: getattr(sections[leaf.section], name) for name, leaf in table.items()}
     sentence = opennmt_defaults.left_out({*translation.values, *given.values}, values)
     if sentence:
         yield sentence

@@ -136,6 +136,7 @@ def test_a_file_in_its_names_is_told_what_it_leaves_to_other_defaults(tmp_path: 
     quickstart = told(pairs + "world_size: 1\ngpu_ranks: [0]\n")
     for part in (
         *("encoder_type rnn (transformer here)", "enc_layers 2 (6 here)", "dropout [0.3] ([0.0] here)"),
+        *("src_vocab_size 32768 (0 here)", "tgt_vocab_size 32768 (0 here)"),
         *("optim sgd (adamw here)", "learning_rate 1.0 (0.0001 here)", "position_encoding false (sinusoidal here)"),
     ):
         assert part in quickstart
