@@ -9,12 +9,12 @@ from pydantic import Field, field_validator
 from onmt_llm.config.numbers import (
     INT32,
     INT64,
+    BatchSize,
     Count,
     CountOrAll,
     CountOrZero,
     Positive,
     Real,
-    VocabularySize,
     Width,
     WorkersOrZero,
 )
@@ -192,9 +192,9 @@ class VocabularyConfig(Section):
     """A feature with N values gets an embedding of width N to the power of this."""
     share_vocab: bool = False
     """Source and target use one vocabulary."""
-    src_vocab_size: VocabularySize = 0
+    src_vocab_size: CountOrZero = 0
     """Most tokens of the source vocabulary (or of the shared one), special tokens included; 0 = all of the file."""
-    tgt_vocab_size: VocabularySize = 0
+    tgt_vocab_size: CountOrZero = 0
     """Most tokens of the target vocabulary, special tokens included; 0 = all of the file."""
     src_words_min_frequency: CountOrZero = 0
     """Leave out tokens that the source vocabulary (or the shared one) counts fewer times."""
@@ -228,15 +228,15 @@ class EmbeddingsConfig(Section):
 class BatchConfig(Section):
     """How examples become batches."""
 
-    batch_size: Count = 64
+    batch_size: BatchSize = 64
     """Examples (`sents`) or tokens, padding included (`tokens`), of one micro-batch."""
     batch_type: Literal["sents", "tokens"] = "sents"
     """What `batch_size` counts."""
     batch_size_multiple: Count = 1
     """Round the number of examples of a batch down to a multiple of this, where there are enough."""
-    valid_batch_size: Count = 32
+    valid_batch_size: BatchSize = 32
     """As `batch_size`, in validation."""
-    bucket_size: Count = 2048
+    bucket_size: BatchSize = 2048
     """Examples that are sorted by length together before they are cut into batches."""
     packing: Literal["off", "pack", "split", "wrap"] = "off"
     """Training rows of several documents instead of padding. `pack`: whole examples, best fit; `split`: the same, but

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from onmt_llm.config.numbers import Count, Heads, Layers, LengthOrZero, Positive, VocabularySize, Width
+from onmt_llm.config.numbers import Count, Heads, Layers, Positive, VocabularySize, Width
 from onmt_llm.config.section import DERIVED, Section
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -90,7 +90,7 @@ class ModelConfig(Section):
     sinusoid: Literal["standard", "concat"] = "standard"
     """Wavelengths of `position: sinusoidal`, up to 10000 * 2 pi: `standard` stops one wave short of that (Vaswani
     2017; OpenNMT-py's SinusoidalInterleaved), `concat` at it (tensor2tensor; OpenNMT-py's SinusoidalConcat)."""
-    relative_positions: LengthOrZero = 0
+    relative_positions: Annotated[int, Field(ge=0, le=2**16)] = 0
     """`position: shaw`: distance beyond which relative positions are the same (Shaw et al. 2018)."""
     relative_buckets: Width = 32
     """`position: t5`: distances are sorted into this many buckets, each with a bias per head (Raffel et al. 2020)."""

@@ -28,14 +28,16 @@ BeamSize = Annotated[int, Field(ge=1, le=1024)]
 """Hypotheses of one search."""
 Seed = Annotated[int, Field(ge=-1, le=INT64)]
 """Seed of a random generator; -1 = chosen anew."""
-Workers = Annotated[int, Field(ge=1, le=1024)]
+BatchSize = Annotated[int, Field(ge=1, le=10**7)]
+"""Examples or tokens that are in memory together."""
+Workers = Annotated[int, Field(ge=1, le=256)]
 """Processes or threads on one machine."""
-WorkersOrZero = Annotated[int, Field(ge=0, le=1024)]
+WorkersOrZero = Annotated[int, Field(ge=0, le=256)]
 """The same, where 0 means something."""
 
-Layers = Annotated[int, Field(ge=0, le=4096)]
+Layers = Annotated[int, Field(ge=0, le=1024)]
 """Blocks of a model; 0 = none."""
-Layer = Annotated[int, Field(ge=-4096, le=4096)]
+Layer = Annotated[int, Field(ge=-1024, le=1024)]
 """Number of one block, from 0 on; negative = counted from the last, -1."""
 Heads = Annotated[int, Field(ge=1, le=2**14)]
 """Heads of an attention."""
@@ -43,7 +45,7 @@ HeadsOrAll = Annotated[int, Field(ge=0, le=2**14)]
 """First heads of an attention; 0 = all."""
 Width = Annotated[int, Field(ge=1, le=2**20)]
 """Side of a matrix of weights: the size of a layer, the rank of an adapter."""
-VocabularySize = Annotated[int, Field(ge=0, le=2**27)]
+VocabularySize = Annotated[int, Field(ge=0, le=10**7)]
 """Tokens of a vocabulary; 0 = as many as there are."""
 
 Share = Annotated[float, Field(ge=0, le=1)]

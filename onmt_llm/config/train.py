@@ -62,7 +62,7 @@ class LoraConfig(Section):
     lora_init: Literal["default", "pissa", "loftq"] = "default"
     """Begin with B = 0; with the largest singular directions of the weights (PiSSA, Meng et al. 2024); or with those of
     what quantisation loses (LoftQ, Li et al. 2024), on quantised layers. Embeddings begin with B = 0 in any case."""
-    lora_init_iter: Count | None = None
+    lora_init_iter: Annotated[int, Field(ge=1, le=1000)] | None = None
     """`pissa`: power iterations of a randomised SVD (8 is plenty), null = the exact one, which takes minutes for large
     matrices. `loftq`: alternations, null = 1."""
 
@@ -153,7 +153,7 @@ class OptimConfig(Section):
     ] = "adamw"
     """Optimiser; `fusedadam` is NVIDIA apex's where it is installed, else torch's fused AdamW. `muon` and `galore`
     treat the matrices of the blocks in their way and all other weights in AdamW's."""
-    learning_rate: Positive = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1e-4
     """Learning rate, or the factor of the `noam`, `noamwd` and `rsqrt` formulas."""
     decay_method: Literal["none", "noam", "noamwd", "rsqrt", "cosine", "linear"] = "none"
     """Course of the learning rate over the steps."""
@@ -165,7 +165,7 @@ class OptimConfig(Section):
     """`decay_method: none`: steps between two decays."""
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
     """`decay_method: none`: factor of one decay."""
-    min_learning_rate: PositiveOrZero = 0.0
+    min_learning_rate: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """`cosine` and `linear` end here."""
     adam_beta1: ShareBelowOne = 0.9
     """Decay of the running mean of gradients."""
@@ -312,7 +312,7 @@ class RunConfig(Section):
     """When resuming: forget optimiser and step (`all`), the optimiser's state, or the learning-rate settings."""
     train_steps: Count = 100000
     """Optimiser updates in all, those before a resume included."""
-    accum_count: list[Count] = Field(default_factory=lambda: [1])
+    accum_count: list[Annotated[int, Field(ge=1, le=10**5)]] = Field(default_factory=lambda: [1])
     """Micro-batches of one update; a list changes with `accum_steps`."""
     accum_steps: list[CountOrZero] = Field(default_factory=lambda: [0])
     """Updates at which the next value of `accum_count` begins."""
@@ -332,7 +332,7 @@ class RunConfig(Section):
     neftune_noise_alpha: PositiveOrZero = 0.0
     """Noise on the token embeddings while training: uniform, up to this / sqrt(tokens of the example x hidden_size)
     (NEFTune, Jain et al. 2024); 5 to 15 help in chat models, 0 = off."""
-    param_init: PositiveOrZero = 0.0
+    param_init: Annotated[float, Field(ge=0, le=100)] = 0.0
     """A new model's weights are uniform in +-this; 0 = the default initialisation of `nn.init`."""
     param_init_glorot: bool = False
     """A new model's matrices are Xavier-uniform (Glorot and Bengio 2010)."""

@@ -20,7 +20,7 @@ class CountingConfig(Section):
     """Processes that transform and count; the files are the same whatever their number."""
     learn_subwords: bool = False
     """First learn a subword model (of the kind that `transforms` names) on the text before its tokeniser."""
-    learn_subwords_size: Annotated[int, Field(ge=1, le=2**27)] = 32000
+    learn_subwords_size: Annotated[int, Field(ge=1, le=10**7)] = 32000
     """Pieces of a new SentencePiece model, or merges of a new BPE model."""
     model_task: Task | None = None
     """A language model has one vocabulary for both sides; null = translation where `encoder_layers` is above 0, a

@@ -421,6 +421,6 @@ def test_cuda_without_a_gpu_is_refused(corpus: Path) -> None:
 
 
 def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_built(corpus: Path) -> None:
-    huge = {"hidden_size": 2**20, "ffn_size": 2**20, "heads": 2**10, "kv_heads": 2**10, "decoder_layers": 4096}
+    huge = {"hidden_size": 2**20, "ffn_size": 2**20, "heads": 2**10, "kv_heads": 2**10, "decoder_layers": 1024}
     with pytest.raises(ConfigError, match="must make a model that memory can hold"):
         run(corpus, architecture={**ARCHITECTURE, **huge})
