@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -66,20 +67,8 @@ EXTRAS["dev"] = [
     "types-PyYAML",
 ]
 
-COMMANDS = {
-    "onmt_llm_train": "train",
-    "onmt_llm_build_vocab": "build_vocab",
-    "onmt_llm_data": "data",
-    "onmt_llm_translate": "translate",
-    "onmt_llm_generate": "translate",
-    "onmt_llm_convert": "convert",
-    "onmt_llm_lora": "lora",
-    "onmt_llm_checkpoint": "checkpoint",
-    "onmt_llm_eval": "eval",
-    "onmt_llm_plot": "plot",
-    "release_model": "release",
-    "onmt_llm_chat": "chat",
-}
+COMMANDS = runpy.run_path(str(HERE / "onmt_llm/commands.py"))["COMMANDS"]
+SCRIPTS = {"onmt_llm": "main", **{name: command.module for name, command in COMMANDS.items()}}
 
 setup(
     name="onmt_llm",
@@ -93,5 +82,5 @@ setup(
     package_data={"onmt_llm.data": ["page_templates/*.html"]},
     install_requires=CORE,
     extras_require={**EXTRAS, **TRACKERS},
-    entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in COMMANDS.items()]},
+    entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in SCRIPTS.items()]},
 )

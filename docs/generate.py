@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from onmt_llm.cli.jobs import JOBS
+from onmt_llm.commands import COMMANDS
 from onmt_llm.config.opennmt import option_table, read_options
 from onmt_llm.config.render import json_schema, option_tables
 from onmt_llm.config.schema import leaves
@@ -23,8 +24,9 @@ def pages() -> dict[Path, str]:
     result: dict[Path, str] = {}
     for command, job in JOBS.items():
         about = (
-            f"# Options of `{command}`\n\nWritten from the schema by `make docs`. Each is a YAML key and a flag"
-            " (`-x v`, `--x v`, `--x=v`); OpenNMT-py's names are understood too.\n\n"
+            f"# Options of `{command}`\n\n{_begin(command)}Written from the schema by `make docs`. Each is a YAML key"
+            " and a flag (`-x v`, `--x v`, `--x=v`); OpenNMT-py's names are understood too. `-help SECTION` shows a"
+            " section of them, `-help OPTION` one.\n\n"
         )
         result[REFERENCE / f"{command}.md"] = about + option_tables(job.kind, job.extra()) + "\n"
         schema = json.dumps(json_schema(job.kind, job.extra()), indent=1, ensure_ascii=False, sort_keys=True)
@@ -33,6 +35,15 @@ def pages() -> dict[Path, str]:
     options = read_options(OPENNMT_OPTIONS.read_text(encoding="utf-8"))
     result[REFERENCE / "opennmt_options.md"] = option_table(options, tables)
     return result
+
+
+def _begin(command: str) -> str:
+    """What a command does, and how it is called."""
+    if command not in COMMANDS:
+        return ""
+    entry = COMMANDS[command]
+    lines = [f"{command} {line}  # {what}" for line, what in entry.examples]
+    return "\n".join([entry.phrase, "", "```shell", *lines, "```", "", ""])
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onmt_llm.config import aliases
+from onmt_llm.config.help import Manual, show, width
 from onmt_llm.config.schema import Leaf
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import nearest
@@ -95,8 +96,18 @@ def parse(
     about: str,
     switches: Mapping[str, str],
     short: Mapping[str, str],
+    sections: Mapping[str, str] | None = None,
 ) -> Parsed:
     """Split a command line into configuration files, values and switches.
+
+    Args:
+        argv: Command line without the program's name.
+        table: The options, by name.
+        prog: Name of the command.
+        about: A paragraph about it, for the help.
+        switches: Flags of the command itself, with their help.
+        short: One-letter flags.
+        sections: What each section of options is about, for the help.
 
     Raises:
         ConfigError: A flag lacks its value, or a word belongs to none.
@@ -105,27 +116,20 @@ def parse(
     foreign = {name for name in aliases.known_names() if name not in table}
     own = {"config", "print_config", "set", "help", "version", *switches}
     words, problems = normalise(argv, own | table.keys() | foreign, prog, short)
-    parser = _Parser(prog=prog, description=about, allow_abbrev=False, add_help=True)
-    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)
-    command = parser.add_argument_group("command")
-    command.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, the last one wins"
-    )
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one nested value: data.alpaca.weight=5"
-    )
-    command.add_argument(
-        "--print_config", action="store_true", help="print every option, its value and where it came from, and exit"
-    )
-    command.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    for name, text in switches.items():
-        command.add_argument(f"--{name}", action="store_true", help=text)
-    groups: dict[str, Any] = {}
+    _answer(words, table, prog=prog, about=about, sections=sections or {}, switches=switches)
+    parser = _Parser(prog=prog, allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--print_config", action="store_true")
+    for name in switches:
+        parser.add_argument(f"--{name}", action="store_true")
     for leaf in table.values():
-        group = groups.setdefault(leaf.section, parser.add_argument_group(leaf.section))
-        _add(group, leaf)
+        # types are the schema's business
+        nargs = "*" if leaf.is_list else ("?" if leaf.is_bool else 1)
+        const = ["true"] if leaf.is_bool else None
+        parser.add_argument(f"--{leaf.name}", nargs=nargs, const=const, default=argparse.SUPPRESS, action=_Words)
     for name in sorted(foreign):
-        parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS)
     namespace = vars(parser.parse_args(words))
     result = Parsed(configs=namespace.pop("config"), problems=problems)
     for pair in namespace.pop("set"):
@@ -140,26 +144,36 @@ def parse(
     return result
 
 
-def _add(group: Any, leaf: Leaf) -> None:
-    default = leaf.default
-    shown = "" if default in (None, "", [], {}) or leaf.is_mapping else f" [{_short(default)}]"
-    # `+` and `?` leave the words apart; types are the schema's business
-    nargs = "*" if leaf.is_list else ("?" if leaf.is_bool else 1)
-    group.add_argument(
-        f"--{leaf.name}",
-        nargs=nargs,
-        const=["true"] if leaf.is_bool else None,
-        default=argparse.SUPPRESS,
-        metavar=leaf.type_name.upper() if not leaf.choices else leaf.type_name,
-        help=(leaf.doc + shown).replace("%", "%%"),
-        action=_Words,
-    )
+def _answer(
+    words: Sequence[str],
+    table: Mapping[str, Leaf],
+    *,
+    prog: str,
+    about: str,
+    sections: Mapping[str, str],
+    switches: Mapping[str, str],
+) -> None:
+    """Print the version or the help, where that is asked for, and leave."""
+    for position, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name == "--version":
+            print(f"{prog} {__version__}")
+            raise SystemExit(0)
+        if name == "--help":
+            rest = [value] if value else [each for each in words[position + 1 :] if not each.startswith("--")]
+            flags = [*_FLAGS, *((switch, "", text) for switch, text in switches.items())]
+            manual = Manual(prog, about, flags, sections, table)
+            print("\n\n".join(show(manual, topic, width()) for topic in rest or [""]))
+            raise SystemExit(0)
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+_FLAGS = (
+    ("config", "FILE", "YAML file; may be repeated, the last one wins"),
+    ("set", "KEY=VALUE", "one nested value: data.alpaca.weight=5"),
+    ("print_config", "", "print every option, its value and where it came from"),
+    ("help", "[SECTION|OPTION|all]", "show this, or more"),
+    ("version", "", "print the version"),
+)
 
 
 class _Words(argparse.Action):

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from onmt_llm.config import aliases, flags, opennmt_defaults
 from onmt_llm.config.corpora import corpus_problems, gather_options
 from onmt_llm.config.draft import draft
-from onmt_llm.config.schema import Leaf, leaves
+from onmt_llm.config.schema import Leaf, leaves, section_docs
 from onmt_llm.config.section import Section
 from onmt_llm.config.sentences import fit, holds_nul, sentence_of
 from onmt_llm.config.source import YamlFile, parse_scalar, read_yaml
@@ -151,7 +151,15 @@ def load(
         SystemExit: After `-help`.
     """
     table = leaves(job, extra)
-    parsed = flags.parse(argv, table, prog=prog, about=job.__doc__ or "", switches=switches or {}, short=short or {})
+    parsed = flags.parse(
+        argv,
+        table,
+        prog=prog,
+        about=" ".join((job.__doc__ or "").split()),
+        sections=section_docs(job, extra),
+        switches=switches or {},
+        short=short or {},
+    )
     given = _Given()
     for path in parsed.configs:
         _read_file(path, job, extra or {}, given)

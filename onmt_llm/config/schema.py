@@ -102,3 +102,9 @@ def leaves(job: type[Section], extra: Mapping[str, type[Section]] | None = None)
             assert name not in found and name not in sections, f"option name {name!r} is taken twice in {job.__name__}"
             found[name] = Leaf(section, name, info, is_extra)
     return found
+
+
+def section_docs(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, str]:
+    """What each section of a job is about, by its name."""
+    kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra or {})
+    return {name: " ".join((kind.__doc__ or "").split()) for name, kind in kinds.items()}

@@ -46,9 +46,11 @@ def test_every_command_line_parses(document: Path) -> None:
         if name in JOBS:
             job = JOBS[name]
             cut = next((i for i, word in enumerate(words) if word in (">", "|", "&", "2>&1")), len(words))
-            options = words[:cut] if name not in ("onmt_llm_checkpoint", "onmt_llm_data") else words[1:cut]
+            options = words[name in ("onmt_llm_checkpoint", "onmt_llm_data", "onmt_llm_eval") : cut]
             options = ["-runs", *options] if name == "onmt_llm_plot" else options
-            flags.parse(options, leaves(job.kind, job.extra()), prog=name, about="", switches=SWITCHES, short=job.short)
+            table = leaves(job.kind, job.extra())
+            parsed = flags.parse(options, table, prog=name, about="", switches=SWITCHES, short=job.short)
+            assert not parsed.problems
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
