@@ -83,7 +83,12 @@ class Mixer:
         return {
             "phase": self._phase,
             "corpora": {
-                source.name: {"position": source.reader.tell(), "epoch": source.epoch, "drawn": source.drawn}
+                source.name: {
+                    "reader": type(source.reader).__name__,
+                    "position": source.reader.tell(),
+                    "epoch": source.epoch,
+                    "drawn": source.drawn,
+                }
                 for source in self.sources
             },
         }
@@ -104,8 +109,7 @@ class Mixer:
         self._phase = state["phase"]
         for source in self.sources:
             saved = state["corpora"][source.name]
-            if source.reader.tell() != saved["position"]:
-                source.reader.seek(saved["position"])
+            _seek(source, saved["position"], saved_kind=saved.get("reader"))
             source.epoch, source.drawn = saved["epoch"], saved["drawn"]
 
     def close(self) -> None:
@@ -201,6 +205,22 @@ def proportional(weights: Sequence[float], drawn: Sequence[int], number: int) ->
         if not ((counts == offered) & (offered < number)).any():
             return counts.tolist()
         room = 2 * room + number
+
+
+def _seek(source: Source, position: Sequence[int], *, saved_kind: str | None) -> None:
+    """Go to a saved position of the same kind of reader; states of before do not name theirs."""
+    kind = type(source.reader).__name__
+    try:
+        if saved_kind not in (None, kind):
+            raise ValueError(f"it was read by a {saved_kind}")
+        if source.reader.tell() != position:
+            source.reader.seek(position)
+    except ValueError as error:
+        raise DataError(
+            f"Corpus '{source.name}' must have files of the kind that it had when the run was saved, but is read by a "
+            f"{kind} ({error}).",
+            hint="keep `data:` as it was when the run was saved, or start with fresh data",
+        ) from error
 
 
 def tempered(weights: Sequence[float], sizes: Sequence[int], temperature: float) -> list[float]:

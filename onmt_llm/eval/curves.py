@@ -19,6 +19,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.scorers import SCORERS
 
 Against = Literal["tokens", "steps", "hours"]
+_COUNTS: dict[str, str] = {"tokens": "tokens", "hours": "elapsed"}
 Split = Literal["train", "valid", "results"]
 
 _METRICS, _RESULTS = "_metrics.jsonl", "_results.jsonl"
@@ -83,14 +84,12 @@ class Run:
         """
         if against == "steps" or not steps:
             return [float(step) for step in steps]
-        train = self.rows["train"]
+        train = [row for row in self.rows["train"] if isinstance(row.get(_COUNTS[against]), (int, float))]
         if not train:
             raise DataError(f"{self.name} must hold reports of training to be drawn against {against}, but has none.")
         known = [0, *(row["step"] for row in train)]
-        if against == "tokens":
-            values = np.cumsum([0.0, *(row["tokens"] for row in train)])
-        else:
-            values = np.array([0.0, *(row["elapsed"] / 3600 for row in train)])
+        counted = [row[_COUNTS[against]] for row in train]
+        values = np.cumsum([0.0, *counted]) if against == "tokens" else np.array([0.0, *counted]) / 3600
         return [float(place) for place in np.interp(steps, known, values)]
 
     def best(self, figure: str) -> Best | None:

@@ -74,6 +74,25 @@ def test_saved_state_continues_with_the_next_record(make_mixer, taken, weights):
     assert take(restored, 10) == expected[taken : taken + 10]
 
 
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("kind", ["path_jsonl", "path_txt", "path_src, path_tgt", "path_src"])
+def test_a_position_in_files_of_another_kind_is_refused(write, kind, named):
+    def mixer(fields: str) -> Mixer:
+        paths = {field: write(field, '{"text": "a"}\n{"text": "b"}\n') for field in fields.split(", ")}
+        return Mixer([Source("x", open_reader("x", CorpusConfig(**paths)), 1)])
+
+    saved = mixer("path_src, path_tgt")
+    take(saved, 1)
+    state = saved.state_dict()
+    if not named:  # as states of before are
+        del state["corpora"]["x"]["reader"]
+    if kind == "path_src, path_tgt":
+        mixer(kind).load_state_dict(state)
+        return
+    with pytest.raises(DataError, match="files of the kind that it had when the run was saved"):
+        mixer(kind).load_state_dict(state)
+
+
 @pytest.mark.parametrize("weights", [(10, 10), (7, 2, 1), (0.7, 0.2, 0.1), (0.95, 0.03, 0.02), (1.5, 1, 1, 8)])
 def test_proportions_are_those_of_the_weights(weights):
     drawn, phase, draw = [0] * len(weights), 0, random.Random(1)

@@ -85,6 +85,17 @@ def test_smoothing_is_the_mean_of_the_last_ones() -> None:
     assert smoothed([2.0, 4.0], 1) == [2.0, 4.0]
 
 
+@pytest.mark.parametrize("against", ["tokens", "hours"])
+def test_rows_without_what_they_are_drawn_against_are_left_out(tmp_path: Path, against: Any) -> None:
+    rows = [{"step": step, "split": "train", "xent": 1.0, "tokens": 10, "elapsed": 3600} for step in (1, 2)]
+    file = tmp_path / "run_metrics.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 3, "split": "train", "xent": 1.0}]))
+    assert open_runs([str(file)])[0].places([2], against) == [20.0 if against == "tokens" else 1.0]
+    file.write_text(json.dumps({"step": 3, "split": "train", "xent": 1.0}) + "\n")
+    with pytest.raises(DataError, match="must hold reports of training"):
+        open_runs([str(file)])[0].places([2], against)
+
+
 def test_the_picture_names_runs_axes_and_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"  # text as text
     first, second = write_run(tmp_path, name="first"), write_run(tmp_path, name="second")
