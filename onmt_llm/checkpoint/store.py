@@ -149,7 +149,7 @@ class Checkpoint:
 
     def files(self) -> list[Path]:
         """The files that are not weights or configuration: vocabulary, tokeniser, template."""
-        return sorted(file for file in self.path.iterdir() if file.is_file() and not _OWN_FILES.fullmatch(file.name))
+        return sorted(file for file in self.path.iterdir() if file.is_file() and not is_own_file(file.name))
 
     def codec(self) -> Codec:
         """Vocabulary, tokeniser and template of this checkpoint."""
@@ -309,6 +309,11 @@ class CheckpointWriter:
                 self.directory, fingerprint=_identity(self._digests, names), not_finite=self._not_finite
             )
         self.add_text(MANIFEST_FILE, manifest)
+
+
+def is_own_file(name: str) -> bool:
+    """Whether a checkpoint keeps weights or configuration under this name."""
+    return _OWN_FILES.fullmatch(name) is not None
 
 
 def is_adapter_name(name: str) -> bool:

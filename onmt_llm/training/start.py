@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from onmt_llm.checkpoint.load import expected_shapes, open_base
-from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.checkpoint.store import Checkpoint, is_own_file
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig
@@ -162,11 +162,11 @@ def open_start(config: TrainConfig, options: Mapping[str, Section]) -> Start:
     """
     if config.run.train_from is None:
         return _new(config, options)
-    start = _continued(config, config.run.train_from)
+    start = _continued(config, options, config.run.train_from)
     return _updated(start, config, options) if config.run.update_vocab else start
 
 
-def _continued(config: TrainConfig, path: str) -> Start:
+def _continued(config: TrainConfig, options: Mapping[str, Section], path: str) -> Start:
     checkpoint = Checkpoint.open(path)
     weights = open_base(checkpoint) if checkpoint.is_adapter else checkpoint
     codec = checkpoint.codec()
@@ -192,10 +192,12 @@ def _continued(config: TrainConfig, path: str) -> Start:
             "template": _stored_name(template) or stored.template,
         }
     )
-    for name in ("src_vocab", "tgt_vocab"):
-        if getattr(config.vocabulary, name) and not config.run.update_vocab:
-            logger.info("%s is not read: %s brings its own vocabulary.", name, checkpoint.path)
     files = {file.name: _content(file) for file in codec.files()}
+    if not config.run.update_vocab:
+        for name in ("src_vocab", "tgt_vocab"):
+            if getattr(config.vocabulary, name):
+                logger.info("%s is not read: %s brings its own vocabulary.", name, checkpoint.path)
+        _check_tokenizers(_tokenizer_specs(config, options, lm=task == "lm"), stored, files, checkpoint.path)
     return Start(
         config=stored,
         vocab=Vocab(list(codec.vocab), stored.specials),
@@ -334,7 +336,9 @@ def _updated(start: Start, config: TrainConfig, options: Mapping[str, Section]) 
     wanted += added_tokens(config.corpora.data, config.corpora, options)
     tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
     _check_shared(start.model, src_tokens)
-    if tokens == list(start.vocab) and src_tokens == (None if start.src_vocab is None else list(start.src_vocab)):
+    same_tokens = tokens == list(start.vocab)
+    same_tokens &= src_tokens == (None if start.src_vocab is None else list(start.src_vocab))
+    if same_tokens and not any(_other_tokenizers((src_spec, tgt_spec), start.config, start.files)):
         logger.info("update_vocab: the vocabulary is that of %s already.", start.weights.path)
         return start
     files = dict(start.files)
@@ -344,6 +348,8 @@ def _updated(start: Start, config: TrainConfig, options: Mapping[str, Section]) 
         )
     }
     if tgt_spec is not None:
+        for old in (start.config.tokenizer, start.config.src_tokenizer):
+            files.pop((old and old.file) or "", None)
         update["tokenizer"] = _stored_spec(tgt_spec, "", files)
         update["src_tokenizer"] = None if src_spec in (None, tgt_spec) else _stored_spec(src_spec, "src_", files)
         src_tokenizer = None if update["src_tokenizer"] is None else src_tokenizer
@@ -384,8 +390,47 @@ def _stored_spec(spec: TokenizerSpec | None, prefix: str, files: dict[str, bytes
     if spec.file is None:
         return spec
     name = prefix + Path(spec.file).name
+    while name in files or is_own_file(name) or name in (VOCAB_FILE, SRC_VOCAB_FILE, TEMPLATE_FILE):
+        name = f"tokenizer_{name}"
     files[name] = _content(Path(spec.file))
     return spec.model_copy(update={"file": name})
+
+
+def _other_tokenizers(
+    specs: tuple[TokenizerSpec | None, TokenizerSpec | None], stored: CheckpointConfig, files: Mapping[str, bytes]
+) -> Iterator[tuple[TokenizerSpec, TokenizerSpec]]:
+    """The tokenisers of source and target that the options name and that are not the model's, each with the model's."""
+    own = (stored.src_tokenizer or stored.tokenizer, stored.tokenizer)
+    for named, mine in zip(specs, own, strict=True):
+        if named is None:
+            continue
+        content = None if named.file is None else _content(Path(named.file))
+        same = (named.kind, named.options) == (mine.kind, mine.options)
+        if not same or content != (None if mine.file is None else files[mine.file]):
+            yield named, mine
+
+
+def _check_tokenizers(
+    specs: tuple[TokenizerSpec | None, TokenizerSpec | None],
+    stored: CheckpointConfig,
+    files: Mapping[str, bytes],
+    path: Path,
+) -> None:
+    """Refuse to train with other pieces than those that the model knows, and that its checkpoints go on to use.
+
+    A tokeniser of another kind, or with other options, may give the same pieces (a tokenizer.json of a SentencePiece
+    model): a warning.
+    """
+    for named, mine in _other_tokenizers(specs, stored, files):
+        if (named.kind, named.options) == (mine.kind, mine.options):
+            raise ConfigError(
+                f"The tokeniser must be that of {path}, {mine.file or mine.kind}, but {named.file} has other content.",
+                hint=f"name {path / str(mine.file)}, or change the vocabulary with update_vocab: true",
+            )
+        logger.warning(
+            "The transforms tokenise by %s (%s), but %s by %s, which checkpoints keep: both must give the same tokens.",
+            *(named.kind, named.file or named.options, path, mine.kind),
+        )
 
 
 def _vocabularies(

@@ -1,0 +1,88 @@
+"""A run trains with the tokeniser that its checkpoints keep, whatever the files are called."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.cli.train import main
+
+sentencepiece = pytest.importorskip("sentencepiece")
+
+MODEL = {"decoder_layers": 1, "hidden_size": 16, "heads": 2, "ffn_size": 16}
+RUN = {"batch_size": 8, "train_steps": 1, "save_checkpoint_steps": 1, "valid_steps": 100, "device": "cpu", "seed": 1}
+
+
+def text(seed: int) -> list[str]:
+    chance = random.Random(seed)
+    words = ["".join(chance.choices("abcdef", k=chance.randint(2, 5))) for _ in range(30)]
+    return [" ".join(chance.choices(words, k=4)) for _ in range(80)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two SentencePiece models, each as target and as source model; a corpus."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("one.model", 1), ("two.model", 2), ("src_two.model", 2), ("vocab.txt", 1)):
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text(seed)), model_writer=model, vocab_size=40, hard_vocab_limit=False,
+            byte_fallback=False, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+        (tmp_path / name).write_bytes(model.getvalue())
+    (tmp_path / "corpus.txt").write_text("\n".join(text(1)) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def train(name: str, corpus: dict[str, str] | None = None, **options: Any) -> int:
+    data = {"c": corpus or {"path_src": "corpus.txt"}}
+    content = {"data": data, "transforms": ["sentencepiece"], "save_model": f"{name}/m", **RUN, **options}
+    Path(f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return main(["-config", f"{name}.yaml"])
+
+
+def stored(name: str) -> list[bytes]:
+    """The tokenisers of a run's checkpoint: source, target."""
+    checkpoint = Checkpoint.open(f"{name}/m_step_1")
+    config = checkpoint.config
+    specs = (config.src_tokenizer or config.tokenizer, config.tokenizer)
+    return [(checkpoint.path / str(spec.file)).read_bytes() for spec in specs]
+
+
+def test_another_tokeniser_is_refused_unless_the_vocabulary_is_updated(folder: Path, capfd: Any) -> None:
+    one, two = ((folder / f"{name}.model").read_bytes() for name in ("one", "two"))
+    assert train("base", src_subword_model="one.model", **MODEL) == 0
+    assert stored("base") == [one, one]
+    (folder / "copy.model").write_bytes(one)  # of the same content: another name is no other tokeniser
+    assert train("same", src_subword_model="copy.model", train_from="base/m_step_1") == 0
+    for adapter in ({}, {"lora_layers": ["q_proj"]}):
+        capfd.readouterr()
+        assert train("other", src_subword_model="two.model", train_from="base/m_step_1", **adapter) == 2
+        error = capfd.readouterr().err
+        assert "two.model has other content" in error and "update_vocab" in error and "Traceback" not in error
+    assert train("new", src_subword_model="two.model", train_from="base/m_step_1", update_vocab=True) == 0
+    assert stored("new") == [two, two]
+    assert {file.name for file in Checkpoint.open("new/m_step_1").files()} == {"two.model", "vocab.txt"}
+
+
+def test_another_tokeniser_is_kept_where_the_vocabulary_stays(folder: Path) -> None:
+    assert train("base", src_subword_model="one.model", **MODEL) == 0
+    Checkpoint.open("base/m_step_1").codec().vocab.write(folder / "kept.txt")
+    options = {"train_from": "base/m_step_1", "update_vocab": True, "src_vocab": "kept.txt"}
+    assert train("new", src_subword_model="two.model", **options) == 0
+    assert stored("new")[1] == (folder / "two.model").read_bytes()
+
+
+@pytest.mark.parametrize("names", [("two.model", "src_two.model"), ("src_two.model", "one.model"), ("vocab.txt",) * 2])
+def test_files_of_any_name_stay_apart(folder: Path, names: tuple[str, str]) -> None:
+    pairs = {"path_src": "corpus.txt", "path_tgt": "corpus.txt"}
+    files = dict(zip(("src_subword_model", "tgt_subword_model"), names, strict=True))
+    assert train("base", pairs, **files, **MODEL) == 0
+    assert stored("base") == [(folder / name).read_bytes() for name in names]
+    assert len(Checkpoint.open("base/m_step_1").codec().encode("ab")) > 0
