@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 
 class OnmtLlmError(Exception):
@@ -97,7 +98,10 @@ def raise_problems(problems: Iterable[Problem]) -> None:
     kind = max((problem.kind for problem in found), key=lambda each: each.exit_code)
     if len(found) == 1:
         raise kind(found[0].message, hint=found[0].hint)
-    lines = [problem.message + (f"\n    hint: {problem.hint}" if problem.hint else "") for problem in found]
+    lines = []
+    for problem, following in zip_longest(found, found[1:]):
+        repeated = following is not None and following.hint == problem.hint
+        lines.append(problem.message + (f"\n    hint: {problem.hint}" if problem.hint and not repeated else ""))
     error = kind("\n  ".join([f"{len(found)} things are wrong:", *lines]))
     error.problems = found
     raise error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.outputs import Paths
 from onmt_llm.cli.run import log_notes, run_job
@@ -50,7 +51,7 @@ def load_inference_config(path: str | None, mode: Mode) -> Loaded[Any]:
         raise ConfigError(
             "'inference_config_file' must be given, but is not.", hint="-inference_config_file translate_opts_py.yaml"
         )
-    loaded = load_job("onmt_llm_translate", ["-config", path], prog="inference_config_file")
+    loaded = load_job("onmt_llm_translate", ["-config", path], prog="inference_config_file", checks=inference_problems)
     log_notes(loaded)
     models = loaded.job.inference.model
     if not models:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
+from onmt_llm.cli.inputs import missing_models, not_given
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.load import Loaded
-from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.errors import CheckpointError, ConfigError, Problem
 
 USAGE = (
     "onmt_llm_checkpoint info -model CHECKPOINT | verify -model CHECKPOINT | seal -model CHECKPOINT | "
@@ -24,12 +25,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     # the action comes first, and is not an option
     action = words.pop(0) if words and not words[0].startswith("-") else ""
-    return run_job("onmt_llm_checkpoint", functools.partial(_checkpoint, action), words, paths=_paths)
+    checks = functools.partial(_problems, action)
+    return run_job("onmt_llm_checkpoint", functools.partial(_checkpoint, action), words, paths=_paths, checks=checks)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     writes = [*one(loaded, "checkpoint", "output", is_folder=True), *one(loaded, "checkpoint", "out_file")]
     return Paths(list(model_files(loaded, "checkpoint", ("model", "models"))), writes)
+
+
+def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
+    yield from not_given(loaded, "checkpoint", _NEEDS.get(action, ()), USAGE)
+    yield from missing_models(loaded, "checkpoint", ("model", "models"), releases=True, readable=False)
+
+
+_NEEDS = {
+    "info": ("model",),
+    "verify": ("model",),
+    "seal": ("model",),
+    "extract_vocabulary": ("model", "out_file"),
+    "extract_embeddings": ("model", "out_file"),
+    "average": ("models", "output"),
+}
 
 
 def _checkpoint(action: str, loaded: Loaded[Any]) -> int:

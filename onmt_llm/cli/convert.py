@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inputs import option_files
+from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option_files
 from onmt_llm.cli.outputs import Output, Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import ConversionOptions
 from onmt_llm.config.load import Loaded
+from onmt_llm.errors import CheckpointError, Problem
 from onmt_llm.log import logger
 
 USAGE = "onmt_llm_convert -model_dir MODEL -output CHECKPOINT"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_convert", _convert, argv, paths=_paths)
+    return run_job("onmt_llm_convert", _convert, argv, paths=_paths, checks=_problems)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
@@ -26,6 +28,17 @@ def _paths(loaded: Loaded[Any]) -> Paths:
         writes = [Output("output", f"{options.output}.pt")]
     models = model_files(loaded, "conversion", ("model_dir",))
     return Paths([*models, *option_files(loaded, "conversion", ("tokenizer_model", "vocab_file"))], writes)
+
+
+def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    options: ConversionOptions = loaded.job.conversion
+    yield from not_given(loaded, "conversion", ("model_dir", "output"), USAGE)
+    yield from missing_files(loaded, option_files(loaded, "conversion", ("tokenizer_model", "vocab_file")))
+    if options.to is not None:
+        yield from missing_models(loaded, "conversion", ("model_dir",))
+    elif options.model_dir and not Path(options.model_dir).exists():
+        sentence = f"'model_dir' must be a folder or a file that exists, but '{options.model_dir}' is not."
+        yield Problem(sentence, loaded.where("model_dir"), kind=CheckpointError)
 
 
 def _convert(loaded: Loaded[Any]) -> int:

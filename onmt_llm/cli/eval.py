@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inputs import option_files
+from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option_files
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.cli.translate import open_models
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.load import Loaded
 from onmt_llm.data.readers import read_lines
-from onmt_llm.errors import ConfigError
+from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.eval.perplexity import Perplexity, measure
 from onmt_llm.outputs import write_text
 
@@ -26,12 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     # what is measured comes first, and is not an option
     action = words.pop(0) if words and not words[0].startswith("-") else ""
-    return run_job("onmt_llm_eval", functools.partial(_evaluate, action), words, paths=_paths)
+    return run_job("onmt_llm_eval", functools.partial(_evaluate, action), words, paths=_paths, checks=_problems)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     reads = [*model_files(loaded, "measure", ("model",)), *option_files(loaded, "measure", ("src", "tgt"))]
     return Paths(reads, one(loaded, "measure", "output"))
+
+
+def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    yield from not_given(loaded, "measure", ("model", "src"), USAGE)
+    yield from missing_files(loaded, option_files(loaded, "measure", ("src", "tgt")), streams=True)
+    yield from missing_models(loaded, "measure", ("model",), releases=True)
 
 
 def _evaluate(action: str, loaded: Loaded[Any]) -> int:

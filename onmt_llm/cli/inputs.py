@@ -70,7 +70,7 @@ def option_files(loaded: Loaded[Any], section: str, names: Iterable[str]) -> Ite
 
 
 def missing_models(
-    loaded: Loaded[Any], section: str, names: Iterable[str], *, releases: bool = False
+    loaded: Loaded[Any], section: str, names: Iterable[str], *, releases: bool = False, readable: bool = True
 ) -> Iterator[Problem]:
     """What is wrong with the checkpoints that options of a section name, as far as it is known without their weights.
 
@@ -79,13 +79,16 @@ def missing_models(
         section: Section of the options.
         names: The options; each holds a path, or several.
         releases: CTranslate2's releases will do too.
+        readable: They must have a configuration that can be read.
     """
     for name in names:
         value = getattr(getattr(loaded.job, section), name) or ()
         for path in [value] if isinstance(value, str) else value:
             try:
                 if not (releases and find_release(path)):
-                    read_config(resolve_path(path))
+                    directory = resolve_path(path)
+                    if readable:
+                        read_config(directory)
             except OnmtLlmError as error:
                 yield Problem(f"{name}: {error.message}", loaded.where(name), error.hint, type(error))
 

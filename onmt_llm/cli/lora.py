@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from onmt_llm.cli.inputs import missing_models, not_given
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import LoraToolOptions
 from onmt_llm.config.load import Loaded
+from onmt_llm.errors import Problem
 from onmt_llm.log import logger
 
 USAGE = (
@@ -19,12 +21,21 @@ USAGE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_lora", _lora, argv, paths=_paths)
+    return run_job("onmt_llm_lora", _lora, argv, paths=_paths, checks=_problems)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     models = model_files(loaded, "adapters", ("base_model", "lora_weights"))
     return Paths(list(models), one(loaded, "adapters", "output", is_folder=True))
+
+
+def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    """An adapter of peft, and a base that only it knows, may be anything."""
+    action = loaded.job.adapters.action
+    needs = ["lora_weights", "output"] + ["base_model"] * (action != "export")
+    yield from not_given(loaded, "adapters", needs, USAGE)
+    ours = ["lora_weights"] * (action != "import") + ["base_model"] * (action != "export")
+    yield from missing_models(loaded, "adapters", ours)
 
 
 def _lora(loaded: Loaded[Any]) -> int:

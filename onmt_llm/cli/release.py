@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inputs import option_files
+from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option_files
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import ReleaseOptions
 from onmt_llm.config.load import Loaded
-from onmt_llm.errors import DataError
+from onmt_llm.errors import DataError, Problem
 from onmt_llm.log import logger
 
 USAGE = "release_model -model CHECKPOINT -output DIRECTORY -quantization int8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("release_model", _release, argv, paths=_paths)
+    return run_job("release_model", _release, argv, paths=_paths, checks=_problems)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     reads = [*model_files(loaded, "release", ("model",)), *option_files(loaded, "release", ("verify_text",))]
     return Paths(reads, one(loaded, "release", "output", is_folder=loaded.job.release.format != "pytorch"))
+
+
+def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    yield from not_given(loaded, "release", ("model", "output"), USAGE)
+    yield from missing_models(loaded, "release", ("model",))
+    yield from missing_files(loaded, option_files(loaded, "release", ("verify_text",)))
 
 
 def _release(loaded: Loaded[Any]) -> int:

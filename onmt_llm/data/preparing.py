@@ -92,6 +92,13 @@ class Recipe:
         return self.batching.batch_size if self.training else self.batching.valid_batch_size
 
     @property
+    def room_option(self) -> str:
+        """The option that says how many tokens a batch, or a packed row, has room for."""
+        if not self.training:
+            return "valid_batch_size"
+        return "packing_length" if self.batching.packing != "off" and self.batching.packing_length else "batch_size"
+
+    @property
     def row_length(self) -> int:
         """Positions of a packed row."""
         return self.batching.packing_length or self.batch_size
@@ -228,7 +235,8 @@ class Preparer:
     def _note_widest(self, width: int, room: int) -> None:
         packed = self._recipe.training and self._recipe.batching.packing != "off"
         if width > room and (packed or self._recipe.batching.batch_type == "tokens"):
-            what = f"a row of {room}" if packed else f"batch_size {room}"
+            option = self._recipe.room_option
+            what = f"a row of {room} ({option})" if packed else f"{option} {room}"
             own = "row" if packed else "batch"
             log_once(
                 f"An example has {width} tokens, more than {what}: it is a {own} of its own (filtertoolong keeps such "

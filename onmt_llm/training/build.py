@@ -157,7 +157,7 @@ def _adapter(lora: LoraConfig, start: Start, gated: bool) -> AdapterSpec | None:
     if differing:
         assert start.adapter is not None
         raise ConfigError(
-            f"Training must go on with the adapter {start.adapter.path} as it is, but {'; '.join(differing)}.",
+            f"{'; '.join(differing)}: training goes on with {start.adapter.path} as it is.",
             hint="leave these options out; or merge the adapter into its base and train a new one on that",
         )
     return (

@@ -96,9 +96,9 @@ def _check_same(wanted: ExpandConfig, stored: ExpansionSpec, checkpoint: Checkpo
         if option in wanted.model_fields_set and mine != theirs
     ]
     if wanted.is_on and (blocks := chosen_blocks(wanted, base)) != stored.blocks:
-        differing.append(f"the options name {', '.join(blocks)} and there it is {', '.join(stored.blocks)}")
+        differing.append(f"expand_blocks are {', '.join(blocks)} in the options and {', '.join(stored.blocks)} there")
     if differing:
         raise ConfigError(
-            f"Training must go on with the new blocks of {checkpoint.path} as they are, but {'; '.join(differing)}.",
+            f"{'; '.join(differing)}: training goes on with the new blocks of {checkpoint.path} as they are.",
             hint="leave these options out",
         )

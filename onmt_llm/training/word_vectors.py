@@ -47,8 +47,9 @@ def load_vectors(model: Transformer, start: Start, options: EmbeddingsConfig) ->
     if not any(sides.values()):
         return
     if start.weights is not None and start.before is None:
+        named = [name for name in ("both_embeddings", "src_embeddings", "tgt_embeddings") if getattr(options, name)]
         raise ConfigError(
-            "Pretrained embeddings must go to new rows, but train_from brings trained ones for all tokens.",
+            f"{' and '.join(named)} must be left out here: train_from brings trained embeddings of all tokens.",
             hint="they serve a new model, or the new tokens of update_vocab",
         )
     old_src, old_tgt = start.before.sides if start.before else ((), ())

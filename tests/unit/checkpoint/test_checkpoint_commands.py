@@ -48,7 +48,7 @@ def test_errors_are_one_line_with_an_exit_code(
     assert convert_command.main(["--model-dir", str(tmp_path / "absent"), "--output", str(tmp_path / "x")]) == 4
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("error: ") or "hold a model that we can read" in error
-    assert convert_command.main(["-model_dir", "x"]) == 2
+    assert convert_command.main(["-model_dir", str(tmp_path)]) == 2
     assert "'output' must be given" in capsys.readouterr().err
     assert convert_command.main(["-model_dri", "x"]) == 2
     assert "model_dir" in capsys.readouterr().err
@@ -108,7 +108,7 @@ def test_run_turns_errors_into_codes(capsys: pytest.CaptureFixture[str]) -> None
 def test_commands_start_without_torch() -> None:
     code = (
         "import sys, onmt_llm.cli.convert as a, onmt_llm.cli.lora as b, onmt_llm.cli.checkpoint as c\n"
-        "assert a.main(['-model_dir', 'x']) == b.main([]) == c.main([]) == 2\n"
+        "assert a.main(['-model_dir', '.']) == b.main([]) == c.main([]) == 2\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -9,8 +9,10 @@ import pytest
 
 from onmt_llm.cli.build_vocab import main as build_vocab
 from onmt_llm.cli.data import main as data
+from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.train import main as train
 from onmt_llm.cli.translate import main as translate
+from onmt_llm.commands import COMMANDS
 from onmt_llm.config.checkpoint import CheckpointConfig, config_text
 from onmt_llm.config.model import ModelConfig
 
@@ -129,6 +131,42 @@ def test_the_other_commands_look_at_what_they_read_too(folder: Path, capsys: pyt
     assert translate([*argv, "-beam_size", "0"]) == 4
     said = told(capsys)
     assert said.startswith("error: 6 things are wrong") and said.index("-model") < said.index("-beam_size")
+
+
+TOOLS = {
+    "translate": ("onmt_llm_translate", [], 2, ["'model' must be given", "'src' must be given"]),
+    "eval": ("onmt_llm_eval", ["perplexity", "-model", "nix", "-tgt", "nix"], 4, ["-model ", "'src' must", "-tgt "]),
+    "lora": ("onmt_llm_lora", ["-lora_weights", "nix"], 4, ["-lora_weights ", "'base_model' must", "'output' must"]),
+    "lora out": ("onmt_llm_lora", ["-action", "export", "-base_model", "gpt2"], 2, ["'lora_weights' must", "'output'"]),
+    "checkpoint": ("onmt_llm_checkpoint", ["average", "-models", "base", "nix", "mix"], 4, ["nix", "mix", "'output'"]),
+    "convert": ("onmt_llm_convert", ["-model_dir", "nix", "-vocab_file", "nix"], 4, ["-model_dir ", "-vocab_file "]),
+    "convert out": ("onmt_llm_convert", ["-to", "hf", "-model_dir", "a.txt"], 4, ["must be a directory", "'output'"]),
+    "release": ("release_model", ["-model", "nix", "-verify_text", "nix"], 4, ["-model ", "-verify_text ", "'output'"]),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_tools_do_so_too(tool: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, argv, code, words = TOOLS[tool]
+    assert COMMANDS[name].call(argv) == code
+    said = told(capsys)
+    assert "things are wrong" in said and all(word in said for word in words)
+
+
+def test_an_error_of_a_command_names_the_place_of_the_option_to_blame(folder: Path) -> None:
+    Path("x.yaml").write_text(GOOD + "valid_batch_size: 4\nlora_layers: [q_proj]\ntrain_from: base\n")
+    loaded = load_job("onmt_llm_train", ["-config", "x.yaml", "-train_steps", "3"])
+    places = {
+        "valid_batch_size must be": "x.yaml:4",
+        "'train_steps' must be": "-train_steps",
+        "lora_embedding and lora_layers must": "x.yaml:5",
+        "src_vocab: the file": "x.yaml:3",
+        "Corpus 'a' must": "x.yaml:1",
+        "The transforms of corpus 'a' must": "x.yaml:1",
+        "seed must be": "",
+        "The loss must be finite": "",
+    }
+    assert {sentence: loaded.blamed(sentence) for sentence in places} == places
 
 
 def test_print_config_looks_at_no_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

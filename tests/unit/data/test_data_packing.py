@@ -117,4 +117,12 @@ class TestPipeline:
         with caplog.at_level(logging.INFO, logger="onmt_llm"):
             (batch,) = islice(pipeline, 1)
         assert batch.src_BS is not None and batch.src_BS.shape[1] == 8
-        assert "more than a row of 4" in caplog.text
+        assert "more than a row of 4 (packing_length)" in caplog.text
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_what_is_too_long_names_the_option_that_says_so(self, make_pipeline, write, caplog, training):
+        corpora = {"x": CorpusConfig(path_src=write("s", "a b c d e f g h\n"))}
+        batching = {"batch_type": "tokens", "batch_size": 5, "valid_batch_size": 6}
+        with caplog.at_level(logging.INFO, logger="onmt_llm"):
+            next(iter(make_pipeline(corpora, batching=batching, training=training)))
+        assert f"more than {'batch_size 5' if training else 'valid_batch_size 6'}:" in caplog.text

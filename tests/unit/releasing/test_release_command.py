@@ -53,5 +53,5 @@ def test_the_command_explains_itself_without_torch(capsys: pytest.CaptureFixture
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
     assert main(["-output", "x"]) == ConfigError.exit_code
     assert "'model' must be given" in capsys.readouterr().err
-    assert main(["-model", "x", "-output", "y", "-quant", "int8"]) == ConfigError.exit_code
+    assert main(["-output", "y", "-quant", "int8"]) == ConfigError.exit_code
     assert "'-quant' is not an option" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import yaml
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.cli.build_vocab import main as build_vocab
+from onmt_llm.cli.train import main
 from onmt_llm.config.train import OptimConfig, TrainConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.training import precision, saver
@@ -339,6 +340,18 @@ def test_a_vocabulary_is_counted_for_the_task_of_its_checkpoint(corpus: Path, ba
     file.write_text(yaml.safe_dump({**data, **options}))
     assert build_vocab(["-config", str(file)]) == 0 and (corpus / "counted.txt").exists()
     assert build_vocab(["-config", str(file), "-overwrite", "-model_task", "seq2seq"]) == ConfigError.exit_code
+
+
+def test_tensors_are_not_forced_into_another_shape(
+    corpus: Path, base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(corpus)
+    data = "data: {a: {path_src: train.src}}\nsave_model: run/x\noverride_opts: true\n"
+    Path("x.yaml").write_text(f"{data}train_from: {base}\nrope: {{theta: 5000}}\nhidden_size: 64\nlm_head_bias: true\n")
+    assert main(["-config", "x.yaml", "-dry_run"]) == 2
+    said = capsys.readouterr().err
+    assert "x.yaml:6  hidden_size must be 32, since the tensors of" in said and "x.yaml:7  lm_head_bias" in said
+    assert "theta must be" not in said and len(said.splitlines()) < 10
 
 
 def test_an_adapter_goes_on_as_it_is_or_not_at_all(corpus: Path, base: Path) -> None:

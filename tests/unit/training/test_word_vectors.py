@@ -217,7 +217,7 @@ def test_vectors_serve_the_new_tokens_of_update_vocab_only(corpus: Path) -> None
     table = new.tensor("decoder.embed_tokens.weight")
     assert torch.allclose(table[5], torch.ones(SIZE))
     assert torch.allclose(table[6], old.tensor("decoder.embed_tokens.weight")[4], atol=1e-6)
-    with pytest.raises(ConfigError, match="must go to new rows"):
+    with pytest.raises(ConfigError, match="both_embeddings must be left out here"):
         run(corpus, "more", 2, run={"train_from": str(old.path)}, embeddings={"both_embeddings": path})
 
 
