@@ -47,7 +47,7 @@ def parts(work: Path, runs: int) -> None:
     import torch
 
     from onmt_llm.checkpoint.manifest import damage
-    from onmt_llm.checkpoint.safetensors_io import _fast_digest
+    from onmt_llm.checkpoint.safetensors_io import fast_tensor_digest
     from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.generate.ct2_engine import check_release
 
@@ -55,7 +55,7 @@ def parts(work: Path, runs: int) -> None:
     tensors = dict(checkpoint.tensors())
     steps = {
         "Checkpoint.open: the small files and the headers": lambda: Checkpoint.open(work / "checkpoint"),
-        "XXH3 of all tensors in memory": lambda: [_fast_digest(name, tensor) for name, tensor in tensors.items()],
+        "XXH3 of all tensors in memory": lambda: [fast_tensor_digest(name, tensor) for name, tensor in tensors.items()],
         "reading all tensors, checked": lambda: [checkpoint.tensor(name) for name in tensors],
         "torch.isfinite of all tensors (not done when opening)": lambda: [
             torch.isfinite(tensor).all() for tensor in tensors.values()

@@ -146,11 +146,7 @@ def converted(foreign: Foreign, dtype: Dtype | None) -> Iterator[tuple[str, torc
     expected = foreign.expected or expected_shapes(foreign.model)
     stream = apply(foreign.rules, foreign.source, expected, ignore=foreign.ignore, what=foreign.origin)
     for name, tensor in stream:
-        tensor = _cast(tensor, dtype)
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            logger.warning("%s holds %d values that are infinite or no numbers as %s.", name, bad, tensor.dtype)
-        yield name, tensor
+        yield name, _cast(tensor, dtype)
 
 
 def _cast(tensor: torch.Tensor, dtype: Dtype | None) -> torch.Tensor:

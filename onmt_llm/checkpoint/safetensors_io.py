@@ -139,12 +139,12 @@ class SafetensorsSet:
             raise CheckpointError(f"There is no tensor '{name}' in {self.directory}.")
         with safe_open(self.directory / self.file_of(name), framework="pt") as handle:
             tensor: torch.Tensor = handle.get_tensor(name).clone()
-        if name in self._digests and _fast_digest(name, tensor) != self._digests[name]:
+        if name in self._digests and fast_tensor_digest(name, tensor) != self._digests[name]:
             refuse_damage(self.directory, [f"{name} in {self.file_of(name)} has other values than when it was written"])
         return tensor
 
 
-def _fast_digest(name: str, tensor: torch.Tensor) -> str:
+def fast_tensor_digest(name: str, tensor: torch.Tensor) -> str:
     """The digest that a manifest has of a tensor."""
     return fast_digest(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape), tensor_bytes(tensor))
 

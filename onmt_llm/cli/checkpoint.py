@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Iterator, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from onmt_llm.cli.inputs import missing_models, not_given
@@ -96,12 +97,16 @@ def _verify(loaded: Loaded[Any]) -> int:
     from onmt_llm.checkpoint.manifest import damage, read_manifest
     from onmt_llm.checkpoint.store import Checkpoint, resolve_path
     from onmt_llm.generate.open import find_release
+    from onmt_llm.releasing.plain import damage_of_pytorch
 
+    if Path(model).is_file() and Path(model).suffix == ".pt":
+        _refuse(model, damage_of_pytorch(Path(model)))
+        print("the release is as written")
+        return 0
     release = find_release(model)
     directory = resolve_path(model) if release is None else release
     problems = damage(directory, thorough=True)
-    if problems:
-        raise CheckpointError(f"{directory} must be as it was written, but is not: {'; '.join(problems[:10])}.")
+    _refuse(directory, problems)
     if release is None:
         checkpoint = Checkpoint.open(directory)
         checkpoint.codec()
@@ -112,6 +117,11 @@ def _verify(loaded: Loaded[Any]) -> int:
     tensors = sum(len(entry.tensors or ()) for entry in manifest.files.values())
     print(f"{len(manifest.files)} files, {tensors} tensors in them, are as written")
     return 0
+
+
+def _refuse(model: object, problems: Sequence[str]) -> None:
+    if problems:
+        raise CheckpointError(f"{model} must be as it was written, but is not: {'; '.join(problems[:10])}.")
 
 
 def _seal(loaded: Loaded[Any]) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from onmt_llm.checkpoint.atomic import check_output_file
 from onmt_llm.checkpoint.manifest import damage
+from onmt_llm.checkpoint.safetensors_io import fast_tensor_digest
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
+from onmt_llm.checkpoint.torch_files import load_torch
+from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError
 from onmt_llm.outputs import is_written_in_place, output_file
 from onmt_llm.releasing.formats import FORMATS, Report, Verify, no_quantization
@@ -47,23 +53,48 @@ def release_pytorch(
 ) -> Report:
     """One file for `torch.load(..., weights_only=True)`: tensors, vocabulary, configuration, tokeniser files.
 
-    The dictionary's keys are `model` (name -> tensor), `vocab` (tokens in id order), `config` (content of config.yaml)
-    and `files` (name -> the file's bytes as a uint8 tensor). The whole model is in memory while it is written.
+    The dictionary's keys are `model` (name -> tensor), `vocab` (tokens in id order), `config` (content of config.yaml),
+    `files` (name -> the file's bytes as a uint8 tensor) and `xxh3`, a checksum of all of it (`damage_of_pytorch`). The
+    whole model is in memory while it is written.
     """
     no_quantization("pytorch", quantization)
     check_output_file(output, overwrite=force)
     tensors = dict(checkpoint.tensors())
-    content = {
+    content: dict[str, Any] = {
         "model": tensors,
         "vocab": list(checkpoint.codec().vocab),
         "config": checkpoint.config.model_dump(mode="json"),
         "files": {file.name: _bytes(file) for file in checkpoint.files()},
     }
+    content["xxh3"] = _digest(content)
     with output_file(output) as temporary:
         torch.save(content, temporary)
         unread = verify == "off" or is_written_in_place(output)  # what went through a pipe is not read again
         verdict = "not verified" if unread else _verify_pytorch(temporary, tensors)
     return {"format": "pytorch", "source": str(checkpoint.path), "tensors": len(tensors), "verdict": verdict}
+
+
+def damage_of_pytorch(path: Path) -> list[str]:
+    """What of a released `.pt` file is not as it was written, one phrase each. Empty = nothing.
+
+    Raises:
+        CheckpointError: It cannot be read, or is no release.
+    """
+    content = load_torch(path)
+    if not isinstance(content, dict) or not {"model", "vocab", "config", "files", "xxh3"} <= content.keys():
+        raise CheckpointError(f"{path} must be a release of the format pytorch, but is none.")
+    try:
+        intact = content["xxh3"] == _digest(content)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):  # something else stands in a tensor's place
+        intact = False
+    return [] if intact else ["it has another checksum than when it was written"]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """XXH3 of all that a release of the format pytorch holds."""
+    text = json.dumps([content["vocab"], content["config"]], sort_keys=True).encode()
+    tensors = [fast_tensor_digest(name, content[part][name]) for part in ("model", "files") for name in content[part]]
+    return fast_digest(text, "".join(tensors).encode())
 
 
 def _bytes(file: Path) -> torch.Tensor:

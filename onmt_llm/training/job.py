@@ -200,7 +200,7 @@ def _train(
     spec = None
     if layers.beside_base is not None:
         assert start.weights is not None
-        spec = with_base(layers.beside_base, start.weights, world)
+        spec = with_base(layers.beside_base, start.weights)
     model = build(config, start, layers, precision, world)
     if run.compile_blocks:
         compile_blocks(model, world.device)

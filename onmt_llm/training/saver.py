@@ -27,7 +27,6 @@ from onmt_llm.nn.memory import available_memory
 from onmt_llm.outputs import write_failed
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.background import Background
-from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job
 from onmt_llm.training.run_folder import RunLock, average_path, checkpoint_path, prune
 from onmt_llm.training.start import SRC_VOCAB_FILE, VOCAB_FILE, Start
@@ -37,12 +36,8 @@ from onmt_llm.training.state import STATE_DIRECTORY, Progress, TrainState, colle
 _SMALL_FILES = 1 << 20
 
 
-def with_base(spec: AdapterSpec | ExpansionSpec, weights: Checkpoint, world: World) -> AdapterSpec | ExpansionSpec:
-    """The settings with the identity of the base. Rank 0 computes it; the others find it cached."""
-    if world.is_main:
-        logger.info("Identifying the base %s ...", weights.path)
-        weights.fingerprint  # noqa: B018 (cached beside the weights)
-    world.barrier()
+def with_base(spec: AdapterSpec | ExpansionSpec, weights: Checkpoint) -> AdapterSpec | ExpansionSpec:
+    """The settings with the identity of the base."""
     return spec.model_copy(update={"base": str(weights.path.resolve()), "base_fingerprint": weights.fingerprint})
 
 

@@ -106,6 +106,36 @@ def test_logits_and_the_way_back(tmp_path: Path, name: str) -> None:
         assert torch.equal(back(IDS).logits, theirs(IDS).logits)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rms_norm_eps": float("nan")}, "norm_eps"),
+        ({"rms_norm_eps": -1}, "norm_eps"),
+        ({"eos_token_id": 99999}, "eos_token_id must be the number of one of the model's 300 tokens, but is 99999"),
+        ({"eos_token_id": [2, -5]}, "but is -5"),
+        ({"bos_token_id": 300}, "bos_token_id must be"),
+    ],
+)
+def test_nonsense_in_config_json_is_refused(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    save_model(tmp_path / "hf", *MODELS["llama"])
+    file = tmp_path / "hf/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    (tmp_path / "hf/generation_config.json").unlink()
+    with pytest.raises(CheckpointError, match=sentence):
+        convert(tmp_path / "hf", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    theirs = save_model(tmp_path / "hf", *MODELS["llama"])
+    with torch.no_grad():
+        theirs.model.layers[1].mlp.up_proj.weight[3, 4] = 1e38
+    theirs.save_pretrained(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"must be finite numbers, but those of .*layers\.1"):
+        convert(tmp_path / "hf", tmp_path / "ours", dtype="fp16")
+    convert(tmp_path / "hf", tmp_path / "ours", dtype="bf16")
+
+
 def test_old_falcon_keys(tmp_path: Path) -> None:
     theirs = save_model(tmp_path / "hf", *MODELS["falcon_40b"])
     file = tmp_path / "hf/config.json"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
+from onmt_llm.cli.checkpoint import main as checkpoint_command
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
@@ -223,6 +224,22 @@ def test_pytorch_is_one_file_of_plain_tensors(model: Path, tmp_path: Path) -> No
     assert np.array_equal(rebuilt(ids)[0].detach().numpy(), engine.logits(["<s>", "w5"]))
     assert read["vocab"] == VOCAB
     assert bytes(read["files"]["vocab.txt"].tolist()) == (model / "vocab.txt").read_bytes()
+
+
+def test_a_flipped_byte_of_a_pytorch_release_is_found(model: Path, tmp_path: Path) -> None:
+    release(model, tmp_path / "model.pt", format="pytorch")
+    words = ["verify", "-model", str(tmp_path / "model.pt")]
+    assert checkpoint_command(words) == 0
+    content = (tmp_path / "model.pt").read_bytes()
+    pieces = torch.load(tmp_path / "model.pt", weights_only=True)
+    name = "decoder.layers.0.mlp.up_proj.weight"
+    for part in (pieces["model"][name].numpy().tobytes(), b"w17", b"<unk>\n"):
+        flipped = bytearray(content)
+        flipped[content.index(part)] ^= 1
+        (tmp_path / "model.pt").write_bytes(flipped)
+        assert checkpoint_command(words) == 4
+    torch.save(pieces["model"], tmp_path / "model.pt")
+    assert checkpoint_command(words) == 4
 
 
 def test_wrong_words_are_refused(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from onmt_llm.checkpoint.text_side import from_sentencepiece
 from onmt_llm.config.checkpoint import TokenizerSpec
 from onmt_llm.data.pickling import TOKENIZERS, Restricted
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
@@ -212,3 +213,13 @@ def test_module_needs_no_torch() -> None:
 
     code = "import sys, onmt_llm.text.codec, onmt_llm.text.instructions; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_sentencepiece_model_whose_pieces_are_no_text_is_refused(models: Path, tmp_path: Path) -> None:
+    content = bytearray((models / "sp.model").read_bytes())
+    content[content.index("▁the".encode()) + 3] = 0xF4  # "the" has become the beginning of a longer character
+    (tmp_path / "sp.model").write_bytes(content)
+    with pytest.raises(DataError, match="must be a SentencePiece model"):
+        SentencePieceTokenizer(tmp_path / "sp.model")
+    with pytest.raises(DataError, match="must be a SentencePiece model"):
+        from_sentencepiece(tmp_path / "sp.model", rows=400)
