@@ -10,7 +10,7 @@ from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.train import AUTO, OptimConfig, RunConfig, TrainConfig
 from onmt_llm.data.pipeline import Pipeline
-from onmt_llm.errors import DataError
+from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
 from onmt_llm.training.build import Layers
 from onmt_llm.training.dist import World
@@ -143,7 +143,21 @@ def run_seed(wanted: int, resumed: SavedState | None, world: World) -> int:
 
 
 def resume(saved: SavedState, job: Job, pipeline: Pipeline) -> Progress:
-    """Put optimiser, random generators and data back to where they were; returns how far that is."""
+    """Put optimiser, random generators and data back to where they were; returns how far that is.
+
+    Raises:
+        CheckpointError: The state does not say where that was, as happens where damage is ignored.
+    """
+    try:
+        return _resume(saved, job, pipeline)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{saved.directory} is not a valid training state ({type(error).__name__}: {error}).",
+            hint="go on from an older checkpoint, or begin with these weights: -reset_optim all",
+        ) from error
+
+
+def _resume(saved: SavedState, job: Job, pipeline: Pipeline) -> Progress:
     if job.run.reset_optim == "states":
         logger.info("reset_optim: the optimiser begins anew at step %d.", saved.progress.step)
     elif saved.optimizer != job.optimizer_name:

@@ -284,14 +284,21 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Undo of `rng_state`."""
+    """Undo of `rng_state`.
+
+    Raises:
+        ValueError, TypeError, KeyError: That is no state of theirs.
+    """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(_decode(state["torch"]))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(_decode(state["cuda"]), device)
+    try:
+        torch.set_rng_state(_decode(state["torch"]))
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(_decode(state["cuda"]), device)
+    except RuntimeError as error:
+        raise ValueError(f"torch's random generator cannot be set: {error}") from error
 
 
 def _encode(state: Tensor) -> str:
