@@ -19,27 +19,33 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "import sys; from onmt_llm.cli.translate import main; sys.exit(main())"
 
 
-def seconds(code: Path, model: Path, question: Path) -> float:
-    """Wall time of a process that opens a model and answers one line with one token."""
+def seconds(code: Path, model: Path, question: Path) -> tuple[float, float]:
+    """Wall time, and time on the processor, of a process that opens a model and answers one line with one token."""
     words = ["-model", model, "-src", question, "-output", question.with_suffix(".out"), "-max_length", "1"]
     environment = {**os.environ, "PYTHONPATH": str(code), "CUDA_VISIBLE_DEVICES": ""}
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-c", COMMAND, *map(str, words)], check=True, env=environment, capture_output=True)
-    return time.perf_counter() - begun
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - begun, used
 
 
 def compare(work: Path, other: Path, runs: int) -> None:
     question = work / "question.txt"
     question.write_text("What is the capital of France?\n")
-    print("| opens and answers one line | before, median s (min, max) | now | difference |\n|---|--:|--:|--:|")
+    print(
+        "| opens and answers one line, median s (min) | before | now | difference (of the minima) |\n|---|--:|--:|--:|"
+    )
     for model in ("checkpoint", "release"):
         pairs = [
             (seconds(other / "code", other / model, question), seconds(ROOT, work / model, question))
             for _ in range(runs + 1)
         ][1:]  # the first one reads the disk
-        before, now = zip(*pairs, strict=True)
-        shown = " | ".join(f"{statistics.median(t):.2f} ({min(t):.2f}, {max(t):.2f})" for t in (before, now))
-        print(f"| {model} | {shown} | {statistics.median(now) - statistics.median(before):+.3f} |")
+        for number, unit in enumerate(("wall", "processor")):
+            before, now = ([each[number] for each in side] for side in zip(*pairs, strict=True))
+            shown = " | ".join(f"{statistics.median(t):.2f} ({min(t):.2f})" for t in (before, now))
+            difference = statistics.median(now) - statistics.median(before)
+            print(f"| {model}, {unit} | {shown} | {difference:+.3f} ({min(now) - min(before):+.3f}) |")
 
 
 def parts(work: Path, runs: int) -> None:

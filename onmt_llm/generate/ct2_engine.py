@@ -391,7 +391,7 @@ def ct2_errors() -> Iterator[None]:
     """What CTranslate2 complains of while it computes, such as an answer that is longer than its table of positions."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise DataError(f"CTranslate2 cannot answer this: {str(error).rstrip('.')}.") from error
 
 
