@@ -24,7 +24,9 @@ def seconds(code: Path, model: Path, question: Path) -> tuple[float, float]:
     words = ["-model", model, "-src", question, "-output", question.with_suffix(".out"), "-max_length", "1"]
     environment = {**os.environ, "PYTHONPATH": str(code), "CUDA_VISIBLE_DEVICES": ""}
     begun, before = time.perf_counter(), os.times()
-    subprocess.run([sys.executable, "-c", COMMAND, *map(str, words)], check=True, env=environment, capture_output=True)
+    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+    # in a folder without a package of ours: it would come before PYTHONPATH
+    subprocess.run(command, cwd=question.parent, check=True, env=environment, capture_output=True)
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     return time.perf_counter() - begun, used
@@ -82,6 +84,6 @@ def parts(work: Path, runs: int) -> None:
 
 
 if __name__ == "__main__":
-    folders, count = [Path(word) for word in sys.argv[1:3]], int(sys.argv[3]) if len(sys.argv) > 3 else 9
+    folders, count = [Path(word).resolve() for word in sys.argv[1:3]], int(sys.argv[3]) if len(sys.argv) > 3 else 9
     compare(*folders, count)
     parts(folders[0], count)
