@@ -59,21 +59,3 @@ def refuse_damage(directory: Path, problems: Sequence[str], *, always: bool = Fa
             hint=f"copy it again, or after a change of your own: onmt_llm_checkpoint seal -model {directory}",
             always=always,
         )
-
-
-def refuse_not_finite(where: Path, tensors: Sequence[str]) -> None:
-    """Refuse weights that hold infinite values or NaN.
-
-    Args:
-        where: The checkpoint.
-        tensors: Those that do; empty = none.
-
-    Raises:
-        CheckpointError: There are some, and they are not ignored.
-    """
-    if tensors:
-        shown = ", ".join(tensors[:_MOST_SHOWN]) + (", ..." if len(tensors) > _MOST_SHOWN else "")
-        refuse(
-            f"The weights of {where} must be finite numbers, but those of {shown} are not all.",
-            hint="take an earlier checkpoint, or convert it again (a type with a larger range: fp32 or bf16)",
-        )

@@ -14,7 +14,7 @@ import re
 import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -69,15 +69,11 @@ class Manifest:
         directory: Where it stands.
         files: By path below the directory, with slashes.
         fingerprint: `Checkpoint.fingerprint`; None where it was not recorded.
-        not_finite: Tensors that were written though they hold infinite values or NaN.
-        is_current: It says all that this program writes into one.
     """
 
     directory: Path
     files: Mapping[str, FileEntry]
     fingerprint: str | None = None
-    not_finite: Sequence[str] = field(default_factory=list)
-    is_current: bool = True
 
     def problems(self, which: Callable[[str], bool] = lambda name: True, *, thorough: bool = False) -> list[str]:
         """What of the files is not as it was written, one phrase each.
@@ -99,27 +95,25 @@ class Manifest:
         return {name.removeprefix(prefix): entry for name, entry in self.files.items() if name.startswith(prefix)}
 
 
-def manifest_text(directory: Path, *, fingerprint: str | None = None, not_finite: Sequence[str] = ()) -> str:
+def manifest_text(directory: Path, *, fingerprint: str | None = None) -> str:
     """The content of `manifest.json` for all files below `directory`, as they are; all of them are read.
 
     Args:
         directory: The checkpoint, adapter or release.
         fingerprint: `Checkpoint.fingerprint`, where it is known.
-        not_finite: Tensors that hold infinite values or NaN.
     """
     content: dict[str, Any] = {
         "version": MANIFEST_VERSION,
         "fingerprint": fingerprint,
-        "not_finite": list(not_finite),
         "files": {name: _record(directory / name) for name in _names(directory)},
     }
     content["checksum"] = _checksum(content)
     return json.dumps(content, indent=1)
 
 
-def write_manifest(directory: Path, *, fingerprint: str | None = None, not_finite: Sequence[str] = ()) -> None:
+def write_manifest(directory: Path, *, fingerprint: str | None = None) -> None:
     """Record all files below `directory` as they are; see `manifest_text`."""
-    write_text(directory / MANIFEST_FILE, manifest_text(directory, fingerprint=fingerprint, not_finite=not_finite))
+    write_text(directory / MANIFEST_FILE, manifest_text(directory, fingerprint=fingerprint))
 
 
 def read_manifest(directory: Path) -> Manifest | None:
@@ -217,8 +211,7 @@ def _parse(directory: Path, content: Any) -> Manifest:
             header=entry.get("header"),
             tensors=None if tensors is None else dict(tensors),
         )
-    not_finite = [str(name) for name in content.get("not_finite", ())]
-    return Manifest(directory, files, content.get("fingerprint"), not_finite, is_current=version == MANIFEST_VERSION)
+    return Manifest(directory, files, content.get("fingerprint"))
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

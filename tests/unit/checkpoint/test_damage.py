@@ -163,14 +163,17 @@ def test_checkpoints_of_before_are_read(
     assert Checkpoint.open(tmp_path / "merged").config.format_version > 1
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [(float("nan"), 0), (float("nan"), 37), (float("nan"), -1), (float("inf"), 5), (-float("inf"), -2)],
+)
 def test_weights_that_are_not_finite_are_neither_written_nor_read(
-    make_model: Make, tmp_path: Path, value: float
+    make_model: Make, tmp_path: Path, value: float, place: int
 ) -> None:
     good = make_model()
     bad = dict(good.tensors())
     name = sorted(bad)[3]
-    bad[name].view(-1)[-1] = value
+    bad[name].view(-1)[place] = value
 
     def write(path: Path) -> None:
         with CheckpointWriter(path, good.config) as writer:
