@@ -81,7 +81,7 @@ TRANSLATE = Use("translate", "-model {} -src ../questions.txt -output out.txt -m
 WEIGHTS = ("out*/**/*.safetensors", "out*/**/model.bin", "out*/vocab*")
 TARGETS = [
     Target(
-        "checkpoint",
+        "checkpoint, in shards",
         "toy",
         (
             TRANSLATE,
@@ -99,9 +99,7 @@ TARGETS = [
     ),
     Target("CTranslate2, decoder-only", "toy_ct2", (TRANSLATE,)),
     Target("CTranslate2, encoder-decoder", "pairs_ct2", (TRANSLATE,)),
-    Target(
-        "plain release, sharded", "plain", (TRANSLATE, Use("release", "-model {} -output out -verify off", WEIGHTS))
-    ),
+    Target("plain release", "plain", (TRANSLATE, Use("release", "-model {} -output out -verify off", WEIGHTS))),
     Target(
         "training state",
         "pairs_step_2",
@@ -160,7 +158,7 @@ def make_artefacts(folder: Path) -> None:
     _write_inputs(folder)
     _load(TOYS / "make_toy_llama.py").make_toy_llama(folder / "llama")
     steps = [
-        ("convert", "-model_dir llama/7B -tokenizer_model llama/tokenizer.model -output toy"),
+        ("convert", "-model_dir llama/7B -tokenizer_model llama/tokenizer.model -shard_size 200KB -output toy"),
         ("train", "-config lora.yaml -train_from toy -save_model lora -train_steps 2"),
         ("train", "-config pairs.yaml -save_model pairs -train_steps 2"),
         ("train", "-config pairs.yaml -save_model run/m -train_steps 4"),
