@@ -66,31 +66,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-model", type=Path, required=True)
     parser.add_argument("-neighbours", type=int, nargs="+", default=[0, 1, 4])
+    parser.add_argument("-policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("-rounds", type=int, default=2)
     parser.add_argument("-updates", type=int, default=10)
     arguments = parser.parse_args()
     speeds: dict[tuple[str, int, str], list[float]] = defaultdict(list)
     for _ in range(arguments.rounds):
         for count in arguments.neighbours:
-            for policy, variables in POLICIES.items():
+            for policy in arguments.policies:
                 for job in (train, generate):
                     neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
                     try:
-                        speed = job(arguments.model, variables, arguments.updates)
+                        speed = job(arguments.model, POLICIES[policy], arguments.updates)
                     finally:
                         for neighbour in neighbours:
                             neighbour.kill()
                     speeds[job.__name__, count, policy].append(speed)
     cores = len(os.sched_getaffinity(0))
-    print("| job | other busy processes | ours, tokens/s | spin | passive | ours, share | spin | passive |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    for name in ("train", "generate"):
-        quiet = statistics.median(speeds[name, 0, "spin"]) if 0 in arguments.neighbours else float("nan")
+    names = arguments.policies
+    print(f"| job | other busy processes | {' | '.join(f'{name}, tokens/s' for name in names)} |", end="")
+    print(f" {' | '.join(f'{name}, share' for name in names)} |\n|---|--:|{'--:|' * 2 * len(names)}")
+    for job in ("train", "generate"):
+        quiet = statistics.median(speeds[job, 0, "spin"]) if speeds[job, 0, "spin"] else float("nan")
         for count in arguments.neighbours:
-            medians = [statistics.median(speeds[name, count, policy]) for policy in POLICIES]
+            medians = [statistics.median(speeds[job, count, name]) for name in names]
             fair = quiet * cores / (cores + count)
             cells = [f"{speed:.1f}" for speed in medians] + [f"{speed / fair:.0%}" for speed in medians]
-            print(f"| {name} | {count} | {' | '.join(cells)} |")
+            print(f"| {job} | {count} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
