@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, option_files, subword_files
-from onmt_llm.config.checkpoint import CONFIG_FILE, read_config
+from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.load import Loaded
 from onmt_llm.config.overlay import check_task, unlike
@@ -24,6 +25,7 @@ from onmt_llm.registry import Registry, nearest
 from onmt_llm.text.new_vocab import no_vocabulary
 from onmt_llm.text.templates import TEMPLATES
 from onmt_llm.text.tokenizers import brings_vocabulary
+from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 
 MODELS = {"run": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}
 """Options of training that name models, by section."""
@@ -50,6 +52,7 @@ def training_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         named = [name for name in names if getattr(getattr(config, section), name) != AUTO]
         yield from missing_models(loaded, section, named, releases=section == "loss")
     yield from _architecture_problems(loaded)
+    yield from _rule_problems(loaded)
 
 
 _EMBEDDINGS = ("both_embeddings", "src_embeddings", "tgt_embeddings")
@@ -118,6 +121,40 @@ def begins_anew(config: TrainConfig) -> bool:
     return not any(prefix.parent.glob(f"{escape(prefix.name)}_step_*/{CONFIG_FILE}"))
 
 
+def _rule_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    """Options that need others beside them, or a base that is an adapter's."""
+    config: TrainConfig = loaded.job
+    valid = {name: corpus for name, corpus in config.corpora.data.items() if is_for_validation(name)}
+    stored = _stored(config)
+    beside_base = config.lora.is_on or (config.expansion.is_on and config.expansion.expand_type == "concat")
+    unread = stored is None and not begins_anew(config)  # it may be an adapter
+    adapters = beside_base or unread or (stored is not None and stored[1].addition is not None)
+    objective = config.corpora.objective
+    for rule in (
+        partial(check_validation, config.validation, valid),
+        partial(check_in_backward, config, config.devices.world_size),
+        partial(check_reference, objective, config.preference, adapters=adapters),
+    ):
+        try:
+            rule()
+        except OnmtLlmError as error:
+            if not any(name in error.message for name in loaded.doubtful):
+                yield Problem.of(error, loaded.blamed(error.message))
+
+
+def _stored(config: TrainConfig) -> tuple[Path, CheckpointConfig] | None:
+    """The checkpoint that the run begins with, as it describes itself; None where there is none, or it cannot be read
+    (which is reported with the models that are missing)."""
+    named = config.run.init_from if config.run.train_from == AUTO else config.run.train_from
+    if named is None:
+        return None
+    try:
+        path = resolve_path(named)
+        return path, read_config(path)
+    except OnmtLlmError:
+        return None
+
+
 def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Problem]:
     """Vocabularies that are missing; `required`: and those that are not even named, for a new model."""
     config: TrainConfig = loaded.job
@@ -158,14 +195,10 @@ def _architecture_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     An adapter says only what its base was like; what became of a deeper model needs a closer look.
     """
     config: TrainConfig = loaded.job
-    named = config.run.init_from if config.run.train_from == AUTO else config.run.train_from
-    if named is None:
+    found = _stored(config)
+    if found is None:
         return
-    try:
-        path = resolve_path(named)
-        stored = read_config(path)
-    except OnmtLlmError:
-        return  # reported with the models that are missing
+    path, stored = found
     try:
         check_task(config.run.model_task, stored.model, path)
     except ConfigError as error:

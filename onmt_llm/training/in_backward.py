@@ -15,33 +15,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from onmt_llm.config.train import TrainConfig
-from onmt_llm.errors import ConfigError
-
-
-def check_in_backward(config: TrainConfig, world_size: int) -> None:
-    """Make sure that nothing needs all gradients at once, if updates are to be done inside the backward pass.
-
-    Raises:
-        ConfigError: Something does; the message lists all of it.
-    """
-    run, limit = config.run, config.optimizer.max_grad_norm
-    if not run.optimizer_in_backward:
-        return
-    obstacles = []
-    if set(run.accum_count) != {1}:
-        obstacles.append(f"accum_count is {run.accum_count} (make batch_size larger instead)")
-    if limit > 0:
-        obstacles.append(f"max_grad_norm is {limit:g} (set it to 0)")
-    if run.model_dtype == "fp16":
-        obstacles.append("model_dtype is fp16, where an update may have to be skipped (bf16 has no need of that)")
-    if world_size > 1:
-        obstacles.append(f"{world_size} processes add up their gradients")
-    if obstacles:
-        raise ConfigError(
-            f"optimizer_in_backward must meet nothing that needs all gradients at once, but {'; '.join(obstacles)}."
-        )
-
 
 def backward_and_step(loss: Tensor, optimizer: Optimizer, *, factor: float) -> float:
     """The backward pass of `loss`, in which the parameters of `optimizer` take their steps; no gradient is left over.

@@ -27,9 +27,9 @@ from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.average import Average
 from onmt_llm.training.build import Layers, build, check_device, resolve_layers, sketch
+from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 from onmt_llm.training.compiling import compile_blocks, timed
 from onmt_llm.training.dist import World, open_world, resolve_device
-from onmt_llm.training.in_backward import check_in_backward
 from onmt_llm.training.kept import Kept
 from onmt_llm.training.loop import Job, train_loop
 from onmt_llm.training.memory import keep_few_products, resident_memory
@@ -39,7 +39,6 @@ from onmt_llm.training.optim import build_optimizer
 from onmt_llm.training.optimizers import check_package
 from onmt_llm.training.plan import Plan, count, estimate_memory
 from onmt_llm.training.precision import choose_precision
-from onmt_llm.training.preference import check_reference
 from onmt_llm.training.profiling import Profiler
 from onmt_llm.training.reporting import build_reporter, data_figures, metrics_path, open_machine, told_apart
 from onmt_llm.training.requests import Requests
@@ -72,7 +71,6 @@ from onmt_llm.training.sinks import check_trackers
 from onmt_llm.training.start import Start, open_start
 from onmt_llm.training.state import Progress, SavedState
 from onmt_llm.training.stopping import EarlyStopping
-from onmt_llm.training.translations import check_validation
 from onmt_llm.training.validation import Judge
 from onmt_llm.training.watchdog import Watchdog
 

@@ -14,12 +14,13 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.prompts import read_prompts
 from onmt_llm.data.samples import write_samples
 from onmt_llm.training.build import Layers
+from onmt_llm.training.checks import check_validation
 from onmt_llm.training.dist import World
 from onmt_llm.training.lm_prior import open_prior
 from onmt_llm.training.objective import Objective, open_alignment
 from onmt_llm.training.preference import open_preference
 from onmt_llm.training.start import Start
-from onmt_llm.training.translations import Translations, check_validation, dump_folder
+from onmt_llm.training.translations import Translations, dump_folder
 
 
 def open_pipelines(

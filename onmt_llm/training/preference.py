@@ -26,6 +26,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn.lora import without_adapters
 from onmt_llm.nn.quantized import Int8Linear
 from onmt_llm.nn.transformer import Transformer
+from onmt_llm.training.checks import check_reference
 from onmt_llm.training.log_probs import LogProbs, label_log_probs
 from onmt_llm.training.loss import TokenLoss, output_parameters
 
@@ -103,20 +104,6 @@ class Preference:
             return sequence_log_probs(self.reference, batch, self.chunk_tokens)
         with as_reference(model):
             return sequence_log_probs(model, batch, self.chunk_tokens)
-
-
-def check_reference(objective: str, settings: PreferenceConfig, *, adapters: bool) -> None:
-    """Make sure that there will be a reference, if one is needed.
-
-    Raises:
-        ConfigError: The whole model is trained, and no other one is named.
-    """
-    if objective in ("dpo", "kto") and not adapters and settings.reference_model is None:
-        raise ConfigError(
-            f"objective: {objective} must have a reference where the whole model is trained: name one with "
-            "reference_model.",
-            hint="the model that train_from begins with; with LoRA, the model without its adapters is the reference",
-        )
 
 
 def open_preference(

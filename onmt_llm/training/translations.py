@@ -5,16 +5,16 @@ The search is that of the engines, and the text is what the transforms, undone i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from onmt_llm.config.data import BatchConfig, CorpusConfig
+from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.train import ValidationConfig
 from onmt_llm.data.prompts import Prompt
 from onmt_llm.data.transforms import undo_all
-from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.generate.scorers import Scorer, open_scorers
+from onmt_llm.errors import DataError
+from onmt_llm.generate.scorers import Scorer
 from onmt_llm.generate.torch_engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
@@ -23,21 +23,6 @@ from onmt_llm.text.codec import Codec
 from onmt_llm.text.placeholders import to_line
 from onmt_llm.training.dist import World
 from onmt_llm.training.precision import Precision
-
-
-def check_validation(settings: ValidationConfig, corpora: Mapping[str, CorpusConfig]) -> list[Scorer]:
-    """The scorers that the options ask for.
-
-    Raises:
-        ConfigError: One is unknown, or there is no corpus to validate on.
-        UnsupportedError: A package is missing.
-    """
-    scorers = open_scorers(settings.valid_metrics)
-    if scorers and not corpora:
-        raise ConfigError("valid_metrics need a corpus named `valid` in `data`, but there is none.")
-    if settings.early_stopping and not corpora:
-        raise ConfigError("early_stopping needs a corpus named `valid` in `data`, but there is none.")
-    return scorers
 
 
 def dump_folder(settings: ValidationConfig, save_model: str) -> Path | None:

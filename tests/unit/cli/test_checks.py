@@ -81,6 +81,11 @@ ALONE = {
     "no vocabulary to change": (GOOD + "update_vocab: true\n", 2, "x.yaml:4  update_vocab"),
     "another architecture": (GOOD + "train_from: base\nhidden_size: 128\n", 2, "x.yaml:5  hidden_size must be 64"),
     "missing vectors": (GOOD + "both_embeddings: nix\n", 3, "x.yaml:4  'both_embeddings' must be a file"),
+    "unknown metric": (GOOD + "valid_metrics: [BLUE]\n", 2, "'BLUE' is not a known metric"),
+    "nothing to validate on": (GOOD + "valid_metrics: [BLEU]\n", 2, "x.yaml:4  valid_metrics"),
+    "nothing to stop by": (GOOD + "early_stopping: 3\n", 2, "x.yaml:4  early_stopping"),
+    "no reference": (GOOD + "objective: dpo\ntrain_from: base\n", 2, "x.yaml:4  objective"),
+    "gradients needed": (GOOD + "optimizer_in_backward: true\n", 2, "x.yaml:4  optimizer_in_backward"),
     "missing features": (GOOD + "n_src_feats: 1\n", 3, "vocab.txt_feat0"),
 }
 
@@ -114,8 +119,9 @@ def test_what_only_follows_from_another_mistake_is_not_one(
     assert unsaid not in said and "things are wrong" not in said
 
 
-def test_a_run_that_is_there_already_needs_no_base(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("x.yaml").write_text("data: {a: {path_src: nix}}\nsave_model: run\ntrain_from: auto\nlora_layers: [q_proj]\n")
+@pytest.mark.parametrize("more", ["lora_layers: [q_proj]\n", "objective: dpo\n"])
+def test_a_run_that_is_there_already_has_a_base(more: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.yaml").write_text(f"data: {{a: {{path_src: nix}}}}\nsave_model: run\ntrain_from: auto\n{more}")
     Path("base").rename("run_step_3")
     assert train(["-config", "x.yaml"]) == 3
     assert "things are wrong" not in told(capsys)

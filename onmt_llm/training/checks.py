@@ -1,0 +1,63 @@
+"""Options of a run that need others beside them. No torch here: the command line asks before that is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.train import PreferenceConfig, TrainConfig, ValidationConfig
+from onmt_llm.errors import ConfigError
+from onmt_llm.generate.scorers import Scorer, open_scorers
+
+
+def check_validation(settings: ValidationConfig, corpora: Mapping[str, CorpusConfig]) -> list[Scorer]:
+    """The scorers that the options ask for.
+
+    Raises:
+        ConfigError: One is unknown, or there is no corpus to validate on.
+        UnsupportedError: A package is missing.
+    """
+    scorers = open_scorers(settings.valid_metrics)
+    if scorers and not corpora:
+        raise ConfigError("valid_metrics need a corpus named `valid` in `data`, but there is none.")
+    if settings.early_stopping and not corpora:
+        raise ConfigError("early_stopping needs a corpus named `valid` in `data`, but there is none.")
+    return scorers
+
+
+def check_in_backward(config: TrainConfig, world_size: int) -> None:
+    """Make sure that nothing needs all gradients at once, if updates are to be done inside the backward pass.
+
+    Raises:
+        ConfigError: Something does; the message lists all of it.
+    """
+    run, limit = config.run, config.optimizer.max_grad_norm
+    if not run.optimizer_in_backward:
+        return
+    obstacles = []
+    if set(run.accum_count) != {1}:
+        obstacles.append(f"accum_count is {run.accum_count} (make batch_size larger instead)")
+    if limit > 0:
+        obstacles.append(f"max_grad_norm is {limit:g} (set it to 0)")
+    if run.model_dtype == "fp16":
+        obstacles.append("model_dtype is fp16, where an update may have to be skipped (bf16 has no need of that)")
+    if world_size > 1:
+        obstacles.append(f"{world_size} processes add up their gradients")
+    if obstacles:
+        raise ConfigError(
+            f"optimizer_in_backward must meet nothing that needs all gradients at once, but {'; '.join(obstacles)}."
+        )
+
+
+def check_reference(objective: str, settings: PreferenceConfig, *, adapters: bool) -> None:
+    """Make sure that there will be a reference, if one is needed.
+
+    Raises:
+        ConfigError: The whole model is trained, and no other one is named.
+    """
+    if objective in ("dpo", "kto") and not adapters and settings.reference_model is None:
+        raise ConfigError(
+            f"objective: {objective} must have a reference where the whole model is trained: name one with "
+            "reference_model.",
+            hint="the model that train_from begins with; with LoRA, the model without its adapters is the reference",
+        )
