@@ -36,7 +36,7 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     yield from missing_files(loaded, option_files(loaded, "conversion", ("tokenizer_model", "vocab_file")))
     if options.to is not None:
         yield from missing_models(loaded, "conversion", ("model_dir",))
-    elif options.model_dir and not Path(options.model_dir).exists():
+    elif options.model_dir and not any(Path(options.model_dir + end).exists() for end in ("", ".pt")):
         sentence = f"'model_dir' must be a folder or a file that exists, but '{options.model_dir}' is not."
         yield Problem(sentence, loaded.where("model_dir"), kind=CheckpointError)
 
