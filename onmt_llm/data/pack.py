@@ -24,6 +24,7 @@ from onmt_llm.data.token_records import Part, what_else
 from onmt_llm.data.tokens import vocabularies
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
+from onmt_llm.outputs import flush
 
 _GROUP = 256
 SHARD_RECORDS = 1 << 16
@@ -234,21 +235,13 @@ def _complete(output: Path) -> Iterator[Path]:
         unfinished.mkdir(parents=True)
         yield unfinished
         for path in [*unfinished.iterdir(), unfinished]:
-            _flush(path)
+            flush(path)
         unfinished.rename(output)
-        _flush(output.parent)
+        flush(output.parent)
     except OSError as error:
         raise DataError(f"Writing {output} failed: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 
 from onmt_llm.checksums import fast_digest_of_file
 from onmt_llm.errors import DataError
+from onmt_llm.outputs import flush
 
 WORD = 8
 """Bytes of a number."""
@@ -133,8 +134,4 @@ def _whole(target: Path) -> Iterator[BinaryIO]:
         except BaseException:
             os.unlink(file.name)
             raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush(target.parent)
