@@ -79,7 +79,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["onmt_llm", "onmt_llm.*", "chatbot", "chatbot.*"]),
-    package_data={"onmt_llm.data": ["page_templates/*.html"]},
+    package_data={"onmt_llm.data.inspection": ["page_templates/*.html"]},
     install_requires=CORE,
     extras_require={**EXTRAS, **TRACKERS},
     entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in SCRIPTS.items()]},

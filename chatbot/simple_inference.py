@@ -25,7 +25,7 @@ from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.cli.translate import encode_line, open_from
 from onmt_llm.config.chat import Mode, SimpleInferenceConfig
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
 from onmt_llm.generate.engine import Engine

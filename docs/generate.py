@@ -11,8 +11,8 @@ from pathlib import Path
 
 from onmt_llm.cli.jobs import JOBS
 from onmt_llm.commands import COMMANDS
-from onmt_llm.config.opennmt import option_table, read_options
-from onmt_llm.config.render import json_schema, option_tables
+from onmt_llm.config.compat.opennmt_table import option_table, read_options
+from onmt_llm.config.loading.render import json_schema, option_tables
 from onmt_llm.config.schema import leaves
 
 REFERENCE = Path(__file__).parent / "reference"

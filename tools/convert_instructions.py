@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from onmt_llm.data.instructions import convert_file
 from onmt_llm.errors import OnmtLlmError
-from onmt_llm.text.instructions import convert_file
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.training import saver
+from onmt_llm.training.checkpointing import saver
 from onmt_llm.training.job import train
 from onmt_llm.training.state import Progress
 

@@ -54,10 +54,10 @@ def parts(work: Path, runs: int) -> None:
     """The checks alone, files in the page cache."""
     import torch
 
-    from onmt_llm.checkpoint.manifest import damage
-    from onmt_llm.checkpoint.safetensors_io import fast_tensor_digest
+    from onmt_llm.checkpoint.files.manifest import damage
+    from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
     from onmt_llm.checkpoint.store import Checkpoint
-    from onmt_llm.generate.ct2_engine import check_release
+    from onmt_llm.generate.ct2.engine import check_release
 
     checkpoint = Checkpoint.open(work / "checkpoint")
     tensors = dict(checkpoint.tensors())

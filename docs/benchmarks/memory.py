@@ -150,7 +150,7 @@ def run_row(file: Path) -> None:
     import torch
 
     from onmt_llm.training import job, loop
-    from onmt_llm.training.memory import peak_memory, resident_memory
+    from onmt_llm.training.host_memory import peak_memory, resident_memory
 
     settings = TrainConfig.model_validate_json(file.read_text())
     begun, held, times = loop.set_learning_rate, [], []

@@ -23,12 +23,12 @@ import torch
 
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
-from onmt_llm.data.counts import CorpusCounts
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.pack import pack
-from onmt_llm.data.packed import PackReader
 from onmt_llm.data.pipeline import Pipeline
-from onmt_llm.data.token_records import TokenDecoder
+from onmt_llm.data.statistics import CorpusCounts
+from onmt_llm.data.token_shards.records import TokenDecoder
+from onmt_llm.data.token_shards.shard import PackReader
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.text.vocab import Vocab
 

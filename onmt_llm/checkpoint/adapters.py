@@ -11,8 +11,8 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.errors import CheckpointError
 from onmt_llm.nn import wrap
-from onmt_llm.nn.lora import KEPT, Variant, add_lora, check_ranks
-from onmt_llm.nn.lora_init import begin, first_adapter, share_of_adapter, take_out
+from onmt_llm.nn.lora.init import begin, first_adapter, share_of_adapter, take_out
+from onmt_llm.nn.lora.layers import KEPT, Variant, add_lora, check_ranks
 from onmt_llm.nn.transformer import Transformer
 
 VARIANT_FIELDS = ("rslora", "dora", "rank_pattern", "alpha_pattern", "init", "init_iter")

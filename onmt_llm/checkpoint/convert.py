@@ -10,14 +10,14 @@ from typing import get_args
 import torch
 from pydantic import ValidationError
 
-from onmt_llm.checkpoint.atomic import check_output
-from onmt_llm.checkpoint.families.llama_meta import is_llama_meta, open_llama_meta
-from onmt_llm.checkpoint.foreign import Foreign, TextSide, TypedSource
-from onmt_llm.checkpoint.gguf_file import find_gguf, open_gguf
-from onmt_llm.checkpoint.huggingface import is_huggingface, open_huggingface
+from onmt_llm.atomic import check_output
+from onmt_llm.checkpoint.formats.gguf.read import find_gguf, open_gguf
+from onmt_llm.checkpoint.formats.huggingface.read import is_huggingface, open_huggingface
+from onmt_llm.checkpoint.formats.llama_meta import is_llama_meta, open_llama_meta
+from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
+from onmt_llm.checkpoint.formats.rules import apply
+from onmt_llm.checkpoint.formats.source import Foreign, TextSide, TypedSource
 from onmt_llm.checkpoint.load import DTYPES, expected_shapes
-from onmt_llm.checkpoint.opennmt_pt import find_opennmt, open_opennmt
-from onmt_llm.checkpoint.rules import apply
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype

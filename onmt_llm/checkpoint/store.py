@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from onmt_llm.checkpoint.atomic import AtomicDirectory
+from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.damage import refuse, refuse_damage
-from onmt_llm.checkpoint.manifest import (
+from onmt_llm.checkpoint.files.manifest import (
     MANIFEST_FILE,
     STATE_PREFIX,
     TENSOR_SUFFIX,
@@ -32,8 +32,7 @@ from onmt_llm.checkpoint.manifest import (
     open_directory,
     write_manifest,
 )
-from onmt_llm.checkpoint.paths import resolve_path
-from onmt_llm.checkpoint.safetensors_io import (
+from onmt_llm.checkpoint.files.safetensors import (
     INDEX_FILE,
     WEIGHTS_FILE,
     SafetensorsSet,
@@ -42,6 +41,7 @@ from onmt_llm.checkpoint.safetensors_io import (
     open_index,
     tensor_digest,
 )
+from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, read_config
 from onmt_llm.errors import CheckpointError
 

@@ -16,8 +16,8 @@ from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
-from onmt_llm.nn.lora import KEPT, TRAINED, adapted_weight
-from onmt_llm.nn.lora_init import share_of_adapter
+from onmt_llm.nn.lora.init import share_of_adapter
+from onmt_llm.nn.lora.layers import KEPT, TRAINED, adapted_weight
 from onmt_llm.outputs import output_file
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.vocab import ODD, Vocab

@@ -12,7 +12,7 @@ from onmt_llm.cli.outputs import Paths
 from onmt_llm.cli.run import log_notes, run_job
 from onmt_llm.cli.translate import open_from
 from onmt_llm.config.chat import ChatConfig, Mode
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from onmt_llm.cli.inputs import missing_models, not_given
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, ConfigError, Problem
 
 USAGE = (
@@ -94,7 +94,7 @@ def _info(loaded: Loaded[Any]) -> int:
 
 def _verify(loaded: Loaded[Any]) -> int:
     model = needed(loaded, "checkpoint", "model", USAGE)
-    from onmt_llm.checkpoint.manifest import damage, read_manifest
+    from onmt_llm.checkpoint.files.manifest import damage, read_manifest
     from onmt_llm.checkpoint.store import Checkpoint, resolve_path
     from onmt_llm.generate.open import find_release
     from onmt_llm.releasing.plain import damage_of_pytorch

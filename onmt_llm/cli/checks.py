@@ -14,7 +14,7 @@ from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, option_files, subword_files
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.overlay import check_task, unlike
 from onmt_llm.config.task import is_for_validation
 from onmt_llm.config.train import AUTO, TrainConfig
@@ -24,7 +24,7 @@ from onmt_llm.errors import ConfigError, DataError, OnmtLlmError, Problem
 from onmt_llm.registry import Registry, nearest
 from onmt_llm.text.new_vocab import no_vocabulary
 from onmt_llm.text.templates import TEMPLATES
-from onmt_llm.text.tokenizers import brings_vocabulary
+from onmt_llm.text.tokenizers.tokenizer import brings_vocabulary
 from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 
 MODELS = {"run": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}

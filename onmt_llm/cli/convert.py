@@ -10,7 +10,7 @@ from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option
 from onmt_llm.cli.outputs import Output, Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import ConversionOptions
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
 from onmt_llm.log import logger
 
@@ -46,12 +46,12 @@ def _convert(loaded: Loaded[Any]) -> int:
     model = needed(loaded, "conversion", "model_dir", USAGE)
     output = needed(loaded, "conversion", "output", USAGE)
     if options.to == "hf":
-        from onmt_llm.checkpoint.export import export_hf
+        from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 
         export_hf(model, output, dtype=options.dtype, shard_size=options.shard_size, overwrite=options.force)
         return 0
     if options.to == "opennmt":
-        from onmt_llm.checkpoint.opennmt_export import export_opennmt
+        from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
 
         export_opennmt(
             model,

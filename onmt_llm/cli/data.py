@@ -14,12 +14,12 @@ from onmt_llm.cli.outputs import Output, Paths, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.cli.train import training_inputs
 from onmt_llm.config.data_tool import DataToolConfig
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data import pack
+from onmt_llm.data.inspection.html import report_page, samples_page
+from onmt_llm.data.inspection.report import measure, mixture, table, to_json
+from onmt_llm.data.inspection.trace import collect
 from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.pages import report_page, samples_page
-from onmt_llm.data.report import measure, mixture, table, to_json
-from onmt_llm.data.trace import collect
 from onmt_llm.errors import ConfigError
 from onmt_llm.outputs import write_text
 
@@ -135,8 +135,8 @@ def _verify(loaded: Loaded[Any]) -> int:
 
 def _model_text(loaded: Loaded[Any]) -> ModelText:
     """The text side of the model that the run trains."""
-    from onmt_llm.training.resume import settled  # torch is imported here
-    from onmt_llm.training.start import open_start
+    from onmt_llm.training.checkpointing.resume import settled  # torch is imported here
+    from onmt_llm.training.setup.start import open_start
 
     return open_start(settled(loaded.job), loaded.options).text
 

@@ -13,7 +13,7 @@ from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.cli.translate import open_models
 from onmt_llm.config.evaluate import EvalConfig
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.eval.perplexity import Perplexity, measure

@@ -9,7 +9,7 @@ from typing import Any
 
 from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.config.checkpoint import read_config
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers.files import expand
 from onmt_llm.data.readers.opening import BESIDE, SOURCES
 from onmt_llm.errors import DataError, OnmtLlmError, Problem

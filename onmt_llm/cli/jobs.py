@@ -13,7 +13,7 @@ from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.evaluate import EvalConfig
-from onmt_llm.config.load import Checks, Loaded, find_plugins, load
+from onmt_llm.config.loading.load import Checks, Loaded, find_plugins, load
 from onmt_llm.config.plot import PlotConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig

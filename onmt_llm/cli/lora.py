@@ -9,7 +9,7 @@ from onmt_llm.cli.inputs import missing_models, not_given
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import LoraToolOptions
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import Problem
 from onmt_llm.log import logger
 
@@ -41,7 +41,8 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 def _lora(loaded: Loaded[Any]) -> int:
     options: LoraToolOptions = loaded.job.adapters
     adapter, output = (needed(loaded, "adapters", name, USAGE) for name in ("lora_weights", "output"))
-    from onmt_llm.checkpoint import peft_format, surgery  # torch is imported here
+    from onmt_llm.checkpoint import surgery  # torch is imported here
+    from onmt_llm.checkpoint.formats import peft as peft_format
 
     if options.action == "export":
         peft_format.export_peft(adapter, output, base_name=options.base_model, overwrite=options.force)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from onmt_llm.cli.run import run
 from onmt_llm.commands import COMMANDS, short_name
-from onmt_llm.config.help import rows, width
+from onmt_llm.config.loading.help import rows, width
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
 from onmt_llm.version import __version__

@@ -12,7 +12,7 @@ from typing import Any
 
 from onmt_llm.cli.inputs import Input
 from onmt_llm.config.checkpoint import read_config
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import OnmtLlmError, Problem, raise_problems
 from onmt_llm.outputs import place_problem, replaced_input
 

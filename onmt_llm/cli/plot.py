@@ -10,7 +10,7 @@ from typing import Any
 
 from onmt_llm.cli.outputs import Paths, one
 from onmt_llm.cli.run import run_job
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.plot import CurvesConfig
 from onmt_llm.errors import ConfigError
 

@@ -10,7 +10,7 @@ from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.convert import ReleaseOptions
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import DataError, Problem
 from onmt_llm.log import logger
 

@@ -13,8 +13,8 @@ from typing import Any
 from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.outputs import Output, Paths, output_problems
-from onmt_llm.config.load import Checks, Loaded
-from onmt_llm.config.render import print_config
+from onmt_llm.config.loading.load import Checks, Loaded
+from onmt_llm.config.loading.render import print_config
 from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError, Problem, raise_problems
 from onmt_llm.log import logger, setup_logging
 from onmt_llm.outputs import FULL

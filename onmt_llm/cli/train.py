@@ -10,7 +10,7 @@ from onmt_llm.cli.checks import MODELS, training_problems
 from onmt_llm.cli.inputs import Input, corpus_files, option_files, subword_files
 from onmt_llm.cli.outputs import Output, Paths, model_files, one
 from onmt_llm.cli.run import run_job
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.train import AUTO, TrainConfig
 
 SWITCHES = {"dry_run": "validate everything, build the model on the meta device, print the plan, and exit"}

@@ -12,7 +12,7 @@ from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inputs import missing_files, not_given, option_files
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
-from onmt_llm.config.load import Loaded
+from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import EngineConfig, TranslateConfig
 from onmt_llm.data.readers import read_lines
 from onmt_llm.data.transforms import TransformContext, inference_transforms

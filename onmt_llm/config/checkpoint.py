@@ -12,10 +12,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from onmt_llm.config.loading.yaml_file import MAX_BYTES, load_plain
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.numbers import Count, HeadsOrAll, Layer, Positive, Share, ShareBelowOne, Width
 from onmt_llm.config.section import Section
-from onmt_llm.config.source import MAX_BYTES, load_plain
 from onmt_llm.errors import CheckpointError
 
 FORMAT_VERSION = 2

@@ -30,7 +30,7 @@ from onmt_llm.config.numbers import (
 from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Decision, Task, decide_task, with_defaults
-from onmt_llm.config.watch import WatchConfig
+from onmt_llm.config.tracking import WatchConfig
 from onmt_llm.outputs import name_problem
 
 AUTO = "auto"

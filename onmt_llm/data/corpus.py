@@ -8,18 +8,18 @@ from pathlib import Path
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import is_for_validation
-from onmt_llm.data import preferences
-from onmt_llm.data.alignment import check_alignable, check_pairs, to_tokens
-from onmt_llm.data.counts import CorpusCounts
-from onmt_llm.data.encoding import Encoded, Encoder
+from onmt_llm.data.batching.encoder import Encoded, Encoder
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.parsing import preferences
+from onmt_llm.data.parsing.alignment import check_alignable, check_pairs, to_tokens
+from onmt_llm.data.parsing.loss_mask import TrainedParts
+from onmt_llm.data.parsing.parser import EMPTY, LOW_SCORE, ExampleParser
 from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
 from onmt_llm.data.readers.files import expand
-from onmt_llm.data.records import EMPTY, LOW_SCORE, ExampleParser
-from onmt_llm.data.token_records import TokenDecoder
-from onmt_llm.data.tokens import open_tokens
-from onmt_llm.data.trained import TrainedParts
+from onmt_llm.data.statistics import CorpusCounts
+from onmt_llm.data.token_shards.open import open_tokens
+from onmt_llm.data.token_shards.records import TokenDecoder
 from onmt_llm.data.transforms import Transform, TransformContext, added_tokens, build_transforms, transform_class
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError

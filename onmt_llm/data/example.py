@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from onmt_llm.text.segment import Segment
 
 if TYPE_CHECKING:
-    from onmt_llm.data.encoding import Encoded
+    from onmt_llm.data.batching.encoder import Encoded
 
 __all__ = ["Example", "Segment", "side_tokens"]
 

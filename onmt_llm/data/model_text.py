@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onmt_llm.config.task import Task
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.templates import Template, get_template
-from onmt_llm.text.tokenizers import Tokenizer
+from onmt_llm.text.tokenizers.tokenizer import Tokenizer
 from onmt_llm.text.vocab import Vocab
 
 

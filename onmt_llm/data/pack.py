@@ -12,16 +12,16 @@ from typing import Any
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.chunks import Chunk, Source, run_chunks
+from onmt_llm.data.batching.encoder import Encoded
 from onmt_llm.data.corpus import Corpus, split_corpora
-from onmt_llm.data.counts import CorpusCounts
-from onmt_llm.data.encoding import Encoded
 from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.pack_identity import fingerprint, inputs_of, recipe, text_files
-from onmt_llm.data.packed import ENDINGS, INDEX, ShardWriter, damaged, read_index, write_index
+from onmt_llm.data.parallel import Chunk, Source, run_chunks
 from onmt_llm.data.readers import Record
-from onmt_llm.data.token_records import Part, what_else
-from onmt_llm.data.tokens import vocabularies
+from onmt_llm.data.statistics import CorpusCounts
+from onmt_llm.data.token_shards.fingerprint import fingerprint, inputs_of, recipe, text_files
+from onmt_llm.data.token_shards.open import vocabularies
+from onmt_llm.data.token_shards.records import Part, what_else
+from onmt_llm.data.token_shards.shard import ENDINGS, INDEX, ShardWriter, damaged, read_index, write_index
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.outputs import flush

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.audit import check_added_tokens
-from onmt_llm.data.counts import CorpusCounts
-from onmt_llm.data.dealing import Hand, Position, deal, deal_again
-from onmt_llm.data.epoch_log import EpochLog
-from onmt_llm.data.lanes import Lanes, OwnLane, ProcessLanes
-from onmt_llm.data.mixing import Mixer, Source, count_records, tempered
+from onmt_llm.data.inspection.audit import check_added_tokens
 from onmt_llm.data.model_text import ModelText, Task
-from onmt_llm.data.prefetch import prefetch
-from onmt_llm.data.preparing import BucketTask, Preparer, Recipe
 from onmt_llm.data.readers import check_readers
+from onmt_llm.data.sampling.epoch_log import EpochLog
+from onmt_llm.data.sampling.mixing import Mixer, Source, count_records, tempered
+from onmt_llm.data.sampling.sharding import Hand, Position, deal, deal_again
+from onmt_llm.data.statistics import CorpusCounts
+from onmt_llm.data.workers.bucket import BucketTask, Preparer, Recipe
+from onmt_llm.data.workers.pool import Lanes, OwnLane, ProcessLanes
+from onmt_llm.data.workers.prefetch import prefetch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.text.templates import Template
-from onmt_llm.text.tokenizers import Tokenizer
+from onmt_llm.text.tokenizers.tokenizer import Tokenizer
 from onmt_llm.text.vocab import Vocab
 
 if TYPE_CHECKING:
-    from onmt_llm.data.batching import Batch
+    from onmt_llm.data.batching.batch import Batch
 
 _STATE_VERSION = 2
 # Those that say what batches come out of a bucket; bucket_size says what goes in.
@@ -202,7 +202,7 @@ class Pipeline:
 
     def _ready(self, state: Mapping[str, Any]) -> Iterator[_Ready]:
         """Batches from a state on, each with the state behind it."""
-        from onmt_llm.data.batching import Batch
+        from onmt_llm.data.batching.batch import Batch
 
         counts, kept_epochs = _counts(state), dict(state["kept_epochs"])
         position = Position.from_dict(state["position"])

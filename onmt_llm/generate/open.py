@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.checkpoint.manifest import CT2_MODEL_FILE
+from onmt_llm.checkpoint.files.manifest import CT2_MODEL_FILE
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.generate.engine import TARGET_VOCABULARIES, Engine, as_paths
 
@@ -49,10 +49,10 @@ def open_engine(
                 hint="CTranslate2 runs one model; give the checkpoints that it was released from",
             )
         if (releases[0] / TARGET_VOCABULARIES[0]).is_file():
-            from onmt_llm.generate.ct2_engine import Ct2Engine
+            from onmt_llm.generate.ct2.engine import Ct2Engine
 
             return Ct2Engine.open(releases[0], **options)
-        from onmt_llm.generate.ct2_translator import Ct2Translator
+        from onmt_llm.generate.ct2.translator import Ct2Translator
 
         return Ct2Translator.open(releases[0], **options)
     from onmt_llm.generate.torch_engine import TorchEngine

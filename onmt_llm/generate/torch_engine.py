@@ -14,18 +14,18 @@ import torch
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
-from onmt_llm.generate import search
 from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
-from onmt_llm.generate.beam import Beams, beam_search
-from onmt_llm.generate.decoding import Decoding, Source, combine, encode_sources, pad_right
 from onmt_llm.generate.engine import Delta, Hypothesis, as_paths, check_options, check_positions, empty_answers, end_ids
 from onmt_llm.generate.lengths import length_penalty, longest_answer
-from onmt_llm.generate.penalties import coverage_penalty
+from onmt_llm.generate.search import greedy as search
+from onmt_llm.generate.search.beam import Beams, beam_search
+from onmt_llm.generate.search.penalties import coverage_penalty
+from onmt_llm.generate.search.state import Decoding, Source, combine, encode_sources, pad_right
 from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
 from onmt_llm.log import log_once
+from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.nn.memory import available_memory
-from onmt_llm.nn.openmp import watch
 from onmt_llm.text.features import split_features
 
 if TYPE_CHECKING:

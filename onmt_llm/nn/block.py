@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.attention import Alignment, Attention, Mask
 from onmt_llm.nn.cache import KVCache
-from onmt_llm.nn.dropout import add_dropped
+from onmt_llm.nn.cpu.dropout import add_dropped
 from onmt_llm.nn.feed_forward import FeedForward
 from onmt_llm.nn.norms import build_norm
 from onmt_llm.nn.recompute import recompute

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.dropout import dropout, relu_dropped
-from onmt_llm.nn.fused import silu_product
+from onmt_llm.nn.cpu.dropout import dropout, relu_dropped
+from onmt_llm.nn.cpu.fused import silu_product
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.fused import rms_norm
+from onmt_llm.nn.cpu.fused import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):

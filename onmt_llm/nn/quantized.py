@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.nn import int8_products, wrap
-from onmt_llm.nn.int8_products import int8_linear
+from onmt_llm.nn import wrap
+from onmt_llm.nn.cpu import int8_matmul as int8_products
+from onmt_llm.nn.cpu.int8_matmul import int8_linear
 from onmt_llm.optional import require
 from onmt_llm.registry import Registry
 

@@ -27,7 +27,7 @@ from onmt_llm.nn.attention import (
 )
 from onmt_llm.nn.block import Block
 from onmt_llm.nn.cache import KVCache
-from onmt_llm.nn.dropout import dropout
+from onmt_llm.nn.cpu.dropout import dropout
 from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding, add_noise
 from onmt_llm.nn.feed_forward import FeedForward
 from onmt_llm.nn.norms import build_norm

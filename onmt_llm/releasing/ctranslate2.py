@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from ctranslate2.specs import model_spec
 
-from onmt_llm.checkpoint.atomic import AtomicDirectory
+from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.load import check_fits, expected_shapes
-from onmt_llm.checkpoint.manifest import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError

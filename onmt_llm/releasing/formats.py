@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from onmt_llm.checkpoint.manifest import damage, write_manifest
+from onmt_llm.checkpoint.files.manifest import damage, write_manifest
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.registry import Registry

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from onmt_llm.checkpoint.atomic import check_output_file
-from onmt_llm.checkpoint.manifest import damage
-from onmt_llm.checkpoint.safetensors_io import fast_tensor_digest
+from onmt_llm.atomic import check_output_file
+from onmt_llm.checkpoint.files.manifest import damage
+from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
+from onmt_llm.checkpoint.files.torch_pickle import load_torch
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
-from onmt_llm.checkpoint.torch_files import load_torch
 from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError
 from onmt_llm.outputs import is_written_in_place, output_file

@@ -17,8 +17,8 @@ import numpy as np
 
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, DataError
-from onmt_llm.generate.ct2_engine import REPORT_FILE, Ct2Engine, as_stored
-from onmt_llm.generate.ct2_translator import Ct2Translator
+from onmt_llm.generate.ct2.engine import REPORT_FILE, Ct2Engine, as_stored
+from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.torch_engine import TorchEngine
 from onmt_llm.log import logger

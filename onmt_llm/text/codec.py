@@ -11,10 +11,10 @@ from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_confi
 from onmt_llm.errors import CheckpointError
 from onmt_llm.text.decoding import StreamDecoder
 from onmt_llm.text.features import parse_defaults, split_text, spread
-from onmt_llm.text.guard import ControlGuard
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates import TEMPLATES, Message, Template, get_template
-from onmt_llm.text.tokenizers import Tokenizer, encode_each, open_tokenizer
+from onmt_llm.text.tokenizers.guard import ControlGuard
+from onmt_llm.text.tokenizers.tokenizer import Tokenizer, encode_each, open_tokenizer
 from onmt_llm.text.vocab import Vocab
 
 VOCAB_FILE = "vocab.txt"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onmt_llm.text.pieces import Pieces
+from onmt_llm.text.tokenizers.pieces import Pieces
 
 
 class Segment:

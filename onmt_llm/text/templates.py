@@ -37,7 +37,7 @@ def get_template(
     if name not in TEMPLATES and (name.endswith(".jinja") or Path(name).is_file()):
         # Loaded here: it subclasses a class of jinja2, which is slow to load and may be missing.
         require("jinja2", f"chat template '{name}'")
-        from onmt_llm.text.jinja_template import JinjaTemplate
+        from onmt_llm.text.jinja.template import JinjaTemplate
 
         return JinjaTemplate.read(Path(name), specials=specials, control_tokens=control_tokens)
     return TEMPLATES.get(name)(specials)

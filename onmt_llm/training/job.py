@@ -20,29 +20,12 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.log import logger
+from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.nn.kernels import attention_kernel
-from onmt_llm.nn.lora import lora_modules
-from onmt_llm.nn.openmp import watch
+from onmt_llm.nn.lora.layers import lora_modules
 from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.average import Average
-from onmt_llm.training.build import Layers, build, check_device, resolve_layers, sketch
-from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
-from onmt_llm.training.compiling import compile_blocks, timed
-from onmt_llm.training.dist import World, open_world, resolve_device
-from onmt_llm.training.kept import Kept
-from onmt_llm.training.loop import Job, train_loop
-from onmt_llm.training.memory import keep_few_products, resident_memory
-from onmt_llm.training.objective import open_alignment
-from onmt_llm.training.opening import open_objective, open_pipelines, open_translations, sample
-from onmt_llm.training.optim import build_optimizer
-from onmt_llm.training.optimizers import check_package
-from onmt_llm.training.plan import Plan, count, estimate_memory
-from onmt_llm.training.precision import choose_precision
-from onmt_llm.training.profiling import Profiler
-from onmt_llm.training.reporting import build_reporter, data_figures, metrics_path, open_machine, told_apart
-from onmt_llm.training.requests import Requests
-from onmt_llm.training.resume import (
+from onmt_llm.training.checkpointing.resume import (
     continued,
     is_done,
     log_changes,
@@ -55,6 +38,24 @@ from onmt_llm.training.resume import (
     state_to_resume,
     with_run,
 )
+from onmt_llm.training.checkpointing.saver import Saver, with_base
+from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
+from onmt_llm.training.dist import World, open_world, resolve_device
+from onmt_llm.training.dry_run.activations import Kept
+from onmt_llm.training.dry_run.plan import Plan, count, estimate_memory
+from onmt_llm.training.dry_run.sampling import heartbeat, sample_batches
+from onmt_llm.training.host_memory import keep_few_products, resident_memory
+from onmt_llm.training.loop import Job, train_loop
+from onmt_llm.training.loss_spikes import Watchdog
+from onmt_llm.training.losses.objective import open_alignment
+from onmt_llm.training.metrics.build import build_reporter, data_figures, metrics_path, open_machine, told_apart
+from onmt_llm.training.metrics.profiler import Profiler
+from onmt_llm.training.metrics.sinks import check_trackers
+from onmt_llm.training.optim.build import build_optimizer
+from onmt_llm.training.optim.ema import Average
+from onmt_llm.training.optim.precision import choose_precision
+from onmt_llm.training.optim.registry import check_package
+from onmt_llm.training.optim.schedule import build_schedule
 from onmt_llm.training.run_folder import (
     RunLock,
     check_places,
@@ -64,15 +65,14 @@ from onmt_llm.training.run_folder import (
     run_lock,
     save_request,
 )
-from onmt_llm.training.sampling import heartbeat, sample_batches
-from onmt_llm.training.saver import Saver, with_base
-from onmt_llm.training.schedule import build_schedule
-from onmt_llm.training.sinks import check_trackers
-from onmt_llm.training.start import Start, open_start
+from onmt_llm.training.setup.compile import compile_blocks, timed
+from onmt_llm.training.setup.inputs import open_objective, open_pipelines, open_translations, sample
+from onmt_llm.training.setup.model import Layers, build, check_device, resolve_layers, sketch
+from onmt_llm.training.setup.start import Start, open_start
+from onmt_llm.training.signals import Requests
 from onmt_llm.training.state import Progress, SavedState
-from onmt_llm.training.stopping import EarlyStopping
-from onmt_llm.training.validation import Judge
-from onmt_llm.training.watchdog import Watchdog
+from onmt_llm.training.validation.early_stopping import EarlyStopping
+from onmt_llm.training.validation.validate import Judge
 
 
 @dataclass(frozen=True)

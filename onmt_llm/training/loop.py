@@ -16,24 +16,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from onmt_llm.config.train import OptimConfig, RunConfig
-from onmt_llm.data.batching import Batch
+from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer, set_dropout
-from onmt_llm.training.average import Average
 from onmt_llm.training.dist import World
-from onmt_llm.training.in_backward import backward_and_step
-from onmt_llm.training.loss import batch_loss
-from onmt_llm.training.metrics import Judgement, Reporter, Stopwatch, Totals
-from onmt_llm.training.objective import LIKELIHOOD, Objective
-from onmt_llm.training.optim import scale_and_clip, set_learning_rate, trainable
-from onmt_llm.training.precision import Precision, not_finite
-from onmt_llm.training.profiling import Profiler
-from onmt_llm.training.requests import Requests
-from onmt_llm.training.schedule import Schedule
+from onmt_llm.training.loss_spikes import Watchdog
+from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
+from onmt_llm.training.metrics.profiler import Profiler
+from onmt_llm.training.metrics.reporter import Judgement, Reporter, Stopwatch, Totals
+from onmt_llm.training.optim.build import scale_and_clip, set_learning_rate, trainable
+from onmt_llm.training.optim.ema import Average
+from onmt_llm.training.optim.in_backward import backward_and_step
+from onmt_llm.training.optim.precision import Precision, not_finite
+from onmt_llm.training.optim.schedule import Schedule
+from onmt_llm.training.signals import Requests
 from onmt_llm.training.state import Progress
-from onmt_llm.training.stopping import EarlyStopping
-from onmt_llm.training.watchdog import Watchdog
+from onmt_llm.training.validation.early_stopping import EarlyStopping
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from onmt_llm.checkpoint.atomic import is_replaceable, recover, remove_directory
+from onmt_llm.atomic import is_replaceable, recover, remove_directory
 from onmt_llm.checkpoint.damage import refuse
-from onmt_llm.checkpoint.manifest import MANIFEST_FILE, damage
+from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, damage
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onmt_llm.checkpoint.damage import refuse_damage
-from onmt_llm.checkpoint.manifest import read_manifest
-from onmt_llm.checkpoint.safetensors_io import SafetensorsSet, ShardWriter
+from onmt_llm.checkpoint.files.manifest import read_manifest
+from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, ShardWriter
 from onmt_llm.errors import CheckpointError
 
 STATE_DIRECTORY = "train_state"

@@ -264,7 +264,7 @@ HOSTILE: dict[str, str] = {
 def outcome(source: str) -> str:
     from onmt_llm.config.checkpoint import SpecialTokens
     from onmt_llm.errors import DataError
-    from onmt_llm.text.jinja_template import JinjaTemplate
+    from onmt_llm.text.jinja.template import JinjaTemplate
     from onmt_llm.text.message import Message
 
     control = [f"<|reserved_special_token_{i}|>" for i in range(256)]

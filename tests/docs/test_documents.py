@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.cli.jobs import JOBS, load_job
-from onmt_llm.config import flags
+from onmt_llm.config.loading import flags
 from onmt_llm.config.schema import leaves
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.convert import convert
-from onmt_llm.checkpoint.export import export_hf
+from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, UnsupportedError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.lora import PLAIN, Variant, add_lora, freeze_all_but_lora, load_lora_state, lora_modules
+from onmt_llm.nn.lora.layers import PLAIN, Variant, add_lora, freeze_all_but_lora, load_lora_state, lora_modules
 from onmt_llm.nn.transformer import Transformer
 
 peft = pytest.importorskip("peft")

@@ -19,19 +19,19 @@ import torch
 import yaml
 
 from onmt_llm.checkpoint.convert import convert
+from onmt_llm.checkpoint.formats.opennmt.read import open_opennmt
+from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
 from onmt_llm.checkpoint.load import expected_shapes, load_model
-from onmt_llm.checkpoint.opennmt_export import export_opennmt
-from onmt_llm.checkpoint.opennmt_pt import open_opennmt
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.cli import convert as convert_command
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
+from onmt_llm.config.compat.opennmt_table import read_options
 from onmt_llm.config.model import FeatureConfig, ModelConfig, RopeConfig
-from onmt_llm.config.opennmt import read_options
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.cache import KVCache
 from onmt_llm.text.vocab import Vocab
-from onmt_llm.training.start import open_start
+from onmt_llm.training.setup.start import open_start
 
 HERE = Path(__file__).parents[1]
 DATA = HERE / "data" / "opennmt"
@@ -333,7 +333,9 @@ def test_what_it_cannot_compute_is_refused_by_name(tmp_path: Path, monkeypatch: 
             export_opennmt(own, tmp_path / "there")
     assert not list(tmp_path.glob("there*"))
     own = make_own(tmp_path / "fine", ModelConfig(**BASE))
-    monkeypatch.setattr("onmt_llm.checkpoint.opennmt_export._SAID", {*ModelConfig.model_fields} - {"hidden_size"})
+    monkeypatch.setattr(
+        "onmt_llm.checkpoint.formats.opennmt.write._SAID", {*ModelConfig.model_fields} - {"hidden_size"}
+    )
     with pytest.raises(UnsupportedError, match="hidden_size: 24"):
         export_opennmt(own, tmp_path / "there")
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.convert import convert
+from onmt_llm.checkpoint.formats.peft import export_peft, import_peft
 from onmt_llm.checkpoint.load import build_model, load_model
-from onmt_llm.checkpoint.peft_format import export_peft, import_peft
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.checkpoint.surgery import merge_lora
 from onmt_llm.cli.lora import main as lora_command
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.errors import CheckpointError, UnsupportedError
-from onmt_llm.nn.lora import lora_modules, lora_state
+from onmt_llm.nn.lora.layers import lora_modules, lora_state
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

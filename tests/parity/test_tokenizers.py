@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.text.pieces import Pieces
 from onmt_llm.text.placeholders import from_line, to_line
-from onmt_llm.text.tokenizers import (
+from onmt_llm.text.tokenizers.pieces import Pieces
+from onmt_llm.text.tokenizers.tokenizer import (
     BpeTokenizer,
     HfTokenizer,
     OnmtTokenizer,

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from onmt_llm.config.checkpoint import SpecialTokens
-from onmt_llm.text.guard import ControlGuard
-from onmt_llm.text.jinja_template import JinjaTemplate
+from onmt_llm.text.jinja.template import JinjaTemplate
 from onmt_llm.text.message import Message, Template
 from onmt_llm.text.templates import get_template
-from onmt_llm.text.tokenizers import HfTokenizer, encode_each
+from onmt_llm.text.tokenizers.guard import ControlGuard
+from onmt_llm.text.tokenizers.tokenizer import HfTokenizer, encode_each
 
 CHATML = """{% for message in messages %}
 <|im_start|>{{ message['role'] }}

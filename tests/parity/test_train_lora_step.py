@@ -7,16 +7,16 @@ import torch
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import OptimConfig, RunConfig
-from onmt_llm.data.batching import Batch
-from onmt_llm.nn.lora import add_lora, freeze_all_but_lora, lora_state
+from onmt_llm.data.batching.batch import Batch
+from onmt_llm.nn.lora.layers import add_lora, freeze_all_but_lora, lora_state
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job, train_loop
-from onmt_llm.training.loss import batch_loss
-from onmt_llm.training.metrics import Reporter
-from onmt_llm.training.optim import build_optimizer
-from onmt_llm.training.precision import Precision
-from onmt_llm.training.schedule import build_schedule
+from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.metrics.reporter import Reporter
+from onmt_llm.training.optim.build import build_optimizer
+from onmt_llm.training.optim.precision import Precision
+from onmt_llm.training.optim.schedule import build_schedule
 from onmt_llm.training.state import Progress
 
 transformers = pytest.importorskip("transformers")

@@ -1,8 +1,8 @@
 """Files that an earlier version wrote, before modules were moved: they open, and a run goes on with them to the bit.
 
-`tests/data/before_moves` was written at f48b4ae by the commands with the two YAMLs in it: checkpoints with training state
-after 4 of 8 updates, token shards (`onmt_llm_data pack`), the line index of `a.src`, and `step_8.safetensors`, the
-weights of the runs that were not interrupted.
+`tests/data/before_moves` was written at f48b4ae by the commands with the two YAMLs in it: checkpoints with training
+state after 4 of 8 updates, token shards (`onmt_llm_data pack`), the line index of `a.src`, and `step_8.safetensors`,
+the weights of the runs that were not interrupted.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from onmt_llm.checkpoint.atomic import AtomicDirectory
+from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.errors import CheckpointError
 from onmt_llm.outputs import output_file, place_problem, replaced_input, write_failed, write_text
 

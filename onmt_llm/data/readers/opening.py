@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.keys import Keys
 from onmt_llm.data.readers.chain import ChainReader, check_all
+from onmt_llm.data.readers.columns import Keys
 from onmt_llm.data.readers.documents import DocumentReader
 from onmt_llm.data.readers.files import bare_suffix, expand
 from onmt_llm.data.readers.index import IndexCache

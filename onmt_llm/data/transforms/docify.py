@@ -16,7 +16,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.sides import words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.text.tokenizers import Tokenizer, encode_each
+from onmt_llm.text.tokenizers.tokenizer import Tokenizer, encode_each
 
 NEWLINE = "\n"
 

@@ -13,8 +13,8 @@ from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.subword import SubwordConfig, open_side, random_options, seeder, tokenizer_spec
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
-from onmt_llm.text.guard import ControlGuard
-from onmt_llm.text.tokenizers import (
+from onmt_llm.text.tokenizers.guard import ControlGuard
+from onmt_llm.text.tokenizers.tokenizer import (
     BpeTokenizer,
     HfTokenizer,
     OnmtTokenizer,

@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from onmt_llm.checkpoint.manifest import damage, write_manifest
-from onmt_llm.checkpoint.safetensors_io import SafetensorsSet, ShardWriter, parse_size
+from onmt_llm.checkpoint.files.manifest import damage, write_manifest
+from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, ShardWriter, parse_size
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import ModelConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from onmt_llm.checkpoint.export import open_whole
+from onmt_llm.checkpoint.formats.huggingface.write import open_whole
 from onmt_llm.checkpoint.load import build_model, load_model
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.checkpoint.surgery import average, concat_lora, merge

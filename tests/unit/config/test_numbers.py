@@ -17,9 +17,9 @@ import onmt_llm.data.transforms
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.cli.run import run
 from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.config.loading.messages import number_hint
 from onmt_llm.config.schema import leaves
 from onmt_llm.config.section import Section, types_in
-from onmt_llm.config.sentences import number_hint
 from onmt_llm.errors import ConfigError
 
 HUGE = 2**70

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from onmt_llm.cli.jobs import load_job
-from onmt_llm.config.render import print_config
+from onmt_llm.config.loading.render import print_config
 from onmt_llm.errors import ConfigError
 
 COMMANDS = ("onmt_llm_train", "onmt_llm_data", "onmt_llm_build_vocab")

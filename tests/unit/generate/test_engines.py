@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onmt_llm import log
-from onmt_llm.checkpoint.manifest import write_manifest
+from onmt_llm.checkpoint.files.manifest import write_manifest
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.generate import GenerationConfig

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from onmt_llm.text.decoding import byte_alphabet, decode_all
-from onmt_llm.text.guard import ControlGuard
 from onmt_llm.text.placeholders import from_line, to_line
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.tokenizers import (
+from onmt_llm.text.tokenizers.guard import ControlGuard
+from onmt_llm.text.tokenizers.tokenizer import (
     BpeTokenizer,
     HfTokenizer,
     OnmtTokenizer,

@@ -15,7 +15,7 @@ import torch
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.data.batching import Batch
+from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.job import TrainResult, train

@@ -1,0 +1,313 @@
+"""safetensors files, one tensor at a time: reading a set of shards and writing a shard as a stream.
+
+The format (https://github.com/huggingface/safetensors) is a header length (u64, little endian), a JSON header and one
+gap-free buffer. The official library writes only from a dictionary that holds every tensor of the file; a shard of 5 GB
+would have to fit in memory, so `ShardWriter` streams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from onmt_llm.checkpoint.damage import refuse_damage
+from onmt_llm.checkpoint.files.manifest import FileEntry, file_problems, header_digest, tensor_prefix
+from onmt_llm.checksums import fast_digest
+from onmt_llm.errors import CheckpointError, ConfigError
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's content, row-major, little endian as on every machine that torch runs on."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def tensor_digest(name: str, tensor: torch.Tensor) -> str:
+    """SHA-256 over name, type, shape and content."""
+    digest = hashlib.sha256(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape))
+    digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+class SafetensorsSet:
+    """Tensors spread over safetensors files, read lazily, each checked as it is read.
+
+    A file is mapped only while one tensor is copied out of it, so that resident memory does not grow with the file.
+
+    Args:
+        directory: Where the files are.
+        files: Names of the files inside `directory`.
+        listed: What the manifest says of them; None = there is none, as with files of other programs.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or two files hold one name.
+    """
+
+    def __init__(self, directory: Path, files: Iterable[str], *, listed: Mapping[str, FileEntry] | None = None) -> None:
+        self.directory = directory
+        self.files = sorted(set(files))
+        self._headers: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}
+        self._digests: dict[str, str] = {}
+        for file in self.files:
+            if Path(file).name != file:
+                raise CheckpointError(f"A shard must be a file beside its index, but is '{file}' (in {directory}).")
+            if (directory / file).exists() and not (directory / file).is_file():
+                raise CheckpointError(f"{directory / file} must be a regular file, but is none.")
+            if listed is not None:
+                self._check(file, listed)
+            self._read_header(file)
+
+    def _check(self, file: str, listed: Mapping[str, FileEntry]) -> None:
+        """Check the header, and remember what the tensors must be; or all, where the manifest has no tensors."""
+        entry, path = listed.get(file), self.directory / file
+        if entry is None:
+            refuse_damage(self.directory, [f"{file} is not listed in its manifest"])
+        elif entry.tensors is None:
+            refuse_damage(self.directory, [f"{file} {what}" for what in file_problems(path, entry)])
+        elif not path.is_file():
+            raise CheckpointError(f"The file {path} is missing.")
+        elif path.stat().st_size != entry.size or header_digest(path) != entry.header:
+            refuse_damage(self.directory, [f"{file} has another size or header than when it was written"])
+        else:
+            self._digests.update(entry.tensors)
+
+    def _read_header(self, file: str) -> None:
+        path = self.directory / file
+        try:
+            with safe_open(path, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 (not a dict)
+                    if name in self._headers:
+                        raise CheckpointError(
+                            f"Tensor '{name}' is both in {self._headers[name][0]} and in {file} ({path.parent})."
+                        )
+                    part = handle.get_slice(name)
+                    self._headers[name] = (file, _DTYPES.get(part.get_dtype(), torch.uint8), tuple(part.get_shape()))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"The file {path} is missing.") from error
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is not a readable safetensors file ({error}).",
+                hint="it is damaged or incomplete: copy it again",
+            ) from error
+
+    def names(self) -> list[str]:
+        return sorted(self._headers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._headers
+
+    def file_of(self, name: str) -> str:
+        return self._headers[name][0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._headers[name][2]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._headers[name][1]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A copy of the tensor called `name`, in memory of its own."""
+        if name not in self._headers:
+            raise CheckpointError(f"There is no tensor '{name}' in {self.directory}.")
+        with safe_open(self.directory / self.file_of(name), framework="pt") as handle:
+            tensor: torch.Tensor = handle.get_tensor(name).clone()
+        if name in self._digests and fast_tensor_digest(name, tensor) != self._digests[name]:
+            refuse_damage(self.directory, [f"{name} in {self.file_of(name)} has other values than when it was written"])
+        return tensor
+
+
+def fast_tensor_digest(name: str, tensor: torch.Tensor) -> str:
+    """The digest that a manifest has of a tensor."""
+    return fast_digest(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape), tensor_bytes(tensor))
+
+
+class ShardWriter:
+    """One safetensors file, written tensor by tensor.
+
+    The header stands before the data but is known only at the end: room is left for it, filled up with the spaces that
+    the format allows. A header that outgrows the room costs one copy of the file.
+
+    Args:
+        path: The file; must not exist.
+        header_room: Bytes left for length and header; a multiple of 8.
+    """
+
+    def __init__(self, path: Path, *, header_room: int = 1 << 16) -> None:
+        self.path = path
+        self.nbytes = 0
+        self.header: dict[str, dict[str, object]] = {}
+        self._room = header_room
+        self._file = open(path, "xb")  # noqa: SIM115 (closed by close())
+        self._file.seek(header_room)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        assert name not in self.header, name
+        data = tensor_bytes(tensor)
+        self.header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self.nbytes, self.nbytes + data.nbytes],
+        }
+        self._file.write(data)
+        self.nbytes += data.nbytes
+
+    def close(self) -> None:
+        """Write the header and flush the file to the disk."""
+        header = json.dumps({"__metadata__": {"format": "pt"}, **self.header}, separators=(",", ":")).encode()
+        if len(header) + 8 <= self._room:
+            self._file.truncate(self._room + self.nbytes)
+            self._file.seek(0)
+            self._write_header(header, self._room - 8)
+        else:
+            self._file.close()
+            data_path = self.path.with_name(self.path.name + ".data")
+            self.path.rename(data_path)
+            self._file = open(self.path, "xb")  # noqa: SIM115
+            self._write_header(header, -(-len(header) // 8) * 8)
+            with open(data_path, "rb") as data:
+                data.seek(self._room)
+                shutil.copyfileobj(data, self._file, 1 << 24)
+            data_path.unlink()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write_header(self, header: bytes, size: int) -> None:
+        self._file.write(struct.pack("<Q", size))
+        self._file.write(header.ljust(size, b" "))
+
+    def abandon(self) -> None:
+        """Close the file unfinished."""
+        self._file.close()
+
+
+class ShardedWriter:
+    """Shards of a limited size in one directory, with the index that the Hugging Face libraries read.
+
+    Args:
+        directory: Where; must exist before the first `add`.
+        shard_size: Bytes of tensors per file, e.g. "5GB".
+
+    Raises:
+        ConfigError: `shard_size` is not a size.
+    """
+
+    def __init__(self, directory: Path, shard_size: str | int) -> None:
+        self._directory = directory
+        self._limit = parse_size(shard_size)
+        self._shards: list[ShardWriter] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor; a new shard begins where it would pass the limit."""
+        current = self._shards[-1] if self._shards else None
+        if current is None or (current.nbytes and current.nbytes + tensor.nbytes > self._limit):
+            if current is not None:
+                current.close()
+            current = ShardWriter(self._directory / f"model-{len(self._shards) + 1:05d}.safetensors")
+            self._shards.append(current)
+        current.add(name, tensor)
+
+    def close(self) -> list[str]:
+        """Finish the last shard, give all their final names, write the index.
+
+        Returns:
+            Names of the tensors written.
+        """
+        if self._shards:
+            self._shards[-1].close()
+        count = len(self._shards)
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(self._shards, start=1):
+            file = WEIGHTS_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            shard.path.rename(self._directory / file)
+            weight_map.update(dict.fromkeys(shard.header, file))
+        if count > 1:
+            total = sum(shard.nbytes for shard in self._shards)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (self._directory / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
+        return sorted(weight_map)
+
+    def abandon(self) -> None:
+        """Close the open file; what was written is of no use."""
+        if self._shards:
+            self._shards[-1].abandon()
+
+
+def open_index(index: Path, *, listed: Mapping[str, FileEntry] | None = None) -> SafetensorsSet:
+    """The shards that a safetensors index names, checked to hold exactly what it says; `listed` as in the set."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(file) for file in weight_map.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index} must be JSON with a `weight_map`, but cannot be read so ({type(error).__name__}: {error})."
+        ) from error
+    shards = SafetensorsSet(index.parent, files, listed=listed)
+    wrong = sorted(weight_map.keys() ^ set(shards.names()))
+    if wrong:
+        raise CheckpointError(
+            f"{index} and its shards must name the same tensors, but differ in: {', '.join(wrong[:20])}."
+        )
+    return shards
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes in "5GB", "200MB", "1.5GiB" or a plain number.
+
+    Raises:
+        ConfigError: It is none of these, or zero.
+    """
+    units = {
+        "": 1,
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+    }
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if match is None or match[2].upper() not in units or float(match[1]) == 0:
+        raise ConfigError(f"shard_size must be a size such as 5GB or 200MB, but is '{size}'.")
+    return int(float(match[1]) * units[match[2].upper()])

@@ -1,0 +1,153 @@
+"""The tokeniser inside a GGUF file, written out as the file that its own library reads.
+
+`gpt2` kind: byte-level BPE -> tokenizer.json. `llama` kind: SentencePiece BPE -> tokenizer.model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onmt_llm.checkpoint.formats.source import TextSide
+from onmt_llm.checkpoint.formats.text_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, fit, set_template
+from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
+from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.optional import require
+
+Metadata = Mapping[str, Any]
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+"""`tokenizer.ggml.token_type`; the numbers are SentencePiece's."""
+
+_GPT2 = ("default", "gpt-2", "gpt2")
+_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {"llama-bpe": rf"{_LETTERS}|\p{{N}}{{1,3}}|{_OTHERS}", "qwen2": rf"{_LETTERS}|\p{{N}}|{_OTHERS}"}
+"""Patterns as the models' own tokenizer.json state them; they differ in how many digits stay together."""
+_SAME_AS = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+
+
+def read_text_side(metadata: Metadata, *, rows: int) -> TextSide:
+    """Vocabulary, tokeniser, special tokens and template of a GGUF file.
+
+    Raises:
+        CheckpointError: A needed key is missing.
+        UnsupportedError: A kind of tokeniser that we cannot rebuild.
+    """
+    kind = _value(metadata, "model")
+    tokens = fit(_value(metadata, "tokens"), rows)
+    if kind == "gpt2":
+        spec, file, content = "huggingface", HUGGINGFACE_FILE, _byte_level_bpe(metadata).encode("utf-8")
+    elif kind == "llama":
+        spec, file, content = "sentencepiece", SENTENCEPIECE_FILE, _sentencepiece(metadata)
+    else:
+        raise UnsupportedError(f"The tokeniser of a GGUF file must be of kind gpt2 or llama, but is '{kind}'.")
+    side = TextSide(
+        tokens=tokens,
+        specials=_specials(metadata, tokens),
+        tokenizer=TokenizerSpec.model_validate({"kind": spec, "file": file}),
+        blobs={file: content},
+    )
+    side.stop_tokens = _further_ends(metadata, tokens)
+    set_template(side, metadata.get("tokenizer.chat_template"))
+    return side
+
+
+def _value(metadata: Metadata, key: str) -> Any:
+    try:
+        return metadata[f"tokenizer.ggml.{key}"]
+    except KeyError as error:
+        raise CheckpointError(f"The GGUF file must have the key tokenizer.ggml.{key}, but has not.") from error
+
+
+def _token(metadata: Metadata, tokens: list[str], role: str) -> str | None:
+    number = metadata.get(f"tokenizer.ggml.{role}_token_id")
+    return tokens[number] if number is not None and 0 <= number < len(tokens) else None
+
+
+def _specials(metadata: Metadata, tokens: list[str]) -> SpecialTokens:
+    bos = _token(metadata, tokens, "bos")
+    # llama.cpp's defaults where the key is missing: SentencePiece models and LLaMA 3's tokeniser begin with bos.
+    begins = metadata["tokenizer.ggml.model"] == "llama" or _pre(metadata) == "llama-bpe"
+    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", begins))
+    return SpecialTokens(
+        unk=_token(metadata, tokens, "unknown"),
+        bos=bos,
+        eos=_token(metadata, tokens, "eos"),
+        pad=_token(metadata, tokens, "padding"),
+        add_bos=add_bos and bos is not None,
+    )
+
+
+def _further_ends(metadata: Metadata, tokens: list[str]) -> list[str]:
+    """End of turn, where the file has one besides eos."""
+    ends = (_token(metadata, tokens, role) for role in ("eot", "eom"))
+    return [end for end in ends if end is not None and end != _token(metadata, tokens, "eos")]
+
+
+def _pre(metadata: Metadata) -> str:
+    name = str(metadata.get("tokenizer.ggml.pre", "default"))
+    return _SAME_AS.get(name, name)
+
+
+def _pre_tokenizer(library: Any, name: str) -> Any:
+    pre = library.pre_tokenizers
+    if name in _GPT2:
+        return pre.ByteLevel(add_prefix_space=False)
+    if name in _DIGITS_APART:
+        return pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
+    if name in _SPLITS:
+        split = pre.Split(library.Regex(_SPLITS[name]), behavior="isolated")
+        return pre.Sequence([split, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+    known = ", ".join((*_GPT2, *_DIGITS_APART, *_SPLITS, *_SAME_AS))
+    raise UnsupportedError(
+        f"tokenizer.ggml.pre of a GGUF file must be one of {known}, but is '{name}'.",
+        hint="convert the model's Hugging Face files instead (-from hf)",
+    )
+
+
+def _byte_level_bpe(metadata: Metadata) -> str:
+    """tokenizer.json of a byte-level BPE."""
+    library = require("tokenizers", "a GGUF file with a byte-level BPE tokeniser")
+    name = _pre(metadata)
+    tokens, types = _value(metadata, "tokens"), _types(metadata)
+    merges = [tuple(merge.split(" ", 1)) for merge in _value(metadata, "merges")]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = library.Tokenizer(library.models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe"))
+    if name == "qwen2":
+        tokenizer.normalizer = library.normalizers.NFC()
+    tokenizer.pre_tokenizer = _pre_tokenizer(library, name)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    for token, kind in zip(tokens, types, strict=True):
+        if kind in (CONTROL, USER_DEFINED):
+            tokenizer.add_tokens([library.AddedToken(token, special=kind == CONTROL, normalized=False)])
+    return str(tokenizer.to_str())
+
+
+def _types(metadata: Metadata) -> list[int]:
+    types = metadata.get("tokenizer.ggml.token_type")
+    return list(types) if types is not None else [NORMAL] * len(_value(metadata, "tokens"))
+
+
+def _sentencepiece(metadata: Metadata) -> bytes:
+    """tokenizer.model of a SentencePiece BPE with byte fallback, which is what llama.cpp's `llama` kind means."""
+    schema = require("sentencepiece.sentencepiece_model_pb2", "a GGUF file with a SentencePiece tokeniser", "protobuf")
+    model = schema.ModelProto()
+    tokens, types, scores = _value(metadata, "tokens"), _types(metadata), _value(metadata, "scores")
+    for token, kind, score in zip(tokens, types, scores, strict=True):
+        model.pieces.add(piece=token, score=score, type=kind)
+    trainer = model.trainer_spec
+    trainer.model_type = schema.TrainerSpec.BPE
+    trainer.vocab_size = len(tokens)
+    trainer.byte_fallback = "<0x0A>" in tokens
+    for role, key in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        number = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        setattr(trainer, f"{role}_id", -1 if number is None else int(number))
+        if number is not None:
+            setattr(trainer, f"{role}_piece", tokens[int(number)])
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    model.normalizer_spec.remove_extra_whitespaces = False
+    model.normalizer_spec.escape_whitespaces = True
+    return bytes(model.SerializeToString())

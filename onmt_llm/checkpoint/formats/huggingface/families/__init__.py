@@ -1,0 +1,45 @@
+"""Families of Hugging Face models: a configuration map and a rule list each.
+
+A new family is a new file and a line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onmt_llm.checkpoint.formats.huggingface.families import falcon, llama
+from onmt_llm.checkpoint.formats.huggingface.families.family import Family
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import UnsupportedError
+
+FAMILIES: tuple[Family, ...] = (llama.LLAMA, llama.MISTRAL, llama.QWEN2, falcon.FALCON)
+
+
+def family_of(hf_config: Mapping[str, Any]) -> Family:
+    """The family that a Hugging Face `config.json` belongs to.
+
+    Raises:
+        UnsupportedError: It is none that we know.
+    """
+    model_type = hf_config.get("model_type")
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise UnsupportedError(f"model_type in config.json must be one of {known}, but is '{model_type}'.")
+
+
+def family_for_export(config: ModelConfig) -> Family:
+    """The first family that can express `config` exactly.
+
+    Raises:
+        UnsupportedError: None can; the message says what stands in the way of each.
+    """
+    reasons = []
+    for family in FAMILIES:
+        obstacles = family.obstacles(config)
+        if not obstacles:
+            return family
+        reasons.append(f"{family.model_type}: {', '.join(obstacles)}")
+    raise UnsupportedError("No Hugging Face architecture expresses this model (" + "; ".join(reasons) + ").")

@@ -1,0 +1,74 @@
+"""Hugging Face model directories: config.json with safetensors or `.bin` shards, in and out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from onmt_llm.checkpoint.files.safetensors import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
+from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
+from onmt_llm.checkpoint.formats.huggingface.families import family_of
+from onmt_llm.checkpoint.formats.source import Foreign, TypedSource, check_sizes
+from onmt_llm.checkpoint.formats.text_files import from_huggingface, read_json
+from onmt_llm.errors import CheckpointError
+
+BIN_INDEX_FILE = "pytorch_model.bin.index.json"
+BIN_FILE = "pytorch_model.bin"
+
+
+def is_huggingface(model_dir: Path) -> bool:
+    return (model_dir / "config.json").is_file()
+
+
+def open_huggingface(
+    model_dir: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None
+) -> Foreign:
+    """Open a Hugging Face model directory of a family that we know.
+
+    Raises:
+        CheckpointError: Files are missing or damaged.
+        UnsupportedError: The architecture, or something in its configuration, is not one that we compute.
+    """
+    hf_config = read_json(model_dir / "config.json")
+    family = family_of(hf_config)
+    model, source = family.to_model(hf_config), open_weights(model_dir)
+    check_sizes(model, source, model_dir)
+    if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
+        model = model.model_copy(update={"tie_embeddings": True})
+    return Foreign(
+        origin=f"Hugging Face {family.model_type}, {model_dir.name}",
+        model=model,
+        source=source,
+        rules=family.rules(model),
+        # Where the output layer is tied, a copy of it in the file says nothing, as for transformers.
+        ignore=(*family.ignore, "lm_head.weight") if model.tie_embeddings else family.ignore,
+        text=from_huggingface(model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file),
+    )
+
+
+def open_weights(model_dir: Path) -> TypedSource:
+    """The tensors of the directory: safetensors where there are any, else PyTorch `.bin` files."""
+    if (model_dir / INDEX_FILE).is_file():
+        return open_index(model_dir / INDEX_FILE)
+    if (model_dir / WEIGHTS_FILE).is_file():
+        return SafetensorsSet(model_dir, [WEIGHTS_FILE])
+    if (model_dir / BIN_INDEX_FILE).is_file():
+        return TorchTensors.open([model_dir / name for name in _bin_shards(model_dir / BIN_INDEX_FILE)])
+    if (model_dir / BIN_FILE).is_file():
+        return TorchTensors.open([model_dir / BIN_FILE])
+    raise CheckpointError(
+        f"{model_dir} must hold {WEIGHTS_FILE}, {INDEX_FILE}, {BIN_FILE} or {BIN_INDEX_FILE}, but holds none."
+    )
+
+
+def _bin_shards(index: Path) -> list[str]:
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} must be JSON with a `weight_map`, but cannot be read so ({error!r})."
+        ) from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"The shards in {index} must be files beside it, but are: {', '.join(outside[:5])}.")
+    return names

@@ -1,0 +1,132 @@
+"""Checkpoints out, as Hugging Face model directories: the families' rules, run backwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.checkpoint.files.safetensors import ShardedWriter
+from onmt_llm.checkpoint.formats.huggingface.families import family_for_export
+from onmt_llm.checkpoint.formats.rules import apply
+from onmt_llm.checkpoint.formats.text_files import CHATML, HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
+from onmt_llm.checkpoint.load import resolve_dtype
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.model import Dtype
+from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.log import logger
+from onmt_llm.text.codec import Codec
+
+HF_DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def export_hf(
+    checkpoint: Checkpoint | str | Path,
+    output: str | Path,
+    *,
+    dtype: Dtype | None = None,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint as a directory that `transformers` loads.
+
+    Args:
+        checkpoint: A whole model; merge an adapter first.
+        output: The directory to write.
+        dtype: "fp32", "bf16" or "fp16"; None = each tensor as it is.
+        shard_size: Bytes per weight file.
+        overwrite: Replace a model at `output`.
+
+    Raises:
+        CheckpointError: An adapter, or an output that exists.
+        UnsupportedError: No Hugging Face architecture that we know computes this model.
+    """
+    checkpoint = open_whole(checkpoint)
+    config = checkpoint.config.model
+    family = family_for_export(config)
+    stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
+    with AtomicDirectory(output, overwrite=overwrite) as directory:
+        writer = ShardedWriter(directory.directory, shard_size)
+        for name, tensor in stream:
+            with directory.translated_errors():
+                writer.add(name, tensor if dtype is None else tensor.to(resolve_dtype(dtype, config.dtype)))
+        writer.close()
+        codec = checkpoint.codec()
+        stored = HF_DTYPES[dtype or config.dtype]
+        _add_json(
+            directory, "config.json", {**family.to_hf(config), "dtype": stored, "torch_dtype": stored, **_ids(codec)}
+        )
+        _add_json(directory, "generation_config.json", _generation(codec))
+        _add_tokenizer(directory, checkpoint, codec)
+    return Path(output)
+
+
+def open_whole(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+    """The checkpoint, which must hold a whole model in plain weights.
+
+    Raises:
+        CheckpointError: It holds an adapter.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.open(checkpoint)
+    if checkpoint.has_adapter:
+        raise CheckpointError(
+            f"{checkpoint.path} holds a {checkpoint.config.noun} and cannot be exported.",
+            hint="onmt_llm_lora -action merge makes a whole model of it"
+            + (", -action export an adapter of peft" if checkpoint.config.expansion is None else ""),
+        )
+    return checkpoint
+
+
+def _add_json(directory: AtomicDirectory, name: str, content: dict[str, Any]) -> None:
+    directory.add_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _ids(codec: Codec) -> dict[str, int | None]:
+    vocab = codec.vocab
+    return {"bos_token_id": vocab.bos_id, "eos_token_id": vocab.eos_id, "pad_token_id": vocab.pad_id}
+
+
+def _generation(codec: Codec) -> dict[str, Any]:
+    """Ids at which an answer ends, all of them."""
+    ends = [codec.vocab.id(token) for token in codec.stop_tokens]
+    return {**_ids(codec), "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None)}
+
+
+def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Codec) -> None:
+    """The tokeniser under the name that transformers looks for, its special tokens, the chat template."""
+    config = checkpoint.config
+    names = {"huggingface": HUGGINGFACE_FILE, "sentencepiece": SENTENCEPIECE_FILE}
+    kind, file = config.tokenizer.kind, config.tokenizer.file
+    if kind not in names or file is None:
+        raise UnsupportedError(
+            f"transformers reads tokenisers of kind {' and '.join(names)}, but this one is '{kind}'."
+        )
+    directory.add_file(checkpoint.path / file, names[kind])
+    specials = config.specials
+    roles = {"bos_token": specials.bos, "eos_token": specials.eos, "unk_token": specials.unk, "pad_token": specials.pad}
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast" if kind == "huggingface" else "LlamaTokenizer",
+        **{role: token for role, token in roles.items() if token is not None},
+        "add_bos_token": specials.add_bos,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    if kind == "sentencepiece":
+        settings["legacy"] = False
+    _add_json(directory, "tokenizer_config.json", settings)
+    template = _template(checkpoint)
+    if template is not None:
+        directory.add_text(TEMPLATE_FILE, template)
+
+
+def _template(checkpoint: Checkpoint) -> str | None:
+    name = checkpoint.config.template
+    if name == "chatml":
+        return CHATML
+    if name is not None and (checkpoint.path / name).is_file():
+        return (checkpoint.path / name).read_text(encoding="utf-8")
+    if name is not None:
+        logger.warning("The chat template '%s' has no Jinja text and is not exported.", name)
+    return None

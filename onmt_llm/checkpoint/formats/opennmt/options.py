@@ -1,0 +1,272 @@
+"""The options of OpenNMT-py v3 checkpoints, and the architecture that they and the tensors describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from onmt_llm.checkpoint.formats.source import TypedSource
+from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, RopeConfig
+from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.nn.positions import build_sinusoidal_table
+
+EMBEDDINGS = "embeddings.make_embedding.emb_luts"
+EMBEDDING = f"{EMBEDDINGS}.0"
+POSITIONS = "embeddings.make_embedding.pe.pe"
+MAX_POSITION = 5000
+"""Rows of the table of absolute positions there."""
+ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
+    "relu": ("relu", False),
+    "gelu": ("gelu", False),
+    "silu": ("silu", True),
+    "gated-gelu": ("gelu", True),
+}
+"""Activation by its name there, and whether the feed-forward layer is gated."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a checkpoint (its pickled Namespace); an option that an older version lacks has its default."""
+
+    values: Mapping[str, Any]
+
+    def get(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def require(self, name: str) -> Any:
+        if self.values.get(name) is None:
+            raise CheckpointError(f"The options of an OpenNMT-py checkpoint must have `{name}`, but have not.")
+        return self.values[name]
+
+
+def model_config(options: Options, vocab: Mapping[str, Any], source: TypedSource, *, is_lora: bool) -> ModelConfig:
+    """The architecture; a LoRA file lacks the tensors that would say it, so its options must.
+
+    Raises:
+        UnsupportedError: OpenNMT-py computes something there that we do not.
+    """
+    is_lm = options.get("model_task", "seq2seq") == "lm" or options.get("decoder_type", "") == "transformer_lm"
+    _refuse_architecture(options, is_lm=is_lm)
+    names = set(source.names())
+    hidden = int(
+        options.get("hidden_size", 0) if options.get("hidden_size", -1) > 0 else options.require("dec_hid_size")
+    )
+    heads = int(options.require("heads"))
+    kv_heads = int(options.get("num_kv", 0)) or (1 if options.get("multiquery", False) else heads)
+    activation, gated = ACTIVATIONS[options.get("pos_ffn_activation_fn", "relu")]
+    parallel = bool(options.get("parallel_residual", False))
+    rows = {
+        side: _rows(f"{side}.{EMBEDDING}.weight", source, vocab["tgt" if side == "decoder" else "src"])
+        for side in ("encoder", "decoder")
+    }
+
+    def bias(part: str, option: str) -> bool:
+        return bool(options.get(option, False)) if is_lora else any(name.endswith(f"{part}.bias") for name in names)
+
+    return ModelConfig(
+        encoder_layers=0 if is_lm else _layers(options, "enc_layers"),
+        decoder_layers=_layers(options, "dec_layers"),
+        vocab_size=rows["decoder"],
+        src_vocab_size=None if is_lm or rows["encoder"] == rows["decoder"] else rows["encoder"],
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=None if kv_heads == heads else kv_heads,
+        ffn_size=options.require("transformer_ff"),
+        ffn_gated=gated,
+        activation=activation,
+        norm="rmsnorm" if options.get("layer_norm", "standard") == "rms" else "layernorm",
+        norm_eps=options.get("norm_eps", 1e-6),
+        parallel_residual=parallel,
+        shared_norm=parallel and bool(options.get("shared_layer_norm", False)),
+        attn_bias=bias("linear_query", "add_qkvbias"),
+        attn_out_bias=bias("final_linear", "add_qkvbias"),
+        ffn_bias=bias("w_1", "add_ffnbias"),
+        lm_head_bias="generator.bias" in names and bool(source.tensor("generator.bias").any()),
+        sliding_window=_sliding_window(options),
+        tie_embeddings=_is_tied(
+            source,
+            bool(options.get("share_decoder_embeddings", False)),
+            "generator.weight",
+            f"decoder.{EMBEDDING}.weight",
+        ),
+        share_embeddings=_is_tied(
+            source,
+            not is_lm and bool(options.get("share_embeddings", False)),
+            f"encoder.{EMBEDDING}.weight",
+            f"decoder.{EMBEDDING}.weight",
+        ),
+        src_features=[] if is_lm else _features(options, vocab, source),
+        feat_merge="sum" if options.get("feat_merge", "concat") == "sum" else "concat",
+        **_positions(options, source, hidden),
+    )
+
+
+def _refuse_architecture(options: Options, *, is_lm: bool) -> None:
+    """Everything that OpenNMT-py can compute and we cannot, in one error."""
+    refused = {
+        # A language model has no encoder, whatever its (default) type is.
+        "encoder_type": not is_lm and options.get("encoder_type", "transformer") != "transformer",
+        "decoder_type": options.get("decoder_type", "transformer") not in ("transformer", "transformer_lm"),
+        "copy_attn": bool(options.get("copy_attn", False)),
+        "num_experts": int(options.get("num_experts", 0)) > 0,
+        "pos_ffn_activation_fn": options.get("pos_ffn_activation_fn", "relu") not in ACTIVATIONS,
+        "feat_merge": bool(options.get("n_src_feats", 0)) and options.get("feat_merge", "concat") == "mlp",
+        "self_attn_type": options.get("self_attn_type", "scaled-dot") == "average",
+        "generator_function": options.get("generator_function", "softmax") != "softmax",
+        "parallel_residual": bool(options.get("parallel_residual", False)) and not is_lm,
+        "quant_type": str(options.get("quant_type", "")).startswith("awq"),
+    }
+    found = [f"{name}: {options.get(name, None)}" for name, bad in refused.items() if bad]
+    if found:
+        raise UnsupportedError(f"The OpenNMT-py model computes what ours cannot ({', '.join(found)}).")
+
+
+def _layers(options: Options, name: str) -> int:
+    own = int(options.get(name, -1))
+    return own if own > 0 else int(options.require("layers"))
+
+
+def _sliding_window(options: Options) -> int | None:
+    """Tokens that a token attends to: there, itself and `sliding_window` before it (`triu_(-W)`); 0 or less = all.
+
+    So OpenNMT-py trains and scores, and so the weights are meant. Its decoding with a cache keeps one token less.
+    """
+    before = int(options.get("sliding_window", 0))
+    return before + 1 if before > 0 else None
+
+
+def _rows(name: str, source: TypedSource, tokens: list[str]) -> int:
+    """Rows of an embedding, which may be more than the vocabulary has tokens; a LoRA file holds no embedding."""
+    return source.shape(name)[0] if name in source.names() else len(tokens)
+
+
+def _is_tied(source: TypedSource, option: bool, one: str, other: str) -> bool:
+    """Whether two names are one matrix: the option says so, and the weights, where they are there, agree."""
+    names = source.names()
+    if not option or one not in names or other not in names:
+        return option
+    return torch.equal(source.tensor(one), source.tensor(other))
+
+
+def alignment(options: Options) -> dict[str, Any]:
+    """What `CheckpointConfig` says of alignments: nothing, where the options leave them alone."""
+    chosen = {
+        "alignment_layer": int(options.get("alignment_layer", -3)),
+        "alignment_heads": int(options.get("alignment_heads", 0)),
+        "full_context_alignment": bool(options.get("full_context_alignment", False)),
+    }
+    guided = float(options.get("lambda_align", 0.0)) > 0
+    return chosen if guided or list(chosen.values()) != [-3, 0, False] else {}
+
+
+def _features(options: Options, vocab: Mapping[str, Any], source: TypedSource) -> list[FeatureConfig]:
+    """Word features; where the file has no embeddings (LoRA), their widths follow from the options."""
+    features = []
+    for i, tokens in enumerate(feature_tokens(vocab)):
+        name = f"encoder.{EMBEDDINGS}.{i + 1}.weight"
+        if name in source.names():
+            rows, size = source.shape(name)
+        else:
+            rows, size = len(tokens), _feature_size(options, len(tokens))
+        features.append(FeatureConfig(vocab_size=rows, size=size))
+    return features
+
+
+def feature_tokens(vocab: Mapping[str, Any]) -> list[list[str]]:
+    """Vocabularies of the source features, a list here and a dictionary in the first versions."""
+    features = vocab.get("src_feats") or []
+    return [list(tokens) for tokens in (features.values() if isinstance(features, Mapping) else features)]
+
+
+def _feature_size(options: Options, values: int) -> int:
+    if options.get("feat_merge", "concat") == "sum":
+        return int(options.require("src_word_vec_size"))
+    size = int(options.get("feat_vec_size", -1))
+    return size if size > 0 else int(values ** float(options.get("feat_vec_exponent", 0.7)))
+
+
+def _positions(options: Options, source: TypedSource, hidden: int) -> dict[str, Any]:
+    """Position settings; OpenNMT-py adds sines and cosines to embeddings scaled by sqrt(D), and only to those."""
+    relative = int(options.get("max_relative_positions", 0))
+    absolute = bool(options.get("position_encoding", False))
+    buckets = int(options.get("relative_positions_buckets", 0))
+    if relative != 0 and absolute:
+        raise UnsupportedError("Models with both position_encoding and max_relative_positions are not supported.")
+    if buckets > 0:
+        return {"position": "t5", "relative_buckets": buckets, "relative_max_distance": relative}
+    if relative > 0:
+        return {"position": "shaw", "relative_positions": relative}
+    if relative == -1:
+        theta = float(options.get("rotary_theta", 10000))
+        return {
+            "position": "rotary",
+            "rope": RopeConfig(theta=theta, rotary_dim=int(options.get("rotary_dim", 0)) or None),
+        }
+    if relative == -2:
+        return {"position": "alibi"}
+    if not absolute:
+        return {"position": "none"}
+    sinusoid = sinusoid_of(options, source, hidden)
+    if sinusoid is None:
+        rows = source.shape(f"decoder.{POSITIONS}")[0]
+        return {"position": "learned", "scale_embeddings": True, "max_position": rows}
+    return {"position": "sinusoidal", "scale_embeddings": True, "sinusoid": sinusoid.kind}
+
+
+@dataclass(frozen=True)
+class Sinusoid:
+    """A table of sines and cosines.
+
+    Attributes:
+        kind: Its wavelengths, as `ModelConfig.sinusoid` has them.
+        in_turn: Sines and cosines alternate, instead of standing one after the other.
+    """
+
+    kind: Literal["standard", "concat"]
+    in_turn: bool
+
+    def table(self, rows: int, size: int) -> torch.Tensor:
+        """(P, D) in float32."""
+        table_PD = build_sinusoidal_table(size, rows, torch.device("cpu"), kind=self.kind)
+        return torch.stack(table_PD.chunk(2, dim=1), dim=2).flatten(1) if self.in_turn else table_PD
+
+
+IN_TURN = Sinusoid("standard", in_turn=True)
+"""SinusoidalInterleaved."""
+ONE_AFTER_THE_OTHER = Sinusoid("standard", in_turn=False)
+"""What our exporter writes beside concatenated features, whose dimensions must not be reordered."""
+CONCAT = Sinusoid("concat", in_turn=False)
+"""SinusoidalConcat."""
+
+
+def sinusoid_of(options: Options, source: TypedSource, hidden: int) -> Sinusoid | None:
+    """Which sines and cosines the file's table of positions holds; None = others, or in an order that ours cannot have.
+
+    The file's table is what OpenNMT-py adds, whatever its option says. A file without it (LoRA) has what that says.
+    """
+    stated = options.get("position_encoding_type", "SinusoidalInterleaved")
+    found: Sinusoid | None = IN_TURN if stated == "SinusoidalInterleaved" else CONCAT
+    tables = [name for name in (f"encoder.{POSITIONS}", f"decoder.{POSITIONS}") if name in source.names()]
+    for name in tables:
+        table_PD = source.tensor(name).flatten(1).float()
+        kinds = (IN_TURN, CONCAT, ONE_AFTER_THE_OTHER)
+        found = next((kind for kind in kinds if _is_table(table_PD, kind)), None)
+        if found is None:
+            return None
+    # Reordering the residual stream would tear the features' dimensions apart.
+    concatenated = bool(options.get("n_src_feats", 0)) and options.get("feat_merge", "concat") == "concat"
+    if found == IN_TURN and concatenated:
+        if not tables:
+            raise UnsupportedError("The checkpoint must hold its table of positions (pe.pe), but does not.")
+        return None
+    return found
+
+
+def _is_table(table_PD: torch.Tensor, kind: Sinusoid) -> bool:
+    """Equal but for what float16, and angles of thousands in float32, round."""
+    expected_PD = kind.table(*table_PD.shape)
+    return bool(torch.allclose(table_PD, expected_PD, atol=5e-3, rtol=0))

@@ -1,0 +1,264 @@
+"""OpenNMT-py v3 checkpoints in: `.pt` files, their `.NN.safetensors` sidecars, and LoRA files.
+
+The file is a pickle; only tensors, plain data and `argparse.Namespace` (the options) are read out of it.
+
+Differences in how the two compute are undone by reordering rows and columns, so that logits stay the same: rotary pairs
+that are neighbours (`rotary_interleave`), and sines and cosines that alternate (`SinusoidalInterleaved`), for which the
+dimensions of the residual stream are reordered throughout the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onmt_llm.checkpoint.adapters import short_names
+from onmt_llm.checkpoint.files.safetensors import SafetensorsSet
+from onmt_llm.checkpoint.files.torch_pickle import TorchTensors, load_torch
+from onmt_llm.checkpoint.formats.opennmt.options import (
+    EMBEDDING,
+    POSITIONS,
+    Options,
+    alignment,
+    feature_tokens,
+    model_config,
+)
+from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
+from onmt_llm.checkpoint.formats.source import Foreign, TextSide, TypedSource, check_sizes
+from onmt_llm.checkpoint.formats.text_files import fit
+from onmt_llm.checkpoint.load import expected_shapes
+from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.log import logger
+from onmt_llm.text.vocab import Vocab
+
+BLANK = "<blank>"
+
+
+def find_opennmt(path: Path) -> Path | None:
+    """The `.pt` file that `path` means, written with or without its ending."""
+    candidates = (path, Path(f"{path}.pt"))
+    return next((file for file in candidates if file.suffix == ".pt" and file.is_file()), None)
+
+
+def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None) -> Foreign:
+    """Open an OpenNMT-py v3 model or LoRA file.
+
+    Args:
+        path: The file, with or without `.pt`.
+        tokenizer_model: Subword model; the path inside the checkpoint is not followed.
+        vocab_file: Replaces the vocabulary in the checkpoint (target side).
+
+    Raises:
+        CheckpointError: The file is refused, damaged or incomplete.
+        UnsupportedError: An architecture or quantisation that we cannot take over.
+    """
+    file = find_opennmt(path)
+    if file is None:
+        raise CheckpointError(f"There is no OpenNMT-py checkpoint at {path} or {path}.pt.")
+    content = load_torch(file, allowed=[argparse.Namespace])
+    options, vocab = _sections(file, content)
+    source = _source(file, content)
+    is_lora = any(".lora_A" in name for name in source.names())
+    _refuse_quantised(file, source)
+    config = model_config(options, vocab, source, is_lora=is_lora)
+    check_sizes(config, source, file, rows=not is_lora)
+    layout = Layout.of(options, config, source)
+    foreign = Foreign(
+        origin=f"OpenNMT-py {'LoRA' if is_lora else 'model'}, {file.name}",
+        model=config,
+        source=source,
+        rules=rules(config, layout),
+        ignore=_ignored(config),
+        text=_text_side(options, vocab, config, tokenizer_model, vocab_file),
+        alignment=alignment(options),
+    )
+    if is_lora:
+        _make_adapter(foreign, options)
+    return foreign
+
+
+def _ignored(config: ModelConfig) -> list[str]:
+    """Tensors that say nothing: tables that are computed, second copies of tied matrices, a bias of zeros."""
+    nothing = {
+        f"*.{POSITIONS}": config.position != "learned",
+        "generator.weight": config.tie_embeddings,
+        "generator.bias": not config.lm_head_bias,
+        f"encoder.{EMBEDDING}.weight": config.share_embeddings,
+    }
+    return [pattern for pattern, holds in nothing.items() if holds]
+
+
+def _sections(file: Path, content: object) -> tuple[Options, Mapping[str, Any]]:
+    """Options and vocabulary of the pickled dictionary."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must hold a dictionary, but holds a {type(content).__name__}.")
+    missing = [key for key in ("opt", "vocab") if content.get(key) is None]
+    if missing:
+        raise CheckpointError(f"{file} must be an OpenNMT-py checkpoint, but has no {' and no '.join(missing)}.")
+    vocab = content["vocab"]
+    if not isinstance(vocab, dict) or not isinstance(vocab.get("tgt", vocab.get("src")), list):
+        raise CheckpointError(
+            f"{file} must hold its vocabulary as lists of tokens, but does not.",
+            hint="OpenNMT-py 2 files: convert them to v3 there",
+        )
+    opt = content["opt"]
+    return Options(vars(opt) if isinstance(opt, argparse.Namespace) else dict(opt)), vocab
+
+
+def _source(file: Path, content: Mapping[str, Any]) -> TypedSource:
+    """The tensors: in the pickle, or in safetensors files beside it."""
+    if content.get("model") is not None:
+        tensors = {_modern(name): tensor for name, tensor in content["model"].items()}
+        for name, tensor in (content.get("generator") or {}).items():
+            tensors[f"generator.{name.removeprefix('0.')}"] = tensor
+        strange = [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]
+        if strange:
+            raise CheckpointError(f"{file} must hold tensors only in `model`, but {strange[0]} is none.")
+        return TorchTensors(tensors)
+    stem = file.with_suffix("")
+    sidecars = [
+        f.name for f in file.parent.iterdir() if re.fullmatch(re.escape(stem.name) + r"(\.\d+)?\.safetensors", f.name)
+    ]
+    if not sidecars:
+        raise CheckpointError(f"{file} holds no weights, and there is no {stem.name}.00.safetensors beside it.")
+    return SafetensorsSet(file.parent, sidecars)
+
+
+def _modern(name: str) -> str:
+    """Norms were called a_2 and b_2 in the first versions."""
+    return re.sub(r"\.a_2$", ".weight", re.sub(r"\.b_2$", ".bias", name))
+
+
+def _refuse_quantised(file: Path, source: TypedSource) -> None:
+    integers = [name for name in source.names() if not source.dtype(name).is_floating_point]
+    if integers:
+        raise UnsupportedError(
+            f"{file} holds quantised weights ({integers[0]} and {len(integers) - 1} more), which cannot be taken over.",
+            hint="convert the full-precision model",
+        )
+
+
+def _text_side(
+    options: Options,
+    vocab: Mapping[str, Any],
+    config: ModelConfig,
+    tokenizer_model: Path | None,
+    vocab_file: Path | None,
+) -> TextSide:
+    start = vocab.get("decoder_start_token", "<s>")
+    target = list(vocab["tgt"])
+    specials = SpecialTokens(
+        unk="<unk>" if "<unk>" in target else None,
+        bos=start or None,
+        eos="</s>" if "</s>" in target else None,
+        pad=BLANK if BLANK in target else None,
+        add_bos=bool(start),
+    )
+    if vocab_file is not None:
+        replacement = Vocab.read(vocab_file, specials)
+        target = [replacement[i] for i in range(len(replacement))]
+    source = list(vocab["src"])
+    side = TextSide(tokens=fit(target, config.vocab_size), specials=specials)
+    if not config.is_decoder_only and source != list(vocab["tgt"]):
+        side.src_tokens = fit(source, config.encoder_vocab_size)
+    features = zip(feature_tokens(vocab), config.src_features, strict=False)
+    side.feature_tokens = [fit(tokens, feature.vocab_size) for tokens, feature in features]
+    if side.feature_tokens:
+        side.feature_defaults = options.get("src_feats_defaults", None)
+    _set_tokenizer(side, options, tokenizer_model)
+    return side
+
+
+def _set_tokenizer(side: TextSide, options: Options, model: Path | None) -> None:
+    transforms = options.get("transforms", None) or sorted(options.get("_all_transform", ()))
+    kinds = [kind for kind in ("sentencepiece", "bpe", "onmt_tokenize") if kind in transforms]
+    kind = kinds[0] if kinds else "sentencepiece"
+    if model is None:
+        named = options.get("tgt_subword_model", None) or options.get("src_subword_model", None)
+        if kinds:
+            where = f" (it was {named})" if named else ""
+            logger.warning(
+                "The checkpoint was trained with %s%s; give its model with -tokenizer_model to store it.", kind, where
+            )
+        if kind != "onmt_tokenize":
+            return
+    settings: dict[str, Any] = {}
+    if kind == "onmt_tokenize":
+        settings = _literal_mapping(options.get("tgt_onmttok_kwargs", None) or options.get("src_onmttok_kwargs", "{}"))
+        subword = options.get("tgt_subword_type", None) or options.get("src_subword_type", "none")
+        if model is not None and subword != "none":
+            settings["subword_type"] = subword
+        if options.get("gpt2_pretok", False):
+            settings["gpt2_pretok"] = True
+    file = None if model is None else model.name
+    side.tokenizer = TokenizerSpec.model_validate({"kind": kind, "file": file, "options": settings})
+    if model is not None:
+        side.files[model.name] = model
+
+
+def _literal_mapping(text: object) -> dict[str, Any]:
+    """`{'mode': 'space'}`, which OpenNMT-py evaluates; here it may only be a literal."""
+    if isinstance(text, dict):
+        return dict(text)
+    try:
+        value = ast.literal_eval(str(text))
+    except (ValueError, SyntaxError) as error:
+        raise CheckpointError(
+            f"The tokeniser options of the checkpoint must be a literal mapping, but are {text!r}."
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"The tokeniser options of the checkpoint must be a mapping, but are {text!r}.")
+    return {str(key): item for key, item in value.items() if item is not None}
+
+
+def _make_adapter(foreign: Foreign, options: Options) -> None:
+    """Turn an opened LoRA file into an adapter: its settings, and the shapes that its layers must have."""
+    source = foreign.source
+    biases = [name for name in source.names() if name.endswith(".bias")]
+    if biases:
+        raise UnsupportedError(f"The LoRA file holds trained biases ({biases[0]} ...), which an adapter cannot carry.")
+    if (
+        options.get("override_opts", False)
+        and foreign.model.position == "rotary"
+        and not options.get("rotary_interleave", True)
+    ):
+        logger.warning(
+            "The LoRA file says rotary_interleave: false, but was trained with override_opts, which resets that "
+            "option; if its base has rotary_interleave: true, q_proj and k_proj will not fit."
+        )
+    here = set(source.names())
+    parts = [one for one in foreign.rules if one.ours[0].endswith((".lora_a", ".lora_b")) and one.theirs[0] in here]
+    layers = sorted({one.ours[0].rpartition(".")[0] for one in parts})
+    rank = int(options.require("lora_rank"))
+    foreign.expected = _adapter_shapes(foreign.model, layers, rank)
+    foreign.adapter = AdapterSpec(
+        rank=rank,
+        alpha=float(options.get("lora_alpha", 1)),
+        dropout=float(options.get("lora_dropout", 0.0)),
+        layers=short_names(
+            [layer for layer in layers if not layer.endswith("embed_tokens")], expected_shapes(foreign.model)
+        ),
+        embedding=any(layer.endswith("embed_tokens") for layer in layers),
+        base=str(options.get("train_from", "")),
+        base_fingerprint="",
+        quant_layers=[],
+    )
+
+
+def _adapter_shapes(config: ModelConfig, layers: list[str], rank: int) -> dict[str, tuple[int, ...]]:
+    weights = expected_shapes(config)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        rows, columns = weights[f"{layer}.weight"]
+        if layer.endswith("embed_tokens"):
+            rows, columns = columns, rows
+        shapes[f"{layer}.lora_a"], shapes[f"{layer}.lora_b"] = (rank, columns), (rows, rank)
+    return shapes

@@ -1,0 +1,77 @@
+"""Vocabularies as OpenNMT-py's checkpoints hold them: its special tokens have fixed names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from onmt_llm.checkpoint.formats.text_files import fit
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.errors import UnsupportedError
+from onmt_llm.log import logger
+
+UNK, BLANK, BOS, EOS = "<unk>", "<blank>", "<s>", "</s>"
+_UNUSED = re.compile(r"<0x00>|<\|unused_\d+\|>|averyunlikelytoken\d+|<(?:unused|extra_id|reserved_special_token)_?\d+>")
+"""Tokens that no text has, one of which can stand for padding. (OpenNMT-py's own converters take `<0x00>`.)"""
+
+
+def opennmt_vocab(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The `vocab` of a checkpoint's file: lists of tokens, the task, the token that every target begins with.
+
+    Raises:
+        UnsupportedError: No token can stand for padding.
+    """
+    config, codec = checkpoint.config, checkpoint.codec()
+    model = config.model
+    target = fit(list(codec.vocab), model.vocab_size)
+    source = target if model.is_decoder_only else fit(list(codec.src_vocab), model.encoder_vocab_size)
+    starts = config.specials.bos is not None and (config.specials.add_bos or not model.is_decoder_only)
+    new_names = names_there(target, config.specials)
+    vocab: dict[str, Any] = {
+        "src": rename(source, names_there(source, config.specials)),
+        "tgt": rename(target, new_names),
+        "data_task": "lm" if model.is_decoder_only else "seq2seq",
+        "decoder_start_token": new_names.get(str(config.specials.bos), config.specials.bos) if starts else "",
+    }
+    if model.src_features:
+        vocab["src_feats"] = [
+            fit(list(tokens), feature.vocab_size)
+            for tokens, feature in zip(codec.feature_vocabs, model.src_features, strict=True)
+        ]
+    return vocab
+
+
+def names_there(tokens: list[str], specials: SpecialTokens) -> dict[str, str]:
+    """Our special tokens, and one for padding, by what OpenNMT-py calls them.
+
+    A token that has two roles gets the name of the first: end, unknown, start, padding. Padding is hidden from
+    attention, so it must be a token that no text has.
+    """
+    known = set(tokens)
+    names: dict[str, str] = {}
+    for token, name in ((specials.eos, EOS), (specials.unk, UNK), (specials.bos, BOS), (specials.pad, BLANK)):
+        if token in known:
+            names.setdefault(str(token), name)
+    if BLANK not in names.values():
+        candidates = [BLANK] if BLANK in known else [token for token in tokens if _UNUSED.fullmatch(token)]
+        blank = next((token for token in candidates if token not in names), None)
+        if blank is None:
+            raise UnsupportedError(
+                "OpenNMT-py needs a token for padding, but the vocabulary has none that text does not use.",
+                hint="name one as `pad` in the `specials` of config.yaml",
+            )
+        names[blank] = BLANK
+    return names
+
+
+def rename(tokens: list[str], names: dict[str, str]) -> list[str]:
+    """The tokens under new names; a token that had such a name already gets the old name of its successor."""
+    renamed = dict(names)
+    for old, new in names.items():
+        if old != new and new in tokens and new not in names:
+            renamed[new] = old
+    changed = {old: new for old, new in renamed.items() if old != new}
+    if changed:
+        logger.info("Tokens renamed for OpenNMT-py: %s.", ", ".join(f"{old} -> {new}" for old, new in changed.items()))
+    return [renamed.get(token, token) for token in tokens]

@@ -1,0 +1,393 @@
+"""Checkpoints out, as OpenNMT-py v3.5 files: the rules of `opennmt_rules`, run backwards.
+
+OpenNMT-py knows fewer words for a model than we do, and spells out what we leave implied: `spelt_out` is the same model
+with every bias (zeros), every copy of a shared matrix and every table of positions in its place, and `Layout` carries
+the factors that one side has in its weights and the other in its code. What cannot be said at all is refused by name.
+
+The options are an `argparse.Namespace`, because OpenNMT-py reads nothing else: the one pickle that this package writes
+(docs/decisions/008-one-pickle.md).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from onmt_llm.atomic import check_output_file
+from onmt_llm.checkpoint.files.safetensors import ShardedWriter
+from onmt_llm.checkpoint.formats.huggingface.write import open_whole
+from onmt_llm.checkpoint.formats.opennmt.options import (
+    ACTIVATIONS,
+    CONCAT,
+    IN_TURN,
+    MAX_POSITION,
+    ONE_AFTER_THE_OTHER,
+    POSITIONS,
+)
+from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
+from onmt_llm.checkpoint.formats.opennmt.vocab import opennmt_vocab
+from onmt_llm.checkpoint.formats.rules import Identity, InterleavedRotary, Op, Scale, apply
+from onmt_llm.checkpoint.load import expected_shapes, resolve_dtype
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.model import Dtype, ModelConfig
+from onmt_llm.errors import UnsupportedError
+from onmt_llm.log import logger
+from onmt_llm.outputs import output_file
+
+Format = Literal["pytorch", "safetensors"]
+
+_SAID = {
+    "encoder_layers", "decoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "head_dim",
+    "ffn_size", "ffn_gated", "activation", "norm", "norm_position", "norm_eps", "norm_bias", "position", "max_position",
+    "rope", "sinusoid", "relative_positions", "relative_buckets", "relative_max_distance", "relative_shared",
+    "alibi_scaled", "parallel_residual", "shared_norm", "qk_norm", "scale_attention", "attn_bias", "attn_out_bias",
+    "ffn_bias", "lm_head_bias", "sliding_window", "scale_embeddings", "scale_logits", "src_features", "feat_merge",
+    "tie_embeddings", "share_embeddings", "dtype",
+}  # fmt: skip
+"""Fields of ModelConfig that this module can say, spell out or refuse; any other must be at its default."""
+
+
+def export_opennmt(
+    checkpoint: Checkpoint | str | Path,
+    output: str | Path,
+    *,
+    format: Format = "pytorch",
+    dtype: Dtype | None = None,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint as a file that OpenNMT-py 3.5 loads, to translate with or to train on.
+
+    Args:
+        checkpoint: A whole model; merge an adapter first.
+        output: The `.pt` file to write; the ending may be left out. The tokeniser's model is put beside it.
+        format: "pytorch": weights in the file, all in memory while it is written. "safetensors": beside it, as
+            `NAME.00.safetensors` ..., streamed.
+        dtype: "fp32", "bf16" or "fp16"; None = each tensor as it is.
+        shard_size: Bytes per safetensors file.
+        overwrite: Replace files at `output`.
+
+    Returns:
+        The `.pt` file.
+
+    Raises:
+        CheckpointError: An adapter, or an output that exists.
+        UnsupportedError: OpenNMT-py cannot compute this model; names every reason.
+    """
+    checkpoint = open_whole(checkpoint)
+    config = checkpoint.config.model
+    refuse(config)
+    file = Path(output) if Path(output).suffix == ".pt" else Path(f"{output}.pt")
+    check_output_file(file, overwrite=overwrite)
+    vocab = opennmt_vocab(checkpoint)
+    tokenizer = _tokenizer_file(checkpoint, file)
+    said = {**model_options(config), **text_options(checkpoint, vocab, tokenizer), **_alignment(checkpoint)}
+    options = Namespace(**said)
+    content: dict[str, Any] = {"vocab": vocab, "opt": options}
+    stream = ((name, tensor.to(_dtype_of(name, dtype, config))) for name, tensor in _tensors(checkpoint))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sidecars = [f for f in file.parent.glob(f"{file.stem}.*.safetensors") if f.is_file()]
+    for sidecar in sidecars:
+        check_output_file(sidecar, overwrite=overwrite)
+    parts: list[Path] = []
+    if format == "safetensors":
+        parts = _write_safetensors(stream, file, shard_size)
+    else:
+        tensors = dict(stream)
+        head = {name: tensors.pop(f"generator.{name}") for name in ("weight", "bias")}
+        content = {"model": tensors, "generator": head, **content}
+    for sidecar in set(sidecars) - set(parts):
+        sidecar.unlink()
+    with output_file(file) as temporary:
+        torch.save(content, temporary)
+    if tokenizer is not None:
+        source = checkpoint.path / str(checkpoint.config.tokenizer.file)
+        with output_file(tokenizer) as temporary:
+            temporary.write_bytes(source.read_bytes())
+    logger.info("%s -> %s (OpenNMT-py 3.5)", checkpoint.path, file)
+    return file
+
+
+def refuse(config: ModelConfig) -> None:
+    """Raise one `UnsupportedError` with everything that OpenNMT-py has no word for."""
+    rope = config.rope
+    refused = {
+        "decoder_layers": config.decoder_layers == 0,
+        "norm_position": config.norm_position == "post",
+        "head_dim": config.size_per_head * config.heads != config.hidden_size,
+        "qk_norm": config.qk_norm,
+        "activation": (config.activation, config.ffn_gated) not in ACTIVATIONS.values(),
+        "rope": config.position == "rotary" and rope.scaling != "none",
+        "alibi_scaled": config.position == "alibi" and config.alibi_scaled,
+        "max_position": config.position == "learned" and config.max_position > MAX_POSITION,
+        "sliding_window": config.sliding_window == 1,
+    }
+    plain = ModelConfig()
+    refused |= {
+        name: getattr(config, name) != getattr(plain, name) for name in sorted(ModelConfig.model_fields.keys() - _SAID)
+    }
+    found = [f"{name}: {_value(config, name)}" for name, bad in refused.items() if bad]
+    if found:
+        raise UnsupportedError(f"OpenNMT-py cannot compute this model ({', '.join(found)}).")
+
+
+def _value(config: ModelConfig, name: str) -> str:
+    if name == "activation":
+        return f"{config.activation} with ffn_gated: {str(config.ffn_gated).lower()}"
+    if name == "rope":
+        return f"scaling {config.rope.scaling}"
+    return str(getattr(config, name))
+
+
+def spelt_out(config: ModelConfig) -> ModelConfig:
+    """The same model with the tensors that OpenNMT-py stores: nothing shared, all biases or none, tables as tensors."""
+    biased = config.attn_bias or config.attn_out_bias
+    changes: dict[str, Any] = {
+        "norm_bias": True,
+        "attn_bias": biased,
+        "attn_out_bias": biased,
+        "lm_head_bias": True,
+        "tie_embeddings": False,
+        "share_embeddings": False,
+        "relative_shared": False,
+    }
+    if _is_absolute(config):
+        changes |= {"position": "learned", "max_position": MAX_POSITION}
+    return config.model_copy(update=changes)
+
+
+def _is_absolute(config: ModelConfig) -> bool:
+    return config.position in ("sinusoidal", "learned")
+
+
+def layout_for(config: ModelConfig) -> Layout:
+    """Sines and cosines in turn, rotary pairs in halves (`rotary_interleave: false`), factors in the weights."""
+    width, root = config.hidden_size, math.sqrt(config.hidden_size)
+    theirs, ours = root if _is_absolute(config) else 1.0, root if config.scale_embeddings else 1.0
+    return Layout(
+        hidden=InterleavedRotary(width) if _sinusoid(config) == IN_TURN else Identity(),
+        embedding=_scale(theirs / ours),
+        query=_scale(1.0 if config.scale_attention else config.size_per_head**-0.5),
+        head=_scale(root if config.scale_logits else 1.0),
+    )
+
+
+def _scale(factor: float) -> Op:
+    return Identity() if factor == 1.0 else Scale(factor)
+
+
+def _sinusoid(config: ModelConfig) -> object:
+    """Order and wavelengths in which a table of sines and cosines is written; None where there is none."""
+    if config.position != "sinusoidal":
+        return None
+    if config.sinusoid == "concat":
+        return CONCAT
+    # Features stand beside the token in the residual stream, whose order must then stay as it is.
+    return ONE_AFTER_THE_OTHER if config.src_features and config.feat_merge == "concat" else IN_TURN
+
+
+class _SpeltOut:
+    """The tensors of a checkpoint under our names, as `spelt_out` has them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._config = checkpoint.config.model
+        self._here = set(checkpoint.model_names())
+        self._shapes = expected_shapes(spelt_out(self._config))
+
+    def names(self) -> list[str]:
+        return sorted(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        stack, _, rest = name.partition(".")
+        if rest == "embed_positions.weight":
+            return self._positions(name)
+        if name in self._here:
+            return self._checkpoint.tensor(name)
+        if name.endswith(".bias"):
+            return torch.zeros(self._shapes[name], dtype=resolve_dtype(None, self._config.dtype))
+        if name.endswith(".relative_bias.weight"):
+            return self._checkpoint.tensor(f"{stack}.relative_bias.weight")
+        assert name in ("encoder.embed_tokens.weight", "lm_head.weight"), name
+        return self._checkpoint.tensor("decoder.embed_tokens.weight")
+
+    def _positions(self, name: str) -> torch.Tensor:
+        config = self._config
+        if config.position == "sinusoidal":
+            kind = CONCAT if config.sinusoid == "concat" else ONE_AFTER_THE_OTHER
+            return kind.table(MAX_POSITION, config.hidden_size)
+        table_PD = self._checkpoint.tensor(name)
+        return torch.nn.functional.pad(table_PD, (0, 0, 0, MAX_POSITION - table_PD.shape[0]))
+
+
+def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """OpenNMT-py's tensors, one at a time."""
+    config = checkpoint.config.model
+    table = [one.reversed for one in rules(spelt_out(config), layout_for(config))]
+    return apply(table, _SpeltOut(checkpoint), None, what=str(checkpoint.path))
+
+
+def _dtype_of(name: str, dtype: Dtype | None, config: ModelConfig) -> torch.dtype:
+    """Tables of positions stay exact."""
+    is_table = name.endswith(POSITIONS) and config.position == "sinusoidal"
+    return torch.float32 if is_table else resolve_dtype(dtype, config.dtype)
+
+
+def _write_safetensors(stream: Iterator[tuple[str, torch.Tensor]], file: Path, shard_size: str | int) -> list[Path]:
+    """`NAME.00.safetensors` ... beside `file`; they get their names when all are complete."""
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+        writer = ShardedWriter(Path(folder), shard_size)
+        for name, tensor in stream:
+            writer.add(name, tensor.contiguous())
+        writer.close()
+        shards = sorted(Path(folder).glob("*.safetensors"))
+        return [shard.replace(file.with_name(f"{file.stem}.{i:02d}.safetensors")) for i, shard in enumerate(shards)]
+
+
+def model_options(config: ModelConfig) -> dict[str, Any]:
+    """What OpenNMT-py must be told to build the model, and to train on from it."""
+    kind = "transformer_lm" if config.is_decoder_only else "transformer"
+    names = {words: name for name, words in ACTIVATIONS.items()}
+    relative = {
+        "shaw": config.relative_positions,
+        "t5": config.relative_max_distance,
+        "rotary": -1,
+        "alibi": -2,
+    }.get(config.position, 0)
+    layout = layout_for(config)
+    same_matrix = layout.embedding == layout.head == Identity()
+    feature_size = config.src_features[0].size if config.src_features else -1
+    concat = config.feat_merge == "concat"
+    if concat and any(feature.size != feature_size for feature in config.src_features):
+        raise UnsupportedError("OpenNMT-py's features must all have one width (feat_vec_size), but these differ.")
+    return {
+        "model_task": "lm" if config.is_decoder_only else "seq2seq",
+        "model_type": "text",
+        "encoder_type": kind,
+        "decoder_type": kind,
+        "layers": -1,
+        "enc_layers": config.encoder_layers or config.decoder_layers,
+        "dec_layers": config.decoder_layers,
+        "hidden_size": config.hidden_size,
+        "enc_hid_size": config.hidden_size,
+        "dec_hid_size": config.hidden_size,
+        "word_vec_size": -1 if config.src_features and concat else config.hidden_size,
+        "src_word_vec_size": config.src_token_size,
+        "tgt_word_vec_size": config.hidden_size,
+        "heads": config.heads,
+        "num_kv": 0 if config.num_kv_heads == config.heads else config.num_kv_heads,
+        "multiquery": False,
+        "transformer_ff": config.ffn_size,
+        "pos_ffn_activation_fn": names[config.activation, config.ffn_gated],
+        "layer_norm": "rms" if config.norm == "rmsnorm" else "standard",
+        "norm_eps": config.norm_eps,
+        "self_attn_type": "scaled-dot",
+        "position_encoding": _is_absolute(config),
+        "position_encoding_type": "SinusoidalConcat" if _sinusoid(config) == CONCAT else "SinusoidalInterleaved",
+        "max_relative_positions": relative,
+        "relative_positions_buckets": config.relative_buckets if config.position == "t5" else 0,
+        "rotary_interleave": False,
+        "rotary_theta": config.rope.theta,
+        "rotary_dim": config.rope.rotary_dim or 0,
+        # There, the tokens before the one that looks; 0 = all.
+        "sliding_window": config.sliding_window - 1 if config.sliding_window else 0,
+        "parallel_residual": config.parallel_residual,
+        "shared_layer_norm": config.shared_norm,
+        "add_qkvbias": config.attn_bias or config.attn_out_bias,
+        "add_ffnbias": config.ffn_bias,
+        "share_embeddings": config.share_embeddings,
+        "share_decoder_embeddings": config.tie_embeddings and same_matrix,
+        "n_src_feats": len(config.src_features),
+        "feat_merge": config.feat_merge,
+        "feat_vec_size": feature_size if concat else -1,
+        "feat_vec_exponent": -1.0 if concat and config.src_features else 0.7,
+        "model_dtype": "fp16" if config.dtype == "fp16" else "fp32",
+        **_UNUSED,
+    }
+
+
+_UNUSED: dict[str, Any] = {
+    "optim": "adam",
+    "dropout": [0.0],
+    "attention_dropout": [0.0],
+    "dropout_steps": [0],
+    "freeze_word_vecs_enc": False,
+    "freeze_word_vecs_dec": False,
+    "freeze_encoder": False,
+    "freeze_decoder": False,
+    "copy_attn": False,
+    "aan_useffn": False,
+    "lambda_align": 0.0,
+    "alignment_layer": -3,
+    "alignment_heads": 0,
+    "full_context_alignment": False,
+    "generator_function": "softmax",
+    "num_experts": 0,
+    "num_experts_per_tok": 2,
+    "lora_layers": [],
+    "lora_embedding": False,
+    "quant_layers": [],
+    "quant_type": "",
+    "use_ckpting": [],
+    "update_vocab": False,
+    "world_size": 1,
+    "gpu_ranks": [],
+    "parallel_mode": "data_parallel",
+    "tensorboard_log_dir": "runs/onmt",
+}
+"""Options that OpenNMT-py reads from every checkpoint, at the values that mean nothing."""
+
+
+def text_options(checkpoint: Checkpoint, vocab: dict[str, Any], tokenizer: Path | None) -> dict[str, Any]:
+    """Transforms and vocabulary; the tokeniser's model by the name that it has beside the file."""
+    spec = checkpoint.config.tokenizer
+    transforms: list[str] = [spec.kind] if spec.kind in ("sentencepiece", "bpe", "onmt_tokenize") else []
+    if spec.kind == "huggingface":
+        logger.warning("OpenNMT-py cannot run the tokeniser %s: give it text that is tokenised already.", spec.file)
+    features: dict[str, Any] = {}
+    if "src_feats" in vocab:
+        transforms.append("inferfeats")
+        features["src_feats_defaults"] = checkpoint.config.src_feats_defaults
+    options: dict[str, Any] = {
+        **features,
+        "data_task": vocab["data_task"],
+        "decoder_start_token": vocab["decoder_start_token"],
+        "share_vocab": vocab["src"] == vocab["tgt"],
+        "transforms": transforms,
+        "_all_transform": set(transforms),
+    }
+    settings = {name: value for name, value in spec.options.items() if name not in ("subword_type", "gpt2_pretok")}
+    for side in ("src", "tgt"):
+        options[f"{side}_subword_model"] = None if tokenizer is None else tokenizer.name
+        if spec.kind == "onmt_tokenize":
+            options[f"{side}_onmttok_kwargs"] = str(settings)
+            options[f"{side}_subword_type"] = spec.options.get("subword_type", "none")
+    if spec.kind == "onmt_tokenize":
+        options["gpt2_pretok"] = bool(spec.options.get("gpt2_pretok", False))
+    return options
+
+
+def _alignment(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What report_align reads; an encoder-decoder's alone."""
+    config = checkpoint.config
+    if config.model.is_decoder_only:
+        return {}
+    names = ("alignment_layer", "alignment_heads", "full_context_alignment")
+    return {name: getattr(config, name) for name in names}
+
+
+def _tokenizer_file(checkpoint: Checkpoint, file: Path) -> Path | None:
+    """Where the tokeniser's model goes; None where there is none that OpenNMT-py could run."""
+    spec = checkpoint.config.tokenizer
+    if spec.file is None or spec.kind == "huggingface":
+        return None
+    return file.with_name(f"{file.stem}.{Path(spec.file).name}")

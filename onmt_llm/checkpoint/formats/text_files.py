@@ -1,0 +1,225 @@
+"""Vocabulary, tokeniser, special tokens and chat template of a foreign model, as its files state them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.checkpoint.formats.source import TextSide
+from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
+from onmt_llm.errors import CheckpointError, DataError
+from onmt_llm.log import logger
+from onmt_llm.optional import require
+from onmt_llm.text.tokenizers.hf import check_tokenizer_json
+from onmt_llm.text.vocab import Vocab
+from onmt_llm.text.vocab_formats import tokens_by_id, unused_token
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+HUGGINGFACE_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""ChatML without a default system message, as most models publish it."""
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
+"""Tokens that end a turn in the templates that name them."""
+
+
+def from_huggingface(
+    model_dir: Path, *, rows: int, tokenizer_model: Path | None = None, vocab_file: Path | None = None
+) -> TextSide:
+    """The text side of a Hugging Face model directory.
+
+    Args:
+        model_dir: Holds tokenizer.json or tokenizer.model and the JSON files that describe them.
+        rows: Rows of the embedding: the vocabulary gets exactly this many tokens.
+        tokenizer_model: Use this tokeniser file instead.
+        vocab_file: Use this vocabulary instead of the tokeniser's own.
+
+    Raises:
+        CheckpointError: There is no tokeniser that we can run.
+        DataError: The vocabulary file has more tokens than the model.
+    """
+    file = tokenizer_model or _find(model_dir)
+    said = {**_read_json(model_dir / "special_tokens_map.json"), **_read_json(model_dir / "tokenizer_config.json")}
+    ids = {**_read_json(model_dir / "config.json"), **_read_json(model_dir / "generation_config.json")}
+    if file.suffix == ".json":
+        side = _open_tokenizers(file, _content(said.get("bos_token")))
+    else:
+        side = from_sentencepiece(file, rows=rows, add_bos=bool(said.get("add_bos_token", True)))
+        for token, number in _read_json(model_dir / "added_tokens.json").items():
+            if isinstance(number, int) and 0 <= number < rows:
+                side.tokens[number] = token
+    tokens = Vocab.read(vocab_file, side.specials) if vocab_file else None
+    side.tokens = fit([tokens[i] for i in range(len(tokens))] if tokens else side.tokens, rows)
+    side.specials, side.stop_tokens = _specials(side, said, ids)
+    set_template(side, _template_text(model_dir, said))
+    return side
+
+
+def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> TextSide:
+    """The text side that a SentencePiece model alone gives: its pieces, its control tokens, no template.
+
+    Raises:
+        DataError: The file is no SentencePiece model.
+    """
+    sentencepiece = require("sentencepiece", "a tokenizer.model")
+    if not file.is_file():
+        raise DataError(f"There is no tokeniser model at {file}.")
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} must be a SentencePiece model, but cannot be read as one.",
+            hint="Llama 3 comes with another kind of tokenizer.model: convert its Hugging Face files (-from hf)",
+        ) from error
+
+    def piece(number: int) -> str | None:
+        return pieces[number] if number >= 0 else None
+
+    return TextSide(
+        tokens=fit(pieces, rows),
+        specials=SpecialTokens(
+            unk=piece(model.unk_id()),
+            bos=piece(model.bos_id()),
+            eos=piece(model.eos_id()),
+            pad=piece(model.pad_id()),
+            add_bos=add_bos,
+        ),
+        tokenizer=TokenizerSpec(kind="sentencepiece", file=SENTENCEPIECE_FILE),
+        files={SENTENCEPIECE_FILE: file},
+    )
+
+
+def fit(tokens: Sequence[str], rows: int) -> list[str]:
+    """Exactly `rows` tokens: rows that no token names get a name, tokens without a row are left out and said."""
+    if len(tokens) > rows:
+        extra = ", ".join(tokens[rows : rows + 5])
+        logger.warning(
+            "%d tokens of the tokeniser have no row in the embedding and are left out: %s ...",
+            len(tokens) - rows,
+            extra,
+        )
+    return list(tokens[:rows]) + [unused_token(i) for i in range(len(tokens), rows)]
+
+
+def set_template(side: TextSide, text: str | None) -> None:
+    """Store a chat template: by name where it is a built-in one, else as a file; and the tokens that end its turns."""
+    if not text:
+        return
+    known = set(side.tokens)
+    if _same_template(text, CHATML) and {"<|im_start|>", "<|im_end|>"} <= known:
+        side.template = "chatml"
+    else:
+        side.template = TEMPLATE_FILE
+        side.blobs[TEMPLATE_FILE] = text.encode("utf-8")
+    ends = [token for token in TURN_ENDS if token in text and token in known]
+    side.stop_tokens = [*side.stop_tokens, *(t for t in ends if t != side.specials.eos and t not in side.stop_tokens)]
+
+
+def _same_template(one: str, other: str) -> bool:
+    """Equal but for how a line break inside a string is written."""
+    return one.strip().replace("\\n", "\n") == other.strip().replace("\\n", "\n")
+
+
+def _find(model_dir: Path) -> Path:
+    for name in (HUGGINGFACE_FILE, SENTENCEPIECE_FILE):
+        if (model_dir / name).is_file():
+            return model_dir / name
+    raise CheckpointError(
+        f"{model_dir} must hold {HUGGINGFACE_FILE} or {SENTENCEPIECE_FILE}, but holds neither.",
+        hint="give one with -tokenizer_model",
+    )
+
+
+def _open_tokenizers(file: Path, bos: str | None) -> TextSide:
+    """The text side of a tokenizer.json. Whether it puts `bos` first is asked of it, not guessed."""
+    tokenizers = require("tokenizers", HUGGINGFACE_FILE)
+    check_tokenizer_json(file)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise DataError(f"{file} is not a readable {HUGGINGFACE_FILE} ({error}).") from error
+    first = tokenizer.encode("a").tokens[:1]
+    unk = getattr(tokenizer.model, "unk_token", None)
+    return TextSide(
+        tokens=tokens_by_id(tokenizer.get_vocab(with_added_tokens=True)),
+        specials=SpecialTokens(unk=unk, bos=bos, eos=None, add_bos=bos is not None and first == [bos]),
+        tokenizer=TokenizerSpec(kind="huggingface", file=HUGGINGFACE_FILE),
+        files={HUGGINGFACE_FILE: file},
+    )
+
+
+def _specials(side: TextSide, said: Mapping[str, Any], ids: Mapping[str, Any]) -> tuple[SpecialTokens, list[str]]:
+    """Special tokens by what the files say, first by name, then by id; and the further tokens that end an answer."""
+    known, rows = set(side.tokens), len(side.tokens)
+
+    def named(role: str) -> str | None:
+        token = _content(said.get(f"{role}_token"))
+        return token if token in known else None
+
+    def numbered(role: str) -> list[str]:
+        value = ids.get(f"{role}_token_id")
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+        wrong = [n for n in numbers if not 0 <= n < rows]
+        if wrong and role in ("bos", "eos"):  # -1 is a usual way to say that there is no padding token
+            raise CheckpointError(
+                f"{role}_token_id must be the number of one of the model's {rows:,} tokens, but is {wrong[0]}.",
+                hint="correct config.json, or generation_config.json if the number stands there",
+            )
+        return [side.tokens[n] for n in numbers if n not in wrong]
+
+    def token(role: str, own: str | None) -> str | None:
+        return named(role) or next(iter(numbered(role)), None) or (own if own in known else None)
+
+    own = side.specials
+    bos, eos = token("bos", own.bos), token("eos", own.eos)
+    specials = SpecialTokens(
+        unk=token("unk", own.unk), bos=bos, eos=eos, pad=token("pad", own.pad), add_bos=own.add_bos and bos is not None
+    )
+    return specials, [stop for stop in numbered("eos") if stop != eos]
+
+
+def _template_text(model_dir: Path, said: Mapping[str, Any]) -> str | None:
+    file = model_dir / TEMPLATE_FILE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = said.get("chat_template")
+    if isinstance(template, list):  # several named templates: the one called "default" is for chat
+        template = next(
+            (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
+        )
+    return template if isinstance(template, str) else None
+
+
+def _content(token: object) -> str | None:
+    """A special token is written as a string or as an object with `content`."""
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is missing."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must be a JSON object, but is a {type(content).__name__}.")
+    return content
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object that must be there."""
+    if not file.is_file():
+        raise CheckpointError(f"The file {file} is missing.")
+    return _read_json(file)

@@ -1,0 +1,191 @@
+"""Command-line flags, built from the leaves of a job.
+
+Every option can be written `-x v`, `--x v`, `--x=v` and with `-` for `_`. Nothing is abbreviated: a flag that is not
+known is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onmt_llm.config.compat import translate as aliases
+from onmt_llm.config.loading.help import Manual, show, width
+from onmt_llm.config.schema import Leaf
+from onmt_llm.errors import ConfigError, Problem
+from onmt_llm.registry import nearest
+from onmt_llm.version import __version__
+
+_NUMBER = re.compile(r"^-(\.?\d[\d._]*([eE][-+]?\d+)?|\.?(inf|nan))$", re.IGNORECASE)
+_GUARD = "\0"  # before a negative number, which argparse would take for a flag; no command line holds this character
+_SHORT = {"h": "help"}
+
+
+@dataclass
+class Parsed:
+    """A command line, taken apart but not yet typed."""
+
+    configs: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    sets: list[tuple[str, str]] = field(default_factory=list)
+    switches: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def normalise(
+    argv: Sequence[str], known: Collection[str], prog: str, short: Mapping[str, str]
+) -> tuple[list[str], list[Problem]]:
+    """Rewrite every flag as `--snake_case`; those that are not known are left out, with what stands behind them.
+
+    argparse alone would take `-n_sampel` for `-n` and `-conf` for `-config`.
+
+    Returns:
+        The words, and a problem for each flag that is left out.
+    """
+    short = {**_SHORT, **short}
+    result: list[str] = []
+    problems: list[Problem] = []
+    unknown = False
+    for word in argv:
+        if word == "--":
+            raise ConfigError(
+                f"Every word for {prog} must belong to a flag, but '--' does not.", hint=f"{prog} -help lists them all"
+            )
+        if not word.startswith("-") or word == "-" or _NUMBER.match(word):
+            result += [] if unknown else [_GUARD + word if _NUMBER.match(word) else word]
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        name = short.get(name, name)
+        unknown = name not in known
+        if unknown:
+            problems.append(_unknown_flag(word.split("=")[0], name, known, prog))
+        else:
+            result.append(f"--{name}{equals}{value}")
+    return result, problems
+
+
+def _unknown_flag(flag: str, name: str, known: Collection[str], prog: str) -> Problem:
+    guess = nearest(name, set(known) - aliases.idle_names())
+    close = f": did you mean '-{guess}'?" if guess else "."
+    return Problem(f"'{flag}' is not an option of {prog}{close}", hint=f"{prog} -help lists them all")
+
+
+def words_of(flag: str, argv: Sequence[str]) -> list[str]:
+    """The words that stand behind a flag, wherever it stands: a look ahead, before `parse` knows all flags."""
+    found: list[str] = []
+    ours = False
+    for word in argv:
+        if word.startswith("-") and word != "-" and not _NUMBER.match(word):
+            name, equals, value = word.lstrip("-").partition("=")
+            ours = name == flag
+            found += [value] if ours and equals else []
+        elif ours:
+            found.append(word)
+    return found
+
+
+def parse(
+    argv: Sequence[str],
+    table: Mapping[str, Leaf],
+    *,
+    prog: str,
+    about: str,
+    switches: Mapping[str, str],
+    short: Mapping[str, str],
+    sections: Mapping[str, str] | None = None,
+) -> Parsed:
+    """Split a command line into configuration files, values and switches.
+
+    Args:
+        argv: Command line without the program's name.
+        table: The options, by name.
+        prog: Name of the command.
+        about: A paragraph about it, for the help.
+        switches: Flags of the command itself, with their help.
+        short: One-letter flags.
+        sections: What each section of options is about, for the help.
+
+    Raises:
+        ConfigError: A flag lacks its value, or a word belongs to none.
+        SystemExit: After `-help` or `-version`.
+    """
+    foreign = {name for name in aliases.known_names() if name not in table}
+    own = {"config", "print_config", "set", "help", "version", *switches}
+    words, problems = normalise(argv, own | table.keys() | foreign, prog, short)
+    _answer(words, table, prog=prog, about=about, sections=sections or {}, switches=switches)
+    parser = _Parser(prog=prog, allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--print_config", action="store_true")
+    for name in switches:
+        parser.add_argument(f"--{name}", action="store_true")
+    for leaf in table.values():
+        # types are the schema's business
+        nargs = "*" if leaf.is_list else ("?" if leaf.is_bool else 1)
+        const = ["true"] if leaf.is_bool else None
+        parser.add_argument(f"--{leaf.name}", nargs=nargs, const=const, default=argparse.SUPPRESS, action=_Words)
+    for name in sorted(foreign):
+        parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS)
+    namespace = vars(parser.parse_args(words))
+    result = Parsed(configs=namespace.pop("config"), problems=problems)
+    for pair in namespace.pop("set"):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set wants KEY=VALUE, but got '{pair}'.")
+        result.sets.append((key, value))
+    result.switches = {name: namespace.pop(name) for name in ["print_config", *switches]}
+    result.values = {
+        key: True if words == [] else [word.removeprefix(_GUARD) for word in words] for key, words in namespace.items()
+    }
+    return result
+
+
+def _answer(
+    words: Sequence[str],
+    table: Mapping[str, Leaf],
+    *,
+    prog: str,
+    about: str,
+    sections: Mapping[str, str],
+    switches: Mapping[str, str],
+) -> None:
+    """Print the version or the help, where that is asked for, and leave."""
+    for position, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name == "--version":
+            print(f"{prog} {__version__}")
+            raise SystemExit(0)
+        if name == "--help":
+            rest = [value] if value else [each for each in words[position + 1 :] if not each.startswith("--")]
+            flags = [*_FLAGS, *((switch, "", text) for switch, text in switches.items())]
+            manual = Manual(prog, about, flags, sections, table)
+            print("\n\n".join(show(manual, topic, width()) for topic in rest or [""]))
+            raise SystemExit(0)
+
+
+_FLAGS = (
+    ("config", "FILE", "YAML file; may be repeated, the last one wins"),
+    ("set", "KEY=VALUE", "one nested value: data.alpaca.weight=5"),
+    ("print_config", "", "print every option, its value and where it came from"),
+    ("help", "[SECTION|OPTION|all]", "show this, or more"),
+    ("version", "", "print the version"),
+)
+
+
+class _Words(argparse.Action):
+    """Keep a flag's words as a list of strings, however many there are."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        words = [values] if isinstance(values, str) else values
+        setattr(namespace, self.dest, words if words is not None else ["true"])
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are our errors."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog}: {message}.".replace("--", "-"), hint=f"{self.prog} -help lists the options")

@@ -1,0 +1,211 @@
+"""What `-help` says: a page that fits a screen, and behind it a section, an option, or everything.
+
+Every line fits the terminal, whatever its width.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onmt_llm.commands import COMMANDS, Command
+from onmt_llm.config.compat import translate as aliases
+from onmt_llm.config.schema import Leaf
+from onmt_llm.errors import ConfigError
+from onmt_llm.registry import nearest
+
+ALL = "all"
+_WIDEST = 100
+_FEW = 20
+"""A command with as many options shows all of them on its first page."""
+_COLUMN = 28
+_UNSAID = ("set", "help", "version")
+_FROM_WHERE = "Options are keys of YAML files (-config) or flags; flags win."
+
+
+@dataclass(frozen=True)
+class Manual:
+    """What there is to say about a command.
+
+    Attributes:
+        prog: Its name.
+        about: A paragraph about it.
+        flags: Those that are no options of its job: name, placeholder of the value, what it does.
+        sections: What each section of options is about, in order.
+        table: The options, by name.
+    """
+
+    prog: str
+    about: str
+    flags: Sequence[tuple[str, str, str]]
+    sections: Mapping[str, str]
+    table: Mapping[str, Leaf]
+
+    @property
+    def command(self) -> Command:
+        """Its entry in the table of commands."""
+        return COMMANDS.get(self.prog, Command("", self.about, "[-OPTION VALUE ...]"))
+
+
+def width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return max(20, min(shutil.get_terminal_size((80, 24)).columns, _WIDEST))
+
+
+def show(manual: Manual, topic: str, columns: int) -> str:
+    """What is asked for: a section, an option, `all`; of nothing, the first page.
+
+    Raises:
+        ConfigError: There is nothing of that name.
+    """
+    if not topic:
+        lines = _first_page(manual, columns)
+    elif topic == ALL:
+        lines = _everything(manual, columns)
+    else:
+        lines = _topic(manual, topic.lstrip("-").replace("-", "_"), columns)
+    return "\n".join(lines)
+
+
+def rows(entries: Iterable[tuple[str, str]], columns: int) -> Iterator[str]:
+    """A list of names, each with a phrase."""
+    listed = list(entries)
+    column = max(len(name) for name, _ in listed) + 4
+    for name, phrase in listed:
+        yield from _row(name, phrase, columns, column=column)
+
+
+def _first_page(manual: Manual, columns: int) -> Iterator[str]:
+    command, table = manual.command, manual.table
+    yield from _usage(manual, columns)
+    yield from _wrapped(f"{command.phrase} {_FROM_WHERE}", columns)
+    yield ""
+    names = list(table) if len(table) <= _FEW else [name for name in command.options if name in table]
+    yield from _wrapped("options:" if len(names) == len(table) else "options that most people need:", columns)
+    for name, value, text in manual.flags:
+        if name not in _UNSAID:
+            yield from _row(f"-{name} {value}".rstrip(), text, columns)
+    for name in names:
+        yield from _row(f"-{name} {_placeholder(table[name])}".rstrip(), _phrase(table[name].doc), columns)
+    yield ""
+    yield from _wrapped("more: -help OPTION, -help SECTION, -help all. The sections:", columns)
+    own = {leaf.section for leaf in table.values() if not leaf.extra}
+    for section, about in manual.sections.items():
+        if section in own:
+            yield from _row(section, _phrase(about).partition(": ")[0], columns)
+    others = [section for section in manual.sections if section not in own]
+    if others:
+        yield from _wrapped(f"and of transforms: {', '.join(others)}", columns, indent="  ")
+    if command.examples:
+        yield ""
+        yield "examples:"
+        for line, what in command.examples:
+            yield from _row(f"{manual.prog} {line}", f"# {what}", columns, column=columns)
+
+
+def _everything(manual: Manual, columns: int) -> Iterator[str]:
+    yield from _usage(manual, columns)
+    yield ""
+    yield from _wrapped(manual.about, columns)
+    yield ""
+    for name, value, text in manual.flags:
+        yield from _row(f"-{name} {value}".rstrip(), text, columns)
+    for section in manual.sections:
+        yield ""
+        yield from _section(manual, section, columns)
+
+
+def _topic(manual: Manual, topic: str, columns: int) -> Iterator[str]:
+    if topic in manual.sections:
+        return _section(manual, topic, columns)
+    if topic in manual.table:
+        return _option(manual.table[topic], columns)
+    foreign = aliases.RENAMED.get(topic, "")
+    if foreign in manual.table:
+        return _option(manual.table[foreign], columns)
+    said = aliases.answer(topic)
+    if said is not None:
+        return _wrapped(f"{topic}, an option of OpenNMT-py: {said}.", columns)
+    for name, value, text in manual.flags:
+        if name == topic:
+            return _row(f"-{name} {value}".rstrip(), text, columns, column=0)
+    guess = nearest(topic, [*manual.table, *manual.sections, ALL])
+    raise ConfigError(
+        f"'{topic}' is not an option or a section of {manual.prog}" + (f": did you mean '{guess}'?" if guess else "."),
+        hint=f"{manual.prog} -help lists the sections",
+    )
+
+
+def _section(manual: Manual, section: str, columns: int) -> Iterator[str]:
+    yield from _wrapped(f"{section}: {manual.sections[section]}", columns)
+    for leaf in manual.table.values():
+        if leaf.section == section:
+            yield from _option(leaf, columns, indent="  ")
+
+
+def _option(leaf: Leaf, columns: int, indent: str = "") -> Iterator[str]:
+    """All there is to say about an option."""
+    yield from _wrapped(f"-{leaf.name} {_placeholder(leaf)}".rstrip() + _default(leaf), columns, indent=indent)
+    text = leaf.doc
+    if leaf.choices:
+        text += f" One of: {', '.join(str(choice) for choice in leaf.choices if choice != '')}."
+    names = sorted(name for name, own in aliases.RENAMED.items() if own == leaf.name)
+    if names:
+        text += f" Also: {', '.join(f'-{name}' for name in names)}."
+    yield from _wrapped(text, columns, indent=f"{indent}    ")
+
+
+def _usage(manual: Manual, columns: int) -> Iterator[str]:
+    usage = f"usage: {manual.prog} {manual.command.usage}"
+    return iter(textwrap.wrap(usage, columns, subsequent_indent="       ", break_on_hyphens=False))
+
+
+def _placeholder(leaf: Leaf) -> str:
+    if leaf.is_bool:
+        return ""
+    if leaf.choices:
+        return "WORD"
+    kind = leaf.type_name.upper()
+    if leaf.is_list:
+        return f"{kind.removeprefix('LIST OF ')} ..."
+    return kind
+
+
+def _default(leaf: Leaf) -> str:
+    if leaf.default in (None, "", [], {}) or leaf.is_mapping:
+        return ""
+    return f" [{_short(leaf.default)}]"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _phrase(text: str) -> str:
+    """The first sentence, as a phrase."""
+    return re.split(r"(?<!et al)\. |; |\.$", text, maxsplit=1)[0]
+
+
+def _row(name: str, text: str, columns: int, *, column: int = _COLUMN) -> Iterator[str]:
+    """`name` and one line about it: beside it, or below where that is too narrow."""
+    column = min(column, columns // 2)
+    start = f"  {name.ljust(column - 2)}" if len(name) + 4 <= column else f"  {name}  "
+    if len(name) + 4 <= column or len(start) + len(text) <= columns or len(start) <= columns // 2:
+        yield start + _cut(text, columns - len(start))
+    else:
+        yield from _wrapped(name, columns, indent="  ")
+        yield f"      {_cut(text, columns - 6)}"
+
+
+def _cut(text: str, columns: int) -> str:
+    return textwrap.shorten(text, columns, placeholder=" ...")
+
+
+def _wrapped(text: str, columns: int, indent: str = "") -> Iterator[str]:
+    return iter(textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))

@@ -1,0 +1,119 @@
+"""Everything that is written from the schema: `-print_config`, the option reference, the JSON schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from onmt_llm.config.loading.load import Loaded
+from onmt_llm.config.schema import Leaf, derived, leaves
+from onmt_llm.config.section import Section
+
+
+def print_config(loaded: Loaded[Any]) -> str:
+    """The resolved configuration as YAML that can be fed back, with the origin of every value beside it."""
+    job = loaded.job.settled()
+    sections: dict[str, Section] = {name: getattr(job, name) for name in type(job).model_fields}
+    lines: list[str] = []
+    for name, section in {**sections, **loaded.options}.items():
+        lines.append(f"{name}:")
+        for leaf, value in section.model_dump(mode="json", exclude=derived(type(section))).items():
+            origin = loaded.origins.get(leaf, "default")
+            first, *rest = _yaml_lines({leaf: _without_defaults(section, leaf, value)})
+            lines.append(f"  {first.ljust(44)}  # {origin}")
+            lines += [f"  {line}" for line in rest]
+    return "\n".join(lines)
+
+
+def _without_defaults(section: Section, leaf: str, value: Any) -> Any:
+    """A mapping of sections (the corpora) is shown without what was left to its default."""
+    held = getattr(section, leaf)
+    if isinstance(held, dict) and all(isinstance(item, Section) for item in held.values()):
+        return {name: item.model_dump(mode="json", exclude_unset=True) for name, item in held.items()}
+    return value
+
+
+def _yaml_lines(value: dict[str, Any]) -> list[str]:
+    flow = {key: item if isinstance(item, dict) else _Flow(item) for key, item in value.items()}
+    return yaml.dump(flow, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=10_000).rstrip("\n").split("\n")
+
+
+class _Flow:
+    """A value to be written on one line."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _flow(dumper: yaml.SafeDumper, flow: _Flow) -> yaml.Node:
+    if isinstance(flow.value, list):
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", flow.value, flow_style=True)
+    return dumper.represent_data(flow.value)
+
+
+_Dumper.add_representer(_Flow, _flow)
+
+
+def option_tables(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> str:
+    """Markdown: a table of options for each section."""
+    parts: list[str] = []
+    kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra or {})
+    table = leaves(job, extra)
+    for section, kind in kinds.items():
+        rows = [_row(leaf) for leaf in table.values() if leaf.section == section]
+        about = " ".join((kind.__doc__ or "").split())
+        parts.append(
+            "\n".join(
+                [
+                    f"### {section}",
+                    "",
+                    about,
+                    "",
+                    "| option | type | default | what it does |",
+                    "|---|---|---|---|",
+                    *rows,
+                ]
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _row(leaf: Leaf) -> str:
+    def cell(text: str) -> str:
+        return text.replace("|", "\\|")
+
+    default = "" if leaf.is_mapping else json.dumps(leaf.default, ensure_ascii=False, default=str)
+    return f"| `{leaf.name}` | {cell(leaf.type_name)} | {cell(default)} | {cell(leaf.doc)} |"
+
+
+def json_schema(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, Any]:
+    """JSON schema of the flat YAML, for editors."""
+    properties: dict[str, Any] = {}
+    definitions: dict[str, Any] = {}
+    kinds: list[Any] = [info.annotation for info in job.model_fields.values()]
+    for kind in [*kinds, *(extra or {}).values()]:
+        schema = kind.model_json_schema()
+        properties.update({name: p for name, p in schema.get("properties", {}).items() if not p.get("derived")})
+        definitions.update(schema.get("$defs", {}))
+    for kind in (extra or {}).values() if "CorpusConfig" in definitions else ():
+        definitions["CorpusConfig"]["properties"].update(kind.model_json_schema()["properties"])
+    return {"type": "object", "properties": properties, "$defs": definitions, "additionalProperties": False}
+
+
+def example_yaml(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> Iterator[str]:
+    """Lines of a commented YAML that holds every option at its default."""
+    section = ""
+    for leaf in leaves(job, extra).values():
+        if leaf.section != section:
+            section = leaf.section
+            yield f"\n# ---- {section} ----"
+        yield f"# {leaf.doc}"
+        value = leaf.default.model_dump(mode="json") if isinstance(leaf.default, Section) else leaf.default
+        yield from (f"#{line}" for line in _yaml_lines({leaf.name: value}))

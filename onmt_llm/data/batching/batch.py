@@ -1,0 +1,78 @@
+"""`Batch`: what a model is trained on. The only file of this package that imports torch.
+
+Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples, or parts of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onmt_llm.data.batching.collate import BatchArrays
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples side by side, padded on the right; or, packed, several in a row.
+
+    Attributes:
+        src_BS: Input of the encoder (int64); None for a language model.
+        src_mask_BS: True where `src_BS` holds a real token.
+        tgt_BT: Input of the decoder (int64).
+        labels_BT: labels_BT[b, t] is the token that follows tgt_BT[b, t]; -100 = no loss.
+        doc_BT: Number of the document that each position belongs to, 0 = padding; None where every row is one document.
+        num_targets: Labels that the loss counts.
+        num_examples: Examples in the batch; of one that is cut in pieces, its first piece counts.
+        features_BSF: Features of the source tokens (int64); None for a model without.
+        align_M3: Aligned positions (row, label, source) of all rows; None where no row has any.
+        src_doc_BS: As `doc_BT`, for the source: documents of one number belong together.
+        preference_B: What each row is: 1 = a good answer, 0 = a bad one, -1 = an answer to another question; None =
+            examples that nobody has judged. The k-th good and the k-th bad row of pairs are one example.
+        corpus_P2: Of each example, or part of one, in the order in which they lie in the rows: the number of its
+            corpus, and its labels that the loss counts; None = there is one corpus.
+    """
+
+    src_BS: Tensor | None
+    src_mask_BS: Tensor | None
+    tgt_BT: Tensor
+    labels_BT: Tensor
+    doc_BT: Tensor | None
+    num_targets: int
+    num_examples: int
+    features_BSF: Tensor | None = None
+    align_M3: Tensor | None = None
+    src_doc_BS: Tensor | None = None
+    preference_B: Tensor | None = None
+    corpus_P2: Tensor | None = None
+
+    @classmethod
+    def of(cls, arrays: BatchArrays) -> Batch:
+        """The batch in tensors."""
+        values: dict[str, Any] = {}
+        for field in fields(arrays):
+            value = getattr(arrays, field.name)
+            if hasattr(value, "dtype"):
+                value = torch.from_numpy(value)
+                value = value if value.dtype == torch.bool else value.long()
+            values[field.name] = value
+        return cls(**values)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = change(value)
+        return replace(self, **moved)

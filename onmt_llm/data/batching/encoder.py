@@ -1,0 +1,194 @@
+"""Examples to ids: what goes into the model, and what it must answer at each position."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onmt_llm.data.example import Example, Segment, side_tokens
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.text.features import split_features
+from onmt_llm.text.tokenizers.pieces import PieceTable
+from onmt_llm.text.vocab import Vocab
+
+IGNORED = -100
+"""Label of a position without loss, as torch's cross entropy has it."""
+
+Ids = npt.NDArray[np.int32]
+_WIDTH = 4  # bytes of an id
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One example as ids.
+
+    Attributes:
+        src: Input of the encoder, or None for a language model.
+        tgt: Input of the decoder.
+        labels: The token that follows at each position of `tgt`; -100 where the loss does not look.
+        unknown: How many tokens are not in the vocabulary.
+        features: (S, F) ids of the source tokens' features, or None where the model has none.
+        align: (M, 2) aligned positions: of `labels`, and of `src`; None = not known.
+        trained: How many labels the loss looks at, where that is known without counting.
+        good: As that of the example.
+        rival: The same question with the worse answer: a second row of the batch.
+        corpus: Number of its corpus among several; None = there is one.
+    """
+
+    src: Ids | None
+    tgt: Ids
+    labels: Ids
+    unknown: int
+    features: Ids | None = None
+    align: Ids | None = None
+    trained: int | None = None
+    good: bool | None = None
+    rival: Encoded | None = None
+    corpus: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Columns that the example needs in a batch: its longer side; with a rival, twice those of the longer row."""
+        own = len(self.tgt) if self.src is None else max(len(self.tgt), len(self.src))
+        return own if self.rival is None else 2 * max(own, self.rival.width)
+
+    @property
+    def num_trained(self) -> int:
+        return int(np.count_nonzero(self.labels != IGNORED)) if self.trained is None else self.trained
+
+
+class Encoder:
+    """Numbers the tokens of examples.
+
+    A language model's sequence is [bos] + source + target + [eos], an encoder-decoder's target [bos] + target + [eos];
+    `tgt` is that without its last token, `labels` without its first. A token is trained if its segment is, EOS if the
+    last segment is (or as the example says). BOS and EOS are not put where a text brings its own.
+    """
+
+    def __init__(self, model: ModelText) -> None:
+        vocab = model.vocab
+        self._is_lm = model.task == "lm"
+        self._vocab = vocab
+        self._src_vocab = model.src_vocab or vocab
+        self._feature_vocabs = model.feature_vocabs
+        self._numbers = Numbers(vocab)
+        self._src_numbers = Numbers(self._src_vocab)
+        self._bos = _bytes([vocab.bos_id]) if model.bos is not None and vocab.bos_id is not None else b""
+        self._eos = _bytes([vocab.eos_id]) if vocab.eos_id is not None else b""
+
+    def __call__(self, example: Example) -> Encoded | None:
+        """The example as ids; None if it has no token (on either side, for an encoder-decoder)."""
+        segments = [*example.src, *example.tgt] if self._is_lm else example.tgt
+        src, features, unknown = (None, None, 0) if self._is_lm else self._source(example)
+        parts: list[bytes] = []
+        for segment in segments:
+            part, number = self._numbers(segment)
+            parts.append(part)
+            unknown += number
+        ids = b"".join(parts) if len(parts) > 1 else parts[0] if parts else b""
+        if not ids or (src is not None and not len(src)):
+            return None
+        head = self._bos if not ids.startswith(self._bos) else b""
+        tail = self._eos if ids[-_WIDTH:] != self._eos and not example.closed else b""
+        sequence: Ids = np.frombuffer(b"".join((head, ids, tail)), dtype=np.int32)
+        if len(sequence) < 2:
+            return None
+        trained: int | None = len(sequence) - 1
+        labels = sequence
+        trains_end = segments[-1].train_on if example.train_end is None else example.train_end
+        if not (trains_end and all([segment.train_on for segment in segments])):
+            labels, trained = _masked(sequence, segments, parts, start=len(head)), None
+            if tail and not trains_end:
+                labels[-1] = IGNORED
+        align = None if example.align is None else _label_positions(example.align, shift=len(head) // _WIDTH - 1)
+        return Encoded(src, sequence[:-1], labels[1:], unknown, features, align, trained)
+
+    def _source(self, example: Example) -> tuple[Ids, Ids | None, int]:
+        if not self._feature_vocabs:
+            parts = [self._src_numbers(segment) for segment in example.src]
+            ids = b"".join([part for part, _ in parts])
+            return np.frombuffer(ids, dtype=np.int32), None, sum([unknown for _, unknown in parts])
+        tokens, *columns = split_features(side_tokens(example.src), len(self._feature_vocabs))
+        ids_FS = [vocab.ids(column) for vocab, column in zip(self._feature_vocabs, columns, strict=True)]
+        features: Ids = np.array(ids_FS, dtype=np.int32).T
+        numbers = self._src_vocab.ids(tokens)
+        return np.array(numbers, dtype=np.int32), features, _count_unknown(numbers, self._src_vocab.unk_id)
+
+
+class Numbers:
+    """Ids of segments in one vocabulary.
+
+    Pieces that come by number are translated by a table, made once for each tokeniser.
+    """
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab = vocab
+        self._translations: dict[PieceTable, _Translation] = {}
+
+    def __call__(self, segment: Segment) -> tuple[bytes, int]:
+        """Ids of the segment's tokens, 4 bytes each, and how many of them are unknown."""
+        pieces = segment.pieces
+        if pieces is not None:
+            translation = self._translations.get(pieces.table)
+            if translation is None:
+                translation = self._translations[pieces.table] = _Translation.build(pieces.table, self._vocab)
+            if translation.is_same:
+                return pieces.ids, 0
+            if translation.ids is not None:
+                ids = translation.ids[np.frombuffer(pieces.ids, dtype=np.int32)]
+                unknown = int(np.count_nonzero(ids == self._vocab.unk_id)) if translation.has_unknown else 0
+                return ids.tobytes(), unknown
+        numbers = self._vocab.ids(segment.tokens or ())
+        return _bytes(numbers), _count_unknown(numbers, self._vocab.unk_id)
+
+
+@dataclass(frozen=True)
+class _Translation:
+    """A tokeniser's numbers to a vocabulary's.
+
+    Attributes:
+        ids: Id of each piece; None where a piece has none, which is an error only if a text has it.
+        is_same: Numbers and ids are the same.
+        has_unknown: Some pieces are not in the vocabulary.
+    """
+
+    ids: Ids | None
+    is_same: bool = False
+    has_unknown: bool = False
+
+    @classmethod
+    def build(cls, table: PieceTable, vocab: Vocab) -> _Translation:
+        is_known = all(token in vocab for token in table.tokens)
+        if vocab.unk_id is None and not is_known:
+            return cls(None)
+        ids: Ids = np.array(vocab.ids(table.tokens), dtype=np.int32)
+        return cls(ids, is_same=np.array_equal(ids, np.arange(len(ids))), has_unknown=not is_known)
+
+
+def _masked(sequence: Ids, segments: Sequence[Segment], parts: Sequence[bytes], *, start: int) -> Ids:
+    """Labels of a sequence of which only some segments are trained."""
+    labels = sequence.copy()
+    for segment, part in zip(segments, parts, strict=True):
+        end = start + len(part)
+        if not segment.train_on:
+            labels[start // _WIDTH : end // _WIDTH] = IGNORED
+        start = end
+    return labels
+
+
+def _bytes(ids: list[int]) -> bytes:
+    return array("i", ids).tobytes()
+
+
+def _count_unknown(ids: list[int], unk_id: int | None) -> int:
+    return 0 if unk_id is None else ids.count(unk_id)
+
+
+def _label_positions(pairs: list[tuple[int, int]], *, shift: int) -> Ids:
+    """Pairs (source, target) of tokens as pairs (label, source): label t is target token t, where BOS comes first."""
+    rows = [(target + shift, source) for source, target in pairs if target + shift >= 0]
+    return np.array(rows, dtype=np.int32).reshape(-1, 2)

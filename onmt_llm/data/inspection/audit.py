@@ -1,0 +1,165 @@
+"""The audit: a look at the first examples of a run for what would spoil all of it, and one of them for people."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.batching.encoder import Encoded
+from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus
+from onmt_llm.data.inspection.highlight import marked
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.transforms import added_tokens
+from onmt_llm.data.transforms.tokenize import Tokenize
+from onmt_llm.errors import ConfigError, DataError, OnmtLlmError
+from onmt_llm.text.message import Message, Template
+from onmt_llm.text.placeholders import NEWLINE
+from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+
+Note = tuple[int, str]
+"""Level and text of a message for the log."""
+Share = tuple[Corpus, Sequence[Encoded]]
+"""A corpus, and those of its examples that came through."""
+
+_MARKUP = re.compile(r"<\|[^<>|\s]+\|>|｟\w+｠|\[/?[A-Z_]{2,}\]")
+_SHOWN = 300  # tokens
+_UNKNOWN = 0.2  # share of the tokens; a vocabulary of words misses a tenth of a text of another kind
+
+
+def audit(shares: Sequence[Share], model: ModelText, *, training: bool) -> list[Note]:
+    """What there is to say about the first bucket.
+
+    Args:
+        shares: Its examples, by corpus.
+        model: The model that they are for.
+        training: Show an example.
+
+    Raises:
+        DataError: Examples were read, but the loss would see no token of any.
+    """
+    examples = [example for _, encoded in shares for example in encoded]
+    skipped = sum(corpus.counts.dropped[NOTHING_TRAINED] for corpus, _ in shares)
+    if not examples and skipped:
+        raise DataError(
+            f"At least one token of the first bucket must be trained, but none of its {skipped} examples has one.",
+            hint="zero_out_prompt_loss trains answers only: are there any, and are they marked?",
+        )
+    warnings = [*_untrained(shares), *_doubled_bos(examples, model), *_endless(shares, model)]
+    warnings += [warning for corpus, _ in shares for warning in _split_tokens(corpus, model)]
+    warnings += _unknown(shares)
+    notes = [(logging.WARNING, text) for text in dict.fromkeys(warnings)]
+    if training and examples:
+        notes.append((logging.INFO, "First bucket: " + "; ".join(f"{c.name}: {c.counts.summary()}" for c, _ in shares)))
+        notes.append((logging.INFO, _shown(shares, model)))
+    return notes
+
+
+def check_added_tokens(
+    corpora: Mapping[str, CorpusConfig], data: DataConfig, options: Mapping[str, Section], model: ModelText
+) -> None:
+    """Refuse a model that does not know a token that a transform puts between its tokens.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    in_text = added_tokens(corpora, data, options, in_text=True)
+    needed = [token for token in added_tokens(corpora, data, options) if token not in in_text]
+    vocabs = [model.vocab, model.src_vocab or model.vocab]
+    missing = [token for token in needed if all(token not in vocab for vocab in vocabs)]
+    if missing:
+        raise ConfigError(
+            f"The vocabulary must hold the tokens that the transforms put in, but lacks {', '.join(missing)}.",
+            hint="a new model gets them by itself, a trained one with update_vocab: true; or name others that it knows",
+        )
+
+
+def _untrained(shares: Sequence[Share]) -> Iterator[str]:
+    for corpus, encoded in shares:
+        count = corpus.counts.dropped[NOTHING_TRAINED]
+        if count and not encoded:
+            yield (
+                f"Corpus '{corpus.name}' trains nothing: the loss counts no token of its first {count} examples. "
+                "Are its answers marked (train_roles, zero_out_prompt_loss)?"
+            )
+
+
+def _unknown(shares: Sequence[Share]) -> Iterator[str]:
+    for corpus, encoded in shares:
+        tokens = sum(len(example.tgt) + (0 if example.src is None else len(example.src)) for example in encoded)
+        unknown = sum(example.unknown for example in encoded)
+        if unknown > _UNKNOWN * tokens:
+            yield (
+                f"Corpus '{corpus.name}': {100 * unknown / tokens:.1f}% of the first {tokens} tokens are not in the "
+                "vocabulary. Does it belong to this tokeniser (src_vocab, tgt_vocab), and is it whole "
+                "(src_vocab_size, src_words_min_frequency and those of tgt)?"
+            )
+
+
+def _doubled_bos(examples: Sequence[Encoded], model: ModelText) -> Iterator[str]:
+    bos_id = model.vocab.bos_id
+    if bos_id is not None and any((example.tgt[:2] == bos_id).sum() == 2 for example in examples):
+        yield "Examples begin with BOS twice: the text or its template brings one of its own."
+
+
+def _endless(shares: Sequence[Share], model: ModelText) -> Iterator[str]:
+    """Corpora that never ask for the token at which answers end; where the user wants that, nothing is said."""
+    vocab = model.vocab
+    for corpus, encoded in shares:
+        template = corpus.template
+        ends = [token for token in (vocab.specials.eos, *(template.stop_tokens if template else ())) if token]
+        ids = [vocab.id(token) for token in ends if token in vocab]
+        asked = corpus.trained.on_eos != "none"
+        if asked and ids and encoded and not any(np.isin(example.labels, ids).any() for example in encoded):
+            yield (
+                f"Corpus '{corpus.name}' never trains a token that ends an answer ({', '.join(ends)}): a model that "
+                "learns from it alone will not know when to stop."
+            )
+
+
+def _split_tokens(corpus: Corpus, model: ModelText) -> Iterator[str]:
+    """Tokens with a role that the tokeniser takes for text."""
+    tokenize = next((transform for transform in corpus.transforms if isinstance(transform, Tokenize)), None)
+    if tokenize is None:
+        return
+    for token in corpus.text_tokens:
+        yield from _split(token, tokenize.src, corpus, model)
+    for token in _written_as_text(corpus.template):
+        yield from _split(token, tokenize.tgt, corpus, model)
+
+
+def _split(token: str, tokenizer: Tokenizer, corpus: Corpus, model: ModelText) -> Iterator[str]:
+    pieces = [piece for piece in tokenizer.encode(token, continuation=True) if piece.strip("▁ĠĊ￭")]
+    if len(pieces) > 1:
+        yield (
+            f"The token '{token}' of corpus '{corpus.name}' is split into {len(pieces)} pieces, {' '.join(pieces)}: "
+            "make it a piece of the tokeniser (user_defined_symbols of SentencePiece, added_tokens of tokenizer.json)."
+        )
+    elif pieces and pieces[0] not in (model.src_vocab or model.vocab):
+        yield f"The token '{token}' of corpus '{corpus.name}' is not in the vocabulary: it is unknown to the model."
+
+
+def _written_as_text(template: Template | None) -> list[str]:
+    """What looks like a control token in the layout of a conversation, and is none."""
+    if template is None:
+        return []
+    try:
+        segments = template.render([Message("user", "a"), Message("assistant", "b")], generation_prompt=False)
+    except OnmtLlmError:
+        return []
+    return [token for segment in segments for token in _MARKUP.findall(segment.text or "")]
+
+
+def _shown(shares: Sequence[Share], model: ModelText) -> str:
+    """The first example that is not too long to read, or else the beginning of one."""
+    corpus, encoded = next((corpus, encoded) for corpus, encoded in shares if encoded)
+    example = next((each for each in encoded if len(each.tgt) <= _SHOWN), encoded[0])
+    cut = replace(example, tgt=example.tgt[:_SHOWN], labels=example.labels[:_SHOWN])
+    more = " ..." if len(example.tgt) > _SHOWN else ""
+    text = marked(cut, model.vocab).replace("\n", NEWLINE)
+    return f"An example of corpus '{corpus.name}', what the loss counts highlighted:\n{text}{more}"

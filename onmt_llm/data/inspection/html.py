@@ -1,0 +1,134 @@
+"""HTML pages about data: one file each, which needs no network, with everything in it escaped."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from onmt_llm.data.inspection.diff import compare, compare_texts
+from onmt_llm.data.inspection.histograms import histogram
+from onmt_llm.data.inspection.report import PERCENTILES, CorpusReport, Mixture, lengths_at
+from onmt_llm.data.inspection.trace import Span, Trace, Traces
+
+_MOSTLY = 0.5
+_UNKNOWN = 0.01
+
+
+def report_page(reports: Sequence[CorpusReport], shares: Mixture, *, title: str, about: str) -> str:
+    """The report as a page.
+
+    Args:
+        reports: Of each corpus.
+        shares: What the weights come to.
+        title: Of the page.
+        about: One sentence on what was read.
+    """
+    filters: dict[str, Callable[..., Any]] = {"plot": histogram, "warnings": warnings, "at": lengths_at}
+    return _render(
+        "report.html",
+        filters,
+        title=title,
+        about=about,
+        reports=reports,
+        mixture=shares,
+        percentiles=list(PERCENTILES),
+    )
+
+
+def warnings(report: CorpusReport) -> list[str]:
+    """What somebody should look at before a week of training."""
+    counts = report.counts
+    found = []
+    if not counts.kept:
+        found.append("Nothing is left of this corpus.")
+    elif counts.kept < _MOSTLY * counts.read:
+        found.append("Most examples are dropped.")
+    if counts.unknown > _UNKNOWN * max(counts.tokens, 1):
+        found.append("More than 1% of the tokens are unknown: is this the tokeniser that the vocabulary belongs to?")
+    for what, number in counts.suspect.most_common():
+        found.append(f"{number:,} records have a {what.replace('_', ' ')} that no file begins with.")
+    if counts.truncated > _MOSTLY * max(counts.kept, 1):
+        found.append("Most examples are truncated.")
+    return found
+
+
+def samples_page(collected: Sequence[Traces], *, title: str, about: str) -> str:
+    """Examples, each with its way through the transforms, as a page.
+
+    Args:
+        collected: Of each corpus.
+        title: Of the page.
+        about: One sentence on what is shown.
+    """
+    outcomes = Counter(trace.outcome for each in collected for trace in each.found)
+    shown = [{"corpus": each.corpus, "found": [_shown(trace) for trace in each.found]} for each in collected]
+    return _render("samples.html", {}, title=title, about=about, collected=shown, outcomes=dict(outcomes.most_common()))
+
+
+def _shown(trace: Trace) -> dict[str, Any]:
+    """A trace with what changed from stage to stage."""
+    before: Sequence[Sequence[Span]] = ()
+    stages = []
+    for stage in trace.stages:
+        stages.append(
+            {
+                "name": stage.name,
+                "dropped": not stage.sides,
+                "changed": stage.sides != before and bool(stage.sides),
+                "sides": [
+                    _side(before[place] if place < len(before) else (), side) for place, side in enumerate(stage.sides)
+                ],
+            }
+        )
+        before = stage.sides
+    return {**trace.__dict__, "stages": stages, "where": f"{trace.path}:{trace.line}"}
+
+
+def _side(before: Sequence[Span], after: Sequence[Span]) -> dict[str, Any]:
+    """Tokens, or stretches of text: what has changed, and where nothing has, what is trained."""
+    if _is_tokens(after):
+        return {"tokens": _tokens(before if _is_tokens(before) else after, after)}
+    text, earlier = (_text(spans) for spans in (after, before))
+    if before and text != earlier:
+        return {"tokens": None, "stretches": compare_texts(earlier, text)}
+    shown = [
+        (("control " if span.text is None else "") + ("on" if span.trained else ""), _text([span])) for span in after
+    ]
+    return {"tokens": None, "stretches": shown}
+
+
+def _is_tokens(spans: Sequence[Span]) -> bool:
+    return all(span.text is None for span in spans)
+
+
+def _text(spans: Sequence[Span]) -> str:
+    """Text, the control tokens of a template in their places."""
+    return "".join("".join(span.tokens or ()) if span.text is None else span.text for span in spans)
+
+
+def _tokens(before: Sequence[Span], after: Sequence[Span]) -> list[tuple[str, str]]:
+    """Tokens with their class; those that are gone are among them."""
+    old, new = ([token for span in spans for token in span.tokens or ()] for spans in (before, after))
+    trained = iter([span.trained for span in after for _ in span.tokens or ()])
+    shown: list[tuple[str, str]] = []
+    for kind, words in compare(old, new):
+        plain = [(word, "gone" if kind == "gone" else "on" if next(trained) else "") for word in words]
+        shown += [(word, f"{kind} {shade}" if kind == "added" else shade) for word, shade in plain]
+    return shown
+
+
+def _render(template: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("onmt_llm.data.inspection", "page_templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    # only scripts with this number run, whatever a corpus has smuggled in
+    return environment.get_template(template).render(nonce=secrets.token_hex(8), **values)

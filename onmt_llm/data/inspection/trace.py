@@ -1,0 +1,272 @@
+"""`onmt_llm_data sample`: examples followed through every transform, to the ids that the model sees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.batching.encoder import IGNORED, Encoded
+from onmt_llm.data.corpus import Corpus, split_corpora
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.parallel import Source
+from onmt_llm.data.readers import Record, check_readers
+from onmt_llm.data.seeding import derived_seed
+from onmt_llm.data.transforms import Transform
+from onmt_llm.text.vocab import Vocab
+
+KEPT = "kept"
+HELD = "held_back"
+READ = "read"
+_GROUP = 16
+_LOOKED_AT = 200
+"""Records read for each example wanted, before the search for more is given up."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A segment as it was at some stage: text, or tokens."""
+
+    text: str | None
+    tokens: tuple[str, ...] | None
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What an example looks like when it has been read, or behind a transform.
+
+    Attributes:
+        name: `read`, or the transform.
+        sides: Source (or the whole text), and target.
+    """
+
+    name: str
+    sides: tuple[tuple[Span, ...], ...]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as the model sees it.
+
+    Attributes:
+        text: Of the vocabulary.
+        id: Its number; None where nothing but the end of an input is there.
+        trained: The loss counts it.
+        unknown: The vocabulary does not hold what stood here.
+    """
+
+    text: str
+    id: int | None
+    trained: bool
+    unknown: bool
+
+
+@dataclass
+class Trace:
+    """The way of one example.
+
+    Attributes:
+        corpus: Name of the corpus.
+        path: The file.
+        line: Where it begins in the file.
+        raw: The record's parts, as they stand in the files.
+        stages: In order, as far as it came.
+        outcome: `kept`, or the reason why it was dropped.
+        src: What the encoder sees; empty for a language model.
+        tgt: What the decoder sees and must answer.
+    """
+
+    corpus: str
+    path: Path | None
+    line: int
+    raw: tuple[str, ...]
+    stages: list[Stage] = field(default_factory=list)
+    outcome: str = KEPT
+    src: list[Token] = field(default_factory=list)
+    tgt: list[Token] = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[Path | None, int]:
+        """File and line."""
+        return self.path, self.line
+
+    def branch(self) -> Trace:
+        """Another example that came of the same record."""
+        return Trace(self.corpus, self.path, self.line, self.raw, list(self.stages))
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The traces of a corpus, and what they were chosen from.
+
+    Attributes:
+        corpus: Its name.
+        found: Kept ones, and dropped ones of each reason, in the order of the file.
+        looked_at: Records read.
+    """
+
+    corpus: str
+    found: list[Trace]
+    looked_at: int
+
+
+def collect(
+    corpora: Mapping[str, CorpusConfig],
+    *,
+    data: DataConfig,
+    options: Mapping[str, Section],
+    model: ModelText,
+    number: int,
+    seed: int = 0,
+) -> list[Traces]:
+    """The first examples of each corpus, as a run would see them.
+
+    Args:
+        corpora: Corpora by name.
+        data: Options of all corpora.
+        options: Sections of the transforms.
+        model: The model that they are prepared for.
+        number: Kept examples of each corpus; and dropped ones of each reason, as far as they come on the way.
+        seed: Of random transforms.
+
+    Raises:
+        ConfigError, DataError: As in training.
+    """
+    train, valid = split_corpora(corpora)
+    data = data.model_copy(update={"skip_empty_level": "silent"})
+    found: list[Traces] = []
+    for part, training in ((train, True), (valid, False)):
+        opened = Source(part, data, options, model, seed, training=training).open() if part else []
+        check_readers([corpus.reader for corpus in opened])
+        for corpus in opened:
+            found.append(_collect(corpus, model, number, seed))
+            corpus.reader.close()
+    return found
+
+
+def _collect(corpus: Corpus, model: ModelText, number: int, seed: int) -> Traces:
+    found: list[Trace] = []
+    outcomes: Counter[str] = Counter()
+    records = iter(corpus.reader.read, None)
+    looked_at = 0
+    while outcomes[KEPT] < number and looked_at < number * _LOOKED_AT:
+        group = list(islice(records, _GROUP))
+        if not group:
+            break
+        for place, transform in enumerate(corpus.transforms):
+            transform.reseed(derived_seed(seed, corpus.name, looked_at, place))
+        looked_at += len(group)
+        for trace in follow(corpus, group, model):
+            outcomes[trace.outcome] += 1
+            if outcomes[trace.outcome] <= number:
+                found.append(trace)
+    return Traces(corpus.name, found, looked_at)
+
+
+def follow(corpus: Corpus, records: Sequence[Record], model: ModelText) -> list[Trace]:
+    """What becomes of records: a trace of every example that is kept, and of every one that is dropped."""
+    if corpus.holds_tokens:
+        return [_of_tokens(example, corpus, model) for example in corpus.examples(records)]
+    ended: list[Trace] = []
+    on_the_way: list[tuple[Trace, Example]] = []
+    for record in records:
+        raw = tuple(part.decode("utf-8", "replace") for part in record.parts)
+        trace = Trace(corpus.name, record.paths[0], record.line, raw)
+        before = Counter(corpus.counts.dropped)
+        example = corpus.parse(record)
+        if example is None:
+            trace.outcome = _reason(corpus, before)
+            ended.append(trace)
+        else:
+            trace.stages.append(_stage(READ, example))
+            on_the_way.append((trace, example))
+    for transform in corpus.transforms:
+        if transform.needs_neighbours or transform.compares:
+            on_the_way = list(_through(transform, on_the_way, ended))
+        else:
+            # one by one, so that it is known why each is dropped
+            on_the_way = [item for pair in on_the_way for item in _through(transform, [pair], ended)]
+    for trace, example in on_the_way:
+        _finish(trace, example, corpus, model)
+    order: dict[tuple[Path | None, int], int] = {
+        (record.paths[0], record.line): number for number, record in enumerate(records)
+    }
+    return sorted([*ended, *(trace for trace, _ in on_the_way)], key=lambda trace: order[trace.place])
+
+
+def _through(
+    transform: Transform, pairs: Sequence[tuple[Trace, Example]], ended: list[Trace]
+) -> Iterator[tuple[Trace, Example]]:
+    """The examples that come out of a transform, each with its trace; those that do not go to `ended`."""
+    left = {trace.place: trace for trace, _ in pairs}
+    used: set[tuple[Path | None, int]] = set()
+    stages = {place: list(trace.stages) for place, trace in left.items()}
+    for example in transform.batch([example for _, example in pairs]):
+        place = (example.path, example.line)
+        place = place if place in left else next(iter(left))
+        trace = left[place].branch() if place in used else left[place]
+        used.add(place)
+        trace.stages = [*stages[place], _stage(transform.name, example)]
+        yield trace, example
+    reasons = "+".join(sorted(transform.dropped)) or HELD
+    transform.dropped.clear()
+    for place, trace in left.items():
+        if place not in used:
+            trace.outcome = reasons
+            trace.stages.append(Stage(transform.name, ()))
+            ended.append(trace)
+
+
+def _of_tokens(example: Example, corpus: Corpus, model: ModelText) -> Trace:
+    trace = Trace(corpus.name, example.path, example.line, ())
+    _finish(trace, example, corpus, model)
+    return trace
+
+
+def _reason(corpus: Corpus, before: Counter[str]) -> str:
+    """Why the corpus has dropped an example since `before`."""
+    return next(iter(corpus.counts.dropped - before), HELD)
+
+
+def _finish(trace: Trace, example: Example, corpus: Corpus, model: ModelText) -> None:
+    before = Counter(corpus.counts.dropped)
+    encoded = corpus.encode(example)
+    if encoded is None:
+        trace.outcome = _reason(corpus, before)
+        return
+    trace.src, trace.tgt = _source(encoded, model), _target(encoded, model.vocab)
+
+
+def _stage(name: str, example: Example) -> Stage:
+    return Stage(name, tuple(_side(side) for side in (example.src, example.tgt) if side))
+
+
+def _side(segments: Sequence[Segment]) -> tuple[Span, ...]:
+    return tuple(
+        Span(segment.text, None if segment.tokens is None else tuple(segment.tokens), segment.train_on)
+        for segment in segments
+    )
+
+
+def _source(encoded: Encoded, model: ModelText) -> list[Token]:
+    if encoded.src is None:
+        return []
+    vocab = model.src_vocab or model.vocab
+    return [Token(vocab[id_], id_, False, id_ == vocab.unk_id) for id_ in encoded.src.tolist()]
+
+
+def _target(encoded: Encoded, vocab: Vocab) -> list[Token]:
+    """Every token of the sequence, the first and the last included; the last is not known where no loss looks at it."""
+    labels = encoded.labels.tolist()
+    ids = [*encoded.tgt.tolist(), labels[-1]]
+    trained = [False, *(label != IGNORED for label in labels)]
+    return [
+        Token("…", None, False, False) if id_ == IGNORED else Token(vocab[id_], id_, counts, id_ == vocab.unk_id)
+        for id_, counts in zip(ids, trained, strict=True)
+    ]

@@ -1,0 +1,151 @@
+"""Whole corpora worked through in one process or in several, with the same result.
+
+Records are dealt in chunks of a fixed size, random transforms are seeded by chunk, and results come in the order of the
+chunks: so nothing depends on how many processes there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice, takewhile
+from typing import TypeVar
+
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.corpus import Corpus, open_corpora
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.readers import Record, check_readers
+from onmt_llm.data.seeding import derived_seed
+from onmt_llm.data.statistics import CorpusCounts
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Corpora and what happens to them: all that a process needs to transform records.
+
+    Attributes:
+        corpora: Corpora by name.
+        data: Options of all corpora.
+        options: Sections of the transforms.
+        model: The model that they are prepared for; its vocabulary need not hold their tokens yet.
+        seed: Of random transforms.
+        text_only: Only the transforms in front of the tokeniser act.
+        without: Transforms that do not act.
+        training: Random transforms act.
+    """
+
+    corpora: Mapping[str, CorpusConfig]
+    data: DataConfig
+    options: Mapping[str, Section]
+    model: ModelText
+    seed: int
+    text_only: bool = False
+    without: frozenset[str] = frozenset()
+    training: bool = True
+
+    def open(self) -> list[Corpus]:
+        opened = open_corpora(
+            self.corpora, data=self.data, options=self.options, model=self.model, training=self.training
+        )
+        for corpus in opened:
+            transforms = [transform for transform in corpus.transforms if transform.name not in self.without]
+            if self.text_only:
+                transforms = list(takewhile(lambda transform: not transform.tokenizes, transforms))
+            corpus.transforms = transforms
+        return opened
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records.
+
+    Attributes:
+        corpus: Index of their corpus.
+        number: Chunks of that corpus before this one.
+        records: What a reader yields.
+    """
+
+    corpus: int
+    number: int
+    records: list[Record]
+
+
+Work = Callable[[Corpus, Chunk], Result]
+"""What is made of a chunk. A function of a module, so that other processes find it; `corpus.counts` begin at zero."""
+
+
+def run_chunks(
+    source: Source, work: Work[Result], *, n_sample: int = -1, processes: int = 1, size: int
+) -> Iterator[tuple[int, Result]]:
+    """(index of the corpus, result) of every chunk, in order.
+
+    Args:
+        source: The corpora.
+        work: What is done.
+        n_sample: Records of each corpus; -1 = all.
+        processes: How many; 1 = this one alone.
+        size: Records of a chunk.
+
+    Raises:
+        DataError: A file is missing or wrong.
+    """
+    opened = source.open()
+    check_readers([corpus.reader for corpus in opened])
+    chunks = _chunks(opened, n_sample, size)
+    if processes == 1:
+        for chunk in chunks:
+            yield chunk.corpus, _work(opened, source.seed, work, chunk)
+        return
+    # spawned, not forked: tokenisers have threads, which a fork would leave half alive
+    context = multiprocessing.get_context("spawn")
+    level = source.data.skip_empty_level
+    quiet = source.data.model_copy(update={"skip_empty_level": "error" if level == "error" else "silent"})
+    there = replace(source, data=quiet)
+    with ProcessPoolExecutor(processes, context, initializer=_open_here, initargs=(there,)) as pool:
+        waiting: deque[tuple[int, Future[Result]]] = deque()
+        for chunk in chunks:
+            waiting.append((chunk.corpus, pool.submit(_work_here, work, chunk)))
+            if len(waiting) > 2 * processes:
+                index, future = waiting.popleft()
+                yield index, future.result()
+        for index, future in waiting:
+            yield index, future.result()
+
+
+def _chunks(opened: list[Corpus], n_sample: int, size: int) -> Iterator[Chunk]:
+    for index, corpus in enumerate(opened):
+        records = iter(corpus.reader.read, None)
+        wanted = records if n_sample < 0 else islice(records, n_sample)
+        number = 0
+        while chunk := list(islice(wanted, size)):
+            yield Chunk(index, number, chunk)
+            number += 1
+        corpus.reader.close()
+
+
+def _work(opened: list[Corpus], seed: int, work: Work[Result], chunk: Chunk) -> Result:
+    corpus = opened[chunk.corpus]
+    for place, transform in enumerate(corpus.transforms):
+        transform.reseed(derived_seed(seed, corpus.name, chunk.number, place))
+    corpus.counts = CorpusCounts()
+    return work(corpus, chunk)
+
+
+_corpora: list[Corpus] = []
+_seed = 0
+
+
+def _open_here(source: Source) -> None:
+    """What a new process does first."""
+    global _seed
+    _corpora[:], _seed = source.open(), source.seed
+
+
+def _work_here(work: Work[Result], chunk: Chunk) -> Result:
+    return _work(_corpora, _seed, work, chunk)

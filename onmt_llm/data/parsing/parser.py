@@ -1,0 +1,348 @@
+"""Records to examples: strict UTF-8, JSON, rows, prompts and answers, conversations.
+
+Placeholders (`｟newline｠`, `｟_mask_before_｠`) mean something in the lines of text files only. Text out of JSON is
+taken as it is, so that nothing a user wrote there can become a line break or a mark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.task import Task
+from onmt_llm.data.example import Example
+from onmt_llm.data.parsing import preferences
+from onmt_llm.data.parsing.alignment import parse_pharaoh
+from onmt_llm.data.parsing.json_object import kind, load_object
+from onmt_llm.data.parsing.loss_mask import TrainedParts, read_flag
+from onmt_llm.data.readers import BadRecord, Record, decode
+from onmt_llm.data.readers.columns import Keys
+from onmt_llm.data.readers.lines import MAX_BYTES
+from onmt_llm.data.readers.opening import row_format
+from onmt_llm.data.readers.rows import header
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.text.features import parse_defaults, split_text
+from onmt_llm.text.message import mark_rounds, with_rounds_of
+from onmt_llm.text.placeholders import MASK_BEFORE, from_line
+from onmt_llm.text.segment import Segment
+from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_template
+
+DEFAULT_TEMPLATE = "alpaca"
+ANSWERS = TrainedParts()
+
+EMPTY = "empty"
+LOW_SCORE = "low_score"
+TOO_MANY_BYTES = "too_many_bytes"
+
+
+class ExampleParser:
+    """Turns the records of one corpus into examples.
+
+    Args:
+        name: Name of the corpus, for messages.
+        corpus: Its paths, template and keys.
+        task: A language model reads source and target as one text; prompts and conversations go through a template.
+        template: The checkpoint's chat template, where it has one.
+        open_template: Opens the template that the corpus names.
+        n_src_feats: Features that source words carry.
+        src_feats_defaults: Those of the words of a line that has none.
+        trained: Which parts of conversations are trained.
+        zero_out_prompt_loss: Only answers are trained; False = all text is; None = answers only, where JSON tells them
+            apart, and all text of text files.
+        max_bytes: A longer record is left out.
+        judged: The records are questions with answers that somebody has judged (`preferences`).
+
+    Attributes:
+        template: The layout of conversations; None where there is none (yet: alpaca is opened when one comes).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        corpus: CorpusConfig,
+        *,
+        task: Task,
+        template: Template | None = None,
+        open_template: Callable[[str], Template] = get_template,
+        n_src_feats: int = 0,
+        src_feats_defaults: str | None = None,
+        trained: TrainedParts = ANSWERS,
+        zero_out_prompt_loss: bool | None = None,
+        max_bytes: int = MAX_BYTES,
+        judged: bool = False,
+    ) -> None:
+        self.name = name
+        self.corpus = corpus
+        self.task = task
+        self.zero_out = zero_out_prompt_loss is not False if corpus.has_keys else bool(zero_out_prompt_loss)
+        self.trained = replace(trained, prompts=not self.zero_out)
+        self.num_features = n_src_feats
+        self.default_features = parse_defaults(src_feats_defaults, n_src_feats)
+        self.template = open_template(corpus.template) if corpus.template else template
+        self._open_template = open_template
+        self._keys = Keys.of(name, corpus)
+        self._max_bytes = max_bytes
+        self._judged = judged
+        if judged and not corpus.has_keys:
+            raise ConfigError(
+                f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since answers are judged there."
+            )
+        self._rows = row_format(corpus)
+        self._headers: dict[Path, list[str]] = {}
+        if task == "seq2seq" and not (corpus.path_tgt or corpus.has_keys):
+            raise ConfigError(f"Corpus '{name}' must have a path_tgt, since an encoder-decoder model is trained.")
+        if task == "lm" and corpus.path_align:
+            raise ConfigError(f"Corpus '{name}' must have no path_align, since a language model is trained.")
+
+    def __call__(self, record: Record) -> Example | str:
+        """The example of a record, or the reason why it is left out.
+
+        Raises:
+            BadRecord: Bad UTF-8, zero bytes, bad JSON, or an object of unknown shape; the message names file and line.
+        """
+        if max(map(len, record.parts)) > self._max_bytes:
+            return TOO_MANY_BYTES
+        for place, raw in enumerate(record.parts):
+            if 0 in raw:
+                raise _zero_byte(raw, record.paths[place], record.line, record.offsets[place])
+        fields = zip(record.parts, record.paths, record.offsets, strict=True)
+        texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
+        if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
+            return LOW_SCORE
+        example = self._object(texts[0], record) if self.corpus.has_keys else self._text(texts, record)
+        return EMPTY if example is None else example
+
+    def _score(self, text: str, record: Record) -> float:
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if math.isnan(score):
+            where = f"{record.paths[-1]}:{record.line}"
+            raise BadRecord(f"A score must be a number, but {where} holds '{text[:40]}'.", reason="bad_score")
+        return score
+
+    def _text(self, texts: list[str], record: Record) -> Example | None:
+        if self.corpus.path_txt:
+            texts[0] = texts[0].replace("\r\n", "\n")
+        if not self.corpus.path_tgt:
+            return self._plain(split_at_marker(texts[0], self.zero_out), record)
+        example = self._pair(from_line(texts[0]), from_line(texts[1]), record)
+        if example is not None and self.corpus.path_align:
+            try:
+                example.align = parse_pharaoh(texts[2], where=f"{record.paths[2]}:{record.line}")
+            except DataError as error:
+                raise BadRecord(error.message, reason="bad_alignment", hint=error.hint) from error
+        return example
+
+    def _plain(self, segments: list[Segment], record: Record) -> Example | None:
+        if not any(segment.text and segment.text.strip() for segment in segments):
+            return None
+        return Example(src=segments, corpus=self.name, line=record.line, path=record.paths[0])
+
+    def _pair(self, prompt: str, answer: str, record: Record) -> Example | None:
+        if not (prompt.strip() and answer.strip()):
+            return None
+        features: list[list[str]] | None = None
+        if self.num_features:
+            try:
+                prompt, features = split_text(prompt, self.num_features, self.default_features)
+            except DataError as error:
+                raise BadRecord(f"{record.where}: {error.message}", reason="bad_features", hint=error.hint) from error
+        return Example(
+            src=[Segment(prompt, train_on=not self.zero_out)],
+            tgt=[Segment(answer)],
+            corpus=self.name,
+            line=record.line,
+            path=record.paths[0],
+            src_features=features,
+        )
+
+    def _object(self, text: str, record: Record) -> Example | None:
+        """The example of a JSON object or of a row."""
+        if not text.strip():
+            return None
+        item = self._load(text, record) if self._rows is None else self._row(text, record)
+        keys = self._keys
+        if self._judged:
+            return self._preference(item, record)
+        for pair in keys.named:
+            if all(key in item for key in pair):
+                return self._asked(item, pair, record)
+        for key in keys.messages:
+            if key in item:
+                return self._conversation(self._messages(item[key], record), record)
+        if keys.text in item:
+            if self.task == "seq2seq":
+                raise self._bad(record, f"has '{keys.text}', but an encoder-decoder model needs 'prompt' and 'answer'")
+            return self._plain([Segment(self._string(item, keys.text, record))], record)
+        for pair in keys.pairs:
+            if all(key in item for key in pair):
+                return self._asked(item, pair, record)
+        pairs = [f"'{prompt}' and '{answer}'" for prompt, answer in keys.named + keys.pairs]
+        known = f"'{keys.text}', {', '.join(pairs)}, or '{keys.messages[0]}'"
+        raise self._bad(record, f"must have {known}, but has {', '.join(sorted(item)) or 'no keys'}")
+
+    def _preference(self, item: Mapping[str, Any], record: Record) -> Example | None:
+        """A question with its better and its worse answer, or with one that is good or bad."""
+        keys = self._keys
+        prompts = list(dict.fromkeys(prompt for prompt, _ in keys.named + keys.pairs))
+        try:
+            asked = preferences.asked(item, prompts=prompts, turns=keys.messages)
+        except ValueError as error:
+            raise self._bad(record, f"must have {error}") from error
+        judged = [(self._answered(item, asked.prompt, answer, record), good) for answer, good in asked.answers]
+        examples = []
+        for example, good in judged:
+            if example is None:
+                return None
+            example.good = good
+            examples.append(example)
+        examples[0].rival = examples[1] if len(examples) > 1 else None
+        return examples[0]
+
+    def _answered(self, item: Mapping[str, Any], prompt: Any, answer: Any, record: Record) -> Example | None:
+        """A question, text or turns, with an answer, text or turns, of which the answer alone is trained."""
+        keys = self._keys
+        if isinstance(prompt, str) and isinstance(answer, str):
+            extra = self._string(item, keys.input, record) if item.get(keys.input) else ""
+            system = self._string(item, keys.system, record) if keys.system and item.get(keys.system) else ""
+            return self._prompt(system, prompt, extra, answer, record)
+        before = [Message("user", prompt)] if isinstance(prompt, str) else self._messages(prompt, record)
+        turns = [answer] if isinstance(answer, dict) else answer
+        after = [Message("assistant", answer)] if isinstance(answer, str) else self._messages(turns, record)
+        example = self._conversation([*before, *after], record)
+        if example is not None:
+            preferences.train_last(example.src, turns=sum(message.role == "assistant" for message in after))
+        return example
+
+    def _asked(self, item: Mapping[str, Any], pair: tuple[str, str], record: Record) -> Example | None:
+        prompt, answer = (self._string(item, key, record) for key in pair)
+        extra = self._string(item, self._keys.input, record) if item.get(self._keys.input) else ""
+        system = self._keys.system
+        context = self._string(item, system, record) if system and item.get(system) else ""
+        return self._prompt(context, prompt, extra, answer, record)
+
+    def _load(self, text: str, record: Record) -> Mapping[str, Any]:
+        try:
+            return load_object(text)
+        except ValueError as error:
+            known = "path_jsonl reads one JSON object a line; path_json reads a file that is one JSON array"
+            hint = known if self.corpus.path_jsonl and text.lstrip()[:1] in ("[", "{", "]", "}") else None
+            problem = f"must be one JSON object, but {error}"
+            raise BadRecord(f"{record.where} {problem}.", reason="bad_json", hint=hint) from error
+
+    def _row(self, text: str, record: Record) -> Mapping[str, Any]:
+        assert self._rows is not None
+        path = record.paths[0]
+        if path not in self._headers:
+            self._headers[path] = header(path, self._rows)
+        names = self._headers[path]
+        try:
+            fields = self._rows.fields(text)
+        except ValueError as error:
+            # a stray quote has joined this row with others, which must not be lost as one
+            raise DataError(
+                f"{record.where} must be a row, but cannot be read as one: {error}.",
+                hint='a quote within a field is written "", and the field stands in quotes',
+            ) from error
+        if len(fields) != len(names):
+            problem = f"must have {len(names)} fields ({', '.join(names)}), but has {len(fields)}"
+            raise BadRecord(f"{record.where} {problem}.", reason="bad_row")
+        return dict(zip(names, fields, strict=True))
+
+    def _string(self, item: Mapping[str, Any], key: str, record: Record) -> str:
+        value = item[key]
+        if not isinstance(value, str):
+            raise self._bad(record, f"must have text under '{key}', but has {kind(value)}")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise self._bad(record, f"must have Unicode text under '{key}', but holds half a surrogate pair") from error
+        return value
+
+    def _messages(self, turns: Any, record: Record) -> list[Message]:
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise self._bad(record, "must have a list of turns as its conversation")
+        return [self._message(turn, record) for turn in turns]
+
+    def _message(self, turn: Mapping[str, Any], record: Record) -> Message:
+        spelling = next((pair for pair in self._keys.turns if all(key in turn for key in pair)), None)
+        if spelling is None:
+            keys = ", ".join(sorted(turn)) or "no keys"
+            known = " or ".join(f"'{role}' and '{content}'" for role, content in reversed(self._keys.turns))
+            raise self._bad(record, f"must have {known} in every turn, but one has {keys}")
+        role = self._string(turn, spelling[0], record)
+        roles = self._keys.roles
+        if role not in roles:
+            known = f"must have roles among {', '.join(roles)}, but has '{role}'"
+            raise self._bad(record, known, hint=f"roles: {{assistant: [{role}]}} says whose turn that is")
+        try:
+            flag = read_flag(turn)
+        except ValueError as error:
+            raise self._bad(record, str(error)) from error
+        return Message(roles[role], self._string(turn, spelling[1], record), train=flag)
+
+    def _prompt(self, system: str, prompt: str, extra: str, answer: str, record: Record) -> Example | None:
+        joined = f"{prompt}\n\n{extra}" if extra else prompt
+        if self.template is None or self.task == "seq2seq":
+            return self._pair(f"{system}\n\n{joined}" if system else joined, answer, record)
+        if not (prompt.strip() and answer.strip()):
+            return None
+        alpaca = isinstance(self.template, AlpacaTemplate) and not system
+        question = AlpacaTemplate.question(prompt, extra) if alpaca else [Message("user", joined)]
+        if system:
+            question.insert(0, Message("system", system))
+        return self._conversation([*question, Message("assistant", answer)], record)
+
+    def _conversation(self, messages: Sequence[Message], record: Record) -> Example | None:
+        if self.task == "seq2seq":
+            raise self._bad(record, "is a conversation, which only a language model can be trained on")
+        if not any(message.content.strip() for message in messages):
+            return None
+        if self.template is None:
+            self.template = self._open_template(DEFAULT_TEMPLATE)
+        marked, answers = self.trained.mark(messages), [replace(m, train=m.role == "assistant") for m in messages]
+        try:
+            segments = self.template.render(answers, generation_prompt=False)
+            mark_rounds(segments)
+            if marked != answers:
+                segments = with_rounds_of(self.template.render(marked, generation_prompt=False), segments)
+        except (DataError, ConfigError) as error:
+            raise self._bad(record, f"does not fit the chat template: {error.message}") from error
+        return Example(
+            src=self.trained.mark_ends(segments, messages, self.template.stop_tokens),
+            corpus=self.name,
+            line=record.line,
+            path=record.paths[0],
+            closed=bool(self.template.stop_tokens),
+            train_end=self.trained.end_of_text,
+        )
+
+    def _bad(self, record: Record, problem: str, *, hint: str | None = None) -> BadRecord:
+        return BadRecord(f"{record.where} {problem}.", reason="bad_record", hint=hint)
+
+
+def _zero_byte(raw: bytes, path: Path, line: int, offset: int) -> BadRecord:
+    place = raw.index(b"\0")
+    line += raw.count(b"\n", 0, place)
+    return BadRecord(
+        f"Text must have no zero bytes, but {path}:{line} holds one at offset {offset + place} of the file.",
+        reason="zero_bytes",
+        hint="a part of the file is UTF-16, or was lost when it was written: repair it, or leave such records out with "
+        "on_bad_line: skip",
+    )
+
+
+def split_at_marker(line: str, zero_out_prompt_loss: bool) -> list[Segment]:
+    """A line as segments: what stands before its last `｟_mask_before_｠` is not trained. Markers are dropped."""
+    prompt, found, answer = line.rpartition(MASK_BEFORE)
+    if not found:
+        return [Segment(from_line(line))]
+    prompt = from_line(prompt.replace(MASK_BEFORE, ""))
+    parts = [Segment(prompt, train_on=not zero_out_prompt_loss), Segment(from_line(answer))]
+    return [part for part in parts if part.text]

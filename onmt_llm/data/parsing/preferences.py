@@ -1,0 +1,140 @@
+"""Preferences: a question with a better and a worse answer (DPO, ORPO), or an answer that is good or bad (KTO).
+
+A pair travels as one example with another one as its `rival`; a KTO example has none. Both carry `good`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onmt_llm.data.batching.encoder import IGNORED, Encoded
+from onmt_llm.data.example import Example
+from onmt_llm.data.parsing.json_object import kind
+from onmt_llm.text.segment import Segment
+
+OTHER_DROPPED = "other_answer_dropped"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a JSON object says, its texts and turns not looked into yet.
+
+    Attributes:
+        prompt: Text, or turns.
+        answers: Text or turns of each, and whether it is a good one; the better answer first.
+    """
+
+    prompt: Any
+    answers: list[tuple[Any, bool]]
+
+
+def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[str]) -> Asked:
+    """The question and the answers of an object: `prompt` with `chosen` and `rejected`, or with `completion` and
+    `label`; the prompt may be a conversation, or be the turns that both answers begin with.
+
+    Args:
+        item: The object.
+        prompts: Keys that a prompt may have.
+        turns: Keys that a conversation may have.
+
+    Raises:
+        ValueError: It has another shape; the message goes on from "... must have".
+    """
+    prompt = next((item[key] for key in (*prompts, *turns) if key in item), None)
+    if "chosen" in item and "rejected" in item:
+        chosen, rejected = item["chosen"], item["rejected"]
+        if prompt is None:
+            prompt, chosen, rejected = _shared(chosen, rejected)
+        return Asked(prompt, [(chosen, True), (rejected, False)])
+    if "label" not in item:
+        known = f"'{prompts[0]}' with 'chosen' and 'rejected', or with 'completion' and 'label'"
+        raise ValueError(f"{known}, but has {', '.join(sorted(item)) or 'no keys'}")
+    label = item["label"]
+    if label not in (True, False, 0, 1):
+        raise ValueError(f"true or false as its 'label', but has {label if isinstance(label, int) else kind(label)}")
+    if "completion" in item and prompt is not None:
+        return Asked(prompt, [(item["completion"], bool(label))])
+    if isinstance(prompt, list) and len(prompt) > 1:
+        return Asked(prompt[:-1], [(prompt[-1:], bool(label))])
+    raise ValueError("a prompt and a 'completion' beside its 'label', or a conversation that ends with the answer")
+
+
+def _shared(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """The turns that two conversations begin with, and what is left of each."""
+    if not (isinstance(chosen, list) and isinstance(rejected, list)):
+        raise ValueError("a prompt, or whole conversations as 'chosen' and 'rejected'")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    if not shared:
+        raise ValueError("'chosen' and 'rejected' that begin with the same turns")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def train_last(segments: Sequence[Segment], *, turns: int) -> None:
+    """Leave only the last so many turns trained, each a run of trained segments."""
+    inside = False
+    for segment in reversed(segments):
+        turns -= inside and not segment.train_on
+        inside = segment.train_on
+        segment.train_on = inside and turns > 0
+
+
+def answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:
+    """All answers, each an example of its own that goes through the transforms; pairs are numbered if `paired`."""
+    found = []
+    for number, example in enumerate(examples):
+        rival, example.rival = example.rival, None
+        for each in (example, rival) if rival is not None else (example,):
+            each.pair = number if paired and rival is not None else None
+            found.append(each)
+    return found
+
+
+def reunited(examples: Sequence[Example]) -> tuple[list[Example], int]:
+    """Numbered answers as pairs again, in the place of the better one; and how many have lost the other."""
+    sides: dict[int, dict[bool, Example]] = {}
+    for example in examples:
+        if example.pair is not None:
+            sides.setdefault(example.pair, {})[bool(example.good)] = example
+    kept, alone = [], 0
+    for example in examples:
+        if example.pair is None:
+            kept.append(example)
+        elif len(sides[example.pair]) < 2:
+            alone += 1
+        elif example.good:
+            example.rival = sides[example.pair][False]
+            kept.append(example)
+    return kept, alone
+
+
+def rows(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
+    """The rows of a batch of preferences, and what each is: 1 a good answer, 0 a bad one, -1 a foreign one.
+
+    Pairs: all better answers, then in the same order all worse ones. Single answers (KTO): all of them, then each
+    question once more with the answer to the question before it, by which the divergence from the reference is judged.
+    """
+    rivals = [example.rival for example in examples if example.rival is not None]
+    if rivals:
+        return [*examples, *rivals], [1] * len(examples) + [0] * len(rivals)
+    foreign = [answered_by(example, examples[number - 1]) for number, example in enumerate(examples)]
+    return [*examples, *foreign], [int(bool(example.good)) for example in examples] + [-1] * len(foreign)
+
+
+def answered_by(asking: Encoded, answering: Encoded) -> Encoded:
+    """The question of one example with the answer of another."""
+    begin, end = (int(np.argmax(example.labels != IGNORED)) for example in (asking, answering))
+    # the input at the first trained position is the last token of the question
+    return replace(
+        asking,
+        tgt=np.concatenate([asking.tgt[: begin + 1], answering.tgt[end + 1 :]]),
+        labels=np.concatenate([asking.labels[:begin], answering.labels[end:]]),
+        align=None,
+        trained=None,
+        rival=None,
+    )

@@ -1,0 +1,179 @@
+"""What packed tokens were made of, and whether that is still so.
+
+A pack is found by what it is made of, never by its name alone: the content of the files, everything that may change an
+example on its way (transforms with all their options and the files that these name, tokenisers, template, vocabularies)
+and our own version. If any of it has changed there is no such pack, so that a stale one cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.checksums import sha256_of_file
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.readers.files import expand
+from onmt_llm.data.token_shards.shard import INDEX, read_index
+from onmt_llm.data.transforms.transform import transform_class
+from onmt_llm.errors import DataError
+from onmt_llm.log import logger
+from onmt_llm.text.identity import template_identity
+from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+from onmt_llm.text.vocab import Vocab
+from onmt_llm.version import __version__
+
+_NOT_OF_CORPUS = {"weight", "shuffle", "path_packed", "path_tokens", "row_length"}
+_NOT_OF_DATA = {
+    *("data", "transforms", "n_sample", "save_data", "dump_samples", "overwrite"),
+    *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),
+}
+"""Options that change nothing of an example. Any other may, those to come included."""
+
+_ENDS_AND_MIDDLE = 1 << 16
+_TOKENS = 1
+"""Number of the way in which examples become tokens of shards; where and how these are kept is the index' affair."""
+
+
+def recipe(
+    corpus: CorpusConfig, *, data: DataConfig, options: Mapping[str, Section], model: ModelText, training: bool
+) -> dict[str, Any]:
+    """Everything, but for the corpus' files, that decides which tokens come out."""
+    names = data.transforms if corpus.transforms is None else corpus.transforms
+    own = {key: value for key, value in corpus.model_dump(mode="json").items() if key not in _NOT_OF_CORPUS}
+    paths = sorted(key for key, value in own.items() if key.startswith("path_") and value)
+    shared = {key: value for key, value in data.model_dump(mode="json").items() if key not in _NOT_OF_DATA}
+    return {
+        "version": [_TOKENS, __version__],
+        "task": model.task,
+        "training": training,
+        "paths": paths,
+        "corpus": _with_files({key: value for key, value in own.items() if not key.startswith("path_")}),
+        "data": _with_files(shared),
+        "transforms": [_transform(name, options) for name in names],
+        "model": {
+            "add_bos": model.add_bos,
+            "vocab": vocab_hash(model.vocab),
+            "src_vocab": None if model.src_vocab is None else vocab_hash(model.src_vocab),
+            "features": [vocab_hash(vocab) for vocab in model.feature_vocabs],
+            "tokenizer": _tokenizer(model.tokenizer),
+            "src_tokenizer": _tokenizer(model.src_tokenizer),
+            "template": template_identity(model.template),
+        },
+    }
+
+
+def vocab_hash(vocab: Vocab) -> str:
+    """SHA-256 of a vocabulary: its tokens in order, and which of them have a role."""
+    content = [list(vocab), vocab.specials.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def text_files(corpus: CorpusConfig) -> list[Path]:
+    """The files that a corpus is read from."""
+    values = [value for key, value in corpus if key.startswith("path_") and key not in _NOT_OF_CORPUS and value]
+    return [path for value in values for path in expand(value)]
+
+
+def inputs_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Files by content, with what tells quickly that they are still the same."""
+    return [{**_quick(path), "sha256": sha256_of_file(path)} for path in paths]
+
+
+def fingerprint(made_by: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> str:
+    """A hash of a recipe and of the content of the files."""
+    content = [made_by, [item["sha256"] for item in inputs]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def find_pack(corpus: str, folder: Path, made_by: Mapping[str, Any], paths: Sequence[Path]) -> Path:
+    """The pack of these files by this recipe, below a folder.
+
+    Raises:
+        DataError: There is none; the message says in what the nearest one differs.
+    """
+    plain = json.loads(json.dumps(made_by))
+    hashes: list[str] | None = None
+    differing: list[str] = []
+    for candidate in packs(corpus, folder):
+        index = read_index(candidate)
+        other = _differences(index["recipe"], plain)
+        if not other and not _look_same(index["inputs"], paths):
+            if hashes is None:
+                logger.info(
+                    "The files of corpus '%s' have other dates than when they were packed: reading them.", corpus
+                )
+                hashes = [sha256_of_file(path) for path in paths]
+            other = [] if [item.get("sha256") for item in index["inputs"]] == hashes else ["files"]
+        if not other:
+            return candidate
+        if not differing or len(other) < len(differing):
+            differing = other
+    what = f"has it only with other {', '.join(differing)}" if differing else "has no pack of it"
+    raise DataError(
+        f"path_packed of corpus '{corpus}' must hold it as its files and options are now, but {folder} {what}.",
+        hint="onmt_llm_data pack -config x.yaml writes it; without path_packed it is tokenised on the fly",
+    )
+
+
+def packs(corpus: str, folder: Path) -> Iterator[Path]:
+    """The packs of a corpus below a folder."""
+    for index in sorted(folder.glob(f"*/{INDEX}")):
+        if index.parent.name.rpartition("-")[0] == corpus:
+            yield index.parent
+
+
+def _differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In which parts two recipes differ, in words."""
+    keys = [key for key in {**mine, **other} if mine.get(key) != other.get(key)]
+    parts = [key for key in keys if key != "model"]
+    if "model" in keys:
+        parts += [key for key in other["model"] if mine.get("model", {}).get(key) != other["model"][key]]
+    return parts
+
+
+def _quick(path: Path) -> dict[str, Any]:
+    """Size, time and a sample of a file."""
+    status = path.stat()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in (0, status.st_size // 2, max(status.st_size - _ENDS_AND_MIDDLE, 0)):
+            file.seek(start)
+            digest.update(file.read(_ENDS_AND_MIDDLE))
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sample": digest.hexdigest()}
+
+
+def _look_same(inputs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> bool:
+    if len(inputs) != len(paths):
+        return False
+    pairs = zip(inputs, paths, strict=True)
+    return all({key: value for key, value in item.items() if key != "sha256"} == _quick(path) for item, path in pairs)
+
+
+def _transform(name: str, options: Mapping[str, Section]) -> dict[str, Any]:
+    kind = transform_class(name)
+    section = options.get(kind.section, kind.Config())
+    own = kind.__module__.split(".")[0] == __name__.split(".")[0]
+    # the code of a plug-in may change without any version; ours has one
+    source = None if own else sha256_of_file(Path(inspect.getfile(kind)))
+    return {"name": name, "options": _with_files(section.model_dump(mode="json")), "source": source}
+
+
+def _tokenizer(tokenizer: Tokenizer | None) -> str | None:
+    return None if tokenizer is None else tokenizer.identity
+
+
+def _with_files(value: Any) -> Any:
+    """Plain data in which the path of a file is followed by a hash of its content."""
+    if isinstance(value, dict):
+        return {key: _with_files(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_files(inner) for inner in value]
+    if isinstance(value, str) and 0 < len(value) < 4096 and "\0" not in value and Path(value).is_file():
+        return {"file": sha256_of_file(Path(value))}
+    return value

@@ -1,0 +1,91 @@
+"""Corpora that are tokens already: which shards, and whether they fit the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.token_shards.fingerprint import find_pack, recipe, text_files, vocab_hash
+from onmt_llm.data.token_shards.litdata import TokenFileReader, open_token_reader
+from onmt_llm.data.token_shards.records import TokenDecoder
+from onmt_llm.data.token_shards.shard import PackReader
+from onmt_llm.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Where the tokens of a corpus come from, and what makes ids of them."""
+
+    reader: PackReader | TokenFileReader
+    decoder: TokenDecoder
+
+
+def open_tokens(
+    name: str,
+    corpus: CorpusConfig,
+    *,
+    data: DataConfig,
+    options: Mapping[str, Section],
+    model: ModelText,
+    training: bool,
+) -> Tokens | None:
+    """The shards that a corpus names with `path_packed` or `path_tokens`; None where it is text.
+
+    Raises:
+        ConfigError: Its paths do not go together.
+        DataError: There are no such shards, or they are of another vocabulary or task.
+    """
+    reader: PackReader | TokenFileReader
+    if corpus.path_tokens:
+        others = [key for key, value in corpus if key.startswith("path_") and key != "path_tokens" and value]
+        if others:
+            raise ConfigError(f"Corpus '{name}' must have path_tokens alone, but has {' and '.join(others)} too.")
+        reader = open_token_reader(name, Path(corpus.path_tokens), corpus.row_length)
+    elif corpus.path_packed:
+        made_by = recipe(corpus, data=data, options=options, model=model, training=training)
+        reader = PackReader(name, find_pack(name, Path(corpus.path_packed), made_by, text_files(corpus)))
+    else:
+        return None
+    if data.objective != "sft":
+        raise ConfigError(f"Corpus '{name}' must be JSON objects with objective: {data.objective}, but is tokens.")
+    _check_model(name, reader, model)
+    return Tokens(
+        reader,
+        TokenDecoder(
+            name,
+            reader.parts,
+            vocab_size=len(model.vocab),
+            src_vocab_size=len(model.src_vocab or model.vocab),
+            num_features=len(model.feature_vocabs),
+        ),
+    )
+
+
+def vocabularies(model: ModelText) -> dict[str, Any]:
+    """The vocabularies that token ids refer to, by hash."""
+    return {
+        "vocab": vocab_hash(model.vocab),
+        "src_vocab": None if model.src_vocab is None else vocab_hash(model.src_vocab),
+        "features": [vocab_hash(vocab) for vocab in model.feature_vocabs],
+    }
+
+
+def _check_model(name: str, reader: PackReader | TokenFileReader, model: ModelText) -> None:
+    where = reader.paths[0]
+    if ("src" in reader.parts) != (model.task == "seq2seq"):
+        wanted, held = ("pairs", "texts") if model.task == "seq2seq" else ("texts", "pairs")
+        raise DataError(f"The tokens of corpus '{name}' must be of {wanted} for this model, but {where} holds {held}.")
+    if isinstance(reader, PackReader):
+        own = vocabularies(model)
+        differing = [key for key, value in own.items() if reader.index["vocabularies"].get(key) != value]
+        if differing:
+            raise DataError(
+                f"The tokens of corpus '{name}' must be of this model's vocabulary, but {where} has another "
+                f"{' and '.join(differing)}.",
+                hint="pack the texts again",
+            )

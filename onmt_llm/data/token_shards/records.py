@@ -1,0 +1,155 @@
+"""Records that hold tokens instead of text: what readers of token shards yield, and how it becomes ids again.
+
+The first part of such a record says, as JSON, what else had happened when it was made (`{"dropped": {"too_long": 1}}`);
+it is empty where nothing had. Behind it come the arrays of its examples, each 32-bit little-endian numbers: those that
+`Parts` names, in that order, for every example. A number whose highest bit is set is a token that the loss does not
+count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from onmt_llm.data.batching.encoder import IGNORED, Encoded, Ids
+from onmt_llm.data.readers import Record
+from onmt_llm.data.statistics import CorpusCounts
+from onmt_llm.errors import DataError
+
+Part = Literal["src", "features", "tgt", "align"]
+Words = npt.NDArray[np.uint32]
+
+UNTRAINED = 1 << 31
+_RECOUNTED = ("read", "kept", "tokens", "trained", "lengths", "src_lengths")
+
+
+def parts_of(encoded: Encoded) -> tuple[Part, ...]:
+    """The arrays that an example has."""
+    held: dict[Part, object] = {
+        "src": encoded.src,
+        "features": encoded.features,
+        "tgt": encoded.tgt,
+        "align": encoded.align,
+    }
+    return tuple(part for part, array in held.items() if array is not None)
+
+
+def to_words(encoded: Encoded) -> list[Words]:
+    """The arrays of an example, its target whole: input and labels are the same tokens, shifted.
+
+    Raises:
+        DataError: Its labels are other tokens than its input.
+    """
+    sequence: Words = np.append(encoded.tgt, encoded.labels[-1:]).astype(np.uint32)
+    untrained = np.append(True, encoded.labels == IGNORED)
+    if not np.array_equal(encoded.labels[:-1][~untrained[1:-1]], encoded.tgt[1:][~untrained[1:-1]]):
+        raise DataError("A target that is packed must be answered by itself, shifted by one, but has other labels.")
+    if untrained[-1]:
+        sequence[-1] = 0  # nobody sees it: it is neither input nor label
+    # the first token is never a label, so that its mark would only make a wholly trained shard look masked
+    sequence[1:] |= np.where(untrained[1:], UNTRAINED, 0).astype(np.uint32)
+    arrays: list[Words] = [] if encoded.src is None else [encoded.src.astype(np.uint32)]
+    arrays += [] if encoded.features is None else [encoded.features.ravel().astype(np.uint32)]
+    arrays.append(sequence)
+    return arrays if encoded.align is None else [*arrays, encoded.align.ravel().astype(np.uint32)]
+
+
+def what_else(counts: CorpusCounts) -> bytes:
+    """The first part of a record, from the counts of it alone."""
+    rest = {name: value for name, value in counts.to_dict().items() if name not in _RECOUNTED and value}
+    return json.dumps(rest, sort_keys=True).encode() if rest else b""
+
+
+@dataclass
+class TokenDecoder:
+    """Records of tokens to ids.
+
+    Attributes:
+        name: Of the corpus, for messages.
+        parts: Arrays of each example.
+        vocab_size: Of the decoder.
+        src_vocab_size: Of the encoder.
+        num_features: Of each source token.
+    """
+
+    name: str
+    parts: Sequence[Part]
+    vocab_size: int
+    src_vocab_size: int
+    num_features: int = 0
+    _counts: dict[bytes, CorpusCounts] = field(default_factory=dict)
+
+    @cached_property
+    def _target(self) -> int:
+        return list(self.parts).index("tgt")
+
+    def __call__(self, records: Sequence[Record], counts: CorpusCounts) -> Iterator[tuple[Record, Encoded]]:
+        """(record, ids) of every example; what else had happened is counted.
+
+        Raises:
+            DataError: A token is not in the vocabulary.
+        """
+        counts.read += len(records)
+        for record in records:
+            if record.parts[0]:
+                counts.add(self._what_else(record.parts[0]))
+        arrays = [part for record in records for part in record.parts[1:]]
+        words: Words = np.frombuffer(b"".join(arrays), dtype="<u4")
+        ids = (words & (UNTRAINED - 1)).astype(np.int32)
+        labels = np.where(words >= UNTRAINED, IGNORED, ids).astype(np.int32) if (words >= UNTRAINED).any() else ids
+        bounds = np.cumsum([0, *(len(part) // 4 for part in arrays)]).tolist()
+        spans = list(pairwise(bounds))
+        self._check(ids, spans)
+        each, place = len(self.parts), 0
+        for record in records:
+            for _ in range((len(record.parts) - 1) // each):
+                yield record, self._encoded(ids, labels, spans[place : place + each])
+                place += each
+
+    def _encoded(self, ids: Ids, labels: Ids, spans: Sequence[tuple[int, int]]) -> Encoded:
+        start, end = spans[self._target]
+        trained = end - start - 1 if labels is ids else None
+        if len(spans) == 1:
+            return Encoded(None, ids[start : end - 1], labels[start + 1 : end], 0, trained=trained)
+        held = {part: ids[first:last] for part, (first, last) in zip(self.parts, spans, strict=True)}
+        features, align = held.get("features"), held.get("align")
+        return Encoded(
+            held.get("src"),
+            ids[start : end - 1],
+            labels[start + 1 : end],
+            0,
+            None if features is None else features.reshape(-1, self.num_features),
+            None if align is None else align.reshape(-1, 2),
+            trained,
+        )
+
+    def _check(self, ids: Ids, spans: Sequence[tuple[int, int]]) -> None:
+        """Ids beyond the vocabulary would end a run on a GPU without a word of what is wrong."""
+        if not len(ids) or ids.max() < min(self.vocab_size, self.src_vocab_size):
+            return
+        for number, (start, end) in enumerate(spans):
+            part = self.parts[number % len(self.parts)]
+            size = {"tgt": self.vocab_size, "src": self.src_vocab_size}.get(part)
+            if size is not None and end > start and (highest := ids[start:end].max()) >= size:
+                raise DataError(
+                    f"Tokens of corpus '{self.name}' must be below {size}, the size of the vocabulary, "
+                    f"but one is {highest}.",
+                    hint="the shards were written with another tokeniser",
+                )
+
+    def _what_else(self, text: bytes) -> CorpusCounts:
+        found = self._counts.get(text)
+        if found is None:
+            saved: Mapping[str, Any] = json.loads(text)
+            found = CorpusCounts.from_dict({"dropped": Counter(), **saved})
+            if len(self._counts) < 10_000:
+                self._counts[text] = found
+        return found

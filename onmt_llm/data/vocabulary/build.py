@@ -1,0 +1,198 @@
+"""`build_vocab`: the vocabulary files of transformed corpora, as `token<TAB>count`, the most frequent token first."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.config.data import CorpusConfig, VocabularyConfig
+from onmt_llm.config.section import Section
+from onmt_llm.config.task import Task
+from onmt_llm.config.vocab import VocabJobConfig
+from onmt_llm.data.corpus import split_corpora
+from onmt_llm.data.inspection.samples import write_samples
+from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.parallel import Source
+from onmt_llm.data.transforms import added_tokens
+from onmt_llm.data.transforms.subword import SubwordConfig
+from onmt_llm.data.transforms.tokenize import Tokenize
+from onmt_llm.data.vocabulary import subwords
+from onmt_llm.data.vocabulary.count import Counts, count_tokens
+from onmt_llm.errors import ConfigError
+from onmt_llm.log import logger
+from onmt_llm.outputs import output_file, write_text
+from onmt_llm.text.new_vocab import with_specials
+from onmt_llm.text.placeholders import escape
+from onmt_llm.text.templates import get_template
+from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer
+from onmt_llm.text.vocab import Vocab
+
+DEFAULT_SAMPLE = 5000
+# What would break a line, or OpenNMT-py's reading of it: white space of any kind, zero bytes, the byte-order mark.
+_SPACE = re.compile("[\\s\x00\ufeff]")
+
+
+def build_vocab(config: VocabJobConfig, options: Mapping[str, Section]) -> dict[Path, int]:
+    """Count, and write the files that `src_vocab` and `tgt_vocab` name.
+
+    Args:
+        config: All options.
+        options: Sections of the transforms, by name.
+
+    Returns:
+        The number of tokens in each file.
+
+    Raises:
+        ConfigError: Something is not given, or a file is there already.
+        DataError: A corpus or a tokeniser cannot be read.
+    """
+    counting, data = config.counting, config.corpora
+    corpora, _ = split_corpora(data.data)
+    decision = config.decide_task()
+    task = decision.task
+    logger.info("Task: %s, %s.", task, decision.reason)
+    files = _files(config.vocabulary, task)
+    _check_free([*files, *_feature_files(files, data.n_src_feats)], overwrite=data.overwrite)
+    n_sample = data.n_sample or DEFAULT_SAMPLE
+    if n_sample > 0:
+        logger.info("The first %d records of each corpus are counted; n_sample -1 counts all.", n_sample)
+    source = Source(
+        corpora, data, options, _model(config.vocabulary, corpora, task, data.n_src_feats), max(counting.seed, 0)
+    )
+    unseen: list[str] = []
+    if counting.learn_subwords:
+        source, unseen = _learn(source, config, n_sample)
+    counts = count_tokens(source, n_sample=n_sample, processes=counting.num_threads)
+    written: dict[Path, int] = {}
+    for file, sides in files.items():
+        counter = _together(counts, sides, unseen)
+        entries = _chosen(counter, config.vocabulary, sides[0])
+        _write(file, entries)
+        logger.info("%s: %d of %d tokens.", file, len(entries), len(counter))
+        written[file] = len(entries)
+    for file, counter in zip(_feature_files(files, data.n_src_feats), counts.features, strict=True):
+        _write(file, counter.most_common())
+        written[file] = len(counter)
+    if data.dump_samples:
+        _dump_samples(source, config, counts)
+    return written
+
+
+def _files(vocabulary: VocabularyConfig, task: Task) -> dict[Path, list[str]]:
+    """The files to write, each with the sides whose tokens it holds."""
+    src, tgt = vocabulary.src_vocab, vocabulary.tgt_vocab
+    if task == "lm" or vocabulary.share_vocab:
+        if not (src or tgt):
+            raise ConfigError("src_vocab must name the file to write, but is not given.")
+        return {Path(src or tgt or ""): ["src", "tgt"]}
+    if not src or not tgt or src == tgt:
+        raise ConfigError(
+            f"src_vocab and tgt_vocab must name two files to write, but are {src or 'not given'} and "
+            f"{tgt or 'not given'}.",
+            hint="share_vocab: true makes one vocabulary of both sides",
+        )
+    return {Path(src): ["src"], Path(tgt): ["tgt"]}
+
+
+def _feature_files(files: Iterable[Path], count: int) -> list[Path]:
+    """Files of the source features' values, beside that of the source vocabulary."""
+    return [Path(f"{next(iter(files))}_feat{number}") for number in range(count)]
+
+
+def _check_free(files: Iterable[Path], *, overwrite: bool) -> None:
+    taken = [str(file) for file in files if file.exists()]
+    if taken and not overwrite:
+        raise ConfigError(
+            f"Files must not be replaced unasked, but {', '.join(taken)} is there.", hint="-overwrite replaces them"
+        )
+
+
+def _model(vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task, features: int) -> ModelText:
+    """The text side of the model to come: its special tokens, and the control tokens of the corpora's templates."""
+    specials = SpecialTokens(bos=vocabulary.decoder_start_token or "<s>")
+    templates = [get_template(corpus.template, specials=specials) for corpus in corpora.values() if corpus.template]
+    control = sorted({token for template in templates for token in template.control_tokens})
+    roles = [token for token in (specials.unk, specials.bos, specials.eos) if token]
+    vocab = Vocab(list(dict.fromkeys([*roles, *control])), specials)
+    return ModelText(task, vocab, feature_vocabs=[vocab] * features)
+
+
+def _learn(source: Source, config: VocabJobConfig, n_sample: int) -> tuple[Source, list[str]]:
+    """Learn a subword model; returns the corpora tokenised with it, and the pieces that must be in the vocabulary."""
+    kind = subwords.subword_kind(source)
+    subword = source.options.get(Tokenize.section, SubwordConfig())
+    assert isinstance(subword, SubwordConfig)
+    if not subword.src_subword_model and not config.corpora.save_data:
+        raise ConfigError("src_subword_model must name the model to write, but is not given.")
+    file = Path(subword.src_subword_model or Path(config.corpora.save_data or "") / f"{kind}.model")
+    _check_free([file], overwrite=config.corpora.overwrite)
+    size = config.counting.learn_subwords_size
+    logger.info("Learning %d %s subwords.", size, kind)
+    content = subwords.learn(
+        source,
+        kind,
+        size=size,
+        n_sample=n_sample,
+        processes=config.counting.num_threads,
+        symbols=added_tokens(source.corpora, source.data, source.options, in_text=True),
+    )
+    with output_file(file) as place:
+        place.write_bytes(content)
+    logger.info("Subword model: %s (src_subword_model).", file)
+    pieces: list[str] = []
+    if kind == "sentencepiece":
+        # bytes above all: a character that no corpus holds is spelt with them
+        tokenizer = SentencePieceTokenizer(file)
+        pieces = [piece for piece in tokenizer.vocab_tokens() if piece not in {*tokenizer.control_tokens, "<unk>"}]
+    return subwords.with_model(source, file), pieces
+
+
+def _together(counts: Counts, sides: list[str], unseen: list[str]) -> Counter[str]:
+    """The counts of the sides in one; pieces that were not seen come last, with 0."""
+    total: Counter[str] = Counter()
+    for side in sides:
+        total.update(getattr(counts, side))
+    for piece in unseen:
+        total.setdefault(piece, 0)
+    return total
+
+
+def _chosen(counter: Counter[str], vocabulary: VocabularyConfig, side: str) -> list[tuple[str, int]]:
+    """Tokens for a file: the most frequent first, those of equal frequency in the order of their first occurrence."""
+    least = getattr(vocabulary, f"{side}_words_min_frequency")
+    most = getattr(vocabulary, f"{side}_vocab_size") or None
+    return [(token, count) for token, count in counter.most_common() if count >= least][:most]
+
+
+def _write(file: Path, entries: list[tuple[str, int]]) -> None:
+    write_text(file, "".join(f"{escape(token, _SPACE)}\t{count}\n" for token, count in entries))
+
+
+def _dump_samples(source: Source, config: VocabJobConfig, counts: Counts) -> None:
+    """What was counted, as files for people."""
+    if not config.corpora.save_data:
+        raise ConfigError("save_data must name a folder for the samples of dump_samples, but is not given.")
+    known = source.model.vocab
+
+    def vocab(counter: Counter[str]) -> Vocab:
+        return Vocab(with_specials(list(counter), list(known)), known.specials)
+
+    src, tgt = vocab(counts.src), vocab(counts.src + counts.tgt)
+    write_samples(
+        source.corpora,
+        data=source.data,
+        options=source.options,
+        model=replace(
+            source.model,
+            vocab=tgt,
+            src_vocab=None if source.model.task == "lm" else src,
+            feature_vocabs=[vocab(counter) for counter in counts.features],
+        ),
+        directory=config.corpora.save_data,
+        n_sample=config.corpora.n_sample or DEFAULT_SAMPLE,
+        overwrite=config.corpora.overwrite,
+    )

@@ -1,0 +1,163 @@
+"""`learn_subwords`: a SentencePiece or BPE model, learnt on the transformed text as it reaches the tokeniser."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.example import Example
+from onmt_llm.data.parallel import Source
+from onmt_llm.data.transforms import transform_class
+from onmt_llm.data.transforms.features import InferFeats
+from onmt_llm.data.transforms.subword import PASS_THROUGH, SubwordConfig
+from onmt_llm.data.transforms.tokenize import Tokenize
+from onmt_llm.data.vocabulary.count import over_chunks
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.optional import require
+
+Kind = Literal["sentencepiece", "bpe"]
+
+_LONGEST_LINE = 1 << 20  # bytes; SentencePiece leaves out longer ones
+
+
+def subword_kind(source: Source) -> Kind:
+    """The kind of model that the transforms want.
+
+    Raises:
+        ConfigError: They list no tokeniser, several, or one whose model cannot be learnt here; or two models are named.
+    """
+    tokenizers = {name for names in _names(source).values() for name in names if _tokenizes(name)}
+    config = _options(source)
+    if config.tgt_subword_model not in ("", config.src_subword_model):
+        raise ConfigError(
+            "learn_subwords learns one model for both sides, so tgt_subword_model must be src_subword_model or empty, "
+            f"but is '{config.tgt_subword_model}'."
+        )
+    if tokenizers == {"sentencepiece"} or tokenizers == {"bpe"}:
+        return "sentencepiece" if "sentencepiece" in tokenizers else "bpe"
+    if tokenizers == {"onmt_tokenize"} and config.src_subword_type != "none":
+        return config.src_subword_type
+    raise ConfigError(
+        "learn_subwords must find one of sentencepiece, bpe or (with src_subword_type) onmt_tokenize in `transforms`, "
+        f"but finds {', '.join(sorted(tokenizers)) or 'no tokeniser'}."
+    )
+
+
+def learn(
+    source: Source, kind: Kind, *, size: int, n_sample: int, processes: int, symbols: Sequence[str] = ()
+) -> bytes:
+    """The content of a new model file.
+
+    Args:
+        source: The corpora with all their transforms.
+        kind: What to learn.
+        size: Pieces (SentencePiece) or merges (BPE).
+        n_sample: Records of each corpus; -1 = all.
+        processes: How many read and transform.
+        symbols: SentencePiece: texts that are one piece each.
+
+    Raises:
+        DataError: The text is too small for this size.
+    """
+    lines = (
+        line for part in over_chunks(_before(source), _lines, n_sample=n_sample, processes=processes) for line in part
+    )
+    return _learn_sentencepiece(lines, size, symbols) if kind == "sentencepiece" else _learn_bpe(lines, size)
+
+
+def with_model(source: Source, file: Path) -> Source:
+    """The corpora, tokenised with this model."""
+    config = _options(source).model_copy(update={"src_subword_model": str(file), "tgt_subword_model": ""})
+    return replace(source, options={**source.options, Tokenize.section: config})
+
+
+def _learn_sentencepiece(lines: Iterator[str], size: int, symbols: Sequence[str]) -> bytes:
+    """Nothing of the text is changed or lost: no normalisation, all spaces, unknown characters as bytes."""
+    model = io.BytesIO()
+    try:
+        require("sentencepiece", "learn_subwords").SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            vocab_size=size,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            user_defined_symbols=list(symbols),
+            max_sentence_length=_LONGEST_LINE,
+            minloglevel=1,
+        )
+    except RuntimeError as error:
+        most, least = re.search(r"too high .*<= (\d+)", str(error)), re.search(r"smaller .* vs (\d+)", str(error))
+        if not most and not least:
+            raise DataError(f"SentencePiece cannot learn a model of this text: {error}.") from error
+        bound = f"at most {most[1]}" if most else f"at least {least[1]}" if least else ""
+        raise DataError(f"learn_subwords_size must be {bound} for this text, but is {size}.") from error
+    return model.getvalue()
+
+
+def _learn_bpe(lines: Iterator[str], size: int) -> bytes:
+    import tempfile
+
+    learner = require("pyonmttok", "learn_subwords with BPE").BPELearner(symbols=size)
+    for line in lines:
+        learner.ingest(line)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "bpe.model"
+        learner.learn(str(file))
+        return file.read_bytes()
+
+
+def _lines(examples: list[Example]) -> list[str]:
+    """The text of both sides: as it is, or as words where the transforms have split it."""
+    lines: list[str] = []
+    for example in examples:
+        for side in (example.src, example.tgt):
+            text = "".join(segment.text or " ".join(segment.tokens or ()) for segment in side)
+            lines += [line for line in text.split("\n") if line]
+    return lines
+
+
+def _before(source: Source) -> Source:
+    """The corpora without subwords: words where pyonmttok splits them, else the text in front of the tokeniser."""
+    config = _options(source)
+    splits = any("onmt_tokenize" in names for names in _names(source).values())
+    if splits and (config.src_onmttok_kwargs != PASS_THROUGH or config.gpt2_pretok):
+        update: dict[str, Any] = {}
+        for side in ("src", "tgt"):
+            arguments = getattr(config, f"{side}_onmttok_kwargs")
+            update[f"{side}_onmttok_kwargs"] = {**arguments, "joiner_annotate": False}
+            update[f"{side}_subword_model"], update[f"{side}_subword_type"] = "", "none"
+        words = config.model_copy(update=update)
+        return replace(
+            source, options={**source.options, Tokenize.section: words}, without=frozenset({InferFeats.name})
+        )
+    corpora = {
+        name: source.corpora[name].model_copy(update={"transforms": [each for each in names if not _tokenizes(each)]})
+        for name, names in _names(source).items()
+    }
+    return replace(source, corpora=corpora, text_only=True)
+
+
+def _names(source: Source) -> Mapping[str, Sequence[str]]:
+    """The transforms of each corpus."""
+
+    def names(corpus: CorpusConfig) -> Sequence[str]:
+        return source.data.transforms if corpus.transforms is None else corpus.transforms
+
+    return {name: names(corpus) for name, corpus in source.corpora.items()}
+
+
+def _options(source: Source) -> SubwordConfig:
+    config: Section = source.options.get(Tokenize.section, SubwordConfig())
+    assert isinstance(config, SubwordConfig)
+    return config
+
+
+def _tokenizes(name: str) -> bool:
+    return transform_class(name).tokenizes

@@ -1,0 +1,92 @@
+"""A data worker's process: `python -m onmt_llm.data.workers.worker`, started by `lanes.Worker` and by nobody else.
+
+It reads a `Recipe`, then a `BucketTask` at a time, from standard input and writes a `Reply` to each; it ends with its
+input, so that none outlives a trainer that was killed. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import sys
+import traceback
+from typing import BinaryIO
+
+from onmt_llm.data.workers.bucket import Preparer
+from onmt_llm.data.workers.pickling import TOKENIZERS, Restricted
+from onmt_llm.data.workers.pool import Reply
+from onmt_llm.errors import DataError, OnmtLlmError
+from onmt_llm.log import logger
+
+
+class _Messages(logging.Handler):
+    """Keeps what is logged, for the trainer to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._held.append((record.levelno, record.getMessage()))
+
+    def take(self) -> list[tuple[int, str]]:
+        held, self._held = self._held, []
+        return held
+
+
+def main() -> None:
+    """Answer tasks until there are no more."""
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group: it is the trainer that decides when the data end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    tasks, replies = sys.stdin.buffer, _private_stdout()
+    packages = (*TOKENIZERS, *sys.argv[1:])
+    messages = _Messages()
+    logger.handlers[:] = [messages]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    preparer: Preparer | None = None
+    recipe = None
+    while True:
+        try:
+            item = Restricted(tasks, packages).load()
+        except EOFError:
+            return
+        except pickle.UnpicklingError as error:
+            sys.exit(f"A data worker stops: {error}")
+        if recipe is None:
+            recipe = item
+            continue
+        try:
+            preparer = preparer or Preparer(recipe)
+            reply = Reply(preparer(item), messages.take())
+        except Exception as error:
+            reply = Reply(_portable(error), messages.take())
+        try:
+            pickle.dump(reply, replies, protocol=pickle.HIGHEST_PROTOCOL)
+            replies.flush()
+        except BrokenPipeError:
+            os._exit(0)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as it can travel: ours as it is, with its hint; of others the trainer learns where they arose."""
+    if isinstance(error, OnmtLlmError):
+        return error
+    return DataError(
+        f"A data worker must prepare every bucket, but failed with {type(error).__name__}: {error}.",
+        hint=f"num_workers: 0 fails in the training process itself; here it was\n{traceback.format_exc()}",
+    )
+
+
+def _private_stdout() -> BinaryIO:
+    """Standard output for ourselves; what a library prints goes to standard error."""
+    own = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return own
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Beam search, with the lists and the scores of OpenNMT-py.
+
+Shapes: B = prompts that are searched, K = beams of a prompt, R = B * K rows, C = candidates, N = tokens so far, S =
+    source length, V = vocabulary.
+
+At each step a prompt's K best continuations are taken. Those that end are put aside, and their beams are free for the
+next step's continuations of the others. A score is what the model's log probabilities sum to, over all tokens that are
+not the start token, divided by the length penalty at the moment; then the coverage penalty comes off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from onmt_llm.generate.search.greedy import Row, Rules
+from onmt_llm.generate.search.penalties import real_tokens
+from onmt_llm.generate.search.sampling import top_k
+from onmt_llm.generate.search.state import Decoding
+
+
+@dataclass(frozen=True)
+class Beams:
+    """How a beam search goes.
+
+    Attributes:
+        size: Hypotheses kept alive for each prompt.
+        n_best: Hypotheses wanted of each prompt.
+        length_penalty: See `lengths.length_penalty`.
+        coverage_penalty: See `penalties.coverage_penalty`; None = none.
+        stepwise: The coverage penalty counts at every step, not only when a hypothesis has ended.
+        ratio: When a search ends. 0: when a step's best continuation has ended and there are `n_best`. Above 0: when
+            besides that best continuation's score, divided by ratio * source length, is no better than that of an
+            ended hypothesis, divided by its length.
+        at_stop: Whether tokens end with a stop string.
+    """
+
+    size: int
+    n_best: int
+    length_penalty: Callable[[int], float]
+    coverage_penalty: Callable[[Tensor, Tensor], Tensor] | None = None
+    stepwise: bool = False
+    ratio: float = 0.0
+    at_stop: Callable[[list[int]], bool] | None = None
+
+
+@dataclass
+class _Found:
+    """What one prompt's search has found."""
+
+    ended: list[tuple[float, Row]] = field(default_factory=list)
+    best_per_token: float = -math.inf
+
+
+def beam_search(decoding: Decoding, *, beams: Beams, rules: Rules) -> list[list[tuple[float, Row]]]:
+    """Search the best answers of a batch, one row a prompt.
+
+    Returns:
+        For each prompt up to `n_best` pairs of score and ended row, best first.
+    """
+    return _BeamSearch(decoding, beams, rules).run()
+
+
+class _BeamSearch:
+    """State of the search.
+
+    Attributes:
+        prompts: The prompts that are still searched, B of them.
+        tokens_RN: Tokens of each hypothesis.
+        log_probs_BK: Sums of log probabilities; -inf = the hypothesis has ended, or never was one.
+    """
+
+    def __init__(self, decoding: Decoding, beams: Beams, rules: Rules) -> None:
+        num_prompts = len(decoding.source_lengths)
+        self.decoding, self.beams, self.rules = decoding, beams, rules
+        self.found = [_Found() for _ in range(num_prompts)]
+        self.prompts = list(range(num_prompts))
+        self.tokens_RN = torch.zeros(num_prompts, 0, dtype=torch.long, device=decoding.device)
+        self.log_probs_BK = torch.zeros(num_prompts, 1, device=decoding.device)
+        self.end_ids = torch.tensor(rules.end_ids, dtype=torch.long, device=decoding.device)
+        self.coverage: _Coverage | None = None
+        if beams.coverage_penalty is not None:
+            real_BS = real_tokens(decoding.source_lengths, decoding.device)
+            self.coverage = _Coverage(beams.coverage_penalty, real_BS)
+
+    def run(self) -> list[list[tuple[float, Row]]]:
+        while self.prompts:
+            if self.coverage is not None:
+                assert self.decoding.attention_RS is not None, "a coverage penalty needs a decoding with attention"
+                penalty_BK = self.coverage.look(self.decoding.attention_RS, self.log_probs_BK.shape)
+                if self.beams.stepwise:
+                    self.log_probs_BK = self.log_probs_BK - penalty_BK
+            rows_BK = self._extend()
+            self._keep(self._put_aside(self._ended()), rows_BK)
+        return [sorted(found.ended, key=lambda item: -item[0])[: self.beams.n_best] for found in self.found]
+
+    def _extend(self) -> Tensor:
+        """Replace the hypotheses by their best continuations; returns the rows that those continue, (B, K)."""
+        size, length = self.log_probs_BK.shape[1], self.tokens_RN.shape[1]
+        owners = [prompt for prompt in self.prompts for _ in range(size)]
+        logits_RV = self.rules.distribution(self.decoding.logits_RV, self.tokens_RN.tolist)
+        total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
+        values_RC, ids_RC = self._candidates(logits_RV, owners, length)
+        sums_BC = (values_RC - total_R1 + self.log_probs_BK.reshape(-1, 1)).view(len(self.prompts), -1)
+        self.log_probs_BK, places_BK = sums_BC.topk(min(self.beams.size, sums_BC.shape[1]), dim=-1)
+        first_row_B1 = torch.arange(len(self.prompts), device=places_BK.device)[:, None] * size
+        rows_BK = places_BK // values_RC.shape[1] + first_row_B1
+        new_BK = ids_RC.view(len(self.prompts), -1).gather(1, places_BK)
+        self.tokens_RN = torch.cat([self.tokens_RN[rows_BK.flatten()], new_BK.view(-1, 1)], dim=1)
+        if self.coverage is not None:
+            self.coverage.follow(rows_BK.flatten())
+        return rows_BK
+
+    def _candidates(self, logits_RV: Tensor, owners: list[int], length: int) -> tuple[Tensor, Tensor]:
+        """Each row's best next tokens: their logits and ids."""
+        allowed_RV = self.rules.ban(logits_RV, owners, length, self.tokens_RN.tolist)
+        values_RC, ids_RC = top_k(allowed_RV, self.beams.size)
+        forced = self.rules.forced(owners, length)
+        for row in [row for row, token in enumerate(forced) if token >= 0]:
+            values_RC[row] = -math.inf
+            values_RC[row, 0], ids_RC[row, 0] = logits_RV[row, forced[row]], forced[row]
+        return values_RC, ids_RC
+
+    def _ended(self) -> list[list[str | None]]:
+        """Why each beam ends now, or None; beams that are none (-inf) do not end."""
+        shape, length = self.log_probs_BK.shape, self.tokens_RN.shape[1]
+        at_end = torch.isin(self.tokens_RN[:, -1], self.end_ids).view(shape).tolist()
+        forced = [length <= len(self.rules.prefix(prompt)) for prompt in self.prompts]
+        at_limit = [length >= self.rules.limit(prompt) for prompt in self.prompts]
+        result: list[list[str | None]] = []
+        at_stop = self.beams.at_stop
+        histories = self.tokens_RN.view(*shape, length).tolist() if at_stop else []
+        for place, ends in enumerate(at_end):
+            stops = [end and not forced[place] for end in ends]
+            if at_stop is not None and not forced[place]:
+                stops = [stop or at_stop(tokens) for stop, tokens in zip(stops, histories[place], strict=True)]
+            result.append(["stop" if stop else "length" if at_limit[place] else None for stop in stops])
+        return result
+
+    def _put_aside(self, ended: list[list[str | None]]) -> list[int]:
+        """Store what has ended, and free its beams; returns the places of the prompts whose search goes on."""
+        touched = [place for place, reasons in enumerate(ended) if any(reasons)]
+        if not touched:
+            return list(range(len(self.prompts)))
+        length = self.tokens_RN.shape[1]
+        scores_BK = self.log_probs_BK / self.beams.length_penalty(length)
+        log_probs = self.log_probs_BK.tolist()
+        if self.coverage is not None and not self.beams.stepwise:
+            scores_BK = scores_BK - self.coverage.penalty_BK(self.log_probs_BK.shape)
+        scores, tokens = scores_BK.tolist(), self.tokens_RN.view(*self.log_probs_BK.shape, length)
+        over = set()
+        for place in touched:
+            found = self.found[self.prompts[place]]
+            for beam, reason in enumerate(ended[place]):
+                if reason is None or log_probs[place][beam] == -math.inf:
+                    continue
+                row = Row(self.prompts[place], tokens[place, beam].tolist(), log_probs[place][beam])
+                row.finish = "stop" if reason == "stop" else "length"
+                found.ended.append((scores[place][beam], row))
+                # OpenNMT-py's length here counts the start token, and one more.
+                found.best_per_token = max(found.best_per_token, scores[place][beam] / (length + 2))
+                log_probs[place][beam] = -math.inf
+            if max(log_probs[place]) == -math.inf or self._is_over(place, ended[place][0], scores[place][0]):
+                over.add(place)
+        self.log_probs_BK = torch.tensor(log_probs, device=self.log_probs_BK.device)
+        return [place for place in range(len(self.prompts)) if place not in over]
+
+    def _is_over(self, place: int, best_ended: str | None, best: float) -> bool:
+        """Whether to stop although some beams are alive, judged by the step's best continuation."""
+        found = self.found[self.prompts[place]]
+        if len(found.ended) < self.beams.n_best:
+            return False
+        if self.beams.ratio <= 0:
+            return best_ended is not None
+        source_length = self.decoding.source_lengths[self.prompts[place]]
+        if self.decoding.is_decoder_only:
+            source_length += self.tokens_RN.shape[1]
+        return best / (source_length * self.beams.ratio) <= found.best_per_token
+
+    def _keep(self, kept: list[int], rows_BK: Tensor) -> None:
+        """Go on with the prompts at these places: bring the model's state to the hypotheses of now."""
+        if len(kept) < len(self.prompts):
+            kept_B = torch.tensor(kept, dtype=torch.long, device=rows_BK.device)
+            self.prompts = [self.prompts[place] for place in kept]
+            size = rows_BK.shape[1]
+            self.tokens_RN = self.tokens_RN.unflatten(0, (-1, size))[kept_B].flatten(0, 1)
+            self.log_probs_BK, rows_BK = self.log_probs_BK[kept_B], rows_BK[kept_B]
+            self.decoding.select_memories(kept_B)
+            if self.coverage is not None:
+                self.coverage.keep(kept_B, size)
+        if kept:
+            self.decoding.reorder(rows_BK.flatten())
+            self.decoding.step(self.tokens_RN[:, -1])
+
+
+class _Coverage:
+    """How much attention each source token has got from each hypothesis."""
+
+    def __init__(self, penalty: Callable[[Tensor, Tensor], Tensor], real_BS: Tensor) -> None:
+        self._penalty = penalty
+        self._real_BS = real_BS
+        self._sum_RS: Tensor | None = None
+        self._before_R: Tensor | None = None
+
+    def look(self, attention_RS: Tensor, shape: torch.Size) -> Tensor:
+        """Add a step's attention; returns by how much the penalty grew, (B, K). The first step counts as no growth."""
+        self._sum_RS = attention_RS if self._sum_RS is None else self._sum_RS + attention_RS
+        now_R = self._of(self._sum_RS)
+        growth_R = torch.zeros_like(now_R) if self._before_R is None else now_R - self._before_R
+        # The first step starts from nothing, too: what it cost is taken off at the second.
+        self._before_R = torch.zeros_like(now_R) if self._before_R is None else now_R
+        return growth_R.view(shape)
+
+    def follow(self, rows_R: Tensor) -> None:
+        assert self._sum_RS is not None and self._before_R is not None
+        self._sum_RS, self._before_R = self._sum_RS[rows_R], self._before_R[rows_R]
+
+    def keep(self, kept_B: Tensor, size: int) -> None:
+        assert self._sum_RS is not None and self._before_R is not None
+        self._real_BS = self._real_BS[kept_B]
+        self._sum_RS = self._sum_RS.unflatten(0, (-1, size))[kept_B].flatten(0, 1)
+        self._before_R = self._before_R.unflatten(0, (-1, size))[kept_B].flatten()
+
+    def penalty_BK(self, shape: torch.Size) -> Tensor:
+        assert self._sum_RS is not None
+        return self._of(self._sum_RS).view(shape)
+
+    def _of(self, sum_RS: Tensor) -> Tensor:
+        beams = sum_RS.shape[0] // self._real_BS.shape[0]
+        return self._penalty(sum_RS, self._real_BS.repeat_interleave(beams, dim=0))

@@ -1,0 +1,171 @@
+"""What autograd keeps of the blocks between forward and backward, counted on a small copy of the model.
+
+The copy has all layers, adapters and number formats of the run, but narrow heads, and in proportion to them a narrow
+residual stream. What it keeps is counted, storage by storage: whatever the layers come to keep is in the count. That is
+of the form a + b H in the width H of a head, and of the form w + c T + d T^2 in the length T of a row, where w is
+weights in another type: two widths and three lengths tell all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.nn.quantized import quantize
+from onmt_llm.nn.recompute import set_recomputed
+from onmt_llm.nn.transformer import Transformer, set_dropout
+from onmt_llm.training.optim.precision import Precision, hold_trained_in_float32
+from onmt_llm.training.setup.model import Layers, adapt
+
+_HEAD_SIZES = (8, 16)
+_LENGTHS = (48, 96, 144)
+_TOKENS = 16
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A micro-batch for the estimates.
+
+    Attributes:
+        examples: That it holds.
+        rows: Of its tensors.
+        tgt_length: Positions of each row in the decoder, padding included.
+        src_length: Positions of each row in the encoder.
+        packed: Rows hold several documents that do not see each other.
+    """
+
+    examples: int
+    rows: int
+    tgt_length: int
+    src_length: int = 0
+    packed: bool = False
+
+    @property
+    def tgt_positions(self) -> int:
+        """Positions of all rows in the decoder."""
+        return self.rows * self.tgt_length
+
+    @property
+    def positions(self) -> int:
+        """Positions of source and target together."""
+        return self.rows * (self.src_length + self.tgt_length)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run keeps between forward and backward.
+
+    Attributes:
+        model: Shape of the model.
+        config: What is trained, dropped and computed again.
+        layers: Adapters, twins and quantised layers.
+        precision: Number formats.
+        batch: The micro-batch.
+    """
+
+    model: ModelConfig
+    config: TrainConfig
+    layers: Layers
+    precision: Precision
+    batch: Shape
+
+    def at_most(self) -> int:
+        """Bytes of activations at their peak: what is kept, and the largest part that is computed again."""
+        parts = frozenset(self.config.run.use_ckpting)
+        again = [parts - {"block"}] if "block" in parts else [parts - {part} for part in parts & {"mha", "ffn"}]
+        kept, blocks = self.with_recomputed(parts), self.model.encoder_layers + self.model.decoder_layers
+        return kept + max((self.with_recomputed(others) - kept for others in again), default=0) // blocks
+
+    def with_recomputed(self, parts: Collection[str]) -> int:
+        """Bytes that are kept if `parts` are computed again."""
+        first, second, third = (self._at_length(length, parts) for length in _LENGTHS)
+        step, length = _LENGTHS[0], self.batch.tgt_length
+        square = (third - 2 * second + first) / (2 * step**2)
+        linear = (second - first) / step - 3 * step * square
+        return int(self.batch.rows * (linear * length + square * length**2))
+
+    def _at_length(self, length: int, parts: Collection[str]) -> float:
+        narrow, wide = _HEAD_SIZES
+        counts = [self._count(size, length, parts) for size in _HEAD_SIZES]
+        return counts[0] + (counts[1] - counts[0]) / (wide - narrow) * (self.model.size_per_head - narrow)
+
+    def _count(self, head_size: int, length: int, parts: Collection[str]) -> int:
+        """Bytes that a copy with heads of `head_size` keeps of one row."""
+        model = self._copy(head_size)
+        set_recomputed(model, parts)
+        batch, storages = self.batch, _Storages(model)
+        ids_BT, doc_BT = _row(length, batch.packed)
+        memory_BSD = src_doc_BS = None
+        with storages.counted(), self.precision.compute(_CPU):
+            if model.encoder is not None:
+                ids_BS, src_doc_BS = _row(max(2, length * batch.src_length // batch.tgt_length), batch.packed)
+                memory_BSD = model.encode(ids_BS, doc_BS=src_doc_BS)
+            model.decode(ids_BT, memory_BSD, doc_BT=doc_BT, src_doc_BS=src_doc_BS)
+        return storages.total
+
+    def _copy(self, head_size: int) -> Transformer:
+        layers, run = self.layers, self.config.run
+        with torch.random.fork_rng(devices=[]):
+            model = Transformer(narrowed(self.model, head_size)).to(self.precision.weights)
+            if layers.quantised:
+                quantize(model, layers.quantised, layers.quant_type)
+            adapt(model, self.config, layers)
+        if not run.pure_bf16:
+            hold_trained_in_float32(model)
+        set_dropout(model, max(run.dropout), max(run.attention_dropout))
+        return model.train()
+
+
+class _Storages:
+    """What autograd is handed to keep, beside the weights of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        self._kept: dict[int, Tensor] = {}
+
+    def counted(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """Context of a forward pass."""
+        return torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in self._weights:
+            # Held, so that no other storage comes to lie there.
+            self._kept[pointer] = tensor
+        return tensor
+
+
+def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
+    """The same shape with heads of `head_size`, all other widths in proportion, and next to no vocabulary."""
+    share = head_size / config.size_per_head
+    rotary = config.rope.rotary_dim and max(2, round(config.rope.rotary_dim * share / 2) * 2)
+    return config.model_copy(
+        update={
+            "hidden_size": max(1, round(config.hidden_size * share)),
+            "head_dim": head_size,
+            "ffn_size": max(1, round(config.ffn_size * share)),
+            "rope": RopeConfig(rotary_dim=rotary),
+            "vocab_size": _TOKENS,
+            "src_vocab_size": None,
+            "src_features": [],
+            "max_position": max(_LENGTHS),
+            "sliding_window": config.sliding_window and min(config.sliding_window, max(_LENGTHS)),
+        }
+    )
+
+
+def _row(length: int, packed: bool) -> tuple[Tensor, Tensor | None]:
+    """A row of tokens, and which of two documents each belongs to."""
+    ids_BT = torch.zeros(1, length, dtype=torch.long)
+    return ids_BT, 1 + 2 * torch.arange(length)[None] // length if packed else None

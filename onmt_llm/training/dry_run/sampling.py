@@ -1,0 +1,121 @@
+"""A look at the first micro-batches, for `-dry_run`: their shape, and what their examples take, in bounded time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from onmt_llm.config.section import Section
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.data.batching.batch import Batch
+from onmt_llm.data.corpus import split_corpora
+from onmt_llm.errors import DataError
+from onmt_llm.log import logger
+from onmt_llm.training.dist import World
+from onmt_llm.training.dry_run.activations import Shape
+from onmt_llm.training.host_memory import resident_memory
+from onmt_llm.training.setup.inputs import open_pipeline
+from onmt_llm.training.setup.start import Start
+
+_BATCHES = 16
+_FIRST = 256
+"""Examples of a first look, which tells how many can be read in the time that there is."""
+_SECONDS = 4.0
+"""For the second look; a whole bucket of 262,144 examples may take more than a minute."""
+_PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the first micro-batches are like.
+
+    Attributes:
+        batch: The largest of them.
+        examples: So many were read for it.
+        is_whole: They are those that the run itself begins with, cut from a bucket of the size that it has there.
+        rest: Bytes, estimated, that a whole bucket takes beside what this process holds now.
+    """
+
+    batch: Shape
+    examples: int
+    is_whole: bool
+    rest: int
+
+
+def sample_batches(config: TrainConfig, options: Mapping[str, Section], start: Start, world: World) -> Sampled:
+    """Cut micro-batches from a bucket of the run's size, or from a smaller one if that would take long.
+
+    Raises:
+        DataError: A record is not as it must be, or the corpora yield no batch.
+    """
+    batching = config.batching
+    whole = max(batching.bucket_size, batching.batch_size) if batching.batch_type == "sents" else batching.bucket_size
+    if whole <= _FIRST:
+        shape, examples = _look(config, options, start, world, whole)
+        return Sampled(shape, examples, is_whole=True, rest=0)
+    began = time.monotonic()
+    _look(config, options, start, world, _FIRST, quiet=True)
+    before, spent = resident_memory(), time.monotonic() - began
+    size = min(whole, max(_FIRST, int(_FIRST * _SECONDS / spent)))
+    shape, examples = _look(config, options, start, world, size)
+    if size == whole or examples < size:  # there are no more
+        return Sampled(shape, examples, is_whole=True, rest=0)
+    growth = max(resident_memory() - before, 0) // max(size - _FIRST, 1)
+    return Sampled(shape, examples, is_whole=False, rest=growth * (whole - size))
+
+
+def _look(
+    config: TrainConfig,
+    options: Mapping[str, Section],
+    start: Start,
+    world: World,
+    size: int,
+    *,
+    quiet: bool = False,
+) -> tuple[Shape, int]:
+    """The largest of the first micro-batches of buckets of a size, and how many examples were read for them.
+
+    Args:
+        quiet: What is found out about the corpora is not told yet.
+    """
+    batching = config.batching.model_copy(update={"bucket_size": size, "num_workers": 0})
+    data = config.corpora
+    if quiet and data.skip_empty_level == "warning":
+        data = data.model_copy(update={"skip_empty_level": "silent"})
+    config = config.model_copy(update={"batching": batching, "corpora": data})
+    corpora, _ = split_corpora(data.data)
+    with closing(
+        open_pipeline(config, options, start, corpora, training=True, seed=0, world=world, audited=quiet)
+    ) as pipeline:
+        shapes = [_shape(batch) for batch in islice(pipeline, _BATCHES)]
+        if not shapes:
+            raise DataError(f"The corpora must yield at least one batch, but yield none: {pipeline.summary()}.")
+        return max(shapes, key=lambda shape: shape.positions), sum(counts.read for counts in pipeline.counts.values())
+
+
+def _shape(batch: Batch) -> Shape:
+    rows, length = batch.tgt_BT.shape
+    source = 0 if batch.src_BS is None else batch.src_BS.shape[1]
+    return Shape(batch.num_examples, rows, length, source, packed=batch.doc_BT is not None)
+
+
+@contextmanager
+def heartbeat(what: str) -> Iterator[None]:
+    """Say every few seconds that something still goes on."""
+    began, done = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        while not done.wait(_PATIENCE):
+            logger.info("%s: %d s so far.", what, time.monotonic() - began)
+
+    thread = threading.Thread(target=say, name="onmt_llm-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

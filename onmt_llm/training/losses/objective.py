@@ -1,0 +1,111 @@
+"""What a run minimises, beside the likelihood of the targets.
+
+Shapes: B examples, T target positions, S source positions, M aligned pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.train import ObjectiveConfig
+from onmt_llm.data.batching.batch import Batch
+from onmt_llm.errors import ConfigError
+from onmt_llm.training.losses.lm_prior import LmPrior
+
+
+@dataclass(frozen=True)
+class GuidedAlignment:
+    """Cross attention that is taught word alignments (Garg et al. 2019).
+
+    Attributes:
+        weight: Factor of the term in the loss.
+        layer: Decoder layer, counted from 0.
+        heads: Heads that are averaged; 0 = all.
+        full_context: The attention sees the whole target.
+    """
+
+    weight: float
+    layer: int
+    heads: int = 0
+    full_context: bool = False
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised beside the likelihood.
+
+    Attributes:
+        label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
+        prior: A language model's opinion, as a further term.
+        alignment: Guided alignment, as a further term, where a batch has alignments.
+        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
+        preference: A loss over preferences, in the place of the likelihood: (model, batch, scale, number of
+            corpora) -> TokenLoss.
+    """
+
+    label_smoothing: float = 0.0
+    prior: LmPrior | None = None
+    alignment: GuidedAlignment | None = None
+    chunk_tokens: int = 0
+    preference: Callable[[Any, Batch, float, int], Any] | None = None
+
+    @property
+    def judged(self) -> Objective:
+        """What a model is validated by: the likelihood, or the loss over preferences."""
+        return Objective(preference=self.preference, chunk_tokens=self.chunk_tokens)
+
+
+LIKELIHOOD = Objective()
+"""Nothing but the likelihood: how a model is validated."""
+
+
+def alignment_loss(attention_BTS: Tensor, align_M3: Tensor) -> Tensor:
+    """Cross-entropy of attention against alignments, summed: each aligned token spreads its weight over its partners.
+
+    Args:
+        attention_BTS: Attention of each label's position to the source.
+        align_M3: (row, label, source) of each aligned pair.
+    """
+    row_M, label_M, source_M = align_M3.unbind(1)
+    ones_M = torch.ones_like(row_M, dtype=torch.float32)
+    partners_BT = ones_M.new_zeros(attention_BTS.shape[:2]).index_put((row_M, label_M), ones_M, accumulate=True)
+    logp_M = attention_BTS[row_M, label_M, source_M].float().clamp(min=1e-18).log()
+    return -(logp_M / partners_BT[row_M, label_M]).sum()
+
+
+def open_alignment(
+    objective: ObjectiveConfig, model: ModelConfig, corpora: Mapping[str, CorpusConfig]
+) -> GuidedAlignment | None:
+    """The guided alignment that the options ask for; None where its weight is 0.
+
+    Args:
+        objective: The options.
+        model: Shape of the model.
+        corpora: Those for training.
+
+    Raises:
+        ConfigError: The model has no such layer or heads, or a corpus has no alignments.
+    """
+    if not objective.lambda_align:
+        return None
+    layer, heads, layers = objective.alignment_layer, objective.alignment_heads, model.decoder_layers
+    if model.is_decoder_only:
+        raise ConfigError("lambda_align must be 0 for a language model, which has no source to align with.")
+    if not -layers <= layer < layers:
+        raise ConfigError(
+            f"alignment_layer must be one of the decoder's {layers} layers, from {-layers} to {layers - 1}, "
+            f"but is {layer}."
+        )
+    if heads > model.heads:
+        raise ConfigError(f"alignment_heads must be at most heads, {model.heads}, but is {heads}.")
+    missing = [name for name, corpus in corpora.items() if not corpus.path_align]
+    if missing:
+        raise ConfigError(f"lambda_align must go with a path_align in every corpus, but {', '.join(missing)} has none.")
+    return GuidedAlignment(objective.lambda_align, layer % layers, heads, objective.full_context_alignment)

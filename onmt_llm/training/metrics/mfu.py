@@ -1,0 +1,201 @@
+"""What a run makes of the machine: the share of its matmul peak that training reaches, and memory.
+
+The operations of an update are those that the model asks for: two for each weight and position forward, two for the
+gradient of its input, and two for that of the weight, where it is trained; in attention four for each pair of positions
+and column of the heads, and twice that backward. Below the first block that is trained there is no backward pass.
+Padding counts, since it is computed. What is computed twice (activation checkpointing) and other models (a reference, a
+prior) do not.
+
+Shapes: B rows, T and S positions, K documents of a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onmt_llm.data.batching.batch import Batch
+from onmt_llm.nn.expand import TwinBlock
+from onmt_llm.nn.transformer import Stack, Transformer
+from onmt_llm.training.host_memory import peak_memory
+from onmt_llm.training.losses.cross_entropy import IGNORE, output_parameters
+
+MIB = 1 << 20
+# Width of the matrices by which the peak is measured: large enough for it, small enough to be done at once.
+_WIDTH = {"cpu": 1024, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """Operations of forward and backward.
+
+    Attributes:
+        source: For each position of the encoder, the keys and values that the decoder's layers make of it included.
+        target: For each position of the decoder.
+        label: For each trained position, in the output layer.
+        encoder_pair: For each pair of positions that attend to each other in the encoder.
+        decoder_pair: The same in the decoder, from source to target, and within the target.
+        window: Positions that each looks back at; None = all.
+    """
+
+    source: float
+    target: float
+    label: float
+    encoder_pair: float
+    decoder_pair: float
+    window: int | None = None
+
+    @classmethod
+    def of(cls, model: Transformer) -> ModelFlops:
+        """Those of a model, its frozen weights, adapters and twins as they are."""
+        config = model.config
+        queries, keys = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
+        outer, memory = 2 * config.hidden_size * queries, 2 * config.hidden_size * keys
+        block = outer + memory + (3 if config.ffn_gated else 2) * config.hidden_size * config.ffn_size
+        crossing = config.encoder_layers > 0 and config.decoder_layers > 0
+        # forward, and the gradient of the input; what is trained is added below
+        blocks = [len(uses) for uses in block_uses(model)]
+        backward = [sum(use.backward for use in uses) for uses in block_uses(model)]
+        in_encoder, in_decoder = (2.0 * blocks[i] + 2.0 * backward[i] for i in range(2))
+        source = in_encoder * block + (in_decoder * memory if crossing else 0.0)
+        target = in_decoder * (block + (outer if crossing else 0))
+        for name, parameter in model.named_parameters():
+            if parameter.ndim != 2 or not parameter.requires_grad or ".layers." not in name or "relative" in name:
+                continue
+            operations = (6.0 if ".lora_" in name else 2.0) * parameter.numel()
+            if name.startswith("encoder.") or "cross_attn.k_proj" in name or "cross_attn.v_proj" in name:
+                source += operations
+            else:
+                target += operations
+        label = (6.0 if output_parameters(model) else 4.0) * config.hidden_size * config.vocab_size
+        return cls(
+            source,
+            target,
+            label,
+            (4.0 * blocks[0] + 8.0 * backward[0]) * queries,
+            (4.0 * blocks[1] + 8.0 * backward[1]) * queries,
+            config.sliding_window,
+        )
+
+    def __call__(self, batch: Batch) -> float:
+        """Operations of an update with this batch alone."""
+        lengths_BK = _lengths(batch.tgt_BT, batch.doc_BT)
+        total = self.target * batch.tgt_BT.numel() + self.label * float((batch.labels_BT != IGNORE).sum())
+        total += self.decoder_pair * float(_looking_back(lengths_BK, self.window).sum())
+        if batch.src_BS is not None:
+            sources_BK = _lengths(batch.src_BS, batch.src_doc_BS)
+            documents = min(lengths_BK.shape[1], sources_BK.shape[1])
+            crossing = (lengths_BK[:, :documents] * sources_BK[:, :documents]).sum()
+            total += self.source * batch.src_BS.numel() + self.encoder_pair * float((sources_BK**2).sum())
+            total += self.decoder_pair * float(crossing)
+        return total
+
+
+@dataclass(frozen=True)
+class BlockUse:
+    """What an update does with a block.
+
+    Attributes:
+        backward: The backward pass goes through it: something in it, or in what it reads, is trained.
+        trained: All of it is trained.
+    """
+
+    backward: bool
+    trained: bool
+
+
+def block_uses(model: Transformer) -> tuple[list[BlockUse], list[BlockUse]]:
+    """Of each block of encoder and decoder, both halves of a pair."""
+    encoder, decoder = model.encoder, model.decoder
+    shared = encoder is not None and decoder is not None and encoder.embed_tokens is None
+    memory = _stack_uses(encoder, below=shared and _is_trained(decoder.embed_tokens))  # type: ignore[union-attr]
+    return memory, _stack_uses(decoder, below=any(use.backward for use in memory))
+
+
+def _stack_uses(stack: Stack | None, *, below: bool) -> list[BlockUse]:
+    if stack is None:
+        return []
+    uses: list[BlockUse] = []
+    below = below or any(_is_trained(part) for name, part in stack.named_children() if name not in ("layers", "norm"))
+    for layer in stack.layers:
+        halves: list[nn.Module] = [layer.base, layer.twin] if isinstance(layer, TwinBlock) else [layer]
+        for half in halves:
+            whole = all(parameter.requires_grad for parameter in half.parameters())
+            uses.append(BlockUse(below or _is_trained(half), whole))
+        below = below or any(map(_is_trained, halves))
+    return uses
+
+
+def _is_trained(module: nn.Module | None) -> bool:
+    return module is not None and any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _lengths(ids_BT: Tensor, doc_BT: Tensor | None) -> Tensor:
+    """Positions of each document of each row (float64); a row is one document if they have no numbers."""
+    rows, length = ids_BT.shape
+    if doc_BT is None:
+        return torch.full((rows, 1), length, dtype=torch.float64)
+    counts_BK = torch.zeros(rows, int(doc_BT.max()) + 1, dtype=torch.float64)
+    return counts_BK.scatter_add_(1, doc_BT, torch.ones_like(doc_BT, dtype=torch.float64))[:, 1:]
+
+
+def _looking_back(lengths_BK: Tensor, window: int | None) -> Tensor:
+    """Pairs of a position and one that is not behind it, up to `window` of them."""
+    pairs_BK = lengths_BK * (lengths_BK + 1) / 2
+    if window is None:
+        return pairs_BK
+    beyond_BK = (lengths_BK - window).clamp(min=0)
+    return pairs_BK - beyond_BK * (beyond_BK + 1) / 2
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Operations a second of the fastest of several products of square matrices; draws no random numbers."""
+    width = _WIDTH.get(device.type, 1024)
+    matrix = torch.full((width, width), 0.5, device=device, dtype=dtype)
+    fastest, until = float("inf"), time.perf_counter() + seconds
+    for turn in range(1000):
+        began = time.perf_counter()
+        matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ended = time.perf_counter()
+        if turn:  # the first one warms up
+            fastest = min(fastest, ended - began)
+            if ended > until:
+                break
+    return 2.0 * width**3 / fastest
+
+
+class Machine:
+    """Watches the batches go by, and reports what the processor makes of them.
+
+    Args:
+        device: Where the model runs.
+        flops: Of the model; None = only memory is reported.
+        peak: Operations a second at best.
+    """
+
+    def __init__(self, device: torch.device, flops: ModelFlops | None = None, peak: float = 1.0) -> None:
+        self._device = device
+        self._flops = flops
+        self._peak = peak
+        self._done = 0.0
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; their operations are added up."""
+        for batch in batches:
+            if self._flops is not None:
+                self._done += self._flops(batch)
+            yield batch
+
+    def figures(self, seconds: float) -> dict[str, float]:
+        """Of the last `seconds`, and the most memory so far: `mfu` (share of the peak), `peak_rss_mib`, ..."""
+        figures = {f"{name}_mib": size / MIB for name, size in peak_memory(self._device.type).items()}
+        if self._flops is not None:
+            figures["mfu"] = self._done / seconds / self._peak
+            self._done = 0.0
+        return figures

@@ -1,0 +1,100 @@
+"""The optimiser of a run over its trainable parameters: their groups, learning rates and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from onmt_llm.config.train import OptimConfig
+from onmt_llm.errors import ConfigError
+from onmt_llm.training.optim.kahan import KahanAdamW
+from onmt_llm.training.optim.registry import HIDDEN, OPTIMIZERS, Groups, adam_arguments
+
+RATE_FACTOR = "rate_factor"
+"""Key of a group: its learning rate as a multiple of the run's."""
+
+
+def build_optimizer(model: nn.Module, settings: OptimConfig, *, pure_bf16: bool = False) -> Optimizer:
+    """The optimiser `settings.optim` over the parameters of `model` that require a gradient.
+
+    Args:
+        model: The model.
+        settings: Name and settings.
+        pure_bf16: The trained weights are bf16, and the optimiser must keep what they cannot hold.
+
+    Raises:
+        ConfigError: Nothing is trainable, or the optimiser cannot train bf16 weights.
+        UnsupportedError: The optimiser's package is missing, or does not run here.
+    """
+    groups = parameter_groups(model, settings.weight_decay, lora_b_rate=settings.loraplus_lr_ratio)
+    if not pure_bf16:
+        return OPTIMIZERS.get(settings.optim)(groups, settings)
+    if settings.optim != "adamw":
+        raise ConfigError(f"pure_bf16 must go with optim: adamw, but optim is {settings.optim}.")
+    return KahanAdamW(groups, **adam_arguments(settings))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, *, lora_b_rate: float = 1.0) -> Groups:
+    """Trainable parameters in groups: with weight decay and without (biases, norms, embeddings), of their own rates,
+    and with `HIDDEN` those matrices that are neither an embedding nor the output layer.
+
+    Args:
+        model: The model.
+        weight_decay: Of the matrices.
+        lora_b_rate: Learning rate of the B matrices of adapters, as a multiple of that of all others (LoRA+).
+    """
+    spared_modules = [m for m in model.modules() if "Embedding" in type(m).__name__]
+    spared = {id(p) for module in spared_modules for p in module.parameters()}
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
+    for parameter in trainable(model):
+        name = names[id(parameter)]
+        matrix = parameter.ndim == 2 and id(parameter) not in spared
+        rate = lora_b_rate if name.rpartition(".")[2] == "lora_b" else 1.0
+        kind = (rate, matrix and not name.startswith("lm_head"), weight_decay if matrix else 0.0)
+        groups.setdefault(kind, []).append(parameter)
+    if not groups:
+        raise ConfigError("At least one parameter must be trainable, but all of them are frozen.")
+    order = sorted(groups, key=lambda kind: (kind[0] != 1.0, not kind[1], -kind[2]))
+    return [{"params": groups[k], "weight_decay": k[2], RATE_FACTOR: k[0], HIDDEN: k[1]} for k in order]
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that get a gradient, in the model's order, tied ones once."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Use `rate` in the next step, times each group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
+
+
+def gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    """Those gradients of `parameters` that exist."""
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def scale_and_clip(parameters: Iterable[nn.Parameter], *, factor: float, max_norm: float) -> float:
+    """Multiply the gradients by `factor`, then shrink them to `max_norm`.
+
+    Args:
+        parameters: Owners of the gradients.
+        factor: 1 / (number of trained tokens x loss scale).
+        max_norm: Largest global L2 norm; 0 = no limit.
+
+    Returns:
+        The L2 norm of all gradients after scaling and before clipping; inf or nan where one of them is.
+    """
+    found = gradients(parameters)
+    if not found:
+        return 0.0
+    norm = float(torch.nn.utils.get_total_norm(found)) * factor
+    if max_norm > 0 and norm > max_norm:
+        factor *= max_norm / norm
+    if factor != 1.0:
+        torch._foreach_mul_(found, factor)
+    return norm

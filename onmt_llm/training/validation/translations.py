@@ -1,0 +1,122 @@
+"""Validation by what the model says itself: it translates (or answers) the validation corpora, and is scored.
+
+The search is that of the engines, and the text is what the transforms, undone in reverse order, make of its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onmt_llm.config.data import BatchConfig
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.train import ValidationConfig
+from onmt_llm.data.eval_prompts import Prompt
+from onmt_llm.data.transforms import undo_all
+from onmt_llm.errors import DataError
+from onmt_llm.generate.scorers import Scorer
+from onmt_llm.generate.torch_engine import TorchEngine
+from onmt_llm.log import logger
+from onmt_llm.nn.transformer import Transformer
+from onmt_llm.outputs import write_text
+from onmt_llm.text.codec import Codec
+from onmt_llm.text.placeholders import to_line
+from onmt_llm.training.dist import World
+from onmt_llm.training.optim.precision import Precision
+
+
+def dump_folder(settings: ValidationConfig, save_model: str) -> Path | None:
+    """Where predictions go; None where they go nowhere."""
+    if settings.dump_preds:
+        return Path(settings.dump_preds)
+    return Path(f"{save_model}_preds") if settings.scoring_debug else None
+
+
+class Translations:
+    """The questions of the validation corpora, asked again and again.
+
+    Args:
+        prompts: Questions and answers.
+        skipped: Examples that are left out, for the log.
+        scorers: What compares them.
+        codec: Text side of the model.
+        settings: How to search, and what to write down.
+        batching: How many prompts are decoded together.
+        folder: Where predictions are written; None = nowhere.
+
+    Raises:
+        DataError: There is no question.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        skipped: int = 0,
+        scorers: Sequence[Scorer],
+        codec: Codec,
+        settings: ValidationConfig,
+        batching: BatchConfig,
+        folder: Path | None = None,
+    ) -> None:
+        if not prompts:
+            raise DataError(
+                "valid_metrics need validation examples with a question and an answer, but there is none.",
+                hint="a language model is asked path_src beside path_tgt, a JSONL prompt, or an untrained part",
+            )
+        if skipped:
+            logger.info("valid_metrics: %d validation examples are asked, %d left out.", len(prompts), skipped)
+        self._prompts = prompts
+        self._references = [_one_line(prompt.reference) for prompt in prompts]
+        self._scorers = scorers
+        self._codec = codec
+        self._options = GenerationConfig(beam_size=settings.valid_beam_size, max_length=settings.valid_max_length)
+        self._batching = batching
+        self._folder = folder
+        self._side_by_side = settings.scoring_debug
+
+    def score(self, model: Transformer, step: int, *, precision: Precision, world: World) -> dict[str, float]:
+        """What the scorers say of the model's answers, on all ranks alike; dropout is off meanwhile."""
+        predictions = self._predict(model, precision=precision, world=world)
+        if world.is_main and self._folder is not None:
+            self._write(self._folder, step, predictions)
+        return {scorer.name: scorer.score(predictions, self._references) for scorer in self._scorers}
+
+    def _predict(self, model: Transformer, *, precision: Precision, world: World) -> list[str]:
+        """All predictions in order; each rank makes every n-th of them."""
+        mine = self._prompts[world.rank :: world.size]
+        model.eval()
+        try:
+            with precision.compute(world.device):
+                answers = TorchEngine(model, self._codec).generate(
+                    [prompt.tokens for prompt in mine],
+                    self._options,
+                    batch_size=self._batching.valid_batch_size,
+                    batch_type=self._batching.batch_type,
+                )
+        finally:
+            model.train()
+        texts = [self._text(prompt, best[0].tokens) for prompt, best in zip(mine, answers, strict=True)]
+        parts = [record["texts"] for record in world.gather({"texts": texts})]
+        return [parts[place % world.size][place // world.size] for place in range(len(self._prompts))]
+
+    def _text(self, prompt: Prompt, tokens: Sequence[str]) -> str:
+        control = self._codec.tokenizer.control_tokens
+        return _one_line(undo_all(prompt.transforms, [token for token in tokens if token not in control]))
+
+    def _write(self, folder: Path, step: int, predictions: Sequence[str]) -> None:
+        _write_lines(folder / f"preds.valid_step_{step}.txt", predictions)
+        _write_lines(folder / "refs.valid.txt", self._references)
+        if self._side_by_side:
+            rows = zip(self._prompts, self._references, predictions, strict=True)
+            blocks = [f"SOURCE: {to_line(asked.text)}\nREF: {gold}\nPRED: {said}\n" for asked, gold, said in rows]
+            write_text(folder / f"debug.valid_step_{step}.txt", "\n".join(blocks))
+
+
+def _one_line(text: str) -> str:
+    """A text as it is scored and written, so that whoever scores the files finds the same."""
+    return text.replace("\r", " ").replace("\n", " ").strip()
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -1,0 +1,210 @@
+"""From YAML and flags to a validated job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from onmt_llm.cli.jobs import JOBS, load_job
+from onmt_llm.config.compat.translate import known_names, layer_name
+from onmt_llm.config.loading.load import Loaded
+from onmt_llm.config.loading.render import example_yaml, json_schema, print_config
+from onmt_llm.config.loading.yaml_file import parse_scalar, read_yaml
+from onmt_llm.config.schema import leaves
+from onmt_llm.errors import ConfigError
+
+DATA = Path(__file__).parents[3] / "data"
+
+
+def train(*argv: str) -> Loaded[Any]:
+    return load_job("onmt_llm_train", argv)
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_reference_recipe_loads_as_written() -> None:
+    loaded = train("-config", str(DATA / "replicate_vicuna.yaml"))
+    job = loaded.job
+    assert job.architecture.model_dump(exclude_unset=True) == {
+        "decoder_layers": 32,
+        "hidden_size": 4096,
+        "heads": 32,
+        "ffn_size": 11008,
+        "ffn_gated": True,
+        "activation": "silu",
+        "norm": "rmsnorm",
+        "position": "rotary",
+        "attn_bias": False,
+        "attn_out_bias": False,
+    }
+    assert job.run.model_task == "lm" and job.optimizer.learning_rate == 2e-05
+    assert (job.batching.batch_size, job.batching.valid_batch_size) == (500, 500)
+    assert sum("written twice" in warning for warning in loaded.warnings) == 2
+    assert job.quantization.resolved_type == "bnb_8bit"
+    assert [corpus.weight for corpus in job.corpora.data.values()] == [10, 10]
+
+
+@pytest.mark.parametrize(("name", "beam", "n_best"), [("py", 1, 1), ("ct2", 3, 2)])
+def test_the_reference_inference_files_load_as_written(name: str, beam: int, n_best: int) -> None:
+    job = load_job("onmt_llm_translate", ["-config", str(DATA / f"translate_opts_{name}.yaml")]).job
+    assert (job.generation.beam_size, job.generation.n_best) == (beam, n_best)
+    assert job.inference.src is None and job.generation.random_sampling_topk == 40
+
+
+@pytest.mark.parametrize(
+    "flag", [["-train_steps", "7"], ["--train_steps", "7"], ["--train-steps=7"], ["-train_steps=7"]]
+)
+def test_every_spelling_of_a_flag(flag: list[str]) -> None:
+    assert train(*flag).job.run.train_steps == 7
+
+
+def test_later_sources_win_and_say_so(tmp_path: Path) -> None:
+    first = write(tmp_path, "seed: 1\ntrain_steps: 5\nrun: {keep_checkpoint: 3}\n")
+    second = tmp_path / "y.yaml"
+    second.write_text("train_steps: 6\ndata: {a: {path_src: t, weight: 2}}\n")
+    loaded = train("-config", first, "-config", str(second), "-seed", "9", "--set", "data.a.weight=5")
+    assert (loaded.job.run.seed, loaded.job.run.train_steps, loaded.job.run.keep_checkpoint) == (9, 6, 3)
+    assert loaded.job.corpora.data["a"].weight == 5
+    assert loaded.origins["train_steps"] == f"{second}:1" and loaded.origins["seed"] == "-seed"
+
+
+def test_print_config_can_be_fed_back(tmp_path: Path) -> None:
+    loaded = train("-config", str(DATA / "replicate_vicuna.yaml"), "-response_patterns", "A:｟newline｠")
+    text = print_config(loaded)
+    assert "replicate_vicuna.yaml:27" in text and "# default" in text
+    again = train("-config", write(tmp_path, text))
+    assert (again.job, again.options) == (loaded.job, loaded.options)
+
+
+def test_lists_and_switches_on_the_command_line() -> None:
+    job = train("-lora_layers", "q_proj", "v_proj", "-tensorboard", "-override_opts", "false", "-dropout", "0.1").job
+    assert job.lora.lora_layers == ["q_proj", "v_proj"]
+    assert (job.logging.tensorboard, job.run.override_opts, job.run.dropout) == (True, False, [0.1])
+
+
+BROKEN = {
+    "unknown key": ("lora_rnak: 4\n", ["x.yaml:1", "lora_rnak", "lora_rank"]),
+    "unknown key of a corpus": ("data:\n  a:\n    path_sr: x\n", ["x.yaml:3", "path_src"]),
+    "not a number": ("seed: 1\nlearning_rate: 1e-4x\n", ["x.yaml:2", "a number", "1e-4x", "did you mean 1e-4"]),
+    "out of range": ("lora_rank: 0\n", ["x.yaml:1", ">= 1", "is 0"]),
+    "no such choice": ("optim: adamm\n", ["x.yaml:1", "adamm", "did you mean 'adam"]),
+    "no such type of weights": ("\n\nquant_type: bnb_8bits\n", ["x.yaml:3", "did you mean 'bnb_8bit'"]),
+    "whole number wanted": ("train_steps: 10.5\n", ["x.yaml:1", "whole number", "10.5"]),
+    "not YAML": ("seed: 1\n  heads: 8\n", ["x.yaml:2", "YAML"]),
+    "a tab": ("data:\n\ta: 1\n", ["x.yaml:2", "tab"]),
+    "two options at odds": ("accum_count: [2, 4]\naccum_steps: [0]\n", ["x.yaml:1", "accum_steps", "same length"]),
+    "heads do not divide": ("hidden_size: 100\nheads: 7\n", ["x.yaml:1", "multiple of heads"]),
+    "retired": ("copy_attn: true\n", ["x.yaml:1", "copy attention is retired"]),
+    "retired encoder": ("encoder_type: brnn\n", ["x.yaml:1", "encoder_type", "retired"]),
+    "average attention": ("self_attn_type: average\n", ["x.yaml:1", "must be scaled-dot", "key/value cache"]),
+    "two kinds of positions": ("position_encoding: true\nmax_relative_positions: 8\n", ["x.yaml:1", "of one kind"]),
+    "features by mlp": ("feat_merge: mlp\n", ["x.yaml:1", "mlp, which is retired"]),
+    "not a mapping": ("- a\n- b\n", ["x.yaml", "option: value"]),
+    "true or false": ("tensorboard: maybe\n", ["x.yaml:1", "true or false", "maybe"]),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=str)
+def test_a_broken_file_gets_one_sentence_with_its_line(case: str, tmp_path: Path) -> None:
+    text, expected = BROKEN[case]
+    with pytest.raises(ConfigError) as caught:
+        train("-config", write(tmp_path, text))
+    for part in expected:
+        assert part in str(caught.value)
+
+
+POSITIONS = {
+    "max_relative_positions: 16": {"position": "shaw", "relative_positions": 16},
+    "max_relative_positions: 100\nrelative_positions_buckets: 24": {
+        "position": "t5",
+        "relative_buckets": 24,
+        "relative_max_distance": 100,
+    },
+    "relative_positions_buckets: 24": {"position": "t5", "relative_buckets": 24, "relative_max_distance": 128},
+    "max_relative_positions: -2\nrelative_positions_buckets: 0": {"position": "alibi"},
+    "max_relative_positions: 0\nposition_encoding: false": {"position": "none"},
+    "position_encoding: true\nposition_encoding_type: SinusoidalConcat": {
+        "position": "sinusoidal",
+        "sinusoid": "concat",
+    },
+    "position_encoding_type: SinusoidalInterleaved": {"position": "sinusoidal", "sinusoid": "standard"},
+    "relative_positions_buckets: 0": {"position": "sinusoidal"},
+}
+
+
+@pytest.mark.parametrize("text", POSITIONS, ids=str)
+def test_opennmt_words_for_positions(text: str, tmp_path: Path) -> None:
+    model = train("-config", write(tmp_path, text + "\n")).job.architecture
+    assert {name: getattr(model, name) for name in POSITIONS[text]} == POSITIONS[text]
+
+
+def test_all_mistakes_are_reported_together_in_their_order(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train("-config", write(tmp_path, "lora_rank: 0\nlearning_rat: 1\noptim: adamm\n"))
+    message = str(caught.value)
+    assert message.startswith("3 things are wrong")
+    assert message.index("lora_rank") < message.index("learning_rat") < message.index("adamm")
+
+
+@pytest.mark.parametrize("flag", ["-n_sampel", "-conf", "--lerning-rate=3"])
+def test_an_unknown_flag_is_never_guessed(flag: str) -> None:
+    with pytest.raises(ConfigError, match="did you mean"):
+        train(flag, "3")
+
+
+def test_a_key_of_another_command_is_a_note(tmp_path: Path) -> None:
+    loaded = train("-config", write(tmp_path, "beam_size: 5\nself_attn_type: scaled-dot-flash\n"))
+    assert any("onmt_llm_translate" in note for note in loaded.notes)
+    assert any("self_attn_type" in note for note in loaded.notes)
+
+
+def test_numbers_words_and_nulls_are_read_as_yaml_1_2() -> None:
+    values = [parse_scalar(text) for text in ("2e-05", "017", "no", "None", "true", "12:30:00", "1.5", "-3")]
+    assert values == [2e-05, 17, "no", None, True, "12:30:00", 1.5, -3]
+
+
+def test_anchors_and_merges_work_and_python_tags_do_not(tmp_path: Path) -> None:
+    file = read_yaml(write(tmp_path, "a: &x {k: 1}\nb:\n  <<: *x\n  l: 2\n"))
+    assert file.values["b"] == {"k": 1, "l": 2}
+    with pytest.raises(ConfigError, match="must be YAML"):
+        read_yaml(write(tmp_path, "a: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_layer_names_of_opennmt() -> None:
+    assert layer_name("w_1", gated=True) == "gate_proj" and layer_name("w_1", gated=False) == "up_proj"
+    assert layer_name("context_attn.linear_query", gated=True) == "cross_attn.q_proj"
+    assert layer_name("lm_head", gated=True) == "lm_head"
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_the_schema_describes_every_option(command: str) -> None:
+    job = JOBS[command]
+    properties = json_schema(job.kind, job.extra())["properties"]
+    assert all(entry.get("description") for entry in properties.values())
+    uncommented = "\n".join(
+        line[1:] for line in example_yaml(job.kind, job.extra()) if line.startswith("#") and not line.startswith("# ")
+    )
+    assert set(yaml.safe_load(uncommented)) == set(properties)
+
+
+ODD = [None, [], {}, [None], [1, [2]], {"a": 1}, {"a": {"b": [{}]}}, {1: 2}, "", "x" * 500, "[", -1.5, True]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("command", JOBS)
+def test_a_value_of_any_type_is_taken_or_refused_for_every_option(command: str, value: Any, tmp_path: Path) -> None:
+    """All options of a command at once, OpenNMT-py's names among them."""
+    names = {*leaves(JOBS[command].kind, JOBS[command].extra()), *known_names()} - {"plugins"}
+    text = yaml.safe_dump(dict.fromkeys(sorted(names), value))
+    try:
+        load_job(command, ["-config", write(tmp_path, text)])
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            assert "Input should" not in line and "Value error" not in line, line

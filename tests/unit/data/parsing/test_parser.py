@@ -1,0 +1,126 @@
+"""Records become examples; what cannot is refused with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.parsing.parser import ExampleParser
+from onmt_llm.data.readers import open_reader
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.text.templates import get_template
+
+
+def parse(corpus: CorpusConfig, **options) -> list[Example | str]:
+    reader = open_reader("c", corpus)
+    parser = ExampleParser("c", corpus, **{"task": "lm", **options})
+    return [parser(record) for record in iter(reader.read, None)]
+
+
+def sides(example: Example | str) -> list[tuple[str | None, bool]]:
+    assert isinstance(example, Example)
+    return [(segment.text, segment.train_on) for segment in [*example.src, *example.tgt]]
+
+
+def test_placeholders_become_newlines_in_text_files_only(write):
+    (line,) = parse(CorpusConfig(path_src=write("a", "one｟newline｠two\n")))
+    assert sides(line) == [("one\ntwo", True)]
+    (item,) = parse(CorpusConfig(path_jsonl=write("j", json.dumps({"text": "one｟newline｠two\n｟_mask_before_｠"}))))
+    assert sides(item) == [("one｟newline｠two\n｟_mask_before_｠", True)]
+
+
+def test_a_literal_mask_marker_parts_prompt_and_answer(write):
+    corpus = CorpusConfig(path_src=write("a", "ask｟newline｠｟_mask_before_｠answer\nplain\n"))
+    assert [sides(example) for example in parse(corpus, zero_out_prompt_loss=True)] == [
+        [("ask\n", False), ("answer", True)],
+        [("plain", True)],
+    ]
+    assert sides(parse(corpus)[0]) == [("ask\n", True), ("answer", True)]
+
+
+def test_parallel_lines_and_empty_ones(write):
+    path = write("s", "a\n \nc\n")
+    corpus = CorpusConfig(path_src=path, path_tgt=write("t", "x\ny\nz\n"))
+    first, empty, third = parse(corpus, task="seq2seq")
+    assert first == Example([Segment("a")], [Segment("x")], "c", 1, Path(path))
+    assert empty == "empty"
+    assert isinstance(third, Example) and third.line == 3
+
+
+@pytest.mark.parametrize("roles", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+@pytest.mark.parametrize("key", ["conversations", "messages", "turns"])
+def test_conversations_in_both_spellings_go_through_the_template(write, roles, key):
+    role, content, user, assistant = roles
+    turns = [{role: user, content: "Hi\nyou"}, {role: assistant, content: "Hello"}]
+    corpus = CorpusConfig(path_jsonl=write("j", json.dumps({key: turns})), messages_key="turns")
+    (example,) = parse(corpus, template=get_template("chatml"))
+    assert isinstance(example, Example) and [(s.text or s.tokens, s.train_on) for s in example.src] == [
+        (["<|im_start|>"], False),
+        ("user\nHi\nyou", False),
+        (["<|im_end|>"], False),
+        ("\n", False),
+        (["<|im_start|>"], False),
+        ("assistant\n", False),
+        ("Hello", True),
+        (["<|im_end|>"], True),
+        ("\n", False),
+    ]
+    assert example.closed
+    (everything,) = parse(corpus, zero_out_prompt_loss=False, template=get_template("chatml"))
+    assert isinstance(everything, Example) and all(segment.train_on for segment in everything.src)
+
+
+def test_prompts_and_answers_with_and_without_a_template(write):
+    items = [{"prompt": "p", "answer": "a"}, {"instruction": "i", "input": "in", "output": "o"}]
+    path = write("j", "\n".join(map(json.dumps, items)))
+    pairs = parse(CorpusConfig(path_jsonl=path), zero_out_prompt_loss=True)
+    assert [sides(pair) for pair in pairs] == [[("p", False), ("a", True)], [("i\n\nin", False), ("o", True)]]
+    chats = parse(CorpusConfig(path_jsonl=path, template="alpaca"), zero_out_prompt_loss=True)
+    assert [sides(chat)[-1] for chat in chats] == [("a", True), ("o", True)]
+    assert "### Instruction:\np\n\n### Response:\n" in str(sides(chats[0])[0][0])
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{'text': 1}", "is not JSON"),
+        ("[1]", "must be one JSON object, but is a list"),
+        ("[" * 100_000, "is nested too deeply|is not JSON"),
+        ('{"text": 3}', "must have text under 'text', but has a number"),
+        ('{"text": "\\ud800"}', "surrogate"),
+        ('{"txt": "x"}', "but has txt"),
+        ('{"messages": "x"}', "list of turns"),
+        ('{"messages": [{"role": "user"}]}', "'role' and 'content'"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "but has 'robot'"),
+        ('{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}', "chat template"),
+    ],
+)
+def test_bad_json_is_refused_with_file_and_line(write, line, problem):
+    corpus = CorpusConfig(path_jsonl=write("bad.jsonl", '{"text": "ok"}\n' + line))
+    with pytest.raises(DataError, match=f"bad.jsonl:2 .*({problem})"):
+        parse(corpus)
+
+
+def test_a_bad_byte_is_refused_with_file_line_and_offset(write):
+    corpus = CorpusConfig(path_txt=write("doc", b"a\n\nfine\r\nb\xe4d\n"))
+    with pytest.raises(DataError, match=r"doc:4 holds the byte 0xe4 at offset 10"):
+        parse(corpus)
+
+
+def test_an_encoder_decoder_needs_targets(write):
+    with pytest.raises(ConfigError, match="path_tgt"):
+        parse(CorpusConfig(path_src=write("a", "x\n")), task="seq2seq")
+    with pytest.raises(DataError, match=r"j:1 has 'text'"):
+        parse(CorpusConfig(path_jsonl=write("j", '{"text": "x"}')), task="seq2seq")
+
+
+def test_an_alpaca_input_has_its_own_place_in_the_layout(write):
+    item = {"instruction": "Translate.", "input": "Hund", "output": "dog"}
+    (example,) = parse(CorpusConfig(path_jsonl=write("j", json.dumps(item))), template=get_template("alpaca"))
+    assert isinstance(example, Example) and not example.closed
+    text = "".join(segment.text or "" for segment in example.src)
+    assert "paired with an input" in text and text.endswith("### Input:\nHund\n\n### Response:\ndog")

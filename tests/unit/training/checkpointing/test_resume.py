@@ -1,0 +1,281 @@
+"""Going on with a run: `train_from: auto`, damaged checkpoints, saving in the background, what is kept, going back."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onmt_llm.config.safety import SafetyConfig, seconds
+from onmt_llm.errors import CheckpointError
+from onmt_llm.training.checkpointing import saver
+from onmt_llm.training.job import TrainResult
+from onmt_llm.training.state import TrainState, read_state
+
+AVERAGED = {"learning_rate": 0.01, "average_decay": 0.05}
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    caplog.set_level("INFO")
+    return caplog
+
+
+def go(task: Any, name: str, *, run: dict[str, Any] | None = None, **sections: Any) -> TrainResult:
+    """Train `name`, 6 steps with a checkpoint every 2, from where it is."""
+    settings = {
+        "save_model": str(task.folder / name / "toy"),
+        "train_from": "auto",
+        "seed": 7,
+        "train_steps": 6,
+        "save_checkpoint_steps": 2,
+        **(run or {}),
+    }
+    return task.run(name, run=settings, **{"optimizer": AVERAGED, **sections})
+
+
+def names(task: Any, name: str) -> list[str]:
+    """Directories of checkpoints."""
+    return sorted(path.name for path in (task.folder / name).glob("*_step_*"))
+
+
+def rows(task: Any, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (task.folder / name / "toy_metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(task: Any, one: str, other: str) -> None:
+    """Two checkpoints have the same weights, averages and optimiser, to the bit."""
+    for file in ("model.safetensors", "train_state/optimizer.safetensors"):
+        assert (task.folder / one / file).read_bytes() == (task.folder / other / file).read_bytes()
+    averages = (task.tensors(f"{name}_ema") for name in (one, other))
+    assert all(torch.equal(*pair) for pair in zip(*(a.values() for a in averages), strict=True))
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+
+
+def test_auto_begins_goes_on_and_ends(copy_task: Any, log: pytest.LogCaptureFixture) -> None:
+    assert go(copy_task, "whole", run={"train_steps": 8}).status == "finished"
+    assert "there is no checkpoint of" in log.text
+    assert go(copy_task, "part").step == 6
+    log.clear()
+    result = go(copy_task, "part", run={"train_steps": 8, "keep_checkpoint": 1})
+    assert (result.status, result.step) == ("finished", 8)
+    assert "train_from auto: the run goes on from" in log.text and "Resuming after step 6" in log.text
+    assert "train_steps is 8 now; it was 6" in log.text
+    assert_equal(copy_task, "whole/toy_step_8", "part/toy_step_8")
+    assert names(copy_task, "part") == ["toy_step_8", "toy_step_8_ema"]
+    assert go(copy_task, "part", run={"train_steps": 8}).status == "already done"
+
+
+def test_auto_begins_with_another_checkpoint_and_then_with_its_own(copy_task: Any, log: Any) -> None:
+    assert go(copy_task, "base").step == 6
+    lora = {"lora": {"lora_layers": ["q_proj"]}, "optimizer": {"learning_rate": 0.01}}
+    start = {"init_from": str(copy_task.folder / "base/toy_step_6"), "train_steps": 2}
+    assert go(copy_task, "tuned", run=start, **lora).step == 2
+    assert go(copy_task, "tuned", run={**start, "train_steps": 4}, **lora).step == 4
+    assert names(copy_task, "tuned") == ["toy_step_2", "toy_step_4"]
+    assert "Resuming after step 2" in log.text
+
+
+def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_used(copy_task: Any, log: Any) -> None:
+    go(copy_task, "whole")
+    go(copy_task, "part", run={"train_steps": 4})
+    newest = copy_task.folder / "part/toy_step_4"
+    flip(newest / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"toy_step_4 must be as it was written .* model\.safetensors has"
+    ) as caught:
+        go(copy_task, "part", run={"train_from": str(newest)})
+    assert caught.value.exit_code == 4 and "auto" in (caught.value.hint or "")
+    assert go(copy_task, "part").step == 6
+    assert "toy_step_4 is damaged (model.safetensors has other values in" in log.text
+    assert "the run goes on from" in log.text and "Resuming after step 2" in log.text
+    assert "toy_step_4.damaged" in names(copy_task, "part")
+    assert_equal(copy_task, "whole/toy_step_6", "part/toy_step_6")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(copy_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    go(copy_task, "waiting", safety={"save_async": False})
+    write, reached = saver.write_state, []
+
+    def slowly(directory: Path, state: TrainState) -> None:
+        deadline = time.monotonic() + 5
+        while json.loads(state.text)["progress"]["step"] == 2 and time.monotonic() < deadline and not is_at(4):
+            time.sleep(0.01)
+        reached.append(is_at(4))
+        write(directory, state)
+
+    def is_at(step: int) -> bool:
+        return any(row["step"] >= step for row in rows(copy_task, "going_on"))
+
+    monkeypatch.setattr(saver, "write_state", slowly)
+    go(copy_task, "going_on", logging={"progress": "none", "report_every": 1})
+    assert reached[0]
+    for step in (2, 4, 6):
+        assert_equal(copy_task, f"waiting/toy_step_{step}", f"going_on/toy_step_{step}")
+
+
+def test_without_memory_for_a_copy_training_waits(copy_task: Any, log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver, "available_memory", lambda: 1000)
+    go(copy_task, "small")
+    assert "training waits while a checkpoint is written" in log.text
+    assert go(copy_task, "small").status == "already done"
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    copy_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 5000})
+    monkeypatch.setattr("onmt_llm.atomic.shutil.disk_usage", lambda place: usage)
+    with pytest.raises(CheckpointError, match=r"toy_step_2 needs 1,\d+,\d+ bytes on the disk, but 5,000 are free"):
+        go(copy_task, "full")
+    assert names(copy_task, "full") == []
+
+
+def test_the_best_checkpoint_is_saved_and_stays(copy_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ppl = iter([5.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0])
+    judge = "onmt_llm.training.validation.validate.Judge.__call__"
+    from onmt_llm.training.metrics.reporter import Judgement, Totals
+
+    monkeypatch.setattr(judge, lambda self, step: Judgement(Totals(nll=next(ppl), tokens=1)))
+    settings = {"train_steps": 8, "save_checkpoint_steps": 4, "valid_steps": 1, "keep_checkpoint": 1}
+    go(copy_task, "best", run={**settings, "train_steps": 4}, safety={"save_best": True}, optimizer={})
+    assert names(copy_task, "best") == ["toy_step_2", "toy_step_4"]
+    go(copy_task, "best", run={**settings, "train_steps": 7}, safety={"save_best": True}, optimizer={})
+    assert names(copy_task, "best") == ["toy_step_2", "toy_step_7"]
+    saved = read_state(copy_task.folder / "best/toy_step_7")
+    assert saved is not None and saved.progress.best_step == 2
+
+
+def test_a_signal_ends_the_run_with_the_shells_code_and_a_validation_that_was_due_is_made_up_for(
+    copy_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"train_steps": 6, "save_checkpoint_steps": 4, "valid_steps": 3}
+    go(copy_task, "whole", run=settings)
+    from onmt_llm.training.optim.ema import Average
+
+    update = Average.update
+
+    def told_at_three(self: Average, step: int) -> None:
+        update(self, step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Average, "update", told_at_three)
+    result = go(copy_task, "part", run=settings)
+    assert (result.status, result.step, result.exit_code) == ("interrupted", 3, 128 + signal.SIGTERM)
+    monkeypatch.undo()
+    assert go(copy_task, "part", run=settings).status == "finished"
+    whole, part = (
+        [(r["step"], r["ppl"]) for r in rows(copy_task, n) if r["split"] == "valid"] for n in ("whole", "part")
+    )
+    assert whole == part and [step for step, _ in whole] == [3, 6]
+    assert_equal(copy_task, "whole/toy_step_6", "part/toy_step_6")
+
+
+def test_time_that_is_up_ends_the_run_for_now(copy_task: Any, log: Any) -> None:
+    result = go(copy_task, "short", safety={"max_time": "0.001s"})
+    assert (result.status, result.step, result.exit_code) == ("out of time", 1, 0)
+    assert "Stopped by max_time after step 1" in log.text
+    assert go(copy_task, "short").step == 6
+
+
+def test_a_run_that_stopped_early_is_not_begun_again(copy_task: Any, log: Any) -> None:
+    settings = {"valid_steps": 1, "train_steps": 50}
+    stop = {"validation": {"early_stopping": 1}, "optimizer": {"learning_rate": 5.0, "optim": "sgd"}}
+    first = go(copy_task, "early", run=settings, **stop)
+    assert first.status == "stopped early"
+    assert go(copy_task, "early", run=settings, **stop).status == "already done"
+    assert f"stopped early at step {first.step}, after 1 validations without better ppl" in log.text
+    patient = {**stop, "validation": {"early_stopping": 3}}
+    assert go(copy_task, "early", run={**settings, "train_steps": first.step + 1}, **patient).step == first.step + 1
+
+
+def test_one_curve_in_tensorboard(copy_task: Any) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = copy_task.folder / "events"
+    logging = {"progress": "none", "report_every": 1, "tensorboard": True, "tensorboard_log_dir": str(folder)}
+    go(copy_task, "curve", run={"train_steps": 5}, logging=logging)
+    # as if the run had been killed after step 5, and had saved step 4 only
+    (copy_task.folder / "curve/toy_step_5").rename(copy_task.folder / "curve/lost")
+    go(copy_task, "curve", logging=logging)
+    (run,) = folder.iterdir()
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert [event.step for event in events.Scalars("progress/ppl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_leap_of_the_loss_is_gone_back_from_and_its_data_left_out(copy_task: Any, log: Any) -> None:
+    rng = random.Random(1)
+    lines = [" ".join(rng.choices(["w0", "w1", "w2", "w3"], k=3)) for _ in range(800)]
+    # a bucket of 40 that is not like the others: the batches 26 to 30
+    lines[200:240] = ["w11 w10 w9"] * 40
+    for side in ("src", "tgt"):
+        (copy_task.folder / f"train.{side}").write_text("".join(f"{line}\n" for line in lines))
+    settings = {"train_steps": 40, "save_checkpoint_steps": 8}
+    watch = {"spike_action": "rollback", "spike_window": 20, "spike_threshold": 5.0}
+    report = {"logging": {"progress": "none", "report_every": 1}}
+    go(copy_task, "poisoned", run=settings, **report)
+    assert max(row["loss"] for row in rows(copy_task, "poisoned") if row["step"] > 20) > 4
+    log.clear()
+    result = go(copy_task, "watched", run=settings, safety=watch, **report)
+    assert (result.status, result.step) == ("finished", 40)
+    assert "Step 26: the loss is" in log.text and "The run goes back to" in log.text and "toy_step_24" in log.text
+    after = [row for row in rows(copy_task, "watched") if row["step"] > 20 and row["split"] == "train"]
+    assert [row["step"] for row in after] == list(range(21, 41)) and max(row["loss"] for row in after) < 3
+    assert names(copy_task, "watched")[-2:] == ["toy_step_8", "toy_step_8_ema"] and "toy_step_24" in names(
+        copy_task, "watched"
+    )
+
+
+def test_the_watchdog_goes_back_to_the_beginning_where_there_is_no_checkpoint(
+    copy_task: Any, log: Any, monkeypatch: Any
+) -> None:
+    from onmt_llm.training.loss_spikes import Watchdog
+
+    ask, asked = Watchdog.__call__, []
+
+    def leap_at_three(self: Watchdog, progress: Any, loss: float, step: int) -> bool:
+        asked.append(step)
+        return (
+            self.back(progress, "the loss is odd", step)
+            if asked.count(3) in (1, 2) and step == 3
+            else ask(self, progress, loss, step)
+        )
+
+    monkeypatch.setattr(Watchdog, "__call__", leap_at_three)
+    result = go(copy_task, "back", run={"save_checkpoint_steps": 6}, safety={"spike_action": "rollback"})
+    assert (result.status, result.step, asked) == ("finished", 6, [1, 2, 3, 1, 2, 3, 1, 2, 3, 4, 5, 6])
+    assert "goes back to its beginning" in log.text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("1.5s", 1.5), ("45m", 2700), ("11h30m", 41400), ("2d", 172800), ("23:30:00", 84600), ("2:05", 125)],
+)
+def test_times(text: str, expected: float) -> None:
+    assert seconds(text) == expected == SafetyConfig(max_time=text).max_seconds
+
+
+def test_wrong_times_and_options_that_exclude_each_other_are_refused(copy_task: Any) -> None:
+    for text in ("", "0", "soon", "1x", "-5"):
+        with pytest.raises(ValueError, match="must be a time such as 11h30m"):
+            SafetyConfig(max_time=text)
+    with pytest.raises(ValueError, match="init_from must go with train_from: auto, but that is not given"):
+        copy_task.config(run={"init_from": "base"})
+    with pytest.raises(ValueError, match="reset_optim must be none with train_from: auto"):
+        copy_task.config(run={"train_from": "auto", "reset_optim": "all"})

@@ -1,0 +1,70 @@
+"""Estimates of memory: a narrow copy keeps, in proportion, what the whole model keeps; switches are in the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from onmt_llm.config.checkpoint import AdapterSpec
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.training.dry_run.activations import Kept, Shape
+from onmt_llm.training.job import plan
+from onmt_llm.training.optim.precision import choose_precision
+from onmt_llm.training.setup.model import Layers
+
+NAMES = ["q_proj", "down_proj"]
+BASE = {"vocab_size": 50, "hidden_size": 128, "heads": 4, "ffn_size": 192, "decoder_layers": 2}
+LLAMA = {"kv_heads": 2, "norm": "rmsnorm", "ffn_gated": True, "activation": "silu", "position": "rotary"}
+ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=False, base="", base_fingerprint="")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("shape", "layers", "run"),
+    [
+        (LLAMA, Layers(), {}),
+        (LLAMA, Layers(ADAPTER, quantised=tuple(NAMES), quant_type="int8"), {"use_ckpting": ["lora"]}),
+        (LLAMA, Layers(ADAPTER), {"use_ckpting": ["mha"], "attention_dropout": [0.1]}),
+        ({"encoder_layers": 1}, Layers(), {"dropout": [0.1], "attention_dropout": [0.1]}),
+        ({"encoder_layers": 1, "norm_position": "post", "position": "shaw", "relative_positions": 2}, Layers(), {}),
+    ],
+)
+def test_a_narrow_copy_tells_what_the_whole_keeps(
+    shape: dict[str, Any], layers: Layers, run: dict[str, Any], dtype: Any, packed: bool
+) -> None:
+    config = ModelConfig(**{**BASE, **shape})
+    parts = run.get("use_ckpting", [])
+    settings = TrainConfig.model_validate({"run": {"dropout": [0.0], "attention_dropout": [0.0], **run}})
+    precision = choose_precision(dtype, lora=layers.lora is not None, loss_scale=0.0, device=torch.device("meta"))
+    batch = Shape(3, 3, 200, 100 if config.encoder_layers else 0, packed)
+    kept = Kept(config, settings, layers, precision, batch)
+    whole = kept._count(config.size_per_head, batch.tgt_length, parts)
+    # beside activations: weights that were cast for autocast
+    cast = kept._count(config.size_per_head, 4, parts) if precision.autocast else 0
+    assert kept.with_recomputed(parts) == pytest.approx(3 * (whole - cast), rel=0.05)
+
+
+def test_what_is_recomputed_is_there_a_part_at_a_time() -> None:
+    config = ModelConfig(**{**BASE, **LLAMA, "decoder_layers": 8})
+    precision = choose_precision("fp32", lora=False, loss_scale=0.0, device=torch.device("meta"))
+
+    def at_most(*parts: Any) -> int:
+        settings = TrainConfig.model_validate({"run": {"use_ckpting": parts}})
+        return Kept(config, settings, Layers(), precision, Shape(1, 1, 64)).at_most()
+
+    assert at_most() > at_most("mha") > at_most("mha", "ffn") > at_most("block", "mha", "ffn")
+    assert at_most() / 8 < at_most("block") < at_most() / 2
+
+
+def test_updates_in_the_backward_pass_hold_no_more_than_the_largest_gradient(copy_task: Any) -> None:
+    run = copy_task.config().run.model_dump(exclude_unset=True)
+    after, inside = (
+        plan(copy_task.config(run={**run, "optimizer_in_backward": inside}, optimizer={"max_grad_norm": 0.0}), {})
+        for inside in (False, True)
+    )
+    assert inside.memory.backward["gradients"] < after.memory.backward["gradients"] == 4 * after.trainable
+    assert inside.memory.held == after.memory.held and inside.memory.peak <= after.memory.peak
