@@ -5,7 +5,8 @@
 CHECKPOINT is SmolLM2-135M-Instruct as `make demo` converts it (demo/base). Each row is a process of its own, started
 after its neighbours (loops that never pause); the policies take turns within a round. `ours` is what the commands do by
 themselves (onmt_llm/nn/cpu/openmp.py), `spin` torch's default, `passive` is OMP_WAIT_POLICY=PASSIVE. `share` is the
-speed over that of `spin` on the quiet machine, over the part of the processors that a fair scheduler gives torch's threads.
+speed over that of `spin` on the quiet machine, over the part of the processors that a fair scheduler gives torch's
+threads.
 """
 
 from __future__ import annotations

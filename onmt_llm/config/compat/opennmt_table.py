@@ -25,8 +25,8 @@ HEAD = """# OpenNMT-py's options
 Every option that `onmt_train -h`, `onmt_translate -h` and `onmt_build_vocab -h` of OpenNMT-py 3.5.1 print, its default
 there and here, and what becomes of it in the command of ours that takes its place. Written by `make docs` from the
 schema and from `config/compat/translate.py`. What is accepted is followed by its name or its meaning here; what is gone
-is an error that says so, unless its value asks for nothing. Defaults here are those of a new translation model, and stand
-where there is an option of ours with that meaning; where they are not OpenNMT-py's, they are in **bold**.
+is an error that says so, unless its value asks for nothing. Defaults here are those of a new translation model, and
+stand where there is an option of ours with that meaning; where they are not OpenNMT-py's, they are in **bold**.
 
 | option | of | default there | default here | what becomes of it |
 |---|---|---|---|---|
