@@ -78,7 +78,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["onmt_llm", "onmt_llm.*", "chatbot", "chatbot.*"]),
+    packages=find_packages(include=["onmt_llm", "onmt_llm.*"]),
     package_data={"onmt_llm.data.inspection": ["page_templates/*.html"]},
     install_requires=CORE,
     extras_require={**EXTRAS, **TRACKERS},

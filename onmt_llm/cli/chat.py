@@ -24,7 +24,7 @@ def _chat(loaded: Loaded[Any]) -> int:
     config: ChatConfig = loaded.job
     inference = load_inference_config(config.answering.inference_config_file, config.answering.inference_mode)
     # a page that cannot be served should say so before minutes are spent on loading a model
-    from chatbot.app import build_app, check_server, launch
+    from onmt_llm.chat.app import build_app, check_server, launch
     from onmt_llm.generate.session import ChatSession
 
     server = config.server

@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from chatbot.app import build_app, check_server, launch
-from chatbot.responder import Reply
+from onmt_llm.chat.app import build_app, check_server, launch
+from onmt_llm.chat.responder import Reply
 from onmt_llm.errors import DataError
 from onmt_llm.generate.engine import Delta
 from onmt_llm.text.templates import Message

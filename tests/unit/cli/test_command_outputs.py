@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbot import simple_inference
 from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import CheckpointWriter
+from onmt_llm.cli import simple_inference
 from onmt_llm.cli.jobs import JOBS
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens
 from onmt_llm.config.model import ModelConfig

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from chatbot import app
-from chatbot.responder import Reply
+from onmt_llm.chat import app
+from onmt_llm.chat.responder import Reply
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta
 

@@ -10,7 +10,7 @@ import pytest
 
 from onmt_llm.cli.jobs import load_job
 
-RECIPES = Path(__file__).parents[3] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 YAMLS = sorted(path for recipe in ("quickstart", "replicate_vicuna") for path in (RECIPES / recipe).glob("*.yaml"))
 DATA = RECIPES / "quickstart/data"
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from chatbot.escaping import escape_markdown
-from chatbot.responder import Reply, Responder
+from onmt_llm.chat.escaping import escape_markdown
+from onmt_llm.chat.responder import Reply, Responder
 from onmt_llm.errors import ConfigError, OnmtLlmError
 from onmt_llm.log import logger
 from onmt_llm.optional import require

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chatbot import simple_inference
+from onmt_llm.cli import simple_inference
 from onmt_llm.cli.chat import load_inference_config
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.translate import TranslateConfig

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatbot.escaping import escape_markdown
+from onmt_llm.chat.escaping import escape_markdown
 
 
 @pytest.mark.parametrize(

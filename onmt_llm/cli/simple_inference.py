@@ -1,0 +1,70 @@
+"""`chatbot/simple_inference.py`: answer a file of prompts and write answers, scores and the time taken as JSON.
+
+Writes `<output_directory>/outputs_<model>_<mode>.json` with `pred_answers` and `score` (for each input line, in order,
+a list of the `n_best` answers; an empty line has empty answers) and `duration` in seconds, without loading the model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.cli.chat import load_inference_config
+from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
+from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.translate import encode_line, open_from
+from onmt_llm.config.chat import Mode, SimpleInferenceConfig
+from onmt_llm.config.loading.load import Loaded
+from onmt_llm.config.translate import TranslateConfig
+from onmt_llm.data.readers import read_lines
+from onmt_llm.generate.engine import Engine
+from onmt_llm.log import logger
+from onmt_llm.outputs import write_text
+
+USAGE = "simple_inference.py -input_file PROMPTS -inference_config_file YAML -inference_mode py -output_directory DIR"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_job("simple_inference", _simple_inference, argv, paths=lambda loaded: Paths())
+
+
+def _simple_inference(loaded: Loaded[Any]) -> int:
+    config: SimpleInferenceConfig = loaded.job
+    source = needed(loaded, "files", "input_file", USAGE)
+    directory = needed(loaded, "files", "output_directory", USAGE)
+    mode = config.answering.inference_mode
+    inference = load_inference_config(config.answering.inference_config_file, mode)
+    target = output_file(directory, inference.job.inference.model[0], mode)
+    inputs = [("'input_file'", source, ("input_file",)), *model_files(inference, "inference", ("model",))]
+    check_outputs(loaded, Paths(inputs, [Output("output_directory", str(target))]))
+    lines = list(read_lines(source))
+    results = answer_lines(open_from(inference), lines, inference.job)
+    write_text(target, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+    logger.info("%d inputs answered in %.1f s: %s", len(lines), results["duration"], target)
+    return 0
+
+
+def answer_lines(engine: Engine, lines: Sequence[str], config: TranslateConfig) -> dict[str, Any]:
+    """The content of the JSON file for these lines."""
+    begun = time.perf_counter()
+    prompts = [encode_line(line, engine.codec, config.inference.template) for line in lines]
+    answers = engine.generate(
+        prompts, config.generation, batch_size=config.engine.batch_size, batch_type=config.engine.batch_type
+    )
+    return {
+        "pred_answers": [[hypothesis.text for hypothesis in hypotheses] for hypotheses in answers],
+        "score": [[hypothesis.score for hypothesis in hypotheses] for hypotheses in answers],
+        "duration": time.perf_counter() - begun,
+    }
+
+
+def output_file(directory: str, model: str, mode: Mode) -> Path:
+    """`outputs_<model>_<mode>.json` in `directory`; the model's name is its last path component, as it was written."""
+    return Path(directory) / f"outputs_{Path(model).name}_{mode}.json"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
