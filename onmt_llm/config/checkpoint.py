@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from onmt_llm.config.loading.yaml_file import MAX_BYTES, load_plain
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.numbers import Count, HeadsOrAll, Layer, Positive, Share, ShareBelowOne, Width
+from onmt_llm.config.numbers import Count, Fraction, FractionBelowOne, HeadsOrAll, LayerIndex, Positive, Width
 from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
 
@@ -52,7 +52,7 @@ class AdapterSpec(Section):
 
     rank: Width
     alpha: Positive
-    dropout: ShareBelowOne = 0.0
+    dropout: FractionBelowOne = 0.0
     layers: list[str]
     """Names as `nn.wrap.replace` understands them, in the ecosystem's spelling (`q_proj`)."""
     embedding: bool = False
@@ -85,7 +85,7 @@ class ExpansionSpec(Section):
     type: Literal["concat", "stack"]
     blocks: list[str]
     """Paths, in the base and in its order, of the blocks that have a twin, or one behind them."""
-    lerp: Share = 0.5
+    lerp: Fraction = 0.5
     """Weight of the twins."""
     base: str = ""
     """Path of the base checkpoint when the twins were trained."""
@@ -101,7 +101,7 @@ class CheckpointConfig(Section):
 
     format_version: Count = FORMAT_VERSION
     model: ModelConfig
-    alignment_layer: Layer = -1
+    alignment_layer: LayerIndex = -1
     """Decoder layer whose attention to the source is taken for an alignment; negative = from the last one, -1."""
     alignment_heads: HeadsOrAll = 1
     """First heads of that layer that are averaged; 0 = all."""

@@ -21,7 +21,7 @@ from onmt_llm.config.numbers import (
 from onmt_llm.config.section import Section
 from onmt_llm.outputs import name_problem
 
-Paths = str | list[str]
+FilePaths = str | list[str]
 Role = Literal["system", "user", "assistant", "tool"]
 TrainOnEos = Literal["turn", "last", "all", "none"]
 RowLength = Annotated[int, Field(ge=2, le=INT32)]
@@ -30,29 +30,29 @@ RowLength = Annotated[int, Field(ge=2, le=INT32)]
 class CorpusConfig(Section):
     """One entry of `data:`. The corpus named `valid` (or `valid_*`) is for validation."""
 
-    path_src: Paths | None = None
+    path_src: FilePaths | None = None
     """Text, one example a line: the source side, or the whole text of a language-model example. Here and in every
     other path: a file or a list of files, each of which may be a pattern (`train.*.txt`), read in the order of their
     names; text ending in .gz, .zst or .xz is decompressed."""
-    path_tgt: Paths | None = None
+    path_tgt: FilePaths | None = None
     """Line by line the target side of `path_src`: as many files, with as many lines each."""
-    path_align: Paths | None = None
+    path_align: FilePaths | None = None
     """Word alignments of the two, in Pharaoh's format (`0-0 1-2 ...`, source first), for `lambda_align`."""
     align_unit: Literal["tokens", "words"] = "tokens"
     """What `path_align` counts: tokens as the transforms leave them (OpenNMT-py), or words between spaces."""
-    path_sco: Paths | None = None
+    path_sco: FilePaths | None = None
     """A number for every line of `path_src`: how good the example is."""
     score_threshold: Real | None = None
     """Examples with a lower number in `path_sco` are left out."""
-    path_txt: Paths | None = None
+    path_txt: FilePaths | None = None
     """Plain text for a language model, in documents."""
     documents_by: Literal["blank_line", "file", "line"] = "blank_line"
     """What ends a document of `path_txt`."""
-    path_jsonl: Paths | None = None
+    path_jsonl: FilePaths | None = None
     """One JSON object a line: `text`, `prompt`/`answer` (or `instruction`/`input`/`output`), or `conversations`."""
-    path_json: Paths | None = None
+    path_json: FilePaths | None = None
     """A JSON array of such objects, as Alpaca's data come."""
-    path_table: Paths | None = None
+    path_table: FilePaths | None = None
     """Rows with such columns: .csv (quotes as in RFC 4180), .tsv (a tab parts fields, a quote is a character),
     .parquet, .arrow or .feather; the last three need pyarrow."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)

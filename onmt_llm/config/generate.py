@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from onmt_llm.config.numbers import BeamSize, CountOrAll, HeadsOrAll, Layer, Length, LengthOrZero, Seed, Share
+from onmt_llm.config.numbers import BeamSize, CountOrAll, Fraction, HeadsOrAll, LayerIndex, Length, LengthOrZero, Seed
 from onmt_llm.config.section import Section
 
 
@@ -23,7 +23,7 @@ class GenerationConfig(Section):
     """Tokens an answer has at least, before its end is allowed."""
     random_sampling_topk: CountOrAll = 1
     """Sample among the k best tokens; 1 = take the best, 0 or -1 = all of them."""
-    random_sampling_topp: Share = 1.0
+    random_sampling_topp: Fraction = 1.0
     """Sample among the fewest tokens whose probabilities sum to this; 0 or 1 = all of them."""
     random_sampling_temp: Annotated[float, Field(ge=0, le=1000)] = 1.0
     """Divide logits by this before sampling; 0 = take the best."""
@@ -54,7 +54,7 @@ class GenerationConfig(Section):
     """Encoder-decoder: put the source token with most attention in the place of an unknown token."""
     report_align: bool = False
     """Encoder-decoder: find the source token that each token is aligned with."""
-    alignment_layer: Layer | None = None
+    alignment_layer: LayerIndex | None = None
     """Decoder layer whose attention is the alignment; negative = from the last one; null = the checkpoint's."""
     alignment_heads: HeadsOrAll | None = None
     """First heads of that layer that are averaged; 0 = all; null = the checkpoint's, or all of a layer named here."""

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from onmt_llm.config.numbers import Count, Heads, Layers, Positive, VocabularySize, Width
+from onmt_llm.config.numbers import Count, Heads, LayerCount, Positive, VocabularySize, Width
 from onmt_llm.config.section import DERIVED, Section
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 Norm = Literal["layernorm", "rmsnorm"]
-Position = Literal["rotary", "alibi", "sinusoidal", "shaw", "t5", "learned", "none"]
+PositionEncoding = Literal["rotary", "alibi", "sinusoidal", "shaw", "t5", "learned", "none"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 
@@ -50,10 +50,10 @@ class FeatureConfig(Section):
 class ModelConfig(Section):
     """Shape of one `Transformer`: encoder-decoder, decoder-only or encoder-only."""
 
-    encoder_layers: Layers = 0
+    encoder_layers: LayerCount = 0
     """Blocks in the encoder; 0 = no encoder (a language model). Left out, a new translation model (`model_task`) has as
     many as `decoder_layers`."""
-    decoder_layers: Layers = 6
+    decoder_layers: LayerCount = 6
     """Blocks in the decoder; 0 = no decoder."""
     vocab_size: VocabularySize = 0
     """Rows of the decoder's embedding and of the output layer; 0 = taken from the vocabulary."""
@@ -81,7 +81,7 @@ class ModelConfig(Section):
     """Epsilon of the norms."""
     norm_bias: bool = True
     """LayerNorm has a bias (RMSNorm never has one)."""
-    position: Position = "sinusoidal"
+    position: PositionEncoding = "sinusoidal"
     """How positions are encoded."""
     max_position: Count = 5000
     """Rows of a `learned` position table, and the context length that the model was trained for."""

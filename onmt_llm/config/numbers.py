@@ -35,9 +35,9 @@ Workers = Annotated[int, Field(ge=1, le=256)]
 WorkersOrZero = Annotated[int, Field(ge=0, le=256)]
 """The same, where 0 means something."""
 
-Layers = Annotated[int, Field(ge=0, le=1024)]
+LayerCount = Annotated[int, Field(ge=0, le=1024)]
 """Blocks of a model; 0 = none."""
-Layer = Annotated[int, Field(ge=-1024, le=1024)]
+LayerIndex = Annotated[int, Field(ge=-1024, le=1024)]
 """Number of one block, from 0 on; negative = counted from the last, -1."""
 Heads = Annotated[int, Field(ge=1, le=2**14)]
 """Heads of an attention."""
@@ -48,9 +48,9 @@ Width = Annotated[int, Field(ge=1, le=2**20)]
 VocabularySize = Annotated[int, Field(ge=0, le=10**7)]
 """Tokens of a vocabulary; 0 = as many as there are."""
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 """Part of a whole, or a probability."""
-ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 """The same, where the whole makes no sense: dropout, a decay of running means."""
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 """A rate, a weight, a factor."""

@@ -15,15 +15,15 @@ from onmt_llm.config.numbers import (
     Count,
     CountOrAll,
     CountOrZero,
+    Fraction,
+    FractionBelowOne,
     HeadsOrAll,
-    Layer,
-    Layers,
+    LayerCount,
+    LayerIndex,
     Length,
     Positive,
     PositiveOrZero,
     Seed,
-    Share,
-    ShareBelowOne,
     Width,
     WorkersOrZero,
 )
@@ -48,7 +48,7 @@ class LoraConfig(Section):
     """Rank of the adapters."""
     lora_alpha: Positive = 1.0
     """The adapter's output is multiplied by lora_alpha / lora_rank."""
-    lora_dropout: ShareBelowOne = 0.0
+    lora_dropout: FractionBelowOne = 0.0
     """Dropout on the adapter's input."""
     lora_rank_pattern: dict[str, Width] = Field(default_factory=dict)
     """Rank of single layers, by name as in `lora_layers`: `{down_proj: 16, decoder.layers.0.mlp.down_proj: 4}`; of
@@ -76,9 +76,9 @@ class ExpandConfig(Section):
     """New blocks in a model whose own weights are frozen: twins of some of its blocks (Control LLM, Wei et al. 2025),
     or further blocks (LLaMA Pro, Wu et al. 2024). Step 0 computes what the model did."""
 
-    expand_every: Layers = 0
+    expand_every: LayerCount = 0
     """Expand every n-th block, the last of each n; 0 = none, unless `expand_blocks` names some."""
-    expand_blocks: list[Layers] = Field(default_factory=list)
+    expand_blocks: list[Annotated[int, Field(ge=0, le=1024)]] = Field(default_factory=list)
     """Blocks to expand, by number; the first is 0."""
     expand_stacks: list[Literal["encoder", "decoder"]] = Field(default=["decoder"])
     """Whose blocks these are."""
@@ -167,15 +167,15 @@ class OptimConfig(Section):
     """`decay_method: none`: factor of one decay."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """`cosine` and `linear` end here."""
-    adam_beta1: ShareBelowOne = 0.9
+    adam_beta1: FractionBelowOne = 0.9
     """Decay of the running mean of gradients."""
-    adam_beta2: ShareBelowOne = 0.999
+    adam_beta2: FractionBelowOne = 0.999
     """Decay of the running mean of squared gradients."""
     adam_eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Added to the denominator of Adam's step."""
     adagrad_accumulator_init: PositiveOrZero = 0.0
     """`adagrad`: what the sums of squared gradients begin with."""
-    muon_momentum: ShareBelowOne = 0.95
+    muon_momentum: FractionBelowOne = 0.95
     """`muon`: decay of the running mean of gradients."""
     galore_rank: Width = 128
     """`galore`: rank that the gradients of matrices are projected to."""
@@ -189,11 +189,11 @@ class OptimConfig(Section):
     """Decoupled weight decay; biases, norms and embeddings are spared."""
     max_grad_norm: PositiveOrZero = 5.0
     """Clip the gradient to this norm; 0 = off."""
-    label_smoothing: ShareBelowOne = 0.0
+    label_smoothing: FractionBelowOne = 0.0
     """Share of the target that is spread evenly over the whole vocabulary; only the training loss is smoothed."""
     loss_scale: PositiveOrZero = 0.0
     """`model_dtype: fp16`: fixed loss scale; 0 = dynamic."""
-    average_decay: Share = 0.0
+    average_decay: Fraction = 0.0
     """Weight of the present weights in a running average, saved as `<save_model>_step_<N>_ema`; 0 = off, try 1e-4."""
     average_every: Count = 1
     """Updates between two contributions to that average."""
@@ -211,7 +211,7 @@ class ObjectiveConfig(Section):
     """Temperature that both distributions are compared at."""
     lambda_align: PositiveOrZero = 0.0
     """Weight of guided alignment (Garg et al. 2019) in the loss; the corpora bring their alignments as `path_align`."""
-    alignment_layer: Layer = -3
+    alignment_layer: LayerIndex = -3
     """Decoder layer whose attention to the source is guided; negative = counted from the last, which is -1."""
     alignment_heads: HeadsOrAll = 0
     """Heads of that layer that are guided, from the first on, by their mean; 0 = all."""
@@ -323,9 +323,9 @@ class RunConfig(Section):
     pure_bf16: bool = False
     """Train the whole model in bf16 weights (with `model_dtype: bf16` and `optim: adamw`): what bf16 would round away
     of an update is kept beside each weight (Kahan summation), instead of float32 weights that are cast when used."""
-    dropout: list[ShareBelowOne] = Field(default_factory=lambda: [0.0])
+    dropout: list[FractionBelowOne] = Field(default_factory=lambda: [0.0])
     """Dropout on residual branches; a list changes with `dropout_steps`."""
-    attention_dropout: list[ShareBelowOne] = Field(default_factory=lambda: [0.0])
+    attention_dropout: list[FractionBelowOne] = Field(default_factory=lambda: [0.0])
     """Dropout on attention weights; a list changes with `dropout_steps`."""
     dropout_steps: list[CountOrZero] = Field(default_factory=lambda: [0])
     """Updates at which the next value of the dropouts begins."""

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from onmt_llm.config.data import DataConfig, VocabularyConfig
-from onmt_llm.config.numbers import Layers, Seed, Workers
+from onmt_llm.config.numbers import LayerCount, Seed, Workers
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Decision, Task, decide_task
 from onmt_llm.config.train import AUTO
@@ -25,7 +25,7 @@ class CountingConfig(Section):
     model_task: Task | None = None
     """A language model has one vocabulary for both sides; null = translation where `encoder_layers` is above 0, a
     corpus has a `path_tgt`, or there is a `tgt_vocab`; else a language model."""
-    encoder_layers: Layers | None = None
+    encoder_layers: LayerCount | None = None
     """Of the model to come: 0 = a language model."""
     train_from: str | None = None
     """Checkpoint that is to get the vocabulary (`update_vocab`): it says what the model is. `auto` says nothing."""

@@ -32,13 +32,13 @@ stand where there is an option of ours with that meaning; where they are not Ope
 |---|---|---|---|---|
 """
 
-Options = dict[str, dict[str, Any]]
+CommandDefaults = dict[str, dict[str, Any]]
 """Defaults of OpenNMT-py's options, by command and name."""
 
 
-def read_options(text: str) -> Options:
+def read_options(text: str) -> CommandDefaults:
     """Options of OpenNMT-py and their defaults, from lines `command name default`, the default as JSON."""
-    options: Options = {command: {} for command in COMMANDS}
+    options: CommandDefaults = {command: {} for command in COMMANDS}
     for line in text.splitlines():
         command, name, default = line.split(" ", 2)
         options[command][name] = json.loads(default)
@@ -65,7 +65,7 @@ def answer(command: str, name: str, tables: Mapping[str, Mapping[str, Leaf]]) ->
     return None if other is None else f"accepted without effect: an option of `{other}`"
 
 
-def option_table(options: Options, tables: Mapping[str, Mapping[str, Leaf]]) -> str:
+def option_table(options: CommandDefaults, tables: Mapping[str, Mapping[str, Leaf]]) -> str:
     """Markdown: a row for each option, or several where commands differ."""
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for command, defaults in options.items():

@@ -127,7 +127,7 @@ def parse(
         # types are the schema's business
         nargs = "*" if leaf.is_list else ("?" if leaf.is_bool else 1)
         const = ["true"] if leaf.is_bool else None
-        parser.add_argument(f"--{leaf.name}", nargs=nargs, const=const, default=argparse.SUPPRESS, action=_Words)
+        parser.add_argument(f"--{leaf.name}", nargs=nargs, const=const, default=argparse.SUPPRESS, action=_StoreWords)
     for name in sorted(foreign):
         parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS)
     namespace = vars(parser.parse_args(words))
@@ -176,7 +176,7 @@ _FLAGS = (
 )
 
 
-class _Words(argparse.Action):
+class _StoreWords(argparse.Action):
     """Keep a flag's words as a list of strings, however many there are."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:

@@ -26,11 +26,11 @@ from onmt_llm.config.section import Section
 from onmt_llm.errors import Problem, raise_problems
 from onmt_llm.registry import nearest
 
-Job = TypeVar("Job", bound=Section)
+JobT = TypeVar("JobT", bound=Section)
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[Job]):
+class Loaded(Generic[JobT]):
     """A validated job.
 
     Attributes:
@@ -45,7 +45,7 @@ class Loaded(Generic[Job]):
         configs: The `-config` files.
     """
 
-    job: Job
+    job: JobT
     options: dict[str, Section]
     origins: dict[str, str]
     notes: list[str]
@@ -122,7 +122,7 @@ class _Given:
 
 
 def load(
-    job: type[Job],
+    job: type[JobT],
     argv: Sequence[str],
     *,
     prog: str,
@@ -132,7 +132,7 @@ def load(
     short: Mapping[str, str] | None = None,
     checks: Checks | None = None,
     guessing: bool = False,
-) -> Loaded[Job]:
+) -> Loaded[JobT]:
     """Read `-config` files and flags into `job`.
 
     Args:
@@ -303,12 +303,12 @@ def _check_names(
 
 
 def _build(
-    job: type[Job],
+    job: type[JobT],
     extra: Mapping[str, type[Section]],
     table: Mapping[str, Leaf],
     translation: aliases.Translation,
     given: _Given,
-) -> tuple[Job, dict[str, Section]]:
+) -> tuple[JobT, dict[str, Section]]:
     """Validate section by section, so that one section's mistake does not hide another's.
 
     Where something is wrong, the job is a draft of what is right.

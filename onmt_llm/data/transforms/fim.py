@@ -13,7 +13,7 @@ import random
 from collections.abc import Mapping
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.numbers import Share
+from onmt_llm.config.numbers import Fraction
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
@@ -23,9 +23,9 @@ from onmt_llm.errors import ConfigError
 class FimConfig(Section):
     """Options of `fim`."""
 
-    fim_rate: Share = 0.5
+    fim_rate: Fraction = 0.5
     """Share of the documents whose middle is put last, in training; the others stay as they are."""
-    fim_spm_rate: Share = 0.5
+    fim_spm_rate: Fraction = 0.5
     """Share of those that begin with their suffix (SPM) and not with their prefix (PSM)."""
     fim_prefix_token: str = "<fim_prefix>"
     """Token before the prefix; `<|fim_prefix|>` for Qwen, `<PRE>` for Code Llama."""

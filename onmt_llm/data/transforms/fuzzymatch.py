@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.numbers import Count, LengthOrZero, Share
+from onmt_llm.config.numbers import Count, Fraction, LengthOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.augment import Augment, read_pairs, set_source, source_text
@@ -29,7 +29,7 @@ class FuzzyMatchConfig(Section):
 
     tm_path: str | None = None
     """Translation memory: lines `source<TAB>target`."""
-    fuzzy_corpus_ratio: Share = 0.1
+    fuzzy_corpus_ratio: Fraction = 0.1
     """Share of the examples that get a match, in training; elsewhere all do that have one."""
     fuzzy_threshold: Annotated[float, Field(ge=0, le=100)] = 70
     """Least similarity, in percent, of a source and its match; equal sentences are no matches."""

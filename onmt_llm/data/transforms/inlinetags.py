@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field, field_validator
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.numbers import Length, Share
+from onmt_llm.config.numbers import Fraction, Length
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.augment import Augment, read_pairs, set_source, source_text
@@ -25,7 +25,7 @@ class InlineTagsConfig(Section):
 
     tags_dictionary_path: str | None = None
     """Dictionary of phrases that may be tagged: lines `source<TAB>target`."""
-    tags_corpus_ratio: Share = 0.1
+    tags_corpus_ratio: Fraction = 0.1
     """Share of the examples that get tags."""
     max_tags: Length = 12
     """Most tags, or pairs of them, in an example."""

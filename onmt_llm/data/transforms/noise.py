@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.numbers import PositiveOrZero, Share
+from onmt_llm.config.numbers import Fraction, PositiveOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
@@ -37,15 +37,15 @@ class NoiseConfig(Section):
     """`tokenmask`: a smaller value masks more tokens."""
     mask_token: str = "<mask>"
     """`tokenmask` and `bart`: the token that stands for what was masked."""
-    permute_sent_ratio: Share = 0.0
+    permute_sent_ratio: Fraction = 0.0
     """`bart`: share of the sentences (up to . ? !) of a source that change places."""
-    rotate_ratio: Share = 0.0
+    rotate_ratio: Fraction = 0.0
     """`bart`: share of the sources that begin at a random token, the part before it coming last."""
     insert_ratio: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """`bart`: tokens put in at random places, as a share of those of the source."""
-    random_ratio: Share = 0.0
+    random_ratio: Fraction = 0.0
     """`bart`: share of the masks, and of the inserted tokens, that are random tokens instead of the mask token."""
-    mask_ratio: Share = 0.0
+    mask_ratio: Fraction = 0.0
     """`bart`: share of the words (tokens, with `mask_length: subword`) of a source that are masked."""
     mask_length: Literal["subword", "word", "span-poisson"] = "subword"
     """`bart`: what is masked together: a token, a word, or a span of words whose length is drawn."""

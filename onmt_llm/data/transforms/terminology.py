@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.numbers import Share
+from onmt_llm.config.numbers import Fraction
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.augment import Augment, read_pairs, set_source, source_text
@@ -35,9 +35,9 @@ class TerminologyConfig(Section):
     """spaCy model of the source language, by name or folder; null = terms are found as they are written."""
     tgt_spacy_language_model: str | None = None
     """spaCy model of the target language; given together with that of the source."""
-    term_corpus_ratio: Share = 0.3
+    term_corpus_ratio: Fraction = 0.3
     """Share of the examples that get terms, in training; elsewhere all do that have some."""
-    term_example_ratio: Share = 0.2
+    term_example_ratio: Fraction = 0.2
     """Most terms of an example, as a share of its words."""
     src_term_stoken: str = "｟src_term_start｠"
     """Token before a term."""

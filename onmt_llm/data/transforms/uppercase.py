@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.numbers import Share
+from onmt_llm.config.numbers import Fraction
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.sides import rewrite_both
@@ -19,7 +19,7 @@ _PLACEHOLDER = re.compile("(｟[^｠]*｠)")
 class UppercaseConfig(Section):
     """Options of `uppercase`."""
 
-    upper_corpus_ratio: Share = 0.01
+    upper_corpus_ratio: Fraction = 0.01
     """Share of the examples that are written in capitals, in training."""
 
 
