@@ -17,12 +17,13 @@ from onmt_llm.checkpoint.formats.llama_meta import is_llama_meta, open_llama_met
 from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.source import Foreign, TextSide, TypedSource
-from onmt_llm.checkpoint.load import DTYPES, expected_shapes
+from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.log import logger
+from onmt_llm.nn.device import DTYPES
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.text.vocab import Vocab
 

@@ -22,12 +22,11 @@ from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn import wrap
+from onmt_llm.nn.device import DTYPES
 from onmt_llm.nn.expand import add_twins
 from onmt_llm.nn.lora.layers import load_lora_state
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
-
-DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(

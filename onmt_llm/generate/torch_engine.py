@@ -25,6 +25,7 @@ from onmt_llm.generate.search.state import Decoding, Source, combine, encode_sou
 from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
 from onmt_llm.log import log_once
 from onmt_llm.nn.cpu.openmp import watch
+from onmt_llm.nn.device import DTYPES, resolve_device
 from onmt_llm.nn.memory import available_memory
 from onmt_llm.text.features import split_features
 
@@ -33,14 +34,8 @@ if TYPE_CHECKING:
     from onmt_llm.nn.transformer import Transformer
     from onmt_llm.text.codec import Codec
 
-_DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_DTYPES = {name: dtype for word, dtype in DTYPES.items() for name in (word, str(dtype).removeprefix("torch."))}
+"""The names of `model_dtype`, and those of CTranslate2's `compute_type`."""
 _INT8_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 _SCORE_TOKENS = 2048
 """Positions, padding included, of the texts that are scored together."""
@@ -94,8 +89,8 @@ class TorchEngine:
 
         if threads:
             torch.set_num_threads(threads)
-        target, paths = _device(device), as_paths(path)
-        watch(target)
+        target, paths = resolve_device(device), as_paths(path)
+        watch(target.type)
         checkpoints = [Checkpoint.open(one) for one in paths]
         codecs = [checkpoint.codec() for checkpoint in checkpoints]
         for companion, codec in zip(paths[1:], codecs[1:], strict=True):
@@ -419,10 +414,10 @@ class TorchEngine:
         return result
 
 
-def _load(checkpoint: Checkpoint, *, device: str, compute_type: str, dtype: str | None) -> Transformer:
+def _load(checkpoint: Checkpoint, *, device: torch.device, compute_type: str, dtype: str | None) -> Transformer:
     from onmt_llm.checkpoint.load import build_model, load_model
 
-    name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device=device)
+    name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device_type=device.type)
     if name not in _DTYPES:
         raise ConfigError(f"The type of the torch engine must be one of {', '.join(_DTYPES)}, but is '{name}'.")
     if not compute_type.startswith("int8"):
@@ -462,22 +457,12 @@ def _random(seed: int, place: int, number: int) -> Random:
     return Random(f"{seed}/{place}/{number}")
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UnsupportedError(
-            "device cuda needs an NVIDIA GPU and a CUDA build of torch, but there is none here.", hint="use cpu"
-        )
-    return name
-
-
-def _dtype_name(compute_type: str, *, stored: str, device: str) -> str:
+def _dtype_name(compute_type: str, *, stored: str, device_type: str) -> str:
     """Type to compute in; fp16 products are an order of magnitude slower than fp32 ones on a CPU."""
     name = compute_type.removeprefix("int8").lstrip("_") or "auto"
     if name not in ("auto", "default"):
         return name
-    if stored == "fp16" and device == "cpu":
+    if stored == "fp16" and device_type == "cpu":
         log_once("The checkpoint is stored in fp16, which CPUs compute slowly: it runs in fp32 (choose with dtype).")
         return "fp32"
     return stored

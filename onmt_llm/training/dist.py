@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.log import logger
+from onmt_llm.nn.device import resolve_device
 
 # Gradients travel in flat pieces of about this size: few messages, little extra memory.
 BUCKET_ELEMENTS = 1 << 24
@@ -130,17 +131,6 @@ def open_world(device: str = "auto", world_size: int = 1) -> World:
         dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo", timeout=TIMEOUT)
     logger.info("Device: %s, %d CPU threads, process %d of %d.", resolved, torch.get_num_threads(), rank + 1, started)
     return World(rank=rank, size=started, device=resolved)
-
-
-def resolve_device(device: str, local_rank: int = 0) -> torch.device:
-    """The torch device that `device` ("auto", "cpu", "cuda") means on this machine."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UnsupportedError(
-            "device cuda needs a CUDA GPU and a torch built for it, but torch sees none.", hint="-device cpu"
-        )
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", local_rank)
-    return torch.device("cpu")
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

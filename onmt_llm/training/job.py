@@ -21,6 +21,7 @@ from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.log import logger
 from onmt_llm.nn.cpu.openmp import watch
+from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.kernels import attention_kernel
 from onmt_llm.nn.lora.layers import lora_modules
 from onmt_llm.nn.quantized import is_quantized
@@ -40,7 +41,7 @@ from onmt_llm.training.checkpointing.resume import (
 )
 from onmt_llm.training.checkpointing.saver import Saver, with_base
 from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
-from onmt_llm.training.dist import World, open_world, resolve_device
+from onmt_llm.training.dist import World, open_world
 from onmt_llm.training.dry_run.activations import Kept
 from onmt_llm.training.dry_run.plan import Plan, count, estimate_memory
 from onmt_llm.training.dry_run.sampling import heartbeat, sample_batches

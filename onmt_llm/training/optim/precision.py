@@ -24,9 +24,9 @@ from torch import nn
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import ConfigError, OnmtLlmError
 from onmt_llm.log import log_once, logger
+from onmt_llm.nn.device import DTYPES
 from onmt_llm.training.state import Progress
 
-DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The loss is a sum over tokens, not a mean, so its gradients are large already: begin far below the usual 2^16.
 FIRST_LOSS_SCALE = 256.0
 SMALLEST_LOSS_SCALE = 2.0**-14
