@@ -231,14 +231,14 @@ class Ended:
 def preload() -> None:
     """Import what commands import when they need it, so that not every child does."""
     for module in (
-        "checkpoint.surgery",
-        "generate.torch_engine",
-        "generate.ct2_translator",
-        "training.job",
-        "releasing",
+        "onmt_llm.checkpoint.surgery",
+        "onmt_llm.generate.torch_engine",
+        "onmt_llm.generate.ct2.translator",
+        "onmt_llm.training.job",
+        "onmt_llm.releasing",
+        "ctranslate2",
+        "sentencepiece",
     ):
-        importlib.import_module(f"onmt_llm.{module}")
-    for module in ("ctranslate2", "sentencepiece"):
         importlib.import_module(module)
 
 
