@@ -1,10 +1,15 @@
-"""A directory that is complete under its name, or not there at all."""
+"""Atomic writes: a file or a directory is complete under its name, or not there at all.
+
+Everything is written beside the output under a hidden name, flushed to the disk and then renamed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -12,10 +17,61 @@ from pathlib import Path
 from types import TracebackType
 
 from onmt_llm.errors import CheckpointError
-from onmt_llm.outputs import flush, is_written_in_place, write_failed
+from onmt_llm.output_checks import check_output, is_written_in_place
 
-MODEL_FILES = ("config.yaml", "config.json", "adapter_config.json")
-"""What marks a directory as a model's: only such a one is ever replaced."""
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a disk, or of a quota, without free space."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; when the context ends without an error, that file replaces `path`.
+
+    A symlink is kept: the file that it points to is replaced. A device, a pipe, or the file to which standard output
+    goes is written to directly, and never replaced.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    path, temporary = Path(path), None
+    try:
+        if is_written_in_place(path):
+            yield path
+            return
+        target = Path(os.path.realpath(path))
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary:
+            yield temporary
+            if target.exists():
+                shutil.copymode(target, temporary)
+    except OSError as error:
+        raise write_failed(path, error, unfinished=temporary) from error
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """The bare form of `atomic_file`, for callers that handle the errors of the file system themselves.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = target.with_name(f".{target.stem[:40]}.tmp-{unique}{target.suffix[:20]}")
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(target)
+        flush(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, with the line endings of `text`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 class AtomicDirectory:
@@ -103,63 +159,6 @@ class AtomicDirectory:
             shutil.rmtree(aside)
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, before any work is done.
-
-    Raises:
-        CheckpointError: Something stands at `path`; with `overwrite`, something that is not a checkpoint or a release.
-    """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(
-            f"The output {path} exists already.", hint="choose another name, or replace it with -force"
-        )
-    if not is_replaceable(path):
-        raise CheckpointError(
-            f"The output {path} exists and is no checkpoint, so it is not replaced.", hint="remove it yourself"
-        )
-
-
-def is_replaceable(path: Path) -> bool:
-    """Whether what stands at `path` may be replaced by a model: another one, or an empty directory."""
-    return path.is_dir() and (any((path / name).is_file() for name in MODEL_FILES) or not any(path.iterdir()))
-
-
-def check_output_file(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that exists, before any work is done.
-
-    Raises:
-        CheckpointError: A directory stands at `path`, or a file and `overwrite` is False.
-    """
-    if path.is_dir():
-        raise CheckpointError(f"The output must be a file, but {path} is a directory.")
-    if path.exists() and not overwrite and not is_written_in_place(path):
-        raise CheckpointError(
-            f"The output {path} exists already.", hint="choose another name, or replace it with -force"
-        )
-
-
-def check_space(path: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
-
-    Args:
-        path: What is to be written.
-        needed: Bytes that it will take.
-
-    Raises:
-        CheckpointError: Less is free where `path` goes.
-    """
-    place = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
-    if place is None:
-        return
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise CheckpointError(
-            f"{path} needs {needed:,} bytes on the disk, but {free:,} are free in {place}.", hint="make room"
-        )
-
-
 def remove_directory(path: Path) -> None:
     """Remove a directory so that no half of it is ever seen under its name; of a symlink, the link alone."""
     if path.is_symlink():
@@ -191,6 +190,38 @@ def recover(folder: Path, names: str, *, alone: bool = False) -> None:
             leftover.rename(path)
         else:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_failed(path: Path, error: OSError, *, unfinished: Path | None = None) -> CheckpointError:
+    """The sentence about an output that cannot be written.
+
+    It has the bytes that are free where the disk is full, and the name of the file that is to blame where that is
+    another one.
+
+    Args:
+        path: The output.
+        error: What went wrong.
+        unfinished: Where the output is until it is complete: a file, or a directory.
+    """
+    what = error.strerror or str(error)
+    if error.errno in DISK_FULL:
+        place = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
+        if place is None or is_written_in_place(path):
+            return CheckpointError(f"Writing {path} failed: {what}.")
+        free = shutil.disk_usage(place).free
+        return CheckpointError(f"Writing {path} failed: {what}; {free:,} bytes are free there.", hint="make room")
+    blamed = None if error.filename is None else Path(os.fsdecode(error.filename))
+    is_own = blamed is None or not {path, unfinished}.isdisjoint((blamed, *blamed.parents))
+    return CheckpointError(f"Writing {path} failed: {what}{'' if is_own else f' ({blamed})'}.")
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or what a directory lists, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _beside(place: Path, kind: str) -> Path:

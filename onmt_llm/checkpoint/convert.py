@@ -10,7 +10,6 @@ from typing import get_args
 import torch
 from pydantic import ValidationError
 
-from onmt_llm.atomic import check_output
 from onmt_llm.checkpoint.formats.gguf.read import find_gguf, open_gguf
 from onmt_llm.checkpoint.formats.huggingface.read import is_huggingface, open_huggingface
 from onmt_llm.checkpoint.formats.llama_meta import is_llama_meta, open_llama_meta
@@ -24,6 +23,7 @@ from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.log import logger
 from onmt_llm.nn.device import DTYPES
+from onmt_llm.output_checks import check_output
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.text.vocab import Vocab
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from onmt_llm.atomic import atomic_file
 from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant
 from onmt_llm.checkpoint.expansion import check_twins, expansion_spec, twin_name
 from onmt_llm.checkpoint.load import check_base, resolve_dtype
@@ -18,7 +19,6 @@ from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn.lora.init import share_of_adapter
 from onmt_llm.nn.lora.layers import KEPT, TRAINED, adapted_weight
-from onmt_llm.outputs import output_file
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.vocab import ODD, Vocab
 
@@ -213,7 +213,7 @@ def extract_embeddings(checkpoint: str | Path, output: str | Path, *, side: str 
     name = f"{'encoder' if has_own else 'decoder'}.embed_tokens.weight"
     vectors_VD = opened.tensor(name).float()
     tokens = list(codec.src_vocab if side == "src" else codec.vocab)
-    with output_file(output) as place, open(place, "w", encoding="utf-8", newline="\n") as file:
+    with atomic_file(output) as place, open(place, "w", encoding="utf-8", newline="\n") as file:
         for token, vector in zip(tokens, vectors_VD, strict=False):
             file.write(f"{escape(token, ODD)} {' '.join(f'{value:.6g}' for value in vector.tolist())}\n")
     return min(len(tokens), len(vectors_VD))
@@ -232,7 +232,7 @@ def extract_vocabulary(checkpoint: str | Path, output: str | Path, *, side: str 
     """
     codec = Checkpoint.open(checkpoint).codec()
     vocab: Vocab = codec.src_vocab if side == "src" else codec.vocab
-    with output_file(output) as place:
+    with atomic_file(output) as place:
         vocab.write(place)
     return len(vocab)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.atomic import write_text
 from onmt_llm.cli.checks import training_problems
 from onmt_llm.cli.outputs import Output, Paths, one
 from onmt_llm.cli.run import needed, run_job
@@ -21,7 +22,6 @@ from onmt_llm.data.inspection.report import measure, mixture, table, to_json
 from onmt_llm.data.inspection.trace import collect
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.errors import ConfigError
-from onmt_llm.outputs import write_text
 
 USAGE = (
     "onmt_llm_data report -config x.yaml | sample -config x.yaml | pack -config x.yaml | "

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.atomic import write_text
 from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option_files
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
@@ -17,7 +18,6 @@ from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.eval.perplexity import Perplexity, measure
-from onmt_llm.outputs import write_text
 
 USAGE = "onmt_llm_eval perplexity -model CHECKPOINT -src FILE [-tgt FILE] [-output FILE]"
 

@@ -14,7 +14,7 @@ from onmt_llm.cli.inputs import Input
 from onmt_llm.config.checkpoint import read_config
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import OnmtLlmError, Problem, raise_problems
-from onmt_llm.outputs import place_problem, replaced_input
+from onmt_llm.output_checks import place_problem, replaced_input
 
 STANDARD = "-"
 """Standard input or output."""

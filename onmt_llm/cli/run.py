@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.atomic import DISK_FULL
 from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.outputs import Output, Paths, output_problems
@@ -17,7 +18,6 @@ from onmt_llm.config.loading.load import Checks, Loaded
 from onmt_llm.config.loading.render import print_config
 from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError, Problem, raise_problems
 from onmt_llm.log import logger, setup_logging
-from onmt_llm.outputs import FULL
 
 INTERRUPTED = 130
 """The shell's code for a command that Ctrl-C ended."""
@@ -55,7 +55,7 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         return 1
     except OSError as error:
         # Standard output, or the folder for temporary files, may be full at any time.
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         print(f"error: {error.strerror}.", file=sys.stderr)
         _drop_output()

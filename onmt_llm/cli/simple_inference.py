@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.atomic import write_text
 from onmt_llm.cli.chat import load_inference_config
 from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
 from onmt_llm.cli.run import needed, run_job
@@ -22,7 +23,6 @@ from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
 from onmt_llm.generate.engine import Engine
 from onmt_llm.log import logger
-from onmt_llm.outputs import write_text
 
 USAGE = "simple_inference.py -input_file PROMPTS -inference_config_file YAML -inference_mode py -output_directory DIR"
 

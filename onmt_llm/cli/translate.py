@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from onmt_llm.atomic import write_text
 from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inputs import missing_files, not_given, option_files
@@ -20,7 +21,6 @@ from onmt_llm.errors import ConfigError, DataError, Problem
 from onmt_llm.generate.alignment import SEPARATOR, pharaoh, read_phrase_table, replace_unknown
 from onmt_llm.generate.scoring import perplexity, score_pairs
 from onmt_llm.log import logger
-from onmt_llm.outputs import write_text
 from onmt_llm.text.features import parse_defaults
 from onmt_llm.text.placeholders import from_line, to_line
 from onmt_llm.text.templates import Message

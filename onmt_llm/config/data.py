@@ -19,7 +19,7 @@ from onmt_llm.config.numbers import (
     WorkersOrZero,
 )
 from onmt_llm.config.section import Section
-from onmt_llm.outputs import name_problem
+from onmt_llm.output_checks import name_problem
 
 FilePaths = str | list[str]
 Role = Literal["system", "user", "assistant", "tool"]

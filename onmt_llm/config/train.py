@@ -31,7 +31,7 @@ from onmt_llm.config.safety import SafetyConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Decision, Task, decide_task, with_defaults
 from onmt_llm.config.tracking import WatchConfig
-from onmt_llm.outputs import name_problem
+from onmt_llm.output_checks import name_problem
 
 AUTO = "auto"
 """Value of `train_from`: whatever this run has come to."""

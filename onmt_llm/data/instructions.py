@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from onmt_llm.atomic import atomic_file
 from onmt_llm.errors import DataError
-from onmt_llm.outputs import output_file, place_problem, replaced_input
+from onmt_llm.output_checks import place_problem, replaced_input
 from onmt_llm.text.message import Message
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line, to_line
 from onmt_llm.text.templates import AlpacaTemplate
@@ -75,7 +76,7 @@ def convert_file(source: str | Path, target: str | Path, *, to: Form) -> Report:
     try:
         with (
             open(source, encoding="utf-8-sig", newline="\n") as incoming,
-            output_file(target) as place,
+            atomic_file(target) as place,
             open(place, "w", encoding="utf-8", newline="\n") as outgoing,
         ):
             if to == "lines":

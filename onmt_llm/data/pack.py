@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.batching.encoder import Encoded
@@ -22,9 +23,8 @@ from onmt_llm.data.token_shards.fingerprint import fingerprint, inputs_of, recip
 from onmt_llm.data.token_shards.open import vocabularies
 from onmt_llm.data.token_shards.records import Part, what_else
 from onmt_llm.data.token_shards.shard import ENDINGS, INDEX, ShardWriter, damaged, read_index, write_index
-from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.errors import CheckpointError, ConfigError, DataError
 from onmt_llm.log import logger
-from onmt_llm.outputs import flush
 
 _GROUP = 256
 SHARD_RECORDS = 1 << 16
@@ -227,21 +227,14 @@ def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[Place, E
 
 @contextmanager
 def _complete(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output`, which takes that name when all of it is written and flushed."""
+    """A folder that becomes `output` when all of it is written."""
     if output.exists():
         raise DataError(f"The output must not exist, but {output} does.", hint="remove it, or choose another name")
-    unfinished = output.with_name(f".{output.name}.tmp-{os.getpid()}")
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        for path in [*unfinished.iterdir(), unfinished]:
-            flush(path)
-        unfinished.rename(output)
-        flush(output.parent)
-    except OSError as error:
-        raise DataError(f"Writing {output} failed: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with AtomicDirectory(output) as unfinished, unfinished.translated_errors():
+            yield unfinished.directory
+    except CheckpointError as error:
+        raise DataError(error.message, hint=error.hint) from error
 
 
 def _link(source: Path, target: Path) -> None:

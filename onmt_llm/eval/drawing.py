@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from onmt_llm.atomic import atomic_file
 from onmt_llm.errors import ConfigError
 from onmt_llm.eval.curves import Against, Best, Run, Split
 from onmt_llm.optional import require
-from onmt_llm.outputs import output_file
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -82,7 +82,7 @@ def draw(
     if against != "hours":
         panels[-1].xaxis.set_major_formatter(_ticker().EngFormatter(sep=""))
     _legend(picture, runs, chosen, best, shown)
-    with output_file(output) as place:
+    with atomic_file(output) as place:
         picture.savefig(place, format=output.suffix[1:])
 
 

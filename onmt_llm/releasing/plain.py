@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from onmt_llm.atomic import check_output_file
+from onmt_llm.atomic import atomic_file
 from onmt_llm.checkpoint.files.manifest import damage
 from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
 from onmt_llm.checkpoint.files.torch_pickle import load_torch
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError
-from onmt_llm.outputs import is_written_in_place, output_file
+from onmt_llm.output_checks import check_output_file, is_written_in_place
 from onmt_llm.releasing.formats import FORMATS, Report, Verify, no_quantization
 
 
@@ -67,7 +67,7 @@ def release_pytorch(
         "files": {file.name: _bytes(file) for file in checkpoint.files()},
     }
     content["xxh3"] = _digest(content)
-    with output_file(output) as temporary:
+    with atomic_file(output) as temporary:
         torch.save(content, temporary)
         unread = verify == "off" or is_written_in_place(output)  # what went through a pipe is not read again
         verdict = "not verified" if unread else _verify_pytorch(temporary, tensors)

@@ -9,12 +9,13 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from onmt_llm.atomic import is_replaceable, recover, remove_directory
+from onmt_llm.atomic import recover, remove_directory
 from onmt_llm.checkpoint.damage import refuse
 from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, damage
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
+from onmt_llm.output_checks import is_replaceable
 from onmt_llm.training.state import STATE_DIRECTORY, STATE_FILE
 
 _DAMAGED = "damaged"

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from onmt_llm.atomic import write_text
 from onmt_llm.checkpoint.damage import damage_ignored, refuse_damage
 from onmt_llm.checksums import fast_digest, fast_digest_of_file, fast_digest_of_part, sha256_of_file
 from onmt_llm.config.checkpoint import CheckpointConfig, read_config
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import log_once
-from onmt_llm.outputs import write_text
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 2

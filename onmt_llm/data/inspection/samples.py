@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
+from onmt_llm.atomic import atomic_file
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.batching.encoder import Encoded
@@ -18,7 +19,6 @@ from onmt_llm.data.readers import check_readers
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
-from onmt_llm.outputs import output_file
 from onmt_llm.text.placeholders import to_line
 
 
@@ -75,7 +75,7 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
 def _write(corpus: Corpus, paths: tuple[Path, Path, Path], model: ModelText, n_sample: int) -> None:
     has_target = False
     with ExitStack() as stack:
-        places = [stack.enter_context(output_file(path)) for path in paths]
+        places = [stack.enter_context(atomic_file(path)) for path in paths]
         src, tgt, view = (stack.enter_context(place.open("w", encoding="utf-8", newline="\n")) for place in places)
         samples = _samples(corpus)
         for raw, example, encoded in samples if n_sample < 0 else islice(samples, n_sample):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct, unpack
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
+from onmt_llm.atomic import replacing
 from onmt_llm.checksums import fast_digest_of_file
 from onmt_llm.errors import DataError
-from onmt_llm.outputs import flush
 
 WORD = 8
 """Bytes of a number."""
@@ -107,31 +106,17 @@ def new_index(target: Path, blocks: Iterable[bytes], width: int, identity: bytes
         width: Numbers a row.
         identity: 16 bytes that name what the index is of.
     """
-    with _whole(target) as file:
-        file.write(bytes(_HEADER.size))
-        size = sum(file.write(block) for block in blocks)
-        file.seek(0)
-        file.write(_HEADER.pack(_MAGIC, _VERSION, width, size // (width * WORD), identity))
-        file.seek(0, os.SEEK_END)
-        file.flush()
-        file.write(fast_digest_of_file(file.name).encode())
+    with replacing(target) as unfinished:
+        with open(unfinished, "wb") as file:
+            file.write(bytes(_HEADER.size))
+            size = sum(file.write(block) for block in blocks)
+            file.seek(0)
+            file.write(_HEADER.pack(_MAGIC, _VERSION, width, size // (width * WORD), identity))
+            file.seek(0, os.SEEK_END)
+            file.flush()
+            file.write(fast_digest_of_file(unfinished).encode())
         yield
 
 
 def _digest(path: Path) -> bytes:
     return fast_digest_of_file(path, without=_DIGEST).encode()
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[BinaryIO]:
-    """A hidden file, which takes a name when all of it is written, and is safe on the disk."""
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
-        try:
-            yield cast(BinaryIO, file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, target)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    flush(target.parent)

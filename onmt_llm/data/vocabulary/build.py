@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from onmt_llm.atomic import atomic_file, write_text
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.section import Section
@@ -24,7 +25,6 @@ from onmt_llm.data.vocabulary import subwords
 from onmt_llm.data.vocabulary.count import Counts, count_tokens
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
-from onmt_llm.outputs import output_file, write_text
 from onmt_llm.text.new_vocab import with_specials
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.templates import get_template
@@ -140,7 +140,7 @@ def _learn(source: Source, config: VocabJobConfig, n_sample: int) -> tuple[Sourc
         processes=config.counting.num_threads,
         symbols=added_tokens(source.corpora, source.data, source.options, in_text=True),
     )
-    with output_file(file) as place:
+    with atomic_file(file) as place:
         place.write_bytes(content)
     logger.info("Subword model: %s (src_subword_model).", file)
     pieces: list[str] = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from onmt_llm.atomic import check_space
+from onmt_llm.atomic import write_failed
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
 from onmt_llm.config.safety import SafetyConfig
@@ -24,7 +24,7 @@ from onmt_llm.log import log_once, logger
 from onmt_llm.nn.expand import twin_state
 from onmt_llm.nn.lora.layers import lora_state
 from onmt_llm.nn.memory import available_memory
-from onmt_llm.outputs import write_failed
+from onmt_llm.output_checks import check_space
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.checkpointing.background import Background
 from onmt_llm.training.loop import Job

@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from onmt_llm.atomic import atomic_file, write_text
 from onmt_llm.log import logger
-from onmt_llm.outputs import output_file, write_text
 
 _ROWS = 60
 
@@ -97,7 +97,7 @@ class Profiler:
             return
         self._open.close()
         trace, table = (self._folder / f"rank{self._rank}_{name}" for name in ("trace.json", "table.txt"))
-        with output_file(trace) as place:
+        with atomic_file(trace) as place:
             self._profile.export_chrome_trace(str(place))
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         write_text(table, self._profile.key_averages().table(sort_by=by, row_limit=_ROWS))

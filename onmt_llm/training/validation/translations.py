@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from onmt_llm.atomic import write_text
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.train import ValidationConfig
@@ -18,7 +19,6 @@ from onmt_llm.generate.scorers import Scorer
 from onmt_llm.generate.torch_engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.outputs import write_text
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.placeholders import to_line
 from onmt_llm.training.dist import World

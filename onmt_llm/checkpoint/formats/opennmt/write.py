@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from onmt_llm.atomic import check_output_file
+from onmt_llm.atomic import atomic_file
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.huggingface.write import open_whole
 from onmt_llm.checkpoint.formats.opennmt.options import (
@@ -38,7 +38,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
-from onmt_llm.outputs import output_file
+from onmt_llm.output_checks import check_output_file
 
 Format = Literal["pytorch", "safetensors"]
 
@@ -104,11 +104,11 @@ def export_opennmt(
         content = {"model": tensors, "generator": head, **content}
     for sidecar in set(sidecars) - set(parts):
         sidecar.unlink()
-    with output_file(file) as temporary:
+    with atomic_file(file) as temporary:
         torch.save(content, temporary)
     if tokenizer is not None:
         source = checkpoint.path / str(checkpoint.config.tokenizer.file)
-        with output_file(tokenizer) as temporary:
+        with atomic_file(tokenizer) as temporary:
             temporary.write_bytes(source.read_bytes())
     logger.info("%s -> %s (OpenNMT-py 3.5)", checkpoint.path, file)
     return file

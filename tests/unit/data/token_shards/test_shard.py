@@ -288,6 +288,9 @@ class TestShards:
         assert whole == parts[0]
         with pytest.raises(DataError, match="must not exist"):
             pack.merge(list(folders.values()), tmp_path / "merged")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(DataError, match=r"Writing .*file/merged failed"):
+            pack.merge(list(folders.values()), tmp_path / "file/merged")
 
     def test_shards_of_another_vocabulary_or_task_are_refused(self, texts, vocab, tmp_path, make_pipeline):
         folder = pack_all({"x": texts["x"]}, ModelText("lm", vocab), tmp_path)["x"]

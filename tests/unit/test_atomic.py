@@ -1,4 +1,4 @@
-"""Files that commands write: complete or not there, links keep pointing, devices stay devices, inputs stay inputs."""
+"""Atomic writes: files are complete or not there, links keep pointing, devices stay devices."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.atomic import AtomicDirectory, atomic_file, replacing, write_failed, write_text
 from onmt_llm.errors import CheckpointError
-from onmt_llm.outputs import output_file, place_problem, replaced_input, write_failed, write_text
 
 
 def test_a_file_is_there_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new/answers.txt"
-    with output_file(path) as place:
+    with atomic_file(path) as place:
         place.write_text("one\n")
         assert not path.exists() and place.suffix == ".txt"
     assert path.read_text() == "one\n"
     path.chmod(0o600)
-    with pytest.raises(RuntimeError), output_file(path) as place:
+    with pytest.raises(RuntimeError), atomic_file(path) as place:
         place.write_text("half")
         raise RuntimeError
-    with pytest.raises(KeyboardInterrupt), output_file(path) as place:
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as place:
         place.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "one\n"
@@ -94,35 +93,11 @@ def test_the_file_to_blame_is_named_and_room_is_spoken_of_where_it_is_lacking(tm
     assert "bytes are free" in full.message and full.hint == "make room" and str(missing) not in full.message
 
 
-@pytest.mark.parametrize("path", ["x\0y", "a" * 300, f"folder/{'é' * 128}/x", "file/x", "file/x/y", ""])
-@pytest.mark.parametrize("folder", [False, True])
-def test_places_where_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, folder: bool
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
-    if path or not folder:
-        assert place_problem(path, folder=folder)
-    assert place_problem("new/folder/x", folder=folder) is None
-    assert bool(place_problem(".", folder=folder)) != folder
-    assert bool(place_problem("/", folder=folder)) != folder
-
-
-def test_inputs_are_recognised_through_links(tmp_path: Path) -> None:
-    model = tmp_path / "base/model"
-    model.mkdir(parents=True)
-    (model / "config.yaml").write_text("")
-    text = tmp_path / "text"
-    text.write_text("")
-    (tmp_path / "link").symlink_to("text")
-    (tmp_path / "model link").symlink_to(model)
-    os.link(text, tmp_path / "hard")
-    inputs = [text, model, tmp_path / "missing"]
-    for output in ("text", "link", "hard", "base/../text", "model link/config.yaml", "base/model/new.txt"):
-        assert replaced_input(tmp_path / output, inputs) in (text, model), output
-    for output in ("base/model", "model link", "base"):
-        assert replaced_input(tmp_path / output, inputs, folder=True) == model, output
-    for output in ("new", "base/new.txt"):
-        assert replaced_input(tmp_path / output, inputs) is None
-    for output in ("new", "base/other", "base/model/int8"):
-        assert replaced_input(tmp_path / output, inputs, folder=True) is None
+def test_two_writers_of_one_file_do_not_share_an_unfinished_one(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "missing/index") as unfinished:
+        unfinished.write_text("")
