@@ -1,1 +1,1 @@
-"""Checkpoints: the directory format, other toolkits' formats in and out, loading into a `Transformer`, surgery."""
+"""Checkpoints: the directory format, other toolkits' formats in and out, loading into a `Transformer`, merging."""

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from onmt_llm.checkpoint.formats.gguf.read import find_gguf, open_gguf
 from onmt_llm.checkpoint.formats.huggingface.read import is_huggingface, open_huggingface
+from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, TypedSource
 from onmt_llm.checkpoint.formats.llama_meta import is_llama_meta, open_llama_meta
 from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
 from onmt_llm.checkpoint.formats.rules import apply
-from onmt_llm.checkpoint.formats.source import Foreign, TextSide, TypedSource
 from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
@@ -27,8 +27,8 @@ from onmt_llm.output_checks import check_output
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.text.vocab import Vocab
 
-Opener = Callable[..., Foreign]
-"""(path, *, tokenizer_model, vocab_file) -> Foreign"""
+Opener = Callable[..., ImportedModel]
+"""(path, *, tokenizer_model, vocab_file) -> ImportedModel"""
 
 SOURCES: dict[str, tuple[Callable[[Path], bool], Opener]] = {
     "llama_meta": (is_llama_meta, open_llama_meta),
@@ -74,24 +74,24 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'.")
     check_output(output, overwrite=overwrite)
-    foreign = open_foreign(model_dir, source=source, tokenizer_model=tokenizer_model, vocab_file=vocab_file)
-    config = checkpoint_config(foreign, dtype)
+    imported = open_imported(model_dir, source=source, tokenizer_model=tokenizer_model, vocab_file=vocab_file)
+    config = checkpoint_config(imported, dtype)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
-        for name, tensor in converted(foreign, None if dtype is None else config.model.dtype):
+        for name, tensor in converted(imported, None if dtype is None else config.model.dtype):
             writer.add(name, tensor)
-        write_text_side(writer, foreign.text)
-    logger.info("%s -> %s (%s)", foreign.origin, output, config.model.dtype)
+        write_tokenizer(writer, imported.tokenizer)
+    logger.info("%s -> %s (%s)", imported.origin, output, config.model.dtype)
     return output
 
 
-def open_foreign(
+def open_imported(
     model_dir: str | Path,
     *,
     source: str = "auto",
     tokenizer_model: str | Path | None = None,
     vocab_file: str | Path | None = None,
-) -> Foreign:
-    """Open a foreign model without reading its weights; see `convert` for the arguments."""
+) -> ImportedModel:
+    """Open an imported model without reading its weights; see `convert` for the arguments."""
     path = Path(model_dir)
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"The source format must be one of auto, {', '.join(SOURCES)}, but is '{source}'.")
@@ -118,34 +118,34 @@ def open_foreign(
         raise CheckpointError(f"{path} describes its model with values of the wrong kind ({error}).") from error
 
 
-def checkpoint_config(foreign: Foreign, dtype: str | None) -> CheckpointConfig:
+def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointConfig:
     """What config.yaml will say; the type is the one asked for, or the one that most weights of the source have."""
-    stored = dtype or _main_dtype(foreign.source)
+    stored = dtype or _main_dtype(imported.source)
     return CheckpointConfig(
-        model=foreign.model.model_copy(update={"dtype": stored}),
-        src_feats_defaults=foreign.text.feature_defaults,
-        tokenizer=foreign.text.tokenizer,
-        specials=foreign.text.specials,
-        template=foreign.text.template,
-        stop_tokens=foreign.text.stop_tokens,
-        adapter=foreign.adapter,
-        source=foreign.origin,
-        **foreign.alignment,
+        model=imported.model.model_copy(update={"dtype": stored}),
+        src_feats_defaults=imported.tokenizer.feature_defaults,
+        tokenizer=imported.tokenizer.spec,
+        specials=imported.tokenizer.specials,
+        template=imported.tokenizer.template,
+        stop_tokens=imported.tokenizer.stop_tokens,
+        adapter=imported.adapter,
+        source=imported.origin,
+        **imported.alignment,
     )
 
 
-def converted(foreign: Foreign, dtype: Dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """The foreign model's tensors under our names, one at a time.
+def converted(imported: ImportedModel, dtype: Dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The imported model's tensors under our names, one at a time.
 
     Args:
-        foreign: The model.
+        imported: The model.
         dtype: Type of the tensors; None = each as it is.
 
     Raises:
         CheckpointError: Tensors are missing, unused or misshaped; lists all, before any is read.
     """
-    expected = foreign.expected or expected_shapes(foreign.model)
-    stream = apply(foreign.rules, foreign.source, expected, ignore=foreign.ignore, what=foreign.origin)
+    expected = imported.expected or expected_shapes(imported.model)
+    stream = apply(imported.rules, imported.source, expected, ignore=imported.ignore, what=imported.origin)
     for name, tensor in stream:
         yield name, _cast(tensor, dtype)
 
@@ -166,14 +166,14 @@ def _main_dtype(source: TypedSource) -> Dtype:
     return sizes.most_common(1)[0][0] if sizes else get_args(Dtype)[0]
 
 
-def write_text_side(writer: CheckpointWriter, text: TextSide) -> None:
+def write_tokenizer(writer: CheckpointWriter, tokenizer: ImportedTokenizer) -> None:
     """Put vocabulary, tokeniser and template beside the weights."""
-    Vocab(text.tokens, text.specials).write(writer.directory / VOCAB_FILE)
-    if text.src_tokens is not None:
-        Vocab(text.src_tokens, text.specials).write(writer.directory / SRC_VOCAB_FILE)
-    for i, tokens in enumerate(text.feature_tokens):
-        Vocab(tokens, text.specials).write(writer.directory / FEATURE_VOCAB_FILE.format(i=i))
-    for name, file in text.files.items():
+    Vocab(tokenizer.tokens, tokenizer.specials).write(writer.directory / VOCAB_FILE)
+    if tokenizer.src_tokens is not None:
+        Vocab(tokenizer.src_tokens, tokenizer.specials).write(writer.directory / SRC_VOCAB_FILE)
+    for i, tokens in enumerate(tokenizer.feature_tokens):
+        Vocab(tokens, tokenizer.specials).write(writer.directory / FEATURE_VOCAB_FILE.format(i=i))
+    for name, file in tokenizer.files.items():
         writer.add_file(file, name)
-    for name, content in text.blobs.items():
+    for name, content in tokenizer.blobs.items():
         (writer.directory / name).write_bytes(content)

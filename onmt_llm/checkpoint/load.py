@@ -14,8 +14,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from onmt_llm.checkpoint.adapters import VARIANT_FIELDS, Starts, adapter_spec, put_lora
-from onmt_llm.checkpoint.expansion import check_twins, in_base, pair_reader
+from onmt_llm.checkpoint.adapters import (
+    VARIANT_FIELDS,
+    AdapterInitializer,
+    adapter_spec,
+    add_adapter,
+    check_twins,
+    in_base,
+    pair_reader,
+)
 from onmt_llm.checkpoint.store import Checkpoint, resolve_path
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.model import Dtype, ModelConfig
@@ -98,7 +105,7 @@ def build_model(
     spec = lora
     if checkpoint.has_adapter:
         spec, adapter = _own_spec(checkpoint, lora), checkpoint
-    starts = None if spec is None or spec.init == "default" else Starts(model, spec, adapter, quant_type)
+    starts = None if spec is None or spec.init == "default" else AdapterInitializer(model, spec, adapter, quant_type)
     read: Callable[[str], torch.Tensor] = checkpoint.tensor
     to_quantise = wrap.match(model, quant_layers)
     if expansion is not None:
@@ -117,7 +124,7 @@ def build_model(
         starts=starts,
     )
     if spec is not None:
-        put_lora(model, spec)
+        add_adapter(model, spec)
     if adapter is not None and expansion is None:
         load_adapter(model, adapter)
     elif starts is not None:
@@ -250,7 +257,7 @@ def _fill(
     device: torch.device,
     to_quantise: Collection[str],
     quant_type: str,
-    starts: Starts | None,
+    starts: AdapterInitializer | None,
 ) -> None:
     """Give every parameter its weights; when a layer is complete, take out what is its adapter's and quantise it."""
     exact = tuple(f"{path}." for path in in_float32)

@@ -36,8 +36,8 @@ from onmt_llm.checkpoint.files.safetensors import (
     INDEX_FILE,
     WEIGHTS_FILE,
     SafetensorsSet,
+    SafetensorsWriter,
     ShardedWriter,
-    ShardWriter,
     open_index,
     tensor_digest,
 )
@@ -245,7 +245,7 @@ class CheckpointWriter:
         self.config = config
         self._output = AtomicDirectory(path, overwrite=overwrite)
         self._weights = ShardedWriter(self.directory, shard_size)
-        self._adapter: ShardWriter | None = None
+        self._adapter: SafetensorsWriter | None = None
         self._digests: dict[str, str] = {}
 
     @property
@@ -286,7 +286,7 @@ class CheckpointWriter:
         self._digests[name] = tensor_digest(name, tensor)
         with self._output.translated_errors():
             if is_adapter_name(name):
-                self._adapter = self._adapter or ShardWriter(self.directory / ADAPTER_FILE)
+                self._adapter = self._adapter or SafetensorsWriter(self.directory / ADAPTER_FILE)
                 self._adapter.add(name, tensor)
             else:
                 self._weights.add(name, tensor)

@@ -140,7 +140,7 @@ def _seal(loaded: Loaded[Any]) -> int:
 
 def _extract_vocabulary(loaded: Loaded[Any]) -> int:
     model, output = needed(loaded, "checkpoint", "model", USAGE), needed(loaded, "checkpoint", "out_file", USAGE)
-    from onmt_llm.checkpoint.surgery import extract_vocabulary
+    from onmt_llm.checkpoint.extract import extract_vocabulary
 
     print(f"{extract_vocabulary(model, output, side=loaded.job.checkpoint.side)} tokens written to {output}")
     return 0
@@ -148,7 +148,7 @@ def _extract_vocabulary(loaded: Loaded[Any]) -> int:
 
 def _extract_embeddings(loaded: Loaded[Any]) -> int:
     model, output = needed(loaded, "checkpoint", "model", USAGE), needed(loaded, "checkpoint", "out_file", USAGE)
-    from onmt_llm.checkpoint.surgery import extract_embeddings
+    from onmt_llm.checkpoint.extract import extract_embeddings
 
     print(f"{extract_embeddings(model, output, side=loaded.job.checkpoint.side)} vectors written to {output}")
     return 0
@@ -157,7 +157,7 @@ def _extract_embeddings(loaded: Loaded[Any]) -> int:
 def _average(loaded: Loaded[Any]) -> int:
     needed(loaded, "checkpoint", "models", USAGE)
     options, output = loaded.job.checkpoint, needed(loaded, "checkpoint", "output", USAGE)
-    from onmt_llm.checkpoint.surgery import average
+    from onmt_llm.checkpoint.average import average
 
     average(options.models, output, dtype="fp32" if options.fp32 else None, overwrite=options.force)
     print(f"the mean of {len(options.models)} checkpoints written to {output}")

@@ -41,18 +41,18 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 def _lora(loaded: Loaded[Any]) -> int:
     options: LoraToolOptions = loaded.job.adapters
     adapter, output = (needed(loaded, "adapters", name, USAGE) for name in ("lora_weights", "output"))
-    from onmt_llm.checkpoint import surgery  # torch is imported here
-    from onmt_llm.checkpoint.formats import peft as peft_format
+    from onmt_llm.checkpoint.formats.peft import export_peft, import_peft  # torch is imported here
+    from onmt_llm.checkpoint.merge import concat_lora, merge
 
     if options.action == "export":
-        peft_format.export_peft(adapter, output, base_name=options.base_model, overwrite=options.force)
+        export_peft(adapter, output, base_name=options.base_model, overwrite=options.force)
         logger.info("%s -> %s (peft)", adapter, output)
         return 0
     base = needed(loaded, "adapters", "base_model", USAGE)
     if options.action == "import":
-        peft_format.import_peft(adapter, base, output, overwrite=options.force)
+        import_peft(adapter, base, output, overwrite=options.force)
     else:
-        action = surgery.merge if options.action == "merge" else surgery.concat_lora
+        action = merge if options.action == "merge" else concat_lora
         action(base, adapter, output, overwrite=options.force)
     logger.info("%s + %s -> %s (%s)", base, adapter, output, options.action)
     return 0

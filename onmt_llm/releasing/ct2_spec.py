@@ -17,7 +17,7 @@ from ctranslate2.specs import common_spec
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.positions import build_sinusoidal_table
-from onmt_llm.releasing.ct2_weights import BYTES, Rule, stored_type
+from onmt_llm.releasing.ct2_weights import BYTES, SpecVariable, stored_type
 
 _ACTIVATIONS = {
     "relu": common_spec.Activation.RELU,
@@ -33,7 +33,7 @@ _LARGEST_VARIABLE = 2**32 - 1
 """CTranslate2's file format counts a variable's bytes in 32 bits."""
 
 
-def inexpressible(config: ModelConfig, quantization: str) -> list[str]:
+def obstacles(config: ModelConfig, quantization: str) -> list[str]:
     """What of an architecture CTranslate2 cannot express, each with the option's name.
 
     Args:
@@ -164,29 +164,31 @@ def _complete_attention(attention: Any, config: ModelConfig) -> None:
         object.__setattr__(attention, "original_max_position_embeddings", np.int32(rope.original_max_position))
 
 
-def rules_for(config: ModelConfig) -> Iterator[Rule]:
+def spec_variables(config: ModelConfig) -> Iterator[SpecVariable]:
     """All variables of a model's spec, and the tensors they are made of."""
     embedding = "decoder.embed_tokens.weight"
-    yield Rule("decoder/embeddings/weight", (embedding,), "matrix")
-    yield Rule("decoder/projection/weight", (embedding if config.tie_embeddings else "lm_head.weight",), "matrix")
+    yield SpecVariable("decoder/embeddings/weight", (embedding,), "matrix")
+    yield SpecVariable(
+        "decoder/projection/weight", (embedding if config.tie_embeddings else "lm_head.weight",), "matrix"
+    )
     if config.lm_head_bias:
-        yield Rule("decoder/projection/bias", ("lm_head.bias",))
+        yield SpecVariable("decoder/projection/bias", ("lm_head.bias",))
     yield from _stack(config, "decoder", config.decoder_layers)
     if config.encoder_layers:
         source = embedding if config.share_embeddings else "encoder.embed_tokens.weight"
-        yield Rule("encoder/embeddings_0/weight", (source,), "matrix")
+        yield SpecVariable("encoder/embeddings_0/weight", (source,), "matrix")
         for i in range(len(config.src_features)):
-            yield Rule(f"encoder/embeddings_{i + 1}/weight", (f"encoder.embed_features.{i}.weight",), "matrix")
+            yield SpecVariable(f"encoder/embeddings_{i + 1}/weight", (f"encoder.embed_features.{i}.weight",), "matrix")
         yield from _stack(config, "encoder", config.encoder_layers)
 
 
-def _stack(config: ModelConfig, side: str, layers: int) -> Iterator[Rule]:
+def _stack(config: ModelConfig, side: str, layers: int) -> Iterator[SpecVariable]:
     """Positions, final norm and layers of the encoder or of the decoder."""
     if config.position == "learned":
-        yield Rule(f"{side}/position_encodings/encodings", (f"{side}.embed_positions.weight",))
+        yield SpecVariable(f"{side}/position_encodings/encodings", (f"{side}.embed_positions.weight",))
     elif config.position == "sinusoidal":
         # Its own sinusoids start at position 1 and have another spacing, so ours are written out.
-        yield Rule(f"{side}/position_encodings/encodings", make=functools.partial(_sinusoids, config))
+        yield SpecVariable(f"{side}/position_encodings/encodings", make=functools.partial(_sinusoids, config))
     if config.norm_position == "pre":
         yield from _norm(config, f"{side}/layer_norm", f"{side}.norm")
     for layer in range(layers):
@@ -194,10 +196,10 @@ def _stack(config: ModelConfig, side: str, layers: int) -> Iterator[Rule]:
         if config.position == "t5":
             own = f"{side}.layers.{layer}.self_attn.relative_bias.weight"
             table = f"{side}.relative_bias.weight" if config.relative_shared else own
-            yield Rule(f"{side}/layer_{layer}/self_attention/relative_attention_bias", (table,))
+            yield SpecVariable(f"{side}/layer_{layer}/self_attention/relative_attention_bias", (table,))
 
 
-def _layer(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
+def _layer(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariable]:
     attn, mlp = f"{source}.self_attn", f"{source}.mlp"
     qkv = (f"{attn}.q_proj", f"{attn}.k_proj", f"{attn}.v_proj")
     yield from _linear(f"{target}/self_attention/linear_0", qkv, bias=config.attn_bias)
@@ -205,7 +207,7 @@ def _layer(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
     yield from _head_norms(config, f"{target}/self_attention", attn)
     if config.position == "shaw":
         for part in ("keys", "values"):
-            yield Rule(f"{target}/self_attention/relative_position_{part}", (f"{attn}.embed_relative.weight",))
+            yield SpecVariable(f"{target}/self_attention/relative_position_{part}", (f"{attn}.embed_relative.weight",))
     if config.encoder_layers and target.startswith("decoder"):
         yield from _cross_attention(config, f"{target}/attention", f"{source}.cross_attn")
         yield from _norm(config, f"{target}/attention/layer_norm", f"{source}.cross_norm")
@@ -225,32 +227,32 @@ def _layer(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
         yield from _norm(config, f"{target}/ffn/layer_norm", f"{source}.mlp_norm")
 
 
-def _cross_attention(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
+def _cross_attention(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariable]:
     yield from _linear(f"{target}/linear_0", (f"{source}.q_proj",), bias=config.attn_bias)
     yield from _linear(f"{target}/linear_1", (f"{source}.k_proj", f"{source}.v_proj"), bias=config.attn_bias)
     yield from _linear(f"{target}/linear_2", (f"{source}.o_proj",), bias=config.attn_out_bias)
     yield from _head_norms(config, target, source)
 
 
-def _head_norms(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
+def _head_norms(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariable]:
     if config.qk_norm:
-        yield Rule(f"{target}/q_norm/gamma", (f"{source}.q_norm.weight",))
-        yield Rule(f"{target}/k_norm/gamma", (f"{source}.k_norm.weight",))
+        yield SpecVariable(f"{target}/q_norm/gamma", (f"{source}.q_norm.weight",))
+        yield SpecVariable(f"{target}/k_norm/gamma", (f"{source}.k_norm.weight",))
 
 
-def _linear(target: str, sources: tuple[str, ...], *, bias: bool) -> Iterator[Rule]:
-    yield Rule(f"{target}/weight", tuple(f"{source}.weight" for source in sources), "matrix")
+def _linear(target: str, sources: tuple[str, ...], *, bias: bool) -> Iterator[SpecVariable]:
+    yield SpecVariable(f"{target}/weight", tuple(f"{source}.weight" for source in sources), "matrix")
     if bias:
-        yield Rule(f"{target}/bias", tuple(f"{source}.bias" for source in sources))
+        yield SpecVariable(f"{target}/bias", tuple(f"{source}.bias" for source in sources))
 
 
-def _norm(config: ModelConfig, target: str, source: str) -> Iterator[Rule]:
-    yield Rule(f"{target}/gamma", (f"{source}.weight",))
+def _norm(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariable]:
+    yield SpecVariable(f"{target}/gamma", (f"{source}.weight",))
     if config.norm == "layernorm" and config.norm_bias:
-        yield Rule(f"{target}/beta", (f"{source}.bias",))
+        yield SpecVariable(f"{target}/beta", (f"{source}.bias",))
     elif config.norm == "layernorm":
         # A norm without beta would be taken for an RMSNorm.
-        yield Rule(f"{target}/beta", make=functools.partial(np.zeros, config.hidden_size, dtype=np.float32))
+        yield SpecVariable(f"{target}/beta", make=functools.partial(np.zeros, config.hidden_size, dtype=np.float32))
 
 
 def _sinusoids(config: ModelConfig) -> np.ndarray:

@@ -18,14 +18,14 @@ from ctranslate2.specs import common_spec, model_spec
 
 from onmt_llm.checkpoint.store import Checkpoint
 
-Kind = Literal["matrix", "vector"]
+StorageKind = Literal["matrix", "vector"]
 
 INT8 = ("int8", "int8_float32", "int8_float16", "int8_bfloat16")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
-class Rule:
+class SpecVariable:
     """One variable of the spec.
 
     Attributes:
@@ -37,25 +37,25 @@ class Rule:
 
     target: str
     sources: tuple[str, ...] = ()
-    kind: Kind = "vector"
+    kind: StorageKind = "vector"
     make: functools.partial[np.ndarray] | None = None
 
 
-class Source:
+class QuantizedTensors:
     """Reads tensors as float32, fuses them, and lets CTranslate2 quantise them; keeps the last result only."""
 
     def __init__(self, checkpoint: Checkpoint, quantization: str) -> None:
         self._checkpoint = checkpoint
         self.quantization = quantization
-        self._last: tuple[Rule, Any] | None = None
+        self._last: tuple[SpecVariable, Any] | None = None
 
-    def shape(self, rule: Rule) -> tuple[int, ...]:
+    def shape(self, rule: SpecVariable) -> tuple[int, ...]:
         if rule.make is not None:
             return rule.make().shape
         shapes = [self._checkpoint.shape(name) for name in rule.sources]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def stored(self, rule: Rule) -> Any:
+    def stored(self, rule: SpecVariable) -> Any:
         """A `LinearSpec` (weight and, with integers, weight_scale) or a `LayerNormSpec` (gamma) in its final type.
 
         The library's own quantisation of a layer spec is used, so that the numbers are those that it expects. It works
@@ -70,7 +70,7 @@ class Source:
             self._last = (rule, holder)
         return self._last[1]
 
-    def _read(self, rule: Rule) -> np.ndarray:
+    def _read(self, rule: SpecVariable) -> np.ndarray:
         parts = [self._checkpoint.tensor(name).float() for name in rule.sources]
         return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).contiguous().numpy()
 
@@ -117,7 +117,7 @@ class StreamedVariable(model_spec.Variable):
         return self._identity == other._identity
 
 
-def fill(spec: Any, rule: Rule, source: Source) -> None:
+def fill(spec: Any, rule: SpecVariable, source: QuantizedTensors) -> None:
     """Put promises for a rule's content into the spec."""
     scope, attribute = rule.target.rsplit("/", 1)
     layer = model_spec.index_spec(spec, scope)
@@ -130,13 +130,15 @@ def fill(spec: Any, rule: Rule, source: Source) -> None:
         setattr(layer, f"{attribute}_scale", _promise(source, rule, "weight_scale", (), "float32"))
 
 
-def _promise(source: Source, rule: Rule, attribute: str, shape: tuple[int, ...], dtype: str) -> StreamedVariable:
+def _promise(
+    source: QuantizedTensors, rule: SpecVariable, attribute: str, shape: tuple[int, ...], dtype: str
+) -> StreamedVariable:
     made = (rule.make.func, rule.make.args, rule.make.keywords) if rule.make is not None else None
     identity = (attribute, rule.sources, made)
     return StreamedVariable(identity, shape, dtype, lambda: getattr(source.stored(rule), attribute))
 
 
-def stored_type(quantization: str, kind: Kind) -> str:
+def stored_type(quantization: str, kind: StorageKind) -> str:
     """Type in which CTranslate2 stores matrices and vectors for a quantisation."""
     if kind == "matrix":
         return "int8" if quantization in INT8 else quantization

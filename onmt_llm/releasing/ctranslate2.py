@@ -14,9 +14,9 @@ from onmt_llm.checkpoint.load import check_fits, expected_shapes
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.releasing.ct2_spec import build_spec, inexpressible, rules_for
-from onmt_llm.releasing.ct2_weights import Source, fill
-from onmt_llm.releasing.formats import FORMATS, Report, Verify
+from onmt_llm.releasing.ct2_spec import build_spec, obstacles, spec_variables
+from onmt_llm.releasing.ct2_weights import QuantizedTensors, fill
+from onmt_llm.releasing.formats import FORMATS, ReleaseReport, Verify
 from onmt_llm.releasing.verify import verify_release
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.vocab import Vocab
@@ -25,14 +25,14 @@ from onmt_llm.text.vocab import Vocab
 @FORMATS.register("ctranslate2")
 def release_ctranslate2(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
-) -> Report:
+) -> ReleaseReport:
     """Write a directory that `ctranslate2.Generator` or `Translator`, and `open_engine`, load; see `release`."""
     quantization = quantization or "float32"
     if quantization not in model_spec.ACCEPTED_MODEL_TYPES:
         known = ", ".join(model_spec.ACCEPTED_MODEL_TYPES)
         raise ConfigError(f"quantization must be one of {known}, but is '{quantization}'.")
     codec = checkpoint.codec()
-    problems = inexpressible(checkpoint.config.model, quantization)
+    problems = obstacles(checkpoint.config.model, quantization)
     if not checkpoint.config.model.is_decoder_only and codec.vocab.bos_id is None:
         problems.append("no token starts its targets: specials.bos is not in the vocabulary")
     if problems:
@@ -59,9 +59,9 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
     """
     config = checkpoint.config.model
     check_fits(checkpoint, expected_shapes(config))
-    source = Source(checkpoint, quantization)
+    source = QuantizedTensors(checkpoint, quantization)
     spec = build_spec(config)
-    for rule in rules_for(config):
+    for rule in spec_variables(config):
         fill(spec, rule, source)
     _set_special_tokens(spec.config, codec)
     spec.config.layer_norm_epsilon = config.norm_eps

@@ -12,7 +12,7 @@ from onmt_llm.registry import Registry
 from onmt_llm.text.codec import Codec
 
 Verify = Literal["strict", "warn", "off"]
-Report = dict[str, Any]
+ReleaseReport = dict[str, Any]
 
 
 class Writer(Protocol):
@@ -27,7 +27,7 @@ class Writer(Protocol):
         verify: Verify,
         text: str | None,
         force: bool,
-    ) -> Report: ...
+    ) -> ReleaseReport: ...
 
 
 FORMATS: Registry[Writer] = Registry("release format")
@@ -42,7 +42,7 @@ def release(
     verify: Verify = "strict",
     text: str | None = None,
     force: bool = False,
-) -> Report:
+) -> ReleaseReport:
     """Release a checkpoint for serving.
 
     Args:

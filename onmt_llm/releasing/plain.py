@@ -17,13 +17,13 @@ from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError
 from onmt_llm.output_checks import check_output_file, is_written_in_place
-from onmt_llm.releasing.formats import FORMATS, Report, Verify, no_quantization
+from onmt_llm.releasing.formats import FORMATS, ReleaseReport, Verify, no_quantization
 
 
 @FORMATS.register("safetensors")
 def release_safetensors(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
-) -> Report:
+) -> ReleaseReport:
     """A checkpoint directory without the state of training; verified by the content of its tensors."""
     no_quantization("safetensors", quantization)
     with CheckpointWriter(output, checkpoint.config, overwrite=force) as writer:
@@ -50,7 +50,7 @@ def release_safetensors(
 @FORMATS.register("pytorch")
 def release_pytorch(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
-) -> Report:
+) -> ReleaseReport:
     """One file for `torch.load(..., weights_only=True)`: tensors, vocabulary, configuration, tokeniser files.
 
     The dictionary's keys are `model` (name -> tensor), `vocab` (tokens in id order), `config` (content of config.yaml),

@@ -22,7 +22,7 @@ from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.torch_engine import TorchEngine
 from onmt_llm.log import logger
-from onmt_llm.releasing.formats import Report, Verify
+from onmt_llm.releasing.formats import ReleaseReport, Verify
 from onmt_llm.releasing.paragraphs import PARAGRAPHS
 from onmt_llm.releasing.verify_translations import BOUNDS as TRANSLATION_BOUNDS
 from onmt_llm.releasing.verify_translations import compare_translations, translate
@@ -81,7 +81,9 @@ class Comparison:
         }
 
 
-def verify_release(model: Path, directory: Path, *, quantization: str, verify: Verify, text: str | None) -> Report:
+def verify_release(
+    model: Path, directory: Path, *, quantization: str, verify: Verify, text: str | None
+) -> ReleaseReport:
     """Compare a finished release with its checkpoint, and write `release_report.json` into it.
 
     Args:
@@ -98,7 +100,7 @@ def verify_release(model: Path, directory: Path, *, quantization: str, verify: V
         CheckpointError: `verify` is "strict" and a figure is beyond its bound.
         DataError: The text is too short.
     """
-    report: Report = {
+    report: ReleaseReport = {
         "format": "ctranslate2",
         "source": str(model),
         "quantization": quantization,

@@ -39,7 +39,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
 
 
 @dataclass(frozen=True)
-class Translations:
+class ReferenceTranslations:
     """What a model makes of a text.
 
     Attributes:
@@ -55,7 +55,7 @@ class Translations:
     scores: list[list[float]]
 
 
-def translate(engine: Engine, text: str) -> Translations:
+def translate(engine: Engine, text: str) -> ReferenceTranslations:
     """The reference: sentences of `text`, what the model answers, and how probable it finds that.
 
     Raises:
@@ -64,10 +64,10 @@ def translate(engine: Engine, text: str) -> Translations:
     sources = _sources(engine.codec, text)
     answers = [best for best, *_ in engine.generate(sources, _GREEDY)]
     targets = [_target(engine.codec, answer) for answer in answers]
-    return Translations(sources, answers, targets, engine.score(targets, sources=sources))
+    return ReferenceTranslations(sources, answers, targets, engine.score(targets, sources=sources))
 
 
-def compare_translations(model: Translations, release: Engine) -> dict[str, float]:
+def compare_translations(model: ReferenceTranslations, release: Engine) -> dict[str, float]:
     """The figures of the report; what is not a number counts as infinitely far away."""
     ours = np.concatenate(model.scores)
     theirs = np.concatenate(release.score(model.targets, sources=model.sources))

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from onmt_llm.checkpoint.damage import refuse_damage
 from onmt_llm.checkpoint.files.manifest import read_manifest
-from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, ShardWriter
+from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
 from onmt_llm.errors import CheckpointError
 
 STATE_DIRECTORY = "train_state"
@@ -156,7 +156,7 @@ def collect_state(
 def write_state(directory: Path, state: TrainState) -> None:
     """Write `state` into `directory`, which is created; tensors one at a time."""
     directory.mkdir()
-    with ShardWriter(directory / OPTIMIZER_FILE) as writer:
+    with SafetensorsWriter(directory / OPTIMIZER_FILE) as writer:
         for slot, tensor in state.tensors.items():
             writer.add(slot, tensor)
     (directory / STATE_FILE).write_text(state.text, encoding="utf-8")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from onmt_llm.checkpoint.convert import convert, open_foreign
+from onmt_llm.checkpoint.convert import convert, open_imported
 from onmt_llm.checkpoint.formats.gguf.read import GgufPart, GgufTensors
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
@@ -160,10 +160,10 @@ def test_llama3_scaling_is_recovered_from_the_divisors(tmp_path: Path) -> None:
     rope = RopeConfig(theta=50000.0, scaling="llama3", factor=32.0)
     divisors = rotary_frequencies(RopeConfig(theta=50000.0), size, cpu) / rotary_frequencies(rope, size, cpu)
     write_gguf(tmp_path / "scaled.gguf", "F32", rope_freqs=divisors.numpy())
-    assert open_foreign(tmp_path / "scaled.gguf").model.rope == rope
+    assert open_imported(tmp_path / "scaled.gguf").model.rope == rope
     write_gguf(tmp_path / "odd.gguf", "F32", rope_freqs=(divisors * torch.linspace(1, 2, size // 2)).numpy())
     with pytest.raises(UnsupportedError, match="rope_freqs"):
-        open_foreign(tmp_path / "odd.gguf")
+        open_imported(tmp_path / "odd.gguf")
 
 
 def test_damaged_and_strange_files_are_refused(tmp_path: Path) -> None:

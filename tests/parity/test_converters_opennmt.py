@@ -18,8 +18,8 @@ from torch import nn
 
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.checkpoint.surgery import merge_lora
 from onmt_llm.errors import CheckpointError, UnsupportedError
 
 transformers = pytest.importorskip("transformers")

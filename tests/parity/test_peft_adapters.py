@@ -12,8 +12,8 @@ import torch
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.formats.peft import export_peft, import_peft
 from onmt_llm.checkpoint.load import build_model, load_model
+from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
-from onmt_llm.checkpoint.surgery import merge_lora
 from onmt_llm.cli.lora import main as lora_command
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.errors import CheckpointError, UnsupportedError

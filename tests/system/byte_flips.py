@@ -231,7 +231,7 @@ class Ended:
 def preload() -> None:
     """Import what commands import when they need it, so that not every child does."""
     for module in (
-        "onmt_llm.checkpoint.surgery",
+        "onmt_llm.checkpoint.merge",
         "onmt_llm.generate.torch_engine",
         "onmt_llm.generate.ct2.translator",
         "onmt_llm.training.job",

@@ -2,7 +2,7 @@
 
 The format (https://github.com/huggingface/safetensors) is a header length (u64, little endian), a JSON header and one
 gap-free buffer. The official library writes only from a dictionary that holds every tensor of the file; a shard of 5 GB
-would have to fit in memory, so `ShardWriter` streams.
+would have to fit in memory, so `SafetensorsWriter` streams.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def fast_tensor_digest(name: str, tensor: torch.Tensor) -> str:
     return fast_digest(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape), tensor_bytes(tensor))
 
 
-class ShardWriter:
+class SafetensorsWriter:
     """One safetensors file, written tensor by tensor.
 
     The header stands before the data but is known only at the end: room is left for it, filled up with the spaces that
@@ -168,7 +168,7 @@ class ShardWriter:
         self._file = open(path, "xb")  # noqa: SIM115 (closed by close())
         self._file.seek(header_room)
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> SafetensorsWriter:
         return self
 
     def __exit__(
@@ -234,7 +234,7 @@ class ShardedWriter:
     def __init__(self, directory: Path, shard_size: str | int) -> None:
         self._directory = directory
         self._limit = parse_size(shard_size)
-        self._shards: list[ShardWriter] = []
+        self._shards: list[SafetensorsWriter] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor; a new shard begins where it would pass the limit."""
@@ -242,7 +242,7 @@ class ShardedWriter:
         if current is None or (current.nbytes and current.nbytes + tensor.nbytes > self._limit):
             if current is not None:
                 current.close()
-            current = ShardWriter(self._directory / f"model-{len(self._shards) + 1:05d}.safetensors")
+            current = SafetensorsWriter(self._directory / f"model-{len(self._shards) + 1:05d}.safetensors")
             self._shards.append(current)
         current.add(name, tensor)
 

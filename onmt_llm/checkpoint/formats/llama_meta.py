@@ -14,9 +14,14 @@ from typing import Any
 import torch
 
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
+from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, check_sizes
 from onmt_llm.checkpoint.formats.rules import Chain, Copies, InterleavedRotary, Op, Rule, Shards, per_layer, rule
-from onmt_llm.checkpoint.formats.source import Foreign, TextSide, check_sizes
-from onmt_llm.checkpoint.formats.text_files import SENTENCEPIECE_FILE, from_huggingface, from_sentencepiece, read_json
+from onmt_llm.checkpoint.formats.tokenizer_files import (
+    SENTENCEPIECE_FILE,
+    from_huggingface,
+    from_sentencepiece,
+    read_json,
+)
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError
 
@@ -74,7 +79,9 @@ def is_llama_meta(model_dir: Path) -> bool:
     return (model_dir / "params.json").is_file() and bool(_shard_files(model_dir))
 
 
-def open_llama_meta(model_dir: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None) -> Foreign:
+def open_llama_meta(
+    model_dir: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None
+) -> ImportedModel:
     """Open a directory with consolidated.NN.pth and params.json.
 
     Args:
@@ -99,13 +106,13 @@ def open_llama_meta(model_dir: Path, *, tokenizer_model: Path | None = None, voc
     source = ShardedTensors([TorchTensors.open([file]) for file in files])
     config, embedding_dim = _config(params, source)
     check_sizes(config, source, model_dir, rows=False)
-    return Foreign(
+    return ImportedModel(
         origin=f"Meta LLaMA, {model_dir.name}",
         model=config,
         source=source,
         rules=rules(config, len(files), embedding_dim),
         ignore=IGNORE,
-        text=_text_side(model_dir, tokenizer_model, config.vocab_size),
+        tokenizer=_tokenizer(model_dir, tokenizer_model, config.vocab_size),
     )
 
 
@@ -157,7 +164,7 @@ def _rope(params: dict[str, Any]) -> RopeConfig:
     return RopeConfig(theta=theta, scaling="llama3", factor=float(params.get("rope_scaling_factor", 8.0)))
 
 
-def _text_side(model_dir: Path, tokenizer_model: Path | None, rows: int) -> TextSide:
+def _tokenizer(model_dir: Path, tokenizer_model: Path | None, rows: int) -> ImportedTokenizer:
     if tokenizer_model is not None and tokenizer_model.suffix == ".json":
         return from_huggingface(tokenizer_model.parent, rows=rows, tokenizer_model=tokenizer_model)
     beside = [model_dir / SENTENCEPIECE_FILE, model_dir.parent / SENTENCEPIECE_FILE]

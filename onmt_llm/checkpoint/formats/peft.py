@@ -22,12 +22,12 @@ from torch import Tensor
 
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant, short_names
-from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, ShardWriter
+from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.huggingface.families import family_for_export
+from onmt_llm.checkpoint.formats.imported import TypedSource
 from onmt_llm.checkpoint.formats.rules import Op
-from onmt_llm.checkpoint.formats.source import TypedSource
-from onmt_llm.checkpoint.formats.text_files import read_json
+from onmt_llm.checkpoint.formats.tokenizer_files import read_json
 from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec
@@ -64,7 +64,7 @@ _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
-class Layer:
+class PeftLayer:
     """A layer of theirs that can carry an adapter.
 
     Attributes:
@@ -83,7 +83,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerAdapter:
     """The adapter of one layer: A (rank, in), B (out, rank), the scale, and DoRA's lengths (out,)."""
 
     a: Tensor
@@ -144,7 +144,7 @@ def export_peft(
     found = [(layer, part) for layer in _layers(model) if (part := _their_part(layer, lora, spec)) is not None]
     config = _their_settings(spec, found, model, base_name)
     with AtomicDirectory(output, overwrite=overwrite) as directory:
-        with directory.translated_errors(), ShardWriter(directory.directory / WEIGHTS_FILE) as writer:
+        with directory.translated_errors(), SafetensorsWriter(directory.directory / WEIGHTS_FILE) as writer:
             for layer, part in found:
                 for ending, tensor in _their_tensors(layer, part).items():
                     writer.add(f"{PREFIX}{layer.theirs}{ending}", tensor.float())
@@ -152,7 +152,7 @@ def export_peft(
     return Path(output)
 
 
-def _layers(model: ModelConfig) -> list[Layer]:
+def _layers(model: ModelConfig) -> list[PeftLayer]:
     """The layers of transformers' model that can carry an adapter, by the rules of its family."""
     here = expected_shapes(model)
     table = []
@@ -160,7 +160,7 @@ def _layers(model: ModelConfig) -> list[Layer]:
         matrices = all(name in here and len(here[name]) == 2 for name in one.ours)
         if matrices and len(one.theirs) == 1:
             ours = tuple(name.removesuffix(".weight") for name in one.ours)
-            table.append(Layer(one.theirs[0].removesuffix(".weight"), ours, one.op))
+            table.append(PeftLayer(one.theirs[0].removesuffix(".weight"), ours, one.op))
     return table
 
 
@@ -187,7 +187,7 @@ def _open_weights(folder: Path) -> TypedSource:
 
 def _read_parts(
     settings: Mapping[str, Any], source: TypedSource, base: Checkpoint, folder: Path
-) -> list[tuple[Layer, Part]]:
+) -> list[tuple[PeftLayer, LayerAdapter]]:
     model = base.config.model
     table = {layer.theirs: layer for layer in _layers(model)}
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -213,11 +213,11 @@ def _read_parts(
     found = []
     for path, own in tensors.items():
         scale = _scale(settings, path, own["a"].shape[0])
-        found.append((table[path], Part(own["a"], own["b"], scale, own.get("magnitude"))))
+        found.append((table[path], LayerAdapter(own["a"], own["b"], scale, own.get("magnitude"))))
     return found
 
 
-def _is_the_bases(source: TypedSource, name: str, table: Mapping[str, Layer], base: Checkpoint) -> bool:
+def _is_the_bases(source: TypedSource, name: str, table: Mapping[str, PeftLayer], base: Checkpoint) -> bool:
     """Whether the tensor is a copy of the base's: peft stores the embeddings that it adapts as a whole."""
     layer = table.get(name.removeprefix(PREFIX).removesuffix(_COPY))
     if layer is None or len(layer.ours) > 1:
@@ -227,7 +227,7 @@ def _is_the_bases(source: TypedSource, name: str, table: Mapping[str, Layer], ba
     return copy.shape == weight.shape and torch.equal(copy.to(weight.dtype), weight)
 
 
-def _misfit(layer: Layer, own: Mapping[str, Tensor], wanted: set[str], model: ModelConfig) -> list[str]:
+def _misfit(layer: PeftLayer, own: Mapping[str, Tensor], wanted: set[str], model: ModelConfig) -> list[str]:
     """What is missing of a layer, or of another size than the base's."""
     if own.keys() != wanted:
         return [f"{layer.theirs} must have {', '.join(sorted(wanted))}, but has {', '.join(sorted(own))}"]
@@ -249,7 +249,7 @@ def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _our_tensors(layer: Layer, part: Part) -> list[tuple[str, Tensor]]:
+def _our_tensors(layer: PeftLayer, part: LayerAdapter) -> list[tuple[str, Tensor]]:
     rows = layer.op.forward([part.b])
     lengths = [None] * len(rows) if part.magnitude is None else layer.op.forward([part.magnitude])
     tensors = []
@@ -260,7 +260,9 @@ def _our_tensors(layer: Layer, part: Part) -> list[tuple[str, Tensor]]:
     return tensors
 
 
-def _our_spec(settings: Mapping[str, Any], found: Sequence[tuple[Layer, Part]], base: Checkpoint) -> AdapterSpec:
+def _our_spec(
+    settings: Mapping[str, Any], found: Sequence[tuple[PeftLayer, LayerAdapter]], base: Checkpoint
+) -> AdapterSpec:
     rslora = bool(settings.get("use_rslora", False))
     sizes = {name: _size(part, rslora) for layer, part in found for name in layer.ours}
     (rank, alpha), ranks, alphas = _usual(sizes)
@@ -280,7 +282,7 @@ def _our_spec(settings: Mapping[str, Any], found: Sequence[tuple[Layer, Part]], 
     )
 
 
-def _size(part: Part, rslora: bool) -> tuple[int, float]:
+def _size(part: LayerAdapter, rslora: bool) -> tuple[int, float]:
     """Rank, and the alpha that gives the part's scale."""
     rank = part.a.shape[0]
     return rank, round(part.scale * (math.sqrt(rank) if rslora else rank), 9)
@@ -294,7 +296,7 @@ def _usual(sizes: Mapping[str, tuple[int, float]]) -> tuple[tuple[int, float], d
     return usual, ranks, alphas
 
 
-def _their_part(layer: Layer, lora: Checkpoint, spec: AdapterSpec) -> Part | None:
+def _their_part(layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec) -> LayerAdapter | None:
     """The adapter of one of their layers; None where none of our layers in it has any."""
     parts = [_our_part(name, lora, spec) for name in layer.ours]
     there = [part for part in parts if part is not None]
@@ -311,7 +313,7 @@ def _their_part(layer: Layer, lora: Checkpoint, spec: AdapterSpec) -> Part | Non
     rows = [shapes[f"{name}.weight"][0] for name in layer.ours]
     joined = there[0] if len(parts) == 1 else _joined(parts, rows)
     lengths = [part.magnitude for part in there if part.magnitude is not None]
-    return Part(
+    return LayerAdapter(
         joined.a,
         layer.op.backward(joined.b.split(rows) if len(parts) > 1 else [joined.b])[0],
         joined.scale,
@@ -319,14 +321,14 @@ def _their_part(layer: Layer, lora: Checkpoint, spec: AdapterSpec) -> Part | Non
     )
 
 
-def _their_tensors(layer: Layer, part: Part) -> dict[str, Tensor]:
+def _their_tensors(layer: PeftLayer, part: LayerAdapter) -> dict[str, Tensor]:
     """A, B and lengths by the ends of their names."""
     a, b = (".lora_embedding_A", ".lora_embedding_B") if layer.is_embedding else (".lora_A.weight", ".lora_B.weight")
     lengths = {} if part.magnitude is None else {".lora_magnitude_vector": part.magnitude}
     return {a: part.a, b: part.b, **lengths}
 
 
-def _our_part(name: str, lora: Checkpoint, spec: AdapterSpec) -> Part | None:
+def _our_part(name: str, lora: Checkpoint, spec: AdapterSpec) -> LayerAdapter | None:
     """The adapter of one of our layers; what it began with is subtracted by a second one beside it."""
     here = set(lora.adapter_names())
     if f"{name}.lora_a" not in here:
@@ -337,15 +339,15 @@ def _our_part(name: str, lora: Checkpoint, spec: AdapterSpec) -> Part | None:
     assert a is not None and b is not None
     if start_a is not None and start_b is not None:
         a, b = torch.cat([a, start_a]), torch.cat([b, -start_b], dim=1)
-    return Part(a, b, lora_variant(spec).size(name, spec.rank, spec.alpha)[1], magnitude)
+    return LayerAdapter(a, b, lora_variant(spec).size(name, spec.rank, spec.alpha)[1], magnitude)
 
 
-def _joined(parts: Sequence[Part | None], rows: Sequence[int]) -> Part:
+def _joined(parts: Sequence[LayerAdapter | None], rows: Sequence[int]) -> LayerAdapter:
     """Adapters of several layers with one input as that of a layer with all their rows, one after the other."""
     there = [part for part in parts if part is not None]
     scale = there[0].scale
     if len(there) == len(parts) and all(p.scale == scale and torch.equal(p.a, there[0].a) for p in there):
-        return Part(there[0].a, torch.cat([part.b for part in there]), scale)
+        return LayerAdapter(there[0].a, torch.cat([part.b for part in there]), scale)
     rank = sum(part.a.shape[0] for part in there)
     b = there[0].b.new_zeros(sum(rows), rank)
     row = column = 0
@@ -355,11 +357,11 @@ def _joined(parts: Sequence[Part | None], rows: Sequence[int]) -> Part:
             b[row : row + height, column : column + width] = part.b * (part.scale / scale)
             column += width
         row += height
-    return Part(torch.cat([part.a for part in there]), b, scale)
+    return LayerAdapter(torch.cat([part.a for part in there]), b, scale)
 
 
 def _their_settings(
-    spec: AdapterSpec, found: Sequence[tuple[Layer, Part]], model: ModelConfig, base_name: str | None
+    spec: AdapterSpec, found: Sequence[tuple[PeftLayer, LayerAdapter]], model: ModelConfig, base_name: str | None
 ) -> dict[str, Any]:
     sizes = {layer.theirs: _size(part, spec.rslora) for layer, part in found}
     (rank, alpha), ranks, alphas = _usual(sizes)

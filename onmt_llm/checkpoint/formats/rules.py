@@ -127,7 +127,7 @@ class GroupedQKV:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SplitRows:
     """Several of our tensors are one after the other in the rows of one of theirs.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from onmt_llm.checkpoint.adapters import put_lora
+from onmt_llm.checkpoint.adapters import add_adapter
 from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.compat.translate import layer_name
@@ -283,7 +283,7 @@ def sketch(config: TrainConfig, start: Start, layers: Layers) -> tuple[Transform
 def adapt(model: Transformer, config: TrainConfig, layers: Layers) -> None:
     """Give a model, in place, new adapters or twins of blocks, and leave trainable what the run trains."""
     if layers.lora is not None:
-        put_lora(model, layers.lora)
+        add_adapter(model, layers.lora)
     if layers.twins is not None:
         add_twins(model, layers.twins.blocks, layers.twins.lerp)
     _freeze(model, config, layers)

@@ -16,8 +16,8 @@ from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, damage, write_manifest
 from onmt_llm.checkpoint.files.safetensors import tensor_digest
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter, seal
-from onmt_llm.checkpoint.surgery import merge_lora
 from onmt_llm.cli import checkpoint as checkpoint_command
 from onmt_llm.cli import translate as translate_command
 from onmt_llm.config.checkpoint import CONFIG_FILE

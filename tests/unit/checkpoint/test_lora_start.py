@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.load import build_model, load_model
+from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
-from onmt_llm.checkpoint.surgery import merge_lora
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.nn.lora.layers import lora_modules, lora_state
 from onmt_llm.nn.transformer import Transformer

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from onmt_llm.checkpoint.files.manifest import damage, write_manifest
-from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, ShardWriter, parse_size
+from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter, parse_size
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import ModelConfig
@@ -57,7 +57,7 @@ def test_other_libraries_read_the_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("room", [16, 1 << 10])
 def test_a_header_that_outgrows_its_room_is_still_right(tmp_path: Path, room: int) -> None:
-    with ShardWriter(tmp_path / "x.safetensors", header_room=room) as writer:
+    with SafetensorsWriter(tmp_path / "x.safetensors", header_room=room) as writer:
         for name, tensor in TENSORS.items():
             writer.add(name, tensor.contiguous())
     loaded = load_file(tmp_path / "x.safetensors")
@@ -192,7 +192,7 @@ def test_an_index_may_not_point_outside(tmp_path: Path) -> None:
 
 def test_a_name_in_two_shards_is_refused(tmp_path: Path) -> None:
     for file in ("a.safetensors", "b.safetensors"):
-        with ShardWriter(tmp_path / file) as writer:
+        with SafetensorsWriter(tmp_path / file) as writer:
             writer.add("w", torch.zeros(1))
     with pytest.raises(CheckpointError, match="both in"):
         SafetensorsSet(tmp_path, ["a.safetensors", "b.safetensors"])

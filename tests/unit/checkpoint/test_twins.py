@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from onmt_llm.checkpoint.average import average
 from onmt_llm.checkpoint.formats.huggingface.write import open_whole
 from onmt_llm.checkpoint.load import build_model, load_model
+from onmt_llm.checkpoint.merge import concat_lora, merge
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
-from onmt_llm.checkpoint.surgery import average, concat_lora, merge
 from onmt_llm.cli.checkpoint import main as checkpoint_main
 from onmt_llm.cli.lora import main as lora_main
 from onmt_llm.config.checkpoint import ExpansionSpec

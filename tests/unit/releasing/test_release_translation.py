@@ -96,7 +96,9 @@ def test_the_figures_are_right() -> None:
             return [[Hypothesis(["a"], "a", 0.0, "stop")], [Hypothesis(["c"], "c", 0.0, "stop")]]
 
     answers = [Hypothesis([token], token, 0.0, "stop") for token in "ab"]
-    model = verify_translations.Translations([["x"]] * 2, answers, [["a", "</s>"], ["b"]], [[np.log(0.5)] * 2, [0.0]])
+    model = verify_translations.ReferenceTranslations(
+        [["x"]] * 2, answers, [["a", "</s>"], ["b"]], [[np.log(0.5)] * 2, [0.0]]
+    )
     figures = verify_translations.compare_translations(model, Other())  # type: ignore[arg-type]
     assert figures["max_abs_dlogp"] == float("inf") and figures["greedy_agreement"] == 0.5
     assert figures["n_tokens"] == 3 and figures["perplexity_model"] == pytest.approx(4 ** (1 / 3))

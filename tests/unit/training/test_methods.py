@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.checkpoint.surgery import merge_lora
 from onmt_llm.errors import ConfigError
 
 LM = {"encoder_layers": 0, "decoder_layers": 2, "ffn_gated": True, "norm": "rmsnorm", "position": "rotary"}

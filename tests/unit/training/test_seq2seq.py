@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.checkpoint.surgery import merge_lora
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching.batch import Batch

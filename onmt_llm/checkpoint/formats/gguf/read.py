@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from onmt_llm.checkpoint.formats.gguf.header import check_header
-from onmt_llm.checkpoint.formats.gguf.text import read_text_side
+from onmt_llm.checkpoint.formats.gguf.tokenizer import read_tokenizer
+from onmt_llm.checkpoint.formats.imported import ImportedModel, check_sizes
 from onmt_llm.checkpoint.formats.rules import Identity, InterleavedRotary, Op, Rule, per_layer, rule
-from onmt_llm.checkpoint.formats.source import Foreign, check_sizes
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.positions import rotary_frequencies
@@ -44,7 +44,7 @@ def find_gguf(path: Path) -> Path | None:
     return firsts[0] if firsts else None
 
 
-def open_gguf(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None) -> Foreign:
+def open_gguf(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None) -> ImportedModel:
     """Open a GGUF model of the llama or qwen2 architecture.
 
     Args:
@@ -66,13 +66,13 @@ def open_gguf(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Pa
     source = GgufTensors([_open(part) for part in _parts(file)])
     config = _config(source)
     check_sizes(config, source, file)
-    return Foreign(
+    return ImportedModel(
         origin=f"GGUF {source.metadata['general.architecture']}, {file.name}",
         model=config,
         source=source,
         rules=rules(config, interleaved=source.metadata["general.architecture"] == "llama"),
         ignore=("rope_freqs.weight",),
-        text=read_text_side(source.metadata, rows=config.vocab_size),
+        tokenizer=read_tokenizer(source.metadata, rows=config.vocab_size),
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from onmt_llm.checkpoint.files.safetensors import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.huggingface.families import family_of
-from onmt_llm.checkpoint.formats.source import Foreign, TypedSource, check_sizes
-from onmt_llm.checkpoint.formats.text_files import from_huggingface, read_json
+from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource, check_sizes
+from onmt_llm.checkpoint.formats.tokenizer_files import from_huggingface, read_json
 from onmt_llm.errors import CheckpointError
 
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
@@ -22,7 +22,7 @@ def is_huggingface(model_dir: Path) -> bool:
 
 def open_huggingface(
     model_dir: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None
-) -> Foreign:
+) -> ImportedModel:
     """Open a Hugging Face model directory of a family that we know.
 
     Raises:
@@ -35,14 +35,16 @@ def open_huggingface(
     check_sizes(model, source, model_dir)
     if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
         model = model.model_copy(update={"tie_embeddings": True})
-    return Foreign(
+    return ImportedModel(
         origin=f"Hugging Face {family.model_type}, {model_dir.name}",
         model=model,
         source=source,
         rules=family.rules(model),
         # Where the output layer is tied, a copy of it in the file says nothing, as for transformers.
         ignore=(*family.ignore, "lm_head.weight") if model.tie_embeddings else family.ignore,
-        text=from_huggingface(model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file),
+        tokenizer=from_huggingface(
+            model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file
+        ),
     )
 
 

@@ -10,7 +10,7 @@ from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.huggingface.families import family_for_export
 from onmt_llm.checkpoint.formats.rules import apply
-from onmt_llm.checkpoint.formats.text_files import CHATML, HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
+from onmt_llm.checkpoint.formats.tokenizer_files import CHATML, HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import Dtype

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from onmt_llm.checkpoint.formats.source import TypedSource
+from onmt_llm.checkpoint.formats.imported import TypedSource
 from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.positions import build_sinusoidal_table
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class OpenNMTOptions:
     """The options of a checkpoint (its pickled Namespace); an option that an older version lacks has its default."""
 
     values: Mapping[str, Any]
@@ -43,7 +43,9 @@ class Options:
         return self.values[name]
 
 
-def model_config(options: Options, vocab: Mapping[str, Any], source: TypedSource, *, is_lora: bool) -> ModelConfig:
+def model_config(
+    options: OpenNMTOptions, vocab: Mapping[str, Any], source: TypedSource, *, is_lora: bool
+) -> ModelConfig:
     """The architecture; a LoRA file lacks the tensors that would say it, so its options must.
 
     Raises:
@@ -105,7 +107,7 @@ def model_config(options: Options, vocab: Mapping[str, Any], source: TypedSource
     )
 
 
-def _refuse_architecture(options: Options, *, is_lm: bool) -> None:
+def _refuse_architecture(options: OpenNMTOptions, *, is_lm: bool) -> None:
     """Everything that OpenNMT-py can compute and we cannot, in one error."""
     refused = {
         # A language model has no encoder, whatever its (default) type is.
@@ -125,12 +127,12 @@ def _refuse_architecture(options: Options, *, is_lm: bool) -> None:
         raise UnsupportedError(f"The OpenNMT-py model computes what ours cannot ({', '.join(found)}).")
 
 
-def _layers(options: Options, name: str) -> int:
+def _layers(options: OpenNMTOptions, name: str) -> int:
     own = int(options.get(name, -1))
     return own if own > 0 else int(options.require("layers"))
 
 
-def _sliding_window(options: Options) -> int | None:
+def _sliding_window(options: OpenNMTOptions) -> int | None:
     """Tokens that a token attends to: there, itself and `sliding_window` before it (`triu_(-W)`); 0 or less = all.
 
     So OpenNMT-py trains and scores, and so the weights are meant. Its decoding with a cache keeps one token less.
@@ -152,7 +154,7 @@ def _is_tied(source: TypedSource, option: bool, one: str, other: str) -> bool:
     return torch.equal(source.tensor(one), source.tensor(other))
 
 
-def alignment(options: Options) -> dict[str, Any]:
+def alignment(options: OpenNMTOptions) -> dict[str, Any]:
     """What `CheckpointConfig` says of alignments: nothing, where the options leave them alone."""
     chosen = {
         "alignment_layer": int(options.get("alignment_layer", -3)),
@@ -163,7 +165,7 @@ def alignment(options: Options) -> dict[str, Any]:
     return chosen if guided or list(chosen.values()) != [-3, 0, False] else {}
 
 
-def _features(options: Options, vocab: Mapping[str, Any], source: TypedSource) -> list[FeatureConfig]:
+def _features(options: OpenNMTOptions, vocab: Mapping[str, Any], source: TypedSource) -> list[FeatureConfig]:
     """Word features; where the file has no embeddings (LoRA), their widths follow from the options."""
     features = []
     for i, tokens in enumerate(feature_tokens(vocab)):
@@ -182,14 +184,14 @@ def feature_tokens(vocab: Mapping[str, Any]) -> list[list[str]]:
     return [list(tokens) for tokens in (features.values() if isinstance(features, Mapping) else features)]
 
 
-def _feature_size(options: Options, values: int) -> int:
+def _feature_size(options: OpenNMTOptions, values: int) -> int:
     if options.get("feat_merge", "concat") == "sum":
         return int(options.require("src_word_vec_size"))
     size = int(options.get("feat_vec_size", -1))
     return size if size > 0 else int(values ** float(options.get("feat_vec_exponent", 0.7)))
 
 
-def _positions(options: Options, source: TypedSource, hidden: int) -> dict[str, Any]:
+def _positions(options: OpenNMTOptions, source: TypedSource, hidden: int) -> dict[str, Any]:
     """Position settings; OpenNMT-py adds sines and cosines to embeddings scaled by sqrt(D), and only to those."""
     relative = int(options.get("max_relative_positions", 0))
     absolute = bool(options.get("position_encoding", False))
@@ -223,43 +225,43 @@ class Sinusoid:
 
     Attributes:
         kind: Its wavelengths, as `ModelConfig.sinusoid` has them.
-        in_turn: Sines and cosines alternate, instead of standing one after the other.
+        interleaved: Sines and cosines alternate, instead of standing one after the other.
     """
 
     kind: Literal["standard", "concat"]
-    in_turn: bool
+    interleaved: bool
 
     def table(self, rows: int, size: int) -> torch.Tensor:
         """(P, D) in float32."""
         table_PD = build_sinusoidal_table(size, rows, torch.device("cpu"), kind=self.kind)
-        return torch.stack(table_PD.chunk(2, dim=1), dim=2).flatten(1) if self.in_turn else table_PD
+        return torch.stack(table_PD.chunk(2, dim=1), dim=2).flatten(1) if self.interleaved else table_PD
 
 
-IN_TURN = Sinusoid("standard", in_turn=True)
+INTERLEAVED = Sinusoid("standard", interleaved=True)
 """SinusoidalInterleaved."""
-ONE_AFTER_THE_OTHER = Sinusoid("standard", in_turn=False)
+HALVES = Sinusoid("standard", interleaved=False)
 """What our exporter writes beside concatenated features, whose dimensions must not be reordered."""
-CONCAT = Sinusoid("concat", in_turn=False)
+CONCAT = Sinusoid("concat", interleaved=False)
 """SinusoidalConcat."""
 
 
-def sinusoid_of(options: Options, source: TypedSource, hidden: int) -> Sinusoid | None:
+def sinusoid_of(options: OpenNMTOptions, source: TypedSource, hidden: int) -> Sinusoid | None:
     """Which sines and cosines the file's table of positions holds; None = others, or in an order that ours cannot have.
 
     The file's table is what OpenNMT-py adds, whatever its option says. A file without it (LoRA) has what that says.
     """
     stated = options.get("position_encoding_type", "SinusoidalInterleaved")
-    found: Sinusoid | None = IN_TURN if stated == "SinusoidalInterleaved" else CONCAT
+    found: Sinusoid | None = INTERLEAVED if stated == "SinusoidalInterleaved" else CONCAT
     tables = [name for name in (f"encoder.{POSITIONS}", f"decoder.{POSITIONS}") if name in source.names()]
     for name in tables:
         table_PD = source.tensor(name).flatten(1).float()
-        kinds = (IN_TURN, CONCAT, ONE_AFTER_THE_OTHER)
+        kinds = (INTERLEAVED, CONCAT, HALVES)
         found = next((kind for kind in kinds if _is_table(table_PD, kind)), None)
         if found is None:
             return None
     # Reordering the residual stream would tear the features' dimensions apart.
     concatenated = bool(options.get("n_src_feats", 0)) and options.get("feat_merge", "concat") == "concat"
-    if found == IN_TURN and concatenated:
+    if found == INTERLEAVED and concatenated:
         if not tables:
             raise UnsupportedError("The checkpoint must hold its table of positions (pe.pe), but does not.")
         return None

@@ -21,17 +21,17 @@ import torch
 from onmt_llm.checkpoint.adapters import short_names
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors, load_torch
+from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, TypedSource, check_sizes
 from onmt_llm.checkpoint.formats.opennmt.options import (
     EMBEDDING,
     POSITIONS,
-    Options,
+    OpenNMTOptions,
     alignment,
     feature_tokens,
     model_config,
 )
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
-from onmt_llm.checkpoint.formats.source import Foreign, TextSide, TypedSource, check_sizes
-from onmt_llm.checkpoint.formats.text_files import fit
+from onmt_llm.checkpoint.formats.tokenizer_files import fit
 from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
@@ -48,13 +48,13 @@ def find_opennmt(path: Path) -> Path | None:
     return next((file for file in candidates if file.suffix == ".pt" and file.is_file()), None)
 
 
-def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None) -> Foreign:
+def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None) -> ImportedModel:
     """Open an OpenNMT-py v3 model or LoRA file.
 
     Args:
         path: The file, with or without `.pt`.
         tokenizer_model: Subword model; the path inside the checkpoint is not followed.
-        vocab_file: Replaces the vocabulary in the checkpoint (target side).
+        vocab_file: Replaces the vocabulary in the checkpoint (target tokenizer).
 
     Raises:
         CheckpointError: The file is refused, damaged or incomplete.
@@ -71,18 +71,18 @@ def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file:
     config = model_config(options, vocab, source, is_lora=is_lora)
     check_sizes(config, source, file, rows=not is_lora)
     layout = Layout.of(options, config, source)
-    foreign = Foreign(
+    imported = ImportedModel(
         origin=f"OpenNMT-py {'LoRA' if is_lora else 'model'}, {file.name}",
         model=config,
         source=source,
         rules=rules(config, layout),
         ignore=_ignored(config),
-        text=_text_side(options, vocab, config, tokenizer_model, vocab_file),
+        tokenizer=_tokenizer(options, vocab, config, tokenizer_model, vocab_file),
         alignment=alignment(options),
     )
     if is_lora:
-        _make_adapter(foreign, options)
-    return foreign
+        _make_adapter(imported, options)
+    return imported
 
 
 def _ignored(config: ModelConfig) -> list[str]:
@@ -96,7 +96,7 @@ def _ignored(config: ModelConfig) -> list[str]:
     return [pattern for pattern, holds in nothing.items() if holds]
 
 
-def _sections(file: Path, content: object) -> tuple[Options, Mapping[str, Any]]:
+def _sections(file: Path, content: object) -> tuple[OpenNMTOptions, Mapping[str, Any]]:
     """Options and vocabulary of the pickled dictionary."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a dictionary, but holds a {type(content).__name__}.")
@@ -110,7 +110,7 @@ def _sections(file: Path, content: object) -> tuple[Options, Mapping[str, Any]]:
             hint="OpenNMT-py 2 files: convert them to v3 there",
         )
     opt = content["opt"]
-    return Options(vars(opt) if isinstance(opt, argparse.Namespace) else dict(opt)), vocab
+    return OpenNMTOptions(vars(opt) if isinstance(opt, argparse.Namespace) else dict(opt)), vocab
 
 
 def _source(file: Path, content: Mapping[str, Any]) -> TypedSource:
@@ -146,13 +146,13 @@ def _refuse_quantised(file: Path, source: TypedSource) -> None:
         )
 
 
-def _text_side(
-    options: Options,
+def _tokenizer(
+    options: OpenNMTOptions,
     vocab: Mapping[str, Any],
     config: ModelConfig,
     tokenizer_model: Path | None,
     vocab_file: Path | None,
-) -> TextSide:
+) -> ImportedTokenizer:
     start = vocab.get("decoder_start_token", "<s>")
     target = list(vocab["tgt"])
     specials = SpecialTokens(
@@ -166,18 +166,18 @@ def _text_side(
         replacement = Vocab.read(vocab_file, specials)
         target = [replacement[i] for i in range(len(replacement))]
     source = list(vocab["src"])
-    side = TextSide(tokens=fit(target, config.vocab_size), specials=specials)
+    tokenizer = ImportedTokenizer(tokens=fit(target, config.vocab_size), specials=specials)
     if not config.is_decoder_only and source != list(vocab["tgt"]):
-        side.src_tokens = fit(source, config.encoder_vocab_size)
+        tokenizer.src_tokens = fit(source, config.encoder_vocab_size)
     features = zip(feature_tokens(vocab), config.src_features, strict=False)
-    side.feature_tokens = [fit(tokens, feature.vocab_size) for tokens, feature in features]
-    if side.feature_tokens:
-        side.feature_defaults = options.get("src_feats_defaults", None)
-    _set_tokenizer(side, options, tokenizer_model)
-    return side
+    tokenizer.feature_tokens = [fit(tokens, feature.vocab_size) for tokens, feature in features]
+    if tokenizer.feature_tokens:
+        tokenizer.feature_defaults = options.get("src_feats_defaults", None)
+    _set_tokenizer(tokenizer, options, tokenizer_model)
+    return tokenizer
 
 
-def _set_tokenizer(side: TextSide, options: Options, model: Path | None) -> None:
+def _set_tokenizer(tokenizer: ImportedTokenizer, options: OpenNMTOptions, model: Path | None) -> None:
     transforms = options.get("transforms", None) or sorted(options.get("_all_transform", ()))
     kinds = [kind for kind in ("sentencepiece", "bpe", "onmt_tokenize") if kind in transforms]
     kind = kinds[0] if kinds else "sentencepiece"
@@ -199,9 +199,9 @@ def _set_tokenizer(side: TextSide, options: Options, model: Path | None) -> None
         if options.get("gpt2_pretok", False):
             settings["gpt2_pretok"] = True
     file = None if model is None else model.name
-    side.tokenizer = TokenizerSpec.model_validate({"kind": kind, "file": file, "options": settings})
+    tokenizer.spec = TokenizerSpec.model_validate({"kind": kind, "file": file, "options": settings})
     if model is not None:
-        side.files[model.name] = model
+        tokenizer.files[model.name] = model
 
 
 def _literal_mapping(text: object) -> dict[str, Any]:
@@ -219,15 +219,15 @@ def _literal_mapping(text: object) -> dict[str, Any]:
     return {str(key): item for key, item in value.items() if item is not None}
 
 
-def _make_adapter(foreign: Foreign, options: Options) -> None:
+def _make_adapter(imported: ImportedModel, options: OpenNMTOptions) -> None:
     """Turn an opened LoRA file into an adapter: its settings, and the shapes that its layers must have."""
-    source = foreign.source
+    source = imported.source
     biases = [name for name in source.names() if name.endswith(".bias")]
     if biases:
         raise UnsupportedError(f"The LoRA file holds trained biases ({biases[0]} ...), which an adapter cannot carry.")
     if (
         options.get("override_opts", False)
-        and foreign.model.position == "rotary"
+        and imported.model.position == "rotary"
         and not options.get("rotary_interleave", True)
     ):
         logger.warning(
@@ -235,16 +235,16 @@ def _make_adapter(foreign: Foreign, options: Options) -> None:
             "option; if its base has rotary_interleave: true, q_proj and k_proj will not fit."
         )
     here = set(source.names())
-    parts = [one for one in foreign.rules if one.ours[0].endswith((".lora_a", ".lora_b")) and one.theirs[0] in here]
+    parts = [one for one in imported.rules if one.ours[0].endswith((".lora_a", ".lora_b")) and one.theirs[0] in here]
     layers = sorted({one.ours[0].rpartition(".")[0] for one in parts})
     rank = int(options.require("lora_rank"))
-    foreign.expected = _adapter_shapes(foreign.model, layers, rank)
-    foreign.adapter = AdapterSpec(
+    imported.expected = _adapter_shapes(imported.model, layers, rank)
+    imported.adapter = AdapterSpec(
         rank=rank,
         alpha=float(options.get("lora_alpha", 1)),
         dropout=float(options.get("lora_dropout", 0.0)),
         layers=short_names(
-            [layer for layer in layers if not layer.endswith("embed_tokens")], expected_shapes(foreign.model)
+            [layer for layer in layers if not layer.endswith("embed_tokens")], expected_shapes(imported.model)
         ),
         embedding=any(layer.endswith("embed_tokens") for layer in layers),
         base=str(options.get("train_from", "")),

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onmt_llm.checkpoint.formats.opennmt.options import EMBEDDING, EMBEDDINGS, IN_TURN, POSITIONS, Options, sinusoid_of
+from onmt_llm.checkpoint.formats.imported import TypedSource
+from onmt_llm.checkpoint.formats.opennmt.options import (
+    EMBEDDING,
+    EMBEDDINGS,
+    INTERLEAVED,
+    POSITIONS,
+    OpenNMTOptions,
+    sinusoid_of,
+)
 from onmt_llm.checkpoint.formats.rules import Chain, Columns, Identity, InterleavedRotary, Op, Reshape, Rule, rule
-from onmt_llm.checkpoint.formats.source import TypedSource
 from onmt_llm.config.model import ModelConfig
 
-AS_IT_IS = Identity()
+IDENTITY = Identity()
 
 
 @dataclass(frozen=True)
@@ -24,20 +31,22 @@ class Layout:
         head: What undoes a factor of the output layer's matrix.
     """
 
-    rotary: Op = AS_IT_IS
-    hidden: Op = AS_IT_IS
-    embedding: Op = AS_IT_IS
-    query: Op = AS_IT_IS
-    head: Op = AS_IT_IS
+    rotary: Op = IDENTITY
+    hidden: Op = IDENTITY
+    embedding: Op = IDENTITY
+    query: Op = IDENTITY
+    head: Op = IDENTITY
 
     @classmethod
-    def of(cls, options: Options, config: ModelConfig, source: TypedSource) -> Layout:
+    def of(cls, options: OpenNMTOptions, config: ModelConfig, source: TypedSource) -> Layout:
         # Before the option existed (v3.5) only neighbours were rotated.
         interleaved = config.position == "rotary" and bool(options.get("rotary_interleave", True))
-        in_turn = config.position == "sinusoidal" and sinusoid_of(options, source, config.hidden_size) == IN_TURN
+        interleaved = (
+            config.position == "sinusoidal" and sinusoid_of(options, source, config.hidden_size) == INTERLEAVED
+        )
         return cls(
             rotary=InterleavedRotary(config.size_per_head, config.rope.rotary_dim) if interleaved else Identity(),
-            hidden=InterleavedRotary(config.hidden_size) if in_turn else Identity(),
+            hidden=InterleavedRotary(config.hidden_size) if interleaved else Identity(),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from onmt_llm.checkpoint.formats.text_files import fit
+from onmt_llm.checkpoint.formats.tokenizer_files import fit
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import UnsupportedError

@@ -1,11 +1,11 @@
-"""Checkpoints out, as OpenNMT-py v3.5 files: the rules of `opennmt_rules`, run backwards.
+"""Write OpenNMT-py 3.5 checkpoints: the rules of `formats.opennmt.rules`, applied backwards.
 
-OpenNMT-py knows fewer words for a model than we do, and spells out what we leave implied: `spelt_out` is the same model
-with every bias (zeros), every copy of a shared matrix and every table of positions in its place, and `Layout` carries
-the factors that one side has in its weights and the other in its code. What cannot be said at all is refused by name.
+OpenNMT-py has fewer settings for a model and stores what we leave implicit. `materialized` is the same model with every
+bias (zeros), every copy of a shared matrix and every position table as a tensor; `Layout` holds the factors that one
+side keeps in its weights and the other in its code. A model that cannot be expressed is refused, with every reason.
 
-The options are an `argparse.Namespace`, because OpenNMT-py reads nothing else: the one pickle that this package writes
-(docs/decisions/008-one-pickle.md).
+The options are an `argparse.Namespace`, because OpenNMT-py reads nothing else. It is the only pickle that this package
+writes (docs/decisions/008-one-pickle.md).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from onmt_llm.checkpoint.formats.huggingface.write import open_whole
 from onmt_llm.checkpoint.formats.opennmt.options import (
     ACTIVATIONS,
     CONCAT,
-    IN_TURN,
+    HALVES,
+    INTERLEAVED,
     MAX_POSITION,
-    ONE_AFTER_THE_OTHER,
     POSITIONS,
 )
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
@@ -40,7 +40,7 @@ from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.output_checks import check_output_file
 
-Format = Literal["pytorch", "safetensors"]
+WeightsFormat = Literal["pytorch", "safetensors"]
 
 _SAID = {
     "encoder_layers", "decoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "head_dim",
@@ -57,7 +57,7 @@ def export_opennmt(
     checkpoint: Checkpoint | str | Path,
     output: str | Path,
     *,
-    format: Format = "pytorch",
+    format: WeightsFormat = "pytorch",
     dtype: Dtype | None = None,
     shard_size: str | int = "5GB",
     overwrite: bool = False,
@@ -145,7 +145,7 @@ def _value(config: ModelConfig, name: str) -> str:
     return str(getattr(config, name))
 
 
-def spelt_out(config: ModelConfig) -> ModelConfig:
+def materialized(config: ModelConfig) -> ModelConfig:
     """The same model with the tensors that OpenNMT-py stores: nothing shared, all biases or none, tables as tensors."""
     biased = config.attn_bias or config.attn_out_bias
     changes: dict[str, Any] = {
@@ -171,7 +171,7 @@ def layout_for(config: ModelConfig) -> Layout:
     width, root = config.hidden_size, math.sqrt(config.hidden_size)
     theirs, ours = root if _is_absolute(config) else 1.0, root if config.scale_embeddings else 1.0
     return Layout(
-        hidden=InterleavedRotary(width) if _sinusoid(config) == IN_TURN else Identity(),
+        hidden=InterleavedRotary(width) if _sinusoid(config) == INTERLEAVED else Identity(),
         embedding=_scale(theirs / ours),
         query=_scale(1.0 if config.scale_attention else config.size_per_head**-0.5),
         head=_scale(root if config.scale_logits else 1.0),
@@ -189,17 +189,17 @@ def _sinusoid(config: ModelConfig) -> object:
     if config.sinusoid == "concat":
         return CONCAT
     # Features stand beside the token in the residual stream, whose order must then stay as it is.
-    return ONE_AFTER_THE_OTHER if config.src_features and config.feat_merge == "concat" else IN_TURN
+    return HALVES if config.src_features and config.feat_merge == "concat" else INTERLEAVED
 
 
-class _SpeltOut:
-    """The tensors of a checkpoint under our names, as `spelt_out` has them."""
+class _MaterializedTensors:
+    """The tensors of a checkpoint under our names, as `materialized` has them."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._config = checkpoint.config.model
         self._here = set(checkpoint.model_names())
-        self._shapes = expected_shapes(spelt_out(self._config))
+        self._shapes = expected_shapes(materialized(self._config))
 
     def names(self) -> list[str]:
         return sorted(self._shapes)
@@ -223,7 +223,7 @@ class _SpeltOut:
     def _positions(self, name: str) -> torch.Tensor:
         config = self._config
         if config.position == "sinusoidal":
-            kind = CONCAT if config.sinusoid == "concat" else ONE_AFTER_THE_OTHER
+            kind = CONCAT if config.sinusoid == "concat" else HALVES
             return kind.table(MAX_POSITION, config.hidden_size)
         table_PD = self._checkpoint.tensor(name)
         return torch.nn.functional.pad(table_PD, (0, 0, 0, MAX_POSITION - table_PD.shape[0]))
@@ -232,8 +232,8 @@ class _SpeltOut:
 def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     """OpenNMT-py's tensors, one at a time."""
     config = checkpoint.config.model
-    table = [one.reversed for one in rules(spelt_out(config), layout_for(config))]
-    return apply(table, _SpeltOut(checkpoint), None, what=str(checkpoint.path))
+    table = [one.reversed for one in rules(materialized(config), layout_for(config))]
+    return apply(table, _MaterializedTensors(checkpoint), None, what=str(checkpoint.path))
 
 
 def _dtype_of(name: str, dtype: Dtype | None, config: ModelConfig) -> torch.dtype:

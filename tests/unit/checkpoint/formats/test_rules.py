@@ -17,8 +17,8 @@ from onmt_llm.checkpoint.formats.rules import (
     Inverse,
     Op,
     Reshape,
-    Rows,
     Shards,
+    SplitRows,
     Transpose,
     apply,
     check,
@@ -67,7 +67,7 @@ def source(**tensors: torch.Tensor) -> Source:
         (GroupedQKV(6, 2, 4), [((6 + 4) * 4, 5)]),
         (GroupedQKV(6, 1, 4), [((6 + 2) * 4,)]),
         (GroupedQKV(6, 6, 4), [(18 * 4, 5)]),
-        (Rows((4, 2, 2)), [(8, 3)]),
+        (SplitRows((4, 2, 2)), [(8, 3)]),
         (Shards(2, 0), [(3, 4), (3, 4)]),
         (Shards(3, 1), [(3, 4)] * 3),
         (Columns(InterleavedRotary(4)), [(3, 8)]),
@@ -115,7 +115,7 @@ def test_grouped_qkv_follows_falcons_layout() -> None:
 
 
 def test_the_report_lists_everything_at_once() -> None:
-    rules = [rule("a", "x"), rule("b", "y"), rule("c", "z"), rule(("q", "r"), "fused", Rows((2, 2)))]
+    rules = [rule("a", "x"), rule("b", "y"), rule("c", "z"), rule(("q", "r"), "fused", SplitRows((2, 2)))]
     here = source(
         x=torch.zeros(2), z=torch.zeros(3), extra=torch.zeros(1), inv_freq=torch.zeros(1), fused=torch.zeros(5)
     )
@@ -146,7 +146,7 @@ def test_a_rule_for_what_the_model_lacks_is_not_asked_for() -> None:
 def test_streaming_holds_one_rules_tensors() -> None:
     layers = 20
     here = Source({f"t.{i}": lambda: torch.zeros(9, 4) for i in range(layers)})
-    rules = per_layer([rule(("q.{i}", "k.{i}", "v.{i}"), "t.{i}", Rows((3, 3, 3)))], layers)
+    rules = per_layer([rule(("q.{i}", "k.{i}", "v.{i}"), "t.{i}", SplitRows((3, 3, 3)))], layers)
     expected = {f"{part}.{i}": (3, 4) for part in "qkv" for i in range(layers)}
     counts = []
     for _name, tensor in apply(rules, here, expected):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onmt_llm.checkpoint.formats.text_files import from_sentencepiece
+from onmt_llm.checkpoint.formats.tokenizer_files import from_sentencepiece
 from onmt_llm.config.checkpoint import TokenizerSpec
 from onmt_llm.data.workers.pickling import TOKENIZERS, Restricted
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError

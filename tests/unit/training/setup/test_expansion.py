@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.merge import merge
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.checkpoint.surgery import merge
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import CheckpointError, ConfigError

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onmt_llm.checkpoint.formats.huggingface.families import falcon, llama
-from onmt_llm.checkpoint.formats.huggingface.families.family import Family
+from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import UnsupportedError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from onmt_llm.checkpoint.formats.huggingface.families.family import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
     HF_ACTIVATIONS,
     Family,
     HfConfig,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onmt_llm.checkpoint.formats.source import TextSide
-from onmt_llm.checkpoint.formats.text_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, fit, set_template
+from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
+from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, fit, set_template
 from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.optional import require
@@ -28,7 +28,7 @@ _SPLITS = {"llama-bpe": rf"{_LETTERS}|\p{{N}}{{1,3}}|{_OTHERS}", "qwen2": rf"{_L
 _SAME_AS = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 
 
-def read_text_side(metadata: Metadata, *, rows: int) -> TextSide:
+def read_tokenizer(metadata: Metadata, *, rows: int) -> ImportedTokenizer:
     """Vocabulary, tokeniser, special tokens and template of a GGUF file.
 
     Raises:
@@ -38,20 +38,20 @@ def read_text_side(metadata: Metadata, *, rows: int) -> TextSide:
     kind = _value(metadata, "model")
     tokens = fit(_value(metadata, "tokens"), rows)
     if kind == "gpt2":
-        spec, file, content = "huggingface", HUGGINGFACE_FILE, _byte_level_bpe(metadata).encode("utf-8")
+        tokenizer, file, content = "huggingface", HUGGINGFACE_FILE, _byte_level_bpe(metadata).encode("utf-8")
     elif kind == "llama":
-        spec, file, content = "sentencepiece", SENTENCEPIECE_FILE, _sentencepiece(metadata)
+        tokenizer, file, content = "sentencepiece", SENTENCEPIECE_FILE, _sentencepiece(metadata)
     else:
         raise UnsupportedError(f"The tokeniser of a GGUF file must be of kind gpt2 or llama, but is '{kind}'.")
-    side = TextSide(
+    imported = ImportedTokenizer(
         tokens=tokens,
         specials=_specials(metadata, tokens),
-        tokenizer=TokenizerSpec.model_validate({"kind": spec, "file": file}),
+        spec=TokenizerSpec.model_validate({"kind": tokenizer, "file": file}),
         blobs={file: content},
     )
-    side.stop_tokens = _further_ends(metadata, tokens)
-    set_template(side, metadata.get("tokenizer.chat_template"))
-    return side
+    imported.stop_tokens = _further_ends(metadata, tokens)
+    set_template(imported, metadata.get("tokenizer.chat_template"))
+    return imported
 
 
 def _value(metadata: Metadata, key: str) -> Any:

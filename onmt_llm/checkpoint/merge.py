@@ -1,26 +1,20 @@
-"""Operations on whole checkpoints, one tensor at a time: merging an adapter or twins of blocks, putting an adapter
-beside its base, averaging, extracting vocabulary and embeddings."""
+"""Merge an adapter, or the twins of expanded blocks, into its base; or store an adapter beside the base, unmerged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from onmt_llm.atomic import atomic_file
-from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant
-from onmt_llm.checkpoint.expansion import check_twins, expansion_spec, twin_name
-from onmt_llm.checkpoint.load import check_base, resolve_dtype
+from onmt_llm.checkpoint.adapters import adapter_spec, check_twins, expansion_spec, lora_variant, twin_name
+from onmt_llm.checkpoint.load import check_base
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
-from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn.lora.init import share_of_adapter
 from onmt_llm.nn.lora.layers import KEPT, TRAINED, adapted_weight
-from onmt_llm.text.placeholders import escape
-from onmt_llm.text.vocab import ODD, Vocab
 
 
 def merge(
@@ -72,7 +66,7 @@ def merge_lora(
             if kind == "weight" and layer in layers:
                 tensor = merged_weight(tensor, lora, layer)
             writer.add(name, tensor)
-        _copy_files(writer, whole, _text_of(whole, lora))
+        copy_files(writer, whole, _text_of(whole, lora))
     return Path(output)
 
 
@@ -111,7 +105,7 @@ def merge_twins(
             if twin is not None:
                 tensor = torch.lerp(tensor.float(), twins.tensor(twin).float(), spec.lerp).to(tensor.dtype)
             writer.add(name, tensor)
-        _copy_files(writer, whole, twins)
+        copy_files(writer, whole, twins)
     logger.warning(
         "The weights of %d blocks and their twins are mixed (lerp %g) where training mixed their hidden states: the "
         "merged model is an approximation of the trained one. Compare the two, e.g. with onmt_llm_eval perplexity.",
@@ -139,102 +133,8 @@ def concat_lora(
             writer.add(name, whole.tensor(name))
         for name in lora.adapter_names():
             writer.add(name, lora.tensor(name))
-        _copy_files(writer, whole, _text_of(whole, lora))
+        copy_files(writer, whole, _text_of(whole, lora))
     return Path(output)
-
-
-def average(
-    checkpoints: Sequence[str | Path],
-    output: str | Path,
-    *,
-    dtype: Dtype | None = None,
-    shard_size: str | int = "5GB",
-    overwrite: bool = False,
-) -> Path:
-    """The mean of the weights of several checkpoints of one model, computed in float32, one tensor at a time.
-
-    Vocabulary, tokeniser and template are those of the first.
-
-    Args:
-        checkpoints: Checkpoint directories.
-        output: The checkpoint to write.
-        dtype: Type of the mean; None = as in the first checkpoint.
-        shard_size: Bytes per weight file.
-        overwrite: Replace a checkpoint at `output`.
-
-    Raises:
-        CheckpointError: They are not of one architecture, or one is an adapter (whose A and B have no mean).
-    """
-    opened = [Checkpoint.open(path) for path in checkpoints]
-    if not opened:
-        raise CheckpointError("Averaging needs at least one checkpoint, but none is given.")
-    first = opened[0]
-    for other in opened:
-        if other.has_adapter:
-            raise CheckpointError(
-                f"{other.path} holds a {other.config.noun}, which cannot be averaged.", hint="merge it first"
-            )
-        if _architecture(other) != _architecture(first):
-            raise CheckpointError(f"{other.path} must be of the same architecture as {first.path}, but is not.")
-    model = first.config.model.model_copy(update={"dtype": dtype or first.config.model.dtype})
-    source = f"mean of {', '.join(other.path.name for other in opened)}"
-    config = first.config.model_copy(update={"model": model, "source": source})
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
-        for name in first.model_names():
-            total = first.tensor(name).float()
-            for other in opened[1:]:
-                total += other.tensor(name).float()
-            stored = first.dtype(name) if dtype is None else resolve_dtype(dtype, model.dtype)
-            writer.add(name, (total / len(opened)).to(stored))
-        _copy_files(writer, first)
-    return Path(output)
-
-
-def _architecture(checkpoint: Checkpoint) -> object:
-    """What two checkpoints must share to have a mean; the type of their numbers may differ."""
-    config = checkpoint.config.model.model_copy(update={"dtype": "fp32"})
-    return config, {name: checkpoint.shape(name) for name in checkpoint.model_names()}
-
-
-def extract_embeddings(checkpoint: str | Path, output: str | Path, *, side: str = "tgt") -> int:
-    """Write a checkpoint's embeddings to a text file in GloVe's format: a line is the token and its vector.
-
-    Args:
-        checkpoint: Checkpoint directory, with or without a trailing `.pt`.
-        output: The file; replaced where it exists.
-        side: "src" or "tgt".
-
-    Returns:
-        The number of vectors.
-    """
-    opened = Checkpoint.open(checkpoint)
-    codec, model = opened.codec(), opened.config.model
-    has_own = side == "src" and not model.is_decoder_only and not model.share_embeddings
-    name = f"{'encoder' if has_own else 'decoder'}.embed_tokens.weight"
-    vectors_VD = opened.tensor(name).float()
-    tokens = list(codec.src_vocab if side == "src" else codec.vocab)
-    with atomic_file(output) as place, open(place, "w", encoding="utf-8", newline="\n") as file:
-        for token, vector in zip(tokens, vectors_VD, strict=False):
-            file.write(f"{escape(token, ODD)} {' '.join(f'{value:.6g}' for value in vector.tolist())}\n")
-    return min(len(tokens), len(vectors_VD))
-
-
-def extract_vocabulary(checkpoint: str | Path, output: str | Path, *, side: str = "tgt") -> int:
-    """Write a checkpoint's vocabulary to a text file, one token a line in the order of ids.
-
-    Args:
-        checkpoint: Checkpoint directory, with or without a trailing `.pt`.
-        output: The file; replaced where it exists.
-        side: "src" or "tgt"; a language model has one vocabulary for both.
-
-    Returns:
-        The number of tokens.
-    """
-    codec = Checkpoint.open(checkpoint).codec()
-    vocab: Vocab = codec.src_vocab if side == "src" else codec.vocab
-    with atomic_file(output) as place:
-        vocab.write(place)
-    return len(vocab)
 
 
 def merged_weight(weight: torch.Tensor, lora: Checkpoint, layer: str) -> torch.Tensor:
@@ -322,7 +222,7 @@ def _text_of(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     return adapter if adapter_spec(adapter).base_fingerprint else base
 
 
-def _copy_files(writer: CheckpointWriter, *checkpoints: Checkpoint) -> None:
+def copy_files(writer: CheckpointWriter, *checkpoints: Checkpoint) -> None:
     """Vocabulary, tokeniser and template; those of a later checkpoint win."""
     files = {file.name: file for checkpoint in checkpoints for file in checkpoint.files()}
     for name, file in files.items():

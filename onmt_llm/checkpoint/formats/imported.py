@@ -48,13 +48,13 @@ def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: b
 
 
 @dataclass
-class TextSide:
-    """Vocabulary, tokeniser and template of a foreign model.
+class ImportedTokenizer:
+    """Vocabulary, tokeniser and template of an imported model.
 
     Attributes:
         tokens: The vocabulary in the order of ids.
         specials: Tokens with a role.
-        tokenizer: How text is split; its file is in `files` or `blobs`.
+        spec: How text is split; its file is in `files` or `blobs`.
         template: Built-in name or `chat_template.jinja`, None without one.
         stop_tokens: Tokens, besides eos, that end an answer.
         files: Files to copy, by their name in the checkpoint.
@@ -66,7 +66,7 @@ class TextSide:
 
     tokens: list[str]
     specials: SpecialTokens = field(default_factory=SpecialTokens)
-    tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
+    spec: TokenizerSpec = field(default_factory=TokenizerSpec)
     template: str | None = None
     stop_tokens: list[str] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -77,8 +77,8 @@ class TextSide:
 
 
 @dataclass
-class Foreign:
-    """A foreign model, opened but not read.
+class ImportedModel:
+    """A imported model, opened but not read.
 
     Attributes:
         origin: Says for people what it is, e.g. "Hugging Face llama, llama-7b".
@@ -86,7 +86,7 @@ class Foreign:
         source: Its tensors.
         rules: From its tensors to ours, `{i}` filled in.
         ignore: Patterns of its tensors that carry nothing.
-        text: Its vocabulary, tokeniser, template.
+        tokenizer: Its vocabulary, tokeniser, template.
         expected: Shapes of our tensors where they are not those of the whole model: those of an adapter.
         adapter: Settings of an adapter.
         alignment: What `CheckpointConfig` says of alignments, where the model was trained for them.
@@ -97,7 +97,7 @@ class Foreign:
     source: TypedSource
     rules: Sequence[Rule]
     ignore: Sequence[str]
-    text: TextSide
+    tokenizer: ImportedTokenizer
     expected: Mapping[str, tuple[int, ...]] | None = None
     adapter: AdapterSpec | None = None
     alignment: Mapping[str, Any] = field(default_factory=dict)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from onmt_llm.checkpoint.load import build_model, load_adapter, load_model
+from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.merge import concat_lora, merge_lora
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
-from onmt_llm.checkpoint.surgery import average, concat_lora, extract_vocabulary, merge_lora
-from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.errors import CheckpointError
 
 IDS = torch.tensor([[1, 5, 7, 9, 3]])
 Make = Callable[..., Checkpoint]
@@ -89,58 +89,3 @@ def test_merging_ignores_quantised_training(tmp_path: Path, make_model: Make, ma
     merge_lora(base.path, tmp_path / "eight", tmp_path / "merged")
     name = "decoder.layers.0.mlp.up_proj.weight"
     assert torch.equal(Checkpoint.open(tmp_path / "merged").tensor(name), base.tensor(name))
-
-
-def test_average_is_the_mean(tmp_path: Path, make_model: Make) -> None:
-    one, two = make_model("one", seed=1), make_model("two", seed=2)
-    average([one.path, two.path], tmp_path / "mean")
-    mean = Checkpoint.open(tmp_path / "mean")
-    for name in one.names():
-        torch.testing.assert_close(mean.tensor(name), (one.tensor(name) + two.tensor(name)) / 2)
-
-
-def test_extract_vocabulary(tmp_path: Path, make_model: Make) -> None:
-    assert extract_vocabulary(make_model().path, tmp_path / "out/vocab.txt", side="src") == 20
-    assert (tmp_path / "out/vocab.txt").read_text().splitlines()[:4] == ["<unk>", "<s>", "</s>", "t0"]
-
-
-def test_load_in_another_type(make_model: Make) -> None:
-    model = load_model(make_model().path, dtype="bf16")
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16} and not model.training
-    with pytest.raises(CheckpointError, match="fp32, bf16, fp16"):
-        load_model(make_model("again").path, dtype="fp8")
-
-
-def test_build_quantises_and_adds_a_fresh_adapter(make_model: Make, make_adapter: Make) -> None:
-    base = make_model()
-    adapter = make_adapter(base)
-    model = build_model(base, quant_layers=["up_proj"], quant_type="int8", lora=adapter.config.adapter)
-    kinds = {type(module).__name__ for module in model.modules()}
-    assert {"Int8Linear", "LoRALinear"} <= kinds
-    quantised = model.eval()(IDS)
-    assert 0 < (quantised - logits(base.path)).abs().max() < 0.5
-    load_adapter(model, adapter)
-    assert (model(IDS) - quantised).abs().max() > 0.1
-    with pytest.raises(ConfigError, match="up_prj"):
-        build_model(base, quant_layers=["up_prj"], quant_type="int8")
-
-
-def test_an_adapter_finds_its_base_and_refuses_another(tmp_path: Path, make_model: Make, make_adapter: Make) -> None:
-    base = make_model()
-    adapter = make_adapter(base)
-    base.path.rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="no checkpoint is there"):
-        load_model(adapter.path)
-    make_model("base", seed=5)
-    with pytest.raises(CheckpointError, match="was trained on"):
-        load_model(adapter.path)
-
-
-def test_tensors_that_do_not_fit_the_config_are_all_listed(tmp_path: Path, make_model: Make) -> None:
-    base = make_model()
-    with CheckpointWriter(tmp_path / "odd", base.config) as writer:
-        for name in base.names()[2:]:
-            writer.add(name, base.tensor(name)[:1] if name.endswith("norm.weight") else base.tensor(name))
-        writer.add("extra", torch.zeros(1))
-    with pytest.raises(CheckpointError, match=r"(?s)missing: .*not used: extra.*wrong shape: decoder\.norm\.weight"):
-        load_model(tmp_path / "odd")

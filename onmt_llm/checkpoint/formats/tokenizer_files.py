@@ -1,4 +1,4 @@
-"""Vocabulary, tokeniser, special tokens and chat template of a foreign model, as its files state them."""
+"""Vocabulary, tokeniser, special tokens and chat template of an imported model, as its files state them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.checkpoint.formats.source import TextSide
+from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
 from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
@@ -33,7 +33,7 @@ TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>
 
 def from_huggingface(
     model_dir: Path, *, rows: int, tokenizer_model: Path | None = None, vocab_file: Path | None = None
-) -> TextSide:
+) -> ImportedTokenizer:
     """The text side of a Hugging Face model directory.
 
     Args:
@@ -50,20 +50,20 @@ def from_huggingface(
     said = {**_read_json(model_dir / "special_tokens_map.json"), **_read_json(model_dir / "tokenizer_config.json")}
     ids = {**_read_json(model_dir / "config.json"), **_read_json(model_dir / "generation_config.json")}
     if file.suffix == ".json":
-        side = _open_tokenizers(file, _content(said.get("bos_token")))
+        imported = _open_tokenizers(file, _content(said.get("bos_token")))
     else:
-        side = from_sentencepiece(file, rows=rows, add_bos=bool(said.get("add_bos_token", True)))
+        imported = from_sentencepiece(file, rows=rows, add_bos=bool(said.get("add_bos_token", True)))
         for token, number in _read_json(model_dir / "added_tokens.json").items():
             if isinstance(number, int) and 0 <= number < rows:
-                side.tokens[number] = token
-    tokens = Vocab.read(vocab_file, side.specials) if vocab_file else None
-    side.tokens = fit([tokens[i] for i in range(len(tokens))] if tokens else side.tokens, rows)
-    side.specials, side.stop_tokens = _specials(side, said, ids)
-    set_template(side, _template_text(model_dir, said))
-    return side
+                imported.tokens[number] = token
+    tokens = Vocab.read(vocab_file, imported.specials) if vocab_file else None
+    imported.tokens = fit([tokens[i] for i in range(len(tokens))] if tokens else imported.tokens, rows)
+    imported.specials, imported.stop_tokens = _specials(imported, said, ids)
+    set_template(imported, _template_text(model_dir, said))
+    return imported
 
 
-def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> TextSide:
+def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> ImportedTokenizer:
     """The text side that a SentencePiece model alone gives: its pieces, its control tokens, no template.
 
     Raises:
@@ -84,7 +84,7 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> TextSi
     def piece(number: int) -> str | None:
         return pieces[number] if number >= 0 else None
 
-    return TextSide(
+    return ImportedTokenizer(
         tokens=fit(pieces, rows),
         specials=SpecialTokens(
             unk=piece(model.unk_id()),
@@ -93,7 +93,7 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> TextSi
             pad=piece(model.pad_id()),
             add_bos=add_bos,
         ),
-        tokenizer=TokenizerSpec(kind="sentencepiece", file=SENTENCEPIECE_FILE),
+        spec=TokenizerSpec(kind="sentencepiece", file=SENTENCEPIECE_FILE),
         files={SENTENCEPIECE_FILE: file},
     )
 
@@ -110,18 +110,21 @@ def fit(tokens: Sequence[str], rows: int) -> list[str]:
     return list(tokens[:rows]) + [unused_token(i) for i in range(len(tokens), rows)]
 
 
-def set_template(side: TextSide, text: str | None) -> None:
+def set_template(imported: ImportedTokenizer, text: str | None) -> None:
     """Store a chat template: by name where it is a built-in one, else as a file; and the tokens that end its turns."""
     if not text:
         return
-    known = set(side.tokens)
+    known = set(imported.tokens)
     if _same_template(text, CHATML) and {"<|im_start|>", "<|im_end|>"} <= known:
-        side.template = "chatml"
+        imported.template = "chatml"
     else:
-        side.template = TEMPLATE_FILE
-        side.blobs[TEMPLATE_FILE] = text.encode("utf-8")
+        imported.template = TEMPLATE_FILE
+        imported.blobs[TEMPLATE_FILE] = text.encode("utf-8")
     ends = [token for token in TURN_ENDS if token in text and token in known]
-    side.stop_tokens = [*side.stop_tokens, *(t for t in ends if t != side.specials.eos and t not in side.stop_tokens)]
+    imported.stop_tokens = [
+        *imported.stop_tokens,
+        *(t for t in ends if t != imported.specials.eos and t not in imported.stop_tokens),
+    ]
 
 
 def _same_template(one: str, other: str) -> bool:
@@ -139,7 +142,7 @@ def _find(model_dir: Path) -> Path:
     )
 
 
-def _open_tokenizers(file: Path, bos: str | None) -> TextSide:
+def _open_tokenizers(file: Path, bos: str | None) -> ImportedTokenizer:
     """The text side of a tokenizer.json. Whether it puts `bos` first is asked of it, not guessed."""
     tokenizers = require("tokenizers", HUGGINGFACE_FILE)
     check_tokenizer_json(file)
@@ -149,17 +152,19 @@ def _open_tokenizers(file: Path, bos: str | None) -> TextSide:
         raise DataError(f"{file} is not a readable {HUGGINGFACE_FILE} ({error}).") from error
     first = tokenizer.encode("a").tokens[:1]
     unk = getattr(tokenizer.model, "unk_token", None)
-    return TextSide(
+    return ImportedTokenizer(
         tokens=tokens_by_id(tokenizer.get_vocab(with_added_tokens=True)),
         specials=SpecialTokens(unk=unk, bos=bos, eos=None, add_bos=bos is not None and first == [bos]),
-        tokenizer=TokenizerSpec(kind="huggingface", file=HUGGINGFACE_FILE),
+        spec=TokenizerSpec(kind="huggingface", file=HUGGINGFACE_FILE),
         files={HUGGINGFACE_FILE: file},
     )
 
 
-def _specials(side: TextSide, said: Mapping[str, Any], ids: Mapping[str, Any]) -> tuple[SpecialTokens, list[str]]:
+def _specials(
+    imported: ImportedTokenizer, said: Mapping[str, Any], ids: Mapping[str, Any]
+) -> tuple[SpecialTokens, list[str]]:
     """Special tokens by what the files say, first by name, then by id; and the further tokens that end an answer."""
-    known, rows = set(side.tokens), len(side.tokens)
+    known, rows = set(imported.tokens), len(imported.tokens)
 
     def named(role: str) -> str | None:
         token = _content(said.get(f"{role}_token"))
@@ -174,12 +179,12 @@ def _specials(side: TextSide, said: Mapping[str, Any], ids: Mapping[str, Any]) -
                 f"{role}_token_id must be the number of one of the model's {rows:,} tokens, but is {wrong[0]}.",
                 hint="correct config.json, or generation_config.json if the number stands there",
             )
-        return [side.tokens[n] for n in numbers if n not in wrong]
+        return [imported.tokens[n] for n in numbers if n not in wrong]
 
     def token(role: str, own: str | None) -> str | None:
         return named(role) or next(iter(numbered(role)), None) or (own if own in known else None)
 
-    own = side.specials
+    own = imported.specials
     bos, eos = token("bos", own.bos), token("eos", own.eos)
     specials = SpecialTokens(
         unk=token("unk", own.unk), bos=bos, eos=eos, pad=token("pad", own.pad), add_bos=own.add_bos and bos is not None

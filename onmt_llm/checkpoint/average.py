@@ -1,0 +1,65 @@
+"""The mean of the weights of several checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onmt_llm.checkpoint.load import resolve_dtype
+from onmt_llm.checkpoint.merge import copy_files
+from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
+from onmt_llm.config.model import Dtype
+from onmt_llm.errors import CheckpointError
+
+
+def average(
+    checkpoints: Sequence[str | Path],
+    output: str | Path,
+    *,
+    dtype: Dtype | None = None,
+    shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """The mean of the weights of several checkpoints of one model, computed in float32, one tensor at a time.
+
+    Vocabulary, tokeniser and template are those of the first.
+
+    Args:
+        checkpoints: Checkpoint directories.
+        output: The checkpoint to write.
+        dtype: Type of the mean; None = as in the first checkpoint.
+        shard_size: Bytes per weight file.
+        overwrite: Replace a checkpoint at `output`.
+
+    Raises:
+        CheckpointError: They are not of one architecture, or one is an adapter (whose A and B have no mean).
+    """
+    opened = [Checkpoint.open(path) for path in checkpoints]
+    if not opened:
+        raise CheckpointError("Averaging needs at least one checkpoint, but none is given.")
+    first = opened[0]
+    for other in opened:
+        if other.has_adapter:
+            raise CheckpointError(
+                f"{other.path} holds a {other.config.noun}, which cannot be averaged.", hint="merge it first"
+            )
+        if _architecture(other) != _architecture(first):
+            raise CheckpointError(f"{other.path} must be of the same architecture as {first.path}, but is not.")
+    model = first.config.model.model_copy(update={"dtype": dtype or first.config.model.dtype})
+    source = f"mean of {', '.join(other.path.name for other in opened)}"
+    config = first.config.model_copy(update={"model": model, "source": source})
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+        for name in first.model_names():
+            total = first.tensor(name).float()
+            for other in opened[1:]:
+                total += other.tensor(name).float()
+            stored = first.dtype(name) if dtype is None else resolve_dtype(dtype, model.dtype)
+            writer.add(name, (total / len(opened)).to(stored))
+        copy_files(writer, first)
+    return Path(output)
+
+
+def _architecture(checkpoint: Checkpoint) -> object:
+    """What two checkpoints must share to have a mean; the type of their numbers may differ."""
+    config = checkpoint.config.model.model_copy(update={"dtype": "fp32"})
+    return config, {name: checkpoint.shape(name) for name in checkpoint.model_names()}
