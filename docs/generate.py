@@ -28,10 +28,10 @@ def pages() -> dict[Path, str]:
             " and a flag (`-x v`, `--x v`, `--x=v`); OpenNMT-py's names are understood too. `-help SECTION` shows a"
             " section of them, `-help OPTION` one.\n\n"
         )
-        result[REFERENCE / f"{command}.md"] = about + option_tables(job.kind, job.extra()) + "\n"
-        schema = json.dumps(json_schema(job.kind, job.extra()), indent=1, ensure_ascii=False, sort_keys=True)
+        result[REFERENCE / f"{command}.md"] = about + option_tables(job.section, job.extra()) + "\n"
+        schema = json.dumps(json_schema(job.section, job.extra()), indent=1, ensure_ascii=False, sort_keys=True)
         result[REFERENCE / f"{command}.schema.json"] = schema + "\n"
-    tables = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items()}
+    tables = {command: leaves(job.section, job.extra()) for command, job in JOBS.items()}
     options = read_options(OPENNMT_OPTIONS.read_text(encoding="utf-8"))
     result[REFERENCE / "opennmt_options.md"] = option_table(options, tables)
     return result

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.checks import inference_problems
-from onmt_llm.cli.jobs import load_job
+from onmt_llm.cli.inference import load_inference_config, open_configured_engine
 from onmt_llm.cli.outputs import Paths
-from onmt_llm.cli.run import log_notes, run_job
-from onmt_llm.cli.translate import open_from
-from onmt_llm.config.chat import ChatConfig, Mode
+from onmt_llm.cli.run import run_job
+from onmt_llm.config.chat import ChatConfig
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +27,7 @@ def _chat(loaded: Loaded[Any]) -> int:
     server = config.server
     check_server(server.server_name, server.server_port)
     session = ChatSession(
-        open_from(inference),
+        open_configured_engine(inference),
         inference.job.generation,
         max_context_length=server.max_context_length,
         template=inference.job.inference.template,
@@ -38,36 +35,6 @@ def _chat(loaded: Loaded[Any]) -> int:
     app = build_app(session, **_headings(inference.job.inference.model[0], config))
     launch(app, server_name=server.server_name, server_port=server.server_port)
     return 0
-
-
-def load_inference_config(path: str | None, mode: Mode) -> Loaded[Any]:
-    """Read a translate YAML (`translate_opts_py.yaml`, `translate_opts_ct2.yaml`) and hold its model against `mode`.
-
-    Raises:
-        ConfigError: The file is missing or wrong, names no model, or names a model of the other kind.
-        CheckpointError: The model is an incomplete release.
-    """
-    if not path:
-        raise ConfigError(
-            "'inference_config_file' must be given, but is not.", hint="-inference_config_file translate_opts_py.yaml"
-        )
-    loaded = load_job("onmt_llm_translate", ["-config", path], prog="inference_config_file", checks=inference_problems)
-    log_notes(loaded)
-    models = loaded.job.inference.model
-    if not models:
-        raise ConfigError(f"'model' must name a checkpoint or a release, but {path} does not set it.")
-    model = models[0]
-    from onmt_llm.generate.open import find_release
-
-    found: Mode = "ct2" if find_release(model) else "py"
-    if found != mode:
-        kinds = {"py": "a checkpoint", "ct2": "a CTranslate2 release"}
-        raise ConfigError(
-            f"With inference_mode {mode} the model must be {kinds[mode]}, "
-            f"but '{model}'{loaded.origin('model')} is not one.",
-            hint=f"-inference_mode {found}, or another model",
-        )
-    return loaded
 
 
 def _headings(model: str, config: ChatConfig) -> dict[str, str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import write_text
+from onmt_llm.cli.inference import open_models
 from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option_files
 from onmt_llm.cli.outputs import Paths, model_files, one
 from onmt_llm.cli.run import needed, run_job
-from onmt_llm.cli.translate import open_models
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines

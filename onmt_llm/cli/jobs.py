@@ -25,33 +25,33 @@ from onmt_llm.registry import load_plugins
 
 
 @dataclass(frozen=True)
-class Job:
+class JobSchema:
     """One command's options.
 
     Attributes:
-        kind: The section of sections.
+        section: The section that holds all sections of the command.
         extra: Options of the transforms, where the command runs them.
         short: One-letter flags.
     """
 
-    kind: type[Section]
+    section: type[Section]
     extra: Callable[[], Mapping[str, type[Section]]] = dict
     short: Mapping[str, str] = field(default_factory=dict)
 
 
 JOBS = {
-    "onmt_llm_train": Job(TrainConfig, sections),
-    "onmt_llm_data": Job(DataToolConfig, sections),
-    "onmt_llm_build_vocab": Job(VocabJobConfig, sections),
-    "onmt_llm_translate": Job(TranslateConfig, sections),
-    "onmt_llm_chat": Job(ChatConfig),
-    "simple_inference": Job(SimpleInferenceConfig),
-    "onmt_llm_convert": Job(ConvertConfig),
-    "onmt_llm_lora": Job(LoraToolConfig),
-    "onmt_llm_checkpoint": Job(CheckpointToolConfig, short={"m": "models", "o": "output", "f": "fp32"}),
-    "onmt_llm_eval": Job(EvalConfig),
-    "onmt_llm_plot": Job(PlotConfig),
-    "release_model": Job(ReleaseConfig, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}),
+    "onmt_llm_train": JobSchema(TrainConfig, sections),
+    "onmt_llm_data": JobSchema(DataToolConfig, sections),
+    "onmt_llm_build_vocab": JobSchema(VocabJobConfig, sections),
+    "onmt_llm_translate": JobSchema(TranslateConfig, sections),
+    "onmt_llm_chat": JobSchema(ChatConfig),
+    "simple_inference": JobSchema(SimpleInferenceConfig),
+    "onmt_llm_convert": JobSchema(ConvertConfig),
+    "onmt_llm_lora": JobSchema(LoraToolConfig),
+    "onmt_llm_checkpoint": JobSchema(CheckpointToolConfig, short={"m": "models", "o": "output", "f": "fp32"}),
+    "onmt_llm_eval": JobSchema(EvalConfig),
+    "onmt_llm_plot": JobSchema(PlotConfig),
+    "release_model": JobSchema(ReleaseConfig, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}),
 }
 
 
@@ -72,9 +72,9 @@ def load_job(
         if checks is not None:
             yield from checks(replace(loaded, doubtful=loaded.doubtful | ({"plugins"} if faults else set())))
 
-    siblings = {name: other.kind for name, other in JOBS.items() if name != command}
+    siblings = {name: other.section for name, other in JOBS.items() if name != command}
     return load(
-        job.kind,
+        job.section,
         argv,
         prog=prog or command,
         extra=job.extra(),

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import write_text
-from onmt_llm.cli.chat import load_inference_config
+from onmt_llm.cli.inference import load_inference_config, open_configured_engine
 from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
 from onmt_llm.cli.run import needed, run_job
-from onmt_llm.cli.translate import encode_line, open_from
 from onmt_llm.config.chat import Mode, SimpleInferenceConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
 from onmt_llm.generate.engine import Engine
 from onmt_llm.log import logger
+from onmt_llm.text.prompts import encode_line
 
 USAGE = "simple_inference.py -input_file PROMPTS -inference_config_file YAML -inference_mode py -output_directory DIR"
 
@@ -41,7 +41,7 @@ def _simple_inference(loaded: Loaded[Any]) -> int:
     inputs = [("'input_file'", source, ("input_file",)), *model_files(inference, "inference", ("model",))]
     check_outputs(loaded, Paths(inputs, [Output("output_directory", str(target))]))
     lines = list(read_lines(source))
-    results = answer_lines(open_from(inference), lines, inference.job)
+    results = answer_lines(open_configured_engine(inference), lines, inference.job)
     write_text(target, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     logger.info("%d inputs answered in %.1f s: %s", len(lines), results["duration"], target)
     return 0

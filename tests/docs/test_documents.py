@@ -48,7 +48,7 @@ def test_every_command_line_parses(document: Path) -> None:
             cut = next((i for i, word in enumerate(words) if word in (">", "|", "&", "2>&1")), len(words))
             options = words[name in ("onmt_llm_checkpoint", "onmt_llm_data", "onmt_llm_eval") : cut]
             options = ["-runs", *options] if name == "onmt_llm_plot" else options
-            table = leaves(job.kind, job.extra())
+            table = leaves(job.section, job.extra())
             parsed = flags.parse(options, table, prog=name, about="", switches=SWITCHES, short=job.short)
             assert not parsed.problems
 

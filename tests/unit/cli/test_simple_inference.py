@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.cli import simple_inference
-from onmt_llm.cli.chat import load_inference_config
+from onmt_llm.cli.inference import load_inference_config
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.errors import ConfigError

@@ -30,7 +30,7 @@ def test_corpora_cannot_leave_their_folder(command: str, tmp_path: Path) -> None
 
 
 def test_every_command_with_corpora_is_looked_at() -> None:
-    assert {name for name, job in JOBS.items() if "corpora" in job.kind.model_fields} == {*WITH_CORPORA}
+    assert {name for name, job in JOBS.items() if "corpora" in job.section.model_fields} == {*WITH_CORPORA}
 
 
 def test_checkpoints_begin_with_a_name(tmp_path: Path) -> None:

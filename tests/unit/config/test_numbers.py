@@ -124,7 +124,7 @@ def test_what_is_out_of_bounds_is_one_sentence_with_its_place(command: str, valu
     job = JOBS[command]
     tree: dict[str, Any] = {}
     transforms: dict[str, Any] = {}
-    for info in job.kind.model_fields.values():
+    for info in job.section.model_fields.values():
         tree |= tree_of(info.annotation, value)  # type: ignore[arg-type]
     for kind in job.extra().values():
         transforms |= tree_of(kind, value)
@@ -156,10 +156,10 @@ def test_what_is_within_bounds_is_taken(text: str) -> None:
     """Zero and minus one are words of OpenNMT-py for many options."""
     taken = 0
     for job in JOBS.values():
-        for name, leaf in leaves(job.kind, job.extra()).items():
+        for name, leaf in leaves(job.section, job.extra()).items():
             found = list(numbers_in(leaf.info.annotation, (*leaf.info.metadata,)))
             if found and not leaf.is_mapping and all(fits(text, *each) for each in found):
-                kinds = {**{n: i.annotation for n, i in job.kind.model_fields.items()}, **job.extra()}
+                kinds = {**{n: i.annotation for n, i in job.section.model_fields.items()}, **job.extra()}
                 value = [int(text)] if leaf.is_list else int(text)
                 try:
                     kinds[leaf.section].model_validate({name: value})  # type: ignore[union-attr]

@@ -25,7 +25,7 @@ from onmt_llm.data.transforms import transform_class
 from onmt_llm.errors import ConfigError
 
 NAMES = read_options((Path(__file__).parents[3] / "data/opennmt_options.txt").read_text(encoding="utf-8"))
-TABLES = {command: leaves(job.kind, job.extra()) for command, job in JOBS.items()}
+TABLES = {command: leaves(job.section, job.extra()) for command, job in JOBS.items()}
 PAIRS = [(command, name) for command, names in NAMES.items() for name in names]
 
 

@@ -186,10 +186,12 @@ def test_layer_names_of_opennmt() -> None:
 @pytest.mark.parametrize("command", JOBS)
 def test_the_schema_describes_every_option(command: str) -> None:
     job = JOBS[command]
-    properties = json_schema(job.kind, job.extra())["properties"]
+    properties = json_schema(job.section, job.extra())["properties"]
     assert all(entry.get("description") for entry in properties.values())
     uncommented = "\n".join(
-        line[1:] for line in example_yaml(job.kind, job.extra()) if line.startswith("#") and not line.startswith("# ")
+        line[1:]
+        for line in example_yaml(job.section, job.extra())
+        if line.startswith("#") and not line.startswith("# ")
     )
     assert set(yaml.safe_load(uncommented)) == set(properties)
 
@@ -201,7 +203,7 @@ ODD = [None, [], {}, [None], [1, [2]], {"a": 1}, {"a": {"b": [{}]}}, {1: 2}, "",
 @pytest.mark.parametrize("command", JOBS)
 def test_a_value_of_any_type_is_taken_or_refused_for_every_option(command: str, value: Any, tmp_path: Path) -> None:
     """All options of a command at once, OpenNMT-py's names among them."""
-    names = {*leaves(JOBS[command].kind, JOBS[command].extra()), *known_names()} - {"plugins"}
+    names = {*leaves(JOBS[command].section, JOBS[command].extra()), *known_names()} - {"plugins"}
     text = yaml.safe_dump(dict.fromkeys(sorted(names), value))
     try:
         load_job(command, ["-config", write(tmp_path, text)])
