@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # two test processes of one thread each; the quick tier must not depend on the machine's core count
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow check format docs bench bench-data bench-train clean help
+.PHONY: setup demo test test-slow coverage check format docs bench bench-data bench-train clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,6 +27,9 @@ test: $(READY)   ## the quick tier
 
 test-slow: $(READY)  ## what takes minutes or needs the real model
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
+
+coverage: $(READY)  ## lines that the quick tier runs, commands that it starts included
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov=onmt_llm --cov-report=term:skip-covered tests
 
 check: $(READY)  ## format, lint, types, layers, generated docs
 	$(BIN)/ruff format --check .
@@ -57,4 +60,4 @@ bench-train: $(READY)  ## speed, memory and loss of training, next to transforme
 	$(if $(OPENNMT),$(BIN)/python docs/benchmarks/seq2seq_training.py -data $(BENCH_PAIRS) -opennmt $(OPENNMT))
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) .cache .coverage* build *.egg-info

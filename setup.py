@@ -56,6 +56,7 @@ EXTRAS["dev"] = [
     "peft>=0.18",
     "accelerate>=1.10",
     "pytest>=8",
+    "pytest-cov>=7",
     "pytest-timeout",
     "hypothesis>=6",
     "pytest-xdist",
