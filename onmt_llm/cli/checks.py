@@ -17,7 +17,8 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.overlay import check_task, unlike
 from onmt_llm.config.task import is_for_validation
-from onmt_llm.config.train import AUTO, TrainConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.training.start import AUTO
 from onmt_llm.data.readers import open_reader
 from onmt_llm.data.transforms import TRANSFORMS, faults, tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError, OnmtLlmError, Problem
@@ -27,7 +28,7 @@ from onmt_llm.text.templates import TEMPLATES
 from onmt_llm.text.tokenizers.tokenizer import brings_vocabulary
 from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 
-MODELS = {"run": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}
+MODELS = {"start": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}
 """Options of training that name models, by section."""
 _NEW_MODEL = frozenset(
     {"data", "transforms", "train_from", "init_from", "src_vocab", "tgt_vocab", "share_vocab", "encoder_layers"}
@@ -43,7 +44,7 @@ def training_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     yield from missing_files(loaded, [*corpus_files(loaded), *subword_files(loaded)])
     yield from missing_files(loaded, option_files(loaded, "embeddings", _EMBEDDINGS))
     new = begins_anew(config)
-    if new or config.run.update_vocab:
+    if new or config.start.update_vocab:
         yield from _vocabulary_problems(loaded, required=new)
     if new and not {"train_from", "init_from"} & loaded.doubtful:
         for sentence in config.lacking_base():
@@ -115,7 +116,7 @@ def _is_excused(loaded: Loaded[Any], registry: Registry[Any], name: str) -> bool
 
 def begins_anew(config: TrainConfig) -> bool:
     """Whether a run begins with new weights, as far as its folder shows."""
-    if config.run.train_from != AUTO or not config.has_new_model:
+    if config.start.train_from != AUTO or not config.has_new_model:
         return config.has_new_model
     prefix = Path(config.run.save_model)
     return not any(prefix.parent.glob(f"{escape(prefix.name)}_step_*/{CONFIG_FILE}"))
@@ -145,7 +146,7 @@ def _rule_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 def _stored(config: TrainConfig) -> tuple[Path, CheckpointConfig] | None:
     """The checkpoint that the run begins with, as it describes itself; None where there is none, or it cannot be read
     (which is reported with the models that are missing)."""
-    named = config.run.init_from if config.run.train_from == AUTO else config.run.train_from
+    named = config.start.init_from if config.start.train_from == AUTO else config.start.train_from
     if named is None:
         return None
     try:
@@ -200,10 +201,10 @@ def _architecture_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         return
     path, stored = found
     try:
-        check_task(config.run.model_task, stored.model, path)
+        check_task(config.start.model_task, stored.model, path)
     except ConfigError as error:
         yield Problem.of(error, loaded.blamed(error.message))
-    forced = config.run.override_opts or "override_opts" in loaded.doubtful
+    forced = config.start.override_opts or "override_opts" in loaded.doubtful
     if not forced and stored.expansion is None and not config.expansion.is_on:
         for problem in unlike(stored.model, config.architecture, path):
             yield replace(problem, where=loaded.blamed(problem.sentence))

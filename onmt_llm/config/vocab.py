@@ -10,7 +10,7 @@ from onmt_llm.config.data import DataConfig, VocabularyConfig
 from onmt_llm.config.numbers import LayerCount, Seed, Workers
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Decision, Task, decide_task
-from onmt_llm.config.train import AUTO
+from onmt_llm.config.training.start import AUTO
 
 
 class CountingConfig(Section):

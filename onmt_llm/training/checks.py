@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.train import PreferenceConfig, TrainConfig, ValidationConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.training.loss import PreferenceConfig
+from onmt_llm.config.training.validation import ValidationConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.scorers import Scorer, open_scorers
 
@@ -32,14 +34,14 @@ def check_in_backward(config: TrainConfig, world_size: int) -> None:
         ConfigError: Something does; the message lists all of it.
     """
     run, limit = config.run, config.optimizer.max_grad_norm
-    if not run.optimizer_in_backward:
+    if not config.performance.optimizer_in_backward:
         return
     obstacles = []
     if set(run.accum_count) != {1}:
         obstacles.append(f"accum_count is {run.accum_count} (make batch_size larger instead)")
     if limit > 0:
         obstacles.append(f"max_grad_norm is {limit:g} (set it to 0)")
-    if run.model_dtype == "fp16":
+    if config.performance.model_dtype == "fp16":
         obstacles.append("model_dtype is fp16, where an update may have to be skipped (bf16 has no need of that)")
     if world_size > 1:
         obstacles.append(f"{world_size} processes add up their gradients")

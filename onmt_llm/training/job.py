@@ -37,7 +37,7 @@ from onmt_llm.training.checkpointing.resume import (
     settle_start,
     settled,
     state_to_resume,
-    with_run,
+    with_start,
 )
 from onmt_llm.training.checkpointing.saver import Saver, with_base
 from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
@@ -133,7 +133,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size)
     check_in_backward(config, world.size)
-    check_device(config.run, world.device.type)
+    check_device(config.performance, world.device.type)
     watch(world.device.type)
     limit = config.safety.max_seconds
     deadline = None if limit is None else began + limit
@@ -146,8 +146,8 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
 
 def _settled(config: TrainConfig, world: World) -> TrainConfig:
     """The options with what rank 0 finds out about `train_from`, on all ranks."""
-    mine = settle_start(config.run, set_aside=True) if world.is_main else {}
-    return with_run(config, world.gather(mine)[0])
+    mine = settle_start(config, set_aside=True) if world.is_main else {}
+    return with_start(config, world.gather(mine)[0])
 
 
 def _train_until_done(
@@ -161,7 +161,7 @@ def _train_until_done(
         resumed = state_to_resume(config, start, layers)
         if resumed is not None and is_done(config, resumed):
             progress = resumed.progress
-            return TrainResult("already done", progress.step, Path(str(config.run.train_from)), progress.best_ppl)
+            return TrainResult("already done", progress.step, Path(str(config.start.train_from)), progress.best_ppl)
         _check_places(config, start, resumed)
         result = _train(config, options, start, layers, resumed, world, deadline=deadline, lock=lock, detour=detour)
         if isinstance(result, TrainResult):
@@ -182,38 +182,40 @@ def _train(
     detour: Detour | None,
 ) -> TrainResult | tuple[TrainConfig, Detour]:
     """One stretch of training; returns its result, or how to go on after a leap of the loss."""
-    run, safety = config.run, config.safety
+    run, performance, safety = config.run, config.performance, config.safety
     seed = run_seed(run.seed, resumed, world) if detour is None else detour.seed
     set_seed(seed)
-    optim = resumed_settings(config.optimizer, resumed, reset=run.reset_optim)
+    optim = resumed_settings(config.optimizer, resumed, reset=config.start.reset_optim)
     translations = open_translations(config, options, start)
     objective = open_objective(config, optim, start, layers, world.device)
     precision = choose_precision(
-        run.model_dtype,
+        performance.model_dtype,
         lora=layers.lora is not None,
         expanded=layers.expansion is not None,
         loss_scale=optim.loss_scale,
         device=world.device,
-        pure_bf16=run.pure_bf16,
+        pure_bf16=performance.pure_bf16,
     )
     spec = None
     if layers.beside_base is not None:
         assert start.weights is not None
         spec = with_base(layers.beside_base, start.weights)
     model = build(config, start, layers, precision, world)
-    if run.compile_blocks:
+    if performance.compile_blocks:
         compile_blocks(model, world.device)
     # From here on ranks must differ: each has dropout of its own.
     set_seed(seed + world.rank)
 
     job = Job(
         model=model,
-        optimizer=build_optimizer(model, optim, pure_bf16=run.pure_bf16),
+        optimizer=build_optimizer(model, optim, pure_bf16=performance.pure_bf16),
         schedule=build_schedule(optim, train_steps=run.train_steps, hidden_size=start.model.hidden_size),
         precision=precision,
         world=world,
         run=run,
         optim=optim,
+        regularization=config.regularization,
+        performance=performance,
         objective=objective,
         stopping=EarlyStopping(config.validation.early_stopping, config.validation.early_stopping_criteria),
         average=Average(model, decay=optim.average_decay, every=optim.average_every) if optim.average_decay else None,
@@ -228,10 +230,10 @@ def _train(
         corpora=len(told_apart(config.corpora)),
     )
     train_data, valid_data = open_pipelines(config, options, start, seed=seed, world=world)
-    progress, told = Progress(), run_options(run, config.batching)
+    progress, told = Progress(), run_options(config)
     if resumed is not None:
         log_changes(resumed.options, told)
-        progress = resume(resumed, job, train_data)
+        progress = resume(resumed, job, train_data, fresh_optimizer=config.start.reset_optim == "states")
     if detour is not None:
         train_data.load_state_dict(detour.position)
         progress.rollbacks = detour.count
@@ -255,7 +257,7 @@ def _train(
             save(progress)
         requests = Requests(save_file=save_request(run.save_model), deadline=deadline, checks=[save.check])
         batches = machine.watch(train_data)
-        batches = timed(batches) if run.compile_blocks else batches
+        batches = timed(batches) if performance.compile_blocks else batches
         status = train_loop(job, batches, progress, report=report, save=save, validate=judge, requests=requests)
     if status == "leapt":
         return _go_back(config, save, train_data, world, seed=seed, count=progress.rollbacks + 1)
@@ -279,7 +281,7 @@ def _go_back(
     data.skip_bucket()
     detour = Detour(data.state_dict(), seed, count, there)
     data.close()
-    return with_run(config, continued(path)) if path else config, detour
+    return with_start(config, continued(path)) if path else config, detour
 
 
 def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
@@ -301,7 +303,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     check_in_backward(config, config.devices.world_size)
     device = config.devices.device
     device_type = resolve_device(device).type if device == "auto" else device
-    check_device(config.run, device_type)
+    check_device(config.performance, device_type)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     with heartbeat("Looking at the corpora"):
         open_pipelines(config, options, start, seed=0, world=world)
@@ -309,12 +311,12 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     # All but the weights is there by now; the copies of the model that are counted below are not to be in it.
     program = resident_memory() + sampled.rest if device_type == "cpu" else 0
     precision = choose_precision(
-        config.run.model_dtype,
+        config.performance.model_dtype,
         lora=layers.lora is not None,
         expanded=layers.expansion is not None,
         loss_scale=0.0,
         device=torch.device("meta"),
-        pure_bf16=config.run.pure_bf16,
+        pure_bf16=config.performance.pure_bf16,
     )
     parameters, trained = count(model)
     updates = config.run.accum_count[0] * max(config.devices.world_size, 1)
@@ -331,7 +333,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
             quantised=set(quantised),
             optim=config.optimizer.optim,
             average=config.optimizer.average_decay > 0,
-            chunk_tokens=config.run.loss_chunk_tokens,
+            chunk_tokens=config.performance.loss_chunk_tokens,
             device_type=device_type,
         ),
         program=program,
@@ -373,7 +375,7 @@ def _announce(config: TrainConfig, start: Start, layers: Layers, job: Job, progr
         f"{parameters:,}",
         f"{trained:,}",
         job.world.device,
-        run.model_dtype,
+        job.performance.model_dtype,
     )
     if layers.lora is not None or layers.expansion is not None:
         quantised = sum(map(is_quantized, model.modules()))
@@ -389,7 +391,7 @@ def _announce(config: TrainConfig, start: Start, layers: Layers, job: Job, progr
     if job.world.device.type == "cuda":
         masked = start.model.sliding_window is not None or (batching.packing != "off" and batching.isolate_documents)
         dtype = job.precision.autocast or job.precision.weights
-        kernel = attention_kernel(start.model, dtype, dropout=run.attention_dropout[0], masked=masked)
+        kernel = attention_kernel(start.model, dtype, dropout=config.regularization.attention_dropout[0], masked=masked)
         logger.info("Attention: torch's kernel for %s.", kernel)
     for note in _notes(config, start):
         logger.info(note)

@@ -15,7 +15,10 @@ from typing import TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from onmt_llm.config.train import OptimConfig, RunConfig
+from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.training.performance import PerformanceConfig
+from onmt_llm.config.training.regularization import RegularizationConfig
+from onmt_llm.config.training.run import RunConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
@@ -48,8 +51,10 @@ class Job:
         schedule: Learning rate of each step.
         precision: Number formats.
         world: This process among others, and its device.
-        run: Length, accumulation, dropout, validation and saving.
-        optim: Clipping.
+        run: Length, gradient accumulation, validation and saving.
+        optim: Gradient clipping.
+        regularization: Dropout.
+        performance: Precision, and whether updates happen in the backward pass.
         objective: What is minimised.
         stopping: When validations no longer get better.
         average: The running average of the weights, where one is kept.
@@ -66,6 +71,8 @@ class Job:
     world: World
     run: RunConfig
     optim: OptimConfig
+    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     objective: Objective = LIKELIHOOD
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
     average: Average | None = None
@@ -77,7 +84,7 @@ class Job:
     @property
     def optimizer_name(self) -> str:
         """Whose state it is that a checkpoint holds."""
-        return f"{self.optim.optim}{' over bf16' if self.run.pure_bf16 else ''}"
+        return f"{self.optim.optim}{' over bf16' if self.performance.pure_bf16 else ''}"
 
 
 def train_loop(
@@ -121,7 +128,7 @@ def train_loop(
             step = progress.step + 1
             rate = job.schedule.rate(step)
             set_learning_rate(job.optimizer, rate)
-            set_dropout(job.model, *dropout_at(run, step))
+            set_dropout(job.model, *dropout_at(job.regularization, step))
             job.profiler.begin(step)
 
             totals, held = _accumulate(job, stream, step, progress.loss_scale)
@@ -177,7 +184,7 @@ def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> t
         batch = batch.to(device)
         with job.precision.compute(device):
             loss = batch_loss(job.model, batch, objective=job.objective, scale=scale, corpora=job.corpora)
-        if job.run.optimizer_in_backward:
+        if job.performance.optimizer_in_backward:
             held = loss.scaled
         else:
             loss.scaled.backward()
@@ -265,6 +272,7 @@ def at_step(values: Sequence[T], starts: Sequence[int], step: int) -> T:
     return current
 
 
-def dropout_at(run: RunConfig, step: int) -> tuple[float, float]:
+def dropout_at(dropout: RegularizationConfig, step: int) -> tuple[float, float]:
     """Dropout on residual branches and on attention weights in update `step`."""
-    return at_step(run.dropout, run.dropout_steps, step), at_step(run.attention_dropout, run.dropout_steps, step)
+    steps = dropout.dropout_steps
+    return at_step(dropout.dropout, steps, step), at_step(dropout.attention_dropout, steps, step)

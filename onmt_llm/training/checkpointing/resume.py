@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from onmt_llm.checkpoint.paths import resolve_path
-from onmt_llm.config.data import BatchConfig
-from onmt_llm.config.train import AUTO, OptimConfig, RunConfig, TrainConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.training.start import AUTO
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
@@ -24,39 +25,40 @@ from onmt_llm.training.validation.early_stopping import EarlyStopping
 _PLACES = frozenset({"save_model", "train_from", "init_from", "reset_optim", "update_vocab", "override_opts", "seed"})
 
 
-def with_run(config: TrainConfig, update: Mapping[str, Any]) -> TrainConfig:
-    """The options with other values in their section `run`."""
-    return config.model_copy(update={"run": config.run.model_copy(update=update)})
+def with_start(config: TrainConfig, update: Mapping[str, Any]) -> TrainConfig:
+    """The options with other values in their section `start`."""
+    return config.model_copy(update={"start": config.start.model_copy(update=update)})
 
 
 def continued(path: str) -> dict[str, Any]:
-    """What `run` has to say for a run that goes on from its own checkpoint, just as it was."""
+    """Values of section `start` that resume a run from its own checkpoint, unchanged."""
     return {"train_from": path, "init_from": None, "reset_optim": "none", "update_vocab": False}
 
 
-def settle_start(run: RunConfig, *, set_aside: bool = False) -> dict[str, Any]:
-    """Make sure of what the run begins with; what `train_from: auto` means, as values for `with_run`.
+def settle_start(config: TrainConfig, *, set_aside: bool = False) -> dict[str, Any]:
+    """Make sure of what the run begins with; what `train_from: auto` means, as values for `with_start`.
 
     Args:
-        run: Section `run`.
+        config: The options.
         set_aside: Rename damaged checkpoints of the run, so that they count no longer.
 
     Raises:
         CheckpointError: The checkpoint to be resumed is missing, or is not as it was written.
     """
-    if run.train_from is None:
+    start, save_model = config.start, config.run.save_model
+    if start.train_from is None:
         return {}
-    if run.train_from != AUTO:
-        path = resolve_path(run.train_from)
-        if (path / STATE_DIRECTORY).is_dir() and run.reset_optim != "all":
+    if start.train_from != AUTO:
+        path = resolve_path(start.train_from)
+        if (path / STATE_DIRECTORY).is_dir() and start.reset_optim != "all":
             check_intact(path)
         return {}
-    newest = newest_of_run(run.save_model, set_aside=set_aside)
+    newest = newest_of_run(save_model, set_aside=set_aside)
     if newest is not None:
         logger.info("train_from auto: the run goes on from %s.", newest)
         return continued(str(newest))
-    logger.info("train_from auto: there is no checkpoint of %s yet, so that the run begins.", run.save_model)
-    return {"train_from": run.init_from, "init_from": None, "reset_optim": "all" if run.init_from else "none"}
+    logger.info("train_from auto: there is no checkpoint of %s yet, so that the run begins.", save_model)
+    return {"train_from": start.init_from, "init_from": None, "reset_optim": "all" if start.init_from else "none"}
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -65,47 +67,50 @@ def settled(config: TrainConfig) -> TrainConfig:
     Raises:
         CheckpointError: As `settle_start`.
     """
-    return with_run(config, settle_start(config.run))
+    return with_start(config, settle_start(config))
 
 
 def state_to_resume(config: TrainConfig, start: Start, layers: Layers) -> SavedState | None:
     """The training state to go on from; None where the run begins at step 0."""
-    if start.saved is None or config.run.reset_optim == "all":
+    if start.saved is None or config.start.reset_optim == "all":
         return None
-    if start.before is not None and config.run.reset_optim != "states":
+    if start.before is not None and config.start.reset_optim != "states":
         logger.info(
             "update_vocab: %s was trained with another vocabulary: a new run begins, at step 0 with a new optimiser "
             "(reset_optim: states keeps the step).",
-            config.run.train_from,
+            config.start.train_from,
         )
         return None
     if (layers.lora is not None and start.adapter is None) or start.is_newly_expanded:
         what = "LoRA" if start.expansion is None else "expanded blocks"
-        logger.info("%s was trained as a whole: with %s a new run begins, at step 0.", config.run.train_from, what)
+        logger.info("%s was trained as a whole: with %s a new run begins, at step 0.", config.start.train_from, what)
         return None
     return start.saved
 
 
 def is_done(config: TrainConfig, resumed: SavedState) -> bool:
     """Whether the run has reached its end already; says so."""
-    run, done = config.run, resumed.progress.step
-    if done >= run.train_steps:
-        logger.info("Nothing to do: %s is of step %d, and train_steps is %d.", run.train_from, done, run.train_steps)
+    train_from, train_steps, done = config.start.train_from, config.run.train_steps, resumed.progress.step
+    if done >= train_steps:
+        logger.info("Nothing to do: %s is of step %d, and train_steps is %d.", train_from, done, train_steps)
         return True
     stopping = EarlyStopping(config.validation.early_stopping, config.validation.early_stopping_criteria)
     left = stopping.left(resumed.progress)
     if left is not None and left <= 0:
         logger.info(
             "Nothing to do: %s stopped early at step %d, after %d validations without better %s.",
-            *(run.train_from, done, stopping.patience, " and ".join(stopping.criteria)),
+            *(train_from, done, stopping.patience, " and ".join(stopping.criteria)),
         )
         return True
     return False
 
 
-def run_options(run: RunConfig, batching: BatchConfig) -> dict[str, Any]:
+def run_options(config: TrainConfig) -> dict[str, Any]:
     """What is kept beside the optimiser's settings, to be compared with when the run goes on."""
-    return {**run.model_dump(mode="json", exclude=set(_PLACES)), **batching.model_dump(mode="json")}
+    sections = (config.start, config.run, config.regularization, config.performance, config.batching)
+    return {
+        name: value for kept in sections for name, value in kept.model_dump(mode="json", exclude=set(_PLACES)).items()
+    }
 
 
 def resumed_settings(wanted: OptimConfig, resumed: SavedState | None, *, reset: str) -> OptimConfig:
@@ -142,14 +147,20 @@ def run_seed(wanted: int, resumed: SavedState | None, world: World) -> int:
     return int(drawn)
 
 
-def resume(saved: SavedState, job: Job, pipeline: Pipeline) -> Progress:
+def resume(saved: SavedState, job: Job, pipeline: Pipeline, *, fresh_optimizer: bool = False) -> Progress:
     """Put optimiser, random generators and data back to where they were; returns how far that is.
+
+    Args:
+        saved: The state to resume from.
+        job: The run.
+        pipeline: This rank's training data.
+        fresh_optimizer: Keep the step, but not the optimiser's state (`reset_optim: states`).
 
     Raises:
         CheckpointError: The state does not say where that was, as happens where damage is ignored.
     """
     try:
-        return _resume(saved, job, pipeline)
+        return _resume(saved, job, pipeline, fresh_optimizer=fresh_optimizer)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{saved.directory} is not a valid training state ({type(error).__name__}: {error}).",
@@ -157,8 +168,8 @@ def resume(saved: SavedState, job: Job, pipeline: Pipeline) -> Progress:
         ) from error
 
 
-def _resume(saved: SavedState, job: Job, pipeline: Pipeline) -> Progress:
-    if job.run.reset_optim == "states":
+def _resume(saved: SavedState, job: Job, pipeline: Pipeline, *, fresh_optimizer: bool) -> Progress:
+    if fresh_optimizer:
         logger.info("reset_optim: the optimiser begins anew at step %d.", saved.progress.step)
     elif saved.optimizer != job.optimizer_name:
         logger.warning("The state of %s cannot serve %s, which begins anew.", saved.optimizer, job.optimizer_name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from onmt_llm.atomic import write_failed
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
-from onmt_llm.config.safety import SafetyConfig
+from onmt_llm.config.training.safety import SafetyConfig
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import log_once, logger
@@ -258,7 +258,7 @@ class Saver:
             config = config.model_copy(update=update)
         if self.spec is None:
             # What is trained is stored as it is, whatever it was computed in: only so is a resumed run exact.
-            dtype = "bf16" if self.job.run.pure_bf16 else "fp32"
+            dtype = "bf16" if self.job.performance.pure_bf16 else "fp32"
             return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
         return config.model_copy(update={"adapter" if isinstance(self.spec, AdapterSpec) else "expansion": self.spec})
 

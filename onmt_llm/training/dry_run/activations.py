@@ -77,7 +77,7 @@ class Kept:
 
     def at_most(self) -> int:
         """Bytes of activations at their peak: what is kept, and the largest part that is computed again."""
-        parts = frozenset(self.config.run.use_ckpting)
+        parts = frozenset(self.config.performance.use_ckpting)
         again = [parts - {"block"}] if "block" in parts else [parts - {part} for part in parts & {"mha", "ffn"}]
         kept, blocks = self.with_recomputed(parts), self.model.encoder_layers + self.model.decoder_layers
         return kept + max((self.with_recomputed(others) - kept for others in again), default=0) // blocks
@@ -110,15 +110,15 @@ class Kept:
         return storages.total
 
     def _copy(self, head_size: int) -> Transformer:
-        layers, run = self.layers, self.config.run
+        layers, dropout = self.layers, self.config.regularization
         with torch.random.fork_rng(devices=[]):
             model = Transformer(narrowed(self.model, head_size)).to(self.precision.weights)
             if layers.quantised:
                 quantize(model, layers.quantised, layers.quant_type)
             adapt(model, self.config, layers)
-        if not run.pure_bf16:
+        if not self.config.performance.pure_bf16:
             hold_trained_in_float32(model)
-        set_dropout(model, max(run.dropout), max(run.attention_dropout))
+        set_dropout(model, max(dropout.dropout), max(dropout.attention_dropout))
         return model.train()
 
 

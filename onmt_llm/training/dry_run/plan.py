@@ -164,10 +164,10 @@ def estimate_memory(
             packed += parameter.numel()
         else:
             frozen += parameter.numel()
-    precision, run = kept.precision, kept.config.run
-    held, gradient = (2, 2) if run.pure_bf16 else (TRAINED_BYTES, GRADIENT_BYTES)
+    precision, performance = kept.precision, kept.config.performance
+    held, gradient = (2, 2) if performance.pure_bf16 else (TRAINED_BYTES, GRADIENT_BYTES)
     autocast = precision.autocast is not None
-    moments = KAHAN_BYTES if run.pure_bf16 else OPTIMIZER_BYTES[optim]
+    moments = KAHAN_BYTES if performance.pure_bf16 else OPTIMIZER_BYTES[optim]
     parts = {
         "weights": frozen * precision.weights.itemsize + trained * held,
         **({"averaged weights": trained * TRAINED_BYTES} if average else {}),
@@ -175,8 +175,8 @@ def estimate_memory(
         "optimiser": int(trained * moments),
     }
     largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0)
-    gradients = {"gradients": (largest if run.optimizer_in_backward else trained) * gradient}
-    copies = KAHAN_COPIES if run.pure_bf16 else COPIES.get(optim, 0)
+    gradients = {"gradients": (largest if performance.optimizer_in_backward else trained) * gradient}
+    copies = KAHAN_COPIES if performance.pure_bf16 else COPIES.get(optim, 0)
     activations = kept.at_most()
     forward = {
         "activations": activations,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.train import ObjectiveConfig
+from onmt_llm.config.training.loss import ObjectiveConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.losses.lm_prior import LmPrior

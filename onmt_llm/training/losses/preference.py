@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.config.model import Dtype, ModelConfig
-from onmt_llm.config.train import PreferenceConfig
+from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn.lora.layers import without_adapters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import ExpansionSpec
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.train import ExpandConfig
+from onmt_llm.config.training.adapters import ExpandConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.expand import deeper
 

@@ -8,7 +8,8 @@ import torch
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.config.train import OptimConfig, TrainConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.eval_prompts import read_prompts
 from onmt_llm.data.inspection.samples import write_samples
@@ -80,14 +81,14 @@ def open_objective(
             config.preference,
             adapters=layers.beside_base is not None,
             model=start.model,
-            dtype=config.run.model_dtype,
+            dtype=config.performance.model_dtype,
             device=device,
-            chunk_tokens=config.run.loss_chunk_tokens,
+            chunk_tokens=config.performance.loss_chunk_tokens,
         ),
         label_smoothing=optim.label_smoothing,
         prior=open_prior(config.loss, start.vocab, device, packed=config.batching.packing != "off"),
         alignment=open_alignment(config.loss, start.model, train_corpora),
-        chunk_tokens=config.run.loss_chunk_tokens,
+        chunk_tokens=config.performance.loss_chunk_tokens,
     )
 
 

@@ -15,7 +15,9 @@ from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.compat.translate import layer_name
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.train import LoraConfig, QuantConfig, RunConfig, TrainConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.training.adapters import LoraConfig, QuantConfig
+from onmt_llm.config.training.performance import PerformanceConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.nn.cpu import int8_matmul as int8_products
@@ -195,11 +197,11 @@ def _check_size(model: ModelConfig) -> None:
 
 def build(config: TrainConfig, start: Start, layers: Layers, precision: Precision, world: World) -> Transformer:
     """The model as it will be trained, on the world's device, equal on all ranks."""
-    run = config.run
+    begin, performance = config.start, config.performance
     if start.weights is None:
         _check_size(start.model)
         model = Transformer(start.model)
-        init_weights(model, param_init=run.param_init, glorot=run.param_init_glorot)
+        init_weights(model, param_init=begin.param_init, glorot=begin.param_init_glorot)
         model.to(world.device)
     else:
         start.weights.config = start.weights.config.model_copy(update={"model": start.stored_model})
@@ -216,24 +218,24 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
         )
         if start.newly_stacked:
             stack_blocks(model, start.newly_stacked)
-        update_vocabulary(model, start, param_init=run.param_init, glorot=run.param_init_glorot)
+        update_vocabulary(model, start, param_init=begin.param_init, glorot=begin.param_init_glorot)
     compute_quantised_in(model, config.quantization, world.device)
     load_vectors(model, start, config.embeddings)
     _freeze(model, config, layers)
     if layers.expansion is not None:
         # Norms of new blocks are float32 among frozen bf16 ones; that torch has no fused kernel for it is all right.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
-    if run.pure_bf16:
+    if performance.pure_bf16:
         model.to(precision.weights)
     else:
         hold_trained_in_float32(model)
     world.share_parameters(model)
-    set_recomputed(model, frozenset(run.use_ckpting))
-    if run.offload_activations:
+    set_recomputed(model, frozenset(performance.use_ckpting))
+    if performance.offload_activations:
         set_offload(model)
-    if resolve_kernels(run.kernels, world.device.type) == "liger":
+    if resolve_kernels(performance.kernels, world.device.type) == "liger":
         logger.info("kernels: those of Liger compute %d layers.", use_liger(model))
-    set_embedding_noise(model, run.neftune_noise_alpha)
+    set_embedding_noise(model, config.regularization.neftune_noise_alpha)
     return model
 
 
@@ -245,14 +247,14 @@ def compute_quantised_in(model: nn.Module, quant: QuantConfig, device: torch.dev
         logger.info("%d layers multiply in int8 while they are trained (quant_compute).", layers)
 
 
-def check_device(run: RunConfig, device_type: str) -> None:
+def check_device(performance: PerformanceConfig, device_type: str) -> None:
     """Make sure that the device can do what is asked of it.
 
     Raises:
         ConfigError: Something needs a GPU.
     """
-    resolve_kernels(run.kernels, device_type)
-    if run.offload_activations and device_type == "cpu":
+    resolve_kernels(performance.kernels, device_type)
+    if performance.offload_activations and device_type == "cpu":
         raise ConfigError(
             "offload_activations must go with a GPU, whose activations it takes to main memory, but the device is cpu.",
             hint="use_ckpting: [block] saves memory on a CPU",

@@ -160,10 +160,10 @@ def open_start(config: TrainConfig, options: Mapping[str, Section]) -> Start:
             needs is not given.
         DataError: A vocabulary or tokeniser cannot be read.
     """
-    if config.run.train_from is None:
+    if config.start.train_from is None:
         return _new(config, options)
-    start = _continued(config, options, config.run.train_from)
-    return _updated(start, config, options) if config.run.update_vocab else start
+    start = _continued(config, options, config.start.train_from)
+    return _updated(start, config, options) if config.start.update_vocab else start
 
 
 def _continued(config: TrainConfig, options: Mapping[str, Section], path: str) -> Start:
@@ -173,15 +173,15 @@ def _continued(config: TrainConfig, options: Mapping[str, Section], path: str) -
     saved = read_state(checkpoint.path)
     base = base_model(checkpoint, weights)
     expansion = resolve_expansion(
-        config.expansion, checkpoint, base, resumed=saved is not None and config.run.reset_optim != "all"
+        config.expansion, checkpoint, base, resumed=saved is not None and config.start.reset_optim != "all"
     )
     before = weights.config.model if expansion is None else base
-    architecture = overlay(before, config.architecture, override=config.run.override_opts, path=checkpoint.path)
+    architecture = overlay(before, config.architecture, override=config.start.override_opts, path=checkpoint.path)
     _check_overridden(before, architecture, config.architecture, checkpoint.path)
     stacked = expansion if expansion is not None and expansion.type == "stack" else None
     template = _trained_template(config.corpora.data)
     stored = codec.config
-    task = check_task(config.run.model_task, stored.model, checkpoint.path)
+    task = check_task(config.start.model_task, stored.model, checkpoint.path)
     logger.info("Task: %s, since %s is %s.", task, checkpoint.path, NOUNS[task])
     stored = stored.model_copy(
         update={
@@ -193,7 +193,7 @@ def _continued(config: TrainConfig, options: Mapping[str, Section], path: str) -
         }
     )
     files = {file.name: _content(file) for file in codec.files()}
-    if not config.run.update_vocab:
+    if not config.start.update_vocab:
         for name in ("src_vocab", "tgt_vocab"):
             if getattr(config.vocabulary, name):
                 logger.info("%s is not read: %s brings its own vocabulary.", name, checkpoint.path)

@@ -146,6 +146,6 @@ def test_the_printed_configuration_shows_what_was_decided(tmp_path: Path) -> Non
     loaded = load(tmp_path, PAIRS + "decoder_layers: 3\n")
     shown = print_config(loaded)
     values = yaml.safe_load(shown)
-    assert (values["run"]["model_task"], values["architecture"]["encoder_layers"]) == ("seq2seq", 3)
+    assert (values["start"]["model_task"], values["architecture"]["encoder_layers"]) == ("seq2seq", 3)
     again = load(tmp_path, shown).job
     assert again == loaded.job.settled() == again.settled()

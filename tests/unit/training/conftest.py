@@ -19,6 +19,7 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.job import TrainResult, train
+from tests.options import train_config
 
 VOCAB = 23
 WORDS = [f"w{i}" for i in range(12)]
@@ -117,9 +118,7 @@ class CopyTask:
             },
             "logging": {"progress": "none"},
         }
-        return TrainConfig.model_validate(
-            {key: {**base.get(key, {}), **sections.get(key, {})} for key in {*base, *sections}}
-        )
+        return train_config({key: {**base.get(key, {}), **sections.get(key, {})} for key in {*base, *sections}})
 
     def run(self, name: str = "toy", **sections: dict[str, Any]) -> TrainResult:
         return train(self.config(name, **sections), {})

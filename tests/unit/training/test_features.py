@@ -15,6 +15,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.open import open_engine
 from onmt_llm.releasing import release
 from onmt_llm.training.job import plan, train
+from tests.options import train_config
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
         "n_src_feats": 2,
         "src_feats_defaults": "N￨-",
     }
-    return TrainConfig.model_validate(
+    return train_config(
         {
             "corpora": {**corpora, **changes.get("corpora", {})},
             "vocabulary": {"src_vocab": str(folder / "vocab"), "share_vocab": True, **changes.get("vocabulary", {})},

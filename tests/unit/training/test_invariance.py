@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.train import OptimConfig, RunConfig
+from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.training.run import RunConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate, collate_rows
 from onmt_llm.data.batching.encoder import IGNORED, Encoded
@@ -115,7 +116,7 @@ class Listener(Reporter):
 def update(model: Transformer, batches: list[Batch], world: World = ALONE, *, micro_batches: int = 16) -> Figures:
     """Figures and gradients (`/<parameter>`) of one update by the loop."""
     settings = OptimConfig(learning_rate=0.01, max_grad_norm=0.0)
-    run = RunConfig(train_steps=1, accum_count=[micro_batches], dropout=[0.0], attention_dropout=[0.0])
+    run = RunConfig(train_steps=1, accum_count=[micro_batches])
     keeper, listener = Keeper(trainable(model)), Listener(start_step=0, train_steps=1, progress="none")
     job = Job(
         model=model,

@@ -16,12 +16,14 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.cli.build_vocab import main as build_vocab
 from onmt_llm.cli.train import main
-from onmt_llm.config.train import OptimConfig, TrainConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.training.checkpointing import saver
 from onmt_llm.training.job import TrainResult, plan, train
 from onmt_llm.training.optim import precision
 from onmt_llm.training.state import TrainState, read_state
+from tests.options import train_config
 
 WORDS = [f"w{i}" for i in range(12)]
 ARCHITECTURE = {
@@ -65,9 +67,7 @@ def config(folder: Path, *, valid: bool = False, **sections: dict[str, Any]) -> 
         "run": {**saves(folder, "toy"), "model_task": task},
         "logging": {"progress": "none"},
     }
-    return TrainConfig.model_validate(
-        {name: {**base.get(name, {}), **sections.get(name, {})} for name in {*base, *sections}}
-    )
+    return train_config({name: {**base.get(name, {}), **sections.get(name, {})} for name in {*base, *sections}})
 
 
 def run(folder: Path, **sections: Any) -> TrainResult:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onmt_llm.config.train import OptimConfig, RunConfig
+from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.nn.lora.layers import add_lora, freeze_all_but_lora
@@ -25,6 +25,7 @@ from onmt_llm.training.optim.precision import Precision, choose_precision
 from onmt_llm.training.optim.schedule import build_schedule
 from onmt_llm.training.state import Progress
 from onmt_llm.training.validation.early_stopping import EarlyStopping
+from tests.options import train_config
 
 MakeBatch = Callable[[Sequence[Sequence[int]], Sequence[int]], Batch]
 CPU = torch.device("cpu")
@@ -38,15 +39,16 @@ def examples(count: int, seed: int = 3) -> tuple[list[list[int]], list[int]]:
 
 def make_job(model: Transformer, run: dict[str, Any], precision: Precision | None = None, **optim: Any) -> Job:
     settings = OptimConfig(**{"learning_rate": 0.01, "max_grad_norm": 0.0, **optim})
-    run_config = RunConfig(**run)
+    config = train_config({"run": run})
     return Job(
         model=model,
         optimizer=build_optimizer(model, settings),
-        schedule=build_schedule(settings, train_steps=run_config.train_steps, hidden_size=32),
+        schedule=build_schedule(settings, train_steps=config.run.train_steps, hidden_size=32),
         precision=precision or Precision(weights=torch.float32),
         world=World(rank=0, size=1, device=CPU),
-        run=run_config,
+        run=config.run,
         optim=settings,
+        regularization=config.regularization,
     )
 
 

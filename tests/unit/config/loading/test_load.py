@@ -44,7 +44,7 @@ def test_the_reference_recipe_loads_as_written() -> None:
         "attn_bias": False,
         "attn_out_bias": False,
     }
-    assert job.run.model_task == "lm" and job.optimizer.learning_rate == 2e-05
+    assert job.start.model_task == "lm" and job.optimizer.learning_rate == 2e-05
     assert (job.batching.batch_size, job.batching.valid_batch_size) == (500, 500)
     assert sum("written twice" in warning for warning in loaded.warnings) == 2
     assert job.quantization.resolved_type == "bnb_8bit"
@@ -86,7 +86,7 @@ def test_print_config_can_be_fed_back(tmp_path: Path) -> None:
 def test_lists_and_switches_on_the_command_line() -> None:
     job = train("-lora_layers", "q_proj", "v_proj", "-tensorboard", "-override_opts", "false", "-dropout", "0.1").job
     assert job.lora.lora_layers == ["q_proj", "v_proj"]
-    assert (job.logging.tensorboard, job.run.override_opts, job.run.dropout) == (True, False, [0.1])
+    assert (job.logging.tensorboard, job.start.override_opts, job.regularization.dropout) == (True, False, [0.1])
 
 
 BROKEN = {

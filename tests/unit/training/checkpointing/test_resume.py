@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from onmt_llm.config.safety import SafetyConfig, seconds
+from onmt_llm.config.training.safety import SafetyConfig, seconds
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training.checkpointing import saver
 from onmt_llm.training.job import TrainResult

@@ -9,11 +9,11 @@ import torch
 
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.train import TrainConfig
 from onmt_llm.training.dry_run.activations import Kept, Shape
 from onmt_llm.training.job import plan
 from onmt_llm.training.optim.precision import choose_precision
 from onmt_llm.training.setup.model import Layers
+from tests.options import train_config
 
 NAMES = ["q_proj", "down_proj"]
 BASE = {"vocab_size": 50, "hidden_size": 128, "heads": 4, "ffn_size": 192, "decoder_layers": 2}
@@ -38,7 +38,7 @@ def test_a_narrow_copy_tells_what_the_whole_keeps(
 ) -> None:
     config = ModelConfig(**{**BASE, **shape})
     parts = run.get("use_ckpting", [])
-    settings = TrainConfig.model_validate({"run": {"dropout": [0.0], "attention_dropout": [0.0], **run}})
+    settings = train_config({"run": {"dropout": [0.0], "attention_dropout": [0.0], **run}})
     precision = choose_precision(dtype, lora=layers.lora is not None, loss_scale=0.0, device=torch.device("meta"))
     batch = Shape(3, 3, 200, 100 if config.encoder_layers else 0, packed)
     kept = Kept(config, settings, layers, precision, batch)
@@ -53,7 +53,7 @@ def test_what_is_recomputed_is_there_a_part_at_a_time() -> None:
     precision = choose_precision("fp32", lora=False, loss_scale=0.0, device=torch.device("meta"))
 
     def at_most(*parts: Any) -> int:
-        settings = TrainConfig.model_validate({"run": {"use_ckpting": parts}})
+        settings = train_config({"run": {"use_ckpting": parts}})
         return Kept(config, settings, Layers(), precision, Shape(1, 1, 64)).at_most()
 
     assert at_most() > at_most("mha") > at_most("mha", "ffn") > at_most("block", "mha", "ffn")

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.train import PreferenceConfig, TrainConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.lora.layers import Variant, add_lora, lora_state, without_adapters

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.train import PreferenceConfig
+from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate, collate_rows
 from onmt_llm.data.batching.encoder import IGNORED, Encoded

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onmt_llm.config.train import OptimConfig
+from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.errors import ConfigError, OnmtLlmError
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.optim.build import build_optimizer, scale_and_clip, trainable
@@ -83,7 +83,7 @@ def test_there_is_one_gradient_at_a_time() -> None:
 def test_a_run_ends_with_the_same_weights_and_figures(copy_task: Any, more: dict[str, Any]) -> None:
     for name in ("after", "inside"):
         run = {**copy_task.config(name).run.model_dump(exclude_unset=True), **more, "dropout": [0.1]}
-        run["optimizer_in_backward"] = name == "inside"
+        run |= {"optimizer_in_backward": name == "inside", "model_task": "lm"}
         copy_task.run(name, run=run, optimizer={"max_grad_norm": 0.0}, architecture=LANGUAGE_MODEL)
     after, inside = copy_task.tensors("after_step_6"), copy_task.tensors("inside_step_6")
     assert all(torch.equal(tensor, inside[name]) for name, tensor in after.items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from onmt_llm.config.train import QuantConfig
+from onmt_llm.config.training.adapters import QuantConfig
 from onmt_llm.nn.cpu import int8_matmul as int8_products
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.training.setup.model import compute_quantised_in

@@ -17,6 +17,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.training.job import plan, train
 from onmt_llm.training.setup.start import open_start
 from onmt_llm.training.setup.word_vectors import read_vectors
+from tests.options import train_config
 
 ORACLE = Path(__file__).parents[3] / "data" / "opennmt_vocab"
 WORDS = ["one", "two", "three", "four", "five"]
@@ -53,9 +54,7 @@ def job(folder: Path, **sections: dict[str, Any]) -> TrainConfig:
         "run": {"save_model": str(folder / "run"), "seed": 7, "train_steps": 1},
         "logging": {"progress": "none"},
     }
-    return TrainConfig.model_validate(
-        {name: {**base.get(name, {}), **sections.get(name, {})} for name in {*base, *sections}}
-    )
+    return train_config({name: {**base.get(name, {}), **sections.get(name, {})} for name in {*base, *sections}})
 
 
 def run(folder: Path, name: str, steps: int, **sections: dict[str, Any]) -> Checkpoint:
