@@ -1,4 +1,4 @@
-"""The documents: every command line parses, every link inside the repository leads somewhere, every YAML loads."""
+"""The documents: commands parse, links and paths lead somewhere, YAML files load, layers are those that are checked."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from onmt_llm.config.schema import leaves
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md")])
+PACKAGE = ROOT / "onmt_llm"
+TOP_FOLDERS = ("onmt_llm", "tools", "chatbot", "recipes", "docs", "tests")
 SWITCHES = {"dry_run": ""}
 SCRIPTS = {
     "chatbot.py": "onmt_llm_chat",
@@ -57,6 +59,43 @@ def test_every_command_line_parses(document: Path) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
+
+
+def paths(document: Path) -> Iterator[Path]:
+    """Files and folders of the repository in the code spans of a document: `data/corpus.py`, `onmt_llm/text/`."""
+    prose = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
+    for span in re.findall(r"`([\w.-]+/[\w./-]*)`", prose):
+        folder = span.split("/")[0]
+        if folder in TOP_FOLDERS:
+            yield ROOT / span
+        elif (PACKAGE / folder).is_dir():
+            yield PACKAGE / span
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_paths_in_prose_exist(document: Path) -> None:
+    assert [str(path) for path in paths(document) if not path.exists()] == []
+
+
+def layers() -> list[set[str]]:
+    """The packages and modules of each import layer, from top to bottom, as import-linter checks them."""
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (block,) = re.findall(r'type = "layers"\n.*?layers = \[\n(.*?)\n\]', settings, flags=re.S)
+    return [set(layer.split(" | ")) for layer in re.findall(r'"(.*?)"', block)]
+
+
+def test_the_tree_of_the_readme_lists_all_packages_from_top_to_bottom() -> None:
+    tree = re.findall(r"^  (\w+)/ ", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    assert set(tree) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    height = {name: number for number, layer in enumerate(layers()) for name in layer}
+    assert tree == sorted(tree, key=lambda name: height[name])
+
+
+def test_contributing_names_the_layers_that_are_checked() -> None:
+    (block,) = re.findall(
+        r"^    cli  >.*?\n\n", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.S | re.M
+    )
+    assert [set(re.findall(r"\w+", layer)) for layer in block.split(">")] == layers()
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
