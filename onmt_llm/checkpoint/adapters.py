@@ -17,8 +17,9 @@ from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.errors import CheckpointError
 from onmt_llm.nn import wrap
 from onmt_llm.nn.expand import TWIN
-from onmt_llm.nn.lora.init import begin, first_adapter, share_of_adapter, take_out
-from onmt_llm.nn.lora.layers import KEPT, Variant, add_lora, check_ranks
+from onmt_llm.nn.lora.init import initial_adapter, removed_product, set_initial, subtract_product
+from onmt_llm.nn.lora.model import add_lora, check_ranks
+from onmt_llm.nn.lora.variant import INITIAL_TENSORS, LoRAVariant
 from onmt_llm.nn.transformer import Transformer
 
 _IN_PAIR = re.compile(rf"((?:encoder|decoder)\.layers\.\d+)\.(?:base|{TWIN})\.(.+)")
@@ -60,7 +61,7 @@ class AdapterInitializer:
         spec = self._spec
         rank, scale = lora_variant(spec).size(path, spec.rank, spec.alpha)
         if self._adapter is None:
-            tensors = self._found[path] = first_adapter(
+            tensors = self._found[path] = initial_adapter(
                 linear.weight,  # type: ignore[arg-type]
                 init=spec.init,
                 rank=rank,
@@ -70,16 +71,16 @@ class AdapterInitializer:
             )
         else:
             stored = set(self._adapter.adapter_names())
-            names = [name for name in KEPT if f"{path}.{name}" in stored]
+            names = [name for name in INITIAL_TENSORS if f"{path}.{name}" in stored]
             tensors = {name: self._adapter.tensor(f"{path}.{name}") for name in names}
-        share = share_of_adapter(tensors, init=spec.init, quantised=quantised)
+        share = removed_product(tensors, init=spec.init, quantised=quantised)
         if share is not None:
-            take_out(linear, share, scale)
+            subtract_product(linear, share, scale)
 
     def begin(self, model: Transformer) -> None:
         """Give the wrapped layers what was taken out."""
         for path, tensors in self._found.items():
-            begin(model.get_submodule(path), tensors)  # type: ignore[arg-type]
+            set_initial(model.get_submodule(path), tensors)  # type: ignore[arg-type]
 
 
 def add_adapter(model: Transformer, spec: AdapterSpec) -> list[str]:
@@ -95,9 +96,9 @@ def add_adapter(model: Transformer, spec: AdapterSpec) -> list[str]:
     )
 
 
-def lora_variant(spec: AdapterSpec) -> Variant:
+def lora_variant(spec: AdapterSpec) -> LoRAVariant:
     """How the adapter differs from plain LoRA."""
-    return Variant(spec.rslora, spec.dora, spec.rank_pattern, spec.alpha_pattern, spec.init, spec.init_iter)
+    return LoRAVariant(spec.rslora, spec.dora, spec.rank_pattern, spec.alpha_pattern, spec.init, spec.init_iter)
 
 
 def short_names(layers: Sequence[str], weights: Collection[str]) -> list[str]:

@@ -31,7 +31,7 @@ from onmt_llm.log import logger
 from onmt_llm.nn import wrap
 from onmt_llm.nn.device import DTYPES
 from onmt_llm.nn.expand import add_twins
-from onmt_llm.nn.lora.layers import load_lora_state
+from onmt_llm.nn.lora.model import load_lora_state
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
 

@@ -13,8 +13,10 @@ from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
-from onmt_llm.nn.lora.init import share_of_adapter
-from onmt_llm.nn.lora.layers import KEPT, TRAINED, adapted_weight
+from onmt_llm.nn.lora.dora import rescale_rows
+from onmt_llm.nn.lora.init import removed_product
+from onmt_llm.nn.lora.layers import add_product
+from onmt_llm.nn.lora.variant import INITIAL_TENSORS, TRAINED_TENSORS
 
 
 def merge(
@@ -147,13 +149,16 @@ def merged_weight(weight: torch.Tensor, lora: Checkpoint, layer: str) -> torch.T
     """
     spec = adapter_spec(lora)
     here = set(lora.adapter_names())
-    own = {name: lora.tensor(f"{layer}.{name}") for name in (*TRAINED, *KEPT) if f"{layer}.{name}" in here}
+    names = (*TRAINED_TENSORS, *INITIAL_TENSORS)
+    own = {name: lora.tensor(f"{layer}.{name}") for name in names if f"{layer}.{name}" in here}
     _, scale = lora_variant(spec).size(layer, spec.rank, spec.alpha)
     full = weight.float().t() if _is_embedding(layer) else weight.float()
-    share = share_of_adapter(own, init=spec.init, quantised=False)
+    share = removed_product(own, init=spec.init, quantised=False)
     if share is not None:
-        full = adapted_weight(full, *share, -scale)
-    merged = adapted_weight(full, own["lora_a"], own["lora_b"], scale, own.get("lora_magnitude"))
+        full = add_product(full, *share, -scale)
+    merged = add_product(full, own["lora_a"], own["lora_b"], scale)
+    if "lora_magnitude" in own:
+        merged = rescale_rows(merged, own["lora_magnitude"])
     return (merged.t() if _is_embedding(layer) else merged).to(weight.dtype)
 
 

@@ -38,19 +38,19 @@ class TwinBlock(nn.Module):
         share: Weight of the twin in the mean of the two.
 
     Attributes:
-        off: Compute what the base alone does.
+        disabled: Compute what the base alone does.
     """
 
     def __init__(self, base: Block, share: float) -> None:
         super().__init__()
         self.twin = copy.deepcopy(base).requires_grad_(True)
         self.base = base.requires_grad_(False)
-        self.share, self.off = share, False
+        self.share, self.disabled = share, False
 
     def forward(self, x_BTD: Tensor, mask: Mask, *, align: Alignment | None = None, **inputs: Any) -> Tensor:
         """As `Block`; both halves take the same `inputs`. `align` gets the mean of what the two look at."""
         base_BTD = self.base(x_BTD, mask, align=align, **inputs)
-        if self.off:
+        if self.disabled:
             return base_BTD
         own = None if align is None else replace(align)
         twin_BTD = self.twin(x_BTD, mask, align=own, **inputs)

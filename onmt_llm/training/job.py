@@ -23,7 +23,7 @@ from onmt_llm.log import logger
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.kernels import attention_kernel
-from onmt_llm.nn.lora.layers import lora_modules
+from onmt_llm.nn.lora.model import lora_modules
 from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.checkpointing.resume import (

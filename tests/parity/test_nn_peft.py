@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.lora.layers import PLAIN, Variant, add_lora, freeze_all_but_lora, load_lora_state, lora_modules
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, load_lora_state, lora_modules
+from onmt_llm.nn.lora.variant import PLAIN, LoRAVariant
 from onmt_llm.nn.transformer import Transformer
 
 peft = pytest.importorskip("peft")
@@ -18,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 LAYERS = ["q_proj", "v_proj", "down_proj"]
 
 
-def build_pair(variant: Variant = PLAIN) -> tuple[Transformer, torch.nn.Module]:
+def build_pair(variant: LoRAVariant = PLAIN) -> tuple[Transformer, torch.nn.Module]:
     """Our Llama and the same one of transformers under peft, with the same adapter (b not zero)."""
     torch.manual_seed(0)
     reference = transformers.LlamaForCausalLM(
@@ -68,8 +69,8 @@ def our_name(name: str) -> str:
     return name
 
 
-@pytest.mark.parametrize("variant", [Variant(), Variant(dora=True, rslora=True)], ids=["lora", "dora"])
-def test_gradients_equal_peft(variant: Variant) -> None:
+@pytest.mark.parametrize("variant", [LoRAVariant(), LoRAVariant(dora=True, rslora=True)], ids=["lora", "dora"])
+def test_gradients_equal_peft(variant: LoRAVariant) -> None:
     model, reference = build_pair(variant)
     ids = torch.randint(0, 50, (3, 12))
     logits, expected = model(ids), reference(ids).logits

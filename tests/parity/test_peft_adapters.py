@@ -17,7 +17,7 @@ from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.cli.lora import main as lora_command
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.errors import CheckpointError, UnsupportedError
-from onmt_llm.nn.lora.layers import lora_modules, lora_state
+from onmt_llm.nn.lora.model import lora_modules, lora_state
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.config.training.run import RunConfig
 from onmt_llm.data.batching.batch import Batch
-from onmt_llm.nn.lora.layers import add_lora, freeze_all_but_lora, lora_state
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, lora_state
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job, train_loop

@@ -22,7 +22,7 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import log_once, logger
 from onmt_llm.nn.expand import twin_state
-from onmt_llm.nn.lora.layers import lora_state
+from onmt_llm.nn.lora.model import lora_state
 from onmt_llm.nn.memory import available_memory
 from onmt_llm.output_checks import check_space
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE

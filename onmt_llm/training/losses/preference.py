@@ -23,7 +23,7 @@ from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.nn.lora.layers import without_adapters
+from onmt_llm.nn.lora.model import without_adapters
 from onmt_llm.nn.quantized import Int8Linear
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.checks import check_reference

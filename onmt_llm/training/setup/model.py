@@ -24,7 +24,7 @@ from onmt_llm.nn.cpu import int8_matmul as int8_products
 from onmt_llm.nn.expand import add_twins, freeze_all_but, new_blocks, stack_blocks
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.kernels import resolve_kernels, use_liger
-from onmt_llm.nn.lora.layers import freeze_all_but_lora
+from onmt_llm.nn.lora.model import freeze_all_but_lora
 from onmt_llm.nn.memory import available_memory
 from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
 from onmt_llm.nn.recompute import set_recomputed

@@ -12,7 +12,7 @@ from onmt_llm.checkpoint.load import build_model, load_model
 from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec
-from onmt_llm.nn.lora.layers import lora_modules, lora_state
+from onmt_llm.nn.lora.model import lora_modules, lora_state
 from onmt_llm.nn.transformer import Transformer
 
 IDS = torch.tensor([[1, 5, 7, 9, 3]])

@@ -23,7 +23,7 @@ from onmt_llm.nn.expand import (
     twins,
 )
 from onmt_llm.nn.init import init_weights
-from onmt_llm.nn.lora.layers import without_adapters
+from onmt_llm.nn.lora.model import without_adapters
 from onmt_llm.nn.quantized import Int8Linear, quantize
 from onmt_llm.nn.transformer import Transformer
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.lora.layers import Variant, add_lora, freeze_all_but_lora
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
+from onmt_llm.nn.lora.variant import LoRAVariant
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer, set_dropout
@@ -91,7 +92,7 @@ def test_adapters_on_quantised_layers_with_dropout(quant_type: str, dora: bool) 
     model, names = build(**LLAMA), ["q_proj", "v_proj", "up_proj", "down_proj"]
     if quant_type:
         quantize(model, names, quant_type)
-    add_lora(model, names, rank=2, alpha=4.0, dropout=0.3, variant=Variant(dora=dora))
+    add_lora(model, names, rank=2, alpha=4.0, dropout=0.3, variant=LoRAVariant(dora=dora))
     freeze_all_but_lora(model)
     for name, parameter in model.named_parameters():
         if name.endswith("lora_b"):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError, OnmtLlmError
-from onmt_llm.nn.lora.layers import add_lora, freeze_all_but_lora
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World
 from onmt_llm.training.loop import Job, at_step, train_loop

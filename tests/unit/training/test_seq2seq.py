@@ -16,7 +16,7 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.init import init_weights
-from onmt_llm.nn.lora.layers import add_lora, freeze_all_but_lora
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer, set_dropout
 from onmt_llm.releasing import release

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.init import init_weights
-from onmt_llm.nn.lora.layers import add_lora, freeze_all_but_lora, lora_modules
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, lora_modules
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.cross_entropy import batch_loss, token_loss
 

@@ -21,7 +21,8 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
-from onmt_llm.nn.lora.layers import Variant, add_lora, lora_state, without_adapters
+from onmt_llm.nn.lora.model import add_lora, lora_state, without_adapters
+from onmt_llm.nn.lora.variant import LoRAVariant
 from onmt_llm.nn.quantized import quantize, set_int8_products
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.log_probs import LogProbs, label_log_probs
@@ -133,7 +134,7 @@ def test_chunked_log_probs_are_those_of_the_whole() -> None:
 def test_a_model_without_its_adapters_is_its_base(tiny_model: Transformer) -> None:
     ids = torch.tensor([[1, 5, 7, 3]])
     expected = tiny_model.eval()(ids)
-    add_lora(tiny_model, ["q_proj", "up_proj"], rank=3, alpha=6.0, embedding=True, variant=Variant(dora=True))
+    add_lora(tiny_model, ["q_proj", "up_proj"], rank=3, alpha=6.0, embedding=True, variant=LoRAVariant(dora=True))
     for tensor in lora_state(tiny_model).values():
         tensor.add_(0.3)
     assert (tiny_model(ids) - expected).abs().max() > 0.1

@@ -12,7 +12,8 @@ from torch import nn
 from onmt_llm import log
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.nn.lora.layers import Variant, add_lora, freeze_all_but_lora
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
+from onmt_llm.nn.lora.variant import LoRAVariant
 from onmt_llm.training.optim import build as optim
 
 
@@ -62,7 +63,7 @@ def test_biases_norms_embeddings_and_frozen_weights_get_no_decay() -> None:
 
 def test_b_matrices_of_adapters_learn_at_a_rate_of_their_own() -> None:
     model = small_model()
-    add_lora(model, ["linear"], rank=2, alpha=2.0, variant=Variant(dora=True))
+    add_lora(model, ["linear"], rank=2, alpha=2.0, variant=LoRAVariant(dora=True))
     freeze_all_but_lora(model)
     optimizer = optim.build_optimizer(model, OptimConfig(loraplus_lr_ratio=16.0, weight_decay=0.1))
     optim.set_learning_rate(optimizer, 0.5)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onmt_llm.errors import UnsupportedError
-from onmt_llm.nn.lora.layers import add_lora, freeze_all_but_lora
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer

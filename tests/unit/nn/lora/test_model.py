@@ -7,15 +7,8 @@ import torch
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError
-from onmt_llm.nn.lora.layers import (
-    Variant,
-    add_lora,
-    freeze_all_but_lora,
-    load_lora_state,
-    lora_modules,
-    lora_state,
-    merge_lora,
-)
+from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, load_lora_state, lora_modules, lora_state, merge_lora
+from onmt_llm.nn.lora.variant import LoRAVariant
 from onmt_llm.nn.quantized import linear_weight, quantize
 from onmt_llm.nn.transformer import Transformer
 
@@ -45,8 +38,10 @@ def stir(model: Transformer) -> None:
         tensor.copy_(tensor * (1 + noise) if name.endswith("magnitude") else noise)
 
 
-DORA = Variant(dora=True)
-MIXED = Variant(rslora=True, dora=True, ranks={"k_proj": 5, "layers.1.self_attn.k_proj": 1}, alphas={"k_proj": 2.0})
+DORA = LoRAVariant(dora=True)
+MIXED = LoRAVariant(
+    rslora=True, dora=True, rank_pattern={"k_proj": 5, "layers.1.self_attn.k_proj": 1}, alpha_pattern={"k_proj": 2.0}
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -76,10 +71,10 @@ def test_lm_head_is_trained_only_when_named() -> None:
     assert freeze_all_but_lora(model) == 2 * (32 + 50)
 
 
-@pytest.mark.parametrize("variant", [Variant(), DORA, MIXED], ids=["plain", "dora", "mixed"])
+@pytest.mark.parametrize("variant", [LoRAVariant(), DORA, MIXED], ids=["plain", "dora", "mixed"])
 @pytest.mark.parametrize("tied", [False, True])
 @torch.no_grad()
-def test_merged_equals_unmerged(tied: bool, variant: Variant) -> None:
+def test_merged_equals_unmerged(tied: bool, variant: LoRAVariant) -> None:
     model = build(tie_embeddings=tied).eval()
     plain = model(ids())
     paths = add_lora(model, LAYERS, rank=3, alpha=5.0, embedding=True, variant=variant)
@@ -99,7 +94,7 @@ def test_ranks_and_scales_of_single_layers() -> None:
     assert sizes["0.self_attn.k_proj"] == (5, pytest.approx(2.0 / 5**0.5))
     assert sizes["1.self_attn.k_proj"] == (1, 2.0)
     with pytest.raises(ConfigError, match="lora_rank_pattern must name layers that have an adapter, but v_proj"):
-        add_lora(build(), LAYERS, rank=4, alpha=6.0, variant=Variant(ranks={"v_proj": 2}))
+        add_lora(build(), LAYERS, rank=4, alpha=6.0, variant=LoRAVariant(rank_pattern={"v_proj": 2}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
