@@ -18,7 +18,7 @@ from onmt_llm.chat.responder import Reply, Responder
 from onmt_llm.errors import ConfigError, OnmtLlmError
 from onmt_llm.log import logger
 from onmt_llm.optional import require
-from onmt_llm.text.templates import Message
+from onmt_llm.text.templates.message import Message
 
 UPDATE_SECONDS = 0.05
 """Shortest time between two updates of a page: nobody reads faster, and browsers begin to lag."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from onmt_llm.generate.session import Reply
-from onmt_llm.text.templates import Message
+from onmt_llm.text.templates.message import Message
 
 __all__ = ["Reply", "Responder"]
 

@@ -24,8 +24,8 @@ from onmt_llm.data.transforms import TRANSFORMS, faults, tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError, OnmtLlmError, Problem
 from onmt_llm.registry import Registry, nearest
 from onmt_llm.text.new_vocab import no_vocabulary
-from onmt_llm.text.templates import TEMPLATES
-from onmt_llm.text.tokenizers.tokenizer import brings_vocabulary
+from onmt_llm.text.templates.builtin import TEMPLATES
+from onmt_llm.text.tokenizers.open import brings_vocabulary
 from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 
 MODELS = {"start": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}

@@ -25,7 +25,7 @@ from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import load_plugins
-from onmt_llm.text.templates import Template
+from onmt_llm.text.templates.message import Template
 
 NOTHING_TRAINED = "nothing_trained"
 _MARK = b"\xef\xbb\xbf"

@@ -17,9 +17,9 @@ from typing import Any, Literal, TextIO
 from onmt_llm.atomic import atomic_file
 from onmt_llm.errors import DataError
 from onmt_llm.output_checks import place_problem, replaced_input
-from onmt_llm.text.message import Message
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line, to_line
-from onmt_llm.text.templates import AlpacaTemplate
+from onmt_llm.text.templates.builtin import AlpacaTemplate
+from onmt_llm.text.templates.message import Message
 
 Form = Literal["lines", "alpaca", "sharegpt"]
 

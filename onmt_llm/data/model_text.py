@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from onmt_llm.config.task import Task
 from onmt_llm.errors import ConfigError
-from onmt_llm.text.templates import Template, get_template
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.templates.message import Template
+from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.vocab import Vocab
 
 

@@ -26,8 +26,8 @@ from onmt_llm.data.workers.pool import Lanes, OwnLane, ProcessLanes
 from onmt_llm.data.workers.prefetch import prefetch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
-from onmt_llm.text.templates import Template
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+from onmt_llm.text.templates.message import Template
+from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.vocab import Vocab
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta, Engine
 from onmt_llm.log import log_once
-from onmt_llm.text.templates import Message, get_template
+from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.templates.message import Message
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec

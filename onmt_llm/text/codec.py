@@ -11,10 +11,12 @@ from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_confi
 from onmt_llm.errors import CheckpointError
 from onmt_llm.text.decoding import StreamDecoder
 from onmt_llm.text.features import parse_defaults, split_text, spread
-from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates import TEMPLATES, Message, Template, get_template
-from onmt_llm.text.tokenizers.guard import ControlGuard
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer, encode_each, open_tokenizer
+from onmt_llm.text.segment import Segment, tokenize_segments
+from onmt_llm.text.templates.builtin import TEMPLATES, get_template
+from onmt_llm.text.templates.message import Message, Template
+from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.tokenizers.control_guard import ControlGuard
+from onmt_llm.text.tokenizers.open import open_tokenizer
 from onmt_llm.text.vocab import Vocab
 
 VOCAB_FILE = "vocab.txt"
@@ -142,7 +144,7 @@ class Codec:
         return self._encode_segments(segments, self.tokenizer, bos=bos)
 
     def _encode_segments(self, segments: Sequence[Segment], tokenizer: Tokenizer, *, bos: bool) -> list[str]:
-        parts = encode_each(tokenizer, segments, bos=self.config.specials.bos)
+        parts = tokenize_segments(tokenizer, segments, bos=self.config.specials.bos)
         tokens = [token for part in parts for token in part]
         if bos and self._bos is not None and tokens[:1] != [self._bos]:
             return [self._bos, *tokens]

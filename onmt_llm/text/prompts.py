@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onmt_llm.text.codec import Codec
-from onmt_llm.text.message import Message
 from onmt_llm.text.placeholders import from_line
+from onmt_llm.text.templates.message import Message
 
 
 def encode_prompt(text: str, codec: Codec, template: str | None) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.tokenizers.pieces import Pieces
 
 
@@ -81,3 +84,33 @@ class Segment:
 
     def __repr__(self) -> str:
         return f"Segment(text={self.text!r}, tokens={self.tokens!r}, train_on={self.train_on})"
+
+
+def tokenize_segments(tokenizer: Tokenizer, segments: Sequence[Segment], *, bos: str | None = None) -> list[list[str]]:
+    """Pieces of each segment of one example, as parts of one text (see `continuations`); those that have tokens keep
+    them."""
+    return [
+        tokenizer.encode(segment.text or "", continuation=goes_on) if segment.tokens is None else list(segment.tokens)
+        for segment, goes_on in zip(segments, continuations(tokenizer, segments, bos=bos), strict=True)
+    ]
+
+
+def continuations(tokenizer: Tokenizer, segments: Sequence[Segment], *, bos: str | None = None) -> list[bool]:
+    """Which segments of one example go on where another one ended.
+
+    A dummy prefix comes only at the start, behind `bos`, and where the tokeniser puts one behind every control token.
+
+    Args:
+        tokenizer: Encodes the segments that are text.
+        segments: In order.
+        bos: The model's begin-of-sequence token.
+    """
+    restart = True
+    goes_on = []
+    for segment in segments:
+        goes_on.append(not restart)
+        if segment.text is not None:
+            restart = restart and not segment.text
+        elif segment.tokens:
+            restart = tokenizer.restarts_after_control or segment.tokens[-1] == bos
+    return goes_on

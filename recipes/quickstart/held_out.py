@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.open import open_engine
-from onmt_llm.text.templates import Message
+from onmt_llm.text.templates.message import Message
 
 
 def held_out_loss(engine: Engine, path: Path) -> float:

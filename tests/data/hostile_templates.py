@@ -264,8 +264,8 @@ HOSTILE: dict[str, str] = {
 def outcome(source: str) -> str:
     from onmt_llm.config.checkpoint import SpecialTokens
     from onmt_llm.errors import DataError
-    from onmt_llm.text.jinja.template import JinjaTemplate
-    from onmt_llm.text.message import Message
+    from onmt_llm.text.templates.jinja.template import JinjaTemplate
+    from onmt_llm.text.templates.message import Message
 
     control = [f"<|reserved_special_token_{i}|>" for i in range(256)]
     try:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from onmt_llm.config.checkpoint import SpecialTokens
-from onmt_llm.text.jinja.sandbox import compile_template
-from onmt_llm.text.jinja.template import JinjaTemplate
-from onmt_llm.text.message import Message
+from onmt_llm.text.templates.jinja.sandbox import compile_template
+from onmt_llm.text.templates.jinja.template import JinjaTemplate
+from onmt_llm.text.templates.message import Message
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "chat_templates").glob("*.jinja"))
 PARAMETERS = {

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 
 from onmt_llm.text.placeholders import from_line, to_line
+from onmt_llm.text.tokenizers.bpe import BpeTokenizer
+from onmt_llm.text.tokenizers.huggingface import HfTokenizer
 from onmt_llm.text.tokenizers.pieces import Pieces
-from onmt_llm.text.tokenizers.tokenizer import (
-    BpeTokenizer,
-    HfTokenizer,
-    OnmtTokenizer,
-    SentencePieceTokenizer,
-    WhitespaceTokenizer,
-)
+from onmt_llm.text.tokenizers.pyonmttok import OnmtTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
 CORPUS = ["Give three tips for staying healthy.", "the quick brown fox jumps over the lazy dog"] * 20
 PIECES = ["the", " ", "  ", "dog", "é", "你好", "😀", "\n", "\t", "Give", ".", "1", "</s>", "<0x0A>", "x"]

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from onmt_llm.config.checkpoint import SpecialTokens
-from onmt_llm.text.jinja.template import JinjaTemplate
-from onmt_llm.text.message import Message, Template
-from onmt_llm.text.templates import get_template
-from onmt_llm.text.tokenizers.guard import ControlGuard
-from onmt_llm.text.tokenizers.tokenizer import HfTokenizer, encode_each
+from onmt_llm.text.segment import tokenize_segments
+from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.templates.jinja.template import JinjaTemplate
+from onmt_llm.text.templates.message import Message, Template
+from onmt_llm.text.tokenizers.control_guard import ControlGuard
+from onmt_llm.text.tokenizers.huggingface import HfTokenizer
 
 CHATML = """{% for message in messages %}
 <|im_start|>{{ message['role'] }}
@@ -102,7 +103,7 @@ def test_same_text_and_ids(name: str, chat: list[Message], file: Path, oracle: A
         segments = template.render(chat, generation_prompt=asks)
         assert "".join("".join(s.tokens) if s.tokens else s.text or "" for s in segments) == expected
         if asks:
-            tokens = [token for part in encode_each(tokenizer, segments, bos="<s>") for token in part]
+            tokens = [token for part in tokenize_segments(tokenizer, segments, bos="<s>") for token in part]
             assert tokens == oracle.tokenize(expected, add_special_tokens=False)
 
 
@@ -114,7 +115,7 @@ def test_forged_turns_are_control_tokens_there_and_text_here(name: str, file: Pa
         counts = []
         for content in (forged, "Hi"):
             segments = template.render([Message("user", content)], generation_prompt=True)
-            tokens = [token for part in encode_each(tokenizer, segments) for token in part]
+            tokens = [token for part in tokenize_segments(tokenizer, segments) for token in part]
             counts.append([tokens.count(token) for token in CONTROL])
             assert content in tokenizer.decode(tokens)
         assert counts[0] == counts[1]

@@ -14,7 +14,7 @@ from onmt_llm.chat.app import build_app, check_server, launch
 from onmt_llm.chat.responder import Reply
 from onmt_llm.errors import DataError
 from onmt_llm.generate.engine import Delta
-from onmt_llm.text.templates import Message
+from onmt_llm.text.templates.message import Message
 
 FAST, SLOW = 0.06, 0.1
 

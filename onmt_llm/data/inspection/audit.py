@@ -18,9 +18,9 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms import added_tokens
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError, OnmtLlmError
-from onmt_llm.text.message import Message, Template
 from onmt_llm.text.placeholders import NEWLINE
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+from onmt_llm.text.templates.message import Message, Template
+from onmt_llm.text.tokenizers.base import Tokenizer
 
 Note = tuple[int, str]
 """Level and text of a message for the log."""

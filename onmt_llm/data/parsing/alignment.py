@@ -17,7 +17,7 @@ from onmt_llm.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from onmt_llm.data.transforms import Transform
     from onmt_llm.data.transforms.tokenize import Tokenize
-    from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+    from onmt_llm.text.tokenizers.base import Tokenizer
 
 
 def parse_pharaoh(line: str, *, where: str) -> list[tuple[int, int]]:

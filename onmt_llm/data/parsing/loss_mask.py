@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onmt_llm.config.data import CorpusConfig, DataConfig, TrainOnEos
-from onmt_llm.text.message import Message
 from onmt_llm.text.segment import Segment
+from onmt_llm.text.templates.message import Message
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from onmt_llm.data.readers.opening import row_format
 from onmt_llm.data.readers.rows import header
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
-from onmt_llm.text.message import mark_rounds, with_rounds_of
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates import AlpacaTemplate, Message, Template, get_template
+from onmt_llm.text.templates.builtin import AlpacaTemplate, get_template
+from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
+from onmt_llm.text.templates.message import Message, Template
 
 DEFAULT_TEMPLATE = "alpaca"
 ANSWERS = TrainedParts()

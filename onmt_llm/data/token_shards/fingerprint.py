@@ -23,8 +23,8 @@ from onmt_llm.data.token_shards.shard import INDEX, read_index
 from onmt_llm.data.transforms.transform import transform_class
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
-from onmt_llm.text.identity import template_identity
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+from onmt_llm.text.templates.fingerprint import template_fingerprint
+from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.version import __version__
 
@@ -63,7 +63,7 @@ def recipe(
             "features": [vocab_hash(vocab) for vocab in model.feature_vocabs],
             "tokenizer": _tokenizer(model.tokenizer),
             "src_tokenizer": _tokenizer(model.src_tokenizer),
-            "template": template_identity(model.template),
+            "template": template_fingerprint(model.template),
         },
     }
 
@@ -165,7 +165,7 @@ def _transform(name: str, options: Mapping[str, Section]) -> dict[str, Any]:
 
 
 def _tokenizer(tokenizer: Tokenizer | None) -> str | None:
-    return None if tokenizer is None else tokenizer.identity
+    return None if tokenizer is None else tokenizer.fingerprint
 
 
 def _with_files(value: Any) -> Any:

@@ -15,7 +15,7 @@ from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.data.transforms.windows import Unit, lines, pieces, rounds, size
 from onmt_llm.errors import ConfigError
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+from onmt_llm.text.tokenizers.base import Tokenizer
 
 
 class ChunkConfig(Section):

@@ -16,7 +16,8 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.sides import words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer, encode_each
+from onmt_llm.text.segment import tokenize_segments
+from onmt_llm.text.tokenizers.base import Tokenizer
 
 NEWLINE = "\n"
 
@@ -110,7 +111,7 @@ class Docify(Transform):
 
 def newline_tokens(tokenizer: Tokenizer) -> list[str]:
     """What a line break becomes in the middle of a text."""
-    return encode_each(tokenizer, [Segment("a"), Segment(NEWLINE), Segment("a")])[1]
+    return tokenize_segments(tokenizer, [Segment("a"), Segment(NEWLINE), Segment("a")])[1]
 
 
 def _size(example: Example) -> tuple[int, int]:

@@ -16,7 +16,8 @@ from onmt_llm.config.numbers import CountOrAll, CountOrZero, PositiveOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.optional import require
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.tokenizers.open import open_tokenizer
 
 Side = Literal["src", "tgt"]
 

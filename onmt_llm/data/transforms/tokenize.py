@@ -13,18 +13,14 @@ from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.subword import SubwordConfig, open_side, random_options, seeder, tokenizer_spec
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
-from onmt_llm.text.tokenizers.guard import ControlGuard
-from onmt_llm.text.tokenizers.tokenizer import (
-    BpeTokenizer,
-    HfTokenizer,
-    OnmtTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    WhitespaceTokenizer,
-    continuations,
-    encode_each,
-    encode_pieces,
-)
+from onmt_llm.text.segment import continuations, tokenize_segments
+from onmt_llm.text.tokenizers.base import Tokenizer, encode_pieces
+from onmt_llm.text.tokenizers.bpe import BpeTokenizer
+from onmt_llm.text.tokenizers.control_guard import ControlGuard
+from onmt_llm.text.tokenizers.huggingface import HfTokenizer
+from onmt_llm.text.tokenizers.pyonmttok import OnmtTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
 # what a checkpoint's tokeniser may be under each name; pyonmttok's pass-through mode is SentencePiece itself
 _CLASSES: Mapping[TokenizerKind, tuple[type, ...]] = {
@@ -105,7 +101,7 @@ class Tokenize(Transform):
         self._check_newlines(sides, tokenizer)
         if self._seed:  # what is drawn at random in several threads could not be repeated
             for side in sides:
-                for segment, tokens in zip(side, encode_each(tokenizer, side, bos=self.bos), strict=True):
+                for segment, tokens in zip(side, tokenize_segments(tokenizer, side, bos=self.bos), strict=True):
                     segment.tokenized(tokens)
             return
         starts: list[Segment] = []

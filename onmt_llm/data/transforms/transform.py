@@ -11,7 +11,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.registry import Registry
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer
+from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.vocab import Vocab
 
 

@@ -27,8 +27,8 @@ from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.text.new_vocab import with_specials
 from onmt_llm.text.placeholders import escape
-from onmt_llm.text.templates import get_template
-from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer
+from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab
 
 DEFAULT_SAMPLE = 5000

@@ -9,7 +9,7 @@ from pathlib import Path
 from onmt_llm.errors import DataError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import StreamDecoder, decode_all
-from onmt_llm.text.identity import identity_of
+from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.placeholders import NEWLINE
 from onmt_llm.text.tokenizers.whitespace import WordStreamDecoder, to_words
 
@@ -59,7 +59,7 @@ class BpeTokenizer:
             raise DataError(f"{file} must hold BPE codes as subword-nmt writes them, but cannot be read.") from error
         self._separator = separator
         self._dropout = dropout
-        self.identity = identity_of(type(self).__name__, content, [separator, dropout])
+        self.fingerprint = fingerprint(type(self).__name__, content, [separator, dropout])
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         tokens: list[str] = []

@@ -36,7 +36,7 @@ class WhitespaceTokenizer:
 
     control_tokens: frozenset[str] = frozenset()
     restarts_after_control = False
-    identity = "WhitespaceTokenizer"
+    fingerprint = "WhitespaceTokenizer"
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         return [word for word in to_words(text) if word]

@@ -20,9 +20,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from onmt_llm.text.tokenizers.sp_facts import BPE, BYTE, CONTROL, UNKNOWN, UNUSED, SentencePieceFacts
+from onmt_llm.text.tokenizers.sentencepiece_proto import BPE, BYTE, CONTROL, UNKNOWN, UNUSED, SentencePieceFacts
 
-Ids = bytes
+PieceIds = bytes
 """Numbers of pieces, 4 bytes each in the machine's order."""
 
 _SPACE = "▁"
@@ -61,23 +61,23 @@ class WordCache:
             piece comes out.
     """
 
-    def __init__(self, facts: SentencePieceFacts, encode: Callable[[str], Ids | None]) -> None:
+    def __init__(self, facts: SentencePieceFacts, encode: Callable[[str], PieceIds | None]) -> None:
         self._dummy_prefix = facts.add_dummy_prefix
         self._strips = facts.remove_extra_whitespaces
         breaks = not any("\n" in text for text, kind in facts.pieces if kind not in _SILENT)
         self._runs = re.compile(r" +[^ \n]*|\n[^ \n]*|[^ \n]+" if breaks else " +[^ ]*|[^ ]+")
         self._starts = (" ", "\n") if breaks else (" ",)
-        self._words = _Words(lambda key: encode(key if breaks and key[:1] == "\n" else f" {key}"))
-        self._heads = _Words(encode)
+        self._words = _TwoGenerationCache(lambda key: encode(key if breaks and key[:1] == "\n" else f" {key}"))
+        self._heads = _TwoGenerationCache(encode)
 
-    def encode(self, texts: Sequence[str], *, continuation: bool = False) -> list[Ids | None]:
+    def encode(self, texts: Sequence[str], *, continuation: bool = False) -> list[PieceIds | None]:
         """Numbers of each text; None for a text that is left to the library."""
         prefix = " " if self._dummy_prefix and not continuation else ""
         if self._strips:
             return [None if _loses_spaces(text) else self._encode(prefix, text) for text in texts]
         return [self._encode(prefix, text) for text in texts]
 
-    def _encode(self, prefix: str, text: str) -> Ids | None:
+    def _encode(self, prefix: str, text: str) -> PieceIds | None:
         if not text:
             return b""
         head, words = self._split(prefix + text)
@@ -105,7 +105,7 @@ class WordCache:
         return head, rest.split(" ") if space else []
 
 
-class _Words(dict[str, "Ids | None"]):
+class _TwoGenerationCache(dict[str, "PieceIds | None"]):
     """Numbers of words, each encoded when it is first asked for.
 
     There are two generations: when one is full it becomes the old one, from which words that come again are taken over,
@@ -115,13 +115,13 @@ class _Words(dict[str, "Ids | None"]):
         encode: Encodes one.
     """
 
-    def __init__(self, encode: Callable[[str], Ids | None]) -> None:
+    def __init__(self, encode: Callable[[str], PieceIds | None]) -> None:
         super().__init__()
         self._encode = encode
-        self._old: dict[str, Ids | None] = {}
+        self._old: dict[str, PieceIds | None] = {}
         self._size = 0
 
-    def __missing__(self, word: str) -> Ids | None:
+    def __missing__(self, word: str) -> PieceIds | None:
         ids = self._old[word] if word in self._old else self._encode(word)
         if self._size > _BUDGET:
             self._old = dict(self)

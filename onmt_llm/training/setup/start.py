@@ -27,8 +27,11 @@ from onmt_llm.log import logger
 from onmt_llm.nn.expand import deeper
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.new_vocab import no_vocabulary, padded, padded_to, read_frequent, with_specials
-from onmt_llm.text.templates import TEMPLATES, Template
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer, WhitespaceTokenizer, open_tokenizer
+from onmt_llm.text.templates.builtin import TEMPLATES
+from onmt_llm.text.templates.message import Template
+from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.tokenizers.open import open_tokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.training.setup.expansion import base_model, resolve_expansion
 from onmt_llm.training.state import SavedState, read_state

@@ -14,7 +14,7 @@ from onmt_llm.data.example import Example
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import check_readers
 from onmt_llm.errors import DataError
-from onmt_llm.text.templates import get_template
+from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.vocab import Vocab
 
 

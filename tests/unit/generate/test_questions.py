@@ -12,7 +12,7 @@ from onmt_llm.data.transforms.affix import PrefixConfig, SuffixConfig
 from onmt_llm.data.transforms.docify import DocifyConfig
 from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.generate.questions import Questions
-from onmt_llm.text.tokenizers.tokenizer import WhitespaceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
 TOKENIZER = WhitespaceTokenizer()
 

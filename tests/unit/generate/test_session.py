@@ -11,7 +11,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta
 from onmt_llm.generate.session import ChatSession, fit_history
-from onmt_llm.text.templates import Message
+from onmt_llm.text.templates.message import Message
 
 
 class WordCodec:

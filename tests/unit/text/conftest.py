@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from onmt_llm.config.checkpoint import TokenizerSpec
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.tokenizers.open import open_tokenizer
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog.",

@@ -9,7 +9,8 @@ import yaml
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates import Message, get_template
+from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.templates.message import Message
 
 JINJA = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 LM = {"encoder_layers": 0, "decoder_layers": 1}

@@ -15,17 +15,14 @@ from hypothesis import strategies as st
 
 from onmt_llm.text.decoding import byte_alphabet, decode_all
 from onmt_llm.text.placeholders import from_line, to_line
-from onmt_llm.text.segment import Segment
-from onmt_llm.text.tokenizers.guard import ControlGuard
-from onmt_llm.text.tokenizers.tokenizer import (
-    BpeTokenizer,
-    HfTokenizer,
-    OnmtTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    WhitespaceTokenizer,
-    encode_each,
-)
+from onmt_llm.text.segment import Segment, tokenize_segments
+from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.tokenizers.bpe import BpeTokenizer
+from onmt_llm.text.tokenizers.control_guard import ControlGuard
+from onmt_llm.text.tokenizers.huggingface import HfTokenizer
+from onmt_llm.text.tokenizers.pyonmttok import OnmtTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
 QUICK = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 CONTROL = frozenset({"<s>", "</s>", "<|im_end|>", "｟fuzzy｠"})
@@ -133,7 +130,7 @@ class TestLossless:
     def test_the_parts_of_a_text_are_the_text(self, opened, name, parts):
         """Segments are encoded one by one, so that no text runs into a control token, and lose nothing by it."""
         tokenizer = ControlGuard(opened(name), CONTROL)
-        encoded = encode_each(tokenizer, [Segment(part) for part in parts])
+        encoded = tokenize_segments(tokenizer, [Segment(part) for part in parts])
         text = "".join(parts)
         assume(not (name in EATS_A_SPACE and text.startswith(" ")))
         expected = text.replace("▁", " ") if name.startswith("sentencepiece") else text

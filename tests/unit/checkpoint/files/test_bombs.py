@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.errors import CheckpointError, DataError
-from onmt_llm.text.tokenizers.hf import check_tokenizer_json
+from onmt_llm.text.tokenizers.huggingface import check_tokenizer_json
 
 pytest.importorskip("gguf")
 SCRIPT = Path(__file__).parents[3] / "data" / "bombs.py"

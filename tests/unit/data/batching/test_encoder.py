@@ -13,7 +13,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.text.tokenizers.pieces import Pieces
-from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab
 
 TEXT = [

@@ -12,7 +12,7 @@ from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab
 
 LINE = "### Instruction:｟newline｠name three tips｟newline｠｟newline｠### Response:｟newline｠eat well\n"

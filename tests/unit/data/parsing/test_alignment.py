@@ -12,7 +12,7 @@ from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
 from onmt_llm.data.parsing.alignment import parse_pharaoh, word_tokens
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.text.tokenizers.tokenizer import WhitespaceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
 
 SPECIALS = SpecialTokens(unk="<unk>", bos="<s>", eos="</s>", pad="<blank>")

@@ -18,7 +18,7 @@ from onmt_llm.data.transforms.fuzzymatch import FuzzyMatchConfig
 from onmt_llm.data.transforms.noise import NoiseConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import Highlighter
-from onmt_llm.text.templates import get_template
+from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.vocab import Vocab
 
 SPECIALS = SpecialTokens(pad="<blank>")
@@ -180,7 +180,7 @@ class TestAudit:
         assert "never trains" not in run_audit(asked, caplog)
 
     def test_a_special_token_that_is_split(self, make_pipeline, chat, write, sp_model, caplog):
-        from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer
+        from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 
         tokenizer = SentencePieceTokenizer(sp_model)
         vocab = Vocab(tokenizer.vocab_tokens(), SpecialTokens())

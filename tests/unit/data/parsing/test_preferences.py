@@ -13,7 +13,7 @@ from onmt_llm.data.parsing.parser import ExampleParser
 from onmt_llm.data.readers import open_reader
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.text.templates import get_template
+from onmt_llm.text.templates.builtin import get_template
 
 
 def turn(role: str, content: str) -> dict[str, str]:

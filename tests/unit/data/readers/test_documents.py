@@ -15,9 +15,11 @@ from onmt_llm.data.transforms import TransformContext, build_transforms, undo_al
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
 from onmt_llm.data.transforms.windows import rounds
 from onmt_llm.errors import ConfigError
-from onmt_llm.text.message import Message, mark_rounds, with_rounds_of
-from onmt_llm.text.templates import TEMPLATES, get_template
-from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer, WhitespaceTokenizer
+from onmt_llm.text.templates.builtin import TEMPLATES, get_template
+from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
+from onmt_llm.text.templates.message import Message
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
 PAIRS = TransformContext(task="seq2seq", training=True)
 TEXTS = TransformContext(task="lm", training=True, bos="<s>", tokenizer=WhitespaceTokenizer())

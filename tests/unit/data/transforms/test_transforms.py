@@ -19,7 +19,7 @@ from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.placeholders import from_line
-from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 
 NO_CORPUS = CorpusConfig()
 NO_CONTEXT = TransformContext()

@@ -15,7 +15,7 @@ from onmt_llm.data.transforms import sections
 from onmt_llm.data.vocabulary import count as counting
 from onmt_llm.data.vocabulary.build import build_vocab
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.text.tokenizers.sp import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 
 ORACLE = Path(__file__).parents[3] / "data" / "opennmt_vocab"
 AGGRESSIVE = {"mode": "aggressive", "joiner_annotate": True}

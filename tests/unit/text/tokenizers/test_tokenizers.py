@@ -16,9 +16,11 @@ from onmt_llm.config.checkpoint import TokenizerSpec
 from onmt_llm.data.workers.pickling import TOKENIZERS, Restricted
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.placeholders import from_line, to_line
-from onmt_llm.text.segment import Segment
-from onmt_llm.text.tokenizers.guard import ControlGuard
-from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer, encode_each, open_tokenizer
+from onmt_llm.text.segment import Segment, tokenize_segments
+from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.tokenizers.control_guard import ControlGuard
+from onmt_llm.text.tokenizers.open import open_tokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 
 Tokenizers = dict[str, Tokenizer]
 RandomTexts = Callable[[int], list[str]]
@@ -81,10 +83,10 @@ def use_all(tokenizer: Tokenizer) -> list[object]:
     """What a run asks of a tokeniser while it goes on."""
     segments = [Segment(tokens=["</s>"]), Segment("the dog")]
     return [
-        tokenizer.identity,
+        tokenizer.fingerprint,
         tokenizer.encode("Give three tips"),
         tokenizer.encode("Give three tips", continuation=True),
-        encode_each(tokenizer, segments),
+        tokenize_segments(tokenizer, segments),
         tokenizer.vocab_tokens(),
         tokenizer.control_tokens,
     ]
@@ -119,7 +121,7 @@ def test_a_continuation_has_no_dummy_prefix(tokenizers: Tokenizers, name: str) -
 def test_segments_are_encoded_as_parts_of_one_text(tokenizers: Tokenizers) -> None:
     tokenizer = tokenizers["sentencepiece"]
     parts = [Segment("the dog"), Segment(" gives"), Segment(tokens=["</s>"]), Segment("the"), Segment(tokens=["<s>"])]
-    encoded = encode_each(tokenizer, [*parts, Segment("the")], bos="<s>")
+    encoded = tokenize_segments(tokenizer, [*parts, Segment("the")], bos="<s>")
     assert encoded[0][0] == "▁the" and encoded[2] == ["</s>"] and encoded[5] == ["▁the"]
     assert not encoded[3][0].startswith("▁")
     assert tokenizer.decode([piece for part in encoded[:2] for piece in part]) == "the dog gives"
@@ -128,9 +130,9 @@ def test_segments_are_encoded_as_parts_of_one_text(tokenizers: Tokenizers) -> No
 def test_prepend_restarts_behind_control_tokens_and_metaspace_first_does_not(tokenizers: Tokenizers) -> None:
     parts = [Segment("the"), Segment(tokens=["</s>"]), Segment("the")]
     assert tokenizers["hf-prepend"].restarts_after_control
-    assert encode_each(tokenizers["hf-prepend"], parts)[2][0].startswith("▁")
+    assert tokenize_segments(tokenizers["hf-prepend"], parts)[2][0].startswith("▁")
     assert not tokenizers["hf-metaspace"].restarts_after_control
-    assert not encode_each(tokenizers["hf-metaspace"], parts)[2][0].startswith("▁")
+    assert not tokenize_segments(tokenizers["hf-metaspace"], parts)[2][0].startswith("▁")
 
 
 def test_half_a_character_is_kept_back(tokenizers: Tokenizers) -> None:

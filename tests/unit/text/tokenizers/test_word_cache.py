@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onmt_llm.text.segment import Segment
+from onmt_llm.text.segment import Segment, continuations, tokenize_segments
 from onmt_llm.text.tokenizers import word_cache
-from onmt_llm.text.tokenizers.guard import ControlGuard
+from onmt_llm.text.tokenizers.control_guard import ControlGuard
 from onmt_llm.text.tokenizers.pieces import Pieces
-from onmt_llm.text.tokenizers.sp_facts import BPE, BYTE, USER_DEFINED, read_facts
-from onmt_llm.text.tokenizers.tokenizer import SentencePieceTokenizer, continuations, encode_each
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.sentencepiece_proto import BPE, BYTE, USER_DEFINED, read_facts
 
 Train = Callable[..., None]
 
@@ -155,4 +155,4 @@ def test_continuations_are_those_of_encode_each(trained: Callable[[str], str]) -
     tokenizer = SentencePieceTokenizer(trained("llama-like"))
     segments = [Segment(""), Segment("the"), Segment("dog"), Segment(tokens=["<s>"]), Segment("fox"), Segment("")]
     assert continuations(tokenizer, segments, bos="<s>") == [False, False, True, True, False, True]
-    assert encode_each(tokenizer, segments, bos="<s>")[4][0].startswith("▁")
+    assert tokenize_segments(tokenizer, segments, bos="<s>")[4][0].startswith("▁")

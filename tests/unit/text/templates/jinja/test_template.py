@@ -10,8 +10,9 @@ import pytest
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.data.workers.pickling import Restricted
 from onmt_llm.errors import DataError
-from onmt_llm.text.jinja.template import JinjaTemplate
-from onmt_llm.text.templates import Message, get_template
+from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.templates.jinja.template import JinjaTemplate
+from onmt_llm.text.templates.message import Message
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

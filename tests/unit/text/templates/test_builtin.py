@@ -5,7 +5,8 @@ import pytest
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates import Message, get_template
+from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.templates.message import Message
 
 CHAT = [
     Message("system", "Be brief."),

@@ -14,11 +14,11 @@ import pytest
 
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
-from onmt_llm.text.jinja.sandbox import compile_template
-from onmt_llm.text.jinja.template import JinjaTemplate
-from onmt_llm.text.message import Message
+from onmt_llm.text.templates.jinja.sandbox import compile_template
+from onmt_llm.text.templates.jinja.template import JinjaTemplate
+from onmt_llm.text.templates.message import Message
 
-SCRIPT = Path(__file__).parents[3] / "data" / "hostile_templates.py"
+SCRIPT = Path(__file__).parents[4] / "data" / "hostile_templates.py"
 HOSTILE: dict[str, str] = runpy.run_path(str(SCRIPT))["HOSTILE"]
 
 

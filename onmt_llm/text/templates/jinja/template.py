@@ -16,9 +16,10 @@ from pathlib import Path
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
 from onmt_llm.log import log_once
-from onmt_llm.text.jinja.sandbox import brief, compile_template
-from onmt_llm.text.message import Message, merged, without_leading_bos
 from onmt_llm.text.segment import Segment
+from onmt_llm.text.templates.jinja.sandbox import brief, compile_template
+from onmt_llm.text.templates.layout import merged, without_leading_bos
+from onmt_llm.text.templates.message import Message
 
 _MARK = "\ufdd0"
 _MARKS = re.compile(f"{_MARK}({_MARK}?)")

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from onmt_llm.errors import DataError
 from onmt_llm.text.decoding import StreamDecoder
-from onmt_llm.text.identity import identity_of
+from onmt_llm.text.fingerprint import fingerprint
+from onmt_llm.text.tokenizers.base import Tokenizer, encode_pieces
 from onmt_llm.text.tokenizers.pieces import Pieces, PieceTable
-from onmt_llm.text.tokenizers.tokenizer import Tokenizer, encode_pieces
 
 
 class ControlGuard:
@@ -37,8 +37,8 @@ class ControlGuard:
         return self._inner.restarts_after_control
 
     @property
-    def identity(self) -> str:
-        return identity_of(self._inner.identity, None, sorted(self.control_tokens))
+    def fingerprint(self) -> str:
+        return fingerprint(self._inner.fingerprint, None, sorted(self.control_tokens))
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         try:

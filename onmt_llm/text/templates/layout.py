@@ -1,72 +1,14 @@
-"""`Message` and `Template`, and what all templates share.
-
-A template gives control tokens (`<|im_start|>`) as tokens and everything else as text, so that what a user wrote is
-never taken for a control token. Headings are not trained; answers are (or whichever turns `Message.train` says), with
-the token that ends them.
-"""
+"""What the chat templates share: checks of roles, merging of segments, and where the rounds of a conversation begin."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
 from onmt_llm.text.segment import Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        role: "system" (first, if at all), "user" or "assistant"; Jinja templates may know more.
-        content: Its text, with real newlines.
-        train: Whether the loss counts it; None = if it is an answer.
-    """
-
-    role: str
-    content: str
-    train: bool | None = None
-
-    @property
-    def trained(self) -> bool:
-        """Whether the loss counts it."""
-        return self.role == "assistant" if self.train is None else self.train
-
-
-class Template(Protocol):
-    """The layout of conversations that a model was trained with.
-
-    Attributes:
-        stop: Texts at which an answer ends.
-        stop_tokens: Tokens at which an answer ends. A template that has any closes each answer itself; one that has
-            none (alpaca) leaves it to the end of the example.
-        control_tokens: All tokens that `render` gives.
-    """
-
-    @property
-    def stop(self) -> tuple[str, ...]: ...
-
-    @property
-    def stop_tokens(self) -> tuple[str, ...]: ...
-
-    @property
-    def control_tokens(self) -> frozenset[str]: ...
-
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
-        """A conversation as segments, without the `bos` that a model gets at the start of every text.
-
-        Args:
-            messages: The conversation.
-            generation_prompt: End with what comes before an answer.
-
-        Raises:
-            DataError: A role or an order of roles that the layout does not have.
-        """
-        ...
+from onmt_llm.text.templates.message import Message
 
 
 def split_system(messages: Sequence[Message]) -> tuple[Message | None, Sequence[Message]]:

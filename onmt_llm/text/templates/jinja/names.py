@@ -17,7 +17,7 @@ from jinja2 import tests as jinja_tests
 from jinja2.sandbox import SecurityError
 from jinja2.utils import Namespace
 
-from onmt_llm.text.jinja.operations import CALL, ELEMENT, Function, Operations, is_number
+from onmt_llm.text.templates.jinja.operations import CALL, ELEMENT, Function, Operations, is_number
 
 MAX_WIDTH = 64
 """Characters that a line is indented by, and that stand between two values of JSON, at most."""

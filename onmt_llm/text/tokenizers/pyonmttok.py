@@ -11,7 +11,7 @@ from typing import Any
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import BYTE_PIECE, ByteStreamDecoder, StreamDecoder, byte_level_bytes, to_byte_level
-from onmt_llm.text.identity import identity_of
+from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.placeholders import NEWLINE, code_point, from_line, to_line
 
 _MODEL_OPTION = {"bpe": "bpe_model_path", "sentencepiece": "sp_model_path"}
@@ -57,7 +57,7 @@ class OnmtTokenizer:
         if content is None and file is not None:
             content = Path(file).read_bytes()
         self._arguments = (file, dict(options or {}), content)
-        self.identity = identity_of(type(self).__name__, content, self._arguments[1])
+        self.fingerprint = fingerprint(type(self).__name__, content, self._arguments[1])
 
     def __reduce__(self) -> tuple[type[OnmtTokenizer], tuple[Any, ...]]:
         # The library's object cannot be pickled, and workers of the data pipeline get a copy of their tokeniser, also

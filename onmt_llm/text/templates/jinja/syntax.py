@@ -15,7 +15,7 @@ from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
 from onmt_llm.errors import DataError
-from onmt_llm.text.jinja.operations import NODE, Operations
+from onmt_llm.text.templates.jinja.operations import NODE, Operations
 
 MAX_NODES = 10_000
 """Pieces of syntax in a template."""

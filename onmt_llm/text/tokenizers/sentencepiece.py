@@ -12,9 +12,9 @@ from typing import Any
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, sentencepiece_bytes
-from onmt_llm.text.identity import identity_of
+from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.tokenizers.pieces import Pieces, PieceTable
-from onmt_llm.text.tokenizers.sp_facts import read_facts
+from onmt_llm.text.tokenizers.sentencepiece_proto import read_facts
 from onmt_llm.text.tokenizers.word_cache import WordCache, is_provable
 
 # A serialised ModelProto that says only normalizer_spec { add_dummy_prefix: false }. Protocol buffers merge messages
@@ -50,7 +50,7 @@ class SentencePieceTokenizer:
         self._model, self._pieces = _load(content, self._file)
         samples = alpha > 0 and nbest != 1
         self._sampling = {"enable_sampling": True, "nbest_size": nbest, "alpha": alpha} if samples else {}
-        self.identity = identity_of(type(self).__name__, content, self._sampling)
+        self.fingerprint = fingerprint(type(self).__name__, content, self._sampling)
         normalized = self._model.normalize("a  b")
         if normalized.endswith("▁"):
             raise UnsupportedError(

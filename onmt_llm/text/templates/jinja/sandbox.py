@@ -17,9 +17,9 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.text.jinja import names as jinja_names
-from onmt_llm.text.jinja import syntax as jinja_syntax
-from onmt_llm.text.jinja.operations import Operations
+from onmt_llm.text.templates.jinja import names as jinja_names
+from onmt_llm.text.templates.jinja import syntax as jinja_syntax
+from onmt_llm.text.templates.jinja.operations import Operations
 
 MAX_SOURCE = 100_000
 """Characters that a template may have."""

@@ -14,7 +14,7 @@ from typing import Any
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, byte_level_bytes, sentencepiece_bytes
-from onmt_llm.text.identity import identity_of
+from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.vocab_formats import tokens_by_id
 
 MAX_GROWTH = 64
@@ -47,8 +47,8 @@ class HfTokenizer:
         self._has_dummy_prefix = self._prefixes("a", "▁a") or self._prefixes("a", "Ġa")
 
     @property
-    def identity(self) -> str:
-        return identity_of(type(self).__name__, self._content)
+    def fingerprint(self) -> str:
+        return fingerprint(type(self).__name__, self._content)
 
     def _prefixes(self, text: str, piece: str) -> bool:
         pieces = self._model.encode(text, add_special_tokens=False).tokens

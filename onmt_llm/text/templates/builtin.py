@@ -9,10 +9,9 @@ from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
 from onmt_llm.optional import require
 from onmt_llm.registry import Registry
-from onmt_llm.text.message import Message, Template, merged, split_system, without_leading_bos
 from onmt_llm.text.segment import Segment
-
-__all__ = ["TEMPLATES", "Message", "Template", "get_template"]
+from onmt_llm.text.templates.layout import merged, split_system, without_leading_bos
+from onmt_llm.text.templates.message import Message, Template
 
 TEMPLATES: Registry[Callable[[SpecialTokens], Template]] = Registry("chat template")
 """The templates of this package, made for a model's special tokens."""
@@ -37,7 +36,7 @@ def get_template(
     if name not in TEMPLATES and (name.endswith(".jinja") or Path(name).is_file()):
         # Loaded here: it subclasses a class of jinja2, which is slow to load and may be missing.
         require("jinja2", f"chat template '{name}'")
-        from onmt_llm.text.jinja.template import JinjaTemplate
+        from onmt_llm.text.templates.jinja.template import JinjaTemplate
 
         return JinjaTemplate.read(Path(name), specials=specials, control_tokens=control_tokens)
     return TEMPLATES.get(name)(specials)

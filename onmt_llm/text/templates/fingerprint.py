@@ -1,0 +1,21 @@
+"""Fingerprints of chat templates."""
+
+from __future__ import annotations
+
+from onmt_llm.errors import OnmtLlmError
+from onmt_llm.text.fingerprint import fingerprint
+from onmt_llm.text.templates.message import Message, Template
+
+_PROBE = [Message(role, f"{role} ｟x｠\n") for role in ("system", "user", "assistant", "user", "assistant")]
+
+
+def template_fingerprint(template: Template | None) -> str | None:
+    """A hash of a template: of its source where it has one, and of what it makes of a conversation."""
+    if template is None:
+        return None
+    try:
+        segments = template.render(_PROBE, generation_prompt=False)
+        rendered = [[segment.text, segment.tokens, segment.train_on] for segment in segments]
+    except OnmtLlmError as error:  # templates may refuse any conversation
+        rendered = [[str(error), None, False]]
+    return fingerprint(type(template).__name__, None, [getattr(template, "source", ""), rendered])
