@@ -1,4 +1,4 @@
-"""LoRA adapters, block expansion and quantised base weights."""
+"""Parameter-efficient training: LoRA adapters, block expansion and quantised base weights."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ from onmt_llm.config.section import Section
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021)."""
+    """LoRA: low-rank adapters (Hu et al. 2021)."""
 
     lora_layers: list[str] = Field(default_factory=list)
-    """Layers that get an adapter: `q_proj` (or `linear_query`), `cross_attn.q_proj`, `encoder.layers.0.mlp.up_proj`."""
+    """Layers to adapt, by name: `q_proj` (or `linear_query`), `cross_attn.q_proj`, `encoder.layers.0.mlp.up_proj`."""
     lora_embedding: bool = False
-    """The embedding matrices get an adapter too."""
+    """Adapt the embedding matrices too."""
     lora_rank: Width = 2
     """Rank of the adapters."""
     lora_alpha: Positive = 1.0
-    """The adapter's output is multiplied by lora_alpha / lora_rank."""
+    """LoRA alpha: the output of an adapter is scaled by lora_alpha / lora_rank."""
     lora_dropout: FractionBelowOne = 0.0
-    """Dropout on the adapter's input."""
+    """Dropout on the input of the adapters."""
     lora_rank_pattern: dict[str, Width] = Field(default_factory=dict)
-    """Rank of single layers, by name as in `lora_layers`: `{down_proj: 16, decoder.layers.0.mlp.down_proj: 4}`; of
-    several names that fit, the longest counts."""
+    """Ranks of individual layers, by name as in `lora_layers`: `{down_proj: 16, decoder.layers.0.mlp.down_proj: 4}`; if
+    several names match, the longest wins."""
     lora_alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
-    """`lora_alpha` of single layers, by name."""
+    """Alphas of individual layers, by name as in `lora_rank_pattern`."""
     use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(lora_rank): high ranks learn as fast as low ones (Kalajdzievski 2023)."""
+    """rsLoRA: scale by lora_alpha / sqrt(lora_rank), so that high ranks learn as fast as low ones (Kalajdzievski 2023)."""
     use_dora: bool = False
-    """Train the length of each row of the weights apart from its direction (DoRA, Liu et al. 2024)."""
+    """DoRA: train the magnitude of each weight row separately from its direction (Liu et al. 2024)."""
     lora_init: Literal["default", "pissa", "loftq"] = "default"
-    """Begin with B = 0; with the largest singular directions of the weights (PiSSA, Meng et al. 2024); or with those of
-    what quantisation loses (LoftQ, Li et al. 2024), on quantised layers. Embeddings begin with B = 0 in any case."""
+    """Initialisation: B = 0 (`default`), the top singular directions of the weights (PiSSA, Meng et al. 2024), or those
+    of the quantisation error (LoftQ, Li et al. 2024; quantised layers only). Embeddings always start with B = 0."""
     lora_init_iter: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """`pissa`: power iterations of a randomised SVD (8 is plenty), null = the exact one, which takes minutes for large
-    matrices. `loftq`: alternations, null = 1."""
+    """`pissa`: power iterations of a randomised SVD (8 is plenty); null = the exact SVD, which takes minutes for large
+    matrices. `loftq`: number of alternations; null = 1."""
 
     @property
     def is_on(self) -> bool:
-        """Whether there are adapters to be made."""
+        """Whether adapters are requested."""
         return bool(self.lora_layers or self.lora_embedding)
 
 
 class ExpandConfig(Section):
-    """New blocks in a model whose own weights are frozen: twins of some of its blocks (Control LLM, Wei et al. 2025),
-    or further blocks (LLaMA Pro, Wu et al. 2024). Step 0 computes what the model did."""
+    """Block expansion: train copies of some blocks of a frozen model, beside them (Control LLM, Wei et al. 2025) or
+    after them (LLaMA Pro, Wu et al. 2024). At step 0 the outputs are those of the original model."""
 
     expand_every: LayerCount = 0
-    """Expand every n-th block, the last of each n; 0 = none, unless `expand_blocks` names some."""
+    """Expand every n-th block, the last of each group of n; 0 = only the blocks in `expand_blocks`."""
     expand_blocks: list[Annotated[int, Field(ge=0, le=1024)]] = Field(default_factory=list)
-    """Blocks to expand, by number; the first is 0."""
+    """Indices of the blocks to expand; the first is 0."""
     expand_stacks: list[Literal["encoder", "decoder"]] = Field(default=["decoder"])
-    """Whose blocks these are."""
+    """Stacks whose blocks are expanded."""
     expand_type: Literal["concat", "stack"] = "concat"
-    """`concat`: a copy of the block works beside it, on the same input, and their outputs are mixed; checkpoints hold
-    the copies alone. `stack`: a copy that adds nothing yet stands behind it; checkpoints are whole, deeper models."""
+    """`concat`: each copy runs in parallel with its block, and their outputs are mixed; checkpoints hold only the
+    copies. `stack`: each copy follows its block and at first adds nothing; checkpoints are complete, deeper models."""
     expand_lerp: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """`concat`: weight of the copy's output; the block's own is 1 - expand_lerp."""
+    """`concat`: weight of the output of the copy; the block itself has 1 - expand_lerp."""
 
     @property
     def is_on(self) -> bool:
-        """Whether any blocks are to be expanded."""
+        """Whether block expansion is requested."""
         return bool(self.expand_every or self.expand_blocks)
 
     @model_validator(mode="after")
@@ -81,16 +81,17 @@ class ExpandConfig(Section):
 
 
 class QuantConfig(Section):
-    """Frozen layers held in 8 or 4 bits while the rest is trained."""
+    """Quantised frozen layers: 8 or 4 bits, while adapters or other layers are trained."""
 
     quant_layers: list[str] = Field(default_factory=list)
-    """Layers to quantise, by name, as in `lora_layers`; with `expand_type: concat` the copies stay as they are."""
+    """Layers to quantise, by name as in `lora_layers`. With `expand_type: concat` the copies are not quantised."""
     quant_type: Literal["", "bnb_8bit", "bnb_NF4", "bnb_FP4", "int8"] = ""
-    """Number format: bitsandbytes' three, or `int8`, which needs no package; empty with `quant_layers` = `bnb_8bit`."""
+    """Number format: one of bitsandbytes' three, or `int8`, which needs no package; empty = `bnb_8bit` if there are
+    `quant_layers`."""
     quant_compute: Literal["auto", "int8", "float"] = "auto"
-    """`quant_type: int8`, what its layers multiply in while they are trained: `float` is `model_dtype`, and inputs lose
-    nothing; with `int8` inputs and gradients are quantised too, token by token, which is faster on CPUs that have
-    instructions for it (AVX512-VNNI). `auto` = `int8` on those. Validation and generation always compute in float."""
+    """`quant_type: int8`: arithmetic of these layers in training. `float` = `model_dtype`. `int8` also quantises inputs
+    and gradients, per token, which is faster on CPUs with AVX512-VNNI but no AMX; `auto` = `int8` there, else `float`.
+    Validation and generation always use float."""
 
     @property
     def resolved_type(self) -> str:

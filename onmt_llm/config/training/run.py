@@ -1,4 +1,4 @@
-"""Length, checkpoints, device and log of a training run."""
+"""Length, checkpoints, log and devices of a training run."""
 
 from __future__ import annotations
 
@@ -12,68 +12,68 @@ from onmt_llm.output_checks import name_problem
 
 
 class RunConfig(Section):
-    """Length of a run, its checkpoints and its random seed."""
+    """Length, gradient accumulation, checkpoints and seed of a run."""
 
     save_model: str = "model"
-    """Prefix of checkpoints: `<save_model>_step_<N>`."""
+    """Prefix of the checkpoints: `<save_model>_step_<N>`."""
     train_steps: Count = 100000
-    """Optimiser updates in all, those before a resume included."""
+    """Total optimiser steps, including those before a resume."""
     accum_count: list[Annotated[int, Field(ge=1, le=10**5)]] = Field(default_factory=lambda: [1])
-    """Micro-batches of one update; a list changes with `accum_steps`."""
+    """Gradient accumulation: micro-batches per step; several values follow each other at `accum_steps`."""
     accum_steps: list[CountOrZero] = Field(default_factory=lambda: [0])
-    """Updates at which the next value of `accum_count` begins."""
+    """Steps at which the next value of `accum_count` takes effect."""
     normalization: Literal["tokens", "sents"] = "tokens"
-    """Divide the summed loss of an update by its trained tokens, or by its examples."""
+    """Divide the summed loss of a step by its target tokens (`tokens`) or by its examples (`sents`)."""
     save_checkpoint_steps: Count = 5000
-    """Updates between two checkpoints."""
+    """Steps between two checkpoints."""
     keep_checkpoint: CountOrAll = -1
-    """Checkpoints kept on disk; -1 = all."""
+    """Number of checkpoints to keep on disk; -1 = all, 0 = save none."""
     valid_steps: Count = 10000
-    """Updates between two validations."""
+    """Steps between two validations."""
     freeze_encoder: bool = False
-    """The encoder's layers are not trained; its embeddings are."""
+    """Freeze the layers of the encoder, but not its embeddings."""
     freeze_decoder: bool = False
-    """The decoder's layers are not trained; its embeddings and the output layer are."""
+    """Freeze the layers of the decoder, but not its embeddings or the output layer."""
     seed: Seed = -1
-    """Seed of initialisation, dropout and data; -1 = a new one, which is logged."""
+    """Seed of initialisation, dropout and data order; -1 = a random one, which is logged."""
     threads: WorkersOrZero = 0
-    """CPU threads; 0 = torch's choice."""
+    """CPU threads; 0 = torch's default."""
 
     @field_validator("save_model")
     @classmethod
     def _prefix(cls, prefix: str) -> str:
         name = prefix.rpartition("/")[2]
         if problem := name_problem(name):
-            said = problem if name.strip(".") else f"is '{prefix}'"
-            raise ValueError(f"must end in a name that checkpoints can begin with, as in run/model, but {said}")
+            reason = problem if name.strip(".") else f"is '{prefix}'"
+            raise ValueError(f"must end in a name that checkpoints can begin with, as in run/model, but {reason}")
         return prefix
 
 
 class DeviceConfig(Section):
-    """Processors. Several are used under torchrun; these options of OpenNMT-py choose the kind."""
+    """Device and processes. Start several processes with torchrun."""
 
     world_size: CountOrZero = 1
-    """Processes in all; more than one is started with torchrun. 0 = CPU."""
+    """Total number of processes; start more than one with torchrun. 0 = CPU."""
     gpu_ranks: list[CountOrZero] = Field(default_factory=list)
-    """OpenNMT-py's list of GPU ranks; a GPU is used where there is one."""
+    """OpenNMT-py's list of GPU ranks; accepted, but a GPU is used whenever there is one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; `auto` = CUDA where it is available."""
+    """Device of the model; `auto` = CUDA if available."""
 
 
 class LogConfig(Section):
-    """What a run says, and where."""
+    """Progress, metrics and log files."""
 
     report_every: Count = 50
-    """Updates between two lines of progress."""
+    """Steps between two progress reports."""
     tensorboard: bool = False
     """Write TensorBoard events."""
     tensorboard_log_dir: str = "runs/onmt_llm"
-    """Folder of the events; each run gets one below it, named by its start."""
+    """Folder of the TensorBoard events; each run gets a subfolder named after its start time."""
     metrics_file: str | None = None
-    """JSON lines with the figures of every report; null = `<save_model>_metrics.jsonl`."""
+    """JSON lines file for the metrics of every report; null = `<save_model>_metrics.jsonl`."""
     log_file: str | None = None
-    """Copy of the log."""
+    """File that receives a copy of the log."""
     progress: Literal["auto", "bar", "line", "none"] = "auto"
-    """A bar where stderr is a terminal, else lines."""
+    """Show progress as a bar or as log lines; `auto` = a bar if stderr is a terminal, else lines."""
     verbose: bool = False
-    """Say more."""
+    """Log more detail."""

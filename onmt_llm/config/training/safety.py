@@ -1,4 +1,4 @@
-"""Options of `onmt_llm_train` that keep a run from losing anything."""
+"""How checkpoints are saved, the time limit of a run, and loss spikes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def seconds(text: str) -> float:
     """Seconds in `90`, `45m`, `11h30m`, `2d`, `23:30:00`.
 
     Raises:
-        ValueError: It is none of these, or no time at all.
+        ValueError: The text is none of these, or the time is not positive.
     """
     match = _CLOCK.fullmatch(text.strip()) or _UNITS.fullmatch(text.strip().replace(" ", ""))
     total = sum(float(part or 0) * unit for part, unit in zip(match.groups(), _SECONDS, strict=True)) if match else 0.0
@@ -29,21 +29,21 @@ def seconds(text: str) -> float:
 
 
 class SafetyConfig(Section):
-    """What keeps a run from losing anything: how checkpoints are written, and when; what a leap of the loss does."""
+    """How checkpoints are saved, the time limit, and what to do on a loss spike."""
 
     save_async: bool = True
-    """Copy what is to be saved, and write it while training goes on; needs memory for the copy, else it is waited."""
+    """Copy the state to main memory and write it in the background; without memory for the copy, training waits."""
     save_best: bool = False
-    """Save after each validation that is the best so far, and never remove that checkpoint; `early_stopping_criteria`
-    say what is better."""
+    """Save a checkpoint after each validation that is the best so far (by `early_stopping_criteria`), and never delete
+    the best one."""
     max_time: str | None = None
-    """Save and stop after this time, counted from the start of the command: `11h30m`, `23:30:00`, or seconds."""
+    """Save and stop after this time since the start of the command: `11h30m`, `23:30:00`, or seconds."""
     spike_action: Literal["none", "warn", "rollback"] = "none"
-    """When the loss leaps: nothing, a warning, or back to the last checkpoint and past the data since."""
+    """On a loss spike: do nothing, warn, or roll back to the last checkpoint and skip the data since."""
     spike_threshold: Positive = 6.0
-    """A leap is this many standard deviations above the mean loss of the last `spike_window` updates."""
+    """A loss spike is this many standard deviations above the mean loss of the last `spike_window` steps."""
     spike_window: Annotated[int, Field(ge=10, le=INT32)] = 100
-    """Updates that a loss is compared with; nothing is judged before there are half as many."""
+    """Number of preceding steps that a loss is compared with; detection starts after half as many."""
 
     @field_validator("max_time", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Options of `onmt_llm_train` by which a run is watched more closely."""
+"""Experiment trackers, model FLOPs utilisation and the profiler."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from onmt_llm.config.section import Section
 
 
 class WatchConfig(Section):
-    """Who else is told of a run, and what is measured of the machine."""
+    """Experiment trackers (W&B, MLflow), model FLOPs utilisation and the profiler."""
 
     wandb: bool = False
-    """Report to Weights & Biases too; its own variables say where (`WANDB_MODE=offline` ...)."""
+    """Also log to Weights & Biases, which is configured by its environment variables (`WANDB_MODE=offline` ...)."""
     mlflow: bool = False
-    """Report to MLflow too; `MLFLOW_TRACKING_URI` says where."""
+    """Also log to MLflow, at `MLFLOW_TRACKING_URI`."""
     tracking_project: str = "onmt_llm"
-    """Project of W&B, experiment of MLflow; the run is called as `save_model`."""
+    """Project in W&B, experiment in MLflow; the run is named after `save_model`."""
     measure_flops: bool = False
-    """Measure the peak of matrix products at the start, and report the share of it that training reaches (`mfu`)."""
+    """Measure the peak speed of matrix products at the start, and report the share that training reaches (`mfu`)."""
     profile_steps: list[Count] = Field(default_factory=list)
-    """First and last update to profile, `[10, 13]`: a trace for Chrome and a table go to `<save_model>_profile`."""
+    """First and last step to profile, e.g. `[10, 13]`; writes a Chrome trace and a table to `<save_model>_profile`."""
     profile_flops: bool = False
-    """Count the floating-point operations of the updates in `profile_steps` too, by kind."""
+    """Also count the floating-point operations of the steps in `profile_steps`, by kind."""
 
     @model_validator(mode="after")
     def _check(self) -> WatchConfig:
         steps = self.profile_steps
         if steps and (len(steps) != 2 or steps[0] > steps[1]):
-            raise ValueError(f"profile_steps must be a first and a last update, but is {steps}")
+            raise ValueError(f"profile_steps must be a first and a last step, but is {steps}")
         if self.profile_flops and not steps:
             raise ValueError("profile_flops must go with profile_steps, which is empty")
         return self

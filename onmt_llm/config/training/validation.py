@@ -1,4 +1,4 @@
-"""Validation during training and early stopping."""
+"""Validation during training, and early stopping."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _OWN_CRITERIA = ("ppl", "accuracy", "loss", "reward_accuracy")
 
 
 class ValidationConfig(Section):
-    """How the model is judged while it is trained."""
+    """Validation during training, and early stopping."""
 
     valid_metrics: list[str] = Field(default_factory=list)
-    """Scores of generated translations: BLEU, CHRF, TER; those of `scorers.py` and of plug-ins."""
+    """Metrics of generated translations: BLEU, CHRF, TER, the others of `scorers.py`, and those of plug-ins."""
     valid_beam_size: BeamSize = 1
-    """Beam of these translations; 1 = greedy."""
+    """Beam size of these translations; 1 = greedy."""
     valid_max_length: Length = 250
-    """Tokens that such a translation may have at most."""
+    """Maximum length of these translations, in tokens."""
     dump_preds: str | None = None
-    """Folder for the translations of each validation, `preds.valid_step_<N>.txt`, and for the references."""
+    """Folder for the translations of each validation (`preds.valid_step_<N>.txt`) and the references."""
     scoring_debug: bool = False
-    """Write source, reference and prediction side by side too: `debug.valid_step_<N>.txt`."""
+    """Also write source, reference and prediction side by side: `debug.valid_step_<N>.txt`."""
     early_stopping: CountOrZero = 0
-    """Stop after this many validations without a better score; 0 = off."""
+    """Stop after this many validations without improvement; 0 = off."""
     early_stopping_criteria: list[str] = Field(default_factory=lambda: ["ppl"])
-    """What must get better: `ppl`, `accuracy`, `loss`, `reward_accuracy`, any of `valid_metrics`; several = all of them
-    together. (OpenNMT-py's default is `[ppl, accuracy]`.)"""
+    """Criteria that must improve: `ppl`, `accuracy`, `loss`, `reward_accuracy`, or any of `valid_metrics`. With
+    several, all must improve. (OpenNMT-py's default is `[ppl, accuracy]`.)"""
 
     @field_validator("valid_metrics")
     @classmethod
@@ -38,7 +38,7 @@ class ValidationConfig(Section):
     @classmethod
     def _criteria(cls, names: list[str]) -> list[str]:
         if not names:
-            raise ValueError("must name at least one criterion, but names none")
+            raise ValueError("must name at least one criterion, but is empty")
         return list(dict.fromkeys(name if name in _OWN_CRITERIA else name.upper() for name in names))
 
     @model_validator(mode="after")
