@@ -12,39 +12,39 @@ Mode = Literal["py", "ct2"]
 
 
 class PageConfig(Section):
-    """The model behind a page or a file of answers; OpenNMT-py's names."""
+    """The model behind the chat page or a file of answers, with OpenNMT-py's option names."""
 
     inference_config_file: str | None = None
-    """Translate YAML: model, template and how answers are searched for or sampled."""
+    """YAML file for `onmt_llm_translate`: model, template and decoding options."""
     inference_mode: Mode = "py"
-    """Kind of the model: `py` = a checkpoint, `ct2` = a CTranslate2 release."""
+    """Type of the model: `py` = a checkpoint, `ct2` = a CTranslate2 release."""
 
 
 class ServerConfig(Section):
-    """The page itself."""
+    """The chat page."""
 
     max_context_length: Annotated[int, Field(ge=2, le=10**7)] = 4096
-    """Tokens that prompt and answer may have together; the oldest rounds are left out beyond it."""
+    """Maximum length of prompt plus answer in tokens; beyond it, the oldest turns are dropped."""
     server_port: Annotated[int, Field(ge=1, le=65535)] = 6006
     """Port of the page."""
     server_name: str = "127.0.0.1"
-    """Address of the page; any other than this machine's own lets others in."""
+    """Address to listen on; the default serves this machine only."""
 
 
 class ChatConfig(Section):
-    """Talk to a model in the browser."""
+    """Chat with a model in the browser."""
 
     answering: PageConfig = PageConfig()
     server: ServerConfig = ServerConfig()
 
 
 class FilesConfig(Section):
-    """Prompts in, answers out."""
+    """Input and output files."""
 
     input_file: str | None = None
-    """Prompts, one a line, a line break inside a prompt written as ｟newline｠."""
+    """File of prompts, one per line; a line break within a prompt is written as ｟newline｠."""
     output_directory: str | None = None
-    """Folder of the JSON file; made if it does not exist."""
+    """Folder for the JSON file; created if needed."""
 
 
 class SimpleInferenceConfig(Section):

@@ -14,28 +14,29 @@ Quantization = Literal[
 
 
 class ConversionOptions(Section):
-    """What is converted, and into what."""
+    """Source, target and format of the conversion."""
 
     model_dir: str | None = None
     """Folder (or file) with the foreign weights; with `to`, one of our checkpoints."""
     output: str | None = None
     """Checkpoint directory to write."""
     source: Literal["auto", "hf", "llama_meta", "falcon", "gguf", "opennmt"] = "auto"
-    """What the weights are (`from` is understood too); `auto` looks at the files."""
+    """Format of the source (also `from`); `auto` detects it from the files."""
     to: Literal["hf", "opennmt"] | None = None
-    """The other way: write one of our checkpoints as a Hugging Face folder, or as a `.pt` file for OpenNMT-py 3.5."""
+    """Convert in the other direction: write one of our checkpoints as a Hugging Face folder, or as a `.pt` file for
+    OpenNMT-py 3.5."""
     format: Literal["pytorch", "safetensors"] | None = None
-    """`to: opennmt`: weights in the `.pt` file (the default), or in safetensors files beside it."""
+    """`to: opennmt`: store the weights in the `.pt` file (default), or in safetensors files beside it."""
     tokenizer_model: str | None = None
-    """SentencePiece model or tokenizer.json, where it is not beside the weights."""
+    """SentencePiece model or tokenizer.json, if not found beside the weights."""
     vocab_file: str | None = None
-    """Vocabulary, where neither the weights nor the tokeniser bring it."""
+    """Vocabulary, if neither the weights nor the tokeniser contain it."""
     dtype: Dtype | None = None
     """Type of the written weights; null = as in the source."""
     shard_size: str = "5GB"
-    """Largest file of weights; a model above it is written in several."""
+    """Maximum size of a weight file; larger models are written in several files."""
     force: bool = False
-    """Replace an output that exists."""
+    """Replace an existing output."""
 
 
 class ConvertConfig(Section):
@@ -46,76 +47,78 @@ class ConvertConfig(Section):
 
 
 class LoraToolOptions(Section):
-    """Which adapter goes into which base, or into which format."""
+    """The adapter, its base model and what to do with them."""
 
     action: Literal["merge", "concat", "import", "export"] = "merge"
-    """`merge`: add the adapter to the base's weights, or mix twins of blocks (`expand_type: concat`) with their blocks,
-    which is an approximation. `concat`: base and adapter side by side in one checkpoint.
-    `import`: make a checkpoint of an adapter of peft (a folder with `adapter_config.json`). `export`: the other way."""
+    """`merge`: merge the adapter into the weights of the base, or expanded blocks (`expand_type: concat`) into the
+    original ones (an approximation). `concat`: write base and adapter side by side into one checkpoint. `import`:
+    convert a peft adapter (a folder with `adapter_config.json`) to a checkpoint. `export`: convert a checkpoint to a
+    peft adapter."""
     base_model: str | None = None
-    """Checkpoint that the adapter was trained on. `export`: what peft shall load as the base, a name or a folder."""
+    """Checkpoint that the adapter was trained on. `export`: base model for peft to load, a name or a folder."""
     lora_weights: str | None = None
-    """Checkpoint of the adapter, or of the twins; `import`: the folder of peft's."""
+    """Checkpoint of the adapter or the expanded blocks; `import`: folder of the peft adapter."""
     output: str | None = None
-    """Checkpoint directory to write; `export`: folder for peft."""
+    """Checkpoint directory to write; `export`: folder of the peft adapter."""
     force: bool = False
-    """Replace an output that exists."""
+    """Replace an existing output."""
 
 
 class LoraToolConfig(Section):
-    """Merge a LoRA adapter, or expanded blocks, into the base they were trained on; adapters of peft in and out."""
+    """Merge a LoRA adapter or expanded blocks into the base model; import and export peft adapters."""
 
     adapters: LoraToolOptions = LoraToolOptions()
     integrity: IntegrityConfig = IntegrityConfig()
 
 
 class CheckpointOptions(Section):
-    """Which checkpoint, and what of it."""
+    """Checkpoint and output of the action."""
 
     model: str | None = None
-    """Checkpoint directory; `verify`, `seal`: an adapter or a CTranslate2 release too."""
+    """Checkpoint directory; `verify`, `seal`: also an adapter or a CTranslate2 release."""
     out_file: str | None = None
-    """`extract_vocabulary`, `extract_embeddings`: text file to write, a token a line."""
+    """`extract_vocabulary`, `extract_embeddings`: text file to write, one token per line."""
     side: Literal["src", "tgt"] = "tgt"
-    """`extract_vocabulary`, `extract_embeddings`: which side's."""
+    """`extract_vocabulary`, `extract_embeddings`: source or target side."""
     models: list[str] = []
-    """`average`: checkpoints of one model, whose mean is taken."""
+    """`average`: checkpoints of one model to average."""
     output: str | None = None
     """`average`: checkpoint directory to write."""
     fp32: bool = False
-    """`average`: store the mean in float32, whatever the type of the models is."""
+    """`average`: store the mean in float32, whatever the type of the models."""
     force: bool = False
-    """`average`: replace an output that exists."""
+    """`average`: replace an existing output."""
 
 
 class CheckpointToolConfig(Section):
-    """Look into a checkpoint (`info`, `verify`, `extract_vocabulary`, `extract_embeddings`), `seal` or `average` it."""
+    """Inspect a checkpoint (`info`, `verify`, `extract_vocabulary`, `extract_embeddings`), `seal` or `average` it."""
 
     checkpoint: CheckpointOptions = CheckpointOptions()
     integrity: IntegrityConfig = IntegrityConfig()
 
 
 class ReleaseOptions(Section):
-    """What is released, in which form, and how strictly it is checked."""
+    """Model, format and verification of the release."""
 
     model: str | None = None
-    """Checkpoint directory; an adapter must be merged first."""
+    """Checkpoint directory; merge adapters first."""
     output: str | None = None
     """Folder (or, for `pytorch`, file) to write."""
     format: Literal["ctranslate2", "safetensors", "pytorch"] = "ctranslate2"
-    """Form of the release."""
+    """Format of the release."""
     quantization: Quantization | None = None
-    """CTranslate2's number format; null = float32."""
+    """Quantisation by CTranslate2; null = float32."""
     verify: Literal["strict", "warn", "off"] = "strict"
-    """Compare the release with the model on real text; `strict` publishes nothing beyond the bound."""
+    """Compare the release with the model on real text. `strict`: publish nothing if they differ by more than the bound;
+    `warn`: only warn."""
     verify_text: str | None = None
-    """Text file to compare on; null = paragraphs that come with the package."""
+    """Text file for the comparison; null = paragraphs included in the package."""
     force: bool = False
-    """Replace an output that exists."""
+    """Replace an existing output."""
 
 
 class ReleaseConfig(Section):
-    """Release a trained model for serving, verified against it."""
+    """Release a trained model for serving, verified against the original."""
 
     release: ReleaseOptions = ReleaseOptions()
     integrity: IntegrityConfig = IntegrityConfig()

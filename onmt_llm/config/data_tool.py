@@ -10,17 +10,17 @@ from onmt_llm.config.train import TrainConfig
 
 
 class LookConfig(Section):
-    """What `onmt_llm_data` does with the data."""
+    """Options of the `onmt_llm_data` actions."""
 
     num_threads: Workers = 1
-    """Processes that read and tokenise; the result is the same whatever their number."""
+    """Processes that read and tokenise; the result does not depend on their number."""
     shards: list[str] = Field(default_factory=list)
-    """`merge` and `verify`: folders of token shards."""
+    """`merge`, `verify`: folders of token shards."""
     output: str | None = None
-    """`merge`: folder for all of them together."""
+    """`merge`: output folder."""
 
 
 class DataToolConfig(TrainConfig):
-    """Look at the data of a training run, or tokenise it beforehand: the YAML is that of `onmt_llm_train`."""
+    """Inspect the data of a training run or tokenise it in advance; takes the YAML file of `onmt_llm_train`."""
 
     look: LookConfig = LookConfig()

@@ -8,20 +8,20 @@ from onmt_llm.config.translate import EngineConfig
 
 
 class MeasureConfig(Section):
-    """What is measured."""
+    """Model, texts and output of the evaluation."""
 
     model: str | None = None
-    """Checkpoint directory, or CTranslate2 release."""
+    """Checkpoint directory or CTranslate2 release."""
     src: str | None = None
-    """Texts of a language model, or sources, one a line; `-` = standard input."""
+    """Texts for a language model, or source sentences, one per line; `-` = standard input."""
     tgt: str | None = None
-    """Answers to the sources, one a line: their perplexity is then measured, given the sources."""
+    """Target sentences, one per line: measure their perplexity given `src`."""
     output: str | None = None
-    """File of the figures of each line: perplexity, log probability and number of tokens, tab-separated."""
+    """File for the figures of each line: perplexity, log probability and number of tokens, tab-separated."""
 
 
 class EvalConfig(Section):
-    """Measure a model."""
+    """Measure the perplexity of a model."""
 
     measure: MeasureConfig = MeasureConfig()
     engine: EngineConfig = EngineConfig()

@@ -6,8 +6,8 @@ from onmt_llm.config.section import Section
 
 
 class IntegrityConfig(Section):
-    """What is done about damaged models."""
+    """Handling of damaged models."""
 
     ignore_damage: bool = False
-    """Only warn of a checkpoint, adapter or release that is not as it was written, or whose weights are not finite; for
-    what is to be rescued. A damaged model.bin of CTranslate2 is refused all the same."""
+    """Only warn if a checkpoint, adapter or release fails its checksums or contains non-finite weights; meant for
+    rescuing models. A damaged model.bin of CTranslate2 is always rejected."""

@@ -20,116 +20,119 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 class RopeConfig(Section):
-    """Rotary position embedding (Su et al. 2021), always in the half-split layout."""
+    """Rotary position embedding (RoPE, Su et al. 2021), in the half-split layout."""
 
     theta: Annotated[float, Field(gt=0, le=1e15)] = 10000.0
-    """Base of the geometric progression of wavelengths."""
+    """Base of the rotation frequencies."""
     rotary_dim: Width | None = None
-    """Dimensions of a head that rotate; null = all of them."""
+    """Rotated dimensions per head; null = all."""
     scaling: Literal["none", "linear", "llama3"] = "none"
-    """How positions beyond the trained context are compressed."""
+    """Scaling of positions beyond the trained context length."""
     factor: Positive = 1.0
-    """Scaling factor for `linear` and `llama3`."""
+    """`linear`, `llama3`: scaling factor."""
     low_freq_factor: Positive = 1.0
-    """`llama3`: wavelengths longer than original_max_position / this are divided by `factor`."""
+    """`llama3`: wavelengths longer than original_max_position / low_freq_factor are divided by `factor`."""
     high_freq_factor: Positive = 4.0
-    """`llama3`: wavelengths shorter than original_max_position / this are left alone."""
+    """`llama3`: wavelengths shorter than original_max_position / high_freq_factor are not scaled."""
     original_max_position: Count = 8192
-    """`llama3`: context length the model was first trained with."""
+    """`llama3`: context length of the original training."""
 
 
 class FeatureConfig(Section):
-    """A feature that every source token carries (Sennrich and Haddow 2016): a part of speech, a lemma, a case."""
+    """A feature of the source tokens (Sennrich and Haddow 2016), such as part of speech, lemma or case."""
 
     vocab_size: VocabularySize
-    """Values that it takes: rows of its embedding."""
+    """Number of values: rows of its embedding."""
     size: Width
     """Width of its embedding."""
 
 
 class ModelConfig(Section):
-    """Shape of one `Transformer`: encoder-decoder, decoder-only or encoder-only."""
+    """Architecture of the Transformer: encoder-decoder, decoder-only or encoder-only."""
 
     encoder_layers: LayerCount = 0
-    """Blocks in the encoder; 0 = no encoder (a language model). Left out, a new translation model (`model_task`) has as
-    many as `decoder_layers`."""
+    """Number of encoder blocks; 0 = no encoder (language model). If not set, a new translation model (`model_task`) has
+    as many as `decoder_layers`."""
     decoder_layers: LayerCount = 6
-    """Blocks in the decoder; 0 = no decoder."""
+    """Number of decoder blocks; 0 = no decoder."""
     vocab_size: VocabularySize = 0
-    """Rows of the decoder's embedding and of the output layer; 0 = taken from the vocabulary."""
+    """Rows of the decoder embedding and the output layer; 0 = the size of the vocabulary."""
     src_vocab_size: VocabularySize | None = Field(None, json_schema_extra=DERIVED)
-    """Rows of the encoder's embedding, from the vocabulary; null = `vocab_size`."""
+    """Rows of the encoder embedding, from the vocabulary; null = `vocab_size`."""
     hidden_size: Width = 512
     """Width of the residual stream (D)."""
     heads: Heads = 8
-    """Query heads (N)."""
+    """Number of query heads (N)."""
     kv_heads: Heads | None = None
-    """Key/value heads; null = `heads`; 1 = multi-query attention."""
+    """Number of key/value heads; null = `heads`, 1 = multi-query attention."""
     head_dim: Width | None = None
-    """Width of one head (H); null = hidden_size / heads."""
+    """Width of a head (H); null = hidden_size / heads."""
     ffn_size: Width = 2048
     """Inner width of the feed-forward layer."""
     ffn_gated: bool = False
-    """down(act(gate(x)) * up(x)) instead of down(act(up(x)))."""
+    """Gated feed-forward layer: down(act(gate(x)) * up(x)) instead of down(act(up(x)))."""
     activation: Activation = "relu"
-    """Feed-forward activation; `gelu_tanh` is the tanh approximation."""
+    """Activation of the feed-forward layer; `gelu_tanh` is the tanh approximation of GELU."""
     norm: Norm = "layernorm"
-    """Normalisation layer."""
+    """Type of normalisation."""
     norm_position: Literal["pre", "post"] = "pre"
-    """Normalise before each sub-layer (with one more norm after the stack) or after each residual sum."""
+    """Normalise before each sub-layer (`pre`, with a final norm after the stack) or after each residual addition
+    (`post`)."""
     norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-6
     """Epsilon of the norms."""
     norm_bias: bool = True
-    """LayerNorm has a bias (RMSNorm never has one)."""
+    """LayerNorm has a bias (RMSNorm never does)."""
     position: PositionEncoding = "sinusoidal"
-    """How positions are encoded."""
+    """Position encoding."""
     max_position: Count = 5000
-    """Rows of a `learned` position table, and the context length that the model was trained for."""
+    """Number of positions of a `learned` table, and the context length that the model was trained for."""
     rope: RopeConfig = RopeConfig()
     """Settings of `position: rotary`."""
     sinusoid: Literal["standard", "concat"] = "standard"
-    """Wavelengths of `position: sinusoidal`, up to 10000 * 2 pi: `standard` stops one wave short of that (Vaswani
-    2017; OpenNMT-py's SinusoidalInterleaved), `concat` at it (tensor2tensor; OpenNMT-py's SinusoidalConcat)."""
+    """`position: sinusoidal`: wavelengths up to 10000 * 2 pi. `standard` stops one wavelength below that (Vaswani et
+    al. 2017; OpenNMT-py's SinusoidalInterleaved), `concat` includes it (tensor2tensor; OpenNMT-py's
+    SinusoidalConcat)."""
     relative_positions: Annotated[int, Field(ge=0, le=2**16)] = 0
-    """`position: shaw`: distance beyond which relative positions are the same (Shaw et al. 2018)."""
+    """`position: shaw`: maximum relative distance; longer distances are clipped to it (Shaw et al. 2018)."""
     relative_buckets: Width = 32
-    """`position: t5`: distances are sorted into this many buckets, each with a bias per head (Raffel et al. 2020)."""
+    """`position: t5`: number of distance buckets, each with a bias per head (Raffel et al. 2020)."""
     relative_max_distance: Count = 128
-    """`position: t5`: all distances from here on share the last bucket."""
+    """`position: t5`: distances of at least this share the last bucket."""
     relative_shared: bool = False
-    """`position: t5`: the layers of a stack share one table of biases, as in T5 itself."""
+    """`position: t5`: all layers of a stack share one bias table, as in T5."""
     alibi_scaled: bool = False
-    """ALiBi as Falcon applies it: the bias is added before the scores are scaled."""
+    """`position: alibi` as in Falcon: the bias is added before the attention scores are scaled."""
     parallel_residual: bool = False
-    """Attention and feed-forward read the same input and are added together (GPT-J, Falcon)."""
+    """Attention and feed-forward layer read the same input, and their outputs are added (GPT-J, Falcon)."""
     shared_norm: bool = False
-    """With `parallel_residual`: one norm feeds both sub-layers."""
+    """With `parallel_residual`: one norm for both sub-layers."""
     qk_norm: bool = False
-    """RMSNorm over each head of q and k before the positions are applied."""
+    """Apply RMSNorm to each head of q and k before position encoding."""
     scale_attention: bool = True
     """Divide attention scores by sqrt(head_dim); T5 does not."""
     attn_bias: bool = False
-    """Bias on q, k and v projections."""
+    """Bias in the q, k and v projections."""
     attn_out_bias: bool = False
-    """Bias on the output projection of attention."""
+    """Bias in the output projection of attention."""
     ffn_bias: bool = False
-    """Bias on the feed-forward projections."""
+    """Bias in the feed-forward projections."""
     lm_head_bias: bool = False
-    """Bias on the output layer. Left out, a new translation model has one."""
+    """Bias in the output layer. If not set, a new translation model has one."""
     sliding_window: Count | None = None
-    """The decoder's tokens attend to themselves and this many - 1 tokens before them; null = all."""
+    """Sliding-window attention in the decoder: each token attends to itself and to this many - 1 tokens before it; null
+    = all."""
     scale_embeddings: bool = False
-    """Multiply embeddings by sqrt(hidden_size). Left out, a new model with sinusoidal positions does."""
+    """Multiply embeddings by sqrt(hidden_size). If not set, a new model with sinusoidal positions does."""
     scale_logits: bool = False
-    """Divide the output layer's input by sqrt(hidden_size) (T5 with tied embeddings)."""
+    """Divide the input of the output layer by sqrt(hidden_size) (T5 with tied embeddings)."""
     src_features: list[FeatureConfig] = []
-    """Features of the source tokens; filled from `n_src_feats` and the vocabularies of the features."""
+    """Features of the source tokens; set from `n_src_feats` and the vocabularies of the features."""
     feat_merge: Literal["concat", "sum"] = "concat"
-    """How the embeddings of `src_features` join that of the token: beside it, or added to it."""
+    """Combine the embeddings of `src_features` with the token embedding by concatenation or addition."""
     tie_embeddings: bool = False
-    """The output layer uses the decoder's embedding matrix."""
+    """The output layer shares the decoder's embedding matrix."""
     share_embeddings: bool = False
-    """Encoder and decoder use one embedding matrix."""
+    """Encoder and decoder share one embedding matrix."""
     dtype: Dtype = "fp32"
     """Type in which the weights are stored."""
 

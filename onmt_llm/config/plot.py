@@ -11,28 +11,28 @@ from onmt_llm.config.section import Section
 
 
 class CurvesConfig(Section):
-    """What is drawn, and how."""
+    """Runs, metrics and layout of the plot."""
 
     runs: list[str] = Field(default_factory=list)
-    """Runs: each a `save_model`, its folder, or a file of metrics; may stand first, without the flag."""
+    """Runs to plot: each a `save_model`, its folder, or a metrics file. May be given without the flag."""
     output: str = "curves.png"
-    """Picture to write; its ending says the format: .png, .svg or .pdf."""
+    """Image file to write; its extension selects the format: .png, .svg or .pdf."""
     figures: list[str] = Field(default_factory=list)
-    """Figures to draw, a panel each: any key of the metrics (`ppl`, `lr`, `grad_norm`, `valid_news/ppl`,
-    `news/xent` ...); empty = `xent`, and the scores of validations and results that there are."""
+    """Metrics to plot, one panel each: any key of the metrics file (`ppl`, `lr`, `grad_norm`, `valid_news/ppl`,
+    `news/xent` ...); empty = `xent` and all validation scores."""
     against: Literal["tokens", "steps", "hours"] = "steps"
-    """The horizontal axis: trained tokens, updates, or hours of training."""
+    """Horizontal axis: trained tokens, steps, or hours of training."""
     log_scale: list[Literal["x", "y"]] = Field(default_factory=list)
-    """Axes with a logarithmic scale; the vertical ones of scores never have it."""
+    """Axes with a logarithmic scale; the vertical axes of scores are always linear."""
     best: str = "ppl"
-    """Figure of the validations by which the best checkpoint is chosen, to be marked with a star."""
+    """Validation metric that selects the best checkpoint, which is marked with a star."""
     smooth: Count = 1
-    """Training curves are means over this many reports."""
+    """Smooth the training curves: moving average over this many reports."""
     title: str = ""
-    """Title of the picture."""
+    """Title of the plot."""
 
 
 class PlotConfig(Section):
-    """Draw the curves of training runs."""
+    """Plot the learning curves of training runs."""
 
     curves: CurvesConfig = CurvesConfig()

@@ -25,7 +25,7 @@ from onmt_llm.config.training.validation import ValidationConfig
 
 
 class TrainConfig(Section):
-    """Everything that `onmt_llm_train` can be told."""
+    """All options of `onmt_llm_train`."""
 
     corpora: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()

@@ -13,66 +13,67 @@ from onmt_llm.config.section import Section
 
 
 class InferenceConfig(Section):
-    """The model, what it reads and what it writes."""
+    """Model, input and output."""
 
     model: list[str] = Field(default_factory=list)
-    """Checkpoint directory, or CTranslate2 release: the files inside decide which engine runs. Several checkpoints
-    answer together, as an ensemble."""
+    """Checkpoint directory or CTranslate2 release; the engine follows from its files. Several checkpoints form an
+    ensemble."""
     src: str | None = None
-    """Input, one a line; `-` = standard input."""
+    """Input file, one input per line; `-` = standard input."""
     tgt: str | None = None
-    """Reference answers, one a line, to be scored; or what answers begin with, see `tgt_file_prefix`."""
+    """Reference answers to score, one per line; or, with `tgt_file_prefix`, target prefixes."""
     tgt_file_prefix: bool = False
-    """Every answer begins with its line of `tgt`."""
+    """Start each answer with its line of `tgt`."""
     output: str = "pred.txt"
-    """Answers, one a line in input order; `-` = standard output."""
+    """Output file, one answer per line in input order; `-` = standard output."""
     transforms: list[str] = Field(default_factory=list)
-    """OpenNMT-py lists the tokeniser here; empty = what the checkpoint holds."""
+    """Accepted for OpenNMT-py, which lists the tokeniser here; empty = the checkpoint's tokeniser."""
     plugins: list[str] = Field(default_factory=list)
-    """Python modules, or paths of .py files, that are loaded first: they may register transforms of their own."""
+    """Python modules, or paths of .py files, to import first; they may register their own transforms."""
     template: str | None = None
-    """Wrap every input as one user turn of this chat template; `auto` = the checkpoint's; null = inputs are prompts."""
+    """Apply this chat template to every input, as one user message; `auto` = the checkpoint's; null = inputs are
+    complete prompts."""
     n_src_feats: Annotated[int, Field(ge=0, le=256)] | None = None
-    """Accepted; the checkpoint knows how many features its source words carry."""
+    """Accepted without effect: the number of features per source word is stored in the checkpoint."""
     src_feats_defaults: str | None = None
-    """Features of the words of a line that has none, `value￨value`; null = the checkpoint's."""
+    """Features for the words of lines without features, `value￨value`; null = the checkpoint's."""
     with_score: bool = False
-    """Append each answer's score after a tab, and after another that of the reference (`tgt`)."""
+    """Append the score of each answer, tab-separated, and then that of the reference (`tgt`)."""
     phrase_table: str | None = None
-    """With `replace_unk`: file of `source|||target` lines that says what a source token becomes."""
+    """With `replace_unk`: file of `source|||target` lines that maps source tokens to target tokens."""
     model_task: Literal["lm", "seq2seq"] | None = None
-    """Accepted; the checkpoint knows what it is."""
+    """Accepted without effect: the task is stored in the checkpoint."""
 
 
 class EngineConfig(Section):
-    """Where and how the model runs."""
+    """Device, precision and batching of inference."""
 
     batch_size: Count = 16
-    """Inputs (`sents`) or tokens (`tokens`) decoded together; answers do not depend on it."""
+    """Batch size in inputs (`sents`) or tokens (`tokens`); answers do not depend on it."""
     batch_type: Literal["sents", "tokens"] = "sents"
-    """What `batch_size` counts."""
+    """Unit of `batch_size`."""
     precision: Literal["", "fp32", "bf16", "fp16", "int8"] = ""
-    """Type of the weights in the torch engine; empty = as stored (float16 becomes float32 on a CPU)."""
+    """Weight type of the torch engine; empty = as stored (float16 becomes float32 on a CPU)."""
     compute_type: str = "auto"
-    """CTranslate2's compute type; `auto` = the fastest one that the release and the processor allow."""
+    """Compute type of CTranslate2; `auto` = the fastest that the release and the processor support."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; `auto` = CUDA where it is available."""
+    """Device of the model; `auto` = CUDA if available."""
     world_size: CountOrZero = 1
-    """OpenNMT-py's number of processes; one process serves the model here."""
+    """OpenNMT-py's number of processes; accepted, but one process serves the model."""
     gpu_ranks: list[CountOrZero] = Field(default_factory=list)
-    """OpenNMT-py's list of GPU ranks; a GPU is used where there is one."""
+    """OpenNMT-py's list of GPU ranks; accepted, but a GPU is used whenever there is one."""
     threads: WorkersOrZero = 0
     """CPU threads; 0 = one per core."""
     avg_raw_probs: bool = False
-    """An ensemble averages its models' probabilities, not their logarithms."""
+    """Ensembles: average the probabilities of the models instead of their logarithms."""
     log_file: str | None = None
-    """Copy of the log."""
+    """File that receives a copy of the log."""
     verbose: bool = False
-    """Log every input and its answers."""
+    """Log every input with its answers."""
 
 
 class TranslateConfig(Section):
-    """Everything that the inference commands can be told."""
+    """All options of the inference commands."""
 
     inference: InferenceConfig = InferenceConfig()
     generation: GenerationConfig = GenerationConfig()

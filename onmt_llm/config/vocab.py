@@ -14,29 +14,29 @@ from onmt_llm.config.training.start import AUTO
 
 
 class CountingConfig(Section):
-    """How tokens are counted, and subwords learnt before that."""
+    """Counting of tokens, and learning of subword models."""
 
     num_threads: Workers = 1
-    """Processes that transform and count; the files are the same whatever their number."""
+    """Processes that transform and count; the output does not depend on their number."""
     learn_subwords: bool = False
-    """First learn a subword model (of the kind that `transforms` names) on the text before its tokeniser."""
+    """First train a subword model (of the type named in `transforms`) on the text before tokenisation."""
     learn_subwords_size: Annotated[int, Field(ge=1, le=10**7)] = 32000
-    """Pieces of a new SentencePiece model, or merges of a new BPE model."""
+    """Vocabulary size of a new SentencePiece model, or number of merges of a new BPE model."""
     model_task: Task | None = None
-    """A language model has one vocabulary for both sides; null = translation where `encoder_layers` is above 0, a
-    corpus has a `path_tgt`, or there is a `tgt_vocab`; else a language model."""
+    """Language models have one vocabulary for both sides. null = translation if `encoder_layers` is above 0, a corpus
+    has a `path_tgt`, or `tgt_vocab` is set; else a language model."""
     encoder_layers: LayerCount | None = None
-    """Of the model to come: 0 = a language model."""
+    """Number of encoder blocks of the future model; 0 = a language model."""
     train_from: str | None = None
-    """Checkpoint that is to get the vocabulary (`update_vocab`): it says what the model is. `auto` says nothing."""
+    """Checkpoint that will get the vocabulary (`update_vocab`): it determines the task. `auto` has no effect."""
     seed: Seed = -1
     """Seed of random transforms; -1 = 0."""
     log_file: str | None = None
-    """Copy of the log."""
+    """File that receives a copy of the log."""
 
 
 class VocabJobConfig(Section):
-    """Count the tokens of the transformed corpora, and write vocabulary files."""
+    """Count the tokens of the transformed corpora and write vocabulary files."""
 
     corpora: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()

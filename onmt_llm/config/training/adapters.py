@@ -29,7 +29,7 @@ class LoraConfig(Section):
     lora_alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
     """Alphas of individual layers, by name as in `lora_rank_pattern`."""
     use_rslora: bool = False
-    """rsLoRA: scale by lora_alpha / sqrt(lora_rank), so that high ranks learn as fast as low ones (Kalajdzievski 2023)."""
+    """rsLoRA: scale by lora_alpha / sqrt(lora_rank), so high ranks learn as fast as low ones (Kalajdzievski 2023)."""
     use_dora: bool = False
     """DoRA: train the magnitude of each weight row separately from its direction (Liu et al. 2024)."""
     lora_init: Literal["default", "pissa", "loftq"] = "default"

@@ -21,7 +21,7 @@ class ObjectiveConfig(Section):
     lm_prior_tau: Positive = 1.0
     """Temperature of both distributions in the prior term."""
     lambda_align: PositiveOrZero = 0.0
-    """Weight of guided alignment (Garg et al. 2019) in the loss; the alignments come from `path_align` of the corpora."""
+    """Weight of guided alignment (Garg et al. 2019) in the loss; needs alignments (`path_align`)."""
     alignment_layer: LayerIndex = -3
     """Decoder layer whose cross-attention is guided; negative = counted from the last, which is -1."""
     alignment_heads: HeadsOrAll = 0
