@@ -10,8 +10,16 @@ from torch import Tensor, nn
 from onmt_llm.nn.embeddings import TiedHead
 
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
-_SCORES = ("q_proj", "k_proj")
-_EVEN = 0.2
+_FACTORS = {
+    "q_proj": 0.2,
+    "k_proj": 0.2,
+    "embed_tokens": 0.4,
+    "embed_features": 0.4,
+    "embed_positions": 0.4,
+    "lm_head": 0.4,
+    "relative_bias": 0.0,
+}
+"""By name of the layer; 1 for others. Measured: docs/benchmarks/learning.md."""
 
 
 @torch.no_grad()
@@ -22,17 +30,17 @@ def init_weights(model: nn.Module, *, param_init: float = 0.0, glorot: bool = Tr
     |-----------------------------------|----------------|------------------------|-----------------------------------|
     | q_proj, k_proj                    | Xavier uniform | uniform(-p, p)         | 0.2 / sqrt(inputs)                |
     | o_proj, down_proj                 | Xavier uniform | uniform(-p, p)         | 1 / sqrt(inputs * 2 * layers)     |
-    | other linears, lm_head            | Xavier uniform | uniform(-p, p)         | 1 / sqrt(inputs)                  |
-    | embeddings                        | Xavier uniform | uniform(-p, p)         | 1 / sqrt(width)                   |
+    | other linears                     | Xavier uniform | uniform(-p, p)         | 1 / sqrt(inputs)                  |
+    | embeddings, lm_head               | Xavier uniform | uniform(-p, p)         | 0.4 / sqrt(inputs or width)       |
     | T5's biases of distances          | Xavier uniform | uniform(-p, p)         | 0                                 |
     | biases of linears                 | 0              | uniform(-p, p)         | 0                                 |
     | norms: weight, bias               | 1, 0           | 1, 0                   | 1, 0                              |
 
-    By default every layer passes on what it gets at about the same size, whatever its width (LeCun et al. 1998):
-    logits begin at size 1, and so do embeddings multiplied by sqrt(hidden_size), beside the sines of positions. A fixed
-    0.02 (GPT-2) is that at a width of 2,500 and far less in small models, which then learn nothing for their first
-    hundreds of updates. Queries and keys are small, so that attention begins even and not with chance preferences
-    that have to be unlearned. `layers` counts the blocks of the stack: the residual stream does not grow with depth.
+    By default the output of a layer has the variance of its input, whatever the width (LeCun et al. 1998). A fixed 0.02
+    (GPT-2) is that at a width of 2,500 and far less in small models, which then learn nothing in their first hundreds
+    of updates. Queries and keys are smaller, so attention starts uniform instead of with random preferences that must
+    be unlearned; so are embeddings and the output layer, whose logits start close to uniform (standard deviation 0.4).
+    `layers` is the number of blocks of the stack: the residual stream does not grow with depth.
 
     `glorot` (OpenNMT-py's param_init_glorot) wins over `param_init` for matrices; biases follow `param_init` then too.
 
@@ -54,11 +62,10 @@ def init_weights(model: nn.Module, *, param_init: float = 0.0, glorot: bool = Tr
 
 
 def _std(name: str, inputs: int, layers: int) -> float:
-    if name.endswith("relative_bias"):
-        return 0.0
     if name.endswith(_RESIDUAL_OUTPUTS):
         inputs *= 2 * layers
-    return (_EVEN if name.endswith(_SCORES) else 1.0) / math.sqrt(inputs)
+    factor = next((factor for layer, factor in _FACTORS.items() if layer in name.split(".")), 1.0)
+    return factor / math.sqrt(inputs)
 
 
 def _init_matrix(weight: Tensor, *, param_init: float, glorot: bool, std: float) -> None:

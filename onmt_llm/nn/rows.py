@@ -30,12 +30,12 @@ def change_rows(
         param_init, glorot: How new rows are drawn; see `init_weights`.
     """
 
-    def carry(old: nn.Module, new: nn.Module, rows: Rows) -> None:
-        init_weights(nn.ModuleList([new]), param_init=param_init, glorot=glorot)
+    def carry(name: str, old: nn.Module, new: nn.Module, rows: Rows) -> None:
+        init_weights(nn.ModuleDict({name: new}), param_init=param_init, glorot=glorot)
         kept = [(here, there) for here, there in enumerate(rows) if there is not None]
         here, there = (torch.tensor(side, dtype=torch.long) for side in (zip(*kept, strict=True) if kept else ([], [])))
-        for name, parameter in new.named_parameters():
-            parameter[here] = old.get_parameter(name)[there].to(parameter.dtype)
+        for key, parameter in new.named_parameters():
+            parameter[here] = old.get_parameter(key)[there].to(parameter.dtype)
         like = next(old.parameters(), None)
         if like is not None:
             new.to(device=like.device, dtype=like.dtype)
@@ -43,7 +43,7 @@ def change_rows(
     for stack, rows in ((model.encoder, src), (model.decoder, tgt)):
         if stack is not None and stack.embed_tokens is not None:
             table = TokenEmbedding(len(rows), stack.embed_tokens.embedding_dim)
-            carry(stack.embed_tokens, table, rows)
+            carry("embed_tokens", stack.embed_tokens, table, rows)
             stack.embed_tokens = table
     if model.lm_head is not None:
         bias = model.lm_head.bias is not None
@@ -52,6 +52,6 @@ def change_rows(
             if isinstance(model.lm_head, TiedHead)
             else nn.Linear(config.hidden_size, len(tgt), bias=bias)
         )
-        carry(model.lm_head, head, tgt)
+        carry("lm_head", model.lm_head, head, tgt)
         model.lm_head = head
     model.config = config
