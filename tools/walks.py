@@ -2,11 +2,11 @@
 
     python tools/walks.py [-repository OTHER]
 
-Small models and corpora are made in a temporary folder, the commands are called in this process, and every call of a
-function of ours is recorded while the root function of a walk is active. Counted are the files and functions that are
-entered, how often the first entry of a function lies in another file than the one before (what a reader turns over),
-and the greatest depth. Module bodies, class bodies and comprehensions do not count. `-repository` is another checkout, to
-compare with.
+Small models and corpora are made in a temporary folder, the commands run in this process, and every call of a function
+of the package is recorded while the root function of a walk is active: the files and functions that are entered, how
+often the first call of a function lies in another file than the previous one, and the greatest depth. Module bodies,
+class bodies and comprehensions do not count. A reader who follows one piece of work steps over checks: the functions
+in `STEPPED_OVER` are counted, but what they call is not; `-checks` counts that too. `-repository` is another checkout.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import random
 import sys
@@ -38,6 +39,10 @@ ROOTS = {
 """Where each walk begins: a folder of the package and the qualified name of a function in it; None = at its call."""
 
 
+STEPPED_OVER = {"all_checks", "refuse_damage", "check_files"}
+"""Checks of options and paths before a job, and of files against their manifest."""
+
+
 @dataclass
 class Walk:
     """What a reader passes.
@@ -52,7 +57,7 @@ class Walk:
 
     def row(self) -> str:
         files = [file for file, _ in self.functions]
-        changes = sum(a != b for a, b in zip(files, files[1:], strict=False))
+        changes = sum(a != b for a, b in itertools.pairwise(files))
         return f"{len(set(files))} | {len(files)} | {changes} | {self.depth}"
 
 
@@ -63,9 +68,10 @@ class Recorder:
         package: Folder of the sources.
         root: Folder below it, and qualified name of the function.
         once: Record its first call, or the first value of a generator, only.
+        checks: Follow checks too.
     """
 
-    def __init__(self, package: Path, root: tuple[str, str] | None, *, once: bool) -> None:
+    def __init__(self, package: Path, root: tuple[str, str] | None, *, once: bool, checks: bool) -> None:
         self.walk = Walk()
         self._package = f"{package}/"
         self._root = root
@@ -73,6 +79,8 @@ class Recorder:
         self._stack: list[FrameType] = []
         self._importing = 0
         self._once, self._done = once, False
+        self._stepped_over = set() if checks else STEPPED_OVER
+        self._skipped: FrameType | None = None
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         if event not in ("call", "return") or self._done:
@@ -85,6 +93,11 @@ class Recorder:
             return
         file = code.co_filename.removeprefix(self._package)
         name = getattr(code, "co_qualname", code.co_name)
+        if self._skipped is not None:
+            if event == "return" and frame is self._skipped:
+                self._skipped = None
+                self._stack.pop()
+            return
         if event == "call":
             if self._root and not self._active and file.startswith(self._root[0]) and name == self._root[1]:
                 self._active = frame
@@ -92,6 +105,8 @@ class Recorder:
                 self._stack.append(frame)
                 self.walk.functions.setdefault((file, name))
                 self.walk.depth = max(self.walk.depth, len(self._stack))
+                if code.co_name in self._stepped_over:
+                    self._skipped = frame
         elif self._stack and self._stack[-1] is frame:
             self._stack.pop()
             if frame is self._active:
@@ -110,7 +125,7 @@ class Recorder:
 def make_inputs(folder: Path) -> None:
     """A LLaMA of one layer with a SentencePiece model, conversations, and a YAML that fine-tunes it with LoRA."""
     import sentencepiece
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     draw = random.Random(1)
     words = ["".join(draw.choice("abcdefgh") for _ in range(draw.randint(1, 6))) for _ in range(200)]
@@ -147,7 +162,7 @@ optim: adamw
     )
 
 
-def follow(package: Path, folder: Path) -> Iterator[tuple[str, Walk]]:
+def follow(package: Path, folder: Path, *, checks: bool) -> Iterator[tuple[str, Walk]]:
     """The walks, each in a call of its command."""
     import onmt_llm
     from onmt_llm.cli import convert, release, train
@@ -155,7 +170,7 @@ def follow(package: Path, folder: Path) -> Iterator[tuple[str, Walk]]:
     from onmt_llm.generate.session import ChatSession
 
     def run(name: str, main: Any, *arguments: str, once: bool = False) -> tuple[str, Walk]:
-        with Recorder(package, ROOTS[name], once=once).recording() as walk:
+        with Recorder(package, ROOTS[name], once=once, checks=checks).recording() as walk:
             code = main(list(arguments))
         if code:
             sys.exit(f"{name}: exit code {code}")
@@ -169,7 +184,7 @@ def follow(package: Path, folder: Path) -> Iterator[tuple[str, Walk]]:
         yield run(name, train.main, "-config", config, "-save_model", str(folder / name[:2] / "m"), once=True)
     for name, model in ((c1, base), (c2, ct2)):
         session = ChatSession(onmt_llm.open_engine(model), GenerationConfig(max_length=4), template="vicuna")
-        with Recorder(package, ROOTS[name], once=False).recording() as walk:
+        with Recorder(package, ROOTS[name], once=False, checks=checks).recording() as walk:
             list(session.reply("a bad hedge"))
         yield name, walk
 
@@ -180,12 +195,13 @@ def main() -> None:
     parser.add_argument(
         "-functions", action="store_true", help="print the functions too, in the order of their first call"
     )
+    parser.add_argument("-checks", action="store_true", help="follow checks too")
     arguments = parser.parse_args()
     root = arguments.repository.resolve()
     sys.path.insert(0, str(root))
     with tempfile.TemporaryDirectory() as name:
         make_inputs(Path(name))
-        walks = dict(follow(root / "onmt_llm", Path(name)))
+        walks = dict(follow(root / "onmt_llm", Path(name), checks=arguments.checks))
     print("| walk | files | functions | changes of file | depth |\n|---|--:|--:|--:|--:|")
     for name in sorted(walks):
         print(f"| {name[4:]} | {walks[name].row()} |")
