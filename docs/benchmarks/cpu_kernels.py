@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onmt_llm.nn.attention import Mask, attend
 from onmt_llm.nn.cpu.fused import rms_norm, silu_product
 from onmt_llm.nn.cpu.int8_matmul import int8_linear
+from onmt_llm.nn.layers.attention import Mask, attend
 from onmt_llm.nn.quantized import quantize_rows
 
 

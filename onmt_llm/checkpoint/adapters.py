@@ -16,7 +16,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.errors import CheckpointError
 from onmt_llm.nn import wrap
-from onmt_llm.nn.expand import TWIN
+from onmt_llm.nn.block_expansion import TWIN
 from onmt_llm.nn.lora.init import initial_adapter, removed_product, set_initial, subtract_product
 from onmt_llm.nn.lora.model import add_lora, check_ranks
 from onmt_llm.nn.lora.variant import INITIAL_TENSORS, LoRAVariant

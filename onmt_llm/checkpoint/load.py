@@ -29,8 +29,8 @@ from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn import wrap
+from onmt_llm.nn.block_expansion import add_twins
 from onmt_llm.nn.device import DTYPES
-from onmt_llm.nn.expand import add_twins
 from onmt_llm.nn.lora.model import load_lora_state
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer

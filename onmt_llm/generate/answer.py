@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-
-class StreamDecoder(Protocol):
-    """What `Codec.stream_decoder()` gives: tokens in, text that is final out."""
-
-    def push(self, token: str) -> str: ...
-
-    def flush(self) -> str: ...
+from onmt_llm.text.decoding import StreamDecoder
 
 
 class AnswerText:

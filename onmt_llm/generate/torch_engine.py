@@ -21,12 +21,11 @@ from onmt_llm.generate.lengths import length_penalty, longest_answer
 from onmt_llm.generate.search import greedy as search
 from onmt_llm.generate.search.beam import Beams, beam_search
 from onmt_llm.generate.search.penalties import coverage_penalty
-from onmt_llm.generate.search.state import Decoding, Source, combine, encode_sources, pad_right
+from onmt_llm.generate.search.state import Decoding, PromptIds, combine, encode_sources, pad_right
 from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
 from onmt_llm.log import log_once
 from onmt_llm.nn.cpu.openmp import watch
-from onmt_llm.nn.device import DTYPES, resolve_device
-from onmt_llm.nn.memory import available_memory
+from onmt_llm.nn.device import DTYPES, available_memory, resolve_device
 from onmt_llm.text.features import split_features
 
 if TYPE_CHECKING:
@@ -210,7 +209,7 @@ class TorchEngine:
                 hint="lower beam_size, n_best or batch_size",
             )
 
-    def _source(self, prompt: Sequence[str]) -> Source:
+    def _source(self, prompt: Sequence[str]) -> PromptIds:
         """A prompt as the model takes it: token ids, or rows of token and feature ids."""
         if self.model.config.is_decoder_only:
             return self._codec.vocab.ids(prompt)
@@ -221,7 +220,7 @@ class TorchEngine:
         ids = [vocab.ids(column) for vocab, column in zip(vocabs, columns, strict=True)]
         return list(zip(self._codec.src_vocab.ids(tokens), *ids, strict=True))
 
-    def _start(self, prompts: Sequence[Source], options: GenerationConfig) -> Decoding:
+    def _start(self, prompts: Sequence[PromptIds], options: GenerationConfig) -> Decoding:
         return Decoding(
             self._models,
             prompts,
@@ -231,7 +230,7 @@ class TorchEngine:
         )
 
     def _rules(
-        self, options: GenerationConfig, prompts: Sequence[Source], prefixes: Sequence[Sequence[int]] = ()
+        self, options: GenerationConfig, prompts: Sequence[PromptIds], prefixes: Sequence[Sequence[int]] = ()
     ) -> search.Rules:
         vocab, config = self._codec.vocab, self.model.config
         ratio = 0.0 if config.is_decoder_only else options.max_length_ratio
@@ -249,8 +248,8 @@ class TorchEngine:
         )
 
     def _steps(
-        self, decoding: Decoding, rules: search.Rules, rows: list[search.Row], options: GenerationConfig
-    ) -> Iterator[search.Row]:
+        self, decoding: Decoding, rules: search.Rules, rows: list[search.DecodingRow], options: GenerationConfig
+    ) -> Iterator[search.DecodingRow]:
         pick: search.Pick = search.pick_best
         if options.samples:
             pick = search.pick_random(
@@ -265,7 +264,7 @@ class TorchEngine:
     ) -> list[list[Hypothesis]]:
         """Greedy search or sampling of a batch; `places` are the prompts' places in the whole input."""
         rows = [
-            search.Row(prompt, random=_random(seed, place, n))
+            search.DecodingRow(prompt, random=_random(seed, place, n))
             for prompt, place in enumerate(places)
             for n in range(options.n_best)
         ]
@@ -294,7 +293,7 @@ class TorchEngine:
         return [[self._finished(score, row, options) for score, row in best] for best in found]
 
     def _align(
-        self, sources: Sequence[Source], found: list[list[Hypothesis]], options: GenerationConfig
+        self, sources: Sequence[PromptIds], found: list[list[Hypothesis]], options: GenerationConfig
     ) -> list[list[Hypothesis]]:
         """The answers with their alignments, read off the attention in a second pass over all of them."""
         owners = [source for source, hypotheses in zip(sources, found, strict=True) for _ in hypotheses]
@@ -321,8 +320,8 @@ class TorchEngine:
         return [[next(aligned) for _ in hypotheses] for hypotheses in found]
 
     @torch.inference_mode()
-    def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[search.Row]:
-        rows = [search.Row(0, random=_random(_seed(options), 0, 0))]
+    def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[search.DecodingRow]:
+        rows = [search.DecodingRow(0, random=_random(_seed(options), 0, 0))]
         sources = [self._source(prompt)]
         self._check_lengths(sources)
         yield from self._steps(self._start(sources, options), self._rules(options, sources), rows, options)
@@ -342,7 +341,7 @@ class TorchEngine:
                     break
         yield Delta(text.finish(), 0, "stopped")
 
-    def _read(self, row: search.Row, text: AnswerText, ends: Collection[int]) -> str:
+    def _read(self, row: search.DecodingRow, text: AnswerText, ends: Collection[int]) -> str:
         """Add the row's newest token to its text; end the row at a stop string. Returns the new text."""
         if row.tokens[-1] in ends:
             return text.finish()
@@ -355,7 +354,7 @@ class TorchEngine:
                 row.finish = "stop"
         return new
 
-    def _finished(self, score: float, row: search.Row, options: GenerationConfig) -> Hypothesis:
+    def _finished(self, score: float, row: search.DecodingRow, options: GenerationConfig) -> Hypothesis:
         text, ends = self._answer_text(options), end_ids(self._codec, options)
         ended = bool(row.tokens) and row.tokens[-1] in ends
         for token in row.tokens[:-1] if ended else row.tokens:
@@ -363,7 +362,7 @@ class TorchEngine:
         text.finish()
         return self._hypothesis(row, text, score)
 
-    def _hypothesis(self, row: search.Row, text: AnswerText, score: float) -> Hypothesis:
+    def _hypothesis(self, row: search.DecodingRow, text: AnswerText, score: float) -> Hypothesis:
         tokens = self._codec.vocab.tokens(row.tokens[: text.token_count])
         return Hypothesis(tokens, text.text, score, row.finish or "length")
 

@@ -1,6 +1,8 @@
-"""Devices and number formats: the torch device and the torch dtype that an option's value means."""
+"""Devices, number formats and free memory: the torch device and dtype that an option's value means."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -8,6 +10,7 @@ from onmt_llm.config.model import Dtype
 from onmt_llm.errors import UnsupportedError
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MEMINFO = Path("/proc/meminfo")
 
 
 def resolve_device(device: str, index: int | None = None) -> torch.device:
@@ -27,3 +30,13 @@ def resolve_device(device: str, index: int | None = None) -> torch.device:
             "device cuda needs a CUDA GPU and a torch build with CUDA support, but torch sees none.", hint="-device cpu"
         )
     return torch.device("cuda", index) if device == "cuda" and index is not None else torch.device(device)
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that a process can still use without swapping; None where the system does not report it."""
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None

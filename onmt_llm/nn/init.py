@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from onmt_llm.nn.embeddings import TiedHead
+from onmt_llm.nn.layers.embeddings import TiedHead
 
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
 _FACTORS = {

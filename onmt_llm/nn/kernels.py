@@ -13,8 +13,8 @@ from torch.backends import cuda
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.nn.feed_forward import FeedForward
-from onmt_llm.nn.norms import RMSNorm
+from onmt_llm.nn.layers.feed_forward import FeedForward
+from onmt_llm.nn.layers.norms import RMSNorm
 from onmt_llm.optional import require
 
 _POSITIONS = 128

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from onmt_llm.config.model import FeatureConfig, ModelConfig
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.nn.attention import (
+from onmt_llm.nn.activations.offload import Offload
+from onmt_llm.nn.activations.recompute import recompute
+from onmt_llm.nn.cpu.dropout import dropout
+from onmt_llm.nn.kv_cache import KVCache
+from onmt_llm.nn.layers.attention import (
     Alignment,
     Attention,
     Mask,
@@ -25,14 +29,11 @@ from onmt_llm.nn.attention import (
     relative_bias,
     same_document,
 )
-from onmt_llm.nn.block import Block
-from onmt_llm.nn.cache import KVCache
-from onmt_llm.nn.cpu.dropout import dropout
-from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding, add_noise
-from onmt_llm.nn.feed_forward import FeedForward
-from onmt_llm.nn.norms import build_norm
-from onmt_llm.nn.offload import Offload
-from onmt_llm.nn.positions import (
+from onmt_llm.nn.layers.block import Block
+from onmt_llm.nn.layers.embeddings import TiedHead, TokenEmbedding, add_noise
+from onmt_llm.nn.layers.feed_forward import FeedForward
+from onmt_llm.nn.layers.norms import build_norm
+from onmt_llm.nn.layers.positions import (
     Positions,
     PositionTable,
     build_rotary_table,
@@ -41,7 +42,6 @@ from onmt_llm.nn.positions import (
     packed,
     relative_index,
 )
-from onmt_llm.nn.recompute import recompute
 
 
 class Stack(nn.Module):

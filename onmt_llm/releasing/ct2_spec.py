@@ -16,7 +16,7 @@ from ctranslate2 import specs
 from ctranslate2.specs import common_spec
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.positions import build_sinusoidal_table
+from onmt_llm.nn.layers.positions import build_sinusoidal_table
 from onmt_llm.releasing.ct2_weights import BYTES, SpecVariable, stored_type
 
 _ACTIVATIONS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onmt_llm.config.model import ModelConfig, RopeConfig
-from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")

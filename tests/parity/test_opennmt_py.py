@@ -29,7 +29,7 @@ from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.compat.opennmt_table import read_options
 from onmt_llm.config.model import FeatureConfig, ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
-from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.training.setup.start import open_start
 

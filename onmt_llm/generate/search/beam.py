@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from onmt_llm.generate.search.greedy import Row, Rules
+from onmt_llm.generate.search.greedy import DecodingRow, Rules
 from onmt_llm.generate.search.penalties import real_tokens
 from onmt_llm.generate.search.sampling import top_k
 from onmt_llm.generate.search.state import Decoding
@@ -52,11 +52,11 @@ class Beams:
 class _Found:
     """What one prompt's search has found."""
 
-    ended: list[tuple[float, Row]] = field(default_factory=list)
+    ended: list[tuple[float, DecodingRow]] = field(default_factory=list)
     best_per_token: float = -math.inf
 
 
-def beam_search(decoding: Decoding, *, beams: Beams, rules: Rules) -> list[list[tuple[float, Row]]]:
+def beam_search(decoding: Decoding, *, beams: Beams, rules: Rules) -> list[list[tuple[float, DecodingRow]]]:
     """Search the best answers of a batch, one row a prompt.
 
     Returns:
@@ -87,7 +87,7 @@ class _BeamSearch:
             real_BS = real_tokens(decoding.source_lengths, decoding.device)
             self.coverage = _Coverage(beams.coverage_penalty, real_BS)
 
-    def run(self) -> list[list[tuple[float, Row]]]:
+    def run(self) -> list[list[tuple[float, DecodingRow]]]:
         while self.prompts:
             if self.coverage is not None:
                 assert self.decoding.attention_RS is not None, "a coverage penalty needs a decoding with attention"
@@ -158,7 +158,7 @@ class _BeamSearch:
             for beam, reason in enumerate(ended[place]):
                 if reason is None or log_probs[place][beam] == -math.inf:
                     continue
-                row = Row(self.prompts[place], tokens[place, beam].tolist(), log_probs[place][beam])
+                row = DecodingRow(self.prompts[place], tokens[place, beam].tolist(), log_probs[place][beam])
                 row.finish = "stop" if reason == "stop" else "length"
                 found.ended.append((scores[place][beam], row))
                 # OpenNMT-py's length here counts the start token, and one more.

@@ -9,21 +9,20 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from onmt_llm.generate.engine import FinishReason
 from onmt_llm.generate.search import sampling
 from onmt_llm.generate.search.state import Decoding
 
-FinishReason = Literal["stop", "length"]
-Pick = Callable[[Tensor, Sequence["Row"]], "list[int]"]
+Pick = Callable[[Tensor, Sequence["DecodingRow"]], "list[int]"]
 Histories = Callable[[], Sequence[Sequence[int]]]
 
 
 @dataclass
-class Row:
+class DecodingRow:
     """One hypothesis.
 
     Attributes:
@@ -110,7 +109,7 @@ class Rules:
         return [prefix[length] if length < len(prefix) else -1 for prefix in prefixes]
 
 
-def pick_best(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:
+def pick_best(logits_RV: Tensor, rows: Sequence[DecodingRow]) -> list[int]:
     """Greedy search: the best token of each row."""
     return [int(i) for i in logits_RV.argmax(dim=-1).tolist()]
 
@@ -118,18 +117,18 @@ def pick_best(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:
 def pick_random(*, temperature: float, top_k: int, top_p: float) -> Pick:
     """Sampling: temperature, then top-k, then top-p, then a draw with the row's own random number."""
 
-    def pick(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:
+    def pick(logits_RV: Tensor, rows: Sequence[DecodingRow]) -> list[int]:
         logits_RV = sampling.keep_top_k(sampling.sharpen(logits_RV, temperature), top_k)
         return sampling.draw(sampling.keep_top_p(logits_RV, top_p), [uniform(row) for row in rows])
 
-    def uniform(row: Row) -> float:
+    def uniform(row: DecodingRow) -> float:
         assert row.random is not None, "a row that is sampled needs random numbers"
         return row.random.random()
 
     return pick
 
 
-def sample(decoding: Decoding, rows: list[Row], *, rules: Rules, pick: Pick) -> Iterator[Row]:
+def sample(decoding: Decoding, rows: list[DecodingRow], *, rules: Rules, pick: Pick) -> Iterator[DecodingRow]:
     """Decode every row on its own, and yield it each time it has got a token.
 
     The caller may set `row.finish` when it gets the row, and so end it; closing the iterator ends everything.
@@ -165,5 +164,5 @@ def sample(decoding: Decoding, rows: list[Row], *, rules: Rules, pick: Pick) -> 
             decoding.step([row.tokens[-1] for row in rows])
 
 
-def _histories(rows: Sequence[Row]) -> list[list[int]]:
+def _histories(rows: Sequence[DecodingRow]) -> list[list[int]]:
     return [row.tokens for row in rows]

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from onmt_llm.nn.transformer import Transformer
 
-Source = Sequence[int] | Sequence[tuple[int, ...]]
+PromptIds = Sequence[int] | Sequence[tuple[int, ...]]
 """Token ids; of a model with source features, each with the ids of its features."""
 
 
@@ -46,7 +46,7 @@ class Decoding:
     def __init__(
         self,
         models: Sequence[Transformer],
-        prompts: Sequence[Source],
+        prompts: Sequence[PromptIds],
         *,
         start_id: int | None = None,
         average_probabilities: bool = False,
@@ -103,7 +103,7 @@ def combine(logits: Sequence[Tensor], *, average_probabilities: bool) -> Tensor:
 class _Part:
     """One model of the batch."""
 
-    def __init__(self, model: Transformer, prompts: Sequence[Source], start_id: int | None) -> None:
+    def __init__(self, model: Transformer, prompts: Sequence[PromptIds], start_id: int | None) -> None:
         self._model = model
         self._device = next(model.parameters()).device
         self._mask_BS: Tensor | None = None
@@ -138,18 +138,20 @@ class _Part:
         if self._mask_BS is not None:
             self._mask_BS = self._mask_BS[idx_B]
 
-    def _pad_left(self, prompts: Sequence[Source]) -> tuple[Tensor, Tensor]:
+    def _pad_left(self, prompts: Sequence[PromptIds]) -> tuple[Tensor, Tensor]:
         longest = max(map(len, prompts))
         left_pad = [longest - len(prompt) for prompt in prompts]
         ids = [[0] * pad + list(prompt) for pad, prompt in zip(left_pad, prompts, strict=True)]
         return torch.tensor(ids, device=self._device), torch.tensor(left_pad, device=self._device)
 
-    def _encode(self, sources: Sequence[Source]) -> Tensor:
+    def _encode(self, sources: Sequence[PromptIds]) -> Tensor:
         memory_BSD, self._mask_BS = encode_sources(self._model, sources, self._device)
         return memory_BSD
 
 
-def encode_sources(model: Transformer, sources: Sequence[Source], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def encode_sources(
+    model: Transformer, sources: Sequence[PromptIds], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
     """The memory of sources, and True where one has a token (None = everywhere)."""
     src, mask_BS = pad_right(sources, device)
     if not model.config.src_features:
@@ -157,7 +159,7 @@ def encode_sources(model: Transformer, sources: Sequence[Source], device: torch.
     return model.encode(src[..., 0], mask_BS, features_BSF=src[..., 1:]), mask_BS
 
 
-def pad_right(rows: Sequence[Source], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def pad_right(rows: Sequence[PromptIds], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Token ids side by side, and True where one is real (None = everywhere: no mask is faster than an empty one)."""
     longest = max(map(len, rows))
     fill: Any = (0,) * len(rows[0][0]) if rows[0] and isinstance(rows[0][0], tuple) else 0

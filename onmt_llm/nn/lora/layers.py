@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onmt_llm.nn.embeddings import TokenEmbedding
+from onmt_llm.nn.activations.recompute import recompute
+from onmt_llm.nn.layers.embeddings import TokenEmbedding
 from onmt_llm.nn.quantized import linear_weight
-from onmt_llm.nn.recompute import recompute
 
 
 class LoRALinear(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.nn import wrap
-from onmt_llm.nn.embeddings import TokenEmbedding
-from onmt_llm.nn.expand import twins
+from onmt_llm.nn.block_expansion import twins
+from onmt_llm.nn.layers.embeddings import TokenEmbedding
 from onmt_llm.nn.lora.dora import DoRAEmbedding, DoRALinear
 from onmt_llm.nn.lora.init import add_initial_buffers
 from onmt_llm.nn.lora.layers import LoRAEmbedding, LoRALayer, LoRALinear

@@ -21,9 +21,9 @@ from onmt_llm.config.training.safety import SafetyConfig
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import log_once, logger
-from onmt_llm.nn.expand import twin_state
+from onmt_llm.nn.block_expansion import twin_state
+from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.lora.model import lora_state
-from onmt_llm.nn.memory import available_memory
 from onmt_llm.output_checks import check_space
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.checkpointing.background import Background

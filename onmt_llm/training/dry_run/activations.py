@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.config.train import TrainConfig
+from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.nn.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer, set_dropout
 from onmt_llm.training.optim.precision import Precision, hold_trained_in_float32
 from onmt_llm.training.setup.model import Layers, adapt

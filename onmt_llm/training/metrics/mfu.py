@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from onmt_llm.data.batching.batch import Batch
-from onmt_llm.nn.expand import TwinBlock
+from onmt_llm.nn.block_expansion import TwinBlock
 from onmt_llm.nn.transformer import Stack, Transformer
 from onmt_llm.training.host_memory import peak_memory
 from onmt_llm.training.losses.cross_entropy import IGNORE, output_parameters

@@ -7,7 +7,7 @@ from onmt_llm.config.checkpoint import ExpansionSpec
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.training.adapters import ExpandConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.nn.expand import deeper
+from onmt_llm.nn.block_expansion import deeper
 
 
 def resolve_expansion(

@@ -20,14 +20,14 @@ from onmt_llm.config.training.adapters import LoraConfig, QuantConfig
 from onmt_llm.config.training.performance import PerformanceConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
+from onmt_llm.nn.activations.recompute import set_recomputed
+from onmt_llm.nn.block_expansion import add_twins, freeze_all_but, new_blocks, stack_blocks
 from onmt_llm.nn.cpu import int8_matmul as int8_products
-from onmt_llm.nn.expand import add_twins, freeze_all_but, new_blocks, stack_blocks
+from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.kernels import resolve_kernels, use_liger
 from onmt_llm.nn.lora.model import freeze_all_but_lora
-from onmt_llm.nn.memory import available_memory
 from onmt_llm.nn.quantized import QUANT_TYPES, set_int8_products
-from onmt_llm.nn.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_offload
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require

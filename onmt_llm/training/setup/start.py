@@ -24,7 +24,7 @@ from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms import added_tokens, tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError, Problem, raise_problems
 from onmt_llm.log import logger
-from onmt_llm.nn.expand import deeper
+from onmt_llm.nn.block_expansion import deeper
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.new_vocab import no_vocabulary, padded, padded_to, read_frequent, with_specials
 from onmt_llm.text.templates.builtin import TEMPLATES

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onmt_llm.config.data import EmbeddingsConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
-from onmt_llm.nn.rows import Rows, change_rows
+from onmt_llm.nn.resize_embeddings import RowMapping, resize_embeddings
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.text.placeholders import unescape
 from onmt_llm.text.vocab import Vocab
@@ -24,13 +24,13 @@ def update_vocabulary(model: Transformer, start: Start, *, param_init: float, gl
         return
     old_src, old_tgt = start.before.sides
     tgt, src = _rows(old_tgt, start.vocab), _rows(old_src, start.src_vocab or start.vocab)
-    change_rows(model, start.model, tgt=tgt, src=src, param_init=param_init, glorot=glorot)
+    resize_embeddings(model, start.model, tgt=tgt, src=src, param_init=param_init, glorot=glorot)
     for side, rows in (("target", tgt), ("source", src)) if start.src_vocab is not None else (("shared", tgt),):
         kept = sum(row is not None for row in rows)
         logger.info("update_vocab: %s vocabulary: %d rows kept, %d new.", side, kept, len(rows) - kept)
 
 
-def _rows(old: Vocab, new: Vocab) -> Rows:
+def _rows(old: Vocab, new: Vocab) -> RowMapping:
     ids = {token: id_ for id_, token in enumerate(old)}
     return [ids.get(token) for token in new]
 

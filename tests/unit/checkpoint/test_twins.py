@@ -19,7 +19,7 @@ from onmt_llm.config.checkpoint import ExpansionSpec
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import CheckpointError
 from onmt_llm.generate.open import open_engine
-from onmt_llm.nn.expand import twin_state, twins
+from onmt_llm.nn.block_expansion import twin_state, twins
 from onmt_llm.nn.quantized import Int8Linear
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release

@@ -44,7 +44,7 @@ def build(config: ModelConfig, seed: int = 0) -> Transformer:
 
 
 def greedy(model: Transformer, prompts: list[list[int]], max_length: int = 12, **rules: object) -> list[list[int]]:
-    rows = [search.Row(prompt) for prompt in range(len(prompts))]
+    rows = [search.DecodingRow(prompt) for prompt in range(len(prompts))]
     decoding = Decoding([model], prompts, start_id=1)
     rule = search.Rules((END,), [max_length] * len(prompts), **rules)  # type: ignore[arg-type]
     for _ in search.sample(decoding, rows, rules=rule, pick=search.pick_best):
@@ -71,7 +71,7 @@ def test_samples_do_not_depend_on_neighbours() -> None:
     model = build(LLAMA)
 
     def sample(places: list[int]) -> dict[int, list[int]]:
-        rows = [search.Row(i, random=Random(f"7/{place}")) for i, place in enumerate(places)]
+        rows = [search.DecodingRow(i, random=Random(f"7/{place}")) for i, place in enumerate(places)]
         decoding = Decoding([model], [PROMPTS[place] for place in places])
         pick = search.pick_random(temperature=1.5, top_k=10, top_p=0.9)
         for _ in search.sample(decoding, rows, rules=search.Rules((END,), [10] * len(places)), pick=pick):
@@ -96,7 +96,7 @@ def test_rules_hold() -> None:
 
 def test_a_row_that_the_caller_ends_leaves_the_others_alone() -> None:
     model = build(LLAMA)
-    rows = [search.Row(prompt) for prompt in range(3)]
+    rows = [search.DecodingRow(prompt) for prompt in range(3)]
     decoding = Decoding([model], PROMPTS)
     for row in search.sample(decoding, rows, rules=search.Rules((), [6] * 3), pick=search.pick_best):
         if row.prompt == 1 and len(row.tokens) == 2:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onmt_llm.nn.attention import Mask, attend
 from onmt_llm.nn.cpu.dropout import add_dropped, dropout, relu_dropped
+from onmt_llm.nn.layers.attention import Mask, attend
 
 RATES = [0.1, 0.5, 0.999]
 ZERO = torch.zeros(())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onmt_llm.nn.cpu import fused
-from onmt_llm.nn.norms import RMSNorm
+from onmt_llm.nn.layers.norms import RMSNorm
 
 EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-9}, {"rtol": 1.6e-2, "atol": 2e-2}
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onmt_llm.nn.attention import Mask, attend
 from onmt_llm.nn.cpu import tiled_attention as tiled
+from onmt_llm.nn.layers.attention import Mask, attend
 
 H = 8
 # (rows, heads, key heads, positions): grouped and not, shorter and longer than a tile, an odd end

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from onmt_llm.errors import UnsupportedError
+from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.nn.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.setup import compile as compiling
 from onmt_llm.training.setup.compile import compile_blocks, timed

@@ -16,7 +16,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import CheckpointError, ConfigError
-from onmt_llm.nn.expand import add_twins, freeze_all_but, new_blocks, stack_blocks
+from onmt_llm.nn.block_expansion import add_twins, freeze_all_but, new_blocks, stack_blocks
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.job import plan

@@ -8,29 +8,35 @@ import torch
 from torch import nn
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.embeddings import TiedHead, TokenEmbedding
 from onmt_llm.nn.init import init_weights
+from onmt_llm.nn.layers.embeddings import TiedHead, TokenEmbedding
 from onmt_llm.nn.transformer import Transformer
 
-Rows = Sequence[int | None]
+RowMapping = Sequence[int | None]
 """For each row of a new table, the row of the old one that it takes over; None = drawn anew."""
 
 
 @torch.no_grad()
-def change_rows(
-    model: Transformer, config: ModelConfig, *, tgt: Rows, src: Rows, param_init: float = 0.0, glorot: bool = False
+def resize_embeddings(
+    model: Transformer,
+    config: ModelConfig,
+    *,
+    tgt: RowMapping,
+    src: RowMapping,
+    param_init: float = 0.0,
+    glorot: bool = False,
 ) -> None:
     """Give a model, in place, the embeddings and the output layer of other vocabularies.
 
     Args:
         model: Before anything wraps its layers.
         config: Its shape with the new sizes.
-        tgt: Rows of the decoder's embedding and of the output layer.
-        src: Rows of the encoder's embedding, where it has its own.
+        tgt: RowMapping of the decoder's embedding and of the output layer.
+        src: RowMapping of the encoder's embedding, where it has its own.
         param_init, glorot: How new rows are drawn; see `init_weights`.
     """
 
-    def carry(name: str, old: nn.Module, new: nn.Module, rows: Rows) -> None:
+    def carry(name: str, old: nn.Module, new: nn.Module, rows: RowMapping) -> None:
         init_weights(nn.ModuleDict({name: new}), param_init=param_init, glorot=glorot)
         kept = [(here, there) for here, there in enumerate(rows) if there is not None]
         here, there = (torch.tensor(side, dtype=torch.long) for side in (zip(*kept, strict=True) if kept else ([], [])))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.lora.variant import LoRAVariant
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.nn.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer, set_dropout
 
 BASE = dict(vocab_size=50, hidden_size=32, heads=4, ffn_size=48, decoder_layers=2)

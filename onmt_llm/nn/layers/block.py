@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.attention import Alignment, Attention, Mask
-from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.activations.recompute import recompute
 from onmt_llm.nn.cpu.dropout import add_dropped
-from onmt_llm.nn.feed_forward import FeedForward
-from onmt_llm.nn.norms import build_norm
-from onmt_llm.nn.recompute import recompute
+from onmt_llm.nn.kv_cache import KVCache
+from onmt_llm.nn.layers.attention import Alignment, Attention, Mask
+from onmt_llm.nn.layers.feed_forward import FeedForward
+from onmt_llm.nn.layers.norms import build_norm
 
 
 class Block(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from onmt_llm.nn.cache import KVCache
+from onmt_llm.nn.kv_cache import KVCache
 
 
 def kv(length: int, batch: int = 2, seed: int = 0) -> torch.Tensor:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn import wrap
-from onmt_llm.nn.attention import Alignment, Attention, Mask
-from onmt_llm.nn.block import Block
+from onmt_llm.nn.layers.attention import Alignment, Attention, Mask
+from onmt_llm.nn.layers.block import Block
 from onmt_llm.nn.transformer import Transformer
 
 ExpansionType = Literal["concat", "stack"]

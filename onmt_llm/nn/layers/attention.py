@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.cache import KVCache
 from onmt_llm.nn.cpu.dropout import attend_dropped
 from onmt_llm.nn.cpu.dropout import dropout as drop
 from onmt_llm.nn.cpu.tiled_attention import Tile, attend_tiled, causal_tiles, limited_tiles, minus_inf, torch_is_faster
-from onmt_llm.nn.norms import build_head_norm
-from onmt_llm.nn.positions import Positions, alibi_bias, alibi_bias_falcon, alibi_slopes, rotate
+from onmt_llm.nn.kv_cache import KVCache
+from onmt_llm.nn.layers.norms import build_head_norm
+from onmt_llm.nn.layers.positions import Positions, alibi_bias, alibi_bias_falcon, alibi_slopes, rotate
 
 _CPU_HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
 

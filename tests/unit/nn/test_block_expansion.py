@@ -11,8 +11,7 @@ from torch import Tensor
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.nn.cache import KVCache
-from onmt_llm.nn.expand import (
+from onmt_llm.nn.block_expansion import (
     add_twins,
     deeper,
     freeze_all_but,
@@ -23,6 +22,7 @@ from onmt_llm.nn.expand import (
     twins,
 )
 from onmt_llm.nn.init import init_weights
+from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.lora.model import without_adapters
 from onmt_llm.nn.quantized import Int8Linear, quantize
 from onmt_llm.nn.transformer import Transformer

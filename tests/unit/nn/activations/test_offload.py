@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn import offload
-from onmt_llm.nn.recompute import set_recomputed
+from onmt_llm.nn.activations import offload
+from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer, set_dropout, set_offload
 
 LLAMA = dict(kv_heads=2, norm="rmsnorm", ffn_gated=True, activation="silu", position="rotary")
