@@ -54,11 +54,10 @@ COMMANDS = {
         "-config FILE [-OPTION VALUE ...]",
         (
             *("data", "save_model", "train_from", "src_vocab", "tgt_vocab", "transforms", "src_subword_model"),
-            *("batch_size", "batch_type", "learning_rate", "train_steps", "save_checkpoint_steps", "lora_layers"),
+            *("batch_size", "learning_rate", "train_steps", "save_checkpoint_steps", "lora_layers"),
         ),
         (
             ("-config run.yaml -dry_run", "check everything first"),
-            ("-config run.yaml", "train"),
             ("-config run.yaml -train_from auto", "go on with it"),
         ),
     ),

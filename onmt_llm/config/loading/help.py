@@ -101,7 +101,6 @@ def _first_page(manual: Manual, columns: int) -> Iterator[str]:
     if others:
         yield from _wrapped(f"and of transforms: {', '.join(others)}", columns, indent="  ")
     if command.examples:
-        yield ""
         yield "examples:"
         for line, what in command.examples:
             yield from _row(f"{manual.prog} {line}", f"# {what}", columns, column=columns)
