@@ -1,7 +1,6 @@
-"""The architecture of a model: the only configuration that travels into `nn` and into a checkpoint's tensors.
+"""`ModelConfig`, the architecture of a model: the only options that `nn` knows, stored in every checkpoint.
 
-Values are words, never sentinels. OpenNMT-py's names and sentinels (`max_relative_positions: -1` ...) are translated in
-`aliases.py` and nowhere else.
+Values are words, never sentinels: `config.compat` translates OpenNMT-py's (`max_relative_positions: -1` ...).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Names of OpenNMT-py's and other toolkits' options: what they are called here, and why some are not.
+"""Tables of options of OpenNMT-py and other toolkits: renamed, ignored and removed ones.
 
-Tables alone; `aliases.translate` applies them.
+`compat.translate` applies them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RENAMED = {
     "roles_to_train": "train_roles",
     "train_on_eot": "train_on_eos",
 }
-"""Same meaning, other name."""
+"""Options with the same meaning under another name."""
 
 OF_OTHER_TOOLKITS = {
     "beam",
@@ -46,7 +46,7 @@ OF_OTHER_TOOLKITS = {
     "fp32",
     "int8",
 }
-"""Those of `RENAMED` and `RETIRED` that do not tell that a file was written for OpenNMT-py."""
+"""Names in `RENAMED` and `RETIRED` that do not show that a file was written for OpenNMT-py."""
 
 CORPUS_RENAMED = {
     "field_messages": "messages_key",
@@ -61,11 +61,11 @@ CORPUS_RENAMED = {
     "roles_to_train": "train_roles",
     "train_on_eot": "train_on_eos",
 }
-"""Axolotl's names of options of a corpus; its `message_property_mappings` holds `role` and `content`."""
+"""Axolotl's names of corpus options; its `message_property_mappings` contains `role` and `content`."""
 
 IGNORED = {
-    "rotary_interleave": "checkpoints hold one rotary layout; converters permute on the way in and out",
-    "apex_opt_level": "mixed precision is chosen by model_dtype",
+    "rotary_interleave": "checkpoints have one rotary layout; converters permute the weights",
+    "apex_opt_level": "model_dtype selects mixed precision",
     "generator_function": "the output layer is a softmax",
     "gpu_backend": "the backend follows the device",
     "gpu_verbose_level": "every rank logs warnings",
@@ -74,30 +74,30 @@ IGNORED = {
     "parallel_mode": "one process serves the model; CTranslate2 and torchrun parallelise it",
     "save_format": "checkpoints are directories of safetensors",
     "nshards": "weights are written tensor by tensor, into files of at most `shard_size`",
-    "decoder_bos": "the checkpoint knows its own start token",
-    "num_experts_per_tok": "mixtures of experts are not built yet",
-    "attn_debug": "attention is not printed; report_align writes the word alignments that it implies",
-    "align_debug": "attention is not printed; report_align writes the word alignments that it implies",
+    "decoder_bos": "the start token is stored in the checkpoint",
+    "num_experts_per_tok": "mixtures of experts are not supported yet",
+    "attn_debug": "attention is not printed; report_align writes word alignments",
+    "align_debug": "attention is not printed; report_align writes word alignments",
     "bucket_size_init": "all buckets have bucket_size examples",
     "bucket_size_increment": "all buckets have bucket_size examples",
-    "data_type": "data are text",
-    "model_type": "data are text",
-    "dump_transforms": "checkpoints hold the tokeniser, in their config.yaml",
-    "exp": "the Crayon server that it logged to is gone; tensorboard: true logs to files",
-    "exp_host": "the Crayon server that it logged to is gone; tensorboard: true logs to files",
+    "data_type": "all data are text",
+    "model_type": "all data are text",
+    "dump_transforms": "the tokeniser is stored in the checkpoint's config.yaml",
+    "exp": "Crayon no longer exists; tensorboard: true logs to files",
+    "exp_host": "Crayon no longer exists; tensorboard: true logs to files",
     "gold_align": "report_align with tgt and tgt_file_prefix aligns given targets",
-    "group_size": "AWQ weights are not read; quant_type names the formats that are",
-    "w_bit": "AWQ weights are not read; quant_type names the formats that are",
-    "log_file_level": "log_file holds what the console shows",
-    "profile": "any profiler can run the command: py-spy, or python -m cProfile",
-    "report_time": "progress is logged with its speed",
-    "save_config": "-print_config prints the resolved configuration, which can be fed back",
-    "src_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong leaves long examples out",
-    "tgt_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong leaves long examples out",
+    "group_size": "AWQ weights are not supported; quant_type lists the supported formats",
+    "w_bit": "AWQ weights are not supported; quant_type lists the supported formats",
+    "log_file_level": "log_file receives the same messages as the console",
+    "profile": "use any profiler: py-spy, or python -m cProfile",
+    "report_time": "the speed is always logged",
+    "save_config": "-print_config prints the resolved configuration as YAML",
+    "src_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong drops long examples",
+    "tgt_seq_length_trunc": "OpenNMT-py 3 does not use it either; filtertoolong drops long examples",
     "timeout": "torchrun and the backend set time limits",
-    "vocab_sample_queue_size": "processes are kept busy by themselves",
+    "vocab_sample_queue_size": "worker processes need no queue size",
 }
-"""Keys that change nothing here: accepted with a note that says why."""
+"""Options without effect here: accepted, with a note that says why."""
 
 RETIRED = {
     "copy_attn": "copy attention is retired; use `replace_unk` or placeholders",
@@ -109,7 +109,7 @@ RETIRED = {
     "bridge": "the RNN bridge is retired",
     "cnn_kernel_width": "CNN models are retired; use a Transformer",
     "n_edge_types": "GGNN models are retired; use a Transformer",
-    "aan_useffn": "average attention is retired; use scaled-dot attention, which a cache makes as fast",
+    "aan_useffn": "average attention is retired; use scaled-dot attention, which is as fast with a key/value cache",
     "n_node": "GGNN models are retired; use a Transformer",
     "n_steps": "GGNN models are retired; use a Transformer",
     "src_ggnn_size": "GGNN models are retired; use a Transformer",
@@ -124,16 +124,16 @@ RETIRED = {
     "lambda_coverage": "coverage attention belonged to the RNN decoder, which is retired",
     "global_attention_function": "RNN attention is retired; use a Transformer",
     "truncated_decoder": "truncated back-propagation belonged to the RNN decoder, which is retired",
-    "single_pass": "the length of a run is that of its updates; use `train_steps`",
-    "pre_word_vecs_enc": "it named a pickled tensor; use `src_embeddings` with the text file it was made of",
-    "pre_word_vecs_dec": "it named a pickled tensor; use `tgt_embeddings` with the text file it was made of",
-    "dump_beam": "the beam is not written; use `n_best` with `with_score`",
+    "single_pass": "runs are measured in updates; use `train_steps`",
+    "pre_word_vecs_enc": "it named a pickled tensor; use `src_embeddings` with the original text file",
+    "pre_word_vecs_dec": "it named a pickled tensor; use `tgt_embeddings` with the original text file",
+    "dump_beam": "the beam cannot be written; use `n_best` with `with_score`",
     "fp32": "it is deprecated in OpenNMT-py too; use `precision: fp32`",
     "int8": "it is deprecated in OpenNMT-py too; use `precision: int8`",
 }
-"""OpenNMT-py options whose feature is gone: an error that says so, unless the value asks for nothing."""
+"""Options of features that no longer exist: an error, unless the value switches the feature off."""
 
-ASKS_NOTHING: dict[str, Any] = {
+RETIRED_DEFAULTS: dict[str, Any] = {
     "rnn_type": "LSTM",
     "copy_attn_type": "general",
     "global_attention": "general",
@@ -147,4 +147,4 @@ ASKS_NOTHING: dict[str, Any] = {
     "bidir_edges": True,
     "bridge_extra_node": True,
 }
-"""Defaults of options in `RETIRED`: what OpenNMT-py writes into every saved configuration."""
+"""Defaults of options in `RETIRED`, which OpenNMT-py writes into every saved configuration; not an error either."""

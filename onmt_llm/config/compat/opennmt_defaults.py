@@ -1,12 +1,12 @@
-"""Defaults of OpenNMT-py 3.5.1 that are others here: what a YAML in its names means differently by leaving out."""
+"""Defaults of OpenNMT-py 3.5.1 that differ from ours, and the note about them for a YAML file written for it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from onmt_llm.config.compat import translate as aliases
 from onmt_llm.config.compat.names import OF_OTHER_TOOLKITS
+from onmt_llm.config.compat.translate import known_names
 
 DIFFERENT: dict[str, tuple[Any, str]] = {
     "encoder_type": ("rnn", ""),
@@ -31,47 +31,48 @@ DIFFERENT: dict[str, tuple[Any, str]] = {
     "same_char": (False, "same_char"),
     "same_word": (False, "same_word"),
 }
-"""Its options whose default changes what is trained: that default, and our leaf (none: a Transformer in any case)."""
+"""Options whose different default changes what is trained: OpenNMT-py's default, and our option (empty: always a
+Transformer)."""
 
-_NEW_MODEL = {"encoder_type", "decoder_type", "enc_layers", "dec_layers", "enc_hid_size", "position_encoding"}
-_NEW_MODEL |= {"param_init", "src_vocab_size", "tgt_vocab_size"}
-_ITS_SIGNS = {"world_size", "gpu_ranks"}
+_ONLY_FOR_NEW_MODELS = {"encoder_type", "decoder_type", "enc_layers", "dec_layers", "enc_hid_size", "position_encoding"}
+_ONLY_FOR_NEW_MODELS |= {"param_init", "src_vocab_size", "tgt_vocab_size"}
+_OPENNMT_GPU_OPTIONS = {"world_size", "gpu_ranks"}
 
 
-def in_its_names(user: Collection[str], own: Collection[str]) -> bool:
-    """Whether keys hold one that only OpenNMT-py has, or its way to name GPUs.
+def is_for_opennmt(user: Collection[str], own: Collection[str]) -> bool:
+    """Whether a configuration was written for OpenNMT-py: it has options that only OpenNMT-py has.
 
     Args:
-        user: Keys as written.
-        own: Our options.
+        user: Option names as written.
+        own: Our option names.
     """
     return any(
-        key in _ITS_SIGNS or (key in aliases.known_names() and key not in own and key not in OF_OTHER_TOOLKITS)
+        key in _OPENNMT_GPU_OPTIONS or (key in known_names() and key not in own and key not in OF_OTHER_TOOLKITS)
         for key in user
     )
 
 
-def left_out(written: Collection[str], values: Mapping[str, Any]) -> str | None:
-    """One sentence on the options that are left out and have another default in OpenNMT-py; None if there are none.
+def differing_defaults(written: Collection[str], values: Mapping[str, Any]) -> str | None:
+    """A note about the options that are not set and have another default in OpenNMT-py; None if there are none.
 
     Args:
-        written: Our leaves, and the user's keys, that were given.
-        values: The job's leaves.
+        written: The options that are set, in our names and in the user's.
+        values: All options of the job.
     """
     listed, new_model = [], not values["train_from"] or (values["train_from"] == "auto" and not values["init_from"])
     for name, (theirs, leaf) in DIFFERENT.items():
         here = values.get(leaf) if leaf else "transformer"
-        skipped = name in _NEW_MODEL and not new_model
+        skipped = name in _ONLY_FOR_NEW_MODELS and not new_model
         if skipped or name in written or leaf in written or not _matters(name, values) or here == theirs:
             continue
         listed.append(f"{name} {_shown(theirs)} ({_shown(here)} here)")
     if not listed:
         return None
-    return f"Options of OpenNMT-py that are left out, and have another default there: {', '.join(listed)}."
+    return f"Options that are not set and have another default in OpenNMT-py: {', '.join(listed)}."
 
 
 def _matters(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether an option means something beside the others."""
+    """Whether an option has an effect, given the others."""
     decay = values["decay_method"]
     return {
         "encoder_type": values["encoder_layers"] > 0,
@@ -86,7 +87,7 @@ def _matters(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML has it."""
+    """A value in YAML syntax."""
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
     return (

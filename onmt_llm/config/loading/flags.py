@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onmt_llm.config.compat import translate as aliases
+from onmt_llm.config.compat.translate import inert_names, known_names
 from onmt_llm.config.loading.help import Manual, show, width
 from onmt_llm.config.schema import Leaf
 from onmt_llm.errors import ConfigError, Problem
@@ -69,7 +69,7 @@ def normalise(
 
 
 def _unknown_flag(flag: str, name: str, known: Collection[str], prog: str) -> Problem:
-    guess = nearest(name, set(known) - aliases.idle_names())
+    guess = nearest(name, set(known) - inert_names())
     close = f": did you mean '-{guess}'?" if guess else "."
     return Problem(f"'{flag}' is not an option of {prog}{close}", hint=f"{prog} -help lists them all")
 
@@ -113,7 +113,7 @@ def parse(
         ConfigError: A flag lacks its value, or a word belongs to none.
         SystemExit: After `-help` or `-version`.
     """
-    foreign = {name for name in aliases.known_names() if name not in table}
+    foreign = {name for name in known_names() if name not in table}
     own = {"config", "print_config", "set", "help", "version", *switches}
     words, problems = normalise(argv, own | table.keys() | foreign, prog, short)
     _answer(words, table, prog=prog, about=about, sections=sections or {}, switches=switches)

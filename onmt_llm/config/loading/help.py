@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onmt_llm.commands import COMMANDS, Command
-from onmt_llm.config.compat import translate as aliases
+from onmt_llm.config.compat.names import RENAMED
+from onmt_llm.config.compat.translate import describe
 from onmt_llm.config.schema import Leaf
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
@@ -123,10 +124,10 @@ def _topic(manual: Manual, topic: str, columns: int) -> Iterator[str]:
         return _section(manual, topic, columns)
     if topic in manual.table:
         return _option(manual.table[topic], columns)
-    foreign = aliases.RENAMED.get(topic, "")
+    foreign = RENAMED.get(topic, "")
     if foreign in manual.table:
         return _option(manual.table[foreign], columns)
-    said = aliases.answer(topic)
+    said = describe(topic)
     if said is not None:
         return _wrapped(f"{topic}, an option of OpenNMT-py: {said}.", columns)
     for name, value, text in manual.flags:
@@ -152,7 +153,7 @@ def _option(leaf: Leaf, columns: int, indent: str = "") -> Iterator[str]:
     text = leaf.doc
     if leaf.choices:
         text += f" One of: {', '.join(str(choice) for choice in leaf.choices if choice != '')}."
-    names = sorted(name for name, own in aliases.RENAMED.items() if own == leaf.name)
+    names = sorted(name for name, own in RENAMED.items() if own == leaf.name)
     if names:
         text += f" Also: {', '.join(f'-{name}' for name in names)}."
     yield from _wrapped(text, columns, indent=f"{indent}    ")

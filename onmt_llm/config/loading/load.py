@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from onmt_llm.config.compat import opennmt_defaults
-from onmt_llm.config.compat import translate as aliases
+from onmt_llm.config.compat.opennmt_defaults import differing_defaults, is_for_opennmt
+from onmt_llm.config.compat.translate import effective_names, translate
+from onmt_llm.config.compat.translation import Translation
 from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.corpus_options import corpus_problems, gather_options
 from onmt_llm.config.loading.draft import draft
@@ -245,8 +246,8 @@ def _copy_tree(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: _copy_tree(value) if isinstance(value, dict) else value for key, value in tree.items()}
 
 
-def _translate(given: _Given, table: Mapping[str, Leaf]) -> aliases.Translation:
-    translation = aliases.translate(given.values, table)
+def _translate(given: _Given, table: Mapping[str, Leaf]) -> Translation:
+    translation = translate(given.values, table)
     for key, sentence in translation.notes:
         given.notes.append(f"{given.where.get(key, '')}  {sentence}".strip())
     for key, sentence in translation.errors:
@@ -259,22 +260,22 @@ def _differing_defaults(
     job: Section,
     options: Mapping[str, Section],
     table: Mapping[str, Leaf],
-    translation: aliases.Translation,
+    translation: Translation,
     given: _Given,
 ) -> Iterator[str]:
     """What a file in OpenNMT-py's names leaves to defaults that are not OpenNMT-py's, for jobs that train."""
-    if "optim" not in table or not opennmt_defaults.in_its_names(given.values, table):
+    if "optim" not in table or not is_for_opennmt(given.values, table):
         return
     settled = job.settled()
     sections = {**{name: getattr(settled, name) for name in type(settled).model_fields}, **options}
     values = {name: getattr(sections[leaf.section], name) for name, leaf in table.items()}
-    sentence = opennmt_defaults.left_out({*translation.values, *given.values}, values)
+    sentence = differing_defaults({*translation.values, *given.values}, values)
     if sentence:
         yield sentence
 
 
 def _check_names(
-    translation: aliases.Translation,
+    translation: Translation,
     table: Mapping[str, Leaf],
     siblings: Mapping[str, type[Section]],
     given: _Given,
@@ -291,7 +292,7 @@ def _check_names(
         if leaf in other and key not in table and not any(translation.sources.get(used) == key for used in table):
             unused.setdefault(other[leaf], []).append(key)
         elif key == leaf:
-            guess = nearest(key, [*table, *aliases.useful_names(), *other])
+            guess = nearest(key, [*table, *effective_names(), *other])
             given.doubtful.update({guess} if guess else ())
             if guess or not guessing:
                 given.complain(key, f"'{key}' is not a known option" + (f": did you mean '{guess}'?" if guess else "."))
@@ -306,7 +307,7 @@ def _build(
     job: type[JobT],
     extra: Mapping[str, type[Section]],
     table: Mapping[str, Leaf],
-    translation: aliases.Translation,
+    translation: Translation,
     given: _Given,
 ) -> tuple[JobT, dict[str, Section]]:
     """Validate section by section, so that one section's mistake does not hide another's.
@@ -348,9 +349,7 @@ def _build(
         return drafted, options
 
 
-def _explain(
-    error: ValidationError, table: Mapping[str, Leaf], translation: aliases.Translation, given: _Given
-) -> None:
+def _explain(error: ValidationError, table: Mapping[str, Leaf], translation: Translation, given: _Given) -> None:
     """Turn pydantic's findings into sentences with a place."""
     for finding in error.errors():
         path = tuple(str(part) for part in finding["loc"] if not isinstance(part, int))
@@ -387,7 +386,7 @@ def _mentioned(sentence: str, names: Iterable[str]) -> list[str]:
     return [word for word in sentence.replace(",", " ").split() if word in known]
 
 
-def _origins(translation: aliases.Translation, given: _Given) -> dict[str, str]:
+def _origins(translation: Translation, given: _Given) -> dict[str, str]:
     origins: dict[str, str] = {}
     for leaf in translation.values:
         key = translation.sources.get(leaf, leaf)

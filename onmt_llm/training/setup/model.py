@@ -13,7 +13,7 @@ from torch import nn
 from onmt_llm.checkpoint.adapters import add_adapter
 from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
-from onmt_llm.config.compat.translate import layer_name
+from onmt_llm.config.compat.layer_names import layer_name
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.adapters import LoraConfig, QuantConfig

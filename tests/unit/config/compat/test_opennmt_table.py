@@ -9,17 +9,17 @@ import pytest
 import yaml
 
 from onmt_llm.cli.jobs import JOBS, load_job
-from onmt_llm.config.compat import names as foreign
-from onmt_llm.config.compat import translate as aliases
+from onmt_llm.config.compat.names import IGNORED, RENAMED, RETIRED
 from onmt_llm.config.compat.opennmt_defaults import DIFFERENT
 from onmt_llm.config.compat.opennmt_table import (
     COMMANDS,
-    answer,
     default_here,
+    option_support,
     option_table,
     read_options,
     same_default,
 )
+from onmt_llm.config.compat.translate import describe, translate
 from onmt_llm.config.schema import leaves
 from onmt_llm.data.transforms import transform_class
 from onmt_llm.errors import ConfigError
@@ -34,14 +34,14 @@ def test_the_list_is_whole() -> None:
 
 
 def test_every_name_has_its_answer() -> None:
-    unanswered = {name for command, name in PAIRS if answer(command, name, TABLES) is None}
+    unanswered = {name for command, name in PAIRS if option_support(command, name, TABLES) is None}
     assert not unanswered
 
 
 def test_a_name_is_not_both_gone_and_an_option() -> None:
     """What has been built is taken off the lists of what has not."""
     own = {leaf for command in COMMANDS.values() for leaf in TABLES[command]}
-    assert not own & {*foreign.IGNORED, *foreign.RETIRED}
+    assert not own & {*IGNORED, *RETIRED}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -56,13 +56,13 @@ def test_every_name_loads_or_is_refused_with_its_sentence(command: str, tmp_path
             assert f"'{name}'" in error.message and "not a known option" not in error.message, error
         else:
             noted = any(f"'{name}'" in note for note in loaded.notes)
-            assert noted or name in loaded.origins or str(aliases.answer(name)).startswith("accepted: ")
+            assert noted or name in loaded.origins or str(describe(name)).startswith("accepted: ")
 
 
 def _value(name: str, command: str) -> Any:
     """Something to ask for: an option's default, else a value that is not OpenNMT-py's default."""
-    own = TABLES[command].get(foreign.RENAMED.get(name, name))
-    if own is None and aliases.answer(name) is not None:
+    own = TABLES[command].get(RENAMED.get(name, name))
+    if own is None and describe(name) is not None:
         return 8
     leaf = own or next(table[name] for table in TABLES.values() if name in table)
     return leaf.default.model_dump() if hasattr(leaf.default, "model_dump") else leaf.default
@@ -93,7 +93,7 @@ def test_all_its_transforms_are_there(name: str) -> None:
 )
 def test_its_optimisers_are_accepted_by_their_names(name: str) -> None:
     if name == "sparseadam":
-        with pytest.raises(ConfigError, match=r"sparseadam, which is gone: .* use adamw"):
+        with pytest.raises(ConfigError, match=r"sparseadam, which is no longer supported: .* use adamw"):
             load_job("onmt_llm_train", ["-optim", name])
     else:
         loaded = load_job("onmt_llm_train", ["-optim", name, "-adagrad_accumulator_init", "0.1"])
@@ -137,7 +137,9 @@ def test_a_file_in_its_names_is_told_what_it_leaves_to_other_defaults(tmp_path: 
 
     def told(text: str) -> str:
         file.write_text(text, encoding="utf-8")
-        notes = [n for n in load_job("onmt_llm_train", ["-config", str(file)]).notes if "another default there" in n]
+        notes = [
+            n for n in load_job("onmt_llm_train", ["-config", str(file)]).notes if "another default in OpenNMT-py" in n
+        ]
         assert len(notes) < 2
         return notes[0] if notes else ""
 
@@ -168,7 +170,7 @@ def test_a_file_in_its_names_is_told_what_it_leaves_to_other_defaults(tmp_path: 
     ],
 )
 def test_a_window_counts_as_the_file_s_names_count_it(written: dict[str, Any], meant: int | None) -> None:
-    translated = aliases.translate(written)
+    translated = translate(written)
     assert translated.values["sliding_window"] == meant
     assert any(key == "sliding_window" for key, _ in translated.notes) == (meant == 4)
-    assert aliases.translate(translated.values).values.get("sliding_window") == meant
+    assert translate(translated.values).values.get("sliding_window") == meant

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from onmt_llm.cli.jobs import JOBS, load_job
-from onmt_llm.config.compat.translate import known_names, layer_name
+from onmt_llm.config.compat.layer_names import layer_name
+from onmt_llm.config.compat.translate import known_names
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.loading.render import example_yaml, json_schema, print_config
 from onmt_llm.config.loading.yaml_file import parse_scalar, read_yaml
@@ -102,10 +103,10 @@ BROKEN = {
     "two options at odds": ("accum_count: [2, 4]\naccum_steps: [0]\n", ["x.yaml:1", "accum_steps", "same length"]),
     "heads do not divide": ("hidden_size: 100\nheads: 7\n", ["x.yaml:1", "multiple of heads"]),
     "retired": ("copy_attn: true\n", ["x.yaml:1", "copy attention is retired"]),
-    "retired encoder": ("encoder_type: brnn\n", ["x.yaml:1", "encoder_type", "retired"]),
+    "retired encoder": ("encoder_type: brnn\n", ["x.yaml:1", "encoder_type", "no longer supported"]),
     "average attention": ("self_attn_type: average\n", ["x.yaml:1", "must be scaled-dot", "key/value cache"]),
-    "two kinds of positions": ("position_encoding: true\nmax_relative_positions: 8\n", ["x.yaml:1", "of one kind"]),
-    "features by mlp": ("feat_merge: mlp\n", ["x.yaml:1", "mlp, which is retired"]),
+    "two kinds of positions": ("position_encoding: true\nmax_relative_positions: 8\n", ["x.yaml:1", "only one kind"]),
+    "features by mlp": ("feat_merge: mlp\n", ["x.yaml:1", "mlp, which is no longer supported"]),
     "not a mapping": ("- a\n- b\n", ["x.yaml", "option: value"]),
     "true or false": ("tensorboard: maybe\n", ["x.yaml:1", "true or false", "maybe"]),
 }
