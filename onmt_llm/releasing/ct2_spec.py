@@ -15,6 +15,7 @@ import torch
 from ctranslate2 import specs
 from ctranslate2.specs import common_spec
 
+from onmt_llm.checkpoint.export_guard import anything, where
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.layers.positions import build_sinusoidal_table
 from onmt_llm.releasing.ct2_weights import BYTES, SpecVariable, stored_type
@@ -33,42 +34,58 @@ _LARGEST_VARIABLE = 2**32 - 1
 """CTranslate2's file format counts a variable's bytes in 32 bits."""
 
 
-def obstacles(config: ModelConfig, quantization: str) -> list[str]:
-    """What of an architecture CTranslate2 cannot express, each with the option's name.
+def _position(position: str, config: ModelConfig) -> str | None:
+    if position == "none":
+        return ", and CTranslate2 always encodes positions"
+    if position == "t5" and config.is_decoder_only:
+        return " without an encoder, and CTranslate2 takes the tokens of a prompt to be elsewhere"
+    if position == "alibi" and not config.is_decoder_only:
+        return ", which CTranslate2's encoders do not know"
+    return None
 
-    Args:
-        config: The architecture.
-        quantization: Number format of the release.
-    """
-    problems = []
-    if config.decoder_layers < 1:
-        problems.append("decoder_layers is 0")
-    if config.position == "none":
-        problems.append("position is none, and CTranslate2 always encodes positions")
-    if config.position == "t5" and not config.relative_shared and max(config.encoder_layers, config.decoder_layers) > 1:
-        problems.append("relative_shared is false, and all layers of a stack share one table of biases there")
-    if config.position == "t5" and config.is_decoder_only:
-        problems.append("position is t5 without an encoder, and it takes the tokens of a prompt to be elsewhere")
-    if config.encoder_layers:
-        problems += _inexpressible_with_encoder(config)
+
+def _sliding_window(window: int | None, config: ModelConfig) -> str | None:
+    if window is not None and not config.is_decoder_only:
+        return ", which CTranslate2 does not apply beside an encoder"
+    if window == 1:
+        return ", and a release is compared with its model on at least 2 tokens"
+    return None
+
+
+EXPRESSIBLE = {
+    **anything(
+        *("encoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size"),
+        *("ffn_gated", "activation", "norm", "norm_position", "norm_eps", "norm_bias", "max_position", "rope.theta"),
+        *("rope.rotary_dim", "rope.scaling", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor"),
+        *("rope.original_max_position", "sinusoid", "relative_positions", "relative_buckets", "relative_max_distance"),
+        *("alibi_scaled", "parallel_residual", "shared_norm", "scale_attention", "attn_bias", "attn_out_bias"),
+        *("ffn_bias", "lm_head_bias", "scale_embeddings", "scale_logits", "src_features", "feat_merge"),
+        *("tie_embeddings", "share_embeddings", "dtype"),
+    ),
+    "decoder_layers": where(lambda config: config.decoder_layers > 0),
+    "position": _position,
+    "relative_shared": where(
+        lambda config: (
+            config.position != "t5" or config.relative_shared or max(config.encoder_layers, config.decoder_layers) < 2
+        ),
+        ", and all layers of a stack share one table of biases in CTranslate2",
+    ),
+    "sliding_window": _sliding_window,
+    "qk_norm": where(
+        lambda config: not config.qk_norm or config.is_decoder_only,
+        ", which CTranslate2 leaves out of the attention to the source",
+    ),
+}
+"""What a spec can express."""
+
+
+def oversized(config: ModelConfig, quantization: str) -> str | None:
+    """The obstacle of a matrix that is larger than a file can hold; None where all fit."""
     rows = max(config.vocab_size, config.encoder_vocab_size, config.ffn_size)
     largest = rows * config.hidden_size * BYTES[stored_type(quantization, "matrix")]
-    if largest > _LARGEST_VARIABLE:
-        problems.append(
-            f"its largest matrix has {largest:,} bytes in {quantization}, and a file holds {_LARGEST_VARIABLE:,}"
-        )
-    return problems
-
-
-def _inexpressible_with_encoder(config: ModelConfig) -> list[str]:
-    problems = []
-    if config.position == "alibi":
-        problems.append("position is alibi, which its encoders do not know")
-    if config.sliding_window is not None:
-        problems.append(f"sliding_window is {config.sliding_window}, which it does not apply beside an encoder")
-    if config.qk_norm:
-        problems.append("qk_norm is true, which it leaves out of the attention to the source")
-    return problems
+    if largest <= _LARGEST_VARIABLE:
+        return None
+    return f"its largest matrix has {largest:,} bytes in {quantization}, and a file holds {_LARGEST_VARIABLE:,}"
 
 
 def build_spec(config: ModelConfig) -> Any:

@@ -9,12 +9,13 @@ import numpy as np
 from ctranslate2.specs import model_spec
 
 from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.checkpoint.export_guard import obstacles
 from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.load import check_fits, expected_shapes
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.releasing.ct2_spec import build_spec, obstacles, spec_variables
+from onmt_llm.releasing.ct2_spec import EXPRESSIBLE, build_spec, oversized, spec_variables
 from onmt_llm.releasing.ct2_weights import QuantizedTensors, fill
 from onmt_llm.releasing.formats import FORMATS, ReleaseReport, Verify
 from onmt_llm.releasing.verify import verify_release
@@ -32,7 +33,9 @@ def release_ctranslate2(
         known = ", ".join(model_spec.ACCEPTED_MODEL_TYPES)
         raise ConfigError(f"quantization must be one of {known}, but is '{quantization}'.")
     codec = checkpoint.codec()
-    problems = obstacles(checkpoint.config.model, quantization)
+    problems = obstacles(checkpoint.config.model, EXPRESSIBLE)
+    too_large = oversized(checkpoint.config.model, quantization)
+    problems += [too_large] if too_large else []
     if not checkpoint.config.model.is_decoder_only and codec.vocab.bos_id is None:
         problems.append("no token starts its targets: specials.bos is not in the vocabulary")
     if problems:

@@ -34,7 +34,6 @@ BOUNDS: dict[str, dict[str, float]] = {
 """What may at most be measured for a quantisation: the largest or mean difference of a token's log probability, and the
 release's perplexity of the model's own translations over the model's."""
 
-_GREEDY = GenerationConfig(max_length=MAX_TOKENS)
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
 
 
@@ -47,12 +46,14 @@ class ReferenceTranslations:
         answers: Their greedy translations.
         targets: The translations as targets to be scored: with start token, and end token where they ended.
         scores: The model's log probabilities of the targets' tokens.
+        options: How both translate.
     """
 
     sources: list[list[str]]
     answers: list[Hypothesis]
     targets: list[list[str]]
     scores: list[list[float]]
+    options: GenerationConfig
 
 
 def translate(engine: Engine, text: str) -> ReferenceTranslations:
@@ -62,9 +63,10 @@ def translate(engine: Engine, text: str) -> ReferenceTranslations:
         DataError: The text has no words.
     """
     sources = _sources(engine.codec, text)
-    answers = [best for best, *_ in engine.generate(sources, _GREEDY)]
+    options = _greedy(engine.codec)
+    answers = [best for best, *_ in engine.generate(sources, options)]
     targets = [_target(engine.codec, answer) for answer in answers]
-    return ReferenceTranslations(sources, answers, targets, engine.score(targets, sources=sources))
+    return ReferenceTranslations(sources, answers, targets, engine.score(targets, sources=sources), options)
 
 
 def compare_translations(model: ReferenceTranslations, release: Engine) -> dict[str, float]:
@@ -73,7 +75,7 @@ def compare_translations(model: ReferenceTranslations, release: Engine) -> dict[
     theirs = np.concatenate(release.score(model.targets, sources=model.sources))
     difference = np.abs(ours - theirs)
     difference[~np.isfinite(difference)] = math.inf
-    again = [best for best, *_ in release.generate(model.sources, _GREEDY)]
+    again = [best for best, *_ in release.generate(model.sources, model.options)]
     same = sum(one.tokens == other.tokens for one, other in zip(model.answers, again, strict=True))
     perplexities = [float(np.exp(min(-scores.mean(), 700.0))) for scores in (ours, theirs)]
     return {
@@ -86,6 +88,11 @@ def compare_translations(model: ReferenceTranslations, release: Engine) -> dict[
         "n_sentences": len(again),
         "n_tokens": len(ours),
     }
+
+
+def _greedy(codec: Codec) -> GenerationConfig:
+    """Greedy decoding, with room for the start and end tokens among the model's positions."""
+    return GenerationConfig(max_length=max(1, min(MAX_TOKENS, codec.config.model.max_position - 2)))
 
 
 def _sources(codec: Codec, text: str) -> list[list[str]]:

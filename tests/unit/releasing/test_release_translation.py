@@ -12,6 +12,7 @@ import torch
 
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
+from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.generate.engine import Hypothesis
@@ -97,7 +98,7 @@ def test_the_figures_are_right() -> None:
 
     answers = [Hypothesis([token], token, 0.0, "stop") for token in "ab"]
     model = verify_translations.ReferenceTranslations(
-        [["x"]] * 2, answers, [["a", "</s>"], ["b"]], [[np.log(0.5)] * 2, [0.0]]
+        [["x"]] * 2, answers, [["a", "</s>"], ["b"]], [[np.log(0.5)] * 2, [0.0]], GenerationConfig()
     )
     figures = verify_translations.compare_translations(model, Other())  # type: ignore[arg-type]
     assert figures["max_abs_dlogp"] == float("inf") and figures["greedy_agreement"] == 0.5
@@ -107,7 +108,7 @@ def test_the_figures_are_right() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"position": "alibi"}, "position is alibi, which its encoders do not know"),
+        ({"position": "alibi"}, "position is alibi, which CTranslate2's encoders do not know"),
         ({"position": "none"}, "position is none"),
         ({"position": "t5"}, "relative_shared is false"),
         ({"qk_norm": True}, "qk_norm is true"),

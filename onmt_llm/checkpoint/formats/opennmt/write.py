@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from onmt_llm.atomic import atomic_file
+from onmt_llm.checkpoint.export_guard import anything, obstacles, where
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.huggingface.write import open_whole
 from onmt_llm.checkpoint.formats.opennmt.options import (
@@ -42,15 +43,28 @@ from onmt_llm.output_checks import check_output_file
 
 WeightsFormat = Literal["pytorch", "safetensors"]
 
-_SAID = {
-    "encoder_layers", "decoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "head_dim",
-    "ffn_size", "ffn_gated", "activation", "norm", "norm_position", "norm_eps", "norm_bias", "position", "max_position",
-    "rope", "sinusoid", "relative_positions", "relative_buckets", "relative_max_distance", "relative_shared",
-    "alibi_scaled", "parallel_residual", "shared_norm", "qk_norm", "scale_attention", "attn_bias", "attn_out_bias",
-    "ffn_bias", "lm_head_bias", "sliding_window", "scale_embeddings", "scale_logits", "src_features", "feat_merge",
-    "tie_embeddings", "share_embeddings", "dtype",
-}  # fmt: skip
-"""Fields of ModelConfig that this module can say, spell out or refuse; any other must be at its default."""
+EXPRESSIBLE = {
+    **anything(
+        *("encoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "ffn_size"),
+        *("ffn_gated", "norm", "norm_eps", "norm_bias", "position", "rope.theta", "rope.rotary_dim", "sinusoid"),
+        *("relative_positions", "relative_buckets", "relative_max_distance", "relative_shared", "parallel_residual"),
+        *("shared_norm", "scale_attention", "attn_bias", "attn_out_bias", "ffn_bias", "lm_head_bias"),
+        *("scale_embeddings", "scale_logits", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
+    ),
+    "decoder_layers": where(lambda config: config.decoder_layers > 0),
+    "activation": lambda value, config: (
+        None
+        if (value, config.ffn_gated) in ACTIVATIONS.values()
+        else f" with ffn_gated: {str(config.ffn_gated).lower()}"
+    ),
+    "max_position": where(lambda config: config.position != "learned" or config.max_position <= MAX_POSITION),
+    "sliding_window": where(lambda config: config.sliding_window != 1),
+    "src_features": where(
+        lambda config: config.feat_merge == "sum" or len({feature.size for feature in config.src_features}) < 2,
+        ", but all must have one width (feat_vec_size)",
+    ),
+}
+"""What OpenNMT-py can express, as an option or in the weights."""
 
 
 def export_opennmt(
@@ -82,7 +96,9 @@ def export_opennmt(
     """
     checkpoint = open_whole(checkpoint)
     config = checkpoint.config.model
-    refuse(config)
+    found = obstacles(config, EXPRESSIBLE)
+    if found:
+        raise UnsupportedError(f"OpenNMT-py cannot compute this model ({', '.join(found)}).")
     file = Path(output) if Path(output).suffix == ".pt" else Path(f"{output}.pt")
     check_output_file(file, overwrite=overwrite)
     vocab = opennmt_vocab(checkpoint)
@@ -112,37 +128,6 @@ def export_opennmt(
             temporary.write_bytes(source.read_bytes())
     logger.info("%s -> %s (OpenNMT-py 3.5)", checkpoint.path, file)
     return file
-
-
-def refuse(config: ModelConfig) -> None:
-    """Raise one `UnsupportedError` with everything that OpenNMT-py has no word for."""
-    rope = config.rope
-    refused = {
-        "decoder_layers": config.decoder_layers == 0,
-        "norm_position": config.norm_position == "post",
-        "head_dim": config.size_per_head * config.heads != config.hidden_size,
-        "qk_norm": config.qk_norm,
-        "activation": (config.activation, config.ffn_gated) not in ACTIVATIONS.values(),
-        "rope": config.position == "rotary" and rope.scaling != "none",
-        "alibi_scaled": config.position == "alibi" and config.alibi_scaled,
-        "max_position": config.position == "learned" and config.max_position > MAX_POSITION,
-        "sliding_window": config.sliding_window == 1,
-    }
-    plain = ModelConfig()
-    refused |= {
-        name: getattr(config, name) != getattr(plain, name) for name in sorted(ModelConfig.model_fields.keys() - _SAID)
-    }
-    found = [f"{name}: {_value(config, name)}" for name, bad in refused.items() if bad]
-    if found:
-        raise UnsupportedError(f"OpenNMT-py cannot compute this model ({', '.join(found)}).")
-
-
-def _value(config: ModelConfig, name: str) -> str:
-    if name == "activation":
-        return f"{config.activation} with ffn_gated: {str(config.ffn_gated).lower()}"
-    if name == "rope":
-        return f"scaling {config.rope.scaling}"
-    return str(getattr(config, name))
 
 
 def materialized(config: ModelConfig) -> ModelConfig:
@@ -267,8 +252,6 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
     same_matrix = layout.embedding == layout.head == Identity()
     feature_size = config.src_features[0].size if config.src_features else -1
     concat = config.feat_merge == "concat"
-    if concat and any(feature.size != feature_size for feature in config.src_features):
-        raise UnsupportedError("OpenNMT-py's features must all have one width (feat_vec_size), but these differ.")
     return {
         "model_task": "lm" if config.is_decoder_only else "seq2seq",
         "model_type": "text",

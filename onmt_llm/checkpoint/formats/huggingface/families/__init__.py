@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onmt_llm.checkpoint.export_guard import obstacles
 from onmt_llm.checkpoint.formats.huggingface.families import falcon, llama
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.config.model import ModelConfig
@@ -38,8 +39,8 @@ def family_for_export(config: ModelConfig) -> Family:
     """
     reasons = []
     for family in FAMILIES:
-        obstacles = family.obstacles(config)
-        if not obstacles:
+        found = obstacles(config, family.expressible)
+        if not found:
             return family
-        reasons.append(f"{family.model_type}: {', '.join(obstacles)}")
+        reasons.append(f"{family.model_type}: {', '.join(found)}")
     raise UnsupportedError("No Hugging Face architecture expresses this model (" + "; ".join(reasons) + ").")

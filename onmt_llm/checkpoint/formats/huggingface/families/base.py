@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onmt_llm.checkpoint.export_guard import Check, anything
 from onmt_llm.checkpoint.formats.rules import Rule
 from onmt_llm.config.model import Activation, ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
@@ -37,7 +38,7 @@ class Family:
         model_type: As in `config.json`.
         to_model: `config.json` -> our architecture.
         to_hf: Our architecture -> `config.json`, without token ids and types.
-        obstacles: What in an architecture of ours this family cannot express; empty = nothing.
+        expressible: The settings of `ModelConfig` that the family can express (see `export_guard`).
         rules: The tensors, `{i}` filled in.
         ignore: Patterns of tensors that carry nothing.
     """
@@ -45,7 +46,7 @@ class Family:
     model_type: str
     to_model: Callable[[HfConfig], ModelConfig]
     to_hf: Callable[[ModelConfig], dict[str, Any]]
-    obstacles: Callable[[ModelConfig], list[str]]
+    expressible: Mapping[str, Check]
     rules: Callable[[ModelConfig], list[Rule]]
     ignore: tuple[str, ...] = ()
 
@@ -117,8 +118,9 @@ def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
     }
 
 
-def differences(config: ModelConfig, **wanted: object) -> list[str]:
-    """Sentences on the fields of `config` that are not as a family needs them."""
-    return [
-        f"{field} is {getattr(config, field)}" for field, value in wanted.items() if getattr(config, field) != value
-    ]
+SIZES = anything(
+    *("decoder_layers", "vocab_size", "hidden_size", "heads", "ffn_size", "activation", "norm_eps", "max_position"),
+    *("tie_embeddings", "dtype", "rope.theta", "rope.scaling", "rope.factor", "rope.low_freq_factor"),
+    *("rope.high_freq_factor", "rope.original_max_position"),
+)
+"""Settings that every family expresses."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from onmt_llm.checkpoint.export_guard import anything, where
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     HF_ACTIVATIONS,
+    SIZES,
     Family,
     HfConfig,
     activation,
-    differences,
     required,
     rope_from_hf,
     rope_to_hf,
@@ -122,29 +123,18 @@ def _is_grouped(config: ModelConfig) -> bool:
     return config.parallel_residual and (not config.shared_norm or config.num_kv_heads not in (1, config.heads))
 
 
-def obstacles(config: ModelConfig) -> list[str]:
-    """What Falcon cannot express."""
-    found = differences(
-        config,
-        encoder_layers=0,
-        ffn_gated=False,
-        norm="layernorm",
-        norm_position="pre",
-        norm_bias=True,
-        head_dim=None,
-        qk_norm=False,
-        sliding_window=None,
-        attn_out_bias=config.attn_bias,
-        ffn_bias=config.attn_bias,
-        lm_head_bias=False,
-        scale_embeddings=False,
-        scale_attention=True,
-        scale_logits=False,
-        position="alibi" if config.alibi_scaled else "rotary",
-    )
-    if not config.parallel_residual and config.num_kv_heads not in (1, config.heads):
-        found.append(f"kv_heads is {config.kv_heads} without parallel_residual")
-    return found + ([] if config.rotary_size == config.size_per_head else [f"rotary_dim is {config.rotary_size}"])
+EXPRESSIBLE = {
+    **SIZES,
+    **anything("alibi_scaled", "parallel_residual", "shared_norm", "attn_bias"),
+    "position": where(
+        lambda config: config.position == "rotary" or (config.position == "alibi" and config.alibi_scaled)
+    ),
+    "kv_heads": where(
+        lambda config: config.parallel_residual or config.num_kv_heads in (1, config.heads),
+        " without parallel_residual",
+    ),
+    "attn_out_bias": where(lambda config: config.attn_out_bias == config.attn_bias, ", unlike attn_bias"),
+    "ffn_bias": where(lambda config: config.ffn_bias == config.attn_bias, ", unlike attn_bias"),
+}
 
-
-FALCON = Family("falcon", to_model, to_hf, obstacles, rules, ("*.rotary_emb.inv_freq",))
+FALCON = Family("falcon", to_model, to_hf, EXPRESSIBLE, rules, ("*.rotary_emb.inv_freq",))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from onmt_llm.checkpoint.export_guard import anything, only, where
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     HF_ACTIVATIONS,
+    SIZES,
     Family,
     HfConfig,
     activation,
-    differences,
     required,
     rope_from_hf,
     rope_to_hf,
@@ -125,38 +126,23 @@ def _qwen2_to_hf(config: ModelConfig) -> dict[str, Any]:
     return {**_to_hf(config, "qwen2", "Qwen2ForCausalLM"), **window}
 
 
-def _obstacles(config: ModelConfig) -> list[str]:
-    found = differences(
-        config,
-        encoder_layers=0,
-        ffn_gated=True,
-        norm="rmsnorm",
-        norm_position="pre",
-        position="rotary",
-        parallel_residual=False,
-        qk_norm=False,
-        lm_head_bias=False,
-        scale_embeddings=False,
-        scale_attention=True,
-        scale_logits=False,
-    )
-    return found + ([] if config.rotary_size == config.size_per_head else [f"rotary_dim is {config.rotary_size}"])
-
-
-def _llama_obstacles(config: ModelConfig) -> list[str]:
-    return _obstacles(config) + differences(config, sliding_window=None, attn_out_bias=config.attn_bias)
-
-
-def _mistral_obstacles(config: ModelConfig) -> list[str]:
-    return _obstacles(config) + differences(config, attn_bias=False, attn_out_bias=False, ffn_bias=False)
-
-
-def _qwen2_obstacles(config: ModelConfig) -> list[str]:
-    return _obstacles(config) + differences(config, attn_bias=True, attn_out_bias=False, ffn_bias=False)
-
+_COMMON = {
+    **SIZES,
+    **anything("kv_heads", "head_dim"),
+    "ffn_gated": only(True),
+    "norm": only("rmsnorm"),
+    "position": only("rotary"),
+}
+_LLAMA = {
+    **_COMMON,
+    **anything("attn_bias", "ffn_bias"),
+    "attn_out_bias": where(lambda config: config.attn_out_bias == config.attn_bias, ", unlike attn_bias"),
+}
+_MISTRAL = {**_COMMON, **anything("sliding_window")}
+_QWEN2 = {**_COMMON, **anything("sliding_window"), "attn_bias": only(True)}
 
 IGNORE = ("*.rotary_emb.inv_freq",)
 
-LLAMA = Family("llama", to_model, _llama_to_hf, _llama_obstacles, rules, IGNORE)
-MISTRAL = Family("mistral", to_model, _mistral_to_hf, _mistral_obstacles, rules, IGNORE)
-QWEN2 = Family("qwen2", to_model, _qwen2_to_hf, _qwen2_obstacles, rules, IGNORE)
+LLAMA = Family("llama", to_model, _llama_to_hf, _LLAMA, rules, IGNORE)
+MISTRAL = Family("mistral", to_model, _mistral_to_hf, _MISTRAL, rules, IGNORE)
+QWEN2 = Family("qwen2", to_model, _qwen2_to_hf, _QWEN2, rules, IGNORE)
