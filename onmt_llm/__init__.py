@@ -1,6 +1,10 @@
 """onmt_llm: train, fine-tune, convert, release and serve translation models and language models.
 
-The public names below are imported on first use, so that `import onmt_llm` costs nothing.
+The public names below are imported on first use, so `import onmt_llm` is fast.
+
+A run reads a typed configuration (`config`), turns text into batches (`data`, with the tokenisers and templates of
+`text`) and trains the one Transformer (`nn`, `training`). Models live in checkpoint directories (`checkpoint`); an
+engine answers with one (`generate`), `releasing` writes it for CTranslate2. `cli` has a module for each command.
 """
 
 from __future__ import annotations

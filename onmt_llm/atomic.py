@@ -77,19 +77,19 @@ def write_text(path: str | Path, text: str) -> None:
 class AtomicDirectory:
     """Collects files in a hidden directory beside the output; leaving the context flushes them and renames it.
 
-    An error inside leaves nothing behind, and what stood at `path` untouched. A symlink keeps pointing: what it points
-    to is replaced.
+    After an error inside the context nothing is left behind, and whatever exists at `path` is untouched. A symlink is
+    kept: its target is replaced.
 
     Args:
-        path: The directory to create, named exactly so.
-        overwrite: Replace a model that stands there.
+        path: The directory to create.
+        overwrite: Replace a model that exists at `path`.
 
     Attributes:
         path: The output.
-        directory: Where the files are until then.
+        directory: The hidden directory.
 
     Raises:
-        CheckpointError: `path` exists, and is no model or `overwrite` is False.
+        CheckpointError: `path` exists, and either `overwrite` is False or it is not a model.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -131,7 +131,7 @@ class AtomicDirectory:
 
     @contextlib.contextmanager
     def translated_errors(self) -> Iterator[None]:
-        """A full disk, a forbidden place or a file that has gone, in a sentence; and nothing left behind."""
+        """Turn an error of the file system into a sentence for the user, and remove the hidden directory."""
         try:
             yield
         except OSError as error:
@@ -139,7 +139,7 @@ class AtomicDirectory:
             raise write_failed(self.path, error, unfinished=self.directory) from error
 
     def _publish(self) -> None:
-        """Flush everything, then move the older directory aside, rename, and only then remove the older one."""
+        """Flush everything, move the old directory aside, rename the new one, and only then remove the old one."""
         for file in self.directory.rglob("*"):
             flush(file)
         flush(self.directory)
@@ -160,7 +160,7 @@ class AtomicDirectory:
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory so that no half of it is ever seen under its name; of a symlink, the link alone."""
+    """Remove a directory atomically: it is renamed first. Of a symlink only the link is removed."""
     if path.is_symlink():
         path.unlink()
         return
@@ -172,13 +172,12 @@ def remove_directory(path: Path) -> None:
 def recover(folder: Path, names: str, *, alone: bool = False) -> None:
     """Clean up after processes that were killed while they wrote in `folder`.
 
-    What they had begun, or were removing, is removed. What one had moved aside but not yet replaced is put back.
+    Unfinished and half-removed outputs are removed. An output that was moved aside but not yet replaced is restored.
 
     Args:
-        folder: Where; may be missing.
-        names: Pattern of the outputs' names.
-        alone: The caller is the only one to write them; else processes that are running, or on other machines, are
-            left in peace.
+        folder: The folder; may be missing.
+        names: Pattern of the names of outputs.
+        alone: No other process writes these outputs. Otherwise those of running processes and of other hosts are kept.
     """
     pattern = re.compile(rf"\.({names})\.(tmp|old|trash)-(.+)-(\d+)")
     for leftover in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -193,15 +192,14 @@ def recover(folder: Path, names: str, *, alone: bool = False) -> None:
 
 
 def write_failed(path: Path, error: OSError, *, unfinished: Path | None = None) -> CheckpointError:
-    """The sentence about an output that cannot be written.
+    """The error about an output that cannot be written.
 
-    It has the bytes that are free where the disk is full, and the name of the file that is to blame where that is
-    another one.
+    If the disk is full it says how many bytes are free, and if another file caused the error it names that file.
 
     Args:
         path: The output.
-        error: What went wrong.
-        unfinished: Where the output is until it is complete: a file, or a directory.
+        error: The cause.
+        unfinished: The hidden file or directory that becomes the output.
     """
     what = error.strerror or str(error)
     if error.errno in DISK_FULL:
@@ -216,7 +214,7 @@ def write_failed(path: Path, error: OSError, *, unfinished: Path | None = None) 
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or what a directory lists, to the disk."""
+    """Flush a file, or the entries of a directory, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -225,7 +223,7 @@ def flush(path: Path) -> None:
 
 
 def _beside(place: Path, kind: str) -> Path:
-    """A hidden name beside an output that no other process uses."""
+    """A hidden name beside an output, unique to this process."""
     return place.with_name(f".{place.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
 
 

@@ -1,8 +1,8 @@
-"""Checksums of files and of memory: a fast one for what is checked whenever it is read, SHA-256 for what identifies.
+"""Checksums of files and memory: XXH3 detects damage at every read, SHA-256 identifies content.
 
-XXH3 (128 bits) reads several gigabytes a second on one core, so that a check costs less than the read. It notices
-damage, not forgery: where a digest stands for the content itself (the base of an adapter, a manifest that is shared),
-SHA-256 is used.
+XXH3 (128 bits) hashes several gigabytes per second on one core, so a check costs less than the read. It detects
+damage, not forgery: a digest that stands for the content itself (the base model of an adapter, a shared manifest) is a
+SHA-256.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Hash(Protocol):
 
 
 def fast_digest(*buffers: Any) -> str:
-    """XXH3 (128 bits, hexadecimal) of objects with the buffer protocol, as if they were one."""
+    """XXH3 (128 bits, hexadecimal) of the concatenation of objects with the buffer protocol."""
     return _digest(xxhash.xxh3_128(), buffers)
 
 
@@ -34,7 +34,7 @@ def fast_digest_of_file(path: str | Path, *, without: int = 0) -> str:
 
     Args:
         path: The file.
-        without: Leave out so many bytes at the end.
+        without: Number of bytes at the end to leave out.
 
     Raises:
         OSError: The file cannot be read.
@@ -44,7 +44,7 @@ def fast_digest_of_file(path: str | Path, *, without: int = 0) -> str:
 
 
 def fast_digest_of_part(path: str | Path, start: int, size: int, *, prefix: bytes = b"") -> str:
-    """XXH3 (128 bits, hexadecimal) of `prefix` and of `size` bytes of a file from `start` on.
+    """XXH3 (128 bits, hexadecimal) of `prefix` followed by `size` bytes of a file, from offset `start`.
 
     Raises:
         OSError: The file cannot be read.

@@ -1,6 +1,6 @@
-"""The commands: one table behind the installed scripts, `onmt_llm COMMAND`, and what `-help` shows first.
+"""The table of commands: the installed scripts, `onmt_llm COMMAND`, and what `-help` shows first.
 
-It imports nothing of the package, so that setup.py can read it before anything is installed.
+This module imports nothing from the package, so setup.py can read it before anything is installed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ class Command(NamedTuple):
 
     Attributes:
         module: Its module below `onmt_llm.cli`.
-        phrase: What it does, for lists.
-        usage: What stands behind its name.
-        options: The options that most people need, in the order in which they need them.
-        examples: Command lines to begin with, behind its name, and what each does.
+        phrase: What it does, in one sentence.
+        usage: The arguments after its name.
+        options: The options that most users need, in the order in which they need them.
+        examples: Arguments of example command lines, and what each line does.
     """
 
     module: str
@@ -43,7 +43,7 @@ _TRANSLATE = Command(
     ),
     (
         ("-model run/m_step_1000 -src test.src -output test.hyp -beam_size 5", "translate a file"),
-        ("-model release -src - -output -", "answer standard input by a CTranslate2 release"),
+        ("-model release -src - -output -", "answer standard input with a CTranslate2 release"),
     ),
 )
 
@@ -58,67 +58,67 @@ COMMANDS = {
         ),
         (
             ("-config run.yaml -dry_run", "check everything first"),
-            ("-config run.yaml -train_from auto", "go on with it"),
+            ("-config run.yaml -train_from auto", "resume the run"),
         ),
     ),
     "onmt_llm_build_vocab": Command(
         "build_vocab",
-        "Count the tokens of the corpora, and write vocabularies.",
+        "Count the tokens of the corpora and write vocabularies.",
         "-config FILE [-OPTION VALUE ...]",
         (
             *("data", "transforms", "src_vocab", "tgt_vocab", "share_vocab", "src_vocab_size", "tgt_vocab_size"),
             *("n_sample", "num_threads", "learn_subwords", "learn_subwords_size", "overwrite"),
         ),
         (
-            ("-config run.yaml -n_sample -1", "the vocabularies that the YAML names, of all records"),
-            ("-config run.yaml -learn_subwords", "first learn a subword model"),
+            ("-config run.yaml -n_sample -1", "build the vocabularies that the YAML names from all records"),
+            ("-config run.yaml -learn_subwords", "learn a subword model first"),
         ),
     ),
     "onmt_llm_data": Command(
         "data",
-        "Look at the data of a run, or tokenise it beforehand.",
+        "Inspect the data of a run, or tokenise it in advance.",
         "report | sample | pack | merge | verify [-config FILE] [-OPTION VALUE ...]",
         ("data", "transforms", "n_sample", "save_data", "num_threads", "overwrite", "shards", "output"),
         (
-            ("report -config run.yaml", "lengths and shares, a page"),
-            ("sample -config run.yaml", "what the model sees, a page"),
-            ("pack -config run.yaml", "tokenise the corpora beforehand"),
-            ("merge -shards a b -output c", "put them together"),
-            ("verify -shards c", "find damage"),
+            ("report -config run.yaml", "write a page of lengths and shares"),
+            ("sample -config run.yaml", "write a page of what the model sees"),
+            ("pack -config run.yaml", "tokenise the corpora in advance"),
+            ("merge -shards a b -output c", "merge shards"),
+            ("verify -shards c", "check shards for damage"),
         ),
     ),
     "onmt_llm_translate": _TRANSLATE,
     "onmt_llm_generate": _TRANSLATE,
     "onmt_llm_convert": Command(
         "convert",
-        "Make checkpoints of other toolkits' models, and back.",
+        "Convert models of other toolkits to checkpoints, and back.",
         "-model_dir MODEL -output DIRECTORY [-OPTION VALUE ...]",
         (),
         (
-            ("-model_dir Llama-3.2-1B -output llama", "a Hugging Face folder to a checkpoint"),
-            ("-model_dir model.pt -output model", "a checkpoint of OpenNMT-py"),
-            ("-model_dir llama -to hf -output hf", "a checkpoint to a Hugging Face folder"),
+            ("-model_dir Llama-3.2-1B -output llama", "convert a Hugging Face folder to a checkpoint"),
+            ("-model_dir model.pt -output model", "convert an OpenNMT-py checkpoint"),
+            ("-model_dir llama -to hf -output hf", "convert a checkpoint to a Hugging Face folder"),
         ),
     ),
     "onmt_llm_lora": Command(
         "lora",
-        "Merge an adapter into its base; adapters of peft in and out.",
+        "Merge an adapter into its base model; import and export peft adapters.",
         "-base_model BASE -lora_weights ADAPTER -output DIRECTORY [-OPTION VALUE ...]",
         (),
         (
             ("-base_model base -lora_weights run/a_step_1000 -output merged", "merge"),
-            ("-action export -lora_weights run/a_step_1000 -output peft", "write it as peft does"),
+            ("-action export -lora_weights run/a_step_1000 -output peft", "export it in peft's format"),
         ),
     ),
     "onmt_llm_checkpoint": Command(
         "checkpoint",
-        "Look into checkpoints, verify and average them.",
+        "Inspect, verify and average checkpoints.",
         "info | verify | extract_vocabulary | extract_embeddings | average ... [-OPTION VALUE ...]",
         (),
         (
-            ("info -model run/m_step_1000", "what it is"),
-            ("verify -model run/m_step_1000", "whether it is as it was written"),
-            ("average -models run/m_step_900 run/m_step_1000 -output mean", "the mean of several"),
+            ("info -model run/m_step_1000", "describe it"),
+            ("verify -model run/m_step_1000", "check that it is unchanged since it was written"),
+            ("average -models run/m_step_900 run/m_step_1000 -output mean", "average several checkpoints"),
         ),
     ),
     "onmt_llm_eval": Command(
@@ -126,32 +126,37 @@ COMMANDS = {
         "Measure the perplexity of a text.",
         "perplexity -model MODEL -src FILE [-tgt FILE] [-OPTION VALUE ...]",
         ("model", "src", "tgt", "output", "batch_size", "batch_type", "precision", "device"),
-        (("perplexity -model run/m_step_1000 -src test.txt", "of a language model"),),
+        (("perplexity -model run/m_step_1000 -src test.txt", "measure a language model"),),
     ),
     "onmt_llm_plot": Command(
         "plot",
-        "Draw the curves of training runs.",
+        "Plot the curves of training runs.",
         "RUN ... [-OPTION VALUE ...]",
         (),
-        (("run/m run/n -output curves.png", "two runs in one picture"),),
+        (("run/m run/n -output curves.png", "plot two runs in one figure"),),
     ),
     "release_model": Command(
         "release",
-        "Write a checkpoint in the form in which it is served.",
+        "Release a checkpoint in the format in which it is served.",
         "-model CHECKPOINT -output DIRECTORY [-OPTION VALUE ...]",
         (),
-        (("-model run/m_step_1000 -output release -quantization int8", "for CTranslate2, compared with the model"),),
+        (
+            (
+                "-model run/m_step_1000 -output release -quantization int8",
+                "release for CTranslate2, verified against the checkpoint",
+            ),
+        ),
     ),
     "onmt_llm_chat": Command(
         "chat",
-        "Talk to a model in the browser.",
+        "Chat with a model in the browser.",
         "-inference_config_file FILE [-OPTION VALUE ...]",
         (),
-        (("-inference_config_file translate_opts_py.yaml -inference_mode py", "answered by PyTorch"),),
+        (("-inference_config_file translate_opts_py.yaml -inference_mode py", "answer with PyTorch"),),
     ),
 }
 
 
 def short_name(command: str) -> str:
-    """A command's name behind `onmt_llm`: `train`, `release`."""
+    """A command's name after `onmt_llm`: `train`, `release`."""
     return command.removeprefix("onmt_llm_").removesuffix("_model")

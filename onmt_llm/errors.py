@@ -1,9 +1,9 @@
-"""Every error a user can cause, and the exit code that the command line gives for it.
+"""The errors that a user can cause, and their exit codes.
 
-A message is one sentence: what must hold, what it is, where. The hint says what to do about it.
+A message is one sentence: what must hold, what it is instead, and where. The hint says what to do about it.
 
-Several mistakes are reported together (`raise_problems`). The exit code is then that of the gravest, the highest: a
-configuration (2) is mended in an editor, while data (3) or checkpoints (4) that are missing have to be made or fetched.
+Several problems are reported together (`raise_problems`). The exit code is then the highest of theirs: a configuration
+(2) is corrected in an editor, but missing data (3) or checkpoints (4) have to be made or fetched.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class OnmtLlmError(Exception):
         hint: What to do about it; printed on a line of its own.
 
     Attributes:
-        problems: The mistakes that are reported together, where there are several.
+        problems: The problems that are reported together; empty if there is only one.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        # Where a sentence of ours ends with one of a library, that often brings its own full stop.
+        # A library's message at the end of ours often has a full stop of its own.
         message = re.sub(r"(?<!\.)\.(\)?)\.$", r"\1.", message)
         super().__init__(message)
         self.message = message
@@ -52,7 +52,7 @@ class DataError(OnmtLlmError):
 
 
 class CheckpointError(OnmtLlmError):
-    """A checkpoint, adapter or foreign weight file is wrong, incomplete or missing, or an output cannot be written."""
+    """A checkpoint, adapter or weight file is wrong, incomplete or missing, or an output cannot be written."""
 
     exit_code = 4
 
@@ -65,13 +65,13 @@ class UnsupportedError(OnmtLlmError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake among several that are reported together.
+    """One of several problems that are reported together.
 
     Attributes:
-        sentence: What must hold, and what it is.
-        where: Its place: `file:line`, or the flag; empty = it has none.
+        sentence: What must hold, and what it is instead.
+        where: Its place: `file:line`, or the flag; empty = none.
         hint: What to do about it.
-        kind: What it is as an error.
+        kind: The class of the error.
     """
 
     sentence: str
@@ -81,7 +81,7 @@ class Problem:
 
     @classmethod
     def of(cls, error: OnmtLlmError, where: str = "") -> Problem:
-        """An error that has been raised, as one of several."""
+        """The problem that an error describes."""
         return cls(error.message, where, error.hint, type(error))
 
     @property
@@ -91,7 +91,7 @@ class Problem:
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
-    """Raise one error for all of these, in their order; none where there are none."""
+    """Raise one error for all problems, in order; without problems, raise nothing."""
     found = list(dict.fromkeys(problems))
     if not found:
         return

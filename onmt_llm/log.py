@@ -1,4 +1,4 @@
-"""One logger for the whole program. Rank 0 speaks; the other ranks only warn."""
+"""The logger of the package. Rank 0 logs everything, the other ranks only warnings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _COLOURS = str.maketrans({OPEN: "\x1b[1;32m", CLOSE: "\x1b[0m"})
 
 
 class Highlighter(logging.Formatter):
-    """Shows what is highlighted in colour."""
+    """Shows the highlighted parts of a message in colour."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).translate(_COLOURS)
 
 
 def setup_logging(*, level: int = logging.INFO, log_file: str | None = None) -> None:
-    """Send the log to stderr (and `log_file`), once for the process; called by the commands, never by the library."""
+    """Send the log to stderr (and to `log_file`). The commands call this, the library never does."""
     rank = int(os.environ.get("RANK", "0"))
     logger.setLevel(level if rank == 0 else logging.WARNING)
     colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
@@ -40,7 +40,7 @@ def setup_logging(*, level: int = logging.INFO, log_file: str | None = None) -> 
 
 
 def log_once(message: str, *, level: int = logging.INFO) -> None:
-    """Log a sentence the first time it is said in this process: for fallbacks taken and notes."""
+    """Log a message only the first time in this process, e.g. a note about a fallback."""
     if message not in _said:
         _said.add(message)
         logger.log(level, message)

@@ -1,4 +1,4 @@
-"""Optional packages: imported on use, with the line that installs them when they are missing."""
+"""Optional packages: imported on use; the error for a missing one says how to install it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from onmt_llm.errors import UnsupportedError
 
 
 def require(module: str, feature: str, package: str | None = None) -> ModuleType:
-    """Import `module`, or say which feature needs it and how to install it.
+    """Import `module`, or raise an error that says which feature needs it and how to install it.
 
     Args:
         module: Import name, e.g. "bitsandbytes".
         feature: What the user asked for, e.g. "quant_type: bnb_8bit".
-        package: What pip installs, where that differs from `module`.
+        package: Name of the package for pip, if it differs from `module`.
 
     Raises:
         UnsupportedError: The module cannot be imported.

@@ -21,7 +21,7 @@ LONGEST_STEM = 160
 
 
 def is_written_in_place(path: Path) -> bool:
-    """Whether `path` is something that must not be replaced: no file, or where standard output goes."""
+    """Whether `path` must not be replaced: it is a device or a pipe, or the file to which standard output goes."""
     try:
         there = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -34,7 +34,7 @@ def is_written_in_place(path: Path) -> bool:
 
 
 def name_problem(name: str) -> str | None:
-    """Why no file can have `name`, or one that begins with it, as the end of a sentence; None = it can."""
+    """Why no file name can begin with `name`, as the end of a sentence (`..., but <problem>`); None = one can."""
     if not name.strip("."):
         return f"is '{name}'"
     if odd := next((character for character in name if character in "/\\" or not character.isprintable()), None):
@@ -48,7 +48,7 @@ def place_problem(path: str, *, folder: bool = False) -> str | None:
 
     Args:
         path: The output.
-        folder: It is a directory, or what names of outputs begin with.
+        folder: It is a directory, or a prefix of output names.
     """
     if "\0" in path:
         return "holds a zero byte"
@@ -69,12 +69,12 @@ def place_problem(path: str, *, folder: bool = False) -> str | None:
 
 
 def replaced_input(output: str | Path, inputs: Iterable[str], *, folder: bool = False) -> str | None:
-    """The input that an output would take the place of, or be written into; links are followed.
+    """The input that an output would replace, or into which it would be written; links are followed.
 
     Args:
-        output: A file, or a directory.
-        inputs: Files, and directories of models.
-        folder: The output is a directory, which is replaced as a whole where it is there already.
+        output: A file or a directory.
+        inputs: Files and model directories.
+        folder: The output is a directory, which is replaced as a whole if it exists.
     """
     place = Path(os.path.realpath(output))
     for given in inputs:
@@ -86,10 +86,10 @@ def replaced_input(output: str | Path, inputs: Iterable[str], *, folder: bool = 
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, before any work is done.
+    """Refuse an output that exists.
 
     Raises:
-        CheckpointError: Something stands at `path`; with `overwrite`, something that is not a checkpoint or a release.
+        CheckpointError: `path` exists; with `overwrite`, it exists and is not a checkpoint or a release.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
@@ -99,15 +99,15 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         )
     if not is_replaceable(path):
         raise CheckpointError(
-            f"The output {path} exists and is no checkpoint, so it is not replaced.", hint="remove it yourself"
+            f"The output {path} exists and is not a checkpoint, so it is not replaced.", hint="remove it yourself"
         )
 
 
 def check_output_file(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that exists, before any work is done.
+    """Refuse an output file that exists.
 
     Raises:
-        CheckpointError: A directory stands at `path`, or a file and `overwrite` is False.
+        CheckpointError: `path` is a directory, or a file and `overwrite` is False.
     """
     if path.is_dir():
         raise CheckpointError(f"The output must be a file, but {path} is a directory.")
@@ -118,19 +118,19 @@ def check_output_file(path: Path, *, overwrite: bool) -> None:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether what stands at `path` may be replaced by a model: another one, or an empty directory."""
+    """Whether a model may replace `path`: it is a model or an empty directory."""
     return path.is_dir() and (any((path / name).is_file() for name in MODEL_FILES) or not any(path.iterdir()))
 
 
 def check_space(path: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
+    """Refuse an output for which the disk has too little free space.
 
     Args:
-        path: What is to be written.
-        needed: Bytes that it will take.
+        path: The output.
+        needed: Its size in bytes.
 
     Raises:
-        CheckpointError: Less is free where `path` goes.
+        CheckpointError: Fewer bytes are free.
     """
     place = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
     if place is None:

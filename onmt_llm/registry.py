@@ -1,4 +1,4 @@
-"""Named choices: transforms, optimisers, release formats ... each a `Registry` that knows its names."""
+"""`Registry`: a table of named transforms, optimisers, release formats etc.; and plug-ins, which add to them."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ T = TypeVar("T")
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that `name` was most likely meant to be, or None when nothing is close."""
+    """The one of `names` that is most similar to `name`, or None if none is close."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def module_name(plugin: str) -> str:
-    """The name under which a plugin, a module or a .py file, is imported."""
+    """The name under which a plugin (a module or a .py file) is imported."""
     return Path(plugin).stem if plugin.endswith(".py") else plugin
 
 
 def load_plugins(plugins: Iterable[str]) -> None:
-    """Import the user's modules, which register what they add; one that is loaded already is left alone.
+    """Import the user's modules, which register what they add; one that is loaded already is skipped.
 
-    A file is imported under its own name, with its folder at the end of the search path, so that worker processes find
-    it too.
+    A file is imported under its stem, with its folder at the end of the search path, so worker processes find it too.
 
     Args:
         plugins: Names of modules, or paths of .py files.
 
     Raises:
-        ConfigError: One cannot be imported, or another module has the name of a file.
+        ConfigError: A plugin cannot be imported, or the name of a file is that of another module.
     """
     for plugin in plugins:
         file = Path(plugin).resolve() if plugin.endswith(".py") else None
@@ -54,7 +53,7 @@ def load_plugins(plugins: Iterable[str]) -> None:
 
 
 class Registry(Generic[T]):
-    """A table of named things of one kind.
+    """A table of named items of one kind.
 
     Args:
         kind: What one entry is called in messages, e.g. "transform".
@@ -65,7 +64,7 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a class or function under `name`; a name can be taken once."""
+        """Decorator that registers a class or function under `name`; every name is registered once."""
 
         def add(item: T) -> T:
             assert name not in self._items, f"{self.kind} {name!r} is registered twice"
@@ -78,7 +77,7 @@ class Registry(Generic[T]):
         """The entry called `name`.
 
         Raises:
-            ConfigError: There is none; the message names the nearest and lists all.
+            ConfigError: There is no such entry; the message lists all names, the hint the nearest.
         """
         if name not in self._items:
             guess = nearest(name, self._items)

@@ -1,4 +1,4 @@
-"""`onmt_llm_build_vocab`: count the tokens of the transformed corpora, and write vocabulary files."""
+"""`onmt_llm_build_vocab`: count the tokens of the transformed corpora and write vocabulary files."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 
 
 def _for_checkpoint(job: VocabJobConfig) -> VocabJobConfig:
-    """The job with the task of the checkpoint that is trained on, where there is one.
+    """The job with the task of the checkpoint in `train_from`, if there is one.
 
     Raises:
-        CheckpointError: There is no such checkpoint.
-        ConfigError: It is not what `model_task` says.
+        CheckpointError: The checkpoint does not exist.
+        ConfigError: Its task is not `model_task`.
     """
     counting = job.counting
     if counting.train_from in (None, AUTO):

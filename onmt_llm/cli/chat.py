@@ -1,4 +1,4 @@
-"""`onmt_llm_chat` (also `python chatbot/chatbot.py`): talk to a model in the browser."""
+"""`onmt_llm_chat` (also `python chatbot/chatbot.py`): chat with a model in the browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _chat(loaded: Loaded[Any]) -> int:
     config: ChatConfig = loaded.job
     inference = load_inference_config(config.answering.inference_config_file, config.answering.inference_mode)
-    # a page that cannot be served should say so before minutes are spent on loading a model
+    # find out that the page cannot be served before spending minutes on loading a model
     from onmt_llm.chat.app import build_app, check_server, launch
     from onmt_llm.generate.session import ChatSession
 
@@ -41,7 +41,7 @@ def _headings(model: str, config: ChatConfig) -> dict[str, str]:
     engine = {"py": "PyTorch", "ct2": "CTranslate2"}[config.answering.inference_mode]
     return {
         "title": f"Chat with {Path(model).name}",
-        "subtitle": f"Answered by {engine}, from at most {config.server.max_context_length:,} tokens of conversation.",
+        "subtitle": f"Runs on {engine}, with a context of at most {config.server.max_context_length:,} tokens.",
     }
 
 

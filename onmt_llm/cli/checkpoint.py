@@ -1,4 +1,4 @@
-"""`onmt_llm_checkpoint info | verify | seal | extract_vocabulary | extract_embeddings | average`: whole checkpoints."""
+"""`onmt_llm_checkpoint info | verify | seal | extract_vocabulary | extract_embeddings | average`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _verify(loaded: Loaded[Any]) -> int:
 
     if Path(model).is_file() and Path(model).suffix == ".pt":
         _refuse(model, damage_of_pytorch(Path(model)))
-        print("the release is as written")
+        print("the release is unchanged since it was written")
         return 0
     release = find_release(model)
     directory = resolve_path(model) if release is None else release
@@ -113,9 +113,9 @@ def _verify(loaded: Loaded[Any]) -> int:
         for _ in checkpoint.tensors():
             pass
     manifest = read_manifest(directory)
-    assert manifest is not None  # else it was among the problems
+    assert manifest is not None  # otherwise `damage` has reported it
     tensors = sum(len(entry.tensors or ()) for entry in manifest.files.values())
-    print(f"{len(manifest.files)} files, {tensors} tensors in them, are as written")
+    print(f"{len(manifest.files)} files with {tensors} tensors are unchanged since they were written")
     return 0
 
 
@@ -134,7 +134,7 @@ def _seal(loaded: Loaded[Any]) -> int:
     changed = seal(model) if release is None else seal_release(release)
     for what in changed:
         print(f"before: {what}")
-    print(f"{release or resolve_path(model)} is recorded as it is now")
+    print(f"the manifest of {release or resolve_path(model)} now describes its present files")
     return 0
 
 

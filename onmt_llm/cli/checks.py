@@ -1,5 +1,8 @@
-"""What is wrong with a job and can be known before anything heavy is imported: reported together with what the schema
-finds (`config.load`), so that nobody mends a configuration one mistake at a time."""
+"""Checks of a job before anything slow is imported.
+
+Their problems are reported together with those of the schema (`config.loading.load`), so that a user corrects them all
+at once.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,16 @@ from onmt_llm.text.tokenizers.open import brings_vocabulary
 from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 
 MODELS = {"start": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}
-"""Options of training that name models, by section."""
+"""Training options that name models, by section."""
 _NEW_MODEL = frozenset(
     {"data", "transforms", "train_from", "init_from", "src_vocab", "tgt_vocab", "share_vocab", "encoder_layers"}
     | {"model_task", "encoder_type", "decoder_type", "src_subword_model", "tgt_subword_model", "plugins"}
 )
-"""Options that say which vocabularies a new model must have."""
+"""Options that decide which vocabularies a new model must have."""
 
 
 def training_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
-    """What is wrong with a training run: its corpora, its transforms, and what it begins with."""
+    """Problems of a training run: its corpora, its transforms, and the checkpoint that it starts from."""
     config: TrainConfig = loaded.job
     yield from corpora_problems(loaded)
     yield from missing_files(loaded, [*corpus_files(loaded), *subword_files(loaded)])
@@ -60,7 +63,7 @@ _EMBEDDINGS = ("both_embeddings", "src_embeddings", "tgt_embeddings")
 
 
 def corpora_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
-    """What is wrong with the corpora, their files aside: paths that do not go together, transforms, templates."""
+    """Problems of the corpora other than missing files: conflicting paths, transforms, templates."""
     data = loaded.job.corpora
     if not data.data and "data" not in loaded.doubtful:
         hint = "data: {my_corpus: {path_src: train.txt}}"
@@ -89,7 +92,7 @@ def _path_problems(loaded: Loaded[Any], name: str, corpus: CorpusConfig) -> Iter
 
 
 def transform_problems(loaded: Loaded[Any], names: Sequence[str], where: tuple[str, ...]) -> Iterator[Problem]:
-    """What is wrong with a list of transforms that stands at `where`."""
+    """Problems of the list of transforms at `where` in the YAML."""
     if any(_is_excused(loaded, TRANSFORMS, name) for name in names):
         names = [name for name in names if name not in TRANSFORMS and not _is_excused(loaded, TRANSFORMS, name)]
     for fault in faults(names):
@@ -97,7 +100,7 @@ def transform_problems(loaded: Loaded[Any], names: Sequence[str], where: tuple[s
 
 
 def template_problems(loaded: Loaded[Any], template: str | None, where: tuple[str, ...]) -> Iterator[Problem]:
-    """What is wrong with a chat template, by its name or its path."""
+    """Problems of a chat template that is given by name or path."""
     if template is None or Path(template).is_file() or _is_excused(loaded, TEMPLATES, template):
         return
     if template.endswith(".jinja"):
@@ -110,12 +113,12 @@ def template_problems(loaded: Loaded[Any], template: str | None, where: tuple[st
 
 
 def _is_excused(loaded: Loaded[Any], registry: Registry[Any], name: str) -> bool:
-    """Whether an unknown name may be that of a plug-in which could not be loaded."""
+    """Whether an unknown name may come from a plugin that could not be loaded."""
     return "plugins" in loaded.doubtful and name not in registry and nearest(name, registry) is None
 
 
 def begins_anew(config: TrainConfig) -> bool:
-    """Whether a run begins with new weights, as far as its folder shows."""
+    """Whether a run starts from new weights, as far as its folder shows."""
     if config.start.train_from != AUTO or not config.has_new_model:
         return config.has_new_model
     prefix = Path(config.run.save_model)
@@ -123,7 +126,7 @@ def begins_anew(config: TrainConfig) -> bool:
 
 
 def _rule_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
-    """Options that need others beside them, or a base that is an adapter's."""
+    """Problems of options that require other options, or the base model of an adapter."""
     config: TrainConfig = loaded.job
     valid = {name: corpus for name, corpus in config.corpora.data.items() if is_for_validation(name)}
     stored = _stored(config)
@@ -144,8 +147,10 @@ def _rule_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 
 
 def _stored(config: TrainConfig) -> tuple[Path, CheckpointConfig] | None:
-    """The checkpoint that the run begins with, as it describes itself; None where there is none, or it cannot be read
-    (which is reported with the models that are missing)."""
+    """Path and configuration of the checkpoint that the run starts from.
+
+    None if there is none, or if it cannot be read (which `missing_models` reports).
+    """
     named = config.start.init_from if config.start.train_from == AUTO else config.start.train_from
     if named is None:
         return None
@@ -157,7 +162,7 @@ def _stored(config: TrainConfig) -> tuple[Path, CheckpointConfig] | None:
 
 
 def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Problem]:
-    """Vocabularies that are missing; `required`: and those that are not even named, for a new model."""
+    """Vocabulary files that are missing; with `required`, also vocabularies of a new model that no option names."""
     config: TrainConfig = loaded.job
     vocabulary = config.vocabulary
     features = [f"{vocabulary.src_vocab}_feat{number}" for number in range(config.corpora.n_src_feats)]
@@ -170,7 +175,7 @@ def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Pro
     try:
         lm = config.decide_task().task == "lm"
     except ValueError:
-        return  # the schema's finding
+        return  # the schema has reported it
     try:
         src_spec, tgt_spec = tokenizer_specs(config.corpora.model_transforms, loaded.options)
     except OnmtLlmError as error:
@@ -191,9 +196,9 @@ def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Pro
 
 
 def _architecture_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
-    """Options of the architecture that are not those of the checkpoint that the run begins with.
+    """Architecture options that differ from the checkpoint that the run starts from.
 
-    An adapter says only what its base was like; what became of a deeper model needs a closer look.
+    The configuration of a checkpoint with expanded blocks differs from its options, so it is not compared here.
     """
     config: TrainConfig = loaded.job
     found = _stored(config)
@@ -211,7 +216,7 @@ def _architecture_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 
 
 def inference_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
-    """What is wrong with the models, transforms and template of an inference configuration."""
+    """Problems of the models, transforms and template of an inference configuration."""
     yield from missing_models(loaded, "inference", ("model",), releases=True)
     yield from transform_problems(loaded, loaded.job.inference.transforms, ("transforms",))
     template = loaded.job.inference.template

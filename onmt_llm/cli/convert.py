@@ -1,4 +1,4 @@
-"""`onmt_llm_convert`: other toolkits' models to checkpoints, and back to Hugging Face's and OpenNMT-py's forms."""
+"""`onmt_llm_convert`: convert other toolkits' models to checkpoints, and back to Hugging Face and OpenNMT-py."""
 
 from __future__ import annotations
 

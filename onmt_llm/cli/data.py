@@ -1,4 +1,4 @@
-"""`onmt_llm_data report | sample | pack | merge | verify`: look at the data of a run, or tokenise it beforehand."""
+"""`onmt_llm_data report | sample | pack | merge | verify`: inspect the data of a run, or tokenise it in advance."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _report(loaded: Loaded[Any]) -> int:
     print(table(reports))
     what = "all records" if n_sample < 0 else f"the first {n_sample:,} records"
     shares = mixture(reports, data.mixing_temperature)
-    page = report_page(reports, shares, title="Data report", about=f"Of {what} of each corpus, read once.")
+    page = report_page(reports, shares, title="Data report", about=f"Based on {what} of each corpus, read once.")
     for path, text in zip(
         outputs, (json.dumps(to_json(reports, shares), indent=1, ensure_ascii=False), page), strict=True
     ):
@@ -98,7 +98,7 @@ def _sample(loaded: Loaded[Any]) -> int:
         seed=max(config.run.seed, 0),
     )
     looked_at = ", ".join(f"{each.looked_at:,} of {each.corpus}" for each in collected)
-    about = f"The first {number:,} examples of each corpus, and what was dropped on the way to them: {looked_at} read."
+    about = f"The first {number:,} examples of each corpus, and what was dropped before them; read: {looked_at}."
     _write(output, samples_page(collected, title="Data samples", about=about))
     return 0
 
@@ -116,7 +116,7 @@ def _pack(loaded: Loaded[Any]) -> int:
     for name, path in written.items():
         print(f"{name}: {path}")
         if not config.corpora.data[name].path_packed:
-            print(f"  training reads it with path_packed: {path.parent} in the corpus {name}")
+            print(f"  to train on it, set path_packed: {path.parent} in the corpus {name}")
     return 0
 
 
@@ -129,7 +129,7 @@ def _merge(loaded: Loaded[Any]) -> int:
 def _verify(loaded: Loaded[Any]) -> int:
     needed(loaded, "look", "shards", USAGE)
     for folder in loaded.job.look.shards:
-        print(f"{pack.verify(Path(folder))} files of {folder} are as written")
+        print(f"{pack.verify(Path(folder))} files of {folder} are unchanged")
     return 0
 
 
@@ -142,7 +142,7 @@ def _model_text(loaded: Loaded[Any]) -> ModelText:
 
 
 def _folder(config: DataToolConfig) -> Path:
-    """Where the outputs go."""
+    """The output folder."""
     return Path(config.corpora.save_data or f"{config.run.save_model}_data")
 
 
@@ -150,7 +150,7 @@ def _outputs(config: DataToolConfig, *names: str) -> list[Path]:
     """Files to write below `save_data`.
 
     Raises:
-        ConfigError: One is there already.
+        ConfigError: A file exists already.
     """
     paths = [_folder(config) / name for name in names]
     taken = next((path for path in paths if path.exists()), None)

@@ -1,4 +1,4 @@
-"""`onmt_llm_eval perplexity`: measure a model on a text."""
+"""`onmt_llm_eval perplexity`: the perplexity of a text under a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files and models that a job reads, looked for before any work begins."""
+"""The files and models that a job reads, and checks that they exist."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from onmt_llm.errors import DataError, OnmtLlmError, Problem
 from onmt_llm.generate.open import find_release
 
 Input = tuple[str, str, tuple[str, ...]]
-"""Name of an option, the path it has, its place in the YAML."""
+"""Name of an option, its path, and its place in the YAML."""
 
 
 def missing_files(loaded: Loaded[Any], files: Iterable[Input], *, streams: bool = False) -> Iterator[Problem]:
-    """Those of a job's input files that are not there.
+    """Input files of a job that do not exist.
 
     Args:
         loaded: The job.
-        files: What it reads.
-        streams: Standard input (`-`), pipes and devices will do too.
+        files: Its input files.
+        streams: Standard input (`-`), pipes and devices are allowed too.
     """
     for name, path, where in files:
         file = Path(path)
@@ -37,7 +37,7 @@ def missing_files(loaded: Loaded[Any], files: Iterable[Input], *, streams: bool 
 
 
 def corpus_files(loaded: Loaded[Any]) -> Iterator[Input]:
-    """The files of all corpora; a pattern that matches none stands for itself."""
+    """The files of all corpora; a pattern without a match is given as it is."""
     for corpus, entry in loaded.job.corpora.data.items():
         for key in (*SOURCES, *BESIDE):
             value = getattr(entry, key) or ()
@@ -54,7 +54,7 @@ def _matching(text: str) -> list[str]:
 
 
 def subword_files(loaded: Loaded[Any]) -> Iterator[Input]:
-    """The tokenisers that the options name."""
+    """The tokeniser models that the options name."""
     for section in loaded.options.values():
         for key in ("src_subword_model", "tgt_subword_model"):
             if getattr(section, key, None):
@@ -62,7 +62,7 @@ def subword_files(loaded: Loaded[Any]) -> Iterator[Input]:
 
 
 def option_files(loaded: Loaded[Any], section: str, names: Iterable[str]) -> Iterator[Input]:
-    """Files that options of a section of the job name."""
+    """The files that options of one section name."""
     for name in names:
         path = getattr(getattr(loaded.job, section), name)
         if path:
@@ -72,14 +72,14 @@ def option_files(loaded: Loaded[Any], section: str, names: Iterable[str]) -> Ite
 def missing_models(
     loaded: Loaded[Any], section: str, names: Iterable[str], *, releases: bool = False, readable: bool = True
 ) -> Iterator[Problem]:
-    """What is wrong with the checkpoints that options of a section name, as far as it is known without their weights.
+    """Problems of the checkpoints that options of one section name; weights are not read.
 
     Args:
         loaded: The job.
         section: Section of the options.
-        names: The options; each holds a path, or several.
-        releases: CTranslate2's releases will do too.
-        readable: They must have a configuration that can be read.
+        names: The options; each holds one or several paths.
+        releases: CTranslate2 releases are allowed too.
+        readable: Also read their configurations.
     """
     for name in names:
         value = getattr(getattr(loaded.job, section), name) or ()
@@ -94,7 +94,7 @@ def missing_models(
 
 
 def not_given(loaded: Loaded[Any], section: str, names: Iterable[str], usage: str) -> Iterator[Problem]:
-    """Those options without which a command has nothing to do that are not given."""
+    """Required options that are not given."""
     for name in names:
         if not getattr(getattr(loaded.job, section), name) and name not in loaded.doubtful:
             yield Problem(f"'{name}' must be given, but is not.", hint=usage)

@@ -1,6 +1,6 @@
-"""The jobs of all commands, side by side: what `-config` of each may hold.
+"""The schema of each command's configuration, and `load_job`, which reads one.
 
-A YAML file may serve several commands: a key that belongs to another one is noted, not refused.
+A YAML file may serve several commands: a key of another command is noted, not refused.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from onmt_llm.registry import load_plugins
 
 @dataclass(frozen=True)
 class JobSchema:
-    """One command's options.
+    """The options of one command.
 
     Attributes:
-        section: The section that holds all sections of the command.
-        extra: Options of the transforms, where the command runs them.
-        short: One-letter flags.
+        section: The type of its configuration, a section of sections.
+        extra: Gives the sections of the transforms, if the command runs transforms.
+        short: One-letter flags, and the options that they set.
     """
 
     section: type[Section]
@@ -63,7 +63,7 @@ def load_job(
     prog: str = "",
     checks: Checks | None = None,
 ) -> Loaded[Any]:
-    """`config.load` with everything that it must know of the other commands."""
+    """Load the configuration of a command (see `config.loading.load`), and the plugins that it names."""
     job = JOBS[command]
     faults = list(_load_plugins(argv)) if job.extra is sections else []
 
@@ -87,7 +87,7 @@ def load_job(
 
 
 def _load_plugins(argv: Sequence[str]) -> Iterator[Problem]:
-    """Load the plug-ins that are named; what is wrong with them."""
+    """Load the plugins that the arguments name; yield a problem for each that fails."""
     for plugin in find_plugins(argv):
         try:
             load_plugins([plugin])

@@ -1,4 +1,4 @@
-"""`onmt_llm_lora`: merge an adapter or twins of blocks into the base, or put an adapter beside it; adapters of peft."""
+"""`onmt_llm_lora`: merge an adapter into its base model, concatenate them, or import and export peft adapters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _paths(loaded: Loaded[Any]) -> Paths:
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
-    """An adapter of peft, and a base that only it knows, may be anything."""
+    """Problems of our own models; peft adapters, and the base name that only peft reads, are not checked."""
     action = loaded.job.adapters.action
     needs = ["lora_weights", "output"] + ["base_model"] * (action != "export")
     yield from not_given(loaded, "adapters", needs, USAGE)

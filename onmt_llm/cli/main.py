@@ -48,8 +48,8 @@ def _page() -> Iterator[str]:
     yield from rows(((short_name(name), command.phrase) for name, command in COMMANDS.items()), width())
     yield ""
     yield "more:"
-    told = (("onmt_llm help COMMAND", "its options"), ("onmt_llm help COMMAND OPTION", "one of them"))
-    yield from rows(told, width())
+    more = (("onmt_llm help COMMAND", "its options"), ("onmt_llm help COMMAND OPTION", "one option"))
+    yield from rows(more, width())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a command writes, held against what it reads before anything is opened: no output takes an input's place."""
+"""The outputs of a command, and the check that none of them replaces an input or another output."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STANDARD = "-"
 
 @dataclass(frozen=True)
 class Output:
-    """Something that a command writes.
+    """An output of a command.
 
     Attributes:
-        name: The option that says where.
-        path: The file, or the directory.
-        is_folder: It is a directory, which is replaced as a whole.
-        collects: It is a directory that files are put into, beside those that are there.
+        name: The option that sets its path.
+        path: The file or directory.
+        is_folder: It is a directory that is replaced as a whole.
+        collects: It is a directory to which files are added.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Paths:
-    """What a command reads and writes.
+    """Inputs and outputs of a command.
 
     Attributes:
-        reads: Its inputs: option, path, and where that stands in the YAML.
+        reads: Its inputs.
         writes: Its outputs.
     """
 
@@ -51,12 +51,12 @@ class Paths:
 
 
 def output_problems(loaded: Loaded[Any], paths: Paths, further: Sequence[Output] = ()) -> Iterator[Problem]:
-    """Outputs that cannot be written, or that would take the place of an input or of each other.
+    """Problems of outputs that cannot be written, or would replace an input or each other.
 
     Args:
         loaded: The job.
-        paths: What it reads and writes.
-        further: What it writes besides.
+        paths: Its inputs and outputs.
+        further: Other outputs.
     """
     configs: list[Input] = [("'config'", path, ()) for path in loaded.configs]
     reads = [each for each in (*paths.reads, *configs) if each[1] != STANDARD]
@@ -66,15 +66,15 @@ def output_problems(loaded: Loaded[Any], paths: Paths, further: Sequence[Output]
             yield Problem(sentence, loaded.where(output.name))
     for one, other in combinations((each for each in known if not each.collects), 2):
         if os.path.realpath(one.path) == os.path.realpath(other.path):
-            sentence = f"'{one.name}' and '{other.name}' must be two places, but both are {one.path}."
+            sentence = f"'{one.name}' and '{other.name}' must be different paths, but both are {one.path}."
             yield Problem(sentence, loaded.where(other.name))
 
 
 def check_outputs(loaded: Loaded[Any], paths: Paths) -> None:
-    """Refuse what `output_problems` finds.
+    """Raise the problems that `output_problems` finds.
 
     Raises:
-        ConfigError: Names the options.
+        ConfigError: There are problems.
     """
     raise_problems(output_problems(loaded, paths))
 
@@ -91,19 +91,19 @@ def _problem(output: Output, reads: Sequence[Input]) -> str | None:
         return None
     inside = "" if os.path.realpath(replaced) == os.path.realpath(output.path) else f", with {replaced}"
     return (
-        f"'{output.name}' must not take the place of what is read, but {output.path} would: "
-        f"it is that of {names[replaced]}{inside}."
+        f"'{output.name}' must not replace an input, but {output.path} would: "
+        f"it is the path of {names[replaced]}{inside}."
     )
 
 
 def one(loaded: Loaded[Any], section: str, name: str, *, is_folder: bool = False) -> list[Output]:
-    """The output that an option names; none where it is not given."""
+    """The output that an option names, as a list; empty if the option is not given."""
     path = getattr(getattr(loaded.job, section), name)
     return [Output(name, str(path), is_folder=is_folder)] if path else []
 
 
 def model_files(loaded: Loaded[Any], section: str, names: Iterable[str]) -> Iterator[Input]:
-    """The models that options of a section name, with the bases of adapters: directories, or foreign files."""
+    """The models that options of one section name, with the base models of adapters: directories, or other files."""
     for name in names:
         given = getattr(getattr(loaded.job, section), name)
         for path in [given] if isinstance(given, str) else given or ():
@@ -112,7 +112,7 @@ def model_files(loaded: Loaded[Any], section: str, names: Iterable[str]) -> Iter
 
 
 def with_bases(model: str) -> Iterator[str]:
-    """A model as it is named, with and without `.pt`, and the base that it was trained on."""
+    """The path of a model as given, with and without `.pt`, and the base model of an adapter."""
     for path in dict.fromkeys((model, model.removesuffix(".pt"), f"{model}.pt")):
         yield path
         with contextlib.suppress(OnmtLlmError, ValueError):

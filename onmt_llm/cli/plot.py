@@ -1,4 +1,4 @@
-"""`onmt_llm_plot RUN...`: draw the curves of training runs."""
+"""`onmt_llm_plot RUN...`: plot the curves of training runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from onmt_llm.errors import ConfigError
 USAGE = "onmt_llm_plot RUN... [-output FILE.png] [-against tokens|steps|hours] [-log_scale y] [-figures xent lr]"
 
 ENDINGS = ("", "_metrics.jsonl", "_results.jsonl")
-"""Of the files that a run is read from, behind its name."""
+"""Endings of the files of a run, after its name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
-    # the runs may come first, without their flag
+    # the runs may come first, without the flag -runs
     runs = list(takewhile(lambda word: not word.startswith("-"), words))
     return run_job("onmt_llm_plot", _plot, ["-runs", *words] if runs else words, paths=_paths)
 

@@ -1,4 +1,4 @@
-"""`release_model`: write a checkpoint in the form in which it is served, verified against the model."""
+"""`release_model`: write a checkpoint in the format in which it is served, and verify it against the checkpoint."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"verify_text must be a UTF-8 text file, but {path} cannot be read so ({error}).") from error
+        raise DataError(f"verify_text must be a UTF-8 text file, but {path} cannot be read ({error}).") from error
 
 
 if __name__ == "__main__":

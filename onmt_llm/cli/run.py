@@ -1,4 +1,4 @@
-"""What every command does around its work: arguments in, exit code out, one clear sentence for every error."""
+"""The frame of every command: it loads the configuration, starts the log, and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError, Problem,
 from onmt_llm.log import logger, setup_logging
 
 INTERRUPTED = 130
-"""The shell's code for a command that Ctrl-C ended."""
+"""The shell's exit code for a command that Ctrl-C stopped."""
 
 
 _NO_MEMORY = re.compile(
     "^MemoryError|^OutOfMemoryError|DefaultCPUAllocator: (can't allocate|not enough) memory|Storage size calculation"
 )
-"""How Python, torch on a processor, and torch on a GPU say that there is no memory left."""
+"""The messages of Python, torch on CPU and torch on GPU for exhausted memory."""
 _SMALLER = (
     "lower batch_size, beam_size, the lengths or the sizes of the model; training has use_ckpting and "
     "loss_chunk_tokens too, and onmt_llm_train -dry_run estimates what a run needs"
@@ -34,11 +34,11 @@ _SMALLER = (
 
 
 def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
-    """Run a command's work and turn an error with a message for the user into that message and its exit code.
+    """Run a command; print an error that is meant for the user as a message, and return its exit code.
 
     Args:
-        work: Takes the arguments, returns the exit code.
-        argv: Arguments without the program's name; None = the process's own.
+        work: Takes the arguments and returns the exit code.
+        argv: Arguments without the program's name; None = those of the process.
     """
     try:
         code = work(sys.argv[1:] if argv is None else argv)
@@ -54,24 +54,24 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         _drop_output()  # the reader (`| head`) has gone
         return 1
     except OSError as error:
-        # Standard output, or the folder for temporary files, may be full at any time.
+        # the disk of standard output, or of temporary files, may be full
         if error.errno not in DISK_FULL:
             raise
         print(f"error: {error.strerror}.", file=sys.stderr)
         _drop_output()
         return CheckpointError.exit_code
     except (MemoryError, RuntimeError) as error:
-        said = f"{type(error).__name__}: {error}"
-        if not _NO_MEMORY.search(said):
+        text = f"{type(error).__name__}: {error}"
+        if not _NO_MEMORY.search(text):
             raise
-        wanted = re.search(r"allocate ([\d.]+ \w+)", said)
-        asked = f": {wanted[1]} were to be allocated at once" if wanted else ""
-        print(f"error: The command needs more memory than there is{asked}.\n  hint: {_SMALLER}", file=sys.stderr)
+        match = re.search(r"allocate ([\d.]+ \w+)", text)
+        size = f": {match[1]} were to be allocated at once" if match else ""
+        print(f"error: The command needs more memory than there is{size}.\n  hint: {_SMALLER}", file=sys.stderr)
         return OnmtLlmError.exit_code
 
 
 def _drop_output() -> None:
-    """Let go of what is still to be printed: Python would complain once more when it flushes at exit."""
+    """Discard unprinted output: flushing it at exit would raise the error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -84,16 +84,16 @@ def run_job(
     switches: Mapping[str, str] | None = None,
     checks: Checks | None = None,
 ) -> int:
-    """Run a command of `JOBS`: load its configuration, start the log, do the work.
+    """Run a command of `JOBS`: load its configuration, start the log, and call `work`.
 
     Args:
         command: Its name in `JOBS`.
-        work: Takes the configuration, returns the exit code. It imports torch itself: a mistake that can be found
-            without torch is told before that.
-        argv: Arguments without the program's name; None = the process's own.
-        paths: What the command reads and writes, by its configuration.
-        switches: Flags of the command itself, with their help.
-        checks: Finds what is wrong with the configuration besides its values: files that are missing ...
+        work: Takes the configuration and returns the exit code. It imports torch itself, so problems that can be found
+            without torch are reported first.
+        argv: Arguments without the program's name; None = those of the process.
+        paths: Gives the inputs and outputs of the command.
+        switches: Flags of the command that are not options, with their help.
+        checks: Gives the problems of a configuration whose values are valid, e.g. missing files.
     """
 
     def all_checks(loaded: Loaded[Any]) -> Iterator[Problem]:
@@ -120,7 +120,7 @@ def run_job(
 
 
 def _locate(error: OnmtLlmError, loaded: Loaded[Any]) -> None:
-    """Put the place of the option that is to blame before the sentence of an error, as the checks do."""
+    """Put the place of the option at fault in front of the message of an error, as the checks do."""
     if error.problems:
         raise_problems(replace(each, where=each.where or loaded.blamed(each.sentence)) for each in error.problems)
     where = loaded.blamed(error.message)
@@ -129,7 +129,7 @@ def _locate(error: OnmtLlmError, loaded: Loaded[Any]) -> None:
 
 
 def log_notes(loaded: Loaded[Any]) -> None:
-    """Log what is to be said of a configuration that is right."""
+    """Log the warnings and notes about a valid configuration."""
     for warning in loaded.warnings:
         logger.warning(warning)
     for note in loaded.notes:
@@ -137,10 +137,10 @@ def log_notes(loaded: Loaded[Any]) -> None:
 
 
 def needed(loaded: Loaded[Any], section: str, name: str, usage: str) -> str:
-    """An option without which the command has nothing to do.
+    """The value of a required option.
 
     Raises:
-        ConfigError: It is not given.
+        ConfigError: The option is not given.
     """
     value = getattr(getattr(loaded.job, section), name)
     if not value:

@@ -62,7 +62,7 @@ def answer_lines(engine: Engine, lines: Sequence[str], config: TranslateConfig) 
 
 
 def output_file(directory: str, model: str, mode: Mode) -> Path:
-    """`outputs_<model>_<mode>.json` in `directory`; the model's name is its last path component, as it was written."""
+    """`outputs_<model>_<mode>.json` in `directory`; the model's name is the last component of its path, as given."""
     return Path(directory) / f"outputs_{Path(model).name}_{mode}.json"
 
 

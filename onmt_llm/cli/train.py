@@ -34,7 +34,7 @@ def _paths(loaded: Loaded[Any]) -> Paths:
 
 
 def training_inputs(loaded: Loaded[Any]) -> Iterator[Input]:
-    """All that a run reads: files, and models."""
+    """The inputs of a run: files and models."""
     yield from corpus_files(loaded)
     yield from subword_files(loaded)
     yield from option_files(loaded, "vocabulary", ("src_vocab", "tgt_vocab"))

@@ -134,7 +134,7 @@ def test_an_output_that_is_an_input_is_refused(name: str, folder: Path, capsys: 
     for option, path in tried:
         assert command(case.job)([*case.words.split(), f"-{option}", path]) == 2, path
         said = capsys.readouterr().err
-        assert f"'{option}' must not take the place of what is read" in said, (path, said)
+        assert f"'{option}' must not replace an input" in said, (path, said)
         assert content(folder) == before
 
 
@@ -164,7 +164,7 @@ def test_a_place_where_nothing_can_be_written_is_told(
 def test_two_outputs_are_two_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-src", "text", "-model", "model", "-output", "new", "-log_file", "./new"]
     assert command("onmt_llm_translate")(words) == 2
-    assert "'output' and 'log_file' must be two places" in capsys.readouterr().err
+    assert "'output' and 'log_file' must be different paths" in capsys.readouterr().err
 
 
 def test_answers_as_json_take_no_place_of_what_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +172,7 @@ def test_answers_as_json_take_no_place_of_what_is_read(folder: Path, capsys: pyt
     words = ["-inference_config_file", "py.yaml", "-input_file", "outputs_model_py.json", "-output_directory", "."]
     (folder / "outputs_model_py.json").write_text("a b\n")
     assert simple_inference.main(words) == 2
-    assert "'output_directory' must not take the place" in capsys.readouterr().err
+    assert "'output_directory' must not replace an input" in capsys.readouterr().err
     assert (folder / "outputs_model_py.json").read_text() == "a b\n"
 
 
