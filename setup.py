@@ -80,7 +80,10 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["onmt_llm", "onmt_llm.*"]),
-    package_data={"onmt_llm.data.inspection": ["page_templates/*.html"]},
+    package_data={
+        "onmt_llm.data.inspection": ["page_templates/*.html"],
+        "onmt_llm.releasing": ["verification_text.txt"],
+    },
     install_requires=CORE,
     extras_require={**EXTRAS, **TRACKERS},
     entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in SCRIPTS.items()]},

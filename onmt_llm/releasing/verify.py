@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +24,6 @@ from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.torch_engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.releasing.formats import ReleaseReport, Verify
-from onmt_llm.releasing.paragraphs import PARAGRAPHS
 from onmt_llm.releasing.verify_translations import BOUNDS as TRANSLATION_BOUNDS
 from onmt_llm.releasing.verify_translations import compare_translations, translate
 from onmt_llm.text.codec import Codec
@@ -91,7 +91,7 @@ def verify_release(
         directory: The release, not published yet.
         quantization: What it was made with; it decides on the bounds.
         verify: "strict", "warn" or "off".
-        text: What is read; None = `PARAGRAPHS`.
+        text: What is read; None = the package's verification_text.txt.
 
     Returns:
         The report.
@@ -125,6 +125,11 @@ def verify_release(
     return report
 
 
+def bundled_text() -> str:
+    """English prose, dialogues, instructions and a letter, written for this comparison."""
+    return (files("onmt_llm.releasing") / "verification_text.txt").read_text(encoding="utf-8")
+
+
 def beyond_bounds(figures: dict[str, float], bounds: dict[str, float]) -> list[str]:
     """Every figure that is not within its bound (what is not a number is not)."""
     return [
@@ -136,7 +141,7 @@ def beyond_bounds(figures: dict[str, float], bounds: dict[str, float]) -> list[s
 
 def _measure(model: Path, directory: Path, quantization: str, text: str | None) -> dict[str, Any]:
     checkpoint = Checkpoint.open(model)
-    text = PARAGRAPHS if text is None else text
+    text = bundled_text() if text is None else text
     dtype = _reference_dtype(checkpoint, quantization)
     if not checkpoint.config.model.is_decoder_only:
         return _measure_translations(model, directory, quantization, text, dtype)

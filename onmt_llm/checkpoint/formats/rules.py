@@ -50,17 +50,6 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Transpose:
-    """(D, O) there, (O, D) here."""
-
-    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
-        return [tensor.t() for tensor in theirs]
-
-    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        return self.forward(ours)
-
-
-@dataclass(frozen=True)
 class Scale:
     """Theirs times a factor is ours."""
 

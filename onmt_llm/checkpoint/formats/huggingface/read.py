@@ -66,7 +66,7 @@ def open_weights(model_dir: Path) -> TypedSource:
 def _bin_shards(index: Path) -> list[str]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index} must be JSON with a `weight_map`, but cannot be read so ({error!r})."
         ) from error

@@ -19,7 +19,6 @@ from onmt_llm.checkpoint.formats.rules import (
     Reshape,
     Shards,
     SplitRows,
-    Transpose,
     apply,
     check,
     per_layer,
@@ -60,7 +59,6 @@ def source(**tensors: torch.Tensor) -> Source:
     ("op", "shapes"),
     [
         (Identity(), [(3, 2)]),
-        (Transpose(), [(3, 2)]),
         (InterleavedRotary(8), [(24, 5)]),
         (InterleavedRotary(8, 4), [(24, 5)]),
         (InterleavedRotary(8), [(24,)]),
