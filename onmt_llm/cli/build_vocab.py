@@ -12,9 +12,9 @@ from onmt_llm.cli.outputs import Output, Paths
 from onmt_llm.cli.run import run_job
 from onmt_llm.config.checkpoint import read_config
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.overlay import check_task
+from onmt_llm.config.overrides import check_task
 from onmt_llm.config.training.start import AUTO
-from onmt_llm.config.vocab import VocabJobConfig
+from onmt_llm.config.vocab import VocabConfig
 from onmt_llm.data.vocabulary.build import build_vocab
 from onmt_llm.errors import Problem
 
@@ -43,7 +43,7 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     yield from missing_files(loaded, [*corpus_files(loaded), *models])
 
 
-def _for_checkpoint(job: VocabJobConfig) -> VocabJobConfig:
+def _for_checkpoint(job: VocabConfig) -> VocabConfig:
     """The job with the task of the checkpoint in `train_from`, if there is one.
 
     Raises:

@@ -18,7 +18,7 @@ from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, opt
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.overlay import check_task, unlike
+from onmt_llm.config.overrides import check_task, conflicts
 from onmt_llm.config.task import is_for_validation
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.start import AUTO
@@ -49,9 +49,9 @@ def training_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     new = begins_anew(config)
     if new or config.start.update_vocab:
         yield from _vocabulary_problems(loaded, required=new)
-    if new and not {"train_from", "init_from"} & loaded.doubtful:
-        for sentence in config.lacking_base():
-            yield Problem(f"{sentence}.", loaded.blamed(sentence))
+    if new and not {"train_from", "init_from"} & loaded.invalid:
+        for sentence in config.missing_base():
+            yield Problem(f"{sentence}.", loaded.place_of(sentence))
     for section, names in MODELS.items():
         named = [name for name in names if getattr(getattr(config, section), name) != AUTO]
         yield from missing_models(loaded, section, named, releases=section == "loss")
@@ -65,7 +65,7 @@ _EMBEDDINGS = ("both_embeddings", "src_embeddings", "tgt_embeddings")
 def corpora_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     """Problems of the corpora other than missing files: conflicting paths, transforms, templates."""
     data = loaded.job.corpora
-    if not data.data and "data" not in loaded.doubtful:
+    if not data.data and "data" not in loaded.invalid:
         hint = "data: {my_corpus: {path_src: train.txt}}"
         yield Problem("'data' must name at least one corpus, but names none.", hint=hint)
     elif data.data and all(map(is_for_validation, data.data)):
@@ -76,7 +76,7 @@ def corpora_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     for name, corpus in data.data.items():
         yield from transform_problems(loaded, corpus.transforms or (), ("data", name, "transforms"))
         yield from template_problems(loaded, corpus.template, ("data", name, "template"))
-        if "data" not in loaded.doubtful:
+        if "data" not in loaded.invalid:
             yield from _path_problems(loaded, name, corpus)
 
 
@@ -114,7 +114,7 @@ def template_problems(loaded: Loaded[Any], template: str | None, where: tuple[st
 
 def _is_excused(loaded: Loaded[Any], registry: Registry[Any], name: str) -> bool:
     """Whether an unknown name may come from a plugin that could not be loaded."""
-    return "plugins" in loaded.doubtful and name not in registry and nearest(name, registry) is None
+    return "plugins" in loaded.invalid and name not in registry and nearest(name, registry) is None
 
 
 def begins_anew(config: TrainConfig) -> bool:
@@ -142,8 +142,8 @@ def _rule_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         try:
             rule()
         except OnmtLlmError as error:
-            if not any(name in error.message for name in loaded.doubtful):
-                yield Problem.of(error, loaded.blamed(error.message))
+            if not any(name in error.message for name in loaded.invalid):
+                yield Problem.of(error, loaded.place_of(error.message))
 
 
 def _stored(config: TrainConfig) -> tuple[Path, CheckpointConfig] | None:
@@ -170,7 +170,7 @@ def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Pro
     if vocabulary.src_vocab:
         files += [("'src_vocab'", path, ("src_vocab",)) for path in features]
     yield from missing_files(loaded, files)
-    if not required or _NEW_MODEL & loaded.doubtful:
+    if not required or _NEW_MODEL & loaded.invalid:
         return
     try:
         lm = config.decide_task().task == "lm"
@@ -180,7 +180,7 @@ def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Pro
         src_spec, tgt_spec = tokenizer_specs(config.corpora.model_transforms, loaded.options)
     except OnmtLlmError as error:
         if not any(faults(config.corpora.model_transforms)):
-            yield Problem.of(error, loaded.blamed(error.message))
+            yield Problem.of(error, loaded.place_of(error.message))
         return
     src, tgt = vocabulary.src_vocab, vocabulary.tgt_vocab
     needs = [("tgt_vocab", tgt, tgt_spec), ("src_vocab", src, src_spec or tgt_spec)]
@@ -208,11 +208,11 @@ def _architecture_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     try:
         check_task(config.start.model_task, stored.model, path)
     except ConfigError as error:
-        yield Problem.of(error, loaded.blamed(error.message))
-    forced = config.start.override_opts or "override_opts" in loaded.doubtful
+        yield Problem.of(error, loaded.place_of(error.message))
+    forced = config.start.override_opts or "override_opts" in loaded.invalid
     if not forced and stored.expansion is None and not config.expansion.is_on:
-        for problem in unlike(stored.model, config.architecture, path):
-            yield replace(problem, where=loaded.blamed(problem.sentence))
+        for problem in conflicts(stored.model, config.architecture, path):
+            yield replace(problem, where=loaded.place_of(problem.sentence))
 
 
 def inference_problems(loaded: Loaded[Any]) -> Iterator[Problem]:

@@ -96,5 +96,5 @@ def missing_models(
 def not_given(loaded: Loaded[Any], section: str, names: Iterable[str], usage: str) -> Iterator[Problem]:
     """Required options that are not given."""
     for name in names:
-        if not getattr(getattr(loaded.job, section), name) and name not in loaded.doubtful:
+        if not getattr(getattr(loaded.job, section), name) and name not in loaded.invalid:
             yield Problem(f"'{name}' must be given, but is not.", hint=usage)

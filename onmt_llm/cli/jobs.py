@@ -18,7 +18,7 @@ from onmt_llm.config.plot import PlotConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import TranslateConfig
-from onmt_llm.config.vocab import VocabJobConfig
+from onmt_llm.config.vocab import VocabConfig
 from onmt_llm.data.transforms import sections
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import load_plugins
@@ -42,7 +42,7 @@ class JobSchema:
 JOBS = {
     "onmt_llm_train": JobSchema(TrainConfig, sections),
     "onmt_llm_data": JobSchema(DataToolConfig, sections),
-    "onmt_llm_build_vocab": JobSchema(VocabJobConfig, sections),
+    "onmt_llm_build_vocab": JobSchema(VocabConfig, sections),
     "onmt_llm_translate": JobSchema(TranslateConfig, sections),
     "onmt_llm_chat": JobSchema(ChatConfig),
     "simple_inference": JobSchema(SimpleInferenceConfig),
@@ -70,7 +70,7 @@ def load_job(
     def all_checks(loaded: Loaded[Any]) -> Iterator[Problem]:
         yield from (replace(fault, where=loaded.where("plugins")) for fault in faults)
         if checks is not None:
-            yield from checks(replace(loaded, doubtful=loaded.doubtful | ({"plugins"} if faults else set())))
+            yield from checks(replace(loaded, invalid=loaded.invalid | ({"plugins"} if faults else set())))
 
     siblings = {name: other.section for name, other in JOBS.items() if name != command}
     return load(
@@ -82,7 +82,7 @@ def load_job(
         switches=switches,
         short=job.short,
         checks=all_checks,
-        guessing=bool(faults),
+        plugin_missing=bool(faults),
     )
 
 

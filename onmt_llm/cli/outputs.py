@@ -60,7 +60,7 @@ def output_problems(loaded: Loaded[Any], paths: Paths, further: Sequence[Output]
     """
     configs: list[Input] = [("'config'", path, ()) for path in loaded.configs]
     reads = [each for each in (*paths.reads, *configs) if each[1] != STANDARD]
-    known = [each for each in (*paths.writes, *further) if each.path != STANDARD and each.name not in loaded.doubtful]
+    known = [each for each in (*paths.writes, *further) if each.path != STANDARD and each.name not in loaded.invalid]
     for output in known:
         if sentence := _problem(output, reads):
             yield Problem(sentence, loaded.where(output.name))

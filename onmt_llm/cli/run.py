@@ -122,8 +122,8 @@ def run_job(
 def _locate(error: OnmtLlmError, loaded: Loaded[Any]) -> None:
     """Put the place of the option at fault in front of the message of an error, as the checks do."""
     if error.problems:
-        raise_problems(replace(each, where=each.where or loaded.blamed(each.sentence)) for each in error.problems)
-    where = loaded.blamed(error.message)
+        raise_problems(replace(each, where=each.where or loaded.place_of(each.sentence)) for each in error.problems)
+    where = loaded.place_of(error.message)
     if where and where not in error.message:
         error.message = f"{where}  {error.message}"
 

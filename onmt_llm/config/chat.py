@@ -1,4 +1,4 @@
-"""Options of the chat page and of `simple_inference`."""
+"""Options of `onmt_llm_chat` and `simple_inference`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onmt_llm.config.section import Section
 Mode = Literal["py", "ct2"]
 
 
-class PageConfig(Section):
+class ChatModelConfig(Section):
     """The model behind the chat page or a file of answers, with OpenNMT-py's option names."""
 
     inference_config_file: str | None = None
@@ -34,7 +34,7 @@ class ServerConfig(Section):
 class ChatConfig(Section):
     """Chat with a model in the browser."""
 
-    answering: PageConfig = PageConfig()
+    answering: ChatModelConfig = ChatModelConfig()
     server: ServerConfig = ServerConfig()
 
 
@@ -50,5 +50,5 @@ class FilesConfig(Section):
 class SimpleInferenceConfig(Section):
     """Answer a file of prompts with one model and write JSON."""
 
-    answering: PageConfig = PageConfig()
+    answering: ChatModelConfig = ChatModelConfig()
     files: FilesConfig = FilesConfig()

@@ -1,7 +1,7 @@
-"""What `config.yaml` of a checkpoint directory (and of a CTranslate2 release) says.
+"""`CheckpointConfig`, the contents of `config.yaml` in a checkpoint directory (and in a CTranslate2 release).
 
-Everything that training and every engine must agree on stands here once: the architecture, the tokeniser, the special
-tokens, the chat template and where an answer stops.
+It has everything that training and all engines must agree on: architecture, tokeniser, special tokens, chat template
+and stop strings.
 """
 
 from __future__ import annotations
@@ -19,119 +19,119 @@ from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
 
 FORMAT_VERSION = 2
-"""2: a manifest stands beside it."""
+"""2: the directory has a manifest."""
 CONFIG_FILE = "config.yaml"
 
 TokenizerKind = Literal["sentencepiece", "bpe", "onmt_tokenize", "huggingface", "whitespace"]
 
 
 class TokenizerSpec(Section):
-    """One tokeniser, its model stored beside this file."""
+    """A tokeniser; its model file is stored beside this file."""
 
     kind: TokenizerKind = "whitespace"
-    """Library that splits text into the vocabulary's pieces."""
+    """Library that splits text into tokens."""
     file: str | None = None
     """Model file, relative to the checkpoint directory."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the library, e.g. pyonmttok's `mode`, `joiner_annotate`."""
+    """Arguments of the library, e.g. pyonmttok's `mode` and `joiner_annotate`."""
 
 
 class SpecialTokens(Section):
-    """Tokens with a role, by their text in the vocabulary; null = the model has none."""
+    """Special tokens, by their text in the vocabulary; null = the model has none."""
 
     unk: str | None = "<unk>"
     bos: str | None = "<s>"
     eos: str | None = "</s>"
     pad: str | None = None
     add_bos: bool = True
-    """Inputs of a language model begin with `bos`."""
+    """Prepend `bos` to the input of a language model."""
 
 
 class AdapterSpec(Section):
-    """LoRA weights on a base that is stored elsewhere."""
+    """LoRA weights for a base model that is stored elsewhere."""
 
     rank: Width
     alpha: Positive
     dropout: FractionBelowOne = 0.0
     layers: list[str]
-    """Names as `nn.wrap.replace` understands them, in the ecosystem's spelling (`q_proj`)."""
+    """Layer names for `nn.wrap.replace`, as in Hugging Face models (`q_proj`)."""
     embedding: bool = False
-    """The embedding matrices carry LoRA too."""
+    """The embedding matrices have adapters too."""
     rslora: bool = False
-    """The adapters are scaled by alpha / sqrt(rank)."""
+    """Adapters are scaled by alpha / sqrt(rank)."""
     dora: bool = False
-    """The length of each row is trained apart from its direction."""
+    """DoRA: the magnitude of each weight row is trained separately from its direction."""
     rank_pattern: dict[str, Width] = Field(default_factory=dict)
-    """Rank of single layers, by name."""
+    """Ranks of individual layers, by name."""
     alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
-    """Alpha of single layers, by name."""
+    """Alphas of individual layers, by name."""
     init: Literal["default", "pissa", "loftq"] = "default"
-    """What the adapters began with."""
+    """Initialisation of the adapters."""
     init_iter: Count | None = None
-    """Steps of that initialisation."""
+    """Iterations of that initialisation."""
     base: str
     """Path of the base checkpoint when the adapter was trained."""
     base_fingerprint: str
-    """`Checkpoint.fingerprint` of the base; merging into anything else is refused."""
+    """`Checkpoint.fingerprint` of the base; merging into any other model is refused."""
     quant_layers: list[str] = Field(default_factory=list)
     """Layers that were quantised while the adapter was trained."""
     quant_type: str = ""
 
 
 class ExpansionSpec(Section):
-    """New blocks (`nn.expand`): `concat` = twins, here, of blocks of a base that is stored elsewhere; `stack` = blocks
-    between those of a base, all of them here."""
+    """Block expansion (`nn.expand`). `concat`: this checkpoint has copies of some blocks of a base that is stored
+    elsewhere. `stack`: this checkpoint is a complete model, with new blocks between those of the base."""
 
     type: Literal["concat", "stack"]
     blocks: list[str]
-    """Paths, in the base and in its order, of the blocks that have a twin, or one behind them."""
+    """Paths of the expanded blocks in the base, in its order."""
     lerp: Fraction = 0.5
-    """Weight of the twins."""
+    """Weight of the copies."""
     base: str = ""
-    """Path of the base checkpoint when the twins were trained."""
+    """Path of the base checkpoint when the copies were trained."""
     base_fingerprint: str = ""
-    """`Checkpoint.fingerprint` of the base; merging into anything else is refused."""
+    """`Checkpoint.fingerprint` of the base; merging into any other model is refused."""
     quant_layers: list[str] = Field(default_factory=list)
-    """Layers of the base that were quantised while the twins were trained."""
+    """Layers of the base that were quantised while the copies were trained."""
     quant_type: str = ""
 
 
 class CheckpointConfig(Section):
-    """Content of `config.yaml`."""
+    """Contents of `config.yaml`."""
 
     format_version: Count = FORMAT_VERSION
     model: ModelConfig
     alignment_layer: LayerIndex = -1
-    """Decoder layer whose attention to the source is taken for an alignment; negative = from the last one, -1."""
+    """Decoder layer whose cross-attention is used as word alignment; negative = counted from the last, -1."""
     alignment_heads: HeadsOrAll = 1
-    """First heads of that layer that are averaged; 0 = all."""
+    """Number of heads of that layer to average, from the first; 0 = all."""
     full_context_alignment: bool = False
-    """That attention is computed with self-attention to the whole target, tokens to come included."""
+    """Compute that attention with self-attention to the whole target, including future tokens."""
     src_feats_defaults: str | None = None
-    """Features of source words that come without any, `value￨value`, for a model with `src_features`."""
+    """Features for the words of lines without features, `value￨value`, for a model with `src_features`."""
     tokenizer: TokenizerSpec = TokenizerSpec()
     src_tokenizer: TokenizerSpec | None = None
-    """The source side's tokeniser, where it differs from `tokenizer`."""
+    """Tokeniser of the source side, if it differs from `tokenizer`."""
     specials: SpecialTokens = SpecialTokens()
     template: str | None = None
-    """Chat template: a built-in name, or `chat_template.jinja` beside this file."""
+    """Chat template: the name of a built-in one, or `chat_template.jinja` beside this file."""
     stop: list[str] = Field(default_factory=list)
-    """Texts at which an answer ends."""
+    """Stop strings."""
     stop_tokens: list[str] = Field(default_factory=list)
-    """Tokens, besides `eos`, at which an answer ends."""
+    """Stop tokens in addition to `eos`."""
     adapter: AdapterSpec | None = None
     expansion: ExpansionSpec | None = None
     source: str = ""
-    """Where the weights came from, for people."""
+    """Origin of the weights, as a note for people."""
 
     @property
     def addition(self) -> AdapterSpec | ExpansionSpec | None:
-        """What was trained beside the weights of a base."""
+        """The adapter or block expansion, if this is one."""
         return self.adapter or self.expansion
 
     @property
     def noun(self) -> str:
-        """What that is, in messages."""
+        """Name of `addition` in messages."""
         return "block expansion" if self.adapter is None else "LoRA adapter"
 
 
@@ -139,7 +139,7 @@ def read_config(directory: Path) -> CheckpointConfig:
     """Read and validate the `config.yaml` of a checkpoint or release.
 
     Raises:
-        CheckpointError: It is missing, not YAML, of a newer format, or wrong; all that is wrong is in one message.
+        CheckpointError: The file is missing, not YAML, of a newer format, or invalid; the message lists all problems.
     """
     file = directory / CONFIG_FILE
     try:
@@ -161,10 +161,10 @@ def read_config(directory: Path) -> CheckpointConfig:
         return CheckpointConfig.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"{file} must be the configuration of a checkpoint, but is not: {problems}.") from error
+        raise CheckpointError(f"{file} must be a valid checkpoint configuration, but is not: {problems}.") from error
 
 
 def config_text(config: CheckpointConfig) -> str:
-    """The content of `config.yaml`, in the present version of the format."""
+    """The contents of `config.yaml`, in the current version of the format."""
     content = {**config.model_dump(mode="json"), "format_version": FORMAT_VERSION}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

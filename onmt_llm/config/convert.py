@@ -1,4 +1,4 @@
-"""Options of the commands that turn one artefact into another: convert, LoRA, checkpoint, release."""
+"""Options of the tools for checkpoints: `onmt_llm_convert`, `onmt_llm_lora`, `onmt_llm_checkpoint`, `release_model`."""
 
 from __future__ import annotations
 

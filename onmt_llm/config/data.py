@@ -1,4 +1,4 @@
-"""Options of corpora, vocabularies and batches."""
+"""Options of corpora, vocabularies, pretrained embeddings and batching."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class CorpusConfig(Section):
 
     @property
     def has_keys(self) -> bool:
-        """Its records have keys, or columns."""
+        """Whether its records have keys or columns."""
         return bool(self.path_jsonl or self.path_json or self.path_table)
 
 
@@ -167,7 +167,7 @@ class DataConfig(Section):
 
     @property
     def model_transforms(self) -> list[str]:
-        """Transforms that a new model's tokeniser is read off: the global ones, or else those of the first corpus."""
+        """Transforms that determine the tokeniser of a new model: the global ones, or those of the first corpus."""
         listed = [corpus.transforms for corpus in self.data.values() if corpus.transforms]
         return self.transforms or (listed[0] if listed else [])
 
@@ -176,7 +176,7 @@ class DataConfig(Section):
     def _names(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
         for name in corpora:
             if problem := name_problem(name):
-                raise ValueError(f"must give corpora names that files can have, but {name[:60]!r} {problem}")
+                raise ValueError(f"must give corpora names that are valid file names, but {name[:60]!r} {problem}")
         return corpora
 
 

@@ -1,4 +1,4 @@
-"""Options of `onmt_llm_data`: those of a training run, and how to look at its data."""
+"""Options of `onmt_llm_data`: those of a training run, and those of its actions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 
 
-class LookConfig(Section):
+class InspectionConfig(Section):
     """Options of the `onmt_llm_data` actions."""
 
     num_threads: Workers = 1
@@ -23,4 +23,4 @@ class LookConfig(Section):
 class DataToolConfig(TrainConfig):
     """Inspect the data of a training run or tokenise it in advance; takes the YAML file of `onmt_llm_train`."""
 
-    look: LookConfig = LookConfig()
+    look: InspectionConfig = InspectionConfig()

@@ -1,4 +1,4 @@
-"""Options of decoding, the same for every engine."""
+"""Decoding options, the same for every engine."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class GenerationConfig(Section):
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn at random (temperature above 0 and more than one candidate)."""
+        """Whether tokens are sampled (temperature above 0 and more than one candidate)."""
         return self.random_sampling_topk != 1 and self.random_sampling_temp > 0
 
     def alignment(self, layer: int, heads: int) -> tuple[int, int]:
-        """Layer and heads to align with, for a checkpoint that says `layer` and `heads`."""
+        """Layer and heads of the alignment, for a checkpoint that stores `layer` and `heads`."""
         if self.alignment_layer is not None:
             return self.alignment_layer, self.alignment_heads or 0
         return layer, heads if self.alignment_heads is None else self.alignment_heads

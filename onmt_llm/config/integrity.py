@@ -1,4 +1,4 @@
-"""The option of every command that opens models."""
+"""The option of all commands that open models: what to do about damage."""
 
 from __future__ import annotations
 

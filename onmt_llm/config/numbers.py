@@ -1,8 +1,7 @@
-"""Kinds of numbers, each with its bounds: what an option that is a number is declared as.
+"""Bounded number types for options: `steps: Count = 100`.
 
-`steps: Count = 100`. A field must not narrow its kind by `Field(ge=...)`: of two bounds of one side pydantic applies
-the kind's, and says nothing. A bound that no kind has stands in the field's own type: `Annotated[int, Field(ge=2,
-le=8)]`.
+Do not narrow such a type with another `Field(ge=...)`: of two bounds on the same side, pydantic silently applies that
+of the type. For other bounds, write the field's own type: `Annotated[int, Field(ge=2, le=8)]`.
 """
 
 from __future__ import annotations
@@ -15,46 +14,46 @@ INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
 Count = Annotated[int, Field(ge=1, le=INT32)]
-"""So many examples, tokens or bytes, or every so many updates."""
+"""A number of examples, tokens, bytes or steps."""
 CountOrZero = Annotated[int, Field(ge=0, le=INT32)]
-"""The same, where 0 means something: none, off, all."""
+"""A count where 0 has a special meaning: none, off, all."""
 CountOrAll = Annotated[int, Field(ge=-1, le=INT32)]
-"""The same, where -1 means something too."""
+"""A count where -1 has a special meaning too."""
 Length = Annotated[int, Field(ge=1, le=10**7)]
-"""Tokens or words of one text."""
+"""Length of one text, in tokens or words."""
 LengthOrZero = Annotated[int, Field(ge=0, le=10**7)]
-"""The same, where 0 means something."""
+"""A length where 0 has a special meaning."""
 BeamSize = Annotated[int, Field(ge=1, le=1024)]
-"""Hypotheses of one search."""
+"""Hypotheses of a beam search."""
 Seed = Annotated[int, Field(ge=-1, le=INT64)]
-"""Seed of a random generator; -1 = chosen anew."""
+"""Random seed; -1 = a new one each time."""
 BatchSize = Annotated[int, Field(ge=1, le=10**7)]
-"""Examples or tokens that are in memory together."""
+"""Examples or tokens in memory at the same time."""
 Workers = Annotated[int, Field(ge=1, le=256)]
-"""Processes or threads on one machine."""
+"""Processes or threads of one machine."""
 WorkersOrZero = Annotated[int, Field(ge=0, le=256)]
-"""The same, where 0 means something."""
+"""Processes or threads, where 0 has a special meaning."""
 
 LayerCount = Annotated[int, Field(ge=0, le=1024)]
-"""Blocks of a model; 0 = none."""
+"""Number of blocks of a model; 0 = none."""
 LayerIndex = Annotated[int, Field(ge=-1024, le=1024)]
-"""Number of one block, from 0 on; negative = counted from the last, -1."""
+"""Index of a block, from 0; negative = counted from the last, -1."""
 Heads = Annotated[int, Field(ge=1, le=2**14)]
-"""Heads of an attention."""
+"""Number of attention heads."""
 HeadsOrAll = Annotated[int, Field(ge=0, le=2**14)]
-"""First heads of an attention; 0 = all."""
+"""Number of attention heads, from the first; 0 = all."""
 Width = Annotated[int, Field(ge=1, le=2**20)]
-"""Side of a matrix of weights: the size of a layer, the rank of an adapter."""
+"""A dimension of a weight matrix: the width of a layer, the rank of an adapter."""
 VocabularySize = Annotated[int, Field(ge=0, le=10**7)]
-"""Tokens of a vocabulary; 0 = as many as there are."""
+"""Number of tokens in a vocabulary; 0 = not limited."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-"""Part of a whole, or a probability."""
+"""A fraction of a whole, or a probability."""
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
-"""The same, where the whole makes no sense: dropout, a decay of running means."""
+"""A fraction that must be below 1: dropout, the decay of a running mean."""
 Positive = Annotated[float, Field(gt=0, le=1e9)]
-"""A rate, a weight, a factor."""
+"""A positive rate, weight or factor."""
 PositiveOrZero = Annotated[float, Field(ge=0, le=1e9)]
-"""The same, where 0 means something."""
+"""A rate, weight or factor, where 0 has a special meaning."""
 Real = Annotated[float, Field(ge=-1e9, le=1e9)]
 """Any number, of either sign."""

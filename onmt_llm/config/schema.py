@@ -1,7 +1,7 @@
-"""What a job's sections say about themselves: its leaves, by unique name.
+"""The options of a job, read off its sections: `leaves` lists them by name.
 
-A job is a `Section` whose fields are sections; the fields of those are the leaves. Because no two leaves of a job share
-a name, a flat OpenNMT-py YAML and a sectioned YAML mean the same.
+A job is a `Section` whose fields are sections; the fields of those sections are its options, here called leaves. Leaf
+names are unique within a job, so a flat YAML (as in OpenNMT-py) and a sectioned YAML mean the same.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Leaf:
     """One option.
 
     Attributes:
-        section: Name of the section that it belongs to.
-        name: Its own name: YAML key and flag.
+        section: Name of its section.
+        name: Its name, as YAML key and as flag.
         info: Type, default and constraints.
-        extra: The section comes from a plug-in (a transform), not from the job.
+        extra: Whether the section belongs to a transform instead of the job.
     """
 
     section: str
@@ -74,12 +74,12 @@ class Leaf:
 
 
 def derived(section: type[Section]) -> set[str]:
-    """Fields of a section that are no options."""
+    """Fields of a section that are derived from other options, and no options themselves."""
     return {name for name, info in section.model_fields.items() if info.json_schema_extra == DERIVED}
 
 
 def _without_none(annotation: Any) -> Any:
-    """`X | None` -> X, without the bounds of a number."""
+    """`X | None` -> X, without numeric bounds."""
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [arg for arg in get_args(annotation) if arg is not type(None)]
         return _without_none(rest[0])
@@ -87,9 +87,9 @@ def _without_none(annotation: Any) -> Any:
 
 
 def leaves(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, Leaf]:
-    """All options of a job and of the plug-in sections that go with it, by name.
+    """All options of a job by name, including those of the `extra` sections of transforms.
 
-    A name that two sections share is a mistake of ours, found by the first test that loads the job.
+    Names must be unique; an assertion fails otherwise.
     """
     found: dict[str, Leaf] = {}
     sections = {name: (info.annotation, False) for name, info in job.model_fields.items()}
@@ -99,12 +99,14 @@ def leaves(job: type[Section], extra: Mapping[str, type[Section]] | None = None)
         for name, info in kind.model_fields.items():
             if name in derived(kind):
                 continue
-            assert name not in found and name not in sections, f"option name {name!r} is taken twice in {job.__name__}"
+            assert name not in found and name not in sections, (
+                f"option name {name!r} is defined twice in {job.__name__}"
+            )
             found[name] = Leaf(section, name, info, is_extra)
     return found
 
 
 def section_docs(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, str]:
-    """What each section of a job is about, by its name."""
+    """The documentation of each section of a job, by section name."""
     kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra or {})
     return {name: " ".join((kind.__doc__ or "").split()) for name, kind in kinds.items()}

@@ -1,7 +1,7 @@
-"""`Section`, the base of every group of options.
+"""`Section`, the base class of every group of options.
 
-A section is a frozen pydantic model. The string below a field is that option's documentation: help texts, the option
-reference and the example YAML all come from it. A field that is a number is declared by its kind (`config.numbers`).
+A section is a frozen pydantic model. The string below a field is the documentation of that option: help, option
+reference and JSON schema are generated from it. Numeric fields use the bounded types of `config.numbers`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pydantic_core import PydanticCustomError
 from onmt_llm.config.numbers import INT64
 
 DERIVED: Final[JsonDict] = {"derived": True}
-"""`json_schema_extra` of a field that is stored with a model but follows from other options: no option of a job."""
+"""`json_schema_extra` of a field that is stored with a model but derived from other options; it is no option itself."""
 
 
 class Section(BaseModel):
-    """A frozen group of options. Unknown keys are errors, and so are numbers that are not finite or wider than 64 bits
-    (plug-ins may declare no bounds), and truth values in the place of numbers."""
+    """A frozen group of options. Unknown keys are errors. So are non-finite numbers and numbers of more than 64 bits,
+    since plug-ins may declare numbers without bounds, and booleans where a number belongs."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    def settled(self) -> Self:
-        """The same with the values that follow from others, where a job has such values."""
+    def resolved(self) -> Self:
+        """The same options with derived values filled in, if the job has any."""
         return self
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic alone takes `true` for 1."""
+    def _no_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """By itself, pydantic accepts `true` as 1."""
         types = types_in(cls.model_fields[str(info.field_name)].annotation)
         if types & {int, float} and bool not in types and any(isinstance(each, bool) for each in _scalars_in(value)):
             raise PydanticCustomError("int_type" if int in types else "float_type", "must be a number")
@@ -49,7 +49,7 @@ class Section(BaseModel):
 
 
 def types_in(annotation: Any) -> set[Any]:
-    """The plain types that an annotation is made of: `list[Annotated[int, ...]] | None` -> int, NoneType."""
+    """The plain types in an annotation: `list[Annotated[int, ...]] | None` -> int, NoneType."""
     if hasattr(annotation, "__metadata__"):
         return types_in(annotation.__origin__)
     arguments = get_args(annotation)

@@ -1,6 +1,6 @@
-"""What a new model is for, by what its user wrote: one decision for all commands.
+"""The task of a new model (language model or translation), decided from the user's options; the same in all commands.
 
-With `train_from` nothing is decided here: the checkpoint is what it is.
+With `train_from`, the checkpoint determines the task.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.model import ModelConfig
 
 Task = Literal["lm", "seq2seq"]
-"""What examples are for: a decoder alone, or an encoder with one."""
+"""`lm`: decoder-only; `seq2seq`: encoder-decoder."""
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A task, and why it was chosen, as the end of a sentence."""
+class TaskDecision:
+    """A task and the reason for it, as the end of a sentence."""
 
     task: Task
     reason: str
@@ -29,35 +29,35 @@ def decide_task(
     encoder_layers: int | None,
     corpora: Mapping[str, CorpusConfig],
     tgt_vocab: str | None,
-) -> Decision:
-    """The task of a new model.
+) -> TaskDecision:
+    """Decide the task of a new model.
 
     Args:
-        model_task: As written.
-        encoder_layers: As written; None = left out.
-        corpora: All corpora, those for validation included.
+        model_task: The user's value.
+        encoder_layers: The user's value; None = not set.
+        corpora: All corpora, including those for validation.
         tgt_vocab: Vocabulary of the target side.
 
     Raises:
-        ValueError: What is written contradicts itself, or leaves the task open.
+        ValueError: The options contradict each other, or leave the task open.
     """
     if model_task is not None:
         _check_encoder(model_task, encoder_layers)
-        return Decision(model_task, f"since model_task is {model_task}")
+        return TaskDecision(model_task, f"since model_task is {model_task}")
     if encoder_layers:
-        return Decision("seq2seq", f"since encoder_layers is {encoder_layers}")
-    reason = _asks_for_translation(corpora, tgt_vocab)
+        return TaskDecision("seq2seq", f"since encoder_layers is {encoder_layers}")
+    reason = _reason_for_translation(corpora, tgt_vocab)
     if reason is not None and encoder_layers == 0:
         raise ValueError(
             f"encoder_layers must be >= 1 for a translation model, {reason}, but is 0; "
-            "model_task: lm makes it a language model"
+            "for a language model, set model_task: lm"
         )
     if reason is not None:
-        return Decision("seq2seq", reason)
-    judged = [name for name, corpus in corpora.items() if corpus.path_tgt]
-    if judged and encoder_layers is None and not all(map(is_for_validation, corpora)):
-        raise ValueError(f"model_task must be lm or seq2seq where only '{judged[0]}', for validation, has a path_tgt")
-    return Decision("lm", "since encoder_layers is 0" if encoder_layers == 0 else "since no corpus has a path_tgt")
+        return TaskDecision("seq2seq", reason)
+    pairs = [name for name, corpus in corpora.items() if corpus.path_tgt]
+    if pairs and encoder_layers is None and not all(map(is_for_validation, corpora)):
+        raise ValueError(f"model_task must be lm or seq2seq if only '{pairs[0]}', for validation, has a path_tgt")
+    return TaskDecision("lm", "since encoder_layers is 0" if encoder_layers == 0 else "since no corpus has a path_tgt")
 
 
 def _check_encoder(task: Task, encoder_layers: int | None) -> None:
@@ -67,8 +67,8 @@ def _check_encoder(task: Task, encoder_layers: int | None) -> None:
         raise ValueError("encoder_layers must be >= 1 with model_task: seq2seq, but is 0")
 
 
-def _asks_for_translation(corpora: Mapping[str, CorpusConfig], tgt_vocab: str | None) -> str | None:
-    """Why this is to be a translation model, if it is."""
+def _reason_for_translation(corpora: Mapping[str, CorpusConfig], tgt_vocab: str | None) -> str | None:
+    """Why the model is a translation model; None if it is not."""
     pairs = [name for name, corpus in corpora.items() if corpus.path_tgt and not is_for_validation(name)]
     if pairs:
         return f"since corpus '{pairs[0]}' has a path_tgt"
@@ -76,19 +76,19 @@ def _asks_for_translation(corpora: Mapping[str, CorpusConfig], tgt_vocab: str | 
 
 
 def is_for_validation(corpus: str) -> bool:
-    """Whether a corpus of this name judges models, instead of training them."""
+    """Whether a corpus of this name is for validation."""
     return corpus == "valid" or corpus.startswith("valid_")
 
 
 def with_defaults(written: ModelConfig, task: Task, *, family: Literal["onmt_llm", "opennmt"]) -> ModelConfig:
-    """The architecture of a new model: what is written, and the defaults of its task where nothing is.
+    """The architecture of a new model: the options that are set, and the defaults of its task for the others.
 
-    They were chosen by what small models learn: docs/decisions/019-defaults-by-measurement.md.
+    The defaults are based on measurements: docs/decisions/019-defaults-by-measurement.md.
 
     Args:
-        written: The user's; only the values that were set count.
-        task: What the model is for.
-        family: Whose defaults: with OpenNMT-py's, the model has the parameters that it would have there.
+        written: The user's options; only those that are set count.
+        task: Task of the model.
+        family: Whose defaults; with `opennmt`, the model has the same parameters as in OpenNMT-py.
     """
     values = written.model_dump(exclude_unset=True)
     values.setdefault("decoder_layers", 2 if family == "opennmt" else written.decoder_layers)
@@ -97,6 +97,6 @@ def with_defaults(written: ModelConfig, task: Task, *, family: Literal["onmt_llm
     else:
         values.setdefault("encoder_layers", 2 if family == "opennmt" else values["decoder_layers"])
     values.setdefault("lm_head_bias", task == "seq2seq" or family == "opennmt")
-    # sines of size 1 would drown embeddings of size 1 / sqrt(hidden_size)
+    # unscaled embeddings have size 1 / sqrt(hidden_size) and would be lost beside sines of size 1
     values.setdefault("scale_embeddings", written.position == "sinusoidal")
     return ModelConfig.model_validate(values)

@@ -1,4 +1,4 @@
-"""Options of `onmt_llm_train`."""
+"""`TrainConfig`: all options of `onmt_llm_train`, and the checks across its sections."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, Voca
 from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.section import Section
-from onmt_llm.config.task import Decision, decide_task, with_defaults
-from onmt_llm.config.training.adapters import ExpandConfig, LoraConfig, QuantConfig
-from onmt_llm.config.training.loss import ObjectiveConfig, PreferenceConfig
+from onmt_llm.config.task import TaskDecision, decide_task, with_defaults
+from onmt_llm.config.training.adapters import ExpansionConfig, LoraConfig, QuantizationConfig
+from onmt_llm.config.training.loss import LossConfig, PreferenceConfig
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.config.training.performance import PerformanceConfig
 from onmt_llm.config.training.regularization import RegularizationConfig
-from onmt_llm.config.training.run import DeviceConfig, LogConfig, RunConfig
+from onmt_llm.config.training.run import DeviceConfig, LoggingConfig, RunConfig
 from onmt_llm.config.training.safety import SafetyConfig
 from onmt_llm.config.training.start import AUTO, StartConfig
-from onmt_llm.config.training.tracking import WatchConfig
+from onmt_llm.config.training.tracking import TrackingConfig
 from onmt_llm.config.training.validation import ValidationConfig
 
 
@@ -34,38 +34,38 @@ class TrainConfig(Section):
     architecture: ModelConfig = ModelConfig()
     start: StartConfig = StartConfig()
     lora: LoraConfig = LoraConfig()
-    expansion: ExpandConfig = ExpandConfig()
-    quantization: QuantConfig = QuantConfig()
+    expansion: ExpansionConfig = ExpansionConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
     optimizer: OptimConfig = OptimConfig()
-    loss: ObjectiveConfig = ObjectiveConfig()
+    loss: LossConfig = LossConfig()
     preference: PreferenceConfig = PreferenceConfig()
     validation: ValidationConfig = ValidationConfig()
     regularization: RegularizationConfig = RegularizationConfig()
     performance: PerformanceConfig = PerformanceConfig()
     run: RunConfig = RunConfig()
     safety: SafetyConfig = SafetyConfig()
-    logging: LogConfig = LogConfig()
-    watching: WatchConfig = WatchConfig()
+    logging: LoggingConfig = LoggingConfig()
+    watching: TrackingConfig = TrackingConfig()
     devices: DeviceConfig = DeviceConfig()
     integrity: IntegrityConfig = IntegrityConfig()
 
     @property
     def has_new_model(self) -> bool:
-        """Whether the run begins with new weights (or goes on from a checkpoint of its own that did)."""
+        """Whether the run starts from new weights (or resumes a run that did)."""
         return (self.start.init_from if self.start.train_from == AUTO else self.start.train_from) is None
 
-    def decide_task(self) -> Decision:
-        """What a new model is for.
+    def decide_task(self) -> TaskDecision:
+        """Decide the task of a new model.
 
         Raises:
-            ValueError: What is written contradicts itself, or leaves that open.
+            ValueError: The options contradict each other, or leave the task open.
         """
         written = self.architecture.model_fields_set
         layers = self.architecture.encoder_layers if "encoder_layers" in written else None
         return decide_task(self.start.model_task, layers, self.corpora.data, self.vocabulary.tgt_vocab)
 
-    def settled(self) -> Self:
-        """The same with the task and the whole architecture of the new model, if there is one."""
+    def resolved(self) -> Self:
+        """The same options with the task and the complete architecture of the new model, if there is one."""
         if not self.has_new_model:
             return self
         task = self.decide_task().task
@@ -75,12 +75,12 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if found := list(self._at_odds()):
+        if found := list(self._conflicts()):
             raise ValueError("\n".join(found))
         return self
 
-    def _at_odds(self) -> Iterator[str]:
-        """What the sections say that does not go together."""
+    def _conflicts(self) -> Iterator[str]:
+        """A sentence for each conflict between options of different sections."""
         start, run, dropout = self.start, self.run, self.regularization
         if self.has_new_model:
             try:
@@ -110,22 +110,22 @@ class TrainConfig(Section):
         if start.train_from == AUTO and start.reset_optim != "none":
             yield f"reset_optim must be none with train_from: {AUTO}, but is {start.reset_optim}"
 
-    def lacking_base(self) -> Iterator[str]:
-        """Sentences about what needs a trained model, for a run that begins with new weights: only its folder shows
-        whether `train_from: auto` is one."""
+    def missing_base(self) -> Iterator[str]:
+        """A sentence for each option that needs a trained model. Call it only for a run that starts from new weights;
+        with `train_from: auto`, that depends on the checkpoints in its folder."""
         name = "init_from" if self.start.train_from == AUTO else "train_from"
         if self.lora.is_on:
-            yield f"lora_layers and lora_embedding must have a trained model below them: name one with {name}"
+            yield f"lora_layers and lora_embedding must have a trained model as their base: set {name}"
         if self.expansion.is_on:
-            yield f"expand_every and expand_blocks must have a trained model to expand: name it with {name}"
+            yield f"expand_every and expand_blocks must have a trained model to expand: set {name}"
         if self.start.update_vocab and self.start.train_from is None:
-            yield f"update_vocab must have a trained model whose vocabulary changes: name it with {name}"
+            yield f"update_vocab must have a trained model whose vocabulary changes: set {name}"
         if self.architecture.decoder_layers < 1:
             yield "decoder_layers must be >= 1 to train a model, but is 0"
 
 
 def _same_length(**lists: list[int] | list[float]) -> Iterator[str]:
-    """Values that change together, and the steps at which they change, go in pairs."""
+    """A sentence if lists that belong together differ in length."""
     if len({len(values) for values in lists.values()}) > 1:
         names, lengths = " and ".join(lists), ", ".join(str(len(values)) for values in lists.values())
         yield f"{names} must have the same length, but have {lengths}"

@@ -1,4 +1,4 @@
-"""Options of `onmt_llm_translate`, the chat app and `simple_inference`."""
+"""Options of `onmt_llm_translate`; the YAML files of the chat page and `simple_inference` use them too."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from onmt_llm.config.data import DataConfig, VocabularyConfig
 from onmt_llm.config.numbers import LayerCount, Seed, Workers
 from onmt_llm.config.section import Section
-from onmt_llm.config.task import Decision, Task, decide_task
+from onmt_llm.config.task import Task, TaskDecision, decide_task
 from onmt_llm.config.training.start import AUTO
 
 
@@ -35,24 +35,24 @@ class CountingConfig(Section):
     """File that receives a copy of the log."""
 
 
-class VocabJobConfig(Section):
+class VocabConfig(Section):
     """Count the tokens of the transformed corpora and write vocabulary files."""
 
     corpora: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     counting: CountingConfig = CountingConfig()
 
-    def decide_task(self) -> Decision:
-        """What the model is for, as training decides it.
+    def decide_task(self) -> TaskDecision:
+        """Decide the task of the model, as in training.
 
         Raises:
-            ValueError: What is written contradicts itself, or leaves that open.
+            ValueError: The options contradict each other, or leave the task open.
         """
         counting = self.counting
         return decide_task(counting.model_task, counting.encoder_layers, self.corpora.data, self.vocabulary.tgt_vocab)
 
     @model_validator(mode="after")
-    def _check(self) -> VocabJobConfig:
+    def _check(self) -> VocabConfig:
         if self.counting.train_from in (None, AUTO):
             self.decide_task()
         return self

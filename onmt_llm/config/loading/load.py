@@ -41,7 +41,7 @@ class Loaded(Generic[JobT]):
         notes: Sentences to log before anything runs.
         switches: What the command itself was asked: `dry_run`, `print_config` ...
         warnings: Sentences to warn with, before the notes.
-        doubtful: Options whose value is wrong, or which an unknown one was meant to be: for `checks` alone, whose job
+        invalid: Options whose value is wrong, or which an unknown one was meant to be: for `checks` alone, whose job
             has them at their defaults.
         configs: The `-config` files.
     """
@@ -52,7 +52,7 @@ class Loaded(Generic[JobT]):
     notes: list[str]
     switches: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    doubtful: frozenset[str] = frozenset()
+    invalid: frozenset[str] = frozenset()
     configs: Sequence[str] = ()
 
     def origin(self, *path: str) -> str:
@@ -68,7 +68,7 @@ class Loaded(Generic[JobT]):
                 return where
         return ""
 
-    def blamed(self, sentence: str) -> str:
+    def place_of(self, sentence: str) -> str:
         """The place of what a sentence about a mistake begins with: an option, or a corpus; empty where it has none."""
         subject = _SUBJECT.match(sentence)
         options = re.findall(r"[\w.]+", subject[0]) if subject else []
@@ -95,7 +95,7 @@ class _Given:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    doubtful: set[str] = field(default_factory=set)
+    invalid: set[str] = field(default_factory=set)
 
     def put(self, key: str, value: Any, where: str, file: YamlFile | None) -> None:
         self.values[key] = value
@@ -132,7 +132,7 @@ def load(
     switches: Mapping[str, str] | None = None,
     short: Mapping[str, str] | None = None,
     checks: Checks | None = None,
-    guessing: bool = False,
+    plugin_missing: bool = False,
 ) -> Loaded[JobT]:
     """Read `-config` files and flags into `job`.
 
@@ -146,8 +146,8 @@ def load(
         short: One-letter flags: `{"q": "quantization"}`.
         checks: What else is to be reported together with the schema's findings, unless the configuration is only to be
             printed.
-        guessing: A plug-in is missing, whose options these may be: an unknown name that is like no other is passed
-            over.
+        plugin_missing: A plug-in could not be loaded: ignore unknown options that resemble no other, since they may be
+            those of the plug-in.
 
     Raises:
         OnmtLlmError: With every mistake found, one sentence a line (`errors.raise_problems`).
@@ -172,11 +172,11 @@ def load(
         _set_nested(dotted, parse_scalar(text), given)
     translation = _translate(given, table)
     given.problems += parsed.problems
-    _check_names(translation, table, siblings or {}, given, guessing=guessing)
+    _check_names(translation, table, siblings or {}, given, plugin_missing=plugin_missing)
     job_object, options = _build(job, extra or {}, table, translation, given)
     origins = _origins(translation, given)
-    doubtful = frozenset(given.doubtful)
-    told = (given.notes, parsed.switches, given.warnings, doubtful, parsed.configs)
+    invalid = frozenset(given.invalid)
+    told = (given.notes, parsed.switches, given.warnings, invalid, parsed.configs)
     loaded = Loaded(job_object, options, origins, *told)
     if checks is not None and not parsed.switches["print_config"]:
         given.problems += checks(loaded)
@@ -252,7 +252,7 @@ def _translate(given: _Given, table: Mapping[str, Leaf]) -> Translation:
         given.notes.append(f"{given.where.get(key, '')}  {sentence}".strip())
     for key, sentence in translation.errors:
         given.complain(key, sentence)
-        given.doubtful.add(key)
+        given.invalid.add(key)
     return translation
 
 
@@ -266,8 +266,8 @@ def _differing_defaults(
     """What a file in OpenNMT-py's names leaves to defaults that are not OpenNMT-py's, for jobs that train."""
     if "optim" not in table or not is_for_opennmt(given.values, table):
         return
-    settled = job.settled()
-    sections = {**{name: getattr(settled, name) for name in type(settled).model_fields}, **options}
+    resolved = job.resolved()
+    sections = {**{name: getattr(resolved, name) for name in type(resolved).model_fields}, **options}
     values = {name: getattr(sections[leaf.section], name) for name, leaf in table.items()}
     sentence = differing_defaults({*translation.values, *given.values}, values)
     if sentence:
@@ -280,7 +280,7 @@ def _check_names(
     siblings: Mapping[str, type[Section]],
     given: _Given,
     *,
-    guessing: bool,
+    plugin_missing: bool,
 ) -> None:
     """Unknown keys are errors with the nearest name; the keys of a sibling command are a note."""
     unused: dict[str, list[str]] = {}
@@ -293,8 +293,8 @@ def _check_names(
             unused.setdefault(other[leaf], []).append(key)
         elif key == leaf:
             guess = nearest(key, [*table, *effective_names(), *other])
-            given.doubtful.update({guess} if guess else ())
-            if guess or not guessing:
+            given.invalid.update({guess} if guess else ())
+            if guess or not plugin_missing:
                 given.complain(key, f"'{key}' is not a known option" + (f": did you mean '{guess}'?" if guess else "."))
         # what is left: the part of an alias (`model_task`) that means nothing to this job
         del translation.values[leaf]
@@ -320,7 +320,7 @@ def _build(
         if holds_nul(value):
             key = translation.sources.get(leaf_name, leaf_name)
             given.complain(key, f"'{key}' must not hold the character NUL.")
-            given.doubtful.add(leaf_name)
+            given.invalid.add(leaf_name)
             continue
         value = gather_options(value, table) if leaf_name == "data" else value
         grouped.setdefault(leaf.section, {})[leaf_name] = fit(value, leaf)
@@ -356,11 +356,11 @@ def _explain(error: ValidationError, table: Mapping[str, Leaf], translation: Tra
         if not path or path[0] not in table:
             for sentence in str(finding.get("ctx", {}).get("error", finding["msg"])).split("\n"):
                 mentioned = _mentioned(sentence, translation.values)
-                if not given.doubtful.intersection(mentioned):
+                if not given.invalid.intersection(mentioned):
                     key = next(iter(mentioned), "")
                     given.complain(translation.sources.get(key, key), sentence + ".")
             continue
-        given.doubtful.add(path[0])
+        given.invalid.add(path[0])
         key = translation.sources.get(path[0], path[0])
         file = given.files.get(key)
         where = file.where(_in_file(file, (key, *path[1:]))) if file and len(path) > 1 else given.where.get(key, "")

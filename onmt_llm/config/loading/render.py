@@ -15,7 +15,7 @@ from onmt_llm.config.section import Section
 
 def print_config(loaded: Loaded[Any]) -> str:
     """The resolved configuration as YAML that can be fed back, with the origin of every value beside it."""
-    job = loaded.job.settled()
+    job = loaded.job.resolved()
     sections: dict[str, Section] = {name: getattr(job, name) for name in type(job).model_fields}
     lines: list[str] = []
     for name, section in {**sections, **loaded.options}.items():

@@ -45,7 +45,7 @@ class LoraConfig(Section):
         return bool(self.lora_layers or self.lora_embedding)
 
 
-class ExpandConfig(Section):
+class ExpansionConfig(Section):
     """Block expansion: train copies of some blocks of a frozen model, beside them (Control LLM, Wei et al. 2025) or
     after them (LLaMA Pro, Wu et al. 2024). At step 0 the outputs are those of the original model."""
 
@@ -67,7 +67,7 @@ class ExpandConfig(Section):
         return bool(self.expand_every or self.expand_blocks)
 
     @model_validator(mode="after")
-    def _check(self) -> ExpandConfig:
+    def _check(self) -> ExpansionConfig:
         if self.expand_every and self.expand_blocks:
             raise ValueError("expand_every and expand_blocks must not both be given")
         for name, values in (("expand_blocks", self.expand_blocks), ("expand_stacks", self.expand_stacks)):
@@ -80,7 +80,7 @@ class ExpandConfig(Section):
         return self
 
 
-class QuantConfig(Section):
+class QuantizationConfig(Section):
     """Quantised frozen layers: 8 or 4 bits, while adapters or other layers are trained."""
 
     quant_layers: list[str] = Field(default_factory=list)
@@ -98,7 +98,7 @@ class QuantConfig(Section):
         return self.quant_type or ("bnb_8bit" if self.quant_layers else "")
 
     @model_validator(mode="after")
-    def _check(self) -> QuantConfig:
+    def _check(self) -> QuantizationConfig:
         if self.quant_compute == "int8" and self.quant_type != "int8":
             kind = self.resolved_type or "not set"
             raise ValueError(f"quant_compute: int8 must go with quant_type: int8, but quant_type is {kind}")

@@ -10,7 +10,7 @@ from onmt_llm.config.numbers import HeadsOrAll, LayerIndex, Positive, PositiveOr
 from onmt_llm.config.section import Section
 
 
-class ObjectiveConfig(Section):
+class LossConfig(Section):
     """Extra terms of the training loss: a language-model prior and guided alignment."""
 
     lm_prior_model: str | None = None

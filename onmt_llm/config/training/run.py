@@ -60,7 +60,7 @@ class DeviceConfig(Section):
     """Device of the model; `auto` = CUDA if available."""
 
 
-class LogConfig(Section):
+class LoggingConfig(Section):
     """Progress, metrics and log files."""
 
     report_every: Count = 50

@@ -8,7 +8,7 @@ from onmt_llm.config.numbers import Count
 from onmt_llm.config.section import Section
 
 
-class WatchConfig(Section):
+class TrackingConfig(Section):
     """Experiment trackers (W&B, MLflow), model FLOPs utilisation and the profiler."""
 
     wandb: bool = False
@@ -25,7 +25,7 @@ class WatchConfig(Section):
     """Also count the floating-point operations of the steps in `profile_steps`, by kind."""
 
     @model_validator(mode="after")
-    def _check(self) -> WatchConfig:
+    def _check(self) -> TrackingConfig:
         steps = self.profile_steps
         if steps and (len(steps) != 2 or steps[0] > steps[1]):
             raise ValueError(f"profile_steps must be a first and a last step, but is {steps}")

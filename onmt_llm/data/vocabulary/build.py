@@ -13,7 +13,7 @@ from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Task
-from onmt_llm.config.vocab import VocabJobConfig
+from onmt_llm.config.vocab import VocabConfig
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.model_text import ModelText
@@ -36,7 +36,7 @@ DEFAULT_SAMPLE = 5000
 _SPACE = re.compile("[\\s\x00\ufeff]")
 
 
-def build_vocab(config: VocabJobConfig, options: Mapping[str, Section]) -> dict[Path, int]:
+def build_vocab(config: VocabConfig, options: Mapping[str, Section]) -> dict[Path, int]:
     """Count, and write the files that `src_vocab` and `tgt_vocab` name.
 
     Args:
@@ -121,7 +121,7 @@ def _model(vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], ta
     return ModelText(task, vocab, feature_vocabs=[vocab] * features)
 
 
-def _learn(source: Source, config: VocabJobConfig, n_sample: int) -> tuple[Source, list[str]]:
+def _learn(source: Source, config: VocabConfig, n_sample: int) -> tuple[Source, list[str]]:
     """Learn a subword model; returns the corpora tokenised with it, and the pieces that must be in the vocabulary."""
     kind = subwords.subword_kind(source)
     subword = source.options.get(Tokenize.section, SubwordConfig())
@@ -172,7 +172,7 @@ def _write(file: Path, entries: list[tuple[str, int]]) -> None:
     write_text(file, "".join(f"{escape(token, _SPACE)}\t{count}\n" for token, count in entries))
 
 
-def _dump_samples(source: Source, config: VocabJobConfig, counts: Counts) -> None:
+def _dump_samples(source: Source, config: VocabConfig, counts: Counts) -> None:
     """What was counted, as files for people."""
     if not config.corpora.save_data:
         raise ConfigError("save_data must name a folder for the samples of dump_samples, but is not given.")

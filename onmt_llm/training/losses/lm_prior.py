@@ -25,7 +25,7 @@ from onmt_llm.checkpoint.files.manifest import CT2_MODEL_FILE, MANIFEST_FILE
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE
-from onmt_llm.config.training.loss import ObjectiveConfig
+from onmt_llm.config.training.loss import LossConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.ct2.engine import check_release, model_tokens
@@ -95,9 +95,7 @@ class LmPrior:
         return PriorTerm(self.weight, self.tau, log_probs)
 
 
-def open_prior(
-    objective: ObjectiveConfig, vocab: Vocab, device: torch.device, *, packed: bool = False
-) -> LmPrior | None:
+def open_prior(objective: LossConfig, vocab: Vocab, device: torch.device, *, packed: bool = False) -> LmPrior | None:
     """The prior that the options ask for; None where there is none, or where its weight is 0.
 
     Args:

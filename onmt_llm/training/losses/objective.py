@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.training.loss import ObjectiveConfig
+from onmt_llm.config.training.loss import LossConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.losses.lm_prior import LmPrior
@@ -81,7 +81,7 @@ def alignment_loss(attention_BTS: Tensor, align_M3: Tensor) -> Tensor:
 
 
 def open_alignment(
-    objective: ObjectiveConfig, model: ModelConfig, corpora: Mapping[str, CorpusConfig]
+    objective: LossConfig, model: ModelConfig, corpora: Mapping[str, CorpusConfig]
 ) -> GuidedAlignment | None:
     """The guided alignment that the options ask for; None where its weight is 0.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import ExpansionSpec
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.training.adapters import ExpandConfig
+from onmt_llm.config.training.adapters import ExpansionConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import deeper
 
 
 def resolve_expansion(
-    wanted: ExpandConfig, checkpoint: Checkpoint, base: ModelConfig, *, resumed: bool
+    wanted: ExpansionConfig, checkpoint: Checkpoint, base: ModelConfig, *, resumed: bool
 ) -> ExpansionSpec | None:
     """The expansion that a run trains; None = it trains something else.
 
@@ -52,7 +52,7 @@ def base_model(checkpoint: Checkpoint, weights: Checkpoint) -> ModelConfig:
     return deeper(model, spec.blocks, sign=-1) if spec is not None and spec.type == "stack" else model
 
 
-def chosen_blocks(wanted: ExpandConfig, base: ModelConfig) -> list[str]:
+def chosen_blocks(wanted: ExpansionConfig, base: ModelConfig) -> list[str]:
     """Paths of the blocks that the options name.
 
     Raises:
@@ -74,7 +74,7 @@ def chosen_blocks(wanted: ExpandConfig, base: ModelConfig) -> list[str]:
     return paths
 
 
-def _new(wanted: ExpandConfig, base: ModelConfig) -> ExpansionSpec:
+def _new(wanted: ExpansionConfig, base: ModelConfig) -> ExpansionSpec:
     if wanted.expand_type == "stack" and base.norm_position != "pre":
         raise ConfigError(
             "expand_type: stack must go with norm_position: pre, since a block that adds nothing still normalises in a "
@@ -84,7 +84,7 @@ def _new(wanted: ExpandConfig, base: ModelConfig) -> ExpansionSpec:
     return ExpansionSpec(type=wanted.expand_type, blocks=chosen_blocks(wanted, base), lerp=wanted.expand_lerp)
 
 
-def _check_same(wanted: ExpandConfig, stored: ExpansionSpec, checkpoint: Checkpoint, base: ModelConfig) -> None:
+def _check_same(wanted: ExpansionConfig, stored: ExpansionSpec, checkpoint: Checkpoint, base: ModelConfig) -> None:
     """Refuse options that ask for another expansion than the one to go on with."""
     asked = {
         "expand_type": (wanted.expand_type, stored.type),

@@ -16,7 +16,7 @@ from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.compat.layer_names import layer_name
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.adapters import LoraConfig, QuantConfig
+from onmt_llm.config.training.adapters import LoraConfig, QuantizationConfig
 from onmt_llm.config.training.performance import PerformanceConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
@@ -168,7 +168,7 @@ def _adapter(lora: LoraConfig, start: Start, gated: bool) -> AdapterSpec | None:
 
 
 def _quantised(
-    quant: QuantConfig, stored: AdapterSpec | ExpansionSpec | None, gated: bool
+    quant: QuantizationConfig, stored: AdapterSpec | ExpansionSpec | None, gated: bool
 ) -> tuple[tuple[str, ...], str]:
     if stored is not None and "quant_layers" not in quant.model_fields_set:
         return tuple(stored.quant_layers), quant.quant_type or stored.quant_type
@@ -239,7 +239,7 @@ def build(config: TrainConfig, start: Start, layers: Layers, precision: Precisio
     return model
 
 
-def compute_quantised_in(model: nn.Module, quant: QuantConfig, device: torch.device) -> None:
+def compute_quantised_in(model: nn.Module, quant: QuantizationConfig, device: torch.device) -> None:
     """What int8 layers multiply in while they are trained, by `quant_compute`."""
     wanted = quant.quant_compute == "int8" or (quant.quant_compute == "auto" and int8_products.are_fast(device))
     layers = set_int8_products(model) if wanted else 0

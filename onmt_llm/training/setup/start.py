@@ -16,7 +16,7 @@ from onmt_llm.checkpoint.store import Checkpoint, is_own_file
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig
-from onmt_llm.config.overlay import NOUNS, check_task, differing, overlay, with_values
+from onmt_llm.config.overrides import TASK_NOUNS, apply_overrides, check_task, differences, with_values
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Task
 from onmt_llm.config.train import TrainConfig
@@ -179,13 +179,15 @@ def _continued(config: TrainConfig, options: Mapping[str, Section], path: str) -
         config.expansion, checkpoint, base, resumed=saved is not None and config.start.reset_optim != "all"
     )
     before = weights.config.model if expansion is None else base
-    architecture = overlay(before, config.architecture, override=config.start.override_opts, path=checkpoint.path)
+    architecture = apply_overrides(
+        before, config.architecture, override=config.start.override_opts, path=checkpoint.path
+    )
     _check_overridden(before, architecture, config.architecture, checkpoint.path)
     stacked = expansion if expansion is not None and expansion.type == "stack" else None
     template = _trained_template(config.corpora.data)
     stored = codec.config
     task = check_task(config.start.model_task, stored.model, checkpoint.path)
-    logger.info("Task: %s, since %s is %s.", task, checkpoint.path, NOUNS[task])
+    logger.info("Task: %s, since %s is %s.", task, checkpoint.path, TASK_NOUNS[task])
     stored = stored.model_copy(
         update={
             "adapter": None,
@@ -228,13 +230,15 @@ def _check_overridden(stored: ModelConfig, model: ModelConfig, wanted: ModelConf
     held = expected_shapes(stored)
     if expected_shapes(model) == held:
         return
-    odd = [(key, mine, theirs) for key, mine, theirs in differing(stored, wanted) if _reshapes(stored, key, mine, held)]
+    odd = [
+        (key, mine, theirs) for key, mine, theirs in differences(stored, wanted) if _reshapes(stored, key, mine, held)
+    ]
     raise_problems(
         Problem(
             f"{key} must be {theirs}, since the tensors of {path} have this shape, but is {mine}.",
             hint="override_opts changes what is computed with the tensors, not the tensors: leave the option out",
         )
-        for key, mine, theirs in odd or differing(stored, wanted)
+        for key, mine, theirs in odd or differences(stored, wanted)
     )
 
 
@@ -247,11 +251,11 @@ def _reshapes(stored: ModelConfig, key: str, value: Any, held: Mapping[str, tupl
 
 
 def _new(config: TrainConfig, options: Mapping[str, Section]) -> Start:
-    for sentence in config.lacking_base():
+    for sentence in config.missing_base():
         raise ConfigError(f"{sentence}.")
     decision = config.decide_task()
     logger.info("Task: %s, %s.", decision.task, decision.reason)
-    config = config.settled()
+    config = config.resolved()
     lm = config.architecture.is_decoder_only
     src_spec, tgt_spec = _tokenizer_specs(config, options, lm=lm)
     src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec)

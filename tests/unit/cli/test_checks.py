@@ -76,7 +76,7 @@ ALONE = {
     "missing base of the run": (GOOD + "train_from: auto\ninit_from: nix\n", 4, "x.yaml:5  init_from: There is no"),
     "missing prior": (GOOD + "lm_prior_model: nix\n", 4, "x.yaml:4  lm_prior_model: There is no checkpoint"),
     "nothing to adapt": (GOOD + "lora_layers: [q_proj]\n", 2, "x.yaml:4  lora_layers"),
-    "nothing to adapt yet": (GOOD + "lora_layers: [q_proj]\ntrain_from: auto\n", 2, "name one with init_from"),
+    "nothing to adapt yet": (GOOD + "lora_layers: [q_proj]\ntrain_from: auto\n", 2, "set init_from"),
     "nothing to expand": (GOOD + "expand_every: 2\n", 2, "x.yaml:4  expand_every"),
     "no vocabulary to change": (GOOD + "update_vocab: true\n", 2, "x.yaml:4  update_vocab"),
     "another architecture": (GOOD + "train_from: base\nhidden_size: 128\n", 2, "x.yaml:5  hidden_size must be 64"),
@@ -172,7 +172,7 @@ def test_an_error_of_a_command_names_the_place_of_the_option_to_blame(folder: Pa
         "seed must be": "",
         "The loss must be finite": "",
     }
-    assert {sentence: loaded.blamed(sentence) for sentence in places} == places
+    assert {sentence: loaded.place_of(sentence) for sentence in places} == places
 
 
 def test_print_config_looks_at_no_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

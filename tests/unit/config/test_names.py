@@ -25,7 +25,7 @@ def test_corpora_cannot_leave_their_folder(command: str, tmp_path: Path) -> None
     for name in NAMES:
         read(command, tmp_path, {"data": {name: {"path_src": "x"}}})
     for name in NO_NAMES:
-        with pytest.raises(ConfigError, match=r"x\.yaml:\d+  'data' must give corpora names that files can have"):
+        with pytest.raises(ConfigError, match=r"x\.yaml:\d+  'data' must give corpora names that are valid file names"):
             read(command, tmp_path, {"data": {"ok": {"path_src": "x"}, name: {"path_src": "x"}}})
 
 

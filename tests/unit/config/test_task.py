@@ -102,7 +102,7 @@ ENCODERS = {
 @pytest.mark.parametrize("case", ENCODERS)
 def test_the_encoder_follows_the_decoder(case: str, tmp_path: Path) -> None:
     text, layers = ENCODERS[case]
-    model = load(tmp_path, PAIRS + text).job.settled().architecture
+    model = load(tmp_path, PAIRS + text).job.resolved().architecture
     assert (model.encoder_layers, model.decoder_layers) == layers
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_meant_is_refused(case: str, tmp_path: Path) -> None:
 def test_a_checkpoint_decides_for_itself(tmp_path: Path) -> None:
     for text in ("train_from: somewhere\n", "train_from: auto\ninit_from: somewhere\n"):
         job = load(tmp_path, PAIRS + "encoder_layers: 0\n" + text).job
-        assert job.settled() == job
+        assert job.resolved() == job
     with pytest.raises(ConfigError, match="encoder_layers must be >= 1"):
         load(tmp_path, PAIRS + "encoder_layers: 0\ntrain_from: auto\n")
 
@@ -148,4 +148,4 @@ def test_the_printed_configuration_shows_what_was_decided(tmp_path: Path) -> Non
     values = yaml.safe_load(shown)
     assert (values["start"]["model_task"], values["architecture"]["encoder_layers"]) == ("seq2seq", 3)
     again = load(tmp_path, shown).job
-    assert again == loaded.job.settled() == again.settled()
+    assert again == loaded.job.resolved() == again.resolved()

@@ -387,7 +387,7 @@ def test_the_plan_counts_what_a_run_needs(corpus: Path, base: Path) -> None:
 
 FAILURES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no training corpus": ({"corpora": {"data": {"valid": {"path_src": "x"}}}}, ConfigError, "names only valid"),
-    "lora without a base": ({"lora": LORA}, ConfigError, "name one with train_from"),
+    "lora without a base": ({"lora": LORA}, ConfigError, "set train_from"),
     "no vocabulary": ({"vocabulary": {"src_vocab": None}}, ConfigError, "src_vocab must name a vocabulary file"),
     "missing vocabulary": ({"vocabulary": {"src_vocab": "/nowhere.txt"}}, DataError, "nowhere.txt"),
     "missing checkpoint": ({"run": {"train_from": "/nowhere"}}, CheckpointError, "no checkpoint at /nowhere"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.config.vocab import VocabJobConfig
+from onmt_llm.config.vocab import VocabConfig
 from onmt_llm.data.transforms import sections
 from onmt_llm.data.vocabulary import count as counting
 from onmt_llm.data.vocabulary.build import build_vocab
@@ -35,7 +35,7 @@ def build(
     files = {"src_vocab": str(folder / "src.vocab")}
     if corpora is None or any("path_tgt" in corpus for corpus in corpora.values()):
         files["tgt_vocab"] = str(folder / "tgt.vocab")
-    job = VocabJobConfig.model_validate(
+    job = VocabConfig.model_validate(
         {
             "corpora": {"data": corpora or {"c": parallel}, "n_sample": -1, **(data or {})},
             "vocabulary": {**files, **vocabulary},

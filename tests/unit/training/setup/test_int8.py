@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from onmt_llm.config.training.adapters import QuantConfig
+from onmt_llm.config.training.adapters import QuantizationConfig
 from onmt_llm.nn.cpu import int8_matmul as int8_products
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.training.setup.model import compute_quantised_in
@@ -22,11 +22,11 @@ def test_the_option_decides_or_the_processor(
     monkeypatch.setattr(int8_products, "are_fast", lambda device: fast)
     model = nn.Sequential(nn.Linear(16, 8))
     quantize(model, ["0"], "int8")
-    settings = QuantConfig(quant_layers=["0"], quant_type="int8", quant_compute=compute)
+    settings = QuantizationConfig(quant_layers=["0"], quant_type="int8", quant_compute=compute)
     compute_quantised_in(model, settings, torch.device("cpu"))
     assert model[0].int8_products is expected
 
 
 def test_other_number_formats_have_no_int8_products() -> None:
     with pytest.raises(ValueError, match="quant_type is bnb_8bit"):
-        QuantConfig(quant_layers=["q_proj"], quant_compute="int8")
+        QuantizationConfig(quant_layers=["q_proj"], quant_compute="int8")

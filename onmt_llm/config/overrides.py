@@ -1,4 +1,4 @@
-"""The architecture of a checkpoint, under the values that the user wrote."""
+"""Architecture options of the user on top of those of a checkpoint (`override_opts`)."""
 
 from __future__ import annotations
 
@@ -14,71 +14,71 @@ from onmt_llm.errors import ConfigError, Problem, raise_problems
 from onmt_llm.log import logger
 
 
-def overlay(stored: ModelConfig, wanted: ModelConfig, *, override: bool, path: Path) -> ModelConfig:
-    """The checkpoint's architecture, under the values that the user wrote.
+def apply_overrides(stored: ModelConfig, wanted: ModelConfig, *, override: bool, path: Path) -> ModelConfig:
+    """The checkpoint's architecture, overridden by the options that the user set.
 
     Args:
-        stored: The checkpoint's.
-        wanted: The user's; only the values that were written count.
-        override: Written values win; else they must be the checkpoint's.
-        path: The checkpoint, for the message.
+        stored: The checkpoint's architecture.
+        wanted: The user's; only the options that are set count.
+        override: Let the options that are set override the checkpoint's; else they must be equal.
+        path: The checkpoint, for messages.
 
     Raises:
-        ConfigError: Without `override`, values that differ; the message lists all of them.
+        ConfigError: Without `override`, options differ; the message lists all of them.
     """
-    found = differing(stored, wanted)
+    found = differences(stored, wanted)
     if not found:
         return stored
     if not override:
-        raise_problems(unlike(stored, wanted, path))
+        raise_problems(conflicts(stored, wanted, path))
     for key, mine, theirs in found:
         logger.warning("override_opts: %s is %s instead of the checkpoint's %s.", key, mine, theirs)
     try:
         return with_values(stored, wanted.model_dump(exclude_unset=True, exclude={"dtype"}))
     except ValidationError as error:
-        raise ConfigError(f"{error.errors()[0]['ctx']['error']}, over the architecture of {path}.") from error
+        raise ConfigError(f"{error.errors()[0]['ctx']['error']}, with the architecture of {path}.") from error
 
 
-NOUNS: Mapping[Task, str] = {"lm": "a language model", "seq2seq": "an encoder-decoder"}
+TASK_NOUNS: Mapping[Task, str] = {"lm": "a language model", "seq2seq": "an encoder-decoder"}
 
 
 def check_task(wanted: Task | None, stored: ModelConfig, path: Path) -> Task:
-    """What a checkpoint is for, which says what is trained: who writes something else means another checkpoint.
+    """The task of a checkpoint, which determines the task of training.
 
     Raises:
-        ConfigError: It is not what is wanted.
+        ConfigError: The user asks for the other task.
     """
     task: Task = "lm" if stored.is_decoder_only else "seq2seq"
     if wanted not in (None, task):
         raise ConfigError(
-            f"model_task (or encoder_type, decoder_type) must mean {task}, since {path} is {NOUNS[task]}, but means "
-            f"{wanted}."
+            f"model_task (or encoder_type, decoder_type) must mean {task}, since {path} is {TASK_NOUNS[task]}, but "
+            f"means {wanted}."
         )
     return task
 
 
-def unlike(stored: ModelConfig, wanted: ModelConfig, path: Path) -> list[Problem]:
-    """The values that were written and are not the checkpoint's."""
+def conflicts(stored: ModelConfig, wanted: ModelConfig, path: Path) -> list[Problem]:
+    """A problem for each option that is set and differs from the checkpoint."""
     return [
         Problem(
             f"{key} must be {theirs}, as in the checkpoint {path}, but is {mine}.",
-            hint="leave it out; override_opts: true forces what changes no tensor",
+            hint="leave it out; or set override_opts: true, which forces options that change no tensor",
         )
-        for key, mine, theirs in differing(stored, wanted)
+        for key, mine, theirs in differences(stored, wanted)
     ]
 
 
-def differing(stored: ModelConfig, wanted: ModelConfig) -> list[tuple[str, Any, Any]]:
-    """(name, the user's value, the stored value) of every written value that differs."""
+def differences(stored: ModelConfig, wanted: ModelConfig) -> list[tuple[str, Any, Any]]:
+    """(name, the user's value, the stored value) of every option that is set and differs."""
     written = wanted.model_dump(exclude_unset=True, exclude={"dtype"})
-    return list(_differing(_effective(stored), _effective(wanted), written))
+    return list(_differences(_effective(stored), _effective(wanted), written))
 
 
 def with_values(model: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
-    """The same architecture with other values; those of `rope` may be named by `rope.theta` or in a mapping.
+    """The architecture with other values; those of `rope` are named `rope.theta`, or given as a mapping.
 
     Raises:
-        ValidationError: They do not go together.
+        ValidationError: The values are inconsistent.
     """
     merged = model.model_dump()
     for key, value in values.items():
@@ -91,7 +91,7 @@ def with_values(model: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _effective(model: ModelConfig) -> dict[str, Any]:
-    """The architecture with its "null means ..." values filled in, so that two spellings of one thing are equal."""
+    """The architecture with its null values resolved, so that equal architectures compare equal."""
     filled = {
         "kv_heads": model.num_kv_heads,
         "head_dim": model.size_per_head,
@@ -101,11 +101,11 @@ def _effective(model: ModelConfig) -> dict[str, Any]:
     return {**model.model_dump(), **filled}
 
 
-def _differing(
+def _differences(
     stored: Mapping[str, Any], wanted: Mapping[str, Any], written: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     for key in written:
         if isinstance(written[key], Mapping):
-            yield from _differing(stored[key], wanted[key], written[key], f"{prefix}{key}.")
+            yield from _differences(stored[key], wanted[key], written[key], f"{prefix}{key}.")
         elif wanted[key] != stored[key]:
             yield f"{prefix}{key}", wanted[key], stored[key]
