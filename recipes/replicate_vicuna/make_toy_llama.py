@@ -3,8 +3,8 @@
     python recipes/replicate_vicuna/make_toy_llama.py llama
 
 writes `llama/7B/consolidated.00.pth`, `llama/7B/params.json` and `llama/tokenizer.model`, so that every command of the
-recipe runs on it as on the real weights. The tokeniser is trained on the two text files in `toy/` with Meta's settings:
-BPE with byte fallback, so that a line break is the piece `<0x0A>`.
+recipe runs as on the real weights. The tokeniser is trained on the two text files in `toy/` with Meta's settings:
+BPE with byte fallback, so a line break is the piece `<0x0A>`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SPLIT_COLUMNS = ("wo", "w2", "tok_embeddings")
 
 @dataclass(frozen=True)
 class ToyLlama:
-    """Where the files are: what `tools/convert_llama.py` takes as `--model_dir` and `--tokenizer_model`."""
+    """Paths of the files for `--model_dir` and `--tokenizer_model` of `tools/convert_llama.py`."""
 
     model_dir: Path
     tokenizer_model: Path
@@ -60,7 +60,7 @@ def make_toy_llama(directory: str | Path, *, seed: int = 0, shards: int = 1) -> 
         "n_heads": HEADS,
         "n_layers": LAYERS,
         "norm_eps": 1e-5,
-        "vocab_size": -1,  # Meta leaves it to the tokeniser
+        "vocab_size": -1,  # Meta takes it from the tokeniser
     }
     (toy.model_dir / "params.json").write_text(json.dumps(params), encoding="utf-8")
     return toy
@@ -110,13 +110,13 @@ def random_weights(seed: int) -> dict[str, torch.Tensor]:
         }
     weights |= {"norm.weight": norm(), "output.weight": matrix(VOCAB_SIZE, HIDDEN_SIZE)}
     head_dim = HIDDEN_SIZE // HEADS
-    # not a parameter, but Meta's first release holds it and a converter has to know that it can be left out
+    # not a parameter, but Meta's first release contains it, and a converter must ignore it
     weights["rope.freqs"] = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
     return weights
 
 
 def _shard(name: str, weight: torch.Tensor, shard: int, shards: int) -> torch.Tensor:
-    """The part of a tensor that one of `shards` files holds."""
+    """The part of a tensor in one of `shards` files."""
     layer = name.split(".")[-2]
     dim = 0 if layer in SPLIT_ROWS else 1 if layer in SPLIT_COLUMNS else None
     return weight if dim is None else weight.chunk(shards, dim)[shard].clone()

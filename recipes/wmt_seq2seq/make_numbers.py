@@ -1,9 +1,9 @@
-"""Numbers and their English names, as two text files a corpus: a language pair that anyone can make and check.
+"""Numbers and their English names, two text files per corpus: a language pair that anyone can generate and check.
 
     python recipes/wmt_seq2seq/make_numbers.py numbers
 
 writes `train.digits`, `train.words`, `valid.digits`, `valid.words`, `test.digits` and `test.words` into the folder:
-`4 0 1 7` and `four thousand seventeen`. No number is in two of them. Digits stand apart, so that each is a token.
+`4 0 1 7` and `four thousand seventeen`. No number occurs in two corpora. Digits are separated by spaces, so that each is a token.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _joined(head: str, rest: int) -> str:
 
 
 def draw(count: int, seed: int) -> list[int]:
-    """Different numbers, of every length alike as far as there are enough of them."""
+    """Distinct numbers, evenly distributed over lengths as far as there are enough of them."""
     chance = random.Random(seed)
     numbers: dict[int, None] = {}
     while len(numbers) < count:
@@ -73,7 +73,7 @@ def write(folder: Path, seed: int = 1) -> None:
     """Write all files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = draw(sum(SIZES.values()), seed)
-    # the first to be drawn are the short ones: each part gets its share of them
+    # short numbers are drawn first: each part gets its share of them
     random.Random(seed).shuffle(numbers)
     start = 0
     for part, size in SIZES.items():
