@@ -3,7 +3,8 @@
     python recipes/wmt_seq2seq/make_numbers.py numbers
 
 writes `train.digits`, `train.words`, `valid.digits`, `valid.words`, `test.digits` and `test.words` into the folder:
-`4 0 1 7` and `four thousand seventeen`. No number occurs in two corpora. Digits are separated by spaces, so that each is a token.
+`4 0 1 7` and `four thousand seventeen`. No number occurs in two corpora. Spaces separate the digits, so that each is a
+token.
 """
 
 from __future__ import annotations
