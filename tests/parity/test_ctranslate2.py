@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 
-from onmt_llm.checkpoint.store import CheckpointWriter
-from onmt_llm.config.checkpoint import CheckpointConfig
+import tiny
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.open import open_engine
-from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 
-VOCAB = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(37))]
-LLAMA = {
-    "decoder_layers": 2,
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "heads": 4,
-    "ffn_size": 48,
-    "ffn_gated": True,
-    "activation": "silu",
-    "norm": "rmsnorm",
-    "norm_eps": 1e-5,
-    "position": "rotary",
-}
+VOCAB = tiny.tokens(40)
+LLAMA = {**tiny.BASE, **tiny.LLAMA, "vocab_size": 40, "kv_heads": None, "norm_eps": 1e-5}
 FALCON = {
     **LLAMA,
     "ffn_gated": False,
@@ -89,23 +73,11 @@ ARCHITECTURES = {
 }
 
 
-def make_checkpoint(directory: Path, config: ModelConfig, seed: int = 0) -> Path:
-    """A checkpoint with random weights large enough to make it opinionated, and words as tokens."""
-    torch.manual_seed(seed)
-    model = Transformer(config)
-    with CheckpointWriter(directory, CheckpointConfig(model=config)) as writer:
-        for name, parameter in model.named_parameters():
-            around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            writer.add(name, around + 0.3 * torch.randn_like(parameter))
-        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
-    return directory
-
-
 @pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
     directory = tmp_path_factory.mktemp("parity")
     config = {**request.param, "rope": RopeConfig(**request.param.get("rope", {}))}
-    checkpoint = make_checkpoint(directory / "model", ModelConfig(**config))
+    checkpoint = tiny.write_checkpoint(directory / "model", ModelConfig(**config))
     release(checkpoint, directory / "ct2", text=" ".join(VOCAB[3:]))
     return open_engine(checkpoint, device="cpu"), open_engine(directory / "ct2", device="cpu")
 

@@ -10,21 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from onmt_llm.checkpoint.load import load_model
-from onmt_llm.checkpoint.store import CheckpointWriter
-from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.open import open_engine
-from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 
-VOCAB = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(37))]
-SRC_VOCAB = ["<unk>", "<s>", "</s>", *(f"v{i}" for i in range(25))]
-BASE = {"encoder_layers": 2, "decoder_layers": 2, "vocab_size": 40, "hidden_size": 32, "heads": 4, "ffn_size": 48}
+VOCAB, SRC_VOCAB = tiny.tokens(40), tiny.tokens(28, "v")
+BASE = {**tiny.BASE, "encoder_layers": 2, "vocab_size": 40}
 BIASES = {"attn_bias": True, "attn_out_bias": True, "ffn_bias": True, "lm_head_bias": True}
-LLAMA = {"norm": "rmsnorm", "norm_eps": 1e-5, "ffn_gated": True, "activation": "silu", "position": "rotary"}
+LLAMA = {**tiny.LLAMA, "kv_heads": None, "norm_eps": 1e-5}
 T5 = {
     "norm": "rmsnorm",
     "position": "t5",
@@ -66,23 +63,9 @@ ARCHITECTURES = {
 }
 
 
-def write_checkpoint(
-    directory: Path, config: ModelConfig, *, scale: float = 0.3, seed: int = 0, **changes: Any
-) -> Path:
-    """A checkpoint with random weights large enough to make it opinionated, and words as tokens."""
-    torch.manual_seed(seed)
-    separate = config.src_vocab_size is not None
-    with CheckpointWriter(directory, CheckpointConfig(model=config, **changes)) as writer:
-        for name, parameter in Transformer(config).named_parameters():
-            around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            writer.add(name, around + scale * torch.randn_like(parameter))
-        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
-        if separate:
-            writer.add_text("src_vocab.txt", "".join(f"{token}\n" for token in SRC_VOCAB))
-        for i, feature in enumerate(config.src_features):
-            values = ["<unk>", *(f"f{v}" for v in range(feature.vocab_size - 1))]
-            writer.add_text(f"src_feat{i}_vocab.txt", "".join(f"{value}\n" for value in values))
-    return directory
+def write_checkpoint(directory: Path, config: ModelConfig, **changes: Any) -> Path:
+    src_vocab = SRC_VOCAB if config.src_vocab_size else None
+    return tiny.write_checkpoint(directory, config, VOCAB, src_vocab=src_vocab, **changes)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES.keys())

@@ -8,29 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from onmt_llm.checkpoint.store import CheckpointWriter
+import tiny
 from onmt_llm.cli.eval import main as evaluate
 from onmt_llm.cli.translate import main as translate
-from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
-from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 
 VOCAB = ["<unk>", "<s>", "</s>", *(chr(ord("a") + i) for i in range(21))]
-LM = ModelConfig(decoder_layers=2, vocab_size=24, hidden_size=32, heads=4, ffn_size=48, norm="rmsnorm")
-LM = LM.model_copy(update={"position": "rotary"})
-SEQ2SEQ = ModelConfig(encoder_layers=2, decoder_layers=2, vocab_size=24, hidden_size=32, heads=4, ffn_size=48)
+LM = tiny.config(norm="rmsnorm", position="rotary")
+SEQ2SEQ = tiny.seq2seq()
 LINES = ["a b c", "", "d", "e f g h i j"]
-
-
-def write_model(directory: Path, config: ModelConfig, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    with CheckpointWriter(directory, CheckpointConfig(model=config, specials=SpecialTokens())) as writer:
-        for name, parameter in Transformer(config).named_parameters():
-            writer.add(name, (1.0 if "norm" in name else 0.0) + 0.3 * torch.randn_like(parameter))
-        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
-    return directory
 
 
 def write_lines(path: Path, lines: list[str]) -> str:
@@ -51,7 +39,7 @@ def figures(path: Path) -> list[list[float]]:
 
 
 def test_perplexity_of_texts_in_both_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = write_model(tmp_path / "lm", LM)
+    model = tiny.write_checkpoint(tmp_path / "lm", LM, VOCAB)
     release(model, tmp_path / "ct2", quantization="float32", text="a b c")
     source, output = write_lines(tmp_path / "src", LINES), tmp_path / "out"
     losses = [loss(open_engine(model).model, ["<s>", *line.split(), "</s>"]) if line else 0.0 for line in LINES]  # type: ignore[attr-defined]
@@ -67,7 +55,7 @@ def test_perplexity_of_texts_in_both_engines(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_perplexity_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = write_model(tmp_path / "seq2seq", SEQ2SEQ)
+    model = tiny.write_checkpoint(tmp_path / "seq2seq", SEQ2SEQ, VOCAB)
     source = write_lines(tmp_path / "src", LINES)
     target = write_lines(tmp_path / "tgt", ["b b", "c", "k l m n", ""])
     assert evaluate(["perplexity", "-model", str(model), "-src", source]) == 2
@@ -82,7 +70,7 @@ def test_perplexity_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_translate_with_references_prefixes_and_alignments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = write_model(tmp_path / "seq2seq", SEQ2SEQ)
+    model = tiny.write_checkpoint(tmp_path / "seq2seq", SEQ2SEQ, VOCAB)
     source = write_lines(tmp_path / "src", LINES)
     target, output = write_lines(tmp_path / "tgt", ["b b", "c", "k l m n", "e"]), tmp_path / "out"
     base = ["-model", str(model), "-src", source, "-tgt", target, "-output", str(output), "-beam_size", "3"]
@@ -105,7 +93,7 @@ def test_translate_with_references_prefixes_and_alignments(tmp_path: Path, caplo
 def test_an_ensemble_averages_probabilities_or_their_logarithms(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = [write_model(tmp_path / f"{seed}", SEQ2SEQ, seed) for seed in range(2)]
+    models = [tiny.write_checkpoint(tmp_path / f"{seed}", SEQ2SEQ, VOCAB, seed=seed) for seed in range(2)]
     sequence, source = ["<s>", *"abc"], [list("de")]
     single = [torch.tensor(open_engine(model).logits(sequence, source=source[0])).log_softmax(-1) for model in models]
     for average, mean in (
@@ -115,7 +103,7 @@ def test_an_ensemble_averages_probabilities_or_their_logarithms(
         ensemble = open_engine(models, average_probabilities=average)
         expected = [float(mean[i, VOCAB.index(token)]) for i, token in enumerate(sequence[1:])]
         assert ensemble.score([sequence], sources=source)[0] == pytest.approx(expected, abs=1e-4)
-    other = write_model(tmp_path / "lm", LM)
+    other = tiny.write_checkpoint(tmp_path / "lm", LM, VOCAB)
     argv = ["-model", str(models[0]), str(other), "-src", write_lines(tmp_path / "src", LINES)]
     assert translate(argv) == 2 and "of one kind and vocabulary" in capsys.readouterr().err
 
@@ -124,7 +112,7 @@ def test_an_ensemble_averages_probabilities_or_their_logarithms(
 def test_a_language_model_has_no_source_to_attend_to(
     tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = write_model(tmp_path / "lm", LM)
+    model = tiny.write_checkpoint(tmp_path / "lm", LM, VOCAB)
     source = write_lines(tmp_path / "src", LINES)
     assert translate(["-model", str(model), "-src", source, "-output", str(tmp_path / "out"), *option]) == 2
     assert "only an encoder-decoder model attends to a source" in capsys.readouterr().err

@@ -9,43 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
+import tiny
 from onmt_llm import log
 from onmt_llm.checkpoint.files.manifest import write_manifest
-from onmt_llm.checkpoint.store import CheckpointWriter
-from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.open import open_engine
-from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 
 VOCAB = ["<unk>", "<s>", "</s>", "<end>", *(chr(ord("a") + i) for i in range(20))]
-CONFIG = ModelConfig(
-    decoder_layers=2,
-    vocab_size=26,
-    hidden_size=32,
-    heads=4,
-    ffn_size=48,
-    norm="rmsnorm",
-    position="rotary",
-    activation="gelu",
-)
+CONFIG = tiny.config(vocab_size=26, norm="rmsnorm", position="rotary", activation="gelu")
 PROMPTS = [["<s>", "a", "b"], [], ["<s>"], ["<s>", *"qponmlk"], ["<s>", *"cde"], ["<s>", *"cde"]]
 LONG = GenerationConfig(max_length=15, min_length=15)
 
 
 def write_checkpoint(directory: Path, config: ModelConfig) -> Path:
-    torch.manual_seed(5)
-    specials = SpecialTokens()
-    with CheckpointWriter(
-        directory, CheckpointConfig(model=config, specials=specials, stop_tokens=["<end>"])
-    ) as writer:
-        for name, parameter in Transformer(config).named_parameters():
-            writer.add(name, (1.0 if "norm" in name else 0.0) + 0.4 * torch.randn_like(parameter))
-        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
-    return directory
+    return tiny.write_checkpoint(directory, config, VOCAB, seed=5, scale=0.4, stop_tokens=["<end>"])
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +248,7 @@ def test_int8_float16_runs_on_the_cpu_and_says_how(
 
 
 def test_an_encoder_decoder_answers_too(tmp_path: Path) -> None:
-    config = ModelConfig(encoder_layers=2, decoder_layers=2, vocab_size=24, hidden_size=32, heads=4, ffn_size=48)
+    config = tiny.seq2seq()
     engine = open_engine(write_checkpoint(tmp_path / "seq2seq", config), device="cpu")
     sources = [[*"abc", "</s>"], [], [*"ponmlk", "</s>"]]
     for options in (GenerationConfig(max_length=8), GenerationConfig(max_length=8, beam_size=4, n_best=2)):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.cli.checkpoint import main as checkpoint_command
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig
@@ -19,31 +20,13 @@ from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import ctranslate2, release, verify
 
-VOCAB = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(61))]
+VOCAB = tiny.tokens(64)
 TEXT = " ".join(VOCAB[3 + (7 * i) % 61] for i in range(80))
-LLAMA = ModelConfig(
-    decoder_layers=2,
-    vocab_size=64,
-    hidden_size=64,
-    heads=4,
-    kv_heads=2,
-    ffn_size=96,
-    ffn_gated=True,
-    activation="silu",
-    norm="rmsnorm",
-    position="rotary",
-    tie_embeddings=True,
-)
+LLAMA = tiny.llama(vocab_size=64, hidden_size=64, ffn_size=96, tie_embeddings=True)
 
 
 def write_checkpoint(directory: Path, config: ModelConfig = LLAMA, *, scale: float = 0.2, **changes: Any) -> Path:
-    torch.manual_seed(1)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
-    with CheckpointWriter(directory, CheckpointConfig(model=config, **changes)) as writer:
-        for name, parameter in Transformer(config).named_parameters():
-            writer.add(name, ((1.0 if "norm" in name else 0.0) + scale * torch.randn_like(parameter)).to(dtype))
-        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
-    return directory
+    return tiny.write_checkpoint(directory, config, VOCAB, seed=1, scale=scale, **changes)
 
 
 @pytest.fixture

@@ -8,26 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from onmt_llm.checkpoint.store import CheckpointWriter
+import tiny
 from onmt_llm.cli.release import main
-from onmt_llm.config.checkpoint import CheckpointConfig
-from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError
-from onmt_llm.nn.transformer import Transformer
 
 TEXT = "a b c d e f g h " * 8
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    config = ModelConfig(decoder_layers=1, vocab_size=12, hidden_size=16, heads=2, ffn_size=16, position="rotary")
-    with CheckpointWriter(tmp_path / "model", CheckpointConfig(model=config)) as writer:
-        for name, parameter in Transformer(config).named_parameters():
-            writer.add(name, 0.1 * torch.randn_like(parameter))
-        writer.add_text("vocab.txt", "\n".join(["<unk>", "<s>", "</s>", *"abcdefghi"]) + "\n")
-    return tmp_path / "model"
+    vocab = ["<unk>", "<s>", "</s>", *"abcdefghi"]
+    return tiny.write_checkpoint(tmp_path / "model", tiny.config(vocab_size=12, position="rotary"), vocab, scale=0.1)
 
 
 @pytest.mark.parametrize(

@@ -8,39 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from onmt_llm.checkpoint.store import CheckpointWriter
-from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
+import tiny
+from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.generate.engine import Hypothesis
-from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import ctranslate2, release, verify_translations
 
-VOCAB = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(61))]
+VOCAB = tiny.tokens(64)
 TEXT = "\n".join(" ".join(VOCAB[3 + (7 * i * n) % 61] for i in range(12)) for n in range(1, 9))
-CONFIG = ModelConfig(
-    encoder_layers=2,
-    decoder_layers=2,
-    vocab_size=64,
-    hidden_size=64,
-    heads=4,
-    ffn_size=96,
-    norm="rmsnorm",
-    share_embeddings=True,
-    tie_embeddings=True,
+CONFIG = tiny.seq2seq(
+    vocab_size=64, hidden_size=64, ffn_size=96, norm="rmsnorm", share_embeddings=True, tie_embeddings=True
 )
 
 
 def write_checkpoint(directory: Path, config: ModelConfig = CONFIG, *, scale: float = 0.2, **changes: Any) -> Path:
-    torch.manual_seed(1)
-    with CheckpointWriter(directory, CheckpointConfig(model=config, **changes)) as writer:
-        for name, parameter in Transformer(config).named_parameters():
-            writer.add(name, (1.0 if "norm" in name else 0.0) + scale * torch.randn_like(parameter))
-        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
-    return directory
+    return tiny.write_checkpoint(directory, config, VOCAB, seed=1, scale=scale, **changes)
 
 
 @pytest.mark.parametrize("quantization", list(verify_translations.BOUNDS))

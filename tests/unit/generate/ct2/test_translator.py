@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import tiny
 from onmt_llm.checkpoint.files.manifest import write_manifest
 from onmt_llm.checkpoint.load import load_model
-from onmt_llm.checkpoint.store import CheckpointWriter
-from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.open import open_engine
-from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import release
 
 VOCAB = ["<unk>", "<s>", "</s>", "<end>", *(chr(ord("a") + i) for i in range(20))]
@@ -29,19 +26,19 @@ LONG = GenerationConfig(max_length=15, min_length=15, max_length_ratio=0)
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with two vocabularies and rows without a token on both sides, and its release beside it."""
     directory = tmp_path_factory.mktemp("translator")
-    config = ModelConfig(
-        encoder_layers=2, decoder_layers=2, vocab_size=26, src_vocab_size=16, hidden_size=32, heads=4, ffn_size=48
+    config = tiny.seq2seq(vocab_size=26, src_vocab_size=16)
+    model = tiny.write_checkpoint(
+        directory / "model",
+        config,
+        VOCAB,
+        src_vocab=tiny.tokens(14, "v"),
+        seed=5,
+        scale=0.4,
+        norm_bias=1.0,
+        stop_tokens=["<end>"],
     )
-    torch.manual_seed(5)
-    with CheckpointWriter(directory / "model", CheckpointConfig(model=config, stop_tokens=["<end>"])) as writer:
-        for name, parameter in Transformer(config).named_parameters():
-            writer.add(name, (1.0 if "norm" in name else 0.0) + 0.4 * torch.randn_like(parameter))
-        writer.add_text("vocab.txt", "".join(f"{token}\n" for token in VOCAB))
-        writer.add_text(
-            "src_vocab.txt", "".join(f"{t}\n" for t in ("<unk>", "<s>", "</s>", *(f"v{i}" for i in range(11))))
-        )
-    release(directory / "model", directory / "ct2", text="v1 v2 v3. v4 v5")
-    return directory / "model"
+    release(model, directory / "ct2", text="v1 v2 v3. v4 v5")
+    return model
 
 
 @pytest.fixture(scope="module")
