@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.generate.open import open_engine
     from onmt_llm.releasing import release
-    from onmt_llm.training.job import train
+    from onmt_llm.training.train import train
 
 __all__ = ["Checkpoint", "__version__", "convert", "load_model", "open_engine", "release", "train"]
 
@@ -30,7 +30,7 @@ _HOME = {
     "load_model": "onmt_llm.checkpoint.load",
     "open_engine": "onmt_llm.generate.open",
     "release": "onmt_llm.releasing",
-    "train": "onmt_llm.training.job",
+    "train": "onmt_llm.training.train",
 }
 
 

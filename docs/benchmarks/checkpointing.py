@@ -20,8 +20,8 @@ import torch
 
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.training.checkpointing import saver
-from onmt_llm.training.job import train
 from onmt_llm.training.state import Progress
+from onmt_llm.training.train import train
 
 EVERY = 16
 

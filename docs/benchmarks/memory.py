@@ -148,8 +148,9 @@ def run_row(file: Path) -> None:
     """What the process of a row does."""
     import torch
 
-    from onmt_llm.training import job, loop
+    from onmt_llm.training import loop
     from onmt_llm.training.host_memory import peak_memory, resident_memory
+    from onmt_llm.training.train import train
 
     settings = TrainConfig.model_validate_json(file.read_text())
     begun, held, times = loop.set_learning_rate, [], []
@@ -166,7 +167,7 @@ def run_row(file: Path) -> None:
 
     loop.set_learning_rate = begin
     try:
-        job.train(settings, {})
+        train(settings, {})
     except Enough:
         peak = peak_memory("cpu")["peak_rss"]
     seconds = statistics.median(b - a for a, b in pairwise(times[1:]))
@@ -175,7 +176,7 @@ def run_row(file: Path) -> None:
 
 def run_plan(file: Path) -> None:
     """What the process of an estimate does."""
-    from onmt_llm.training.job import plan
+    from onmt_llm.training.dry_run.plan import plan
 
     found = plan(TrainConfig.model_validate_json(file.read_text()), {})
     print(json.dumps({"program": found.program, "model": found.memory.peak}))

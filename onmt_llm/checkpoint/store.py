@@ -10,6 +10,7 @@ manifest.json                     checksums of every file and tensor, and `Check
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ from onmt_llm.checkpoint.files.safetensors import (
 )
 from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, read_config
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -102,6 +104,12 @@ class Checkpoint:
                 f"{directory} holds {ADAPTER_FILE}, but its {CONFIG_FILE} has neither `adapter` nor `expansion`."
             )
         return cls(directory, config, weights, adapter, manifest)
+
+    def with_model(self, model: ModelConfig) -> Checkpoint:
+        """The same checkpoint with another architecture of the same tensor shapes."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"model": model})
+        return other
 
     @property
     def is_adapter(self) -> bool:

@@ -135,10 +135,10 @@ def _verify(loaded: Loaded[Any]) -> int:
 
 def _model_text(loaded: Loaded[Any]) -> ModelText:
     """The text side of the model that the run trains."""
-    from onmt_llm.training.checkpointing.resume import settled  # torch is imported here
+    from onmt_llm.training.checkpointing.resume import resolve_train_from  # torch is imported here
     from onmt_llm.training.setup.start import open_start
 
-    return open_start(settled(loaded.job), loaded.options).text
+    return open_start(resolve_train_from(loaded.job), loaded.options).text
 
 
 def _folder(config: DataToolConfig) -> Path:

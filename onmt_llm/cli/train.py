@@ -48,12 +48,14 @@ def training_inputs(loaded: Loaded[Any]) -> Iterator[Input]:
 
 
 def _train(loaded: Loaded[Any]) -> int:
-    from onmt_llm.training import job  # torch is imported here
+    # These import torch.
+    from onmt_llm.training.dry_run.plan import plan
+    from onmt_llm.training.train import train
 
     if loaded.switches["dry_run"]:
-        print(job.plan(loaded.job, loaded.options).report())
+        print(plan(loaded.job, loaded.options).report())
         return 0
-    return job.train(loaded.job, loaded.options).exit_code
+    return train(loaded.job, loaded.options).exit_code
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ _STATUS = Path("/proc/self/status")
 _KEPT_PRODUCTS = 256
 
 
-def keep_few_products() -> None:
+def limit_onednn_cache() -> None:
     """Have oneDNN forget products for shapes that were not used lately; before the first one, and unless the user says
     otherwise in the environment."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))

@@ -1,8 +1,8 @@
-"""The training loop, to be read from top to bottom.
+"""The training loop: straight code, to be read from top to bottom.
 
-One update: forward and backward over the micro-batches of the accumulation window, each with the *sum* of its token
-losses; then the gradients, summed over ranks, are divided once by the number of trained tokens in the whole window on
-all ranks. So the update does not depend on how the examples are laid out in micro-batches and processes.
+One update runs forward and backward over the micro-batches of the accumulation window, each with the *sum* of its token
+losses. The gradients, summed over ranks, are then divided once by the number of trained tokens in the whole window on
+all ranks. So the update does not depend on how examples are divided into micro-batches and processes.
 """
 
 from __future__ import annotations
@@ -24,44 +24,49 @@ from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer, set_dropout
 from onmt_llm.training.dist import World
-from onmt_llm.training.loss_spikes import Watchdog
-from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.loss_spikes import SpikeDetector
+from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
 from onmt_llm.training.metrics.profiler import Profiler
-from onmt_llm.training.metrics.reporter import Judgement, Reporter, Stopwatch, Totals
+from onmt_llm.training.metrics.reporter import Reporter
+from onmt_llm.training.metrics.stopwatch import Stopwatch
+from onmt_llm.training.metrics.totals import Totals, ValidationResult
 from onmt_llm.training.optim.build import scale_and_clip, set_learning_rate, trainable
-from onmt_llm.training.optim.ema import Average
+from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.in_backward import backward_and_step
-from onmt_llm.training.optim.precision import Precision, not_finite
+from onmt_llm.training.optim.precision import Precision, non_finite_error
 from onmt_llm.training.optim.schedule import Schedule
-from onmt_llm.training.signals import Requests
+from onmt_llm.training.result import RunStatus
+from onmt_llm.training.signals import SignalHandler
 from onmt_llm.training.state import Progress
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 
 T = TypeVar("T")
+Save = Callable[[Progress], None]
+Validate = Callable[[int], ValidationResult]
 
 
 @dataclass
-class Job:
-    """What a run works with; built by `job.py`, used by the loop.
+class TrainingComponents:
+    """What the loop works with; built by `components.py`.
 
     Attributes:
         model: Its trainable parameters are those with `requires_grad`.
-        optimizer: Over these parameters.
+        optimizer: The optimiser of these parameters.
         schedule: Learning rate of each step.
         precision: Number formats.
-        world: This process among others, and its device.
+        world: This process among the others, and its device.
         run: Length, gradient accumulation, validation and saving.
         optim: Gradient clipping.
         regularization: Dropout.
         performance: Precision, and whether updates happen in the backward pass.
         objective: What is minimised.
-        stopping: When validations no longer get better.
-        average: The running average of the weights, where one is kept.
-        watchdog: Looks out for leaps of the loss.
-        profiler: Looks into some of the updates.
-        save_best: Save after a validation that is the best so far.
-        corpora: Number of the corpora whose likelihoods are told apart; 0 = none.
+        early_stopping: Decides when validations no longer improve.
+        ema: The running average of the weights; None = none is maintained.
+        spike_detector: Detects loss spikes.
+        profiler: Profiles some of the updates.
+        save_best: Save a checkpoint after the best validation so far.
+        corpora: Number of the corpora whose likelihoods are reported separately; 0 = none.
     """
 
     model: Transformer
@@ -74,197 +79,206 @@ class Job:
     regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     objective: Objective = LIKELIHOOD
-    stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
-    average: Average | None = None
-    watchdog: Watchdog = field(default_factory=Watchdog)
+    early_stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
+    ema: EMA | None = None
+    spike_detector: SpikeDetector = field(default_factory=SpikeDetector)
     profiler: Profiler = field(default_factory=Profiler)
     save_best: bool = False
     corpora: int = 0
 
     @property
     def optimizer_name(self) -> str:
-        """Whose state it is that a checkpoint holds."""
+        """Name of the optimiser whose state a checkpoint holds."""
         return f"{self.optim.optim}{' over bf16' if self.performance.pure_bf16 else ''}"
 
 
 def train_loop(
-    job: Job,
+    components: TrainingComponents,
     batches: Iterable[Batch],
     progress: Progress,
     *,
-    report: Reporter,
-    save: Callable[[Progress], None],
-    validate: Callable[[int], Judgement] | None = None,
-    requests: Requests | None = None,
-) -> str:
+    reporter: Reporter,
+    save: Save,
+    validate: Validate | None = None,
+    signals: SignalHandler | None = None,
+) -> RunStatus:
     """Train from `progress.step` to `run.train_steps`.
 
     Args:
-        job: Model, optimiser and settings.
-        batches: This rank's micro-batches. Where they end, training ends once they have ended on all ranks.
-        progress: Where to begin; kept up to date.
-        report: Takes the figures of every update.
+        components: Model, optimiser and settings.
+        batches: This rank's micro-batches. Training ends when the batches of all ranks have ended.
+        progress: Where to start; kept up to date.
+        reporter: Receives the metrics of every update.
         save: Writes a checkpoint.
-        validate: Judges the model after a step, on all ranks alike; None = no validation.
-        requests: What is asked from outside; None = by signals alone.
+        validate: Validates the model after a step, on all ranks; None = no validation.
+        signals: Requests from outside; None = only those by signals.
 
     Returns:
-        "finished", "stopped early" (no better validation), "interrupted" (by a signal), "out of time", or "leapt" (the
-        loss did, and the watchdog wants to go back).
+        "finished", "stopped early", "interrupted", "out of time", or "loss spike", after which the run rolls back.
 
     Raises:
         DataError: There is no batch at all.
         OnmtLlmError: Loss or gradients are no longer finite.
     """
-    run, world, parameters = job.run, job.world, trainable(job.model)
-    stream, begin = Stopwatch(batches), progress.step
-    job.precision.begin(progress)
-    job.model.train()
-    with requests or Requests() as outside, job.profiler:
-        # An interrupted run saves at once: the validation that was due then is made up for.
+    run, world, parameters = components.run, components.world, trainable(components.model)
+    stream, first_step = Stopwatch(batches), progress.step
+    components.precision.begin(progress)
+    components.model.train()
+    with signals or SignalHandler() as handler, components.profiler:
+        # An interrupted run saves at once; the validation that was due then is run now.
         early = progress.step > progress.validated and _is_due(run.valid_steps, progress.step)
-        early = early and validate is not None and _validate(job, validate, report, progress)
+        early = early and validate is not None and _validate(components, validate, reporter, progress)
         while progress.step < run.train_steps and not early:
             step = progress.step + 1
-            rate = job.schedule.rate(step)
-            set_learning_rate(job.optimizer, rate)
-            set_dropout(job.model, *dropout_at(job.regularization, step))
-            job.profiler.begin(step)
+            rate = components.schedule.rate(step)
+            set_learning_rate(components.optimizer, rate)
+            set_dropout(components.model, *dropout_at(components.regularization, step))
+            components.profiler.begin(step)
 
-            totals, held = _accumulate(job, stream, step, progress.loss_scale)
+            totals, held = _accumulate(components, stream, step, progress.loss_scale)
             if not totals.batches:
-                _used_up(job, progress, begun_at=begin, report=report, save=save, validate=validate)
-                return "finished"
+                _finish_epochs(components, progress, first_step, reporter=reporter, save=save, validate=validate)
+                return RunStatus.FINISHED
             world.sum_gradients(parameters)
-            grad_norm = _update(job, progress, totals, held, step)
+            grad_norm = _update(components, progress, totals, held, step)
             if grad_norm is None:
-                return "leapt"
+                return RunStatus.LOSS_SPIKE
             progress.step = step
-            if job.average is not None:
-                job.average.update(step)
-            job.profiler.end(step)
-            report.update(step, totals, rate=rate, grad_norm=grad_norm, waited=stream.lap())
+            if components.ema is not None:
+                components.ema.update(step)
+            components.profiler.end(step)
+            reporter.update(step, totals, rate=rate, grad_norm=grad_norm, waited=stream.lap())
 
-            asked = outside.poll(world)
+            request = handler.poll(world)
             last = step == run.train_steps
-            if validate is not None and (last or (not asked.stop and _is_due(run.valid_steps, step))):
-                early = _validate(job, validate, report, progress)
-            best = job.save_best and progress.best_step == step
-            if _is_due(run.save_checkpoint_steps, step) or last or early or best or asked.save or asked.stop:
-                _save(save, progress, report)
-            if asked.stop and not last:
-                why = outside.name if asked.stop == "interrupted" else "max_time"
+            if validate is not None and (last or (not request.stop and _is_due(run.valid_steps, step))):
+                early = _validate(components, validate, reporter, progress)
+            best = components.save_best and progress.best_step == step
+            if _is_due(run.save_checkpoint_steps, step) or last or early or best or request.save or request.stop:
+                _save(save, progress, reporter)
+            if request.stop and not last:
+                why = handler.name if request.stop is RunStatus.INTERRUPTED else "max_time"
                 logger.warning("Stopped by %s after step %d.", why, step)
-                return asked.stop
+                return request.stop
     if early:
-        patience, better = job.stopping.patience, " and ".join(job.stopping.criteria)
-        logger.info("Stopped at step %d: %d validations without better %s.", progress.step, patience, better)
-        return "stopped early"
-    return "finished"
+        patience, better = components.early_stopping.patience, " and ".join(components.early_stopping.criteria)
+        logger.info("Stopped at step %d: %d validations without improvement in %s.", progress.step, patience, better)
+        return RunStatus.STOPPED_EARLY
+    return RunStatus.FINISHED
 
 
 def _is_due(every: int, step: int) -> bool:
     return step > 0 and step % every == 0
 
 
-def _accumulate(job: Job, stream: Iterator[Batch], step: int, scale: float) -> tuple[Totals, Tensor | None]:
-    """Forward and backward over the window of `step`; gradients of the summed loss stay in the parameters.
+def _accumulate(
+    components: TrainingComponents, stream: Iterator[Batch], step: int, scale: float
+) -> tuple[Totals, Tensor | None]:
+    """Forward and backward over the window of `step`; the gradients of the summed loss stay in the parameters.
 
-    A rank whose batches have ended adds nothing, and goes on for as long as others have some.
+    A rank whose batches have ended adds nothing, and continues as long as other ranks have batches.
 
     Returns:
-        The figures of the window, and with `optimizer_in_backward` the loss whose backward pass is still to be done.
+        The totals of the window, and with `optimizer_in_backward` the loss whose backward pass is still to be run.
     """
-    device = job.world.device
-    row, held = Totals.empty_row(device, job.corpora), None
-    for _ in range(at_step(job.run.accum_count, job.run.accum_steps, step)):
+    device = components.world.device
+    row, held = Totals.empty_row(device, components.corpora), None
+    for _ in range(at_step(components.run.accum_count, components.run.accum_steps, step)):
         batch = next(stream, None)
         if batch is None:
             break
         batch = batch.to(device)
-        with job.precision.compute(device):
-            loss = batch_loss(job.model, batch, objective=job.objective, scale=scale, corpora=job.corpora)
-        if job.performance.optimizer_in_backward:
+        with components.precision.compute(device):
+            loss = batch_loss(
+                components.model, batch, objective=components.objective, scale=scale, corpora=components.corpora
+            )
+        if components.performance.optimizer_in_backward:
             held = loss.scaled
         else:
             loss.scaled.backward()
         row += Totals.row(loss, batch)
-    return Totals.from_row(job.world.sum(row)), held
+    return Totals.from_row(components.world.sum(row)), held
 
 
-def _update(job: Job, progress: Progress, totals: Totals, held: Tensor | None, step: int) -> float | None:
-    """One step of the optimiser with the window's gradients, or with those of the backward pass of `held`; returns
-    their norm, or None if the run should go back."""
-    if totals.tokens and job.watchdog(progress, totals.mean_loss, step):
+def _update(
+    components: TrainingComponents, progress: Progress, totals: Totals, held: Tensor | None, step: int
+) -> float | None:
+    """One optimiser step with the window's gradients, or with those of the backward pass of `held`; returns their norm,
+    or None if the run should roll back."""
+    if totals.tokens and components.spike_detector(progress, totals.mean_loss, step):
         return None
     if not math.isfinite(totals.loss):
-        raise not_finite("loss", totals.loss, step)
+        raise non_finite_error("loss", totals.loss, step)
     if totals.tokens == 0:
-        logger.warning("Step %d: no token of its %d examples is trained; nothing is updated.", step, totals.examples)
-        job.optimizer.zero_grad(set_to_none=True)
+        logger.warning(
+            "Step %d: none of its %d examples has a trained token; nothing is updated.", step, totals.examples
+        )
+        components.optimizer.zero_grad(set_to_none=True)
         return 0.0
-    count = totals.judged or (totals.tokens if job.run.normalization == "tokens" else totals.examples)
+    count = totals.rewards.preferences or (
+        totals.tokens if components.run.normalization == "tokens" else totals.examples
+    )
     factor = 1.0 / (count * progress.loss_scale)
     if held is None:
-        grad_norm = scale_and_clip(trainable(job.model), factor=factor, max_norm=job.optim.max_grad_norm)
+        grad_norm = scale_and_clip(trainable(components.model), factor=factor, max_norm=components.optim.max_grad_norm)
     else:
-        grad_norm = backward_and_step(held, job.optimizer, factor=factor)
+        grad_norm = backward_and_step(held, components.optimizer, factor=factor)
     finite = math.isfinite(grad_norm)
-    if not finite and not job.precision.scaled and job.watchdog.rolls_back:
-        job.watchdog.back(progress, f"the gradient is {grad_norm}", step)
+    if not finite and not components.precision.scaled and components.spike_detector.rolls_back:
+        components.spike_detector.roll_back(progress, f"the gradient is {grad_norm}", step)
         return None
-    if job.precision.accept(progress, step=step, finite=finite) and held is None:
-        job.optimizer.step()
-    job.optimizer.zero_grad(set_to_none=True)
+    if components.precision.accept(progress, step=step, finite=finite) and held is None:
+        components.optimizer.step()
+    components.optimizer.zero_grad(set_to_none=True)
     return grad_norm
 
 
-def _validate(job: Job, validate: Callable[[int], Judgement], report: Reporter, progress: Progress) -> bool:
-    """Validate, keep the scores; True when patience is at its end."""
-    with report.pause():
-        judgement = validate(progress.step)
+def _validate(components: TrainingComponents, validate: Validate, reporter: Reporter, progress: Progress) -> bool:
+    """Validate and record the scores; True if the run should stop early."""
+    with reporter.pause():
+        result = validate(progress.step)
     progress.validated = progress.step
-    progress.best_ppl = min(progress.best_ppl, judgement.totals.ppl)
-    early = job.stopping(progress, judgement.figures)
-    report.validation(progress.step, judgement, patience=job.stopping.left(progress))
+    progress.best_ppl = min(progress.best_ppl, result.totals.ppl)
+    early = components.early_stopping(progress, result.metrics)
+    reporter.validation(progress.step, result, patience=components.early_stopping.left(progress))
     return early
 
 
-def _save(save: Callable[[Progress], None], progress: Progress, report: Reporter) -> None:
+def _save(save: Save, progress: Progress, reporter: Reporter) -> None:
     progress.rollbacks = 0
-    progress.report = report.state()
-    with report.pause():
+    progress.report = reporter.state()
+    with reporter.pause():
         save(progress)
 
 
-def _used_up(
-    job: Job,
+def _finish_epochs(
+    components: TrainingComponents,
     progress: Progress,
+    first_step: int,
     *,
-    begun_at: int,
-    report: Reporter,
-    save: Callable[[Progress], None],
-    validate: Callable[[int], Judgement] | None,
+    reporter: Reporter,
+    save: Save,
+    validate: Validate | None,
 ) -> None:
-    """The corpora are used up on all ranks: judge and save, if that is not done yet.
+    """After the last epoch on all ranks: validate and save, unless that is done already.
 
     Raises:
-        DataError: They gave nothing.
+        DataError: The corpora gave no example.
     """
     step = progress.step
     if step == 0:
         raise DataError("The training corpora must give at least one example, but gave none.")
-    logger.info("All epochs are done after step %d of train_steps %d.", step, job.run.train_steps)
-    if step == begun_at:
+    logger.info("All epochs are done after step %d of train_steps %d.", step, components.run.train_steps)
+    if step == first_step:
         return
     if validate is not None and progress.validated != step:
-        _validate(job, validate, report, progress)
-    if not _is_due(job.run.save_checkpoint_steps, step):
-        _save(save, progress, report)
+        _validate(components, validate, reporter, progress)
+    if not _is_due(components.run.save_checkpoint_steps, step):
+        _save(save, progress, reporter)
 
 
 def at_step(values: Sequence[T], starts: Sequence[int], step: int) -> T:
-    """The value in force in update `step`: values[i] holds after `starts[i]` updates."""
+    """The value for update `step`: values[i] applies after `starts[i]` updates."""
     current = values[0]
     for value, start in zip(values, starts, strict=True):
         if step > start:
@@ -273,6 +287,6 @@ def at_step(values: Sequence[T], starts: Sequence[int], step: int) -> T:
 
 
 def dropout_at(dropout: RegularizationConfig, step: int) -> tuple[float, float]:
-    """Dropout on residual branches and on attention weights in update `step`."""
+    """Dropout of residual branches and of attention weights in update `step`."""
     steps = dropout.dropout_steps
     return at_step(dropout.dropout, steps, step), at_step(dropout.attention_dropout, steps, step)

@@ -1,4 +1,4 @@
-"""The watchdog: is the loss of an update far above those before it?"""
+"""Loss spikes: detect an update whose loss is far above those of the updates before it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from onmt_llm.log import logger
 from onmt_llm.training.state import Progress
 
 Action = Literal["none", "warn", "rollback"]
-ROLLBACKS = 3
-"""Times that a run may go back without a checkpoint in between."""
+MAX_ROLLBACKS = 3
+"""Rollbacks that a run may do without a checkpoint in between."""
 
 
-class Watchdog:
-    """Compares each loss with the last ones, which are kept in the run's `Progress` and saved with it.
+class SpikeDetector:
+    """Compares each loss with the previous ones, which are in the run's `Progress` and saved with it.
 
     Args:
-        action: "none", "warn", or "rollback": a leap is then never learned from.
-        threshold: Standard deviations above the mean that make a leap.
-        window: Losses to compare with; with less than half of them nothing is judged.
+        action: "none", "warn", or "rollback": the model is then never updated with a spike.
+        threshold: Standard deviations above the mean from which a loss is a spike.
+        window: Number of losses to compare with; nothing is a spike before there are half of them.
     """
 
     def __init__(self, action: Action = "none", *, threshold: float = 6.0, window: int = 100) -> None:
@@ -31,35 +31,35 @@ class Watchdog:
         self._window = window
 
     def __call__(self, progress: Progress, loss: float, step: int) -> bool:
-        """Take in the loss of update `step`, before it is learned from; True when the run should go back.
+        """Record the loss of update `step`, before the model is updated; True if the run should roll back.
 
         Raises:
-            OnmtLlmError: It has gone back often enough.
+            OnmtLlmError: The run has rolled back too often.
         """
         if not self._active:
             return False
         limit = self._limit(progress.losses)
-        leap = not loss <= limit
-        if leap and self.rolls_back:
-            return self.back(progress, f"the loss is {loss:.4g}, and {limit:.4g} was the most to be expected", step)
-        if leap and math.isfinite(loss):
-            logger.warning("Step %d: the loss leaps to %.4g; %.4g was the most to be expected.", step, loss, limit)
+        spike = not loss <= limit
+        if spike and self.rolls_back:
+            return self.roll_back(progress, f"the loss is {loss:.4g}, above the expected maximum of {limit:.4g}", step)
+        if spike and math.isfinite(loss):
+            logger.warning("Step %d: loss spike: %.4g, above the expected maximum of %.4g.", step, loss, limit)
         if math.isfinite(loss):
             progress.losses = [*progress.losses, loss][-self._window :]
         return False
 
-    def back(self, progress: Progress, reason: str, step: int) -> bool:
-        """Say that the run goes back, and why.
+    def roll_back(self, progress: Progress, reason: str, step: int) -> bool:
+        """Log that the run rolls back, and why; always True.
 
         Raises:
-            OnmtLlmError: It has gone back often enough.
+            OnmtLlmError: The run has rolled back too often.
         """
-        if progress.rollbacks >= ROLLBACKS:
+        if progress.rollbacks >= MAX_ROLLBACKS:
             raise OnmtLlmError(
-                f"The loss must not leap again and again, but at step {step} {reason}, after {ROLLBACKS} rollbacks.",
+                f"Loss spikes must not recur, but at step {step} {reason}, after {MAX_ROLLBACKS} rollbacks.",
                 hint="lower learning_rate, set max_grad_norm, raise spike_threshold, or look at the data",
             )
-        logger.warning("Step %d: %s. The run goes back to its last checkpoint, and past these data.", step, reason)
+        logger.warning("Step %d: %s. The run goes back to its last checkpoint, and skips these data.", step, reason)
         return True
 
     def _limit(self, losses: list[float]) -> float:

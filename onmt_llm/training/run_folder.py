@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints by name, the newest that is intact, which ones stay, and who writes there."""
+"""The folder of a run: names of its checkpoints, the newest intact one, which to keep, and the run's lock."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _FIRST_VERSION_WITH_MANIFEST = 2
 
 
 def checkpoint_path(save_model: str, step: int) -> Path:
-    """Where the checkpoint of `step` goes."""
+    """Path of the checkpoint of `step`."""
     return Path(f"{save_model}_step_{step}")
 
 
-def average_path(checkpoint: Path) -> Path:
-    """Where the running average of the weights goes that belongs to a checkpoint."""
+def ema_path(checkpoint: Path) -> Path:
+    """Path of the running averages of the weights (EMA) that belong to a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}_ema")
 
 
-def save_request(save_model: str) -> Path:
-    """The file that, when it is touched, asks for a checkpoint."""
+def save_request_file(save_model: str) -> Path:
+    """The file that requests a checkpoint when it is created."""
     return Path(f"{save_model}.save")
 
 
@@ -44,11 +44,11 @@ def checkpoints(save_model: str) -> dict[int, Path]:
 
 
 def _directories(save_model: str) -> dict[int, Path]:
-    return {step: path for step, path in _places(save_model).items() if path.is_dir()}
+    return {step: path for step, path in _named_paths(save_model).items() if path.is_dir()}
 
 
-def _places(save_model: str) -> dict[int, Path]:
-    """What has the name of a checkpoint, by step, in order."""
+def _named_paths(save_model: str) -> dict[int, Path]:
+    """Files and folders with the name of a checkpoint, by step, in order."""
     prefix = Path(save_model)
     pattern = re.compile(re.escape(prefix.name) + r"_step_(\d+)")
     found = {}
@@ -59,56 +59,56 @@ def _places(save_model: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def check_places(save_model: str, steps: range, *, every: int, inputs: Iterable[Path]) -> None:
-    """Make sure, before a run begins, that its checkpoints can have their names.
+def check_checkpoint_paths(save_model: str, steps: range, *, every: int, inputs: Iterable[Path]) -> None:
+    """Check before a run starts that its checkpoints overwrite nothing else.
 
     Args:
         save_model: Prefix of the run.
-        steps: Those that the run will make.
-        every: Updates between two checkpoints; there is one of the last step, too.
-        inputs: Checkpoints that the run begins with.
+        steps: Steps of the run.
+        every: Updates between two checkpoints; the last step is saved too.
+        inputs: Checkpoints that the run starts from.
 
     Raises:
-        CheckpointError: Something that is no checkpoint has such a name, or one that the run begins with.
+        CheckpointError: The path of a checkpoint holds something else, or a checkpoint that the run starts from.
     """
     hint = "give the run another save_model"
     needed = {path.resolve() for path in inputs}
-    for step, path in _places(save_model).items():
+    for step, path in _named_paths(save_model).items():
         if step not in steps:
             continue
         if path.resolve() in needed and (step % every == 0 or step == steps[-1]):
             raise CheckpointError(
-                f"The run begins with {path}, but would write its own checkpoint of step {step} there.", hint=hint
+                f"The run starts from {path}, but would write its own checkpoint of step {step} there.", hint=hint
             )
         if path.resolve() not in needed and not is_replaceable(path):
             raise CheckpointError(
-                f"The checkpoint of step {step} would be written to {path}, but that is no checkpoint.", hint=hint
+                f"The checkpoint of step {step} would be written to {path}, but that is not a checkpoint.", hint=hint
             )
 
 
 def check_intact(checkpoint: Path) -> None:
-    """Refuse to go on from a checkpoint that is not as it was written. Reads all of it.
+    """Refuse to resume from a damaged checkpoint. Reads all of it.
 
     Raises:
-        CheckpointError: Names the files.
+        CheckpointError: It is damaged; names the files.
     """
     if found := _problems(checkpoint):
         refuse(
-            f"Checkpoint {checkpoint} must be as it was written to be resumed, but is not: {'; '.join(found[:5])}.",
-            hint="name an older one; -train_from auto takes the newest that is intact",
+            f"Checkpoint {checkpoint} must be intact to be resumed, but is damaged: {'; '.join(found[:5])}.",
+            hint="name an older one; -train_from auto resumes the newest intact one",
         )
 
 
 def newest_intact(paths: Iterable[Path], *, set_aside: bool = False) -> Path | None:
-    """The last of `paths` that can be gone on from; those behind it are told of.
+    """The last of `paths` that can be resumed; the unusable ones after it are logged.
 
     Args:
         paths: Checkpoints in the order of their steps.
-        set_aside: Rename damaged ones to `<name>.damaged`, so that they count no longer and can be looked at.
+        set_aside: Rename damaged ones to `<name>.damaged`: they are then ignored, and can be examined.
     """
     for path in reversed(list(paths)):
         if not (path / STATE_DIRECTORY).is_dir():
-            logger.info("%s holds no training state, so that it is not gone on from.", path)
+            logger.info("%s has no training state, so training does not resume from it.", path)
             continue
         found = _problems(path)
         if not found:
@@ -120,14 +120,14 @@ def newest_intact(paths: Iterable[Path], *, set_aside: bool = False) -> Path | N
 
 
 def newest_of_run(save_model: str, *, set_aside: bool = False) -> Path | None:
-    """The newest checkpoint of `save_model` that can be gone on from."""
+    """The newest checkpoint of `save_model` that can be resumed."""
     return newest_intact(_directories(save_model).values(), set_aside=set_aside)
 
 
 def _problems(checkpoint: Path) -> list[str]:
-    """What is not as it was written, in a checkpoint or in the average beside it."""
-    average = average_path(checkpoint)
-    found = [] if not (average / MANIFEST_FILE).exists() else [f"{average.name}/{what}" for what in damage(average)]
+    """Damage of a checkpoint or of the averages beside it."""
+    ema = ema_path(checkpoint)
+    found = [] if not (ema / MANIFEST_FILE).exists() else [f"{ema.name}/{what}" for what in damage(ema)]
     if (checkpoint / MANIFEST_FILE).exists():
         return damage(checkpoint) + found
     if _was_written_with_manifest(checkpoint / STATE_DIRECTORY / STATE_FILE):
@@ -143,7 +143,7 @@ def _was_written_with_manifest(state: Path) -> bool:
 
 
 def _set_aside(path: Path) -> None:
-    for one in (path, average_path(path)):
+    for one in (path, ema_path(path)):
         target = one.with_name(f"{one.name}.{_DAMAGED}")
         with contextlib.suppress(OSError):
             if one.exists() and not target.exists():
@@ -153,24 +153,24 @@ def _set_aside(path: Path) -> None:
 def prune(save_model: str, *, keep: int, newest: int, protected: Collection[Path] = ()) -> None:
     """Remove all but the last `keep` checkpoints up to step `newest`; -1 keeps all.
 
-    To be called after the newest is complete. Checkpoints of later steps belong to an earlier, longer run and are left
-    alone, as are those in `protected` (the best one, a base that others refer to).
+    Call it when the newest is complete. Checkpoints of later steps belong to an earlier, longer run and are kept, as
+    are those in `protected` (the best one, a base that others refer to).
     """
     if keep < 0:
         return
     held = {path.resolve() for path in protected}
     candidates = [path for step, path in checkpoints(save_model).items() if step <= newest]
     for path in candidates[: max(0, len(candidates) - keep)]:
-        if path.resolve() in held or average_path(path).resolve() in held:
+        if path.resolve() in held or ema_path(path).resolve() in held:
             continue
-        discard(path)
+        remove_checkpoint(path)
         logger.info("Removed checkpoint %s (keep_checkpoint %d).", path, keep)
 
 
-def discard(checkpoint: Path) -> None:
-    """Remove a checkpoint and the average beside it."""
-    # The average last: a checkpoint without its average could not be resumed as it was.
-    for path in (checkpoint, average_path(checkpoint)):
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint and the averages beside it."""
+    # The averages last: a checkpoint without them could not be resumed exactly.
+    for path in (checkpoint, ema_path(checkpoint)):
         if path.exists():
             remove_directory(path)
 
@@ -178,13 +178,13 @@ def discard(checkpoint: Path) -> None:
 class RunLock:
     """The right to be the only process that writes checkpoints of `save_model`.
 
-    The system drops the lock when a process dies, however it does.
+    The operating system releases the lock when the process ends for any reason.
 
     Args:
-        save_model: Prefix of the run, whose folder is made.
+        save_model: Prefix of the run, whose folder is created.
 
     Raises:
-        CheckpointError: Another run has it, or nothing can be written there.
+        CheckpointError: Another run holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, save_model: str) -> None:
@@ -203,25 +203,25 @@ class RunLock:
             raise CheckpointError(f"The folder of save_model, {folder}, cannot be written: {error}.") from error
 
     def recover(self) -> None:
-        """Clean up after those that were killed."""
+        """Clean up after runs that were killed."""
         names = rf"{re.escape(self._prefix.name)}_step_\d+(?:_ema)?"
         recover(self._prefix.parent, names, alone=self._descriptor is not None)
 
     def renew(self) -> None:
-        """Take the lock again where somebody has removed its file, or the whole folder, while the run goes on.
+        """Take the lock again if its file, or the whole folder, was removed during the run.
 
         Raises:
-            CheckpointError: Another run has taken it meanwhile.
+            CheckpointError: Another run has taken it in the meantime.
         """
         if self._descriptor is None or _is_file_of(self._file, self._descriptor):
             return
-        logger.warning("%s was removed while the run goes on, perhaps with checkpoints: it is made anew.", self._file)
+        logger.warning("%s was removed during the run, perhaps with checkpoints: it is recreated.", self._file)
         os.close(self._descriptor)
         self._descriptor = None
         self._descriptor = self._take()
 
     def release(self) -> None:
-        """Let others write; a folder that was made for the lock and stayed empty is removed again."""
+        """Release the lock; a folder that was created for it and is still empty is removed."""
         if self._descriptor is not None:
             if _is_file_of(self._file, self._descriptor):
                 self._file.unlink()
@@ -233,10 +233,10 @@ class RunLock:
 
 @contextlib.contextmanager
 def run_lock(save_model: str) -> Iterator[RunLock]:
-    """Have the lock of a run as long as the context lasts, and clean up after runs that were killed.
+    """A context that holds the lock of a run; cleans up after runs that were killed.
 
     Raises:
-        CheckpointError: Another run has it, or nothing can be written there.
+        CheckpointError: Another run holds the lock, or the folder cannot be written.
     """
     lock = RunLock(save_model)
     try:
@@ -247,7 +247,7 @@ def run_lock(save_model: str) -> Iterator[RunLock]:
 
 
 def _lock(file: Path, save_model: str) -> int | None:
-    """A descriptor that holds the lock; None where the system or the file system has no locks."""
+    """A descriptor that holds the lock; None if the operating system or the file system has no locks."""
     try:
         import fcntl
     except ImportError:
@@ -260,20 +260,20 @@ def _lock(file: Path, save_model: str) -> int | None:
             os.close(descriptor)
             raise CheckpointError(
                 f"Another run is writing checkpoints of save_model {save_model}.",
-                hint="wait until it has ended, or give this one a save_model of its own",
+                hint="wait until it has ended, or give this run another save_model",
             ) from None
         except OSError:
             os.close(descriptor)
-            logger.info("The file system of %s has no locks: see to it that one run alone writes there.", file.parent)
+            logger.info("The file system of %s has no locks: make sure that only one run writes there.", file.parent)
             return None
-        # The run before may have removed the file between the two calls: then it is the lock of nothing.
+        # The previous run may have removed the file between the two calls; then this locks nothing.
         if _is_file_of(file, descriptor):
             return descriptor
         os.close(descriptor)
 
 
 def _is_file_of(file: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Whether an open file is still the one with that name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.stat(file), os.fstat(descriptor))
     return False

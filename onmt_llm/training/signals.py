@@ -1,4 +1,4 @@
-"""What is asked of a run from outside: a checkpoint, or a checkpoint and an end."""
+"""Requests to a run from outside: save a checkpoint now, or save one and stop."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from types import FrameType
 
 from onmt_llm.log import logger
 from onmt_llm.training.dist import World
+from onmt_llm.training.result import RunStatus
 
-# On a network file system a look costs milliseconds.
-_LOOK_EVERY_S = 1.0
+# On a network file system a check takes milliseconds.
+_CHECK_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of a run after an update; on all ranks alike.
+class SignalRequest:
+    """What a run should do after an update; the same on all ranks.
 
     Attributes:
-        save: Write a checkpoint.
-        stop: Write one and end: "interrupted" (by a signal) or "out of time"; "" = go on.
+        save: Save a checkpoint.
+        stop: Save a checkpoint and end with this status: interrupted or out of time; None = continue.
     """
 
     save: bool = False
-    stop: str = ""
+    stop: RunStatus | None = None
 
 
-class Requests:
-    """While inside, SIGINT and SIGTERM ask for a stop after the present update, SIGUSR1 for a checkpoint.
+class SignalHandler:
+    """A context in which SIGINT and SIGTERM request a stop after the current update, and SIGUSR1 a checkpoint.
 
     A second SIGINT or SIGTERM stops at once.
 
     Args:
-        save_file: A file that asks for a checkpoint when it appears; it is removed then.
-        deadline: Time of `time.monotonic` at which to stop.
-        checks: Called after every update; what they raise ends the run.
+        save_file: A file that requests a checkpoint when it appears; it is then removed.
+        deadline: Value of `time.monotonic` at which the run stops.
+        checks: Functions to call after every update; an error that they raise ends the run.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class Requests:
         self._deadline = deadline
         self._checks = checks
         self._save = False
-        self._next_look = 0.0
+        self._next_check = 0.0
         self._previous: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> Requests:
-        # Only the main thread may set handlers; elsewhere (a notebook's worker) signals keep their meaning.
+    def __enter__(self) -> SignalHandler:
+        # Only the main thread may set handlers; in another (a notebook's worker) signals keep their handlers.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_stop)
@@ -69,30 +70,31 @@ class Requests:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def poll(self, world: World) -> Asked:
-        """What was asked since the last call, of any rank."""
+    def poll(self, world: World) -> SignalRequest:
+        """The requests to any rank since the last call."""
         for check in self._checks:
             check()
         if world.is_main:
-            self._look()
+            self._check_save_file()
         late = self._deadline is not None and time.monotonic() >= self._deadline
         save, interrupted, late = world.any_each([self._save, self.signal is not None, late])
         self._save = False
-        return Asked(save, "interrupted" if interrupted else "out of time" if late else "")
+        stop = RunStatus.INTERRUPTED if interrupted else RunStatus.OUT_OF_TIME if late else None
+        return SignalRequest(save, stop)
 
     @property
     def name(self) -> str:
-        """Who asked for the stop."""
+        """What requested the stop."""
         return "another process" if self.signal is None else self.signal.name
 
-    def _look(self) -> None:
+    def _check_save_file(self) -> None:
         now = time.monotonic()
-        if self._save_file is None or now < self._next_look:
+        if self._save_file is None or now < self._next_check:
             return
-        self._next_look = now + _LOOK_EVERY_S
+        self._next_check = now + _CHECK_INTERVAL_S
         if self._save_file.exists():
             self._save_file.unlink(missing_ok=True)
-            logger.info("%s is there: a checkpoint is written.", self._save_file)
+            logger.info("%s exists: saving a checkpoint.", self._save_file)
             self._save = True
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
@@ -102,4 +104,4 @@ class Requests:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        logger.warning("%s: the run saves and stops after this update; once more stops at once.", self.name)
+        logger.warning("%s: the run saves and stops after this update; a second signal stops it at once.", self.name)

@@ -1,26 +1,22 @@
-"""The training state beside a checkpoint's weights: what a run needs to go on as if it had never stopped.
+"""The training state beside a checkpoint's weights: what a run needs to resume exactly.
 
-    train_state/state.json               step, settings, best perplexity, and of each rank RNG and data position
+    train_state/state.json               step, settings, best perplexity; RNG and data position of each rank
     train_state/optimizer.safetensors    the optimiser's tensors, named `<parameter>/<slot>`
 
-Both are plain data. They are written inside the checkpoint's temporary directory, so that weights and state appear
-together or not at all.
+Both are plain data. They are written inside the checkpoint's temporary directory, so weights and state appear together
+or not at all.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import math
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,27 +30,27 @@ STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_VERSION = 2
 GROUP_STEP = "group_step"
-"""Slot that stands for the steps of the parameter's group."""
+"""Slot for the step count of the parameter's group."""
 
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         step: Updates done.
         validated: Step of the last validation.
         best_step: Step of the best validation by the criteria of early stopping; 0 before the first.
         best_ppl: Best validation perplexity so far; inf before the first.
-        best: Scores of the best validation by the criteria of early stopping.
-        worse_validations: Validations since then that were worse by all of them.
-        stalled_validations: Those that were neither better nor worse by all of them.
-        loss_scale: Present loss scale (float16).
-        scaled: It is one that a run in float16 has found.
+        best: Scores of the best validation, by criterion of early stopping.
+        worse_validations: Later validations that were worse by all criteria.
+        stalled_validations: Later validations that were neither better nor worse by all criteria.
+        loss_scale: Current loss scale (float16).
+        scaled: `loss_scale` comes from a run in float16.
         good_steps: Updates since the loss scale changed.
-        losses: Of the last updates, for the watchdog.
-        rollbacks: How often the run went back since it last saved in the ordinary way.
-        report: Sums since the last report, so that the next one says what it would have said.
+        losses: Losses of the last updates, for detecting loss spikes.
+        rollbacks: Rollbacks since the last regular checkpoint.
+        report: State of the reporter: sums since the last report.
     """
 
     step: int = 0
@@ -73,31 +69,31 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class TrainState:
-    """Content of a `train_state` folder that is yet to be written.
+class TrainingState:
+    """Content of a `train_state` folder to write.
 
     Attributes:
-        tensors: Those of the optimiser, by `<parameter>/<slot>`.
-        text: `state.json`.
+        tensors: Tensors of the optimiser, by `<parameter>/<slot>`.
+        json_text: Content of `state.json`.
     """
 
     tensors: dict[str, Tensor]
-    text: str
+    json_text: str
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """Content of a `train_state` folder.
+    """Content of a `train_state` folder, except the optimiser's tensors.
 
     Attributes:
         directory: The folder.
-        progress: How far the run was.
+        progress: Progress of the run.
         optimizer: Name of the optimiser.
         settings: Optimiser, learning rate and clipping, by option name.
         seed: Seed of the run.
         ranks: RNG and data position of each process.
-        values: What of the optimiser's state is no tensor, by `<parameter>/<slot>`.
-        options: What else the run was told, by option name.
+        values: Non-tensor values of the optimiser's state, by `<parameter>/<slot>`.
+        options: Other options of the run, by name.
     """
 
     directory: Path
@@ -110,32 +106,18 @@ class SavedState:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def collect_state(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    name: str,
-    progress: Progress,
-    settings: dict[str, Any],
-    seed: int,
-    ranks: list[dict[str, Any]],
-    options: dict[str, Any] | None = None,
-) -> TrainState:
-    """The training state as it is now. Its tensors are the optimiser's own.
+def collect_state(model: nn.Module, optimizer: Optimizer, run: SavedState) -> TrainingState:
+    """The training state as it is now; its tensors are the optimiser's own, not copies.
 
     Args:
         model: Gives the optimiser's parameters their names.
         optimizer: The optimiser.
-        name: Its name among the options.
-        progress: How far the run is.
-        settings: Optimiser, learning rate and clipping, by option name.
-        seed: Seed of the run.
-        ranks: RNG and data position of each process.
-        options: What else the run was told, by option name.
+        run: Everything but the optimiser's state.
     """
-    # In order, since those of a resumed run come in another: equal states make equal files.
+    # Sorted, since a resumed run has another order: equal states must make equal files.
     slots = dict(sorted(_slots(model, optimizer), key=lambda slot: slot[0]))
     tensors = {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
+    progress = run.progress
     record = {
         "version": STATE_VERSION,
         "progress": {
@@ -143,30 +125,30 @@ def collect_state(
             "best_ppl": None if math.isinf(progress.best_ppl) else progress.best_ppl,
             "best": {name: score if math.isfinite(score) else repr(score) for name, score in progress.best.items()},
         },
-        "optimizer": name,
-        "settings": settings,
-        "seed": seed,
-        "ranks": ranks,
+        "optimizer": run.optimizer,
+        "settings": run.settings,
+        "seed": run.seed,
+        "ranks": run.ranks,
         "values": {slot: value for slot, value in slots.items() if slot not in tensors},
-        "options": options or {},
+        "options": run.options,
     }
-    return TrainState(tensors, json.dumps(record))
+    return TrainingState(tensors, json.dumps(record))
 
 
-def write_state(directory: Path, state: TrainState) -> None:
+def write_state(directory: Path, state: TrainingState) -> None:
     """Write `state` into `directory`, which is created; tensors one at a time."""
     directory.mkdir()
     with SafetensorsWriter(directory / OPTIMIZER_FILE) as writer:
         for slot, tensor in state.tensors.items():
             writer.add(slot, tensor)
-    (directory / STATE_FILE).write_text(state.text, encoding="utf-8")
+    (directory / STATE_FILE).write_text(state.json_text, encoding="utf-8")
 
 
 def read_state(checkpoint: Path) -> SavedState | None:
-    """The training state in the checkpoint directory, or None where it has none.
+    """The training state in a checkpoint directory; None if it has none.
 
     Raises:
-        CheckpointError: It is damaged, or written by a newer program.
+        CheckpointError: It is damaged, or was written by a newer program.
     """
     directory = checkpoint / STATE_DIRECTORY
     file = directory / STATE_FILE
@@ -182,7 +164,7 @@ def read_state(checkpoint: Path) -> SavedState | None:
                 f"{file} has version {record['version']}, but this program reads up to {STATE_VERSION}."
             )
         best = record["progress"]["best_ppl"]
-        # Version 1 did not say when it had validated: it had, if it was time.
+        # Version 1 has no step of the last validation: a validation that was due was done.
         progress = Progress(
             **{
                 "validated": record["progress"]["step"],
@@ -206,10 +188,10 @@ def read_state(checkpoint: Path) -> SavedState | None:
 
 
 def load_optimizer(saved: SavedState, model: nn.Module, optimizer: Optimizer) -> None:
-    """Give `optimizer` the tensors of `saved`.
+    """Load the optimiser's state of `saved`.
 
     Raises:
-        CheckpointError: They belong to other parameters than those that are trained now.
+        CheckpointError: It belongs to other parameters than those trained now.
     """
     manifest = read_manifest(saved.directory.parent)
     listed = None if manifest is None else manifest.files_below(STATE_DIRECTORY)
@@ -221,7 +203,7 @@ def load_optimizer(saved: SavedState, model: nn.Module, optimizer: Optimizer) ->
         odd = ", ".join(sorted(known ^ set(names))[:5])
         raise CheckpointError(
             f"The optimiser state in {saved.directory} must be of the parameters trained now, but differs in: {odd}.",
-            hint="begin with a new optimiser: -reset_optim states",
+            hint="start with a new optimiser state: -reset_optim states",
         )
     index = {name: number for number, name in enumerate(names)}
     state: dict[int, dict[str, Any]] = {}
@@ -240,7 +222,7 @@ def load_optimizer(saved: SavedState, model: nn.Module, optimizer: Optimizer) ->
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Names of the optimiser's parameters in the order in which its state counts them."""
+    """Names of the optimiser's parameters in the order of its state."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -250,14 +232,14 @@ def _slots(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
     names = _parameter_names(model, optimizer)
     for index, slots in optimizer.state_dict()["state"].items():
         yield from _flatten(names[index], slots)
-    # Some optimisers count their steps by group; groups may be others when a run goes on, parameters are not.
+    # Some optimisers count steps by group. A resumed run may have other groups, but has the same parameters.
     for group, numbers in zip(optimizer.param_groups, _group_numbers(optimizer), strict=True):
         if "step" in group:
             yield from ((f"{names[number]}/{GROUP_STEP}", int(group["step"])) for number in numbers)
 
 
 def _group_numbers(optimizer: Optimizer) -> list[list[int]]:
-    """Numbers of the parameters of each group, as the optimiser's state counts them."""
+    """Indices of the parameters of each group in the optimiser's state."""
     return [group["params"] for group in optimizer.state_dict()["param_groups"]]
 
 
@@ -267,43 +249,3 @@ def _flatten(prefix: str, slots: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _flatten(f"{prefix}/{key}", value)
         else:
             yield f"{prefix}/{key}", value
-
-
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """State of the random generators of python, numpy and torch, as plain data."""
-    version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state = {
-        "python": [version, list(internal), gauss],
-        "numpy": [kind, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": _encode(torch.get_rng_state()),
-    }
-    if device.type == "cuda":
-        state["cuda"] = _encode(torch.cuda.get_rng_state(device))
-    return state
-
-
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Undo of `rng_state`.
-
-    Raises:
-        ValueError, TypeError, KeyError: That is no state of theirs.
-    """
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    try:
-        torch.set_rng_state(_decode(state["torch"]))
-        if device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(_decode(state["cuda"]), device)
-    except RuntimeError as error:
-        raise ValueError(f"torch's random generator cannot be set: {error}") from error
-
-
-def _encode(state: Tensor) -> str:
-    return base64.b64encode(state.cpu().numpy().tobytes()).decode("ascii")
-
-
-def _decode(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

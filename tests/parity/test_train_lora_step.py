@@ -12,8 +12,8 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, lora_state
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World
-from onmt_llm.training.loop import Job, train_loop
-from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.loop import TrainingComponents, train_loop
+from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.metrics.reporter import Reporter
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.precision import Precision
@@ -117,7 +117,7 @@ def test_one_adamw_update_of_lora_equals_transformers_and_peft() -> None:
     model.zero_grad()
 
     torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01).step()
-    job = Job(
+    components = TrainingComponents(
         model=model,
         optimizer=build_optimizer(model, optim),
         schedule=build_schedule(optim, train_steps=1, hidden_size=32),
@@ -126,8 +126,8 @@ def test_one_adamw_update_of_lora_equals_transformers_and_peft() -> None:
         run=RunConfig(train_steps=1),
         optim=optim,
     )
-    report = Reporter(start_step=0, train_steps=1, progress="none")
-    train_loop(job, [batch], Progress(), report=report, save=lambda progress: None)
+    reporter = Reporter(start_step=0, train_steps=1, progress="none")
+    train_loop(components, [batch], Progress(), reporter=reporter, save=lambda progress: None)
     stepped = {our_name(name): p.detach() for name, p in reference.named_parameters() if p.requires_grad}
     for name, tensor in lora_state(model).items():
         torch.testing.assert_close(tensor, stepped[name], rtol=1e-4, atol=1e-6)

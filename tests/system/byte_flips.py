@@ -234,7 +234,7 @@ def preload() -> None:
         "onmt_llm.checkpoint.merge",
         "onmt_llm.generate.torch_engine",
         "onmt_llm.generate.ct2.translator",
-        "onmt_llm.training.job",
+        "onmt_llm.training.train",
         "onmt_llm.releasing",
         "ctranslate2",
         "sentencepiece",

@@ -26,7 +26,7 @@ STEPS, SAVE_EVERY = 60, 3
 FORKER = """
 import os, resource, sys
 from onmt_llm.cli.train import main
-from onmt_llm.training import job
+from onmt_llm.training import train
 for line in sys.stdin:
     limit, *words = line.split()
     child = os.fork()

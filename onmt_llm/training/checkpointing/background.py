@@ -11,7 +11,7 @@ from onmt_llm.log import logger
 _WORTH_TELLING_S = 1.0
 
 
-class Background:
+class BackgroundTask:
     """Runs one piece of work at a time; what it raises is raised again by the next call here.
 
     The thread does not keep the process alive: a run that is told to stop at once leaves the work undone.

@@ -1,4 +1,4 @@
-"""Going on with a run: where it stands, what it keeps, and what the user wants otherwise."""
+"""Resuming a run: its position, its settings, and what the user changed."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
 from onmt_llm.training.dist import World
-from onmt_llm.training.loop import Job
+from onmt_llm.training.loop import TrainingComponents
+from onmt_llm.training.rng import set_rng_state
 from onmt_llm.training.run_folder import check_intact, newest_of_run
-from onmt_llm.training.setup.model import Layers
-from onmt_llm.training.setup.start import Start
-from onmt_llm.training.state import STATE_DIRECTORY, Progress, SavedState, load_optimizer, set_rng_state
+from onmt_llm.training.state import STATE_DIRECTORY, Progress, SavedState, load_optimizer
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 
-# Where a run begins and what it writes to: not what it computes.
-_PLACES = frozenset({"save_model", "train_from", "init_from", "reset_optim", "update_vocab", "override_opts", "seed"})
+# Options for what a run starts from and where it writes, which do not change what it computes.
+_PATHS = frozenset({"save_model", "train_from", "init_from", "reset_optim", "update_vocab", "override_opts", "seed"})
 
 
-def with_start(config: TrainConfig, update: Mapping[str, Any]) -> TrainConfig:
-    """The options with other values in their section `start`."""
+def with_start_options(config: TrainConfig, update: Mapping[str, Any]) -> TrainConfig:
+    """The options with other values in the section `start`."""
     return config.model_copy(update={"start": config.start.model_copy(update=update)})
 
 
-def continued(path: str) -> dict[str, Any]:
-    """Values of section `start` that resume a run from its own checkpoint, unchanged."""
+def resume_update(path: str) -> dict[str, Any]:
+    """Values of the section `start` for a run that resumes its own checkpoint unchanged."""
     return {"train_from": path, "init_from": None, "reset_optim": "none", "update_vocab": False}
 
 
-def settle_start(config: TrainConfig, *, set_aside: bool = False) -> dict[str, Any]:
-    """Make sure of what the run begins with; what `train_from: auto` means, as values for `with_start`.
+def train_from_update(config: TrainConfig, *, set_aside: bool = False) -> dict[str, Any]:
+    """Check the checkpoint to resume; what `train_from: auto` means, as values for `with_start_options`.
 
     Args:
-        config: The options.
-        set_aside: Rename damaged checkpoints of the run, so that they count no longer.
+        config: All options.
+        set_aside: Rename damaged checkpoints of the run, so that they are ignored from now on.
 
     Raises:
-        CheckpointError: The checkpoint to be resumed is missing, or is not as it was written.
+        CheckpointError: The checkpoint to resume is missing or damaged.
     """
     start, save_model = config.start, config.run.save_model
     if start.train_from is None:
@@ -55,41 +54,23 @@ def settle_start(config: TrainConfig, *, set_aside: bool = False) -> dict[str, A
         return {}
     newest = newest_of_run(save_model, set_aside=set_aside)
     if newest is not None:
-        logger.info("train_from auto: the run goes on from %s.", newest)
-        return continued(str(newest))
-    logger.info("train_from auto: there is no checkpoint of %s yet, so that the run begins.", save_model)
+        logger.info("train_from auto: resuming from %s.", newest)
+        return resume_update(str(newest))
+    logger.info("train_from auto: there is no checkpoint of %s yet: starting a new run.", save_model)
     return {"train_from": start.init_from, "init_from": None, "reset_optim": "all" if start.init_from else "none"}
 
 
-def settled(config: TrainConfig) -> TrainConfig:
-    """The options as the run takes them at this moment: with the checkpoint that `train_from: auto` means.
+def resolve_train_from(config: TrainConfig) -> TrainConfig:
+    """The options with the checkpoint that `train_from: auto` means now.
 
     Raises:
-        CheckpointError: As `settle_start`.
+        CheckpointError: As `train_from_update`.
     """
-    return with_start(config, settle_start(config))
-
-
-def state_to_resume(config: TrainConfig, start: Start, layers: Layers) -> SavedState | None:
-    """The training state to go on from; None where the run begins at step 0."""
-    if start.saved is None or config.start.reset_optim == "all":
-        return None
-    if start.before is not None and config.start.reset_optim != "states":
-        logger.info(
-            "update_vocab: %s was trained with another vocabulary: a new run begins, at step 0 with a new optimiser "
-            "(reset_optim: states keeps the step).",
-            config.start.train_from,
-        )
-        return None
-    if (layers.lora is not None and start.adapter is None) or start.is_newly_expanded:
-        what = "LoRA" if start.expansion is None else "expanded blocks"
-        logger.info("%s was trained as a whole: with %s a new run begins, at step 0.", config.start.train_from, what)
-        return None
-    return start.saved
+    return with_start_options(config, train_from_update(config))
 
 
 def is_done(config: TrainConfig, resumed: SavedState) -> bool:
-    """Whether the run has reached its end already; says so."""
+    """Whether the run has reached its end already, which is logged."""
     train_from, train_steps, done = config.start.train_from, config.run.train_steps, resumed.progress.step
     if done >= train_steps:
         logger.info("Nothing to do: %s is of step %d, and train_steps is %d.", train_from, done, train_steps)
@@ -98,7 +79,7 @@ def is_done(config: TrainConfig, resumed: SavedState) -> bool:
     left = stopping.left(resumed.progress)
     if left is not None and left <= 0:
         logger.info(
-            "Nothing to do: %s stopped early at step %d, after %d validations without better %s.",
+            "Nothing to do: %s stopped early at step %d, after %d validations without improvement in %s.",
             *(train_from, done, stopping.patience, " and ".join(stopping.criteria)),
         )
         return True
@@ -106,20 +87,22 @@ def is_done(config: TrainConfig, resumed: SavedState) -> bool:
 
 
 def run_options(config: TrainConfig) -> dict[str, Any]:
-    """What is kept beside the optimiser's settings, to be compared with when the run goes on."""
+    """The options that are saved with the optimiser's settings, to log changes when the run is resumed."""
     sections = (config.start, config.run, config.regularization, config.performance, config.batching)
     return {
-        name: value for kept in sections for name, value in kept.model_dump(mode="json", exclude=set(_PLACES)).items()
+        name: value
+        for section in sections
+        for name, value in section.model_dump(mode="json", exclude=set(_PATHS)).items()
     }
 
 
 def resumed_settings(wanted: OptimConfig, resumed: SavedState | None, *, reset: str) -> OptimConfig:
-    """Settings of the optimiser: those of the run that goes on, under what the user wrote.
+    """Settings of the optimiser: those of the resumed run, overridden by what the user wrote.
 
     Args:
-        wanted: The user's.
-        resumed: The state to go on from.
-        reset: `reset_optim`; `keep_states` forgets the saved settings.
+        wanted: The options.
+        resumed: The state to resume; None = a new run.
+        reset: `reset_optim`; `keep_states` ignores the saved settings.
     """
     if resumed is None or reset == "keep_states":
         return wanted
@@ -130,14 +113,14 @@ def resumed_settings(wanted: OptimConfig, resumed: SavedState | None, *, reset: 
 
 
 def log_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Say which options have another value than when the run was saved."""
+    """Log the options that have changed since the run was saved."""
     for name, value in now.items():
         if name in before and before[name] != value:
             logger.info("%s is %s now; it was %s.", name, value, before[name])
 
 
 def run_seed(wanted: int, resumed: SavedState | None, world: World) -> int:
-    """The run's seed, equal on all ranks; a run that goes on keeps its own unless the user wants another."""
+    """The run's seed, equal on all ranks; a resumed run keeps its own unless the user sets another."""
     if wanted >= 0:
         return wanted
     if resumed is not None:
@@ -147,53 +130,60 @@ def run_seed(wanted: int, resumed: SavedState | None, world: World) -> int:
     return int(drawn)
 
 
-def resume(saved: SavedState, job: Job, pipeline: Pipeline, *, fresh_optimizer: bool = False) -> Progress:
-    """Put optimiser, random generators and data back to where they were; returns how far that is.
+def resume(
+    saved: SavedState, components: TrainingComponents, pipeline: Pipeline, *, fresh_optimizer: bool = False
+) -> Progress:
+    """Restore optimiser, random generators and data position; returns the progress of the run.
 
     Args:
-        saved: The state to resume from.
-        job: The run.
+        saved: The state to resume.
+        components: Model, optimiser and settings.
         pipeline: This rank's training data.
         fresh_optimizer: Keep the step, but not the optimiser's state (`reset_optim: states`).
 
     Raises:
-        CheckpointError: The state does not say where that was, as happens where damage is ignored.
+        CheckpointError: The state is invalid, which can happen if damage is ignored.
     """
     try:
-        return _resume(saved, job, pipeline, fresh_optimizer=fresh_optimizer)
+        return _resume(saved, components, pipeline, fresh_optimizer=fresh_optimizer)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{saved.directory} is not a valid training state ({type(error).__name__}: {error}).",
-            hint="go on from an older checkpoint, or begin with these weights: -reset_optim all",
+            hint="resume from an older checkpoint, or start a new run with these weights: -reset_optim all",
         ) from error
 
 
-def _resume(saved: SavedState, job: Job, pipeline: Pipeline, *, fresh_optimizer: bool) -> Progress:
+def _resume(
+    saved: SavedState, components: TrainingComponents, pipeline: Pipeline, *, fresh_optimizer: bool
+) -> Progress:
     if fresh_optimizer:
-        logger.info("reset_optim: the optimiser begins anew at step %d.", saved.progress.step)
-    elif saved.optimizer != job.optimizer_name:
-        logger.warning("The state of %s cannot serve %s, which begins anew.", saved.optimizer, job.optimizer_name)
+        logger.info("reset_optim: the optimiser starts without state at step %d.", saved.progress.step)
+    elif saved.optimizer != components.optimizer_name:
+        logger.warning(
+            "The state of %s does not fit %s, which starts without state.", saved.optimizer, components.optimizer_name
+        )
     else:
-        load_optimizer(saved, job.model, job.optimizer)
-    if job.average is not None:
-        job.average.load(saved.directory.parent)
-    _restore(saved, pipeline, job.world)
+        load_optimizer(saved, components.model, components.optimizer)
+    if components.ema is not None:
+        components.ema.load(saved.directory.parent)
+    _restore(saved, pipeline, components.world)
     return saved.progress
 
 
 def _restore(saved: SavedState, pipeline: Pipeline, world: World) -> None:
-    """Put random generators and data position of this rank back to where they were saved.
+    """Restore the random generators and the data position of this rank.
 
-    Another number of ranks goes on with the very same data, dealt anew; their random generators are those of a new run.
+    With another number of ranks the run continues with exactly the same data, redistributed; its random generators are
+    those of a new run.
     """
     fresh = pipeline.state_dict()
     try:
         pipeline.load_state_dict(*(rank["data"] for rank in saved.ranks))
     except DataError as error:
-        # Going on with other corpora is a wish like any other; that the position is lost has to be said.
-        logger.warning("The data begins anew: %s", error.message)
+        # Resuming with other corpora is allowed, but the user must know that the data position is lost.
+        logger.warning("The data starts from the beginning: %s", error.message)
         pipeline.load_state_dict(fresh)
     if len(saved.ranks) != world.size:
-        logger.info("The run was saved by %d processes and goes on with %d.", len(saved.ranks), world.size)
+        logger.info("The run was saved by %d processes and continues with %d.", len(saved.ranks), world.size)
         return
     set_rng_state(saved.ranks[world.rank]["rng"], world.device)

@@ -1,6 +1,6 @@
-"""Writing the checkpoints of a run: weights or adapter, text side and training state, all at once or not at all.
+"""`CheckpointSaver`: write weights or adapter, tokeniser files and training state, all at once or not at all.
 
-The state is copied while the loop waits, and written by a thread while training goes on; at most one is being written.
+The state is copied while the loop waits, and written by a thread while training continues; one checkpoint at a time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from onmt_llm.atomic import write_failed
-from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
+from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
-from onmt_llm.config.training.safety import SafetyConfig
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import log_once, logger
@@ -26,31 +25,36 @@ from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.lora.model import lora_state
 from onmt_llm.output_checks import check_space
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
-from onmt_llm.training.checkpointing.background import Background
-from onmt_llm.training.loop import Job
-from onmt_llm.training.run_folder import RunLock, average_path, checkpoint_path, prune
-from onmt_llm.training.setup.start import SRC_VOCAB_FILE, VOCAB_FILE, Start
-from onmt_llm.training.state import STATE_DIRECTORY, Progress, TrainState, collect_state, rng_state, write_state
+from onmt_llm.training.checkpointing.background import BackgroundTask
+from onmt_llm.training.checkpointing.resume import run_options
+from onmt_llm.training.loop import TrainingComponents
+from onmt_llm.training.rng import rng_state
+from onmt_llm.training.run_folder import RunLock, checkpoint_path, ema_path, prune
+from onmt_llm.training.setup.run_setup import RunSetup
+from onmt_llm.training.setup.start import SRC_VOCAB_FILE, VOCAB_FILE
+from onmt_llm.training.state import (
+    STATE_DIRECTORY,
+    Progress,
+    SavedState,
+    TrainingState,
+    collect_state,
+    write_state,
+)
 
-# Beside the tensors: vocabulary, tokeniser, random generators, room for headers.
+# Bytes besides the tensors: vocabulary, tokeniser, random generators, headers.
 _SMALL_FILES = 1 << 20
-
-
-def with_base(spec: AdapterSpec | ExpansionSpec, weights: Checkpoint) -> AdapterSpec | ExpansionSpec:
-    """The settings with the identity of the base."""
-    return spec.model_copy(update={"base": str(weights.path.resolve()), "base_fingerprint": weights.fingerprint})
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one checkpoint will hold.
+    """The content of one checkpoint.
 
     Attributes:
-        path: Where it goes.
+        path: Its directory.
         step: Updates done.
-        best_step: Step whose checkpoint is to stay; 0 = none.
+        best_step: Step whose checkpoint is kept as the best; 0 = none.
         model: Weights, adapter or twins.
-        average: The averaged ones, where there are any.
+        ema: Their running averages, if any.
         state: The training state.
     """
 
@@ -58,50 +62,42 @@ class Snapshot:
     step: int
     best_step: int
     model: dict[str, Tensor]
-    average: dict[str, Tensor]
-    state: TrainState
+    ema: dict[str, Tensor]
+    state: TrainingState
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """All of it."""
-        for part in (self.model, self.average, self.state.tensors):
+        """All tensors."""
+        for part in (self.model, self.ema, self.state.tensors):
             yield from part.values()
 
 
 @dataclass
-class Saver:
-    """Writes `<save_model>_step_<N>` when called, and removes older ones as `keep_checkpoint` says.
+class CheckpointSaver:
+    """Writes `<save_model>_step_<N>` when called, and removes older checkpoints according to `keep_checkpoint`.
 
-    Beside it goes `..._ema` with the averaged weights, where there are any. Leaving the context waits for what is being
-    written, unless the run is to stop at once.
+    The running averages of the weights, if any, are written beside it as `..._ema`. Leaving the context waits for the
+    checkpoint that is being written, unless the run is to stop at once.
 
     Attributes:
-        job: Model, optimiser and settings.
-        start: Text side and base of the run.
-        spec: The adapter's or twins' settings with their base; None = the whole model is written.
+        setup: What the run was set up from.
+        components: Model, optimiser and settings.
         pipeline: Its position is saved.
         seed: Seed of the run.
-        options: What the run was told, to be compared with when it goes on.
-        safety: Whether training goes on while a checkpoint is written, and whether the best one stays.
-        needed: Other checkpoints that the run begins with, whenever it is resumed: never removed.
-        lock: Of the run's folder; rank 0's.
-        written: Checkpoints of this run, in order; those that were removed since included.
+        lock: The lock of the run's folder, on rank 0.
+        written: Checkpoints of this run, in order, including removed ones.
     """
 
-    job: Job
-    start: Start
-    spec: AdapterSpec | ExpansionSpec | None
+    setup: RunSetup
+    components: TrainingComponents
     pipeline: Pipeline
     seed: int
-    options: dict[str, Any] = field(default_factory=dict)
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
-    needed: list[Path] = field(default_factory=list)
     lock: RunLock | None = None
     written: list[Path] = field(default_factory=list)
-    _background: Background = field(default_factory=Background)
+    _task: BackgroundTask = field(default_factory=BackgroundTask)
     _buffers: dict[str, Tensor] = field(default_factory=dict)
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> CheckpointSaver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -109,67 +105,70 @@ class Saver:
             self.wait()
         elif issubclass(kind, Exception):
             try:
-                self._background.wait()
+                self._task.wait()
             except Exception as error:
                 logger.error("%s", error)
 
     def __call__(self, progress: Progress) -> None:
-        run, world = self.job.run, self.job.world
+        run, world = self.components.run, self.components.world
         if run.keep_checkpoint == 0:
             return
         path = checkpoint_path(run.save_model, progress.step)
         if path.resolve() in map(Path.resolve, self._protected):
-            logger.warning("There is no checkpoint of step %d: the run needs what is at %s.", progress.step, path)
+            logger.warning("No checkpoint of step %d is saved: the run needs the one at %s.", progress.step, path)
             return
         ranks = world.gather({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
         if world.is_main:
-            snapshot = self._take(path, progress, ranks)
-            needed = sum(tensor.nbytes for tensor in snapshot.tensors)
-            if self.safety.save_async and (self._buffers or _fits(needed)):
-                self._background.wait()
+            snapshot = self._snapshot(path, progress, ranks)
+            size = sum(tensor.nbytes for tensor in snapshot.tensors)
+            if self.setup.config.safety.save_async and (self._buffers or _fits(size)):
+                self._task.wait()
                 copied = self._copied(snapshot)
-                self._background.start(functools.partial(self._write, copied, needed))
+                self._task.start(functools.partial(self._write, copied, size))
             else:
-                self._background.wait()
-                self._write(snapshot, needed)
+                self._task.wait()
+                self._write(snapshot, size)
         self.written.append(path)
 
     def check(self) -> None:
-        """Raise what went wrong in the thread since the last call."""
-        self._background.check()
+        """Raise an error of the writing thread since the last call."""
+        self._task.check()
 
     def wait(self) -> None:
-        """Wait until everything is written, on all ranks."""
-        self._background.wait()
-        self.job.world.barrier()
+        """Wait on all ranks until everything is written."""
+        self._task.wait()
+        self.components.world.barrier()
 
     @property
     def last(self) -> Path | None:
         """The newest checkpoint."""
         return self.written[-1] if self.written else None
 
-    def _take(self, path: Path, progress: Progress, ranks: list[dict[str, Any]]) -> Snapshot:
-        """What the checkpoint will hold: the tensors themselves."""
-        average = {}
-        if self.job.average is not None:
-            with self.job.average.in_place():
-                average = dict(self._tensors())
+    def _snapshot(self, path: Path, progress: Progress, ranks: list[dict[str, Any]]) -> Snapshot:
+        """The content of the checkpoint: the tensors themselves, not copies."""
+        ema = {}
+        if self.components.ema is not None:
+            with self.components.ema.in_place():
+                ema = dict(self._tensors())
         state = collect_state(
-            self.job.model,
-            self.job.optimizer,
-            name=self.job.optimizer_name,
-            progress=progress,
-            settings=self.job.optim.model_dump(mode="json"),
-            seed=self.seed,
-            ranks=ranks,
-            options=self.options,
+            self.components.model,
+            self.components.optimizer,
+            SavedState(
+                directory=path / STATE_DIRECTORY,
+                progress=progress,
+                optimizer=self.components.optimizer_name,
+                settings=self.components.optim.model_dump(mode="json"),
+                seed=self.seed,
+                ranks=ranks,
+                options=run_options(self.setup.config),
+            ),
         )
-        best = progress.best_step if self.safety.save_best else 0
-        return Snapshot(path, progress.step, best, dict(self._tensors()), average, state)
+        best = progress.best_step if self.components.save_best else 0
+        return Snapshot(path, progress.step, best, dict(self._tensors()), ema, state)
 
     def _copied(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with copies, in CPU memory, of all that training changes."""
-        fixed = {p.data_ptr() for p in self.job.model.parameters() if not p.requires_grad}
+        """The snapshot with copies in CPU memory of everything that training changes."""
+        fixed = {p.data_ptr() for p in self.components.model.parameters() if not p.requires_grad}
 
         def copy(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {
@@ -180,12 +179,12 @@ class Saver:
         return replace(
             snapshot,
             model=copy("model", snapshot.model),
-            average=copy("average", snapshot.average),
-            state=TrainState(copy("state", snapshot.state.tensors), snapshot.state.text),
+            ema=copy("ema", snapshot.ema),
+            state=TrainingState(copy("state", snapshot.state.tensors), snapshot.state.json_text),
         )
 
     def _buffer(self, key: str, tensor: Tensor) -> Tensor:
-        """A copy, in the memory of the last one: new memory would cost three times the time of the copy."""
+        """A copy in the memory of the previous copy; allocating new memory would take three times as long."""
         kept = self._buffers.get(key)
         if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
             kept = self._buffers[key] = tensor.to("cpu", copy=True)
@@ -193,24 +192,24 @@ class Saver:
             kept.copy_(tensor)
         return kept
 
-    def _write(self, snapshot: Snapshot, needed: int) -> None:
-        run, path, began = self.job.run, snapshot.path, time.perf_counter()
+    def _write(self, snapshot: Snapshot, size: int) -> None:
+        run, path, began = self.components.run, snapshot.path, time.perf_counter()
         if self.lock is not None:
             self.lock.renew()
         try:
-            check_space(path, int(1.1 * needed) + _SMALL_FILES)
-            # The average first: a checkpoint that is there can always be resumed as it was.
-            if snapshot.average:
-                with self._writer(average_path(path)) as writer:
-                    self._write_model(writer, snapshot.average)
+            check_space(path, int(1.1 * size) + _SMALL_FILES)
+            # The averages first: an existing checkpoint can then always be resumed exactly.
+            if snapshot.ema:
+                with self._writer(ema_path(path)) as writer:
+                    self._write_model(writer, snapshot.ema)
             with self._writer(path) as writer:
                 self._write_model(writer, snapshot.model)
                 write_state(writer.directory / STATE_DIRECTORY, snapshot.state)
         except (OSError, CheckpointError) as error:
-            told = write_failed(path, error) if isinstance(error, OSError) else error
-            first = f"{told.hint}, and " if told.hint else ""
+            failure = write_failed(path, error) if isinstance(error, OSError) else error
+            first = f"{failure.hint}, and " if failure.hint else ""
             raise CheckpointError(
-                told.message, hint=f"{first}resume with -train_from auto: the checkpoints before it are complete"
+                failure.message, hint=f"{first}resume with -train_from auto: the checkpoints before it are complete"
             ) from error
         logger.info("Saved checkpoint %s in %.1f s.", path, time.perf_counter() - began)
         best = [checkpoint_path(run.save_model, snapshot.best_step)] if snapshot.best_step else []
@@ -218,9 +217,20 @@ class Saver:
 
     @property
     def _protected(self) -> list[Path]:
-        """Checkpoints that the run needs when it is resumed. One that it was resumed from is like those it writes."""
-        bases = [c.path for c in (self.start.weights, self.start.adapter) if c and c.path not in self.written]
-        return [*bases, *self.needed]
+        """Checkpoints that the run needs to be resumed. The one that it was resumed from counts as its own."""
+        bases = [
+            c.path for c in (self.setup.start.weights, self.setup.start.adapter) if c and c.path not in self.written
+        ]
+        return [*bases, *self.setup.companions]
+
+    @property
+    def _spec(self) -> AdapterSpec | ExpansionSpec | None:
+        """Settings of the adapter or of the twins, with the identity of their base; None = the whole model is saved."""
+        spec, base = self.setup.layers.beside_base, self.setup.start.weights
+        if spec is None:
+            return None
+        assert base is not None
+        return spec.model_copy(update={"base": str(base.path.resolve()), "base_fingerprint": base.fingerprint})
 
     def _writer(self, path: Path) -> CheckpointWriter:
         return CheckpointWriter(path, self._config(), overwrite=True)
@@ -228,27 +238,28 @@ class Saver:
     def _write_model(self, writer: CheckpointWriter, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             writer.add(name, tensor)
-        features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(self.start.feature_vocabs)}
+        features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(self.setup.start.feature_vocabs)}
         written = {VOCAB_FILE, SRC_VOCAB_FILE, *features}
-        for name, content in self.start.files.items():
+        for name, content in self.setup.start.files.items():
             if name not in written:
                 (writer.directory / name).write_bytes(content)
-        self.start.vocab.write(writer.directory / VOCAB_FILE)
-        if self.start.src_vocab is not None:
-            self.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
+        self.setup.start.vocab.write(writer.directory / VOCAB_FILE)
+        if self.setup.start.src_vocab is not None:
+            self.setup.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
         for name, vocab in features.items():
             vocab.write(writer.directory / name)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        if self.spec is not None:
-            state = lora_state if isinstance(self.spec, AdapterSpec) else twin_state
-            yield from state(self.job.model).items()
+        spec = self._spec
+        if spec is not None:
+            state = lora_state if isinstance(spec, AdapterSpec) else twin_state
+            yield from state(self.components.model).items()
         else:
-            for name, parameter in self.job.model.named_parameters():
+            for name, parameter in self.components.model.named_parameters():
                 yield name, parameter.detach()
 
     def _config(self) -> CheckpointConfig:
-        config, guide = self.start.config, self.job.objective.alignment
+        config, guide = self.setup.start.config, self.components.objective.alignment
         if guide is not None:
             update = {
                 "alignment_layer": guide.layer,
@@ -256,20 +267,21 @@ class Saver:
                 "full_context_alignment": guide.full_context,
             }
             config = config.model_copy(update=update)
-        if self.spec is None:
-            # What is trained is stored as it is, whatever it was computed in: only so is a resumed run exact.
-            dtype = "bf16" if self.job.performance.pure_bf16 else "fp32"
+        spec = self._spec
+        if spec is None:
+            # Trained weights are stored in their own type, so that a resumed run is exact.
+            dtype = "bf16" if self.components.performance.pure_bf16 else "fp32"
             return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
-        return config.model_copy(update={"adapter" if isinstance(self.spec, AdapterSpec) else "expansion": self.spec})
+        return config.model_copy(update={"adapter" if isinstance(spec, AdapterSpec) else "expansion": spec})
 
 
-def _fits(needed: int) -> bool:
-    """Whether a copy of so many bytes may be made in memory."""
+def _fits(size: int) -> bool:
+    """Whether a copy of this many bytes fits into memory."""
     available = available_memory()
-    if available is None or needed < 0.8 * available:
+    if available is None or size < 0.8 * available:
         return True
     log_once(
-        f"A copy of what is saved takes {needed:,} bytes, too much of the {available:,} that are available: "
-        "training waits while a checkpoint is written."
+        f"A copy of a checkpoint takes {size:,} bytes, too much of the {available:,} available: training waits while "
+        "a checkpoint is written."
     )
     return False

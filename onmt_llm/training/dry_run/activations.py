@@ -1,9 +1,9 @@
-"""What autograd keeps of the blocks between forward and backward, counted on a small copy of the model.
+"""Estimate activation memory: what autograd saves in the blocks between forward and backward.
 
-The copy has all layers, adapters and number formats of the run, but narrow heads, and in proportion to them a narrow
-residual stream. What it keeps is counted, storage by storage: whatever the layers come to keep is in the count. That is
-of the form a + b H in the width H of a head, and of the form w + c T + d T^2 in the length T of a row, where w is
-weights in another type: two widths and three lengths tell all of it.
+It is counted on a small copy of the model, with all layers, adapters and number formats of the run, but narrow heads
+and a proportionally narrow residual stream. The saved tensors are counted storage by storage, so the count includes
+whatever the layers save. Their size has the form a + b H in the width H of a head, and w + c T + d T^2 in the length T
+of a row, where w are weights in another type. Two widths and three lengths determine all coefficients.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer, set_dropout
-from onmt_llm.training.optim.precision import Precision, hold_trained_in_float32
-from onmt_llm.training.setup.model import Layers, adapt
+from onmt_llm.training.optim.precision import Precision, trainable_to_float32
+from onmt_llm.training.setup.layers import LayerPlan
+from onmt_llm.training.setup.model import add_trainable_parts
 
 _HEAD_SIZES = (8, 16)
 _LENGTHS = (48, 96, 144)
@@ -29,15 +30,15 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A micro-batch for the estimates.
+class BatchShape:
+    """Shape of a micro-batch.
 
     Attributes:
-        examples: That it holds.
-        rows: Of its tensors.
+        examples: Number of examples.
+        rows: Rows of its tensors.
         tgt_length: Positions of each row in the decoder, padding included.
         src_length: Positions of each row in the encoder.
-        packed: Rows hold several documents that do not see each other.
+        packed: Rows hold several documents that do not attend to each other.
     """
 
     examples: int
@@ -48,22 +49,22 @@ class Shape:
 
     @property
     def tgt_positions(self) -> int:
-        """Positions of all rows in the decoder."""
+        """Positions of the decoder in all rows."""
         return self.rows * self.tgt_length
 
     @property
     def positions(self) -> int:
-        """Positions of source and target together."""
+        """Positions of encoder and decoder in all rows."""
         return self.rows * (self.src_length + self.tgt_length)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a run keeps between forward and backward.
+class ActivationEstimate:
+    """What autograd saves between forward and backward in a run.
 
     Attributes:
-        model: Shape of the model.
-        config: What is trained, dropped and computed again.
+        model: Architecture of the model.
+        config: What is trained, dropout, and activation checkpointing.
         layers: Adapters, twins and quantised layers.
         precision: Number formats.
         batch: The micro-batch.
@@ -71,19 +72,19 @@ class Kept:
 
     model: ModelConfig
     config: TrainConfig
-    layers: Layers
+    layers: LayerPlan
     precision: Precision
-    batch: Shape
+    batch: BatchShape
 
-    def at_most(self) -> int:
-        """Bytes of activations at their peak: what is kept, and the largest part that is computed again."""
+    def peak_bytes(self) -> int:
+        """Bytes of activations at the peak: what is saved, and the largest part that is recomputed."""
         parts = frozenset(self.config.performance.use_ckpting)
         again = [parts - {"block"}] if "block" in parts else [parts - {part} for part in parts & {"mha", "ffn"}]
-        kept, blocks = self.with_recomputed(parts), self.model.encoder_layers + self.model.decoder_layers
-        return kept + max((self.with_recomputed(others) - kept for others in again), default=0) // blocks
+        saved, blocks = self.with_recomputed(parts), self.model.encoder_layers + self.model.decoder_layers
+        return saved + max((self.with_recomputed(others) - saved for others in again), default=0) // blocks
 
     def with_recomputed(self, parts: Collection[str]) -> int:
-        """Bytes that are kept if `parts` are computed again."""
+        """Bytes that are saved if `parts` are recomputed."""
         first, second, third = (self._at_length(length, parts) for length in _LENGTHS)
         step, length = _LENGTHS[0], self.batch.tgt_length
         square = (third - 2 * second + first) / (2 * step**2)
@@ -96,13 +97,13 @@ class Kept:
         return counts[0] + (counts[1] - counts[0]) / (wide - narrow) * (self.model.size_per_head - narrow)
 
     def _count(self, head_size: int, length: int, parts: Collection[str]) -> int:
-        """Bytes that a copy with heads of `head_size` keeps of one row."""
+        """Bytes that a copy with heads of `head_size` saves for one row."""
         model = self._copy(head_size)
         set_recomputed(model, parts)
-        batch, storages = self.batch, _Storages(model)
+        batch, storages = self.batch, _SavedStorages(model)
         ids_BT, doc_BT = _row(length, batch.packed)
         memory_BSD = src_doc_BS = None
-        with storages.counted(), self.precision.compute(_CPU):
+        with storages.recorded(), self.precision.compute(_CPU):
             if model.encoder is not None:
                 ids_BS, src_doc_BS = _row(max(2, length * batch.src_length // batch.tgt_length), batch.packed)
                 memory_BSD = model.encode(ids_BS, doc_BS=src_doc_BS)
@@ -115,39 +116,39 @@ class Kept:
             model = Transformer(narrowed(self.model, head_size)).to(self.precision.weights)
             if layers.quantised:
                 quantize(model, layers.quantised, layers.quant_type)
-            adapt(model, self.config, layers)
+            add_trainable_parts(model, self.config, layers)
         if not self.config.performance.pure_bf16:
-            hold_trained_in_float32(model)
+            trainable_to_float32(model)
         set_dropout(model, max(dropout.dropout), max(dropout.attention_dropout))
         return model.train()
 
 
-class _Storages:
-    """What autograd is handed to keep, beside the weights of a model."""
+class _SavedStorages:
+    """Counts the tensors that autograd saves, except the weights of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-        self._kept: dict[int, Tensor] = {}
+        self._saved: dict[int, Tensor] = {}
 
-    def counted(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Context of a forward pass."""
-        return torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+    def recorded(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """A context for the forward pass."""
+        return torch.autograd.graph.saved_tensors_hooks(self._record, lambda tensor: tensor)
 
     @property
     def total(self) -> int:
-        """Bytes."""
-        return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
+        """Bytes of the recorded storages."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._saved.values())
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _record(self, tensor: Tensor) -> Tensor:
         pointer = tensor.untyped_storage().data_ptr()
         if pointer not in self._weights:
-            # Held, so that no other storage comes to lie there.
-            self._kept[pointer] = tensor
+            # Kept alive, so that no other storage gets the same address.
+            self._saved[pointer] = tensor
         return tensor
 
 
 def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
-    """The same shape with heads of `head_size`, all other widths in proportion, and next to no vocabulary."""
+    """The same architecture with heads of `head_size`, all other widths in proportion, and a tiny vocabulary."""
     share = head_size / config.size_per_head
     rotary = config.rope.rotary_dim and max(2, round(config.rope.rotary_dim * share / 2) * 2)
     return config.model_copy(
@@ -166,6 +167,6 @@ def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
 
 
 def _row(length: int, packed: bool) -> tuple[Tensor, Tensor | None]:
-    """A row of tokens, and which of two documents each belongs to."""
+    """A row of tokens, and the document of each token (there are two)."""
     ids_BT = torch.zeros(1, length, dtype=torch.long)
     return ids_BT, 1 + 2 * torch.arange(length)[None] // length if packed else None

@@ -1,79 +1,36 @@
-"""What a run will need, worked out without a weight in memory: the answer of `-dry_run`.
+"""`plan`: what a run would do and need, without allocating a weight (`-dry_run`).
 
-The figures follow from the shapes; what autograd keeps of the blocks is counted on a small copy, by `kept.py`.
+Memory follows from the shapes (`memory.py`); what autograd saves in the blocks is counted on a small copy of the model
+(`activations.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.quantized import num_parameters
-from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.dry_run.activations import Kept
-from onmt_llm.training.dry_run.sampling import Sampled
-from onmt_llm.training.losses.cross_entropy import output_parameters, positions_at_once
-
-MIB = 1 << 20
-# Bytes for each trained parameter; Adafactor's rows and columns are next to nothing beside its matrices, and so, about,
-# are GaLore's projected moments and bases. Muon has one moment of most matrices.
-OPTIMIZER_BYTES = {
-    "sgd": 0.0,
-    "adagrad": 4.0,
-    "adadelta": 8.0,
-    "lion": 4.0,
-    "muon": 4.5,
-    "galore": 1.5,
-    "lion8bit": 1.03,
-    "pagedlion8bit": 1.03,
-    "adafactor": 0.05,
-    "adam": 8.0,
-    "adamw": 8.0,
-    "fusedadam": 8.0,
-    "pagedadamw32bit": 8.0,
-    "adamw8bit": 2.06,
-    "pagedadamw8bit": 2.06,
-}
-# Bytes for each quantised weight, scales included.
-QUANT_BYTES = {"int8": 1.0, "bnb_8bit": 1.0, "bnb_NF4": 0.5625, "bnb_FP4": 0.5625}
-GRADIENT_BYTES = 4
-# Of bf16 weights: a moment and the rest of each weight in bf16, a moment in float32.
-KAHAN_BYTES = 8.0
-# Float32 copies of a weight that its update makes on the way; the fused forms of Adam, AdamW and Adagrad make none.
-KAHAN_COPIES = 5
-COPIES = {"adafactor": 1, "adamw8bit": 5, "pagedadamw8bit": 5, "lion8bit": 5, "pagedlion8bit": 5}
-TRAINED_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a process needs for the model, by what they are for.
-
-    Attributes:
-        held: From the first update to the last.
-        forward: At the end of a forward pass.
-        backward: At the end of a backward pass.
-        update: While the largest weight is updated.
-    """
-
-    held: dict[str, int]
-    forward: dict[str, int]
-    backward: dict[str, int]
-    update: dict[str, int]
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """What is held, and what there is beside it at the fullest moment."""
-        moments = (self.forward, self.backward, self.update)
-        sizes = [sum(parts.values()) for parts in moments]
-        return {**self.held, **moments[sizes.index(max(sizes))]}
-
-    @property
-    def peak(self) -> int:
-        """Bytes at the fullest moment."""
-        return sum(self.parts.values())
+from onmt_llm.config.section import Section
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.data.corpus import split_corpora
+from onmt_llm.nn.device import resolve_device
+from onmt_llm.nn.lora.model import lora_modules
+from onmt_llm.training.checkpointing.resume import resolve_train_from
+from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
+from onmt_llm.training.dist import World
+from onmt_llm.training.dry_run.activations import ActivationEstimate
+from onmt_llm.training.dry_run.memory import MIB, Memory, estimate_memory
+from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_batches
+from onmt_llm.training.host_memory import resident_memory
+from onmt_llm.training.losses.objective import open_alignment
+from onmt_llm.training.metrics.sinks import check_trackers
+from onmt_llm.training.optim.registry import check_package
+from onmt_llm.training.setup.inputs import open_pipelines
+from onmt_llm.training.setup.model import build_on_meta, check_device, count_parameters, run_precision
+from onmt_llm.training.setup.run_setup import RunSetup, open_run_setup
+from onmt_llm.training.startup_log import run_notes
 
 
 @dataclass(frozen=True)
@@ -81,17 +38,17 @@ class Plan:
     """Size, memory and pace of a run.
 
     Attributes:
-        model: Shape of the model.
-        parameters: All parameters.
-        trainable: Those that are trained.
+        model: Architecture of the model.
+        parameters: Number of all parameters.
+        trainable: Number of trainable parameters.
         lora_layers: Layers with an adapter.
-        new_blocks: Blocks that are new, as twins or further blocks.
+        new_blocks: New blocks of an expansion.
         quant_layers: Quantised layers.
         memory: What a process needs for the model.
-        program: Bytes of main memory beside that: Python, torch, tokenizers; 0 where the model is on a GPU.
-        sampled: The largest of the first micro-batches, and where it was found.
-        positions_per_step: Positions of one update, over all its micro-batches and processes, padding included.
-        notes: Further lines: what is trained from where to where.
+        program: Bytes of main memory beside that: Python, torch, tokenisers; 0 if the model is on a GPU.
+        sampled: The largest of the first micro-batches, and how it was found.
+        positions_per_step: Positions of one update, over all micro-batches and processes, padding included.
+        notes: Further lines: what the run is initialised from, and what it writes.
     """
 
     model: ModelConfig
@@ -102,17 +59,17 @@ class Plan:
     quant_layers: int
     memory: Memory
     program: int
-    sampled: Sampled
+    sampled: BatchSample
     positions_per_step: int
     notes: list[str] = field(default_factory=list)
 
     @property
     def peak(self) -> int:
-        """Bytes that a process needs at the fullest moment, where the model is."""
+        """Peak bytes of a process, on the device of the model."""
         return self.memory.peak + self.program
 
     def report(self) -> str:
-        """The plan for people."""
+        """The plan as text."""
         parts = {**({"this program": self.program} if self.program else {}), **self.memory.parts}
         kind = "decoder-only" if self.model.is_decoder_only else "encoder-decoder"
         share = 100 * self.trainable / max(self.parameters, 1)
@@ -124,7 +81,7 @@ class Plan:
             f"width {self.model.hidden_size}, vocabulary {self.model.vocab_size:,}",
             f"Parameters: {self.parameters:,}; trainable {self.trainable:,} ({share:.2f}%)",
             f"Layers with LoRA: {self.lora_layers}; quantised: {self.quant_layers}; new blocks: {self.new_blocks}",
-            "Memory per process at the fullest moment of an update, estimated:",
+            "Estimated peak memory per process:",
             *(f"  {part:<18}{size / MIB:>10,.1f} MiB" for part, size in parts.items()),
             f"  {'total':<18}{self.peak / MIB:>10,.1f} MiB",
             f"Micro-batch: up to {batch.examples} examples, {batch.positions:,} tokens with padding{estimated}",
@@ -134,77 +91,59 @@ class Plan:
         return "\n".join(lines)
 
 
-def estimate_memory(
-    model: Transformer,
-    kept: Kept,
-    *,
-    quantised: set[str],
-    optim: str,
-    average: bool = False,
-    chunk_tokens: int = 0,
-    device_type: str = "cpu",
-) -> Memory:
-    """Memory of a run, in one process.
+def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
+    """What `train` would do and need: everything is validated, no weight is allocated.
 
-    Args:
-        model: On the meta device, with its adapters or twins, frozen as it will be trained.
-        kept: What is kept between forward and backward.
-        quantised: Dotted paths of the layers that will be quantised.
-        optim: Name of the optimiser.
-        average: A running average of the weights is kept.
-        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
-        device_type: Where the model will run.
+    Raises:
+        OnmtLlmError: As `train`.
     """
-    frozen = trained = packed = 0
-    prefixes = tuple(f"{path}." for path in quantised)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            trained += parameter.numel()
-        elif prefixes and name.replace(".base.", ".").startswith(prefixes) and parameter.ndim == 2:
-            packed += parameter.numel()
-        else:
-            frozen += parameter.numel()
-    precision, performance = kept.precision, kept.config.performance
-    held, gradient = (2, 2) if performance.pure_bf16 else (TRAINED_BYTES, GRADIENT_BYTES)
-    autocast = precision.autocast is not None
-    moments = KAHAN_BYTES if performance.pure_bf16 else OPTIMIZER_BYTES[optim]
-    parts = {
-        "weights": frozen * precision.weights.itemsize + trained * held,
-        **({"averaged weights": trained * TRAINED_BYTES} if average else {}),
-        "quantised weights": int(packed * QUANT_BYTES.get(kept.layers.quant_type, 0.0)),
-        "optimiser": int(trained * moments),
-    }
-    largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0)
-    gradients = {"gradients": (largest if performance.optimizer_in_backward else trained) * gradient}
-    copies = KAHAN_COPIES if performance.pure_bf16 else COPIES.get(optim, 0)
-    activations = kept.at_most()
-    forward = {
-        "activations": activations,
-        **({"16-bit weights": 2 * trained} if autocast else {}),
-        "output layer": _output_bytes(model, kept, gradient, chunk_tokens=chunk_tokens, device_type=device_type),
-    }
-    blocks = kept.model.encoder_layers + kept.model.decoder_layers
-    return Memory(
-        parts,
-        forward,
-        backward={**gradients, "activations": activations // blocks},
-        update={**gradients, "update": copies * 4 * largest},
+    config = resolve_train_from(config)
+    setup = open_run_setup(config, options)
+    start, layers, run = setup.start, setup.layers, config.run
+    _check(setup)
+    model, quantised = build_on_meta(config, start, layers)
+    device = config.devices.device
+    device_type = resolve_device(device).type if device == "auto" else device
+    check_device(config.performance, device_type)
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    with heartbeat("Reading the corpora"):
+        open_pipelines(config, options, start, seed=0, world=world)
+        sampled = sample_batches(config, options, start, world)
+    # Everything but the weights is in memory by now. The model copies that are counted below must not be part of it.
+    program = resident_memory() + sampled.rest if device_type == "cpu" else 0
+    precision = run_precision(config.performance, layers, loss_scale=0.0, device=torch.device("meta"))
+    parameters, trainable = count_parameters(model)
+    updates = run.accum_count[0] * max(config.devices.world_size, 1)
+    return Plan(
+        model=start.model,
+        parameters=parameters,
+        trainable=trainable,
+        lora_layers=len(lora_modules(model)),
+        new_blocks=len(layers.new_blocks),
+        quant_layers=len(quantised),
+        memory=estimate_memory(
+            model,
+            ActivationEstimate(start.model, config, layers, precision, sampled.batch),
+            quantised=set(quantised),
+            optim=config.optimizer.optim,
+            ema=config.optimizer.average_decay > 0,
+            chunk_tokens=config.performance.loss_chunk_tokens,
+            device_type=device_type,
+        ),
+        program=program,
+        sampled=sampled,
+        positions_per_step=sampled.batch.positions * updates,
+        notes=run_notes(config, start),
     )
 
 
-def _output_bytes(model: Transformer, kept: Kept, gradient: int, *, chunk_tokens: int, device_type: str) -> int:
-    """Bytes at the end of the loss: logits of a chunk, and gradients of the output layer and of the last hidden states.
-
-    Logits become their own gradient.
-    """
-    vocab, positions = kept.model.vocab_size, kept.batch.tgt_positions
-    head = sum(p.numel() for p in output_parameters(model)) * gradient
-    chunk = chunk_tokens or positions_at_once(device_type, vocab, trained=head > 0)
-    itemsize = 2 if kept.precision.autocast is not None else kept.precision.weights.itemsize
-    logits = min(chunk, positions) * vocab * itemsize
-    return logits + positions * kept.model.hidden_size * itemsize + head * (2 if positions > chunk else 1)
-
-
-def count(model: nn.Module) -> tuple[int, int]:
-    """Parameters in all, those of quantised layers included, and those that are trained."""
-    return num_parameters(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
+def _check(setup: RunSetup) -> None:
+    """What `train` checks before it builds the model."""
+    config = setup.config
+    train, valid = split_corpora(config.corpora.data)
+    check_validation(config.validation, valid)
+    check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
+    open_alignment(config.loss, setup.start.model, train)
+    check_reference(config.corpora.objective, config.preference, adapters=setup.layers.beside_base is not None)
+    check_package(config.optimizer.optim)
+    check_in_backward(config, config.devices.world_size)

@@ -16,7 +16,7 @@ from onmt_llm.data.corpus import split_corpora
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.training.dist import World
-from onmt_llm.training.dry_run.activations import Shape
+from onmt_llm.training.dry_run.activations import BatchShape
 from onmt_llm.training.host_memory import resident_memory
 from onmt_llm.training.setup.inputs import open_pipeline
 from onmt_llm.training.setup.start import Start
@@ -30,7 +30,7 @@ _PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
-class Sampled:
+class BatchSample:
     """What the first micro-batches are like.
 
     Attributes:
@@ -40,13 +40,13 @@ class Sampled:
         rest: Bytes, estimated, that a whole bucket takes beside what this process holds now.
     """
 
-    batch: Shape
+    batch: BatchShape
     examples: int
     is_whole: bool
     rest: int
 
 
-def sample_batches(config: TrainConfig, options: Mapping[str, Section], start: Start, world: World) -> Sampled:
+def sample_batches(config: TrainConfig, options: Mapping[str, Section], start: Start, world: World) -> BatchSample:
     """Cut micro-batches from a bucket of the run's size, or from a smaller one if that would take long.
 
     Raises:
@@ -56,16 +56,16 @@ def sample_batches(config: TrainConfig, options: Mapping[str, Section], start: S
     whole = max(batching.bucket_size, batching.batch_size) if batching.batch_type == "sents" else batching.bucket_size
     if whole <= _FIRST:
         shape, examples = _look(config, options, start, world, whole)
-        return Sampled(shape, examples, is_whole=True, rest=0)
+        return BatchSample(shape, examples, is_whole=True, rest=0)
     began = time.monotonic()
     _look(config, options, start, world, _FIRST, quiet=True)
     before, spent = resident_memory(), time.monotonic() - began
     size = min(whole, max(_FIRST, int(_FIRST * _SECONDS / spent)))
     shape, examples = _look(config, options, start, world, size)
     if size == whole or examples < size:  # there are no more
-        return Sampled(shape, examples, is_whole=True, rest=0)
+        return BatchSample(shape, examples, is_whole=True, rest=0)
     growth = max(resident_memory() - before, 0) // max(size - _FIRST, 1)
-    return Sampled(shape, examples, is_whole=False, rest=growth * (whole - size))
+    return BatchSample(shape, examples, is_whole=False, rest=growth * (whole - size))
 
 
 def _look(
@@ -76,7 +76,7 @@ def _look(
     size: int,
     *,
     quiet: bool = False,
-) -> tuple[Shape, int]:
+) -> tuple[BatchShape, int]:
     """The largest of the first micro-batches of buckets of a size, and how many examples were read for them.
 
     Args:
@@ -97,10 +97,10 @@ def _look(
         return max(shapes, key=lambda shape: shape.positions), sum(counts.read for counts in pipeline.counts.values())
 
 
-def _shape(batch: Batch) -> Shape:
+def _shape(batch: Batch) -> BatchShape:
     rows, length = batch.tgt_BT.shape
     source = 0 if batch.src_BS is None else batch.src_BS.shape[1]
-    return Shape(batch.num_examples, rows, length, source, packed=batch.doc_BT is not None)
+    return BatchShape(batch.num_examples, rows, length, source, packed=batch.doc_BT is not None)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""A language model as prior of a translation model (Baziotis et al. 2020), for where parallel text is scarce.
+"""A language model as prior of a translation model (Baziotis et al. 2020), for low-resource language pairs.
 
     loss = nll + lambda tau^2 sum_v q_v (log q_v - log p_v)
 
-at every trained position, where p and q are what the model and the language model expect there, both at temperature
-tau. As in OpenNMT-py, q of the unknown token is made next to nothing, and q of the end token e^-20 of what it was: a
-language model's sentences end elsewhere than translations do. (OpenNMT-py adds padding positions to the sum; we don't.)
+at every trained position, where p and q are the distributions of the model and of the language model, both at
+temperature tau. As in OpenNMT-py, q of the unknown token is made negligible, and q of the end token is multiplied by
+e^-20, since sentences of a language model end elsewhere than translations. (OpenNMT-py adds padding positions to the
+sum; we don't.)
 
 Shapes: B batch, T positions, C positions of a chunk, V vocabulary.
 """
@@ -41,7 +42,7 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class PriorTerm:
-    """The prior's opinion of one batch.
+    """The prior term of one batch.
 
     Attributes:
         weight: lambda.
@@ -65,7 +66,7 @@ class PriorTerm:
 
 @dataclass(frozen=True)
 class LmPrior:
-    """A language model that knows the tokens of the model that is trained.
+    """A language model with the vocabulary of the trained model.
 
     Attributes:
         weight: lambda.
@@ -96,17 +97,17 @@ class LmPrior:
 
 
 def open_prior(objective: LossConfig, vocab: Vocab, device: torch.device, *, packed: bool = False) -> LmPrior | None:
-    """The prior that the options ask for; None where there is none, or where its weight is 0.
+    """The prior of the options; None if there is none, or if its weight is 0.
 
     Args:
         objective: The options.
-        vocab: Tokens of the model that is trained.
-        device: Where the prior computes.
-        packed: Rows hold several documents that do not see each other.
+        vocab: Vocabulary of the trained model.
+        device: Device of the prior.
+        packed: Rows hold several documents that do not attend to each other.
 
     Raises:
         CheckpointError: There is no model at `lm_prior_model`.
-        ConfigError: It is no language model, its vocabulary is another one, or it cannot tell documents apart.
+        ConfigError: It is not a language model, its vocabulary differs, or it cannot separate documents.
     """
     path = objective.lm_prior_model
     if not path or not objective.lm_prior_lambda:
@@ -114,8 +115,8 @@ def open_prior(objective: LossConfig, vocab: Vocab, device: torch.device, *, pac
     release = (Path(path) / CT2_MODEL_FILE).is_file()
     if release and packed:
         raise ConfigError(
-            f"lm_prior_model must be a checkpoint where rows are packed, but {path} is a CTranslate2 release, "
-            "which cannot tell documents apart.",
+            f"lm_prior_model must be a checkpoint if rows are packed, but {path} is a CTranslate2 release, "
+            "which cannot separate documents.",
             hint="packing: off, or the checkpoint that was released",
         )
     tokens, logits = _open_release(Path(path), device) if release else _open_checkpoint(path, device)
@@ -123,7 +124,7 @@ def open_prior(objective: LossConfig, vocab: Vocab, device: torch.device, *, pac
         place = next((i for i, (a, b) in enumerate(zip(tokens, vocab, strict=False)) if a != b), None)
         what = f"has {len(tokens)} tokens instead of {len(vocab)}" if place is None else f"differs at line {place + 1}"
         raise ConfigError(
-            f"lm_prior_model must have the target vocabulary of the model that is trained, but that of {path} {what}.",
+            f"lm_prior_model must have the target vocabulary of the trained model, but that of {path} {what}.",
             hint="train the language model with the same src_vocab and subword model",
         )
     return LmPrior(objective.lm_prior_lambda, objective.lm_prior_tau, logits, vocab.unk_id, vocab.eos_id)

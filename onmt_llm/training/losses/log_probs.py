@@ -1,14 +1,14 @@
 """Log-probabilities of labels, chunk by chunk: logits of (all positions x V) never exist, forward or backward.
 
-What a preference loss does to each log-probability is known only when all of them are. So the logits of a chunk are
-computed twice: forward for the log-probabilities, backward for their gradient.
+The gradient of a preference loss by one log-probability depends on all of them. So the logits of a chunk are computed
+twice: forward for the log-probabilities, backward for their gradient.
 
 Shapes: B rows, T positions, N trained positions of the batch, C positions of a chunk, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from onmt_llm.training.losses.cross_entropy import IGNORE, positions_at_once
+from onmt_llm.training.losses.cross_entropy import IGNORE
+from onmt_llm.training.losses.output_layer import OutputLayer
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class LogProbs:
     """Log-probabilities of the labels of a batch.
 
     Attributes:
-        total_B: Sum of each row (float32), with its gradient.
+        total_B: Sum over each row (float32), with its gradient.
         count_B: Trained positions of each row.
-        correct_B: Those of them where no token is likelier than the label.
+        correct_B: Trained positions of each row where no token is likelier than the label.
     """
 
     total_B: Tensor
@@ -38,34 +39,24 @@ class LogProbs:
         """Mean of each row over its trained positions."""
         return self.total_B / self.count_B.clamp(min=1)
 
-    def rows(self, chosen_B: Tensor) -> LogProbs:
-        """Those of the rows where `chosen_B` is True."""
-        return LogProbs(self.total_B[chosen_B], self.count_B[chosen_B], self.correct_B[chosen_B])
+    def rows(self, keep_B: Tensor) -> LogProbs:
+        """The log-probabilities of the rows where `keep_B` is True."""
+        return LogProbs(self.total_B[keep_B], self.count_B[keep_B], self.correct_B[keep_B])
 
 
-def label_log_probs(
-    hidden_BTD: Tensor,
-    labels_BT: Tensor,
-    head: Callable[[Tensor], Tensor],
-    parameters: Sequence[torch.nn.Parameter] = (),
-    *,
-    vocab_size: int,
-    chunk_tokens: int = 0,
-) -> LogProbs:
-    """log p(label) under softmax(head(hidden)), summed over each row's positions whose label is not -100.
+def label_log_probs(hidden_BTD: Tensor, labels_BT: Tensor, output: OutputLayer, *, chunk_tokens: int = 0) -> LogProbs:
+    """log p(label) under softmax(output.logits(hidden)), summed over each row's positions whose label is not -100.
 
     Args:
         hidden_BTD: Output of the last block, normalised.
         labels_BT: Token that follows each position, or -100.
-        head: The output layer, (C, D) -> (C, V).
-        parameters: What `head` trains.
-        vocab_size: V, which sets the size of a chunk.
-        chunk_tokens: Positions whose logits are held at once; 0 = as the device likes it.
+        output: The output layer.
+        chunk_tokens: Positions whose logits are in memory together; 0 = the device's default.
     """
     row_N, column_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
     labels_N, hidden_ND = labels_BT[row_N, column_N], hidden_BTD[row_N, column_N]
-    chunk = chunk_tokens or positions_at_once(hidden_BTD.device.type, vocab_size, trained=bool(parameters))
-    logp_N, correct_N = _ChunkedLogProbs.apply(hidden_ND, labels_N, head, chunk, *parameters)
+    chunk = chunk_tokens or output.chunk_tokens(hidden_BTD.device.type)
+    logp_N, correct_N = _ChunkedLogProbs.apply(hidden_ND, labels_N, output.logits, chunk, *output.parameters)
     ones_N = torch.ones_like(logp_N)
     zero_B = logp_N.new_zeros(len(labels_BT))
     return LogProbs(
@@ -76,7 +67,7 @@ def label_log_probs(
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
-    """Forward: log-probabilities and hits of the labels. Backward: the logits of each chunk again."""
+    """Forward: log-probabilities of the labels, and which are correct. Backward: the logits of each chunk again."""
 
     @staticmethod
     def forward(

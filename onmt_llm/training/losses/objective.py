@@ -1,13 +1,13 @@
-"""What a run minimises, beside the likelihood of the targets.
+"""The training objective: likelihood with label smoothing, a prior or guided alignment, or a preference loss.
 
 Shapes: B examples, T target positions, S source positions, M aligned pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,12 +17,14 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.training.loss import LossConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
+from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.lm_prior import LmPrior
+from onmt_llm.training.losses.token_loss import TokenLoss
 
 
 @dataclass(frozen=True)
 class GuidedAlignment:
-    """Cross attention that is taught word alignments (Garg et al. 2019).
+    """Cross-attention trained on word alignments (Garg et al. 2019).
 
     Attributes:
         weight: Factor of the term in the loss.
@@ -37,37 +39,50 @@ class GuidedAlignment:
     full_context: bool = False
 
 
+class BatchLoss(Protocol):
+    """A loss that replaces the likelihood."""
+
+    def __call__(self, model: Transformer, batch: Batch, scale: float, corpora: int) -> TokenLoss:
+        """Loss of `model` on `batch`.
+
+        Args:
+            model: The model.
+            batch: The batch.
+            scale: Factor of the gradient, for float16.
+            corpora: Number of corpora whose likelihoods are summed separately; 0 = none.
+        """
+
+
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised beside the likelihood.
+    """What is minimised.
 
     Attributes:
         label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
-        prior: A language model's opinion, as a further term.
-        alignment: Guided alignment, as a further term, where a batch has alignments.
-        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
-        preference: A loss over preferences, in the place of the likelihood: (model, batch, scale, number of
-            corpora) -> TokenLoss.
+        prior: A language model as prior, as an additional term.
+        alignment: Guided alignment, as an additional term for batches with alignments.
+        chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
+        preference: A preference loss instead of the likelihood.
     """
 
     label_smoothing: float = 0.0
     prior: LmPrior | None = None
     alignment: GuidedAlignment | None = None
     chunk_tokens: int = 0
-    preference: Callable[[Any, Batch, float, int], Any] | None = None
+    preference: BatchLoss | None = None
 
     @property
-    def judged(self) -> Objective:
-        """What a model is validated by: the likelihood, or the loss over preferences."""
+    def for_validation(self) -> Objective:
+        """The objective of validation: the likelihood, or the preference loss."""
         return Objective(preference=self.preference, chunk_tokens=self.chunk_tokens)
 
 
 LIKELIHOOD = Objective()
-"""Nothing but the likelihood: how a model is validated."""
+"""The likelihood alone, as in validation."""
 
 
 def alignment_loss(attention_BTS: Tensor, align_M3: Tensor) -> Tensor:
-    """Cross-entropy of attention against alignments, summed: each aligned token spreads its weight over its partners.
+    """Summed cross-entropy of attention against alignments; an aligned token's weight is shared by its partners.
 
     Args:
         attention_BTS: Attention of each label's position to the source.
@@ -83,12 +98,12 @@ def alignment_loss(attention_BTS: Tensor, align_M3: Tensor) -> Tensor:
 def open_alignment(
     objective: LossConfig, model: ModelConfig, corpora: Mapping[str, CorpusConfig]
 ) -> GuidedAlignment | None:
-    """The guided alignment that the options ask for; None where its weight is 0.
+    """The guided alignment of the options; None if its weight is 0.
 
     Args:
         objective: The options.
-        model: Shape of the model.
-        corpora: Those for training.
+        model: Architecture of the model.
+        corpora: The training corpora.
 
     Raises:
         ConfigError: The model has no such layer or heads, or a corpus has no alignments.

@@ -1,7 +1,7 @@
-"""Learning from preferences: DPO (Rafailov et al. 2023), ORPO (Hong et al. 2024) and KTO (Ethayarajh et al. 2024).
+"""Preference losses: DPO (Rafailov et al. 2023), ORPO (Hong et al. 2024) and KTO (Ethayarajh et al. 2024).
 
-The losses are those of TRL, to which they are held by a test. They are summed over pairs (KTO: over answers), and an
-update divides by the number of these.
+They equal those of TRL, as a test shows. They are summed over pairs (KTO: over answers), and an update divides by the
+number of these.
 
 Shapes: B rows of a batch, P pairs or answers.
 """
@@ -27,76 +27,79 @@ from onmt_llm.nn.lora.model import without_adapters
 from onmt_llm.nn.quantized import Int8Linear
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.checks import check_reference
-from onmt_llm.training.losses.cross_entropy import TokenLoss, output_parameters
+from onmt_llm.training.losses.batch_loss import hidden_states
 from onmt_llm.training.losses.log_probs import LogProbs, label_log_probs
+from onmt_llm.training.losses.output_layer import OutputLayer
+from onmt_llm.training.losses.token_loss import RewardSums, TokenLoss
 
-Kind = Literal["dpo", "orpo", "kto"]
+PreferenceMethod = Literal["dpo", "orpo", "kto"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a loss makes of the answers of a batch.
+class PreferenceLosses:
+    """Losses and rewards of the answers of a batch.
 
     Attributes:
-        losses_P: Of each pair, or of each answer of KTO; with their gradient.
-        good_P: Rewards of the good answers: beta times how much likelier they are than under the reference (ORPO: beta
-            times their mean log-probability).
-        bad_P: Rewards of the bad ones.
-        right: Pairs whose better answer has the higher reward; answers of KTO with a reward on their side of zero.
+        losses_P: Loss of each pair (KTO: of each answer), with its gradient.
+        chosen_P: Rewards of the chosen answers: beta times the log of how much likelier they are than under the
+            reference (ORPO: beta times their mean log-probability).
+        rejected_P: Rewards of the rejected answers.
+        correct: Pairs whose chosen answer has the higher reward; KTO: answers whose reward has the right sign.
     """
 
     losses_P: Tensor
-    good_P: Tensor
-    bad_P: Tensor
-    right: Tensor
+    chosen_P: Tensor
+    rejected_P: Tensor
+    correct: Tensor
 
 
 @dataclass(frozen=True)
-class Preference:
-    """A loss over preferences, and the reference that it keeps near to.
+class PreferenceLoss:
+    """A preference loss and its reference model.
 
     Attributes:
-        kind: Which loss.
+        method: Which loss.
         settings: Its options.
         reference: The reference model; None = the trained model without its adapters.
-        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
+        chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
     """
 
-    kind: Kind
+    method: PreferenceMethod
     settings: PreferenceConfig
     reference: Transformer | None = None
     chunk_tokens: int = 0
 
     def __call__(self, model: Transformer, batch: Batch, scale: float, corpora: int = 0) -> TokenLoss:
-        """Loss of `model` on a batch of preferences, its gradient times `scale`; the likelihood of the good answers of
-        each of so many `corpora`.
+        """Loss of `model` on a batch of preference data; see `BatchLoss`. Likelihoods are those of the chosen answers.
 
         Raises:
-            DataError: The batch is of other examples.
+            DataError: The batch holds other examples.
         """
         kind_B = batch.preference_B
         if kind_B is None:
-            raise DataError(f"objective {self.kind} must have preferences as examples, but the corpora have none.")
-        old = None if self.kind == "orpo" else self._reference_log_probs(model, batch)
+            raise DataError(f"objective {self.method} must have preferences as examples, but the corpora have none.")
+        old = None if self.method == "orpo" else self._reference_log_probs(model, batch)
         divergence = torch.zeros((), device=kind_B.device)
         answers = batch
-        if self.kind == "kto" and old is not None:
+        if self.method == "kto" and old is not None:
             with torch.no_grad():
-                foreign = sequence_log_probs(model, rows_of(batch, kind_B < 0), self.chunk_tokens)
-            divergence = (foreign.total_B - old.rows(kind_B < 0).total_B).mean().clamp(min=0)
+                mismatched = sequence_log_probs(model, rows_of(batch, kind_B < 0), self.chunk_tokens)
+            divergence = (mismatched.total_B - old.rows(kind_B < 0).total_B).mean().clamp(min=0)
             answers, old, kind_B = rows_of(batch, kind_B >= 0), old.rows(kind_B >= 0), kind_B[kind_B >= 0]
         new = sequence_log_probs(model, answers, self.chunk_tokens)
-        good_B, bad_B = kind_B == 1, kind_B == 0
-        if self.kind == "kto" and old is not None:
-            outcome = kto(new.total_B - old.total_B, good_B, divergence, self.settings)
+        chosen_B, rejected_B = kind_B == 1, kind_B == 0
+        if self.method == "kto" and old is not None:
+            losses = kto(new.total_B - old.total_B, chosen_B, divergence, self.settings)
         elif old is not None:
-            outcome = dpo(new.rows(good_B), new.rows(bad_B), old.rows(good_B), old.rows(bad_B), self.settings)
+            losses = dpo(
+                new.rows(chosen_B), new.rows(rejected_B), old.rows(chosen_B), old.rows(rejected_B), self.settings
+            )
         else:
-            outcome = orpo(new.rows(good_B), new.rows(bad_B), self.settings)
-        loss = _token_loss(outcome, new.rows(good_B), divergence, scale)
+            losses = orpo(new.rows(chosen_B), new.rows(rejected_B), self.settings)
+        loss = _token_loss(losses, new.rows(chosen_B), divergence, scale)
         if not corpora or answers.corpus_P2 is None:
             return loss
-        return replace(loss, by_corpus_K2=_by_corpus(new.rows(good_B), answers.corpus_P2[good_B, 0], corpora))
+        return replace(loss, by_corpus_K2=_by_corpus(new.rows(chosen_B), answers.corpus_P2[chosen_B, 0], corpora))
 
     @torch.no_grad()
     def _reference_log_probs(self, model: Transformer, batch: Batch) -> LogProbs:
@@ -106,7 +109,7 @@ class Preference:
             return sequence_log_probs(model, batch, self.chunk_tokens)
 
 
-def open_preference(
+def open_preference_loss(
     objective: Literal["sft", "dpo", "orpo", "kto"],
     settings: PreferenceConfig,
     *,
@@ -115,68 +118,84 @@ def open_preference(
     dtype: Dtype,
     device: torch.device,
     chunk_tokens: int = 0,
-) -> Preference | None:
-    """The loss over preferences that the options ask for, with its reference; None for `sft`.
+) -> PreferenceLoss | None:
+    """The preference loss of the options, with its reference model; None for `sft`.
 
     Args:
         objective: Which loss.
         settings: Its options.
-        adapters: Adapters are trained, on a base that may be the reference.
-        model: Architecture of the model that is trained.
+        adapters: Adapters are trained, so the base model can be the reference.
+        model: Architecture of the trained model.
         dtype: Type of the reference's weights.
-        device: Where they go.
-        chunk_tokens: Positions that go through the output layer together; 0 = as the device likes it.
+        device: Device of the reference.
+        chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
 
     Raises:
-        ConfigError: There is no reference, or one with another vocabulary.
-        CheckpointError: It is missing or damaged.
+        ConfigError: There is no reference, or its vocabulary differs.
+        CheckpointError: The reference is missing or damaged.
     """
     if objective == "sft":
         return None
     check_reference(objective, settings, adapters=adapters)
     if objective == "orpo" or settings.reference_model is None:
-        return Preference(objective, settings, chunk_tokens=chunk_tokens)
+        return PreferenceLoss(objective, settings, chunk_tokens=chunk_tokens)
     reference = load_model(settings.reference_model, dtype=dtype, device=device).requires_grad_(False)
     if reference.config.vocab_size != model.vocab_size:
         raise ConfigError(
             f"reference_model must have the vocabulary of the model, {model.vocab_size} tokens, but has "
             f"{reference.config.vocab_size}."
         )
-    return Preference(objective, settings, reference, chunk_tokens)
+    return PreferenceLoss(objective, settings, reference, chunk_tokens)
 
 
-def _token_loss(outcome: Outcome, good: LogProbs, divergence: Tensor, scale: float) -> TokenLoss:
-    """The outcome as the loop takes it; likelihood and accuracy are those of the good answers."""
-    total = outcome.losses_P.sum()
-    counts = [len(outcome.losses_P), len(outcome.good_P), len(outcome.bad_P)]
-    sums = [outcome.good_P.sum(), outcome.bad_P.sum(), outcome.right, divergence]
+def _token_loss(losses: PreferenceLosses, chosen: LogProbs, divergence: Tensor, scale: float) -> TokenLoss:
+    """The sums that the loop needs; likelihood and accuracy are those of the chosen answers."""
+    total = losses.losses_P.sum()
+    counts = total.new_tensor([len(losses.losses_P), len(losses.chosen_P), len(losses.rejected_P)])
+    preferences, chosen_count, rejected_count = counts.double()
     return TokenLoss(
         scaled=total * scale,
         total=total.detach(),
-        nll=-good.total_B.detach().sum(),
-        correct=good.correct_B.sum(),
-        tokens=int(good.count_B.sum()),
-        rewards=torch.stack([*total.new_tensor(counts), *(each.detach().float() for each in sums)]).double(),
+        nll=-chosen.total_B.detach().sum(),
+        correct=chosen.correct_B.sum(),
+        tokens=int(chosen.count_B.sum()),
+        rewards=RewardSums(
+            preferences=preferences,
+            chosen=chosen_count,
+            rejected=rejected_count,
+            chosen_rewards=losses.chosen_P.sum().detach().double(),
+            rejected_rewards=losses.rejected_P.sum().detach().double(),
+            correct=losses.correct.double(),
+            divergence=divergence.detach().double(),
+        ),
     )
 
 
-def _by_corpus(good: LogProbs, corpus_P: Tensor, corpora: int) -> Tensor:
-    """Negative log-likelihood and trained positions of good answers, by corpus."""
-    sums_P2 = torch.stack([-good.total_B.detach(), good.count_B], dim=1).double()
+def _by_corpus(chosen: LogProbs, corpus_P: Tensor, corpora: int) -> Tensor:
+    """Negative log-likelihood and trained positions of the chosen answers, by corpus."""
+    sums_P2 = torch.stack([-chosen.total_B.detach(), chosen.count_B], dim=1).double()
     return sums_P2.new_zeros(corpora, 2).index_add(0, corpus_P, sums_P2)
 
 
-def dpo(good: LogProbs, bad: LogProbs, old_good: LogProbs, old_bad: LogProbs, settings: PreferenceConfig) -> Outcome:
-    """Direct preference optimisation, in the form that `dpo_loss` names.
+def dpo(
+    chosen: LogProbs,
+    rejected: LogProbs,
+    reference_chosen: LogProbs,
+    reference_rejected: LogProbs,
+    settings: PreferenceConfig,
+) -> PreferenceLosses:
+    """Direct preference optimisation, in the variant `dpo_loss`.
 
     Args:
-        good: Better answers under the policy.
-        bad: Worse ones.
-        old_good, old_bad: The same under the reference.
+        chosen: Chosen answers under the policy.
+        rejected: Rejected answers under the policy.
+        reference_chosen: Chosen answers under the reference.
+        reference_rejected: Rejected answers under the reference.
         settings: Options.
     """
-    good_P, bad_P = good.total_B - old_good.total_B, bad.total_B - old_bad.total_B
-    margin_P = settings.dpo_beta * (good_P - bad_P)
+    chosen_P = chosen.total_B - reference_chosen.total_B
+    rejected_P = rejected.total_B - reference_rejected.total_B
+    margin_P = settings.dpo_beta * (chosen_P - rejected_P)
     flipped = settings.dpo_label_smoothing
     if settings.dpo_loss == "sigmoid":
         losses_P = -F.logsigmoid(margin_P)
@@ -185,61 +204,51 @@ def dpo(good: LogProbs, bad: LogProbs, old_good: LogProbs, old_bad: LogProbs, se
     elif settings.dpo_loss == "robust":
         losses_P = ((flipped - 1) * F.logsigmoid(margin_P) + flipped * F.logsigmoid(-margin_P)) / (1 - 2 * flipped)
     else:
-        # by the token, as the authors of IPO say (Azar et al. 2023, equation 17)
-        difference_P = good_P / good.count_B - bad_P / bad.count_B
+        # per token, as the authors of IPO recommend (Azar et al. 2023, equation 17)
+        difference_P = chosen_P / chosen.count_B - rejected_P / rejected.count_B
         losses_P = (difference_P - 1 / (2 * settings.dpo_beta)).square()
     if settings.dpo_sft_weight:
-        losses_P = losses_P - settings.dpo_sft_weight * good.mean_B
-    return _paired(losses_P, settings.dpo_beta * good_P, settings.dpo_beta * bad_P)
+        losses_P = losses_P - settings.dpo_sft_weight * chosen.mean_B
+    return _paired(losses_P, settings.dpo_beta * chosen_P, settings.dpo_beta * rejected_P)
 
 
-def orpo(good: LogProbs, bad: LogProbs, settings: PreferenceConfig) -> Outcome:
-    """Likelihood of the better answer, by the token, and the odds ratio of the two; no reference."""
-    odds_P = good.mean_B - bad.mean_B - (_log1mexp(good.mean_B) - _log1mexp(bad.mean_B))
-    losses_P = -good.mean_B - settings.orpo_beta * F.logsigmoid(odds_P)
-    return _paired(losses_P, settings.orpo_beta * good.mean_B, settings.orpo_beta * bad.mean_B)
+def orpo(chosen: LogProbs, rejected: LogProbs, settings: PreferenceConfig) -> PreferenceLosses:
+    """Likelihood per token of the chosen answer, and the odds ratio of the two answers; no reference."""
+    odds_P = chosen.mean_B - rejected.mean_B - (_log1mexp(chosen.mean_B) - _log1mexp(rejected.mean_B))
+    losses_P = -chosen.mean_B - settings.orpo_beta * F.logsigmoid(odds_P)
+    return _paired(losses_P, settings.orpo_beta * chosen.mean_B, settings.orpo_beta * rejected.mean_B)
 
 
-def kto(ratio_P: Tensor, good_P: Tensor, divergence: Tensor, settings: PreferenceConfig) -> Outcome:
+def kto(ratio_P: Tensor, is_chosen_P: Tensor, divergence: Tensor, settings: PreferenceConfig) -> PreferenceLosses:
     """Kahneman-Tversky optimisation.
 
     Args:
-        ratio_P: Log-probability of each answer less that under the reference.
-        good_P: Whether it is a good one.
-        divergence: Of the policy from the reference, as answers to other questions show it; no gradient.
+        ratio_P: Log-probability of each answer minus that under the reference.
+        is_chosen_P: Whether it is a chosen answer.
+        divergence: Divergence of the policy from the reference, estimated from answers to other prompts; no gradient.
         settings: Options.
     """
     beta = settings.kto_beta
-    sign_P = good_P.float() * 2 - 1
-    weight_P = torch.where(good_P, settings.kto_desirable_weight, settings.kto_undesirable_weight)
+    sign_P = is_chosen_P.float() * 2 - 1
+    weight_P = torch.where(is_chosen_P, settings.kto_desirable_weight, settings.kto_undesirable_weight)
     losses_P = weight_P * (1 - torch.sigmoid(beta * sign_P * (ratio_P - divergence)))
     rewards_P = beta * ratio_P.detach()
-    return Outcome(losses_P, rewards_P[good_P], rewards_P[~good_P], (rewards_P * sign_P > 0).sum())
+    return PreferenceLosses(losses_P, rewards_P[is_chosen_P], rewards_P[~is_chosen_P], (rewards_P * sign_P > 0).sum())
 
 
-def _paired(losses_P: Tensor, good_P: Tensor, bad_P: Tensor) -> Outcome:
-    return Outcome(losses_P, good_P.detach(), bad_P.detach(), (good_P > bad_P).sum())
+def _paired(losses_P: Tensor, chosen_P: Tensor, rejected_P: Tensor) -> PreferenceLosses:
+    return PreferenceLosses(losses_P, chosen_P.detach(), rejected_P.detach(), (chosen_P > rejected_P).sum())
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) of x < 0, exact on both sides of -log 2."""
+    """log(1 - exp(x)) for x < 0, accurate on both sides of -log 2."""
     return torch.where(x < -math.log(2), torch.log1p(-x.exp()), torch.log(-torch.expm1(x)))
 
 
 def sequence_log_probs(model: Transformer, batch: Batch, chunk_tokens: int = 0) -> LogProbs:
     """Log-probabilities of the labels of each row; see `token_loss` for `chunk_tokens`."""
-    memory_BSD = None
-    if batch.src_BS is not None:
-        memory_BSD = model.encode(batch.src_BS, batch.src_mask_BS, features_BSF=batch.features_BSF)
-    hidden_BTD = model.decode(batch.tgt_BT, memory_BSD, batch.src_mask_BS)
-    return label_log_probs(
-        hidden_BTD,
-        batch.labels_BT,
-        model.logits,
-        output_parameters(model),
-        vocab_size=model.config.vocab_size,
-        chunk_tokens=chunk_tokens,
-    )
+    hidden_BTD = hidden_states(model, batch)
+    return label_log_probs(hidden_BTD, batch.labels_BT, OutputLayer.of(model), chunk_tokens=chunk_tokens)
 
 
 def rows_of(batch: Batch, keep_B: Tensor) -> Batch:
@@ -251,12 +260,12 @@ def rows_of(batch: Batch, keep_B: Tensor) -> Batch:
 
 @contextmanager
 def as_reference(model: Transformer) -> Iterator[None]:
-    """Inside, the model is the one that its adapters were put on, without dropout."""
+    """A context in which the model is its base without adapters and without dropout."""
     training = model.training
     model.eval()
     for module in model.modules():
         if isinstance(module, Int8Linear):
-            module.train(training)  # what it multiplies in is no difference to the policy
+            module.train(training)  # it multiplies in the same number format as the policy
     try:
         with without_adapters(model):
             yield

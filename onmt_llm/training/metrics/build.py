@@ -1,4 +1,4 @@
-"""What a run reports, and to whom, as its options say."""
+"""Build the reporter of a run: its sinks and the metrics that it asks for."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World
-from onmt_llm.training.metrics.mfu import Machine, ModelFlops, matmul_peak
-from onmt_llm.training.metrics.reporter import Reporter
-from onmt_llm.training.metrics.sinks import OpenSink, open_mlflow, open_rows, open_tensorboard, open_wandb
+from onmt_llm.training.metrics.mfu import HardwareMonitor, ModelFlops, matmul_peak
+from onmt_llm.training.metrics.reporter import MetricSources, Reporter
+from onmt_llm.training.metrics.sinks import OpenSink, open_jsonl, open_mlflow, open_tensorboard, open_wandb
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.state import Progress
 
 
-def data_figures(pipeline: Pipeline, world: World) -> dict[str, float]:
-    """What has happened to each corpus on all ranks: `data/<corpus>/read`, `data/<corpus>/dropped/<reason>` ..."""
+def data_metrics(pipeline: Pipeline, world: World) -> dict[str, float]:
+    """Counts of each corpus over all ranks: `data/<corpus>/read`, `data/<corpus>/dropped/<reason>` ..."""
     own = {name: counts.to_dict() for name, counts in pipeline.counts.items()}
     total = {name: CorpusCounts() for name in own}
     for rank in world.gather(own):
@@ -34,8 +34,8 @@ def data_figures(pipeline: Pipeline, world: World) -> dict[str, float]:
     return {f"data/{name}/{key}": value for name, counts in total.items() for key, value in counts.figures().items()}
 
 
-def told_apart(corpora: DataConfig) -> list[str]:
-    """The corpora for training whose likelihoods are reported each by itself: all, where there are several."""
+def per_corpus_names(corpora: DataConfig) -> list[str]:
+    """The training corpora whose likelihoods are reported separately: all of them, if there are several."""
     names = list(split_corpora(corpora.data)[0])
     return names if len(names) > 1 else []
 
@@ -46,16 +46,22 @@ def build_reporter(
     progress: Progress,
     *,
     data: Callable[[], dict[str, float]],
-    machine: Callable[[float], dict[str, float]],
+    hardware: Callable[[float], dict[str, float]],
 ) -> Reporter:
-    """The reporter of this rank; only rank 0's writes anything."""
+    """The reporter of this rank; only that of rank 0 writes anything.
+
+    Args:
+        config: All options.
+        world: This process among the others.
+        progress: Where the run starts.
+        data: See `MetricSources`.
+        hardware: See `MetricSources`.
+    """
     log = config.logging
     shared: dict[str, Any] = {
         "start_step": progress.step,
         "resumed": progress.report,
-        "data": data,
-        "corpora": told_apart(config.corpora),
-        "machine": machine,
+        "sources": MetricSources(data, hardware, per_corpus_names(config.corpora)),
         "train_steps": config.run.train_steps,
         "report_every": log.report_every,
     }
@@ -65,9 +71,9 @@ def build_reporter(
 
 
 def _sinks(config: TrainConfig, step: int) -> dict[str, OpenSink]:
-    """Where the figures of a run go that begins after `step`."""
+    """The sinks of a run that starts after `step`."""
     log, watching = config.logging, config.watching
-    sinks: dict[str, OpenSink] = {"metrics_file": partial(open_rows, metrics_path(config), step)}
+    sinks: dict[str, OpenSink] = {"metrics_file": partial(open_jsonl, metrics_path(config), step)}
     if log.tensorboard:
         sinks["tensorboard"] = partial(open_tensorboard, Path(log.tensorboard_log_dir), step)
     trackers = {"wandb": (watching.wandb, open_wandb), "mlflow": (watching.mlflow, open_mlflow)}
@@ -78,16 +84,18 @@ def _sinks(config: TrainConfig, step: int) -> dict[str, OpenSink]:
     return sinks
 
 
-def open_machine(config: TrainConfig, model: Transformer, precision: Precision, device: torch.device) -> Machine:
-    """What is reported of the machine; its peak is measured here, if that is asked for."""
+def open_hardware_monitor(
+    config: TrainConfig, model: Transformer, precision: Precision, device: torch.device
+) -> HardwareMonitor:
+    """The monitor of the hardware; with `measure_flops`, the peak speed is measured here."""
     if not config.watching.measure_flops:
-        return Machine(device)
+        return HardwareMonitor(device)
     dtype = precision.autocast or precision.weights
     peak = matmul_peak(device, dtype)
-    logger.info("Matrix products reach %.4g GFLOP/s in %s.", peak / 1e9, str(dtype).removeprefix("torch."))
-    return Machine(device, ModelFlops.of(model), peak)
+    logger.info("Peak of matrix products: %.4g GFLOP/s in %s.", peak / 1e9, str(dtype).removeprefix("torch."))
+    return HardwareMonitor(device, ModelFlops.of(model), peak)
 
 
 def metrics_path(config: TrainConfig) -> Path:
-    """Where the figures of every report go."""
+    """The file for the metrics of every report."""
     return Path(config.logging.metrics_file or f"{config.run.save_model}_metrics.jsonl")

@@ -22,7 +22,8 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.block_expansion import TwinBlock
 from onmt_llm.nn.transformer import Stack, Transformer
 from onmt_llm.training.host_memory import peak_memory
-from onmt_llm.training.losses.cross_entropy import IGNORE, output_parameters
+from onmt_llm.training.losses.cross_entropy import IGNORE
+from onmt_llm.training.losses.output_layer import output_parameters
 
 MIB = 1 << 20
 # Width of the matrices by which the peak is measured: large enough for it, small enough to be done at once.
@@ -170,7 +171,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
     return 2.0 * width**3 / fastest
 
 
-class Machine:
+class HardwareMonitor:
     """Watches the batches go by, and reports what the processor makes of them.
 
     Args:
@@ -192,10 +193,10 @@ class Machine:
                 self._done += self._flops(batch)
             yield batch
 
-    def figures(self, seconds: float) -> dict[str, float]:
+    def metrics(self, seconds: float) -> dict[str, float]:
         """Of the last `seconds`, and the most memory so far: `mfu` (share of the peak), `peak_rss_mib`, ..."""
-        figures = {f"{name}_mib": size / MIB for name, size in peak_memory(self._device.type).items()}
+        metrics = {f"{name}_mib": size / MIB for name, size in peak_memory(self._device.type).items()}
         if self._flops is not None:
-            figures["mfu"] = self._done / seconds / self._peak
+            metrics["mfu"] = self._done / seconds / self._peak
             self._done = 0.0
-        return figures
+        return metrics

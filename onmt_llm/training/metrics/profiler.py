@@ -19,7 +19,7 @@ from onmt_llm.log import logger
 _ROWS = 60
 
 
-class OperationCounter(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):
     """Counts floating-point operations by kind, with torch's own formulas, while it is entered.
 
     `FlopCounterMode` would tell them by module, but its hooks do not bear the loss's gradient inside the forward pass.
@@ -61,7 +61,7 @@ class Profiler:
         self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
         self._folder = folder
         self._rank = rank
-        self._flops = OperationCounter() if flops else None
+        self._flops = FlopCounter() if flops else None
         self._profile: Any = None
         self._open = ExitStack()
         self._done: list[int] = []

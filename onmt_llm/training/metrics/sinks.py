@@ -1,4 +1,4 @@
-"""Where the figures of a run go: metrics.jsonl, TensorBoard, W&B, MLflow; all behind one interface."""
+"""Where the metrics of a run go: metrics.jsonl, TensorBoard, W&B, MLflow; all behind one interface."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onmt_llm.optional import require
 from onmt_llm.output_checks import is_written_in_place
 
 Write = Callable[[str, int, dict[str, float]], None]
-"""Takes the figures of a report: split ("progress" or "valid"), step, figures by name."""
+"""Takes the metrics of a report: split ("progress" or "valid"), step, metrics by name."""
 
 
 def _stay(failed: bool) -> None:
@@ -28,7 +28,7 @@ def _stay(failed: bool) -> None:
 
 @dataclass(frozen=True)
 class Sink:
-    """A place that figures go to.
+    """A place that metrics go to.
 
     Attributes:
         write: Takes a report.
@@ -56,29 +56,29 @@ def check_trackers(*, wandb: bool, mlflow: bool) -> None:
             require(name, f"{name}: true")
 
 
-def tags(split: str, figures: Mapping[str, float]) -> dict[str, float]:
+def tags(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """Figures by `progress/...` and `valid/...`; those of single corpora, `data/<corpus>/...`, have groups already."""
-    return {name if "/" in name else f"{split}/{name}": value for name, value in figures.items()}
+    return {name if "/" in name else f"{split}/{name}": value for name, value in metrics.items()}
 
 
-def open_rows(path: Path, start_step: int, _: str = "") -> Sink:
+def open_jsonl(path: Path, start_step: int, _: str = "") -> Sink:
     """JSON lines; rows after `start_step` (of a run that goes on) are cut.
 
     Raises:
         DataError: The file holds something else.
     """
-    cut_metrics(path, start_step)
-    rows = RowsFile(path)
+    truncate_metrics(path, start_step)
+    rows = JsonLinesFile(path)
 
-    def write(split: str, step: int, figures: dict[str, float]) -> None:
-        finite = {key: value if math.isfinite(value) else None for key, value in figures.items()}
+    def write(split: str, step: int, metrics: dict[str, float]) -> None:
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         row = {"step": step, "split": "train" if split == "progress" else split, "time": time.time(), **finite}
         rows.write(json.dumps(row) + "\n")
 
     return Sink(write, close=lambda failed: rows.close())
 
 
-class RowsFile:
+class JsonLinesFile:
     """A text file that grows. Removed by somebody, it is written anew with all that it had.
 
     Args:
@@ -107,7 +107,7 @@ class RowsFile:
                 return
             rows = ""  # somebody has put another file there
         except FileNotFoundError:
-            logger.warning("%s was removed while the run goes on: it is written anew.", self._path)
+            logger.warning("%s was removed during the run: it is rewritten.", self._path)
             self._file.seek(0)
             rows = self._file.read()
         self._file.close()
@@ -118,8 +118,8 @@ class RowsFile:
         self._file.close()
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Keep the rows of `path` up to `step`, so that a continued run does not write them twice.
+def truncate_metrics(path: Path, step: int) -> None:
+    """Keep the rows of `path` up to `step`, so that a resumed run does not write them twice.
 
     Raises:
         DataError: The file holds something else than rows, which would be lost.
@@ -162,8 +162,8 @@ def open_tensorboard(log_dir: Path, start_step: int, place: str = "") -> Sink:
     )
     log_once(f"TensorBoard events: {directory}")
 
-    def write(split: str, step: int, figures: dict[str, float]) -> None:
-        for name, value in tags(split, figures).items():
+    def write(split: str, step: int, metrics: dict[str, float]) -> None:
+        for name, value in tags(split, metrics).items():
             writer.add_scalar(name, value, step)
         writer.flush()
 
@@ -177,8 +177,8 @@ def open_wandb(project: str, name: str, options: Mapping[str, Any], place: str =
     run = wandb.init(project=project, name=name, config=dict(options), id=place or None, resume="allow")
     run.define_metric("*", step_metric="step")
 
-    def write(split: str, step: int, figures: dict[str, float]) -> None:
-        run.log({"step": step, **tags(split, figures)})
+    def write(split: str, step: int, metrics: dict[str, float]) -> None:
+        run.log({"step": step, **tags(split, metrics)})
 
     return Sink(write, str(run.id), lambda failed: run.finish(exit_code=int(failed)))
 
@@ -193,8 +193,8 @@ def open_mlflow(project: str, name: str, options: Mapping[str, Any], place: str 
         run_id = mlflow.start_run(run_name=name).info.run_id
     mlflow.log_dict(dict(options), "options.json")
 
-    def write(split: str, step: int, figures: dict[str, float]) -> None:
-        finite = {_mlflow_name(key): value for key, value in tags(split, figures).items() if math.isfinite(value)}
+    def write(split: str, step: int, metrics: dict[str, float]) -> None:
+        finite = {_mlflow_name(key): value for key, value in tags(split, metrics).items() if math.isfinite(value)}
         mlflow.log_metrics(finite, step=step)
 
     return Sink(write, str(run_id), lambda failed: mlflow.end_run("FAILED" if failed else "FINISHED"))

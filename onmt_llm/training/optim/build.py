@@ -1,4 +1,4 @@
-"""The optimiser of a run over its trainable parameters: their groups, learning rates and gradients."""
+"""Build the optimiser of a run: parameter groups, learning rates, gradient scaling and clipping."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, *, pure_bf16: bool 
     Args:
         model: The model.
         settings: Name and settings.
-        pure_bf16: The trained weights are bf16, and the optimiser must keep what they cannot hold.
+        pure_bf16: The trained weights are bf16, and the optimiser keeps their rounding errors.
 
     Raises:
-        ConfigError: Nothing is trainable, or the optimiser cannot train bf16 weights.
-        UnsupportedError: The optimiser's package is missing, or does not run here.
+        ConfigError: No parameter is trainable, or the optimiser cannot train bf16 weights.
+        UnsupportedError: The optimiser's package is missing, or does not work on this machine.
     """
     groups = parameter_groups(model, settings.weight_decay, lora_b_rate=settings.loraplus_lr_ratio)
     if not pure_bf16:
-        return OPTIMIZERS.get(settings.optim)(groups, settings)
+        return OPTIMIZERS[settings.optim].build(groups, settings)
     if settings.optim != "adamw":
         raise ConfigError(f"pure_bf16 must go with optim: adamw, but optim is {settings.optim}.")
     return KahanAdamW(groups, **adam_arguments(settings))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, *, lora_b_rate: float = 1.0) -> Groups:
-    """Trainable parameters in groups: with weight decay and without (biases, norms, embeddings), of their own rates,
-    and with `HIDDEN` those matrices that are neither an embedding nor the output layer.
+    """Trainable parameters in groups: by weight decay (none for biases, norms and embeddings), by learning rate, and by
+    `HIDDEN`, which marks matrices other than embeddings and the output layer.
 
     Args:
         model: The model.
-        weight_decay: Of the matrices.
-        lora_b_rate: Learning rate of the B matrices of adapters, as a multiple of that of all others (LoRA+).
+        weight_decay: Weight decay of the matrices.
+        lora_b_rate: Learning rate of the adapters' B matrices, as a multiple of the run's (LoRA+).
     """
-    spared_modules = [m for m in model.modules() if "Embedding" in type(m).__name__]
-    spared = {id(p) for module in spared_modules for p in module.parameters()}
+    embeddings = [m for m in model.modules() if "Embedding" in type(m).__name__]
+    undecayed = {id(p) for module in embeddings for p in module.parameters()}
     names = {id(p): name for name, p in model.named_parameters()}
     groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
     for parameter in trainable(model):
         name = names[id(parameter)]
-        matrix = parameter.ndim == 2 and id(parameter) not in spared
+        matrix = parameter.ndim == 2 and id(parameter) not in undecayed
         rate = lora_b_rate if name.rpartition(".")[2] == "lora_b" else 1.0
         kind = (rate, matrix and not name.startswith("lm_head"), weight_decay if matrix else 0.0)
         groups.setdefault(kind, []).append(parameter)
@@ -63,31 +63,31 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, lora_b_rate: floa
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that get a gradient, in the model's order, tied ones once."""
+    """Trainable parameters in the model's order; tied ones once."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Use `rate` in the next step, times each group's own factor."""
+    """Set the learning rate of the next step: `rate` times the factor of each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
-    """Those gradients of `parameters` that exist."""
+    """The existing gradients of `parameters`."""
     return [p.grad for p in parameters if p.grad is not None]
 
 
 def scale_and_clip(parameters: Iterable[nn.Parameter], *, factor: float, max_norm: float) -> float:
-    """Multiply the gradients by `factor`, then shrink them to `max_norm`.
+    """Multiply the gradients by `factor`, then clip them to `max_norm`.
 
     Args:
         parameters: Owners of the gradients.
         factor: 1 / (number of trained tokens x loss scale).
-        max_norm: Largest global L2 norm; 0 = no limit.
+        max_norm: Largest global L2 norm; 0 = no clipping.
 
     Returns:
-        The L2 norm of all gradients after scaling and before clipping; inf or nan where one of them is.
+        The L2 norm of all gradients after scaling and before clipping; inf or nan if any gradient is.
     """
     found = gradients(parameters)
     if not found:

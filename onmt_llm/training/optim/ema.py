@@ -1,11 +1,11 @@
-"""A running average of the trained weights, which translates better than the last weights do.
+"""Exponential moving average (EMA) of the trained weights, which often translates better than the last weights.
 
     average <- (1 - d) average + d weights        d = max(average_decay, 9 / (step + 10))
 
-after update 1 (which it begins with) and every `average_every` updates from there on. That is Marian's and OpenNMT-py's
-recurrence (Junczys-Dowmunt et al. 2018): early on it forgets fast, later it reaches 1 / average_decay updates back.
-OpenNMT-py writes the average in the place of the weights, and goes on from it; here the two are saved side by side, so
-that a resumed run is exact. (In float32 its average begins with update 2: until then it is the weights themselves.)
+It starts with the weights after update 1 and is updated every `average_every` updates. This is the recurrence of Marian
+and OpenNMT-py (Junczys-Dowmunt et al. 2018): at first it forgets fast, later it reaches 1 / average_decay updates back.
+OpenNMT-py saves the average instead of the weights and resumes from it; here both are saved, so that a resumed run is
+exact. (OpenNMT-py's average in float32 starts with update 2; until then it is the weights themselves.)
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
-from onmt_llm.training.run_folder import average_path
+from onmt_llm.training.run_folder import ema_path
 
 
-class Average:
-    """The average of a model's trainable parameters, in float32.
+class EMA:
+    """Averages of a model's trainable parameters, in float32.
 
     Args:
-        model: Its trainable parameters are averaged; what is frozen is its own average.
-        decay: Weight of the present weights, once the run is long under way.
-        every: Updates between two contributions.
+        model: The model; its frozen parameters do not change and need no average.
+        decay: Weight of the current weights, after the first updates.
+        every: Updates between two updates of the average.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, every: int = 1) -> None:
@@ -39,7 +39,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after update `step`, if it is time."""
+        """Update the average with the weights after update `step`, if it is due."""
         if not self._values:
             self._values = {name: p.detach().float().clone() for name, p in self._parameters.items()}
         elif (step - 1) % self._every == 0:
@@ -48,7 +48,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model has the average as its weights; nothing may be trained meanwhile."""
+        """A context in which the model has the averages as its weights; nothing may be trained inside."""
         own = {name: p.data for name, p in self._parameters.items()}
         for name, value in self._values.items():
             self._parameters[name].data = value.to(own[name].dtype)
@@ -59,14 +59,16 @@ class Average:
                 self._parameters[name].data = data
 
     def load(self, checkpoint: Path) -> None:
-        """Go on with the average that was saved beside `checkpoint`; where there is none, a new one begins.
+        """Load the averages saved beside `checkpoint`; without them, a new average is started.
 
         Raises:
-            CheckpointError: It is of other parameters than those that are trained now.
+            CheckpointError: They are of other parameters than those trained now.
         """
-        path = average_path(checkpoint)
+        path = ema_path(checkpoint)
         if not path.is_dir():
-            logger.warning("%s has no average beside it (%s): it begins anew.", checkpoint, path.name)
+            logger.warning(
+                "%s has no averaged weights beside it (%s): a new average is started.", checkpoint, path.name
+            )
             return
         saved = Checkpoint.open(path)
         missing = [name for name in self._parameters if name not in saved.names()]

@@ -83,7 +83,7 @@ class Precision:
             return True
         progress.good_steps = 0
         if not self.scaled or progress.loss_scale <= SMALLEST_LOSS_SCALE:
-            raise not_finite("gradient", float("nan"), step)
+            raise non_finite_error("gradient", float("nan"), step)
         if not self.fixed_scale:
             progress.loss_scale /= 2
         logger.info(
@@ -140,14 +140,14 @@ def emulates_bf16() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
 
 
-def hold_trained_in_float32(model: nn.Module) -> None:
+def trainable_to_float32(model: nn.Module) -> None:
     """Convert the trainable parameters, where they are not float32 already."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
 
 
-def not_finite(what: str, value: float, step: int) -> OnmtLlmError:
+def non_finite_error(what: str, value: float, step: int) -> OnmtLlmError:
     """The error for a run that has gone astray."""
     hint = (
         "lower learning_rate, set max_grad_norm, add warmup_steps or use model_dtype bf16 or fp32; continue from the "

@@ -1,15 +1,15 @@
-"""Optimisers by name.
+"""The optimisers: `OPTIMIZERS` holds the name of each, how it is built, and what it needs.
 
-One meaning of `weight_decay` everywhere: decoupled (Loshchilov and Hutter 2019), and only on matrices that are not
-embeddings. Biases, norms and embeddings are spared.
+`weight_decay` means the same for all of them: decoupled (Loshchilov and Hutter 2019), and only on matrices that are not
+embeddings. Biases, norms and embeddings have none.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,65 +18,56 @@ from torch.optim import Optimizer
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.log import log_once
 from onmt_llm.optional import require
-from onmt_llm.registry import Registry
 
 Groups = list[dict[str, Any]]
-OPTIMIZERS: Registry[Callable[[Groups, OptimConfig], Optimizer]] = Registry("optim")
+Build = Callable[[Groups, OptimConfig], Optimizer]
 HIDDEN = "hidden"
-"""Key of a group: its parameters are matrices inside the blocks, which some optimisers treat apart."""
+"""Key of a group: its parameters are matrices inside the blocks, which some optimisers treat differently."""
 _DECAY = "decoupled_weight_decay"
 
 
-@OPTIMIZERS.register("sgd")
-def sgd(groups: Groups, settings: OptimConfig) -> Optimizer:
+def _sgd(groups: Groups, settings: OptimConfig) -> Optimizer:
     """Plain stochastic gradient descent, no momentum."""
     return torch.optim.SGD(groups, lr=settings.learning_rate)
 
 
-@OPTIMIZERS.register("adam")
-def adam(groups: Groups, settings: OptimConfig) -> Optimizer:
+def _adam(groups: Groups, settings: OptimConfig) -> Optimizer:
     """Adam (Kingma and Ba 2015)."""
     return torch.optim.Adam(groups, decoupled_weight_decay=True, fused=True, **adam_arguments(settings))
 
 
-@OPTIMIZERS.register("adamw")
-def adamw(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), in torch's fused form, which CPUs have too."""
+def _adamw(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), torch's fused implementation, which supports CPUs too."""
     return torch.optim.AdamW(groups, fused=True, **adam_arguments(settings))
 
 
-@OPTIMIZERS.register("adafactor")
-def adafactor(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """Adafactor (Shazeer and Stern 2018): row and column statistics in place of full second moments."""
+def _adafactor(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """Adafactor (Shazeer and Stern 2018): row and column statistics instead of full second moments."""
     return torch.optim.Adafactor(groups, lr=settings.learning_rate)
 
 
-@OPTIMIZERS.register("adagrad")
-def adagrad(groups: Groups, settings: OptimConfig) -> Optimizer:
+def _adagrad(groups: Groups, settings: OptimConfig) -> Optimizer:
     """Adagrad (Duchi et al. 2011)."""
     start = settings.adagrad_accumulator_init
-    apart = _decay_apart(groups)
+    apart = _without_decay(groups)
     rate = settings.learning_rate
     return _decaying(torch.optim.Adagrad(apart, lr=rate, initial_accumulator_value=start, fused=True))
 
 
-@OPTIMIZERS.register("adadelta")
-def adadelta(groups: Groups, settings: OptimConfig) -> Optimizer:
+def _adadelta(groups: Groups, settings: OptimConfig) -> Optimizer:
     """Adadelta (Zeiler 2012), whose learning rate is usually 1."""
-    return _decaying(torch.optim.Adadelta(_decay_apart(groups), lr=settings.learning_rate))
+    return _decaying(torch.optim.Adadelta(_without_decay(groups), lr=settings.learning_rate))
 
 
-@OPTIMIZERS.register("lion")
-def lion(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """Lion (Chen et al. 2023): the sign of a momentum; wants a tenth of AdamW's learning rate."""
+def _lion(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """Lion (Chen et al. 2023): the sign of a momentum; needs a tenth of AdamW's learning rate."""
     return _library("lion").Lion(groups, lr=settings.learning_rate, betas=_betas(settings))
 
 
-@OPTIMIZERS.register("muon")
-def muon(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """Muon (Jordan et al. 2024) for hidden matrices, their momentum made orthogonal; AdamW for all others.
+def _muon(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """Muon (Jordan et al. 2024) for hidden matrices, with orthogonalised momentum; AdamW for all others.
 
-    Its steps are scaled to the size that AdamW's have (Liu et al. 2025), so that both take the same learning rate.
+    Its steps are scaled to the size of AdamW's (Liu et al. 2025), so that both use the same learning rate.
     """
     shared = {"lr": settings.learning_rate, "use_adjusted_lr": True}
     rest = {**shared, "betas": _betas(settings), "eps": settings.adam_eps}
@@ -84,9 +75,8 @@ def muon(groups: Groups, settings: OptimConfig) -> Optimizer:
     return _library("muon").Muon(apart, momentum=settings.muon_momentum)
 
 
-@OPTIMIZERS.register("galore")
-def galore(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """GaLore (Zhao et al. 2024): AdamW whose moments, for hidden matrices, are of gradients projected to a low rank."""
+def _galore(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """GaLore (Zhao et al. 2024): AdamW on gradients that are projected to a low rank, for hidden matrices."""
     library = _library("galore")
     projection = {
         "rank": settings.galore_rank,
@@ -101,45 +91,14 @@ def galore(groups: Groups, settings: OptimConfig) -> Optimizer:
     return optimizer
 
 
-@OPTIMIZERS.register("fusedadam")
-def fusedadam(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """NVIDIA apex's FusedAdam where it is installed, else torch's fused AdamW."""
+def _fusedadam(groups: Groups, settings: OptimConfig) -> Optimizer:
+    """NVIDIA apex's FusedAdam if it is installed, otherwise torch's fused AdamW."""
     fused = _apex_fused_adam()
     if fused is None or not torch.cuda.is_available():
         reason = "NVIDIA's apex is not installed" if fused is None else "apex needs a GPU"
-        log_once(f"optim fusedadam: {reason}; torch's fused AdamW takes its place.")
-        return adamw(groups, settings)
+        log_once(f"optim fusedadam: {reason}; torch's fused AdamW is used instead.")
+        return _adamw(groups, settings)
     return fused(groups, adam_w_mode=True, **adam_arguments(settings))
-
-
-@OPTIMIZERS.register("adamw8bit")
-def adamw8bit(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """bitsandbytes' AdamW with 8-bit moments (Dettmers et al. 2022)."""
-    return _bitsandbytes("AdamW8bit", groups, settings)
-
-
-@OPTIMIZERS.register("pagedadamw8bit")
-def pagedadamw8bit(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """As `adamw8bit`, its moments in memory that the GPU pages to the host."""
-    return _bitsandbytes("PagedAdamW8bit", groups, settings)
-
-
-@OPTIMIZERS.register("pagedadamw32bit")
-def pagedadamw32bit(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """32-bit AdamW, its moments in memory that the GPU pages to the host."""
-    return _bitsandbytes("PagedAdamW32bit", groups, settings)
-
-
-@OPTIMIZERS.register("lion8bit")
-def lion8bit(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """Lion with an 8-bit momentum: one byte of state a parameter."""
-    return _bitsandbytes("Lion8bit", groups, settings)
-
-
-@OPTIMIZERS.register("pagedlion8bit")
-def pagedlion8bit(groups: Groups, settings: OptimConfig) -> Optimizer:
-    """As `lion8bit`, its momentum in memory that the GPU pages to the host."""
-    return _bitsandbytes("PagedLion8bit", groups, settings)
 
 
 def adam_arguments(settings: OptimConfig) -> dict[str, Any]:
@@ -151,13 +110,13 @@ def _betas(settings: OptimConfig) -> tuple[float, float]:
     return settings.adam_beta1, settings.adam_beta2
 
 
-def _decay_apart(groups: Groups) -> Groups:
-    """Groups whose decay is done by `_decaying`, not by an optimiser that would add it to the gradient."""
+def _without_decay(groups: Groups) -> Groups:
+    """Groups whose weight decay is applied by `_decaying`; the optimiser itself would add it to the gradient."""
     return [{**group, "weight_decay": 0.0, _DECAY: group["weight_decay"]} for group in groups]
 
 
 def _decaying(optimizer: Optimizer) -> Optimizer:
-    """The optimiser, with decoupled weight decay before each of its steps."""
+    """The optimiser with decoupled weight decay before each step."""
 
     @torch.no_grad()
     def decay(optimizer: Optimizer, *_: object) -> None:
@@ -170,24 +129,12 @@ def _decaying(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def check_package(name: str) -> None:
-    """Make sure of the package that the optimiser `name` comes from.
-
-    Raises:
-        UnsupportedError: It is missing.
-    """
-    if name in ("lion", "muon", "galore"):
-        _library(name)
-    elif name.endswith("bit"):
-        require("bitsandbytes", f"optim: {name}")
-
-
 def _library(name: str) -> Any:
     return require("pytorch_optimizer", f"optim: {name}")
 
 
 def _plain_projectors(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """GaLore keeps the basis of a projection in an object: plain data is what a checkpoint holds."""
+    """GaLore keeps the basis of a projection in an object; a checkpoint holds plain data."""
     for index, slots in state["state"].items():
         projector = slots.get("projector")
         if projector is not None and not isinstance(projector, dict):
@@ -196,7 +143,7 @@ def _plain_projectors(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def _real_projectors(optimizer: Optimizer, *_: object) -> None:
-    """The way back, before the first step after a state was loaded."""
+    """Undo `_plain_projectors` before the first step after a state was loaded."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             plain = optimizer.state[parameter].get("projector")
@@ -219,12 +166,66 @@ def _apex_fused_adam() -> Callable[..., Optimizer] | None:
     return None
 
 
-def _bitsandbytes(name: str, groups: Groups, settings: OptimConfig) -> Optimizer:
-    bnb_optim = require("bitsandbytes.optim", f"optim: {settings.optim}", "bitsandbytes")
-    if name.startswith("Paged") and not torch.cuda.is_available():
-        log_once(f"optim {settings.optim}: there is no GPU memory to page; the moments are ordinary tensors.")
-        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
-    arguments = adam_arguments(settings)
-    if "Lion" in name:
-        del arguments["eps"]
-    return getattr(bnb_optim, name)(groups, **arguments)
+def _bitsandbytes(name: str) -> Build:
+    """An optimiser of bitsandbytes: 8-bit moments (Dettmers et al. 2022), or moments that the GPU pages to the host."""
+
+    def build(groups: Groups, settings: OptimConfig) -> Optimizer:
+        library = require("bitsandbytes.optim", f"optim: {settings.optim}", "bitsandbytes")
+        if name.startswith("Paged") and not torch.cuda.is_available():
+            log_once(f"optim {settings.optim}: there is no GPU memory to page; the moments are ordinary tensors.")
+        arguments = adam_arguments(settings)
+        if "Lion" in name:
+            del arguments["eps"]
+        return getattr(library, name)(groups, **arguments)
+
+    return build
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """An optimiser.
+
+    Attributes:
+        build: Builds it over groups of parameters.
+        state_bytes: Bytes of state for each trained parameter.
+        update_copies: Float32 copies of a weight that exist during its update.
+        package: The package that it needs; None = torch alone.
+    """
+
+    build: Build
+    state_bytes: float
+    update_copies: int = 0
+    package: str | None = None
+
+
+# Adafactor's rows and columns are negligible beside its matrices, and so are, roughly, GaLore's projected moments and
+# bases. Muon has one moment for most matrices. The fused Adam, AdamW and Adagrad make no copies.
+OPTIMIZERS: dict[str, OptimizerEntry] = {
+    "sgd": OptimizerEntry(_sgd, 0.0),
+    "adagrad": OptimizerEntry(_adagrad, 4.0),
+    "adadelta": OptimizerEntry(_adadelta, 8.0),
+    "adam": OptimizerEntry(_adam, 8.0),
+    "adamw": OptimizerEntry(_adamw, 8.0),
+    "adafactor": OptimizerEntry(_adafactor, 0.05, update_copies=1),
+    "lion": OptimizerEntry(_lion, 4.0, package="pytorch_optimizer"),
+    "muon": OptimizerEntry(_muon, 4.5, package="pytorch_optimizer"),
+    "galore": OptimizerEntry(_galore, 1.5, package="pytorch_optimizer"),
+    "fusedadam": OptimizerEntry(_fusedadam, 8.0),
+    "adamw8bit": OptimizerEntry(_bitsandbytes("AdamW8bit"), 2.06, update_copies=5, package="bitsandbytes"),
+    "pagedadamw8bit": OptimizerEntry(_bitsandbytes("PagedAdamW8bit"), 2.06, update_copies=5, package="bitsandbytes"),
+    "pagedadamw32bit": OptimizerEntry(_bitsandbytes("PagedAdamW32bit"), 8.0, package="bitsandbytes"),
+    "lion8bit": OptimizerEntry(_bitsandbytes("Lion8bit"), 1.03, update_copies=5, package="bitsandbytes"),
+    "pagedlion8bit": OptimizerEntry(_bitsandbytes("PagedLion8bit"), 1.03, update_copies=5, package="bitsandbytes"),
+}
+"""The optimisers by the values of `optim`, in its order."""
+
+
+def check_package(name: str) -> None:
+    """Check that the package of the optimiser `name` is installed.
+
+    Raises:
+        UnsupportedError: The package is missing.
+    """
+    package = OPTIMIZERS[name].package
+    if package is not None:
+        require(package, f"optim: {name}")

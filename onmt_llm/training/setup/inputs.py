@@ -18,10 +18,10 @@ from onmt_llm.training.checks import check_validation
 from onmt_llm.training.dist import World
 from onmt_llm.training.losses.lm_prior import open_prior
 from onmt_llm.training.losses.objective import Objective, open_alignment
-from onmt_llm.training.losses.preference import open_preference
-from onmt_llm.training.setup.model import Layers
+from onmt_llm.training.losses.preference import open_preference_loss
+from onmt_llm.training.setup.layers import LayerPlan
 from onmt_llm.training.setup.start import Start
-from onmt_llm.training.validation.translations import Translations, dump_folder
+from onmt_llm.training.validation.generation import GenerationValidator, dump_folder
 
 
 def open_pipelines(
@@ -71,12 +71,12 @@ def open_pipeline(
 
 
 def open_objective(
-    config: TrainConfig, optim: OptimConfig, start: Start, layers: Layers, device: torch.device
+    config: TrainConfig, optim: OptimConfig, start: Start, layers: LayerPlan, device: torch.device
 ) -> Objective:
     """What the batches are trained for."""
     train_corpora, _ = split_corpora(config.corpora.data)
     return Objective(
-        preference=open_preference(
+        preference=open_preference_loss(
             config.corpora.objective,
             config.preference,
             adapters=layers.beside_base is not None,
@@ -92,14 +92,16 @@ def open_objective(
     )
 
 
-def open_translations(config: TrainConfig, options: Mapping[str, Section], start: Start) -> Translations | None:
+def open_generation_validator(
+    config: TrainConfig, options: Mapping[str, Section], start: Start
+) -> GenerationValidator | None:
     """The validation corpora as questions; None where no metric is asked for."""
     _, corpora = split_corpora(config.corpora.data)
     scorers = check_validation(config.validation, corpora)
     if not scorers:
         return None
     prompts, skipped = read_prompts(corpora, data=config.corpora, options=options, model=start.text)
-    return Translations(
+    return GenerationValidator(
         prompts,
         skipped=skipped,
         scorers=scorers,

@@ -1,4 +1,4 @@
-"""Early stopping: when validations no longer get better."""
+"""Early stopping: stop when validations no longer improve."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _HIGHER_IS_BETTER = {"ppl": False, "accuracy": True, "loss": False, "reward_accu
 class EarlyStopping:
     """Keeps the best scores in the run's `Progress`, which is saved with it.
 
-    A validation is better if it beats the best one by every criterion. One that is worse by every criterion, and one
-    that is neither, use up a patience each, as in OpenNMT-py.
+    A validation is better if it improves every criterion. Validations that are worse by every criterion and those that
+    are neither better nor worse are counted separately, each with this patience, as in OpenNMT-py.
 
     Args:
-        patience: Validations to put up with; 0 = endless.
+        patience: Validations without improvement that are tolerated; 0 = any number.
         criteria: `ppl`, `accuracy`, `loss`, `reward_accuracy` or names in `SCORERS`.
     """
 
@@ -27,7 +27,7 @@ class EarlyStopping:
         self.criteria = tuple(criteria)
 
     def __call__(self, progress: Progress, scores: Mapping[str, float]) -> bool:
-        """Take in the scores of a validation; True when the run should stop."""
+        """Record the scores of a validation; True if the run should stop."""
         signs = {name: 1.0 if _higher_is_better(name) else -1.0 for name in self.criteria}
         gains = [
             sign * (scores[name] - progress.best[name]) if name in progress.best else 1.0
@@ -44,11 +44,11 @@ class EarlyStopping:
         left = self.left(progress)
         if left is not None and left < self.patience:
             best = ", ".join(f"{name} {progress.best[name]:.6g}" for name in self.criteria if name in progress.best)
-            logger.info("No better than %s: patience %d of %d.", best, left, self.patience)
+            logger.info("No improvement on %s: patience %d of %d.", best, left, self.patience)
         return left is not None and left <= 0
 
     def left(self, progress: Progress) -> int | None:
-        """Validations that the run will still put up with; None = any number."""
+        """Further validations without improvement that are tolerated; None = any number."""
         if not self.patience:
             return None
         return self.patience - max(progress.worse_validations, progress.stalled_validations)

@@ -1,6 +1,6 @@
-"""How good a model is on held-out corpora: perplexity and accuracy of gold targets, scores of what it says itself.
+"""Validation on held-out corpora: perplexity and accuracy of gold targets, and scores of generated answers.
 
-With a running average of the weights (`average_decay`) it is the average that is judged, as in OpenNMT-py.
+With running averages of the weights (`average_decay`) the averages are validated, as in OpenNMT-py.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World
-from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
-from onmt_llm.training.metrics.reporter import Judgement, Totals
-from onmt_llm.training.optim.ema import Average
+from onmt_llm.training.metrics.totals import Totals, ValidationResult
+from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision
-from onmt_llm.training.validation.translations import Translations
+from onmt_llm.training.validation.generation import GenerationValidator
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Judges a model under training.
+class Validator:
+    """Validates a model during training.
 
     Attributes:
         model: The model.
         corpora: The validation corpora by name; each iteration is one pass.
         precision: Number formats.
-        world: This process among others.
-        average: Judge this average instead of the weights.
-        translations: What the model is asked to say itself.
-        objective: What it is judged by.
+        world: This process among the others.
+        ema: Validate these averages instead of the weights.
+        generation: Scores generated answers; None = no metric needs them.
+        objective: The loss to compute.
     """
 
     model: Transformer
     corpora: Mapping[str, Iterable[Batch]]
     precision: Precision
     world: World
-    average: Average | None = None
-    translations: Translations | None = None
+    ema: EMA | None = None
+    generation: GenerationValidator | None = None
     objective: Objective = LIKELIHOOD
 
-    def __call__(self, step: int) -> Judgement:
-        with nullcontext() if self.average is None else self.average.in_place():
+    def __call__(self, step: int) -> ValidationResult:
+        with nullcontext() if self.ema is None else self.ema.in_place():
             corpora = validate(
                 self.model, self.corpora, precision=self.precision, world=self.world, objective=self.objective
             )
             scores = {}
-            if self.translations is not None:
-                scores = self.translations.score(self.model, step, precision=self.precision, world=self.world)
+            if self.generation is not None:
+                scores = self.generation.score(self.model, step, precision=self.precision, world=self.world)
         totals = sum(corpora.values(), Totals())
-        return Judgement(totals, scores, corpora if len(corpora) > 1 else {})
+        return ValidationResult(totals, scores, corpora if len(corpora) > 1 else {})
 
 
 @torch.no_grad()
@@ -66,10 +66,10 @@ def validate(
     world: World,
     objective: Objective = LIKELIHOOD,
 ) -> dict[str, Totals]:
-    """Totals of `model` over one pass through each of `corpora`, summed over ranks; dropout is off meanwhile.
+    """Totals of `model` over one pass through each of `corpora`, summed over ranks, without dropout.
 
     Raises:
-        DataError: There is no token to be judged by.
+        DataError: The corpora hold no trained token.
     """
     found = {}
     model.eval()

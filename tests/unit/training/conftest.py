@@ -18,7 +18,8 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.job import TrainResult, train
+from onmt_llm.training.result import TrainResult
+from onmt_llm.training.train import train
 from tests.options import train_config
 
 VOCAB = 23

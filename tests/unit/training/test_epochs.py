@@ -18,7 +18,7 @@ LINES = 600
 RANKS = """
 import json, sys
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.training.job import train
+from onmt_llm.training.train import train
 
 train(TrainConfig.model_validate(json.loads(sys.argv[1])), {})
 """

@@ -14,7 +14,8 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.open import open_engine
 from onmt_llm.releasing import release
-from onmt_llm.training.job import plan, train
+from onmt_llm.training.dry_run.plan import plan
+from onmt_llm.training.train import train
 from tests.options import train_config
 
 

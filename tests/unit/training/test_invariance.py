@@ -29,7 +29,7 @@ from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World, open_world
-from onmt_llm.training.loop import Job, train_loop
+from onmt_llm.training.loop import TrainingComponents, train_loop
 from onmt_llm.training.losses.objective import Objective
 from onmt_llm.training.metrics.reporter import Reporter, Totals
 from onmt_llm.training.optim.build import trainable
@@ -118,7 +118,7 @@ def update(model: Transformer, batches: list[Batch], world: World = ALONE, *, mi
     settings = OptimConfig(learning_rate=0.01, max_grad_norm=0.0)
     run = RunConfig(train_steps=1, accum_count=[micro_batches])
     keeper, listener = Keeper(trainable(model)), Listener(start_step=0, train_steps=1, progress="none")
-    job = Job(
+    components = TrainingComponents(
         model=model,
         optimizer=keeper,
         schedule=build_schedule(settings, train_steps=1, hidden_size=32),
@@ -129,7 +129,7 @@ def update(model: Transformer, batches: list[Batch], world: World = ALONE, *, mi
         objective=Objective(label_smoothing=SMOOTHING),
         corpora=2,
     )
-    assert train_loop(job, batches, Progress(), report=listener, save=lambda progress: None) == "finished"
+    assert train_loop(components, batches, Progress(), reporter=listener, save=lambda progress: None) == "finished"
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     return {**listener.figures, **{f"/{name}": g for name, g in zip(names, keeper.kept, strict=True)}}
 

@@ -18,8 +18,8 @@ from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dist import World
-from onmt_llm.training.loop import Job, at_step, train_loop
-from onmt_llm.training.metrics.reporter import Judgement, Reporter, Totals
+from onmt_llm.training.loop import TrainingComponents, at_step, train_loop
+from onmt_llm.training.metrics.reporter import Reporter, Totals, ValidationResult
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.precision import Precision, choose_precision
 from onmt_llm.training.optim.schedule import build_schedule
@@ -37,10 +37,12 @@ def examples(count: int, seed: int = 3) -> tuple[list[list[int]], list[int]]:
     return rows, [rng.randint(0, 3) for _ in rows]
 
 
-def make_job(model: Transformer, run: dict[str, Any], precision: Precision | None = None, **optim: Any) -> Job:
+def make_components(
+    model: Transformer, run: dict[str, Any], precision: Precision | None = None, **optim: Any
+) -> TrainingComponents:
     settings = OptimConfig(**{"learning_rate": 0.01, "max_grad_norm": 0.0, **optim})
     config = train_config({"run": run})
-    return Job(
+    return TrainingComponents(
         model=model,
         optimizer=build_optimizer(model, settings),
         schedule=build_schedule(settings, train_steps=config.run.train_steps, hidden_size=32),
@@ -52,14 +54,14 @@ def make_job(model: Transformer, run: dict[str, Any], precision: Precision | Non
     )
 
 
-def run_loop(job: Job, batches: Iterator[Batch] | list[Batch], **kwargs: Any) -> str:
-    report = Reporter(start_step=0, train_steps=job.run.train_steps, progress="none")
+def run_loop(components: TrainingComponents, batches: Iterator[Batch] | list[Batch], **kwargs: Any) -> str:
+    reporter = Reporter(start_step=0, train_steps=components.run.train_steps, progress="none")
     kwargs = {"save": lambda progress: None, **kwargs}
-    return train_loop(job, batches, kwargs.pop("progress", Progress()), report=report, **kwargs)
+    return train_loop(components, batches, kwargs.pop("progress", Progress()), reporter=reporter, **kwargs)
 
 
-def weights_after(model: Transformer, job: Job, batches: list[Batch]) -> dict[str, torch.Tensor]:
-    run_loop(job, batches)
+def weights_after(model: Transformer, components: TrainingComponents, batches: list[Batch]) -> dict[str, torch.Tensor]:
+    run_loop(components, batches)
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
@@ -75,10 +77,10 @@ def test_sixteen_micro_batches_of_one_equal_one_of_sixteen(
     results = []
     for count, batches in layouts.items():
         tiny_model.load_state_dict(start)
-        job = make_job(
+        components = make_components(
             tiny_model, {"train_steps": 1, "accum_count": [count], "normalization": normalization}, **settings
         )
-        results.append(weights_after(tiny_model, job, batches))
+        results.append(weights_after(tiny_model, components, batches))
     for name in start:
         assert not torch.equal(results[0][name], start[name])
         torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-5, atol=1e-6)
@@ -89,7 +91,9 @@ def test_the_update_is_that_of_plain_cross_entropy(tiny_model: Transformer, make
     F.cross_entropy(tiny_model(batch.tgt_BT).flatten(0, 1), batch.labels_BT.flatten()).backward()
     expected = {name: p.detach() - 0.5 * p.grad for name, p in tiny_model.named_parameters()}
     tiny_model.zero_grad()
-    got = weights_after(tiny_model, make_job(tiny_model, {"train_steps": 1}, optim="sgd", learning_rate=0.5), [batch])
+    got = weights_after(
+        tiny_model, make_components(tiny_model, {"train_steps": 1}, optim="sgd", learning_rate=0.5), [batch]
+    )
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6)
 
@@ -99,7 +103,7 @@ def test_under_lora_only_the_adapters_change(tiny_model: Transformer, make_batch
     freeze_all_but_lora(tiny_model)
     before = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
     batches = [make_batch(*examples(4, seed)) for seed in range(3)]
-    after = weights_after(tiny_model, make_job(tiny_model, {"train_steps": 3}), batches)
+    after = weights_after(tiny_model, make_components(tiny_model, {"train_steps": 3}), batches)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".lora_" in name}
     assert all(p.grad is None for name, p in tiny_model.named_parameters() if ".lora_" not in name)
@@ -122,9 +126,9 @@ def test_trained_weights_are_float32_and_learn_in_every_dtype(
         def update(self, step: int, totals: Totals, **rest: float) -> None:
             losses.append(totals.xent)
 
-    job = make_job(tiny_model, {"train_steps": 20}, precision)
-    report = Recorder(start_step=0, train_steps=20, progress="none")
-    train_loop(job, [batch] * 20, Progress(), report=report, save=lambda progress: None)
+    components = make_components(tiny_model, {"train_steps": 20}, precision)
+    reporter = Recorder(start_step=0, train_steps=20, progress="none")
+    train_loop(components, [batch] * 20, Progress(), reporter=reporter, save=lambda progress: None)
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -145,7 +149,7 @@ def test_accumulation_and_dropout_change_at_their_steps(tiny_model: Transformer,
         "dropout": [0.5, 0.1],
         "dropout_steps": [0, 1],
     }
-    run_loop(make_job(tiny_model, {**run, "attention_dropout": [0.0, 0.0]}), stream())
+    run_loop(make_components(tiny_model, {**run, "attention_dropout": [0.0, 0.0]}), stream())
     assert len(drawn) == 1 + 1 + 3
     assert rates == [0.5, 0.1, 0.1, 0.1, 0.1]
 
@@ -154,13 +158,13 @@ def test_saves_and_validates_when_asked_and_at_the_end(tiny_model: Transformer, 
     saved, validated = [], []
     progress = Progress()
 
-    def validate(step: int) -> Judgement:
+    def validate(step: int) -> ValidationResult:
         validated.append(step)
-        return Judgement(Totals(nll=1.0, tokens=1))
+        return ValidationResult(Totals(nll=1.0, tokens=1))
 
-    job = make_job(tiny_model, {"train_steps": 7, "save_checkpoint_steps": 3, "valid_steps": 2})
+    components = make_components(tiny_model, {"train_steps": 7, "save_checkpoint_steps": 3, "valid_steps": 2})
     batches = [make_batch(*examples(1))] * 7
-    status = run_loop(job, batches, save=lambda p: saved.append(p.step), validate=validate, progress=progress)
+    status = run_loop(components, batches, save=lambda p: saved.append(p.step), validate=validate, progress=progress)
     assert (status, saved, validated) == ("finished", [3, 6, 7], [2, 4, 6, 7])
 
 
@@ -169,13 +173,13 @@ def test_early_stopping_counts_validations_without_a_better_perplexity(
 ) -> None:
     scores = iter([5.0, 4.0, 4.5, 3.0, 3.1, 3.2, 3.3])
     saved: list[int] = []
-    job = make_job(tiny_model, {"train_steps": 50, "valid_steps": 1})
-    job.stopping = EarlyStopping(2)
+    components = make_components(tiny_model, {"train_steps": 50, "valid_steps": 1})
+    components.early_stopping = EarlyStopping(2)
     status = run_loop(
-        job,
+        components,
         [make_batch(*examples(1))] * 50,
         save=lambda p: saved.append(p.step),
-        validate=lambda step: Judgement(Totals(nll=next(scores), tokens=1)),
+        validate=lambda step: ValidationResult(Totals(nll=next(scores), tokens=1)),
     )
     assert (status, saved) == ("stopped early", [6])
 
@@ -191,7 +195,7 @@ def test_a_signal_saves_and_stops(tiny_model: Transformer, make_batch: MakeBatch
                 os.kill(os.getpid(), number)
             yield make_batch(*examples(1))
 
-    status = run_loop(make_job(tiny_model, {"train_steps": 10}), stream(), save=lambda p: saved.append(p.step))
+    status = run_loop(make_components(tiny_model, {"train_steps": 10}), stream(), save=lambda p: saved.append(p.step))
     assert (status, saved) == ("interrupted", [3])
     assert signal.getsignal(number) is handler
 
@@ -206,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_model: Transformer, 
         yield from batches[2:]
 
     with pytest.raises(OnmtLlmError, match="loss must be finite, but is nan at step 3"):
-        run_loop(make_job(tiny_model, {"train_steps": 4}), stream())
+        run_loop(make_components(tiny_model, {"train_steps": 4}), stream())
 
 
 def test_a_loss_that_is_not_finite_at_once_is_not_blamed_on_the_learning_rate(
@@ -215,23 +219,23 @@ def test_a_loss_that_is_not_finite_at_once_is_not_blamed_on_the_learning_rate(
     with torch.no_grad():
         tiny_model.lm_head.weight.fill_(float("inf"))
     with pytest.raises(OnmtLlmError, match=r"at step 1.*\n.*param_init, train_from") as caught:
-        run_loop(make_job(tiny_model, {"train_steps": 4}), iter([make_batch(*examples(1))] * 4))
+        run_loop(make_components(tiny_model, {"train_steps": 4}), iter([make_batch(*examples(1))] * 4))
     assert "learning_rate" not in str(caught.value)
 
 
 def test_data_that_end_end_the_run_with_all_that_is_due(tiny_model: Transformer, make_batch: MakeBatch) -> None:
-    job, saved, judged = make_job(tiny_model, {"train_steps": 9, "accum_count": [2]}), [], []
+    components, saved, judged = make_components(tiny_model, {"train_steps": 9, "accum_count": [2]}), [], []
 
-    def judge(step: int) -> Judgement:
+    def judge(step: int) -> ValidationResult:
         judged.append(step)
-        return Judgement(Totals(tokens=1))
+        return ValidationResult(Totals(tokens=1))
 
     batches = [make_batch(*examples(1))] * 3
     progress = Progress()
-    status = run_loop(job, batches, progress=progress, save=lambda at: saved.append(at.step), validate=judge)
+    status = run_loop(components, batches, progress=progress, save=lambda at: saved.append(at.step), validate=judge)
     assert (status, progress.step, saved, judged) == ("finished", 2, [2], [2])
     with pytest.raises(DataError, match="must give at least one example"):
-        run_loop(make_job(tiny_model, {"train_steps": 4}), [])
+        run_loop(make_components(tiny_model, {"train_steps": 4}), [])
 
 
 def test_a_window_without_trained_tokens_changes_nothing(
@@ -241,9 +245,9 @@ def test_a_window_without_trained_tokens_changes_nothing(
     rows, _ = examples(2)
     before = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
     batch = make_batch(rows, [len(row) + 1 for row in rows])
-    after = weights_after(tiny_model, make_job(tiny_model, {"train_steps": 1}), [batch])
+    after = weights_after(tiny_model, make_components(tiny_model, {"train_steps": 1}), [batch])
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert "no token of its 2 examples is trained" in caplog.text
+    assert "none of its 2 examples has a trained token" in caplog.text
 
 
 def test_an_overflow_skips_the_update_and_halves_the_loss_scale() -> None:

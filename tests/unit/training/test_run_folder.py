@@ -27,7 +27,7 @@ def test_what_a_checkpoint_would_take_the_place_of(tmp_path: Path) -> None:
     base = checkpoint(tmp_path, 2)
 
     def check(steps: range, *inputs: Path, every: int = 1) -> None:
-        run_folder.check_places(str(tmp_path / "m"), steps, every=every, inputs=inputs)
+        run_folder.check_checkpoint_paths(str(tmp_path / "m"), steps, every=every, inputs=inputs)
 
     (tmp_path / "m_step_4").mkdir()
     (tmp_path / "link").symlink_to(base)
@@ -36,12 +36,12 @@ def test_what_a_checkpoint_would_take_the_place_of(tmp_path: Path) -> None:
     check(range(3, 10), base)
     check(range(1, 10), base, every=3)
     for steps, every in ((range(1, 10), 2), (range(1, 3), 5)):
-        with pytest.raises(CheckpointError, match=r"begins with .*m_step_2, but would write its own"):
+        with pytest.raises(CheckpointError, match=r"starts from .*m_step_2, but would write its own"):
             check(steps, tmp_path / "link", every=every)
     (tmp_path / "m_step_4/notes.txt").write_text("")
     (tmp_path / "m_step_6").write_text("")
     for steps in (range(4, 5), range(5, 7)):
-        with pytest.raises(CheckpointError, match=r"would be written to .*m_step_\d, but that is no checkpoint"):
+        with pytest.raises(CheckpointError, match=r"would be written to .*m_step_\d, but that is not a checkpoint"):
             check(steps, every=9)
     check(range(7, 10))
 
@@ -61,7 +61,7 @@ def test_pruning_keeps_the_last_the_later_and_the_protected(tmp_path: Path) -> N
 def checkpoint(folder: Path, step: int, *, average: bool = False) -> Path:
     """A complete checkpoint, as far as its folder goes."""
     path = folder / f"m_step_{step}"
-    for one in (path, run_folder.average_path(path))[: 2 if average else 1]:
+    for one in (path, run_folder.ema_path(path))[: 2 if average else 1]:
         (one / "train_state").mkdir(parents=True)
         (one / "config.yaml").write_text("")
         (one / "train_state/state.json").write_text('{"version": 2}')
@@ -94,7 +94,7 @@ def test_the_newest_that_is_intact_is_gone_on_from(
     assert run_folder.newest_of_run(prefix, set_aside=True) == paths[1]
     assert list(run_folder.checkpoints(prefix)) == [2, 4]
     assert len(list(tmp_path.glob("*.damaged"))) == 6
-    with pytest.raises(CheckpointError, match=r"must be as it was written to be resumed, but is not: config\.yaml is"):
+    with pytest.raises(CheckpointError, match=r"must be intact to be resumed, but is damaged: config\.yaml is"):
         (paths[1] / "config.yaml").unlink()
         run_folder.check_intact(paths[1])
 
@@ -132,7 +132,7 @@ def test_a_lock_whose_folder_was_removed_is_taken_again(
         assert not caplog.records
         shutil.rmtree(tmp_path / "run")
         lock.renew()
-        assert "was removed while the run goes on" in caplog.text
+        assert "was removed during the run" in caplog.text
         with pytest.raises(CheckpointError, match="Another run"), run_folder.run_lock(prefix):
             pass
         shutil.rmtree(tmp_path / "run")

@@ -20,7 +20,7 @@ from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer, set_dropout
 from onmt_llm.releasing import release
-from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.setup.model import freeze_stacks
 
 

@@ -13,9 +13,10 @@ import torch
 
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training import signals as requests
-from onmt_llm.training.checkpointing.background import Background
+from onmt_llm.training.checkpointing.background import BackgroundTask
 from onmt_llm.training.dist import World
-from onmt_llm.training.signals import Asked, Requests
+from onmt_llm.training.result import RunStatus
+from onmt_llm.training.signals import SignalHandler, SignalRequest
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -23,42 +24,42 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_asks_for_an_end_and_a_second_one_takes_it(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with Requests() as outside:
-        assert outside.poll(ALONE) == Asked()
+    with SignalHandler() as outside:
+        assert outside.poll(ALONE) == SignalRequest()
         os.kill(os.getpid(), number)
-        assert outside.poll(ALONE) == Asked(stop="interrupted") and outside.name == number.name
+        assert outside.poll(ALONE) == SignalRequest(stop=RunStatus.INTERRUPTED) and outside.name == number.name
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 
 
 def test_a_signal_or_a_file_asks_for_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(requests, "_CHECK_INTERVAL_S", 0.0)
     file = tmp_path / "m.save"
-    with Requests(save_file=file) as outside:
+    with SignalHandler(save_file=file) as outside:
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert outside.poll(ALONE) == Asked(save=True)
-        assert outside.poll(ALONE) == Asked()
+        assert outside.poll(ALONE) == SignalRequest(save=True)
+        assert outside.poll(ALONE) == SignalRequest()
         file.touch()
-        assert outside.poll(ALONE) == Asked(save=True)
-        assert not file.exists() and outside.poll(ALONE) == Asked()
+        assert outside.poll(ALONE) == SignalRequest(save=True)
+        assert not file.exists() and outside.poll(ALONE) == SignalRequest()
 
 
 def test_time_that_is_up_asks_for_an_end() -> None:
-    with Requests(deadline=time.monotonic() + 3600) as early, Requests(deadline=time.monotonic() - 1) as late:
-        assert early.poll(ALONE) == Asked() and late.poll(ALONE) == Asked(stop="out of time")
+    with SignalHandler(deadline=time.monotonic() + 3600) as early, SignalHandler(deadline=time.monotonic() - 1) as late:
+        assert early.poll(ALONE) == SignalRequest() and late.poll(ALONE) == SignalRequest(stop=RunStatus.OUT_OF_TIME)
 
 
 def test_what_fails_in_the_background_is_raised_after_the_next_update() -> None:
-    background, may_go_on = Background(), threading.Event()
+    background, may_go_on = BackgroundTask(), threading.Event()
 
     def fail() -> None:
         may_go_on.wait(10)
         raise CheckpointError("no room")
 
     background.start(fail)
-    with Requests(checks=[background.check]) as outside:
-        assert outside.poll(ALONE) == Asked()
+    with SignalHandler(checks=[background.check]) as outside:
+        assert outside.poll(ALONE) == SignalRequest()
         may_go_on.set()
         with pytest.raises(CheckpointError, match="no room"):
             while True:
@@ -67,7 +68,7 @@ def test_what_fails_in_the_background_is_raised_after_the_next_update() -> None:
 
 
 def test_one_piece_of_work_at_a_time() -> None:
-    background, running, most = Background(), [0], [0]
+    background, running, most = BackgroundTask(), [0], [0]
 
     def work() -> None:
         running[0] += 1

@@ -1,35 +1,16 @@
-"""Training state as plain files: random generators, pruning, damage."""
+"""`training.state`: the training state as plain files, and damage to them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training import state
-
-CPU = torch.device("cpu")
-
-
-def draws() -> list[float]:
-    return [random.random(), random.gauss(0, 1), np.random.rand(), float(torch.rand(()))]
-
-
-def test_random_generators_continue_where_they_were() -> None:
-    random.seed(5)
-    random.gauss(0, 1)  # leaves a second number in store
-    saved = json.loads(json.dumps(state.rng_state(CPU)))
-    expected = draws()
-    draws()
-    state.set_rng_state(saved, CPU)
-    assert draws() == expected
 
 
 def trained_pair() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -49,11 +30,14 @@ def write(
     content = state.collect_state(
         model,
         optimizer,
-        name="adamw",
-        progress=progress or state.Progress(step=3),
-        settings={"learning_rate": 0.1},
-        seed=4,
-        ranks=[{}],
+        state.SavedState(
+            directory,
+            progress=progress or state.Progress(step=3),
+            optimizer="adamw",
+            settings={"learning_rate": 0.1},
+            seed=4,
+            ranks=[{}],
+        ),
     )
     state.write_state(directory / state.STATE_DIRECTORY, content)
     return directory

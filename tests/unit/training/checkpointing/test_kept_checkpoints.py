@@ -14,8 +14,8 @@ import sentencepiece
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.errors import CheckpointError
-from onmt_llm.training.job import train
-from onmt_llm.training.optim.ema import Average
+from onmt_llm.training.optim.ema import EMA
+from onmt_llm.training.train import train
 
 SAVES = 6
 RESUMES = 3
@@ -85,7 +85,7 @@ def test_a_run_that_is_resumed_three_times_ends_as_if_it_had_never_stopped(
 
 def test_a_name_that_is_taken_is_told_before_the_first_step(copy_task: Any) -> None:
     (copy_task.folder / "toy_step_3").write_text("notes")
-    with pytest.raises(CheckpointError, match=r"toy_step_3, but that is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"toy_step_3, but that is not a checkpoint"):
         copy_task.run()
     assert (copy_task.folder / "toy_step_3").read_text() == "notes"
     assert not (copy_task.folder / "toy_metrics.jsonl").exists()
@@ -95,7 +95,7 @@ def test_an_adapter_does_not_replace_its_base(copy_task: Any) -> None:
     copy_task.run()
     base = copy_task.folder / "toy_step_3"
     run = {"train_from": str(base), "save_model": str(copy_task.folder / "toy"), "reset_optim": "all"}
-    with pytest.raises(CheckpointError, match=r"begins with .*toy_step_3, but would write"):
+    with pytest.raises(CheckpointError, match=r"starts from .*toy_step_3, but would write"):
         copy_task.run(run=run, lora={"lora_layers": ["q_proj"]})
     copy_task.run(run={**run, "save_checkpoint_steps": 2, "train_steps": 4}, lora={"lora_layers": ["q_proj"]})
     assert not Checkpoint.open(base).is_adapter and Checkpoint.open(copy_task.folder / "toy_step_4").is_adapter
@@ -112,19 +112,19 @@ def test_a_folder_that_is_removed_in_a_run_is_made_anew(
         "safety": {"save_async": False},
     }
     copy_task.run(run={**settings, "save_model": str(copy_task.folder / "whole/m")}, **sections)
-    update = Average.update
+    update = EMA.update
 
-    def removed_after_seven(self: Average, step: int) -> None:
+    def removed_after_seven(self: EMA, step: int) -> None:
         update(self, step)
         if step == 7:
             shutil.rmtree(copy_task.folder / "run")
 
-    monkeypatch.setattr(Average, "update", removed_after_seven)
+    monkeypatch.setattr(EMA, "update", removed_after_seven)
     assert copy_task.run(run=settings, **sections).status == "finished"
     assert sorted(path.name for path in (copy_task.folder / "run").glob("m_step_*[0-9]")) == ["m_step_12", "m_step_9"]
     rows = [json.loads(line) for line in (copy_task.folder / "run/m_metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 13))
-    said = [record.message for record in caplog.records if "was removed while the run goes on" in record.message]
+    said = [record.message for record in caplog.records if "was removed during the run" in record.message]
     assert sorted(Path(message.split()[0]).name for message in said) == [".m.lock", "m_metrics.jsonl"]
     last = [copy_task.folder / name / "m_step_12/model.safetensors" for name in ("run", "whole")]
     assert last[0].read_bytes() == last[1].read_bytes()

@@ -16,8 +16,8 @@ import torch
 from onmt_llm.config.training.safety import SafetyConfig, seconds
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training.checkpointing import saver
-from onmt_llm.training.job import TrainResult
-from onmt_llm.training.state import TrainState, read_state
+from onmt_llm.training.result import TrainResult
+from onmt_llm.training.state import TrainingState, read_state
 
 AVERAGED = {"learning_rate": 0.01, "average_decay": 0.05}
 
@@ -72,7 +72,7 @@ def test_auto_begins_goes_on_and_ends(copy_task: Any, log: pytest.LogCaptureFixt
     log.clear()
     result = go(copy_task, "part", run={"train_steps": 8, "keep_checkpoint": 1})
     assert (result.status, result.step) == ("finished", 8)
-    assert "train_from auto: the run goes on from" in log.text and "Resuming after step 6" in log.text
+    assert "train_from auto: resuming from" in log.text and "Resuming after step 6" in log.text
     assert "train_steps is 8 now; it was 6" in log.text
     assert_equal(copy_task, "whole/toy_step_8", "part/toy_step_8")
     assert names(copy_task, "part") == ["toy_step_8", "toy_step_8_ema"]
@@ -94,14 +94,12 @@ def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_used(copy_task: 
     go(copy_task, "part", run={"train_steps": 4})
     newest = copy_task.folder / "part/toy_step_4"
     flip(newest / "model.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"toy_step_4 must be as it was written .* model\.safetensors has"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"toy_step_4 must be intact .* model\.safetensors has") as caught:
         go(copy_task, "part", run={"train_from": str(newest)})
     assert caught.value.exit_code == 4 and "auto" in (caught.value.hint or "")
     assert go(copy_task, "part").step == 6
     assert "toy_step_4 is damaged (model.safetensors has other values in" in log.text
-    assert "the run goes on from" in log.text and "Resuming after step 2" in log.text
+    assert "resuming from" in log.text and "Resuming after step 2" in log.text
     assert "toy_step_4.damaged" in names(copy_task, "part")
     assert_equal(copy_task, "whole/toy_step_6", "part/toy_step_6")
 
@@ -110,7 +108,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(copy_task: Any, monkeypa
     go(copy_task, "waiting", safety={"save_async": False})
     write, reached = saver.write_state, []
 
-    def slowly(directory: Path, state: TrainState) -> None:
+    def slowly(directory: Path, state: TrainingState) -> None:
         deadline = time.monotonic() + 5
         while json.loads(state.text)["progress"]["step"] == 2 and time.monotonic() < deadline and not is_at(4):
             time.sleep(0.01)
@@ -146,10 +144,10 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 
 def test_the_best_checkpoint_is_saved_and_stays(copy_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ppl = iter([5.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0])
-    judge = "onmt_llm.training.validation.validate.Judge.__call__"
-    from onmt_llm.training.metrics.reporter import Judgement, Totals
+    judge = "onmt_llm.training.validation.validate.Validator.__call__"
+    from onmt_llm.training.metrics.reporter import Totals, ValidationResult
 
-    monkeypatch.setattr(judge, lambda self, step: Judgement(Totals(nll=next(ppl), tokens=1)))
+    monkeypatch.setattr(judge, lambda self, step: ValidationResult(Totals(nll=next(ppl), tokens=1)))
     settings = {"train_steps": 8, "save_checkpoint_steps": 4, "valid_steps": 1, "keep_checkpoint": 1}
     go(copy_task, "best", run={**settings, "train_steps": 4}, safety={"save_best": True}, optimizer={})
     assert names(copy_task, "best") == ["toy_step_2", "toy_step_4"]
@@ -164,16 +162,16 @@ def test_a_signal_ends_the_run_with_the_shells_code_and_a_validation_that_was_du
 ) -> None:
     settings = {"train_steps": 6, "save_checkpoint_steps": 4, "valid_steps": 3}
     go(copy_task, "whole", run=settings)
-    from onmt_llm.training.optim.ema import Average
+    from onmt_llm.training.optim.ema import EMA
 
-    update = Average.update
+    update = EMA.update
 
-    def told_at_three(self: Average, step: int) -> None:
+    def told_at_three(self: EMA, step: int) -> None:
         update(self, step)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Average, "update", told_at_three)
+    monkeypatch.setattr(EMA, "update", told_at_three)
     result = go(copy_task, "part", run=settings)
     assert (result.status, result.step, result.exit_code) == ("interrupted", 3, 128 + signal.SIGTERM)
     monkeypatch.undo()
@@ -198,7 +196,7 @@ def test_a_run_that_stopped_early_is_not_begun_again(copy_task: Any, log: Any) -
     first = go(copy_task, "early", run=settings, **stop)
     assert first.status == "stopped early"
     assert go(copy_task, "early", run=settings, **stop).status == "already done"
-    assert f"stopped early at step {first.step}, after 1 validations without better ppl" in log.text
+    assert f"stopped early at step {first.step}, after 1 validations without improvement in ppl" in log.text
     patient = {**stop, "validation": {"early_stopping": 3}}
     assert go(copy_task, "early", run={**settings, "train_steps": first.step + 1}, **patient).step == first.step + 1
 
@@ -219,7 +217,7 @@ def test_one_curve_in_tensorboard(copy_task: Any) -> None:
     assert [event.step for event in events.Scalars("progress/ppl")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_leap_of_the_loss_is_gone_back_from_and_its_data_left_out(copy_task: Any, log: Any) -> None:
+def test_a_loss_spike_is_rolled_back_and_its_data_skipped(copy_task: Any, log: Any) -> None:
     rng = random.Random(1)
     lines = [" ".join(rng.choices(["w0", "w1", "w2", "w3"], k=3)) for _ in range(800)]
     # a bucket of 40 that is not like the others: the batches 26 to 30
@@ -245,11 +243,11 @@ def test_a_leap_of_the_loss_is_gone_back_from_and_its_data_left_out(copy_task: A
 def test_the_watchdog_goes_back_to_the_beginning_where_there_is_no_checkpoint(
     copy_task: Any, log: Any, monkeypatch: Any
 ) -> None:
-    from onmt_llm.training.loss_spikes import Watchdog
+    from onmt_llm.training.loss_spikes import SpikeDetector
 
-    ask, asked = Watchdog.__call__, []
+    ask, asked = SpikeDetector.__call__, []
 
-    def leap_at_three(self: Watchdog, progress: Any, loss: float, step: int) -> bool:
+    def spike_at_three(self: SpikeDetector, progress: Any, loss: float, step: int) -> bool:
         asked.append(step)
         return (
             self.back(progress, "the loss is odd", step)
@@ -257,7 +255,7 @@ def test_the_watchdog_goes_back_to_the_beginning_where_there_is_no_checkpoint(
             else ask(self, progress, loss, step)
         )
 
-    monkeypatch.setattr(Watchdog, "__call__", leap_at_three)
+    monkeypatch.setattr(SpikeDetector, "__call__", spike_at_three)
     result = go(copy_task, "back", run={"save_checkpoint_steps": 6}, safety={"spike_action": "rollback"})
     assert (result.status, result.step, asked) == ("finished", 6, [1, 2, 3, 1, 2, 3, 1, 2, 3, 4, 5, 6])
     assert "goes back to its beginning" in log.text

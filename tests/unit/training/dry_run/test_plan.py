@@ -9,10 +9,10 @@ import torch
 
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.training.dry_run.activations import Kept, Shape
-from onmt_llm.training.job import plan
+from onmt_llm.training.dry_run.activations import ActivationEstimate, BatchShape
+from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.optim.precision import choose_precision
-from onmt_llm.training.setup.model import Layers
+from onmt_llm.training.setup.layers import LayerPlan
 from tests.options import train_config
 
 NAMES = ["q_proj", "down_proj"]
@@ -26,22 +26,22 @@ ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=Fa
 @pytest.mark.parametrize(
     ("shape", "layers", "run"),
     [
-        (LLAMA, Layers(), {}),
-        (LLAMA, Layers(ADAPTER, quantised=tuple(NAMES), quant_type="int8"), {"use_ckpting": ["lora"]}),
-        (LLAMA, Layers(ADAPTER), {"use_ckpting": ["mha"], "attention_dropout": [0.1]}),
-        ({"encoder_layers": 1}, Layers(), {"dropout": [0.1], "attention_dropout": [0.1]}),
-        ({"encoder_layers": 1, "norm_position": "post", "position": "shaw", "relative_positions": 2}, Layers(), {}),
+        (LLAMA, LayerPlan(), {}),
+        (LLAMA, LayerPlan(ADAPTER, quantised=tuple(NAMES), quant_type="int8"), {"use_ckpting": ["lora"]}),
+        (LLAMA, LayerPlan(ADAPTER), {"use_ckpting": ["mha"], "attention_dropout": [0.1]}),
+        ({"encoder_layers": 1}, LayerPlan(), {"dropout": [0.1], "attention_dropout": [0.1]}),
+        ({"encoder_layers": 1, "norm_position": "post", "position": "shaw", "relative_positions": 2}, LayerPlan(), {}),
     ],
 )
 def test_a_narrow_copy_tells_what_the_whole_keeps(
-    shape: dict[str, Any], layers: Layers, run: dict[str, Any], dtype: Any, packed: bool
+    shape: dict[str, Any], layers: LayerPlan, run: dict[str, Any], dtype: Any, packed: bool
 ) -> None:
     config = ModelConfig(**{**BASE, **shape})
     parts = run.get("use_ckpting", [])
     settings = train_config({"run": {"dropout": [0.0], "attention_dropout": [0.0], **run}})
     precision = choose_precision(dtype, lora=layers.lora is not None, loss_scale=0.0, device=torch.device("meta"))
-    batch = Shape(3, 3, 200, 100 if config.encoder_layers else 0, packed)
-    kept = Kept(config, settings, layers, precision, batch)
+    batch = BatchShape(3, 3, 200, 100 if config.encoder_layers else 0, packed)
+    kept = ActivationEstimate(config, settings, layers, precision, batch)
     whole = kept._count(config.size_per_head, batch.tgt_length, parts)
     # beside activations: weights that were cast for autocast
     cast = kept._count(config.size_per_head, 4, parts) if precision.autocast else 0
@@ -54,7 +54,7 @@ def test_what_is_recomputed_is_there_a_part_at_a_time() -> None:
 
     def at_most(*parts: Any) -> int:
         settings = train_config({"run": {"use_ckpting": parts}})
-        return Kept(config, settings, Layers(), precision, Shape(1, 1, 64)).at_most()
+        return ActivationEstimate(config, settings, LayerPlan(), precision, BatchShape(1, 1, 64)).peak_bytes()
 
     assert at_most() > at_most("mha") > at_most("mha", "ffn") > at_most("block", "mha", "ffn")
     assert at_most() / 8 < at_most("block") < at_most() / 2

@@ -10,7 +10,7 @@ import pytest
 from onmt_llm.data.readers.lines import LineReader
 from onmt_llm.errors import DataError
 from onmt_llm.training.dry_run import sampling
-from onmt_llm.training.job import plan
+from onmt_llm.training.dry_run.plan import plan
 
 
 @pytest.fixture

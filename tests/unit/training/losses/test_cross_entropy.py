@@ -12,7 +12,9 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, lora_modules
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.losses.cross_entropy import batch_loss, token_loss
+from onmt_llm.training.losses.batch_loss import batch_loss
+from onmt_llm.training.losses.cross_entropy import token_loss
+from onmt_llm.training.losses.output_layer import OutputLayer
 
 B, T, D, V = 3, 7, 8, 19
 
@@ -65,9 +67,7 @@ def test_loss_and_gradients_equal_cross_entropy(kind: str, smoothing: float, chu
     loss = token_loss(
         ours,
         labels,
-        head,
-        parameters,
-        vocab_size=V,
+        OutputLayer(head, parameters, V),
         label_smoothing=smoothing,
         scale=3.0,
         chunk_tokens=chunk_tokens,
@@ -86,8 +86,8 @@ def test_likelihood_and_hits_ignore_label_smoothing() -> None:
     head = nn.Linear(D, V)
     hidden, labels = batch()
     with torch.no_grad():
-        plain = token_loss(hidden, labels, head, [], vocab_size=V)
-        smooth = token_loss(hidden, labels, head, [], vocab_size=V, label_smoothing=0.3)
+        plain = token_loss(hidden, labels, OutputLayer(head, [], V))
+        smooth = token_loss(hidden, labels, OutputLayer(head, [], V), label_smoothing=0.3)
         hits = (head(hidden).argmax(-1) == labels).sum()
     assert plain.nll == smooth.nll == plain.total != smooth.total
     assert plain.correct == hits
@@ -102,7 +102,7 @@ def test_only_trained_positions_reach_the_head_in_bounded_chunks() -> None:
         return head(x)
 
     hidden, labels = batch()
-    token_loss(hidden.requires_grad_(), labels, recording, list(head.parameters()), vocab_size=V, chunk_tokens=4)
+    token_loss(hidden.requires_grad_(), labels, OutputLayer(recording, list(head.parameters()), V), chunk_tokens=4)
     assert sum(seen) == int((labels != -100).sum())
     assert max(seen) == 4
 
@@ -110,7 +110,7 @@ def test_only_trained_positions_reach_the_head_in_bounded_chunks() -> None:
 def test_a_batch_without_trained_tokens_has_zero_loss_and_gradient() -> None:
     hidden, labels = batch(masked=2.0)
     hidden.requires_grad_()
-    loss = token_loss(hidden, labels, nn.Linear(D, V), [], vocab_size=V)
+    loss = token_loss(hidden, labels, OutputLayer(nn.Linear(D, V), [], V))
     loss.scaled.backward()
     assert loss.tokens == 0 and loss.total == 0
     assert not hidden.grad.any()
@@ -119,7 +119,7 @@ def test_a_batch_without_trained_tokens_has_zero_loss_and_gradient() -> None:
 def test_softmax_is_float32_whatever_the_model_computes_in() -> None:
     head = nn.Linear(D, V, dtype=torch.bfloat16)
     hidden, labels = batch()
-    loss = token_loss(hidden.bfloat16().requires_grad_(), labels, head, list(head.parameters()), vocab_size=V)
+    loss = token_loss(hidden.bfloat16().requires_grad_(), labels, OutputLayer(head, list(head.parameters()), V))
     assert loss.total.dtype == torch.float32
     expected = F.cross_entropy(head(hidden.bfloat16()).float().flatten(0, 1), labels.flatten(), reduction="sum")
     torch.testing.assert_close(loss.total, expected.detach())

@@ -13,9 +13,11 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
-from onmt_llm.training.losses.cross_entropy import batch_loss, token_loss
+from onmt_llm.training.losses.batch_loss import batch_loss
+from onmt_llm.training.losses.cross_entropy import token_loss
 from onmt_llm.training.losses.lm_prior import LmPrior
 from onmt_llm.training.losses.objective import GuidedAlignment, Objective, alignment_loss
+from onmt_llm.training.losses.output_layer import OutputLayer
 
 B, T, D, V = 3, 5, 6, 11
 UNK, EOS = 0, 3
@@ -48,9 +50,7 @@ def test_the_prior_is_the_divergence_from_the_language_model(smoothing: float, c
     loss = token_loss(
         hidden,
         labels_BT,
-        head,
-        list(head.parameters()),
-        vocab_size=V,
+        OutputLayer(head, list(head.parameters()), V),
         label_smoothing=smoothing,
         prior=prior(batch),
         chunk_tokens=chunk_tokens,
@@ -60,7 +60,7 @@ def test_the_prior_is_the_divergence_from_the_language_model(smoothing: float, c
     for got, wanted in zip([hidden.grad, *(p.grad for p in head.parameters())], gradients, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        again = token_loss(hidden, labels_BT, head, [], vocab_size=V, label_smoothing=smoothing, prior=prior(batch))
+        again = token_loss(hidden, labels_BT, OutputLayer(head, [], V), label_smoothing=smoothing, prior=prior(batch))
     torch.testing.assert_close(again.total, loss.total)
 
 

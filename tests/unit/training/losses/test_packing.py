@@ -17,7 +17,7 @@ from onmt_llm.data.batching.packing import pack_rows
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.losses.objective import GuidedAlignment, Objective
 
 POSITIONS: dict[str, dict[str, Any]] = {

@@ -26,7 +26,8 @@ from onmt_llm.nn.lora.variant import LoRAVariant
 from onmt_llm.nn.quantized import quantize, set_int8_products
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.log_probs import LogProbs, label_log_probs
-from onmt_llm.training.losses.preference import Outcome, Preference, dpo, kto, orpo
+from onmt_llm.training.losses.output_layer import OutputLayer
+from onmt_llm.training.losses.preference import PreferenceLoss, PreferenceLosses, dpo, kto, orpo
 
 ROOT = Path(__file__).parents[4]
 FIXTURE = ROOT / "tests/data/preference.npz"
@@ -47,13 +48,13 @@ def labels(ids_BT: torch.Tensor, answer_BT: torch.Tensor) -> torch.Tensor:
 
 
 def given(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> LogProbs:
-    return label_log_probs(logits_BTV[:, :-1], labels_BT, lambda logits: logits, vocab_size=16, chunk_tokens=3)
+    return label_log_probs(logits_BTV[:, :-1], labels_BT, OutputLayer(lambda logits: logits, [], 16), chunk_tokens=3)
 
 
-def outcome(loss: str, made: dict[str, torch.Tensor], head: torch.nn.Linear) -> Outcome:
+def outcome(loss: str, made: dict[str, torch.Tensor], head: torch.nn.Linear) -> PreferenceLosses:
     labels_BT = labels(made["ids"], made["answer"])
     hidden_BTD = made["hidden"][:, :-1]
-    new = label_log_probs(hidden_BTD, labels_BT, head, [head.weight], vocab_size=16, chunk_tokens=3)
+    new = label_log_probs(hidden_BTD, labels_BT, OutputLayer(head, [head.weight], 16), chunk_tokens=3)
     first = torch.arange(len(labels_BT)) < len(labels_BT) // 2
     if loss == "orpo":
         return orpo(new.rows(first), new.rows(~first), PreferenceConfig(orpo_beta=0.3))
@@ -121,7 +122,7 @@ def test_chunked_log_probs_are_those_of_the_whole() -> None:
         sizes.append(len(x))
         return head(x)
 
-    found = label_log_probs(hidden, marks, counted, [head.weight, head.bias], vocab_size=11, chunk_tokens=4)
+    found = label_log_probs(hidden, marks, OutputLayer(counted, [head.weight, head.bias], 11), chunk_tokens=4)
     torch.testing.assert_close(found.total_B, logp.sum(1))
     assert found.count_B.tolist() == (marks >= 0).sum(1).tolist()
     (found.total_B * weights).sum().backward()
@@ -261,5 +262,5 @@ def test_with_int8_products_the_reference_computes_as_the_policy_does() -> None:
     ids_BT = torch.randint(19, (4, 20))
     labels_BT = ids_BT.roll(-1, 1)
     batch = Batch(None, None, ids_BT, labels_BT, None, labels_BT.numel(), 2, preference_B=torch.tensor([1, 0, 1, 0]))
-    loss = Preference("dpo", PreferenceConfig())(model.train(), batch, 1.0)
+    loss = PreferenceLoss("dpo", PreferenceConfig())(model.train(), batch, 1.0)
     assert loss.rewards is not None and float(loss.total) == pytest.approx(2 * math.log(2), abs=1e-6)

@@ -16,9 +16,9 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.losses.cross_entropy import batch_loss
-from onmt_llm.training.metrics.mfu import Machine, ModelFlops, matmul_peak
-from onmt_llm.training.metrics.profiler import OperationCounter
+from onmt_llm.training.losses.batch_loss import batch_loss
+from onmt_llm.training.metrics.mfu import HardwareMonitor, ModelFlops, matmul_peak
+from onmt_llm.training.metrics.profiler import FlopCounter
 
 MakeBatch = Callable[[Sequence[Sequence[int]], Sequence[int]], Batch]
 SHAPE: dict[str, Any] = {"hidden_size": 64, "heads": 4, "ffn_size": 96, "vocab_size": 48}
@@ -26,7 +26,7 @@ SHAPE: dict[str, Any] = {"hidden_size": 64, "heads": 4, "ffn_size": 96, "vocab_s
 
 def counted(model: Transformer, batch: Batch) -> float:
     """What torch counts in a forward and a backward pass."""
-    with OperationCounter() as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
         batch_loss(model, batch).scaled.backward()
     return float(counter.flops.total())
 
@@ -77,11 +77,11 @@ def test_documents_of_a_packed_row_and_a_window_look_less_far(batch: Batch) -> N
 
 def test_the_share_is_of_the_seconds_and_the_peak(batch: Batch) -> None:
     flops = ModelFlops.of(built(decoder_layers=1))
-    machine = Machine(torch.device("cpu"), flops, peak=10 * flops(batch))
+    machine = HardwareMonitor(torch.device("cpu"), flops, peak=10 * flops(batch))
     assert list(machine.watch([batch, batch])) == [batch, batch]
-    assert machine.figures(seconds=4.0)["mfu"] == pytest.approx(2 / 40)
-    assert machine.figures(seconds=4.0)["mfu"] == 0
-    assert "mfu" not in Machine(torch.device("cpu")).figures(1.0)
+    assert machine.metrics(seconds=4.0)["mfu"] == pytest.approx(2 / 40)
+    assert machine.metrics(seconds=4.0)["mfu"] == 0
+    assert "mfu" not in HardwareMonitor(torch.device("cpu")).metrics(1.0)
 
 
 def test_the_peak_is_that_of_a_matrix_product_and_draws_nothing() -> None:

@@ -20,9 +20,9 @@ from onmt_llm.data.batching.encoder import IGNORED, Encoded
 from onmt_llm.data.batching.packing import Row, pack_rows, whole
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.losses.objective import Objective
-from onmt_llm.training.losses.preference import Preference, sequence_log_probs
+from onmt_llm.training.losses.preference import PreferenceLoss, sequence_log_probs
 
 CORPORA = 4  # of which the last has no example
 PACKED = {"batch_size": 8, "bucket_size": 40, "packing": "pack", "packing_length": 24}
@@ -99,7 +99,7 @@ def test_of_preferences_it_is_the_likelihood_of_the_good_answers(kind: Any) -> N
         each.good = kind == "orpo" or draw.random() < 0.6
         each.rival = other if kind == "orpo" else None
         other.corpus = each.corpus
-    preference = Preference(kind, PreferenceConfig(), reference)
+    preference = PreferenceLoss(kind, PreferenceConfig(), reference)
     batch = Batch.of(collate(judged, pad_id=0, src_pad_id=1))
     found = batch_loss(model, batch, objective=Objective(preference=preference), corpora=CORPORA)
     assert found.by_corpus_K2 is not None

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.errors import DataError
-from onmt_llm.training.metrics.reporter import Judgement, Reporter, Totals, duration
-from onmt_llm.training.metrics.sinks import OpenSink, Sink, open_rows, open_tensorboard
+from onmt_llm.training.metrics.reporter import MetricSources, Reporter, duration
+from onmt_llm.training.metrics.sinks import OpenSink, Sink, open_jsonl, open_tensorboard
+from onmt_llm.training.metrics.totals import Totals, ValidationResult
 
 
 def test_figures_are_weighted_by_tokens() -> None:
@@ -40,7 +41,7 @@ def report(path: Path | None, *, start: int = 0, progress: str = "line", tensorb
 def sinks(path: Path | None, tensorboard: Path | None, start: int = 0) -> dict[str, OpenSink]:
     opened: dict[str, OpenSink] = {}
     if path is not None:
-        opened["metrics_file"] = partial(open_rows, path, start)
+        opened["metrics_file"] = partial(open_jsonl, path, start)
     if tensorboard is not None:
         opened["tensorboard"] = lambda place: open_tensorboard(Path(), start, str(tensorboard))
     return opened
@@ -68,17 +69,17 @@ def test_a_file_that_holds_something_else_is_not_touched(tmp_path: Path) -> None
     for content in (b"my notes\n", b'{"step": 1}\nnotes\n{"step": 3}\n', b"\xff\xfe", b"[1, 2]\n{\n"):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"metrics\.jsonl"):
-            open_rows(path, 0)
+            open_jsonl(path, 0)
         assert path.read_bytes() == content
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n\0\0\0')  # after a loss of power
     (tmp_path / "link").symlink_to(path)
-    open_rows(tmp_path / "link", 1).close(False)
+    open_jsonl(tmp_path / "link", 1).close(False)
     assert path.read_text() == '{"step": 1}\n' and (tmp_path / "link").is_symlink()
 
 
 def test_rows_go_to_the_file_that_is_there(tmp_path: Path) -> None:
     path = tmp_path / "run/metrics.jsonl"
-    sink = open_rows(path, 0)
+    sink = open_jsonl(path, 0)
     sink.write("valid", 1, {"ppl": 2.0})
     shutil.rmtree(path.parent)
     sink.write("valid", 2, {"ppl": 2.0})
@@ -88,7 +89,7 @@ def test_rows_go_to_the_file_that_is_there(tmp_path: Path) -> None:
     sink.write("valid", 3, {"ppl": 2.0})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [3]
     sink.close(False)
-    null = open_rows(Path("/dev/null"), 0)
+    null = open_jsonl(Path("/dev/null"), 0)
     null.write("valid", 1, {"ppl": 2.0})
     null.close(False)
 
@@ -119,7 +120,7 @@ def test_tensorboard_tags(tmp_path: Path) -> None:
 
     reporter = report(None, progress="none", tensorboard=tmp_path)
     feed(reporter, range(1, 5))
-    reporter.validation(4, Judgement(Totals(nll=1.0, tokens=1), {"BLEU": 12.5}), patience=2)
+    reporter.validation(4, ValidationResult(Totals(nll=1.0, tokens=1), {"BLEU": 12.5}), patience=2)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     tags = set(events.Tags()["scalars"])
@@ -164,7 +165,7 @@ def test_what_became_of_the_data_is_in_every_row_and_in_tensorboard(tmp_path: Pa
         report_every=2,
         progress="none",
         sinks=sinks(path, folder),
-        data=lambda: next(counted),
+        sources=MetricSources(data=lambda: next(counted)),
     )
     feed(reporter, range(1, 5))
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from onmt_llm.errors import UnsupportedError
-from onmt_llm.training.metrics.reporter import Judgement, Reporter, Totals
+from onmt_llm.training.metrics.reporter import MetricSources, Reporter
 from onmt_llm.training.metrics.sinks import check_trackers, open_mlflow, open_wandb
+from onmt_llm.training.metrics.totals import Totals, ValidationResult
 
 
 class FakeWandb(ModuleType):
@@ -49,12 +50,13 @@ class FakeMlflow(ModuleType):
 
 
 def run_with(sinks: dict[str, Any], resumed: dict[str, Any] | None = None) -> dict[str, Any]:
-    shared = {"start_step": 0, "train_steps": 2, "report_every": 1, "progress": "none", "corpora": ["news", "talks"]}
-    with Reporter(**shared, sinks=sinks, resumed=resumed) as reporter:
+    sources = MetricSources(corpora=["news", "talks"])
+    shared: dict[str, Any] = {"start_step": 0, "train_steps": 2, "report_every": 1, "progress": "none"}
+    with Reporter(**shared, sinks=sinks, resumed=resumed, sources=sources) as reporter:
         totals = Totals(loss=2.0, nll=2.0, tokens=2, by_corpus=((2.0, 2.0), (0.0, 0.0)))
         reporter.update(1, totals, rate=0.1, grad_norm=float("inf"))
         single = {"valid_a": Totals(nll=1.0, tokens=1), "valid_b": Totals(nll=3.0, tokens=1)}
-        reporter.validation(1, Judgement(Totals(nll=4.0, tokens=2), {"BLEU": 12.5}, single))
+        reporter.validation(1, ValidationResult(Totals(nll=4.0, tokens=2), {"BLEU": 12.5}, single))
         return reporter.state()
 
 

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from onmt_llm.checkpoint.load import load_model
-from onmt_llm.training.optim.ema import Average
+from onmt_llm.training.optim.ema import EMA
 
 AVERAGED = {"average_decay": 0.3, "average_every": 2, "learning_rate": 0.01}
 
 
 def test_it_follows_the_recurrence() -> None:
     model = nn.Linear(1, 1, bias=False)
-    average = Average(model, decay=0.5, every=3)
+    average = EMA(model, decay=0.5, every=3)
     expected = 0.0
     for step in range(1, 40):
         weight = float(step * step)
@@ -37,7 +37,7 @@ def test_it_follows_the_recurrence() -> None:
 def test_only_what_is_trained_is_averaged() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    average = Average(model, decay=0.5)
+    average = EMA(model, decay=0.5)
     average.update(1)
     with average.in_place():
         assert model.bias.data_ptr() == model.bias.data.data_ptr()
@@ -103,4 +103,4 @@ def test_averages_go_with_their_checkpoints(copy_task: Any, caplog: pytest.LogCa
     shutil.rmtree(copy_task.folder / "k_step_3_ema")
     resume = {**settings, "train_steps": 4, "train_from": str(copy_task.folder / "k_step_3")}
     copy_task.run("k", optimizer=AVERAGED, run=resume)
-    assert "has no average beside it (k_step_3_ema): it begins anew" in caplog.text
+    assert "has no averaged weights beside it (k_step_3_ema): a new average is started" in caplog.text

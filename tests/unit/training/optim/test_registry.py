@@ -225,7 +225,7 @@ def test_fusedadam_falls_back_to_torch_and_says_so_once(
     with caplog.at_level("INFO"):
         optimizers = [optim.build_optimizer(nn.Linear(2, 2), OptimConfig(optim="fusedadam")) for _ in range(2)]
     assert all(type(o) is torch.optim.AdamW and o.defaults["fused"] for o in optimizers)
-    assert caplog.text.count("torch's fused AdamW takes its place") == 1
+    assert caplog.text.count("torch's fused AdamW is used instead") == 1
 
 
 def test_the_wrong_apex_is_noticed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,10 +19,10 @@ from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.nn.block_expansion import add_twins, freeze_all_but, new_blocks, stack_blocks
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.job import plan
-from onmt_llm.training.losses.cross_entropy import batch_loss
+from onmt_llm.training.dry_run.plan import plan
+from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.metrics.mfu import ModelFlops
-from onmt_llm.training.metrics.profiler import OperationCounter
+from onmt_llm.training.metrics.profiler import FlopCounter
 
 LM = {"encoder_layers": 0, "decoder_layers": 2, "ffn_gated": True, "norm": "rmsnorm", "position": "rotary"}
 SEQ2SEQ = {"encoder_layers": 2, "decoder_layers": 2, "position": "sinusoidal"}
@@ -206,6 +206,6 @@ def test_operations_are_those_that_torch_counts(make_batch: Any, kind: Any, bloc
     add_twins(model, blocks, 0.5) if kind == "concat" else stack_blocks(model, blocks)
     freeze_all_but(model, new_blocks(blocks, kind))
     batch: Batch = make_batch([[3] * 7, [4] * 7, [5] * 5], [2, 0, 0])
-    with OperationCounter() as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
         batch_loss(model, batch).scaled.backward()
     assert ModelFlops.of(model)(batch) == pytest.approx(float(counter.flops.total()), rel=0.02)

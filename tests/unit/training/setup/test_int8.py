@@ -9,7 +9,7 @@ from torch import nn
 from onmt_llm.config.training.adapters import QuantizationConfig
 from onmt_llm.nn.cpu import int8_matmul as int8_products
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.training.setup.model import compute_quantised_in
+from onmt_llm.training.setup.model import set_quant_compute
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_the_option_decides_or_the_processor(
     model = nn.Sequential(nn.Linear(16, 8))
     quantize(model, ["0"], "int8")
     settings = QuantizationConfig(quant_layers=["0"], quant_type="int8", quant_compute=compute)
-    compute_quantised_in(model, settings, torch.device("cpu"))
+    set_quant_compute(model, settings, torch.device("cpu"))
     assert model[0].int8_products is expected
 
 

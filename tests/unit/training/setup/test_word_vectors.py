@@ -14,9 +14,10 @@ import torch
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.training.job import plan, train
+from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.setup.start import open_start
 from onmt_llm.training.setup.word_vectors import read_vectors
+from onmt_llm.training.train import train
 from tests.options import train_config
 
 ORACLE = Path(__file__).parents[3] / "data" / "opennmt_vocab"

@@ -1,6 +1,6 @@
-"""Validation by what the model says itself: it translates (or answers) the validation corpora, and is scored.
+"""Validation by generation: the model translates or answers the validation corpora, and metrics score its output.
 
-The search is that of the engines, and the text is what the transforms, undone in reverse order, make of its tokens.
+Decoding is that of the engines. The text is reconstructed from the tokens by undoing the transforms in reverse order.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from onmt_llm.training.optim.precision import Precision
 
 
 def dump_folder(settings: ValidationConfig, save_model: str) -> Path | None:
-    """Where predictions go; None where they go nowhere."""
+    """The folder for predictions; None if they are not written."""
     if settings.dump_preds:
         return Path(settings.dump_preds)
     return Path(f"{save_model}_preds") if settings.scoring_debug else None
 
 
-class Translations:
-    """The questions of the validation corpora, asked again and again.
+class GenerationValidator:
+    """Generates answers to the prompts of the validation corpora and scores them.
 
     Args:
-        prompts: Questions and answers.
-        skipped: Examples that are left out, for the log.
-        scorers: What compares them.
-        codec: Text side of the model.
-        settings: How to search, and what to write down.
+        prompts: Prompts with reference answers.
+        skipped: Number of skipped examples, for the log.
+        scorers: The metrics.
+        codec: Tokeniser and vocabulary of the model.
+        settings: How to decode, and what to write.
         batching: How many prompts are decoded together.
-        folder: Where predictions are written; None = nowhere.
+        folder: Folder for predictions; None = they are not written.
 
     Raises:
-        DataError: There is no question.
+        DataError: There is no prompt.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Translations:
     ) -> None:
         if not prompts:
             raise DataError(
-                "valid_metrics need validation examples with a question and an answer, but there is none.",
-                hint="a language model is asked path_src beside path_tgt, a JSONL prompt, or an untrained part",
+                "valid_metrics need validation examples with a prompt and an answer, but there is none.",
+                hint="the prompt of a language model is path_src beside path_tgt, a JSONL prompt, or an untrained part",
             )
         if skipped:
-            logger.info("valid_metrics: %d validation examples are asked, %d left out.", len(prompts), skipped)
+            logger.info("valid_metrics: %d validation examples are used, %d skipped.", len(prompts), skipped)
         self._prompts = prompts
         self._references = [_one_line(prompt.reference) for prompt in prompts]
         self._scorers = scorers
@@ -73,17 +73,17 @@ class Translations:
         self._options = GenerationConfig(beam_size=settings.valid_beam_size, max_length=settings.valid_max_length)
         self._batching = batching
         self._folder = folder
-        self._side_by_side = settings.scoring_debug
+        self._writes_comparison = settings.scoring_debug
 
     def score(self, model: Transformer, step: int, *, precision: Precision, world: World) -> dict[str, float]:
-        """What the scorers say of the model's answers, on all ranks alike; dropout is off meanwhile."""
+        """Scores of the model's answers by metric, equal on all ranks; decoding is without dropout."""
         predictions = self._predict(model, precision=precision, world=world)
         if world.is_main and self._folder is not None:
             self._write(self._folder, step, predictions)
         return {scorer.name: scorer.score(predictions, self._references) for scorer in self._scorers}
 
     def _predict(self, model: Transformer, *, precision: Precision, world: World) -> list[str]:
-        """All predictions in order; each rank makes every n-th of them."""
+        """All predictions in order; each rank generates every n-th of them."""
         mine = self._prompts[world.rank :: world.size]
         model.eval()
         try:
@@ -107,14 +107,14 @@ class Translations:
     def _write(self, folder: Path, step: int, predictions: Sequence[str]) -> None:
         _write_lines(folder / f"preds.valid_step_{step}.txt", predictions)
         _write_lines(folder / "refs.valid.txt", self._references)
-        if self._side_by_side:
+        if self._writes_comparison:
             rows = zip(self._prompts, self._references, predictions, strict=True)
             blocks = [f"SOURCE: {to_line(asked.text)}\nREF: {gold}\nPRED: {said}\n" for asked, gold, said in rows]
             write_text(folder / f"debug.valid_step_{step}.txt", "\n".join(blocks))
 
 
 def _one_line(text: str) -> str:
-    """A text as it is scored and written, so that whoever scores the files finds the same."""
+    """The text as it is scored and written, so that scoring the files gives the same result."""
     return text.replace("\r", " ").replace("\n", " ").strip()
 
 

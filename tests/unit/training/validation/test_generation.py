@@ -12,7 +12,7 @@ import torch
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.generate.open import open_engine
 from onmt_llm.text.templates.builtin import get_template
-from onmt_llm.training.job import TrainResult
+from onmt_llm.training.result import TrainResult
 
 sacrebleu = pytest.importorskip("sacrebleu")
 

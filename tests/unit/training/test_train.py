@@ -20,9 +20,11 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.training.checkpointing import saver
-from onmt_llm.training.job import TrainResult, plan, train
+from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.optim import precision
-from onmt_llm.training.state import TrainState, read_state
+from onmt_llm.training.result import TrainResult
+from onmt_llm.training.state import TrainingState, read_state
+from onmt_llm.training.train import train
 from tests.options import train_config
 
 WORDS = [f"w{i}" for i in range(12)]
@@ -268,7 +270,7 @@ def test_another_optimiser_begins_anew_with_a_warning(
 ) -> None:
     monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
     run(corpus, run=saves(corpus, "toy", train_steps=3, train_from=str(base)), optimizer={"optim": "sgd"})
-    assert "The state of adamw cannot serve sgd" in caplog.text
+    assert "The state of adamw does not fit sgd" in caplog.text
 
 
 def test_other_corpora_begin_anew_with_a_warning(
@@ -278,7 +280,7 @@ def test_other_corpora_begin_anew_with_a_warning(
     data = {"data": {"other": {"path_src": str(corpus / "valid.src"), "path_tgt": str(corpus / "valid.tgt")}}}
     result = run(corpus, corpora=data, run=saves(corpus, "toy", train_steps=3, train_from=str(base)))
     assert result.step == 3
-    assert "The data begins anew" in caplog.text
+    assert "The data starts from the beginning" in caplog.text
 
 
 @pytest.mark.parametrize("save_async", [False, True])
@@ -287,7 +289,7 @@ def test_a_failed_save_ends_the_run_and_leaves_the_older_checkpoint(
 ) -> None:
     write = saver.write_state
 
-    def full_at_step_two(directory: Path, state: TrainState) -> None:
+    def full_at_step_two(directory: Path, state: TrainingState) -> None:
         if json.loads(state.text)["progress"]["step"] == 2:
             raise OSError(28, "No space left on device")
         write(directory, state)

@@ -1,0 +1,142 @@
+"""One attempt at a run: from its start, or a checkpoint, to its end or to a loss spike that it rolls back from."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.log import logger
+from onmt_llm.training.checkpointing.resume import log_changes, resume, run_options, run_seed
+from onmt_llm.training.checkpointing.saver import CheckpointSaver
+from onmt_llm.training.components import build_components
+from onmt_llm.training.dist import World
+from onmt_llm.training.loop import TrainingComponents, train_loop
+from onmt_llm.training.metrics.build import build_reporter, data_metrics, open_hardware_monitor
+from onmt_llm.training.result import RunStatus, TrainResult
+from onmt_llm.training.rng import set_seed
+from onmt_llm.training.rollback import Rollback, roll_back
+from onmt_llm.training.run_folder import RunLock, save_request_file
+from onmt_llm.training.setup.compile import timed
+from onmt_llm.training.setup.inputs import open_generation_validator, open_pipelines
+from onmt_llm.training.setup.run_setup import RunSetup
+from onmt_llm.training.signals import SignalHandler
+from onmt_llm.training.startup_log import log_start
+from onmt_llm.training.state import Progress
+from onmt_llm.training.validation.validate import Validator
+
+# Norms of new blocks are float32 among frozen bf16 ones, for which torch has no fused kernel; without a GPU
+# bitsandbytes does not page its moments, which the log says already.
+_EXPECTED_WARNINGS = ("Mismatch dtype between input and weight", "Paged optimizers are not supported on CPU")
+
+
+@dataclass(frozen=True)
+class RunEnvironment:
+    """What all attempts at a run share.
+
+    Attributes:
+        world: This process among the others.
+        deadline: Value of `time.monotonic` at which the run stops; None = never.
+        lock: The lock of the run's folder, on rank 0.
+    """
+
+    world: World
+    deadline: float | None = None
+    lock: RunLock | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How an attempt ended.
+
+    Attributes:
+        result: Status and step; the result of the run unless there is a rollback.
+        rollback: How the next attempt starts; None = there is none.
+    """
+
+    result: TrainResult
+    rollback: Rollback | None = None
+
+
+def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback | None) -> Attempt:
+    """Build the components of a run and train.
+
+    Args:
+        setup: What the run is set up from.
+        environment: What all attempts share.
+        rollback: How this attempt starts after a loss spike; None = it is the first.
+    """
+    config, world = setup.config, environment.world
+    seed = run_seed(config.run.seed, setup.saved, world) if rollback is None else rollback.seed
+    set_seed(seed)
+    generation = open_generation_validator(config, setup.options, setup.start)
+    components = build_components(setup, world, seed=seed)
+    train_data, valid_data = open_pipelines(config, setup.options, setup.start, seed=seed, world=world)
+    progress = _restore(setup, components, train_data, rollback)
+    log_start(setup, components, step=progress.step)
+    validator = None
+    if valid_data:
+        validator = Validator(
+            components.model,
+            valid_data,
+            components.precision,
+            world,
+            components.ema,
+            generation,
+            components.objective.for_validation,
+        )
+    monitor = open_hardware_monitor(config, components.model, components.precision, world.device)
+    counts = partial(data_metrics, train_data, world)
+    with (
+        _expected_warnings_ignored(),
+        CheckpointSaver(setup, components, train_data, seed, environment.lock) as saver,
+        build_reporter(config, world, progress, data=counts, hardware=monitor.metrics) as reporter,
+    ):
+        if rollback is not None:
+            saver.written += rollback.written
+            if progress.step:
+                # A run that is killed now must skip the same data, and must know how often it rolled back.
+                saver(progress)
+        elif setup.saved is not None:
+            saver.written.append(setup.saved.directory.parent)
+        signals = SignalHandler(
+            save_file=save_request_file(config.run.save_model),
+            deadline=environment.deadline,
+            checks=[saver.check],
+        )
+        batches = monitor.watch(train_data)
+        batches = timed(batches) if config.performance.compile_blocks else batches
+        status = train_loop(
+            components, batches, progress, reporter=reporter, save=saver, validate=validator, signals=signals
+        )
+    code = 128 + (signals.signal or signal.SIGTERM) if status is RunStatus.INTERRUPTED else 0
+    result = TrainResult(status, progress.step, saver.last, progress.best_ppl, code)
+    if status is RunStatus.LOSS_SPIKE:
+        return Attempt(result, roll_back(saver.written, train_data, world, seed=seed, count=progress.rollbacks + 1))
+    logger.info("Data: %s", train_data.summary())
+    return Attempt(result)
+
+
+def _restore(setup: RunSetup, components: TrainingComponents, data: Pipeline, rollback: Rollback | None) -> Progress:
+    """Restore the saved state, and the data position of a rollback."""
+    progress = Progress()
+    if setup.saved is not None:
+        log_changes(setup.saved.options, run_options(setup.config))
+        fresh_optimizer = setup.config.start.reset_optim == "states"
+        progress = resume(setup.saved, components, data, fresh_optimizer=fresh_optimizer)
+    if rollback is not None:
+        data.load_state_dict(rollback.position)
+        progress.rollbacks = rollback.count
+    return progress
+
+
+@contextmanager
+def _expected_warnings_ignored() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        yield

@@ -1,0 +1,159 @@
+"""Which layers of the model a run adapts (LoRA), expands with new blocks, or quantises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
+from onmt_llm.config.compat.layer_names import layer_name
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.training.adapters import LoraConfig, QuantizationConfig
+from onmt_llm.errors import ConfigError
+from onmt_llm.nn.block_expansion import new_blocks
+from onmt_llm.training.setup.start import Start
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Which layers are adapted, expanded or quantised. Without an adapter or an expansion the whole model is trained.
+
+    Attributes:
+        lora: Settings of the adapter, without its base; None = no adapter.
+        expansion: The expanded blocks, without their base; None = no expansion.
+        quantised: Names of the layers to quantise.
+        quant_type: Their number format; empty if none is quantised.
+    """
+
+    lora: AdapterSpec | None = None
+    expansion: ExpansionSpec | None = None
+    quantised: tuple[str, ...] = ()
+    quant_type: str = ""
+
+    @property
+    def twins(self) -> ExpansionSpec | None:
+        """The expansion, if its new blocks run beside existing ones (`expand_type: concat`)."""
+        return self.expansion if self.expansion is not None and self.expansion.type == "concat" else None
+
+    @property
+    def beside_base(self) -> AdapterSpec | ExpansionSpec | None:
+        """The adapter or the twins: trained and saved without their base model."""
+        return self.lora or self.twins
+
+    @property
+    def new_blocks(self) -> list[str]:
+        """Paths of the new blocks in the trained model."""
+        return [] if self.expansion is None else new_blocks(self.expansion.blocks, self.expansion.type)
+
+
+def resolve_layers(config: TrainConfig, start: Start) -> LayerPlan:
+    """The layers that the options, or the adapter in `train_from`, ask for.
+
+    Raises:
+        ConfigError: Quantised layers without adapters or twins, or adapter options that differ from the stored adapter.
+    """
+    gated = start.model.ffn_gated
+    spec, expansion = _adapter(config.lora, start, gated), start.expansion
+    if spec is not None and expansion is not None:
+        raise ConfigError(
+            "lora_layers and lora_embedding must be left out where expanded blocks are trained.",
+            hint="merge the twins first: onmt_llm_lora -action merge"
+            if expansion.type == "concat"
+            else "reset_optim: all starts a new run that trains the whole deeper model",
+        )
+    if (spec or expansion) and (config.run.freeze_encoder or config.run.freeze_decoder):
+        what = (
+            "LoRA, which trains only its adapters"
+            if expansion is None
+            else "expanded blocks, which train only new ones"
+        )
+        raise ConfigError(
+            f"freeze_encoder and freeze_decoder must be off with {what}.",
+            hint="name the layers to adapt more narrowly, e.g. lora_layers: [cross_attn.q_proj]"
+            if expansion is None
+            else "name the blocks to expand with expand_stacks and expand_blocks",
+        )
+    quantised, quant_type = _quantised(config.quantization, start.adapter_spec or expansion, gated)
+    if quantised and LayerPlan(spec, expansion).beside_base is None:
+        raise ConfigError(
+            f"quant_layers must go with LoRA or expand_type: concat, since quantised weights are neither trained nor "
+            f"saved, but the run has neither (quant_layers: {', '.join(quantised)})."
+        )
+    if spec is not None and spec.init == "loftq" and not quantised:
+        raise ConfigError(
+            "lora_init: loftq must go with quant_layers, to compensate their quantisation error, but there are none.",
+            hint="lora_init: pissa works on full-precision layers",
+        )
+    update = {"quant_layers": list(quantised), "quant_type": quant_type}
+    return LayerPlan(
+        None if spec is None else spec.model_copy(update=update),
+        None if expansion is None else expansion.model_copy(update=update),
+        quantised,
+        quant_type,
+    )
+
+
+_ADAPTER_OPTIONS = {
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "layers": "lora_layers",
+    "embedding": "lora_embedding",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+    "rank_pattern": "lora_rank_pattern",
+    "alpha_pattern": "lora_alpha_pattern",
+    "init": "lora_init",
+    "init_iter": "lora_init_iter",
+}
+"""Settings of a stored adapter that cannot change when training continues, each with its option."""
+
+
+def _adapter(lora: LoraConfig, start: Start, gated: bool) -> AdapterSpec | None:
+    def names(pattern: Mapping[str, T]) -> dict[str, T]:
+        return {layer_name(name, gated=gated): value for name, value in pattern.items()}
+
+    wanted = AdapterSpec(
+        rank=lora.lora_rank,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout,
+        layers=[layer_name(name, gated=gated) for name in lora.lora_layers],
+        embedding=lora.lora_embedding,
+        rslora=lora.use_rslora,
+        dora=lora.use_dora,
+        rank_pattern=names(lora.lora_rank_pattern),
+        alpha_pattern=names(lora.lora_alpha_pattern),
+        init=lora.lora_init,
+        init_iter=lora.lora_init_iter,
+        base="",
+        base_fingerprint="",
+    )
+    stored = start.adapter_spec
+    if stored is None:
+        return wanted if wanted.layers or wanted.embedding else None
+    differing = [
+        f"{option} is {getattr(wanted, name)} in the options and {getattr(stored, name)} in the adapter"
+        for name, option in _ADAPTER_OPTIONS.items()
+        if option in lora.model_fields_set and getattr(wanted, name) != getattr(stored, name)
+    ]
+    if differing:
+        assert start.adapter is not None
+        raise ConfigError(
+            f"{'; '.join(differing)}: training continues the adapter {start.adapter.path} as it is.",
+            hint="leave these options out; or merge the adapter into its base and train a new one on that",
+        )
+    return (
+        stored.model_copy(update={"dropout": lora.lora_dropout}) if "lora_dropout" in lora.model_fields_set else stored
+    )
+
+
+def _quantised(
+    quant: QuantizationConfig, stored: AdapterSpec | ExpansionSpec | None, gated: bool
+) -> tuple[tuple[str, ...], str]:
+    if stored is not None and "quant_layers" not in quant.model_fields_set:
+        return tuple(stored.quant_layers), quant.quant_type or stored.quant_type
+    return tuple(
+        layer_name(name, gated=gated) for name in quant.quant_layers
+    ), quant.resolved_type if quant.quant_layers else ""

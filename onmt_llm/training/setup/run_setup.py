@@ -1,0 +1,68 @@
+"""What a run is set up from: its options, the model that it starts from, the trained layers, the state to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onmt_llm.config.section import Section
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.log import logger
+from onmt_llm.training.setup.layers import LayerPlan, resolve_layers
+from onmt_llm.training.setup.start import Start, open_start
+from onmt_llm.training.state import SavedState
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """A run before anything is built.
+
+    Attributes:
+        config: All options.
+        options: Sections of the transforms, by name.
+        start: The model and the vocabularies that the run starts from.
+        layers: The layers that are adapted, expanded or quantised.
+        saved: The training state to resume; None = the run starts at step 0.
+    """
+
+    config: TrainConfig
+    options: Mapping[str, Section]
+    start: Start
+    layers: LayerPlan
+    saved: SavedState | None
+
+    @property
+    def companions(self) -> list[Path]:
+        """Other models that the run needs: the reference of a preference loss, the prior."""
+        names = (self.config.preference.reference_model, self.config.loss.lm_prior_model)
+        return [Path(name) for name in names if name]
+
+
+def open_run_setup(config: TrainConfig, options: Mapping[str, Section]) -> RunSetup:
+    """Open what the options name.
+
+    Raises:
+        OnmtLlmError: As `train`.
+    """
+    start = open_start(config, options)
+    layers = resolve_layers(config, start)
+    return RunSetup(config, options, start, layers, state_to_resume(config, start, layers))
+
+
+def state_to_resume(config: TrainConfig, start: Start, layers: LayerPlan) -> SavedState | None:
+    """The training state to resume; None if the run starts at step 0."""
+    if start.saved is None or config.start.reset_optim == "all":
+        return None
+    if start.before is not None and config.start.reset_optim != "states":
+        logger.info(
+            "update_vocab: %s was trained with another vocabulary: a new run starts at step 0 with a new optimiser "
+            "(reset_optim: states keeps the step).",
+            config.start.train_from,
+        )
+        return None
+    if (layers.lora is not None and start.adapter is None) or start.is_newly_expanded:
+        what = "LoRA" if start.expansion is None else "expanded blocks"
+        logger.info("%s is a fully trained model: with %s a new run starts at step 0.", config.start.train_from, what)
+        return None
+    return start.saved
