@@ -1,6 +1,6 @@
 """Write the option reference and the JSON schema from the options' own definitions.
 
-`python docs/generate.py` writes them; with `--check` it only says what is out of date, and exits with 1.
+`python docs/generate.py` writes them; `--check` only lists files that are out of date, and then exits with 1.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def pages() -> dict[Path, str]:
     result: dict[Path, str] = {}
     for command, job in JOBS.items():
         about = (
-            f"# Options of `{command}`\n\n{_begin(command)}Written from the schema by `make docs`. Each is a YAML key"
-            " and a flag (`-x v`, `--x v`, `--x=v`); OpenNMT-py's names are understood too. `-help SECTION` shows a"
-            " section of them, `-help OPTION` one.\n\n"
+            f"# Options of `{command}`\n\n{_begin(command)}Generated from the schema by `make docs`. Each option is a"
+            " YAML key and a flag (`-x v`, `--x v`, `--x=v`); OpenNMT-py's names work too. `-help SECTION` shows a"
+            " section, `-help OPTION` one option.\n\n"
         )
         result[REFERENCE / f"{command}.md"] = about + option_tables(job.section, job.extra()) + "\n"
         schema = json.dumps(json_schema(job.section, job.extra()), indent=1, ensure_ascii=False, sort_keys=True)
@@ -38,7 +38,7 @@ def pages() -> dict[Path, str]:
 
 
 def _begin(command: str) -> str:
-    """What a command does, and how it is called."""
+    """What a command does, and examples of its use."""
     if command not in COMMANDS:
         return ""
     entry = COMMANDS[command]

@@ -1,8 +1,8 @@
-"""How long a checkpoint keeps training waiting: written in the background, written at once, and by `torch.save`.
+"""Time that training waits for a checkpoint: written in the background, synchronously, and by `torch.save`.
 
 `python docs/benchmarks/checkpointing.py [SAVES [HIDDEN_SIZE]]` trains a language model (100 MB of float32 weights, and
-200 MB of AdamW's state, at the default width of 512) on made-up text, saves `SAVES` times each way, and prints the time
-that the loop waits.
+200 MB of AdamW state, at the default width of 512) on random text, saves `SAVES` times with each method, and prints the
+time that the loop waits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def timed(work: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
 
 
 def torch_save(self: saver.Saver, progress: Progress) -> None:
-    """What a plain loop does: onto the final name, not synced, nothing checked."""
+    """Save as a plain loop does: to the final name, without sync or verification."""
     content = {"model": self.job.model.state_dict(), "optimizer": self.job.optimizer.state_dict()}
     torch.save(content, Path(f"{self.job.run.save_model}.pt"))
 
@@ -77,7 +77,7 @@ def main() -> None:
     saves = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     hidden = int(sys.argv[2]) if len(sys.argv) > 2 else 512
     call, write = saver.Saver.__call__, saver.Saver._write
-    print("| way | training waits: median ms | min | max | written in: median ms |\n|---|--:|--:|--:|--:|")
+    print("| method | training waits: median ms | min | max | written in: median ms |\n|---|--:|--:|--:|--:|")
     for name, save, save_async in (
         ("in the background (`save_async: true`)", call, True),
         ("at once (`save_async: false`)", call, False),
@@ -89,7 +89,7 @@ def main() -> None:
         saver.Saver._write = timed(write, writes)  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory() as folder:
             train(config(Path(folder), saves, hidden, save_async), {})
-        # the first save pays for pages and caches that the others find warm
+        # the first save allocates pages and fills caches for the others
         ms = sorted(1000 * wait for wait in waits[1:])
         written = f"{1000 * statistics.median(writes[1:]):.0f}" if writes else f"{statistics.median(ms):.0f}"
         print(f"| {name} | {statistics.median(ms):.0f} | {ms[0]:.0f} | {ms[-1]:.0f} | {written} |", flush=True)

@@ -1,9 +1,9 @@
-"""Our CPU kernels next to torch's, forward and backward, at the sizes of a model.
+"""Time our CPU kernels and torch's, forward and backward, at the sizes of a model.
 
     python docs/benchmarks/cpu_kernels.py -rounds 9
 
-The sizes are SmolLM2-135M's unless others are given. All pairs are timed by turns in one process; the figures are
-medians in milliseconds.
+The default sizes are SmolLM2-135M's. Each pair is timed alternately in one process; the figures are medians in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onmt_llm.nn.quantized import quantize_rows
 
 @dataclass(frozen=True)
 class Pair:
-    """What is compared: the same result computed by torch and by us, from inputs that want a gradient."""
+    """One comparison: the same result computed by torch and by us, from inputs that require a gradient."""
 
     name: str
     inputs: list[Tensor]
@@ -91,13 +91,13 @@ def measure(pair: Pair, rounds: int) -> list[float]:
     gradient = torch.randn_like(pair.ours())
     for turn in range(rounds + 1):
         for place, function in enumerate((pair.theirs, pair.ours)):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             result = function()
             middle = time.perf_counter()
             torch.autograd.grad(result, pair.inputs, gradient)
             ended = time.perf_counter()
             if turn:  # the first one warms up
-                times[place].append(1e3 * (middle - begun))
+                times[place].append(1e3 * (middle - start))
                 times[2 + place].append(1e3 * (ended - middle))
     return [statistics.median(each) for each in times]
 

@@ -1,14 +1,14 @@
-"""Tokens a second and memory of the data pipeline, side by side with others, in one run (`make bench-data`).
+"""Tokens per second and memory of the data pipeline, compared with other programs in one run (`make bench-data`).
 
     python docs/benchmarks/data.py -text FILE... [-opennmt PYTHON] [-eole PYTHON] [-datasets PYTHON] [-rounds 3]
 
 Instruction-like lines of about 100 tokens (see `data_lines.py`) go through the same 32k SentencePiece model, the same
-filter and the same batches of tokens in each program: bare SentencePiece, OpenNMT-py 3.5.1, eole 0.6, Hugging Face
-`datasets` streaming, and ours. They run by turns in processes of their own, on the same cores, so that what else the
-machine does falls on all. Where a program has workers, both none and as many as threads are timed. Memory is the peak
-of the whole process tree, pages that processes share counted once (PSS), torch included.
+filter and the same batches of tokens in each program: SentencePiece alone, OpenNMT-py 3.5.1, eole 0.6, Hugging Face
+`datasets` streaming, and ours. They run alternately in separate processes, on the same cores, so that other work on the
+machine affects all. A program with workers is timed both without and with as many as threads. Memory is the peak of the
+whole process tree, with shared pages counted once (PSS), torch included.
 
-OpenNMT-py, eole and `datasets` live in interpreters of their own, given by path; those not given are left out.
+OpenNMT-py, eole and `datasets` use separate interpreters, given by path; those not given are skipped.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def contenders(arguments: argparse.Namespace) -> list[Contender]:
 
 
 def prepare(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
-    """Corpus, vocabulary, and what all programs are told."""
+    """Corpus, vocabulary, and the settings of all programs."""
     corpus = arguments.corpus or work / f"corpus.{arguments.lines}"
     if not corpus.exists():
         data_lines.write(corpus, arguments.text, arguments.lines)
@@ -76,17 +76,17 @@ def prepare(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
         "batch_size": arguments.batch_size,
         "bucket_size": arguments.bucket_size,
         "threads": arguments.threads,
-        # not quite whole buckets: a few lines are too long, and OpenNMT-py leaves out what comes twice in a batch
+        # slightly less than whole buckets: a few lines are too long, and OpenNMT-py drops duplicates within a batch
         "first": int(arguments.bucket_size * 0.97),
         "last": int(arguments.lines * 0.97),
     }
 
 
 def run(contender: Contender, job: dict[str, object], threads: int) -> tuple[float, float]:
-    """Million tokens a second, and peak MiB."""
+    """Million tokens per second, and peak MiB."""
     work = Path(str(job["work"]))
-    told = {**job, "program": contender.program, "workers": contender.workers, "cache": contender.cache}
-    (work / "job.json").write_text(json.dumps(told), encoding="utf-8")
+    job = {**job, "program": contender.program, "workers": contender.workers, "cache": contender.cache}
+    (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -116,7 +116,7 @@ def run(contender: Contender, job: dict[str, object], threads: int) -> tuple[flo
 
 
 def mebibytes(pid: int) -> float:
-    """What a process and its descendants hold of the memory, a page that n of them share as 1/n each."""
+    """Memory of a process and its descendants; a page that n of them share counts as 1/n each."""
     total = 0
     for process in tree(pid):
         try:
@@ -140,7 +140,7 @@ def tree(pid: int) -> list[int]:
 
 
 def table(rows: list[Contender], results: dict[str, list[tuple[float, float]]]) -> str:
-    """Medians over the rounds; speed also as a part of the bare tokeniser's."""
+    """Medians over the rounds; speed also relative to the tokeniser alone."""
     lines = ["| program | M tokens/s | of the bare tokeniser | (min - max) | peak MiB |", "|---|--:|--:|--:|--:|"]
     reference = None
     for row in rows:
@@ -156,13 +156,13 @@ def table(rows: list[Contender], results: dict[str, list[tuple[float, float]]]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-text", type=Path, nargs="*", default=[], help="plain text of which lines are made")
-    parser.add_argument("-corpus", type=Path, help="a file of lines to use as it is, instead")
-    parser.add_argument("-lines", type=int, default=131_072, help="lines of the corpus that are read")
-    parser.add_argument("-model", type=Path, default=None, help="default: the 32k model that mistral_common brings")
-    parser.add_argument("-opennmt", help="python that has OpenNMT-py")
-    parser.add_argument("-eole", help="python that has eole")
-    parser.add_argument("-datasets", help="python that has datasets")
+    parser.add_argument("-text", type=Path, nargs="*", default=[], help="plain text from which lines are made")
+    parser.add_argument("-corpus", type=Path, help="a file of lines to use instead, unchanged")
+    parser.add_argument("-lines", type=int, default=131_072, help="lines of the corpus to read")
+    parser.add_argument("-model", type=Path, default=None, help="default: the 32k model in mistral_common")
+    parser.add_argument("-opennmt", help="Python interpreter with OpenNMT-py")
+    parser.add_argument("-eole", help="Python interpreter with eole")
+    parser.add_argument("-datasets", help="Python interpreter with datasets")
     parser.add_argument("-only", nargs="*", help="only these programs: bare ours opennmt eole datasets")
     parser.add_argument("-work", type=Path, help="folder for all files; default: a temporary one")
     parser.add_argument("-rounds", type=int, default=3)

@@ -1,10 +1,10 @@
-"""Twenty million lines: how long from launch to the first batch, and how much memory two million examples take.
+"""Twenty million lines: time from launch to the first batch, and memory while reading two million examples.
 
     python docs/benchmarks/data_20m.py -text FILE... -work FOLDER [-lines 20000000]
 
-Lines as in `data.py` (about 10 GB of them); where the disk has less room than twice that, as many as fit, and the
-output says so. A launch is a fresh process, from before Python starts to the first batch in hand, with the corpus put
-out of the page cache first. Memory is what the process itself holds (PSS), every 200,000 examples.
+Lines as in `data.py` (about 10 GB); if the disk has less room than twice that, as many as fit, and the output says so.
+A launch is timed in a new process, from before Python starts to the first batch, with the corpus dropped from the page
+cache first. Memory is that of the process itself (PSS), every 200,000 examples.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _BYTES_A_LINE = 520
 _STEP = 200_000
 
 
-def child(told: dict[str, object]) -> None:
-    """Batches of the job's corpus; prints the time of the first, and memory from time to time."""
+def child(job: dict[str, object]) -> None:
+    """Iterate over the batches of the job's corpus; print the time of the first, and memory at intervals."""
     from data_programs import pipeline_of
 
     examples = 0
-    for batch in pipeline_of(told):
+    for batch in pipeline_of(job):
         if not examples:
             print(json.dumps({"first_batch": time.time(), "mebibytes": data.mebibytes(os.getpid())}), flush=True)
         before, examples = examples, examples + batch.num_examples
         if examples // _STEP > before // _STEP:
             print(json.dumps({"examples": examples, "mebibytes": data.mebibytes(os.getpid())}), flush=True)
-        if examples >= int(str(told["examples"])):
+        if examples >= int(str(job["examples"])):
             break
     os._exit(0)
 
@@ -45,7 +45,7 @@ def child(told: dict[str, object]) -> None:
 def launch(
     job: dict[str, object], work: Path, examples: int, **options: object
 ) -> tuple[float, list[dict[str, float]]]:
-    """Seconds from launch to the first batch, and what the process said."""
+    """Seconds from launch to the first batch, and the output of the process."""
     (work / "job.json").write_text(json.dumps({**job, "examples": examples, **options}), encoding="utf-8")
     began = time.time()
     said = subprocess.run(
@@ -56,7 +56,7 @@ def launch(
 
 
 def forget(path: Path) -> None:
-    """Put a file out of the page cache."""
+    """Drop a file from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -64,12 +64,12 @@ def forget(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-text", type=Path, nargs="*", default=[], help="plain text of which lines are made")
-    parser.add_argument("-work", type=Path, help="folder for the corpus and its index; what is made stays there")
+    parser.add_argument("-text", type=Path, nargs="*", default=[], help="plain text from which lines are made")
+    parser.add_argument("-work", type=Path, help="folder for the corpus and its index; both are kept")
     parser.add_argument("-lines", type=int, default=20_000_000)
-    parser.add_argument("-examples", type=int, default=2_000_000, help="examples over which memory is watched")
+    parser.add_argument("-examples", type=int, default=2_000_000, help="examples over which memory is measured")
     parser.add_argument("-workers", type=int, default=0)
-    parser.add_argument("-model", type=Path, default=None, help="default: the 32k model that mistral_common brings")
+    parser.add_argument("-model", type=Path, default=None, help="default: the 32k model in mistral_common")
     parser.add_argument("-child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -85,7 +85,7 @@ def main() -> None:
     arguments.bucket_size = 16_384
     job = {**data.prepare(arguments, work), "workers": arguments.workers, "cache": True, "index": str(work / "index")}
     gigabytes = corpus.stat().st_size / 1e9
-    print(f"{lines:,} lines, {gigabytes:.1f} GB" + (" (the disk has no room for more)" * (lines < arguments.lines)))
+    print(f"{lines:,} lines, {gigabytes:.1f} GB" + (" (the disk has no space for more)" * (lines < arguments.lines)))
     began = time.perf_counter()
     with corpus.open("rb", buffering=0) as file:
         forget(corpus)

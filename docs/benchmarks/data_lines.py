@@ -1,9 +1,8 @@
-"""Instruction-like lines for the benchmarks of the data, of about 100 tokens each, written at disk speed.
+"""Instruction-like lines of about 100 tokens for the data benchmarks, written at disk speed.
 
-Stretches of real text in their own order, in the shape of the Vicuna recipe's lines. Real corpora go on bringing words
-that were never seen before, however long one reads (Heaps' law), which a few megabytes of text cut up again and again
-would not: so two words of a hundred are made up anew (numbers, names), about what English does after some tens of
-millions of words, punctuation and inflection included.
+The lines are passages of real text, in order, in the format of the Vicuna recipe. Real corpora keep introducing new
+words (Heaps' law); a few megabytes of text cut up repeatedly would not. So two words in a hundred are newly generated
+(numbers, names), about the rate of English after some tens of millions of words, punctuation and inflection included.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _SYLLABLES = [a + b for a in "bcdfglmnprstv" for b in ("a", "e", "i", "o", "u", 
 
 
 def lines(texts: Sequence[Path], number: int, *, seed: int = 1, new_words: float = NEW_WORDS) -> Iterator[str]:
-    """So many lines, each with its line break; always the same for a seed."""
+    """The given number of lines, each with its line break; deterministic for a seed."""
     rng = random.Random(seed)
     words = [word for text in texts for word in text.read_text(encoding="utf-8").replace("｟", "").split()]
 
@@ -36,7 +35,7 @@ def lines(texts: Sequence[Path], number: int, *, seed: int = 1, new_words: float
 
 
 def write(path: Path, texts: Sequence[Path], number: int, *, seed: int = 1, block: int = 200_000) -> None:
-    """Write so many lines. Above `block` of them, the block is written again with a number in every line, for speed."""
+    """Write the lines. Beyond `block` of them, the block is repeated with a number in every line, for speed."""
     first = "".join(lines(texts, min(number, block), seed=seed)).splitlines(keepends=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for start in range(0, number, block):
@@ -47,7 +46,7 @@ def write(path: Path, texts: Sequence[Path], number: int, *, seed: int = 1, bloc
 
 
 def _number(rng: random.Random, mean: float) -> int:
-    """A whole number with this mean."""
+    """A random integer with this mean."""
     return int(mean) + (rng.random() < mean % 1)
 
 

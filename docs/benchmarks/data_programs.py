@@ -1,8 +1,8 @@
-"""The programs that `data.py` times, each run in a process of its own: `python data_programs.py NAME JOB.json`.
+"""The programs that `data.py` times, each in a separate process: `python data_programs.py NAME JOB.json`.
 
-Each reads the job's corpus as training would (tokenise, leave out what is too long, ids, batches of so many tokens,
-padded) and prints tokens, examples and seconds as JSON: from the end of the first bucket, when models are loaded and
-workers run, to that of the last. Nothing of ours is imported but where ours is timed.
+Each reads the job's corpus as training would (tokenise, drop long examples, ids, padded batches of a number of tokens)
+and prints tokens, examples and seconds as JSON: from the end of the first bucket, when models are loaded and workers
+run, to the end of the last. Our package is imported only where it is timed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def bare(job: Job) -> Iterator[tuple[int, int]]:
 
 def ours(job: Job) -> Iterator[tuple[int, int]]:
     """onmt_llm's pipeline."""
-    import torch  # noqa: F401  (a training process has it anyway)
+    import torch  # noqa: F401  (a training process imports it anyway)
 
     pipeline = pipeline_of(job)
     for batch in pipeline:
@@ -151,7 +151,7 @@ def _cut(bucket: list[list[int]], size: int) -> Iterator[list[list[int]]]:
 
 
 def _onmt_settings(job: Job) -> Job:
-    """What OpenNMT-py and eole spell alike."""
+    """Settings with the same names in OpenNMT-py and eole."""
     return {
         "data": {"corpus": {"path_src": job["corpus"], "weight": 1, "transforms": ["sentencepiece", "filtertoolong"]}},
         "transforms": ["sentencepiece", "filtertoolong"],
@@ -189,7 +189,7 @@ def _yaml(job: Job, settings: Job) -> str:
 
 
 def timed(counts: Iterable[tuple[int, int]], first: int, last: int) -> dict[str, float]:
-    """Tokens, examples and seconds, from where `first` examples have come until `last` have."""
+    """Tokens, examples and seconds between the `first` and the `last` example."""
     tokens = done = 0
     start: tuple[int, int, float] | None = None
     for number, rows in counts:
@@ -211,4 +211,4 @@ if __name__ == "__main__":
         the_job = json.load(job_file)
     found = timed(PROGRAMS[the_job["program"]](the_job), the_job["first"], the_job["last"])
     print(json.dumps(found), flush=True)
-    os._exit(0)  # not every program's workers end by themselves
+    os._exit(0)  # some programs' workers do not exit by themselves

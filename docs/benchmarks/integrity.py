@@ -1,9 +1,9 @@
-"""What it costs that whoever opens a model checks it: whole commands, and the checks alone.
+"""Cost of the integrity checks when a model is opened: whole commands, and the checks alone.
 
     python docs/benchmarks/integrity.py WORK OTHER [RUNS]
 
-WORK holds `checkpoint` and `release`, a CTranslate2 one, of this version; OTHER is a folder with the same two, of the
-version to compare with, and `code`, that version's own checkout. The commands of both versions run in turn.
+WORK contains `checkpoint` and `release` (CTranslate2) of this version; OTHER contains the same two of the version to
+compare with, and `code`, a checkout of that version. The commands of both versions run alternately.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ COMMAND = "import sys; from onmt_llm.cli.translate import main; sys.exit(main())
 
 
 def seconds(code: Path, model: Path, question: Path) -> tuple[float, float]:
-    """Wall time, and time on the processor, of a process that opens a model and answers one line with one token."""
+    """Wall time and CPU time of a process that opens a model and answers one line with one token."""
     words = ["-model", model, "-src", question, "-output", question.with_suffix(".out"), "-max_length", "1"]
     environment = {**os.environ, "PYTHONPATH": str(code), "CUDA_VISIBLE_DEVICES": ""}
-    begun, before = time.perf_counter(), os.times()
+    start, before = time.perf_counter(), os.times()
     command = [sys.executable, "-c", COMMAND, *map(str, words)]
-    # in a folder without a package of ours: it would come before PYTHONPATH
+    # run in a folder without our package, which would take precedence over PYTHONPATH
     subprocess.run(command, cwd=question.parent, check=True, env=environment, capture_output=True)
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return time.perf_counter() - begun, used
+    return time.perf_counter() - start, used
 
 
 def compare(work: Path, other: Path, runs: int) -> None:
@@ -42,7 +42,7 @@ def compare(work: Path, other: Path, runs: int) -> None:
         pairs = [
             (seconds(other / "code", other / model, question), seconds(ROOT, work / model, question))
             for _ in range(runs + 1)
-        ][1:]  # the first one reads the disk
+        ][1:]  # the first run reads the disk
         for number, unit in enumerate(("wall", "processor")):
             before, now = ([each[number] for each in side] for side in zip(*pairs, strict=True))
             shown = " | ".join(f"{statistics.median(t):.2f} ({min(t):.2f})" for t in (before, now))
@@ -51,7 +51,7 @@ def compare(work: Path, other: Path, runs: int) -> None:
 
 
 def parts(work: Path, runs: int) -> None:
-    """The checks alone, files in the page cache."""
+    """Time the checks alone, with the files in the page cache."""
     import torch
 
     from onmt_llm.checkpoint.files.manifest import damage
@@ -78,9 +78,9 @@ def parts(work: Path, runs: int) -> None:
     for name, step in steps.items():
         times = []
         for _ in range(runs):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             step()
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start)
         print(f"| {name} | {statistics.median(times):.3f} |")
 
 

@@ -1,4 +1,4 @@
-"""Index, count and random reading of a text file: seconds, bytes a second, memory.
+"""Indexing, counting and random access of a text file: seconds, bytes per second, memory.
 
 python docs/benchmarks/line_index.py [lines] [folder]
 """
@@ -66,7 +66,7 @@ def main() -> None:
         each = min(READ, lines)
         print(f"a record in order {seconds / each * 1e6:.2f} us, shuffled {shuffled / each * 1e6:.2f} us")
         index = next(cache.glob("*.index"))
-        print(f"index: {index.stat().st_size / lines:.2f} bytes a line")
+        print(f"index: {index.stat().st_size / lines:.2f} bytes per line")
 
 
 if __name__ == "__main__":

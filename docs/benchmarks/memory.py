@@ -1,15 +1,15 @@
-"""What each switch of the trainer does to memory and speed, and how near `-dry_run` comes to it.
+"""Memory and speed of each training option, and the accuracy of `-dry_run`.
 
-`python docs/benchmarks/memory.py -model CHECKPOINT` trains a language model for a few updates on made-up text, each row
-of the table in a process of its own, and prints a Markdown table. Options: `-rows` and `-length` (shape of a batch),
+`python docs/benchmarks/memory.py -model CHECKPOINT` trains a language model for a few updates on random text, each
+row of the table in a separate process, and prints a Markdown table. Options: `-rows` and `-length` (shape of a batch),
 `-dtype`, `-steps`, `-only WORD` (rows whose name contains it), `-layers` (that get adapters).
 
-Memory is that of the process (RSS), Python and torch included. Two numbers count: what is held between two updates
-(weights, moments), and the high-water mark of the kernel within updates, from the second one on. malloc is told to hand
-every larger block straight back (`MALLOC_MMAP_THRESHOLD_`), so that RSS is what is in use, not what once was. That
-costs time, which is therefore taken in a second process with malloc as it is. The estimate is that of a process of its
-own, as the command makes it; the last but one column is its part for the model over the measured peak without what it
-says that the program takes by itself.
+Memory is that of the process (RSS), Python and torch included. Two numbers are measured: memory between two updates
+(weights, moments), and the kernel's high-water mark within updates, from the second one on. malloc is set to return
+every larger block at once (`MALLOC_MMAP_THRESHOLD_`), so that RSS is the memory in use, not a past maximum. This costs
+time, so the time is measured in a second process with malloc's defaults. The estimate is made by a separate process, as
+by the command; the last column but one is the estimate for the model over the measured peak, both without the estimated
+memory of the program itself.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ ROWS: dict[str, tuple[str, Sections]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one run, in bytes and seconds; memory of the whole process.
+    """Measurements of one run, in bytes and seconds; memory of the whole process.
 
     Attributes:
-        held: Between two updates.
-        peak: Within them.
-        seconds: Of an update.
+        held: Memory between two updates.
+        peak: Peak memory within updates.
+        seconds: Time of an update.
     """
 
     held: int
@@ -122,17 +122,17 @@ def write_text(args: argparse.Namespace, file: Path) -> None:
 
 
 def measure(file: Path, *, exact: bool) -> Measured:
-    """Run the row whose options are in `file`, in a process of its own."""
-    return Measured(**_told("--row", file, {**os.environ, **(EXACT if exact else {})}))
+    """Run the row whose options are in `file`, in a separate process."""
+    return Measured(**_run_child("--row", file, {**os.environ, **(EXACT if exact else {})}))
 
 
 def estimate(file: Path) -> tuple[int, int]:
-    """Bytes that the program takes by itself, and those for the model."""
-    found = _told("--plan", file, dict(os.environ))
+    """Estimated bytes of the program itself, and of the model."""
+    found = _run_child("--plan", file, dict(os.environ))
     return found["program"], found["model"]
 
 
-def _told(mode: str, file: Path, environment: dict[str, str]) -> dict[str, Any]:
+def _run_child(mode: str, file: Path, environment: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, __file__, mode, str(file)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -141,11 +141,11 @@ def _told(mode: str, file: Path, environment: dict[str, str]) -> dict[str, Any]:
 
 
 class Enough(Exception):
-    """All updates are done that are measured: nothing is saved."""
+    """Raised after the last measured update; nothing is saved."""
 
 
 def run_row(file: Path) -> None:
-    """What the process of a row does."""
+    """Main function of the process of a row."""
     import torch
 
     from onmt_llm.training import loop
@@ -153,17 +153,17 @@ def run_row(file: Path) -> None:
     from onmt_llm.training.train import train
 
     settings = TrainConfig.model_validate_json(file.read_text())
-    begun, held, times = loop.set_learning_rate, [], []
+    set_learning_rate, held, times = loop.set_learning_rate, [], []
 
     def begin(optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """The first thing of each update."""
+        """Called at the start of each update."""
         times.append(time.perf_counter())
         held.append(resident_memory())
         if len(times) == 2:
             Path("/proc/self/clear_refs").write_text("5")
         if len(times) == settings.run.train_steps:
             raise Enough
-        begun(optimizer, rate)
+        set_learning_rate(optimizer, rate)
 
     loop.set_learning_rate = begin
     try:
@@ -175,7 +175,7 @@ def run_row(file: Path) -> None:
 
 
 def run_plan(file: Path) -> None:
-    """What the process of an estimate does."""
+    """Main function of the process of an estimate."""
     from onmt_llm.training.dry_run.plan import plan
 
     found = plan(TrainConfig.model_validate_json(file.read_text()), {})
@@ -214,7 +214,7 @@ def main() -> None:
     if args.plan:
         return run_plan(args.plan)
     columns = ["held MiB", "more within an update", "peak", "this program", "`-dry_run`", "ratio", "of the model alone"]
-    print(f"| run | {' | '.join(columns)} | s an update |")
+    print(f"| run | {' | '.join(columns)} | s per update |")
     print(f"|---|{'--:|' * len(columns)}--:|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

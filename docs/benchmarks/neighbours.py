@@ -1,12 +1,11 @@
-"""Training and generation on a quiet machine, and beside other busy processes, by how torch's threads wait.
+"""Training and generation on an idle machine and beside busy processes, by the wait policy of torch's threads.
 
     python docs/benchmarks/neighbours.py -model CHECKPOINT [-neighbours 0 1 4] [-rounds 2]
 
-CHECKPOINT is SmolLM2-135M-Instruct as `make demo` converts it (demo/base). Each row is a process of its own, started
-after its neighbours (loops that never pause); the policies take turns within a round. `ours` is what the commands do by
-themselves (onmt_llm/nn/cpu/openmp.py), `spin` torch's default, `passive` is OMP_WAIT_POLICY=PASSIVE. `share` is the
-speed over that of `spin` on the quiet machine, over the part of the processors that a fair scheduler gives torch's
-threads.
+CHECKPOINT is SmolLM2-135M-Instruct as converted by `make demo` (demo/base). Each row is a separate process, started
+after its neighbours (busy loops); the policies alternate within a round. `ours` is the commands' default behaviour
+(onmt_llm/nn/cpu/openmp.py), `spin` torch's default, `passive` is OMP_WAIT_POLICY=PASSIVE. `share` is the speed over
+that of `spin` on the idle machine, divided by the share of the processors that a fair scheduler gives torch's threads.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/quickstart/quickstart.yaml"
-# GOMP_SPINCOUNT with libgomp's own default value is the default, and says that the user has chosen.
+# GOMP_SPINCOUNT with libgomp's default value keeps the default, and marks it as the user's choice.
 POLICIES = {"ours": {}, "spin": {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 GENERATE = """
 import sys, time, onmt_llm
@@ -32,9 +31,9 @@ engine = onmt_llm.open_engine(sys.argv[1])
 prompts = [engine.codec.encode(f"Tell me a story about the number {i} and the sea") for i in range(16)]
 options = GenerationConfig(max_length=24, min_length=24)
 engine.generate(prompts[:2], options)
-begun = time.perf_counter()
+start = time.perf_counter()
 answers = engine.generate(prompts, options, batch_size=8)
-print(sum(len(a[0].tokens) for a in answers) / (time.perf_counter() - begun))
+print(sum(len(a[0].tokens) for a in answers) / (time.perf_counter() - start))
 """
 
 

@@ -1,7 +1,7 @@
-"""How long an update takes: by torch's fused optimisers, by its lists of tensors (`foreach`), and by the plain loop.
+"""Time of an optimiser update: torch's fused, `foreach` and plain-loop implementations.
 
-`python docs/benchmarks/optimizer_step.py` prints the median of `STEPS` updates for 240 small matrices, as adapters are,
-and for 30 matrices of 1.5 million weights; and by how much the weights differ from those of the fused form.
+`python docs/benchmarks/optimizer_step.py` prints the median of `STEPS` updates for 240 small matrices, like adapters,
+and for 30 matrices of 1.5 million weights, and the difference of the weights from the fused implementation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def updates(kind: str, shapes: list[tuple[int, int]], way: dict[str, bool]) -> t
         start = time.perf_counter()
         optimizer.step()
         times.append(time.perf_counter() - start)
-    # the first one allocates the moments
+    # the first update allocates the moments
     return statistics.median(times[1:]), torch.cat([p.detach().flatten() for p in parameters])
 
 

@@ -1,7 +1,7 @@
-"""How fast packed corpora are written and read, beside the same text tokenised on the fly.
+"""Speed of writing and reading token shards, compared with tokenising the same text on the fly.
 
-`python docs/benchmarks/packed.py [LINES] [TOKENS_A_LINE]` makes a corpus of random words and a SentencePiece model of
-it, packs it, and prints tokens a second of each stage, in one process and one thread.
+`python docs/benchmarks/packed.py [LINES] [TOKENS_A_LINE]` makes a corpus of random words and a SentencePiece model
+from it, packs it, and prints tokens per second of each stage, in one process and one thread.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def timed(what: str, work: Callable[[], int]) -> None:
 def main() -> None:
     lines = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     words = int(sys.argv[2]) if len(sys.argv) > 2 else 60
-    torch.set_num_threads(1)  # its import is no part of what is measured
+    torch.set_num_threads(1)  # the import of torch is not measured
     with tempfile.TemporaryDirectory() as folder:
         corpus, model = make_corpus(Path(folder), lines, words)
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model))

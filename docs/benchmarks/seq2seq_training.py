@@ -1,12 +1,12 @@
-"""Speed, memory and perplexity of encoder-decoder training, side by side with OpenNMT-py and eole.
+"""Speed, memory and perplexity of encoder-decoder training, compared with OpenNMT-py and eole.
 
     python docs/benchmarks/seq2seq_training.py -data DIR -opennmt VENV/bin/python -steps 100 -rounds 2
     python docs/benchmarks/seq2seq_training.py -data DIR -eole VENV/bin/python -dtype bf16 -steps 20
 
-DIR holds `src-train.txt` and `tgt-train.txt`; the last 500 lines are kept for validation. VENV has OpenNMT-py 3.5.1 or
-eole 0.6 (leave them out to time ours alone). All use the same settings, SentencePiece model and vocabulary, and
-run by turns in processes of their own, so that what else the machine does falls on all. Target tokens per second are
-those that each program counts and times itself, without the first report; memory is the peak of the whole process.
+DIR contains `src-train.txt` and `tgt-train.txt`; the last 500 lines are held out for validation. VENV has OpenNMT-py
+3.5.1 or eole 0.6 (omit both to time only ours). All use the same settings, SentencePiece model and vocabulary, and run
+alternately in separate processes, so that other work on the machine affects all. Target tokens per second are counted
+and timed by each program, without the first report; memory is the peak of the whole process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 HELD_OUT = 500
 VOCABULARY = 8000
 
-# OpenNMT-py's validation loss has label smoothing in it, which makes it no perplexity: off there, on in training.
+# OpenNMT-py's validation loss includes label smoothing, so it gives no perplexity: off in validation, on in training.
 OPENNMT = """
 import sys
 from onmt.bin.train import main
@@ -53,7 +53,7 @@ OURS = "import sys; from onmt_llm.cli.train import main; sys.exit(main())"
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of one program showed: target tokens a second, peak MiB, validation perplexity, seconds in all."""
+    """Results of one run of one program: target tokens per second, peak MiB, validation perplexity, total seconds."""
 
     tokens_per_second: float
     mebibytes: float
@@ -135,7 +135,7 @@ def settings(work: Path, arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def in_eole(config: dict[str, object]) -> dict[str, object]:
-    """The same settings in eole's sections and names; 16 bits mean autocast there."""
+    """The same settings in eole's sections and names; 16 bits mean autocast in eole."""
     config = dict(config)
     kept = ("data", "transforms", "src_vocab", "tgt_vocab", "share_vocab", "report_every", "seed")
     shape = ("hidden_size", "heads", "transformer_ff", "share_embeddings", "share_decoder_embeddings")
@@ -171,7 +171,7 @@ def in_eole(config: dict[str, object]) -> dict[str, object]:
 
 
 def run(python: str, code: str, folder: Path, config: dict[str, object], threads: int) -> tuple[str, float, float]:
-    """What the program printed, its peak memory in MiB and its seconds."""
+    """Output of the program, its peak memory in MiB and its seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "train.yaml"
     config = {**config, "save_model": f"{folder}/model"}
@@ -215,8 +215,8 @@ def run_theirs(python: str, code: str, folder: Path, config: dict[str, object], 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-data", type=Path, required=True, help="folder with src-train.txt and tgt-train.txt")
-    parser.add_argument("-opennmt", help="python that has OpenNMT-py")
-    parser.add_argument("-eole", help="python that has eole")
+    parser.add_argument("-opennmt", help="Python interpreter with OpenNMT-py")
+    parser.add_argument("-eole", help="Python interpreter with eole")
     parser.add_argument("-dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("-work", type=Path, help="folder for all files; default: a temporary one")
     parser.add_argument("-steps", type=int, default=100)
@@ -245,7 +245,7 @@ def main() -> None:
 
 
 def report(runs: dict[str, list[Run]]) -> str:
-    """Medians over the rounds, and ours over the first of theirs."""
+    """Medians over the rounds, and our ratio to the first other program."""
     names = list(Run.__dataclass_fields__)
     medians = {
         program: {name: statistics.median(getattr(one, name) for one in rounds) for name in names}

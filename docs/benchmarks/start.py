@@ -1,7 +1,7 @@
-"""How long the commands take to say something: `--help`, and a configuration error.
+"""Start-up time of commands: `--help`, and a configuration error.
 
-`python docs/benchmarks/start.py [RUNS]` prints the median and the spread of the wall time of whole processes, and of
-`import torch` beside them for scale.
+`python docs/benchmarks/start.py [RUNS]` prints the median and the range of the wall time of whole processes, and of
+`import torch` for comparison.
 """
 
 from __future__ import annotations

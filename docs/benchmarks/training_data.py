@@ -1,8 +1,8 @@
 """The instruction corpus of `training.py`: real text, mixed lengths, the same token ids for every program.
 
-An example asks for a passage to be continued; the answer is what follows in the text. Its length is drawn from a
-log-normal distribution of about 200 tokens in the mean, cut off at 512, and the answer is half of it. The model's own
-tokeniser and chat template, run by transformers, say what the ids are and which of them are trained.
+An example asks to continue a passage; the answer is the text that follows. Its length is drawn from a log-normal
+distribution with a mean of about 200 tokens, cut off at 512, and the answer is half of it. The model's own tokeniser
+and chat template, run by transformers, define the ids and the trained positions.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Any
 MEAN = 200
 LONGEST = 512
 SHORTEST = 72
-SPREAD = 0.6  # of the logarithm of the length
+SPREAD = 0.6  # standard deviation of the logarithm of the length
 IGNORED = -100
 REQUEST = "Continue this text in the style and in the language in which it is written."
-# what tokens cut in two by the seam between passage and answer may add to the length that was drawn
+# tokens that the split between passage and answer may add to the drawn length
 _MARGIN = 4
 
 
 @dataclass(frozen=True)
 class Example:
-    """An example in words and in numbers.
+    """An example as text and as ids.
 
     Attributes:
         prompt: Request and passage.
-        answer: What follows.
+        answer: The text that follows.
         ids: The conversation in the model's template, up to the token that ends the answer.
-        labels: The same, -100 where it is not trained.
+        labels: The same, with -100 at positions that are not trained.
     """
 
     prompt: str
@@ -43,13 +43,13 @@ class Example:
 
 
 def examples(texts: Sequence[Path], number: int, tokenizer: Any, *, seed: int = 1) -> Iterator[Example]:
-    """So many examples, from the texts by turns, each in its own order; always the same for a seed.
+    """The given number of examples, alternately from the texts, each in order; deterministic for a seed.
 
     Args:
         texts: Files of plain text.
-        number: How many.
+        number: Number of examples.
         tokenizer: transformers' tokeniser of the model, with its chat template.
-        seed: Of the lengths.
+        seed: Seed of the lengths.
 
     Raises:
         ValueError: The texts are too short.
@@ -84,7 +84,7 @@ def _draw(rng: random.Random) -> int:
 
 
 def _words(text: Path, tokenizer: Any) -> Iterator[tuple[str, int]]:
-    """The words of a text, and how many tokens each of them has."""
+    """The words of a text, and the number of tokens of each."""
     with text.open(encoding="utf-8") as file:
         for line in file:
             if words := line.split():
@@ -93,7 +93,7 @@ def _words(text: Path, tokenizer: Any) -> Iterator[tuple[str, int]]:
 
 
 def _take(words: Iterator[tuple[str, int]], tokens: int) -> str:
-    """The next words, up to so many tokens, and at least one."""
+    """The next words, up to a number of tokens, but at least one."""
     word, taken = next(words)
     found = [word]
     while taken < tokens:
@@ -109,7 +109,7 @@ def _conversation(tokenizer: Any, prompt: str, answer: str) -> Example:
     user, assistant = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
     asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
     ids = tokenizer.apply_chat_template([user, assistant], return_dict=False)
-    while ids[-1] != tokenizer.eos_token_id:  # the line break behind the end of the answer
+    while ids[-1] != tokenizer.eos_token_id:  # the line break after the end of the answer
         ids.pop()
     assert ids[: len(asked)] == asked
     return Example(prompt, answer, ids, [IGNORED] * len(asked) + ids[len(asked) :])

@@ -1,8 +1,8 @@
-"""The programs that `training.py` times, each run in a process of its own: `python training_programs.py JOB.json`.
+"""The programs that `training.py` times, each in a separate process: `python training_programs.py JOB.json`.
 
-Each trains on the job's corpus once, saves what it has learned in the job's folder, and prints as JSON the trained
-tokens of every update and the seconds at its end. Two others measure the processor's peak and judge what was learned.
-Nothing of ours is imported but where ours is run, and where the peak is measured.
+Each makes one pass over the job's corpus, saves the trained weights in the job's folder, and prints as JSON the trained
+tokens of every update and the seconds at its end. Two others measure the processor's peak and the held-out loss.
+Our package is imported only to run it and to measure the peak.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Found = dict[str, Any]
 IGNORED = -100
 RANK, ALPHA = 8, 16
 PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "_int_mm", "mkldnn_linear")}
-# of many matrices at once: nothing else has them, nor a softmax
+# batched products occur only in attention, and so does softmax
 ATTENTION = {f"aten::{name}" for name in ("bmm", "baddbmm", "_softmax", "_softmax_backward_data")}
 COPIES = {f"aten::{name}" for name in ("copy_", "cat", "fill_", "zero_", "index_select", "index", "_to_copy", "clone")}
 INSIDE = {"Optimizer": "optimiser", "scaled_dot_product": "attention", "Attend": "attention"}
@@ -29,7 +29,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def ours(job: Job) -> Found:
-    """onmt_llm, by the command's own door."""
+    """onmt_llm, through the entry point of the command."""
     import yaml
 
     from onmt_llm.cli.train import main
@@ -40,14 +40,14 @@ def ours(job: Job) -> Found:
         sys.exit(code)
     metrics = Path(f"{job['settings']['save_model']}_metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, metrics) if row["split"] == "train"]
-    # saving does not count in the speed of an update, but would in the time of day
+    # exclude saving from the time of an update
     seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]
     ends = [sum(seconds[: place + 1]) for place in range(len(seconds))]
     return {"tokens": [row["tokens"] for row in rows], "ends": ends}
 
 
 def profile(job: Job) -> Found:
-    """Seconds of an update of onmt_llm, by kind and operator, without those that it calls."""
+    """Seconds of an onmt_llm update, by kind and operator, without the operators that each calls."""
     from collections import Counter
 
     from onmt_llm.training.metrics.profiler import Profiler
@@ -55,7 +55,7 @@ def profile(job: Job) -> Found:
     seconds: dict[str, Counter[str]] = {}
     finish = Profiler._finish
 
-    def noted(profiler: Any) -> None:
+    def finish_and_count(profiler: Any) -> None:
         if profiler._profile is not None:
             profiler._open.close()
             for event in profiler._profile.events():
@@ -63,13 +63,13 @@ def profile(job: Job) -> Found:
                 kind[event.name] += event.self_cpu_time_total / 1e6 / len(profiler._done)
         finish(profiler)
 
-    Profiler._finish = noted  # type: ignore[method-assign]
+    Profiler._finish = finish_and_count  # type: ignore[method-assign]
     ours(job)
     return {"seconds": seconds}
 
 
 def _kind(event: Any) -> str:
-    """Where an operator belongs: by what calls it, then by its name."""
+    """Kind of an operator: by its callers, then by its name."""
     callers, caller = event.name, event.cpu_parent
     while caller is not None:
         callers, caller = f"{callers} {caller.name}", caller.cpu_parent
@@ -86,7 +86,7 @@ def _kind(event: Any) -> str:
 
 
 def transformers(job: Job) -> Found:
-    """transformers' Trainer, with an adapter of peft or without."""
+    """transformers' Trainer, with a peft adapter or without."""
     import torch
     from transformers import (
         AutoModelForCausalLM,
@@ -105,7 +105,7 @@ def transformers(job: Job) -> Found:
 
         adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
         model = get_peft_model(model, adapter, autocast_adapter_dtype=job["float32_adapters"])
-    parts = job.get("parts", 1)  # of the batch of an update
+    parts = job.get("parts", 1)  # number of parts of an update's batch
     tokens: list[int] = []
     ends: list[float] = []
     pad = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(job["model"]))
@@ -168,8 +168,8 @@ def opennmt(job: Job) -> Found:
     return {"tokens": tokens, "ends": ends}
 
 
-def judge(job: Job) -> Found:
-    """Mean loss of held-out answers, in nats a token: transformers in float32, one example at a time."""
+def held_out_loss(job: Job) -> Found:
+    """Mean loss of held-out answers, in nats per token: transformers in float32, one example at a time."""
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
@@ -191,7 +191,7 @@ def judge(job: Job) -> Found:
 
 
 def peak(job: Job) -> Found:
-    """Operations a second of matrix products in bf16."""
+    """Operations per second of matrix products in bf16."""
     import torch
 
     from onmt_llm.training.metrics.mfu import matmul_peak
@@ -200,7 +200,7 @@ def peak(job: Job) -> Found:
 
 
 PROGRAMS: dict[str, Callable[[Job], Found]] = {
-    each.__name__: each for each in (ours, profile, transformers, opennmt, judge, peak)
+    each.__name__: each for each in (ours, profile, transformers, opennmt, held_out_loss, peak)
 }
 
 if __name__ == "__main__":
