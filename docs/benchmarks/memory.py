@@ -149,7 +149,7 @@ def run_row(file: Path) -> None:
     import torch
 
     from onmt_llm.training import loop
-    from onmt_llm.training.host_memory import peak_memory, resident_memory
+    from onmt_llm.training.process.host_memory import peak_memory, resident_memory
     from onmt_llm.training.train import train
 
     settings = TrainConfig.model_validate_json(file.read_text())

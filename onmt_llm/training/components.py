@@ -1,62 +1,67 @@
-"""Build everything that the training loop works with: objective, model, optimiser, schedule and so on."""
+"""`TrainingComponents`: model, optimiser, schedule and everything else that the training loop works with."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from onmt_llm.training.checkpointing.resume import resumed_settings
-from onmt_llm.training.dist import World
-from onmt_llm.training.loop import TrainingComponents
+from torch.optim import Optimizer
+
+from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.training.performance import PerformanceConfig
+from onmt_llm.config.training.regularization import RegularizationConfig
+from onmt_llm.config.training.run import RunConfig
+from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.loss_spikes import SpikeDetector
-from onmt_llm.training.metrics.build import per_corpus_names
+from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
 from onmt_llm.training.metrics.profiler import Profiler
-from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.ema import EMA
-from onmt_llm.training.optim.schedule import build_schedule
-from onmt_llm.training.rng import set_seed
-from onmt_llm.training.setup.compile import compile_blocks
-from onmt_llm.training.setup.inputs import open_objective
-from onmt_llm.training.setup.model import build_training_model, run_precision
-from onmt_llm.training.setup.run_setup import RunSetup
+from onmt_llm.training.optim.precision import Precision
+from onmt_llm.training.optim.schedule import Schedule
+from onmt_llm.training.process.dist import World
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 
 
-def build_components(setup: RunSetup, world: World, *, seed: int) -> TrainingComponents:
-    """Build what the loop works with; from here on the random generators of the ranks differ.
+@dataclass
+class TrainingComponents:
+    """What the loop works with; built by `run/build.py`.
 
-    Args:
-        setup: What the run is set up from.
-        world: This process among the others.
-        seed: The run's seed; the random generators have it already.
+    Attributes:
+        model: Its trainable parameters are those with `requires_grad`.
+        optimizer: The optimiser of these parameters.
+        schedule: Learning rate of each step.
+        precision: Number formats.
+        world: This process among the others, and its device.
+        run: Length, gradient accumulation, validation and saving.
+        optim: Gradient clipping.
+        regularization: Dropout.
+        performance: Precision, and whether updates happen in the backward pass.
+        objective: What is minimised.
+        early_stopping: Decides when validations no longer improve.
+        ema: The running average of the weights; None = none is maintained.
+        spike_detector: Detects loss spikes.
+        profiler: Profiles some of the updates.
+        save_best: Save a checkpoint after the best validation so far.
+        corpora: Number of the corpora whose likelihoods are reported separately; 0 = none.
     """
-    config, start, layers = setup.config, setup.start, setup.layers
-    run, performance = config.run, config.performance
-    optim = resumed_settings(config.optimizer, setup.saved, reset=config.start.reset_optim)
-    objective = open_objective(config, optim, start, layers, world.device)
-    precision = run_precision(performance, layers, loss_scale=optim.loss_scale, device=world.device)
-    model = build_training_model(config, start, layers, precision, world)
-    if performance.compile_blocks:
-        compile_blocks(model, world.device)
-    # Each rank needs its own dropout.
-    set_seed(seed + world.rank)
-    validation, safety, watching = config.validation, config.safety, config.watching
-    return TrainingComponents(
-        model=model,
-        optimizer=build_optimizer(model, optim, pure_bf16=performance.pure_bf16),
-        schedule=build_schedule(optim, train_steps=run.train_steps, hidden_size=start.model.hidden_size),
-        precision=precision,
-        world=world,
-        run=run,
-        optim=optim,
-        regularization=config.regularization,
-        performance=performance,
-        objective=objective,
-        early_stopping=EarlyStopping(validation.early_stopping, validation.early_stopping_criteria),
-        ema=EMA(model, decay=optim.average_decay, every=optim.average_every) if optim.average_decay else None,
-        spike_detector=SpikeDetector(safety.spike_action, threshold=safety.spike_threshold, window=safety.spike_window),
-        profiler=Profiler(
-            watching.profile_steps, Path(f"{run.save_model}_profile"), rank=world.rank, flops=watching.profile_flops
-        ),
-        save_best=safety.save_best,
-        corpora=len(per_corpus_names(config.corpora)),
-    )
+
+    model: Transformer
+    optimizer: Optimizer
+    schedule: Schedule
+    precision: Precision
+    world: World
+    run: RunConfig
+    optim: OptimConfig
+    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+    objective: Objective = LIKELIHOOD
+    early_stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
+    ema: EMA | None = None
+    spike_detector: SpikeDetector = field(default_factory=SpikeDetector)
+    profiler: Profiler = field(default_factory=Profiler)
+    save_best: bool = False
+    corpora: int = 0
+
+    @property
+    def optimizer_name(self) -> str:
+        """Name of the optimiser whose state a checkpoint holds."""
+        return f"{self.optim.optim}{' over bf16' if self.performance.pure_bf16 else ''}"

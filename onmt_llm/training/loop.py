@@ -9,87 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import Tensor
-from torch.optim import Optimizer
 
-from onmt_llm.config.training.optimizer import OptimConfig
-from onmt_llm.config.training.performance import PerformanceConfig
 from onmt_llm.config.training.regularization import RegularizationConfig
-from onmt_llm.config.training.run import RunConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
-from onmt_llm.nn.transformer import Transformer, set_dropout
-from onmt_llm.training.dist import World
-from onmt_llm.training.loss_spikes import SpikeDetector
+from onmt_llm.nn.transformer import set_dropout
+from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.losses.batch_loss import batch_loss
-from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
-from onmt_llm.training.metrics.profiler import Profiler
 from onmt_llm.training.metrics.reporter import Reporter
 from onmt_llm.training.metrics.stopwatch import Stopwatch
 from onmt_llm.training.metrics.totals import Totals, ValidationResult
 from onmt_llm.training.optim.build import scale_and_clip, set_learning_rate, trainable
-from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.in_backward import backward_and_step
-from onmt_llm.training.optim.precision import Precision, non_finite_error
-from onmt_llm.training.optim.schedule import Schedule
+from onmt_llm.training.optim.precision import non_finite_error
+from onmt_llm.training.process.signals import SignalHandler
 from onmt_llm.training.result import RunStatus
-from onmt_llm.training.signals import SignalHandler
 from onmt_llm.training.state import Progress
-from onmt_llm.training.validation.early_stopping import EarlyStopping
 
 T = TypeVar("T")
 Save = Callable[[Progress], None]
 Validate = Callable[[int], ValidationResult]
-
-
-@dataclass
-class TrainingComponents:
-    """What the loop works with; built by `components.py`.
-
-    Attributes:
-        model: Its trainable parameters are those with `requires_grad`.
-        optimizer: The optimiser of these parameters.
-        schedule: Learning rate of each step.
-        precision: Number formats.
-        world: This process among the others, and its device.
-        run: Length, gradient accumulation, validation and saving.
-        optim: Gradient clipping.
-        regularization: Dropout.
-        performance: Precision, and whether updates happen in the backward pass.
-        objective: What is minimised.
-        early_stopping: Decides when validations no longer improve.
-        ema: The running average of the weights; None = none is maintained.
-        spike_detector: Detects loss spikes.
-        profiler: Profiles some of the updates.
-        save_best: Save a checkpoint after the best validation so far.
-        corpora: Number of the corpora whose likelihoods are reported separately; 0 = none.
-    """
-
-    model: Transformer
-    optimizer: Optimizer
-    schedule: Schedule
-    precision: Precision
-    world: World
-    run: RunConfig
-    optim: OptimConfig
-    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
-    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
-    objective: Objective = LIKELIHOOD
-    early_stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(0))
-    ema: EMA | None = None
-    spike_detector: SpikeDetector = field(default_factory=SpikeDetector)
-    profiler: Profiler = field(default_factory=Profiler)
-    save_best: bool = False
-    corpora: int = 0
-
-    @property
-    def optimizer_name(self) -> str:
-        """Name of the optimiser whose state a checkpoint holds."""
-        return f"{self.optim.optim}{' over bf16' if self.performance.pure_bf16 else ''}"
 
 
 def train_loop(

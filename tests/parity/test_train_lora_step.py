@@ -11,13 +11,14 @@ from onmt_llm.config.training.run import RunConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, lora_state
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.dist import World
-from onmt_llm.training.loop import TrainingComponents, train_loop
+from onmt_llm.training.components import TrainingComponents
+from onmt_llm.training.loop import train_loop
 from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.metrics.reporter import Reporter
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.optim.schedule import build_schedule
+from onmt_llm.training.process.dist import World
 from onmt_llm.training.state import Progress
 
 transformers = pytest.importorskip("transformers")

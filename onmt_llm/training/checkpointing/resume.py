@@ -13,9 +13,9 @@ from onmt_llm.config.training.start import AUTO
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
-from onmt_llm.training.dist import World
-from onmt_llm.training.loop import TrainingComponents
-from onmt_llm.training.rng import set_rng_state
+from onmt_llm.training.components import TrainingComponents
+from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.rng import set_rng_state
 from onmt_llm.training.run_folder import check_intact, newest_of_run
 from onmt_llm.training.state import STATE_DIRECTORY, Progress, SavedState, load_optimizer
 from onmt_llm.training.validation.early_stopping import EarlyStopping

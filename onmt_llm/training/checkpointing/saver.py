@@ -27,8 +27,8 @@ from onmt_llm.output_checks import check_space
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE
 from onmt_llm.training.checkpointing.background import BackgroundTask
 from onmt_llm.training.checkpointing.resume import run_options
-from onmt_llm.training.loop import TrainingComponents
-from onmt_llm.training.rng import rng_state
+from onmt_llm.training.components import TrainingComponents
+from onmt_llm.training.process.rng import rng_state
 from onmt_llm.training.run_folder import RunLock, checkpoint_path, ema_path, prune
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.setup.start import SRC_VOCAB_FILE, VOCAB_FILE

@@ -18,19 +18,21 @@ from onmt_llm.data.corpus import split_corpora
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.lora.model import lora_modules
 from onmt_llm.training.checkpointing.resume import resolve_train_from
-from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
-from onmt_llm.training.dist import World
 from onmt_llm.training.dry_run.activations import ActivationEstimate
 from onmt_llm.training.dry_run.memory import MIB, Memory, estimate_memory
 from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_batches
-from onmt_llm.training.host_memory import resident_memory
 from onmt_llm.training.losses.objective import open_alignment
 from onmt_llm.training.metrics.sinks import check_trackers
 from onmt_llm.training.optim.registry import check_package
+from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.host_memory import resident_memory
+from onmt_llm.training.run.startup_log import run_notes
+from onmt_llm.training.setup.checks import check_in_backward, check_reference, check_validation
+from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import open_pipelines
-from onmt_llm.training.setup.model import build_on_meta, check_device, count_parameters, run_precision
+from onmt_llm.training.setup.model import build_on_meta, run_precision
 from onmt_llm.training.setup.run_setup import RunSetup, open_run_setup
-from onmt_llm.training.startup_log import run_notes
+from onmt_llm.training.setup.trainable import count_parameters
 
 
 @dataclass(frozen=True)

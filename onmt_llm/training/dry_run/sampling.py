@@ -15,9 +15,9 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
-from onmt_llm.training.dist import World
 from onmt_llm.training.dry_run.activations import BatchShape
-from onmt_llm.training.host_memory import resident_memory
+from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.host_memory import resident_memory
 from onmt_llm.training.setup.inputs import open_pipeline
 from onmt_llm.training.setup.start import Start
 

@@ -16,11 +16,11 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.dist import World
 from onmt_llm.training.metrics.mfu import HardwareMonitor, ModelFlops, matmul_peak
 from onmt_llm.training.metrics.reporter import MetricSources, Reporter
 from onmt_llm.training.metrics.sinks import OpenSink, open_jsonl, open_mlflow, open_tensorboard, open_wandb
 from onmt_llm.training.optim.precision import Precision
+from onmt_llm.training.process.dist import World
 from onmt_llm.training.state import Progress
 
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from onmt_llm.checkpoint.adapters import add_adapter
 from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.adapters import QuantizationConfig
 from onmt_llm.config.training.performance import PerformanceConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.log import logger
-from onmt_llm.nn.activations.recompute import set_recomputed
-from onmt_llm.nn.block_expansion import add_twins, freeze_all_but, stack_blocks
-from onmt_llm.nn.cpu import int8_matmul
+from onmt_llm.nn.block_expansion import stack_blocks
 from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.init import init_weights
-from onmt_llm.nn.kernels import resolve_kernels, use_liger
-from onmt_llm.nn.lora.model import freeze_all_but_lora
-from onmt_llm.nn.quantized import QUANT_TYPES, num_parameters, set_int8_products
-from onmt_llm.nn.transformer import Transformer, set_embedding_noise, set_offload
+from onmt_llm.nn.quantized import QUANT_TYPES
+from onmt_llm.nn.transformer import Transformer, set_embedding_noise
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
-from onmt_llm.training.dist import World
 from onmt_llm.training.optim.precision import Precision, choose_precision, trainable_to_float32
+from onmt_llm.training.process.dist import World
+from onmt_llm.training.setup.hardware import set_performance_options, set_quant_compute
 from onmt_llm.training.setup.layers import LayerPlan
 from onmt_llm.training.setup.start import Start
-from onmt_llm.training.setup.word_vectors import freeze_word_vectors, load_vectors, update_vocabulary
+from onmt_llm.training.setup.trainable import add_trainable_parts, freeze_untrained
+from onmt_llm.training.setup.word_vectors import load_vectors, update_vocabulary
 
 
 def _check_size(model: ModelConfig) -> None:
@@ -76,41 +70,15 @@ def build_training_model(
         update_vocabulary(model, start, param_init=init.param_init, glorot=init.param_init_glorot)
     set_quant_compute(model, config.quantization, world.device)
     load_vectors(model, start, config.embeddings)
-    _freeze(model, config, layers)
+    freeze_untrained(model, config, layers)
     if performance.pure_bf16:
         model.to(precision.weights)
     else:
         trainable_to_float32(model)
     world.share_parameters(model)
-    set_recomputed(model, frozenset(performance.use_ckpting))
-    if performance.offload_activations:
-        set_offload(model)
-    if resolve_kernels(performance.kernels, world.device.type) == "liger":
-        logger.info("kernels: %d layers use Liger kernels.", use_liger(model))
+    set_performance_options(model, performance, world.device)
     set_embedding_noise(model, config.regularization.neftune_noise_alpha)
     return model
-
-
-def set_quant_compute(model: nn.Module, quant: QuantizationConfig, device: torch.device) -> None:
-    """Choose the number format that int8 layers multiply in during training (`quant_compute`)."""
-    wanted = quant.quant_compute == "int8" or (quant.quant_compute == "auto" and int8_matmul.are_fast(device))
-    layers = set_int8_products(model) if wanted else 0
-    if layers:
-        logger.info("%d layers multiply in int8 during training (quant_compute).", layers)
-
-
-def check_device(performance: PerformanceConfig, device_type: str) -> None:
-    """Check that the device supports the options.
-
-    Raises:
-        ConfigError: An option needs a GPU.
-    """
-    resolve_kernels(performance.kernels, device_type)
-    if performance.offload_activations and device_type == "cpu":
-        raise ConfigError(
-            "offload_activations must go with a GPU, whose activations it moves to main memory, but the device is cpu.",
-            hint="use_ckpting: [block] saves memory on a CPU",
-        )
 
 
 def build_on_meta(config: TrainConfig, start: Start, layers: LayerPlan) -> tuple[Transformer, list[str]]:
@@ -132,48 +100,6 @@ def build_on_meta(config: TrainConfig, start: Start, layers: LayerPlan) -> tuple
             require("bitsandbytes", f"quant_type: {layers.quant_type}")
     add_trainable_parts(model, config, layers)
     return model, quantised
-
-
-def add_trainable_parts(model: Transformer, config: TrainConfig, layers: LayerPlan) -> None:
-    """Add new adapters or twin blocks to a model in place, and freeze everything that the run does not train."""
-    if layers.lora is not None:
-        add_adapter(model, layers.lora)
-    if layers.twins is not None:
-        add_twins(model, layers.twins.blocks, layers.twins.lerp)
-    _freeze(model, config, layers)
-
-
-def _freeze(model: Transformer, config: TrainConfig, layers: LayerPlan) -> None:
-    """Freeze everything that the run does not train."""
-    if layers.lora is not None:
-        freeze_all_but_lora(model)
-    elif layers.expansion is not None:
-        freeze_all_but(model, layers.new_blocks)
-    else:
-        model.requires_grad_(True)
-        freeze_word_vectors(model, config.embeddings)
-        freeze_stacks(model, encoder=config.run.freeze_encoder, decoder=config.run.freeze_decoder)
-
-
-def freeze_stacks(model: Transformer, *, encoder: bool, decoder: bool) -> None:
-    """Freeze a stack's blocks and final norm; embeddings and output layer are still trained, as in OpenNMT-py.
-
-    Raises:
-        ConfigError: The model has no such stack.
-    """
-    for name, wanted, stack in (("encoder", encoder, model.encoder), ("decoder", decoder, model.decoder)):
-        if not wanted:
-            continue
-        if stack is None:
-            raise ConfigError(f"freeze_{name} needs a model with an {name}, but it has {name}_layers: 0.")
-        for part in (stack.layers, stack.norm):
-            if part is not None:
-                part.requires_grad_(False)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """The number of all parameters, those of quantised layers included, and of the trainable ones."""
-    return num_parameters(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def run_precision(

@@ -21,8 +21,8 @@ from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.placeholders import to_line
-from onmt_llm.training.dist import World
 from onmt_llm.training.optim.precision import Precision
+from onmt_llm.training.process.dist import World
 
 
 def dump_folder(settings: ValidationConfig, save_model: str) -> Path | None:

@@ -14,12 +14,12 @@ import torch
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.dist import World
 from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
 from onmt_llm.training.metrics.totals import Totals, ValidationResult
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision
+from onmt_llm.training.process.dist import World
 from onmt_llm.training.validation.generation import GenerationValidator
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.training import dist
+from onmt_llm.training.process import dist
 
 LINES = 600
 

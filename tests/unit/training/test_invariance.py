@@ -28,13 +28,14 @@ from onmt_llm.data.batching.packing import pack_rows
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.dist import World, open_world
-from onmt_llm.training.loop import TrainingComponents, train_loop
+from onmt_llm.training.components import TrainingComponents
+from onmt_llm.training.loop import train_loop
 from onmt_llm.training.losses.objective import Objective
 from onmt_llm.training.metrics.reporter import Reporter, Totals
 from onmt_llm.training.optim.build import trainable
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.optim.schedule import build_schedule
+from onmt_llm.training.process.dist import World, open_world
 from onmt_llm.training.state import Progress
 
 Figures = dict[str, torch.Tensor]

@@ -17,12 +17,13 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.dist import World
-from onmt_llm.training.loop import TrainingComponents, at_step, train_loop
+from onmt_llm.training.components import TrainingComponents
+from onmt_llm.training.loop import at_step, train_loop
 from onmt_llm.training.metrics.reporter import Reporter, Totals, ValidationResult
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.precision import Precision, choose_precision
 from onmt_llm.training.optim.schedule import build_schedule
+from onmt_llm.training.process.dist import World
 from onmt_llm.training.state import Progress
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 from tests.options import train_config

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from onmt_llm.training.rng import rng_state, set_rng_state, set_seed
+from onmt_llm.training.process.rng import rng_state, set_rng_state, set_seed
 
 CPU = torch.device("cpu")
 

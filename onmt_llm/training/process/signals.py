@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from onmt_llm.log import logger
-from onmt_llm.training.dist import World
+from onmt_llm.training.process.dist import World
 from onmt_llm.training.result import RunStatus
 
 # On a network file system a check takes milliseconds.

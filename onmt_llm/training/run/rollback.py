@@ -8,7 +8,7 @@ from typing import Any
 
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.log import logger
-from onmt_llm.training.dist import World
+from onmt_llm.training.process.dist import World
 from onmt_llm.training.run_folder import newest_intact, remove_checkpoint
 
 

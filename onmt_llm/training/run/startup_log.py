@@ -8,13 +8,13 @@ from onmt_llm.nn.kernels import attention_kernel
 from onmt_llm.nn.lora.model import lora_modules
 from onmt_llm.nn.quantized import is_quantized
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.loop import TrainingComponents
+from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.metrics.build import metrics_path
 from onmt_llm.training.run_folder import checkpoints
 from onmt_llm.training.setup.layers import LayerPlan
-from onmt_llm.training.setup.model import count_parameters
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.setup.start import Start
+from onmt_llm.training.setup.trainable import count_parameters
 
 
 def log_start(setup: RunSetup, components: TrainingComponents, *, step: int) -> None:

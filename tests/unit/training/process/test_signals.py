@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from onmt_llm.errors import CheckpointError
-from onmt_llm.training import signals as requests
 from onmt_llm.training.checkpointing.background import BackgroundTask
-from onmt_llm.training.dist import World
+from onmt_llm.training.process import signals as requests
+from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.signals import SignalHandler, SignalRequest
 from onmt_llm.training.result import RunStatus
-from onmt_llm.training.signals import SignalHandler, SignalRequest
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

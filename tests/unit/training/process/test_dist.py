@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.training import dist
+from onmt_llm.training.process import dist
 
 TWO_RANKS = """
 import torch
 from torch import nn
-from onmt_llm.training import dist
+from onmt_llm.training.process import dist
 
 dist.BUCKET_ELEMENTS = 7
 world = dist.open_world("cpu", 2)

@@ -13,19 +13,20 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.log import logger
 from onmt_llm.training.checkpointing.resume import log_changes, resume, run_options, run_seed
 from onmt_llm.training.checkpointing.saver import CheckpointSaver
-from onmt_llm.training.components import build_components
-from onmt_llm.training.dist import World
-from onmt_llm.training.loop import TrainingComponents, train_loop
+from onmt_llm.training.components import TrainingComponents
+from onmt_llm.training.loop import train_loop
 from onmt_llm.training.metrics.build import build_reporter, data_metrics, open_hardware_monitor
+from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.rng import set_seed
+from onmt_llm.training.process.signals import SignalHandler
 from onmt_llm.training.result import RunStatus, TrainResult
-from onmt_llm.training.rng import set_seed
-from onmt_llm.training.rollback import Rollback, roll_back
+from onmt_llm.training.run.build import build_components
+from onmt_llm.training.run.rollback import Rollback, roll_back
+from onmt_llm.training.run.startup_log import log_start
 from onmt_llm.training.run_folder import RunLock, save_request_file
 from onmt_llm.training.setup.compile import timed
 from onmt_llm.training.setup.inputs import open_generation_validator, open_pipelines
 from onmt_llm.training.setup.run_setup import RunSetup
-from onmt_llm.training.signals import SignalHandler
-from onmt_llm.training.startup_log import log_start
 from onmt_llm.training.state import Progress
 from onmt_llm.training.validation.validate import Validator
 
