@@ -1,4 +1,4 @@
-"""Options of transforms that a corpus has of its own: any of them may stand among the keys of the corpus."""
+"""Options of transforms that are set for one corpus, under `options` or directly among the keys of the corpus."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from onmt_llm.config.loading.messages import fit, sentence_of
+from onmt_llm.config.loading.messages import coerce, explain
 from onmt_llm.config.schema import Leaf
 from onmt_llm.config.section import Section
 from onmt_llm.registry import nearest
 
 
 def gather_options(corpora: Any, table: Mapping[str, Leaf]) -> Any:
-    """The value of `data`, with the options of transforms put below the `options` of their corpus."""
+    """The value of `data`, with the transform options of each corpus moved into its `options`."""
     if not isinstance(corpora, dict):
         return corpora
     return {name: _gather(corpus, table) if isinstance(corpus, dict) else corpus for name, corpus in corpora.items()}
@@ -24,24 +24,24 @@ def _gather(corpus: dict[str, Any], table: Mapping[str, Leaf]) -> dict[str, Any]
     listed = corpus.get("options") or {}
     if not isinstance(listed, dict):
         return corpus
-    rest = {key: value for key, value in corpus.items() if key != "options" and not _of_transform(key, table)}
-    beside = {key: value for key, value in corpus.items() if _of_transform(key, table)}
+    others = {key: value for key, value in corpus.items() if key != "options" and not _of_transform(key, table)}
+    direct = {key: value for key, value in corpus.items() if _of_transform(key, table)}
     options = {
-        key: fit(value, table[key]) if _of_transform(key, table) else value
-        for key, value in {**listed, **beside}.items()
+        key: coerce(value, table[key]) if _of_transform(key, table) else value
+        for key, value in {**listed, **direct}.items()
     }
-    return {**rest, "options": options} if options else rest
+    return {**others, "options": options} if options else others
 
 
 def corpus_problems(
     grouped: Mapping[str, Mapping[str, Any]], extra: Mapping[str, type[Section]], table: Mapping[str, Leaf]
 ) -> Iterator[tuple[tuple[str, str], str]]:
-    """What is wrong with the options that corpora have of their own: (corpus, option), and a sentence.
+    """Problems of the transform options that are set for single corpora: (corpus, option) and a sentence.
 
     Args:
-        grouped: The user's values by section, those of `data` as `gather_options` gives them.
+        grouped: The user's values by section; `data` as returned by `gather_options`.
         extra: Sections of the transforms, by name.
-        table: All leaves, by name.
+        table: All options, by name.
     """
     corpora = grouped[table["data"].section].get("data") if "data" in table and "data" in _names(grouped) else None
     for name, corpus in corpora.items() if isinstance(corpora, dict) else ():
@@ -56,10 +56,10 @@ def corpus_problems(
         for section, kind in extra.items():
             own = {option: value for option, value in options.items() if option in kind.model_fields}
             if own:
-                yield from _wrong_values(kind, {**grouped.get(section, {}), **own}, name, own, table)
+                yield from _invalid_values(kind, {**grouped.get(section, {}), **own}, name, own, table)
 
 
-def _wrong_values(
+def _invalid_values(
     kind: type[Section], values: Mapping[str, Any], corpus: str, own: Mapping[str, Any], table: Mapping[str, Leaf]
 ) -> Iterator[tuple[tuple[str, str], str]]:
     try:
@@ -68,9 +68,9 @@ def _wrong_values(
         for finding in error.errors():
             option = str(finding["loc"][0]) if finding["loc"] else ""
             if option in own:
-                sentence = sentence_of(finding, f"data.{corpus}.{option}", table[option], (option,))
+                sentence = explain(finding, f"data.{corpus}.{option}", table[option], (option,))
                 yield (corpus, option), sentence
-            elif not option:  # about several options; those about a global one alone are told where that is checked
+            elif not option:  # about several options; if all of them are global, the section's own check reports it
                 yield (corpus, next(iter(own))), f"{finding.get('ctx', {}).get('error', finding['msg'])}."
 
 

@@ -1,7 +1,7 @@
-"""Command-line flags, built from the leaves of a job.
+"""Command-line flags, built from the options of a job.
 
-Every option can be written `-x v`, `--x v`, `--x=v` and with `-` for `_`. Nothing is abbreviated: a flag that is not
-known is an error that names the nearest one.
+Every option can be written `-x v`, `--x v`, `--x=v`, and with `-` instead of `_`. Flags cannot be abbreviated: an
+unknown flag is an error that suggests the nearest one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from onmt_llm.registry import nearest
 from onmt_llm.version import __version__
 
 _NUMBER = re.compile(r"^-(\.?\d[\d._]*([eE][-+]?\d+)?|\.?(inf|nan))$", re.IGNORECASE)
-_GUARD = "\0"  # before a negative number, which argparse would take for a flag; no command line holds this character
+_GUARD = "\0"  # put before negative numbers, which argparse would take for flags; cannot occur in a command line
 _SHORT = {"h": "help"}
 
 
 @dataclass
 class Parsed:
-    """A command line, taken apart but not yet typed."""
+    """A command line split into its parts, with untyped values."""
 
     configs: list[str] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
@@ -38,12 +38,12 @@ class Parsed:
 def normalise(
     argv: Sequence[str], known: Collection[str], prog: str, short: Mapping[str, str]
 ) -> tuple[list[str], list[Problem]]:
-    """Rewrite every flag as `--snake_case`; those that are not known are left out, with what stands behind them.
+    """Rewrite every flag as `--snake_case`, and drop unknown flags with their values.
 
-    argparse alone would take `-n_sampel` for `-n` and `-conf` for `-config`.
+    By itself, argparse would take `-n_sampel` for `-n` and `-conf` for `-config`.
 
     Returns:
-        The words, and a problem for each flag that is left out.
+        The words, and a problem for each unknown flag.
     """
     short = {**_SHORT, **short}
     result: list[str] = []
@@ -52,7 +52,8 @@ def normalise(
     for word in argv:
         if word == "--":
             raise ConfigError(
-                f"Every word for {prog} must belong to a flag, but '--' does not.", hint=f"{prog} -help lists them all"
+                f"Every argument of {prog} must belong to a flag, but '--' does not.",
+                hint=f"{prog} -help lists them all",
             )
         if not word.startswith("-") or word == "-" or _NUMBER.match(word):
             result += [] if unknown else [_GUARD + word if _NUMBER.match(word) else word]
@@ -75,7 +76,7 @@ def _unknown_flag(flag: str, name: str, known: Collection[str], prog: str) -> Pr
 
 
 def words_of(flag: str, argv: Sequence[str]) -> list[str]:
-    """The words that stand behind a flag, wherever it stands: a look ahead, before `parse` knows all flags."""
+    """The arguments of one flag, wherever it occurs; for use before `parse`, when not all flags are known yet."""
     found: list[str] = []
     ours = False
     for word in argv:
@@ -101,16 +102,16 @@ def parse(
     """Split a command line into configuration files, values and switches.
 
     Args:
-        argv: Command line without the program's name.
+        argv: Command line without the program name.
         table: The options, by name.
         prog: Name of the command.
-        about: A paragraph about it, for the help.
+        about: Description of the command, for the help.
         switches: Flags of the command itself, with their help.
         short: One-letter flags.
-        sections: What each section of options is about, for the help.
+        sections: Description of each section of options, for the help.
 
     Raises:
-        ConfigError: A flag lacks its value, or a word belongs to none.
+        ConfigError: A flag lacks its value, or an argument belongs to no flag.
         SystemExit: After `-help` or `-version`.
     """
     foreign = {name for name in known_names() if name not in table}
@@ -124,7 +125,7 @@ def parse(
     for name in switches:
         parser.add_argument(f"--{name}", action="store_true")
     for leaf in table.values():
-        # types are the schema's business
+        # values stay text here; the schema types them
         nargs = "*" if leaf.is_list else ("?" if leaf.is_bool else 1)
         const = ["true"] if leaf.is_bool else None
         parser.add_argument(f"--{leaf.name}", nargs=nargs, const=const, default=argparse.SUPPRESS, action=_StoreWords)
@@ -135,7 +136,7 @@ def parse(
     for pair in namespace.pop("set"):
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--set wants KEY=VALUE, but got '{pair}'.")
+            raise ConfigError(f"--set needs KEY=VALUE, but got '{pair}'.")
         result.sets.append((key, value))
     result.switches = {name: namespace.pop(name) for name in ["print_config", *switches]}
     result.values = {
@@ -153,7 +154,7 @@ def _answer(
     sections: Mapping[str, str],
     switches: Mapping[str, str],
 ) -> None:
-    """Print the version or the help, where that is asked for, and leave."""
+    """Print the version or the help if requested, and exit."""
     for position, word in enumerate(words):
         name, _, value = word.partition("=")
         if name == "--version":
@@ -168,16 +169,16 @@ def _answer(
 
 
 _FLAGS = (
-    ("config", "FILE", "YAML file; may be repeated, the last one wins"),
-    ("set", "KEY=VALUE", "one nested value: data.alpaca.weight=5"),
-    ("print_config", "", "print every option, its value and where it came from"),
-    ("help", "[SECTION|OPTION|all]", "show this, or more"),
+    ("config", "FILE", "YAML file; may be repeated, later files win"),
+    ("set", "KEY=VALUE", "set a nested value: data.alpaca.weight=5"),
+    ("print_config", "", "print every option, its value and where it was set"),
+    ("help", "[SECTION|OPTION|all]", "show this page, a section, an option, or all"),
     ("version", "", "print the version"),
 )
 
 
 class _StoreWords(argparse.Action):
-    """Keep a flag's words as a list of strings, however many there are."""
+    """Store the arguments of a flag as a list of strings, however many there are."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         words = [values] if isinstance(values, str) else values
@@ -185,7 +186,7 @@ class _StoreWords(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are our errors."""
+    """argparse that raises `ConfigError`."""
 
     def error(self, message: str) -> Any:
         raise ConfigError(f"{self.prog}: {message}.".replace("--", "-"), hint=f"{self.prog} -help lists the options")

@@ -1,6 +1,6 @@
-"""What `-help` says: a page that fits a screen, and behind it a section, an option, or everything.
+"""The pages of `-help`: a first page that fits a screen, a section, an option, or everything.
 
-Every line fits the terminal, whatever its width.
+All lines fit the width of the terminal.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from onmt_llm.registry import nearest
 ALL = "all"
 _WIDEST = 100
 _FEW = 20
-"""A command with as many options shows all of them on its first page."""
+"""A command with at most this many options lists all of them on the first page."""
 _COLUMN = 28
-_UNSAID = ("set", "help", "version")
-_FROM_WHERE = "Options are keys of YAML files (-config) or flags; flags win."
+_NOT_ON_FIRST_PAGE = ("set", "help", "version")
+_HOW_TO_SET = "Set options in YAML files (-config) or by flags; flags win."
 
 
 @dataclass(frozen=True)
 class Manual:
-    """What there is to say about a command.
+    """The contents of the help of a command.
 
     Attributes:
-        prog: Its name.
-        about: A paragraph about it.
-        flags: Those that are no options of its job: name, placeholder of the value, what it does.
-        sections: What each section of options is about, in order.
+        prog: Name of the command.
+        about: Description of the command.
+        flags: Flags that are not options of its job: name, placeholder of the value, description.
+        sections: Description of each section of options, in order.
         table: The options, by name.
     """
 
@@ -48,20 +48,20 @@ class Manual:
 
     @property
     def command(self) -> Command:
-        """Its entry in the table of commands."""
+        """The entry in the table of commands."""
         return COMMANDS.get(self.prog, Command("", self.about, "[-OPTION VALUE ...]"))
 
 
 def width() -> int:
-    """Columns of the terminal; 80 where there is none."""
+    """Columns of the terminal, at most 100; 80 without a terminal."""
     return max(20, min(shutil.get_terminal_size((80, 24)).columns, _WIDEST))
 
 
 def show(manual: Manual, topic: str, columns: int) -> str:
-    """What is asked for: a section, an option, `all`; of nothing, the first page.
+    """The help on a topic: a section, an option, or `all`; without a topic, the first page.
 
     Raises:
-        ConfigError: There is nothing of that name.
+        ConfigError: There is no such topic.
     """
     if not topic:
         lines = _first_page(manual, columns)
@@ -73,7 +73,7 @@ def show(manual: Manual, topic: str, columns: int) -> str:
 
 
 def rows(entries: Iterable[tuple[str, str]], columns: int) -> Iterator[str]:
-    """A list of names, each with a phrase."""
+    """The lines of a list of names and phrases."""
     listed = list(entries)
     column = max(len(name) for name, _ in listed) + 4
     for name, phrase in listed:
@@ -83,24 +83,24 @@ def rows(entries: Iterable[tuple[str, str]], columns: int) -> Iterator[str]:
 def _first_page(manual: Manual, columns: int) -> Iterator[str]:
     command, table = manual.command, manual.table
     yield from _usage(manual, columns)
-    yield from _wrapped(f"{command.phrase} {_FROM_WHERE}", columns)
+    yield from _wrapped(f"{command.phrase} {_HOW_TO_SET}", columns)
     yield ""
     names = list(table) if len(table) <= _FEW else [name for name in command.options if name in table]
-    yield from _wrapped("options:" if len(names) == len(table) else "options that most people need:", columns)
+    yield from _wrapped("options:" if len(names) == len(table) else "common options:", columns)
     for name, value, text in manual.flags:
-        if name not in _UNSAID:
+        if name not in _NOT_ON_FIRST_PAGE:
             yield from _row(f"-{name} {value}".rstrip(), text, columns)
     for name in names:
         yield from _row(f"-{name} {_placeholder(table[name])}".rstrip(), _phrase(table[name].doc), columns)
     yield ""
-    yield from _wrapped("more: -help OPTION, -help SECTION, -help all. The sections:", columns)
+    yield from _wrapped("more: -help OPTION, -help SECTION, -help all. Sections:", columns)
     own = {leaf.section for leaf in table.values() if not leaf.extra}
     for section, about in manual.sections.items():
         if section in own:
             yield from _row(section, _phrase(about).partition(": ")[0], columns)
     others = [section for section in manual.sections if section not in own]
     if others:
-        yield from _wrapped(f"and of transforms: {', '.join(others)}", columns, indent="  ")
+        yield from _wrapped(f"of transforms: {', '.join(others)}", columns, indent="  ")
     if command.examples:
         yield "examples:"
         for line, what in command.examples:
@@ -148,7 +148,7 @@ def _section(manual: Manual, section: str, columns: int) -> Iterator[str]:
 
 
 def _option(leaf: Leaf, columns: int, indent: str = "") -> Iterator[str]:
-    """All there is to say about an option."""
+    """The full description of an option."""
     yield from _wrapped(f"-{leaf.name} {_placeholder(leaf)}".rstrip() + _default(leaf), columns, indent=indent)
     text = leaf.doc
     if leaf.choices:
@@ -188,12 +188,12 @@ def _short(value: Any) -> str:
 
 
 def _phrase(text: str) -> str:
-    """The first sentence, as a phrase."""
+    """The first sentence, without its full stop."""
     return re.split(r"(?<!et al)\. |; |\.$", text, maxsplit=1)[0]
 
 
 def _row(name: str, text: str, columns: int, *, column: int = _COLUMN) -> Iterator[str]:
-    """`name` and one line about it: beside it, or below where that is too narrow."""
+    """`name` and a one-line description beside it, or below it if the column is too narrow."""
     column = min(column, columns // 2)
     start = f"  {name.ljust(column - 2)}" if len(name) + 4 <= column else f"  {name}  "
     if len(name) + 4 <= column or len(start) + len(text) <= columns or len(start) <= columns // 2:

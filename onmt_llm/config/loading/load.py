@@ -19,8 +19,8 @@ from onmt_llm.config.compat.translate import effective_names, translate
 from onmt_llm.config.compat.translation import Translation
 from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.corpus_options import corpus_problems, gather_options
-from onmt_llm.config.loading.draft import draft
-from onmt_llm.config.loading.messages import fit, holds_nul, sentence_of
+from onmt_llm.config.loading.messages import coerce, contains_nul, explain
+from onmt_llm.config.loading.partial import validate_partially
 from onmt_llm.config.loading.yaml_file import YamlFile, parse_scalar, read_yaml
 from onmt_llm.config.schema import Leaf, leaves, section_docs
 from onmt_llm.config.section import Section
@@ -317,13 +317,13 @@ def _build(
     grouped: dict[str, dict[str, Any]] = {}
     for leaf_name, value in translation.values.items():
         leaf = table[leaf_name]
-        if holds_nul(value):
+        if contains_nul(value):
             key = translation.sources.get(leaf_name, leaf_name)
             given.complain(key, f"'{key}' must not hold the character NUL.")
             given.invalid.add(leaf_name)
             continue
         value = gather_options(value, table) if leaf_name == "data" else value
-        grouped.setdefault(leaf.section, {})[leaf_name] = fit(value, leaf)
+        grouped.setdefault(leaf.section, {})[leaf_name] = coerce(value, leaf)
     kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra)
     built: dict[str, Section] = {}
     for name, kind in kinds.items():
@@ -333,7 +333,7 @@ def _build(
             built[name] = kind.model_validate(grouped.get(name, {}))
         except ValidationError as error:
             _explain(error, table, translation, given)
-            built[name] = draft(kind, grouped.get(name, {}))
+            built[name] = validate_partially(kind, grouped.get(name, {}))
     for path, sentence in corpus_problems(grouped, extra, table):
         key = translation.sources["data"]
         file = given.files.get(key)
@@ -365,9 +365,7 @@ def _explain(error: ValidationError, table: Mapping[str, Leaf], translation: Tra
         file = given.files.get(key)
         where = file.where(_in_file(file, (key, *path[1:]))) if file and len(path) > 1 else given.where.get(key, "")
         of_transforms = [leaf.name for leaf in table.values() if leaf.extra] if path[0] == "data" else []
-        given.complain(
-            key, sentence_of(finding, ".".join((key, *path[1:])), table[path[0]], path, of_transforms), where
-        )
+        given.complain(key, explain(finding, ".".join((key, *path[1:])), table[path[0]], path, of_transforms), where)
 
 
 def _in_file(file: YamlFile, path: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,18 +1,18 @@
-"""Values as their schema wants them, and pydantic's findings about those that are wrong as sentences for the user."""
+"""Coerce values to their schema, and explain pydantic's errors in sentences for the user."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from onmt_llm.config.schema import Leaf
 from onmt_llm.config.section import Section
 from onmt_llm.registry import nearest
 
 
-def fit(value: Any, leaf: Leaf) -> Any:
-    """A single value for a list is a list of one; a number for text is text; null is the default."""
+def coerce(value: Any, leaf: Leaf) -> Any:
+    """Turn a single value into a list of one, a number into text, and null into the default, as the option requires."""
     if leaf.is_list and value is not None and not isinstance(value, list | dict):
         value = [value]
     if leaf.type_name == "list of str" and isinstance(value, list):
@@ -24,39 +24,39 @@ def fit(value: Any, leaf: Leaf) -> Any:
     return value
 
 
-def holds_nul(value: Any) -> bool:
-    """Whether a text in it holds a character that no name of a file may have, and no option needs."""
+def contains_nul(value: Any) -> bool:
+    """Whether a string in it contains the character NUL, which no file name may contain and no option needs."""
     if isinstance(value, dict):
-        return any(holds_nul(each) for pair in value.items() for each in pair)
-    return any(map(holds_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
+        return any(contains_nul(each) for pair in value.items() for each in pair)
+    return any(map(contains_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
-def sentence_of(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...], names: Sequence[str] = ()) -> str:
-    """What is wrong with a value, for the user.
+def explain(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...], names: Sequence[str] = ()) -> str:
+    """Explain to the user what is wrong with a value.
 
     Args:
-        finding: One of pydantic's.
-        name: Dotted name of the option.
+        finding: An error of pydantic's `ValidationError.errors()`.
+        name: Dotted name of the option, for the message.
         leaf: The option of the job.
-        path: Where in the leaf's value.
-        names: What an unknown name may have been meant to be, besides the fields of a nested section.
+        path: Path of the error in the value of the option.
+        names: Suggestions for an unknown name, besides the fields of the nested section.
     """
     value, kind, context = finding["input"], finding["type"], finding.get("ctx", {})
     if kind == "extra_forbidden":
-        guess = nearest(path[-1], [*names_beside(leaf), *names])
+        guess = nearest(path[-1], [*field_names(leaf), *names])
         return f"'{name}' is not a known option" + (f": did you mean '{guess}'?" if guess else ".")
     if kind == "literal_error":
         choices = [str(choice) for choice in leaf.choices] or [str(context.get("expected", ""))]
         guess = nearest(value, choices) if isinstance(value, str) else None
         text = f"'{name}' must be one of {', '.join(choice or repr('') for choice in choices)}, but is {shown(value)}"
         return text + (f": did you mean '{guess}'?" if guess else ".")
-    if kind == "value_error":  # a sentence of our own validators, which says what the value is
+    if kind == "value_error":  # a sentence of our own validators, complete with the value
         return f"'{name}' {context['error']}."
     if kind == "string_too_short" and not value:
         return f"'{name}' must not be empty."
     guess = None
-    if kind in _BOUNDS:
-        symbol, bound = _BOUNDS[kind]
+    if kind in _COMPARISONS:
+        symbol, bound = _COMPARISONS[kind]
         limit = context[bound]
         wanted = f"must be {symbol} {limit if isinstance(limit, int) else format(limit, 'g')}"
     elif kind in ("finite_number", "number_size", "int_parsing_size"):
@@ -70,7 +70,7 @@ def sentence_of(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...], name
     return f"'{name}' {wanted}, but is {shown(value)}" + (f": did you mean {guess}?" if guess else ".")
 
 
-_BOUNDS = {
+_COMPARISONS = {
     "greater_than_equal": (">=", "ge"),
     "greater_than": (">", "gt"),
     "less_than_equal": ("<=", "le"),
@@ -84,7 +84,7 @@ _SHOWN = 60
 
 
 def shown(value: Any) -> str:
-    """A value as YAML writes it, cut where it is long."""
+    """A value in YAML syntax, truncated if it is long."""
     text = _written(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -100,7 +100,7 @@ def _written(value: Any) -> str:
 
 
 def number_hint(text: str) -> str | None:
-    """`1e-4x`, `1,000` -> the number that was likely meant; None where it could be several (`1,2`, `1:30`, `10k`)."""
+    """The number that was probably meant by `1e-4x` or `1,000`; None if it is ambiguous (`1,2`, `1:30`, `10k`)."""
     text = text.strip()
     grouped = re.fullmatch(r"[-+]?[0-9]{1,3}([,_ ])[0-9]{3}(\1[0-9]{3})*(\.[0-9]+)?", text)
     if grouped:
@@ -109,10 +109,8 @@ def number_hint(text: str) -> str | None:
     return stray[1] if stray and stray[1] != text and text[-1] not in "kKmMgGtTbB" else None
 
 
-def names_beside(leaf: Leaf) -> list[str]:
-    """Option names of the nested section (a corpus, `rope`) that a leaf holds."""
-    from typing import get_args
-
+def field_names(leaf: Leaf) -> list[str]:
+    """Field names of the nested section (a corpus, `rope`) in the value of an option."""
     kinds = [leaf.info.annotation, *get_args(leaf.info.annotation)]
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Section):

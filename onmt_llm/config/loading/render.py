@@ -1,9 +1,9 @@
-"""Everything that is written from the schema: `-print_config`, the option reference, the JSON schema."""
+"""Text generated from the schema: `-print_config`, the option reference, the JSON schemas."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -14,7 +14,7 @@ from onmt_llm.config.section import Section
 
 
 def print_config(loaded: Loaded[Any]) -> str:
-    """The resolved configuration as YAML that can be fed back, with the origin of every value beside it."""
+    """The resolved configuration as valid YAML, with the origin of every value as a comment."""
     job = loaded.job.resolved()
     sections: dict[str, Section] = {name: getattr(job, name) for name in type(job).model_fields}
     lines: list[str] = []
@@ -29,7 +29,7 @@ def print_config(loaded: Loaded[Any]) -> str:
 
 
 def _without_defaults(section: Section, leaf: str, value: Any) -> Any:
-    """A mapping of sections (the corpora) is shown without what was left to its default."""
+    """The value to print; in a mapping of sections (the corpora), options at their defaults are omitted."""
     held = getattr(section, leaf)
     if isinstance(held, dict) and all(isinstance(item, Section) for item in held.values()):
         return {name: item.model_dump(mode="json", exclude_unset=True) for name, item in held.items()}
@@ -42,7 +42,7 @@ def _yaml_lines(value: dict[str, Any]) -> list[str]:
 
 
 class _Flow:
-    """A value to be written on one line."""
+    """A value to write on one line."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -62,7 +62,7 @@ _Dumper.add_representer(_Flow, _flow)
 
 
 def option_tables(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> str:
-    """Markdown: a table of options for each section."""
+    """The option reference in Markdown: a table of options per section."""
     parts: list[str] = []
     kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra or {})
     table = leaves(job, extra)
@@ -76,7 +76,7 @@ def option_tables(job: type[Section], extra: Mapping[str, type[Section]] | None 
                     "",
                     about,
                     "",
-                    "| option | type | default | what it does |",
+                    "| option | type | default | description |",
                     "|---|---|---|---|",
                     *rows,
                 ]
@@ -94,7 +94,7 @@ def _row(leaf: Leaf) -> str:
 
 
 def json_schema(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, Any]:
-    """JSON schema of the flat YAML, for editors."""
+    """The JSON schema of the flat YAML, for editors."""
     properties: dict[str, Any] = {}
     definitions: dict[str, Any] = {}
     kinds: list[Any] = [info.annotation for info in job.model_fields.values()]
@@ -105,15 +105,3 @@ def json_schema(job: type[Section], extra: Mapping[str, type[Section]] | None = 
     for kind in (extra or {}).values() if "CorpusConfig" in definitions else ():
         definitions["CorpusConfig"]["properties"].update(kind.model_json_schema()["properties"])
     return {"type": "object", "properties": properties, "$defs": definitions, "additionalProperties": False}
-
-
-def example_yaml(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> Iterator[str]:
-    """Lines of a commented YAML that holds every option at its default."""
-    section = ""
-    for leaf in leaves(job, extra).values():
-        if leaf.section != section:
-            section = leaf.section
-            yield f"\n# ---- {section} ----"
-        yield f"# {leaf.doc}"
-        value = leaf.default.model_dump(mode="json") if isinstance(leaf.default, Section) else leaf.default
-        yield from (f"#{line}" for line in _yaml_lines({leaf.name: value}))

@@ -1,11 +1,12 @@
-"""YAML with positions: every key remembers its file and line, so that a message can point at it.
+"""Read YAML files with the line of every key, so that messages can point at it.
 
-Numbers follow YAML 1.2 (`2e-05` is a float), `yes`/`no`/`on`/`off` stay text until a boolean option reads them, and
-OpenNMT-py's `None` is null. A key that is written twice is reported; its last value wins.
+Numbers follow YAML 1.2 (`2e-05` is a float). `yes`, `no`, `on` and `off` stay text until a boolean option reads them.
+OpenNMT-py's `None` is null. Duplicate keys are reported; the last value wins.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import select
@@ -23,7 +24,7 @@ Path_ = tuple[str, ...]
 MAX_BYTES = 4 << 20
 _MAX_DEPTH = 64
 _MAX_NODES = 1_000_000
-_MAX_DIGITS = 1000  # Python reads a few thousand; no option that is a number takes so many
+_MAX_DIGITS = 1000  # Python parses a few thousand; no numeric option needs that many
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 _INT = re.compile(r"^[-+]?[0-9]+$")
 _BOOL = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
@@ -31,7 +32,7 @@ _NULL = re.compile(r"^(~|null|Null|NULL|None|)$")
 
 
 class _Bounded(yaml.SafeLoader):
-    """PyYAML's safe loader, which alone nests as deep as Python's stack goes."""
+    """PyYAML's safe loader with a limit on nesting, which is otherwise limited by Python's stack only."""
 
     _depth = 0
 
@@ -46,7 +47,7 @@ class _Bounded(yaml.SafeLoader):
 
 
 class _Loader(_Bounded):
-    """The same, with the resolvers above."""
+    """The same, with YAML 1.2 resolvers."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -56,7 +57,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", _NULL, ["~", "n", "N", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
-# the resolver tries patterns in the order in which they were added: an integer must not be taken for a float
+# resolvers are tried in order: an integer must not be taken for a float
 for _first, _rules in _Loader.yaml_implicit_resolvers.items():
     _rules.sort(key=lambda rule: rule[0].endswith(":float"))
 
@@ -77,7 +78,7 @@ class YamlFile:
         path: As the user wrote it.
         values: The top-level mapping.
         lines: Line (from 1) of every key, by its path from the top.
-        repeated: Sentences about what was written twice.
+        repeated: Sentences about duplicate keys.
     """
 
     path: str
@@ -86,7 +87,7 @@ class YamlFile:
     repeated: list[str] = field(default_factory=list)
 
     def where(self, path: Path_) -> str:
-        """`file:line` of the key, or of the nearest key above it."""
+        """`file:line` of the key, or of its nearest parent."""
         for depth in range(len(path), 0, -1):
             if path[:depth] in self.lines:
                 return f"{self.path}:{self.lines[path[:depth]]}"
@@ -94,7 +95,7 @@ class YamlFile:
 
 
 def parse_scalar(text: str) -> Any:
-    """One value as a YAML file would read it: `5`, `1e-4`, `true`, `[a, b]`, `{a: 1}`, text."""
+    """Parse one value as in a YAML file: `5`, `1e-4`, `true`, `[a, b]`, `{a: 1}`, text."""
     try:
         return _construct(_Loader(text))[1]
     except (yaml.YAMLError, ValueError):
@@ -102,16 +103,16 @@ def parse_scalar(text: str) -> Any:
 
 
 def load_plain(text: str) -> Any:
-    """What a YAML file of this package's own holds, by YAML 1.1 as PyYAML writes it, in bounded time and memory.
+    """Parse YAML written by this package (YAML 1.1, as PyYAML writes it) in bounded time and memory.
 
     Raises:
-        yaml.YAMLError: It is not YAML, or nested too deep, or its aliases expand to too much.
+        yaml.YAMLError: The text is not YAML, is nested too deeply, or its aliases expand to too many values.
     """
     return _construct(_Bounded(text))[1]
 
 
 def _construct(loader: _Bounded) -> tuple[yaml.Node | None, Any]:
-    """The tree of nodes and what it holds, once it is known that its aliases expand to no more than fits."""
+    """The node tree and its value, after a check that its aliases do not expand too far."""
     try:
         root = loader.get_single_node()
         if root is None:
@@ -126,15 +127,15 @@ _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool",
 
 
 def _expanded(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Nodes and levels of a tree in which every alias is a copy; `known` holds those of nodes that were seen before,
-    (0, 0) while one is walked.
+    """Number of nodes and levels of a tree with all aliases expanded; `known` caches the results by node, with (0, 0)
+    while a node is being visited.
 
     Raises:
-        yaml.YAMLError: They are too many, a node holds itself, or it has a type that no option has.
+        yaml.YAMLError: There are too many, a node contains itself, or it has a type that no option has.
     """
     if id(node) in known and known[id(node)] != (0, 0):
         return known[id(node)]
-    problem = "a value holds itself" if id(node) in known else None
+    problem = "a value contains itself" if id(node) in known else None
     if node.tag not in _TAGS:
         problem = f"a value has the type {node.tag.replace('tag:yaml.org,2002:', '!!')}, which no option has"
     known[id(node)] = (0, 0)
@@ -144,7 +145,7 @@ def _expanded(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, 
             below = _expanded(each, known)
             nodes, levels = nodes + below[0], max(levels, below[1] + 1)
     if nodes > _MAX_NODES or levels > _MAX_DEPTH:
-        problem = f"aliases make more than {_MAX_NODES:,} values, or {_MAX_DEPTH} levels, of one"
+        problem = f"aliases expand to more than {_MAX_NODES:,} values or {_MAX_DEPTH} levels"
     if problem is not None:
         raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
     known[id(node)] = (nodes, levels)
@@ -171,7 +172,7 @@ def read_yaml(path: str) -> YamlFile:
         return result
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
-            f"{path} must hold `option: value` lines, but its top level is a {root.tag.rpartition(':')[2]}."
+            f"{path} must consist of `option: value` lines, but its top level is a {root.tag.rpartition(':')[2]}."
         )
     _walk(root, (), result, set())
     result.values = {str(key): value for key, value in values.items()}
@@ -179,7 +180,7 @@ def read_yaml(path: str) -> YamlFile:
 
 
 _piped: dict[tuple[int, int], bytes] = {}
-"""What pipes held, by device and inode: they can be read only once, but a command reads its files twice."""
+"""Contents of pipes by device and inode: a pipe can be read only once, but a command reads its files twice."""
 
 
 def _read_text(path: str) -> str:
@@ -192,7 +193,7 @@ def _read_text(path: str) -> str:
             place = (status.st_dev, status.st_ino)
             content = _piped[place] = _piped[place] if place in _piped else _read_stream(path)
             if not content and stat.S_ISFIFO(status.st_mode):
-                raise ConfigError(f"The configuration file must hold something, but nobody writes to {path}.")
+                raise ConfigError(f"The configuration file must not be empty, but nobody writes to {path}.")
         if len(content) > MAX_BYTES:
             raise ConfigError(f"A configuration file must be at most {MAX_BYTES >> 20} MiB, but {path} is larger.")
         return content.decode("utf-8-sig")
@@ -208,8 +209,8 @@ def _read_text(path: str) -> str:
 
 
 def _read_stream(path: str) -> bytes:
-    """What a pipe, a terminal or a device gives, as far as it may be a configuration file."""
-    # a named pipe that nobody has opened to write would wait for ever; opened like this, it is empty
+    """Read a pipe, a terminal or a device, up to the maximum size of a configuration file."""
+    # without O_NONBLOCK, opening a named pipe without a writer would block forever; with it, the pipe is empty
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     content = b""
     with os.fdopen(descriptor, "rb", buffering=0) as stream:
@@ -225,7 +226,7 @@ def _read_stream(path: str) -> bytes:
 
 
 def _walk(node: yaml.Node, path: Path_, result: YamlFile, seen: set[int]) -> None:
-    """Note the line of every key below `node`; an aliased node is walked once."""
+    """Record the line of every key below `node`; an aliased node is visited once."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -247,8 +248,6 @@ def _walk(node: yaml.Node, path: Path_, result: YamlFile, seen: set[int]) -> Non
 
 
 def _similar_file(file: Path) -> str | None:
-    import difflib
-
     if not file.parent.is_dir():
         return None
     names = [p.name for p in file.parent.iterdir() if p.suffix in (".yaml", ".yml")]
@@ -258,7 +257,7 @@ def _similar_file(file: Path) -> str | None:
 
 def _yaml_hint(text: str, line: int, error: yaml.MarkedYAMLError) -> str | None:
     if isinstance(error, yaml.composer.ComposerError):
-        return None  # it is YAML, but means nothing
+        return None  # the syntax is valid
     lines = text.split("\n")
     if any(
         "\t" in candidate[: len(candidate) - len(candidate.lstrip())] for candidate in lines[max(0, line - 2) : line]

@@ -1,4 +1,4 @@
-"""What is right of a configuration that is not: so that one mistake does not hide others that can be known already."""
+"""The valid part of an invalid configuration, so that one mistake does not hide others."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pydantic import TypeAdapter, ValidationError
 from onmt_llm.config.section import Section
 
 
-def draft(kind: type[Section], values: Mapping[str, Any]) -> Section:
-    """The section without the values that are wrong by themselves; those that do not go together are all there."""
+def validate_partially(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """Validate a section, dropping values that are invalid by themselves; values that only conflict are kept."""
     kept = copy.deepcopy(dict(values))
     with contextlib.suppress(ValidationError):
         return kind.model_validate(kept)
-    _remove_wrong(kind, kept)
+    _remove_invalid(kind, kept)
     with contextlib.suppress(ValidationError):
         return kind.model_validate(kept)
-    held: dict[str, Any] = {}
+    valid: dict[str, Any] = {}
     for name, value in kept.items():
         with contextlib.suppress(ValidationError):
             annotation: Any = kind.model_fields[name].annotation
-            held[name] = TypeAdapter(annotation).validate_python(value)
-    return kind.model_construct(**held)
+            valid[name] = TypeAdapter(annotation).validate_python(value)
+    return kind.model_construct(**valid)
 
 
-def _remove_wrong(kind: type[Section], values: dict[str, Any]) -> None:
+def _remove_invalid(kind: type[Section], values: dict[str, Any]) -> None:
     try:
         kind.model_validate(values)
     except ValidationError as error:
