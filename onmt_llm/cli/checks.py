@@ -29,7 +29,7 @@ from onmt_llm.registry import Registry, nearest
 from onmt_llm.text.new_vocab import no_vocabulary
 from onmt_llm.text.templates.builtin import TEMPLATES
 from onmt_llm.text.tokenizers.open import brings_vocabulary
-from onmt_llm.training.setup.checks import check_in_backward, check_reference, check_validation
+from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 
 MODELS = {"start": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}
 """Training options that name models, by section."""

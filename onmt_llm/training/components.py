@@ -11,8 +11,8 @@ from onmt_llm.config.training.performance import PerformanceConfig
 from onmt_llm.config.training.regularization import RegularizationConfig
 from onmt_llm.config.training.run import RunConfig
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.loss_spikes import SpikeDetector
 from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
+from onmt_llm.training.metrics.loss_spikes import SpikeDetector
 from onmt_llm.training.metrics.profiler import Profiler
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision

@@ -19,6 +19,7 @@ from onmt_llm.training.checkpointing.resume import (
     train_from_update,
     with_start_options,
 )
+from onmt_llm.training.checks import check_in_backward
 from onmt_llm.training.metrics.sinks import check_trackers
 from onmt_llm.training.process.dist import World, open_world
 from onmt_llm.training.process.host_memory import limit_onednn_cache
@@ -26,7 +27,6 @@ from onmt_llm.training.result import RunStatus, TrainResult
 from onmt_llm.training.run.attempt import RunEnvironment, run_attempt
 from onmt_llm.training.run.rollback import Rollback
 from onmt_llm.training.run_folder import check_checkpoint_paths, run_lock
-from onmt_llm.training.setup.checks import check_in_backward
 from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import sample
 from onmt_llm.training.setup.run_setup import RunSetup, open_run_setup

@@ -14,24 +14,20 @@ import torch
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.data.corpus import split_corpora
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.lora.model import lora_modules
 from onmt_llm.training.checkpointing.resume import resolve_train_from
 from onmt_llm.training.dry_run.activations import ActivationEstimate
 from onmt_llm.training.dry_run.memory import MIB, Memory, estimate_memory
 from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_batches
-from onmt_llm.training.losses.objective import open_alignment
-from onmt_llm.training.metrics.sinks import check_trackers
-from onmt_llm.training.optim.registry import check_package
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.host_memory import resident_memory
+from onmt_llm.training.run.checks import check_run
 from onmt_llm.training.run.startup_log import run_notes
-from onmt_llm.training.setup.checks import check_in_backward, check_reference, check_validation
 from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import open_pipelines
 from onmt_llm.training.setup.model import build_on_meta, run_precision
-from onmt_llm.training.setup.run_setup import RunSetup, open_run_setup
+from onmt_llm.training.setup.run_setup import open_run_setup
 from onmt_llm.training.setup.trainable import count_parameters
 
 
@@ -102,7 +98,7 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     config = resolve_train_from(config)
     setup = open_run_setup(config, options)
     start, layers, run = setup.start, setup.layers, config.run
-    _check(setup)
+    check_run(setup)
     model, quantised = build_on_meta(config, start, layers)
     device = config.devices.device
     device_type = resolve_device(device).type if device == "auto" else device
@@ -137,15 +133,3 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
         positions_per_step=sampled.batch.positions * updates,
         notes=run_notes(config, start),
     )
-
-
-def _check(setup: RunSetup) -> None:
-    """What `train` checks before it builds the model."""
-    config = setup.config
-    train, valid = split_corpora(config.corpora.data)
-    check_validation(config.validation, valid)
-    check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
-    open_alignment(config.loss, setup.start.model, train)
-    check_reference(config.corpora.objective, config.preference, adapters=setup.layers.beside_base is not None)
-    check_package(config.optimizer.optim)
-    check_in_backward(config, config.devices.world_size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.losses.cross_entropy import IGNORE, CorpusCounts, token_loss
+from onmt_llm.training.losses.cross_entropy import IGNORE, CorpusSpans, token_loss
 from onmt_llm.training.losses.objective import LIKELIHOOD, GuidedAlignment, Objective, alignment_loss
 from onmt_llm.training.losses.output_layer import OutputLayer
 from onmt_llm.training.losses.token_loss import TokenLoss
@@ -44,7 +44,7 @@ def batch_loss(
         label_smoothing=objective.label_smoothing,
         prior=None if objective.prior is None else objective.prior(batch),
         scale=scale,
-        corpora=None if batch.corpus_P2 is None or not corpora else CorpusCounts(batch.corpus_P2, corpora),
+        corpora=None if batch.corpus_P2 is None or not corpora else CorpusSpans(batch.corpus_P2, corpora),
         chunk_tokens=objective.chunk_tokens,
     )
     if alignment is None:

@@ -31,7 +31,7 @@ _PART_LOGITS = 1 << 20
 
 
 @dataclass(frozen=True)
-class CorpusCounts:
+class CorpusSpans:
     """Which corpus each trained position of a batch belongs to.
 
     Attributes:
@@ -51,7 +51,7 @@ def token_loss(
     label_smoothing: float = 0.0,
     prior: PriorTerm | None = None,
     scale: float = 1.0,
-    corpora: CorpusCounts | None = None,
+    corpora: CorpusSpans | None = None,
     chunk_tokens: int = 0,
 ) -> TokenLoss:
     """Cross-entropy of `output.logits(hidden)` summed over the positions whose label is not -100.

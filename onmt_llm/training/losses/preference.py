@@ -26,11 +26,11 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn.lora.model import without_adapters
 from onmt_llm.nn.quantized import Int8Linear
 from onmt_llm.nn.transformer import Transformer
+from onmt_llm.training.checks import check_reference
 from onmt_llm.training.losses.batch_loss import hidden_states
 from onmt_llm.training.losses.log_probs import LogProbs, label_log_probs
 from onmt_llm.training.losses.output_layer import OutputLayer
 from onmt_llm.training.losses.token_loss import RewardSums, TokenLoss
-from onmt_llm.training.setup.checks import check_reference
 
 PreferenceMethod = Literal["dpo", "orpo", "kto"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from onmt_llm.training.checkpointing.resume import resumed_settings
 from onmt_llm.training.components import TrainingComponents
-from onmt_llm.training.loss_spikes import SpikeDetector
 from onmt_llm.training.metrics.build import per_corpus_names
+from onmt_llm.training.metrics.loss_spikes import SpikeDetector
 from onmt_llm.training.metrics.profiler import Profiler
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.ema import EMA

@@ -14,11 +14,11 @@ from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.eval_prompts import read_prompts
 from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.training.checks import check_validation
 from onmt_llm.training.losses.lm_prior import open_prior
 from onmt_llm.training.losses.objective import Objective, open_alignment
 from onmt_llm.training.losses.preference import open_preference_loss
 from onmt_llm.training.process.dist import World
-from onmt_llm.training.setup.checks import check_validation
 from onmt_llm.training.setup.layers import LayerPlan
 from onmt_llm.training.setup.start import Start
 from onmt_llm.training.validation.generation import GenerationValidator, dump_folder

@@ -243,7 +243,7 @@ def test_a_loss_spike_is_rolled_back_and_its_data_skipped(copy_task: Any, log: A
 def test_the_watchdog_goes_back_to_the_beginning_where_there_is_no_checkpoint(
     copy_task: Any, log: Any, monkeypatch: Any
 ) -> None:
-    from onmt_llm.training.loss_spikes import SpikeDetector
+    from onmt_llm.training.metrics.loss_spikes import SpikeDetector
 
     ask, asked = SpikeDetector.__call__, []
 

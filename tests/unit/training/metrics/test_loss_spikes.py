@@ -1,4 +1,4 @@
-"""`training.loss_spikes`: what counts as a loss spike."""
+"""`training.metrics.loss_spikes`: what counts as a loss spike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import pytest
 
 from onmt_llm.errors import OnmtLlmError
-from onmt_llm.training.loss_spikes import MAX_ROLLBACKS, SpikeDetector
+from onmt_llm.training.metrics.loss_spikes import MAX_ROLLBACKS, SpikeDetector
 from onmt_llm.training.state import Progress
 
 
