@@ -181,7 +181,7 @@ def excesses(modules: list[Module], graph: Graph, root: Path) -> Iterator[str]:
         yield f"import against the layers: {arrow}"
     for package, members in _members(graph).items():
         if len(members) > MODULES_IN_A_PACKAGE and package not in OF_ONE_KIND:
-            yield f"{package or PACKAGE}: {len(members)} modules and packages, more than {MODULES_IN_A_PACKAGE}"
+            yield f"{package or PACKAGE}: {len(members)} modules, more than {MODULES_IN_A_PACKAGE}"
     named: dict[str, list[str]] = defaultdict(list)
     for module in modules:
         if len(graph[module.name]) > IMPORTS_OF_A_MODULE:
@@ -197,10 +197,10 @@ def excesses(modules: list[Module], graph: Graph, root: Path) -> Iterator[str]:
 
 
 def _members(graph: Graph) -> dict[str, list[str]]:
-    """Modules and packages directly in each package."""
+    """Modules directly in each package, its subpackages not among them."""
     members: dict[str, list[str]] = defaultdict(list)
     for name in graph:
-        if name:
+        if name and not any(other.startswith(f"{name}.") for other in graph):
             members[name.rpartition(".")[0]].append(name)
     return members
 
