@@ -1,4 +1,4 @@
-"""Options of a run that need others beside them. No torch here: the command line asks before that is imported."""
+"""Checks of options that depend on others. They need no torch: commands run them first."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from onmt_llm.generate.scorers import Scorer, open_scorers
 
 
 def check_validation(settings: ValidationConfig, corpora: Mapping[str, CorpusConfig]) -> list[Scorer]:
-    """The scorers that the options ask for.
+    """The scorers of the options.
 
     Raises:
-        ConfigError: One is unknown, or there is no corpus to validate on.
+        ConfigError: A metric is unknown, or there is no validation corpus.
         UnsupportedError: A package is missing.
     """
     scorers = open_scorers(settings.valid_metrics)
@@ -28,10 +28,10 @@ def check_validation(settings: ValidationConfig, corpora: Mapping[str, CorpusCon
 
 
 def check_in_backward(config: TrainConfig, world_size: int) -> None:
-    """Make sure that nothing needs all gradients at once, if updates are to be done inside the backward pass.
+    """Check that no option needs all gradients at once if updates are done in the backward pass.
 
     Raises:
-        ConfigError: Something does; the message lists all of it.
+        ConfigError: Some options do; lists all of them.
     """
     run, limit = config.run, config.optimizer.max_grad_norm
     if not config.performance.optimizer_in_backward:
@@ -44,22 +44,22 @@ def check_in_backward(config: TrainConfig, world_size: int) -> None:
     if config.performance.model_dtype == "fp16":
         obstacles.append("model_dtype is fp16, where an update may have to be skipped (bf16 has no need of that)")
     if world_size > 1:
-        obstacles.append(f"{world_size} processes add up their gradients")
+        obstacles.append(f"{world_size} processes sum their gradients")
     if obstacles:
         raise ConfigError(
-            f"optimizer_in_backward must meet nothing that needs all gradients at once, but {'; '.join(obstacles)}."
+            f"optimizer_in_backward must not meet options that need all gradients at once, but {'; '.join(obstacles)}."
         )
 
 
 def check_reference(objective: str, settings: PreferenceConfig, *, adapters: bool) -> None:
-    """Make sure that there will be a reference, if one is needed.
+    """Check that a preference loss has the reference model that it needs.
 
     Raises:
-        ConfigError: The whole model is trained, and no other one is named.
+        ConfigError: The whole model is trained, and no reference model is named.
     """
     if objective in ("dpo", "kto") and not adapters and settings.reference_model is None:
         raise ConfigError(
-            f"objective: {objective} must have a reference where the whole model is trained: name one with "
+            f"objective: {objective} must have a reference model if the whole model is trained: name one with "
             "reference_model.",
-            hint="the model that train_from begins with; with LoRA, the model without its adapters is the reference",
+            hint="usually the model of train_from; with LoRA, the model without its adapters is the reference",
         )

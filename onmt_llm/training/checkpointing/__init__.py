@@ -1,0 +1,6 @@
+"""Checkpoints of a run: save them in the background, and resume from them.
+
+A checkpoint is a model directory (`onmt_llm.checkpoint`) with a folder `train_state` (`training/state.py`). The saver
+copies the tensors while the loop waits, and a thread writes them. Resuming restores optimiser, random generators and
+data position. Modules: `resume`, `saver`, `background`.
+"""

@@ -1,4 +1,4 @@
-"""A look at the first micro-batches, for `-dry_run`: their shape, and what their examples take, in bounded time."""
+"""Sample the first micro-batches for `-dry_run`: their shape, and the memory of a bucket, in bounded time."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from onmt_llm.training.setup.start import Start
 
 _BATCHES = 16
 _FIRST = 256
-"""Examples of a first look, which tells how many can be read in the time that there is."""
+"""Examples of the first sample, which shows how many can be read in the available time."""
 _SECONDS = 4.0
-"""For the second look; a whole bucket of 262,144 examples may take more than a minute."""
-_PATIENCE = 10.0
+"""Time for the second sample; a whole bucket of 262,144 examples may take more than a minute."""
+_HEARTBEAT_S = 10.0
 
 
 @dataclass(frozen=True)
 class BatchSample:
-    """What the first micro-batches are like.
+    """The first micro-batches.
 
     Attributes:
-        batch: The largest of them.
-        examples: So many were read for it.
-        is_whole: They are those that the run itself begins with, cut from a bucket of the size that it has there.
-        rest: Bytes, estimated, that a whole bucket takes beside what this process holds now.
+        batch: Shape of the largest.
+        examples: Number of examples that were read.
+        is_whole: They are the micro-batches of the run itself, cut from a whole bucket.
+        rest: Estimated bytes that a whole bucket takes in addition to the present memory of this process.
     """
 
     batch: BatchShape
@@ -47,28 +47,28 @@ class BatchSample:
 
 
 def sample_batches(config: TrainConfig, options: Mapping[str, Section], start: Start, world: World) -> BatchSample:
-    """Cut micro-batches from a bucket of the run's size, or from a smaller one if that would take long.
+    """Cut micro-batches from a bucket of the run's size, or from a smaller one if that would take too long.
 
     Raises:
-        DataError: A record is not as it must be, or the corpora yield no batch.
+        DataError: A record is invalid, or the corpora yield no batch.
     """
     batching = config.batching
     whole = max(batching.bucket_size, batching.batch_size) if batching.batch_type == "sents" else batching.bucket_size
     if whole <= _FIRST:
-        shape, examples = _look(config, options, start, world, whole)
+        shape, examples = _sample(config, options, start, world, whole)
         return BatchSample(shape, examples, is_whole=True, rest=0)
     began = time.monotonic()
-    _look(config, options, start, world, _FIRST, quiet=True)
+    _sample(config, options, start, world, _FIRST, quiet=True)
     before, spent = resident_memory(), time.monotonic() - began
     size = min(whole, max(_FIRST, int(_FIRST * _SECONDS / spent)))
-    shape, examples = _look(config, options, start, world, size)
+    shape, examples = _sample(config, options, start, world, size)
     if size == whole or examples < size:  # there are no more
         return BatchSample(shape, examples, is_whole=True, rest=0)
     growth = max(resident_memory() - before, 0) // max(size - _FIRST, 1)
     return BatchSample(shape, examples, is_whole=False, rest=growth * (whole - size))
 
 
-def _look(
+def _sample(
     config: TrainConfig,
     options: Mapping[str, Section],
     start: Start,
@@ -77,10 +77,15 @@ def _look(
     *,
     quiet: bool = False,
 ) -> tuple[BatchShape, int]:
-    """The largest of the first micro-batches of buckets of a size, and how many examples were read for them.
+    """Shape of the largest of the first micro-batches of buckets of `size`, and the number of examples read.
 
     Args:
-        quiet: What is found out about the corpora is not told yet.
+        config: All options.
+        options: Sections of the transforms, by name.
+        start: What the run starts from.
+        world: This process.
+        size: Examples of a bucket.
+        quiet: Do not log what is found in the corpora.
     """
     batching = config.batching.model_copy(update={"bucket_size": size, "num_workers": 0})
     data = config.corpora
@@ -105,14 +110,14 @@ def _shape(batch: Batch) -> BatchShape:
 
 @contextmanager
 def heartbeat(what: str) -> Iterator[None]:
-    """Say every few seconds that something still goes on."""
+    """A context that logs every few seconds that the work is still in progress."""
     began, done = time.monotonic(), threading.Event()
 
-    def say() -> None:
-        while not done.wait(_PATIENCE):
+    def log_progress() -> None:
+        while not done.wait(_HEARTBEAT_S):
             logger.info("%s: %d s so far.", what, time.monotonic() - began)
 
-    thread = threading.Thread(target=say, name="onmt_llm-heartbeat", daemon=True)
+    thread = threading.Thread(target=log_progress, name="onmt_llm-heartbeat", daemon=True)
     thread.start()
     try:
         yield

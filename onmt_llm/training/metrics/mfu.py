@@ -1,10 +1,9 @@
-"""What a run makes of the machine: the share of its matmul peak that training reaches, and memory.
+"""Model FLOPs utilisation (MFU), the share of the peak matmul speed that training reaches, and memory use.
 
-The operations of an update are those that the model asks for: two for each weight and position forward, two for the
-gradient of its input, and two for that of the weight, where it is trained; in attention four for each pair of positions
-and column of the heads, and twice that backward. Below the first block that is trained there is no backward pass.
-Padding counts, since it is computed. What is computed twice (activation checkpointing) and other models (a reference, a
-prior) do not.
+The operations of an update are those of the model: for each weight and position two forward, two for the gradient of
+its input, and two for the gradient of the weight if it is trained; in attention four for each pair of positions and
+column of the heads, and twice that backward. Below the first trained block there is no backward pass. Padding counts,
+since it is computed. Recomputation (activation checkpointing) and other models (a reference, a prior) do not count.
 
 Shapes: B rows, T and S positions, K documents of a row.
 """
@@ -26,21 +25,21 @@ from onmt_llm.training.losses.output_layer import output_parameters
 from onmt_llm.training.process.host_memory import peak_memory
 
 MIB = 1 << 20
-# Width of the matrices by which the peak is measured: large enough for it, small enough to be done at once.
+# Width of the matrices that measure the peak: large enough to reach it, small enough to be fast.
 _WIDTH = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """Operations of forward and backward.
+    """Floating-point operations of the forward and backward pass.
 
     Attributes:
-        source: For each position of the encoder, the keys and values that the decoder's layers make of it included.
-        target: For each position of the decoder.
-        label: For each trained position, in the output layer.
-        encoder_pair: For each pair of positions that attend to each other in the encoder.
-        decoder_pair: The same in the decoder, from source to target, and within the target.
-        window: Positions that each looks back at; None = all.
+        source: Per position of the encoder, including the keys and values that the decoder's layers compute from it.
+        target: Per position of the decoder.
+        label: Per trained position, in the output layer.
+        encoder_pair: Per pair of positions that attend to each other in the encoder.
+        decoder_pair: The same in the decoder, from target to source and within the target.
+        window: Positions that each position attends back to; None = all.
     """
 
     source: float
@@ -52,13 +51,13 @@ class ModelFlops:
 
     @classmethod
     def of(cls, model: Transformer) -> ModelFlops:
-        """Those of a model, its frozen weights, adapters and twins as they are."""
+        """The operations of a model with its frozen weights, adapters and twins."""
         config = model.config
         queries, keys = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
         outer, memory = 2 * config.hidden_size * queries, 2 * config.hidden_size * keys
         block = outer + memory + (3 if config.ffn_gated else 2) * config.hidden_size * config.ffn_size
         crossing = config.encoder_layers > 0 and config.decoder_layers > 0
-        # forward, and the gradient of the input; what is trained is added below
+        # Forward, and the gradients of the inputs; the gradients of the weights are added below.
         blocks = [len(uses) for uses in block_uses(model)]
         backward = [sum(use.backward for use in uses) for uses in block_uses(model)]
         in_encoder, in_decoder = (2.0 * blocks[i] + 2.0 * backward[i] for i in range(2))
@@ -83,10 +82,10 @@ class ModelFlops:
         )
 
     def __call__(self, batch: Batch) -> float:
-        """Operations of an update with this batch alone."""
+        """Operations of an update with this batch."""
         lengths_BK = _lengths(batch.tgt_BT, batch.doc_BT)
         total = self.target * batch.tgt_BT.numel() + self.label * float((batch.labels_BT != IGNORE).sum())
-        total += self.decoder_pair * float(_looking_back(lengths_BK, self.window).sum())
+        total += self.decoder_pair * float(_causal_pairs(lengths_BK, self.window).sum())
         if batch.src_BS is not None:
             sources_BK = _lengths(batch.src_BS, batch.src_doc_BS)
             documents = min(lengths_BK.shape[1], sources_BK.shape[1])
@@ -98,11 +97,11 @@ class ModelFlops:
 
 @dataclass(frozen=True)
 class BlockUse:
-    """What an update does with a block.
+    """How an update uses a block.
 
     Attributes:
-        backward: The backward pass goes through it: something in it, or in what it reads, is trained.
-        trained: All of it is trained.
+        backward: The backward pass goes through it, because it or something below it is trained.
+        trained: All of its parameters are trained.
     """
 
     backward: bool
@@ -110,7 +109,7 @@ class BlockUse:
 
 
 def block_uses(model: Transformer) -> tuple[list[BlockUse], list[BlockUse]]:
-    """Of each block of encoder and decoder, both halves of a pair."""
+    """The use of each block of encoder and decoder; a pair of twins counts as two blocks."""
     encoder, decoder = model.encoder, model.decoder
     shared = encoder is not None and decoder is not None and encoder.embed_tokens is None
     memory = _stack_uses(encoder, below=shared and _is_trained(decoder.embed_tokens))  # type: ignore[union-attr]
@@ -136,7 +135,7 @@ def _is_trained(module: nn.Module | None) -> bool:
 
 
 def _lengths(ids_BT: Tensor, doc_BT: Tensor | None) -> Tensor:
-    """Positions of each document of each row (float64); a row is one document if they have no numbers."""
+    """Positions of each document of each row (float64); a row is one document if documents are not numbered."""
     rows, length = ids_BT.shape
     if doc_BT is None:
         return torch.full((rows, 1), length, dtype=torch.float64)
@@ -144,8 +143,8 @@ def _lengths(ids_BT: Tensor, doc_BT: Tensor | None) -> Tensor:
     return counts_BK.scatter_add_(1, doc_BT, torch.ones_like(doc_BT, dtype=torch.float64))[:, 1:]
 
 
-def _looking_back(lengths_BK: Tensor, window: int | None) -> Tensor:
-    """Pairs of a position and one that is not behind it, up to `window` of them."""
+def _causal_pairs(lengths_BK: Tensor, window: int | None) -> Tensor:
+    """Pairs of a position and itself or an earlier one, up to `window` of them."""
     pairs_BK = lengths_BK * (lengths_BK + 1) / 2
     if window is None:
         return pairs_BK
@@ -154,7 +153,7 @@ def _looking_back(lengths_BK: Tensor, window: int | None) -> Tensor:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Operations a second of the fastest of several products of square matrices; draws no random numbers."""
+    """Operations per second of the fastest of several products of square matrices; draws no random numbers."""
     width = _WIDTH.get(device.type, 1024)
     matrix = torch.full((width, width), 0.5, device=device, dtype=dtype)
     fastest, until = float("inf"), time.perf_counter() + seconds
@@ -172,12 +171,12 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
 
 
 class HardwareMonitor:
-    """Watches the batches go by, and reports what the processor makes of them.
+    """Adds up the operations of the batches, and reports MFU and memory.
 
     Args:
-        device: Where the model runs.
-        flops: Of the model; None = only memory is reported.
-        peak: Operations a second at best.
+        device: Device of the model.
+        flops: Operations of the model; None = only memory is reported.
+        peak: Peak operations per second.
     """
 
     def __init__(self, device: torch.device, flops: ModelFlops | None = None, peak: float = 1.0) -> None:
@@ -187,14 +186,14 @@ class HardwareMonitor:
         self._done = 0.0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; their operations are added up."""
+        """The same batches, while their operations are added up."""
         for batch in batches:
             if self._flops is not None:
                 self._done += self._flops(batch)
             yield batch
 
     def metrics(self, seconds: float) -> dict[str, float]:
-        """Of the last `seconds`, and the most memory so far: `mfu` (share of the peak), `peak_rss_mib`, ..."""
+        """`mfu` (share of the peak) in the last `seconds`, and peak memory so far: `peak_rss_mib`, ..."""
         metrics = {f"{name}_mib": size / MIB for name, size in peak_memory(self._device.type).items()}
         if self._flops is not None:
             metrics["mfu"] = self._done / seconds / self._peak

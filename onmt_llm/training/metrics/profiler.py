@@ -1,4 +1,4 @@
-"""Some updates of a run under torch's profiler: a trace for Chrome (or Perfetto), a table, and counted operations."""
+"""Profile some updates with torch's profiler: a trace for Chrome or Perfetto, a table, and counted operations."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _ROWS = 60
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts floating-point operations by kind, with torch's own formulas, while it is entered.
+    """A context that counts floating-point operations by kind, with torch's own formulas.
 
-    `FlopCounterMode` would tell them by module, but its hooks do not bear the loss's gradient inside the forward pass.
+    `FlopCounterMode` counts them by module, but its hooks do not support the loss's gradient inside the forward pass.
     """
 
     def __init__(self) -> None:
@@ -39,20 +39,20 @@ class FlopCounter(TorchDispatchMode):
         return result
 
     def table(self, *, updates: int) -> str:
-        """A line for each kind, the most first: GFLOP of an update, and the share."""
+        """A line for each kind, the largest first: GFLOP per update, and the share."""
         total, updates = max(self.flops.total(), 1), max(updates, 1)
         rows = [*self.flops.most_common(), ("in all", self.flops.total())]
         return "".join(f"{name:<60}{n / updates / 1e9:>14.4f} GFLOP{100 * n / total:>8.2f}%\n" for name, n in rows)
 
 
 class Profiler:
-    """Profiles the updates from a first to a last one. A run that begins or ends between them gives a shorter profile.
+    """Profiles a range of updates. A run that starts or ends inside the range gives a shorter profile.
 
     Args:
-        steps: First and last update; none = nothing is profiled.
-        folder: Gets the files, named by rank.
-        rank: Of this process.
-        flops: Count floating-point operations too, by kind.
+        steps: First and last update; empty = nothing is profiled.
+        folder: Folder for the files, which are named by rank.
+        rank: Rank of this process.
+        flops: Also count floating-point operations, by kind.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Profiler:
         self._finish()
 
     def begin(self, step: int) -> None:
-        """Update `step` is about to begin."""
+        """Call before update `step`."""
         if step not in self._steps or self._profile is not None:
             return
         activities = [ProfilerActivity.CPU]
@@ -84,7 +84,7 @@ class Profiler:
             self._open.enter_context(self._flops)
 
     def end(self, step: int) -> None:
-        """Update `step` is done."""
+        """Call after update `step`."""
         if self._profile is None:
             return
         self._done.append(step)
@@ -92,7 +92,7 @@ class Profiler:
             self._finish()
 
     def _finish(self) -> None:
-        """Write what there is."""
+        """Write the profile so far."""
         if self._profile is None:
             return
         self._open.close()
@@ -106,4 +106,4 @@ class Profiler:
             write_text(self._folder / f"rank{self._rank}_flops.txt", counted)
         self._profile = None
         if self._done:
-            logger.info("Updates %d to %d are profiled: %s", self._done[0], self._done[-1], self._folder)
+            logger.info("Profiled updates %d to %d: %s", self._done[0], self._done[-1], self._folder)

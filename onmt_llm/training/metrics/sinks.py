@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: metrics.jsonl, TensorBoard, W&B, MLflow; all behind one interface."""
+"""Sinks for metrics: metrics.jsonl, TensorBoard, Weights & Biases and MLflow behind one interface."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from onmt_llm.optional import require
 from onmt_llm.output_checks import is_written_in_place
 
 Write = Callable[[str, int, dict[str, float]], None]
-"""Takes the metrics of a report: split ("progress" or "valid"), step, metrics by name."""
+"""Writes a report: split ("progress" or "valid"), step, metrics by name."""
 
 
-def _stay(failed: bool) -> None:
+def _keep_open(failed: bool) -> None:
     """Nothing to close."""
 
 
 @dataclass(frozen=True)
 class Sink:
-    """A place that metrics go to.
+    """A destination for metrics.
 
     Attributes:
-        write: Takes a report.
-        place: By which a run that goes on finds it again.
-        close: Ends it; told whether the run failed.
+        write: Writes a report.
+        place: Identifies the destination, so that a resumed run finds it again.
+        close: Closes it; the argument says whether the run failed.
     """
 
     write: Write
     place: str = ""
-    close: Callable[[bool], None] = _stay
+    close: Callable[[bool], None] = _keep_open
 
 
 OpenSink = Callable[[str], Sink]
-"""Opens a sink; takes the place of the run that goes on, or nothing."""
+"""Opens a sink; the argument is the `place` of the resumed run, or empty."""
 
 
 def check_trackers(*, wandb: bool, mlflow: bool) -> None:
-    """Refuse to begin a run whose trackers are not installed.
+    """Refuse to start a run whose trackers are not installed.
 
     Raises:
         UnsupportedError: Names the package.
@@ -57,12 +57,12 @@ def check_trackers(*, wandb: bool, mlflow: bool) -> None:
 
 
 def tags(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Figures by `progress/...` and `valid/...`; those of single corpora, `data/<corpus>/...`, have groups already."""
+    """Metrics as `progress/...` and `valid/...`; names of single corpora, `data/<corpus>/...`, are kept."""
     return {name if "/" in name else f"{split}/{name}": value for name, value in metrics.items()}
 
 
 def open_jsonl(path: Path, start_step: int, _: str = "") -> Sink:
-    """JSON lines; rows after `start_step` (of a run that goes on) are cut.
+    """JSON lines; the rows after `start_step` of a resumed run are removed.
 
     Raises:
         DataError: The file holds something else.
@@ -79,10 +79,10 @@ def open_jsonl(path: Path, start_step: int, _: str = "") -> Sink:
 
 
 class JsonLinesFile:
-    """A text file that grows. Removed by somebody, it is written anew with all that it had.
+    """A text file to append to. If it is removed in the meantime, it is rewritten with its whole content.
 
     Args:
-        path: The file; a device or a pipe will do.
+        path: The file; a device or a pipe is possible.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,7 +95,7 @@ class JsonLinesFile:
         return open(self._path, "a+" if self._grows else "w", encoding="utf-8")
 
     def write(self, line: str) -> None:
-        """Append a line; it is there at once for whoever reads the file."""
+        """Append a line and flush it, so that readers of the file see it at once."""
         if self._grows:
             self._find_again()
         self._file.write(line)
@@ -105,7 +105,7 @@ class JsonLinesFile:
         try:
             if os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
                 return
-            rows = ""  # somebody has put another file there
+            rows = ""  # another file was put there
         except FileNotFoundError:
             logger.warning("%s was removed during the run: it is rewritten.", self._path)
             self._file.seek(0)
@@ -130,7 +130,7 @@ def truncate_metrics(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         steps = [_row_step(line) for line in lines]
         if lines and steps[-1] is None and lines[-1].strip("\0")[:1] in ("", "{"):
-            steps[-1] = math.inf  # cut short by a crash, or a loss of power
+            steps[-1] = math.inf  # truncated by a crash or a power failure
         strange = steps.index(None) + 1 if None in steps else None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The file of metrics {path} must be text, but cannot be read so ({error}).") from error
@@ -153,9 +153,9 @@ def _row_step(line: str) -> float | None:
 
 
 def open_tensorboard(log_dir: Path, start_step: int, place: str = "") -> Sink:
-    """TensorBoard scalars in a folder below `log_dir`, named by the start of the run."""
+    """TensorBoard scalars in a folder below `log_dir`, named by the start time of the run."""
     require("tensorboard", "tensorboard: true")
-    # A run that goes on writes where it wrote before, so that its curve is one.
+    # A resumed run writes to the same place, so that it has one curve.
     directory = place or str(log_dir / time.strftime("%b-%d_%H-%M-%S"))
     writer = require("torch.utils.tensorboard", "tensorboard: true", "tensorboard").SummaryWriter(
         directory, purge_step=start_step + 1
@@ -171,8 +171,8 @@ def open_tensorboard(log_dir: Path, start_step: int, place: str = "") -> Sink:
 
 
 def open_wandb(project: str, name: str, options: Mapping[str, Any], place: str = "") -> Sink:
-    """A run of Weights & Biases; `place` is its id. Its curves are drawn against `step`, so that a run that went back
-    some steps may report them again."""
+    """A run of Weights & Biases; `place` is its id. Curves are plotted against `step`, so a run that rolled back can
+    report steps again."""
     wandb = require("wandb", "wandb: true")
     run = wandb.init(project=project, name=name, config=dict(options), id=place or None, resume="allow")
     run.define_metric("*", step_metric="step")
@@ -184,7 +184,7 @@ def open_wandb(project: str, name: str, options: Mapping[str, Any], place: str =
 
 
 def open_mlflow(project: str, name: str, options: Mapping[str, Any], place: str = "") -> Sink:
-    """A run of MLflow; `place` is its id. The options are kept as the artifact `options.json`."""
+    """A run of MLflow; `place` is its id. The options are saved as the artifact `options.json`."""
     mlflow = require("mlflow", "mlflow: true")
     if place:
         run_id = mlflow.start_run(run_id=place).info.run_id
@@ -201,5 +201,5 @@ def open_mlflow(project: str, name: str, options: Mapping[str, Any], place: str 
 
 
 def _mlflow_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits and few signs."""
+    """A name that MLflow accepts: letters, digits and few other characters."""
     return re.sub(r"[^\w\-. /]", "_", name)

@@ -1,7 +1,7 @@
-"""An update inside the backward pass: each parameter is stepped, and its gradient freed, as soon as that is complete.
+"""Optimiser in the backward pass: a parameter is updated, and its gradient freed, once the gradient is complete.
 
-So at no time are there more gradients than the backward pass has just made, instead of one for each parameter (Lv et
-al. 2023). What must know all gradients before any update, clipping above all, cannot go with it.
+So only the most recent gradients are in memory, instead of one for each parameter (Lv et al. 2023). Whatever needs all
+gradients before an update, such as clipping, cannot be combined with it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch.optim import Optimizer
 
 
 def backward_and_step(loss: Tensor, optimizer: Optimizer, *, factor: float) -> float:
-    """The backward pass of `loss`, in which the parameters of `optimizer` take their steps; no gradient is left over.
+    """Run the backward pass of `loss` and update the parameters of `optimizer` in it; no gradient remains.
 
-    Steps and state are those of `optimizer.step()` after the backward pass, to the bit.
+    Updates and state are bit-identical to those of `optimizer.step()` after the backward pass.
 
     Args:
         loss: Scalar, with its graph.
         optimizer: Its parameters have no gradients yet.
-        factor: Gradients are multiplied by it.
+        factor: Factor of the gradients.
 
     Returns:
-        The L2 norm of all gradients after that; inf or nan where one of them is.
+        The L2 norm of all gradients after scaling; inf or nan if any gradient is.
     """
     norms: list[Tensor] = []
     with _stepping(optimizer, factor, norms):
@@ -37,7 +37,7 @@ def backward_and_step(loss: Tensor, optimizer: Optimizer, *, factor: float) -> f
 
 @contextmanager
 def _stepping(optimizer: Optimizer, factor: float, norms: list[Tensor]) -> Iterator[None]:
-    """Inside, a parameter whose gradient is complete is stepped, and the norm that the gradient had goes to `norms`."""
+    """A context in which a parameter is updated when its gradient is complete; the gradients' norms go to `norms`."""
     groups = optimizer.param_groups
     stepped: dict[int, dict[str, Any]] = {}
 
@@ -45,7 +45,7 @@ def _stepping(optimizer: Optimizer, factor: float, norms: list[Tensor]) -> Itera
         assert parameter.grad is not None
         norms.append(torch.linalg.vector_norm(parameter.grad))
         parameter.grad.mul_(factor)
-        # The optimiser is shown this parameter alone, in a copy of its group.
+        # The optimiser sees only this parameter, in a copy of its group.
         stepped[number] = {**groups[number], "params": [parameter]}
         optimizer.param_groups = [stepped[number]]
         optimizer.step()
@@ -62,6 +62,6 @@ def _stepping(optimizer: Optimizer, factor: float, norms: list[Tensor]) -> Itera
         for handle in handles:
             handle.remove()
         optimizer.param_groups = groups
-        # Some optimisers count their steps in the group: each parameter's copy has counted this one.
+        # Some optimisers count steps in the group; the copies have counted this one.
         for number, copy in stepped.items():
             groups[number].update({**copy, "params": groups[number]["params"]})

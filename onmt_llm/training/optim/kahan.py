@@ -1,4 +1,4 @@
-"""AdamW for weights that are bf16 themselves, with what bf16 cannot hold kept beside them."""
+"""AdamW for bf16 weights, whose rounding errors it keeps (Kahan summation)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.optim import Optimizer
 
 
 class KahanAdamW(Optimizer):
-    """AdamW over bf16 weights, each with the rest of its rounding as a second bf16 number (Kahan summation).
+    """AdamW over bf16 weights, each with its rounding error as a second bf16 number (Kahan summation).
 
-    bf16 holds 8 bits: an update below a 256th of its weight would be rounded away. Weight and rest together have 16,
-    and the update is computed in float32 on their sum. The first moment is bf16, the second float32: it moves by
-    1 - beta2 at a time, which bf16 would round away too. That is 10 bytes a parameter with the weight, where float32
-    weights and moments have 12, and gradients of two bytes instead of four.
+    bf16 has 8 bits of precision: an update below 1/256 of its weight would be rounded away. Weight and rounding error
+    together have 16 bits, and the update is computed in float32 on their sum. The first moment is bf16. The second is
+    float32, since it changes by 1 - beta2 at a time, which bf16 would round away too. That is 10 bytes per parameter
+    including the weight, instead of 12 for float32 weights and moments, and 2 bytes per gradient instead of 4.
 
     Args:
-        params: Parameters or groups of them.
+        params: Parameters, or groups of parameters.
         lr: Learning rate.
         betas: Decay rates of the moments.
         eps: Added to the denominator.
-        weight_decay: Decoupled.
+        weight_decay: Decoupled weight decay.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class KahanAdamW(Optimizer):
         state["rest"].copy_(whole.sub_(parameter))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state, each tensor in its own type (torch would give all of them the parameter's)."""
+        """Load a state with each tensor in its own type; torch would convert all of them to the parameter's type."""
         super().load_state_dict(state_dict)
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, slots in state_dict["state"].items():

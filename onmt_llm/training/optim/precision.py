@@ -1,14 +1,14 @@
-"""Number formats of a run.
+"""Mixed precision: number formats of a run, and loss scaling.
 
-One rule: what is trained is float32, what is frozen is `model_dtype`.
+One rule: trained parameters are float32, frozen ones `model_dtype`.
 
-- LoRA: the base is held in `model_dtype` and computes in it; adapters are float32 and are cast where they are used.
-- Expanded blocks: the base is held in `model_dtype`, the new blocks in float32; `torch.autocast` casts them.
-- Full training in bf16 or fp16: weights are float32, and `torch.autocast` computes in `model_dtype`. That is 16 bytes a
-  parameter with Adam, and it is the choice that needs no tricks to keep small updates from being rounded away.
-- `pure_bf16`: the exception. What is trained is bf16, and the optimiser keeps what that cannot hold (`kahan.py`).
-- fp16 has a small range, so the loss is scaled: by a fixed `loss_scale`, or by one that halves when a gradient
-  overflows and doubles after `GROWTH_INTERVAL` good updates (Micikevicius et al. 2018).
+- LoRA: the base is stored in `model_dtype` and computes in it; adapters are float32 and are cast when they are used.
+- Expanded blocks: the base is stored in `model_dtype`, the new blocks in float32; `torch.autocast` casts them.
+- Full training in bf16 or fp16: weights are float32, and `torch.autocast` computes in `model_dtype`. That takes 16
+  bytes per parameter with Adam, and needs nothing else to keep small updates from being rounded away.
+- `pure_bf16` is the exception: trained parameters are bf16, and the optimiser keeps their rounding errors (`kahan.py`).
+- fp16 has a small range, so the loss is scaled: by a fixed `loss_scale`, or by one that is halved when a gradient
+  overflows and doubled after `GROWTH_INTERVAL` good updates (Micikevicius et al. 2018).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onmt_llm.log import log_once, logger
 from onmt_llm.nn.device import DTYPES
 from onmt_llm.training.state import Progress
 
-# The loss is a sum over tokens, not a mean, so its gradients are large already: begin far below the usual 2^16.
+# The loss is a sum over tokens, not a mean, so its gradients are large already: start far below the usual 2^16.
 FIRST_LOSS_SCALE = 256.0
 SMALLEST_LOSS_SCALE = 2.0**-14
 GROWTH_INTERVAL = 2000
@@ -38,7 +38,7 @@ class Precision:
     """Number formats of a run.
 
     Attributes:
-        weights: Type in which the model is built (that of frozen weights).
+        weights: Type that the model is built in; frozen weights keep it.
         autocast: Type that `torch.autocast` computes in; None = no autocast.
         scaled: The loss is scaled (float16).
         fixed_scale: The user's loss scale; 0 = dynamic.
@@ -50,13 +50,13 @@ class Precision:
     fixed_scale: float = 0.0
 
     def compute(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Context in which the forward pass runs."""
+        """The context for the forward pass."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.autocast)
 
     def begin(self, progress: Progress) -> None:
-        """Set the loss scale of a run that has none yet."""
+        """Set the initial loss scale, unless the run has one."""
         if not self.scaled:
             progress.loss_scale = 1.0
         elif self.fixed_scale:
@@ -66,15 +66,15 @@ class Precision:
         progress.scaled = self.scaled
 
     def accept(self, progress: Progress, *, step: int, finite: bool) -> bool:
-        """Whether the update may be done; adapts the loss scale.
+        """Whether to apply the update; adapts the loss scale.
 
         Args:
             progress: Holds the loss scale.
             step: For messages.
-            finite: All gradients are finite.
+            finite: Whether all gradients are finite.
 
         Raises:
-            OnmtLlmError: A gradient is not finite although scaling is off, or however small the scale.
+            OnmtLlmError: A gradient is not finite without loss scaling, or with the smallest scale.
         """
         if finite:
             progress.good_steps += 1
@@ -107,8 +107,8 @@ def choose_precision(
         model_dtype: The option.
         lora: Only adapters are trained.
         loss_scale: The option.
-        device: Where the model runs.
-        pure_bf16: What is trained is bf16.
+        device: Device of the model.
+        pure_bf16: Trained parameters are bf16.
         expanded: Only expanded blocks are trained.
 
     Raises:
@@ -136,27 +136,27 @@ def choose_precision(
 
 
 def emulates_bf16() -> bool:
-    """Whether this is an x86 processor that must emulate bf16, which it does at a fifth of float32's speed."""
+    """Whether this is an x86 processor that emulates bf16, at a fifth of the speed of float32."""
     return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
 
 
 def trainable_to_float32(model: nn.Module) -> None:
-    """Convert the trainable parameters, where they are not float32 already."""
+    """Convert the trainable parameters to float32, in place."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
 
 
 def non_finite_error(what: str, value: float, step: int) -> OnmtLlmError:
-    """The error for a run that has gone astray."""
+    """The error for a loss or gradient that is no longer finite."""
     hint = (
-        "lower learning_rate, set max_grad_norm, add warmup_steps or use model_dtype bf16 or fp32; continue from the "
+        "lower learning_rate, set max_grad_norm, add warmup_steps or use model_dtype bf16 or fp32; resume from the "
         "last checkpoint with -train_from"
     )
     if step == 1:
         hint = (
-            "nothing was learned before it, so look at what the weights begin with (param_init, train_from, "
-            "both_embeddings and its kin) and at what they are computed with (model_dtype fp16, norm_eps, lora_alpha, "
-            "neftune_noise_alpha, loss_scale, lambda_align, lm_prior_tau, dpo_beta)"
+            "this is the first update, so check how the weights are initialised (param_init, train_from, "
+            "both_embeddings, src_embeddings, tgt_embeddings) and how the loss is computed (model_dtype fp16, "
+            "norm_eps, lora_alpha, neftune_noise_alpha, loss_scale, lambda_align, lm_prior_tau, dpo_beta)"
         )
     return OnmtLlmError(f"The {what} must be finite, but is {value} at step {step}.", hint=hint)

@@ -1,7 +1,7 @@
 """Learning-rate schedules as closed forms of the step.
 
-A schedule has no state: update number `step` (the first is 1) has the rate `Schedule.rate(step)`, whether or not the
-run was interrupted before it.
+A schedule has no state: update `step` (the first is 1) has the rate `Schedule.rate(step)`, whether or not the run was
+resumed.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.log import log_once
 from onmt_llm.registry import Registry
 
-# The step at which OpenNMT-py's noamwd begins to decay when the YAML does not say.
+# The step from which OpenNMT-py's noamwd decays by default.
 NOAMWD_START = 50_000
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Course of the learning rate.
+    """Learning rate over the steps of a run.
 
     Attributes:
         method: A name in `SCHEDULES`.
         learning_rate: Peak rate, or the factor of `noam`, `noamwd` and `rsqrt`.
-        warmup_steps: Updates over which the rate rises (`rsqrt`: stays level).
+        warmup_steps: Updates over which the rate rises (`rsqrt`: stays constant).
         train_steps: Last update, where `cosine` and `linear` end.
         hidden_size: Width of the model, for `noam` and `noamwd`.
-        min_learning_rate: End of `cosine` and `linear`.
-        start_decay_steps: First update of the step-wise decay; None = never.
+        min_learning_rate: Final rate of `cosine` and `linear`.
+        start_decay_steps: First update of the step-wise decay; None = no decay.
         decay_steps: Updates between two decays.
         decay: Factor of one decay.
     """
@@ -53,7 +53,7 @@ SCHEDULES: Registry[Callable[[Schedule, int], float]] = Registry("decay_method")
 
 
 def build_schedule(optimizer: OptimConfig, *, train_steps: int, hidden_size: int) -> Schedule:
-    """The schedule that the options describe."""
+    """The schedule of the options."""
     start = optimizer.start_decay_steps
     if optimizer.decay_method == "noamwd" and start is None:
         start = NOAMWD_START
@@ -82,14 +82,14 @@ def _stepwise(schedule: Schedule, step: int) -> float:
 
 
 def _progress(schedule: Schedule, step: int) -> float:
-    """Share of the way from the end of the warm-up (0) to `train_steps` (1)."""
+    """Progress from the end of the warm-up (0) to `train_steps` (1)."""
     span = max(1, schedule.train_steps - schedule.warmup_steps)
     return min(1.0, max(0.0, (step - schedule.warmup_steps) / span))
 
 
 @SCHEDULES.register("none")
 def constant(schedule: Schedule, step: int) -> float:
-    """The rate itself, after a linear warm-up, with an optional step-wise decay."""
+    """Constant rate after a linear warm-up, with an optional step-wise decay."""
     return schedule.learning_rate * _warmup(schedule, step) * _stepwise(schedule, step)
 
 
@@ -108,7 +108,7 @@ def noam_with_decay(schedule: Schedule, step: int) -> float:
 
 @SCHEDULES.register("rsqrt")
 def inverse_square_root(schedule: Schedule, step: int) -> float:
-    """rate / sqrt(max(step, warmup)): level during the warm-up, as in OpenNMT-py."""
+    """rate / sqrt(max(step, warmup)): constant during the warm-up, as in OpenNMT-py."""
     return schedule.learning_rate / math.sqrt(max(step, schedule.warmup_steps))
 
 
@@ -123,7 +123,7 @@ def cosine(schedule: Schedule, step: int) -> float:
 
 @SCHEDULES.register("linear")
 def linear(schedule: Schedule, step: int) -> float:
-    """Linear warm-up, then a straight line down to `min_learning_rate` at `train_steps`."""
+    """Linear warm-up, then linear decay to `min_learning_rate` at `train_steps`."""
     if step < schedule.warmup_steps:
         return schedule.learning_rate * _warmup(schedule, step)
     share = 1.0 - _progress(schedule, step)

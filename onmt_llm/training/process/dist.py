@@ -1,7 +1,7 @@
-"""Ranks, device and the few collective operations of training. One process runs the same code as many.
+"""Data-parallel training: ranks, device, and the few collective operations. One process runs the same code as many.
 
 Several processes are started by torchrun, which describes them in the environment. Every rank holds the whole model and
-reads its own part of the data; gradients are summed, so that the update is that of one large batch.
+reads its own part of the data; gradients are summed, so the update is that of one large batch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.nn.device import resolve_device
 
-# Gradients travel in flat pieces of about this size: few messages, little extra memory.
+# Gradients are reduced in flat buckets of about this size: few messages, little extra memory.
 BUCKET_ELEMENTS = 1 << 24
-# Validation and saving on rank 0 may keep the others waiting.
+# The other ranks may have to wait for rank 0 to validate or save.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -34,7 +34,7 @@ class World:
     Attributes:
         rank: Number of this process.
         size: Number of processes.
-        device: Where this process computes.
+        device: Device of this process.
     """
 
     rank: int
@@ -43,7 +43,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class World:
         return [json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(rows, sizes, strict=True)]
 
     def share_parameters(self, module: nn.Module) -> None:
-        """Give every rank rank 0's trainable parameters, which it may have drawn at random."""
+        """Broadcast rank 0's trainable parameters, which may be randomly initialised."""
         if self.size > 1:
             for parameter in module.parameters():
                 if parameter.requires_grad:
@@ -103,14 +103,14 @@ class World:
 
 
 def open_world(device: str = "auto", world_size: int = 1) -> World:
-    """Find out rank and device, and join the other processes.
+    """Determine rank and device, and join the other processes.
 
     Args:
-        device: "auto" (CUDA where it is available), "cpu" or "cuda".
-        world_size: Processes that the user asked for; 0 = CPU.
+        device: "auto" (CUDA if it is available), "cpu" or "cuda".
+        world_size: Number of processes by the options; 0 = CPU.
 
     Raises:
-        UnsupportedError: Several processes are wanted but torchrun did not start them, or CUDA is wanted but absent.
+        UnsupportedError: torchrun did not start the processes that the options need, or CUDA is not available.
         ConfigError: torchrun started another number of processes than `world_size`.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -138,7 +138,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Runs of parameters of one type, of about `BUCKET_ELEMENTS` each."""
+    """Consecutive parameters of one type, about `BUCKET_ELEMENTS` each."""
     bucket: list[nn.Parameter] = []
     for parameter in parameters:
         full = sum(p.numel() for p in bucket) + parameter.numel() > BUCKET_ELEMENTS

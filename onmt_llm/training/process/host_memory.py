@@ -1,4 +1,4 @@
-"""How much memory was taken, and what need not take any."""
+"""Memory of this process: its peak, its present size, and a limit on oneDNN's cache."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 
-# Each matrix product of oneDNN is code made for one shape, half a MiB on processors with AMX; of the 1,024 that it
-# keeps by default those of the last few updates are enough, since batches of one shape are rare.
-_KEPT_PRODUCTS = 256
+# oneDNN compiles each matrix product for one shape, which takes half a MiB on processors with AMX. It caches 1,024 by
+# default; those of the last few updates are enough, since batches rarely have the same shape.
+_CACHED_PRODUCTS = 256
 
 
 def limit_onednn_cache() -> None:
-    """Have oneDNN forget products for shapes that were not used lately; before the first one, and unless the user says
-    otherwise in the environment."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))
+    """Limit oneDNN's cache of compiled matrix products, unless the user has set its size in the environment.
+
+    Call it before the first matrix product.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_CACHED_PRODUCTS))
 
 
 def peak_memory(device_type: str) -> dict[str, int]:
-    """The most bytes that this process has taken so far: `peak_rss` of main memory, where the system says, and
-    `peak_cuda` of tensors on a GPU."""
+    """Peak bytes of this process so far: `peak_rss` of main memory, if the system reports it, and `peak_cuda` of
+    tensors on a GPU."""
     figures = {}
     rss = _status("VmHWM")
     if rss is not None:
@@ -33,12 +35,12 @@ def peak_memory(device_type: str) -> dict[str, int]:
 
 
 def resident_memory() -> int:
-    """Bytes of main memory that this process holds now; 0 where the system does not say."""
+    """Bytes of main memory that this process uses now; 0 if the system does not report it."""
     return _status("VmRSS") or 0
 
 
 def _status(name: str) -> int | None:
-    """A line of the kernel's own, since getrusage knows the peak of the process that started this one, too."""
+    """A value of /proc, since getrusage includes the peak of the parent process."""
     try:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

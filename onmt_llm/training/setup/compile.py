@@ -1,4 +1,4 @@
-"""Blocks compiled by torch.compile: one by one, so that all blocks of a kind share what was compiled for the first."""
+"""Compile the blocks with torch.compile, one by one, so that equal blocks share the compiled code."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
 
 VARIANTS = 64
-"""Graphs that may be compiled of a block: with and without a gradient of its input or its output (validation), with and
-without a mask, of one row or many; one more for each pair of dropout rates of a schedule."""
+"""Graphs that may be compiled for a block: with and without a gradient of its input or output (validation), with and
+without a mask, for one row or many; one more for each pair of dropout rates of a schedule."""
 
 
 def compile_blocks(model: Transformer, device: torch.device, *, backend: str = "inductor") -> None:
-    """Compile the blocks, in place: each keeps its names, and computes faster after its first call.
+    """Compile the blocks in place: parameter names stay the same, and blocks are faster after the first call.
 
     Args:
-        model: With all that wraps its layers.
-        device: Where it computes.
-        backend: Who makes code of the graphs.
+        model: The model, with adapters and quantised layers in place.
+        device: Device of the model.
+        backend: Backend of torch.compile.
 
     Raises:
-        UnsupportedError: Nothing can be compiled here.
+        UnsupportedError: torch.compile does not work on this machine.
     """
     _check_compiler(device, backend)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    # Else two rows of a batch are taken for the same two as those of cosine and sine, and compiled for two rows alone.
+    # Otherwise a batch of two rows shares its symbol with cosine and sine, and the code is compiled for two rows only.
     torch.fx.experimental._config.use_duck_shape = False
     for stack in (model.encoder, model.decoder):
         for block in () if stack is None else stack.layers:
@@ -38,16 +38,16 @@ def compile_blocks(model: Transformer, device: torch.device, *, backend: str = "
 
 
 def _check_compiler(device: torch.device, backend: str) -> None:
-    """Compile next to nothing.
+    """Compile a trivial function.
 
     Raises:
-        UnsupportedError: That does not work.
+        UnsupportedError: It cannot be compiled.
     """
     try:
         torch.compile(torch.sin, backend=backend)(torch.ones(8, device=device))
     except (RuntimeError, OSError, ImportError) as error:
         raise UnsupportedError(
-            f"compile_blocks needs a C++ compiler that torch.compile can use, but that fails: {_reason(error)}",
+            f"compile_blocks needs a C++ compiler that torch.compile can use, but compiling fails: {_reason(error)}",
             hint="install one (g++, with the headers of Python), or name it in the environment variable CXX; "
             "or leave compile_blocks out",
         ) from error
@@ -58,7 +58,7 @@ def _reason(error: Exception) -> str:
 
 
 def timed(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; what the first one takes to be learned from is compared with the second one, and logged."""
+    """The same batches; logs how long training on the first and the second takes."""
     seconds: list[float] = []
     for batch in batches:
         start = time.perf_counter()

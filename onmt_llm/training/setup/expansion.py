@@ -1,4 +1,4 @@
-"""Which blocks a run expands: those that its options name, or those of the expansion that it goes on with."""
+"""Block expansion: the blocks that the options name, or those of the stored expansion that training continues."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from onmt_llm.nn.block_expansion import deeper
 def resolve_expansion(
     wanted: ExpansionConfig, checkpoint: Checkpoint, base: ModelConfig, *, resumed: bool
 ) -> ExpansionSpec | None:
-    """The expansion that a run trains; None = it trains something else.
+    """The expansion that a run trains; None = no expansion.
 
-    Twins in the checkpoint are always what is trained further, as an adapter is. A deeper model is an ordinary one, so
-    that a new run trains all of it unless the options name the same blocks again.
+    Twins in the checkpoint are always trained further, like an adapter. A deeper model is an ordinary one: a new run
+    trains all of it unless the options name the same blocks again.
 
     Args:
         wanted: The options.
-        checkpoint: What `train_from` names.
-        base: Shape of the model before it was expanded.
-        resumed: The run goes on with the training state of the checkpoint.
+        checkpoint: The checkpoint of `train_from`.
+        base: Architecture of the model before it was expanded.
+        resumed: The run resumes the training state of the checkpoint.
 
     Raises:
-        ConfigError: Blocks that there are not, or other ones than those to go on with.
+        ConfigError: The options name blocks that do not exist, or other blocks than the stored ones.
     """
     stored = checkpoint.config.expansion
     if stored is None:
@@ -42,11 +42,11 @@ def resolve_expansion(
 
 
 def base_model(checkpoint: Checkpoint, weights: Checkpoint) -> ModelConfig:
-    """The shape of the model before it was expanded, where it was.
+    """The architecture of the model without an expansion.
 
     Args:
-        checkpoint: What `train_from` names.
-        weights: That, or the base of its adapter or twins.
+        checkpoint: The checkpoint of `train_from`.
+        weights: The same, or the base of its adapter or twins.
     """
     spec, model = checkpoint.config.expansion, weights.config.model
     return deeper(model, spec.blocks, sign=-1) if spec is not None and spec.type == "stack" else model
@@ -56,7 +56,7 @@ def chosen_blocks(wanted: ExpansionConfig, base: ModelConfig) -> list[str]:
     """Paths of the blocks that the options name.
 
     Raises:
-        ConfigError: A stack lacks some of them.
+        ConfigError: A stack does not have some of them.
     """
     paths = []
     for stack in wanted.expand_stacks:
@@ -77,15 +77,15 @@ def chosen_blocks(wanted: ExpansionConfig, base: ModelConfig) -> list[str]:
 def _new(wanted: ExpansionConfig, base: ModelConfig) -> ExpansionSpec:
     if wanted.expand_type == "stack" and base.norm_position != "pre":
         raise ConfigError(
-            "expand_type: stack must go with norm_position: pre, since a block that adds nothing still normalises in a "
-            f"model with norm_position: {base.norm_position}.",
-            hint="expand_type: concat works there too",
+            "expand_type: stack must go with norm_position: pre, since an added block would still normalise its input "
+            f"with norm_position: {base.norm_position}.",
+            hint="expand_type: concat works with it too",
         )
     return ExpansionSpec(type=wanted.expand_type, blocks=chosen_blocks(wanted, base), lerp=wanted.expand_lerp)
 
 
 def _check_same(wanted: ExpansionConfig, stored: ExpansionSpec, checkpoint: Checkpoint, base: ModelConfig) -> None:
-    """Refuse options that ask for another expansion than the one to go on with."""
+    """Refuse options that differ from the stored expansion."""
     asked = {
         "expand_type": (wanted.expand_type, stored.type),
         "expand_lerp": (wanted.expand_lerp, stored.lerp),
@@ -99,6 +99,6 @@ def _check_same(wanted: ExpansionConfig, stored: ExpansionSpec, checkpoint: Chec
         differing.append(f"expand_blocks are {', '.join(blocks)} in the options and {', '.join(stored.blocks)} there")
     if differing:
         raise ConfigError(
-            f"{'; '.join(differing)}: training goes on with the new blocks of {checkpoint.path} as they are.",
+            f"{'; '.join(differing)}: training continues the new blocks of {checkpoint.path} as they are.",
             hint="leave these options out",
         )

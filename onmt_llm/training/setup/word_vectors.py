@@ -1,4 +1,4 @@
-"""Embeddings at the start of a run: another vocabulary than the checkpoint's, vectors from elsewhere, frozen tables."""
+"""Embeddings at the start of a run: a new vocabulary, pretrained word vectors, frozen tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onmt_llm.training.setup.start import Start
 
 
 def update_vocabulary(model: Transformer, start: Start, *, param_init: float, glorot: bool) -> None:
-    """Give a checkpoint's model the run's vocabularies, where they differ."""
+    """Resize the embeddings of a checkpoint's model to the run's vocabularies, if they differ."""
     if start.before is None:
         return
     old_src, old_tgt = start.before.sides
@@ -36,10 +36,10 @@ def _rows(old: Vocab, new: Vocab) -> RowMapping:
 
 
 def load_vectors(model: Transformer, start: Start, options: EmbeddingsConfig) -> None:
-    """Put the vectors that the options name into the embeddings of tokens that have not been trained yet.
+    """Load pretrained word vectors into the embeddings of new tokens.
 
     Raises:
-        ConfigError: Nothing is new: all rows are the checkpoint's.
+        ConfigError: No token is new: all rows come from the checkpoint.
         DataError: A file holds no vectors, or vectors of another width.
     """
     sides = {"src": options.src_embeddings or options.both_embeddings}
@@ -49,8 +49,8 @@ def load_vectors(model: Transformer, start: Start, options: EmbeddingsConfig) ->
     if start.weights is not None and start.before is None:
         named = [name for name in ("both_embeddings", "src_embeddings", "tgt_embeddings") if getattr(options, name)]
         raise ConfigError(
-            f"{' and '.join(named)} must be left out here: train_from brings trained embeddings of all tokens.",
-            hint="they serve a new model, or the new tokens of update_vocab",
+            f"{' and '.join(named)} must be left out here: train_from has trained embeddings of all tokens.",
+            hint="word vectors are for a new model, or for the new tokens of update_vocab",
         )
     old_src, old_tgt = start.before.sides if start.before else ((), ())
     tables = _tables(model)
@@ -64,7 +64,7 @@ def load_vectors(model: Transformer, start: Start, options: EmbeddingsConfig) ->
 
 
 def freeze_word_vectors(model: Transformer, options: EmbeddingsConfig) -> None:
-    """Leave the tables that the options name untrained; a table that both sides share is frozen for both."""
+    """Freeze the tables that the options name; a table that both sides share is frozen for both."""
     tables = _tables(model)
     for side, frozen in (("src", options.freeze_word_vecs_enc), ("tgt", options.freeze_word_vecs_dec)):
         table = tables[side] or tables["tgt"]
@@ -73,7 +73,7 @@ def freeze_word_vectors(model: Transformer, options: EmbeddingsConfig) -> None:
 
 
 def _tables(model: Transformer) -> dict[str, nn.Embedding | None]:
-    """The embeddings that the model has; the encoder may use the decoder's."""
+    """The embeddings of both sides; None for the encoder if it uses the decoder's."""
     return {
         "src": model.encoder.embed_tokens if model.encoder is not None else None,
         "tgt": model.decoder.embed_tokens if model.decoder is not None else None,
@@ -91,7 +91,7 @@ def _fill(table: nn.Embedding, vocab: Vocab, known: Collection[str], path: str, 
 
 
 def read_vectors(path: Path, *, wanted: Collection[str], width: int, word2vec: bool) -> Iterator[tuple[str, Tensor]]:
-    """The vectors of wanted tokens, in a text file of GloVe's or word2vec's form.
+    """The vectors of the wanted tokens in a text file in the format of GloVe or word2vec.
 
     Raises:
         DataError: The file cannot be read, or a line is not a token and `width` numbers.
@@ -105,7 +105,7 @@ def read_vectors(path: Path, *, wanted: Collection[str], width: int, word2vec: b
                     continue
                 if number == 1 and word2vec:
                     raise DataError(f"A word2vec file must begin with its two sizes, but {path} begins with a vector.")
-                if number <= 2 and (found := _numbers_behind(line)) != width:
+                if number <= 2 and (found := _vector_width(line)) != width:
                     raise DataError(
                         f"The vectors must be as wide as hidden_size, {width}, but those of {path} have {found} values."
                     )
@@ -122,11 +122,11 @@ def read_vectors(path: Path, *, wanted: Collection[str], width: int, word2vec: b
 
 
 def _is_header(line: str) -> bool:
-    """word2vec's first line: the number of vectors and their width."""
+    """Whether this is the first line of word2vec: the number of vectors and their width."""
     parts = line.split()
     return len(parts) == 2 and all(part.isdigit() for part in parts)
 
 
-def _numbers_behind(line: str) -> int:
-    """How many values follow the token."""
+def _vector_width(line: str) -> int:
+    """Number of values after the token."""
     return len(line.rstrip(" \r\n").split(" ")) - 1

@@ -384,7 +384,7 @@ def test_the_plan_counts_what_a_run_needs(corpus: Path, base: Path) -> None:
     assert got.memory.held["quantised weights"] == 2 * 32 * 48
     assert got.memory.backward["gradients"] == 4 * got.trainable and got.memory.held["optimiser"] == 8 * got.trainable
     assert got.positions_per_step == 4 * got.sampled.batch.positions
-    assert "Begins with" in got.report() and f"trainable {got.trainable}" in got.report()
+    assert "Initialised from" in got.report() and f"trainable {got.trainable}" in got.report()
 
 
 FAILURES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -101,7 +101,7 @@ def test_a_run_reports_them(copy_task: Any, caplog: pytest.LogCaptureFixture, mo
     rows = [json.loads(line) for line in (copy_task.folder / "toy_metrics.jsonl").read_text().splitlines()]
     train = [row for row in rows if row["split"] == "train"]
     assert all(0 < row["mfu"] < 100 and row["peak_rss_mib"] > 10 for row in train) and len(train) == 2
-    assert "; MFU " in caplog.text and "Updates 2 to 3 are profiled" in caplog.text
+    assert "; MFU " in caplog.text and "Profiled updates 2 to 3" in caplog.text
     folder = copy_task.folder / "toy_profile"
     events = json.loads((folder / "rank0_trace.json").read_text())["traceEvents"]
     assert any(event.get("name") == "aten::addmm" or event.get("name") == "aten::mm" for event in events)

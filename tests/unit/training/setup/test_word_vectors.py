@@ -167,7 +167,7 @@ def test_a_run_with_a_new_vocabulary_is_resumed_with_the_same_yaml(corpus: Path)
 def test_update_vocab_refuses_adapters_and_plans_without_them(corpus: Path) -> None:
     run(corpus, "old", 1)
     sections = updated(corpus)
-    assert "Begins with" in plan(job(corpus, **sections), {}).report()
+    assert "Initialised from" in plan(job(corpus, **sections), {}).report()
     with pytest.raises(ConfigError, match="update_vocab must go with training the whole model"):
         plan(job(corpus, **sections, lora={"lora_layers": ["q_proj"]}), {})
 
