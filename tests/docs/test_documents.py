@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -102,6 +105,33 @@ def test_contributing_names_the_layers_that_are_checked() -> None:
 def test_every_yaml_of_the_recipes_loads(file: Path) -> None:
     command = "onmt_llm_translate" if file.name.startswith("translate") else "onmt_llm_train"
     load_job(command, ["-config", str(file)])
+
+
+def yaml_blocks(document: Path) -> list[str]:
+    """YAML examples of a document, without those that need a plug-in beside them."""
+    blocks = re.findall(r"```yaml\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.S)
+    return [block for block in blocks if "plugins:" not in block]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_yaml_example_loads(document: Path, tmp_path: Path) -> None:
+    for block in yaml_blocks(document):
+        (tmp_path / "example.yaml").write_text(block, encoding="utf-8")
+        load_job("onmt_llm_train", ["-config", str(tmp_path / "example.yaml")])
+
+
+SCRIPTS_OF_OURS = sorted(
+    path for folder in ("chatbot", "docs", "recipes", "tools") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS_OF_OURS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_import_what_exists(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("onmt_llm"):
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), name.name
 
 
 def test_the_option_reference_is_up_to_date() -> None:
