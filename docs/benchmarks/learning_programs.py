@@ -70,7 +70,7 @@ def ours(job: Job) -> Found:
     """onmt_llm, by its command's own door."""
     import torch
 
-    from onmt_llm.checkpoint.load import build_model
+    from onmt_llm.checkpoint.load import Placement, build_model
     from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.cli.train import main
 
@@ -78,7 +78,7 @@ def ours(job: Job) -> Found:
         sys.exit(code)
     rows = [json.loads(row) for row in Path(job["folder"], "model_metrics.jsonl").read_text("utf-8").splitlines()]
     checkpoint = Checkpoint.open(f"{job['folder']}/model_step_{job['steps']}")
-    model = build_model(checkpoint, dtype=torch.float32, device=torch.device("cpu")).eval()
+    model = build_model(checkpoint, Placement(torch.float32)).eval()
     codec = checkpoint.codec()
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """What a checkpoint adds to a base model: a LoRA adapter, or an expansion (twins of some blocks).
 
-An expanded block is a pair: the frozen block of the base, and its twin, a trainable copy (`nn.expand`). The base's
-checkpoint holds the first, the expansion's checkpoint the second.
+An expanded block is a pair: the frozen block of the base and its twin, a trainable copy (`nn.block_expansion`). The
+checkpoint of the base holds the first, that of the expansion the second.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onmt_llm.nn.transformer import Transformer
 _IN_PAIR = re.compile(rf"((?:encoder|decoder)\.layers\.\d+)\.(?:base|{TWIN})\.(.+)")
 _IN_BLOCK = re.compile(r"((?:encoder|decoder)\.layers\.\d+)\.(.+)")
 VARIANT_FIELDS = ("rslora", "dora", "rank_pattern", "alpha_pattern", "init", "init_iter")
-"""Settings of an adapter in which it may differ from plain LoRA."""
+"""Settings in which an adapter may differ from plain LoRA."""
 
 
 def adapter_spec(checkpoint: Checkpoint) -> AdapterSpec:
@@ -38,13 +38,16 @@ def adapter_spec(checkpoint: Checkpoint) -> AdapterSpec:
 
 
 class AdapterInitializer:
-    """The adapters that begin with a share of the weights (PiSSA, LoftQ), from the raw weights to the wrapped layers.
+    """Initialise adapters from the weights of their layers (PiSSA, LoftQ).
+
+    While weights are loaded, `subtract` moves a low-rank product out of each layer; `set_initial` then gives it to the
+    adapter of the wrapped layer.
 
     Args:
         model: Before its layers are quantised or wrapped.
         spec: The adapter's settings.
-        adapter: Where it is stored; None = it is new.
-        quant_type: Number format of the layers that are quantised.
+        adapter: The stored adapter; None = a new one.
+        quant_type: Number format of the quantised layers.
     """
 
     def __init__(self, model: Transformer, spec: AdapterSpec, adapter: Checkpoint | None, quant_type: str) -> None:
@@ -54,8 +57,8 @@ class AdapterInitializer:
         self._layers = {path for path in paths if isinstance(model.get_submodule(path), nn.Linear)}
         self._found: dict[str, dict[str, torch.Tensor]] = {}
 
-    def take_out(self, linear: nn.Module, path: str, *, quantised: bool) -> None:
-        """Leave in the layer at `path`, which has its weights, what is not the adapter's."""
+    def subtract(self, linear: nn.Module, path: str, *, quantised: bool) -> None:
+        """Subtract the initial adapter from the layer at `path`, whose weights are loaded."""
         if path not in self._layers:
             return
         spec = self._spec
@@ -73,18 +76,18 @@ class AdapterInitializer:
             stored = set(self._adapter.adapter_names())
             names = [name for name in INITIAL_TENSORS if f"{path}.{name}" in stored]
             tensors = {name: self._adapter.tensor(f"{path}.{name}") for name in names}
-        share = removed_product(tensors, init=spec.init, quantised=quantised)
-        if share is not None:
-            subtract_product(linear, share, scale)
+        product = removed_product(tensors, init=spec.init, quantised=quantised)
+        if product is not None:
+            subtract_product(linear, product, scale)
 
-    def begin(self, model: Transformer) -> None:
-        """Give the wrapped layers what was taken out."""
+    def set_initial(self, model: Transformer) -> None:
+        """Set the adapters of the wrapped layers to what was subtracted."""
         for path, tensors in self._found.items():
             set_initial(model.get_submodule(path), tensors)  # type: ignore[arg-type]
 
 
 def add_adapter(model: Transformer, spec: AdapterSpec) -> list[str]:
-    """Wrap the layers that `spec` names; returns their paths."""
+    """Add an adapter to the layers that `spec` names; returns their paths."""
     return add_lora(
         model,
         spec.layers,
@@ -102,7 +105,7 @@ def lora_variant(spec: AdapterSpec) -> LoRAVariant:
 
 
 def short_names(layers: Sequence[str], weights: Collection[str]) -> list[str]:
-    """`q_proj` for all q_proj of the model, where the adapter is on all of them; else the full paths.
+    """`q_proj` if the adapter is on every q_proj of the model; otherwise the full paths.
 
     Args:
         layers: Paths of the layers with an adapter.
@@ -115,10 +118,10 @@ def short_names(layers: Sequence[str], weights: Collection[str]) -> list[str]:
 
 
 def expansion_spec(checkpoint: Checkpoint) -> ExpansionSpec:
-    """The settings of a checkpoint of twins.
+    """The settings of an expansion's checkpoint.
 
     Raises:
-        CheckpointError: It holds none.
+        CheckpointError: It holds no expansion.
     """
     spec = checkpoint.config.expansion
     if spec is None or spec.type != "concat" or not checkpoint.is_adapter:
@@ -130,11 +133,11 @@ def expansion_spec(checkpoint: Checkpoint) -> ExpansionSpec:
 
 
 def pair_reader(base: Checkpoint, twins: Checkpoint | None) -> Callable[[str], torch.Tensor]:
-    """What reads the tensors of a model with pairs, by their names in it.
+    """A function that reads a tensor of an expanded model by its name there.
 
     Args:
-        base: Holds the weights of the frozen blocks, and of all else.
-        twins: Holds those of the twins; None = they are new, and begin as the blocks beside them.
+        base: Holds the weights of the frozen blocks and of everything outside the pairs.
+        twins: Holds the weights of the twins; None = new twins, which start as copies of their blocks.
     """
 
     def read(name: str) -> torch.Tensor:
@@ -145,8 +148,8 @@ def pair_reader(base: Checkpoint, twins: Checkpoint | None) -> Callable[[str], t
     return read
 
 
-def in_base(paths: Sequence[str], blocks: Collection[str]) -> list[str]:
-    """Where layers of a plain model are once the twins stand beside `blocks`: in the frozen halves of the pairs."""
+def base_paths(paths: Sequence[str], blocks: Collection[str]) -> list[str]:
+    """Paths of a plain model's layers after `blocks` are expanded: in the frozen halves of the pairs."""
     return [
         f"{found[1]}.base.{found[2]}" if (found := _IN_BLOCK.fullmatch(path)) and found[1] in blocks else path
         for path in paths
@@ -154,11 +157,11 @@ def in_base(paths: Sequence[str], blocks: Collection[str]) -> list[str]:
 
 
 def check_twins(twins: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise one `CheckpointError` with all tensors that are missing, too many or of another shape than their blocks'.
+    """Raise one `CheckpointError` that lists all tensors that are missing, superfluous or of the wrong shape.
 
     Args:
-        twins: The twins.
-        shapes: Of the base's tensors.
+        twins: The expansion's checkpoint.
+        shapes: Shapes of the base's tensors.
     """
     wanted = {twin: shapes[name] for name in shapes if (twin := twin_name(name, expansion_spec(twins).blocks))}
     here = set(twins.adapter_names())
@@ -174,6 +177,6 @@ def check_twins(twins: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def twin_name(name: str, blocks: Collection[str]) -> str | None:
-    """Name of the twin's tensor for one of the base's; None where there is no twin."""
+    """Name of the twin's tensor that corresponds to a tensor of the base; None if its block has no twin."""
     found = _IN_BLOCK.fullmatch(name)
     return f"{found[1]}.{TWIN}.{found[2]}" if found and found[1] in blocks else None

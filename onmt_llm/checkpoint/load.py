@@ -1,14 +1,15 @@
-"""From a checkpoint to a `Transformer`: build on the meta device, load, quantise, LoRA, adapter weights; in this order.
+"""Load a checkpoint into a `Transformer`: build on the meta device, load, quantise, add LoRA, load its weights.
 
-The twins of expanded blocks are there before anything is loaded: they begin with the weights as they are stored.
+Twins of expanded blocks are added before the weights are loaded, because they start with the weights as stored.
 
-Weights arrive one tensor at a time. A layer that is to be quantised is quantised as soon as it has its weights, so that
-the model never stands in memory in full precision.
+Weights are read one tensor at a time, and a layer is quantised as soon as it has its weights, so the whole model is
+never in memory in full precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +20,8 @@ from onmt_llm.checkpoint.adapters import (
     AdapterInitializer,
     adapter_spec,
     add_adapter,
+    base_paths,
     check_twins,
-    in_base,
     pair_reader,
 )
 from onmt_llm.checkpoint.store import Checkpoint, resolve_path
@@ -36,10 +37,29 @@ from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Number formats and device of a model's weights in memory.
+
+    Attributes:
+        dtype: "fp32", "bf16", "fp16" or a torch dtype, of the weights that are not quantised; None = as stored.
+        device: Where the weights go.
+        quant_layers: Layers to quantise, named as `nn.wrap.replace` understands them.
+        quant_type: A name in `nn.quantized.QUANT_TYPES`.
+        float32_modules: Paths of modules that are in float32 whatever `dtype` is.
+    """
+
+    dtype: str | torch.dtype | None = None
+    device: str | torch.device = "cpu"
+    quant_layers: Sequence[str] = ()
+    quant_type: str = ""
+    float32_modules: Sequence[str] = ()
+
+
 def load_model(
     path: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> Transformer:
-    """The model at `path`, ready to run; of an adapter, its base with the adapter on it; of twins, pairs of both.
+    """The model at `path`, in evaluation mode. An adapter or an expansion is loaded with its base.
 
     Args:
         path: Checkpoint directory, with or without a trailing `.pt`.
@@ -47,45 +67,29 @@ def load_model(
         device: Where the weights go.
 
     Raises:
-        CheckpointError: The checkpoint, or the base of an adapter, is missing, damaged or does not fit.
+        CheckpointError: The checkpoint, or its base, is missing, damaged or does not fit.
     """
-    checkpoint = Checkpoint.open(path)
+    checkpoint, placement = Checkpoint.open(path), Placement(dtype, device)
     if not checkpoint.is_adapter:
-        return build_model(checkpoint, dtype=dtype, device=device).eval()
-    base, config = open_base(checkpoint), checkpoint.config
-    return build_model(
-        base, dtype=dtype, device=device, lora=config.adapter, expansion=config.expansion, adapter=checkpoint
-    ).eval()
+        return build_model(checkpoint, placement).eval()
+    base, addition = open_base(checkpoint), checkpoint.config.addition
+    return build_model(base, placement, addition=addition, weights=checkpoint).eval()
 
 
 def build_model(
     checkpoint: Checkpoint,
+    placement: Placement = Placement(),
     *,
-    dtype: str | torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    quant_layers: Sequence[str] = (),
-    quant_type: str = "",
-    lora: AdapterSpec | None = None,
-    expansion: ExpansionSpec | None = None,
-    adapter: Checkpoint | None = None,
-    in_float32: Sequence[str] = (),
-    dropout: float = 0.0,
-    attention_dropout: float = 0.0,
+    addition: AdapterSpec | ExpansionSpec | None = None,
+    weights: Checkpoint | None = None,
 ) -> Transformer:
     """A `Transformer` with the weights of `checkpoint`, which holds a whole model.
 
     Args:
-        checkpoint: Where the weights are. If it holds an adapter beside its model, the adapter is put on.
-        dtype: Of the weights that are not quantised; None = as stored.
-        device: Where the weights go.
-        quant_layers: Layers to quantise, named as `nn.wrap.replace` understands them.
-        quant_type: A name in `nn.quantized.QUANT_TYPES`.
-        lora: Put an adapter on these layers: a fresh one, unless there is an `adapter`.
-        expansion: Put twins beside these blocks: copies of them, unless there is an `adapter`.
-        adapter: The weights of the one or the other.
-        in_float32: Paths of modules that are in float32 whatever `dtype` is.
-        dropout: Of embeddings and sub-layers, while training.
-        attention_dropout: Of the attention weights, while training.
+        checkpoint: Where the weights are. If it holds an adapter beside its model, the adapter is added.
+        placement: Number formats and device.
+        addition: Add an adapter to these layers, or twins to these blocks.
+        weights: Holds the weights of `addition`; None = a new adapter, or twins that are copies of their blocks.
 
     Raises:
         CheckpointError: The checkpoint is an adapter alone, or its tensors don't fit its configuration.
@@ -93,62 +97,62 @@ def build_model(
     """
     if checkpoint.is_adapter:
         raise CheckpointError(
-            f"{checkpoint.path} holds a {checkpoint.config.noun} alone, but a whole model is wanted.",
+            f"A whole model is needed, but {checkpoint.path} holds a {checkpoint.config.noun} without its base.",
             hint="merge it: onmt_llm_lora -action merge -base_model BASE -lora_weights ADAPTER -output OUT",
         )
-    config = checkpoint.config.model
     check_layers(checkpoint)
     with torch.device("meta"):
-        model = Transformer(config, dropout=dropout, attention_dropout=attention_dropout)
+        model = Transformer(checkpoint.config.model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     check_fits(checkpoint, shapes)
-    spec = lora
+    quantised = wrap.match(model, placement.quant_layers)
+    dtype = resolve_dtype(placement.dtype, checkpoint.config.model.dtype)
+    placement = replace(placement, dtype=dtype, quant_layers=quantised)
     if checkpoint.has_adapter:
-        spec, adapter = _own_spec(checkpoint, lora), checkpoint
-    starts = None if spec is None or spec.init == "default" else AdapterInitializer(model, spec, adapter, quant_type)
-    read: Callable[[str], torch.Tensor] = checkpoint.tensor
-    to_quantise = wrap.match(model, quant_layers)
-    if expansion is not None:
-        if adapter is not None:
-            check_twins(adapter, shapes)
-        add_twins(model, expansion.blocks, expansion.lerp)
-        read, to_quantise = pair_reader(checkpoint, adapter), in_base(to_quantise, expansion.blocks)
-    _fill(
-        model,
-        read,
-        dtype=resolve_dtype(dtype, config.dtype),
-        in_float32=in_float32,
-        device=torch.device(device),
-        to_quantise=set(to_quantise),
-        quant_type=quant_type,
-        starts=starts,
-    )
-    if spec is not None:
-        add_adapter(model, spec)
-    if adapter is not None and expansion is None:
-        load_adapter(model, adapter)
-    elif starts is not None:
-        starts.begin(model)
+        addition, weights = _stored_spec(checkpoint, addition), checkpoint
+    if isinstance(addition, ExpansionSpec):
+        if weights is not None:
+            check_twins(weights, shapes)
+        add_twins(model, addition.blocks, addition.lerp)
+        placement = replace(placement, quant_layers=base_paths(quantised, addition.blocks))
+        _load_weights(model, pair_reader(checkpoint, weights), placement)
+    elif addition is not None:
+        initializer = None
+        if addition.init != "default":
+            initializer = AdapterInitializer(model, addition, weights, placement.quant_type)
+        _load_weights(model, checkpoint.tensor, placement, initializer)
+        add_adapter(model, addition)
+        if weights is not None:
+            load_adapter(model, weights)
+        elif initializer is not None:
+            initializer.set_initial(model)
+    else:
+        _load_weights(model, checkpoint.tensor, placement)
     return model
 
 
-def _own_spec(checkpoint: Checkpoint, wanted: AdapterSpec | None) -> AdapterSpec:
-    """Settings of the adapter beside the model; only its dropout may be changed."""
-    own = adapter_spec(checkpoint)
+def _stored_spec(checkpoint: Checkpoint, wanted: AdapterSpec | ExpansionSpec | None) -> AdapterSpec:
+    """Settings of the adapter that is stored beside its model; only its dropout may be changed."""
+    stored = adapter_spec(checkpoint)
     if wanted is None:
-        return own
+        return stored
+    if isinstance(wanted, ExpansionSpec):
+        raise CheckpointError(
+            f"The blocks of a plain model can be expanded, but {checkpoint.path} holds a LoRA adapter.",
+            hint="merge it first: onmt_llm_lora -action merge",
+        )
     fields = ("rank", "alpha", "layers", "embedding", *VARIANT_FIELDS)
     other = [
-        f"{f} {getattr(own, f)} there, {getattr(wanted, f)} asked for"
-        for f in fields
-        if getattr(own, f) != getattr(wanted, f)
+        f"{field} {getattr(stored, field)} there, {getattr(wanted, field)} in the options"
+        for field in fields
+        if getattr(stored, field) != getattr(wanted, field)
     ]
     if other:
         raise CheckpointError(
             f"{checkpoint.path} holds a LoRA adapter with other settings ({'; '.join(other)}).",
             hint="merge it first: onmt_llm_lora -action merge",
         )
-    return own.model_copy(update={"dropout": wanted.dropout})
+    return stored.model_copy(update={"dropout": wanted.dropout})
 
 
 def load_adapter(model: Transformer, adapter: Checkpoint) -> None:
@@ -248,26 +252,22 @@ def check_fits(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> 
         )
 
 
-def _fill(
+def _load_weights(
     model: Transformer,
     read: Callable[[str], torch.Tensor],
-    *,
-    dtype: torch.dtype,
-    in_float32: Sequence[str],
-    device: torch.device,
-    to_quantise: Collection[str],
-    quant_type: str,
-    starts: AdapterInitializer | None,
+    placement: Placement,
+    initializer: AdapterInitializer | None = None,
 ) -> None:
-    """Give every parameter its weights; when a layer is complete, take out what is its adapter's and quantise it."""
-    exact = tuple(f"{path}." for path in in_float32)
+    """Give every parameter its weights. A layer is quantised as soon as it is complete."""
+    exact = tuple(f"{path}." for path in placement.float32_modules)
     for path, module in list(model.named_modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
-                held = torch.float32 if path.startswith(exact) else dtype
-                tensor = read(f"{path}.{leaf}").to(device=device, dtype=held)
+                dtype = torch.float32 if path.startswith(exact) else resolve_dtype(placement.dtype, "fp32")
+                tensor = read(f"{path}.{leaf}").to(device=placement.device, dtype=dtype)
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
-        if starts is not None:
-            starts.take_out(module, path, quantised=path in to_quantise)
-        if path in to_quantise:
-            quantize(model, [path], quant_type)
+        quantised = path in placement.quant_layers
+        if initializer is not None:
+            initializer.subtract(module, path, quantised=quantised)
+        if quantised:
+            quantize(model, [path], placement.quant_type)

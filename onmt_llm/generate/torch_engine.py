@@ -414,7 +414,7 @@ class TorchEngine:
 
 
 def _load(checkpoint: Checkpoint, *, device: torch.device, compute_type: str, dtype: str | None) -> Transformer:
-    from onmt_llm.checkpoint.load import build_model, load_model
+    from onmt_llm.checkpoint.load import Placement, build_model, load_model
 
     name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device_type=device.type)
     if name not in _DTYPES:
@@ -428,7 +428,7 @@ def _load(checkpoint: Checkpoint, *, device: torch.device, compute_type: str, dt
             hint="merge it: onmt_llm_lora --action merge",
         )
     layers = [*_INT8_LAYERS, *(["gate_proj"] if checkpoint.config.model.ffn_gated else [])]
-    return build_model(checkpoint, dtype=_DTYPES[name], device=device, quant_layers=layers, quant_type="int8").eval()
+    return build_model(checkpoint, Placement(_DTYPES[name], device, layers, "int8")).eval()
 
 
 def _check_companion(first: Codec, other: Codec, path: str | Path) -> None:

@@ -174,7 +174,7 @@ def lora(folder: Path, **changed: Any) -> None:
     spec = AdapterSpec(
         **{"rank": 1_000_000, "alpha": 16, "layers": ["q_proj"], "base": "", "base_fingerprint": "", **changed}
     )
-    build_model(Checkpoint.open(folder), lora=spec)
+    build_model(Checkpoint.open(folder), addition=spec)
 
 
 def opened(folder: Path) -> None:

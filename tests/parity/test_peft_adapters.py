@@ -122,7 +122,7 @@ def train_here(base: Checkpoint, path: Path, **settings: Any) -> Path:
     torch.manual_seed(2)
     shared = {"rank": 3, "alpha": 6.0, "base": str(base.path), "base_fingerprint": base.fingerprint}
     spec = AdapterSpec.model_validate({**shared, **settings})
-    model = build_model(base, lora=spec)
+    model = build_model(base, addition=spec)
     for module in lora_modules(model).values():
         for tensor in module.parameters(recurse=False):
             tensor.data.add_(0.1 * torch.randn_like(tensor))

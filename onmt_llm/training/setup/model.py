@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from onmt_llm.checkpoint.load import build_model, check_fits, expected_shapes
+from onmt_llm.checkpoint.load import Placement, build_model, check_fits, expected_shapes
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.performance import PerformanceConfig
@@ -56,14 +56,15 @@ def build_training_model(
     else:
         model = build_model(
             start.weights.with_model(start.stored_model),
-            dtype=precision.weights,
-            device=world.device,
-            quant_layers=layers.quantised,
-            quant_type=layers.quant_type,
-            lora=layers.lora,
-            expansion=layers.twins,
-            adapter=start.adapter,
-            in_float32=() if start.newly_stacked else layers.new_blocks,
+            Placement(
+                precision.weights,
+                world.device,
+                layers.quantised,
+                layers.quant_type,
+                float32_modules=() if start.newly_stacked else layers.new_blocks,
+            ),
+            addition=layers.beside_base,
+            weights=start.adapter,
         )
         if start.newly_stacked:
             stack_blocks(model, start.newly_stacked)

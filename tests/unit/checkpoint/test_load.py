@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from onmt_llm.checkpoint.load import build_model, load_adapter, load_model
+from onmt_llm.checkpoint.load import Placement, build_model, load_adapter, load_model
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.errors import CheckpointError, ConfigError
 
@@ -29,7 +29,7 @@ def test_load_in_another_type(make_model: Make) -> None:
 def test_build_quantises_and_adds_a_fresh_adapter(make_model: Make, make_adapter: Make) -> None:
     base = make_model()
     adapter = make_adapter(base)
-    model = build_model(base, quant_layers=["up_proj"], quant_type="int8", lora=adapter.config.adapter)
+    model = build_model(base, Placement(quant_layers=["up_proj"], quant_type="int8"), addition=adapter.config.adapter)
     kinds = {type(module).__name__ for module in model.modules()}
     assert {"Int8Linear", "LoRALinear"} <= kinds
     quantised = model.eval()(IDS)
@@ -37,7 +37,7 @@ def test_build_quantises_and_adds_a_fresh_adapter(make_model: Make, make_adapter
     load_adapter(model, adapter)
     assert (model(IDS) - quantised).abs().max() > 0.1
     with pytest.raises(ConfigError, match="up_prj"):
-        build_model(base, quant_layers=["up_prj"], quant_type="int8")
+        build_model(base, Placement(quant_layers=["up_prj"], quant_type="int8"))
 
 
 def test_an_adapter_finds_its_base_and_refuses_another(tmp_path: Path, make_model: Make, make_adapter: Make) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from onmt_llm.checkpoint.load import build_model, load_model
+from onmt_llm.checkpoint.load import Placement, build_model, load_model
 from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec
@@ -49,7 +49,7 @@ def test_pissa_computes_what_the_base_does_and_merges_into_it(
     torch.manual_seed(0)
     base = make_model()
     adapter = spec(base, init="pissa", init_iter=steps, dora=dora, rank_pattern={"down_proj": 5})
-    model = build_model(base, lora=adapter).eval()
+    model = build_model(base, addition=adapter).eval()
     plain = load_model(base.path)
     torch.testing.assert_close(model(IDS), plain(IDS), atol=1e-4, rtol=1e-4)
     path = "decoder.layers.0.self_attn.q_proj"
@@ -76,9 +76,10 @@ def test_loftq_makes_up_for_what_quantisation_loses(
         pytest.importorskip("bitsandbytes")
     base = make_model()
     quantised = {"quant_layers": LAYERS, "quant_type": quant_type}
-    without = build_model(base, lora=spec(base), **quantised)
+    placement = Placement(**quantised)
+    without = build_model(base, placement, addition=spec(base))
     adapter = spec(base, init="loftq", init_iter=iterations, **quantised)
-    model = build_model(base, lora=adapter, **quantised).eval()
+    model = build_model(base, placement, addition=adapter).eval()
     plain = load_model(base.path)
     errors = {
         which: {path: plain.get_submodule(path).weight - m.merged_weight() for path, m in lora_modules(built).items()}
@@ -89,7 +90,7 @@ def test_loftq_makes_up_for_what_quantisation_loses(
     assert lost["with"] < 0.8 * lost["without"]
     train_a_little(model)
     saved = save(model, base, adapter, tmp_path / "adapter")
-    again = build_model(base, lora=adapter, adapter=saved, **quantised).eval()
+    again = build_model(base, placement, addition=adapter, weights=saved).eval()
     assert torch.equal(again(IDS), model(IDS))
     # without quantisation, as when it is merged: what is still lost comes back, and nothing else changes
     whole = load_model(saved.path)

@@ -83,7 +83,7 @@ def test_an_existing_output_is_kept_without_overwrite(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         write(tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis/chapter.txt").exists()
 

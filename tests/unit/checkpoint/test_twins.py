@@ -10,7 +10,7 @@ import torch
 
 from onmt_llm.checkpoint.average import average
 from onmt_llm.checkpoint.formats.huggingface.write import open_whole
-from onmt_llm.checkpoint.load import build_model, load_model
+from onmt_llm.checkpoint.load import Placement, build_model, load_model
 from onmt_llm.checkpoint.merge import concat_lora, merge
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.cli.checkpoint import main as checkpoint_main
@@ -45,7 +45,7 @@ def save(model: Transformer, base: Checkpoint, expansion: ExpansionSpec, path: P
 @torch.no_grad()
 def trained(base: Checkpoint, path: Path, lerp: float = 0.25) -> tuple[Transformer, Checkpoint]:
     """A model whose twins have moved, and their checkpoint."""
-    model = build_model(base, expansion=spec(base, lerp)).eval()
+    model = build_model(base, addition=spec(base, lerp)).eval()
     for tensor in twin_state(model).values():
         tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)))
     return model, save(model, base, spec(base, lerp), path)
@@ -54,7 +54,7 @@ def trained(base: Checkpoint, path: Path, lerp: float = 0.25) -> tuple[Transform
 @torch.no_grad()
 def test_what_is_stored_makes_the_same_pairs(tmp_path: Path, make_model: Make) -> None:
     base = make_model()
-    assert torch.equal(build_model(base, expansion=spec(base)).eval()(IDS), load_model(base.path)(IDS))
+    assert torch.equal(build_model(base, addition=spec(base)).eval()(IDS), load_model(base.path)(IDS))
     model, stored = trained(base, tmp_path / "twins")
     assert stored.is_adapter and all(name.startswith(f"{BLOCK}.twin.") for name in stored.names())
     again = load_model(stored.path)
@@ -69,11 +69,13 @@ def test_the_twins_of_quantised_blocks_begin_with_the_weights_as_stored(make_mod
     base = make_model()
     model = build_model(
         base,
-        expansion=spec(base),
-        quant_layers=["up_proj", f"{BLOCK}.mlp.down_proj"],
-        quant_type="int8",
-        dtype="bf16",
-        in_float32=[f"{BLOCK}.twin"],
+        Placement(
+            "bf16",
+            quant_layers=["up_proj", f"{BLOCK}.mlp.down_proj"],
+            quant_type="int8",
+            float32_modules=[f"{BLOCK}.twin"],
+        ),
+        addition=spec(base),
     )
     quantised = [path for path, module in model.named_modules() if isinstance(module, Int8Linear)]
     assert quantised == [
