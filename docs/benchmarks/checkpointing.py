@@ -36,10 +36,10 @@ def timed(work: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
     return wrapper
 
 
-def torch_save(self: saver.Saver, progress: Progress) -> None:
+def torch_save(self: saver.CheckpointSaver, progress: Progress) -> None:
     """Save as a plain loop does: to the final name, without sync or verification."""
-    content = {"model": self.job.model.state_dict(), "optimizer": self.job.optimizer.state_dict()}
-    torch.save(content, Path(f"{self.job.run.save_model}.pt"))
+    content = {"model": self.components.model.state_dict(), "optimizer": self.components.optimizer.state_dict()}
+    torch.save(content, Path(f"{self.components.run.save_model}.pt"))
 
 
 def config(folder: Path, saves: int, hidden: int, save_async: bool) -> TrainConfig:
@@ -76,7 +76,7 @@ def config(folder: Path, saves: int, hidden: int, save_async: bool) -> TrainConf
 def main() -> None:
     saves = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     hidden = int(sys.argv[2]) if len(sys.argv) > 2 else 512
-    call, write = saver.Saver.__call__, saver.Saver._write
+    call, write = saver.CheckpointSaver.__call__, saver.CheckpointSaver._write
     print("| method | training waits: median ms | min | max | written in: median ms |\n|---|--:|--:|--:|--:|")
     for name, save, save_async in (
         ("in the background (`save_async: true`)", call, True),
@@ -85,8 +85,8 @@ def main() -> None:
     ):
         waits: list[float] = []
         writes: list[float] = []
-        saver.Saver.__call__ = timed(save, waits)  # type: ignore[method-assign]
-        saver.Saver._write = timed(write, writes)  # type: ignore[method-assign]
+        saver.CheckpointSaver.__call__ = timed(save, waits)  # type: ignore[method-assign]
+        saver.CheckpointSaver._write = timed(write, writes)  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory() as folder:
             train(config(Path(folder), saves, hidden, save_async), {})
         # the first save allocates pages and fills caches for the others

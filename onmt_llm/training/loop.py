@@ -65,7 +65,7 @@ def train_loop(
     """
     run, world, parameters = components.run, components.world, trainable(components.model)
     stream, first_step = Stopwatch(batches), progress.step
-    components.precision.begin(progress)
+    components.precision.set_initial_scale(progress)
     components.model.train()
     with signals or SignalHandler() as handler, components.profiler:
         # An interrupted run saves at once; the validation that was due then is run now.
@@ -78,12 +78,12 @@ def train_loop(
             set_dropout(components.model, *dropout_at(components.regularization, step))
             components.profiler.begin(step)
 
-            totals, held = _accumulate(components, stream, step, progress.loss_scale)
+            totals, deferred = _accumulate(components, stream, step, progress.loss_scale)
             if not totals.batches:
                 _finish_epochs(components, progress, first_step, reporter=reporter, save=save, validate=validate)
                 return RunStatus.FINISHED
             world.sum_gradients(parameters)
-            grad_norm = _update(components, progress, totals, held, step)
+            grad_norm = _update(components, progress, totals, deferred, step)
             if grad_norm is None:
                 return RunStatus.LOSS_SPIKE
             progress.step = step
@@ -125,7 +125,7 @@ def _accumulate(
         The totals of the window, and with `optimizer_in_backward` the loss whose backward pass is still to be run.
     """
     device = components.world.device
-    row, held = Totals.empty_row(device, components.corpora), None
+    row, deferred = Totals.empty_row(device, components.corpora), None
     for _ in range(at_step(components.run.accum_count, components.run.accum_steps, step)):
         batch = next(stream, None)
         if batch is None:
@@ -136,18 +136,18 @@ def _accumulate(
                 components.model, batch, objective=components.objective, scale=scale, corpora=components.corpora
             )
         if components.performance.optimizer_in_backward:
-            held = loss.scaled
+            deferred = loss.scaled
         else:
             loss.scaled.backward()
         row += Totals.row(loss, batch)
-    return Totals.from_row(components.world.sum(row)), held
+    return Totals.from_row(components.world.sum(row)), deferred
 
 
 def _update(
-    components: TrainingComponents, progress: Progress, totals: Totals, held: Tensor | None, step: int
+    components: TrainingComponents, progress: Progress, totals: Totals, deferred: Tensor | None, step: int
 ) -> float | None:
-    """One optimiser step with the window's gradients, or with those of the backward pass of `held`; returns their norm,
-    or None if the run should roll back."""
+    """One optimiser step with the window's gradients, or with those of the backward pass of `deferred`; returns their
+    norm, or None if the run should roll back."""
     if totals.tokens and components.spike_detector(progress, totals.mean_loss, step):
         return None
     if not math.isfinite(totals.loss):
@@ -162,15 +162,15 @@ def _update(
         totals.tokens if components.run.normalization == "tokens" else totals.examples
     )
     factor = 1.0 / (count * progress.loss_scale)
-    if held is None:
+    if deferred is None:
         grad_norm = scale_and_clip(trainable(components.model), factor=factor, max_norm=components.optim.max_grad_norm)
     else:
-        grad_norm = backward_and_step(held, components.optimizer, factor=factor)
+        grad_norm = backward_and_step(deferred, components.optimizer, factor=factor)
     finite = math.isfinite(grad_norm)
     if not finite and not components.precision.scaled and components.spike_detector.rolls_back:
         components.spike_detector.roll_back(progress, f"the gradient is {grad_norm}", step)
         return None
-    if components.precision.accept(progress, step=step, finite=finite) and held is None:
+    if components.precision.accept(progress, step=step, finite=finite) and deferred is None:
         components.optimizer.step()
     components.optimizer.zero_grad(set_to_none=True)
     return grad_norm

@@ -55,7 +55,7 @@ class Precision:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.autocast)
 
-    def begin(self, progress: Progress) -> None:
+    def set_initial_scale(self, progress: Progress) -> None:
         """Set the initial loss scale, unless the run has one."""
         if not self.scaled:
             progress.loss_scale = 1.0

@@ -20,7 +20,7 @@ from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.rng import set_seed
 from onmt_llm.training.process.signals import SignalHandler
 from onmt_llm.training.result import RunStatus, TrainResult
-from onmt_llm.training.run.build import build_components
+from onmt_llm.training.run.build import build_components, build_validator
 from onmt_llm.training.run.rollback import Rollback, roll_back
 from onmt_llm.training.run.startup_log import log_start
 from onmt_llm.training.run_folder import RunLock, save_request_file
@@ -28,7 +28,6 @@ from onmt_llm.training.setup.compile import timed
 from onmt_llm.training.setup.inputs import open_generation_validator, open_pipelines
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import Progress
-from onmt_llm.training.validation.validate import Validator
 
 # Norms of new blocks are float32 among frozen bf16 ones, for which torch has no fused kernel; without a GPU
 # bitsandbytes does not page its moments, which the log says already.
@@ -79,17 +78,7 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
     train_data, valid_data = open_pipelines(config, setup.options, setup.start, seed=seed, world=world)
     progress = _restore(setup, components, train_data, rollback)
     log_start(setup, components, step=progress.step)
-    validator = None
-    if valid_data:
-        validator = Validator(
-            components.model,
-            valid_data,
-            components.precision,
-            world,
-            components.ema,
-            generation,
-            components.objective.for_validation,
-        )
+    validator = build_validator(components, valid_data, generation)
     monitor = open_hardware_monitor(config, components.model, components.precision, world.device)
     counts = partial(data_metrics, train_data, world)
     with (

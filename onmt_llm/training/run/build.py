@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.training.checkpointing.resume import resumed_settings
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.metrics.build import per_corpus_names
@@ -19,6 +21,8 @@ from onmt_llm.training.setup.inputs import open_objective
 from onmt_llm.training.setup.model import build_training_model, run_precision
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.validation.early_stopping import EarlyStopping
+from onmt_llm.training.validation.generation import GenerationValidator
+from onmt_llm.training.validation.validate import Validator
 
 
 def build_components(setup: RunSetup, world: World, *, seed: int) -> TrainingComponents:
@@ -59,4 +63,21 @@ def build_components(setup: RunSetup, world: World, *, seed: int) -> TrainingCom
         ),
         save_best=safety.save_best,
         corpora=len(per_corpus_names(config.corpora)),
+    )
+
+
+def build_validator(
+    components: TrainingComponents, corpora: Mapping[str, Pipeline], generation: GenerationValidator | None
+) -> Validator | None:
+    """The validator of a run; None without a validation corpus."""
+    if not corpora:
+        return None
+    return Validator(
+        model=components.model,
+        corpora=corpora,
+        precision=components.precision,
+        world=components.world,
+        ema=components.ema,
+        generation=generation,
+        objective=components.objective.for_validation,
     )

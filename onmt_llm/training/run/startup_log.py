@@ -86,15 +86,15 @@ def _trained_parts(layers: LayerPlan, model: Transformer) -> str:
 def run_notes(config: TrainConfig, start: Start) -> list[str]:
     """What a run is initialised from, and which files it writes."""
     run, log = config.run, config.logging
-    begin = "new weights" if start.weights is None else str(start.weights.path)
+    source = "new weights" if start.weights is None else str(start.weights.path)
     if start.adapter is not None:
-        begin += f" with the {start.adapter.config.noun} {start.adapter.path}"
+        source += f" with the {start.adapter.config.noun} {start.adapter.path}"
     kept = "none" if run.keep_checkpoint == 0 else f"{run.save_model}_step_N every {run.save_checkpoint_steps} steps"
     if run.keep_checkpoint > 0:
         kept += f", the last {run.keep_checkpoint} kept"
     if config.optimizer.average_decay:
         kept += f"; the averaged weights in {run.save_model}_step_N_ema"
-    lines = [f"Initialised from: {begin}", f"Checkpoints: {kept}", f"Metrics: {metrics_path(config)}"]
+    lines = [f"Initialised from: {source}", f"Checkpoints: {kept}", f"Metrics: {metrics_path(config)}"]
     if log.tensorboard:
         lines.append(f"TensorBoard: {log.tensorboard_log_dir}")
     return lines

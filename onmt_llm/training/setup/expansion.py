@@ -11,7 +11,7 @@ from onmt_llm.nn.block_expansion import deeper
 
 
 def resolve_expansion(
-    wanted: ExpansionConfig, checkpoint: Checkpoint, base: ModelConfig, *, resumed: bool
+    options: ExpansionConfig, checkpoint: Checkpoint, base: ModelConfig, *, resumed: bool
 ) -> ExpansionSpec | None:
     """The expansion that a run trains; None = no expansion.
 
@@ -19,7 +19,7 @@ def resolve_expansion(
     trains all of it unless the options name the same blocks again.
 
     Args:
-        wanted: The options.
+        options: The options.
         checkpoint: The checkpoint of `train_from`.
         base: Architecture of the model before it was expanded.
         resumed: The run resumes the training state of the checkpoint.
@@ -29,15 +29,15 @@ def resolve_expansion(
     """
     stored = checkpoint.config.expansion
     if stored is None:
-        if wanted.is_on and checkpoint.has_adapter:
+        if options.is_on and checkpoint.has_adapter:
             raise ConfigError(
                 f"expand_every and expand_blocks must be left out with an adapter, but {checkpoint.path} is one.",
                 hint="merge it into its base first: onmt_llm_lora -action merge",
             )
-        return _new(wanted, base) if wanted.is_on else None
-    if stored.type == "stack" and not resumed and not wanted.is_on:
+        return _new(options, base) if options.is_on else None
+    if stored.type == "stack" and not resumed and not options.is_on:
         return None
-    _check_same(wanted, stored, checkpoint, base)
+    _check_same(options, stored, checkpoint, base)
     return stored
 
 
@@ -52,16 +52,16 @@ def base_model(checkpoint: Checkpoint, weights: Checkpoint) -> ModelConfig:
     return deeper(model, spec.blocks, sign=-1) if spec is not None and spec.type == "stack" else model
 
 
-def chosen_blocks(wanted: ExpansionConfig, base: ModelConfig) -> list[str]:
+def chosen_blocks(options: ExpansionConfig, base: ModelConfig) -> list[str]:
     """Paths of the blocks that the options name.
 
     Raises:
         ConfigError: A stack does not have some of them.
     """
     paths = []
-    for stack in wanted.expand_stacks:
-        layers, every = base.encoder_layers if stack == "encoder" else base.decoder_layers, wanted.expand_every
-        numbers = sorted(wanted.expand_blocks) or range(every - 1, layers, every)
+    for stack in options.expand_stacks:
+        layers, every = base.encoder_layers if stack == "encoder" else base.decoder_layers, options.expand_every
+        numbers = sorted(options.expand_blocks) or range(every - 1, layers, every)
         if not layers:
             raise ConfigError(f"expand_stacks must name stacks that the model has, but it has {stack}_layers: 0.")
         if every > layers:
@@ -74,28 +74,28 @@ def chosen_blocks(wanted: ExpansionConfig, base: ModelConfig) -> list[str]:
     return paths
 
 
-def _new(wanted: ExpansionConfig, base: ModelConfig) -> ExpansionSpec:
-    if wanted.expand_type == "stack" and base.norm_position != "pre":
+def _new(options: ExpansionConfig, base: ModelConfig) -> ExpansionSpec:
+    if options.expand_type == "stack" and base.norm_position != "pre":
         raise ConfigError(
             "expand_type: stack must go with norm_position: pre, since an added block would still normalise its input "
             f"with norm_position: {base.norm_position}.",
             hint="expand_type: concat works with it too",
         )
-    return ExpansionSpec(type=wanted.expand_type, blocks=chosen_blocks(wanted, base), lerp=wanted.expand_lerp)
+    return ExpansionSpec(type=options.expand_type, blocks=chosen_blocks(options, base), lerp=options.expand_lerp)
 
 
-def _check_same(wanted: ExpansionConfig, stored: ExpansionSpec, checkpoint: Checkpoint, base: ModelConfig) -> None:
+def _check_same(options: ExpansionConfig, stored: ExpansionSpec, checkpoint: Checkpoint, base: ModelConfig) -> None:
     """Refuse options that differ from the stored expansion."""
-    asked = {
-        "expand_type": (wanted.expand_type, stored.type),
-        "expand_lerp": (wanted.expand_lerp, stored.lerp),
+    compared = {
+        "expand_type": (options.expand_type, stored.type),
+        "expand_lerp": (options.expand_lerp, stored.lerp),
     }
     differing = [
         f"{option} is {mine} in the options and {theirs} there"
-        for option, (mine, theirs) in asked.items()
-        if option in wanted.model_fields_set and mine != theirs
+        for option, (mine, theirs) in compared.items()
+        if option in options.model_fields_set and mine != theirs
     ]
-    if wanted.is_on and (blocks := chosen_blocks(wanted, base)) != stored.blocks:
+    if options.is_on and (blocks := chosen_blocks(options, base)) != stored.blocks:
         differing.append(f"expand_blocks are {', '.join(blocks)} in the options and {', '.join(stored.blocks)} there")
     if differing:
         raise ConfigError(

@@ -109,7 +109,10 @@ class GenerationValidator:
         _write_lines(folder / "refs.valid.txt", self._references)
         if self._writes_comparison:
             rows = zip(self._prompts, self._references, predictions, strict=True)
-            blocks = [f"SOURCE: {to_line(asked.text)}\nREF: {gold}\nPRED: {said}\n" for asked, gold, said in rows]
+            blocks = [
+                f"SOURCE: {to_line(prompt.text)}\nREF: {reference}\nPRED: {prediction}\n"
+                for prompt, reference, prediction in rows
+            ]
             write_text(folder / f"debug.valid_step_{step}.txt", "\n".join(blocks))
 
 

@@ -254,7 +254,7 @@ def test_a_window_without_trained_tokens_changes_nothing(
 def test_an_overflow_skips_the_update_and_halves_the_loss_scale() -> None:
     precision = Precision(weights=torch.float16, scaled=True)
     progress = Progress()
-    precision.begin(progress)
+    precision.set_initial_scale(progress)
     first = progress.loss_scale
     assert not precision.accept(progress, step=1, finite=False)
     assert progress.loss_scale == first / 2
@@ -265,13 +265,13 @@ def test_an_overflow_skips_the_update_and_halves_the_loss_scale() -> None:
 
 def test_a_loss_scale_of_one_is_kept_by_a_run_that_found_it() -> None:
     precision, progress = Precision(weights=torch.float16, scaled=True), Progress()
-    precision.begin(progress)
+    precision.set_initial_scale(progress)
     while progress.loss_scale > 1.0:
         precision.accept(progress, step=1, finite=False)
-    precision.begin(progress)
+    precision.set_initial_scale(progress)
     assert progress.loss_scale == 1.0
-    Precision(weights=torch.float32).begin(progress)
-    precision.begin(progress)
+    Precision(weights=torch.float32).set_initial_scale(progress)
+    precision.set_initial_scale(progress)
     assert progress.loss_scale > 1.0
 
 
