@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, load_lora_state, lora_modules
 from onmt_llm.nn.lora.variant import PLAIN, LoRAVariant
 from onmt_llm.nn.transformer import Transformer
@@ -28,11 +28,7 @@ def build_pair(variant: LoRAVariant = PLAIN) -> tuple[Transformer, torch.nn.Modu
             intermediate_size=48, rms_norm_eps=1e-5, initializer_range=0.2, tie_word_embeddings=False,
         )
     )  # fmt: skip
-    config = ModelConfig(
-        vocab_size=50, hidden_size=32, heads=4, kv_heads=2, decoder_layers=2, ffn_size=48, norm="rmsnorm",
-        norm_eps=1e-5, activation="silu", ffn_gated=True, position="rotary",
-    )  # fmt: skip
-    model = Transformer(config)
+    model = Transformer(tiny.llama(vocab_size=50, norm_eps=1e-5))
     names = (("model.", "decoder."), ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "mlp_norm"))
     state = {}
     for name, tensor in reference.state_dict().items():

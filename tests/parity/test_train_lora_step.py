@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.config.training.run import RunConfig
 from onmt_llm.data.batching.batch import Batch
@@ -45,20 +45,7 @@ def reference_model() -> torch.nn.Module:
 
 def our_model(reference: torch.nn.Module) -> Transformer:
     """The same model and adapter, from the reference's tensors."""
-    model = Transformer(
-        ModelConfig(
-            **SHAPE,
-            decoder_layers=2,
-            heads=4,
-            kv_heads=2,
-            ffn_size=48,
-            ffn_gated=True,
-            activation="silu",
-            norm="rmsnorm",
-            norm_eps=1e-5,
-            position="rotary",
-        )
-    )
+    model = Transformer(tiny.llama(**SHAPE, norm_eps=1e-5))
     add_lora(model, LAYERS, rank=3, alpha=6.0)
     freeze_all_but_lora(model)
     theirs = {our_name(name): tensor for name, tensor in reference.state_dict().items()}

@@ -6,24 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import tiny
 from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.text.vocab import Vocab
 
-TINY = ModelConfig(
-    decoder_layers=2,
-    vocab_size=20,
-    hidden_size=16,
-    heads=4,
-    kv_heads=2,
-    ffn_size=24,
-    ffn_gated=True,
-    activation="silu",
-    norm="rmsnorm",
-    position="rotary",
-)
+TINY = tiny.llama(vocab_size=20, hidden_size=16, ffn_size=24)
 
 MakeModel = Callable[..., Checkpoint]
 
@@ -34,11 +24,10 @@ def make_model(tmp_path: Path) -> MakeModel:
 
     def make(name: str = "base", *, seed: int = 0, model: ModelConfig = TINY, shard_size: str = "5GB") -> Checkpoint:
         generator = torch.Generator().manual_seed(seed)
-        tokens = ["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(model.vocab_size - 3))]
         with CheckpointWriter(tmp_path / name, CheckpointConfig(model=model), shard_size=shard_size) as writer:
             for tensor, shape in expected_shapes(model).items():
                 writer.add(tensor, torch.randn(shape, generator=generator))
-            Vocab(tokens, SpecialTokens()).write(writer.directory / "vocab.txt")
+            Vocab(tiny.tokens(model.vocab_size, "t"), SpecialTokens()).write(writer.directory / "vocab.txt")
         return Checkpoint.open(tmp_path / name)
 
     return make

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import (
     add_twins,
@@ -27,7 +27,6 @@ from onmt_llm.nn.lora.model import without_adapters
 from onmt_llm.nn.quantized import Int8Linear, quantize
 from onmt_llm.nn.transformer import Transformer
 
-BASE: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "heads": 4, "kv_heads": 2, "ffn_size": 48}
 DECODER = {"decoder_layers": 4, "ffn_gated": True, "norm": "rmsnorm", "position": "rotary", "attn_bias": True}
 BOTH = {"encoder_layers": 2, "decoder_layers": 3, "position": "sinusoidal", "attn_bias": True}
 T5 = {"encoder_layers": 2, "decoder_layers": 2, "position": "t5", "relative_shared": False, "norm": "rmsnorm"}
@@ -42,8 +41,7 @@ BLOCKS = {
 
 
 def build(name: str) -> Transformer:
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(**{**BASE, **MODELS[name]}))
+    model = tiny.build(tiny.config(vocab_size=50, kv_heads=2, **MODELS[name]))
     init_weights(model, param_init=0.3, glorot=True)
     return model.eval()
 
@@ -185,7 +183,7 @@ def test_the_frozen_halves_may_be_quantised() -> None:
 def test_depth_and_places() -> None:
     blocks = BLOCKS["both"]
     assert stacked_paths(blocks) == ["encoder.layers.2", "decoder.layers.1", "decoder.layers.4"]
-    config = ModelConfig(**{**BASE, **BOTH})
+    config = tiny.config(vocab_size=50, kv_heads=2, **BOTH)
     assert (deeper(config, blocks).encoder_layers, deeper(config, blocks).decoder_layers) == (3, 5)
     assert deeper(deeper(config, blocks), blocks, sign=-1) == config
     model = taller(build("both"), "both")

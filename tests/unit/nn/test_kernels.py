@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.nn import kernels
 from onmt_llm.nn.kernels import attention_kernel, resolve_kernels, use_liger
 from onmt_llm.nn.transformer import Transformer
 
-LLAMA = dict(norm="rmsnorm", ffn_gated=True, activation="silu", position="rotary", qk_norm=True)
-CONFIG = ModelConfig(vocab_size=50, hidden_size=32, heads=4, ffn_size=48, decoder_layers=2, **LLAMA)
+CONFIG = tiny.llama(vocab_size=50, kv_heads=4, qk_norm=True)
 
 
 def test_what_is_asked_for_and_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import tiny
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn.kv_cache import KVCache
@@ -15,10 +16,8 @@ from onmt_llm.nn.layers.positions import Positions, packed, relative_index
 from onmt_llm.nn.transformer import Transformer, set_dropout, set_embedding_noise
 
 BOUND = 1e-5
-BASE = dict(vocab_size=50, hidden_size=32, heads=4, ffn_size=48, decoder_layers=2)
-LLAMA = dict(kv_heads=2, norm="rmsnorm", ffn_gated=True, activation="silu", position="rotary")
 DECODERS = {
-    "llama": LLAMA,
+    "llama": tiny.LLAMA,
     "mqa-parallel-shared": dict(kv_heads=1, position="rotary", parallel_residual=True, shared_norm=True),
     "partial-rotary-window-qk-norm": dict(
         position="rotary", sliding_window=3, qk_norm=True, rope=RopeConfig(rotary_dim=4), kv_heads=2
@@ -39,7 +38,7 @@ DECODERS = {
 }
 ENCODER_DECODERS = {
     "marian": dict(encoder_layers=2, norm_position="post", share_embeddings=True, tie_embeddings=True),
-    "modern": dict(encoder_layers=1, src_vocab_size=40, **LLAMA),
+    "modern": dict(encoder_layers=1, src_vocab_size=40, **tiny.LLAMA),
     "alibi": dict(encoder_layers=1, position="alibi"),
     "shaw": dict(encoder_layers=2, position="shaw", relative_positions=2, kv_heads=2),
     "t5": dict(encoder_layers=2, position="t5", relative_buckets=4, relative_max_distance=6, relative_shared=True),
@@ -49,12 +48,7 @@ FEATURES = [dict(vocab_size=7, size=5), dict(vocab_size=3, size=3)]
 
 
 def build(**extra: object) -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(**{**BASE, **extra})).eval()
-
-
-def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(1, 40, shape, generator=torch.Generator().manual_seed(seed))
+    return tiny.build(tiny.config(**{"vocab_size": 50, **extra})).eval()
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -64,7 +58,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 @torch.no_grad()
 def test_cached_equals_full_forward(name: str) -> None:
-    model, ids = build(**DECODERS[name]), tokens(2, 9)
+    model, ids = build(**DECODERS[name]), tiny.token_ids(2, 9)
     cache = KVCache(2)
     pieces = [model(ids[:, a:b], cache=cache) for a, b in ((0, 4), (4, 6), (6, 7), (7, 8), (8, 9))]
     close(torch.cat(pieces, dim=1), model(ids))
@@ -74,7 +68,7 @@ def test_cached_equals_full_forward(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 @torch.no_grad()
 def test_left_padded_prompt_does_not_see_its_neighbours(name: str) -> None:
-    model, ids = build(**DECODERS[name]), tokens(3, 8)
+    model, ids = build(**DECODERS[name]), tiny.token_ids(3, 8)
     pad = torch.tensor([0, 3, 7])
     rows = torch.stack([F.pad(row[: 8 - n], (n, 0)) for row, n in zip(ids, pad.tolist(), strict=True)])
     cache = KVCache(2, left_pad_B=pad)
@@ -88,7 +82,7 @@ def test_left_padded_prompt_does_not_see_its_neighbours(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 @torch.no_grad()
 def test_packed_documents_equal_separate_sequences(name: str) -> None:
-    model, ids = build(**DECODERS[name]), tokens(2, 9)
+    model, ids = build(**DECODERS[name]), tiny.token_ids(2, 9)
     doc = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0, 0], [3, 4, 4, 4, 4, 4, 5, 5, 5]])
     packed = model(ids, doc_BT=doc)
     for row, start, end in ((0, 0, 3), (0, 3, 7), (1, 0, 1), (1, 1, 6), (1, 6, 9)):
@@ -100,7 +94,7 @@ def test_right_padding_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> N
     calls = []
     kernel = F.scaled_dot_product_attention
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or kernel(*a, **k))
-    model, ids = build(**LLAMA), tokens(2, 9)
+    model, ids = build(**tiny.LLAMA), tiny.token_ids(2, 9)
     padded = model(F.pad(ids, (0, 4)))
     assert all(call["attn_mask"] is None and call["is_causal"] for call in calls)
     close(padded[:, :9], model(ids))
@@ -109,7 +103,7 @@ def test_right_padding_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> N
 @torch.no_grad()
 def test_sliding_window_forgets_what_is_beyond_it() -> None:
     model = build(**DECODERS["partial-rotary-window-qk-norm"])
-    ids, other = tokens(1, 8), tokens(1, 8)
+    ids, other = tiny.token_ids(1, 8), tiny.token_ids(1, 8)
     other[0, 0] = 45
     reach = 2 * (3 - 1)  # two layers of window 3
     ours, theirs = model(ids)[0], model(other)[0]
@@ -120,7 +114,7 @@ def test_sliding_window_forgets_what_is_beyond_it() -> None:
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 @torch.no_grad()
 def test_encoder_decoder_padding_and_cache(name: str) -> None:
-    model, src, tgt = build(**ENCODER_DECODERS[name]), tokens(3, 6), tokens(3, 5, seed=2)
+    model, src, tgt = build(**ENCODER_DECODERS[name]), tiny.token_ids(3, 6), tiny.token_ids(3, 5, seed=2)
     lengths = torch.tensor([6, 4, 0])
     mask = torch.arange(6) < lengths[:, None]
     full = model(src * mask, tgt, src_mask_BS=mask)
@@ -165,7 +159,7 @@ def test_shaw_attention_is_that_of_the_paper() -> None:
 @pytest.mark.parametrize("name", ["marian", "modern", "shaw"])
 @torch.no_grad()
 def test_alignment_is_the_cross_attention(name: str) -> None:
-    model, src, tgt = build(**ENCODER_DECODERS[name]), tokens(2, 6), tokens(2, 5, seed=2)
+    model, src, tgt = build(**ENCODER_DECODERS[name]), tiny.token_ids(2, 6), tiny.token_ids(2, 5, seed=2)
     mask = torch.arange(6) < torch.tensor([[6], [4]])
     memory = model.encode(src, mask)
     hidden, one = model.decode(tgt, memory, mask, align=(-1, 1))
@@ -191,7 +185,7 @@ def test_alignment_is_the_cross_attention(name: str) -> None:
 def test_source_features(merge: str) -> None:
     features = FEATURES if merge == "concat" else [dict(f, size=32) for f in FEATURES]
     model = build(encoder_layers=1, src_features=features, feat_merge=merge, share_embeddings=merge == "sum")
-    src, tgt = tokens(2, 6), tokens(2, 5, seed=2)
+    src, tgt = tiny.token_ids(2, 6), tiny.token_ids(2, 5, seed=2)
     feats = torch.stack([src % 7, src % 3], dim=-1)
     logits = model(src, tgt, features_BSF=feats)
     logits.sum().backward()
@@ -208,13 +202,13 @@ def test_source_features(merge: str) -> None:
 @torch.no_grad()
 def test_encoder_only_gives_memory() -> None:
     model = build(encoder_layers=2, decoder_layers=0)
-    assert model(tokens(2, 6)).shape == (2, 6, 32)
+    assert model(tiny.token_ids(2, 6)).shape == (2, 6, 32)
     with pytest.raises(ConfigError, match="decoder_layers: 0"):
         model.logits(torch.zeros(1, 1, 32))
 
 
 def test_dropout_is_active_in_training_only_and_can_be_changed() -> None:
-    model, ids = build(**LLAMA), tokens(2, 7)
+    model, ids = build(**tiny.LLAMA), tiny.token_ids(2, 7)
     expected = model(ids)
     set_dropout(model, 0.3, 0.3)
     close(model(ids), expected)
@@ -227,8 +221,8 @@ def test_dropout_is_active_in_training_only_and_can_be_changed() -> None:
 @torch.no_grad()
 def test_meta_construction_then_load() -> None:
     """Position tables are no part of the state, and exist whatever way the weights came."""
-    for extra in (LLAMA, DECODERS["sinusoidal-post"], DECODERS["alibi"], DECODERS["shaw"], DECODERS["t5"]):
-        model, ids = build(**extra), tokens(2, 7)
+    for extra in (tiny.LLAMA, DECODERS["sinusoidal-post"], DECODERS["alibi"], DECODERS["shaw"], DECODERS["t5"]):
+        model, ids = build(**extra), tiny.token_ids(2, 7)
         with torch.device("meta"):
             copy = Transformer(model.config)
         assert copy(ids.to("meta")).shape == (2, 7, 50)
@@ -238,7 +232,7 @@ def test_meta_construction_then_load() -> None:
 
 
 def test_tables_built_under_inference_mode_serve_training_in_another_type() -> None:
-    model, ids = build(**LLAMA), tokens(2, 7)
+    model, ids = build(**tiny.LLAMA), tiny.token_ids(2, 7)
     with torch.inference_mode():
         expected = model(ids)
     model(ids).sum().backward()
@@ -250,7 +244,7 @@ def test_tables_built_under_inference_mode_serve_training_in_another_type() -> N
 
 @pytest.mark.parametrize("name", ["shaw", "t5-shared-gqa", "t5"])
 def test_relative_positions_train_in_bf16(name: str) -> None:
-    model, ids = build(**DECODERS[name]), tokens(2, 7)
+    model, ids = build(**DECODERS[name]), tiny.token_ids(2, 7)
     expected = model(ids).detach()
     model.bfloat16()(ids).float().logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -282,11 +276,11 @@ def test_errors() -> None:
     with pytest.raises(ConfigError, match="parallel_residual"):
         build(parallel_residual=True, norm_position="post")
     with pytest.raises(DataError, match="at most max_position = 16 tokens"):
-        build(**DECODERS["learned"])(tokens(1, 17))
+        build(**DECODERS["learned"])(tiny.token_ids(1, 17))
     with pytest.raises(ConfigError, match="encoder_layers: 0"):
-        build().encode(tokens(1, 3))
+        build().encode(tiny.token_ids(1, 3))
     with pytest.raises(TypeError, match="takes 1 tensor"):
-        build()(tokens(1, 3), tokens(1, 3))
+        build()(tiny.token_ids(1, 3), tiny.token_ids(1, 3))
 
 
 def test_embedding_noise_is_as_large_as_asked_and_for_training_only() -> None:

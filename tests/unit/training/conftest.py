@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
@@ -37,18 +38,7 @@ def _same_numbers_every_time() -> Iterator[None]:
 
 @pytest.fixture
 def tiny_config() -> ModelConfig:
-    return ModelConfig(
-        decoder_layers=2,
-        vocab_size=VOCAB,
-        hidden_size=32,
-        heads=4,
-        kv_heads=2,
-        ffn_size=48,
-        ffn_gated=True,
-        activation="silu",
-        norm="rmsnorm",
-        position="rotary",
-    )
+    return tiny.llama(vocab_size=VOCAB)
 
 
 @pytest.fixture

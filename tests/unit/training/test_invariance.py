@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.config.training.run import RunConfig
 from onmt_llm.data.batching.batch import Batch
@@ -63,10 +63,8 @@ def examples(kind: str) -> list[Encoded]:
 
 
 def build(kind: str, trained: str) -> Transformer:
-    torch.manual_seed(0)
     encoder = {"encoder_layers": 2, "position": "sinusoidal"} if kind == "encoder-decoder" else {"position": "rotary"}
-    shape = {"vocab_size": 23, "hidden_size": 32, "heads": 4, "kv_heads": 2, "ffn_size": 48, "decoder_layers": 2}
-    model = Transformer(ModelConfig.model_validate({**shape, **encoder}))
+    model = tiny.build(tiny.config(vocab_size=23, kv_heads=2, **encoder))
     init_weights(model, glorot=True)
     if trained == "lora":
         add_lora(model, ["q_proj", "v_proj", "down_proj", "lm_head"], rank=2, alpha=4.0)
@@ -182,7 +180,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what each of two gloo ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    tests = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder

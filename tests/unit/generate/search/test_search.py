@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import torch
 
+import tiny
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.lengths import length_penalty
 from onmt_llm.generate.search import greedy as search
@@ -18,25 +19,13 @@ from onmt_llm.nn.transformer import Transformer
 
 END = 2
 PROMPTS = [[1, 5, 6, 7, 8, 9], [1, 4], [1, 9, 9, 3]]
-LLAMA = ModelConfig(
-    decoder_layers=2,
-    vocab_size=24,
-    hidden_size=32,
-    heads=4,
-    kv_heads=2,
-    ffn_size=48,
-    ffn_gated=True,
-    activation="silu",
-    norm="rmsnorm",
-    position="rotary",
-)
-SEQ2SEQ = ModelConfig(encoder_layers=2, decoder_layers=2, vocab_size=24, hidden_size=32, heads=4, ffn_size=48)
+LLAMA = tiny.llama()
+SEQ2SEQ = tiny.seq2seq()
 
 
 def build(config: ModelConfig, seed: int = 0) -> Transformer:
     """A model whose random weights are large enough to make it opinionated."""
-    torch.manual_seed(seed)
-    model = Transformer(config).eval().requires_grad_(False)
+    model = tiny.build(config, seed).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(std=0.3)

@@ -8,28 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.nn.activations import offload
 from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.transformer import Transformer, set_dropout, set_offload
 
-LLAMA = dict(kv_heads=2, norm="rmsnorm", ffn_gated=True, activation="silu", position="rotary")
 CROSSING = dict(encoder_layers=1, norm_position="post", share_embeddings=True, tie_embeddings=True)
 
 
 def gradients(model: Transformer) -> list[Tensor]:
     model.zero_grad()
     torch.manual_seed(3)
-    ids_BT = torch.randint(1, 40, (2, 7), generator=torch.Generator().manual_seed(1))
+    ids_BT = tiny.token_ids(2, 7)
     model(*[ids_BT] * (2 if model.encoder is not None else 1)).logsumexp(-1).sum().backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("parts", [set(), {"mha"}, {"block"}])
-@pytest.mark.parametrize("extra", [LLAMA, CROSSING])
+@pytest.mark.parametrize("extra", [tiny.LLAMA, CROSSING])
 def test_gradients_stay(extra: dict[str, Any], parts: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(vocab_size=50, hidden_size=32, heads=4, ffn_size=48, decoder_layers=2, **extra))
+    model = tiny.build(tiny.config(vocab_size=50, **extra))
     set_dropout(model.train(), 0.1, 0.1)
     set_recomputed(model, parts)
     expected, sent = gradients(model), []

@@ -8,17 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.lora.variant import LoRAVariant
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer, set_dropout
 
-BASE = dict(vocab_size=50, hidden_size=32, heads=4, ffn_size=48, decoder_layers=2)
-LLAMA = dict(kv_heads=2, norm="rmsnorm", ffn_gated=True, activation="silu", position="rotary")
 MODELS = {
-    "llama": LLAMA,
+    "llama": tiny.LLAMA,
     "falcon": dict(kv_heads=1, position="rotary", parallel_residual=True, shared_norm=True),
     "neox": dict(position="rotary", parallel_residual=True),
     "marian": dict(encoder_layers=2, norm_position="post", share_embeddings=True, tie_embeddings=True),
@@ -29,12 +27,7 @@ PARTS = [{"mha"}, {"ffn"}, {"mha", "ffn"}, {"block"}, {"block", "mha", "ffn", "l
 
 
 def build(**extra: Any) -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(**{**BASE, **extra})).train()
-
-
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(1, 40, shape, generator=torch.Generator().manual_seed(1))
+    return tiny.build(tiny.config(vocab_size=50, **extra)).train()
 
 
 def gradients(model: Transformer, parts: set[str], **inputs: Any) -> tuple[list[Tensor], int]:
@@ -51,7 +44,7 @@ def gradients(model: Transformer, parts: set[str], **inputs: Any) -> tuple[list[
     set_recomputed(model, parts)
     model.zero_grad()
     torch.manual_seed(3)
-    ids = [tokens(2, 7)] * (2 if model.encoder is not None else 1)
+    ids = [tiny.token_ids(2, 7)] * (2 if model.encoder is not None else 1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(*ids, **inputs).logsumexp(-1).sum()
     loss.backward()
@@ -78,7 +71,7 @@ def test_gradients_stay_and_less_is_kept(name: str, dropout: float) -> None:
 
 
 def test_packed_documents_too() -> None:
-    model, doc_BT = build(**LLAMA), torch.tensor([[1, 1, 1, 2, 2, 2, 0], [3, 4, 4, 4, 4, 5, 5]])
+    model, doc_BT = build(**tiny.LLAMA), torch.tensor([[1, 1, 1, 2, 2, 2, 0], [3, 4, 4, 4, 4, 5, 5]])
     expected, _ = gradients(model, set(), doc_BT=doc_BT)
     for parts in PARTS:
         assert same(gradients(model, parts, doc_BT=doc_BT)[0], expected), parts
@@ -89,7 +82,7 @@ def test_packed_documents_too() -> None:
 def test_adapters_on_quantised_layers_with_dropout(quant_type: str, dora: bool) -> None:
     if quant_type.startswith("bnb"):
         pytest.importorskip("bitsandbytes")
-    model, names = build(**LLAMA), ["q_proj", "v_proj", "up_proj", "down_proj"]
+    model, names = build(**tiny.LLAMA), ["q_proj", "v_proj", "up_proj", "down_proj"]
     if quant_type:
         quantize(model, names, quant_type)
     add_lora(model, names, rank=2, alpha=4.0, dropout=0.3, variant=LoRAVariant(dora=dora))
@@ -105,7 +98,7 @@ def test_adapters_on_quantised_layers_with_dropout(quant_type: str, dora: bool) 
 
 def test_an_attention_that_is_looked_at_is_kept() -> None:
     model = build(encoder_layers=1)
-    ids, mask_BT = tokens(2, 7), torch.ones(2, 7, dtype=torch.bool)
+    ids, mask_BT = tiny.token_ids(2, 7), torch.ones(2, 7, dtype=torch.bool)
     found = []
     for parts in (set(), {"mha", "ffn"}, {"block"}):
         set_recomputed(model, parts)

@@ -5,25 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, load_lora_state, lora_modules, lora_state, merge_lora
 from onmt_llm.nn.lora.variant import LoRAVariant
 from onmt_llm.nn.quantized import linear_weight, quantize
 from onmt_llm.nn.transformer import Transformer
 
-BASE = dict(
-    vocab_size=50, hidden_size=32, heads=4, kv_heads=2, decoder_layers=2, ffn_size=48, ffn_gated=True, norm="rmsnorm",
-    position="rotary", attn_bias=True,
-)  # fmt: skip
 LAYERS = ["q_proj", "k_proj", "down_proj"]
 # rank * (in + out) of the layers above, in two blocks
 PER_RANK = 2 * ((32 + 32) + (32 + 16) + (48 + 32))
 
 
 def build(**extra: object) -> Transformer:
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(**{**BASE, **extra}))
+    model = tiny.build(tiny.llama(vocab_size=50, activation="relu", attn_bias=True, **extra))
     torch.nn.init.normal_(model.decoder.embed_tokens.weight, std=0.3)
     return model
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from onmt_llm.config.checkpoint import AdapterSpec
-from onmt_llm.config.model import ModelConfig
 from onmt_llm.training.dry_run.activations import ActivationEstimate, BatchShape
 from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.optim.precision import choose_precision
@@ -16,8 +16,7 @@ from onmt_llm.training.setup.layers import LayerPlan
 from tests.options import train_config
 
 NAMES = ["q_proj", "down_proj"]
-BASE = {"vocab_size": 50, "hidden_size": 128, "heads": 4, "ffn_size": 192, "decoder_layers": 2}
-LLAMA = {"kv_heads": 2, "norm": "rmsnorm", "ffn_gated": True, "activation": "silu", "position": "rotary"}
+WIDE = {"vocab_size": 50, "hidden_size": 128, "ffn_size": 192}
 ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=False, base="", base_fingerprint="")
 
 
@@ -26,9 +25,9 @@ ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=Fa
 @pytest.mark.parametrize(
     ("shape", "layers", "run"),
     [
-        (LLAMA, LayerPlan(), {}),
-        (LLAMA, LayerPlan(ADAPTER, quantised=tuple(NAMES), quant_type="int8"), {"use_ckpting": ["lora"]}),
-        (LLAMA, LayerPlan(ADAPTER), {"use_ckpting": ["mha"], "attention_dropout": [0.1]}),
+        (tiny.LLAMA, LayerPlan(), {}),
+        (tiny.LLAMA, LayerPlan(ADAPTER, quantised=tuple(NAMES), quant_type="int8"), {"use_ckpting": ["lora"]}),
+        (tiny.LLAMA, LayerPlan(ADAPTER), {"use_ckpting": ["mha"], "attention_dropout": [0.1]}),
         ({"encoder_layers": 1}, LayerPlan(), {"dropout": [0.1], "attention_dropout": [0.1]}),
         ({"encoder_layers": 1, "norm_position": "post", "position": "shaw", "relative_positions": 2}, LayerPlan(), {}),
     ],
@@ -36,7 +35,7 @@ ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=Fa
 def test_a_narrow_copy_tells_what_the_whole_keeps(
     shape: dict[str, Any], layers: LayerPlan, run: dict[str, Any], dtype: Any, packed: bool
 ) -> None:
-    config = ModelConfig(**{**BASE, **shape})
+    config = tiny.config(**WIDE, **shape)
     parts = run.get("use_ckpting", [])
     settings = train_config({"run": {"dropout": [0.0], "attention_dropout": [0.0], **run}})
     precision = choose_precision(dtype, lora=layers.lora is not None, loss_scale=0.0, device=torch.device("meta"))
@@ -49,7 +48,7 @@ def test_a_narrow_copy_tells_what_the_whole_keeps(
 
 
 def test_what_is_recomputed_is_there_a_part_at_a_time() -> None:
-    config = ModelConfig(**{**BASE, **LLAMA, "decoder_layers": 8})
+    config = tiny.llama(**WIDE, decoder_layers=8)
     precision = choose_precision("fp32", lora=False, loss_scale=0.0, device=torch.device("meta"))
 
     def at_most(*parts: Any) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from onmt_llm.config.model import ModelConfig
+import tiny
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate, collate_rows
 from onmt_llm.data.batching.encoder import IGNORED, Encoded
@@ -51,8 +51,7 @@ def examples(number: int, *, seq2seq: bool) -> list[Encoded]:
 
 
 def build(seq2seq: bool, lora: bool, **shape: Any) -> Transformer:
-    base = {"vocab_size": 23, "hidden_size": 32, "heads": 4, "ffn_size": 48, "decoder_layers": 2}
-    model = Transformer(ModelConfig(**{**base, "encoder_layers": 2 * seq2seq, **shape}))
+    model = Transformer(tiny.config(vocab_size=23, encoder_layers=2 * seq2seq, **shape))
     init_weights(model, glorot=True)
     if lora:
         add_lora(model, ["q_proj", "v_proj", "down_proj"], rank=2, alpha=4.0)
