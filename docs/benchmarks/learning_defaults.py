@@ -1,12 +1,12 @@
-"""What the defaults of a new model learn, beside OpenNMT-py's own: `learning.md` holds the figures.
+"""Learning with the default settings of a new model, compared with OpenNMT-py's: `learning.md` has the figures.
 
     python docs/benchmarks/learning_defaults.py -data DIR -opennmt VENV/bin/python -work FOLDER
     python docs/benchmarks/learning_defaults.py -work FOLDER -report
 
-DIR holds `src-train.txt` and `tgt-train.txt`, English and German; VENV has OpenNMT-py 3.5.1. Each cell (program, task,
-model, schedule, seed) runs in a process of its own, on one thread, and appends a line to FOLDER/results.jsonl: what
-stands there already is not run again. Both programs get the same YAML in OpenNMT-py's names. It leaves out what a model
-begins with: initialisation, biases, scales.
+DIR contains `src-train.txt` and `tgt-train.txt`, English and German; VENV has OpenNMT-py 3.5.1. Each cell (program,
+task, model, schedule, seed) runs in a separate process, on one thread, and appends a line to FOLDER/results.jsonl;
+cells with a line are not run again. Both programs get the same YAML in OpenNMT-py's names. It omits the initial state
+of a model: initialisation, biases, scales.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SHAPE: dict[str, object] = {
     "num_workers": 0,
     "report_every": 100,
 }
-# Letters that are written otherwise, the longest first; some depend on what follows.
+# Letters with another spelling, the longest first; some depend on the next letter.
 SOUNDS = {
     "sch": "S", "tch": "C", "ch": "C", "sh": "S", "th": "T", "ph": "f", "ck": "k", "qu": "k w", "ng": "N", "ee": "i",
     "oo": "u", "ea": "i", "ou": "a u", "ai": "e i", "ay": "e i", "ce": "s e", "ci": "s i", "cy": "s i", "ge": "Z e",
@@ -74,7 +74,7 @@ def in_order(chance: random.Random) -> tuple[list[str], list[str]]:
 
 
 def transliterated(word: str) -> list[str]:
-    """A word as it sounds, by a made-up spelling of about English."""
+    """A word in an invented phonetic spelling of English."""
     sounds: list[str] = []
     while word:
         length = next((n for n in (3, 2, 1) if word[:n] in SOUNDS), 1)
@@ -84,7 +84,7 @@ def transliterated(word: str) -> list[str]:
 
 
 def pairs(task: str, data: Path) -> Lines:
-    """Distinct sources with their targets, those to hold out first."""
+    """Distinct sources with their targets; the held-out ones come first."""
     chance = random.Random(1)
     count = HELD_OUT + TRAINED
     if task in ("copy", "sort"):
@@ -105,7 +105,7 @@ def pairs(task: str, data: Path) -> Lines:
 
 
 def _pieces(short: list[tuple[str, str]]) -> Lines:
-    """Pairs in pieces of a joint SentencePiece model."""
+    """Pairs as pieces of a joint SentencePiece model."""
     import io
 
     import sentencepiece
@@ -120,7 +120,7 @@ def _pieces(short: list[tuple[str, str]]) -> Lines:
 
 
 def write_task(folder: Path, task: str, model: str, data: Path) -> None:
-    """Corpora and vocabularies. A language model reads `source = target` and is asked for what follows the sign."""
+    """Corpora and vocabularies. A language model reads `source = target` and must continue after the sign."""
     if (folder / "vocab.tgt").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def settings(data: Path, folder: Path, cell: Cell) -> dict[str, object]:
 
 
 def run_cell(work: Path, cell: Cell, python: str, options: dict[str, object]) -> None:
-    """Run one cell, and keep what came of it."""
+    """Run one cell, and store its results."""
     data = work / "data" / f"{cell['model']}-{cell['task']}"
     folder = work / "cells" / "-".join(str(cell[key]) for key in cell)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def run_cell(work: Path, cell: Cell, python: str, options: dict[str, object]) ->
 
 
 def results(work: Path) -> list[Cell]:
-    """What has been run."""
+    """The stored results."""
     file = work / "results.jsonl"
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
@@ -195,15 +195,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-work", type=Path, required=True, help="folder for corpora, runs and results")
     parser.add_argument("-data", type=Path, help="folder with src-train.txt and tgt-train.txt")
-    parser.add_argument("-opennmt", help="python that has OpenNMT-py")
-    parser.add_argument("-name", default="onmt_llm", help="what our runs are called in the results")
-    parser.add_argument("-options", default="{}", help="further options of our YAML: {param_init_glorot: true}")
+    parser.add_argument("-opennmt", help="Python interpreter with OpenNMT-py")
+    parser.add_argument("-name", default="onmt_llm", help="name of our runs in the results")
+    parser.add_argument("-options", default="{}", help="additional options of our YAML: {param_init_glorot: true}")
     parser.add_argument("-tasks", nargs="+", default=TASKS)
     parser.add_argument("-models", nargs="+", default=MODELS)
     parser.add_argument("-schedules", nargs="+", default=list(SCHEDULES))
     parser.add_argument("-seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("-steps", type=int, default=STEPS)
-    parser.add_argument("-report", action="store_true", help="print the tables of what has been run")
+    parser.add_argument("-report", action="store_true", help="print the tables of the stored results")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     if arguments.report:
@@ -225,7 +225,7 @@ def main() -> None:
 
 
 def report(cells: list[Cell]) -> str:
-    """Medians over the seeds: exact answers, and perplexity on the way; exact answers of each seed in brackets."""
+    """Medians over the seeds: exact answers, and perplexity during training; exact answers of each seed in brackets."""
     groups: dict[tuple[str, str, str], dict[str, list[Cell]]] = {}
     for cell in cells:
         key = (cell["model"], cell["task"], cell["schedule"])

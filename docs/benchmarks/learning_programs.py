@@ -1,8 +1,8 @@
-"""The two programs that `learning_defaults.py` compares, each in a process of its own: `learning_programs.py JOB.json`.
+"""The two programs that `learning_defaults.py` compares, each in a separate process: `learning_programs.py JOB.json`.
 
-Each trains with the job's YAML, answers its held-out questions, and prints as JSON what validation said on the way, how
-many answers are exact, how many parameters the model has, and the seconds. Both read the same files in OpenNMT-py's
-names. An answer is exact if every token is the most likely one after those before it: what greedy search would write.
+Each trains with the job's YAML, answers its held-out questions, and prints as JSON the validation results, the numbers
+of exact answers and of parameters, and the seconds. Both read the same files in OpenNMT-py's names. An answer is
+exact if every token is the most likely one given those before it, as greedy search would write it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pairs = list[tuple[list[str], list[str]]]
 
 
 def opennmt(job: Job) -> Found:
-    """OpenNMT-py, by its command's own parser."""
+    """OpenNMT-py, through the parser of its command."""
     import torch
     from onmt.bin.train import _get_parser, train
     from onmt.model_builder import load_test_model
@@ -33,12 +33,12 @@ def opennmt(job: Job) -> Found:
 
     validate, curve = Trainer.validate, []
 
-    def noted(trainer: Any, *arguments: Any, **named: Any) -> Any:
+    def recorded(trainer: Any, *arguments: Any, **named: Any) -> Any:
         statistics = validate(trainer, *arguments, **named)
         curve.append([statistics.ppl(), statistics.accuracy()])
         return statistics
 
-    Trainer.validate = noted
+    Trainer.validate = recorded
     options, _ = _get_parser().parse_known_args(["-config", job["config"]])
     train(options)
     parser = ArgumentParser()
@@ -67,7 +67,7 @@ def opennmt(job: Job) -> Found:
 
 
 def ours(job: Job) -> Found:
-    """onmt_llm, by its command's own door."""
+    """onmt_llm, through the entry point of its command."""
     import torch
 
     from onmt_llm.checkpoint.load import Placement, build_model
@@ -103,14 +103,14 @@ def questions(job: Job) -> Pairs:
 
 
 def _exact(job: Job, src: Sequence[str], tgt: Sequence[str], best: Any, encode: Any) -> bool:
-    """Whether each token of the answer, the end included, is the best one."""
+    """Whether each token of the answer, the end included, is the most likely one."""
     head = ["<s>", *src, "="] if job["task"] == "lm" else ["<s>"]
     wanted = list(encode([*tgt, "</s>"]))
     return bool(best(list(src), [*head, *tgt])[len(head) - 1 :] == wanted)
 
 
 def run(file: str) -> None:
-    """Do the job of a file, and print what came of it."""
+    """Run the job of a file, and print its results."""
     job: Job = json.loads(Path(file).read_text(encoding="utf-8"))
     began = time.monotonic()
     found = {"opennmt": opennmt, "ours": ours}[job["program"]](job)

@@ -155,12 +155,12 @@ def opennmt(job: Job) -> Found:
     ends: list[float] = []
     report = Trainer._maybe_report_training
 
-    def noted(trainer: Any, step: int, last: int, rate: float, stats: Any) -> Any:
+    def recorded(trainer: Any, step: int, last: int, rate: float, stats: Any) -> Any:
         tokens.append(stats.n_words)
         ends.append(time.perf_counter())
         return report(trainer, step, last, rate, stats)
 
-    Trainer._maybe_report_training = noted
+    Trainer._maybe_report_training = recorded
     file = Path(job["folder"], "train.yaml")
     file.write_text(yaml.safe_dump(job["settings"]), encoding="utf-8")
     sys.argv = ["onmt_train", "-config", str(file)]
