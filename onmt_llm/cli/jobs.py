@@ -13,7 +13,9 @@ from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.evaluate import EvalConfig
-from onmt_llm.config.loading.load import Checks, Loaded, find_plugins, load
+from onmt_llm.config.loading.flags import CommandLine
+from onmt_llm.config.loading.load import Checks, Loaded, load
+from onmt_llm.config.loading.user_input import find_plugins
 from onmt_llm.config.plot import PlotConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
@@ -76,11 +78,9 @@ def load_job(
     return load(
         job.section,
         argv,
-        prog=prog or command,
+        CommandLine(prog or command, switches or {}, job.short),
         extra=job.extra(),
         siblings=siblings,
-        switches=switches,
-        short=job.short,
         checks=all_checks,
         plugin_missing=bool(faults),
     )

@@ -54,7 +54,7 @@ def test_every_command_line_parses(document: Path) -> None:
             options = words[name in ("onmt_llm_checkpoint", "onmt_llm_data", "onmt_llm_eval") : cut]
             options = ["-runs", *options] if name == "onmt_llm_plot" else options
             table = leaves(job.section, job.extra())
-            parsed = flags.parse(options, table, prog=name, about="", switches=SWITCHES, short=job.short)
+            parsed = flags.parse(options, table, flags.CommandLine(name, SWITCHES, job.short))
             assert not parsed.problems
 
 

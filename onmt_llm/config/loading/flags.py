@@ -24,8 +24,23 @@ _GUARD = "\0"  # put before negative numbers, which argparse would take for flag
 _SHORT = {"h": "help"}
 
 
+@dataclass(frozen=True)
+class CommandLine:
+    """A command and the flags that are not options of its job.
+
+    Attributes:
+        prog: Name of the command.
+        switches: Flags of the command itself, with their help: `{"dry_run": "..."}`.
+        short: One-letter flags: `{"q": "quantization"}`.
+    """
+
+    prog: str
+    switches: Mapping[str, str] = field(default_factory=dict)
+    short: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
-class Parsed:
+class ParsedArguments:
     """A command line split into its parts, with untyped values."""
 
     configs: list[str] = field(default_factory=list)
@@ -35,9 +50,7 @@ class Parsed:
     problems: list[Problem] = field(default_factory=list)
 
 
-def normalise(
-    argv: Sequence[str], known: Collection[str], prog: str, short: Mapping[str, str]
-) -> tuple[list[str], list[Problem]]:
+def normalise(argv: Sequence[str], known: Collection[str], command: CommandLine) -> tuple[list[str], list[Problem]]:
     """Rewrite every flag as `--snake_case`, and drop unknown flags with their values.
 
     By itself, argparse would take `-n_sampel` for `-n` and `-conf` for `-config`.
@@ -45,7 +58,7 @@ def normalise(
     Returns:
         The words, and a problem for each unknown flag.
     """
-    short = {**_SHORT, **short}
+    prog, short = command.prog, {**_SHORT, **command.short}
     result: list[str] = []
     problems: list[Problem] = []
     unknown = False
@@ -92,22 +105,18 @@ def words_of(flag: str, argv: Sequence[str]) -> list[str]:
 def parse(
     argv: Sequence[str],
     table: Mapping[str, Leaf],
+    command: CommandLine,
     *,
-    prog: str,
-    about: str,
-    switches: Mapping[str, str],
-    short: Mapping[str, str],
+    about: str = "",
     sections: Mapping[str, str] | None = None,
-) -> Parsed:
+) -> ParsedArguments:
     """Split a command line into configuration files, values and switches.
 
     Args:
         argv: Command line without the program name.
         table: The options, by name.
-        prog: Name of the command.
+        command: Name and flags of the command.
         about: Description of the command, for the help.
-        switches: Flags of the command itself, with their help.
-        short: One-letter flags.
         sections: Description of each section of options, for the help.
 
     Raises:
@@ -115,14 +124,14 @@ def parse(
         SystemExit: After `-help` or `-version`.
     """
     foreign = {name for name in known_names() if name not in table}
-    own = {"config", "print_config", "set", "help", "version", *switches}
-    words, problems = normalise(argv, own | table.keys() | foreign, prog, short)
-    _answer(words, table, prog=prog, about=about, sections=sections or {}, switches=switches)
-    parser = _Parser(prog=prog, allow_abbrev=False, add_help=False)
+    own = {"config", "print_config", "set", "help", "version", *command.switches}
+    words, problems = normalise(argv, own | table.keys() | foreign, command)
+    _answer(words, table, command, about=about, sections=sections or {})
+    parser = _Parser(prog=command.prog, allow_abbrev=False, add_help=False)
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--print_config", action="store_true")
-    for name in switches:
+    for name in command.switches:
         parser.add_argument(f"--{name}", action="store_true")
     for leaf in table.values():
         # values stay text here; the schema types them
@@ -132,13 +141,13 @@ def parse(
     for name in sorted(foreign):
         parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS)
     namespace = vars(parser.parse_args(words))
-    result = Parsed(configs=namespace.pop("config"), problems=problems)
+    result = ParsedArguments(configs=namespace.pop("config"), problems=problems)
     for pair in namespace.pop("set"):
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set needs KEY=VALUE, but got '{pair}'.")
         result.sets.append((key, value))
-    result.switches = {name: namespace.pop(name) for name in ["print_config", *switches]}
+    result.switches = {name: namespace.pop(name) for name in ["print_config", *command.switches]}
     result.values = {
         key: True if words == [] else [word.removeprefix(_GUARD) for word in words] for key, words in namespace.items()
     }
@@ -148,22 +157,21 @@ def parse(
 def _answer(
     words: Sequence[str],
     table: Mapping[str, Leaf],
+    command: CommandLine,
     *,
-    prog: str,
     about: str,
     sections: Mapping[str, str],
-    switches: Mapping[str, str],
 ) -> None:
     """Print the version or the help if requested, and exit."""
     for position, word in enumerate(words):
         name, _, value = word.partition("=")
         if name == "--version":
-            print(f"{prog} {__version__}")
+            print(f"{command.prog} {__version__}")
             raise SystemExit(0)
         if name == "--help":
             rest = [value] if value else [each for each in words[position + 1 :] if not each.startswith("--")]
-            flags = [*_FLAGS, *((switch, "", text) for switch, text in switches.items())]
-            manual = Manual(prog, about, flags, sections, table)
+            flags = [*_FLAGS, *((switch, "", text) for switch, text in command.switches.items())]
+            manual = Manual(command.prog, about, flags, sections, table)
             print("\n\n".join(show(manual, topic, width()) for topic in rest or [""]))
             raise SystemExit(0)
 

@@ -158,7 +158,7 @@ def test_a_place_where_nothing_can_be_written_is_told(
         action = case.words.split()[:1] if not case.words.startswith("-") else []
         words = case.words.split()[len(action) :]
         assert command(case.job)([*action, "-config", "zero.yaml", *words]) == 2
-        assert f"'{option}' must not hold the character NUL" in capsys.readouterr().err
+        assert f"'{option}' must not contain the character NUL" in capsys.readouterr().err
 
 
 def test_two_outputs_are_two_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,8 +212,8 @@ def test_a_checkpoint_has_the_same_bounds() -> None:
         (["-batch_size", "true"], "'batch_size' must be a whole number, but is true"),
         (["-batch_size", "8.5"], "'batch_size' must be a whole number, but is 8.5.\n"),
         (["-batch_size", "0x2"], "'batch_size' must be a whole number, but is '0x2'.\n"),
-        (["--set", 'tgt_vocab="a\\0b"'], "'tgt_vocab' must not hold the character NUL.\n"),
-        (["--set", 'data={train: {path_src: [x, "\\0"]}}'], "'data' must not hold the character NUL.\n"),
+        (["--set", 'tgt_vocab="a\\0b"'], "'tgt_vocab' must not contain the character NUL.\n"),
+        (["--set", 'data={train: {path_src: [x, "\\0"]}}'], "'data' must not contain the character NUL.\n"),
         (
             ["-save_model", "/"],
             "can begin with, as in run/model, but is '/'.\n",

@@ -19,7 +19,7 @@ from onmt_llm.config.compat.opennmt_table import (
     read_options,
     same_default,
 )
-from onmt_llm.config.compat.translate import describe, translate
+from onmt_llm.config.compat.translate import describe
 from onmt_llm.config.schema import leaves
 from onmt_llm.data.transforms import transform_class
 from onmt_llm.errors import ConfigError
@@ -68,15 +68,6 @@ def _value(name: str, command: str) -> Any:
     return leaf.default.model_dump() if hasattr(leaf.default, "model_dump") else leaf.default
 
 
-def test_what_is_gone_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> None:
-    file = tmp_path / "x.yaml"
-    file.write_text("rnn_type: LSTM\ncopy_attn: false\n")
-    load_job("onmt_llm_train", ["-config", str(file)])
-    file.write_text("rnn_type: GRU\n")
-    with pytest.raises(ConfigError, match="RNN models are retired"):
-        load_job("onmt_llm_train", ["-config", str(file)])
-
-
 ITS_TRANSFORMS = """
     sentencepiece bpe onmt_tokenize filtertoolong prefix suffix insert_mask_before_placeholder docify clean normalize
     uppercase switchout tokendrop tokenmask bart fuzzymatch inlinetags terminology inferfeats
@@ -100,16 +91,6 @@ def test_its_optimisers_are_accepted_by_their_names(name: str) -> None:
         assert loaded.job.optimizer.optim == name and loaded.job.optimizer.adagrad_accumulator_init == 0.1
 
 
-def test_sizes_that_rnns_had_apart_are_one(tmp_path: Path) -> None:
-    file = tmp_path / "x.yaml"
-    file.write_text("src_word_vec_size: 64\nenc_hid_size: 64\ndec_hid_size: 500\nword_vec_size: -1\nlayers: -1\n")
-    job = load_job("onmt_llm_train", ["-config", str(file)]).job
-    assert job.architecture.hidden_size == 64 and job.architecture.encoder_layers == 0
-    file.write_text("hidden_size: 32\ntgt_word_vec_size: 64\n")
-    with pytest.raises(ConfigError, match=r"'tgt_word_vec_size' must equal hidden_size \(32\), but is 64"):
-        load_job("onmt_llm_train", ["-config", str(file)])
-
-
 def test_the_table_has_a_row_for_each() -> None:
     text = option_table(NAMES, TABLES)
     assert all(f"| `{name}` | " in text for _, name in PAIRS)
@@ -129,48 +110,3 @@ def test_every_default_that_differs_is_known() -> None:
         **{name: theirs[name] for name in DIFFERENT},
         "early_stopping_criteria": ["ppl", "accuracy"],
     }
-
-
-def test_a_file_in_its_names_is_told_what_it_leaves_to_other_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "x.yaml"
-    pairs = "data:\n  a: {path_src: s, path_tgt: t}\nsrc_vocab: v\ntgt_vocab: v\n"
-
-    def told(text: str) -> str:
-        file.write_text(text, encoding="utf-8")
-        notes = [
-            n for n in load_job("onmt_llm_train", ["-config", str(file)]).notes if "another default in OpenNMT-py" in n
-        ]
-        assert len(notes) < 2
-        return notes[0] if notes else ""
-
-    quickstart = told(pairs + "world_size: 1\ngpu_ranks: [0]\n")
-    for part in (
-        *("encoder_type rnn (transformer here)", "enc_layers 2 (6 here)", "dropout [0.3] ([0.0] here)"),
-        *("src_vocab_size 32768 (0 here)", "tgt_vocab_size 32768 (0 here)"),
-        *("optim sgd (adamw here)", "learning_rate 1.0 (0.0001 here)", "position_encoding false (sinusoidal here)"),
-    ):
-        assert part in quickstart
-    assert "warmup_steps" not in quickstart and "src_eq_tgt" not in quickstart
-    transformer = told(
-        pairs + "encoder_type: transformer\ndecoder_type: transformer\nword_vec_size: 64\ndropout: [0]\n"
-    )
-    assert "layers" not in transformer and "size 500" not in transformer and "[0.3]" not in transformer
-    assert "warmup_steps 4000 (0 here)" in told(pairs + "enc_layers: 2\ndecay_method: noam\n")
-    assert "optim sgd" in told("train_from: c\ndec_layers: 2\n") and "rnn" not in told("train_from: c\ndec_layers: 2\n")
-    assert told(pairs) == "" and told(pairs + "lr: 0.1\nlora_r: 4\n") == ""
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ({"sliding_window": 3}, 3),
-        ({"sliding_window": 3, "encoder_type": "transformer", "decoder_type": "transformer"}, 4),
-        ({"sliding_window": 3, "decoder_type": "transformer_lm"}, 4),
-        ({"sliding_window": 0, "encoder_type": "transformer"}, None),
-    ],
-)
-def test_a_window_counts_as_the_file_s_names_count_it(written: dict[str, Any], meant: int | None) -> None:
-    translated = translate(written)
-    assert translated.values["sliding_window"] == meant
-    assert any(key == "sliding_window" for key, _ in translated.notes) == (meant == 4)
-    assert translate(translated.values).values.get("sliding_window") == meant

@@ -9,11 +9,8 @@ import pytest
 import yaml
 
 from onmt_llm.cli.jobs import JOBS, load_job
-from onmt_llm.config.compat.layer_names import layer_name
 from onmt_llm.config.compat.translate import known_names
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.loading.render import json_schema, print_config
-from onmt_llm.config.loading.yaml_file import parse_scalar, read_yaml
 from onmt_llm.config.schema import leaves
 from onmt_llm.errors import ConfigError
 
@@ -59,13 +56,6 @@ def test_the_reference_inference_files_load_as_written(name: str, beam: int, n_b
     assert job.inference.src is None and job.generation.random_sampling_topk == 40
 
 
-@pytest.mark.parametrize(
-    "flag", [["-train_steps", "7"], ["--train_steps", "7"], ["--train-steps=7"], ["-train_steps=7"]]
-)
-def test_every_spelling_of_a_flag(flag: list[str]) -> None:
-    assert train(*flag).job.run.train_steps == 7
-
-
 def test_later_sources_win_and_say_so(tmp_path: Path) -> None:
     first = write(tmp_path, "seed: 1\ntrain_steps: 5\nrun: {keep_checkpoint: 3}\n")
     second = tmp_path / "y.yaml"
@@ -74,20 +64,6 @@ def test_later_sources_win_and_say_so(tmp_path: Path) -> None:
     assert (loaded.job.run.seed, loaded.job.run.train_steps, loaded.job.run.keep_checkpoint) == (9, 6, 3)
     assert loaded.job.corpora.data["a"].weight == 5
     assert loaded.origins["train_steps"] == f"{second}:1" and loaded.origins["seed"] == "-seed"
-
-
-def test_print_config_can_be_fed_back(tmp_path: Path) -> None:
-    loaded = train("-config", str(DATA / "replicate_vicuna.yaml"), "-response_patterns", "A:｟newline｠")
-    text = print_config(loaded)
-    assert "replicate_vicuna.yaml:27" in text and "# default" in text
-    again = train("-config", write(tmp_path, text))
-    assert (again.job, again.options) == (loaded.job, loaded.options)
-
-
-def test_lists_and_switches_on_the_command_line() -> None:
-    job = train("-lora_layers", "q_proj", "v_proj", "-tensorboard", "-override_opts", "false", "-dropout", "0.1").job
-    assert job.lora.lora_layers == ["q_proj", "v_proj"]
-    assert (job.logging.tensorboard, job.start.override_opts, job.regularization.dropout) == (True, False, [0.1])
 
 
 BROKEN = {
@@ -121,31 +97,6 @@ def test_a_broken_file_gets_one_sentence_with_its_line(case: str, tmp_path: Path
         assert part in str(caught.value)
 
 
-POSITIONS = {
-    "max_relative_positions: 16": {"position": "shaw", "relative_positions": 16},
-    "max_relative_positions: 100\nrelative_positions_buckets: 24": {
-        "position": "t5",
-        "relative_buckets": 24,
-        "relative_max_distance": 100,
-    },
-    "relative_positions_buckets: 24": {"position": "t5", "relative_buckets": 24, "relative_max_distance": 128},
-    "max_relative_positions: -2\nrelative_positions_buckets: 0": {"position": "alibi"},
-    "max_relative_positions: 0\nposition_encoding: false": {"position": "none"},
-    "position_encoding: true\nposition_encoding_type: SinusoidalConcat": {
-        "position": "sinusoidal",
-        "sinusoid": "concat",
-    },
-    "position_encoding_type: SinusoidalInterleaved": {"position": "sinusoidal", "sinusoid": "standard"},
-    "relative_positions_buckets: 0": {"position": "sinusoidal"},
-}
-
-
-@pytest.mark.parametrize("text", POSITIONS, ids=str)
-def test_opennmt_words_for_positions(text: str, tmp_path: Path) -> None:
-    model = train("-config", write(tmp_path, text + "\n")).job.architecture
-    assert {name: getattr(model, name) for name in POSITIONS[text]} == POSITIONS[text]
-
-
 def test_all_mistakes_are_reported_together_in_their_order(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train("-config", write(tmp_path, "lora_rank: 0\nlearning_rat: 1\noptim: adamm\n"))
@@ -154,42 +105,10 @@ def test_all_mistakes_are_reported_together_in_their_order(tmp_path: Path) -> No
     assert message.index("lora_rank") < message.index("learning_rat") < message.index("adamm")
 
 
-@pytest.mark.parametrize("flag", ["-n_sampel", "-conf", "--lerning-rate=3"])
-def test_an_unknown_flag_is_never_guessed(flag: str) -> None:
-    with pytest.raises(ConfigError, match="did you mean"):
-        train(flag, "3")
-
-
 def test_a_key_of_another_command_is_a_note(tmp_path: Path) -> None:
     loaded = train("-config", write(tmp_path, "beam_size: 5\nself_attn_type: scaled-dot-flash\n"))
     assert any("onmt_llm_translate" in note for note in loaded.notes)
     assert any("self_attn_type" in note for note in loaded.notes)
-
-
-def test_numbers_words_and_nulls_are_read_as_yaml_1_2() -> None:
-    values = [parse_scalar(text) for text in ("2e-05", "017", "no", "None", "true", "12:30:00", "1.5", "-3")]
-    assert values == [2e-05, 17, "no", None, True, "12:30:00", 1.5, -3]
-
-
-def test_anchors_and_merges_work_and_python_tags_do_not(tmp_path: Path) -> None:
-    file = read_yaml(write(tmp_path, "a: &x {k: 1}\nb:\n  <<: *x\n  l: 2\n"))
-    assert file.values["b"] == {"k": 1, "l": 2}
-    with pytest.raises(ConfigError, match="must be YAML"):
-        read_yaml(write(tmp_path, "a: !!python/object/apply:os.getcwd []\n"))
-
-
-def test_layer_names_of_opennmt() -> None:
-    assert layer_name("w_1", gated=True) == "gate_proj" and layer_name("w_1", gated=False) == "up_proj"
-    assert layer_name("context_attn.linear_query", gated=True) == "cross_attn.q_proj"
-    assert layer_name("lm_head", gated=True) == "lm_head"
-
-
-@pytest.mark.parametrize("command", JOBS)
-def test_the_schema_describes_every_option(command: str) -> None:
-    job = JOBS[command]
-    properties = json_schema(job.section, job.extra())["properties"]
-    assert all(entry.get("description") for entry in properties.values())
-    assert set(leaves(job.section, job.extra())) == set(properties)
 
 
 ODD = [None, [], {}, [None], [1, [2]], {"a": 1}, {"a": {"b": [{}]}}, {1: 2}, "", "x" * 500, "[", -1.5, True]
