@@ -20,7 +20,8 @@ from torch import Tensor
 
 from onmt_llm.nn.cpu.fused import rms_norm, silu_product
 from onmt_llm.nn.cpu.int8_matmul import int8_linear
-from onmt_llm.nn.layers.attention import Mask, attend
+from onmt_llm.nn.layers.attention import attend
+from onmt_llm.nn.masks import Mask
 from onmt_llm.nn.quantized import quantize_rows
 
 
@@ -52,7 +53,7 @@ def pairs(arguments: argparse.Namespace) -> list[Pair]:
             step = length // documents
             first_BT = (torch.arange(length) // step * step).expand(rows, -1)
         mask = Mask(causal=True, first_BT=first_BT)
-        bias = mask.spelt_out
+        bias = mask.materialized
         return Pair(
             f"attention, {rows} x {length}" + (f" in {documents} documents" if documents > 1 else ""),
             [q, k, v],

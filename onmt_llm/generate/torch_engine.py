@@ -311,7 +311,8 @@ class TorchEngine:
             memory_BSD, mask_BS = encode_sources(model, owners, device)
             tgt_BT, real_BT = pad_right([[start, *self._codec.vocab.ids(answer.tokens)] for answer in answers], device)
             wide_BT = (torch.ones_like(tgt_BT, dtype=torch.bool) if real_BT is None else real_BT) if wide else None
-            weights.append(model.decode(tgt_BT, memory_BSD, mask_BS, align=wanted, align_mask_BT=wide_BT)[1])
+            attended = model.decode_with_alignment(tgt_BT, memory_BSD, mask_BS, align=wanted, full_context_BT=wide_BT)
+            weights.append(attended[1])
         places = torch.stack(weights).mean(dim=0).argmax(dim=-1).tolist()
         aligned = iter(
             replace(answer, alignment=tuple(row[: len(answer.tokens)]))

@@ -14,15 +14,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn import wrap
-from onmt_llm.nn.layers.attention import Alignment, Attention, Mask
-from onmt_llm.nn.layers.block import Block
+from onmt_llm.nn.layers.attention import Alignment, Attention
+from onmt_llm.nn.layers.block import Block, BlockContext
 from onmt_llm.nn.transformer import Transformer
 
 ExpansionType = Literal["concat", "stack"]
@@ -47,13 +47,13 @@ class TwinBlock(nn.Module):
         self.base = base.requires_grad_(False)
         self.share, self.disabled = share, False
 
-    def forward(self, x_BTD: Tensor, mask: Mask, *, align: Alignment | None = None, **inputs: Any) -> Tensor:
-        """As `Block`; both halves take the same `inputs`. `align` gets the mean of what the two look at."""
-        base_BTD = self.base(x_BTD, mask, align=align, **inputs)
+    def forward(self, x_BTD: Tensor, context: BlockContext, align: Alignment | None = None) -> Tensor:
+        """As `Block`; `align` receives the mean of the two attentions."""
+        base_BTD = self.base(x_BTD, context, align)
         if self.disabled:
             return base_BTD
         own = None if align is None else replace(align)
-        twin_BTD = self.twin(x_BTD, mask, align=own, **inputs)
+        twin_BTD = self.twin(x_BTD, context, own)
         if align is not None and own is not None:
             assert align.weights_BTS is not None and own.weights_BTS is not None
             align.weights_BTS = torch.lerp(align.weights_BTS, own.weights_BTS, self.share)

@@ -1,171 +1,29 @@
-"""The Transformer that every family of models is, under another `ModelConfig`."""
+"""The Transformer: every model family is this class with another `ModelConfig`."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, overload
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from onmt_llm.config.model import FeatureConfig, ModelConfig
-from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import ConfigError
 from onmt_llm.nn.activations.offload import Offload
-from onmt_llm.nn.activations.recompute import recompute
-from onmt_llm.nn.cpu.dropout import dropout
 from onmt_llm.nn.kv_cache import KVCache
-from onmt_llm.nn.layers.attention import (
-    Alignment,
-    Attention,
-    Mask,
-    build_relative_bias,
-    decoder_mask,
-    encoder_mask,
-    memory_mask,
-    padding_mask,
-    relative_bias,
-    same_document,
-)
+from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.block import Block
-from onmt_llm.nn.layers.embeddings import TiedHead, TokenEmbedding, add_noise
+from onmt_llm.nn.layers.embeddings import TiedHead
 from onmt_llm.nn.layers.feed_forward import FeedForward
-from onmt_llm.nn.layers.norms import build_norm
-from onmt_llm.nn.layers.positions import (
-    Positions,
-    PositionTable,
-    build_rotary_table,
-    build_sinusoidal_table,
-    left_padded,
-    packed,
-    relative_index,
-)
-
-
-class Stack(nn.Module):
-    """Embedding, positions, blocks and final norm of the encoder or of the decoder.
-
-    Args:
-        config: The model.
-        layers: Number of blocks.
-        vocab_size: Rows of the embedding; None = the stack has none and is handed the other's.
-        cross: The blocks attend to an encoder's memory.
-        causal: No token sees those behind it.
-        features: Features of the tokens.
-        dropout: Of embeddings and sub-layers.
-        attention_dropout: Of the attention weights.
-
-    Attributes:
-        recomputed: Parts that are computed again in the backward pass (`recompute.py`).
-        offload: Takes what the blocks keep for it to main memory.
-    """
-
-    recomputed: Collection[str] = ()
-    offload: Offload | None = None
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        layers: int,
-        vocab_size: int | None,
-        cross: bool,
-        causal: bool,
-        features: Sequence[FeatureConfig] = (),
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.config = config
-        self.causal = causal
-        self.dropout = dropout
-        self.noise_alpha = 0.0
-        token_size = config.src_token_size if features else size
-        self.embed_tokens = TokenEmbedding(vocab_size, token_size) if vocab_size else None
-        self.embed_features = nn.ModuleList(nn.Embedding(feature.vocab_size, feature.size) for feature in features)
-        self.embed_positions = nn.Embedding(config.max_position, size) if config.position == "learned" else None
-        self.layers = nn.ModuleList(
-            Block(config, layer=i, cross=cross, dropout=dropout, attention_dropout=attention_dropout)
-            for i in range(layers)
-        )
-        # Named where the layers share it; else each attention has its own.
-        self.relative_bias = build_relative_bias(config) if config.position == "t5" and config.relative_shared else None
-        self.norm = build_norm(config) if config.norm_position == "pre" else None
-        self.rotary = self.sinusoid = None
-        if config.position == "rotary":
-            self.rotary = PositionTable(functools.partial(build_rotary_table, config.rope, config.rotary_size))
-        elif config.position == "sinusoidal":
-            self.sinusoid = PositionTable(functools.partial(build_sinusoidal_table, size, kind=config.sinusoid))
-
-    def forward(
-        self,
-        ids_BT: Tensor,
-        embedding: nn.Module,
-        positions: Positions,
-        mask: Mask,
-        *,
-        features_BTF: Tensor | None = None,
-        memory_BSD: Tensor | None = None,
-        memory_mask: Mask | None = None,
-        cache: KVCache | None = None,
-        align: Mapping[int, Alignment] | None = None,
-    ) -> Tensor:
-        """Hidden states (B, T, D) after the final norm; `align` gets the attention of the layers that it names."""
-        x_BTD = self._embed(ids_BT, features_BTF, embedding, positions)
-        rotary = None if self.rotary is None else self.rotary.rows(positions, x_BTD.device, x_BTD.dtype)
-        relative_TS = relative_index(self.config, positions, x_BTD.device, causal=self.causal)
-        if self.relative_bias is not None and relative_TS is not None:
-            mask = mask.plus(relative_bias(self.relative_bias, relative_TS))
-        again = "block" in self.recomputed and torch.is_grad_enabled() and cache is None
-        with nullcontext() if self.offload is None else self.offload.hooks():
-            for number, block in enumerate(self.layers):
-                asked = None if align is None else align.get(number)
-                run = functools.partial(recompute, block, block) if again and asked is None else block
-                x_BTD = run(
-                    x_BTD,
-                    mask,
-                    rotary=rotary,
-                    relative_TS=relative_TS,
-                    memory_BSD=memory_BSD,
-                    memory_mask=memory_mask,
-                    cache=cache,
-                    align=asked,
-                )
-        return x_BTD if self.norm is None else self.norm(x_BTD)
-
-    def _embed(self, ids_BT: Tensor, features_BTF: Tensor | None, embedding: nn.Module, positions: Positions) -> Tensor:
-        x_BTD = add_noise(embedding(ids_BT), self.noise_alpha if self.training else 0.0, positions)
-        if self.embed_features:
-            x_BTD = self._add_features(x_BTD, features_BTF)
-        if self.config.scale_embeddings:
-            x_BTD = x_BTD * math.sqrt(self.config.hidden_size)
-        if self.sinusoid is not None:
-            x_BTD = x_BTD + self.sinusoid.rows(positions, x_BTD.device, x_BTD.dtype)
-        elif self.embed_positions is not None:
-            if positions.end > self.config.max_position and positions.last >= self.config.max_position:
-                raise DataError(
-                    f"A sequence must have at most max_position = {self.config.max_position} tokens with learned "
-                    f"positions, but has {positions.last + 1}.",
-                    hint="shorten it, e.g. with the transform filtertoolong",
-                )
-            x_BTD = x_BTD + positions.rows(self.embed_positions.weight)
-        return dropout(x_BTD, self.dropout, self.training)
-
-    def _add_features(self, x_BTD: Tensor, features_BTF: Tensor | None) -> Tensor:
-        if features_BTF is None or features_BTF.shape[-1] != len(self.embed_features):
-            found = 0 if features_BTF is None else features_BTF.shape[-1]
-            raise DataError(f"Every source token must have {len(self.embed_features)} features, but has {found}.")
-        parts = [embed(features_BTF[..., i]) for i, embed in enumerate(self.embed_features)]
-        if self.config.feat_merge == "concat":
-            return torch.cat([x_BTD, *parts], dim=-1)
-        return torch.stack([x_BTD, *parts]).sum(dim=0)
+from onmt_llm.nn.layers.stack import Stack
+from onmt_llm.nn.masks import Mask, decoder_mask, encoder_mask, full_context_mask, memory_mask
+from onmt_llm.nn.positions import Positions, left_padded, packed
 
 
 class Transformer(nn.Module):
-    """Encoder-decoder, decoder-only or encoder-only Transformer, as the config says.
+    """Encoder-decoder, decoder-only or encoder-only Transformer, depending on the config.
 
     Example:
         >>> model = Transformer(ModelConfig(vocab_size=100, hidden_size=32, heads=4, decoder_layers=2))
@@ -238,41 +96,7 @@ class Transformer(nn.Module):
             embedding = _present(self.decoder, "encode", "decoder").embed_tokens
         positions = Positions(0, src_BS.shape[1]) if doc_BS is None else packed(doc_BS)
         mask = encoder_mask(self.config, positions, src_mask_BS, src_BS.device, doc_BS=doc_BS)
-        return encoder(
-            src_BS,
-            embedding,
-            positions,
-            mask,
-            features_BTF=features_BSF,
-        )
-
-    @overload
-    def decode(
-        self,
-        tgt_BT: Tensor,
-        memory_BSD: Tensor | None = None,
-        src_mask_BS: Tensor | None = None,
-        *,
-        cache: KVCache | None = None,
-        doc_BT: Tensor | None = None,
-        src_doc_BS: Tensor | None = None,
-        align: None = None,
-        align_mask_BT: Tensor | None = None,
-    ) -> Tensor: ...
-
-    @overload
-    def decode(
-        self,
-        tgt_BT: Tensor,
-        memory_BSD: Tensor | None = None,
-        src_mask_BS: Tensor | None = None,
-        *,
-        cache: KVCache | None = None,
-        doc_BT: Tensor | None = None,
-        src_doc_BS: Tensor | None = None,
-        align: tuple[int, int],
-        align_mask_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
+        return encoder(encoder.embed(src_BS, embedding, positions, features_BSF), positions, mask)
 
     def decode(
         self,
@@ -283,31 +107,65 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         doc_BT: Tensor | None = None,
         src_doc_BS: Tensor | None = None,
-        align: tuple[int, int] | None = None,
-        align_mask_BT: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Hidden states (B, T, D) after the final norm; `logits` turns them into scores.
 
         Args:
             tgt_BT: Token ids. Without a cache: right-padded, from the start of the sequence. With one: the tokens that
-                follow those in the cache; rows are left-padded as `cache.left_pad_B` says.
-            memory_BSD: Output of `encode`, for an encoder-decoder; may be left out once the cache has seen it.
+                follow those in the cache; rows are left-padded as in `cache.left_pad_B`.
+            memory_BSD: Output of `encode`, for an encoder-decoder; optional once the cache has seen it.
             src_mask_BS: True where a source token is real.
             cache: Keys and values of the tokens before tgt_BT; those of tgt_BT are added.
-            doc_BT: Number of the document that each token of a packed row belongs to, 0 = padding; documents do not
-                see each other and each starts at position 0.
-            src_doc_BS: The same of the source's tokens, of which each document sees its own only.
-            align: (layer, heads): return the attention to the source too, (B, T, S) before dropout: that of decoder
-                layer `layer` (a negative one counts from the last), averaged over its first `heads` heads, 0 = all.
-            align_mask_BT: With `align`, without a cache: True where a target token is real. The attention is then that
-                of a layer whose self-attention sees all of these (OpenNMT-py's `full_context_alignment`).
+            doc_BT: Number of the document that each token of a packed row belongs to, 0 = padding. Documents do not
+                see each other, and each starts at position 0.
+            src_doc_BS: The same for source tokens; each document sees only its own.
 
         With a cache that holds fewer memories than there are rows, rows / memories neighbours share each of them, and
         `src_mask_BS` is that of the memories.
+        """
+        return self._decode(tgt_BT, memory_BSD, memory_mask(src_mask_BS, doc_BT, src_doc_BS), cache, doc_BT)
+
+    def decode_with_alignment(
+        self,
+        tgt_BT: Tensor,
+        memory_BSD: Tensor | None = None,
+        src_mask_BS: Tensor | None = None,
+        *,
+        align: tuple[int, int],
+        cache: KVCache | None = None,
+        doc_BT: Tensor | None = None,
+        src_doc_BS: Tensor | None = None,
+        full_context_BT: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `decode`, with the attention to the source of one decoder layer.
+
+        Args:
+            tgt_BT, memory_BSD, src_mask_BS, cache, doc_BT, src_doc_BS: See `decode`.
+            align: (layer, heads): number of the layer, negative = from the last; its first `heads` heads are averaged,
+                0 = all.
+            full_context_BT: Without a cache: True where a target token is real. The layer's self-attention then sees
+                all of these, later ones too (OpenNMT-py's `full_context_alignment`).
 
         Returns:
-            (B, T, D), with `align` also (B, T, S).
+            Hidden states (B, T, D), and attention weights (B, T, S) before dropout.
         """
+        alignment = Alignment(align[1], full_context_mask(full_context_BT, doc_BT))
+        mask = memory_mask(src_mask_BS, doc_BT, src_doc_BS)
+        hidden_BTD = self._decode(
+            tgt_BT, memory_BSD, mask, cache, doc_BT, align={self._alignment_layer(align): alignment}
+        )
+        assert alignment.weights_BTS is not None
+        return hidden_BTD, alignment.weights_BTS
+
+    def _decode(
+        self,
+        tgt_BT: Tensor,
+        memory_BSD: Tensor | None,
+        memory_mask: Mask,
+        cache: KVCache | None,
+        doc_BT: Tensor | None,
+        align: Mapping[int, Alignment] | None = None,
+    ) -> Tensor:
         decoder = _present(self.decoder, "decode", "decoder")
         assert cache is None or doc_BT is None, "packed documents are for training: they have no cache"
         positions, left_pad_B = Positions(0, tgt_BT.shape[1]), None
@@ -319,23 +177,10 @@ class Transformer(nn.Module):
         elif doc_BT is not None:
             positions = packed(doc_BT)
         mask = decoder_mask(self.config, positions, tgt_BT.device, left_pad_B=left_pad_B, doc_BT=doc_BT)
-        alignment = None if align is None else Alignment(align[1], _wide_mask(align_mask_BT, doc_BT))
-        hidden_BTD = decoder(
-            tgt_BT,
-            decoder.embed_tokens,
-            positions,
-            mask,
-            memory_BSD=memory_BSD,
-            memory_mask=memory_mask(src_mask_BS, doc_BT, src_doc_BS),
-            cache=cache,
-            align=None if align is None or alignment is None else {self._align_layer(align): alignment},
-        )
-        if alignment is None:
-            return hidden_BTD
-        assert alignment.weights_BTS is not None
-        return hidden_BTD, alignment.weights_BTS
+        x_BTD = decoder.embed(tgt_BT, decoder.embed_tokens, positions)
+        return decoder(x_BTD, positions, mask, memory_BSD=memory_BSD, memory_mask=memory_mask, cache=cache, align=align)
 
-    def _align_layer(self, align: tuple[int, int]) -> int:
+    def _alignment_layer(self, align: tuple[int, int]) -> int:
         layer, heads = align
         layers = self.config.decoder_layers
         if self.encoder is None:
@@ -348,7 +193,7 @@ class Transformer(nn.Module):
         return layer % layers
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
-        """Scores (B, T, V) of the next token, from the output of `decode`; any leading shape will do."""
+        """Logits (B, T, V) of the next token, from the output of `decode`; any leading shape is allowed."""
         decoder, lm_head = _present(self.decoder, "logits", "decoder"), self.lm_head
         if self.config.scale_logits:
             hidden_BTD = hidden_BTD / math.sqrt(self.config.hidden_size)
@@ -387,7 +232,7 @@ class Transformer(nn.Module):
 
 
 def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> None:
-    """Change the dropout rates of a model under training (schedules); LoRA's own dropout stays."""
+    """Change the dropout rates of a model during training (schedules); LoRA's own dropout stays."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.dropout = attention_dropout
@@ -396,7 +241,7 @@ def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> N
 
 
 def set_offload(model: Transformer, **settings: Any) -> None:
-    """Have what the blocks keep for the backward pass wait in main memory; `settings` are those of `Offload`."""
+    """Offload the activations of the blocks to the CPU's memory until the backward pass; see `Offload`."""
     offload = Offload([*model.parameters(), *model.buffers()], **settings)
     for stack in (model.encoder, model.decoder):
         if stack is not None:
@@ -404,19 +249,10 @@ def set_offload(model: Transformer, **settings: Any) -> None:
 
 
 def set_embedding_noise(model: Transformer, alpha: float) -> None:
-    """Change how much noise the token embeddings get while the model is trained (NEFTune); 0 = none."""
+    """Change the noise that token embeddings get in training (NEFTune); 0 = none."""
     for stack in (model.encoder, model.decoder):
         if stack is not None:
             stack.noise_alpha = alpha
-
-
-def _wide_mask(mask_BT: Tensor | None, doc_BT: Tensor | None) -> Mask | None:
-    """All real tokens (of the document), those to come included."""
-    if mask_BT is None or doc_BT is None:
-        return None if mask_BT is None else padding_mask(mask_BT)
-    own_BTT = same_document(doc_BT, doc_BT)
-    seen_BTT = own_BTT & mask_BT[:, None, :]
-    return Mask((seen_BTT | (own_BTT & ~seen_BTT.any(dim=-1, keepdim=True)))[:, None])
 
 
 def _present(part: Any, method: str, name: str) -> Any:

@@ -17,7 +17,7 @@ from ctranslate2.specs import common_spec
 
 from onmt_llm.checkpoint.export_guard import anything, where
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.layers.positions import build_sinusoidal_table
+from onmt_llm.nn.positions import build_sinusoidal_table
 from onmt_llm.releasing.ct2_weights import BYTES, SpecVariable, stored_type
 
 _ACTIVATIONS = {

@@ -16,7 +16,7 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
-from onmt_llm.nn.layers.positions import rotary_frequencies
+from onmt_llm.nn.positions import rotary_frequencies
 
 gguf = pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")

@@ -156,5 +156,7 @@ def test_alignments_come_from_the_layer_and_heads_that_the_checkpoint_names(
     model, codec = load_model(checkpoint), open_engine(checkpoint, device="cpu").codec
     with torch.no_grad():
         memory = model.encode(torch.tensor([codec.vocab.ids(source)]))
-        expected = model.decode(torch.tensor([codec.vocab.ids(target)]), memory, align=(layer, heads))[1][0]
+        expected = model.decode_with_alignment(torch.tensor([codec.vocab.ids(target)]), memory, align=(layer, heads))[
+            1
+        ][0]
     np.testing.assert_allclose(np.array(result.attention[0])[:6], expected[:6], atol=1e-5)

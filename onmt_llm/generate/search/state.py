@@ -125,8 +125,8 @@ class _Part:
         weights_RS: Tensor | None = None
         if attention:
             last = (self._model.config.decoder_layers - 1, 1)
-            hidden_RTD, weights_RTS = self._model.decode(
-                ids_RT, memory_BSD, self._mask_BS, cache=self.cache, align=last
+            hidden_RTD, weights_RTS = self._model.decode_with_alignment(
+                ids_RT, memory_BSD, self._mask_BS, align=last, cache=self.cache
             )
             weights_RS = weights_RTS[:, -1]
         else:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from onmt_llm.nn.masks import minus_inf
+
 # Scores of a tile at the most: 2 MiB of them in bf16.
 _SCORES = 1 << 20
 # Rows of a tile's products at the least, below which they are not at their fastest.
@@ -204,8 +206,3 @@ def _even_spans(length: int, step: int) -> Iterator[slice]:
 def _later(queries: slice, keys: slice) -> Tensor:
     """(queries, keys): keys that come after the query."""
     return torch.arange(keys.start, keys.stop) > torch.arange(queries.start, queries.stop)[:, None]
-
-
-def minus_inf(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """-inf where `hidden`, else 0."""
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onmt_llm.nn.layers.positions import Positions
+from onmt_llm.nn.positions import Positions
 
 
 class TokenEmbedding(nn.Embedding):

@@ -61,14 +61,14 @@ def hidden_states(model: Transformer, batch: Batch) -> Tensor:
 
 def _hidden_states_and_attention(model: Transformer, batch: Batch, guide: GuidedAlignment) -> tuple[Tensor, Tensor]:
     """The same, and the guided attention to the source, (B, T, S)."""
-    return model.decode(
+    return model.decode_with_alignment(
         batch.tgt_BT,
         _memory(model, batch),
         batch.src_mask_BS,
         doc_BT=batch.doc_BT,
         src_doc_BS=batch.src_doc_BS,
         align=(guide.layer, guide.heads),
-        align_mask_BT=batch.labels_BT != IGNORE if guide.full_context else None,
+        full_context_BT=batch.labels_BT != IGNORE if guide.full_context else None,
     )
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.block_expansion import TwinBlock
-from onmt_llm.nn.transformer import Stack, Transformer
+from onmt_llm.nn.layers.stack import Stack
+from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.cross_entropy import IGNORE
 from onmt_llm.training.losses.output_layer import output_parameters
 from onmt_llm.training.process.host_memory import peak_memory

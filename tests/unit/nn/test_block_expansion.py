@@ -152,11 +152,11 @@ def test_with_a_cache_both_halves_remember(kind: str, name: str) -> None:
 def test_a_pair_looks_at_what_its_halves_do() -> None:
     model = build("both")
     source, target = inputs("both")[0]
-    plain = model.decode(target, model.encode(source), align=(-1, 0))[1]
+    plain = model.decode_with_alignment(target, model.encode(source), align=(-1, 0))[1]
     paired = pairs(model, "both", 0.5)
-    assert torch.equal(paired.decode(target, model.encode(source), align=(-1, 0))[1], plain)
+    assert torch.equal(paired.decode_with_alignment(target, model.encode(source), align=(-1, 0))[1], plain)
     stirred = pairs(model, "both", 0.5, stirred=True)
-    weights = stirred.decode(target, model.encode(source), align=(-1, 0))[1]
+    weights = stirred.decode_with_alignment(target, model.encode(source), align=(-1, 0))[1]
     assert (weights - plain).abs().max() > 1e-3
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 7))
 

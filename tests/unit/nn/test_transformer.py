@@ -9,10 +9,10 @@ import torch.nn.functional as F
 import tiny
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.nn import masks
 from onmt_llm.nn.kv_cache import KVCache
-from onmt_llm.nn.layers import attention
 from onmt_llm.nn.layers.embeddings import add_noise
-from onmt_llm.nn.layers.positions import Positions, packed, relative_index
+from onmt_llm.nn.positions import Positions, packed, relative_index
 from onmt_llm.nn.transformer import Transformer, set_dropout, set_embedding_noise
 
 BOUND = 1e-5
@@ -93,7 +93,7 @@ def test_packed_documents_equal_separate_sequences(name: str) -> None:
 def test_right_padding_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     kernel = F.scaled_dot_product_attention
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or kernel(*a, **k))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or kernel(*a, **k))
     model, ids = build(**tiny.LLAMA), tiny.token_ids(2, 9)
     padded = model(F.pad(ids, (0, 4)))
     assert all(call["attn_mask"] is None and call["is_causal"] for call in calls)
@@ -152,7 +152,7 @@ def test_shaw_attention_is_that_of_the_paper() -> None:
     x, positions = torch.randn(1, 7, 32), Positions(0, 7)
     for causal in (True, False):
         index = relative_index(model.config, positions, x.device, causal=causal)
-        mask = attention.decoder_mask(model.config, positions, x.device) if causal else attention.Mask()
+        mask = masks.decoder_mask(model.config, positions, x.device) if causal else masks.Mask()
         close(attention_(x, mask, relative_TS=index)[0], reference_shaw(model, x[0], causal))
 
 
@@ -162,23 +162,27 @@ def test_alignment_is_the_cross_attention(name: str) -> None:
     model, src, tgt = build(**ENCODER_DECODERS[name]), tiny.token_ids(2, 6), tiny.token_ids(2, 5, seed=2)
     mask = torch.arange(6) < torch.tensor([[6], [4]])
     memory = model.encode(src, mask)
-    hidden, one = model.decode(tgt, memory, mask, align=(-1, 1))
+    hidden, one = model.decode_with_alignment(tgt, memory, mask, align=(-1, 1))
     close(hidden, model.decode(tgt, memory, mask))
-    every = model.decode(tgt, memory, mask, align=(1, 0))[1]
+    every = model.decode_with_alignment(tgt, memory, mask, align=(1, 0))[1]
     assert one.shape == every.shape == (2, 5, 6)
     close(every.sum(-1), torch.ones(2, 5))
     assert not every[1, :, 4:].any() and (one - every).abs().max() > 1e-4
     cache = KVCache(2)
-    steps = [model.decode(tgt[:, :2], memory, mask, cache=cache, align=(1, 0))[1]]
-    steps += [model.decode(tgt[:, t : t + 1], None, mask, cache=cache, align=(1, 0))[1] for t in range(2, 5)]
+    steps = [model.decode_with_alignment(tgt[:, :2], memory, mask, cache=cache, align=(1, 0))[1]]
+    steps += [
+        model.decode_with_alignment(tgt[:, t : t + 1], None, mask, cache=cache, align=(1, 0))[1] for t in range(2, 5)
+    ]
     close(torch.cat(steps, dim=1), every)
     # the last position sees the whole target either way
-    wide = model.decode(tgt, memory, mask, align=(1, 0), align_mask_BT=torch.ones(2, 5, dtype=torch.bool))
+    wide = model.decode_with_alignment(
+        tgt, memory, mask, align=(1, 0), full_context_BT=torch.ones(2, 5, dtype=torch.bool)
+    )
     close(wide[0], hidden)
     close(wide[1][:, -1], every[:, -1])
     assert (wide[1][:, 0] - every[:, 0]).abs().max() > 1e-5
     with pytest.raises(ConfigError, match="alignment_layer is 2"):
-        model.decode(tgt, memory, mask, align=(2, 0))
+        model.decode_with_alignment(tgt, memory, mask, align=(2, 0))
 
 
 @pytest.mark.parametrize("merge", ["concat", "sum"])

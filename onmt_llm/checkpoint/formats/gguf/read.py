@@ -20,7 +20,7 @@ from onmt_llm.checkpoint.formats.imported import ImportedModel, check_sizes
 from onmt_llm.checkpoint.formats.rules import Identity, InterleavedRotary, Op, Rule, per_layer, rule
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
-from onmt_llm.nn.layers.positions import rotary_frequencies
+from onmt_llm.nn.positions import rotary_frequencies
 from onmt_llm.optional import require
 
 ARCHITECTURES = ("llama", "qwen2")

@@ -11,7 +11,7 @@ import torch
 from onmt_llm.checkpoint.formats.imported import TypedSource
 from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
-from onmt_llm.nn.layers.positions import build_sinusoidal_table
+from onmt_llm.nn.positions import build_sinusoidal_table
 
 EMBEDDINGS = "embeddings.make_embedding.emb_luts"
 EMBEDDING = f"{EMBEDDINGS}.0"

@@ -26,7 +26,7 @@ from onmt_llm.checkpoint.formats.rules import (
 )
 from onmt_llm.config.model import RopeConfig
 from onmt_llm.errors import CheckpointError
-from onmt_llm.nn.layers.positions import rotary_frequencies, rotate
+from onmt_llm.nn.positions import rotary_frequencies, rotate
 
 
 class Source:

@@ -143,7 +143,7 @@ def test_a_full_context_alignment_looks_ahead(model: Path, tmp_path: Path) -> No
         tgt_BT = torch.tensor([[codec.vocab.bos_id, *codec.vocab.ids(far[0].tokens)]])
         memory_BSD = net.encode(torch.tensor([codec.src_vocab.ids(source)]))
         real_BT = torch.ones_like(tgt_BT, dtype=torch.bool)
-        attention_BTS = net.decode(tgt_BT, memory_BSD, align=(-1, 0), align_mask_BT=real_BT)[1]
+        attention_BTS = net.decode_with_alignment(tgt_BT, memory_BSD, align=(-1, 0), full_context_BT=real_BT)[1]
     assert far[0].alignment == tuple(attention_BTS[0, :-1].argmax(dim=-1).tolist())
     assert far[0].alignment != near[0].alignment
     release(wide, tmp_path / "ct2", text="v1 v2 v3. v4 v5")

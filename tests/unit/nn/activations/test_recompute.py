@@ -103,7 +103,7 @@ def test_an_attention_that_is_looked_at_is_kept() -> None:
     for parts in (set(), {"mha", "ffn"}, {"block"}):
         set_recomputed(model, parts)
         model.zero_grad()
-        hidden, attention = model.decode(ids, model.encode(ids), align=(-1, 2), align_mask_BT=mask_BT)
+        hidden, attention = model.decode_with_alignment(ids, model.encode(ids), align=(-1, 2), full_context_BT=mask_BT)
         (hidden.square().sum() + attention.square().sum()).backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert same(found[1], found[0]) and same(found[2], found[0])

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onmt_llm.nn.cpu.dropout import add_dropped, dropout, relu_dropped
-from onmt_llm.nn.layers.attention import Mask, attend
+from onmt_llm.nn.layers.attention import attend
+from onmt_llm.nn.masks import Mask
 
 RATES = [0.1, 0.5, 0.999]
 ZERO = torch.zeros(())

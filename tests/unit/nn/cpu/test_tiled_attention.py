@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onmt_llm.nn.cpu import tiled_attention as tiled
-from onmt_llm.nn.layers.attention import Mask, attend
+from onmt_llm.nn.cpu.attention import mask_tiles
+from onmt_llm.nn.layers.attention import attend
+from onmt_llm.nn.masks import Mask
 
 H = 8
 # (rows, heads, key heads, positions): grouped and not, shorter and longer than a tile, an odd end
@@ -46,10 +48,10 @@ def test_values_and_gradients_are_those_of_torchs_kernel(
     inputs = [torch.randn(rows, n, length, H, dtype=torch.float64) for n in (heads, key_heads, key_heads)]
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in inputs)
     mask = Mask(causal=True, first_BT=limits(kind, rows, length))
-    seen = torch.ones(length, length, dtype=torch.bool).tril() if mask.spelt_out is None else mask.spelt_out
+    seen = torch.ones(length, length, dtype=torch.bool).tril() if mask.materialized is None else mask.materialized
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True, scale=0.3)
 
-    found = tiled.attend_tiled(q, k, v, mask.tiles(q, k), 0.3)
+    found = tiled.attend_tiled(q, k, v, mask_tiles(mask, q, k), 0.3)
 
     torch.testing.assert_close(found, expected)
     gradient = torch.randn_like(expected)
@@ -87,7 +89,7 @@ def test_in_16_bits_it_is_as_near_to_the_exact_result_as_torchs_kernel() -> None
     kernel = errors(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
     mask = Mask(causal=True)
     for by_torch in (False, True):
-        ours = errors(tiled.attend_tiled(q, k, v, mask.tiles(q, k), 64**-0.5, forward_by_torch=by_torch))
+        ours = errors(tiled.attend_tiled(q, k, v, mask_tiles(mask, q, k), 64**-0.5, forward_by_torch=by_torch))
         assert all(mine <= 2 * theirs for mine, theirs in zip(ours, kernel, strict=True))
 
 

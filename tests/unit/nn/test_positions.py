@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onmt_llm.config.model import RopeConfig
-from onmt_llm.nn.layers.positions import (
+from onmt_llm.nn.positions import (
     alibi_slopes,
     build_rotary_table,
     build_sinusoidal_table,

@@ -1,0 +1,162 @@
+"""A stack of blocks: embedding, positions, blocks and final norm of the encoder or of the decoder."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from onmt_llm.config.model import FeatureConfig, ModelConfig
+from onmt_llm.errors import DataError
+from onmt_llm.nn.activations.offload import Offload
+from onmt_llm.nn.activations.recompute import recompute
+from onmt_llm.nn.cpu.dropout import dropout
+from onmt_llm.nn.kv_cache import KVCache
+from onmt_llm.nn.layers.attention import Alignment, build_relative_bias, relative_bias
+from onmt_llm.nn.layers.block import Block, BlockContext
+from onmt_llm.nn.layers.embeddings import TokenEmbedding, add_noise
+from onmt_llm.nn.layers.norms import build_norm
+from onmt_llm.nn.masks import Mask
+from onmt_llm.nn.positions import (
+    Positions,
+    PositionTable,
+    build_rotary_table,
+    build_sinusoidal_table,
+    relative_index,
+)
+
+
+class Stack(nn.Module):
+    """Embedding, positions, blocks and final norm of the encoder or of the decoder.
+
+    Args:
+        config: The model.
+        layers: Number of blocks.
+        vocab_size: Rows of the embedding; None = the stack has none and uses the other's.
+        cross: The blocks attend to an encoder's output.
+        causal: No token sees later ones.
+        features: Features of the tokens.
+        dropout: Of embeddings and sub-layers.
+        attention_dropout: Of the attention weights.
+
+    Attributes:
+        recomputed: Parts that are recomputed in the backward pass (`recompute.py`).
+        offload: Moves the blocks' activations to the CPU's memory until then.
+    """
+
+    recomputed: Collection[str] = ()
+    offload: Offload | None = None
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        layers: int,
+        vocab_size: int | None,
+        cross: bool,
+        causal: bool,
+        features: Sequence[FeatureConfig] = (),
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.config = config
+        self.causal = causal
+        self.dropout = dropout
+        self.noise_alpha = 0.0
+        token_size = config.src_token_size if features else size
+        self.embed_tokens = TokenEmbedding(vocab_size, token_size) if vocab_size else None
+        self.embed_features = nn.ModuleList(nn.Embedding(feature.vocab_size, feature.size) for feature in features)
+        self.embed_positions = nn.Embedding(config.max_position, size) if config.position == "learned" else None
+        self.layers = nn.ModuleList(
+            Block(config, layer=i, cross=cross, dropout=dropout, attention_dropout=attention_dropout)
+            for i in range(layers)
+        )
+        # Here if the layers share it; otherwise each attention has its own.
+        self.relative_bias = build_relative_bias(config) if config.position == "t5" and config.relative_shared else None
+        self.norm = build_norm(config) if config.norm_position == "pre" else None
+        self.rotary = self.sinusoid = None
+        if config.position == "rotary":
+            self.rotary = PositionTable(functools.partial(build_rotary_table, config.rope, config.rotary_size))
+        elif config.position == "sinusoidal":
+            self.sinusoid = PositionTable(functools.partial(build_sinusoidal_table, size, kind=config.sinusoid))
+
+    def embed(
+        self, ids_BT: Tensor, embedding: nn.Module, positions: Positions, features_BTF: Tensor | None = None
+    ) -> Tensor:
+        """Input (B, T, D) of the first block: token vectors, features and absolute positions.
+
+        Raises:
+            DataError: Features are missing, or a sequence is longer than a table of learned positions.
+        """
+        x_BTD = add_noise(embedding(ids_BT), self.noise_alpha if self.training else 0.0, positions)
+        if self.embed_features:
+            x_BTD = self._add_features(x_BTD, features_BTF)
+        if self.config.scale_embeddings:
+            x_BTD = x_BTD * math.sqrt(self.config.hidden_size)
+        if self.sinusoid is not None:
+            x_BTD = x_BTD + self.sinusoid.rows(positions, x_BTD.device, x_BTD.dtype)
+        elif self.embed_positions is not None:
+            self._check_positions(positions)
+            x_BTD = x_BTD + positions.rows(self.embed_positions.weight)
+        return dropout(x_BTD, self.dropout, self.training)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        positions: Positions,
+        mask: Mask,
+        *,
+        memory_BSD: Tensor | None = None,
+        memory_mask: Mask | None = None,
+        cache: KVCache | None = None,
+        align: Mapping[int, Alignment] | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the final norm.
+
+        Args:
+            x_BTD: See `embed`.
+            positions: Of x.
+            mask: Of the self-attentions.
+            memory_BSD: Output of the encoder, for cross attention.
+            memory_mask: Of the cross attentions.
+            cache: Keys and values of earlier tokens; those of x are added.
+            align: Receives the attention weights of single blocks, by their numbers.
+        """
+        rotary = None if self.rotary is None else self.rotary.rows(positions, x_BTD.device, x_BTD.dtype)
+        relative_TS = relative_index(self.config, positions, x_BTD.device, causal=self.causal)
+        if self.relative_bias is not None and relative_TS is not None:
+            mask = mask.plus(relative_bias(self.relative_bias, relative_TS))
+        context = BlockContext(mask, rotary, relative_TS, memory_BSD, memory_mask, cache)
+        recomputes = "block" in self.recomputed and torch.is_grad_enabled() and cache is None
+        with nullcontext() if self.offload is None else self.offload.hooks():
+            for number, block in enumerate(self.layers):
+                alignment = None if align is None else align.get(number)
+                if recomputes and alignment is None:
+                    x_BTD = recompute(block, block, x_BTD, context)
+                else:
+                    x_BTD = block(x_BTD, context, alignment)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def _check_positions(self, positions: Positions) -> None:
+        limit = self.config.max_position
+        if positions.end > limit and positions.last >= limit:
+            raise DataError(
+                f"A sequence must have at most max_position = {limit} tokens with learned positions, but has "
+                f"{positions.last + 1}.",
+                hint="shorten it, e.g. with the transform filtertoolong",
+            )
+
+    def _add_features(self, x_BTD: Tensor, features_BTF: Tensor | None) -> Tensor:
+        if features_BTF is None or features_BTF.shape[-1] != len(self.embed_features):
+            found = 0 if features_BTF is None else features_BTF.shape[-1]
+            raise DataError(f"Every source token must have {len(self.embed_features)} features, but has {found}.")
+        parts = [embed(features_BTF[..., i]) for i, embed in enumerate(self.embed_features)]
+        if self.config.feat_merge == "concat":
+            return torch.cat([x_BTD, *parts], dim=-1)
+        return torch.stack([x_BTD, *parts]).sum(dim=0)
