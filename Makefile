@@ -1,9 +1,9 @@
-# Each target does the set-up it needs, in .venv. What CI calls is `make check` and `make test`.
+# Each target installs what it needs in .venv. CI runs `make check` and `make test`.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# two test processes of one thread each; the quick tier must not depend on the machine's core count
+# two test processes with one thread each; the quick tests must not depend on the machine's core count
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .PHONY: setup demo test test-slow coverage check format docs bench bench-data bench-train clean help
@@ -22,40 +22,40 @@ $(READY): setup.py constraints.txt
 demo: $(READY)   ## convert SmolLM2, fine-tune, merge, release int8, ask both engines (about 10 minutes)
 	$(BIN)/python recipes/quickstart/demo.py
 
-test: $(READY)   ## the quick tier
+test: $(READY)   ## run the quick tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" tests
 
-test-slow: $(READY)  ## what takes minutes or needs the real model
+test-slow: $(READY)  ## run the tests that take minutes or need the real model
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
 
-coverage: $(READY)  ## lines that the quick tier runs, commands that it starts included
+coverage: $(READY)  ## report the lines that the quick tests run, including started commands
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov=onmt_llm --cov-report=term:skip-covered tests
 
-check: $(READY)  ## format, lint, types, layers, generated docs
+check: $(READY)  ## check formatting, lint, types, import layers, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
-format: $(READY) ## format and fix
+format: $(READY) ## format and fix the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 docs: $(READY)   ## write docs/reference/ from the schema
 	$(BIN)/python docs/generate.py
 
-bench: $(READY)  ## timings; results go to docs/benchmarks/
+bench: $(READY)  ## measure start-up times; results go to docs/benchmarks/
 	$(BIN)/python docs/benchmarks/start.py
 
-# real text of which lines are made; OPENNMT, EOLE and DATASETS name pythons that have these programs
+# real text from which lines are made; OPENNMT, EOLE and DATASETS are Python interpreters with these programs
 BENCH_TEXT ?= $(wildcard ../shared/data/en-de/*-train.txt ../shared/data/wikitext2/*.raw)
-bench-data: $(READY)  ## speed and memory of the data pipeline, next to other programs that are given
+bench-data: $(READY)  ## measure speed and memory of the data pipeline, compared with the given other programs
 	$(BIN)/python docs/benchmarks/data.py -text $(BENCH_TEXT) $(if $(OPENNMT),-opennmt $(OPENNMT)) \
 		$(if $(EOLE),-eole $(EOLE)) $(if $(DATASETS),-datasets $(DATASETS))
 
 BENCH_PAIRS ?= ../shared/data/en-de
-bench-train: $(READY)  ## speed, memory and loss of training, next to transformers + peft, and OpenNMT-py where it is given
+bench-train: $(READY)  ## measure speed, memory and loss of training, compared with transformers + peft, and with OpenNMT-py if given
 	$(BIN)/python docs/benchmarks/training.py -text $(BENCH_TEXT) $(if $(OPENNMT),-opennmt $(OPENNMT))
 	$(if $(OPENNMT),$(BIN)/python docs/benchmarks/seq2seq_training.py -data $(BENCH_PAIRS) -opennmt $(OPENNMT))
 

