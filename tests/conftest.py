@@ -1,4 +1,4 @@
-"""What every test begins with."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs under OpenNMT-py 3.5.1, not under our own interpreter: tiny models that it trains, and what it computes.
+"""Train tiny models with OpenNMT-py 3.5.1 and record what they compute. Run by an interpreter that has OpenNMT-py.
 
     PYTHON_OF_OPENNMT make_opennmt_fixtures.py make DIRECTORY [NAME ...]    tests/data/opennmt was written so
     PYTHON_OF_OPENNMT make_opennmt_fixtures.py score DIRECTORY              X.pt, X.npz -> X.scored.npz
@@ -8,7 +8,7 @@
 `make` trains each model of `MODELS` for a few dozen steps on the task "write the letters of the digits backwards" and
 stores `NAME.pt` (weights, vocabulary, options; neither optimiser state nor the tables of sines, which are computed) and
 `NAME.npz` (a batch: src, src_length, tgt, tgt_length, logits of the whole padded batch; with a sliding window also
-`stepwise`, the logits of decoding with the cache, which differ there). `reverse` is trained until it has learnt the
+`stepwise`, the logits of decoding with the cache, which differ there). `reverse` is trained until it has learned the
 task, and has 50 sentences with the five best answers of beam search beside it.
 """
 

@@ -1,4 +1,4 @@
-"""Token shards written by litdata, and what litdata reads in them: `tests/data/tokens`.
+"""Write token shards with litdata, and record what litdata reads from them: `tests/data/tokens`.
 
 Run it where litdata is installed (it brings torchvision and cloud clients; it is no dependency of ours, nor of the
 tests): `python tests/oracle/make_token_fixtures.py`.

@@ -1,4 +1,4 @@
-"""Fixed logits and what TRL makes of them: `tests/data/preference.npz`, for the tests of DPO, ORPO and KTO.
+"""Fixed logits and the losses that TRL computes from them: `tests/data/preference.npz`, for DPO, ORPO and KTO.
 
     pip install trl datasets
     python tests/oracle/make_trl_fixtures.py tests/data/preference.npz

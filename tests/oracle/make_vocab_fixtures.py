@@ -1,4 +1,4 @@
-"""Make `tests/data/opennmt_vocab`: a small corpus, and the vocabularies that OpenNMT-py 3.5.1 makes of it.
+"""Make `tests/data/opennmt_vocab`: a small corpus, and the vocabularies that OpenNMT-py 3.5.1 builds from it.
 
     python tests/oracle/make_vocab_fixtures.py [FOLDER]
 

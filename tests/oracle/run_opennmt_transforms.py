@@ -1,4 +1,4 @@
-"""OpenNMT-py's transforms on given examples: run by its own Python, JSON in and out.
+"""Run OpenNMT-py's transforms on given examples, under its own Python: JSON in and out.
 
 Input: {"transform": name, "options": {...}, "vocab": [...], "examples": [[src, tgt], ...]}, sides as lists of tokens.
 """

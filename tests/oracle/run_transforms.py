@@ -1,4 +1,4 @@
-"""What OpenNMT-py 3.5.1's transforms make of a parallel corpus.
+"""Run OpenNMT-py 3.5.1's transforms on a parallel corpus.
 
     python tests/oracle/run_transforms.py SRC TGT OPTIONS [LID_MODEL] < names
 

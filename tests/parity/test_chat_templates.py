@@ -1,4 +1,4 @@
-"""Chat templates in the manner of several families write what transformers makes of them."""
+"""Chat templates of several families render the same text as in transformers."""
 
 from __future__ import annotations
 

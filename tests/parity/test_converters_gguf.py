@@ -1,4 +1,4 @@
-"""GGUF files written with the `gguf` package, against transformers' own reading of them."""
+"""GGUF files written with the `gguf` package: the converted model equals transformers' reading of them."""
 
 from __future__ import annotations
 

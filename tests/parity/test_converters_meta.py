@@ -1,4 +1,4 @@
-"""Meta's LLaMA layout, made from a Hugging Face Llama by the known permutation, gives the same logits."""
+"""Meta's LLaMA layout, derived from a Hugging Face Llama by the known permutation, gives the same logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identity with OpenNMT-py 3.5.1, both ways.
+"""Parity with OpenNMT-py 3.5.1 in both directions.
 
 tests/data/opennmt holds tiny models that it trained and the logits that it computes for a padded batch, made by
 tests/oracle/make_opennmt_fixtures.py. The slow tests run OpenNMT-py itself, where ONMT_PY_PYTHON names its Python.

@@ -1,4 +1,4 @@
-"""Beam search against OpenNMT-py 3.5.1: the five best answers of 50 sentences, made by tests/oracle."""
+"""Beam search against OpenNMT-py 3.5.1: the five best hypotheses of 50 sentences, made by tests/oracle."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Transforms against OpenNMT-py 3.5.1 on real lines: the same examples are left, with the same text.
+"""Transforms against OpenNMT-py 3.5.1 on real lines: the same examples are kept, with the same text.
 
 ONMT_PY_PYTHON names a Python with OpenNMT-py 3.5.1, ONMT_LLM_EN_DE a folder with src-train.txt and tgt-train.txt
 (its translation quickstart's data will do). Lines are stripped, as OpenNMT-py does when it reads them; pairs with an
 empty side are left out, since it lets an empty line through where it means to end a document there. Two of its faults
-are mended here, and allowed for below: capitals of Korean come out as letters, not syllables, and `clean` takes a
+are fixed here, and allowed for below: capitals of Korean come out as letters, not syllables, and `clean` takes a
 combining accent for a character of a foreign script.
 """
 

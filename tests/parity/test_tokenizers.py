@@ -1,4 +1,4 @@
-"""Our tokenisers against the libraries that they stand in for, and the Vicuna recipe's own sample."""
+"""Tokenisers against the libraries that they replace, and the sample of OpenNMT-py's Vicuna recipe."""
 
 from __future__ import annotations
 

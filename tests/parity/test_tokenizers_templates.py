@@ -1,4 +1,4 @@
-"""Our templates against `apply_chat_template` of transformers, text and ids."""
+"""Built-in templates against `apply_chat_template` of transformers: text and ids."""
 
 from __future__ import annotations
 

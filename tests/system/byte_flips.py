@@ -1,4 +1,4 @@
-"""Random single-byte damage to what the commands read: is it noticed, harmless, or silently wrong?
+"""Flip single random bytes of the files that commands read: is the damage noticed, harmless or silently wrong?
 
     python tests/system/byte_flips.py FOLDER -flips 1000 -seed 0
 
@@ -51,7 +51,7 @@ class Use:
         module: Of `onmt_llm.cli`.
         arguments: `{}` is the damaged artefact.
         outputs: Files whose bytes count, as patterns below the folder that it runs in.
-        falls_back: Damage may be told of, and something else used in its place.
+        falls_back: Damage may be reported, and a fallback used.
     """
 
     module: str

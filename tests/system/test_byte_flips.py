@@ -1,4 +1,4 @@
-"""A few dozen random bytes changed in everything that commands read: noticed, or harmless, and nothing else."""
+"""A few dozen random byte flips in every kind of input: each is noticed or harmless."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote, before modules were moved: they open, and a run goes on with them to the bit.
+"""Files that an earlier version wrote, before modules were moved, can be opened, and runs resume from them exactly.
 
 `tests/data/before_moves` was written at f48b4ae by the commands with the two YAMLs in it: checkpoints with training
 state after 4 of 8 updates, token shards (`onmt_llm_data pack`), the line index of `a.src`, and `step_8.safetensors`,

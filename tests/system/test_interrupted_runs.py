@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, or out of disk: with `train_from: auto` they end as if nothing had been."""
+"""Runs that are killed, stopped or out of disk space end like uninterrupted ones, given `train_from: auto`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Runs:
         self._process = process
 
     def start(self, prefix: Path, *, limit: int | None = None, **options: Any) -> int:
-        """Begin, or go on with, the run `prefix`; its process id."""
+        """Start or resume the run `prefix`; its process id."""
         (self.folder / "run.yaml").write_text(yaml.safe_dump({**self._options(), "save_model": str(prefix), **options}))
         assert self._process.stdin is not None
         self._process.stdin.write(f"{limit or '-'} -config {self.folder / 'run.yaml'}\n")
@@ -135,7 +135,7 @@ def undisturbed(runs: Runs) -> Path:
 
 
 def content(prefix: Path, steps: int) -> dict[str, Any]:
-    """All that a run of so many steps leaves, but for what the clock says."""
+    """Everything that a run of so many steps writes, except times."""
     last = Path(f"{prefix}_step_{steps}")
     files = {
         f"{folder.name}/{name}": (folder / name).read_bytes()
@@ -164,7 +164,7 @@ def check_complete(prefix: Path) -> list[int]:
 
 
 def kill_somewhere(runs: Runs, prefix: Path, rng: random.Random, number: signal.Signals, **options: Any) -> int:
-    """Start or go on with a run, and send it a signal at a random moment of its next checkpoints; its exit code."""
+    """Start or resume a run, and send it a signal at a random moment of its next checkpoints; its exit code."""
     process = runs.start(prefix, **options)
     goal = max(checkpoints(str(prefix)), default=0) + SAVE_EVERY * rng.randint(0, 3)
     while is_running(process) and max(checkpoints(str(prefix)), default=0) < goal:

@@ -1,4 +1,4 @@
-"""Malformed corpora: each is refused with one sentence that says where and what, and with its exit code.
+"""Malformed corpora: each is refused with its exit code and one sentence that says where and what.
 
 All go through `onmt_llm_build_vocab`, which reads every record of every corpus, without a subprocess each.
 """

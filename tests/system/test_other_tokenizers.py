@@ -1,4 +1,4 @@
-"""A run trains with the tokeniser that its checkpoints keep, whatever the files are called."""
+"""A run trains with the tokeniser that its checkpoints store, whatever the files are called."""
 
 from __future__ import annotations
 

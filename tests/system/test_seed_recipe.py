@@ -1,4 +1,4 @@
-"""Every command of OpenNMT-py's Vicuna recipe, as its tutorial spells them, on a toy LLaMA in Meta's layout."""
+"""Every command of OpenNMT-py's Vicuna tutorial, as written there, on a toy LLaMA in Meta's layout."""
 
 from __future__ import annotations
 

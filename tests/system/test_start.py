@@ -1,4 +1,4 @@
-"""What a command does before it does anything: help, mistakes and plans, without importing torch."""
+"""Help, error messages and plans of all commands appear without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cut vocabulary and a tokeniser's file, through all that may happen to a model: nothing of either is lost."""
+"""A truncated vocabulary and a tokeniser file survive every operation on a model unchanged."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def answers(folder: Path, model: Path) -> str:
 
 def test_nothing_of_the_text_side_is_lost_on_the_way(tmp_path: Path) -> None:
     write_corpora(tmp_path)
-    learnt = {"src_vocab": f"{tmp_path}/all.txt"}
+    learned = {"src_vocab": f"{tmp_path}/all.txt"}
     learn = ["-n_sample", "-1", "-learn_subwords", "-learn_subwords_size", "300"]
-    run(build_vocab, "-config", write_yaml(tmp_path, "count", "second", **learnt), *learn)
+    run(build_vocab, "-config", write_yaml(tmp_path, "count", "second", **learned), *learn)
 
-    cut = {**learnt, "src_vocab_size": 40}
+    cut = {**learned, "src_vocab_size": 40}
     base = trained_twice(write_yaml(tmp_path, "base", "first", **cut, **MODEL, **RUN), tmp_path, 6)
     first = list(base.codec().vocab)
     assert base.config.model.vocab_size == len(first) == 40
@@ -102,8 +102,8 @@ def test_nothing_of_the_text_side_is_lost_on_the_way(tmp_path: Path) -> None:
     run(lora, "-base_model", base.path, "-lora_weights", adapter.path, "-output", merged)
     assert answers(tmp_path, merged) == answers(tmp_path, adapter.path)
 
-    wider = {**learnt, "src_vocab_size": 64, "update_vocab": True, "init_from": str(merged)}
-    # Where next to nothing is learnt, the rows of tokens that both have are those of the base.
+    wider = {**learned, "src_vocab_size": 64, "update_vocab": True, "init_from": str(merged)}
+    # With almost no training, the rows of tokens that both have are those of the base.
     still = {**RUN, "learning_rate": 1e-30, "weight_decay": 0.0}
     kept = trained(write_yaml(tmp_path, "still", "second", **wider, **still), tmp_path, 3, resumed=False)
     tokens, old = list(kept.codec().vocab), Checkpoint.open(merged).tensor("decoder.embed_tokens.weight")

@@ -1,3 +1,5 @@
+"""Checks of output paths before a command starts."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""The chat page: its handlers and its texts."""
+
 from __future__ import annotations
 
 import socket

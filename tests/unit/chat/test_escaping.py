@@ -1,3 +1,5 @@
+"""Escaping of what models write, for the chat page."""
+
 from __future__ import annotations
 
 import pytest

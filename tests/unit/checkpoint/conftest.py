@@ -1,3 +1,5 @@
+"""Small checkpoints and adapters for the tests of the checkpoint package."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

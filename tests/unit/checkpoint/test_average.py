@@ -1,3 +1,5 @@
+"""Averages of checkpoints."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""`onmt_llm_checkpoint`, `onmt_llm_convert` and `onmt_llm_lora`: results and refusals."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,4 +1,4 @@
-"""Whoever opens a checkpoint, an adapter or a release notices what is not as it was written, or cannot be meant."""
+"""Opening a damaged or inconsistent checkpoint, adapter or release is refused."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_deep_files_are_one_sentence(make_model: Make, name: str, content: str) 
         Checkpoint.open(path)
 
 
-def test_a_missing_base_and_a_damaged_one_are_told_apart(make_model: Make, make_adapter: Make) -> None:
+def test_a_missing_base_and_a_damaged_one_have_different_messages(make_model: Make, make_adapter: Make) -> None:
     base = make_model()
     adapter = make_adapter(base)
     flip(base.path / "vocab.txt", 0)

@@ -1,3 +1,5 @@
+"""Embeddings extracted from a checkpoint as text."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

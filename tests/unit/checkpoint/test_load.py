@@ -1,3 +1,5 @@
+"""Loading weights into a model."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

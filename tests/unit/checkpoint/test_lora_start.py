@@ -1,4 +1,4 @@
-"""Adapters that begin with a share of the weights: what is stored makes the very same layers again."""
+"""Adapters initialised from the weights (PiSSA, LoftQ): the stored adapter rebuilds exactly the same layers."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Merging adapters into their base model."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

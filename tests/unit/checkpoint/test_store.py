@@ -1,3 +1,5 @@
+"""Writing and opening checkpoints: shards, overwriting, crashes."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints of twins: what is stored makes the very same pairs again, on the very same base."""
+"""Checkpoints of expanded blocks: the stored twins rebuild exactly the same pairs on the same base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a job and can be known without torch: all of it together, each with its place."""
+"""Mistakes that can be found without torch are reported together, each with its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No command writes over what it reads, whatever the output is called; walks over all commands."""
+"""No command overwrites its own inputs, however the output path is spelled; walks over all commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TINY = ModelConfig(decoder_layers=1, vocab_size=8, hidden_size=8, heads=2, ffn_s
 
 @dataclass(frozen=True)
 class Case:
-    """A command, what it reads, and where it can be told to write.
+    """A command, its inputs, and the options that name its outputs.
 
     Attributes:
         job: Its name in `JOBS`.

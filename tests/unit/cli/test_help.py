@@ -1,4 +1,4 @@
-"""`-help`: a page that fits a screen, and everything behind it, in the width of the terminal."""
+"""`-help`: a first page that fits a screen, and all options, wrapped to the terminal's width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command says when something ends it."""
+"""Messages and exit codes when a command is interrupted or fails."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""`simple_inference.py`: results and refusals."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

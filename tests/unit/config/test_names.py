@@ -1,4 +1,4 @@
-"""Names that become names of files: corpora, and what checkpoints begin with."""
+"""Names that become file names: corpora and checkpoint prefixes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of all options of all commands: each has bounds, and nothing beyond them is taken."""
+"""Every numeric option of every command has bounds, and values beyond them are refused."""
 
 from __future__ import annotations
 

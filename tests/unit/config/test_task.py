@@ -1,4 +1,4 @@
-"""What a new model is for: one decision for all commands, and none against what is written."""
+"""The task of a new model: one decision for all commands, consistent with what the configuration says."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def words() -> Callable[[int, int], str]:
 
 @pytest.fixture
 def make_pipeline(vocab: Vocab) -> MakePipeline:
-    """A training pipeline of a language model, unless told otherwise; words are split at spaces."""
+    """A training pipeline, by default of a language model; words are split at spaces."""
 
     def make(
         corpora: Mapping[str, CorpusConfig],

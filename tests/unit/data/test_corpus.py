@@ -1,4 +1,4 @@
-"""What the options of a corpus' sources do: patterns, scores, keys, rows, bad lines, limits, shuffling."""
+"""Options of a corpus: patterns, scores, keys, rows, bad lines, limits, shuffling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged token shards and line indexes: refused by name, or made anew; no silent difference, no traceback."""
+"""Damaged token shards and line indexes are refused or rebuilt: no silent difference, no traceback."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_merged_shards_of_either_version_are_checked(shards: Path, tmp_path: Pat
         (merged / name).write_bytes(whole)
 
 
-def test_judged_answers_are_not_packed(shards: Path, vocab: Vocab, tmp_path: Path, make_pipeline) -> None:
+def test_preference_data_are_not_packed(shards: Path, vocab: Vocab, tmp_path: Path, make_pipeline) -> None:
     with pytest.raises(ConfigError, match="objective must be sft"):
         pack.pack({}, data=DataConfig(objective="dpo"), options={}, model=ModelText("lm", vocab), folder=tmp_path)
     with pytest.raises(ConfigError, match="must be JSON objects"):

@@ -1,3 +1,5 @@
+"""Converting instruction data: layouts, roles and refusals."""
+
 from __future__ import annotations
 
 import io

@@ -1,4 +1,4 @@
-"""Curves of runs: what is read, where points lie, which checkpoint is best, and the picture."""
+"""Training curves: reading metrics, placing points, finding the best checkpoint, drawing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The running text of an answer, its stop strings, and the cutting of batches."""
+"""Streaming text of an answer, stop strings, and splitting into batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both engines promise: one set of options, one meaning."""
+"""Both engines give one meaning to each generation option."""
 
 from __future__ import annotations
 

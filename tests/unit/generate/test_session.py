@@ -1,4 +1,4 @@
-"""Conversations: what is dropped, what is refused, what is remembered."""
+"""Conversations: truncated history, refused messages, stored turns."""
 
 from __future__ import annotations
 

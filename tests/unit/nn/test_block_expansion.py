@@ -1,4 +1,4 @@
-"""Expanded blocks: exact at step 0, only they are trained, a pair computes the mean of its halves."""
+"""Expanded blocks: exact at step 0, alone in being trained; a pair computes the mean of its halves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose kernels compute: what is asked for, what there is, and that another package's take their place."""
+"""Choice of kernels: what is asked for, what is installed, and how another package's kernels are used."""
 
 from __future__ import annotations
 

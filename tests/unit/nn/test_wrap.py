@@ -1,4 +1,4 @@
-"""Substitution of named layers."""
+"""Replacing layers by name."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The codec: text to ids and back."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Features behind words and tokens: reading them, and spreading them over subwords."""
+"""Word features: reading them, and spreading them over subwords."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def with_single_spaces(text: str) -> str:
 
 
 class TestWords:
-    """Words lose nothing but the number of spaces between them."""
+    """Words lose only the number of spaces between them."""
 
     @QUICK
     @given(text=TEXTS)

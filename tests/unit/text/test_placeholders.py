@@ -1,3 +1,5 @@
+"""Placeholders for characters that a line cannot hold."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""Vocabularies: files, special tokens, refusals."""
+
 from __future__ import annotations
 
 import json

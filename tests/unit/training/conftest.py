@@ -75,7 +75,7 @@ def make_batch() -> Callable[[Sequence[Sequence[int]], Sequence[int]], Batch]:
 
 @dataclass
 class CopyTask:
-    """Runs on sentences that translate to themselves, by a tiny encoder-decoder unless told otherwise."""
+    """Runs on sentences that translate to themselves, by default with a tiny encoder-decoder."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""Runs that end with their data, packed runs, and runs whose number of processes changes."""
+"""Runs that end after a number of epochs, packed runs, and runs whose number of processes changes."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_a_run_ends_after_its_epochs_with_a_checkpoint(copy_task: Any, packing: 
     assert result.checkpoint is not None and result.checkpoint.name == f"toy_step_{len(done)}"
     assert all(0 <= row["data_wait"] <= 1 for row in done)
     assert done[-1]["loss"] < 0.97 * done[0]["loss"]
-    (judged,) = copy_task.validations()
-    assert judged["step"] == result.step
+    (validated,) = copy_task.validations()
+    assert validated["step"] == result.step
     again = copy_task.run(**{**given, "run": {**given["run"], "train_from": str(result.checkpoint)}}, batching=batching)
     assert (again.status, again.step) == ("finished", result.step)
 

@@ -1,4 +1,4 @@
-"""A model that can only learn its task from the features of the source words, from the files to the release."""
+"""A task that can only be learned from source word features, from the files to the release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An update does not depend on how its examples are laid out: the real loop, loss and gradients, to 1e-6 in float32.
+"""An update does not depend on the layout of its batch: real loop, loss and gradients, within 1e-6 in float32.
 
 torchrun runs this very file for the layout on two ranks.
 """

@@ -1,4 +1,4 @@
-"""The loop: batch-layout invariance, accumulation, frozen weights, failing sentences."""
+"""The training loop: batch-layout invariance, accumulation, frozen weights, error messages."""
 
 from __future__ import annotations
 
@@ -225,16 +225,16 @@ def test_a_loss_that_is_not_finite_at_once_is_not_blamed_on_the_learning_rate(
 
 
 def test_data_that_end_end_the_run_with_all_that_is_due(tiny_model: Transformer, make_batch: MakeBatch) -> None:
-    components, saved, judged = make_components(tiny_model, {"train_steps": 9, "accum_count": [2]}), [], []
+    components, saved, validated = make_components(tiny_model, {"train_steps": 9, "accum_count": [2]}), [], []
 
     def judge(step: int) -> ValidationResult:
-        judged.append(step)
+        validated.append(step)
         return ValidationResult(Totals(tokens=1))
 
     batches = [make_batch(*examples(1))] * 3
     progress = Progress()
     status = run_loop(components, batches, progress=progress, save=lambda at: saved.append(at.step), validate=judge)
-    assert (status, progress.step, saved, judged) == ("finished", 2, [2], [2])
+    assert (status, progress.step, saved, validated) == ("finished", 2, [2], [2])
     with pytest.raises(DataError, match="must give at least one example"):
         run_loop(make_components(tiny_model, {"train_steps": 4}), [])
 

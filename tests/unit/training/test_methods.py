@@ -1,4 +1,4 @@
-"""Methods of fine-tuning, from the options to a resumed run and a merged model."""
+"""Fine-tuning methods, from the options to a resumed run and a merged model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: checkpoints by name, which stay, which can be gone on from, who may write."""
+"""The run folder: naming, keeping and choosing checkpoints, and who may write."""
 
 from __future__ import annotations
 

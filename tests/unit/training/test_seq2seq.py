@@ -1,4 +1,4 @@
-"""Encoder-decoder models: adapters, 8-bit layers, freezing, dropout schedules, and what the log says of them."""
+"""Encoder-decoder models: adapters, 8-bit layers, freezing, dropout schedules, log messages."""
 
 from __future__ import annotations
 

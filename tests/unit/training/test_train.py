@@ -1,4 +1,4 @@
-"""Whole runs on toy data: learning, resuming to the bit, checkpoints, what is refused and how."""
+"""Whole runs on toy data: learning, exact resume, checkpoints, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small files that announce, or become, something large are refused at once, with one sentence."""
+"""Small files that declare or expand to something huge are refused at once, with one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every changed byte of a checkpoint is noticed."""
+"""The manifest notices every changed byte of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of PyTorch files that are not read."""
+"""PyTorch files that are refused, and the reasons given."""
 
 from __future__ import annotations
 

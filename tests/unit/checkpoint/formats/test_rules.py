@@ -1,3 +1,5 @@
+"""Weight-name rules: names and tensors both ways, and all faults reported together."""
+
 from __future__ import annotations
 
 import weakref

@@ -1,4 +1,4 @@
-"""No option of OpenNMT-py 3.5.1 is unknown: each is accepted, noted, or refused with its own sentence."""
+"""Every option of OpenNMT-py 3.5.1 is known: accepted, noted, or refused with a sentence of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From YAML and flags to a validated job."""
+"""From YAML and flags to a validated job configuration."""
 
 from __future__ import annotations
 

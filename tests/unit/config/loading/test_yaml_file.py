@@ -1,4 +1,4 @@
-"""Reading configuration files that are hostile, or no files at all: in bounded time and memory, with one sentence."""
+"""Hostile configuration files, and paths that are no files, are refused in bounded time and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids, labels, cutting and padding of batches."""
+"""Batches: ids, labels, truncation and padding."""
 
 from __future__ import annotations
 

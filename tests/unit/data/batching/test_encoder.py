@@ -1,4 +1,4 @@
-"""Tokens that come by number make the same batches as tokens that come as strings."""
+"""Tokens given as ids and tokens given as strings make the same batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts of corpora: exact sums, lengths, the report as table, JSON and page."""
+"""Corpus statistics: exact sums, lengths, and the report as table, JSON and HTML page."""
 
 from __future__ import annotations
 

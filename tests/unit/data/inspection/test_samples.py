@@ -1,4 +1,4 @@
-"""The sample dump: token lines as in OpenNMT-py, and a view for people."""
+"""Sample dumps: token lines as in OpenNMT-py, and a readable view."""
 
 from __future__ import annotations
 

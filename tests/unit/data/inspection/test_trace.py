@@ -1,4 +1,4 @@
-"""Samples followed through the transforms, and the page that shows them."""
+"""Examples traced through the transforms, and the HTML page that shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignments of corpora: reading them, following them through the tokeniser, refusing what does not fit."""
+"""Word alignments: reading, mapping to subwords, and refusal of alignments that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loss counts of conversations, and the audit that looks at it before a run begins."""
+"""The loss mask of conversations, and the audit that checks it before a run starts."""
 
 from __future__ import annotations
 

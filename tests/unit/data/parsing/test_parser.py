@@ -1,4 +1,4 @@
-"""Records become examples; what cannot is refused with file and line."""
+"""Records become examples; invalid ones are refused with file and line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judged answers: what their JSON may look like, pairs that stay together, rows of a batch."""
+"""Preference data: accepted JSON layouts, pairs that stay together, rows of a batch."""
 
 from __future__ import annotations
 

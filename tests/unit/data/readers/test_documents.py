@@ -1,4 +1,4 @@
-"""docify, truncate, chunk: lines joined, and long examples cut."""
+"""docify, truncate, chunk: lines are joined, and long examples are cut."""
 
 from __future__ import annotations
 

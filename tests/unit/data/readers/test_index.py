@@ -1,4 +1,4 @@
-"""Counts and indexes of corpora are made once, and never used for a file that has changed."""
+"""Line counts and indexes of corpora are built once, and never used for a file that has changed."""
 
 from __future__ import annotations
 

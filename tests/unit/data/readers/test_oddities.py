@@ -1,4 +1,4 @@
-"""Files that are nearly text: what is odd in them is refused, or counted and told; never taken without a word."""
+"""Files that are not quite text: oddities are refused, or counted and reported."""
 
 from __future__ import annotations
 

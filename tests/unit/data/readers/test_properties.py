@@ -1,4 +1,4 @@
-"""Readers of any bytes: what is found, going on from any position, finding by number, passing over."""
+"""Readers of arbitrary bytes: records found, resuming at any position, access by number, skipping."""
 
 from __future__ import annotations
 

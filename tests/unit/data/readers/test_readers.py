@@ -1,4 +1,4 @@
-"""Readers find records by bytes, keep positions, and refuse files that would misalign."""
+"""Readers split records by bytes, keep positions, and refuse files that would misalign."""
 
 from __future__ import annotations
 

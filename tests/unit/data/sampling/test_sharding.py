@@ -1,4 +1,4 @@
-"""No example twice or missing, whatever the number of workers and ranks, and however often it changes."""
+"""No example is repeated or missing, for any number of workers and ranks, and however often it changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed corpora: the batches of the text they were made of; never stale; other programs' shards."""
+"""Token shards give the batches of the text they were made from, are never stale, and other programs' shards open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transforms of the user's own, by `plugins:`; and options that a corpus has of its own."""
+"""Transforms of the user's own (`plugins:`), and per-corpus options."""
 
 from __future__ import annotations
 

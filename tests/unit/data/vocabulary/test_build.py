@@ -1,4 +1,4 @@
-"""`build_vocab` against the files that OpenNMT-py 3.5.1 wrote (tests/oracle/make_vocab_fixtures.py), and by itself."""
+"""`build_vocab` against the files of OpenNMT-py 3.5.1 (tests/oracle/make_vocab_fixtures.py), and on its own."""
 
 from __future__ import annotations
 

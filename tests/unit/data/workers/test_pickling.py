@@ -1,4 +1,4 @@
-"""What a trainer and its data workers accept from each other."""
+"""Objects that the trainer and its data workers accept from each other."""
 
 from __future__ import annotations
 

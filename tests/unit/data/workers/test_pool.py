@@ -1,4 +1,4 @@
-"""Worker processes: errors at their place, workers that die, messages, and no process that stays behind."""
+"""The worker pool: errors in order, workers that die, messages, and no process left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the CTranslate2 engine of encoder-decoder models promises: the same as every engine."""
+"""The CTranslate2 engine of encoder-decoder models keeps the promises of every engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activations that wait elsewhere: the same gradients. Here they go from a CPU to itself."""
+"""Offloaded activations give the same gradients. Here they go from the CPU to itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts that are computed again in the backward pass: the same gradients, less that is kept."""
+"""Activation checkpointing: the same gradients with less memory."""
 
 from __future__ import annotations
 

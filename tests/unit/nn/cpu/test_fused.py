@@ -1,4 +1,4 @@
-"""Element-wise functions with a backward pass of their own, against those of torch."""
+"""Fused element-wise functions against those of torch."""
 
 from __future__ import annotations
 

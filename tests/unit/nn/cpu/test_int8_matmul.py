@@ -1,4 +1,4 @@
-"""Products in int8 against those of the dequantised weight."""
+"""Matrix products in int8 against those of the dequantised weight."""
 
 from __future__ import annotations
 

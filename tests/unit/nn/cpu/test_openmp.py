@@ -1,4 +1,4 @@
-"""Threads spin on a quiet machine and sleep beside other processes; docs/benchmarks/neighbours.md has the figures."""
+"""OpenMP threads spin on a quiet machine and sleep beside other processes (docs/benchmarks/neighbours.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention in tiles against torch's kernel with the mask spelt out."""
+"""Tiled attention against torch's kernel with a materialised mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters: exact at step 0, only they are trained, merged equals unmerged."""
+"""LoRA: exact at step 0, alone in being trained, merged equal to unmerged."""
 
 from __future__ import annotations
 

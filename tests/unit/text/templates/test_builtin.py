@@ -1,3 +1,5 @@
+"""Built-in prompt templates."""
+
 from __future__ import annotations
 
 import pytest

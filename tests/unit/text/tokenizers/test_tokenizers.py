@@ -1,4 +1,4 @@
-"""What all tokenisers promise, and what each does on its own."""
+"""Promises of all tokenisers, and the behaviour of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of words: the same pieces as the library's for any text, and no cache where that cannot be proved."""
+"""The word cache gives the library's pieces for any text, and is off where that cannot be proved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`keep_checkpoint` and `train_from: auto` together: a run needs nothing of the checkpoint that it was resumed from."""
+"""`keep_checkpoint` with `train_from: auto`: a run does not need the checkpoint that it was resumed from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going on with a run: `train_from: auto`, damaged checkpoints, saving in the background, what is kept, going back."""
+"""Resuming a run: `train_from: auto`, damaged checkpoints, background saves, kept checkpoints, rollback."""
 
 from __future__ import annotations
 

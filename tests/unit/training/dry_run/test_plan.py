@@ -1,4 +1,4 @@
-"""Estimates of memory: a narrow copy keeps, in proportion, what the whole model keeps; switches are in the plan."""
+"""Memory estimates: a narrow copy needs memory in proportion to the model; the plan lists the switches."""
 
 from __future__ import annotations
 

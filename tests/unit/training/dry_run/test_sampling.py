@@ -1,4 +1,4 @@
-"""`-dry_run` looks at as many examples as there is time for, and says when that is less than a bucket."""
+"""`-dry_run` samples as many examples as time allows, and says when that is less than a bucket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Further terms of the loss: the language model as prior, guided alignment."""
+"""Further loss terms: language model prior and guided alignment."""
 
 from __future__ import annotations
 

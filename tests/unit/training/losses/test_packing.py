@@ -1,4 +1,4 @@
-"""Packed batches train as padded ones do: the same loss and the same gradients, whatever tells positions apart."""
+"""Packed and padded batches give the same loss and gradients, for every kind of positions."""
 
 from __future__ import annotations
 

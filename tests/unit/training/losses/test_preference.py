@@ -1,4 +1,4 @@
-"""DPO, ORPO and KTO: the losses are TRL's; runs learn, resume and tell their rewards."""
+"""DPO, ORPO and KTO: the losses equal TRL's; runs learn, resume and log their rewards."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ LORA = {"lora_layers": ["q_proj", "v_proj", "up_proj", "down_proj"], "lora_rank"
 
 
 @pytest.fixture
-def judged(copy_task: Any) -> Any:
-    """The copy task's folder with a base model, and answers that are good in half of the words."""
+def rated(copy_task: Any) -> Any:
+    """The copy task's folder with a base model, and answers whose chosen side uses half of the words."""
     rng = random.Random(3)
     words = [f"w{i}" for i in range(12)]
     for name, count in (("train", 200), ("valid", 20)):
@@ -190,62 +190,62 @@ def rows(task: Any, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("objective", ["dpo", "orpo", "kto"])
-def test_better_answers_win_with_the_base_as_reference(judged: Any, objective: str) -> None:
-    result = run(judged, "toy", objective, lora=LORA, validation={"early_stopping_criteria": ["reward_accuracy"]})
-    first, *_, last = [row for row in rows(judged, "toy") if row["split"] == "train"]
+def test_better_answers_win_with_the_base_as_reference(rated: Any, objective: str) -> None:
+    result = run(rated, "toy", objective, lora=LORA, validation={"early_stopping_criteria": ["reward_accuracy"]})
+    first, *_, last = [row for row in rows(rated, "toy") if row["split"] == "train"]
     assert last["reward_margin"] > first["reward_margin"] > 0 and last["reward_accuracy"] > 75
     assert last["loss"] < first["loss"]
-    (valid,) = [row for row in rows(judged, "toy") if row["split"] == "valid"]
+    (valid,) = [row for row in rows(rated, "toy") if row["split"] == "valid"]
     assert valid["reward_accuracy"] >= 70
     if objective == "kto":
         assert valid["divergence"] >= 0
-    run(judged, "half", objective, lora=LORA, more={"train_steps": 20})
-    begin = {"train_from": str(judged.folder / "half_step_20"), "reset_optim": "none"}
-    run(judged, "half", objective, lora=LORA, more=begin)
-    whole, resumed = judged.tensors("toy_step_40"), judged.tensors("half_step_40")
+    run(rated, "half", objective, lora=LORA, more={"train_steps": 20})
+    begin = {"train_from": str(rated.folder / "half_step_20"), "reset_optim": "none"}
+    run(rated, "half", objective, lora=LORA, more=begin)
+    whole, resumed = rated.tensors("toy_step_40"), rated.tensors("half_step_40")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     assert load_model(result.checkpoint) is not None
 
 
 @pytest.mark.parametrize("added", [{"lora": {**LORA, "lora_init": "pissa"}}, {"expansion": {"expand_every": 1}}])
-def test_what_is_new_has_the_loss_of_no_preference_at_all(judged: Any, added: dict[str, Any]) -> None:
-    run(judged, "one", "dpo", **added, more={"train_steps": 1})
-    (train, *_) = rows(judged, "one")
+def test_what_is_new_has_the_loss_of_no_preference_at_all(rated: Any, added: dict[str, Any]) -> None:
+    run(rated, "one", "dpo", **added, more={"train_steps": 1})
+    (train, *_) = rows(rated, "one")
     assert train["loss"] == pytest.approx(np.log(2), abs=1e-4) and abs(train["reward_margin"]) < 1e-4
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
-def test_recomputed_parts_have_the_same_reference(judged: Any, objective: str) -> None:
+def test_recomputed_parts_have_the_same_reference(rated: Any, objective: str) -> None:
     few = {"train_steps": 4, "save_checkpoint_steps": 4}
-    run(judged, "kept", objective, lora=LORA, more=few)
-    run(judged, "again", objective, lora=LORA, more={**few, "use_ckpting": ["mha", "ffn", "lora"]})
-    kept, again = judged.tensors("kept_step_4"), judged.tensors("again_step_4")
+    run(rated, "kept", objective, lora=LORA, more=few)
+    run(rated, "again", objective, lora=LORA, more={**few, "use_ckpting": ["mha", "ffn", "lora"]})
+    kept, again = rated.tensors("kept_step_4"), rated.tensors("again_step_4")
     assert all(torch.equal(tensor, again[name]) for name, tensor in kept.items())
 
 
-def test_whole_models_need_a_reference_and_keep_to_it(judged: Any) -> None:
+def test_whole_models_need_a_reference_and_keep_to_it(rated: Any) -> None:
     for sections in ({}, {"expansion": {"expand_every": 1, "expand_type": "stack"}}):
         with pytest.raises(ConfigError, match=r"objective: dpo must have a reference model if the whole"):
-            run(judged, "toy", "dpo", **sections)
-    reference = {"preference": {"reference_model": str(judged.folder / "base_step_1")}}
-    run(judged, "whole", "dpo", **reference)
-    run(judged, "half", "dpo", more={"train_steps": 20}, **reference)
-    begin = {"train_from": str(judged.folder / "half_step_20"), "reset_optim": "none"}
-    run(judged, "half", "dpo", more=begin, **reference)
-    whole, resumed = judged.tensors("whole_step_40"), judged.tensors("half_step_40")
+            run(rated, "toy", "dpo", **sections)
+    reference = {"preference": {"reference_model": str(rated.folder / "base_step_1")}}
+    run(rated, "whole", "dpo", **reference)
+    run(rated, "half", "dpo", more={"train_steps": 20}, **reference)
+    begin = {"train_from": str(rated.folder / "half_step_20"), "reset_optim": "none"}
+    run(rated, "half", "dpo", more=begin, **reference)
+    whole, resumed = rated.tensors("whole_step_40"), rated.tensors("half_step_40")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
-    assert [row for row in rows(judged, "whole") if row["split"] == "train"][-1]["reward_accuracy"] > 80
-    own = str(judged.folder / "half_step_40")
+    assert [row for row in rows(rated, "whole") if row["split"] == "train"][-1]["reward_accuracy"] > 80
+    own = str(rated.folder / "half_step_40")
     more = {**begin, "train_from": own, "train_steps": 44, "save_checkpoint_steps": 1, "keep_checkpoint": 1}
-    run(judged, "half", "dpo", more=more, preference={"reference_model": own})
-    assert [path.name for path in sorted(judged.folder.glob("half_step_*"))] == ["half_step_40", "half_step_44"]
+    run(rated, "half", "dpo", more=more, preference={"reference_model": own})
+    assert [path.name for path in sorted(rated.folder.glob("half_step_*"))] == ["half_step_40", "half_step_44"]
     with pytest.raises(ConfigError, match="reference_model must have the vocabulary"):
         shape = {**LM, "hidden_size": 16}
-        other = {"save_model": str(judged.folder / "other"), "train_steps": 1}
-        (judged.folder / "big.txt").write_text("".join(f"x{i}\n" for i in range(40)))
-        vocabulary = {"src_vocab": str(judged.folder / "big.txt"), "share_vocab": True}
-        judged.run("other", architecture=shape, vocabulary=vocabulary, run=other)
-        run(judged, "toy", "dpo", preference={"reference_model": str(judged.folder / "other_step_1")})
+        other = {"save_model": str(rated.folder / "other"), "train_steps": 1}
+        (rated.folder / "big.txt").write_text("".join(f"x{i}\n" for i in range(40)))
+        vocabulary = {"src_vocab": str(rated.folder / "big.txt"), "share_vocab": True}
+        rated.run("other", architecture=shape, vocabulary=vocabulary, run=other)
+        run(rated, "toy", "dpo", preference={"reference_model": str(rated.folder / "other_step_1")})
 
 
 def test_other_terms_of_the_loss_are_refused() -> None:

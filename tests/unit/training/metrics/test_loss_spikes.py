@@ -41,7 +41,7 @@ def test_a_spike_is_logged_or_rolled_back(
     assert "goes back to its last checkpoint" in caplog.messages[-1]
 
 
-def test_nothing_is_judged_before_there_is_something_to_compare_with() -> None:
+def test_no_loss_is_a_spike_before_there_is_something_to_compare_with() -> None:
     progress_after([1.0] * 49 + [50.0], SpikeDetector("rollback", window=100))
 
 

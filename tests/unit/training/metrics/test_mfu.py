@@ -1,4 +1,4 @@
-"""Operations of a batch against torch's own counter, and what a run reports of the machine."""
+"""FLOPs of a batch against torch's own counter, and the reported utilisation."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_run_reports_them(copy_task: Any, caplog: pytest.LogCaptureFixture, mo
     assert "aten.mm" in (folder / "rank0_flops.txt").read_text()
 
 
-def test_corpora_are_judged_one_by_one(copy_task: Any) -> None:
+def test_corpora_are_validated_one_by_one(copy_task: Any) -> None:
     corpora = copy_task.corpora
     more = {"valid_first": corpora["valid"], "valid_second": corpora["train"]}
     copy_task.run(

@@ -1,4 +1,4 @@
-"""The likelihood of each corpus of a mixture: its sums are those of passes over it alone, and every sink is told."""
+"""Likelihood per corpus of a mixture: equal to that of passes over each corpus alone, and logged to every sink."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_sums_are_those_of_separate_passes(packing: str, seq2seq: bool, gradient
     assert found.by_corpus_K2.sum(0).tolist() == pytest.approx([float(found.nll), found.tokens], rel=1e-6)
 
 
-def test_documents_that_see_each_other_are_told_apart_too() -> None:
+def test_documents_that_see_each_other_have_their_own_figures_too() -> None:
     model = build()
     rows = rows_of("wrap", examples(30))
     batch = batch_of(rows, isolate=False)
@@ -94,17 +94,17 @@ def test_documents_that_see_each_other_are_told_apart_too() -> None:
 @pytest.mark.parametrize("kind", ["orpo", "kto"])
 def test_of_preferences_it_is_the_likelihood_of_the_good_answers(kind: Any) -> None:
     model, reference, draw = build(), build(), random.Random(1)
-    judged = examples(12)
-    for each, other in zip(judged, reversed(examples(12)), strict=True):
+    rated = examples(12)
+    for each, other in zip(rated, reversed(examples(12)), strict=True):
         each.good = kind == "orpo" or draw.random() < 0.6
         each.rival = other if kind == "orpo" else None
         other.corpus = each.corpus
     preference = PreferenceLoss(kind, PreferenceConfig(), reference)
-    batch = Batch.of(collate(judged, pad_id=0, src_pad_id=1))
+    batch = Batch.of(collate(rated, pad_id=0, src_pad_id=1))
     found = batch_loss(model, batch, objective=Objective(preference=preference), corpora=CORPORA)
     assert found.by_corpus_K2 is not None
     for number, (nll, tokens) in enumerate(found.by_corpus_K2.tolist()):
-        own = [[whole(each)] for each in judged if each.corpus == number and each.good]
+        own = [[whole(each)] for each in rated if each.corpus == number and each.good]
         alone = sequence_log_probs(model, batch_of(own, isolate=False)) if own else None
         assert tokens == (alone.count_B.sum() if alone else 0)
         assert nll == pytest.approx(-float(alone.total_B.detach().sum()) if alone else 0.0, rel=1e-6)

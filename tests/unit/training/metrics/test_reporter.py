@@ -98,7 +98,7 @@ def test_rows_after_the_resumed_step_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "run" / "m.jsonl"
     feed(report(path, progress="none"), range(1, 5))
     with open(path, "a") as file:
-        file.write('{"step": 5, "split')  # cut short by a crash
+        file.write('{"step": 5, "split')  # truncated by a crash
     feed(report(path, start=2, progress="none"), range(3, 5))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]

@@ -1,4 +1,4 @@
-"""W&B and MLflow: what they are told, how a run that goes on finds its own, and what a missing package says."""
+"""W&B and MLflow: what is logged, how a resumed run finds its record, and the error for a missing package."""
 
 from __future__ import annotations
 

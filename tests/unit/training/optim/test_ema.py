@@ -1,4 +1,4 @@
-"""The running average of the weights: its recurrence, its files, an exact resume."""
+"""The moving average of the weights: its recurrence, its files, exact resume."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_average_is_what_is_validated(copy_task: Any) -> None:
         "save_model": str(copy_task.folder / "a"),
     }
     copy_task.run("a", optimizer={"average_decay": 0.01, "learning_rate": 0.05}, run=settings)
-    judged = {
+    perplexity = {
         name: copy_task.run(
             name,
             optimizer={"learning_rate": 1e-12},
@@ -91,8 +91,8 @@ def test_the_average_is_what_is_validated(copy_task: Any) -> None:
         ).best_ppl
         for name, saved in (("raw", "a_step_4"), ("ema", "a_step_4_ema"))
     }
-    assert copy_task.validations("a")[-1]["ppl"] == pytest.approx(judged["ema"], rel=1e-5)
-    assert judged["raw"] != pytest.approx(judged["ema"], rel=1e-3)
+    assert copy_task.validations("a")[-1]["ppl"] == pytest.approx(perplexity["ema"], rel=1e-5)
+    assert perplexity["raw"] != pytest.approx(perplexity["ema"], rel=1e-3)
 
 
 def test_averages_go_with_their_checkpoints(copy_task: Any, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:

@@ -1,4 +1,4 @@
-"""Updates inside the backward pass: those of an update after it, to the bit, with fewer gradients at a time."""
+"""Updates inside the backward pass equal updates after it exactly, and hold fewer gradients at a time."""
 
 from __future__ import annotations
 

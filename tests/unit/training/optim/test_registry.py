@@ -1,4 +1,4 @@
-"""Optimisers by name, their parameter groups, clipping."""
+"""Optimisers by name, parameter groups, gradient clipping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks and devices; two gloo processes give the update of one."""
+"""Ranks and devices; two gloo processes compute the update of one."""
 
 from __future__ import annotations
 

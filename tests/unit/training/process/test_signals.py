@@ -1,4 +1,4 @@
-"""What is asked of a run from outside, and the thread that saves."""
+"""Signals to save or stop, and the thread that saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onmt_llm_data` takes the YAML of a run as training takes it, whatever that begins with."""
+"""`onmt_llm_data` reads the YAML of a run exactly as training does, whatever the run starts from."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_yaml_of_a_resumed_run_is_read_as_training_reads_it(base: Path) -> N
         if turn == 0:
             assert data.main(["pack", "-config", "run.yaml"]) == 0
             assert train.main(["-config", "run.yaml"]) == 0
-            # from here on the run goes on from its own checkpoint
+            # from here on the run resumes from its own checkpoint
             (base / "base_step_1/vocab.txt").unlink()
     assert train.main(["-config", "run.yaml", "-n_sample", "3"]) == 0
 

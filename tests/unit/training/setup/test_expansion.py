@@ -1,4 +1,4 @@
-"""Expanded blocks, from the options to a resumed run."""
+"""Block expansion, from the options to a resumed run."""
 
 from __future__ import annotations
 

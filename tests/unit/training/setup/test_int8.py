@@ -1,4 +1,4 @@
-"""Which runs multiply in int8."""
+"""Runs that multiply in int8, and those that do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vocabulary of a new model, another one for a trained model, and embeddings from elsewhere."""
+"""Vocabulary of a new model, a new vocabulary for a trained model, and pretrained embeddings."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ STILL = {"learning_rate": 1e-12}
     ],
 )
 def test_a_new_models_vocabulary_is_that_of_opennmt(tmp_path: Path, case: str, options: dict[str, Any]) -> None:
-    (tmp_path / "train.src").write_text("the house\n")
+    (tmp_path / "train.src").write_text("the roof\n")
     files = {f"{side}_vocab": str(ORACLE / f"words.{side}.vocab") for side in ("src", "tgt")}
     vocabulary = {"share_vocab": False, "vocab_size_multiple": 8, **files, **options}
     start = open_start(job(tmp_path, vocabulary=vocabulary), {})

@@ -1,4 +1,4 @@
-"""Early stopping: what counts as better, and that a resumed run has not forgotten."""
+"""Early stopping: what counts as an improvement, and what a resumed run remembers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_resumed_run_remembers_its_patience(copy_task: Any) -> None:
     assert (part.status, part.step) == ("stopped early", 4)
 
 
-def test_what_cannot_be_judged_is_refused(copy_task: Any) -> None:
+def test_unusable_criteria_are_refused(copy_task: Any) -> None:
     with pytest.raises(ValidationError, match="or among valid_metrics, but is BLEU"):
         ValidationConfig(early_stopping_criteria=["bleu"])
     data = {"data": {"train": copy_task.corpora["train"]}}

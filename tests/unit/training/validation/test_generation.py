@@ -1,4 +1,4 @@
-"""Validation by generated translations: figures, files, tasks."""
+"""Validation by generated translations: metrics, files, tasks."""
 
 from __future__ import annotations
 

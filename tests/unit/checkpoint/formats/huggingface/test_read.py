@@ -1,3 +1,5 @@
+"""Reading Hugging Face folders: shards, and what is refused."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""No chat template takes more than 2 s or 300 MiB, or says more than a sentence."""
+"""No chat template takes more than 2 s or 300 MiB, and each refusal is one sentence."""
 
 from __future__ import annotations
 

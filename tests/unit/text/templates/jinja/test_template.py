@@ -1,3 +1,5 @@
+"""Chat templates in Jinja: rendering, and refusals."""
+
 from __future__ import annotations
 
 import io
