@@ -24,7 +24,7 @@ class ServerConfig(Section):
     """The chat page."""
 
     max_context_length: Annotated[int, Field(ge=2, le=10**7)] = 4096
-    """Maximum length of prompt plus answer in tokens; beyond it, the oldest turns are dropped."""
+    """Maximum length of prompt plus answer in tokens; beyond it, the oldest rounds of the conversation are dropped."""
     server_port: Annotated[int, Field(ge=1, le=65535)] = 6006
     """Port of the page."""
     server_name: str = "127.0.0.1"

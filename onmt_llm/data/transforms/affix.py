@@ -10,21 +10,21 @@ from onmt_llm.text.placeholders import from_line
 
 
 class PrefixConfig(Section):
-    """Options of `prefix`."""
+    """Options of `prefix`: text before each example."""
 
     src_prefix: str = ""
-    """Text put before each source."""
+    """Text to prepend to each source."""
     tgt_prefix: str = ""
-    """Text put before each target, and taken off the front of what the model answers."""
+    """Text to prepend to each target; removed from the start of generated answers."""
 
 
 class SuffixConfig(Section):
-    """Options of `suffix`."""
+    """Options of `suffix`: text after each example."""
 
     src_suffix: str = ""
-    """Text put after each source."""
+    """Text to append to each source."""
     tgt_suffix: str = ""
-    """Text put after each target, and taken off the end of what the model answers."""
+    """Text to append to each target; removed from the end of generated answers."""
 
 
 class _Affix(Transform):

@@ -19,13 +19,13 @@ from onmt_llm.text.tokenizers.base import Tokenizer
 
 
 class ChunkConfig(Section):
-    """Options of `chunk`."""
+    """Options of `chunk`: split long examples."""
 
     chunk_length: Annotated[int, Field(ge=4, le=10**7)] = 2048
-    """Longest example, in tokens with BOS and EOS; a longer one becomes several."""
+    """Maximum length of an example in tokens, including BOS and EOS; longer examples are split."""
     chunk_overlap: LengthOrZero = 0
-    """Rounds (of a text without any: lines) that an example repeats from the end of the one before it, where they fit.
-    They are context: the loss counts them where they came first."""
+    """Rounds of prompt and answer (in plain text: lines) of the preceding example to repeat at the start of the next
+    one, if they fit. They are context: the loss counts each only once."""
 
 
 @TRANSFORMS.register("chunk")

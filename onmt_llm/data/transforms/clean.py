@@ -28,26 +28,27 @@ _TIMES = 3  # a phrase that stands this often in a row is one too many
 
 
 class CleanConfig(Section):
-    """Options of `clean`. Every rule looks at source and target."""
+    """Options of `clean`: rules that drop noisy examples. Each rule checks both source and target."""
 
     src_eq_tgt: bool = True
-    """Drop examples whose target is their source."""
+    """Drop examples whose source and target are equal."""
     same_char: bool = True
-    """Drop examples with a character (no digit) four times in a row."""
+    """Drop examples with a character (other than a digit) four times in a row."""
     same_word: bool = True
-    """Drop examples with a word, or a phrase, three times in a row."""
+    """Drop examples with a word or phrase three times in a row."""
     scripts_ok: list[str] = Field(default_factory=lambda: ["Latin", "Common"])
-    """Unicode scripts that all characters must be of; combining marks are of any. Empty = all scripts."""
+    """Unicode scripts that are allowed; combining marks always are. Empty = all."""
     scripts_nok: list[str] = Field(default_factory=list)
-    """Unicode scripts that no character may be of."""
+    """Unicode scripts that are not allowed."""
     src_tgt_ratio: Annotated[float, Field(ge=1, le=1e9)] = 2
-    """Drop examples with a side of more than so many times the words of the other (both counted with one more)."""
+    """Drop examples in which one side has more than this many times the words of the other (1 is added to both
+    counts)."""
     avg_tok_min: PositiveOrZero = 3
-    """Drop examples with fewer characters to a word, spaces included."""
+    """Drop examples with fewer characters per word, including spaces."""
     avg_tok_max: PositiveOrZero = 20
-    """Drop examples with more characters to a word, spaces included."""
+    """Drop examples with more characters per word, including spaces."""
     langid: list[str] = Field(default_factory=list)
-    """Languages, by code (`en`), of which both sides must be; empty = any. Give each corpus its own two."""
+    """Allowed languages of both sides, by code (`en`); empty = any. Set the two languages for each corpus."""
 
 
 Rule = Callable[[str], bool]

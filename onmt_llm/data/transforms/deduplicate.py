@@ -31,18 +31,18 @@ Keys = tuple[int, ...]
 
 
 class DeduplicateConfig(Section):
-    """Options of `deduplicate`."""
+    """Options of `deduplicate`: drop repeated examples."""
 
     dedup_method: Literal["exact", "near"] = "exact"
-    """`exact`: the same text. `near`: most n-grams of words are the same."""
+    """`exact`: equal text. `near`: most word n-grams are equal."""
     dedup_on: Literal["both", "src", "tgt"] = "both"
-    """The side that must be the same; `both` = source and target together."""
+    """Side to compare; `both` = source and target together."""
     dedup_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """`near`: share of n-grams that two copies have in common (Jaccard similarity)."""
+    """`near`: minimum share of common n-grams (Jaccard similarity) for a duplicate."""
     dedup_ngram: Length = 3
-    """`near`: words of an n-gram."""
+    """`near`: words per n-gram."""
     dedup_permutations: Annotated[int, Field(ge=16, le=65536)] = 128
-    """`near`: size of a MinHash; more is slower and more exact."""
+    """`near`: number of MinHash permutations; more is slower and more accurate."""
 
 
 @TRANSFORMS.register("deduplicate")

@@ -23,13 +23,13 @@ NEWLINE = "\n"
 
 
 class DocifyConfig(Section):
-    """Options of `docify`."""
+    """Options of `docify`: join consecutive lines into documents."""
 
     doc_length: Length = 200
-    """Most tokens of a document, on its longer side; a longer line is a document of its own. Words, where `docify` is
-    listed before the tokeniser."""
+    """Maximum length of a document on its longer side, in tokens (in words if `docify` precedes the tokeniser); a
+    longer line is a document of its own."""
     max_context: LengthOrZero = 1
-    """Most lines that are joined to the first one; 0 = lines stay alone."""
+    """Maximum number of lines to append to the first one; 0 = do not join lines."""
 
 
 @dataclass

@@ -13,10 +13,10 @@ from onmt_llm.text.features import spread
 
 
 class InferFeatsConfig(Section):
-    """Options of `inferfeats`."""
+    """Options of `inferfeats`: features of source words."""
 
     reversible_tokenization: Literal["joiner", "spacer"] = "joiner"
-    """Accepted for OpenNMT-py's sake: the tokens show whether spaces or joints are marked."""
+    """Accepted for OpenNMT-py without effect: the tokens show whether spaces or joints are marked."""
 
 
 @TRANSFORMS.register("inferfeats")

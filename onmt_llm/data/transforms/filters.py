@@ -14,12 +14,13 @@ TGT_SPECIALS = 2  # BOS and EOS count towards tgt_seq_length, as in OpenNMT-py
 
 
 class FilterTooLongConfig(Section):
-    """Options of `filtertoolong`."""
+    """Options of `filtertoolong`: drop long examples."""
 
     src_seq_length: Count = 192
-    """Longest source, in tokens; of a language model, longest example with BOS and EOS (prompt and answer together)."""
+    """Maximum length of the source in tokens; for a language model, of the whole example (prompt and answer) with BOS
+    and EOS."""
     tgt_seq_length: Count = 192
-    """Longest target, in tokens with BOS and EOS."""
+    """Maximum length of the target in tokens, including BOS and EOS."""
 
 
 @TRANSFORMS.register("filtertoolong")
@@ -64,12 +65,12 @@ class FilterTooLong(Transform):
 
 
 class FilterTooShortConfig(Section):
-    """Options of `filtertooshort`."""
+    """Options of `filtertooshort`: drop short examples."""
 
     src_seq_length_min: CountOrZero = 1
-    """Shortest source, in tokens; of a language model, shortest example (prompt and answer together)."""
+    """Minimum length of the source in tokens; for a language model, of the whole example (prompt and answer)."""
     tgt_seq_length_min: CountOrZero = 1
-    """Shortest target, in tokens. Tokens at the start and end of sequences do not count."""
+    """Minimum length of the target in tokens, not counting BOS and EOS."""
 
 
 @TRANSFORMS.register("filtertooshort")

@@ -21,12 +21,12 @@ from onmt_llm.errors import ConfigError
 
 
 class FimConfig(Section):
-    """Options of `fim`."""
+    """Options of `fim`: fill-in-the-middle training."""
 
     fim_rate: Fraction = 0.5
-    """Share of the documents whose middle is put last, in training; the others stay as they are."""
+    """Training: fraction of documents whose middle is moved to the end; the others are not changed."""
     fim_spm_rate: Fraction = 0.5
-    """Share of those that begin with their suffix (SPM) and not with their prefix (PSM)."""
+    """Fraction of those that start with the suffix (SPM) instead of the prefix (PSM)."""
     fim_prefix_token: str = "<fim_prefix>"
     """Token before the prefix; `<|fim_prefix|>` for Qwen, `<PRE>` for Code Llama."""
     fim_middle_token: str = "<fim_middle>"

@@ -25,22 +25,22 @@ _CELLS = 1 << 24  # scores that are in memory together
 
 
 class FuzzyMatchConfig(Section):
-    """Options of `fuzzymatch`; it needs the package rapidfuzz."""
+    """Options of `fuzzymatch`: add a similar translation from a translation memory. Needs the package rapidfuzz."""
 
     tm_path: str | None = None
     """Translation memory: lines `source<TAB>target`."""
     fuzzy_corpus_ratio: Fraction = 0.1
-    """Share of the examples that get a match, in training; elsewhere all do that have one."""
+    """Training: fraction of examples that get a match; outside training, all that have one do."""
     fuzzy_threshold: Annotated[float, Field(ge=0, le=100)] = 70
-    """Least similarity, in percent, of a source and its match; equal sentences are no matches."""
+    """Minimum similarity of a source and its match, in percent; equal sentences do not match."""
     tm_delimiter: str = Field("\t", min_length=1)
-    """What stands between the columns of `tm_path`."""
+    """Column delimiter of `tm_path`."""
     fuzzy_token: str = Field("｟fuzzy｠", min_length=1)
     """Token between a source and its match."""
     fuzzymatch_min_length: LengthOrZero = 4
-    """Shortest sentence that is matched, and shortest one of the memory, in characters."""
+    """Minimum length of sentences to match, and of those in the memory, in characters."""
     fuzzymatch_max_length: Count = 70
-    """Longest sentence that is matched, and longest one of the memory, in characters."""
+    """Maximum length of sentences to match, and of those in the memory, in characters."""
 
 
 @TRANSFORMS.register("fuzzymatch")

@@ -21,22 +21,22 @@ _PAIRED = 0.75  # OpenNMT-py's share of tags in pairs, which are the more freque
 
 
 class InlineTagsConfig(Section):
-    """Options of `inlinetags`."""
+    """Options of `inlinetags`: add inline tags to source and target."""
 
     tags_dictionary_path: str | None = None
     """Dictionary of phrases that may be tagged: lines `source<TAB>target`."""
     tags_corpus_ratio: Fraction = 0.1
-    """Share of the examples that get tags."""
+    """Fraction of examples that get tags."""
     max_tags: Length = 12
-    """Most tags, or pairs of them, in an example."""
+    """Maximum number of tags, or pairs of tags, per example."""
     paired_stag: str = "｟ph_#_beg｠"
-    """Opening tag of a pair; `#` stands for its number."""
+    """Opening tag of a pair; `#` is replaced with its number."""
     paired_etag: str = "｟ph_#_end｠"
     """Closing tag of a pair."""
     isolated_tag: str = "｟ph_#_std｠"
-    """Tag without a partner."""
+    """Tag that is not part of a pair."""
     src_delimiter: str = Field("｟fuzzy｠", min_length=1)
-    """What stands between a source and its fuzzy match, which gets no tags."""
+    """Delimiter between a source and its fuzzy match, which gets no tags."""
 
     @field_validator("paired_stag", "paired_etag", "isolated_tag")
     @classmethod

@@ -22,14 +22,14 @@ from onmt_llm.text.placeholders import from_line
 
 
 class MaskConfig(Section):
-    """Options of `insert_mask_before_placeholder`."""
+    """Options of `insert_mask_before_placeholder`: find the answers in plain text, for the loss mask."""
 
     response_patterns: list[str] = Field(
         default_factory=lambda: ["Response : ｟newline｠", "### Response:｟newline｠"], min_length=1
     )
-    """Texts after which an answer begins: OpenNMT-py's, and that of the Alpaca and Vicuna layout."""
+    """Texts that precede an answer; the defaults are OpenNMT-py's and that of the Alpaca and Vicuna layout."""
     instruction_patterns: list[str] = Field(default_factory=lambda: ["### Instruction:"])
-    """Texts at which an answer ends, because the next round begins."""
+    """Texts that end an answer, because the next turn starts."""
 
 
 @TRANSFORMS.register("insert_mask_before_placeholder")

@@ -27,32 +27,32 @@ IsFixed = Callable[[str], bool]
 
 
 class NoiseConfig(Section):
-    """Options of `switchout`, `tokendrop`, `tokenmask` and `bart`."""
+    """Options of `switchout`, `tokendrop`, `tokenmask` and `bart`: noise on the source."""
 
     switchout_temperature: PositiveOrZero = 1.0
-    """`switchout`: a smaller value replaces more tokens; 0 = any number of them is as likely."""
+    """`switchout`: smaller values replace more tokens; 0 = all numbers of replacements are equally likely."""
     tokendrop_temperature: PositiveOrZero = 1.0
-    """`tokendrop`: a smaller value drops more tokens."""
+    """`tokendrop`: smaller values drop more tokens."""
     tokenmask_temperature: PositiveOrZero = 1.0
-    """`tokenmask`: a smaller value masks more tokens."""
+    """`tokenmask`: smaller values mask more tokens."""
     mask_token: str = "<mask>"
-    """`tokenmask` and `bart`: the token that stands for what was masked."""
+    """`tokenmask`, `bart`: the mask token."""
     permute_sent_ratio: Fraction = 0.0
-    """`bart`: share of the sentences (up to . ? !) of a source that change places."""
+    """`bart`: fraction of the sentences (ending in . ? !) of a source to permute."""
     rotate_ratio: Fraction = 0.0
-    """`bart`: share of the sources that begin at a random token, the part before it coming last."""
+    """`bart`: fraction of sources to rotate: they start at a random token, and the part before it comes last."""
     insert_ratio: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """`bart`: tokens put in at random places, as a share of those of the source."""
+    """`bart`: number of tokens to insert at random positions, as a fraction of the tokens of the source."""
     random_ratio: Fraction = 0.0
-    """`bart`: share of the masks, and of the inserted tokens, that are random tokens instead of the mask token."""
+    """`bart`: fraction of the masks and inserted tokens that are random tokens instead of the mask token."""
     mask_ratio: Fraction = 0.0
-    """`bart`: share of the words (tokens, with `mask_length: subword`) of a source that are masked."""
+    """`bart`: fraction of the words of a source to mask (of the tokens, with `mask_length: subword`)."""
     mask_length: Literal["subword", "word", "span-poisson"] = "subword"
-    """`bart`: what is masked together: a token, a word, or a span of words whose length is drawn."""
+    """`bart`: unit of masking: a token, a word, or a span of words of random length."""
     poisson_lambda: Annotated[float, Field(ge=0.1, le=1000)] = 3.0
     """`bart`: mean length of a span; spans of length 0 insert a mask."""
     replace_length: Literal[-1, 0, 1] = -1
-    """`bart`: masks that stand for what was masked together: 1, 0 (it is left out), or -1 = one for each token."""
+    """`bart`: masks per masked unit: 1, 0 (delete it), or -1 = one per token."""
 
 
 class _Noise(Transform):

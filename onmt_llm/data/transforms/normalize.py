@@ -13,22 +13,22 @@ from onmt_llm.optional import require
 
 
 class NormalizeConfig(Section):
-    """Options of `normalize`."""
+    """Options of `normalize`: Moses punctuation normalisation."""
 
     src_lang: str = ""
-    """Language of the source, by code (`en`): some rules are of one language; empty = those of none."""
+    """Language of the source, by code (`en`), for language-specific rules; empty = none."""
     tgt_lang: str = ""
     """Language of the target."""
     penn: bool = True
-    """Write the quotes of the Penn treebank (` and '') as ordinary ones."""
+    """Replace the quotes of the Penn Treebank (` and '') with ordinary ones."""
     norm_quote_commas: bool = True
-    """Quotes and commas in the order of the language."""
+    """Put quotes and commas in the order of the language."""
     norm_numbers: bool = True
-    """Separators of numbers as the language has them."""
+    """Use the number separators of the language."""
     pre_replace_unicode_punct: bool = False
-    """First replace full-width and other punctuation of Unicode by that of ASCII."""
+    """First replace full-width and other Unicode punctuation with ASCII."""
     post_remove_control_chars: bool = False
-    """Finally take out control characters."""
+    """Finally remove control characters."""
 
 
 @TRANSFORMS.register("normalize")

@@ -25,38 +25,40 @@ PASS_THROUGH = {"mode": "none"}
 
 
 class SubwordConfig(Section):
-    """Options of the tokenising transforms, in OpenNMT-py's names."""
+    """Options of the tokenising transforms, with OpenNMT-py's names."""
 
     src_subword_model: str = ""
-    """Tokeniser model of the source side (of both, for a language model); empty = the checkpoint's own."""
+    """Tokeniser model of the source side (of both sides, for a language model); empty = the checkpoint's."""
     tgt_subword_model: str = ""
-    """Tokeniser model of the target side; empty = that of the source, with all its options, or the checkpoint's own."""
+    """Tokeniser model of the target side; empty = that of the source, with all its options, or the checkpoint's."""
     src_subword_type: Literal["none", "sentencepiece", "bpe"] = "none"
-    """`onmt_tokenize`: kind of `src_subword_model`."""
+    """`onmt_tokenize`: type of `src_subword_model`."""
     tgt_subword_type: Literal["none", "sentencepiece", "bpe"] = "none"
-    """`onmt_tokenize`: kind of `tgt_subword_model`."""
+    """`onmt_tokenize`: type of `tgt_subword_model`."""
     src_onmttok_kwargs: str | dict[str, Any] = Field(default_factory=lambda: dict(PASS_THROUGH))
-    """`onmt_tokenize`: arguments of pyonmttok's Tokenizer for the source, as a mapping or as the text of one."""
+    """`onmt_tokenize`: arguments of pyonmttok's Tokenizer for the source, as a mapping or as text."""
     tgt_onmttok_kwargs: str | dict[str, Any] = Field(default_factory=lambda: dict(PASS_THROUGH))
     """`onmt_tokenize`: arguments of pyonmttok's Tokenizer for the target."""
     gpt2_pretok: bool = False
-    """`onmt_tokenize`: write bytes as GPT-2 does (`Ġ` for a space) before BPE."""
+    """`onmt_tokenize`: map bytes to characters as GPT-2 does (`Ġ` for a space) before BPE."""
     src_subword_vocab: str = ""
-    """Accepted for OpenNMT-py's sake: the vocabulary that `src_vocab_threshold` refers to."""
+    """Accepted for OpenNMT-py without effect: the vocabulary of `src_vocab_threshold`."""
     tgt_subword_vocab: str = ""
-    """Accepted for OpenNMT-py's sake: the vocabulary that `tgt_vocab_threshold` refers to."""
+    """Accepted for OpenNMT-py without effect: the vocabulary of `tgt_vocab_threshold`."""
     src_vocab_threshold: CountOrZero = 0
-    """OpenNMT-py's limit on rare source pieces; only 0 (off) is supported."""
+    """OpenNMT-py's frequency limit of source subwords; only 0 (off) is supported."""
     tgt_vocab_threshold: CountOrZero = 0
-    """OpenNMT-py's limit on rare target pieces; only 0 (off) is supported."""
+    """OpenNMT-py's frequency limit of target subwords; only 0 (off) is supported."""
     src_subword_nbest: CountOrAll = 1
-    """`sentencepiece`, training: sample among this many segmentations of the source; 1 = take the best, -1 = all."""
+    """`sentencepiece`, training: sample the segmentation of the source from this many candidates; 1 = the best, -1 =
+    all."""
     tgt_subword_nbest: CountOrAll = 1
-    """`sentencepiece`, training: sample among this many segmentations of the target; 1 = take the best, -1 = all."""
+    """`sentencepiece`, training: sample the segmentation of the target from this many candidates; 1 = the best, -1 =
+    all."""
     src_subword_alpha: PositiveOrZero = 0.0
-    """Training: smoothing of the sampling (`sentencepiece`) or BPE-dropout (`bpe`, `onmt_tokenize`), on the source."""
+    """Training: smoothing of the sampling (`sentencepiece`) or BPE-dropout (`bpe`, `onmt_tokenize`) on the source."""
     tgt_subword_alpha: PositiveOrZero = 0.0
-    """Training: smoothing of the sampling (`sentencepiece`) or BPE-dropout (`bpe`, `onmt_tokenize`), on the target."""
+    """Training: smoothing of the sampling (`sentencepiece`) or BPE-dropout (`bpe`, `onmt_tokenize`) on the target."""
 
     @field_validator("src_onmttok_kwargs", "tgt_onmttok_kwargs")
     @classmethod

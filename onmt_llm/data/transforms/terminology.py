@@ -27,26 +27,26 @@ from onmt_llm.optional import require
 
 
 class TerminologyConfig(Section):
-    """Options of `terminology`."""
+    """Options of `terminology`: add the translations of terms to the source."""
 
     termbase_path: str | None = None
-    """Terms: lines `source<TAB>target`."""
+    """Term base: lines `source<TAB>target`."""
     src_spacy_language_model: str | None = None
-    """spaCy model of the source language, by name or folder; null = terms are found as they are written."""
+    """spaCy model of the source language, by name or folder; null = terms are matched literally."""
     tgt_spacy_language_model: str | None = None
-    """spaCy model of the target language; given together with that of the source."""
+    """spaCy model of the target language; required if that of the source is set."""
     term_corpus_ratio: Fraction = 0.3
-    """Share of the examples that get terms, in training; elsewhere all do that have some."""
+    """Training: fraction of examples that get terms; outside training, all that have some do."""
     term_example_ratio: Fraction = 0.2
-    """Most terms of an example, as a share of its words."""
+    """Maximum number of terms in an example, as a fraction of its words."""
     src_term_stoken: str = "｟src_term_start｠"
     """Token before a term."""
     tgt_term_stoken: str = "｟tgt_term_start｠"
     """Token between a term and its translation."""
     tgt_term_etoken: str = "｟tgt_term_end｠"
-    """Token behind the translation."""
+    """Token after the translation."""
     term_source_delimiter: str = Field("｟fuzzy｠", min_length=1)
-    """What stands between a source and its fuzzy match, which gets no terms."""
+    """Delimiter between a source and its fuzzy match, which gets no terms."""
 
 
 @dataclass(frozen=True)

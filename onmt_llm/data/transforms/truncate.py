@@ -18,15 +18,16 @@ KeptLength = Annotated[int, Field(ge=4, le=10**7)]
 
 
 class TruncateConfig(Section):
-    """Options of `truncate`."""
+    """Options of `truncate`: shorten long examples."""
 
     truncate_length: KeptLength = 2048
-    """Longest source, in tokens; of a language model, longest example with BOS and EOS (prompt and answer together)."""
+    """Maximum length of the source in tokens; for a language model, of the whole example (prompt and answer) with BOS
+    and EOS."""
     truncate_tgt_length: KeptLength | None = None
-    """Longest target, in tokens with BOS and EOS; null = `truncate_length`."""
+    """Maximum length of the target in tokens, including BOS and EOS; null = `truncate_length`."""
     truncate_keep: Keep = "head"
-    """What is kept of an example that is too long: its beginning, its end, or (of a conversation) as many whole rounds
-    of question and answer from the beginning on as fit."""
+    """Part of a long example to keep: its start (`head`), its end (`tail`), or, in conversations, as many complete
+    rounds of prompt and answer from the start as fit (`turns`)."""
 
 
 @TRANSFORMS.register("truncate")

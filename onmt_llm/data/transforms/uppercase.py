@@ -17,10 +17,10 @@ _PLACEHOLDER = re.compile("(｟[^｠]*｠)")
 
 
 class UppercaseConfig(Section):
-    """Options of `uppercase`."""
+    """Options of `uppercase`: examples in capital letters."""
 
     upper_corpus_ratio: Fraction = 0.01
-    """Share of the examples that are written in capitals, in training."""
+    """Training: fraction of examples to write in capital letters."""
 
 
 @TRANSFORMS.register("uppercase")
