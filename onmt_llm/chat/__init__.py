@@ -1,1 +1,5 @@
-"""The chat app and the batch script that goes with it: clients of `onmt_llm.generate`, built on Gradio."""
+"""The chat page: a Gradio app in the browser.
+
+`app` draws the page and streams answers; `responder` is the interface of what answers (a `ChatSession` of `generate`);
+`escaping` makes text safe to show. The page holds no model, and a conversation lives in its visitor's own session.
+"""

@@ -1,4 +1,4 @@
-"""`Codec`: what every engine shares to turn text into tokens and back, as one checkpoint directory states it."""
+"""`Codec`: turns text into a model's tokens and back, with everything that its checkpoint directory says about text."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from onmt_llm.text.vocab import Vocab
 VOCAB_FILE = "vocab.txt"
 SRC_VOCAB_FILE = "src_vocab.txt"
 FEATURE_VOCAB_FILE = "src_feat{i}_vocab.txt"
-"""Values of source feature i, counted from 0."""
+"""Vocabulary of source feature i, counted from 0."""
 
 _PADDED = 8
-"""An embedding may have rows without a token, at most one in so many: some are filled up to a multiple of 64 or 128."""
+"""At most one in this many embedding rows may be without a token: some models pad to a multiple of 64 or 128."""
 
 # How control tokens look in the source of a chat template: <|im_start|>, </s>, [INST].
 _MARKUP = re.compile(r"<[^<>\s'\"]{2,}>|\[/?[A-Z_]{2,}\]")
 
 
 class Codec:
-    """Vocabulary, tokeniser, special tokens, chat template and stops of one model.
+    """Vocabulary, tokeniser, special tokens, chat template and stop strings of one model.
 
     Args:
         config: The checkpoint's configuration.
         vocab: The model's tokens.
-        tokenizer: Splits text into them.
-        template: Chat template, where the model has one.
-        src_tokenizer: The source side's tokeniser, where it differs.
-        src_vocab: The source side's vocabulary, where it differs.
-        feature_vocabs: Vocabularies of the source tokens' features.
-        directory: Where the files are, for `files` and `copy_files`.
+        tokenizer: Splits text into tokens.
+        template: Chat template, if the model has one.
+        src_tokenizer: Tokeniser of the source side, if it differs.
+        src_vocab: Vocabulary of the source side, if it differs.
+        feature_vocabs: Vocabularies of the source features.
+        directory: The directory of the files, for `files` and `copy_files`.
 
     Attributes:
-        default_features: Features of source words that come without any; may be set.
-        stop: Texts at which an answer ends.
-        stop_tokens: Tokens at which an answer ends, `eos` among them; all are in the vocabulary.
+        default_features: Features of source words that have none; may be set.
+        stop: Stop strings, at which an answer ends.
+        stop_tokens: Tokens at which an answer ends, including `eos`; all are in the vocabulary.
 
     Raises:
         CheckpointError: A token of the template, or one of `stop_tokens`, is not in the vocabulary.
@@ -90,8 +90,8 @@ class Codec:
         """The codec of a checkpoint or release directory.
 
         Raises:
-            CheckpointError: config.yaml is missing or wrong, or the parts do not fit together: a vocabulary has another
-                length than the embedding, or lacks a special token.
+            CheckpointError: config.yaml is missing or wrong, or the parts do not match: a vocabulary does not have the
+                length of the embedding, or lacks a special token.
             DataError: Vocabulary, tokeniser or template cannot be read.
         """
         directory = Path(directory)
@@ -114,7 +114,7 @@ class Codec:
         return codec
 
     def _check_fits_model(self) -> None:
-        """Refuse vocabularies that are not the model's."""
+        """Refuse vocabularies that do not match the model."""
         model = self.config.model
         sides = [("vocab.txt", self.vocab, model.vocab_size)]
         if not model.is_decoder_only:
@@ -131,8 +131,7 @@ class Codec:
         _check_known(roles, self.vocab, "specials")
 
     def encode(self, text: str) -> list[str]:
-        """Tokens of a source text (with `bos`, for a language model that wants one; with the features of its words, for
-        a model that knows some)."""
+        """Tokens of a source text: with `bos` if a language model uses one, with features if a model has some."""
         if self.feature_vocabs:
             text, features = split_text(text, len(self.feature_vocabs), self.default_features)
             return spread(self.src_tokenizer.encode(text), features)
@@ -140,7 +139,7 @@ class Codec:
         return [self._bos, *tokens] if self._bos is not None else tokens
 
     def encode_segments(self, segments: Sequence[Segment], *, bos: bool = True) -> list[str]:
-        """Tokens of the parts of one text; `bos` comes first unless it is there already or not wanted."""
+        """Tokens of the segments of one text, with `bos` first unless it is there already or not wanted."""
         return self._encode_segments(segments, self.tokenizer, bos=bos)
 
     def _encode_segments(self, segments: Sequence[Segment], tokenizer: Tokenizer, *, bos: bool) -> list[str]:
@@ -151,15 +150,15 @@ class Codec:
         return tokens
 
     def encode_chat(self, messages: Sequence[Message], *, template: str | None = None) -> list[str]:
-        """Tokens of a conversation up to where the answer begins.
+        """Tokens of a conversation up to the start of the answer.
 
         Args:
             messages: The conversation; the last message is the user's.
-            template: Name or file of another template than the checkpoint's.
+            template: Name or file of a template to use instead of the checkpoint's.
 
         Raises:
             CheckpointError: The checkpoint has no template and none is given, or the given one has unknown tokens.
-            DataError: The template does not take these messages.
+            DataError: The template refuses these messages.
         """
         if template is not None:
             layout, tokenizer = self._other_template(template)
@@ -187,11 +186,11 @@ class Codec:
         return self.tokenizer.decode([token for token in tokens if token not in control])
 
     def stream_decoder(self) -> StreamDecoder:
-        """A decoder for one answer that comes token by token; it leaves out control tokens as `decode` does."""
+        """A streaming decoder for one answer; like `decode`, it leaves out control tokens."""
         return _TextOnly(self.tokenizer.stream_decoder(), self.tokenizer.control_tokens)
 
     def files(self) -> list[Path]:
-        """Vocabulary, tokeniser and template files: what a copy of the model needs beside weights and config.yaml."""
+        """Vocabulary, tokeniser and template files: what a copy of the model needs besides weights and config.yaml."""
         if self._directory is None:
             return []
         specs = [self.config.tokenizer, self.config.src_tokenizer]
@@ -201,7 +200,7 @@ class Codec:
         return [path for path in paths if path.is_file()]
 
     def copy_files(self, to_directory: str | Path) -> None:
-        """Copy `files`, and config.yaml unless there is one, to another directory."""
+        """Copy `files` to another directory, and config.yaml unless there is one already."""
         target = Path(to_directory)
         for file in self.files():
             name = file.relative_to(self._directory or file.parent)
@@ -236,13 +235,13 @@ def _open_vocab(directory: Path, config: CheckpointConfig, tokenizer: Tokenizer)
 def _open_template(
     name: str, directory: Path, config: CheckpointConfig, tokenizer: Tokenizer, vocab: Vocab
 ) -> Template:
-    """A built-in template, one beside the checkpoint, or one from anywhere else."""
+    """A built-in template, a file in the checkpoint directory, or any other file."""
     file = directory / name if (directory / name).is_file() else Path(name)
     if name in TEMPLATES or not file.is_file():
         return get_template(name, specials=config.specials)
     control = {*tokenizer.control_tokens, *config.stop_tokens}
     if config.tokenizer.kind != "huggingface":
-        # Only a tokenizer.json says which of its added tokens are special; elsewhere the template shows it by its use.
+        # only a tokenizer.json names its special tokens; otherwise they are what looks like markup in the template
         source = file.read_text(encoding="utf-8", errors="replace")
         control |= {token for token in _MARKUP.findall(source) if token in vocab}
     return get_template(file, specials=config.specials, control_tokens=control)

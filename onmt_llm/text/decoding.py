@@ -1,7 +1,7 @@
-"""From tokens back to text, all at once or token by token.
+"""Decoding tokens to text, all at once or token by token.
 
 Byte-fallback pieces (`<0xE2>`) and byte-level pieces (`Ġ`, `Ċ`) are parts of UTF-8 characters, so tokens become bytes
-first and text second; the streaming decoder keeps back the bytes of a character that is not complete.
+first and then text. The streaming decoder holds back the bytes of an incomplete character.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ _SPACE = "▁"
 
 
 class StreamDecoder(Protocol):
-    """Decodes one answer while it is generated: the joined results of `push` and `flush` equal the full decode."""
+    """Decodes one answer while it is generated; its results, concatenated, equal the full decode."""
 
     def push(self, token: str) -> str:
-        """Take the next token; give the text that is now final (maybe none)."""
+        """Add the next token; returns the text that is now final, possibly empty."""
         ...
 
     def flush(self) -> str:
-        """Give what was kept back, at the end of the answer."""
+        """Returns the text that was held back, at the end of the answer."""
         ...
 
 
 class ByteStreamDecoder:
-    """Streaming decoder of tokenisers whose tokens are byte strings.
+    """Streaming decoder for tokenisers whose tokens are byte strings.
 
     Args:
-        to_bytes: The UTF-8 bytes that a token stands for.
+        to_bytes: Gives the UTF-8 bytes of a token.
         strip: Leading spaces to drop: "none", "one" (the dummy prefix), or "all" (extra white space is not kept).
     """
 
@@ -45,7 +45,7 @@ class ByteStreamDecoder:
         return self._stripped(self._utf8.decode(self._to_bytes(token)))
 
     def decode(self, tokens: Iterable[str]) -> str:
-        """All of an answer at once, with a decoder that nothing was pushed to."""
+        """Decode a whole answer; nothing must have been pushed to this decoder."""
         return self._stripped(self._utf8.decode(b"".join(map(self._to_bytes, tokens)), True))
 
     def flush(self) -> str:
@@ -64,7 +64,7 @@ class ByteStreamDecoder:
 
 
 def decode_all(decoder: StreamDecoder, tokens: Iterable[str]) -> str:
-    """The text of whole token list, by way of its streaming decoder."""
+    """The text of a list of tokens, decoded by a streaming decoder."""
     return "".join([*map(decoder.push, tokens), decoder.flush()])
 
 
@@ -91,7 +91,7 @@ def _byte_of() -> dict[str, int]:
 
 
 def to_byte_level(text: str) -> str:
-    """Text in GPT-2's alphabet, a character for each UTF-8 byte."""
+    """Text in GPT-2's alphabet, one character per UTF-8 byte."""
     return "".join(map(byte_alphabet().__getitem__, text.encode("utf-8")))
 
 

@@ -1,4 +1,4 @@
-"""Features of source tokens, written behind a word or token as OpenNMT writes them: `houses￨NOUN￨PLURAL`."""
+"""Source features, written after a word or token as in OpenNMT: `houses￨NOUN￨PLURAL`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def split_features(tokens: Sequence[str], count: int, defaults: Sequence[str] = 
     """Columns of tokens that carry `count` features each: the tokens themselves, then one list for each feature.
 
     Args:
-        tokens: As written.
-        count: Features that every token must have.
-        defaults: What tokens have where none of them has any.
+        tokens: Tokens with their features.
+        count: Number of features of every token.
+        defaults: Features to use if no token has any.
 
     Raises:
-        DataError: A token has another number of features.
+        DataError: A token has a different number of features.
     """
     rows = [token.split(SEPARATOR) for token in tokens]
     if defaults and all(len(row) == 1 for row in rows):
@@ -36,20 +36,20 @@ def split_features(tokens: Sequence[str], count: int, defaults: Sequence[str] = 
 
 
 def split_text(text: str, count: int, defaults: Sequence[str] = ()) -> tuple[str, list[list[str]]]:
-    """A text of annotated words as plain text, and the features of each of its words.
+    """The plain text of annotated words, and the features of each word.
 
     Raises:
-        DataError: As `split_features` says.
+        DataError: See `split_features`.
     """
     words, *columns = split_features(text.split(), count, defaults)
     return " ".join(words), [list(row) for row in zip(*columns, strict=True)]
 
 
 def parse_defaults(text: str | None, count: int) -> list[str]:
-    """`src_feats_defaults`, which holds one value for each feature: `0￨N`.
+    """The values of `src_feats_defaults`, one for each feature: `0￨N`.
 
     Raises:
-        DataError: It holds another number of values.
+        DataError: The number of values is wrong.
     """
     values = text.split(SEPARATOR) if text else []
     if values and len(values) != count:
@@ -58,8 +58,11 @@ def parse_defaults(text: str | None, count: int) -> list[str]:
 
 
 def words_of(tokens: Sequence[str]) -> list[int]:
-    """Which word each token belongs to, counted from 0: by the spacer of SentencePiece or byte-level models, or by the
-    joiner of pyonmttok and subword-nmt; without either every token is a word."""
+    """The index of the word to which each token belongs.
+
+    Words are found by the spacer of SentencePiece or byte-level models, or by the joiner of pyonmttok and subword-nmt.
+    Without either, every token is a word.
+    """
     spaced = any(token.startswith(_SPACERS) for token in tokens)
     words: list[int] = []
     for i, token in enumerate(tokens):
@@ -70,10 +73,10 @@ def words_of(tokens: Sequence[str]) -> list[int]:
 
 
 def spread(tokens: Sequence[str], features: Sequence[Sequence[str]]) -> list[str]:
-    """Tokens that carry the features of the words that they are parts of.
+    """Tokens with the features of the words to which they belong.
 
     Raises:
-        DataError: The tokens do not make up as many words as there are features for.
+        DataError: The number of words in the tokens is not the number of annotated words.
     """
     words = words_of(tokens)
     if not tokens or words[-1] + 1 != len(features):

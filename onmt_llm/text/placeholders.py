@@ -1,8 +1,8 @@
-"""Text on one line: the markers `｟...｠` that stand for what a line cannot hold, and the way back.
+"""Placeholders `｟...｠`: text with line breaks on one line of a file, and back.
 
 A corpus line writes a line break as `｟newline｠` (OpenNMT's convention); everywhere else in this package text has
-real newlines. Text that merely looks like one of the markers is escaped, so that `from_line(to_line(text)) == text`
-for every text whose line ends are "\\n". This is the only place that knows the markers.
+real newlines. Text that looks like a placeholder is escaped, so `from_line(to_line(text)) == text` for every text
+whose line endings are "\\n". Only this module knows the placeholders.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 
 NEWLINE = "｟newline｠"
 MASK_BEFORE = "｟_mask_before_｠"
-"""Splits an example into the part without loss and the part with it. Split *before* `from_line`."""
+"""Splits an example into the part without loss and the part with loss. Split *before* `from_line`."""
 
 _LEFT_BRACKET = "｟U+FF5F｠"
 _RESERVED = re.compile(r"｟(?=(?:newline|_mask_before_|U\+[0-9A-F]*)｠)")
@@ -21,33 +21,33 @@ _ESCAPED = re.compile(r"｟U\+([0-9A-F]*)｠")
 
 
 def to_line(text: str) -> str:
-    """Text as one corpus line: "\\n" and "\\r\\n" become `｟newline｠`; what looks like a marker is escaped."""
+    """Text as one corpus line: "\\n" and "\\r\\n" become `｟newline｠`; text like a placeholder is escaped."""
     text = _RESERVED.sub(_LEFT_BRACKET, text).replace("\r\n", "\n")
     return text.replace("\n", NEWLINE).replace("\r", code_point("\r"))
 
 
 def from_line(line: str) -> str:
-    """The text that a corpus line stands for; placeholders that are not ours (`｟ent_1｠`) are left alone."""
+    """The text of a corpus line; other placeholders (`｟ent_1｠`) are left unchanged."""
     if "｟" not in line:
         return line
-    line = line.replace(NEWLINE, "\n")  # nearly all that there ever is
+    line = line.replace(NEWLINE, "\n")  # by far the most common placeholder
     return _MARKER.sub(_character, line) if "｟" in line else line
 
 
 def code_point(character: str) -> str:
-    """A character by its number: "\\t" -> `｟U+0009｠`."""
+    """The placeholder of a character: "\\t" -> `｟U+0009｠`."""
     return f"｟U+{ord(character):04X}｠"
 
 
 def escape(text: str, characters: re.Pattern[str]) -> str:
-    """Write every match of `characters` by its number, and the empty text as `｟U+｠`; `unescape` reverses it."""
+    """Replace every match of `characters` by its code point, and the empty text by `｟U+｠`; `unescape` reverses it."""
     if not text:
         return "｟U+｠"
     return characters.sub(lambda match: code_point(match[0]), _LOOKS_ESCAPED.sub(_LEFT_BRACKET, text))
 
 
 def unescape(text: str) -> str:
-    """The text that `escape` was given."""
+    """Reverse `escape`."""
     return _ESCAPED.sub(_character, text) if "｟" in text else text
 
 

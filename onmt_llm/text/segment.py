@@ -1,4 +1,4 @@
-"""`Segment`: a stretch of an example with one answer to "does the loss count it?"."""
+"""`Segment`: a part of an example that the loss either covers or not; and tokenising the segments of an example."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Segment:
     """Text, or tokens once it has been tokenised.
 
     Attributes:
-        text: Text, line breaks as real newlines; None once tokenised.
-        train_on: The loss counts this stretch's tokens.
-        starts_round: The next round of a conversation begins here: another question, with what precedes it.
+        text: Text with real newlines; None once tokenised.
+        train_on: Whether the loss covers this segment.
+        starts_round: Whether a round of a conversation (a question, with what precedes it) starts here.
     """
 
     __slots__ = ("_pieces", "_tokens", "starts_round", "text", "train_on")
@@ -35,7 +35,7 @@ class Segment:
     def like(
         self, *, text: str | None = None, tokens: list[str] | None = None, train_on: bool | None = None
     ) -> Segment:
-        """A copy with another text, other tokens (neither = its own) or another mark."""
+        """A copy with other text or tokens (neither = the same) or another `train_on`."""
         train_on = self.train_on if train_on is None else train_on
         made = Segment(text, tokens, train_on, self.starts_round)
         if text is None and tokens is None:
@@ -44,7 +44,7 @@ class Segment:
 
     @property
     def tokens(self) -> list[str] | None:
-        """Vocabulary pieces; control tokens (`<|im_start|>`) arrive as tokens and are never made from text."""
+        """Tokens; control tokens (`<|im_start|>`) are always given as tokens and never made from text."""
         if self._pieces is not None:
             self._tokens, self._pieces = self._pieces.tokens(), None  # the list may be changed from now on
         return self._tokens
@@ -55,17 +55,17 @@ class Segment:
 
     @property
     def pieces(self) -> Pieces | None:
-        """The tokens by number, as long as nobody has asked for their strings."""
+        """The tokens as numbers, until `tokens` is read."""
         return self._pieces
 
     @property
     def num_tokens(self) -> int | None:
-        """How many tokens it has; None while it is text."""
+        """Number of tokens; None while it is text."""
         counted = self._tokens if self._pieces is None else self._pieces
         return None if counted is None else len(counted)
 
     def tokenized(self, tokens: list[str] | Pieces) -> None:
-        """Put tokens in the place of the text."""
+        """Replace the text by tokens."""
         self.text = None
         if isinstance(tokens, Pieces):
             self._tokens, self._pieces = None, tokens
@@ -87,8 +87,10 @@ class Segment:
 
 
 def tokenize_segments(tokenizer: Tokenizer, segments: Sequence[Segment], *, bos: str | None = None) -> list[list[str]]:
-    """Pieces of each segment of one example, as parts of one text (see `continuations`); those that have tokens keep
-    them."""
+    """Tokens of each segment of one example, as parts of one text (see `continuations`).
+
+    Segments that have tokens keep them.
+    """
     return [
         tokenizer.encode(segment.text or "", continuation=goes_on) if segment.tokens is None else list(segment.tokens)
         for segment, goes_on in zip(segments, continuations(tokenizer, segments, bos=bos), strict=True)
@@ -96,13 +98,13 @@ def tokenize_segments(tokenizer: Tokenizer, segments: Sequence[Segment], *, bos:
 
 
 def continuations(tokenizer: Tokenizer, segments: Sequence[Segment], *, bos: str | None = None) -> list[bool]:
-    """Which segments of one example go on where another one ended.
+    """Which segments of one example continue the text before them.
 
-    A dummy prefix comes only at the start, behind `bos`, and where the tokeniser puts one behind every control token.
+    A dummy prefix is added only at the start, after `bos`, and after control tokens if the tokeniser does so.
 
     Args:
         tokenizer: Encodes the segments that are text.
-        segments: In order.
+        segments: The segments in order.
         bos: The model's begin-of-sequence token.
     """
     restart = True

@@ -1,4 +1,4 @@
-"""`Vocab`: the model's tokens in id order, and the roles of the special ones."""
+"""`Vocab`: the model's tokens in id order, and its special tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onmt_llm.errors import DataError
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.vocab_formats import read_tokens
 
-# What a line of vocab.txt cannot hold safely: white space of any kind, control characters, the byte-order mark.
+# What a line of vocab.txt cannot hold safely: any white space, control characters, the byte-order mark.
 ODD = re.compile("[\\s\x00-\x1f\x7f-\x9f\ufeff]")
 
 
@@ -20,7 +20,7 @@ class Vocab:
 
     Args:
         tokens: Tokens in id order, without duplicates.
-        specials: Which of them have a role.
+        specials: The special tokens.
 
     Raises:
         DataError: A token occurs twice.
@@ -42,10 +42,10 @@ class Vocab:
 
     @classmethod
     def read(cls, path: str | Path, specials: SpecialTokens) -> Vocab:
-        """Read any of the known vocabulary files (see `vocab_formats`).
+        """Read a vocabulary file in any of the known formats (see `vocab_formats`).
 
         Raises:
-            DataError: The file is missing, not a vocabulary, or holds a token twice; the message has the line.
+            DataError: The file is missing, is not a vocabulary, or has a token twice; the message names the line.
         """
         tokens = read_tokens(Path(path))
         if len(set(tokens)) < len(tokens):
@@ -53,12 +53,12 @@ class Vocab:
         return cls(tokens, specials)
 
     def write(self, path: str | Path) -> None:
-        """Write vocab.txt: a token a line in id order; white space and control characters by number (`｟U+000A｠`)."""
+        """Write vocab.txt: one token per line in id order; white space and control characters as `｟U+000A｠`."""
         lines = "".join(f"{escape(token, ODD)}\n" for token in self._tokens)
         Path(path).write_text(lines, encoding="utf-8", newline="\n")
 
     def id(self, token: str) -> int:
-        """Id of a token; of the unknown token if it is not in the vocabulary.
+        """The id of a token, or of the unknown token if it is not in the vocabulary.
 
         Raises:
             DataError: It is not in the vocabulary, and there is no unknown token.

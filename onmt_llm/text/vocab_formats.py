@@ -1,4 +1,4 @@
-"""Reading the vocabulary files that exist: the format is found from the content, errors carry the line.
+"""Readers of vocabulary files; the format is detected from the content, and errors name the line.
 
 | file | a line, or the document |
 |---|---|
@@ -33,7 +33,7 @@ def read_tokens(path: Path) -> list[str]:
 
 
 def read_counted(path: Path) -> tuple[list[str], list[int] | None]:
-    """Tokens of a vocabulary file in id order, and how often each occurred, where the file says so.
+    """Tokens of a vocabulary file in id order, and their counts if the file has them.
 
     The numbers of a SentencePiece `.vocab` are scores (0 or below), not counts.
 
@@ -56,16 +56,16 @@ def read_counted(path: Path) -> tuple[list[str], list[int] | None]:
 
 
 def unused_token(id_: int) -> str:
-    """Name for an id that no token has: models whose tables have more rows than their tokeniser has tokens."""
+    """Name for an id without a token, in models whose embedding has more rows than their tokeniser has tokens."""
     return f"<|unused_{id_}|>"
 
 
 MOST_UNUSED = 100_000
-"""Ids that no token has, at most, in a table that has fewer tokens than that."""
+"""Maximum number of ids without a token in a table that has fewer tokens than this."""
 
 
 def tokens_by_id(ids: dict[str, int]) -> list[str]:
-    """A {token: id} table as a list in id order; ids that no token has get `unused_token`.
+    """A {token: id} table as a list in id order; ids without a token get `unused_token`.
 
     Raises:
         DataError: An id is so high that most of the list would be unused.
@@ -99,7 +99,7 @@ def _read_text(path: Path) -> str:
 
 
 def _columns(lines: list[str], path: Path) -> tuple[list[str], list[str]]:
-    """The tokens of a text vocabulary, and the numbers behind them; its first line tells whether there are any."""
+    """The tokens of a text vocabulary, and the numbers after them if its first line has one."""
     column = next((form for form in (_TAB_NUMBER, _SPACE_COUNT) if form.fullmatch(lines[0])), None)
     tokens: list[str] = []
     numbers: list[str] = []
@@ -111,7 +111,7 @@ def _columns(lines: list[str], path: Path) -> tuple[list[str], list[str]]:
             has, first = ("a number", "none") if match else ("no number", "one")
             raise DataError(
                 f"Either all lines of a vocabulary carry a number or none does, but line {number} of {path} has "
-                f"{has} behind its token ({line!r}) and line 1 has {first}."
+                f"{has} after its token ({line!r}) and line 1 has {first}."
             )
         tokens.append(match[1] if match else line)
         if match:

@@ -1,4 +1,4 @@
-"""The chat templates of this package, and `get_template`, which also opens Jinja files."""
+"""The built-in chat templates, and `get_template`, which finds one by name or opens a Jinja file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onmt_llm.text.templates.layout import merged, split_system, without_leading
 from onmt_llm.text.templates.message import Message, Template
 
 TEMPLATES: Registry[Callable[[SpecialTokens], Template]] = Registry("chat template")
-"""The templates of this package, made for a model's special tokens."""
+"""The built-in templates: each takes a model's special tokens."""
 
 
 def get_template(
@@ -25,7 +25,7 @@ def get_template(
     Args:
         name_or_path: "alpaca", "vicuna" (the same), "chatml", "llama2", "llama3", or a file.
         specials: The model's special tokens.
-        control_tokens: For a Jinja file: tokens that it may write, besides `specials`.
+        control_tokens: For a Jinja file: control tokens that it may use, besides `specials`.
 
     Raises:
         ConfigError: There is no such template.
@@ -34,7 +34,7 @@ def get_template(
     specials = specials or SpecialTokens()
     name = str(name_or_path)
     if name not in TEMPLATES and (name.endswith(".jinja") or Path(name).is_file()):
-        # Loaded here: it subclasses a class of jinja2, which is slow to load and may be missing.
+        # imported here, because jinja2 is slow to import and may be missing
         require("jinja2", f"chat template '{name}'")
         from onmt_llm.text.templates.jinja.template import JinjaTemplate
 
@@ -47,7 +47,7 @@ def get_template(
 class AlpacaTemplate:
     """The layout of the Stanford Alpaca data and of OpenNMT-py's Vicuna recipe; it has no control tokens.
 
-    A system message takes the place of the preamble.
+    A system message replaces the preamble.
     """
 
     PREAMBLE = (
@@ -70,7 +70,7 @@ class AlpacaTemplate:
 
     @classmethod
     def question(cls, instruction: str, extra: str = "") -> list[Message]:
-        """An instruction, with the input that it works on where there is one, as the messages that ask it."""
+        """The messages of an instruction, with its input if there is one."""
         if not extra.strip():
             return [Message("user", instruction)]
         return [Message("system", cls.PREAMBLE_WITH_INPUT), Message("user", instruction + cls.INPUT + extra)]
@@ -90,7 +90,7 @@ class AlpacaTemplate:
 
 @TEMPLATES.register("chatml")
 class ChatMLTemplate:
-    """OpenAI's ChatML, as most small models of 2023 and later use it."""
+    """OpenAI's ChatML, the layout of most small models since 2023."""
 
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[str, ...] = ("<|im_end|>",)
@@ -146,7 +146,7 @@ class Llama3Template:
 
 @TEMPLATES.register("llama2")
 class Llama2Template:
-    """Llama 2's layout (Meta, `llama/generation.py`): every round is a text of its own, from `bos` to `eos`."""
+    """Llama 2's layout (Meta, `llama/generation.py`): every round is enclosed in `bos` and `eos`."""
 
     stop: tuple[str, ...] = ()
 

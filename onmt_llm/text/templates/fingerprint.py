@@ -10,12 +10,12 @@ _PROBE = [Message(role, f"{role} ｟x｠\n") for role in ("system", "user", "ass
 
 
 def template_fingerprint(template: Template | None) -> str | None:
-    """A hash of a template: of its source where it has one, and of what it makes of a conversation."""
+    """A hash of a template: of its source, if it has one, and of a rendered conversation."""
     if template is None:
         return None
     try:
         segments = template.render(_PROBE, generation_prompt=False)
         rendered = [[segment.text, segment.tokens, segment.train_on] for segment in segments]
-    except OnmtLlmError as error:  # templates may refuse any conversation
+    except OnmtLlmError as error:  # a template may refuse any conversation
         rendered = [[str(error), None, False]]
     return fingerprint(type(template).__name__, None, [getattr(template, "source", ""), rendered])

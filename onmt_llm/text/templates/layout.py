@@ -15,21 +15,21 @@ def split_system(messages: Sequence[Message]) -> tuple[Message | None, Sequence[
     """The system message, if there is one, and the turns.
 
     Raises:
-        DataError: A role is unknown, or a system message is not the first.
+        DataError: A role is unknown, or a system message is not first.
     """
     has_system = bool(messages) and messages[0].role == "system"
     turns = messages[1:] if has_system else messages
     for number, turn in enumerate(turns, start=1 + has_system):
         if turn.role not in ("user", "assistant"):
             raise DataError(
-                f"Messages must be of user and assistant, after one of system at most, but number {number} is "
+                f"Messages must be of user and assistant, after at most one of system, but number {number} is "
                 f"of '{turn.role}'."
             )
     return (messages[0] if has_system else None), turns
 
 
 def merged(segments: Sequence[Segment]) -> list[Segment]:
-    """Neighbouring texts of one kind as one text, so that a tokeniser sees no seam between a heading and a question."""
+    """Merge adjacent texts with the same `train_on`, so the tokeniser sees a heading and its question as one text."""
     result: list[Segment] = []
     for segment in segments:
         last = result[-1] if result else None
@@ -43,10 +43,10 @@ def merged(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def mark_rounds(segments: Sequence[Segment]) -> None:
-    """Mark where rounds begin: behind an answer, and the white space that the layout puts there.
+    """Mark where rounds start: after an answer and the white space that follows it.
 
     Args:
-        segments: A conversation of which all answers are trained, and nothing else.
+        segments: A conversation in which exactly the answers are trained.
     """
     answered = False
     for segment in segments:
@@ -57,11 +57,11 @@ def mark_rounds(segments: Sequence[Segment]) -> None:
 
 
 def with_rounds_of(segments: Sequence[Segment], answers: Sequence[Segment]) -> list[Segment]:
-    """The segments, cut and marked where rounds begin.
+    """The segments, split and marked where rounds start.
 
     Args:
-        segments: A conversation, whatever of it is trained.
-        answers: The same one as `mark_rounds` has marked it.
+        segments: A conversation; any part of it may be trained.
+        answers: The same conversation, marked by `mark_rounds`.
     """
     places, place = [], 0
     for segment in answers:
@@ -92,6 +92,6 @@ def _length(segment: Segment) -> int:
 
 
 def without_leading_bos(segments: list[Segment], specials: SpecialTokens) -> list[Segment]:
-    """Leave out a `bos` at the start where the model gets one at the start of every text anyway."""
+    """Remove a leading `bos` if the model adds one to every text anyway."""
     doubled = specials.add_bos and bool(segments) and segments[0].tokens == [specials.bos]
     return segments[1:] if doubled else segments

@@ -19,9 +19,9 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: "system" (first, if at all), "user" or "assistant"; Jinja templates may know more.
+        role: "system" (only first), "user" or "assistant"; Jinja templates may allow more.
         content: Its text, with real newlines.
-        train: Whether the loss counts it; None = if it is an answer.
+        train: Whether the loss covers it; None = only if it is an answer.
     """
 
     role: str
@@ -30,17 +30,17 @@ class Message:
 
     @property
     def trained(self) -> bool:
-        """Whether the loss counts it."""
+        """Whether the loss covers it."""
         return self.role == "assistant" if self.train is None else self.train
 
 
 class Template(Protocol):
-    """The layout of conversations that a model was trained with.
+    """The layout of conversations with which a model was trained.
 
     Attributes:
-        stop: Texts at which an answer ends.
-        stop_tokens: Tokens at which an answer ends. A template that has any closes each answer itself; one that has
-            none (alpaca) leaves it to the end of the example.
+        stop: Stop strings, at which an answer ends.
+        stop_tokens: Tokens at which an answer ends. A template that has some closes each answer itself; with one that
+            has none (alpaca), the end of the example closes the answer.
         control_tokens: All tokens that `render` gives.
     """
 
@@ -54,13 +54,13 @@ class Template(Protocol):
     def control_tokens(self) -> frozenset[str]: ...
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
-        """A conversation as segments, without the `bos` that a model gets at the start of every text.
+        """A conversation as segments, without the `bos` with which every text of the model starts.
 
         Args:
             messages: The conversation.
-            generation_prompt: End with what comes before an answer.
+            generation_prompt: End with the heading of an answer.
 
         Raises:
-            DataError: A role or an order of roles that the layout does not have.
+            DataError: The layout does not allow a role, or the order of the roles.
         """
         ...

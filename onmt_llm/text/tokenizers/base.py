@@ -1,4 +1,4 @@
-"""`Tokenizer`: the protocol that all tokenisers share. Text goes in, and comes out, with real newlines."""
+"""`Tokenizer`: the protocol of all tokenisers. They take and give text with real newlines."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from onmt_llm.text.tokenizers.pieces import Pieces
 
 
 class Tokenizer(Protocol):
-    """Text <-> vocabulary pieces.
+    """Text <-> pieces (the tokens of the tokeniser's model).
 
     Attributes:
-        control_tokens: Pieces with a role (`</s>`, `<|im_end|>`) that the model file itself declares. No text is ever
-            encoded into one of them, and they are left out of decoded text.
-        restarts_after_control: Text behind any control token is encoded like the start of a text, with the dummy
-            prefix, as the library that the model was trained with does it. (Behind `bos` it always is.)
+        control_tokens: Control tokens (`</s>`, `<|im_end|>`) that the model file declares. No text is encoded into one
+            of them, and decoded text leaves them out.
+        restarts_after_control: Text after any control token is encoded like the start of a text, with the dummy prefix,
+            as in the library with which the model was trained. (Text after `bos` always is.)
     """
 
     @property
@@ -27,52 +27,52 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the model file and all options: two tokenisers that share it make the same pieces of any text."""
+        """A hash of the model file and all options: tokenisers with the same hash encode any text alike."""
         ...
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         """Pieces of a text.
 
         Args:
-            text: Any text; what looks like a control token or a marker is text too.
-            continuation: The text goes on where another one ended: no dummy prefix is put before it.
+            text: Any text; what looks like a control token or a placeholder is text too.
+            continuation: The text continues another one, so it gets no dummy prefix.
         """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[str]]:
-        """Pieces of each text; the fast way for many."""
+        """Pieces of each text; faster than `encode` for many texts."""
         ...
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """The text of pieces. The caller has taken out control tokens."""
+        """The text of pieces without control tokens."""
         ...
 
     def stream_decoder(self) -> StreamDecoder:
-        """A fresh decoder for one answer that comes token by token."""
+        """A new streaming decoder for one answer."""
         ...
 
     def vocab_tokens(self) -> list[str] | None:
-        """The model's own pieces in id order; None where it has no vocabulary of its own."""
+        """The pieces of the model file in id order; None if it has no vocabulary."""
         ...
 
     def check_newline(self) -> None:
-        """Raise DataError where a line break would be lost without a word."""
+        """Raise DataError if line breaks would be lost silently."""
         ...
 
 
 @runtime_checkable
 class PieceEncoder(Protocol):
-    """A tokeniser that gives its pieces by number, which is faster than as strings."""
+    """A tokeniser that gives its pieces as numbers, which is faster than strings."""
 
     def encode_pieces(self, texts: Sequence[str], *, continuation: bool = False) -> list[Pieces | list[str]]:
-        """Pieces of each text, the same as `encode` gives; as strings where numbers cannot say them."""
+        """Pieces of each text as `encode` gives them; as strings where numbers cannot express them."""
         ...
 
 
 def encode_pieces(
     tokenizer: Tokenizer, texts: Sequence[str], *, continuation: bool = False
 ) -> Sequence[Pieces | list[str]]:
-    """Pieces of each text, by number where the tokeniser can."""
+    """Pieces of each text, as numbers if the tokeniser can."""
     if isinstance(tokenizer, PieceEncoder):
         return tokenizer.encode_pieces(texts, continuation=continuation)
     if continuation:

@@ -15,7 +15,7 @@ from onmt_llm.text.tokenizers.whitespace import WordStreamDecoder, to_words
 
 
 class BpeStreamDecoder:
-    """Gives a word when its last piece has come: a `｟...｠` marker may be split over pieces."""
+    """Gives a word once its last piece has arrived: a `｟...｠` placeholder may be split into pieces."""
 
     def __init__(self, separator: str) -> None:
         self._separator = separator
@@ -39,8 +39,8 @@ class BpeTokenizer:
 
     Args:
         file: The codes that `learn-bpe` wrote.
-        separator: Mark at the end of a piece that another one continues.
-        dropout: Probability of leaving out a merge (BPE-dropout); for training only.
+        separator: Mark at the end of a piece that another piece continues.
+        dropout: Probability of skipping a merge (BPE-dropout); for training only.
 
     Raises:
         DataError: The file does not hold BPE codes.
@@ -54,7 +54,7 @@ class BpeTokenizer:
         try:
             content = Path(file).read_bytes()
             self._bpe = apply_bpe.BPE(io.StringIO(content.decode("utf-8"), newline=None), separator=separator)
-        # subword-nmt ends the process (SystemExit) at a line that it cannot read.
+        # subword-nmt raises SystemExit for a line that it cannot read
         except (OSError, ValueError, IndexError, SystemExit) as error:
             raise DataError(f"{file} must hold BPE codes as subword-nmt writes them, but cannot be read.") from error
         self._separator = separator

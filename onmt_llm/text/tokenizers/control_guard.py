@@ -1,4 +1,4 @@
-"""`ControlGuard`: whatever a user types stays text, with any tokeniser."""
+"""`ControlGuard`: keeps any tokeniser from encoding a user's text into control tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from onmt_llm.text.tokenizers.pieces import Pieces, PieceTable
 
 
 class ControlGuard:
-    """A tokeniser that encodes no text into a control token.
+    """Wraps a tokeniser so that no text is encoded into a control token.
 
-    The libraries keep most of them out by themselves. What is left are user-defined pieces of SentencePiece models and
-    word tokenisers, for which `</s>` is a word like any other: a text that came out with a control token in it is
-    encoded once more, cut behind the first character of each of them.
+    Most libraries ensure this themselves. The exceptions are user-defined pieces of SentencePiece models, and word
+    tokenisers, for which `</s>` is a word like any other. If an encoded text contains a control token, it is encoded
+    again, split after the first character of every control token.
 
     Args:
-        tokenizer: Does the work.
-        control_tokens: Tokens with a role, besides those that the tokeniser knows.
+        tokenizer: The wrapped tokeniser.
+        control_tokens: More control tokens than the tokeniser knows.
     """
 
     def __init__(self, tokenizer: Tokenizer, control_tokens: Collection[str]) -> None:
@@ -72,7 +72,7 @@ class ControlGuard:
         ]
 
     def _are_text(self, pieces: Pieces) -> bool:
-        """Whether no piece is a control token; those that the tokeniser itself declares never are."""
+        """Whether no piece is one of the additional control tokens."""
         blocked = self._blocked.get(pieces.table)
         if blocked is None:
             control = self.control_tokens - self._inner.control_tokens
@@ -103,7 +103,7 @@ class ControlGuard:
 
 
 def _require_unicode(text: str) -> None:
-    """Python and JSON allow half a surrogate pair in a string; UTF-8, and so every library, does not."""
+    """Refuse lone surrogates, which Python and JSON allow in a string but UTF-8, and so every library, does not."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

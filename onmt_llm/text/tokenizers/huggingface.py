@@ -1,4 +1,4 @@
-"""`HfTokenizer`: Hugging Face's tokenizer.json through the `tokenizers` library."""
+"""`HfTokenizer`: a Hugging Face tokenizer.json, run by the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.vocab_formats import tokens_by_id
 
 MAX_GROWTH = 64
-"""Characters that normalisation may make of one, at most; NFKC makes up to 18, tables of SentencePiece as many."""
+"""Maximum number of characters into which normalisation may turn one; NFKC and SentencePiece need up to 18."""
 
 
 class HfTokenizer:
     """A tokenizer.json whose pieces are byte-level (GPT-2, Llama 3) or SentencePiece-like (Llama 2, Mistral).
 
-    Special tokens are not looked for in text: `</s>` typed by a user is four ordinary characters.
+    Special tokens are not recognised in text: `</s>` typed by a user is four ordinary characters.
 
     Args:
         file: The tokenizer.json.
@@ -36,7 +36,7 @@ class HfTokenizer:
 
     def __init__(self, file: str | Path) -> None:
         self._file = str(file)
-        # Kept, since what it is read for later must not depend on a file that may be gone by then.
+        # kept in memory, because the file may be gone when its content is needed again
         self._content = _read(Path(file))
         content = _parsed(self._content, self._file)
         added = content.get("added_tokens") or []
@@ -56,7 +56,7 @@ class HfTokenizer:
 
     @cached_property
     def restarts_after_control(self) -> bool:
-        """A `Prepend` normaliser or a Metaspace scheme "always" sets the dummy prefix behind each special token."""
+        """A `Prepend` normaliser or the Metaspace scheme "always" adds the dummy prefix after each special token."""
         if not self._has_dummy_prefix or not self.control_tokens:
             return False
         control = max(self.control_tokens)
@@ -66,7 +66,7 @@ class HfTokenizer:
 
     @cached_property
     def _continuing(self) -> Any:
-        """The same model without the dummy prefix; built when it is first needed."""
+        """The same model without the dummy prefix; built on demand."""
         if not self._has_dummy_prefix:
             return self._model
         return _build(_without_dummy_prefix(_parsed(self._content, self._file)), self._file)
@@ -76,7 +76,7 @@ class HfTokenizer:
         return model.encode(text, add_special_tokens=False).tokens
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[str]]:
-        # The fast way gives no tokens, only ids.
+        # the fast method gives only ids, no tokens
         pieces = self._pieces
         encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[pieces[id_] for id_ in encoding.ids] for encoding in encodings]
@@ -107,10 +107,10 @@ class HfTokenizer:
 
 
 def check_tokenizer_json(file: Path) -> None:
-    """Refuse what is no tokenizer.json, or one whose normaliser would not end.
+    """Refuse a file that is not a tokenizer.json, or whose normaliser may blow up a text.
 
     Raises:
-        DataError: It is one of these.
+        DataError: It is such a file.
     """
     _parsed(_read(file), str(file))
 
@@ -135,14 +135,14 @@ def _parsed(text: bytes, file: str) -> dict[str, Any]:
     growth = _growth(content.get("normalizer"))
     if growth > MAX_GROWTH:
         raise DataError(
-            f"The normaliser of {file} may make {MAX_GROWTH} characters of one, at most, but makes up to {growth:.3g}."
+            f"The normaliser of {file} may turn one character into at most {MAX_GROWTH}, but makes up to {growth:.3g}."
         )
-    # What a file says about cutting and filling up is for batches of some earlier use; here nothing is cut silently.
+    # the truncation and padding of a file belong to its earlier use; here nothing is truncated silently
     return {**content, "truncation": None, "padding": None}
 
 
 def _growth(normaliser: Any) -> float:
-    """How many characters a normaliser makes of one, at most."""
+    """Maximum number of characters into which a normaliser turns one."""
     if not isinstance(normaliser, dict):
         return 1
     kind = normaliser.get("type")
@@ -156,12 +156,12 @@ def _growth(normaliser: Any) -> float:
 
 
 def _longest_entry(table: Any) -> int:
-    """Characters of the longest text in a table of SentencePiece: the size of a trie, the trie, texts that end in 0."""
+    """Length of the longest text in a SentencePiece table: the size of a trie, the trie, zero-terminated texts."""
     try:
         raw = base64.b64decode(table or "")
         (size,) = struct.unpack("<I", raw[:4])
     except (ValueError, TypeError, struct.error):
-        return 1  # the library refuses it
+        return 1  # the library will refuse it
     return max(len(text.decode("utf-8", "replace")) for text in raw[4 + size :].split(b"\0"))
 
 
@@ -169,14 +169,14 @@ def _build(content: dict[str, Any], file: str, *, match_special: bool = False) -
     library = require("tokenizers", "a tokenizer.json")
     try:
         model = library.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises nothing more precise
+    except Exception as error:  # the library raises nothing more specific
         raise DataError(f"{file} must be a tokenizer.json that `tokenizers` can read, but it says: {error}.") from error
     model.encode_special_tokens = not match_special
     return model
 
 
 def _piece_decoder(content: dict[str, Any], file: str) -> Callable[[str], bytes]:
-    """How one piece becomes bytes, by the steps of the file's decoder."""
+    """The function from a piece to its bytes, according to the file's decoder."""
     decoder = content.get("decoder") or {}
     steps = {step.get("type") for step in decoder.get("decoders", [decoder])}
     if "ByteLevel" in steps:
@@ -188,7 +188,7 @@ def _piece_decoder(content: dict[str, Any], file: str) -> Callable[[str], bytes]
 
 
 def _without_dummy_prefix(part: Any) -> Any:
-    """A copy of (a part of) a tokenizer.json in which nothing is put before the text."""
+    """A copy of (a part of) a tokenizer.json that adds no prefix to the text."""
     if isinstance(part, list):
         return [_without_dummy_prefix(item) for item in part if not _is_prepend(item)]
     if not isinstance(part, dict):

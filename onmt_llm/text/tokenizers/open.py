@@ -16,16 +16,16 @@ from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
 
 def open_tokenizer(spec: TokenizerSpec, directory: str | Path) -> Tokenizer:
-    """The tokeniser that a checkpoint names.
+    """Open the tokeniser of a checkpoint.
 
     Args:
         spec: Kind, file and options.
-        directory: What `spec.file` is relative to.
+        directory: The directory of `spec.file`.
 
     Raises:
         DataError: Its file is missing or unreadable.
-        ConfigError: The library does not know one of the options, or a needed file is not named.
-        UnsupportedError: The library is not installed, or the model needs what we cannot do.
+        ConfigError: The library does not know one of the options, or the spec names no file but needs one.
+        UnsupportedError: The library is not installed, or the model needs something that is not supported.
     """
     if spec.kind == "whitespace":
         return WhitespaceTokenizer()
@@ -46,22 +46,22 @@ def open_tokenizer(spec: TokenizerSpec, directory: str | Path) -> Tokenizer:
 
 
 def brings_vocabulary(spec: TokenizerSpec | None) -> bool:
-    """Whether a tokeniser's own pieces can be the vocabulary of a new model."""
+    """Whether the pieces of a tokeniser can be the vocabulary of a new model."""
     if spec is None:
         return False
     return spec.kind in ("sentencepiece", "huggingface") or (spec.kind == "onmt_tokenize" and _is_plain(spec))
 
 
 def _is_plain(spec: TokenizerSpec) -> bool:
-    """Whether pyonmttok would hand the text to SentencePiece as it is."""
+    """Whether pyonmttok would pass the text to SentencePiece unchanged."""
     options = spec.options
     passes = options.get("mode") == "none" and options.get("subword_type") == "sentencepiece"
     return passes and spec.file is not None and set(options) <= {"mode", "subword_type"}
 
 
 def _open_onmt(file: Path | None, spec: TokenizerSpec) -> Tokenizer:
-    # In mode "none" pyonmttok cuts the text at every ｟...｠ before SentencePiece sees it, and leaves byte pieces apart
-    # when it decodes; SentencePiece itself gives the same pieces without these two faults.
+    # In mode "none" pyonmttok splits the text at every ｟...｠ before SentencePiece sees it, and decodes byte pieces
+    # separately. SentencePiece itself gives the same pieces without these two faults.
     if file is not None and _is_plain(spec):
         return SentencePieceTokenizer(file)
     return OnmtTokenizer(file, dict(spec.options))

@@ -1,7 +1,7 @@
-"""`Pieces`: tokens of a text by their numbers in the tokeniser's own table.
+"""`Pieces`: the tokens of a text as numbers in the tokeniser's own table.
 
-A training run needs numbers, not strings; a text of 100 tokens is 400 bytes of one and 7 KB of the other. The strings
-are made when someone asks for them.
+Training needs numbers, not strings: 100 tokens take 400 bytes as numbers and 7 KB as strings. The strings are made on
+demand.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 class PieceTable:
-    """What a tokeniser's numbers stand for; known by its identity.
+    """The pieces behind a tokeniser's numbers. Tables are compared by identity.
 
     Args:
         tokens: Pieces in id order.
@@ -26,8 +26,8 @@ class Pieces:
     """Tokens of one text.
 
     Attributes:
-        table: What the numbers stand for.
-        ids: The numbers, 4 bytes each in the machine's order.
+        table: The pieces behind the numbers.
+        ids: The numbers, 4 bytes each in native byte order.
     """
 
     __slots__ = ("ids", "table")

@@ -1,4 +1,4 @@
-"""`OnmtTokenizer`: OpenNMT's Tokenizer library (pyonmttok), with BPE or SentencePiece models inside or none."""
+"""`OnmtTokenizer`: OpenNMT's Tokenizer library (pyonmttok), with a BPE or SentencePiece model or without subwords."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.placeholders import NEWLINE, code_point, from_line, to_line
 
 _MODEL_OPTION = {"bpe": "bpe_model_path", "sentencepiece": "sp_model_path"}
-# pyonmttok keeps every balanced ｟...｠ together, and acts on its own `｟mrk_...｠`. Of those in a text only plain
-# names (`｟ent_1｠`, placeholders of translation models) and our markers may pass; other opening brackets are escaped.
-# It ends a text at its first zero byte and leaves out other control characters and U+FEFF: they are escaped too, and
-# where it marks words, so are the signs that it does that with, for which it would put others that look like them. (The
-# same it does with the full-width signs ％ ＃ ：, as its models have learnt them; no_substitution keeps them.)
+# pyonmttok keeps every balanced ｟...｠ together, and interprets its own `｟mrk_...｠`. Only plain names (`｟ent_1｠`,
+# placeholders of translation models) and our placeholders are passed on; other opening brackets are escaped. It stops
+# at the first zero byte and drops other control characters and U+FEFF, so these are escaped too. Where it annotates
+# words, it replaces the annotation characters in a text by similar ones: these are escaped as well. (It also replaces
+# the full-width characters ％ ＃ ：, which its models have learnt; the option no_substitution keeps them.)
 _UNSAFE = r"｟(?!newline｠|U\+[0-9A-F]+｠|(?!mrk_)\w+｠)|[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]"
 _MARKS = "|[￭￨▁]"
 _ANNOTATIONS = ("joiner_annotate", "spacer_annotate")
@@ -29,11 +29,11 @@ class OnmtTokenizer:
     """pyonmttok.
 
     Args:
-        file: BPE or SentencePiece model; None without subwords.
-        options: `subword_type` ("bpe" or "sentencepiece"), `gpt2_pretok` (text becomes GPT-2's byte alphabet first, so
-            that nothing of it is lost), `training` (draw BPE dropout and sampling), and the arguments of
+        file: BPE or SentencePiece model; None = no subwords.
+        options: `subword_type` ("bpe" or "sentencepiece"), `gpt2_pretok` (text is first written in GPT-2's byte
+            alphabet, so nothing is lost), `training` (use BPE dropout and sampling), and the arguments of
             pyonmttok.Tokenizer.
-        content: Content of the model file, where the file itself may be gone by now.
+        content: Content of the model file, if the file may no longer exist.
 
     Raises:
         ConfigError: An option is unknown or has a wrong value.
@@ -60,14 +60,13 @@ class OnmtTokenizer:
         self.fingerprint = fingerprint(type(self).__name__, content, self._arguments[1])
 
     def __reduce__(self) -> tuple[type[OnmtTokenizer], tuple[Any, ...]]:
-        # The library's object cannot be pickled, and workers of the data pipeline get a copy of their tokeniser, also
-        # when its file has gone meanwhile.
+        # the library's object cannot be pickled, but data workers need a copy, even if its file no longer exists
         return OnmtTokenizer, self._arguments
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         if self._byte_level:
             tokens = self._model(to_byte_level(text), training=self._training)
-            # OpenNMT-py writes an empty line as two tokens, so that each of them is a `｟newline｠`.
+            # OpenNMT-py writes an empty line as two tokens, each of them a `｟newline｠`
             return [part for token in tokens for part in (["Ċ", "Ċ"] if token == "ĊĊ" else [token])]
         line = to_line(text.replace("\t", " "))
         return self._model(self._unsafe.sub(lambda match: code_point(match[0]), line), training=self._training)
@@ -85,20 +84,20 @@ class OnmtTokenizer:
         return ByteStreamDecoder(self._byte_level_piece) if self._byte_level else OnmtStreamDecoder(self)
 
     def is_byte(self, token: str) -> bool:
-        """Whether a piece, joiner and spacer aside, is one byte."""
+        """Whether a piece, without joiner and spacer, is one byte."""
         return BYTE_PIECE.fullmatch(token.strip(self._joiner + "▁")) is not None
 
     def vocab_tokens(self) -> list[str] | None:
         return None
 
     def check_newline(self) -> None:
-        """Line breaks are `｟newline｠` or `Ċ`, and are never lost here."""
+        """Line breaks are `｟newline｠` or `Ċ` and are never lost here."""
 
     def _byte_level_piece(self, token: str) -> bytes:
         return byte_level_bytes(token.replace(self._joiner, ""))
 
     def _spell_bytes(self, tokens: Iterable[str]) -> Iterator[str]:
-        """Join runs of byte pieces to the characters that they spell; pyonmttok would show `<0xE2>` as it stands."""
+        """Join runs of byte pieces to the characters that they spell; pyonmttok would leave `<0xE2>` as it is."""
         run: list[str] = []
         for token in tokens:
             if run and not (self.is_byte(token) and self._continues(run[-1], token)):
@@ -123,9 +122,9 @@ class OnmtTokenizer:
 
 
 class OnmtStreamDecoder:
-    """Gives what the text of all tokens so far has beyond what was given.
+    """Decodes all tokens so far at each step, and gives the new part of the text.
 
-    The library's rules about spaces and case look at neighbours, so each step decodes anew; answers are sentences here.
+    The library's rules about spaces and case depend on neighbouring tokens; the answers are as short as a sentence.
     """
 
     def __init__(self, tokenizer: OnmtTokenizer) -> None:
@@ -135,7 +134,7 @@ class OnmtStreamDecoder:
 
     def push(self, token: str) -> str:
         self._tokens.append(token)
-        # The next piece may complete the character that this one belongs to.
+        # the next piece may complete the character of this one
         return "" if self._tokenizer.is_byte(token) else self._new()
 
     def flush(self) -> str:
@@ -149,7 +148,7 @@ class OnmtStreamDecoder:
 
 
 def _open_content(content: bytes, options: dict[str, Any]) -> Any:
-    """The library reads models from files alone."""
+    """Open a model from its content; the library itself reads only files."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model"
         file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""`SentencePieceTokenizer`: SentencePiece models (Kudo and Richardson 2018), LLaMA's among them."""
+"""`SentencePieceTokenizer`: SentencePiece models (Kudo and Richardson 2018), including LLaMA's."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from onmt_llm.text.tokenizers.pieces import Pieces, PieceTable
 from onmt_llm.text.tokenizers.sentencepiece_proto import read_facts
 from onmt_llm.text.tokenizers.word_cache import WordCache, is_provable
 
-# A serialised ModelProto that says only normalizer_spec { add_dummy_prefix: false }. Protocol buffers merge messages
-# that are written one behind the other: a model followed by these bytes is the same model without the dummy prefix.
+# A serialised ModelProto with only normalizer_spec { add_dummy_prefix: false }. Protocol buffers merge concatenated
+# messages, so a model followed by these bytes is the same model without the dummy prefix.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-# ... and that one remove_extra_whitespaces: false.
+# The same with remove_extra_whitespaces: false.
 _KEEP_SPACES = b"\x1a\x02\x20\x00"
 _MAX_THREADS = 4
 _WORTH_THREADS = 64
-"""Texts for which threads are started."""
+"""Minimum number of texts for which threads are started."""
 
 
 class SentencePieceTokenizer:
     """A SentencePiece model.
 
-    The sign `▁` (U+2581) typed in a text is a space to these models, and comes back as one.
+    These models treat the character `▁` (U+2581) in a text as a space, so decoding gives a space.
 
     Args:
         file: The `.model` file.
         nbest: Subword regularisation (Kudo 2018), for training only: sample among this many segmentations; -1 = all.
-        alpha: Its smoothing; 0 = no sampling.
+        alpha: Its smoothing parameter; 0 = no sampling.
 
     Raises:
         DataError: The file is not a SentencePiece model.
-        UnsupportedError: The model marks spaces behind words.
+        UnsupportedError: The model marks spaces after words instead of before.
     """
 
     restarts_after_control = False
@@ -54,7 +54,7 @@ class SentencePieceTokenizer:
         normalized = self._model.normalize("a  b")
         if normalized.endswith("▁"):
             raise UnsupportedError(
-                f"{file} marks spaces behind words (treat_whitespace_as_suffix), which is not supported."
+                f"{file} marks spaces after words (treat_whitespace_as_suffix), which is not supported."
             )
         self._has_dummy_prefix = normalized.startswith("▁")
         keeps_spaces = "a▁▁b" in normalized
@@ -66,7 +66,7 @@ class SentencePieceTokenizer:
 
     @cached_property
     def _continuing(self) -> Any:
-        """The same model without the dummy prefix; loaded when it is first needed."""
+        """The same model without the dummy prefix; loaded on demand."""
         if not self._has_dummy_prefix:
             return self._model
         return _from_proto(self._model.serialized_model_proto() + _NO_DUMMY_PREFIX)
@@ -79,8 +79,8 @@ class SentencePieceTokenizer:
         return self._model.encode(list(texts), out_type=str, num_threads=_threads(texts), **self._sampling)
 
     def encode_pieces(self, texts: Sequence[str], *, continuation: bool = False) -> list[Pieces | list[str]]:
-        """Pieces of each text by number; as strings where the library samples or finds an unknown piece, whose text the
-        number would lose."""
+        """Pieces of each text as numbers; as strings if the library samples, or if a piece is unknown and its number
+        would lose its text."""
         if self._sampling:
             return [self.encode(text, continuation=continuation) for text in texts]
         ids = self._words.encode(texts, continuation=continuation) if self._words else [None] * len(texts)
@@ -159,7 +159,7 @@ def _read(file: Path) -> bytes:
 
 
 def _load(content: bytes, file: str) -> tuple[Any, list[str]]:
-    """The model and its pieces, which a damaged file may hold in other bytes than those of UTF-8."""
+    """The model and its pieces; those of a damaged file may not be valid UTF-8."""
     try:
         model = _from_proto(content)
         return model, [model.id_to_piece(id_) for id_ in range(len(model))]

@@ -1,7 +1,7 @@
-"""What a SentencePiece model file says of itself: how it normalises, what its pieces are.
+"""Reads the header of a SentencePiece model file: its normalisation and its pieces.
 
-The library answers few of these questions, and its schema needs protobuf; the format (varints, and byte strings with
-their length) is read here in a few lines. Field numbers are those of sentencepiece_model.proto.
+The library exposes little of this, and its schema needs protobuf. The format (varints, and byte strings with their
+length) is simple enough to read here. Field numbers are those of sentencepiece_model.proto.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 @dataclass
 class SentencePieceFacts:
-    """Facts of one model; the defaults are those of the format.
+    """Facts about one model; the defaults are those of the format.
 
     Attributes:
         pieces: (text, kind) in id order.
-        model_type: Which algorithm segments.
-        charsmap: Rules of normalisation; empty = text is left as it is.
+        model_type: The segmentation algorithm.
+        charsmap: Normalisation rules; empty = none.
     """
 
     pieces: list[tuple[str, int]] = field(default_factory=list)
@@ -67,7 +67,7 @@ def _int(value: int | bytes) -> int:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field in order; numbers of fixed width as bytes."""
+    """Number and value of each field in order; fixed-width numbers as bytes."""
     position = 0
     while position < len(message):
         key, position = _varint(message, position)

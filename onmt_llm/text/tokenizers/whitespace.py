@@ -1,4 +1,4 @@
-"""`WhitespaceTokenizer`: tokens are the words between spaces, for text that was tokenised beforehand."""
+"""`WhitespaceTokenizer`: tokens are the words between spaces, for text that is already tokenised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onmt_llm.text.placeholders import NEWLINE, from_line, to_line
 
 
 def to_words(text: str) -> list[str]:
-    """Words of a text; a line break is a word of its own, `｟newline｠`, and nothing else is."""
+    """Words of a text; a line break, and only a line break, is the word `｟newline｠`."""
     return to_line(text).replace(NEWLINE, f" {NEWLINE} ").split(" ")
 
 
@@ -32,7 +32,7 @@ class WordStreamDecoder:
 
 
 class WhitespaceTokenizer:
-    """Splits at spaces. Several spaces in a row count as one, so decoding gives the text back up to these."""
+    """Splits at spaces. Repeated spaces count as one, so decoding restores the text except for these."""
 
     control_tokens: frozenset[str] = frozenset()
     restarts_after_control = False

@@ -1,18 +1,18 @@
-"""`WordCache`: each word encoded once, for the SentencePiece models of which that can be proved to change nothing.
+"""`WordCache`: encodes each word once, for SentencePiece models with which this provably gives the same pieces.
 
-Why it is exact. Byte-pair encoding begins with single characters and joins neighbours whose join is a piece, best score
-first, leftmost first among equals. Where no piece holds the characters c and d side by side, nothing is ever joined
-across a border between them, so the joins on its left and on its right do not know of each other: the pieces of a text
-are those of its parts. Spaces are `▁` to the model; if no piece has a `▁` behind another character, every border before
-a run of spaces is such a border. If no piece holds a line break (models with byte fallback), so is every border beside
-one. What else must be so:
+Why it is exact: byte-pair encoding starts from single characters and merges neighbours whose concatenation is a piece,
+best score first, leftmost first among equals. If no piece contains the characters c and d side by side, nothing is ever
+merged across a boundary between them, so the merges on its left and right are independent: the pieces of a text are
+those of its parts. To the model a space is `▁`; if no piece has a `▁` after another character, every boundary before a
+run of spaces is such a boundary. If no piece contains a line break (models with byte fallback), so is every boundary
+next to one. Further conditions:
 
-* text is not normalised (no character map), and spaces stay as many as they are, or none is there to be removed;
-* no piece is "unused": the library takes such pieces apart again as it last joined them anywhere in the text;
-* no unknown piece comes out: neighbouring ones become one. Texts in which one does are left to the library.
+* text is not normalised (no character map), and spaces are kept, or the text has no spaces to remove;
+* no piece is "unused": the library splits such pieces the way it last merged them anywhere in the text;
+* no piece is unknown: adjacent unknown pieces become one. Texts with unknown pieces are left to the library.
 
-Unigram models do not qualify: their best path is found with sums of 32-bit floats over the whole text, so that a near
-tie in one word can be decided by what stands before it.
+Unigram models do not qualify: they find the best path with sums of 32-bit floats over the whole text, so the text
+before a word can decide a near tie in it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from collections.abc import Callable, Sequence
 from onmt_llm.text.tokenizers.sentencepiece_proto import BPE, BYTE, CONTROL, UNKNOWN, UNUSED, SentencePieceFacts
 
 PieceIds = bytes
-"""Numbers of pieces, 4 bytes each in the machine's order."""
+"""Numbers of pieces, 4 bytes each in native byte order."""
 
 _SPACE = "▁"
 _INNER_SPACE = re.compile("[^▁]▁", re.DOTALL)
-_SILENT = (UNKNOWN, CONTROL, BYTE)  # kinds that no stretch of text is joined into
+_SILENT = (UNKNOWN, CONTROL, BYTE)  # kinds of pieces into which no text is merged
 _BUDGET = 24 << 20
-"""Bytes that a generation of words may take."""
+"""Maximum size of a generation of words in bytes."""
 _ENTRY = 200
-"""Bytes that a word takes besides its letters, roughly."""
+"""Approximate overhead of a word in bytes."""
 _LONG = 24
-"""Mean length of words from which a text has none worth keeping (Chinese, base64)."""
+"""Mean word length from which the words of a text are not worth caching (Chinese, base64)."""
 
 
 def is_provable(facts: SentencePieceFacts) -> bool:
@@ -50,15 +50,14 @@ def is_provable(facts: SentencePieceFacts) -> bool:
 
 
 class WordCache:
-    """Numbers of the pieces of texts.
+    """Encodes texts word by word into numbers of pieces.
 
-    A key that begins with a line break stands for itself, every other one for a space and itself: so a text split at
-    its spaces is a list of keys. What begins a text without a space before it is kept apart.
+    A key that starts with a line break stands for itself, every other key for a space followed by itself, so a text
+    split at its spaces is a list of keys. A first word without a space before it has a cache of its own.
 
     Args:
-        facts: Of a model for which `is_provable`.
-        encode: Encodes a text as the model does, but without dummy prefix and with all spaces kept; None if an unknown
-            piece comes out.
+        facts: Facts about a model for which `is_provable`.
+        encode: Encodes a text with the model, but without dummy prefix and with all spaces; None if a piece is unknown.
     """
 
     def __init__(self, facts: SentencePieceFacts, encode: Callable[[str], PieceIds | None]) -> None:
@@ -71,7 +70,7 @@ class WordCache:
         self._heads = _TwoGenerationCache(encode)
 
     def encode(self, texts: Sequence[str], *, continuation: bool = False) -> list[PieceIds | None]:
-        """Numbers of each text; None for a text that is left to the library."""
+        """Numbers of the pieces of each text; None for a text that is left to the library."""
         prefix = " " if self._dummy_prefix and not continuation else ""
         if self._strips:
             return [None if _loses_spaces(text) else self._encode(prefix, text) for text in texts]
@@ -86,11 +85,11 @@ class WordCache:
         try:
             ids = b"".join(map(self._words.__getitem__, words))  # type: ignore[arg-type]
             return ids if head is None else self._heads[head] + ids  # type: ignore[operator]
-        except TypeError:  # a word that cannot be encoded apart
+        except TypeError:  # a word with an unknown piece
             return None
 
     def _split(self, text: str) -> tuple[str | None, list[str]]:
-        """What a text begins with, if not with a space, and its other words as keys."""
+        """The first word, if the text does not start with a space, and the other words as keys."""
         if _SPACE in text:
             text = text.replace(_SPACE, " ")
         if "  " in text:
@@ -106,13 +105,13 @@ class WordCache:
 
 
 class _TwoGenerationCache(dict[str, "PieceIds | None"]):
-    """Numbers of words, each encoded when it is first asked for.
+    """A bounded cache of encoded words.
 
-    There are two generations: when one is full it becomes the old one, from which words that come again are taken over,
-    and what did not come again for so long is forgotten.
+    It has two generations: a full one becomes the old one, and replaces the previous old one. Words that are used again
+    are copied from the old generation to the new one; the others are dropped with it.
 
     Args:
-        encode: Encodes one.
+        encode: Encodes a word.
     """
 
     def __init__(self, encode: Callable[[str], PieceIds | None]) -> None:
@@ -133,5 +132,5 @@ class _TwoGenerationCache(dict[str, "PieceIds | None"]):
 
 
 def _loses_spaces(text: str) -> bool:
-    """Whether a model that removes extra white space would find some."""
+    """Whether a model that removes extra white space would remove some."""
     return _SPACE in text or "  " in text or text[:1] == " " or text[-1:] == " "

@@ -1,8 +1,7 @@
-"""What a chat template can do: every operation charges a budget before it computes anything large.
+"""The operations of a chat template: each charges the budget before it computes anything large.
 
-A rendering has a number of units. An operation costs about one for each character that it reads or writes, more for
-each object that it makes, so that the units bound time and memory alike. `jinja_syntax.py` rewrites a template so that
-it reaches values through `Operations` alone: there are no other attributes, methods, functions, filters or tests.
+`syntax.py` rewrites a template so that it reaches values only through `Operations`: there are no other attributes,
+methods, functions, filters or tests. `costs.py` has the units that each step costs.
 """
 
 from __future__ import annotations
@@ -18,82 +17,13 @@ from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import SecurityError
 from jinja2.utils import Namespace
 
-NODE = 8
-"""Units of evaluating a piece of syntax once."""
-ELEMENT = 16
-"""Units of an element of a new list: a string of one character takes 80 bytes."""
-CALL = 200
-"""Units of calling a macro, besides its body; and of looking something up by a name that was computed."""
-_VALUE = 32
-"""Units of reading a value inside a list or dictionary, with the digits of a number."""
-_ESCAPED = 12
-"""Characters that one may become in a quoted string."""
-_LARGEST = 2**63
+from onmt_llm.text.templates.jinja.costs import CALL, ELEMENT, ESCAPED, METHODS, SIZED, VALUE, VIEWS, search_cost
 
-_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_LARGEST = 2**63
 _SCALARS = frozenset({str, int, float, bool, type(None)})
-_SIZED = frozenset({str, list, tuple, dict, range, *_VIEWS})
 _LOOP = frozenset(
     ("index", "index0", "revindex", "revindex0", "first", "last", "length", "depth", "depth0", "previtem", "nextitem")
 )
-
-Cost = Callable[..., int]
-
-
-def _length(text: Any, *_: Any) -> int:
-    return 3 * len(text) + 1  # three: the most characters that one becomes in another case
-
-
-def _search(text: str, part: Any = None, *_: Any, **__: Any) -> int:
-    """Of looking for `part`, at worst."""
-    return len(text) * (1 + len(part or "") // 8) + 1
-
-
-def _parts(text: str, sep: str | None = None, *_: Any, **__: Any) -> int:
-    return _search(text, sep) + ELEMENT * (len(text) // len(sep or "  ") + 2)
-
-
-def _replaced(text: str, old: str, new: str, *_: Any, **__: Any) -> int:
-    return _search(text, old) + len(text) + (len(text) // max(len(old), 1) + 1) * len(new)
-
-
-def _joined(sep: str, parts: Any) -> int:
-    if type(parts) not in _SIZED:
-        raise TypeError("can only join the elements of a list")
-    return sum(map(len, parts)) + (len(sep) + 1) * len(parts)
-
-
-def _padded(text: str, width: int, *_: Any) -> int:
-    return len(text) + max(width, 0)
-
-
-def _affix(_: str, affix: Any, *__: Any) -> int:
-    return len(affix) if type(affix) is str else sum(map(len, affix)) + len(affix)
-
-
-def _free(*_: Any, **__: Any) -> int:
-    return NODE
-
-
-_METHODS: Mapping[type, Mapping[str, Cost]] = MappingProxyType(
-    {
-        str: {
-            **dict.fromkeys(("lower", "upper", "capitalize", "title", "swapcase", "casefold"), _length),
-            **dict.fromkeys(("isalpha", "isdigit", "isalnum", "isnumeric", "isdecimal", "isascii"), _length),
-            **dict.fromkeys(("isspace", "isupper", "islower", "istitle", "isidentifier"), _length),
-            **dict.fromkeys(("startswith", "endswith", "removeprefix", "removesuffix"), _affix),
-            **dict.fromkeys(("strip", "lstrip", "rstrip", "find", "rfind", "index", "rindex", "count"), _search),
-            **dict.fromkeys(("split", "rsplit", "partition", "rpartition"), _parts),
-            **dict.fromkeys(("ljust", "rjust", "center", "zfill"), _padded),
-            "splitlines": lambda text, *_, **__: ELEMENT * (len(text) + 1),
-            "replace": _replaced,
-            "join": _joined,
-        },
-        dict: dict.fromkeys(("get", "items", "keys", "values"), _free),
-        LoopContext: {"cycle": _free},
-    }
-)
-"""Methods that a template can call, and what they cost."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +45,7 @@ class Operations:
     """The operations of one sandbox, on the budget of the rendering that runs.
 
     Args:
-        undefined: Makes the value of what is not there, as `jinja2.Environment.undefined`.
+        undefined: Makes the value of something undefined, see `jinja2.Environment.undefined`.
 
     Attributes:
         left: Units that the rendering has left.
@@ -127,31 +57,31 @@ class Operations:
         self.undefined = undefined
 
     def charge(self, units: int) -> None:
-        """Take `units` off the budget.
+        """Subtract `units` from the budget.
 
         Raises:
-            SecurityError: There are not so many left.
+            SecurityError: The budget is exceeded.
         """
         self.left -= units
         if self.left < 0:
             self._spent()
 
     def _spent(self) -> NoReturn:
-        raise SecurityError("its loops and texts grow beyond what a chat template may use")
+        raise SecurityError("its loops and texts exceed what a chat template may use")
 
     def weigh(self, value: Any, *, data: bool = False) -> int:
-        """Units of reading a value with all that is in it, as often as it is in it; see `measure`."""
+        """Units of reading a value with everything in it; see `measure`."""
         return self.measure(value, data=data)[0]
 
     def measure(self, value: Any, *, data: bool = False) -> tuple[int, int]:
-        """Units of reading a value, and how deep lists and dictionaries are nested in it.
+        """Units of reading a value, and the depth of the lists and dictionaries nested in it.
 
         Args:
-            value: With all that is in it, as often as it is in it.
-            data: Nothing else than data may be in it.
+            value: Counted with everything in it, as often as it occurs.
+            data: It may contain only data.
 
         Raises:
-            SecurityError: The units are more than are left; or there is something that is no data.
+            SecurityError: The budget is exceeded, or the value contains something that is not data.
         """
         total, depth, level = 0, 0, [value]
         while level:
@@ -159,12 +89,12 @@ class Operations:
             inner: list[Any] = []
             for item in level:
                 kind = type(item)
-                total += _VALUE
+                total += VALUE
                 if kind is str:
                     total += len(item)
                 elif kind in _SCALARS:
                     pass
-                elif kind in _SIZED and kind is not range:
+                elif kind in SIZED and kind is not range:
                     total += ELEMENT * len(item)
                     if total > self.left:
                         self._spent()
@@ -176,23 +106,23 @@ class Operations:
             level = inner
         return total, depth
 
-    # What syntax stands for; the names are those of OPERATIONS.
+    # The operations of the rewritten syntax, see `syntax.operations`.
 
     def iterate(self, value: Any, units: int) -> Any:
-        """What a loop goes over; all its steps, of `units` each, are charged at once."""
+        """The iterable of a loop; all its steps, of `units` each, are charged at once."""
         self.charge(self.size(value) * units)
         return value
 
     def size(self, value: Any) -> int:
-        """How many elements there are to go over."""
-        if type(value) in _SIZED:
+        """Number of elements of an iterable."""
+        if type(value) in SIZED:
             return len(value)
         if isinstance(value, jinja2.Undefined):
             return len(value)
         raise TypeError(f"'{type(value).__name__}' object is not iterable")
 
     def grown(self, value: Any) -> Any:
-        """A sum that was just computed, of a few summands."""
+        """Charge a sum of a few summands that has just been computed."""
         kind = type(value)
         if kind is str:
             self.left -= len(value)
@@ -205,7 +135,7 @@ class Operations:
         return value
 
     def shown(self, value: Any) -> str:
-        """A value as text that is written, or the text."""
+        """A value as it is written to the output."""
         if type(value) is not str:
             value = self.text(value)
         self.left -= len(value)
@@ -216,7 +146,7 @@ class Operations:
     def text(self, value: Any) -> str:
         """A value as text."""
         if type(value) not in _SCALARS and not isinstance(value, jinja2.Undefined):
-            self.charge(_ESCAPED * self.weigh(value, data=True))
+            self.charge(ESCAPED * self.weigh(value, data=True))
         return str(value)
 
     def concatenated(self, *values: Any) -> str:
@@ -236,12 +166,12 @@ class Operations:
         return left * right
 
     def calculated(self, left: Any, sign: str, right: Any) -> Any:
-        """left `sign` right, of numbers."""
+        """left `sign` right, for numbers."""
         for value in (left, right):
             if not is_number(value) and not isinstance(value, jinja2.Undefined):
                 raise SecurityError(f"the operator {sign} takes numbers here, not a {type(value).__name__}")
         if sign == "**" and is_number(right) and abs(right) > 64:
-            raise SecurityError("the exponent of ** must be 64 at most")
+            raise SecurityError("the exponent of ** must be at most 64")
         return self._number(_ARITHMETIC[sign](left, right))
 
     def _number(self, value: Any) -> Any:
@@ -250,7 +180,7 @@ class Operations:
         return value
 
     def compared(self, left: Any, *rest: Any) -> bool:
-        """left op right (op right ...), with the names that jinja2 gives to the signs."""
+        """left op right (op right ...), with jinja2's names of the operators."""
         for sign, right in zip(rest[::2], rest[1::2], strict=True):
             if sign in ("in", "notin"):
                 result = self.contained(left, right) == (sign == "in")
@@ -271,29 +201,29 @@ class Operations:
 
     def contained(self, value: Any, container: Any) -> bool:
         kind = type(container)
-        if kind is dict or kind in _VIEWS:
+        if kind is dict or kind in VIEWS:
             self.key(value)
         self._read(value)
         if kind is dict:
             pass
         elif kind is str:
-            self.charge(_search(container, value if type(value) is str else None))
+            self.charge(search_cost(container, value if type(value) is str else None))
         elif kind is range:
             self.charge(len(container))
-        elif kind in _SIZED:
+        elif kind in SIZED:
             self.charge(self.weigh(container))
         elif not isinstance(container, jinja2.Undefined):
             raise TypeError(f"argument of type '{kind.__name__}' is not iterable")
         return value in container
 
     def key(self, value: Any) -> Any:
-        """A value that is looked up in a dictionary: text or a number, since tuples of one hash are easily made."""
+        """A key of a dictionary: text or a number, because tuples with equal hashes are easily made."""
         if type(value) not in _SCALARS and not isinstance(value, jinja2.Undefined):
             raise SecurityError(f"a {type(value).__name__} cannot be a key")
         return value
 
     def attribute(self, owner: Any, name: str) -> Any:
-        """owner.name; Python's own attributes are not among them."""
+        """owner.name, without Python's own attributes."""
         kind = type(owner)
         if kind is dict:
             if name not in _DICT_NAMES:
@@ -309,7 +239,7 @@ class Operations:
             return values[name] if name in values else self.undefined(obj=owner, name=name)
         elif isinstance(owner, jinja2.Undefined):
             owner._fail_with_undefined_error()
-        if name in _METHODS.get(kind, ()):
+        if name in METHODS.get(kind, ()):
             return Method(owner, name)
         if hasattr(kind, name):
             problem = f"access to attribute '{name}' of '{kind.__name__}' object is unsafe."
@@ -361,7 +291,7 @@ class Operations:
     def method(self, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """owner.name(...)"""
         kind = type(owner)
-        cost = _METHODS[kind].get(name) if kind in _METHODS else None
+        cost = METHODS[kind].get(name) if kind in METHODS else None
         if cost is None:
             if kind is LoopContext and name == "changed":
                 self._read(args)

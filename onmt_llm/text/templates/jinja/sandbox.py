@@ -1,8 +1,8 @@
-"""Running a foreign Jinja template: no way out of it, and a bound on the time and memory that it takes.
+"""A sandbox for untrusted Jinja templates, with a bound on time and memory.
 
-The bound is a number of units for each rendering, more for longer conversations, and the same on every machine:
-`jinja_operations.py` says what costs how many, `jinja_syntax.py` makes a template pay, `jinja_names.py` has the
-functions, filters and tests that there are. jinja2's own sandbox stands behind it.
+Each rendering has a budget of units: more for longer conversations, and the same on every machine. `operations.py`
+charges the budget, `syntax.py` rewrites a template so that it uses these operations only, and `library.py` has the
+functions, filters and tests that a template can use. jinja2's own sandbox is a second line of defence.
 """
 
 from __future__ import annotations
@@ -17,36 +17,37 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.text.templates.jinja import names as jinja_names
+from onmt_llm.text.templates.jinja import library
 from onmt_llm.text.templates.jinja import syntax as jinja_syntax
 from onmt_llm.text.templates.jinja.operations import Operations
 
 MAX_SOURCE = 100_000
-"""Characters that a template may have."""
+"""Maximum number of characters of a template."""
 BUDGET = 10_000_000
-"""Units that a rendering has, whatever the conversation."""
+"""Units of every rendering."""
 UNITS_PER_CHARACTER = 20
-"""Units that it has for each character of the conversation."""
+"""Additional units for each character of the conversation."""
 UNITS_PER_MESSAGE = 40_000
-"""Units that it has for each message."""
+"""Additional units for each message."""
 MAX_OUTPUT = 200_000
-"""Characters that a template may write, beyond those of the conversation."""
+"""Maximum number of characters that a template may write for an empty conversation."""
 OUTPUT_PER_CHARACTER = 10
-"""Characters that it may write for each of the conversation."""
+"""Additional characters that it may write for each character of the conversation."""
 
 _SAFE_JINJA = (3, 1, 6)
 _MAX_MESSAGE = 300
 
 
 class Sandbox:
-    """A template that renders conversations, one at a time.
+    """A compiled template that renders one conversation at a time.
 
     Args:
         source: The template.
 
     Raises:
-        jinja2.TemplateError: The source is no template. So do SyntaxError, ValueError, RecursionError and MemoryError.
-        DataError: It has syntax that is not for chat templates; the message begins with its line.
+        jinja2.TemplateError: The source is not a template. SyntaxError, ValueError, RecursionError and MemoryError
+            mean the same.
+        DataError: It has syntax that chat templates may not use; the message starts with its line.
     """
 
     def __init__(self, source: str) -> None:
@@ -55,11 +56,11 @@ class Sandbox:
             trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False
         )
         self._do = do = Operations(environment.undefined)
-        tests = jinja_names.tests(do)
-        filters = {**jinja_names.filters(do, tests), **jinja_syntax.operations(do)}
+        tests = library.tests(do)
+        filters = {**library.filters(do, tests), **jinja_syntax.operations(do)}
         environment.tests, environment.filters = dict(tests), dict(filters)
-        environment.globals = dict(jinja_names.functions(do))
-        # Constant expressions must be counted like others. jinja2 still tries those that are written: it shall fail.
+        environment.globals = dict(library.functions(do))
+        # jinja2 evaluates constant expressions while compiling; without a budget this fails, so they are charged later
         do.left = -1
         tree = environment.parse(source)
         self._outer_units = jinja_syntax.counted(tree)
@@ -72,14 +73,15 @@ class Sandbox:
 
         Args:
             variables: By name: text, numbers, lists and dictionaries.
-            characters: How long the conversation in them is.
-            messages: And how many messages it has.
+            characters: Length of the conversation.
+            messages: Number of its messages.
 
         Raises:
-            jinja2.TemplateError: It failed, refused the messages, or went beyond its budget. So do other exceptions.
+            jinja2.TemplateError: The template failed, refused the messages, or exceeded its budget. It may also raise
+                any other exception.
         """
         do, template = self._do, self._template
-        with self._lock:  # the budget is one rendering's; threads would wait for each other anyway
+        with self._lock:  # a budget belongs to one rendering
             do.left = BUDGET + UNITS_PER_CHARACTER * characters + UNITS_PER_MESSAGE * messages
             do.charge(self._outer_units)
             text = "".join(template.root_render_func(template.new_context(variables)))
@@ -89,7 +91,7 @@ class Sandbox:
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}` blocks are written like any text; answers are found in another way."""
+    """`{% generation %}` blocks are rendered like any text; answers are found in another way."""
 
     tags = {"generation"}
 
@@ -99,11 +101,11 @@ class Generation(jinja2.ext.Extension):
 
 
 def compile_template(source: str, name: str) -> Sandbox:
-    """A template, compiled.
+    """Compile a template.
 
     Raises:
-        DataError: The source is no template, too long, or has syntax that is not for chat templates.
-        UnsupportedError: jinja2 is too old: there are known ways out of its sandbox.
+        DataError: The source is not a template, is too long, or has syntax that chat templates may not use.
+        UnsupportedError: jinja2 is too old: its sandbox has known escapes.
     """
     version = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
     if version < _SAFE_JINJA:
@@ -112,7 +114,7 @@ def compile_template(source: str, name: str) -> Sandbox:
             hint="pip install -U jinja2",
         )
     if len(source) > MAX_SOURCE:
-        raise DataError(f"A chat template may have {MAX_SOURCE} characters at most, but {name} has {len(source)}.")
+        raise DataError(f"A chat template may have at most {MAX_SOURCE} characters, but {name} has {len(source)}.")
     try:
         return Sandbox(source)
     except DataError as error:
@@ -123,6 +125,6 @@ def compile_template(source: str, name: str) -> Sandbox:
 
 
 def brief(error: BaseException) -> str:
-    """What an error says, on one line that fits into a message, without a full stop at its end."""
+    """The text of an error, shortened to one line, without a final full stop."""
     words = " ".join(str(error)[: 4 * _MAX_MESSAGE].split()) or type(error).__name__
     return (words if len(words) <= _MAX_MESSAGE else words[:_MAX_MESSAGE] + "…").removesuffix(".")

@@ -1,8 +1,8 @@
-"""The syntax of chat templates, and how it is made to count.
+"""Rewriting the syntax tree of a chat template so that it charges its budget.
 
-jinja2 compiles a template into Python, which adds, compares, loops and calls as it likes. Here the tree of a template
-is changed before it is compiled: what takes time or memory becomes a filter of a name that no template can write, and
-these filters are `Operations`. Syntax that is not listed is refused.
+jinja2 compiles a template into Python, whose additions, comparisons, loops and calls nothing bounds. Before it compiles
+the tree, everything that takes time or memory is replaced by a filter whose name no template can write; these filters
+are `Operations`. Syntax that is not listed here is refused.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
 from onmt_llm.errors import DataError
-from onmt_llm.text.templates.jinja.operations import NODE, Operations
+from onmt_llm.text.templates.jinja.costs import NODE
+from onmt_llm.text.templates.jinja.operations import Operations
 
 MAX_NODES = 10_000
-"""Pieces of syntax in a template."""
+"""Maximum number of syntax nodes of a template."""
 _PLAIN = 100
-"""Characters of a constant that is compared without being counted."""
+"""Maximum length of a constant that is compared without a charge."""
 _TERMS = 4
-"""Summands that are added before the sum is counted."""
+"""Number of summands that are added before the sum is charged."""
 _OBJECT = 12
-"""A loop or a macro takes as much memory as so many other pieces of syntax."""
+"""A loop or a macro takes as much memory as this many other nodes."""
 _LARGEST = 2**63
 
 _STATEMENTS = (
@@ -42,7 +43,7 @@ _CONSTANT = (nodes.TemplateData, nodes.Const)
 
 
 def operations(do: Operations) -> Mapping[str, Callable[..., Any]]:
-    """The filters that the changed syntax names."""
+    """The filters that the rewritten syntax uses, by name."""
     return MappingProxyType(
         {
             "for": do.iterate,
@@ -65,17 +66,17 @@ def operations(do: Operations) -> Mapping[str, Callable[..., Any]]:
 
 
 def counted(template: nodes.Template) -> int:
-    """Change a template so that it counts what it does; returns the units of what stands outside of loops and macros.
+    """Rewrite a template so that it charges its budget; returns the units of everything outside loops and macros.
 
     Raises:
-        DataError: There is syntax in it that chat templates may not use; the message begins with its line.
+        DataError: It has syntax that chat templates may not use; the message starts with its line.
     """
     _Counting().visit(template)
     return _units(template.body)
 
 
 def _units(parts: Iterable[nodes.Node]) -> int:
-    """Of evaluating all of `parts` once, without the bodies of loops and macros, which are counted when they run."""
+    """Units of evaluating `parts` once, without the bodies of loops and macros, which are charged when they run."""
     total, stack = 0, list(parts)
     while stack:
         node = stack.pop()
@@ -95,7 +96,7 @@ def _units(parts: Iterable[nodes.Node]) -> int:
 
 
 class _Counting(NodeTransformer):
-    """Changes one template."""
+    """Rewrites one template."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -133,14 +134,14 @@ class _Counting(NodeTransformer):
         return node
 
     def _value(self, node: nodes.Expr) -> nodes.Expr:
-        """An expression whose value is counted by what it is in."""
+        """An expression whose value is charged by the node around it."""
         return self._sum(node) if isinstance(node, nodes.Add) else self.visit(node)
 
     def visit_Add(self, node: nodes.Add) -> nodes.Expr:
         return _operation(self._sum(node), "+")
 
     def _sum(self, node: nodes.Expr) -> nodes.Expr:
-        """a + b + ... as jinja2 has it, counted after every few summands."""
+        """a + b + ..., charged after every `_TERMS` summands."""
         terms: list[nodes.Expr] = []
         while isinstance(node, nodes.Add):
             self._count += 1
@@ -212,7 +213,7 @@ def _operation(first: nodes.Expr, name: str, *args: nodes.Expr, kwargs: Iterable
 
 
 def _is_quick(node: nodes.Compare) -> bool:
-    """Whether one side is a constant so small, or a truth value, that the other is not read beyond it."""
+    """Whether one side is a small constant or a truth value, so the comparison reads little of the other side."""
     operand = node.ops[0]
     if operand.op in ("in", "notin"):
         several = operand.expr
@@ -227,4 +228,4 @@ def _is_small(node: nodes.Expr) -> bool:
 
 
 def _refuse(node: nodes.Node, what: str) -> NoReturn:
-    raise DataError(f"line {node.lineno} has {what}, which a chat template may not have")
+    raise DataError(f"line {node.lineno} has {what}, which a chat template may not use")

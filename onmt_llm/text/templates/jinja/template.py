@@ -1,7 +1,7 @@
-"""`JinjaTemplate`: a model's own chat template, rendered in a sandbox and cut into segments.
+"""`JinjaTemplate`: a model's own chat template, rendered in a sandbox and split into segments.
 
-The rendered text is cut at control tokens. Those of the template are told from those that somebody typed by a mark
-(the noncharacter U+FDD0) that is set inside the latter before rendering and taken out after it. Answers are found by
+The rendered text is split at control tokens. To tell control tokens of the template from ones that a user typed, a mark
+(the noncharacter U+FDD0) is inserted into the latter before rendering and removed afterwards. Answers are found by
 rendering the conversation up to each of them, so the template needs no `{% generation %}` blocks.
 """
 
@@ -26,16 +26,16 @@ _MARKS = re.compile(f"{_MARK}({_MARK}?)")
 
 
 class JinjaTemplate:
-    """A Jinja chat template as Hugging Face models carry it.
+    """A Jinja chat template in the format of Hugging Face models.
 
     Args:
         source: The template.
-        name: What it is called in messages.
-        specials: The model's special tokens; the template knows `bos_token`, `eos_token`, `unk_token`, `pad_token`.
-        control_tokens: Further tokens that are tokens when the template writes them, and text when a user does.
+        name: Its name in error messages.
+        specials: The model's special tokens; the template sees `bos_token`, `eos_token`, `unk_token`, `pad_token`.
+        control_tokens: More control tokens of the template; in a user's text they stay text.
 
     Raises:
-        DataError: The source is not a Jinja template, or too long.
+        DataError: The source is not a Jinja template, or is too long.
     """
 
     stop: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class JinjaTemplate:
         self._typed = re.compile(f"(?={pattern})(.)", re.DOTALL)
 
     def __reduce__(self) -> tuple[Callable[[], JinjaTemplate], tuple[()]]:
-        # jinja2's objects cannot be pickled; workers of the data pipeline compile the template again.
+        # jinja2's objects cannot be pickled, so workers of the data pipeline compile the template again
         again = partial(
             JinjaTemplate,
             self.source,
@@ -74,7 +74,7 @@ class JinjaTemplate:
 
     @classmethod
     def read(cls, file: Path, *, specials: SpecialTokens, control_tokens: Collection[str] = ()) -> JinjaTemplate:
-        """The template in a file.
+        """Read a template from a file.
 
         Raises:
             DataError: The file cannot be read, or is not a template.
@@ -87,7 +87,7 @@ class JinjaTemplate:
 
     @cached_property
     def stop_tokens(self) -> tuple[str, ...]:
-        """The control token behind an answer, found by rendering one."""
+        """The control token that ends an answer, found by rendering one."""
         try:
             segments = self.render([Message("user", "a"), Message("assistant", "b")], generation_prompt=False)
         except DataError as error:
@@ -97,11 +97,11 @@ class JinjaTemplate:
         return tuple(ends[-1:])
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
-        """See `Template.render`. With a generation prompt, which is for inference, nothing is marked as trained.
+        """See `Template.render`. With a generation prompt, which is for inference, no segment is trained.
 
         Raises:
-            DataError: The template refuses the messages, fails, or goes beyond a limit; or its text of a conversation
-                does not begin with its text of the conversation so far, so that answers cannot be found.
+            DataError: The template refuses the messages, fails, or exceeds a limit; or its text of a conversation does
+                not start with its text of the same conversation without the last message, so answers cannot be found.
         """
         chat = [{"role": self._marked(message.role), "content": self._marked(message.content)} for message in messages]
         text = self._write(chat, generation_prompt)
@@ -125,11 +125,11 @@ class JinjaTemplate:
         characters = sum([len(message["content"]) for message in chat])
         try:
             return self._sandbox.render(variables, characters=characters, messages=len(chat))
-        except Exception as error:  # foreign code: it may raise anything
-            raise DataError(f"{self._name} cannot write this conversation: {brief(error)}.") from error
+        except Exception as error:  # a template may raise anything
+            raise DataError(f"{self._name} cannot render this conversation: {brief(error)}.") from error
 
     def _trained(self, messages: Sequence[Message], chat: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
-        """Where in `text` the trained turns are, from their first character to the control token that ends them."""
+        """The spans of the trained turns in `text`, from their first character to the control token that ends them."""
         spans = []
         for number, message in enumerate(messages):
             if not message.trained:
@@ -139,20 +139,20 @@ class JinjaTemplate:
             after = self._write(chat[: number + 1], False)
             if not (text.startswith(after) and after.startswith(before)):
                 raise DataError(
-                    f"{self._name} must only add to its text when the conversation goes on, but it changes it around "
-                    f"message {number + 1}, so that this answer cannot be marked for training.",
+                    f"{self._name} must only append text when a message is added, but changes the text around "
+                    f"message {number + 1}, so this answer cannot be marked for training.",
                     hint="train on conversations of one round, or with a built-in template",
                 )
             start = len(before)
             if not is_answer:
-                # no template can be asked for the heading of a question alone: it ends where the question begins
+                # a template cannot render the heading of a question alone, so find where the question starts
                 start = self._content_start(after, start, chat[number]["content"].strip())
             ends = [match.end() for match in self._control.finditer(after, start)]
             spans.append((start, ends[-1] if ends else len(after)))
         return spans
 
     def _content_start(self, text: str, start: int, content: str) -> int:
-        """Where the last stretch between control tokens that ends with `content` has it; `start` where none has."""
+        """The start of `content` in the last text between control tokens that ends with it; otherwise `start`."""
         found = start
         edges = [(match.start(), match.end()) for match in self._control.finditer(text, start)]
         for begin, end in pairwise([(start, start), *edges, (len(text), len(text))]):
@@ -162,7 +162,7 @@ class JinjaTemplate:
         return found
 
     def _cut(self, text: str, *, train_on: bool) -> list[Segment]:
-        """A stretch of rendered text as segments, control tokens apart."""
+        """Rendered text as segments, split at control tokens."""
         parts = self._control.split(text)
         return [
             Segment(tokens=[part], train_on=train_on)

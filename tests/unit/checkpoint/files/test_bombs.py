@@ -58,7 +58,7 @@ def test_what_normalisers_may_do(normaliser: Any, fits: bool, tmp_path: Path) ->
     if fits:
         check_tokenizer_json(file)
     else:
-        with pytest.raises(DataError, match="may make 64 characters of one"):
+        with pytest.raises(DataError, match="may turn one character into at most 64"):
             check_tokenizer_json(file)
 
 

@@ -1,7 +1,7 @@
-"""The functions, filters and tests that a chat template can name; all work through `Operations`.
+"""The functions, filters and tests that a chat template can use; all work through `Operations`.
 
-They are those of jinja2 and of transformers' chat templates that published templates use, with the same results (lists
-where jinja2 gives generators). The other filters and tests of jinja2 say, when they are used, that they are not there.
+They are those of jinja2 and transformers that published chat templates use, with the same results (but lists instead of
+generators). Other filters and tests of jinja2 raise an error that they are not available.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from jinja2 import tests as jinja_tests
 from jinja2.sandbox import SecurityError
 from jinja2.utils import Namespace
 
-from onmt_llm.text.templates.jinja.operations import CALL, ELEMENT, Function, Operations, is_number
+from onmt_llm.text.templates.jinja.costs import CALL, ELEMENT
+from onmt_llm.text.templates.jinja.operations import Function, Operations, is_number
 
 MAX_WIDTH = 64
-"""Characters that a line is indented by, and that stand between two values of JSON, at most."""
+"""Maximum width of an indentation, and of the space between two values of JSON."""
 MAX_NAME = 200
-"""Characters of a layout of dates, or of the name of an attribute, at most."""
+"""Maximum length of a date format, and of an attribute's name."""
 
 Filter = Callable[..., Any]
 Test = Callable[..., bool]
@@ -58,7 +59,7 @@ def functions(do: Operations) -> dict[str, Function]:
 
     def strftime_now(layout: str) -> str:
         if len(layout) > MAX_NAME:
-            raise SecurityError(f"a layout of dates may have {MAX_NAME} characters at most")
+            raise SecurityError(f"a date format may have at most {MAX_NAME} characters")
         return datetime.now().strftime(layout)
 
     known = (raise_exception, strftime_now, namespace)
@@ -66,7 +67,7 @@ def functions(do: Operations) -> dict[str, Function]:
 
 
 def tests(do: Operations) -> dict[str, Test]:
-    """The tests, by the names that follow `is`."""
+    """The tests (after `is`) by name."""
 
     def comparing(sign: str) -> Test:
         return lambda value, other: do.compared(value, sign, other)
@@ -84,7 +85,7 @@ def tests(do: Operations) -> dict[str, Test]:
 
 
 def filters(do: Operations, known_tests: dict[str, Test]) -> dict[str, Filter]:
-    """The filters, by the names that follow `|`."""
+    """The filters (after `|`) by name."""
     known = {name: _refused("filter", name) for name in jinja_filters.FILTERS}
     known |= _text_filters(do) | _number_filters(do)
     values = _Values(do, known, known_tests)
@@ -125,7 +126,7 @@ def _refused(kind: str, name: str) -> Callable[..., Any]:
 
 def _known(names: dict[str, Callable[..., Any]], kind: str, name: Any) -> Callable[..., Any]:
     if type(name) is not str or name not in names:
-        raise SecurityError(f"there is no {kind} of the name that is given")
+        raise SecurityError(f"there is no {kind} of that name")
     return names[name]
 
 
@@ -149,11 +150,11 @@ def _text_filters(do: Operations) -> dict[str, Filter]:
     def to_json(
         value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
     ) -> str:
-        # jinja2's own filter escapes for HTML, which no chat template wants.
+        # jinja2's own filter escapes HTML, which no chat template wants
         units, depth = do.measure(value, data=True)
         breadth = sum(map(len, separators or ())) + (0 if indent is None else _width(indent) * depth)
         if breadth > MAX_WIDTH**2:
-            raise SecurityError("there is too much space between the values of its JSON")
+            raise SecurityError("its JSON has too much space between values")
         do.charge((12 + breadth // 8) * units)
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
@@ -172,10 +173,10 @@ def _text_filters(do: Operations) -> dict[str, Filter]:
 
 
 def _width(indent: int | str | None) -> int:
-    """Characters that a line is indented by."""
+    """Width of an indentation in characters."""
     width = len(indent) if isinstance(indent, str) else int(indent or 0)
     if width > MAX_WIDTH:
-        raise SecurityError(f"a line may be indented by {MAX_WIDTH} characters at most")
+        raise SecurityError(f"a line may be indented by at most {MAX_WIDTH} characters")
     return max(width, 0)
 
 
@@ -192,7 +193,7 @@ def _number_filters(do: Operations) -> dict[str, Filter]:
 
     def rounded(value: Any, precision: int = 0, method: str = "common") -> Any:
         if not is_number(value) or not is_number(precision) or abs(precision) > 15 or type(method) is not str:
-            raise SecurityError("the filter 'round' takes a number, a precision of 15 digits at most, and a method")
+            raise SecurityError("the filter 'round' takes a number, a precision of at most 15 digits, and a method")
         return jinja_filters.do_round(value, precision, method)  # type: ignore[arg-type]
 
     return {
@@ -237,7 +238,7 @@ class _Values:
     def sum(self, value: Any, attribute: Any = None, start: Any = 0) -> Any:
         get, total = self._getter(attribute), start
         for one in self.all(value):
-            # a - (0 - b): sums of lists would take quadratic time
+            # a - (0 - b) refuses lists, whose sum would take quadratic time
             total = self._do.calculated(total, "-", self._do.calculated(0, "-", get(one)))
         return total
 
@@ -268,7 +269,7 @@ class _Values:
         return [values[place] for place in sorted(range(len(keys)), key=keys.__getitem__, reverse=reverse)]
 
     def _key(self, value: Any, case_sensitive: bool) -> Any:
-        """What values are compared by."""
+        """The sort key of a value."""
         if type(value) is not str or case_sensitive:
             return value
         return self._do.method(value, "lower")
@@ -290,14 +291,14 @@ class _Values:
         return values[which(range(len(keys)), key=keys.__getitem__)]
 
     def _name(self, attribute: Any) -> str:
-        """The name of an attribute, empty where there is none."""
+        """The name of an attribute; empty = none."""
         name = "" if attribute is None else self._do.text(attribute)
         if len(name) > MAX_NAME:
-            raise SecurityError(f"the name of an attribute may have {MAX_NAME} characters at most")
+            raise SecurityError(f"the name of an attribute may have at most {MAX_NAME} characters")
         return name
 
     def _getter(self, attribute: Any, default: Any = None) -> Callable[[Any], Any]:
-        """What `attribute` of jinja2's filters means: names and numbers with points between them."""
+        """A function that reads `attribute` as jinja2's filters do: names and numbers separated by dots."""
         name = self._name(attribute)
         if not name:
             return lambda value: value
