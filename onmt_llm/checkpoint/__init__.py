@@ -1,1 +1,11 @@
-"""Checkpoints: the directory format, other toolkits' formats in and out, loading into a `Transformer`, merging."""
+"""Checkpoints: the directory format, loading into a `Transformer`, merging, and other toolkits' formats.
+
+A checkpoint is a directory of safetensors, `config.yaml`, vocabulary, tokeniser and manifest. It holds a whole model,
+or only an adapter or expansion of a base model. Read in this order:
+- `store`: `Checkpoint` reads a directory lazily, `CheckpointWriter` writes it; `paths` finds it, `files/` has the file
+  formats and the manifest, `damage` decides what happens to damaged files;
+- `load`: from a checkpoint to a `Transformer`; `adapters` has what LoRA adapters and expansions need;
+- `merge`, `average`, `extract`: operations on whole checkpoints;
+- `convert`: other toolkits' models to checkpoints; `formats/` has the importers and exporters, and `export_guard` what
+  an exporter can express.
+"""

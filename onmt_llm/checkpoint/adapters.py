@@ -29,7 +29,7 @@ VARIANT_FIELDS = ("rslora", "dora", "rank_pattern", "alpha_pattern", "init", "in
 
 
 def adapter_spec(checkpoint: Checkpoint) -> AdapterSpec:
-    """The adapter's settings."""
+    """The settings of a checkpoint's adapter."""
     if checkpoint.config.adapter is None:
         raise CheckpointError(
             f"{checkpoint.path} must hold a LoRA adapter, but its config.yaml has no `adapter` section."
@@ -126,8 +126,8 @@ def expansion_spec(checkpoint: Checkpoint) -> ExpansionSpec:
     spec = checkpoint.config.expansion
     if spec is None or spec.type != "concat" or not checkpoint.is_adapter:
         raise CheckpointError(
-            f"{checkpoint.path} must hold the twins of blocks, but does not.",
-            hint="expand_type: stack trains whole models, which need no merging",
+            f"{checkpoint.path} must hold a block expansion, but does not.",
+            hint="models trained with expand_type: stack need no merging",
         )
     return spec
 

@@ -22,7 +22,7 @@ def average(
 ) -> Path:
     """The mean of the weights of several checkpoints of one model, computed in float32, one tensor at a time.
 
-    Vocabulary, tokeniser and template are those of the first.
+    Vocabulary, tokeniser and template are copied from the first.
 
     Args:
         checkpoints: Checkpoint directories.
@@ -32,11 +32,11 @@ def average(
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
-        CheckpointError: They are not of one architecture, or one is an adapter (whose A and B have no mean).
+        CheckpointError: Their architectures differ, or one is an adapter (the mean of A and B is meaningless).
     """
     opened = [Checkpoint.open(path) for path in checkpoints]
     if not opened:
-        raise CheckpointError("Averaging needs at least one checkpoint, but none is given.")
+        raise CheckpointError("Averaging needs at least one checkpoint, but got none.")
     first = opened[0]
     for other in opened:
         if other.has_adapter:
@@ -44,7 +44,7 @@ def average(
                 f"{other.path} holds a {other.config.noun}, which cannot be averaged.", hint="merge it first"
             )
         if _architecture(other) != _architecture(first):
-            raise CheckpointError(f"{other.path} must be of the same architecture as {first.path}, but is not.")
+            raise CheckpointError(f"{other.path} must have the same architecture as {first.path}, but has another.")
     model = first.config.model.model_copy(update={"dtype": dtype or first.config.model.dtype})
     source = f"mean of {', '.join(other.path.name for other in opened)}"
     config = first.config.model_copy(update={"model": model, "source": source})
@@ -60,6 +60,6 @@ def average(
 
 
 def _architecture(checkpoint: Checkpoint) -> object:
-    """What two checkpoints must share to have a mean; the type of their numbers may differ."""
+    """What checkpoints must have in common to be averaged; their number formats may differ."""
     config = checkpoint.config.model.model_copy(update={"dtype": "fp32"})
     return config, {name: checkpoint.shape(name) for name in checkpoint.model_names()}

@@ -1,4 +1,4 @@
-"""Other toolkits' models into checkpoints, tensor by tensor: memory holds one rule's tensors at a time."""
+"""Convert other toolkits' models to checkpoints, with one rule's tensors in memory at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SOURCES: dict[str, tuple[Callable[[Path], bool], Opener]] = {
     "gguf": (lambda path: find_gguf(path) is not None, open_gguf),
     "opennmt": (lambda path: find_opennmt(path) is not None, open_opennmt),
 }
-"""Formats that can be read: does this path hold one, and how to open it. `auto` takes the first that says yes."""
+"""Readable formats: how to recognise one at a path, and how to open it. `auto` takes the first that matches."""
 
 
 def convert(
@@ -55,10 +55,10 @@ def convert(
 
     Args:
         model_dir: Directory (or file) with the model.
-        output: The checkpoint directory to write, named exactly so.
+        output: The checkpoint directory to write, under exactly this name.
         source: A name in `SOURCES`, or "auto".
-        tokenizer_model: Tokeniser file, where it is not beside the model.
-        vocab_file: Vocabulary file, where the tokeniser does not say it.
+        tokenizer_model: Tokeniser file, if it is not beside the model.
+        vocab_file: Vocabulary file, if the tokeniser does not define the vocabulary.
         dtype: "fp32", "bf16" or "fp16"; None = as in the source (quantised sources become fp32).
         shard_size: Bytes per weight file, e.g. "5GB".
         overwrite: Replace a checkpoint at `output`.
@@ -68,7 +68,7 @@ def convert(
 
     Raises:
         CheckpointError: The model is incomplete or damaged, or the output exists.
-        UnsupportedError: The model computes something that ours cannot.
+        UnsupportedError: The model computes something that `Transformer` does not.
     """
     output = Path(output)
     if dtype is not None and dtype not in DTYPES:
@@ -91,7 +91,7 @@ def open_imported(
     tokenizer_model: str | Path | None = None,
     vocab_file: str | Path | None = None,
 ) -> ImportedModel:
-    """Open an imported model without reading its weights; see `convert` for the arguments."""
+    """Open another toolkit's model without reading its weights; see `convert` for the arguments."""
     path = Path(model_dir)
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"The source format must be one of auto, {', '.join(SOURCES)}, but is '{source}'.")
@@ -100,11 +100,11 @@ def open_imported(
     if not source:
         if (path / "adapter_config.json").is_file():
             raise CheckpointError(
-                f"{path} must hold a whole model, but holds an adapter of peft.",
+                f"{path} must hold a whole model, but holds a peft adapter.",
                 hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
             )
         known = "config.json (hf), params.json with consolidated.00.pth (llama_meta), *.gguf, an OpenNMT-py .pt"
-        raise CheckpointError(f"{path} must hold a model that we can read, but holds none of: {known}.")
+        raise CheckpointError(f"{path} must hold a model in a known format, but holds none of: {known}.")
     try:
         return SOURCES[source][1](
             path,
@@ -113,13 +113,13 @@ def open_imported(
         )
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'model'}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"{path} describes a model that cannot be: {problems}.") from error
+        raise CheckpointError(f"{path} describes an impossible model: {problems}.") from error
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} describes its model with values of the wrong kind ({error}).") from error
+        raise CheckpointError(f"{path} describes its model with values of the wrong type ({error}).") from error
 
 
 def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointConfig:
-    """What config.yaml will say; the type is the one asked for, or the one that most weights of the source have."""
+    """Content of config.yaml; its dtype is the requested one, or that of most of the source's weights."""
     stored = dtype or _main_dtype(imported.source)
     return CheckpointConfig(
         model=imported.model.model_copy(update={"dtype": stored}),
@@ -139,10 +139,10 @@ def converted(imported: ImportedModel, dtype: Dtype | None) -> Iterator[tuple[st
 
     Args:
         imported: The model.
-        dtype: Type of the tensors; None = each as it is.
+        dtype: Type of the tensors; None = unchanged.
 
     Raises:
-        CheckpointError: Tensors are missing, unused or misshaped; lists all, before any is read.
+        CheckpointError: Tensors are missing, unused or misshaped; lists all, before reading any.
     """
     expected = imported.expected or expected_shapes(imported.model)
     stream = apply(imported.rules, imported.source, expected, ignore=imported.ignore, what=imported.origin)
@@ -157,7 +157,7 @@ def _cast(tensor: torch.Tensor, dtype: Dtype | None) -> torch.Tensor:
 
 
 def _main_dtype(source: TypedSource) -> Dtype:
-    """The type of most weights, float32 for anything that is none of ours."""
+    """The type of most weights; types without a `Dtype` count as float32."""
     words = {dtype: word for word, dtype in DTYPES.items()}
     sizes: Counter[Dtype] = Counter()
     for name in source.names():
@@ -167,7 +167,7 @@ def _main_dtype(source: TypedSource) -> Dtype:
 
 
 def write_tokenizer(writer: CheckpointWriter, tokenizer: ImportedTokenizer) -> None:
-    """Put vocabulary, tokeniser and template beside the weights."""
+    """Write vocabulary, tokeniser and template beside the weights."""
     Vocab(tokenizer.tokens, tokenizer.specials).write(writer.directory / VOCAB_FILE)
     if tokenizer.src_tokens is not None:
         Vocab(tokenizer.src_tokens, tokenizer.specials).write(writer.directory / SRC_VOCAB_FILE)

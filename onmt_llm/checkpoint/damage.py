@@ -1,4 +1,4 @@
-"""What is done about a damaged model: an error, or a warning where the user wants to rescue something."""
+"""What happens when a model is damaged: an error, or a warning with `ignore_damage`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ignoring = False
 
 @contextlib.contextmanager
 def damage_ignored(ignored: bool = True) -> Iterator[None]:
-    """While it lasts, damage is a warning in this process, not an error: for what is to be rescued."""
+    """In this context, damage is a warning instead of an error, so that a damaged model can be rescued."""
     global _ignoring
     before, _ignoring = _ignoring, ignored or _ignoring
     try:
@@ -25,37 +25,37 @@ def damage_ignored(ignored: bool = True) -> Iterator[None]:
 
 
 def refuse(sentence: str, *, hint: str, always: bool = False) -> None:
-    """Raise, or while damage is ignored warn of, something that makes a model useless.
+    """Raise an error about something that makes a model unusable, or log a warning if damage is ignored.
 
     Args:
         sentence: What must hold, what it is, where.
-        hint: What to do about it.
-        always: Also while damage is ignored.
+        hint: What the user can do.
+        always: Raise even if damage is ignored.
 
     Raises:
-        CheckpointError: It is not ignored.
+        CheckpointError: Damage is not ignored.
     """
     if _ignoring and not always:
-        logger.warning("%s It is used as it is (ignore_damage).", sentence)
+        logger.warning("%s It is used nevertheless (ignore_damage).", sentence)
         return
-    raise CheckpointError(sentence, hint=hint if always else f"{hint}; -ignore_damage uses it as it is")
+    raise CheckpointError(sentence, hint=hint if always else f"{hint}; -ignore_damage uses it nevertheless")
 
 
 def refuse_damage(directory: Path, problems: Sequence[str], *, always: bool = False) -> None:
-    """Refuse what is not as it was written.
+    """Refuse files that differ from what was written.
 
     Args:
         directory: The checkpoint, adapter or release.
-        problems: One phrase each; empty = nothing is wrong.
-        always: Also while damage is ignored.
+        problems: One phrase each; empty = no damage.
+        always: Raise even if damage is ignored.
 
     Raises:
-        CheckpointError: There are problems, and they are not ignored.
+        CheckpointError: There are problems, and damage is not ignored.
     """
     if problems:
         shown = "; ".join(problems[:_MOST_SHOWN]) + ("; ..." if len(problems) > _MOST_SHOWN else "")
         refuse(
             f"{directory} must be as it was written, but is not: {shown}.",
-            hint=f"copy it again, or after a change of your own: onmt_llm_checkpoint seal -model {directory}",
+            hint=f"copy it again; if you changed it yourself: onmt_llm_checkpoint seal -model {directory}",
             always=always,
         )

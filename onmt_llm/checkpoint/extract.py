@@ -11,11 +11,11 @@ from onmt_llm.text.vocab import ODD, Vocab
 
 
 def extract_embeddings(checkpoint: str | Path, output: str | Path, *, side: str = "tgt") -> int:
-    """Write a checkpoint's embeddings to a text file in GloVe's format: a line is the token and its vector.
+    """Write a checkpoint's embeddings to a text file in GloVe format: a token and its vector per line.
 
     Args:
         checkpoint: Checkpoint directory, with or without a trailing `.pt`.
-        output: The file; replaced where it exists.
+        output: The file; an existing one is replaced.
         side: "src" or "tgt".
 
     Returns:
@@ -34,11 +34,11 @@ def extract_embeddings(checkpoint: str | Path, output: str | Path, *, side: str 
 
 
 def extract_vocabulary(checkpoint: str | Path, output: str | Path, *, side: str = "tgt") -> int:
-    """Write a checkpoint's vocabulary to a text file, one token a line in the order of ids.
+    """Write a checkpoint's vocabulary to a text file, one token per line, in the order of ids.
 
     Args:
         checkpoint: Checkpoint directory, with or without a trailing `.pt`.
-        output: The file; replaced where it exists.
+        output: The file; an existing one is replaced.
         side: "src" or "tgt"; a language model has one vocabulary for both.
 
     Returns:

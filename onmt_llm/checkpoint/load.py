@@ -156,7 +156,7 @@ def _stored_spec(checkpoint: Checkpoint, wanted: AdapterSpec | ExpansionSpec | N
 
 
 def load_adapter(model: Transformer, adapter: Checkpoint) -> None:
-    """Put the adapter's weights into a model that carries LoRA on the same layers.
+    """Load the adapter's weights into a model that has LoRA on the same layers.
 
     Raises:
         CheckpointError: Names or shapes differ; lists all.
@@ -165,10 +165,10 @@ def load_adapter(model: Transformer, adapter: Checkpoint) -> None:
 
 
 def open_base(adapter: Checkpoint) -> Checkpoint:
-    """The base that an adapter, or twins, were trained on, found where it was then, or relative to them.
+    """The base of an adapter or expansion: at the path recorded in training, or relative to the adapter.
 
     Raises:
-        CheckpointError: It is not there, or another model is.
+        CheckpointError: It is missing, or another model is there.
     """
     spec = _addition(adapter)
     places = [Path(spec.base), adapter.path / spec.base, adapter.path.parent / Path(spec.base).name]
@@ -187,14 +187,14 @@ def open_base(adapter: Checkpoint) -> Checkpoint:
 
 
 def check_base(base: Checkpoint, addition: Checkpoint) -> None:
-    """Refuse a base that adapter or twins were not trained on. (An adapter from OpenNMT-py does not name its base.)
+    """Refuse a base that the adapter or expansion was not trained on. (OpenNMT-py's adapters do not name a base.)
 
     Raises:
         CheckpointError: The fingerprints differ; names both.
     """
     spec = _addition(addition)
     if not spec.base_fingerprint:
-        logger.warning("%s does not say which base it was trained on; only its shapes are checked.", addition.path)
+        logger.warning("%s does not record which base it was trained on; only its shapes are checked.", addition.path)
     elif base.fingerprint != spec.base_fingerprint:
         raise CheckpointError(
             f"The {addition.config.noun} {addition.path} was trained on {spec.base} (fingerprint "
@@ -204,19 +204,19 @@ def check_base(base: Checkpoint, addition: Checkpoint) -> None:
 
 
 def _addition(checkpoint: Checkpoint) -> AdapterSpec | ExpansionSpec:
-    """Settings of the adapter or of the twins."""
+    """Settings of the adapter or expansion."""
     return checkpoint.config.addition or adapter_spec(checkpoint)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a model of this shape stores."""
+    """Name and shape of every tensor of a model with this configuration."""
     with torch.device("meta"):
         model = Transformer(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, stored: Dtype) -> torch.dtype:
-    """The torch dtype that a word, a torch dtype or nothing (= as stored) means."""
+    """The torch dtype for a name or a torch dtype; None = as stored."""
     if isinstance(dtype, torch.dtype):
         return dtype
     word = dtype or stored
@@ -226,7 +226,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, stored: Dtype) -> torch.dtype
 
 
 def check_layers(checkpoint: Checkpoint) -> None:
-    """Raise a `CheckpointError` where the configuration has more layers than there are tensors; none is built yet."""
+    """Raise a `CheckpointError` if the configuration has more layers than there are tensors."""
     model, tensors = checkpoint.config.model, len(checkpoint.model_names())
     if model.encoder_layers + model.decoder_layers > tensors:
         raise CheckpointError(
@@ -236,7 +236,7 @@ def check_layers(checkpoint: Checkpoint) -> None:
 
 
 def check_fits(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise one `CheckpointError` with all tensors that are missing, too many or misshaped."""
+    """Raise one `CheckpointError` that lists all missing, superfluous and misshaped tensors."""
     here = set(checkpoint.model_names())
     problems = [f"missing: {name}" for name in sorted(expected.keys() - here)]
     problems += [f"not used: {name}" for name in sorted(here - expected.keys())]

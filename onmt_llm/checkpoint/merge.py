@@ -27,7 +27,7 @@ def merge(
     shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Make one model of a base and what was trained beside it: `merge_lora` or `merge_twins`, as `addition` is."""
+    """Merge an adapter (`merge_lora`) or an expansion (`merge_twins`) into its base."""
     action = merge_twins if isinstance(Checkpoint.open(addition).config.addition, ExpansionSpec) else merge_lora
     return action(base, addition, output, shard_size=shard_size, overwrite=overwrite)
 
@@ -40,23 +40,23 @@ def merge_lora(
     shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Fold an adapter into the weights of its base: W + scale * B A, computed in float32, stored as W was.
+    """Merge an adapter into the weights of its base: W + scale * B A, computed in float32, stored in the type of W.
 
-    Of an adapter that began with a share of W (PiSSA, LoftQ), that share is taken out of W; with DoRA the rows then get
-    the lengths that were trained.
+    For PiSSA and LoftQ, the initial product is subtracted from W first. With DoRA, the rows then get their trained
+    magnitudes.
 
-    The base's own weights are used, in full precision, also where its layers were quantised during training. Special
-    tokens, template and stops are the adapter's.
+    The weights of the base are used in full precision, even if its layers were quantised during training. Special
+    tokens, template and stop strings are those of the adapter.
 
     Args:
         base: The checkpoint that the adapter was trained on.
-        adapter: The adapter (or a concatenation that holds it).
+        adapter: The adapter, alone or beside its base.
         output: The checkpoint to write.
         shard_size: Bytes per weight file.
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
-        CheckpointError: Another base, layers that don't fit, or an output that exists.
+        CheckpointError: The base is another one, layers don't fit, or the output exists.
     """
     whole, lora = _pair(base, adapter)
     layers = {name.rpartition(".")[0] for name in lora.adapter_names()}
@@ -80,20 +80,20 @@ def merge_twins(
     shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Mix the weights of blocks and their twins as training mixed their hidden states: a model of the base's shape.
+    """Interpolate the weights of blocks and their twins, as training interpolated their hidden states.
 
-    Mixed weights compute something else than mixed hidden states. The two are near to each other while the twins are
-    near to their blocks; how near is for a comparison to say.
+    The result has the base's shape, but only approximates the trained model: interpolated weights do not compute
+    interpolated hidden states. The closer the twins are to their blocks, the better the approximation.
 
     Args:
         base: The checkpoint that was expanded.
-        expansion: The twins.
+        expansion: The expansion's checkpoint.
         output: The checkpoint to write.
         shard_size: Bytes per weight file.
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
-        CheckpointError: Another base, twins that don't fit it, or an output that exists.
+        CheckpointError: The base is another one, the twins don't fit it, or the output exists.
     """
     whole, twins = _whole(base), Checkpoint.open(expansion)
     spec = expansion_spec(twins)
@@ -109,8 +109,8 @@ def merge_twins(
             writer.add(name, tensor)
         copy_files(writer, whole, twins)
     logger.warning(
-        "The weights of %d blocks and their twins are mixed (lerp %g) where training mixed their hidden states: the "
-        "merged model is an approximation of the trained one. Compare the two, e.g. with onmt_llm_eval perplexity.",
+        "The weights of %d blocks and their twins are interpolated (lerp %g), where training interpolated their hidden "
+        "states: the merged model approximates the trained one. Compare the two, e.g. with onmt_llm_eval perplexity.",
         *(len(spec.blocks), spec.lerp),
     )
     return Path(output)
@@ -124,9 +124,9 @@ def concat_lora(
     shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Put an adapter, unmerged, beside the weights of its base: one checkpoint to run or to train on.
+    """Store an adapter unmerged beside the weights of its base, in one checkpoint to run or to continue training.
 
-    Args and errors are those of `merge_lora`.
+    Arguments and errors are those of `merge_lora`.
     """
     whole, lora = _pair(base, adapter)
     config = _merged_config(whole, lora, with_adapter=True)
@@ -140,10 +140,10 @@ def concat_lora(
 
 
 def merged_weight(weight: torch.Tensor, lora: Checkpoint, layer: str) -> torch.Tensor:
-    """The weight of `layer` with its adapter folded in, in the type of `weight`.
+    """The weight of `layer` with its adapter merged, in the type of `weight`.
 
     Args:
-        weight: (out, in) of a linear layer, or (tokens, size) of an embedding, whose adapter is on the transposed one.
+        weight: (out, in) of a linear layer, or (tokens, size) of an embedding, whose adapter applies to the transpose.
         lora: Holds the adapter.
         layer: Dotted path of the layer.
     """
@@ -167,12 +167,12 @@ def _is_embedding(layer: str) -> bool:
 
 
 def _pair(base: str | Path, adapter: str | Path) -> tuple[Checkpoint, Checkpoint]:
-    """Both checkpoints, checked to belong together, in identity and in shape."""
+    """Both checkpoints, checked to belong together by fingerprint and by shape."""
     whole, lora = _whole(base), Checkpoint.open(adapter)
     if isinstance(lora.config.addition, ExpansionSpec):
         raise CheckpointError(
             f"The LoRA weights must be an adapter, but {lora.path} is a {lora.config.noun}.",
-            hint="-action merge makes one model of it and its base",
+            hint="-action merge merges it into its base",
         )
     if not lora.has_adapter:
         raise CheckpointError(f"The LoRA weights must be an adapter, but {lora.path} is a whole model.")
@@ -187,13 +187,14 @@ def _whole(base: str | Path) -> Checkpoint:
     whole = Checkpoint.open(base)
     if whole.is_adapter:
         raise CheckpointError(
-            f"The base must be a whole model, but {whole.path} is a {whole.config.noun}.", hint="are the two swapped?"
+            f"The base must be a whole model, but {whole.path} is a {whole.config.noun}.",
+            hint="are base and adapter swapped?",
         )
     return whole
 
 
 def _misfits(weights: Mapping[str, tuple[int, ...]], lora: Checkpoint) -> list[str]:
-    """All layers of the adapter that the base lacks or has in another size."""
+    """All layers of the adapter that the base lacks or has with another size."""
     here = set(lora.adapter_names())
     problems = []
     for layer in sorted({name.rpartition(".")[0] for name in here}):
@@ -212,7 +213,7 @@ def _misfits(weights: Mapping[str, tuple[int, ...]], lora: Checkpoint) -> list[s
 
 
 def _merged_config(base: Checkpoint, adapter: Checkpoint, *, with_adapter: bool) -> CheckpointConfig:
-    """The settings of the checkpoint whose text side counts, around the base's architecture."""
+    """The base's architecture, with the text settings of `_text_of`."""
     return _text_of(base, adapter).config.model_copy(
         update={
             "model": base.config.model,
@@ -223,12 +224,12 @@ def _merged_config(base: Checkpoint, adapter: Checkpoint, *, with_adapter: bool)
 
 
 def _text_of(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
-    """Who says tokeniser, template and stops: the adapter, unless it is OpenNMT-py's, which has no tokeniser."""
+    """The checkpoint whose tokeniser, template and stop strings count: the adapter's, unless OpenNMT-py wrote it."""
     return adapter if adapter_spec(adapter).base_fingerprint else base
 
 
 def copy_files(writer: CheckpointWriter, *checkpoints: Checkpoint) -> None:
-    """Vocabulary, tokeniser and template; those of a later checkpoint win."""
+    """Copy vocabulary, tokeniser and template; a later checkpoint's files replace those of an earlier one."""
     files = {file.name: file for checkpoint in checkpoints for file in checkpoint.files()}
     for name, file in files.items():
         writer.add_file(file, name)

@@ -1,4 +1,4 @@
-"""Where a checkpoint is. No torch here: a path that leads nowhere is reported before that is imported."""
+"""Find a checkpoint directory. Without torch, so that a wrong path is reported before torch is imported."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from onmt_llm.errors import CheckpointError
 
 
 def resolve_path(path: str | Path) -> Path:
-    """The checkpoint directory that `path` names; a trailing `.pt` may be there or not.
+    """The checkpoint directory that `path` names, with or without a trailing `.pt`.
 
-    OpenNMT-py's documents write the same checkpoint with and without `.pt`, so both spellings find it.
+    OpenNMT-py's documentation writes checkpoints with and without `.pt`, so both spellings are accepted.
 
     Raises:
-        CheckpointError: There is no such directory, or it is another kind of file.
+        CheckpointError: There is no such directory, or it is not a checkpoint.
     """
     path = Path(path)
     twin = path.with_suffix("") if path.suffix == ".pt" else Path(f"{path}.pt")
@@ -30,7 +30,7 @@ def resolve_path(path: str | Path) -> Path:
             )
     if (path / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"A checkpoint must hold {CONFIG_FILE}, but {path} is an adapter of peft.",
+            f"A checkpoint must hold {CONFIG_FILE}, but {path} is a peft adapter.",
             hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
         )
     if path.is_dir():
@@ -39,8 +39,8 @@ def resolve_path(path: str | Path) -> Path:
             hint=f"if it holds another toolkit's model: onmt_llm_convert -model_dir {path} -output NEW_DIRECTORY",
         )
     if re.match("[a-z0-9]+:/", str(path)):
-        address = str(path).replace(":/", "://", 1)  # as it was before it was taken for a path
+        address = str(path).replace(":/", "://", 1)  # undo what Path did to it
         raise CheckpointError(
-            f"A checkpoint must be a folder on this machine, but {address} is an address.", hint="download it first"
+            f"A checkpoint must be a local directory, but {address} is a URL.", hint="download it first"
         )
     raise CheckpointError(f"There is no checkpoint at {path}.")

@@ -1,11 +1,11 @@
-"""The checkpoint directory: what it holds, reading it lazily, writing it so that it is complete or not there at all.
+"""The checkpoint directory: `Checkpoint` reads it lazily, `CheckpointWriter` writes it completely or not at all.
 
 config.yaml                       `CheckpointConfig`
 model.safetensors                 weights, or model-00001-of-00003.safetensors ... with model.safetensors.index.json
 adapter.safetensors               LoRA weights; alone (an adapter) or beside the weights of its base (a concatenation);
                                   or the twins of blocks (an expansion), alone
 vocab.txt, tokenizer files, chat_template.jinja
-manifest.json                     checksums of every file and tensor, and `Checkpoint.fingerprint`; written last
+manifest.json                     checksums of every file and tensor, and the fingerprint; written last
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _OWN_FILES = re.compile(
 
 
 class Checkpoint:
-    """A checkpoint directory, opened for reading. Tensors are read one at a time, when asked for.
+    """A checkpoint directory, opened for reading. Tensors are read one at a time, on request.
 
     Attributes:
         path: The directory.
@@ -113,12 +113,12 @@ class Checkpoint:
 
     @property
     def is_adapter(self) -> bool:
-        """Only LoRA weights, or twins, are here; the base is elsewhere."""
+        """The directory holds only an adapter or expansion; its base is elsewhere."""
         return self._weights is None
 
     @property
     def has_adapter(self) -> bool:
-        """LoRA weights or twins are here, alone or beside their base."""
+        """The directory holds an adapter or expansion, alone or beside its base."""
         return self._adapter is not None
 
     def names(self) -> list[str]:
@@ -138,22 +138,22 @@ class Checkpoint:
         return self._part_of(name).dtype(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, read from disk into memory of its own, and checked.
+        """One tensor, read into its own memory and verified.
 
         Raises:
-            CheckpointError: It is not as it was written, or its values are not finite.
+            CheckpointError: It differs from what was written, or its values are not finite.
         """
         tensor = self._part_of(name).tensor(name)
         _check_finite(self.path, name, tensor)
         return tensor
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """All tensors, one at a time; the caller decides how many it keeps."""
+        """All tensors, read one at a time."""
         for name in self.names():
             yield name, self.tensor(name)
 
     def files(self) -> list[Path]:
-        """The files that are not weights or configuration: vocabulary, tokeniser, template."""
+        """All files except weights and configuration: vocabulary, tokeniser, template."""
         return sorted(file for file in self.path.iterdir() if file.is_file() and not is_own_file(file.name))
 
     def codec(self) -> Codec:
@@ -164,10 +164,10 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes, types and content of the tensors: the identity of a base.
+        """SHA-256 over names, shapes, types and content of the tensors: the identity of a base model.
 
-        The adapter's tensors count only in an adapter without its base. The manifest has it; whoever reads a tensor
-        checks it against the same manifest. Without one all tensors are read.
+        An adapter's tensors count only if the base is not beside them. The manifest records the fingerprint, and
+        tensors are verified against the same manifest as they are read. Without a manifest, all tensors are read.
         """
         if self._fingerprint is None:
             names = self.model_names() or self.adapter_names()
@@ -184,7 +184,7 @@ class Checkpoint:
 
 
 def _check_complete(manifest: Manifest) -> None:
-    """Refuse a checkpoint of whose files of weights one is missing; that they are intact is seen as they are read."""
+    """Refuse a checkpoint with missing weight files. Their content is verified when it is read."""
     files = [name for name in manifest.files if name.endswith(TENSOR_SUFFIX) and not name.startswith(STATE_PREFIX)]
     missing = [name for name in files if not (manifest.directory / name).is_file()]
     refuse_damage(manifest.directory, [f"{name} is missing" for name in missing])
@@ -204,24 +204,24 @@ def _identity(digests: dict[str, str], names: list[str]) -> str:
 
 
 def _check_finite(where: Path, name: str, tensor: torch.Tensor) -> None:
-    # Least and greatest value carry NaN and infinity with them, and are found thirty times as fast as by isfinite.
+    # NaN and infinity show in the minimum or maximum; this is thirty times as fast as isfinite on all values.
     if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
         refuse(
-            f"The weights of {where} must be finite numbers, but those of {name} are not all.",
-            hint="take an earlier checkpoint, or convert it again (into a type with a larger range: fp32, bf16)",
+            f"The weights of {where} must be finite numbers, but {name} has others.",
+            hint="use an earlier checkpoint, or convert again to a type with a larger range (fp32, bf16)",
         )
 
 
 def seal(path: str | Path) -> list[str]:
-    """Record a checkpoint or an adapter as it is now: after a change of one's own, or when an older program wrote it.
+    """Write a new manifest for a checkpoint or adapter: after a manual change, or if an older version wrote it.
 
-    All of it is read before, so that nothing is recorded that could not be used.
+    Everything is read first, so that an unusable checkpoint gets no manifest.
 
     Returns:
-        What was not as the manifest said, one phrase each.
+        Differences from the old manifest, one phrase each.
 
     Raises:
-        CheckpointError: It cannot be used as it is.
+        CheckpointError: The checkpoint is unusable.
     """
     directory = resolve_path(path)
     changed = damage(directory)
@@ -234,16 +234,16 @@ def seal(path: str | Path) -> list[str]:
 
 
 class CheckpointWriter:
-    """Writes a checkpoint directory tensor by tensor; it appears under its name only when it is complete.
+    """Writes a checkpoint directory tensor by tensor; it gets its name only when it is complete.
 
     Args:
-        path: The directory to create, named exactly so.
+        path: The directory to create, under exactly this name.
         config: Becomes `config.yaml`.
         shard_size: Bytes of tensors per file, e.g. "5GB", "200MB".
-        overwrite: Replace a checkpoint that stands at `path`.
+        overwrite: Replace an existing checkpoint.
 
     Raises:
-        CheckpointError: `path` exists, and is not a checkpoint or `overwrite` is False.
+        CheckpointError: `path` exists, and is not a checkpoint or `overwrite` is false.
         ConfigError: `shard_size` is not a size.
     """
 
@@ -262,7 +262,7 @@ class CheckpointWriter:
 
     @property
     def directory(self) -> Path:
-        """Where files may be put until the checkpoint is complete."""
+        """The temporary directory that the files are written to."""
         return self._output.directory
 
     def __enter__(self) -> CheckpointWriter:
@@ -282,13 +282,13 @@ class CheckpointWriter:
         self._output.__exit__(kind, error, trace)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor of the model (or of its adapter, by its name) and let go of it.
+        """Write one tensor of the model, or of its adapter (by its name), and keep no reference to it.
 
         Raises:
-            CheckpointError: Its values are not all finite, or it comes for the second time.
+            CheckpointError: Its values are not all finite, or it was written before.
         """
         if name in self._digests:
-            raise CheckpointError(f"Tensor '{name}' must be written once to {self.path}, but comes twice.")
+            raise CheckpointError(f"Tensor '{name}' must be written to {self.path} only once, but is added twice.")
         tensor = tensor.detach().cpu().contiguous()
         _check_finite(self.path, name, tensor)
         self._digests[name] = tensor_digest(name, tensor)
@@ -318,7 +318,7 @@ class CheckpointWriter:
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a checkpoint keeps weights or configuration under this name."""
+    """Whether this is the name of a file with weights or configuration."""
     return _OWN_FILES.fullmatch(name) is not None
 
 

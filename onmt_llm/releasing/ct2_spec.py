@@ -1,7 +1,8 @@
-"""Our `ModelConfig` and tensor names as a CTranslate2 spec: what it can express, the empty spec, the table of rules.
+"""A `ModelConfig` as a CTranslate2 spec: what it can express, the empty spec, and the tensors of each variable.
 
-The stock OpenNMT-py converter knows no rotary base, no partial rotary, no parallel residual, of encoder-decoder models
-neither RMSNorm, gated layers, rotary positions nor grouped heads, and pickles besides, so the spec is built here.
+CTranslate2's OpenNMT-py converter supports neither a rotary base, partial rotary positions nor a parallel residual; for
+encoder-decoder models, neither RMSNorm, gated layers, rotary positions nor grouped heads; and it needs a pickle. So the
+spec is built here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def _position(position: str, config: ModelConfig) -> str | None:
     if position == "none":
         return ", and CTranslate2 always encodes positions"
     if position == "t5" and config.is_decoder_only:
-        return " without an encoder, and CTranslate2 takes the tokens of a prompt to be elsewhere"
+        return " without an encoder, and CTranslate2 computes other distances for the tokens of a prompt"
     if position == "alibi" and not config.is_decoder_only:
         return ", which CTranslate2's encoders do not know"
     return None
@@ -80,12 +81,12 @@ EXPRESSIBLE = {
 
 
 def oversized(config: ModelConfig, quantization: str) -> str | None:
-    """The obstacle of a matrix that is larger than a file can hold; None where all fit."""
+    """An obstacle: a matrix is larger than the file format allows; None if all fit."""
     rows = max(config.vocab_size, config.encoder_vocab_size, config.ffn_size)
     largest = rows * config.hidden_size * BYTES[stored_type(quantization, "matrix")]
     if largest <= _LARGEST_VARIABLE:
         return None
-    return f"its largest matrix has {largest:,} bytes in {quantization}, and a file holds {_LARGEST_VARIABLE:,}"
+    return f"its largest matrix has {largest:,} bytes in {quantization}, but a file holds at most {_LARGEST_VARIABLE:,}"
 
 
 def build_spec(config: ModelConfig) -> Any:
@@ -96,8 +97,8 @@ def build_spec(config: ModelConfig) -> Any:
     return specs.TransformerSpec(_build_encoder(config), decoder)
 
 
-def _shape(config: ModelConfig) -> dict[str, Any]:
-    """What encoders and decoders are told in the same words."""
+def _shared_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Arguments that encoder and decoder specs share."""
     shape: dict[str, Any] = {
         "pre_norm": config.norm_position == "pre",
         "activation": _ACTIVATIONS[config.activation],
@@ -127,7 +128,7 @@ def _build_encoder(config: ModelConfig) -> Any:
         config.heads,
         num_source_embeddings=1 + len(config.src_features),
         embeddings_merge=merge,
-        **_shape(config),
+        **_shared_arguments(config),
     )
     spec.scale_embeddings = config.scale_embeddings
     for layer in spec.layer:
@@ -145,7 +146,7 @@ def _build_decoder(config: ModelConfig) -> Any:
         parallel_residual=config.parallel_residual,
         shared_layer_norm=config.shared_norm,
         sliding_window=config.sliding_window,
-        **_shape(config),
+        **_shared_arguments(config),
     )
     spec.scale_embeddings = config.scale_embeddings
     if config.scale_logits:
@@ -156,7 +157,7 @@ def _build_decoder(config: ModelConfig) -> Any:
 
 
 def _complete_layer(layer: Any, config: ModelConfig) -> None:
-    """What the library's constructor of a decoder layer leaves out."""
+    """Set what the library's constructor of a decoder layer leaves out."""
     if config.parallel_residual and config.norm == "rmsnorm":
         for name in ("shared_layer_norm",) if config.shared_norm else ("input_layer_norm", "post_attention_layer_norm"):
             setattr(layer, name, common_spec.LayerNormSpec(rms_norm=True))
@@ -166,7 +167,7 @@ def _complete_layer(layer: Any, config: ModelConfig) -> None:
 
 
 def _complete_attention(attention: Any, config: ModelConfig) -> None:
-    """What the library's constructor of a self-attention leaves to be set."""
+    """Set what the library's constructor of self-attention leaves out."""
     if not config.scale_attention:
         attention.queries_scale = np.float32(1.0)
     if config.position == "t5":
@@ -182,7 +183,7 @@ def _complete_attention(attention: Any, config: ModelConfig) -> None:
 
 
 def spec_variables(config: ModelConfig) -> Iterator[SpecVariable]:
-    """All variables of a model's spec, and the tensors they are made of."""
+    """All variables of a model's spec, with the tensors that they are made of."""
     embedding = "decoder.embed_tokens.weight"
     yield SpecVariable("decoder/embeddings/weight", (embedding,), "matrix")
     yield SpecVariable(
@@ -204,7 +205,7 @@ def _stack(config: ModelConfig, side: str, layers: int) -> Iterator[SpecVariable
     if config.position == "learned":
         yield SpecVariable(f"{side}/position_encodings/encodings", (f"{side}.embed_positions.weight",))
     elif config.position == "sinusoidal":
-        # Its own sinusoids start at position 1 and have another spacing, so ours are written out.
+        # CTranslate2's sinusoids start at position 1 and have another spacing, so ours are stored.
         yield SpecVariable(f"{side}/position_encodings/encodings", make=functools.partial(_sinusoids, config))
     if config.norm_position == "pre":
         yield from _norm(config, f"{side}/layer_norm", f"{side}.norm")
@@ -268,7 +269,7 @@ def _norm(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariabl
     if config.norm == "layernorm" and config.norm_bias:
         yield SpecVariable(f"{target}/beta", (f"{source}.bias",))
     elif config.norm == "layernorm":
-        # A norm without beta would be taken for an RMSNorm.
+        # CTranslate2 takes a norm without beta for an RMSNorm.
         yield SpecVariable(f"{target}/beta", make=functools.partial(np.zeros, config.hidden_size, dtype=np.float32))
 
 

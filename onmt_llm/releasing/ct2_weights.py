@@ -1,7 +1,7 @@
 """Weights of a CTranslate2 release: read, fused, quantised and written one variable at a time.
 
-A variable of the spec is a promise that is kept when its turn comes, so that the memory needed is that of the largest
-layer, not of the model.
+A variable of the spec is computed only when it is written, so the memory needed is that of the largest layer, not of
+the model.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class SpecVariable:
-    """One variable of the spec.
+    """One variable of a CTranslate2 spec.
 
     Attributes:
         target: Path in the spec.
-        sources: Our tensors, whose rows are put one below the other; none = made by `make`.
-        kind: "matrix" is quantised with the weights, "vector" is not.
-        make: The value of a variable that has no tensor.
+        sources: Our tensors, concatenated along rows; none = `make` computes it.
+        kind: A "matrix" is quantised, a "vector" is not.
+        make: Computes a variable that has no tensor.
     """
 
     target: str
@@ -42,47 +42,47 @@ class SpecVariable:
 
 
 class QuantizedTensors:
-    """Reads tensors as float32, fuses them, and lets CTranslate2 quantise them; keeps the last result only."""
+    """Reads tensors as float32, fuses them, and has CTranslate2 quantise them. Caches only the last result."""
 
     def __init__(self, checkpoint: Checkpoint, quantization: str) -> None:
         self._checkpoint = checkpoint
         self.quantization = quantization
         self._last: tuple[SpecVariable, Any] | None = None
 
-    def shape(self, rule: SpecVariable) -> tuple[int, ...]:
-        if rule.make is not None:
-            return rule.make().shape
-        shapes = [self._checkpoint.shape(name) for name in rule.sources]
+    def shape(self, variable: SpecVariable) -> tuple[int, ...]:
+        if variable.make is not None:
+            return variable.make().shape
+        shapes = [self._checkpoint.shape(name) for name in variable.sources]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def stored(self, rule: SpecVariable) -> Any:
+    def stored(self, variable: SpecVariable) -> Any:
         """A `LinearSpec` (weight and, with integers, weight_scale) or a `LayerNormSpec` (gamma) in its final type.
 
-        The library's own quantisation of a layer spec is used, so that the numbers are those that it expects. It works
-        in place: the array that it is given is always one of our own, never the checkpoint's.
+        The library's own quantisation is used, so that the values are what it expects. It works in place, so it gets a
+        copy of the checkpoint's data.
         """
-        if self._last is None or self._last[0].sources != rule.sources or rule.make is not None:
-            array = np.array(rule.make()) if rule.make is not None else self._read(rule)
-            holder = common_spec.LinearSpec() if rule.kind == "matrix" else common_spec.LayerNormSpec(rms_norm=True)
-            setattr(holder, "weight" if rule.kind == "matrix" else "gamma", array)
+        if self._last is None or self._last[0].sources != variable.sources or variable.make is not None:
+            array = np.array(variable.make()) if variable.make is not None else self._read(variable)
+            holder = common_spec.LinearSpec() if variable.kind == "matrix" else common_spec.LayerNormSpec(rms_norm=True)
+            setattr(holder, "weight" if variable.kind == "matrix" else "gamma", array)
             holder.validate()
             holder.optimize(self.quantization)
-            self._last = (rule, holder)
+            self._last = (variable, holder)
         return self._last[1]
 
-    def _read(self, rule: SpecVariable) -> np.ndarray:
-        parts = [self._checkpoint.tensor(name).float() for name in rule.sources]
+    def _read(self, variable: SpecVariable) -> np.ndarray:
+        parts = [self._checkpoint.tensor(name).float() for name in variable.sources]
         return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).contiguous().numpy()
 
 
 class StreamedVariable(model_spec.Variable):
-    """A variable whose content is made when the file is written.
+    """A variable whose content is computed when the file is written.
 
     Args:
-        identity: Two variables with equal identities hold the same numbers, and are written once.
+        identity: Variables with equal identities have the same content and are written once.
         shape: Its shape.
         dtype: CTranslate2's name of its type.
-        make: Gives the variable with its content.
+        make: Computes the variable with its content.
     """
 
     def __init__(self, identity: object, shape: tuple[int, ...], dtype: str, make: Callable[[], Any]) -> None:
@@ -117,25 +117,25 @@ class StreamedVariable(model_spec.Variable):
         return self._identity == other._identity
 
 
-def fill(spec: Any, rule: SpecVariable, source: QuantizedTensors) -> None:
-    """Put promises for a rule's content into the spec."""
-    scope, attribute = rule.target.rsplit("/", 1)
+def fill(spec: Any, variable: SpecVariable, source: QuantizedTensors) -> None:
+    """Set a variable of the spec, to be computed when it is written."""
+    scope, attribute = variable.target.rsplit("/", 1)
     layer = model_spec.index_spec(spec, scope)
-    shape, dtype = source.shape(rule), stored_type(source.quantization, rule.kind)
-    content = "weight" if rule.kind == "matrix" else "gamma"
-    setattr(layer, attribute, _promise(source, rule, content, shape, dtype))
+    shape, dtype = source.shape(variable), stored_type(source.quantization, variable.kind)
+    content = "weight" if variable.kind == "matrix" else "gamma"
+    setattr(layer, attribute, _streamed(source, variable, content, shape, dtype))
     if dtype == "int8":
-        setattr(layer, f"{attribute}_scale", _promise(source, rule, "weight_scale", shape[:1], "float32"))
+        setattr(layer, f"{attribute}_scale", _streamed(source, variable, "weight_scale", shape[:1], "float32"))
     elif dtype == "int16":
-        setattr(layer, f"{attribute}_scale", _promise(source, rule, "weight_scale", (), "float32"))
+        setattr(layer, f"{attribute}_scale", _streamed(source, variable, "weight_scale", (), "float32"))
 
 
-def _promise(
-    source: QuantizedTensors, rule: SpecVariable, attribute: str, shape: tuple[int, ...], dtype: str
+def _streamed(
+    source: QuantizedTensors, variable: SpecVariable, attribute: str, shape: tuple[int, ...], dtype: str
 ) -> StreamedVariable:
-    made = (rule.make.func, rule.make.args, rule.make.keywords) if rule.make is not None else None
-    identity = (attribute, rule.sources, made)
-    return StreamedVariable(identity, shape, dtype, lambda: getattr(source.stored(rule), attribute))
+    made = (variable.make.func, variable.make.args, variable.make.keywords) if variable.make is not None else None
+    identity = (attribute, variable.sources, made)
+    return StreamedVariable(identity, shape, dtype, lambda: getattr(source.stored(variable), attribute))
 
 
 def stored_type(quantization: str, kind: StorageKind) -> str:

@@ -1,4 +1,4 @@
-"""CTranslate2 releases of language models and of encoder-decoder models, verified against the model."""
+"""Write CTranslate2 releases of language models and encoder-decoder models, verified against the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from onmt_llm.text.vocab import Vocab
 def release_ctranslate2(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
-    """Write a directory that `ctranslate2.Generator` or `Translator`, and `open_engine`, load; see `release`."""
+    """Write a directory for `ctranslate2.Generator` or `Translator`, and for `open_engine`; see `release`."""
     quantization = quantization or "float32"
     if quantization not in model_spec.ACCEPTED_MODEL_TYPES:
         known = ", ".join(model_spec.ACCEPTED_MODEL_TYPES)
@@ -58,14 +58,14 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
     """Write model.bin, config.json and the vocabularies.
 
     Raises:
-        CheckpointError: The checkpoint's tensors are not those that its configuration calls for.
+        CheckpointError: The checkpoint's tensors do not match its configuration.
     """
     config = checkpoint.config.model
     check_fits(checkpoint, expected_shapes(config))
-    source = QuantizedTensors(checkpoint, quantization)
+    tensors = QuantizedTensors(checkpoint, quantization)
     spec = build_spec(config)
-    for rule in spec_variables(config):
-        fill(spec, rule, source)
+    for variable in spec_variables(config):
+        fill(spec, variable, tensors)
     _set_special_tokens(spec.config, codec)
     spec.config.layer_norm_epsilon = config.norm_eps
     if config.is_decoder_only:
@@ -80,18 +80,18 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
         spec.decoder.alignment_layer = np.int16(layer % config.decoder_layers)
         spec.decoder.alignment_heads = np.int16(heads or config.heads)
     spec.validate()
-    spec.optimize()  # without a quantisation this only finds variables that are the same one: tied embeddings
+    spec.optimize()  # without a quantisation, this only finds shared variables: tied embeddings
     spec.save(str(directory))
 
 
 def _tokens(vocab: Vocab, size: int) -> list[str]:
-    """The tokens, with names for rows of the embedding that have no token."""
+    """The tokens, with placeholder names for embedding rows without a token."""
     tokens = list(vocab)
     return tokens + [f"｟unused {row}｠" for row in range(len(tokens), size)]
 
 
 def _set_special_tokens(target: Any, codec: Codec) -> None:
-    """CTranslate2 wants all three; for one that we lack another stands in."""
+    """Set unk, bos and eos. CTranslate2 requires all three, so another token replaces a missing one."""
     specials, tokens = codec.vocab.specials, [token for token in codec.stop_tokens if token in codec.vocab]
     stand_in = next((token for token in (specials.eos, *tokens, specials.bos) if token in codec.vocab), codec.vocab[0])
     for role in ("unk", "bos", "eos"):

@@ -1,4 +1,4 @@
-"""`release`: write a checkpoint in the form in which it is served, and compare the result with the model."""
+"""`release`: write a checkpoint in the format in which it is served; the registry of formats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ReleaseReport = dict[str, Any]
 
 
 class Writer(Protocol):
-    """Writes one format. What it cannot do (also: replace an output without `force`) it refuses before it works."""
+    """Writes one format. It refuses what it cannot do (or an existing output without `force`) before writing."""
 
     def __call__(
         self,
@@ -47,22 +47,21 @@ def release(
 
     Args:
         model: Checkpoint with all of the model's weights.
-        output: Directory to write (`pytorch`: a file). It appears complete, or not at all.
+        output: Directory to write (`pytorch`: a file). It gets its name only when it is complete.
         format: "ctranslate2", "safetensors" or "pytorch".
         quantization: Number format of `ctranslate2`: "int8", "int8_float16", "float16" ...; None = float32.
-        verify: "strict" publishes nothing whose comparison with the model is beyond the bound, "warn" says so, "off"
-            does not compare.
-        text: What the two are compared on; None = paragraphs that come with the package.
-        force: Replace an output that exists.
+        verify: "strict" fails if a difference from the model exceeds its bound, "warn" only warns, "off" does not
+            compare.
+        text: Text to compare on; None = text that comes with the package.
+        force: Replace an existing output.
 
     Returns:
         The report, as in `release_report.json`.
 
     Raises:
-        CheckpointError: The model is an adapter, or damaged; the output exists; or the release differs too much from
-            the model.
+        CheckpointError: The model is an adapter or damaged, the output exists, or the release differs too much.
         UnsupportedError: The format cannot express the architecture.
-        ConfigError: A format, quantisation or value of `verify` that there is not.
+        ConfigError: Unknown format, quantisation or value of `verify`.
     """
     write = FORMATS.get(format)
     if verify not in ("strict", "warn", "off"):
@@ -73,13 +72,13 @@ def release(
 
 
 def seal_release(directory: Path) -> list[str]:
-    """Record a CTranslate2 release as it is now: after a change of one's own, or when an older program wrote it.
+    """Write a new manifest for a CTranslate2 release: after a manual change, or if an older version wrote it.
 
     Returns:
-        What was not as the manifest said, one phrase each.
+        Differences from the old manifest, one phrase each.
 
     Raises:
-        CheckpointError: Its configuration, vocabulary or tokeniser cannot be used.
+        CheckpointError: Its configuration, vocabulary or tokeniser is unusable.
     """
     changed = damage(directory)
     Codec.open(directory)
@@ -87,13 +86,13 @@ def seal_release(directory: Path) -> list[str]:
     return changed
 
 
-def no_quantization(format: str, quantization: str | None) -> None:
-    """For formats that keep the checkpoint's own numbers."""
+def refuse_quantization(format: str, quantization: str | None) -> None:
+    """Refuse a quantisation for formats that keep the weights unchanged."""
     if quantization is not None:
         raise ConfigError(
-            f"quantization must be left out for the format {format}, which keeps the weights as they are, "
+            f"quantization must be left out for the format {format}, which keeps the weights unchanged, "
             f"but is {quantization}.",
-            hint="quantization belongs to --format ctranslate2",
+            hint="use --format ctranslate2 to quantise",
         )
 
 
@@ -104,7 +103,7 @@ def _refuse_adapter(checkpoint: Checkpoint) -> None:
     base = addition.base if addition is not None and checkpoint.is_adapter else checkpoint.path
     merged = checkpoint.path.with_name(checkpoint.path.name + ".merged")
     raise CheckpointError(
-        f"A release must hold the whole model in plain weights, but {checkpoint.path} is an unmerged "
+        f"A release must hold a whole model in plain weights, but {checkpoint.path} is an unmerged "
         f"{checkpoint.config.noun}.",
         hint=(
             f"merge it first: onmt_llm_lora --action merge --base_model {base} "

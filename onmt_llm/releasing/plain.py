@@ -1,4 +1,4 @@
-"""Releases that keep the weights as they are: a checkpoint directory for inference, and a single `.pt` file."""
+"""Release formats that keep the weights unchanged: a checkpoint directory for inference, and a single `.pt` file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError
 from onmt_llm.output_checks import check_output_file, is_written_in_place
-from onmt_llm.releasing.formats import FORMATS, ReleaseReport, Verify, no_quantization
+from onmt_llm.releasing.formats import FORMATS, ReleaseReport, Verify, refuse_quantization
 
 
 @FORMATS.register("safetensors")
 def release_safetensors(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
-    """A checkpoint directory without the state of training; verified by the content of its tensors."""
-    no_quantization("safetensors", quantization)
+    """Write a checkpoint directory without training state; verified by the content of its tensors."""
+    refuse_quantization("safetensors", quantization)
     with CheckpointWriter(output, checkpoint.config, overwrite=force) as writer:
         for name, tensor in checkpoint.tensors():
             writer.add(name, tensor)
@@ -51,13 +51,13 @@ def release_safetensors(
 def release_pytorch(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
-    """One file for `torch.load(..., weights_only=True)`: tensors, vocabulary, configuration, tokeniser files.
+    """Write one file for `torch.load(..., weights_only=True)`: tensors, vocabulary, configuration, tokeniser files.
 
     The dictionary's keys are `model` (name -> tensor), `vocab` (tokens in id order), `config` (content of config.yaml),
     `files` (name -> the file's bytes as a uint8 tensor) and `xxh3`, a checksum of all of it (`damage_of_pytorch`). The
-    whole model is in memory while it is written.
+    whole model is in memory during writing.
     """
-    no_quantization("pytorch", quantization)
+    refuse_quantization("pytorch", quantization)
     check_output_file(output, overwrite=force)
     tensors = dict(checkpoint.tensors())
     content: dict[str, Any] = {
@@ -69,29 +69,29 @@ def release_pytorch(
     content["xxh3"] = _digest(content)
     with atomic_file(output) as temporary:
         torch.save(content, temporary)
-        unread = verify == "off" or is_written_in_place(output)  # what went through a pipe is not read again
+        unread = verify == "off" or is_written_in_place(output)  # what was written to a pipe cannot be read back
         verdict = "not verified" if unread else _verify_pytorch(temporary, tensors)
     return {"format": "pytorch", "source": str(checkpoint.path), "tensors": len(tensors), "verdict": verdict}
 
 
 def damage_of_pytorch(path: Path) -> list[str]:
-    """What of a released `.pt` file is not as it was written, one phrase each. Empty = nothing.
+    """Verify a released `.pt` file: its damage, one phrase each; empty = intact.
 
     Raises:
-        CheckpointError: It cannot be read, or is no release.
+        CheckpointError: It cannot be read, or is not a release.
     """
     content = load_torch(path)
     if not isinstance(content, dict) or not {"model", "vocab", "config", "files", "xxh3"} <= content.keys():
-        raise CheckpointError(f"{path} must be a release of the format pytorch, but is none.")
+        raise CheckpointError(f"{path} must be a release of the format pytorch, but is not.")
     try:
         intact = content["xxh3"] == _digest(content)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):  # something else stands in a tensor's place
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):  # something is not a tensor
         intact = False
     return [] if intact else ["it has another checksum than when it was written"]
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    """XXH3 of all that a release of the format pytorch holds."""
+    """XXH3 of everything in a release of the format pytorch."""
     text = json.dumps([content["vocab"], content["config"]], sort_keys=True).encode()
     tensors = [fast_tensor_digest(name, content[part][name]) for part in ("model", "files") for name in content[part]]
     return fast_digest(text, "".join(tensors).encode())
@@ -109,5 +109,7 @@ def _verify_pytorch(file: Path, model: dict[str, torch.Tensor]) -> str:
     read = torch.load(file, weights_only=True, mmap=True)["model"]
     wrong = [name for name, tensor in model.items() if name not in read or not torch.equal(tensor, read[name])]
     if wrong:
-        raise CheckpointError(f"The released file must read back as written, but differs in: {', '.join(wrong[:20])}.")
+        raise CheckpointError(
+            f"The released file must read back as it was written, but differs in: {', '.join(wrong[:20])}."
+        )
     return "pass"

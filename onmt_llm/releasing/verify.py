@@ -1,4 +1,4 @@
-"""Is the release still the model? Both engines read the same text, teacher-forced; what they predict is compared."""
+"""Verify a CTranslate2 release: compare its predictions with those of the model on a text (teacher forcing)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from onmt_llm.releasing.verify_translations import compare_translations, transla
 from onmt_llm.text.codec import Codec
 
 WINDOW = 256
-"""Tokens that are read at a time; every window starts afresh."""
+"""Tokens per window; the windows are independent."""
 
 BOUNDS: dict[str, dict[str, float]] = {
     "float32": {"max_abs_dlogit": 1e-3},
@@ -41,12 +41,12 @@ BOUNDS: dict[str, dict[str, float]] = {
     "int8_float16": {"mean_kl": 0.1, "perplexity_ratio": 1.05},
     "int8_bfloat16": {"mean_kl": 0.1, "perplexity_ratio": 1.05},
 }
-"""What may at most be measured for a quantisation. On SmolLM2-135M, int8 measures KL 0.044 and ratio 1.027."""
+"""Upper bounds of the figures for each quantisation. On SmolLM2-135M, int8 has KL 0.044 and ratio 1.027."""
 
 
 @dataclass
 class Comparison:
-    """Sums over all positions of a text at which two models were asked for the next token."""
+    """Sums of differences between two models' predictions, over all positions of a text."""
 
     max_abs_dlogit: float = 0.0
     kl_sum: float = 0.0
@@ -56,7 +56,7 @@ class Comparison:
     predicted: int = 0
 
     def add(self, ours_TV: np.ndarray, theirs_TV: np.ndarray, ids_T: Sequence[int]) -> None:
-        """Count one window: logits (T, V) of both for the token after each of the ids."""
+        """Add one window: both models' logits (T, V) for the token after each of the ids."""
         self.max_abs_dlogit = max(self.max_abs_dlogit, _largest(np.abs(ours_TV - theirs_TV)))
         p_TV, q_TV = _log_softmax(ours_TV), _log_softmax(theirs_TV)
         self.kl_sum += float((np.exp(p_TV) * (p_TV - q_TV)).sum())
@@ -89,15 +89,15 @@ def verify_release(
     Args:
         model: The checkpoint.
         directory: The release, not published yet.
-        quantization: What it was made with; it decides on the bounds.
+        quantization: Its quantisation, which determines the bounds.
         verify: "strict", "warn" or "off".
-        text: What is read; None = the package's verification_text.txt.
+        text: Text to compare on; None = the package's verification_text.txt.
 
     Returns:
         The report.
 
     Raises:
-        CheckpointError: `verify` is "strict" and a figure is beyond its bound.
+        CheckpointError: `verify` is "strict" and a figure exceeds its bound.
         DataError: The text is too short.
     """
     report: ReleaseReport = {
@@ -111,16 +111,16 @@ def verify_release(
         report["verdict"] = "not verified"
     else:
         report |= _measure(model, directory, quantization, text)
-        failures = beyond_bounds(report["figures"], report["bounds"])
+        failures = exceeded_bounds(report["figures"], report["bounds"])
         report["verdict"] = "fail" if failures else "pass"
     if failures and verify == "strict":
         raise CheckpointError(
             f"The {quantization} release must predict what its model predicts, but {'; '.join(failures)}. "
             "Nothing was published.",
-            hint="try another quantization, or look at the figures and publish with --verify warn",
+            hint="try another quantization, or check the figures and publish with --verify warn",
         )
     if failures:
-        logger.warning("The release is beyond its bounds: %s.", "; ".join(failures))
+        logger.warning("The release exceeds its bounds: %s.", "; ".join(failures))
     (directory / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -130,8 +130,8 @@ def bundled_text() -> str:
     return (files("onmt_llm.releasing") / "verification_text.txt").read_text(encoding="utf-8")
 
 
-def beyond_bounds(figures: dict[str, float], bounds: dict[str, float]) -> list[str]:
-    """Every figure that is not within its bound (what is not a number is not)."""
+def exceeded_bounds(figures: dict[str, float], bounds: dict[str, float]) -> list[str]:
+    """Every figure that exceeds its bound; NaN does."""
     return [
         f"{name} is {figures[name]:.4g} (at most {bound:g})"
         for name, bound in bounds.items()
@@ -147,7 +147,7 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
         return _measure_translations(model, directory, quantization, text, dtype)
     windows = _windows(checkpoint, checkpoint.codec(), text)
     with TemporaryDirectory(dir=directory.parent, prefix=".verify-") as scratch:
-        # One model after the other: together they might not fit into memory.
+        # One model after the other, since both may not fit in memory.
         reference = _saved_logits(TorchEngine.open([model], device="cpu", dtype=dtype), windows, Path(scratch))
         engine = Ct2Engine.open(directory, device="cpu", compute_type=as_stored(quantization, "cpu"), is_new=True)
         comparison = compare(reference, engine, windows)
@@ -163,7 +163,7 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
 
 
 def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:
-    # Nothing holds on to the first engine when the second one is loaded.
+    # The first engine is freed before the second is loaded.
     reference = translate(TorchEngine.open([model], device="cpu", dtype=dtype), text)
     engine = Ct2Translator.open(directory, device="cpu", compute_type=as_stored(quantization, "cpu"), is_new=True)
     figures = compare_translations(reference, engine)
@@ -200,7 +200,7 @@ def _saved_logits(engine: Engine, windows: Sequence[Sequence[str]], scratch: Pat
 
 
 def _windows(checkpoint: Checkpoint, codec: Codec, text: str) -> list[list[str]]:
-    """The text's tokens in windows that the model, and CTranslate2's reading of it, can take in at once."""
+    """The text's tokens in windows that both the model and CTranslate2 can process at once."""
     config = checkpoint.config.model
     size = min(WINDOW, config.max_position, config.sliding_window or WINDOW)
     tokens = codec.encode(text)
@@ -215,7 +215,7 @@ def _windows(checkpoint: Checkpoint, codec: Codec, text: str) -> list[list[str]]
 
 
 def _reference_dtype(checkpoint: Checkpoint, quantization: str) -> str:
-    """float32 wherever it fits; its own type for a large model, whose rounding is small beside an integer release's."""
+    """float32 if it fits in memory; otherwise bf16, whose rounding is small compared with an integer release's."""
     stored = checkpoint.config.model.dtype
     if quantization == "float32" or stored == "fp32":
         return "fp32"
@@ -230,7 +230,7 @@ def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
 
 
 def _largest(values: np.ndarray) -> float:
-    """Maximum, with NaN and infinity counting as infinitely large."""
+    """Maximum; NaN counts as infinity."""
     return float(values.max()) if np.isfinite(values).all() else math.inf
 
 

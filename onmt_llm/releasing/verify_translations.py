@@ -1,7 +1,7 @@
-"""Does the release of an encoder-decoder model still translate as the model does?
+"""Verify a CTranslate2 release of an encoder-decoder model: compare how it scores the model's translations.
 
-CTranslate2 gives no logits of a text that it has not made itself, so probabilities of single tokens are compared: the
-model translates the sentences of a text greedily, and both then score these translations token by token.
+CTranslate2 returns no logits for a given target, so log probabilities of tokens are compared: the model translates the
+sentences of a text greedily, and both models then score these translations token by token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onmt_llm.text.codec import Codec
 from onmt_llm.text.features import SEPARATOR
 
 MAX_TOKENS = 64
-"""Of a source, and of its translation."""
+"""Limit of a source and of its translation."""
 
 BOUNDS: dict[str, dict[str, float]] = {
     "float32": {"max_abs_dlogp": 1e-3},
@@ -31,22 +31,22 @@ BOUNDS: dict[str, dict[str, float]] = {
     "int8_float16": {"mean_abs_dlogp": 0.1, "perplexity_ratio": 1.05},
     "int8_bfloat16": {"mean_abs_dlogp": 0.1, "perplexity_ratio": 1.05},
 }
-"""What may at most be measured for a quantisation: the largest or mean difference of a token's log probability, and the
-release's perplexity of the model's own translations over the model's."""
+"""Upper bounds for each quantisation: the largest or mean difference of a token's log probability, and the ratio of the
+release's to the model's perplexity on the model's translations."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
 
 
 @dataclass(frozen=True)
 class ReferenceTranslations:
-    """What a model makes of a text.
+    """A model's translations of a text.
 
     Attributes:
-        sources: Tokens of its sentences.
+        sources: Tokens of the sentences.
         answers: Their greedy translations.
-        targets: The translations as targets to be scored: with start token, and end token where they ended.
+        targets: The translations as targets to score: with the start token, and the end token if they ended.
         scores: The model's log probabilities of the targets' tokens.
-        options: How both translate.
+        options: Settings of the greedy search.
     """
 
     sources: list[list[str]]
@@ -57,7 +57,7 @@ class ReferenceTranslations:
 
 
 def translate(engine: Engine, text: str) -> ReferenceTranslations:
-    """The reference: sentences of `text`, what the model answers, and how probable it finds that.
+    """The reference: sentences of `text`, the model's translations, and their scores.
 
     Raises:
         DataError: The text has no words.
@@ -70,7 +70,7 @@ def translate(engine: Engine, text: str) -> ReferenceTranslations:
 
 
 def compare_translations(model: ReferenceTranslations, release: Engine) -> dict[str, float]:
-    """The figures of the report; what is not a number counts as infinitely far away."""
+    """The figures of the report; NaN counts as infinity."""
     ours = np.concatenate(model.scores)
     theirs = np.concatenate(release.score(model.targets, sources=model.sources))
     difference = np.abs(ours - theirs)
@@ -91,7 +91,7 @@ def compare_translations(model: ReferenceTranslations, release: Engine) -> dict[
 
 
 def _greedy(codec: Codec) -> GenerationConfig:
-    """Greedy decoding, with room for the start and end tokens among the model's positions."""
+    """Greedy decoding that leaves positions for the start and end tokens."""
     return GenerationConfig(max_length=max(1, min(MAX_TOKENS, codec.config.model.max_position - 2)))
 
 
@@ -105,7 +105,7 @@ def _sources(codec: Codec, text: str) -> list[list[str]]:
 
 
 def _encode(codec: Codec, sentence: str) -> list[str]:
-    """Tokens; of a model with source features with any features, but with all of them in their turn."""
+    """Tokens of a sentence. For a model with source features, every token gets the next value of each feature."""
     vocabs = codec.feature_vocabs
     if not vocabs:
         return codec.encode(sentence)

@@ -111,7 +111,7 @@ def test_logits_and_the_way_back(tmp_path: Path, name: str) -> None:
     [
         ({"rms_norm_eps": float("nan")}, "norm_eps"),
         ({"rms_norm_eps": -1}, "norm_eps"),
-        ({"eos_token_id": 99999}, "eos_token_id must be the number of one of the model's 300 tokens, but is 99999"),
+        ({"eos_token_id": 99999}, "eos_token_id must be the id of one of the model's 300 tokens, but is 99999"),
         ({"eos_token_id": [2, -5]}, "but is -5"),
     ],
 )
@@ -130,7 +130,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs.model.layers[1].mlp.up_proj.weight[3, 4] = 1e38
     theirs.save_pretrained(tmp_path / "hf")
-    with pytest.raises(CheckpointError, match=r"must be finite numbers, but those of .*layers\.1"):
+    with pytest.raises(CheckpointError, match=r"must be finite numbers, but .*layers\.1"):
         convert(tmp_path / "hf", tmp_path / "ours", dtype="fp16")
     convert(tmp_path / "hf", tmp_path / "ours", dtype="bf16")
 
@@ -252,7 +252,7 @@ def test_what_cannot_be_computed_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "hf", tmp_path / "ours")
     for change, part in (
         ({"num_attention_heads": 5, "head_dim": None}, "multiple of kv_heads"),
-        ({"num_attention_heads": "many"}, "wrong kind"),
+        ({"num_attention_heads": "many"}, "wrong type"),
     ):
         file.write_text(json.dumps({**good, **change}))
         with pytest.raises(CheckpointError, match=part):

@@ -288,5 +288,5 @@ def test_what_is_refused(tmp_path: Path) -> None:
     torch.save({"model": model}, file)
     with pytest.raises(CheckpointError, match="no opt and no vocab"):
         convert(file, tmp_path / "ours")
-    with pytest.raises(CheckpointError, match="hold a model that we can read"):
+    with pytest.raises(CheckpointError, match="hold a model in a known format"):
         convert(tmp_path / "absent", tmp_path / "ours")

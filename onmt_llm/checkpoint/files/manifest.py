@@ -1,9 +1,9 @@
-"""`manifest.json`: what a checkpoint, an adapter or a release holds, by which damage is noticed by whoever reads it.
+"""`manifest.json`: sizes and checksums of everything in a checkpoint, adapter or release, to detect damage on reading.
 
-Of every file it has the size and SHA-256, which identify it, and XXH3, which is fast enough to be checked at every
-read; of a safetensors file XXH3 of its header and of every tensor, so that a tensor is checked as it is read. A digest
-of the manifest itself stands at its end. Files that it does not list are nobody's business (somebody's
-notes), unless they are of a kind that would be read.
+For every file it records the size and SHA-256, which identify the file, and XXH3, which is fast enough to verify at
+every read. For a safetensors file it records XXH3 of the header and of every tensor, so that each tensor is verified
+when it is read. The manifest ends with a checksum of itself. Unlisted files (such as notes) are ignored, unless they
+have a name that would be read.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 2
 TENSOR_SUFFIX = ".safetensors"
 STATE_PREFIX = "train_state/"
-"""Files of the training state, which only a resumed run reads."""
+"""Files of the training state, which are read only to resume a run."""
 
 CT2_MODEL_FILE = "model.bin"
 FIRST_FORMAT_WITH_MANIFEST = 2
-"""`format_version` from which on every checkpoint and release has a manifest."""
+"""First `format_version` in which every checkpoint and release has a manifest."""
 
 _IS_READ = re.compile(
     r"config\.(yaml|json)|.*\.safetensors(\.index\.json)?|((src|src_feat\d+)_)?vocab\.txt|tokenizer\..+|"
@@ -44,14 +44,14 @@ _MOST_SHOWN = 5
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What the manifest says of one file.
+    """The manifest's entry for one file.
 
     Attributes:
         size: Bytes.
-        sha256: Of its content.
-        xxh3: Of its content; None for a file of tensors, and in version 1.
-        header: XXH3 of length and header of a safetensors file; else None.
-        tensors: XXH3 of its tensors by name (`tensor_prefix` and bytes); None as `header`.
+        sha256: SHA-256 of its content.
+        xxh3: XXH3 of its content; None for a safetensors file, and in version 1.
+        header: XXH3 of length and header of a safetensors file; otherwise None.
+        tensors: XXH3 of its tensors (`tensor_prefix` and bytes) by name; otherwise None.
     """
 
     size: int
@@ -66,9 +66,9 @@ class Manifest:
     """Content of `manifest.json`.
 
     Attributes:
-        directory: Where it stands.
-        files: By path below the directory, with slashes.
-        fingerprint: `Checkpoint.fingerprint`; None where it was not recorded.
+        directory: The directory that holds it.
+        files: Entries by relative path, with slashes.
+        fingerprint: `Checkpoint.fingerprint`; None if it was not recorded.
     """
 
     directory: Path
@@ -76,11 +76,11 @@ class Manifest:
     fingerprint: str | None = None
 
     def problems(self, which: Callable[[str], bool] = lambda name: True, *, thorough: bool = False) -> list[str]:
-        """What of the files is not as it was written, one phrase each.
+        """Differences between the files and the manifest, one phrase each.
 
         Args:
-            which: The files to be checked, by name.
-            thorough: By SHA-256 too.
+            which: Selects the files to verify by name.
+            thorough: Verify SHA-256 too.
         """
         found = []
         for name, entry in sorted(self.files.items()):
@@ -90,17 +90,17 @@ class Manifest:
         return found + [f"{name} is not listed in {MANIFEST_FILE}" for name in unlisted if which(name)]
 
     def files_below(self, folder: str) -> dict[str, FileEntry]:
-        """The entries of a folder's files, by their paths there."""
+        """The entries of the files in a folder, by their paths relative to it."""
         prefix = f"{folder}/"
         return {name.removeprefix(prefix): entry for name, entry in self.files.items() if name.startswith(prefix)}
 
 
 def manifest_text(directory: Path, *, fingerprint: str | None = None) -> str:
-    """The content of `manifest.json` for all files below `directory`, as they are; all of them are read.
+    """The content of `manifest.json` for all files below `directory`; reads all of them.
 
     Args:
         directory: The checkpoint, adapter or release.
-        fingerprint: `Checkpoint.fingerprint`, where it is known.
+        fingerprint: `Checkpoint.fingerprint`, if known.
     """
     content: dict[str, Any] = {
         "version": MANIFEST_VERSION,
@@ -112,15 +112,15 @@ def manifest_text(directory: Path, *, fingerprint: str | None = None) -> str:
 
 
 def write_manifest(directory: Path, *, fingerprint: str | None = None) -> None:
-    """Record all files below `directory` as they are; see `manifest_text`."""
+    """Write the manifest of `directory`; see `manifest_text`."""
     write_text(directory / MANIFEST_FILE, manifest_text(directory, fingerprint=fingerprint))
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of `directory`; None where there is none, or where damage to it is ignored.
+    """The manifest of `directory`; None if there is none, or if it is damaged and damage is ignored.
 
     Raises:
-        CheckpointError: It is damaged, or of a newer version.
+        CheckpointError: It is damaged, or has a newer version.
     """
     file = directory / MANIFEST_FILE
     try:
@@ -134,9 +134,9 @@ def read_manifest(directory: Path) -> Manifest | None:
 
 
 def open_directory(directory: Path) -> tuple[CheckpointConfig, Manifest | None]:
-    """The configuration and the manifest of a checkpoint, an adapter or a release, whose files are checked.
+    """Open a checkpoint, adapter or release: its configuration and its manifest. Verifies its files.
 
-    Not checked are the tensors, which are as they are read, the training state, and a CTranslate2 release's model.bin.
+    Tensors are not verified here, but when they are read; nor are the training state and a CTranslate2 model.bin.
 
     Raises:
         CheckpointError: A file is damaged or missing.
@@ -149,7 +149,7 @@ def open_directory(directory: Path) -> tuple[CheckpointConfig, Manifest | None]:
         if config.format_version >= FIRST_FORMAT_WITH_MANIFEST:
             refuse_damage(directory, [f"{MANIFEST_FILE} is missing"])
         else:
-            log_once(f"{directory} has no {MANIFEST_FILE}, so that damage to it cannot be noticed.")
+            log_once(f"{directory} has no {MANIFEST_FILE}, so damage to it cannot be detected.")
     return config, manifest
 
 
@@ -158,7 +158,7 @@ def _is_read_on_opening(name: str) -> bool:
 
 
 def damage(directory: Path, *, thorough: bool = False) -> list[str]:
-    """What of a checkpoint is not as it was written, one phrase each; reads every file. Empty = nothing."""
+    """Verify every file of a checkpoint: differences from its manifest, one phrase each; empty = intact."""
     try:
         with damage_ignored(False):
             manifest = read_manifest(directory)
@@ -168,12 +168,12 @@ def damage(directory: Path, *, thorough: bool = False) -> list[str]:
 
 
 def tensor_prefix(name: str, dtype: str, shape: Sequence[int]) -> bytes:
-    """What comes before the bytes of a tensor in its digests.
+    """What a tensor's digest covers before its bytes.
 
     Args:
-        name: Of the tensor.
-        dtype: As safetensors calls it.
-        shape: Of the tensor.
+        name: Name of the tensor.
+        dtype: Its type, as safetensors names it.
+        shape: Its shape.
     """
     return f"{name}\0{dtype}\0{list(shape)}\0".encode()
 
@@ -184,7 +184,7 @@ def header_digest(path: Path) -> str:
 
 
 def file_problems(path: Path, entry: FileEntry) -> list[str]:
-    """What of a whole file is not as it was written, by the fastest digest that there is."""
+    """Differences of a whole file from its entry, by the fastest recorded digest."""
     return _differences(path, entry, False)
 
 
@@ -196,13 +196,13 @@ def _parse(directory: Path, content: Any) -> Manifest:
             hint="update onmt_llm",
         )
     if type(version) is not int or version < 1:
-        raise ValueError(f"version {version!r} is not known")
+        raise ValueError(f"unknown version {version!r}")
     if (version > 1 or "checksum" in content) and content["checksum"] != _checksum(content):
-        raise ValueError("it is not as it was written")
+        raise ValueError("its checksum is wrong")
     files = {}
     for name, entry in content["files"].items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"'{name}' is not beside it")
+            raise ValueError(f"'{name}' is outside its directory")
         tensors = entry.get("tensors")
         files[name] = FileEntry(
             size=int(entry["size"]),
@@ -227,7 +227,9 @@ def _names(directory: Path) -> list[str]:
 def _record(path: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
     if path.suffix == TENSOR_SUFFIX:
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # else somebody's file of that name
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # otherwise another program's file with that ending
             return {**record, "header": header_digest(path), "tensors": _tensor_digests(path)}
     return {**record, "xxh3": fast_digest_of_file(path)}
 
@@ -236,7 +238,7 @@ def _differences(path: Path, entry: FileEntry, thorough: bool) -> list[str]:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            return ["is no regular file"]
+            return ["is not a regular file"]
         if found.st_size != entry.size:
             return [f"has {found.st_size:,} bytes instead of {entry.size:,}"]
         changed = _changed_bytes(path, entry) if entry.tensors is None else _changed_tensors(path, entry)
@@ -255,7 +257,7 @@ def _changed_bytes(path: Path, entry: FileEntry) -> list[str]:
 
 
 def _changed_tensors(path: Path, entry: FileEntry) -> list[str]:
-    # The header says where the tensors are: only if it is right are they looked at.
+    # The header says where the tensors are, so they are read only if it is intact.
     if header_digest(path) != entry.header:
         return ["has another header than when it was written"]
     expected, here = entry.tensors or {}, _tensor_digests(path)
@@ -276,7 +278,7 @@ def _tensor_digests(path: Path) -> dict[str, str]:
 
 
 def _header(path: Path) -> bytes:
-    """Length and header of a safetensors file; what can be read of them where the length is wrong."""
+    """Length and header of a safetensors file; as much as can be read if the length is wrong."""
     with open(path, "rb") as file:
         length = file.read(8)
         size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0

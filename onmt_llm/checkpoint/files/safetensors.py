@@ -1,8 +1,8 @@
-"""safetensors files, one tensor at a time: reading a set of shards and writing a shard as a stream.
+"""Read and write safetensors files one tensor at a time: `SafetensorsSet` reads shards, `ShardedWriter` writes them.
 
 The format (https://github.com/huggingface/safetensors) is a header length (u64, little endian), a JSON header and one
-gap-free buffer. The official library writes only from a dictionary that holds every tensor of the file; a shard of 5 GB
-would have to fit in memory, so `SafetensorsWriter` streams.
+gap-free buffer. The official library writes a file only from a dictionary with all its tensors, so a 5 GB shard would
+have to fit in memory; `SafetensorsWriter` streams instead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's content, row-major, little endian as on every machine that torch runs on."""
+    """The tensor's content, row-major and in the byte order of the machine (little endian wherever torch runs)."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
@@ -58,17 +58,17 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 class SafetensorsSet:
-    """Tensors spread over safetensors files, read lazily, each checked as it is read.
+    """The tensors of several safetensors files, read lazily and verified when read.
 
-    A file is mapped only while one tensor is copied out of it, so that resident memory does not grow with the file.
+    A file is mapped only while a tensor is copied out of it, so resident memory does not grow with the file.
 
     Args:
         directory: Where the files are.
-        files: Names of the files inside `directory`.
-        listed: What the manifest says of them; None = there is none, as with files of other programs.
+        files: Names of the files in `directory`.
+        listed: The manifest's entries; None = no manifest, as for files of other programs.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or two files hold one name.
+        CheckpointError: A file is missing or damaged, or two files have a tensor of the same name.
     """
 
     def __init__(self, directory: Path, files: Iterable[str], *, listed: Mapping[str, FileEntry] | None = None) -> None:
@@ -80,13 +80,13 @@ class SafetensorsSet:
             if Path(file).name != file:
                 raise CheckpointError(f"A shard must be a file beside its index, but is '{file}' (in {directory}).")
             if (directory / file).exists() and not (directory / file).is_file():
-                raise CheckpointError(f"{directory / file} must be a regular file, but is none.")
+                raise CheckpointError(f"{directory / file} must be a regular file, but is not.")
             if listed is not None:
                 self._check(file, listed)
             self._read_header(file)
 
     def _check(self, file: str, listed: Mapping[str, FileEntry]) -> None:
-        """Check the header, and remember what the tensors must be; or all, where the manifest has no tensors."""
+        """Verify the header and remember the tensors' digests; verify the whole file if the manifest lists none."""
         entry, path = listed.get(file), self.directory / file
         if entry is None:
             refuse_damage(self.directory, [f"{file} is not listed in its manifest"])
@@ -134,7 +134,7 @@ class SafetensorsSet:
         return self._headers[name][1]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A copy of the tensor called `name`, in memory of its own."""
+        """A copy of the tensor `name`, in its own memory."""
         if name not in self._headers:
             raise CheckpointError(f"There is no tensor '{name}' in {self.directory}.")
         with safe_open(self.directory / self.file_of(name), framework="pt") as handle:
@@ -145,19 +145,19 @@ class SafetensorsSet:
 
 
 def fast_tensor_digest(name: str, tensor: torch.Tensor) -> str:
-    """The digest that a manifest has of a tensor."""
+    """The digest of a tensor in a manifest."""
     return fast_digest(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape), tensor_bytes(tensor))
 
 
 class SafetensorsWriter:
     """One safetensors file, written tensor by tensor.
 
-    The header stands before the data but is known only at the end: room is left for it, filled up with the spaces that
-    the format allows. A header that outgrows the room costs one copy of the file.
+    The header comes before the data but is known only at the end. Space is reserved for it and padded with blanks, as
+    the format allows. If the header outgrows that space, the data is copied once.
 
     Args:
         path: The file; must not exist.
-        header_room: Bytes left for length and header; a multiple of 8.
+        header_room: Bytes reserved for length and header; a multiple of 8.
     """
 
     def __init__(self, path: Path, *, header_room: int = 1 << 16) -> None:
@@ -191,7 +191,7 @@ class SafetensorsWriter:
         self.nbytes += data.nbytes
 
     def close(self) -> None:
-        """Write the header and flush the file to the disk."""
+        """Write the header and flush the file to disk."""
         header = json.dumps({"__metadata__": {"format": "pt"}, **self.header}, separators=(",", ":")).encode()
         if len(header) + 8 <= self._room:
             self._file.truncate(self._room + self.nbytes)
@@ -216,15 +216,15 @@ class SafetensorsWriter:
         self._file.write(header.ljust(size, b" "))
 
     def abandon(self) -> None:
-        """Close the file unfinished."""
+        """Close the unfinished file."""
         self._file.close()
 
 
 class ShardedWriter:
-    """Shards of a limited size in one directory, with the index that the Hugging Face libraries read.
+    """Writes shards of limited size, with the index that the Hugging Face libraries read.
 
     Args:
-        directory: Where; must exist before the first `add`.
+        directory: Where the files go; must exist before the first `add`.
         shard_size: Bytes of tensors per file, e.g. "5GB".
 
     Raises:
@@ -237,7 +237,7 @@ class ShardedWriter:
         self._shards: list[SafetensorsWriter] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor; a new shard begins where it would pass the limit."""
+        """Write one tensor, into a new shard if it would exceed the limit of the current one."""
         current = self._shards[-1] if self._shards else None
         if current is None or (current.nbytes and current.nbytes + tensor.nbytes > self._limit):
             if current is not None:
@@ -247,7 +247,7 @@ class ShardedWriter:
         current.add(name, tensor)
 
     def close(self) -> list[str]:
-        """Finish the last shard, give all their final names, write the index.
+        """Finish the last shard, rename all shards to their final names, write the index.
 
         Returns:
             Names of the tensors written.
@@ -267,25 +267,25 @@ class ShardedWriter:
         return sorted(weight_map)
 
     def abandon(self) -> None:
-        """Close the open file; what was written is of no use."""
+        """Close the open file without finishing it."""
         if self._shards:
             self._shards[-1].abandon()
 
 
 def open_index(index: Path, *, listed: Mapping[str, FileEntry] | None = None) -> SafetensorsSet:
-    """The shards that a safetensors index names, checked to hold exactly what it says; `listed` as in the set."""
+    """The shards of a safetensors index, checked to hold exactly its tensors; `listed` as in `SafetensorsSet`."""
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {str(file) for file in weight_map.values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{index} must be JSON with a `weight_map`, but cannot be read so ({type(error).__name__}: {error})."
+            f"{index} must be JSON with a `weight_map`, but is not ({type(error).__name__}: {error})."
         ) from error
     shards = SafetensorsSet(index.parent, files, listed=listed)
     wrong = sorted(weight_map.keys() ^ set(shards.names()))
     if wrong:
         raise CheckpointError(
-            f"{index} and its shards must name the same tensors, but differ in: {', '.join(wrong[:20])}."
+            f"{index} and its shards must list the same tensors, but differ in: {', '.join(wrong[:20])}."
         )
     return shards
 

@@ -1,4 +1,4 @@
-"""PyTorch files (`.bin`, `.pth`, `.pt`), read through torch's restricted unpickler and nothing else."""
+"""Read PyTorch files (`.bin`, `.pth`, `.pt`), only through torch's restricted unpickler."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _AGAIN = "load it with the torch that wrote it, and save it again with torch.sav
 
 
 def load_torch(path: Path, *, allowed: Sequence[type] = ()) -> Any:
-    """The content of a PyTorch file, its tensors mapped from the disk rather than read.
+    """The content of a PyTorch file, with memory-mapped tensors.
 
     Args:
         path: The file.
-        allowed: Classes, beyond torch's own list of harmless ones, that the pickle may name.
+        allowed: Classes that the pickle may name, besides those that torch allows.
 
     Raises:
-        CheckpointError: It is damaged, or its pickle names anything else. There is no unsafe way round.
+        CheckpointError: The file is damaged, or its pickle names another class. There is no unsafe fallback.
     """
     _check_file(path)
     with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files that are refused in a moment
+        warnings.simplefilter("ignore")  # about files that are refused below
         try:
             return _load(path)
         except pickle.UnpicklingError as error:
@@ -42,7 +42,7 @@ def load_torch(path: Path, *, allowed: Sequence[type] = ()) -> Any:
             raise _unreadable(path, error) from error
 
 
-_HINT = "a pickle can run code, so only tensors and plain data are read; have its author save safetensors"
+_HINT = "a pickle can run code, so only tensors and plain data are read; ask its author for safetensors"
 
 
 def _load(path: Path) -> Any:
@@ -51,15 +51,15 @@ def _load(path: Path) -> Any:
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-    # The format before torch 1.6 is not a zip file and cannot be mapped.
+    # The format before torch 1.6 is not a zip file and cannot be mapped into memory.
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what torch would wait for, blow up, or misunderstand."""
+    """Refuse files on which torch would block, exhaust memory, or fail with a misleading message."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path} must be a regular file, but is none.")
+            raise CheckpointError(f"{path} must be a regular file, but is not.")
         with open(path, "rb") as file:
             start = file.read(_LONGEST_START)
     except OSError as error:
@@ -67,13 +67,15 @@ def _check_file(path: Path) -> None:
     if start.startswith(_LFS_POINTER):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights.", hint="git lfs pull")
     if start[_TAR_PLACE:].startswith(_TAR):
-        raise CheckpointError(f"{path} is a tar archive, which PyTorch wrote before 2016 and is not read.", hint=_AGAIN)
+        raise CheckpointError(
+            f"{path} is a tar archive, the PyTorch format before 2016, which is not supported.", hint=_AGAIN
+        )
     if start.startswith(_ZIP):
         _check_sizes(path)
 
 
 def _check_sizes(path: Path) -> None:
-    """torch stores what it writes as it is; what inflates, or lies about its size, would be read whole."""
+    """Refuse compressed entries: torch writes none, and one could inflate to any size."""
     try:
         with zipfile.ZipFile(path) as archive:
             grown = [entry.filename for entry in archive.infolist() if entry.file_size > entry.compress_size]
@@ -86,10 +88,10 @@ def _check_sizes(path: Path) -> None:
 
 
 def _reason(message: str) -> str:
-    """Why torch refused a pickle, without its advice to trust it."""
+    """Why torch refused a pickle, without torch's advice to trust it."""
     named = re.search(r"GLOBAL ([\w.]+)", message)
     return (
-        f"its pickle names {named[1]}, which is not plain data" if named else "its pickle is not of torch.save's kind"
+        f"its pickle names {named[1]}, which is not plain data" if named else "its pickle was not written by torch.save"
     )
 
 
@@ -103,28 +105,26 @@ def first_line(error: object) -> str:
 
 
 def _check_extent(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """A view may say that it is larger than what is stored, and a copy of it would be."""
+    """Refuse views that claim to be larger than their storage: a copy would take that much memory."""
     larger = [
         name for name, one in tensors.items() if one.numel() * one.element_size() > one.untyped_storage().nbytes()
     ]
     if larger:
-        raise CheckpointError(
-            f"{path} must hold its tensors whole, but {larger[0]} is larger than what is stored of it."
-        )
+        raise CheckpointError(f"{path} must hold its tensors completely, but {larger[0]} is larger than its storage.")
 
 
 class TorchTensors:
-    """The tensors of a mapping (a state dict whose tensors are mapped from the disk)."""
+    """The tensors of a state dict, usually memory-mapped."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> TorchTensors:
-        """The union of several files, each a flat state dict.
+        """Merge several files, each a flat state dict.
 
         Raises:
-            CheckpointError: A file is no state dict, or two files hold one name.
+            CheckpointError: A file is not a state dict, or two files have a tensor of the same name.
         """
         merged: dict[str, torch.Tensor] = {}
         for path in paths:

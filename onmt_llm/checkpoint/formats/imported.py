@@ -1,4 +1,4 @@
-"""What a reader of another format hands to `convert`: where the tensors are, how they map, what goes beside them."""
+"""`ImportedModel`: what the reader of another format gives to `convert`: tensors, rules, configuration, tokeniser."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from onmt_llm.errors import CheckpointError
 
 
 class TypedSource(TensorSource, Protocol):
-    """A source that knows the type of a tensor without reading it."""
+    """A source that knows a tensor's type without reading it."""
 
     def dtype(self, name: str) -> torch.dtype: ...
 
 
 def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: bool = True) -> None:
-    """Refuse an architecture that the tensors cannot be of, before anything of its size is made.
+    """Refuse an architecture that cannot match the tensors, before anything of its size is allocated.
 
     Args:
-        model: What the model's configuration says.
-        source: The tensors that are there.
-        path: Where both are.
-        rows: Its embedding is among them.
+        model: The architecture in the configuration.
+        source: The tensors.
+        path: Where both are, for the message.
+        rows: The embedding is among the tensors.
 
     Raises:
-        CheckpointError: It has more layers than there are tensors, or a larger vocabulary than any of them.
+        CheckpointError: There are more layers than tensors, or the vocabulary is larger than any tensor.
     """
     names = source.names()
     if model.encoder_layers + model.decoder_layers > len(names):
@@ -49,19 +49,19 @@ def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: b
 
 @dataclass
 class ImportedTokenizer:
-    """Vocabulary, tokeniser and template of an imported model.
+    """Vocabulary, tokeniser, special tokens and chat template of an imported model.
 
     Attributes:
-        tokens: The vocabulary in the order of ids.
-        specials: Tokens with a role.
-        spec: How text is split; its file is in `files` or `blobs`.
-        template: Built-in name or `chat_template.jinja`, None without one.
-        stop_tokens: Tokens, besides eos, that end an answer.
-        files: Files to copy, by their name in the checkpoint.
-        blobs: Files to write, by their name in the checkpoint.
-        src_tokens: The source side's vocabulary where it differs.
+        tokens: The vocabulary, in the order of ids.
+        specials: Special tokens by role.
+        spec: The tokeniser; its file is in `files` or `blobs`.
+        template: Built-in name or `chat_template.jinja`; None = no template.
+        stop_tokens: Tokens besides eos that end an answer.
+        files: Files to copy, by name in the checkpoint.
+        blobs: Contents of files to write, by name in the checkpoint.
+        src_tokens: The source vocabulary, if it differs.
         feature_tokens: Vocabularies of the source features.
-        feature_defaults: Their values where a word comes without any, `value￨value`.
+        feature_defaults: Feature values of words without any, `value￨value`.
     """
 
     tokens: list[str]
@@ -78,18 +78,18 @@ class ImportedTokenizer:
 
 @dataclass
 class ImportedModel:
-    """A imported model, opened but not read.
+    """Another toolkit's model, opened but not read.
 
     Attributes:
-        origin: Says for people what it is, e.g. "Hugging Face llama, llama-7b".
-        model: Its architecture; `dtype` and `vocab_size` are settled by `convert`.
+        origin: A description for people, e.g. "Hugging Face llama, llama-7b".
+        model: Its architecture; `convert` sets `dtype`.
         source: Its tensors.
-        rules: From its tensors to ours, `{i}` filled in.
-        ignore: Patterns of its tensors that carry nothing.
-        tokenizer: Its vocabulary, tokeniser, template.
-        expected: Shapes of our tensors where they are not those of the whole model: those of an adapter.
+        rules: From its tensors to ours, with `{i}` filled in.
+        ignore: Patterns of its tensors to skip.
+        tokenizer: Its vocabulary, tokeniser and template.
+        expected: Shapes of our tensors if it is an adapter; None = those of the whole model.
         adapter: Settings of an adapter.
-        alignment: What `CheckpointConfig` says of alignments, where the model was trained for them.
+        alignment: Alignment settings of `CheckpointConfig`, if the model was trained with alignments.
     """
 
     origin: str

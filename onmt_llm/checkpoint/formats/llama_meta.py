@@ -1,7 +1,7 @@
-"""Meta's own LLaMA files: consolidated.00.pth ... with params.json and a SentencePiece tokenizer.model.
+"""Read Meta's original LLaMA files: consolidated.00.pth ..., params.json and a SentencePiece tokenizer.model.
 
-Weights are cut for model parallelism: rows of wq, wk, wv, w1, w3 and output, columns of wo and w2, columns (LLaMA 1 and
-2) or rows (LLaMA 3) of the embedding. Rotary pairs are neighbours.
+Weights are sharded for tensor parallelism: by rows of wq, wk, wv, w1, w3 and output, by columns of wo and w2, by
+columns (LLaMA 1 and 2) or rows (LLaMA 3) of the embedding. Rotary pairs are interleaved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IGNORE = ("*/rope.freqs",)
 
 
 class ShardedTensors:
-    """The tensors of all shards; those of shard 1 are called `1/<name>`."""
+    """The tensors of all shards; a tensor of shard 1 is named `1/<name>`."""
 
     def __init__(self, shards: Sequence[TorchTensors]) -> None:
         self.shards = list(shards)
@@ -51,7 +51,7 @@ class ShardedTensors:
 
 
 def rules(config: ModelConfig, count: int, embedding_dim: int) -> list[Rule]:
-    """The tensors of `count` shards; the embedding is cut along `embedding_dim`."""
+    """Weight-name rules for `count` shards; the embedding is sharded along `embedding_dim`."""
 
     def sharded(name: str) -> list[str]:
         return [f"{shard}/{name}.weight" for shard in range(count)]
@@ -86,8 +86,8 @@ def open_llama_meta(
 
     Args:
         model_dir: The directory.
-        tokenizer_model: tokenizer.model; null = beside the weights or one directory up.
-        vocab_file: Not part of this format; refused.
+        tokenizer_model: tokenizer.model; None = beside the weights or one directory up.
+        vocab_file: Refused: the format has none.
 
     Raises:
         CheckpointError: Shards or settings are missing or don't fit.
@@ -123,7 +123,7 @@ def _shard_files(model_dir: Path) -> list[Path]:
 
 
 def _config(params: dict[str, Any], source: ShardedTensors) -> tuple[ModelConfig, int]:
-    """The architecture, and the dimension along which the embedding is cut. Sizes are those of the tensors."""
+    """The architecture, with sizes taken from the tensors, and the dimension along which the embedding is sharded."""
     missing = [key for key in ("dim", "n_layers", "n_heads") if not isinstance(params.get(key), int) or params[key] < 1]
     if missing:
         raise CheckpointError(f"params.json must have {', '.join(missing)} as whole numbers of at least 1.")
@@ -157,7 +157,7 @@ def _config(params: dict[str, Any], source: ShardedTensors) -> tuple[ModelConfig
 
 
 def _rope(params: dict[str, Any]) -> RopeConfig:
-    """Meta's code writes only whether the LLaMA 3.1 scaling is on; its figures are constants there (model.py)."""
+    """Meta's params.json only says whether LLaMA 3.1 scaling is used; its constants are in Meta's code (model.py)."""
     theta = float(params.get("rope_theta", 10000.0))
     if not params.get("use_scaled_rope", False):
         return RopeConfig(theta=theta)

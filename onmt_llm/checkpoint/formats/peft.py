@@ -1,9 +1,9 @@
-"""Adapters of the library peft (adapter_config.json and adapter_model.safetensors), in and out.
+"""Import and export peft adapters (adapter_config.json and adapter_model.safetensors).
 
-peft names the layers as transformers does; the rules of the model's family say which of ours each of them is. An
-operation of such a rule (the order of rotary pairs, q, k and v in one matrix) acts on the rows of a weight, so it acts
-on those of B and on the magnitudes of DoRA; A is the same. Where several of our layers are one of theirs, ours may have
-different A: their adapter is then as wide as all of them together, with zeros in B where rows and columns do not meet.
+peft names layers as transformers does; the rules of the model's family map them to ours. The operation of a rule (order
+of rotary pairs; q, k and v in one matrix) acts on the rows of a weight, so it applies to the rows of B and to the
+magnitudes of DoRA; A is unchanged. If several of our layers are one layer in transformers, ours may have different A:
+their adapter then has the sum of the ranks, and B is block-diagonal.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "kasa_config": (None,),
     "megatron_config": (None,),
 }
-"""Settings of peft that make a layer compute something else, with the values at which they do not."""
+"""peft settings that change what a layer computes, with the values that do not."""
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class PeftLayer:
-    """A layer of theirs that can carry an adapter.
+    """A layer of the transformers model that can have an adapter.
 
     Attributes:
-        theirs: Its path in transformers' model.
-        ours: The layers that it is here.
+        theirs: Its path in the transformers model.
+        ours: Our layers that it corresponds to.
         op: From the rows of its weight to those of ours.
     """
 
@@ -84,7 +84,7 @@ class PeftLayer:
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """The adapter of one layer: A (rank, in), B (out, rank), the scale, and DoRA's lengths (out,)."""
+    """The adapter of one layer: A (rank, in), B (out, rank), the scale, and DoRA's magnitudes (out,)."""
 
     a: Tensor
     b: Tensor
@@ -93,17 +93,17 @@ class LayerAdapter:
 
 
 def import_peft(folder: str | Path, base: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
-    """Write an adapter of peft as one of our checkpoints.
+    """Write a peft adapter as a checkpoint.
 
     Args:
         folder: Holds adapter_config.json and adapter_model.safetensors (or .bin).
-        base: Our checkpoint of the model that it was trained on.
+        base: Checkpoint of the model that it was trained on.
         output: The adapter checkpoint to write.
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
-        CheckpointError: Files are missing, or the adapter does not fit the base; lists all that does not.
-        UnsupportedError: The adapter computes something that ours cannot.
+        CheckpointError: Files are missing, or layers do not fit the base; lists all of them.
+        UnsupportedError: The adapter computes something that is not supported.
     """
     folder, whole = Path(folder), Checkpoint.open(base)
     if whole.is_adapter:
@@ -125,23 +125,24 @@ def import_peft(folder: str | Path, base: str | Path, output: str | Path, *, ove
 def export_peft(
     adapter: str | Path, output: str | Path, *, base_name: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Write one of our adapters for peft, in float32. PiSSA and LoftQ become plain LoRA of twice the rank, which any
-    base of transformers takes as it is.
+    """Write an adapter for peft, in float32.
+
+    PiSSA and LoftQ become plain LoRA of twice the rank, so the base is used unchanged.
 
     Args:
         adapter: The adapter's checkpoint.
         output: The folder to write.
-        base_name: What peft shall load as the base: a name at Hugging Face, or a folder.
+        base_name: The base that peft loads: a name on the Hugging Face Hub, or a folder.
         overwrite: Replace an adapter at `output`.
 
     Raises:
-        CheckpointError: It is no adapter, or the output exists.
+        CheckpointError: It is not an adapter, or the output exists.
         UnsupportedError: transformers has no such model, or peft no such adapter.
     """
     lora = Checkpoint.open(adapter)
     spec = adapter_spec(lora)
     model = lora.config.model
-    found = [(layer, part) for layer in _layers(model) if (part := _their_part(layer, lora, spec)) is not None]
+    found = [(layer, part) for layer in _layers(model) if (part := _their_adapter(layer, lora, spec)) is not None]
     config = _their_settings(spec, found, model, base_name)
     with AtomicDirectory(output, overwrite=overwrite) as directory:
         with directory.translated_errors(), SafetensorsWriter(directory.directory / WEIGHTS_FILE) as writer:
@@ -153,7 +154,7 @@ def export_peft(
 
 
 def _layers(model: ModelConfig) -> list[PeftLayer]:
-    """The layers of transformers' model that can carry an adapter, by the rules of its family."""
+    """The layers of the transformers model that can have an adapter, from the rules of its family."""
     here = expected_shapes(model)
     table = []
     for one in family_for_export(model).rules(model):
@@ -167,14 +168,14 @@ def _layers(model: ModelConfig) -> list[PeftLayer]:
 def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise UnsupportedError(f"An adapter of peft must be of peft_type LORA, but {folder} is of {kind}.")
+        raise UnsupportedError(f"A peft adapter must have peft_type LORA, but {folder} has {kind}.")
     odd = [f"{key}: {settings[key]}" for key, plain in _REFUSED.items() if settings.get(key, plain[0]) not in plain]
     if odd:
-        raise UnsupportedError(f"The adapter {folder} has settings that are not computed here: {', '.join(odd)}.")
+        raise UnsupportedError(f"The adapter {folder} has unsupported settings: {', '.join(odd)}.")
     init = str(settings.get("init_lora_weights", True))
     if init.startswith(_MOVES_THE_BASE):
         raise UnsupportedError(
-            f"The adapter {folder} must be for the base as it is, but init_lora_weights: {init} has changed that base.",
+            f"The adapter {folder} must fit the unchanged base, but init_lora_weights: {init} has changed that base.",
             hint="save it with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
 
@@ -195,10 +196,10 @@ def _read_parts(
     for name in source.names():
         ending = next((ending for ending in _ENDINGS if name.endswith(ending)), None)
         path = name.removeprefix(PREFIX).removesuffix(ending or "")
-        if name.endswith(_COPY) and _is_the_bases(source, name, table, base):
+        if name.endswith(_COPY) and _is_copy_of_base(source, name, table, base):
             continue
         if ending is None or path not in table:
-            problems.append(f"no layer of the base: {name}")
+            problems.append(f"not a layer of the base: {name}")
         else:
             tensors.setdefault(path, {})[_ENDINGS[ending]] = source.tensor(name).float()
     wanted = {"a", "b", *(["magnitude"] if settings.get("use_dora") else [])}
@@ -206,7 +207,7 @@ def _read_parts(
         problems += _misfit(table[path], own, wanted, model)
     if problems or not tensors:
         raise CheckpointError(
-            f"The adapter {folder} does not fit its base:\n  " + "\n  ".join(problems or ["it holds no tensor"])
+            f"The adapter {folder} does not fit its base:\n  " + "\n  ".join(problems or ["it holds no tensors"])
         )
     if model.tie_embeddings and any(table[path].is_embedding for path in tensors):
         raise _tied(str(folder))
@@ -217,8 +218,8 @@ def _read_parts(
     return found
 
 
-def _is_the_bases(source: TypedSource, name: str, table: Mapping[str, PeftLayer], base: Checkpoint) -> bool:
-    """Whether the tensor is a copy of the base's: peft stores the embeddings that it adapts as a whole."""
+def _is_copy_of_base(source: TypedSource, name: str, table: Mapping[str, PeftLayer], base: Checkpoint) -> bool:
+    """Whether the tensor is a copy of the base's: peft stores the embeddings that it adapts completely."""
     layer = table.get(name.removeprefix(PREFIX).removesuffix(_COPY))
     if layer is None or len(layer.ours) > 1:
         return False
@@ -228,7 +229,7 @@ def _is_the_bases(source: TypedSource, name: str, table: Mapping[str, PeftLayer]
 
 
 def _misfit(layer: PeftLayer, own: Mapping[str, Tensor], wanted: set[str], model: ModelConfig) -> list[str]:
-    """What is missing of a layer, or of another size than the base's."""
+    """Missing tensors of a layer, or sizes that differ from the base's."""
     if own.keys() != wanted:
         return [f"{layer.theirs} must have {', '.join(sorted(wanted))}, but has {', '.join(sorted(own))}"]
     shapes = [expected_shapes(model)[f"{name}.weight"] for name in layer.ours]
@@ -242,7 +243,7 @@ def _misfit(layer: PeftLayer, own: Mapping[str, Tensor], wanted: set[str], model
 
 
 def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
-    """Factor of the layer's adapter; patterns are regular expressions for the end of its path."""
+    """Scale of the layer's adapter; patterns are regular expressions for the end of its path."""
     patterns: Mapping[str, float] = settings.get("alpha_pattern") or {}
     meant = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", path))
     alpha = float(next(meant, settings.get("lora_alpha", 8)))
@@ -265,7 +266,7 @@ def _our_spec(
 ) -> AdapterSpec:
     rslora = bool(settings.get("use_rslora", False))
     sizes = {name: _size(part, rslora) for layer, part in found for name in layer.ours}
-    (rank, alpha), ranks, alphas = _usual(sizes)
+    (rank, alpha), ranks, alphas = _most_common(sizes)
     layers = [name for layer, _ in found if not layer.is_embedding for name in layer.ours]
     return AdapterSpec(
         rank=rank,
@@ -283,22 +284,22 @@ def _our_spec(
 
 
 def _size(part: LayerAdapter, rslora: bool) -> tuple[int, float]:
-    """Rank, and the alpha that gives the part's scale."""
+    """Rank, and the alpha that yields the adapter's scale."""
     rank = part.a.shape[0]
     return rank, round(part.scale * (math.sqrt(rank) if rslora else rank), 9)
 
 
-def _usual(sizes: Mapping[str, tuple[int, float]]) -> tuple[tuple[int, float], dict[str, int], dict[str, float]]:
-    """The commonest rank and alpha, and the layers that have others."""
+def _most_common(sizes: Mapping[str, tuple[int, float]]) -> tuple[tuple[int, float], dict[str, int], dict[str, float]]:
+    """The most common rank and alpha, and the layers with others."""
     usual = Counter(sizes.values()).most_common(1)[0][0]
     ranks = {name: rank for name, (rank, _) in sizes.items() if rank != usual[0]}
     alphas = {name: alpha for name, (_, alpha) in sizes.items() if alpha != usual[1]}
     return usual, ranks, alphas
 
 
-def _their_part(layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec) -> LayerAdapter | None:
-    """The adapter of one of their layers; None where none of our layers in it has any."""
-    parts = [_our_part(name, lora, spec) for name in layer.ours]
+def _their_adapter(layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec) -> LayerAdapter | None:
+    """The adapter of one of their layers; None if none of our corresponding layers has one."""
+    parts = [_our_adapter(name, lora, spec) for name in layer.ours]
     there = [part for part in parts if part is not None]
     if not there:
         return None
@@ -306,8 +307,8 @@ def _their_part(layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec) -> LayerA
         raise _tied(str(lora.path))
     if spec.dora and len(there) < len(parts):
         raise UnsupportedError(
-            f"With DoRA, all of {', '.join(layer.ours)} must have an adapter, since peft knows them as the one layer "
-            f"{layer.theirs}, but only some have."
+            f"With DoRA, all of {', '.join(layer.ours)} must have an adapter, since they are one layer in peft "
+            f"({layer.theirs}), but only some have one."
         )
     shapes = expected_shapes(lora.config.model)
     rows = [shapes[f"{name}.weight"][0] for name in layer.ours]
@@ -322,14 +323,14 @@ def _their_part(layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec) -> LayerA
 
 
 def _their_tensors(layer: PeftLayer, part: LayerAdapter) -> dict[str, Tensor]:
-    """A, B and lengths by the ends of their names."""
+    """A, B and magnitudes by the endings of their names."""
     a, b = (".lora_embedding_A", ".lora_embedding_B") if layer.is_embedding else (".lora_A.weight", ".lora_B.weight")
     lengths = {} if part.magnitude is None else {".lora_magnitude_vector": part.magnitude}
     return {a: part.a, b: part.b, **lengths}
 
 
-def _our_part(name: str, lora: Checkpoint, spec: AdapterSpec) -> LayerAdapter | None:
-    """The adapter of one of our layers; what it began with is subtracted by a second one beside it."""
+def _our_adapter(name: str, lora: Checkpoint, spec: AdapterSpec) -> LayerAdapter | None:
+    """The adapter of one of our layers; an initial product (PiSSA, LoftQ) is subtracted by additional ranks."""
     here = set(lora.adapter_names())
     if f"{name}.lora_a" not in here:
         return None
@@ -343,7 +344,7 @@ def _our_part(name: str, lora: Checkpoint, spec: AdapterSpec) -> LayerAdapter | 
 
 
 def _joined(parts: Sequence[LayerAdapter | None], rows: Sequence[int]) -> LayerAdapter:
-    """Adapters of several layers with one input as that of a layer with all their rows, one after the other."""
+    """Combine the adapters of several layers with one input into that of a layer with all their rows."""
     there = [part for part in parts if part is not None]
     scale = there[0].scale
     if len(there) == len(parts) and all(p.scale == scale and torch.equal(p.a, there[0].a) for p in there):
@@ -364,7 +365,7 @@ def _their_settings(
     spec: AdapterSpec, found: Sequence[tuple[PeftLayer, LayerAdapter]], model: ModelConfig, base_name: str | None
 ) -> dict[str, Any]:
     sizes = {layer.theirs: _size(part, spec.rslora) for layer, part in found}
-    (rank, alpha), ranks, alphas = _usual(sizes)
+    (rank, alpha), ranks, alphas = _most_common(sizes)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -387,6 +388,6 @@ def _their_settings(
 
 def _tied(where: str) -> UnsupportedError:
     return UnsupportedError(
-        f"An adapter on the embedding must not be on one that is the output layer too, but that of {where} is: peft "
-        "adapts the embedding alone, here the two stay tied."
+        f"An adapter must not be on an embedding that is tied to the output layer, but that of {where} is: peft adapts "
+        "the embedding only, while here the two stay tied."
     )

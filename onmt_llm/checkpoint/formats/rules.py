@@ -1,8 +1,8 @@
-"""Rules between the tensors of another format and ours: one rule a line, every rule usable in both directions.
+"""Weight-name rules: how the tensors of another format map to ours, in both directions.
 
-A rule names our tensors, their tensors, and an operation between the two lists. Names may hold `{i}`, the layer's
-number. `apply` first runs all operations on shapes alone, so that everything missing, unused or misshaped is in one
-error before the first byte is read; then it streams.
+A rule is our tensor names, their tensor names, and an operation between the two lists. Names may contain `{i}`, the
+number of the layer. `apply` first runs all operations on shapes only, so one error lists everything that is missing,
+unused or misshaped before any data is read; then it streams the tensors.
 
 Shape letters: O output rows, D input columns, N heads, K key/value heads, H head size.
 """
@@ -21,7 +21,7 @@ from onmt_llm.errors import CheckpointError
 
 
 class TensorSource(Protocol):
-    """Named tensors that are read one at a time."""
+    """Named tensors, read one at a time."""
 
     def names(self) -> list[str]: ...
 
@@ -31,7 +31,7 @@ class TensorSource(Protocol):
 
 
 class Op(Protocol):
-    """An invertible operation from their tensors to ours. It must also run on meta tensors."""
+    """An invertible operation from their tensors to ours. It must also work on meta tensors."""
 
     def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]: ...
 
@@ -51,7 +51,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Scale:
-    """Theirs times a factor is ours."""
+    """Our tensor is theirs times a factor."""
 
     factor: float
 
@@ -64,39 +64,39 @@ class Scale:
 
 @dataclass(frozen=True)
 class InterleavedRotary:
-    """Rotary pairs are neighbours (2j, 2j+1) there; here they are (j, j + rotary/2).
+    """Their rotary pairs are interleaved (2j, 2j+1); ours are in halves (j, j + rotary/2).
 
-    Works on the rows of anything that produces q or k: weights (O, D), biases (O,), `lora_b` (O, r). Rows beyond
-    `rotary_dim` of a head don't move.
+    Applies to the rows of everything that produces q or k: weights (O, D), biases (O,), `lora_b` (O, r). Rows of a head
+    beyond `rotary_dim` stay in place.
 
     Attributes:
         head_dim: Rows per head.
-        rotary_dim: Rows of a head that rotate; None = all.
+        rotary_dim: Rotated rows of a head; None = all.
     """
 
     head_dim: int
     rotary_dim: int | None = None
 
     def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
-        return [self._permute(tensor, pairs_first=True) for tensor in theirs]
+        return [self._permute(tensor, interleaved=True) for tensor in theirs]
 
     def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        return [self._permute(tensor, pairs_first=False) for tensor in ours]
+        return [self._permute(tensor, interleaved=False) for tensor in ours]
 
-    def _permute(self, tensor: Tensor, *, pairs_first: bool) -> Tensor:
+    def _permute(self, tensor: Tensor, *, interleaved: bool) -> Tensor:
         rotary = self.rotary_dim or self.head_dim
         heads = tensor.reshape(-1, self.head_dim, *tensor.shape[1:])
-        turning, still = heads[:, :rotary], heads[:, rotary:]
-        split = (rotary // 2, 2) if pairs_first else (2, rotary // 2)
-        turned = turning.reshape(-1, *split, *tensor.shape[1:]).transpose(1, 2).reshape(turning.shape)
-        return torch.cat([turned, still], dim=1).reshape(tensor.shape)
+        rotated, rest = heads[:, :rotary], heads[:, rotary:]
+        split = (rotary // 2, 2) if interleaved else (2, rotary // 2)
+        permuted = rotated.reshape(-1, *split, *tensor.shape[1:]).transpose(1, 2).reshape(rotated.shape)
+        return torch.cat([permuted, rest], dim=1).reshape(tensor.shape)
 
 
 @dataclass(frozen=True)
 class GroupedQKV:
-    """q, k and v fused group by group: rows (K, N/K + 2, H), in each group its queries, then one key and one value.
+    """q, k and v in one matrix, group by group: rows (K, N/K + 2, H); each group has its queries, one key, one value.
 
-    Covers Falcon's three layouts: multi-query (K = 1), grouped, and one group per head (K = N, the GPT-NeoX layout).
+    Covers Falcon's three layouts: multi-query (K = 1), grouped-query, and one group per head (K = N, as GPT-NeoX).
     """
 
     heads: int
@@ -117,10 +117,10 @@ class GroupedQKV:
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Several of our tensors are one after the other in the rows of one of theirs.
+    """Several of our tensors are concatenated along the rows of one of theirs.
 
     Attributes:
-        sizes: Rows of each.
+        sizes: Number of rows of each.
     """
 
     sizes: tuple[int, ...]
@@ -135,7 +135,7 @@ class SplitRows:
 
 @dataclass(frozen=True)
 class Shards:
-    """One tensor of ours is cut into equal pieces along `dim` there (model parallelism)."""
+    """Their tensors are equal parts of ours along `dim` (tensor parallelism)."""
 
     count: int
     dim: int
@@ -150,7 +150,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Copies:
-    """Every model-parallel piece holds the whole tensor; the first is taken."""
+    """Every tensor-parallel shard holds the whole tensor; the first is used."""
 
     count: int
 
@@ -163,7 +163,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Columns:
-    """An operation on rows, done on the columns."""
+    """An operation on rows, applied to columns."""
 
     op: Op
 
@@ -176,7 +176,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Reshape:
-    """The same values under another shape."""
+    """The same values in another shape."""
 
     theirs: tuple[int, ...]
     ours: tuple[int, ...]
@@ -190,7 +190,7 @@ class Reshape:
 
 @dataclass(frozen=True)
 class Chain:
-    """Operations one after the other, the first being the nearest to their format."""
+    """Operations in sequence, starting with the one closest to their format."""
 
     ops: tuple[Op, ...]
 
@@ -209,7 +209,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Inverse:
-    """An operation, backwards."""
+    """An operation, reversed."""
 
     op: Op
 
@@ -222,7 +222,7 @@ class Inverse:
 
 @dataclass(frozen=True)
 class Rule:
-    """`ours` are made from `theirs` by `op.forward`, and back by `op.backward`."""
+    """`op.forward` makes `ours` from `theirs`; `op.backward` does the reverse."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -234,13 +234,13 @@ class Rule:
 
 
 def rule(ours: str | Sequence[str], theirs: str | Sequence[str], op: Op | None = None) -> Rule:
-    """A rule; a single name may be given as a string."""
+    """Build a rule; a single name may be a string."""
     names = [(side,) if isinstance(side, str) else tuple(side) for side in (ours, theirs)]
     return Rule(names[0], names[1], op or Identity())
 
 
 def per_layer(rules: Iterable[Rule], layers: int) -> list[Rule]:
-    """The rules, those with `{i}` once for each layer."""
+    """The rules, with those that contain `{i}` repeated for each layer."""
 
     def fill(names: tuple[str, ...], i: int) -> tuple[str, ...]:
         return tuple(name.replace("{i}", str(i)) for name in names)
@@ -262,17 +262,17 @@ def apply(
     ignore: Sequence[str] = (),
     what: str = "the model",
 ) -> Iterator[tuple[str, Tensor]]:
-    """Stream our tensors out of `source`; holds no more than one rule's tensors.
+    """Stream our tensors from `source`, with one rule's tensors in memory at a time.
 
     Args:
         rules: With `{i}` filled in.
         source: Their tensors.
-        expected: Shapes of all our tensors; None = whatever the source's tensors give.
-        ignore: Patterns (`fnmatch`) of source names that carry nothing, e.g. "*.rotary_emb.inv_freq".
-        what: Names the source in messages.
+        expected: Shapes of all our tensors; None = whatever the source yields.
+        ignore: Patterns (`fnmatch`) of source tensors to skip, e.g. "*.rotary_emb.inv_freq".
+        what: Name of the source in messages.
 
     Raises:
-        CheckpointError: Tensors are missing, unused or misshaped; lists all of them. Raised before anything is read.
+        CheckpointError: Tensors are missing, unused or misshaped; lists all, before reading any.
     """
     if expected is None:
         here = set(source.names())
@@ -290,7 +290,7 @@ def check(
     ignore: Sequence[str] = (),
     what: str = "the model",
 ) -> None:
-    """Raise one `CheckpointError` with every missing, unused and misshaped tensor, judged by names and shapes alone."""
+    """Raise one `CheckpointError` with every missing, unused and misshaped tensor, from names and shapes only."""
     here = set(source.names())
     wanted = [one for one in rules if any(name in expected for name in one.ours)]
     used = {name for one in wanted for name in one.theirs}
@@ -298,7 +298,7 @@ def check(
     unused = [name for name in sorted(here - used) if not any(fnmatchcase(name, pattern) for pattern in ignore)]
     problems += [f"not used: {name} {list(source.shape(name))}" for name in unused]
     filled = {name for one in wanted for name in one.ours}
-    problems += [f"nothing gives: {name}" for name in sorted(expected.keys() - filled)]
+    problems += [f"no source: {name}" for name in sorted(expected.keys() - filled)]
     for one in wanted:
         if here.issuperset(one.theirs):
             problems += _misshaped(one, source, expected)
@@ -309,7 +309,7 @@ def check(
 
 
 def _shapes(one: Rule, source: TensorSource) -> dict[str, tuple[int, ...]]:
-    """What the rule gives, by running it on tensors without content."""
+    """Shapes of the rule's results, from running it on meta tensors."""
     outputs = one.op.forward([torch.empty(source.shape(name), device="meta") for name in one.theirs])
     return {name: tuple(output.shape) for name, output in zip(one.ours, outputs, strict=True)}
 

@@ -1,4 +1,4 @@
-"""Vocabulary, tokeniser, special tokens and chat template of an imported model, as its files state them."""
+"""Read vocabulary, tokeniser, special tokens and chat template from Hugging Face and SentencePiece files."""
 
 from __future__ import annotations
 
@@ -26,48 +26,48 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""ChatML without a default system message, as most models publish it."""
+"""ChatML without a default system message, as most models define it."""
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
-"""Tokens that end a turn in the templates that name them."""
+"""Tokens that end a turn in templates that contain them."""
 
 
 def from_huggingface(
     model_dir: Path, *, rows: int, tokenizer_model: Path | None = None, vocab_file: Path | None = None
 ) -> ImportedTokenizer:
-    """The text side of a Hugging Face model directory.
+    """The tokeniser of a Hugging Face model directory.
 
     Args:
-        model_dir: Holds tokenizer.json or tokenizer.model and the JSON files that describe them.
-        rows: Rows of the embedding: the vocabulary gets exactly this many tokens.
+        model_dir: Holds tokenizer.json or tokenizer.model, and the JSON files that describe them.
+        rows: Rows of the embedding; the vocabulary gets exactly this many tokens.
         tokenizer_model: Use this tokeniser file instead.
         vocab_file: Use this vocabulary instead of the tokeniser's own.
 
     Raises:
-        CheckpointError: There is no tokeniser that we can run.
+        CheckpointError: There is no supported tokeniser.
         DataError: The vocabulary file has more tokens than the model.
     """
     file = tokenizer_model or _find(model_dir)
-    said = {**_read_json(model_dir / "special_tokens_map.json"), **_read_json(model_dir / "tokenizer_config.json")}
+    stated = {**_read_json(model_dir / "special_tokens_map.json"), **_read_json(model_dir / "tokenizer_config.json")}
     ids = {**_read_json(model_dir / "config.json"), **_read_json(model_dir / "generation_config.json")}
     if file.suffix == ".json":
-        imported = _open_tokenizers(file, _content(said.get("bos_token")))
+        imported = _open_tokenizers(file, _content(stated.get("bos_token")))
     else:
-        imported = from_sentencepiece(file, rows=rows, add_bos=bool(said.get("add_bos_token", True)))
+        imported = from_sentencepiece(file, rows=rows, add_bos=bool(stated.get("add_bos_token", True)))
         for token, number in _read_json(model_dir / "added_tokens.json").items():
             if isinstance(number, int) and 0 <= number < rows:
                 imported.tokens[number] = token
     tokens = Vocab.read(vocab_file, imported.specials) if vocab_file else None
     imported.tokens = fit([tokens[i] for i in range(len(tokens))] if tokens else imported.tokens, rows)
-    imported.specials, imported.stop_tokens = _specials(imported, said, ids)
-    set_template(imported, _template_text(model_dir, said))
+    imported.specials, imported.stop_tokens = _specials(imported, stated, ids)
+    set_template(imported, _template_text(model_dir, stated))
     return imported
 
 
 def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> ImportedTokenizer:
-    """The text side that a SentencePiece model alone gives: its pieces, its control tokens, no template.
+    """The tokeniser of a SentencePiece model: its pieces and control tokens, without a template.
 
     Raises:
-        DataError: The file is no SentencePiece model.
+        DataError: The file is not a SentencePiece model.
     """
     sentencepiece = require("sentencepiece", "a tokenizer.model")
     if not file.is_file():
@@ -78,7 +78,7 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> Import
     except (RuntimeError, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file} must be a SentencePiece model, but cannot be read as one.",
-            hint="Llama 3 comes with another kind of tokenizer.model: convert its Hugging Face files (-from hf)",
+            hint="Llama 3's tokenizer.model has another format: convert its Hugging Face files (-from hf)",
         ) from error
 
     def piece(number: int) -> str | None:
@@ -99,11 +99,11 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> Import
 
 
 def fit(tokens: Sequence[str], rows: int) -> list[str]:
-    """Exactly `rows` tokens: rows that no token names get a name, tokens without a row are left out and said."""
+    """Exactly `rows` tokens: rows without a token get a name; tokens without a row are dropped with a warning."""
     if len(tokens) > rows:
         extra = ", ".join(tokens[rows : rows + 5])
         logger.warning(
-            "%d tokens of the tokeniser have no row in the embedding and are left out: %s ...",
+            "%d tokens of the tokeniser have no row in the embedding and are dropped: %s ...",
             len(tokens) - rows,
             extra,
         )
@@ -111,7 +111,7 @@ def fit(tokens: Sequence[str], rows: int) -> list[str]:
 
 
 def set_template(imported: ImportedTokenizer, text: str | None) -> None:
-    """Store a chat template: by name where it is a built-in one, else as a file; and the tokens that end its turns."""
+    """Store a chat template (by name if it is built in, otherwise as a file) and the tokens that end its turns."""
     if not text:
         return
     known = set(imported.tokens)
@@ -128,7 +128,7 @@ def set_template(imported: ImportedTokenizer, text: str | None) -> None:
 
 
 def _same_template(one: str, other: str) -> bool:
-    """Equal but for how a line break inside a string is written."""
+    """Whether they are equal, however line breaks in strings are escaped."""
     return one.strip().replace("\\n", "\n") == other.strip().replace("\\n", "\n")
 
 
@@ -143,7 +143,7 @@ def _find(model_dir: Path) -> Path:
 
 
 def _open_tokenizers(file: Path, bos: str | None) -> ImportedTokenizer:
-    """The text side of a tokenizer.json. Whether it puts `bos` first is asked of it, not guessed."""
+    """The tokeniser of a tokenizer.json. Encoding a text shows whether it adds `bos`."""
     tokenizers = require("tokenizers", HUGGINGFACE_FILE)
     check_tokenizer_json(file)
     try:
@@ -161,43 +161,43 @@ def _open_tokenizers(file: Path, bos: str | None) -> ImportedTokenizer:
 
 
 def _specials(
-    imported: ImportedTokenizer, said: Mapping[str, Any], ids: Mapping[str, Any]
+    imported: ImportedTokenizer, stated: Mapping[str, Any], ids: Mapping[str, Any]
 ) -> tuple[SpecialTokens, list[str]]:
-    """Special tokens by what the files say, first by name, then by id; and the further tokens that end an answer."""
+    """Special tokens that the files define, by name or else by id; and further tokens that end an answer."""
     known, rows = set(imported.tokens), len(imported.tokens)
 
-    def named(role: str) -> str | None:
-        token = _content(said.get(f"{role}_token"))
+    def by_name(role: str) -> str | None:
+        token = _content(stated.get(f"{role}_token"))
         return token if token in known else None
 
-    def numbered(role: str) -> list[str]:
+    def by_id(role: str) -> list[str]:
         value = ids.get(f"{role}_token_id")
         numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
         wrong = [n for n in numbers if not 0 <= n < rows]
-        if wrong and role in ("bos", "eos"):  # -1 is a usual way to say that there is no padding token
+        if wrong and role in ("bos", "eos"):  # -1 is a common way to say that there is no padding token
             raise CheckpointError(
-                f"{role}_token_id must be the number of one of the model's {rows:,} tokens, but is {wrong[0]}.",
-                hint="correct config.json, or generation_config.json if the number stands there",
+                f"{role}_token_id must be the id of one of the model's {rows:,} tokens, but is {wrong[0]}.",
+                hint="correct it in config.json or generation_config.json",
             )
         return [imported.tokens[n] for n in numbers if n not in wrong]
 
     def token(role: str, own: str | None) -> str | None:
-        return named(role) or next(iter(numbered(role)), None) or (own if own in known else None)
+        return by_name(role) or next(iter(by_id(role)), None) or (own if own in known else None)
 
     own = imported.specials
     bos, eos = token("bos", own.bos), token("eos", own.eos)
     specials = SpecialTokens(
         unk=token("unk", own.unk), bos=bos, eos=eos, pad=token("pad", own.pad), add_bos=own.add_bos and bos is not None
     )
-    return specials, [stop for stop in numbered("eos") if stop != eos]
+    return specials, [stop for stop in by_id("eos") if stop != eos]
 
 
-def _template_text(model_dir: Path, said: Mapping[str, Any]) -> str | None:
+def _template_text(model_dir: Path, stated: Mapping[str, Any]) -> str | None:
     file = model_dir / TEMPLATE_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    template = said.get("chat_template")
-    if isinstance(template, list):  # several named templates: the one called "default" is for chat
+    template = stated.get("chat_template")
+    if isinstance(template, list):  # several named templates: "default" is the one for chat
         template = next(
             (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
         )
@@ -205,13 +205,13 @@ def _template_text(model_dir: Path, said: Mapping[str, Any]) -> str | None:
 
 
 def _content(token: object) -> str | None:
-    """A special token is written as a string or as an object with `content`."""
+    """The text of a special token, which is a string or an object with `content`."""
     value = token.get("content") if isinstance(token, dict) else token
     return value if isinstance(value, str) else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, empty where the file is missing."""
+    """A JSON object; empty if the file is missing."""
     if not file.is_file():
         return {}
     try:
@@ -224,7 +224,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object that must be there."""
+    """A JSON object; the file must exist."""
     if not file.is_file():
         raise CheckpointError(f"The file {file} is missing.")
     return _read_json(file)

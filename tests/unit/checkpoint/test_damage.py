@@ -181,7 +181,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(
                 writer.add(tensor, bad[tensor])
             writer.add_file(good.path / "vocab.txt", "vocab.txt")
 
-    with pytest.raises(CheckpointError, match=f"must be finite numbers, but those of {name}"):
+    with pytest.raises(CheckpointError, match=f"must be finite numbers, but {name}"):
         write(tmp_path / "bad")
     with damage_ignored():
         write(tmp_path / "bad")

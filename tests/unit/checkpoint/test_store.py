@@ -114,7 +114,7 @@ def test_a_killed_writer_is_cleaned_up_after(tmp_path: Path) -> None:
 
 
 def test_the_same_tensor_twice_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="comes twice"), CheckpointWriter(tmp_path / "model", CONFIG) as writer:
+    with pytest.raises(CheckpointError, match="is added twice"), CheckpointWriter(tmp_path / "model", CONFIG) as writer:
         writer.add("a", torch.zeros(2))
         writer.add("a", torch.zeros(2))
 
@@ -215,5 +215,5 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize("address", ["https://example.com/x", "s3://bucket/model.pt"])
 def test_an_address_is_no_folder(address: str) -> None:
-    with pytest.raises(CheckpointError, match=f"folder on this machine, but {address} is an address"):
+    with pytest.raises(CheckpointError, match=f"local directory, but {address} is a URL"):
         Checkpoint.open(address)

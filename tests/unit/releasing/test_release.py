@@ -114,7 +114,7 @@ def test_warn_and_off_publish_and_say_so(
     model = write_checkpoint(tmp_path / "model", scale=0.5)
     damage(monkeypatch)
     assert release(model, tmp_path / "warned", verify="warn", text=TEXT)["verdict"] == "fail"
-    assert "beyond its bounds" in caplog.text
+    assert "exceeds its bounds" in caplog.text
     assert release(model, tmp_path / "unseen", verify="off")["verdict"] == "not verified"
     assert open_engine(tmp_path / "unseen", device="cpu").logits(["<s>", "w1"]).shape == (2, 64)
 
@@ -123,7 +123,9 @@ def test_what_is_not_a_number_is_beyond_every_bound() -> None:
     broken = verify.Comparison()
     broken.add(np.zeros((2, 4), dtype=np.float32), np.full((2, 4), np.nan, dtype=np.float32), [0, 1])
     assert (
-        len(verify.beyond_bounds(broken.figures(), {"max_abs_dlogit": 1e-3, "mean_kl": 0.1, "perplexity_ratio": 1.05}))
+        len(
+            verify.exceeded_bounds(broken.figures(), {"max_abs_dlogit": 1e-3, "mean_kl": 0.1, "perplexity_ratio": 1.05})
+        )
         == 3
     )
 

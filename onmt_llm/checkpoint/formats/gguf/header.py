@@ -1,7 +1,7 @@
-"""What a GGUF file says of itself, held against its size before anybody believes it.
+"""Validate the header of a GGUF file against the file's size, before the `gguf` package reads it.
 
-The `gguf` package reads as many values as a file announces, and nested arrays by recursion. Here the header is walked
-without keeping anything. (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)
+That package reads as many values as a file announces, and nested arrays recursively. Here the header is walked without
+storing anything. (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from onmt_llm.errors import CheckpointError
 MAX_DIMENSIONS = 8
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a value, by the number of its type."""
+"""Bytes of a value, by type number."""
 _STRING, _ARRAY = 8, 9
 
 
@@ -23,14 +23,14 @@ def check_header(file: Path) -> None:
     """Refuse a header that does not fit into its file.
 
     Raises:
-        CheckpointError: It announces more than there is, holds arrays of arrays, or the file is no regular one.
+        CheckpointError: It announces more than the file holds, or nested arrays; or the file is not a regular one.
     """
     if not file.is_file():
         raise CheckpointError(f"{file} must be a GGUF file, but is not a regular file.")
     with open(file, "rb") as opened:
         try:
             if opened.read(4) != b"GGUF":
-                raise ValueError("it does not begin as one")
+                raise ValueError("it does not start with GGUF")
             _walk(_Reader(opened, file.stat().st_size))
         except ValueError as error:
             raise CheckpointError(
@@ -39,7 +39,7 @@ def check_header(file: Path) -> None:
 
 
 class _Reader:
-    """A file that is read forwards, and never beyond its end."""
+    """Reads a file sequentially, never beyond its end."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._left = file, size - file.tell()
@@ -54,11 +54,11 @@ class _Reader:
         self._file.seek(size, 1)
 
     def count(self, smallest: int, what: str) -> int:
-        """A count of things that take at least `smallest` bytes each."""
+        """Read a count of things that take at least `smallest` bytes each."""
         return self.fitting(self.number("<Q"), smallest, what)
 
     def fitting(self, count: int, smallest: int, what: str) -> int:
-        """`count`, where so many things of at least `smallest` bytes can follow."""
+        """`count`, if that many things of at least `smallest` bytes fit into the rest of the file."""
         if count * smallest > self._left:
             raise ValueError(f"it announces {count} {what}, which do not fit into it")
         return count

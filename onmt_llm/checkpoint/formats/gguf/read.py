@@ -1,7 +1,7 @@
-"""GGUF files in: llama.cpp's format, dequantised tensor by tensor.
+"""Read GGUF files, llama.cpp's format, and dequantise them tensor by tensor.
 
-llama.cpp stores q and k of the `llama` architecture with rotary pairs as neighbours; the `qwen2` architecture as
-Hugging Face does. (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)
+For the `llama` architecture, llama.cpp interleaves the rotary pairs in q and k; for `qwen2` they are in halves, as in
+Hugging Face's models. (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def open_gguf(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Pa
 
     Args:
         path: The file, or the directory that holds it.
-        tokenizer_model: Refused: the tokeniser is inside the file.
-        vocab_file: Refused likewise.
+        tokenizer_model: Refused: the tokeniser is in the file.
+        vocab_file: Refused for the same reason.
 
     Raises:
         CheckpointError: The file is damaged or incomplete.
-        UnsupportedError: An architecture, tokeniser or rotary scaling that we don't compute.
+        UnsupportedError: The architecture, tokeniser or rotary scaling is not supported.
     """
     if tokenizer_model is not None or vocab_file is not None:
         raise CheckpointError(
@@ -112,10 +112,10 @@ def _open(file: Path) -> GgufPart:
 
 
 class GgufTensors:
-    """The tensors of one or more GGUF files. Quantised ones come out as float32, the others as they are.
+    """The tensors of one or more GGUF files. Quantised ones are read as float32, others in their own type.
 
     Attributes:
-        metadata: The first file's.
+        metadata: Metadata of the first file.
     """
 
     def __init__(self, parts: Sequence[GgufPart]) -> None:
@@ -125,14 +125,14 @@ class GgufTensors:
         strange = sorted(types - _PLAIN_TYPES.keys() - _QUANTISED_TYPES)
         if strange:
             raise UnsupportedError(
-                f"The GGUF file holds tensors of type {', '.join(strange)}, which are not dequantised."
+                f"The GGUF file holds tensors of type {', '.join(strange)}, which cannot be dequantised."
             )
 
     def names(self) -> list[str]:
         return sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Rows first; GGUF writes the fastest dimension first."""
+        """Outermost dimension first; GGUF stores the innermost first."""
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def dtype(self, name: str) -> torch.dtype:
@@ -149,7 +149,7 @@ class GgufTensors:
 
 
 def rules(config: ModelConfig, *, interleaved: bool) -> list[Rule]:
-    """The tensors; `interleaved`: rotary pairs are neighbours in q and k."""
+    """Weight-name rules; `interleaved`: how rotary pairs are stored in q and k."""
     rotary: Op = InterleavedRotary(config.size_per_head, config.rope.rotary_dim) if interleaved else Identity()
     table = [
         rule("decoder.embed_tokens.weight", "token_embd.weight"),
@@ -182,7 +182,7 @@ def _config(source: GgufTensors) -> ModelConfig:
     def value(key: str, default: Any = None) -> Any:
         found = source.metadata.get(f"{architecture}.{key}", default)
         if found is None:
-            raise CheckpointError(f"The GGUF file must have the key {architecture}.{key}, but has not.")
+            raise CheckpointError(f"The GGUF file must have the key {architecture}.{key}, but does not.")
         return found
 
     if value("expert_count", 0):
@@ -216,7 +216,7 @@ def _config(source: GgufTensors) -> ModelConfig:
 
 
 def _decimal(value: float) -> float:
-    """The decimal number that was meant: GGUF keeps 1e-5 as the float32 next to it."""
+    """The intended decimal number: GGUF stores 1e-5 as the nearest float32."""
     return float(f"{value:.7g}")
 
 
@@ -235,10 +235,10 @@ def _rope(source: GgufTensors, value: Any, rotary_dim: int | None, head_dim: int
 
 
 def _llama3_rope(divisors: torch.Tensor, theta: float, rotary_dim: int | None, head_dim: int) -> RopeConfig:
-    """LLaMA 3.1's scaling, of which GGUF keeps only the divisor of each frequency; the rest is the published constants.
+    """LLaMA 3.1's scaling: GGUF stores only the divisor of each frequency; the rest are published constants.
 
     Raises:
-        UnsupportedError: The divisors are not those of LLaMA 3.1's formula.
+        UnsupportedError: The divisors do not follow LLaMA 3.1's formula.
     """
     rope = RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling="llama3", factor=_decimal(float(divisors.max())))
     size = rotary_dim or head_dim
@@ -249,6 +249,6 @@ def _llama3_rope(divisors: torch.Tensor, theta: float, rotary_dim: int | None, h
         rtol=1e-4,
     ):
         raise UnsupportedError(
-            "The GGUF file scales rotary frequencies by figures that are not LLaMA 3.1's (rope_freqs.weight)."
+            "The GGUF file scales rotary frequencies in another way than LLaMA 3.1 (rope_freqs.weight)."
         )
     return rope

@@ -1,4 +1,4 @@
-"""The tokeniser inside a GGUF file, written out as the file that its own library reads.
+"""Rebuild the tokeniser stored in a GGUF file as a file that its library reads.
 
 `gpt2` kind: byte-level BPE -> tokenizer.json. `llama` kind: SentencePiece BPE -> tokenizer.model.
 """
@@ -24,7 +24,7 @@ _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = {"llama-bpe": rf"{_LETTERS}|\p{{N}}{{1,3}}|{_OTHERS}", "qwen2": rf"{_LETTERS}|\p{{N}}|{_OTHERS}"}
-"""Patterns as the models' own tokenizer.json state them; they differ in how many digits stay together."""
+"""Patterns from the models' own tokenizer.json; they differ in how many digits stay together."""
 _SAME_AS = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 
 
@@ -32,8 +32,8 @@ def read_tokenizer(metadata: Metadata, *, rows: int) -> ImportedTokenizer:
     """Vocabulary, tokeniser, special tokens and template of a GGUF file.
 
     Raises:
-        CheckpointError: A needed key is missing.
-        UnsupportedError: A kind of tokeniser that we cannot rebuild.
+        CheckpointError: A required key is missing.
+        UnsupportedError: The kind of tokeniser is not supported.
     """
     kind = _value(metadata, "model")
     tokens = fit(_value(metadata, "tokens"), rows)
@@ -49,7 +49,7 @@ def read_tokenizer(metadata: Metadata, *, rows: int) -> ImportedTokenizer:
         spec=TokenizerSpec.model_validate({"kind": tokenizer, "file": file}),
         blobs={file: content},
     )
-    imported.stop_tokens = _further_ends(metadata, tokens)
+    imported.stop_tokens = _other_stop_tokens(metadata, tokens)
     set_template(imported, metadata.get("tokenizer.chat_template"))
     return imported
 
@@ -58,7 +58,7 @@ def _value(metadata: Metadata, key: str) -> Any:
     try:
         return metadata[f"tokenizer.ggml.{key}"]
     except KeyError as error:
-        raise CheckpointError(f"The GGUF file must have the key tokenizer.ggml.{key}, but has not.") from error
+        raise CheckpointError(f"The GGUF file must have the key tokenizer.ggml.{key}, but does not.") from error
 
 
 def _token(metadata: Metadata, tokens: list[str], role: str) -> str | None:
@@ -68,9 +68,9 @@ def _token(metadata: Metadata, tokens: list[str], role: str) -> str | None:
 
 def _specials(metadata: Metadata, tokens: list[str]) -> SpecialTokens:
     bos = _token(metadata, tokens, "bos")
-    # llama.cpp's defaults where the key is missing: SentencePiece models and LLaMA 3's tokeniser begin with bos.
-    begins = metadata["tokenizer.ggml.model"] == "llama" or _pre(metadata) == "llama-bpe"
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", begins))
+    # llama.cpp's defaults if the key is missing: SentencePiece models and LLaMA 3's tokeniser add bos.
+    adds_bos = metadata["tokenizer.ggml.model"] == "llama" or _pre(metadata) == "llama-bpe"
+    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", adds_bos))
     return SpecialTokens(
         unk=_token(metadata, tokens, "unknown"),
         bos=bos,
@@ -80,8 +80,8 @@ def _specials(metadata: Metadata, tokens: list[str]) -> SpecialTokens:
     )
 
 
-def _further_ends(metadata: Metadata, tokens: list[str]) -> list[str]:
-    """End of turn, where the file has one besides eos."""
+def _other_stop_tokens(metadata: Metadata, tokens: list[str]) -> list[str]:
+    """End-of-turn and end-of-message tokens, if the file has them besides eos."""
     ends = (_token(metadata, tokens, role) for role in ("eot", "eom"))
     return [end for end in ends if end is not None and end != _token(metadata, tokens, "eos")]
 
@@ -131,7 +131,7 @@ def _types(metadata: Metadata) -> list[int]:
 
 
 def _sentencepiece(metadata: Metadata) -> bytes:
-    """tokenizer.model of a SentencePiece BPE with byte fallback, which is what llama.cpp's `llama` kind means."""
+    """tokenizer.model of a SentencePiece BPE with byte fallback: llama.cpp's kind `llama`."""
     schema = require("sentencepiece.sentencepiece_model_pb2", "a GGUF file with a SentencePiece tokeniser", "protobuf")
     model = schema.ModelProto()
     tokens, types, scores = _value(metadata, "tokens"), _types(metadata), _value(metadata, "scores")

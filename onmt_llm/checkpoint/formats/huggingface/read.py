@@ -1,4 +1,4 @@
-"""Hugging Face model directories: config.json with safetensors or `.bin` shards, in and out."""
+"""Read Hugging Face model directories: config.json with safetensors or `.bin` shards."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def is_huggingface(model_dir: Path) -> bool:
 def open_huggingface(
     model_dir: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None
 ) -> ImportedModel:
-    """Open a Hugging Face model directory of a family that we know.
+    """Open a Hugging Face model directory of a supported family.
 
     Raises:
         CheckpointError: Files are missing or damaged.
-        UnsupportedError: The architecture, or something in its configuration, is not one that we compute.
+        UnsupportedError: The architecture, or something in its configuration, is not supported.
     """
     hf_config = read_json(model_dir / "config.json")
     family = family_of(hf_config)
@@ -40,7 +40,7 @@ def open_huggingface(
         model=model,
         source=source,
         rules=family.rules(model),
-        # Where the output layer is tied, a copy of it in the file says nothing, as for transformers.
+        # If the output layer is tied, its copy in the file is ignored, as in transformers.
         ignore=(*family.ignore, "lm_head.weight") if model.tie_embeddings else family.ignore,
         tokenizer=from_huggingface(
             model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file
@@ -49,7 +49,7 @@ def open_huggingface(
 
 
 def open_weights(model_dir: Path) -> TypedSource:
-    """The tensors of the directory: safetensors where there are any, else PyTorch `.bin` files."""
+    """The tensors of the directory: safetensors if there are any, otherwise PyTorch `.bin` files."""
     if (model_dir / INDEX_FILE).is_file():
         return open_index(model_dir / INDEX_FILE)
     if (model_dir / WEIGHTS_FILE).is_file():
@@ -67,9 +67,7 @@ def _bin_shards(index: Path) -> list[str]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{index} must be JSON with a `weight_map`, but cannot be read so ({error!r})."
-        ) from error
+        raise CheckpointError(f"{index} must be JSON with a `weight_map`, but is not ({error!r}).") from error
     outside = [name for name in names if Path(name).name != name]
     if outside:
         raise CheckpointError(f"The shards in {index} must be files beside it, but are: {', '.join(outside[:5])}.")

@@ -1,4 +1,4 @@
-"""Checkpoints out, as Hugging Face model directories: the families' rules, run backwards."""
+"""Write Hugging Face model directories: the rules of the families, applied backwards."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def export_hf(
     Args:
         checkpoint: A whole model; merge an adapter first.
         output: The directory to write.
-        dtype: "fp32", "bf16" or "fp16"; None = each tensor as it is.
+        dtype: "fp32", "bf16" or "fp16"; None = unchanged.
         shard_size: Bytes per weight file.
         overwrite: Replace a model at `output`.
 
     Raises:
-        CheckpointError: An adapter, or an output that exists.
-        UnsupportedError: No Hugging Face architecture that we know computes this model.
+        CheckpointError: The checkpoint holds an adapter, or the output exists.
+        UnsupportedError: No supported Hugging Face architecture computes this model.
     """
     checkpoint = open_whole(checkpoint)
     config = checkpoint.config.model
@@ -63,18 +63,18 @@ def export_hf(
 
 
 def open_whole(checkpoint: Checkpoint | str | Path) -> Checkpoint:
-    """The checkpoint, which must hold a whole model in plain weights.
+    """The checkpoint, which must hold a whole model without an adapter.
 
     Raises:
-        CheckpointError: It holds an adapter.
+        CheckpointError: It holds an adapter or expansion.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     if checkpoint.has_adapter:
         raise CheckpointError(
             f"{checkpoint.path} holds a {checkpoint.config.noun} and cannot be exported.",
-            hint="onmt_llm_lora -action merge makes a whole model of it"
-            + (", -action export an adapter of peft" if checkpoint.config.expansion is None else ""),
+            hint="onmt_llm_lora -action merge makes it a whole model"
+            + (", -action export a peft adapter" if checkpoint.config.expansion is None else ""),
         )
     return checkpoint
 
@@ -89,13 +89,13 @@ def _ids(codec: Codec) -> dict[str, int | None]:
 
 
 def _generation(codec: Codec) -> dict[str, Any]:
-    """Ids at which an answer ends, all of them."""
+    """generation_config.json, with all ids that end an answer."""
     ends = [codec.vocab.id(token) for token in codec.stop_tokens]
     return {**_ids(codec), "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None)}
 
 
 def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Codec) -> None:
-    """The tokeniser under the name that transformers looks for, its special tokens, the chat template."""
+    """Add the tokeniser under the name that transformers expects, its special tokens and the chat template."""
     config = checkpoint.config
     names = {"huggingface": HUGGINGFACE_FILE, "sentencepiece": SENTENCEPIECE_FILE}
     kind, file = config.tokenizer.kind, config.tokenizer.file

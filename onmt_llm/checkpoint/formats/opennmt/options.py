@@ -1,4 +1,4 @@
-"""The options of OpenNMT-py v3 checkpoints, and the architecture that they and the tensors describe."""
+"""Options of OpenNMT-py v3 checkpoints, and the architecture that they and the tensors define."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ EMBEDDINGS = "embeddings.make_embedding.emb_luts"
 EMBEDDING = f"{EMBEDDINGS}.0"
 POSITIONS = "embeddings.make_embedding.pe.pe"
 MAX_POSITION = 5000
-"""Rows of the table of absolute positions there."""
+"""Rows of OpenNMT-py's table of absolute positions."""
 ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
     "relu": ("relu", False),
     "gelu": ("gelu", False),
     "silu": ("silu", True),
     "gated-gelu": ("gelu", True),
 }
-"""Activation by its name there, and whether the feed-forward layer is gated."""
+"""OpenNMT-py's names of activations: ours, and whether the feed-forward layer is gated."""
 
 
 @dataclass(frozen=True)
 class OpenNMTOptions:
-    """The options of a checkpoint (its pickled Namespace); an option that an older version lacks has its default."""
+    """The options of a checkpoint (its pickled Namespace). Options that an older version lacks get their default."""
 
     values: Mapping[str, Any]
 
@@ -39,17 +39,17 @@ class OpenNMTOptions:
 
     def require(self, name: str) -> Any:
         if self.values.get(name) is None:
-            raise CheckpointError(f"The options of an OpenNMT-py checkpoint must have `{name}`, but have not.")
+            raise CheckpointError(f"The options of an OpenNMT-py checkpoint must have `{name}`, but do not.")
         return self.values[name]
 
 
 def model_config(
     options: OpenNMTOptions, vocab: Mapping[str, Any], source: TypedSource, *, is_lora: bool
 ) -> ModelConfig:
-    """The architecture; a LoRA file lacks the tensors that would say it, so its options must.
+    """The architecture. For a LoRA file, which lacks most tensors, it comes from the options alone.
 
     Raises:
-        UnsupportedError: OpenNMT-py computes something there that we do not.
+        UnsupportedError: The model computes something that `Transformer` does not.
     """
     is_lm = options.get("model_task", "seq2seq") == "lm" or options.get("decoder_type", "") == "transformer_lm"
     _refuse_architecture(options, is_lm=is_lm)
@@ -108,9 +108,9 @@ def model_config(
 
 
 def _refuse_architecture(options: OpenNMTOptions, *, is_lm: bool) -> None:
-    """Everything that OpenNMT-py can compute and we cannot, in one error."""
+    """Raise one error that lists everything that `Transformer` does not compute."""
     refused = {
-        # A language model has no encoder, whatever its (default) type is.
+        # A language model has no encoder, whatever encoder_type says.
         "encoder_type": not is_lm and options.get("encoder_type", "transformer") != "transformer",
         "decoder_type": options.get("decoder_type", "transformer") not in ("transformer", "transformer_lm"),
         "copy_attn": bool(options.get("copy_attn", False)),
@@ -124,7 +124,7 @@ def _refuse_architecture(options: OpenNMTOptions, *, is_lm: bool) -> None:
     }
     found = [f"{name}: {options.get(name, None)}" for name, bad in refused.items() if bad]
     if found:
-        raise UnsupportedError(f"The OpenNMT-py model computes what ours cannot ({', '.join(found)}).")
+        raise UnsupportedError(f"The OpenNMT-py model computes something that is not supported ({', '.join(found)}).")
 
 
 def _layers(options: OpenNMTOptions, name: str) -> int:
@@ -133,21 +133,21 @@ def _layers(options: OpenNMTOptions, name: str) -> int:
 
 
 def _sliding_window(options: OpenNMTOptions) -> int | None:
-    """Tokens that a token attends to: there, itself and `sliding_window` before it (`triu_(-W)`); 0 or less = all.
+    """Tokens that a token attends to. In OpenNMT-py: itself and `sliding_window` before it (`triu_(-W)`); <= 0 = all.
 
-    So OpenNMT-py trains and scores, and so the weights are meant. Its decoding with a cache keeps one token less.
+    OpenNMT-py trains and scores like this, so the weights expect it. Its decoding with a cache keeps one token less.
     """
     before = int(options.get("sliding_window", 0))
     return before + 1 if before > 0 else None
 
 
 def _rows(name: str, source: TypedSource, tokens: list[str]) -> int:
-    """Rows of an embedding, which may be more than the vocabulary has tokens; a LoRA file holds no embedding."""
+    """Rows of an embedding, possibly more than the vocabulary has tokens. A LoRA file holds no embedding."""
     return source.shape(name)[0] if name in source.names() else len(tokens)
 
 
 def _is_tied(source: TypedSource, option: bool, one: str, other: str) -> bool:
-    """Whether two names are one matrix: the option says so, and the weights, where they are there, agree."""
+    """Whether two names share a matrix: the option says so, and the weights, if present, are equal."""
     names = source.names()
     if not option or one not in names or other not in names:
         return option
@@ -155,7 +155,7 @@ def _is_tied(source: TypedSource, option: bool, one: str, other: str) -> bool:
 
 
 def alignment(options: OpenNMTOptions) -> dict[str, Any]:
-    """What `CheckpointConfig` says of alignments: nothing, where the options leave them alone."""
+    """Alignment settings for `CheckpointConfig`; empty if the options have their defaults."""
     chosen = {
         "alignment_layer": int(options.get("alignment_layer", -3)),
         "alignment_heads": int(options.get("alignment_heads", 0)),
@@ -166,7 +166,7 @@ def alignment(options: OpenNMTOptions) -> dict[str, Any]:
 
 
 def _features(options: OpenNMTOptions, vocab: Mapping[str, Any], source: TypedSource) -> list[FeatureConfig]:
-    """Word features; where the file has no embeddings (LoRA), their widths follow from the options."""
+    """Source features. If the file has no embeddings (LoRA), the options define their widths."""
     features = []
     for i, tokens in enumerate(feature_tokens(vocab)):
         name = f"encoder.{EMBEDDINGS}.{i + 1}.weight"
@@ -179,7 +179,7 @@ def _features(options: OpenNMTOptions, vocab: Mapping[str, Any], source: TypedSo
 
 
 def feature_tokens(vocab: Mapping[str, Any]) -> list[list[str]]:
-    """Vocabularies of the source features, a list here and a dictionary in the first versions."""
+    """Vocabularies of the source features: a list, or a dictionary in the first versions."""
     features = vocab.get("src_feats") or []
     return [list(tokens) for tokens in (features.values() if isinstance(features, Mapping) else features)]
 
@@ -224,8 +224,8 @@ class Sinusoid:
     """A table of sines and cosines.
 
     Attributes:
-        kind: Its wavelengths, as `ModelConfig.sinusoid` has them.
-        interleaved: Sines and cosines alternate, instead of standing one after the other.
+        kind: Its wavelengths, as in `ModelConfig.sinusoid`.
+        interleaved: Sines and cosines alternate; otherwise they are in halves.
     """
 
     kind: Literal["standard", "concat"]
@@ -240,15 +240,15 @@ class Sinusoid:
 INTERLEAVED = Sinusoid("standard", interleaved=True)
 """SinusoidalInterleaved."""
 HALVES = Sinusoid("standard", interleaved=False)
-"""What our exporter writes beside concatenated features, whose dimensions must not be reordered."""
+"""Written by our exporter with concatenated features, whose dimensions must not be reordered."""
 CONCAT = Sinusoid("concat", interleaved=False)
 """SinusoidalConcat."""
 
 
 def sinusoid_of(options: OpenNMTOptions, source: TypedSource, hidden: int) -> Sinusoid | None:
-    """Which sines and cosines the file's table of positions holds; None = others, or in an order that ours cannot have.
+    """The kind of the file's position table; None = an unknown table, or an order that ours cannot have.
 
-    The file's table is what OpenNMT-py adds, whatever its option says. A file without it (LoRA) has what that says.
+    OpenNMT-py adds the table in the file, whatever the option says. Only without a table (LoRA) does the option count.
     """
     stated = options.get("position_encoding_type", "SinusoidalInterleaved")
     found: Sinusoid | None = INTERLEAVED if stated == "SinusoidalInterleaved" else CONCAT
@@ -259,7 +259,7 @@ def sinusoid_of(options: OpenNMTOptions, source: TypedSource, hidden: int) -> Si
         found = next((kind for kind in kinds if _is_table(table_PD, kind)), None)
         if found is None:
             return None
-    # Reordering the residual stream would tear the features' dimensions apart.
+    # With concatenated features, the residual stream cannot be reordered: it would mix their dimensions.
     concatenated = bool(options.get("n_src_feats", 0)) and options.get("feat_merge", "concat") == "concat"
     if found == INTERLEAVED and concatenated:
         if not tables:
@@ -269,6 +269,6 @@ def sinusoid_of(options: OpenNMTOptions, source: TypedSource, hidden: int) -> Si
 
 
 def _is_table(table_PD: torch.Tensor, kind: Sinusoid) -> bool:
-    """Equal but for what float16, and angles of thousands in float32, round."""
+    """Whether they are equal up to the rounding of float16, and of large angles in float32."""
     expected_PD = kind.table(*table_PD.shape)
     return bool(torch.allclose(table_PD, expected_PD, atol=5e-3, rtol=0))

@@ -1,10 +1,10 @@
-"""OpenNMT-py v3 checkpoints in: `.pt` files, their `.NN.safetensors` sidecars, and LoRA files.
+"""Read OpenNMT-py v3 checkpoints: `.pt` files, their `.NN.safetensors` sidecars, and LoRA files.
 
-The file is a pickle; only tensors, plain data and `argparse.Namespace` (the options) are read out of it.
+The file is a pickle. Only tensors, plain data and `argparse.Namespace` (the options) are read from it.
 
-Differences in how the two compute are undone by reordering rows and columns, so that logits stay the same: rotary pairs
-that are neighbours (`rotary_interleave`), and sines and cosines that alternate (`SinusoidalInterleaved`), for which the
-dimensions of the residual stream are reordered throughout the model.
+Rows and columns are reordered so that the logits stay the same although the two toolkits compute differently: for
+interleaved rotary pairs (`rotary_interleave`), and for interleaved sines and cosines (`SinusoidalInterleaved`), for
+which the dimensions of the residual stream are reordered throughout the model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BLANK = "<blank>"
 
 
 def find_opennmt(path: Path) -> Path | None:
-    """The `.pt` file that `path` means, written with or without its ending."""
+    """The `.pt` file at `path`, given with or without its ending."""
     candidates = (path, Path(f"{path}.pt"))
     return next((file for file in candidates if file.suffix == ".pt" and file.is_file()), None)
 
@@ -53,12 +53,12 @@ def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file:
 
     Args:
         path: The file, with or without `.pt`.
-        tokenizer_model: Subword model; the path inside the checkpoint is not followed.
-        vocab_file: Replaces the vocabulary in the checkpoint (target tokenizer).
+        tokenizer_model: Subword model; the path in the checkpoint is not used.
+        vocab_file: Replaces the target vocabulary in the checkpoint.
 
     Raises:
         CheckpointError: The file is refused, damaged or incomplete.
-        UnsupportedError: An architecture or quantisation that we cannot take over.
+        UnsupportedError: The architecture or quantisation is not supported.
     """
     file = find_opennmt(path)
     if file is None:
@@ -86,7 +86,7 @@ def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file:
 
 
 def _ignored(config: ModelConfig) -> list[str]:
-    """Tensors that say nothing: tables that are computed, second copies of tied matrices, a bias of zeros."""
+    """Tensors to skip: computed tables, second copies of tied matrices, a bias of zeros."""
     nothing = {
         f"*.{POSITIONS}": config.position != "learned",
         "generator.weight": config.tie_embeddings,
@@ -97,7 +97,7 @@ def _ignored(config: ModelConfig) -> list[str]:
 
 
 def _sections(file: Path, content: object) -> tuple[OpenNMTOptions, Mapping[str, Any]]:
-    """Options and vocabulary of the pickled dictionary."""
+    """Options and vocabulary in the pickled dictionary."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a dictionary, but holds a {type(content).__name__}.")
     missing = [key for key in ("opt", "vocab") if content.get(key) is None]
@@ -114,14 +114,14 @@ def _sections(file: Path, content: object) -> tuple[OpenNMTOptions, Mapping[str,
 
 
 def _source(file: Path, content: Mapping[str, Any]) -> TypedSource:
-    """The tensors: in the pickle, or in safetensors files beside it."""
+    """The tensors, from the pickle or from safetensors files beside it."""
     if content.get("model") is not None:
-        tensors = {_modern(name): tensor for name, tensor in content["model"].items()}
+        tensors = {_current_name(name): tensor for name, tensor in content["model"].items()}
         for name, tensor in (content.get("generator") or {}).items():
             tensors[f"generator.{name.removeprefix('0.')}"] = tensor
         strange = [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]
         if strange:
-            raise CheckpointError(f"{file} must hold tensors only in `model`, but {strange[0]} is none.")
+            raise CheckpointError(f"`model` in {file} must hold only tensors, but {strange[0]} is not one.")
         return TorchTensors(tensors)
     stem = file.with_suffix("")
     sidecars = [
@@ -132,8 +132,8 @@ def _source(file: Path, content: Mapping[str, Any]) -> TypedSource:
     return SafetensorsSet(file.parent, sidecars)
 
 
-def _modern(name: str) -> str:
-    """Norms were called a_2 and b_2 in the first versions."""
+def _current_name(name: str) -> str:
+    """The current name: the first versions called the parameters of norms a_2 and b_2."""
     return re.sub(r"\.a_2$", ".weight", re.sub(r"\.b_2$", ".bias", name))
 
 
@@ -141,7 +141,7 @@ def _refuse_quantised(file: Path, source: TypedSource) -> None:
     integers = [name for name in source.names() if not source.dtype(name).is_floating_point]
     if integers:
         raise UnsupportedError(
-            f"{file} holds quantised weights ({integers[0]} and {len(integers) - 1} more), which cannot be taken over.",
+            f"{file} holds quantised weights ({integers[0]} and {len(integers) - 1} more), which cannot be imported.",
             hint="convert the full-precision model",
         )
 
@@ -186,7 +186,7 @@ def _set_tokenizer(tokenizer: ImportedTokenizer, options: OpenNMTOptions, model:
         if kinds:
             where = f" (it was {named})" if named else ""
             logger.warning(
-                "The checkpoint was trained with %s%s; give its model with -tokenizer_model to store it.", kind, where
+                "The checkpoint was trained with %s%s; pass its model with -tokenizer_model to store it.", kind, where
             )
         if kind != "onmt_tokenize":
             return
@@ -205,7 +205,7 @@ def _set_tokenizer(tokenizer: ImportedTokenizer, options: OpenNMTOptions, model:
 
 
 def _literal_mapping(text: object) -> dict[str, Any]:
-    """`{'mode': 'space'}`, which OpenNMT-py evaluates; here it may only be a literal."""
+    """Parse `{'mode': 'space'}`, which OpenNMT-py evaluates as code; here only literals are allowed."""
     if isinstance(text, dict):
         return dict(text)
     try:
@@ -220,19 +220,19 @@ def _literal_mapping(text: object) -> dict[str, Any]:
 
 
 def _make_adapter(imported: ImportedModel, options: OpenNMTOptions) -> None:
-    """Turn an opened LoRA file into an adapter: its settings, and the shapes that its layers must have."""
+    """Turn an opened LoRA file into an adapter: set its settings and the expected shapes."""
     source = imported.source
     biases = [name for name in source.names() if name.endswith(".bias")]
     if biases:
-        raise UnsupportedError(f"The LoRA file holds trained biases ({biases[0]} ...), which an adapter cannot carry.")
+        raise UnsupportedError(f"The LoRA file holds trained biases ({biases[0]} ...), which an adapter cannot hold.")
     if (
         options.get("override_opts", False)
         and imported.model.position == "rotary"
         and not options.get("rotary_interleave", True)
     ):
         logger.warning(
-            "The LoRA file says rotary_interleave: false, but was trained with override_opts, which resets that "
-            "option; if its base has rotary_interleave: true, q_proj and k_proj will not fit."
+            "The LoRA file has rotary_interleave: false, but was trained with override_opts, which resets that "
+            "option. If its base has rotary_interleave: true, q_proj and k_proj will be wrong."
         )
     here = set(source.names())
     parts = [one for one in imported.rules if one.ours[0].endswith((".lora_a", ".lora_b")) and one.theirs[0] in here]

@@ -1,4 +1,4 @@
-"""Names and order of the tensors in OpenNMT-py v3 checkpoints."""
+"""Weight-name rules of OpenNMT-py v3 checkpoints."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ IDENTITY = Identity()
 
 @dataclass(frozen=True)
 class Layout:
-    """In what order the file's tensors have their rows and columns, and which of them are multiples of ours.
+    """Order of rows and columns in the file's tensors, and constant factors between them and ours.
 
     Attributes:
-        rotary: What undoes the order of rotary pairs, on rows of q and k.
-        hidden: What undoes the order of the residual stream's dimensions.
-        embedding: What undoes a factor of the embeddings.
-        query: What undoes a factor of the queries, on rows of q.
-        head: What undoes a factor of the output layer's matrix.
+        rotary: From their order of rotary pairs to ours, on rows of q and k.
+        hidden: From their order of the residual stream's dimensions to ours.
+        embedding: Factor of the embeddings.
+        query: Factor of the queries, on rows of q.
+        head: Factor of the output layer's matrix.
     """
 
     rotary: Op = IDENTITY
@@ -39,7 +39,7 @@ class Layout:
 
     @classmethod
     def of(cls, options: OpenNMTOptions, config: ModelConfig, source: TypedSource) -> Layout:
-        # Before the option existed (v3.5) only neighbours were rotated.
+        # Before the option existed (v3.5), rotary pairs were always interleaved.
         interleaved = config.position == "rotary" and bool(options.get("rotary_interleave", True))
         interleaved = (
             config.position == "sinusoidal" and sinusoid_of(options, source, config.hidden_size) == INTERLEAVED
@@ -51,7 +51,7 @@ class Layout:
 
 
 def rules(config: ModelConfig, layout: Layout) -> list[Rule]:
-    """The tensors of encoder, decoder and generator; those that the model lacks are expected by nobody."""
+    """Rules for encoder, decoder and generator. Rules for tensors that the model lacks are not used."""
     table: list[Rule] = []
     if config.encoder_layers:
         table += _stack("encoder", layout, config)
@@ -132,7 +132,7 @@ def _attention(ours: str, theirs: str, layout: Layout, *, rotate: bool = True) -
 
 
 def _feed_forward(ours: str, theirs: str, config: ModelConfig, layout: Layout) -> list[Rule]:
-    """w_1 is the layer under the activation: the gate of a gated one; w_3 what the gate multiplies."""
+    """w_1 is the input of the activation (the gate of a gated layer); w_3 is what the gate multiplies."""
     down = _linear(f"{ours}.down_proj", f"{theirs}.w_2", rows=layout.hidden)
     if not config.ffn_gated:
         return [*_linear(f"{ours}.up_proj", f"{theirs}.w_1", columns=layout.hidden), *down]

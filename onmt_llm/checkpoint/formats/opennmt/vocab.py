@@ -1,4 +1,4 @@
-"""Vocabularies as OpenNMT-py's checkpoints hold them: its special tokens have fixed names."""
+"""Vocabularies for OpenNMT-py's checkpoints, where special tokens have fixed names."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from onmt_llm.log import logger
 
 UNK, BLANK, BOS, EOS = "<unk>", "<blank>", "<s>", "</s>"
 _UNUSED = re.compile(r"<0x00>|<\|unused_\d+\|>|averyunlikelytoken\d+|<(?:unused|extra_id|reserved_special_token)_?\d+>")
-"""Tokens that no text has, one of which can stand for padding. (OpenNMT-py's own converters take `<0x00>`.)"""
+"""Tokens that never occur in text, so one can serve as padding. (OpenNMT-py's own converters use `<0x00>`.)"""
 
 
 def opennmt_vocab(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The `vocab` of a checkpoint's file: lists of tokens, the task, the token that every target begins with.
+    """The `vocab` entry of the file: lists of tokens, the task, and the token that every target starts with.
 
     Raises:
-        UnsupportedError: No token can stand for padding.
+        UnsupportedError: No token can serve as padding.
     """
     config, codec = checkpoint.config, checkpoint.codec()
     model = config.model
     target = fit(list(codec.vocab), model.vocab_size)
     source = target if model.is_decoder_only else fit(list(codec.src_vocab), model.encoder_vocab_size)
     starts = config.specials.bos is not None and (config.specials.add_bos or not model.is_decoder_only)
-    new_names = names_there(target, config.specials)
+    new_names = opennmt_names(target, config.specials)
     vocab: dict[str, Any] = {
-        "src": rename(source, names_there(source, config.specials)),
+        "src": rename(source, opennmt_names(source, config.specials)),
         "tgt": rename(target, new_names),
         "data_task": "lm" if model.is_decoder_only else "seq2seq",
         "decoder_start_token": new_names.get(str(config.specials.bos), config.specials.bos) if starts else "",
@@ -42,11 +42,11 @@ def opennmt_vocab(checkpoint: Checkpoint) -> dict[str, Any]:
     return vocab
 
 
-def names_there(tokens: list[str], specials: SpecialTokens) -> dict[str, str]:
-    """Our special tokens, and one for padding, by what OpenNMT-py calls them.
+def opennmt_names(tokens: list[str], specials: SpecialTokens) -> dict[str, str]:
+    """OpenNMT-py's names for our special tokens and for a padding token.
 
-    A token that has two roles gets the name of the first: end, unknown, start, padding. Padding is hidden from
-    attention, so it must be a token that no text has.
+    A token with two roles gets the name of the first: end, unknown, start, padding. Padding is masked in attention, so
+    it must be a token that never occurs in text.
     """
     known = set(tokens)
     names: dict[str, str] = {}
@@ -58,15 +58,15 @@ def names_there(tokens: list[str], specials: SpecialTokens) -> dict[str, str]:
         blank = next((token for token in candidates if token not in names), None)
         if blank is None:
             raise UnsupportedError(
-                "OpenNMT-py needs a token for padding, but the vocabulary has none that text does not use.",
-                hint="name one as `pad` in the `specials` of config.yaml",
+                "OpenNMT-py needs a padding token, but every token of the vocabulary can occur in text.",
+                hint="set `pad` in the `specials` of config.yaml",
             )
         names[blank] = BLANK
     return names
 
 
 def rename(tokens: list[str], names: dict[str, str]) -> list[str]:
-    """The tokens under new names; a token that had such a name already gets the old name of its successor."""
+    """The tokens under new names. A token that already had such a name gets the old name of its successor."""
     renamed = dict(names)
     for old, new in names.items():
         if old != new and new in tokens and new not in names:

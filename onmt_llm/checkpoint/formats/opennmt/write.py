@@ -76,14 +76,14 @@ def export_opennmt(
     shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Write a checkpoint as a file that OpenNMT-py 3.5 loads, to translate with or to train on.
+    """Write a checkpoint as a file that OpenNMT-py 3.5 loads to translate or to continue training.
 
     Args:
         checkpoint: A whole model; merge an adapter first.
-        output: The `.pt` file to write; the ending may be left out. The tokeniser's model is put beside it.
-        format: "pytorch": weights in the file, all in memory while it is written. "safetensors": beside it, as
-            `NAME.00.safetensors` ..., streamed.
-        dtype: "fp32", "bf16" or "fp16"; None = each tensor as it is.
+        output: The `.pt` file to write; the ending may be omitted. The tokeniser's model is written beside it.
+        format: "pytorch": weights in the file, all in memory during writing. "safetensors": weights streamed to
+            `NAME.00.safetensors` ... beside it.
+        dtype: "fp32", "bf16" or "fp16"; None = unchanged.
         shard_size: Bytes per safetensors file.
         overwrite: Replace files at `output`.
 
@@ -91,8 +91,8 @@ def export_opennmt(
         The `.pt` file.
 
     Raises:
-        CheckpointError: An adapter, or an output that exists.
-        UnsupportedError: OpenNMT-py cannot compute this model; names every reason.
+        CheckpointError: The checkpoint holds an adapter, or the output exists.
+        UnsupportedError: OpenNMT-py cannot compute this model; lists every reason.
     """
     checkpoint = open_whole(checkpoint)
     config = checkpoint.config.model
@@ -103,8 +103,8 @@ def export_opennmt(
     check_output_file(file, overwrite=overwrite)
     vocab = opennmt_vocab(checkpoint)
     tokenizer = _tokenizer_file(checkpoint, file)
-    said = {**model_options(config), **text_options(checkpoint, vocab, tokenizer), **_alignment(checkpoint)}
-    options = Namespace(**said)
+    values = {**model_options(config), **text_options(checkpoint, vocab, tokenizer), **_alignment(checkpoint)}
+    options = Namespace(**values)
     content: dict[str, Any] = {"vocab": vocab, "opt": options}
     stream = ((name, tensor.to(_dtype_of(name, dtype, config))) for name, tensor in _tensors(checkpoint))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def export_opennmt(
 
 
 def materialized(config: ModelConfig) -> ModelConfig:
-    """The same model with the tensors that OpenNMT-py stores: nothing shared, all biases or none, tables as tensors."""
+    """The same model with the tensors that OpenNMT-py stores: no shared matrices, all biases or none."""
     biased = config.attn_bias or config.attn_out_bias
     changes: dict[str, Any] = {
         "norm_bias": True,
@@ -152,7 +152,7 @@ def _is_absolute(config: ModelConfig) -> bool:
 
 
 def layout_for(config: ModelConfig) -> Layout:
-    """Sines and cosines in turn, rotary pairs in halves (`rotary_interleave: false`), factors in the weights."""
+    """Interleaved sines and cosines, rotary pairs in halves (`rotary_interleave: false`), factors in the weights."""
     width, root = config.hidden_size, math.sqrt(config.hidden_size)
     theirs, ours = root if _is_absolute(config) else 1.0, root if config.scale_embeddings else 1.0
     return Layout(
@@ -168,17 +168,17 @@ def _scale(factor: float) -> Op:
 
 
 def _sinusoid(config: ModelConfig) -> object:
-    """Order and wavelengths in which a table of sines and cosines is written; None where there is none."""
+    """The kind of sinusoidal table to write; None = no table."""
     if config.position != "sinusoidal":
         return None
     if config.sinusoid == "concat":
         return CONCAT
-    # Features stand beside the token in the residual stream, whose order must then stay as it is.
+    # Concatenated features occupy dimensions of the residual stream, so its order must not change.
     return HALVES if config.src_features and config.feat_merge == "concat" else INTERLEAVED
 
 
 class _MaterializedTensors:
-    """The tensors of a checkpoint under our names, as `materialized` has them."""
+    """The tensors of the `materialized` model under our names."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -222,13 +222,13 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _dtype_of(name: str, dtype: Dtype | None, config: ModelConfig) -> torch.dtype:
-    """Tables of positions stay exact."""
+    """The type to store a tensor in; position tables stay in float32."""
     is_table = name.endswith(POSITIONS) and config.position == "sinusoidal"
     return torch.float32 if is_table else resolve_dtype(dtype, config.dtype)
 
 
 def _write_safetensors(stream: Iterator[tuple[str, torch.Tensor]], file: Path, shard_size: str | int) -> list[Path]:
-    """`NAME.00.safetensors` ... beside `file`; they get their names when all are complete."""
+    """Write `NAME.00.safetensors` ... beside `file`; they get their names when all are complete."""
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         writer = ShardedWriter(Path(folder), shard_size)
         for name, tensor in stream:
@@ -239,7 +239,7 @@ def _write_safetensors(stream: Iterator[tuple[str, torch.Tensor]], file: Path, s
 
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
-    """What OpenNMT-py must be told to build the model, and to train on from it."""
+    """The options that OpenNMT-py needs to build the model and to continue its training."""
     kind = "transformer_lm" if config.is_decoder_only else "transformer"
     names = {words: name for name, words in ACTIVATIONS.items()}
     relative = {
@@ -281,7 +281,7 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
         "rotary_interleave": False,
         "rotary_theta": config.rope.theta,
         "rotary_dim": config.rope.rotary_dim or 0,
-        # There, the tokens before the one that looks; 0 = all.
+        # OpenNMT-py counts the tokens before the current one; 0 = all.
         "sliding_window": config.sliding_window - 1 if config.sliding_window else 0,
         "parallel_residual": config.parallel_residual,
         "shared_layer_norm": config.shared_norm,
@@ -327,15 +327,15 @@ _UNUSED: dict[str, Any] = {
     "parallel_mode": "data_parallel",
     "tensorboard_log_dir": "runs/onmt",
 }
-"""Options that OpenNMT-py reads from every checkpoint, at the values that mean nothing."""
+"""Options that OpenNMT-py reads from every checkpoint, at values without effect."""
 
 
 def text_options(checkpoint: Checkpoint, vocab: dict[str, Any], tokenizer: Path | None) -> dict[str, Any]:
-    """Transforms and vocabulary; the tokeniser's model by the name that it has beside the file."""
+    """Options for transforms and vocabulary; the tokeniser's model is named by its file beside the checkpoint."""
     spec = checkpoint.config.tokenizer
     transforms: list[str] = [spec.kind] if spec.kind in ("sentencepiece", "bpe", "onmt_tokenize") else []
     if spec.kind == "huggingface":
-        logger.warning("OpenNMT-py cannot run the tokeniser %s: give it text that is tokenised already.", spec.file)
+        logger.warning("OpenNMT-py cannot run the tokeniser %s: give it tokenised text.", spec.file)
     features: dict[str, Any] = {}
     if "src_feats" in vocab:
         transforms.append("inferfeats")
@@ -360,7 +360,7 @@ def text_options(checkpoint: Checkpoint, vocab: dict[str, Any], tokenizer: Path 
 
 
 def _alignment(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What report_align reads; an encoder-decoder's alone."""
+    """Options for report_align, which only encoder-decoder models have."""
     config = checkpoint.config
     if config.model.is_decoder_only:
         return {}
@@ -369,7 +369,7 @@ def _alignment(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _tokenizer_file(checkpoint: Checkpoint, file: Path) -> Path | None:
-    """Where the tokeniser's model goes; None where there is none that OpenNMT-py could run."""
+    """Where the tokeniser's model goes; None if OpenNMT-py cannot run it."""
     spec = checkpoint.config.tokenizer
     if spec.file is None or spec.kind == "huggingface":
         return None

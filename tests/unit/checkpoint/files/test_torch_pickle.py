@@ -42,7 +42,7 @@ def saved(content: Any, *, legacy: bool = False) -> bytes:
     [
         (saved({"a": Evil()}), "its pickle names eval, which"),
         (saved({"a": Evil()}, legacy=True), "its pickle names eval, which"),
-        (pickle.dumps({"a": Evil()}, protocol=4), "its pickle is not of torch.save's kind"),
+        (pickle.dumps({"a": Evil()}, protocol=4), "its pickle was not written by torch.save"),
         (pickle.dumps({"a": Path()}, protocol=0), "is refused: its pickle "),
         (tar(), "is a tar archive"),
         (b"", r"is not a readable PyTorch file\."),

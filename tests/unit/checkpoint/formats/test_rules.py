@@ -127,7 +127,7 @@ def test_the_report_lists_everything_at_once() -> None:
     for part in (
         "missing: y",
         "not used: extra [1]",
-        "nothing gives: d",
+        "no source: d",
         "c must be [4], but z [3]",
         "fused [5] cannot",
     ):

@@ -101,7 +101,7 @@ def test_a_taller_model_is_an_ordinary_one(copy_task: Any, base: str) -> None:
     assert everything.config.expansion is None
     name = "decoder.layers.0.mlp.up_proj.weight"
     assert not torch.equal(everything.tensor(name), taller.tensor(name))
-    with pytest.raises(CheckpointError, match="must hold the twins of blocks"):
+    with pytest.raises(CheckpointError, match="must hold a block expansion"):
         merge(base, taller.path, copy_task.folder / "merged")
 
 

@@ -1,6 +1,7 @@
-"""Families of Hugging Face models: a configuration map and a rule list each.
+"""Families of Hugging Face architectures: each has a configuration map, weight-name rules and what it can express.
 
-A new family is a new file and a line in `FAMILIES`.
+`base` defines `Family`; `llama` (with Mistral and Qwen2) and `falcon` are tables. To add a family, add a module and its
+entry in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
     """The family that a Hugging Face `config.json` belongs to.
 
     Raises:
-        UnsupportedError: It is none that we know.
+        UnsupportedError: The family is not supported.
     """
     model_type = hf_config.get("model_type")
     for family in FAMILIES:
@@ -35,7 +36,7 @@ def family_for_export(config: ModelConfig) -> Family:
     """The first family that can express `config` exactly.
 
     Raises:
-        UnsupportedError: None can; the message says what stands in the way of each.
+        UnsupportedError: None can; the message lists every family's obstacles.
     """
     reasons = []
     for family in FAMILIES:

@@ -37,10 +37,10 @@ class Family:
     Attributes:
         model_type: As in `config.json`.
         to_model: `config.json` -> our architecture.
-        to_hf: Our architecture -> `config.json`, without token ids and types.
+        to_hf: Our architecture -> `config.json`, without token ids and dtype.
         expressible: The settings of `ModelConfig` that the family can express (see `export_guard`).
-        rules: The tensors, `{i}` filled in.
-        ignore: Patterns of tensors that carry nothing.
+        rules: The weight-name rules, with `{i}` filled in.
+        ignore: Patterns of tensors to skip.
     """
 
     model_type: str
@@ -52,15 +52,15 @@ class Family:
 
 
 def required(config: HfConfig, *keys: str) -> Any:
-    """The value of the first of `keys` that is there (a key and its older names).
+    """The value of the first of `keys` that is set (a key and its older names).
 
     Raises:
-        CheckpointError: None is.
+        CheckpointError: None is set.
     """
     for key in keys:
         if config.get(key) is not None:
             return config[key]
-    raise CheckpointError(f"config.json must have `{keys[0]}`, but has not.")
+    raise CheckpointError(f"config.json must have `{keys[0]}`, but does not.")
 
 
 def activation(name: str) -> Activation:
@@ -71,10 +71,10 @@ def activation(name: str) -> Activation:
 
 
 def rope_from_hf(config: HfConfig, head_dim: int) -> RopeConfig:
-    """Rotary settings: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` before.
+    """Rotary settings: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (older).
 
     Raises:
-        UnsupportedError: A kind of scaling that we don't compute.
+        UnsupportedError: The kind of scaling is not supported.
     """
     settings = {
         "rope_theta": config.get("rope_theta"),
@@ -103,7 +103,7 @@ def rope_from_hf(config: HfConfig, head_dim: int) -> RopeConfig:
 
 
 def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
-    """`rope_parameters`, and beside it the older keys for transformers 4."""
+    """`rope_parameters`, and the older keys for transformers 4."""
     scaling: dict[str, Any] = {}
     if rope.scaling != "none":
         scaling = {"rope_type": rope.scaling, "factor": rope.factor}

@@ -1,6 +1,6 @@
 """Falcon: 7B (multi-query, one shared norm), 40B (grouped, two norms), Falcon-RW (one group per head, ALiBi, biases).
 
-Old configurations (`n_head`, `n_layer`, `n_head_kv`) and present ones are read.
+Both old keys (`n_head`, `n_layer`, `n_head_kv`) and current ones are read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MLP = "decoder.layers.{i}.mlp"
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    """The tensors; which norms there are depends on the residual layout."""
+    """Weight-name rules; the norms depend on the residual layout."""
     split = GroupedQKV(config.heads, config.num_kv_heads, config.size_per_head)
     two_norms = config.parallel_residual and not config.shared_norm
     first = "transformer.h.{i}.ln_attn" if two_norms else "transformer.h.{i}.input_layernorm"
@@ -94,7 +94,7 @@ def _kv_heads(hf: HfConfig, heads: int, grouped: bool) -> int:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Our architecture -> `config.json` with the present names of its keys."""
+    """Our architecture -> `config.json`, with the current keys."""
     grouped = _is_grouped(config)
     return {
         "architectures": ["FalconForCausalLM"],

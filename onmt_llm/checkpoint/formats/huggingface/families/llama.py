@@ -1,4 +1,4 @@
-"""Llama, and its close relatives Mistral (a sliding window) and Qwen2 (biases on q, k, v)."""
+"""Llama, and its close relatives Mistral (sliding window) and Qwen2 (biases on q, k, v)."""
 
 from __future__ import annotations
 
