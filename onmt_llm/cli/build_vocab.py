@@ -10,11 +10,11 @@ from onmt_llm.cli.checks import corpora_problems
 from onmt_llm.cli.inputs import corpus_files, missing_files, subword_files
 from onmt_llm.cli.outputs import Output, Paths
 from onmt_llm.cli.run import run_job
+from onmt_llm.config.build_vocab import VocabConfig
 from onmt_llm.config.checkpoint import read_config
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.overrides import check_task
 from onmt_llm.config.training.start import AUTO
-from onmt_llm.config.vocab import VocabConfig
 from onmt_llm.data.vocabulary.build import build_vocab
 from onmt_llm.errors import Problem
 

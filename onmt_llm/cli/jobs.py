@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onmt_llm.config.build_vocab import VocabConfig
 from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
 from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
 from onmt_llm.config.data_tool import DataToolConfig
@@ -20,7 +21,6 @@ from onmt_llm.config.plot import PlotConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import TranslateConfig
-from onmt_llm.config.vocab import VocabConfig
 from onmt_llm.data.transforms import sections
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import load_plugins

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from onmt_llm.atomic import atomic_file, write_text
+from onmt_llm.config.build_vocab import VocabConfig
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Task
-from onmt_llm.config.vocab import VocabConfig
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.model_text import ModelText

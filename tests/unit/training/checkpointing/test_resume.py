@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from onmt_llm.config.training.safety import SafetyConfig, seconds
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training.checkpointing import saver
 from onmt_llm.training.result import TrainResult
@@ -259,21 +258,3 @@ def test_the_watchdog_goes_back_to_the_beginning_where_there_is_no_checkpoint(
     result = go(copy_task, "back", run={"save_checkpoint_steps": 6}, safety={"spike_action": "rollback"})
     assert (result.status, result.step, asked) == ("finished", 6, [1, 2, 3, 1, 2, 3, 1, 2, 3, 4, 5, 6])
     assert "goes back to its beginning" in log.text
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("90", 90), ("1.5s", 1.5), ("45m", 2700), ("11h30m", 41400), ("2d", 172800), ("23:30:00", 84600), ("2:05", 125)],
-)
-def test_times(text: str, expected: float) -> None:
-    assert seconds(text) == expected == SafetyConfig(max_time=text).max_seconds
-
-
-def test_wrong_times_and_options_that_exclude_each_other_are_refused(copy_task: Any) -> None:
-    for text in ("", "0", "soon", "1x", "-5"):
-        with pytest.raises(ValueError, match="must be a time such as 11h30m"):
-            SafetyConfig(max_time=text)
-    with pytest.raises(ValueError, match="init_from must go with train_from: auto, but that is not given"):
-        copy_task.config(run={"init_from": "base"})
-    with pytest.raises(ValueError, match="reset_optim must be none with train_from: auto"):
-        copy_task.config(run={"train_from": "auto", "reset_optim": "all"})

@@ -1,0 +1,46 @@
+"""LoRA, block expansion and quantised base weights: options that must go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from onmt_llm.config.training.adapters import ExpansionConfig, LoraConfig, QuantizationConfig
+
+
+def test_adapters_are_requested_by_their_layers() -> None:
+    assert LoraConfig(lora_layers=["q_proj"]).is_on and LoraConfig(lora_embedding=True).is_on
+    assert not LoraConfig(lora_rank=8).is_on
+
+
+def test_block_expansion_is_requested_by_its_blocks() -> None:
+    assert ExpansionConfig(expand_every=4).is_on and ExpansionConfig(expand_blocks=[0]).is_on
+    assert not ExpansionConfig(expand_type="stack").is_on
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"expand_every": 2, "expand_blocks": [1]}, "expand_every and expand_blocks must not both be given"),
+        ({"expand_blocks": [1, 1]}, "expand_blocks must name each once, but is 1, 1"),
+        ({"expand_stacks": ["decoder", "decoder"]}, "expand_stacks must name each once"),
+        ({"expand_stacks": []}, "expand_stacks must name encoder, decoder or both, but is empty"),
+        ({"expand_type": "stack", "expand_lerp": 0.5}, "expand_lerp must go with expand_type: concat"),
+    ],
+)
+def test_contradictory_expansions_are_refused(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ExpansionConfig.model_validate(values)
+
+
+def test_layers_to_quantise_without_a_type_are_bitsandbytes_int8() -> None:
+    assert QuantizationConfig(quant_layers=["q_proj"]).resolved_type == "bnb_8bit"
+    assert QuantizationConfig().resolved_type == ""
+    assert QuantizationConfig(quant_type="int8").resolved_type == "int8"
+
+
+@pytest.mark.parametrize(("kind", "named"), [("bnb_NF4", "bnb_NF4"), ("", "not set")])
+def test_only_int8_weights_are_multiplied_in_int8(kind: str, named: str) -> None:
+    with pytest.raises(ValueError, match=f"must go with quant_type: int8, but quant_type is {named}"):
+        QuantizationConfig.model_validate({"quant_compute": "int8", "quant_type": kind})
