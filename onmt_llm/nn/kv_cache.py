@@ -87,10 +87,6 @@ class KVCache:
         self._spare = held
         return target
 
-    def trim(self, length: int) -> None:
-        """Forget all tokens from position `length` on."""
-        self._lengths = [min(length, held) for held in self._lengths]
-
     def _reserve(self, layer: int, end: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
         held = self._self[layer]
         room = held[0].shape[2] if held is not None else 0

@@ -1,12 +1,15 @@
-"""Linear layers with 8-bit or 4-bit weights, for frozen layers: gradients reach the input, never the weight.
+"""Frozen linear layers with 8-bit or 4-bit weights: gradients flow to the input, never to the weight.
 
-`int8` needs nothing but torch. The `bnb_*` types are those of the package bitsandbytes, which runs on CPU too.
+`QUANT_TYPES` is the table of formats. `int8` needs only torch; the `bnb_*` formats are those of the package
+bitsandbytes, which runs on CPU too.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,31 +18,30 @@ from torch import Tensor, nn
 
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.nn import wrap
-from onmt_llm.nn.cpu import int8_matmul as int8_products
+from onmt_llm.nn.cpu import int8_matmul
 from onmt_llm.nn.cpu.int8_matmul import int8_linear
+from onmt_llm.nn.cpu.row_blocks import row_blocks
 from onmt_llm.optional import require
 from onmt_llm.registry import Registry
 
-QUANT_TYPES: Registry[Callable[[nn.Linear], nn.Module]] = Registry("quant_type")
-
-# Elements of the weight that are in the compute type at a time: 16 MiB of them in bf16, 32 MiB in float32.
+# Elements of the weight that are dequantised at a time: 16 MiB of them in bf16, 32 MiB in float32.
 _BLOCK_ELEMENTS = 1 << 23
-# Rows of a 4-bit weight that bitsandbytes takes together.
+# Rows of a 4-bit weight that bitsandbytes processes together.
 _BNB_CPU_ROWS = 32
-# Up to so many rows of input the int8 kernel beats dequantising first (five times at one row).
+# Up to this many rows of input the int8 kernel is faster than dequantising first (five times for one row).
 _PACKED_ROWS = 32
 
 
 class Int8Linear(nn.Module):
-    """y = x W' + b with W held as int8 and one float32 scale per output row (symmetric, about 0.4% error).
+    """y = x W' + b with W stored as int8 and one float32 scale per output row (symmetric, about 0.4% error).
 
-    Forward and backward dequantise a block of rows at a time into the type of x and multiply there, so that the
-    activations lose nothing and no second copy of the weight ever exists. With `int8_products` a layer in training
-    quantises its input too and multiplies in int8, see `int8_products.py`.
+    Forward and backward dequantise one block of rows at a time into the type of x, so activations stay exact and the
+    weight is never copied as a whole. With `int8_products` a layer in training quantises its input too and multiplies
+    in int8 (`int8_matmul.py`).
 
     Args:
         weight: (out, in) of any floating type.
-        bias: (out,) or None; kept as it is.
+        bias: (out,) or None; not quantised.
     """
 
     weight: Tensor
@@ -89,7 +91,7 @@ def _has_packed_kernel(x: Tensor) -> bool:
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 weight (out, in) and float32 scale (out,) such that weight is about int8 * scale.
 
-    Scales are numbers that bf16 can hold, so that a kernel that wants them in bf16 makes no further error.
+    Scales are rounded to bf16, so a kernel that takes them in bf16 adds no error.
     """
     peak = weight.abs().amax(dim=1).float()
     scale = torch.where(peak > 0, peak / 127, 1.0).bfloat16().float()
@@ -101,7 +103,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Int8Matmul(torch.autograd.Function):
-    """x (M, in) times a dequantised (out, in) weight; keeps nothing but the int8 weight for the backward pass."""
+    """x (M, in) times a dequantised (out, in) weight; saves only the int8 weight for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -132,38 +134,25 @@ def _dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _row_blocks(weight: Tensor) -> list[slice]:
-    step = max(1, _BLOCK_ELEMENTS // weight.shape[1])
-    return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+    return row_blocks(weight.shape[0], weight.shape[1], _BLOCK_ELEMENTS)
 
 
-@QUANT_TYPES.register("int8")
 def _int8(linear: nn.Linear) -> nn.Module:
     return Int8Linear(linear.weight, linear.bias)
 
 
-@QUANT_TYPES.register("bnb_8bit")
 def _bnb_8bit(linear: nn.Linear) -> nn.Module:
     bnb = _bitsandbytes("bnb_8bit")
     with torch.device("meta"):
         new = bnb.nn.Linear8bitLt(
             linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
         )
-    # Only a move from the CPU makes bitsandbytes quantise to 8 bits.
+    # bitsandbytes quantises to 8 bits when a weight moves from the CPU.
     new.weight = bnb.nn.Int8Params(linear.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
     return _quantize_now(new, linear)
 
 
-@QUANT_TYPES.register("bnb_NF4")
-def _bnb_nf4(linear: nn.Linear) -> nn.Module:
-    return _bnb_4bit(linear, "nf4")
-
-
-@QUANT_TYPES.register("bnb_FP4")
-def _bnb_fp4(linear: nn.Linear) -> nn.Module:
-    return _bnb_4bit(linear, "fp4")
-
-
-def _bnb_4bit(linear: nn.Linear, kind: str) -> nn.Module:
+def _bnb_4bit(linear: nn.Linear, *, kind: str) -> nn.Module:
     bnb = _bitsandbytes(f"bnb_{kind.upper()}")
     dtype = linear.weight.dtype
     with torch.device("meta"):
@@ -171,36 +160,56 @@ def _bnb_4bit(linear: nn.Linear, kind: str) -> nn.Module:
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype, quant_type=kind
         )
     new.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type=kind, module=new)
-    # In eval mode its kernel for CPUs with bf16 takes the rows of the weight in blocks, and fails at a rest.
+    # In eval mode its kernel for CPUs with bf16 processes the rows in blocks, and fails for a partial block.
     new.support_avx512bf16_for_cpu &= linear.out_features % _BNB_CPU_ROWS == 0
     return _quantize_now(new, linear)
 
 
 def _quantize_now(new: nn.Module, linear: nn.Linear) -> nn.Module:
-    """Have bitsandbytes quantise, which it does when the weight is moved to a device."""
+    """Move the weight to its device, which makes bitsandbytes quantise it."""
     if linear.bias is not None:
         new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
     return new.to(linear.weight.device)
 
 
 def _bitsandbytes(quant_type: str) -> Any:
-    # bitsandbytes warns that an optional CPU accelerator is missing, and that its 8-bit product casts to float16: it
-    # works without the first, and the second is how it always computes.
+    # bitsandbytes warns of a missing optional CPU accelerator, which it works without, and that its 8-bit product casts
+    # to float16, which it always does.
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-        logging.getLogger(name).addFilter(_worth_saying)
+        logging.getLogger(name).addFilter(_is_relevant)
     return require("bitsandbytes", f"quant_type: {quant_type}")
 
 
-def _worth_saying(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in ("kernels", "inputs will be cast"))
+
+
+@dataclass(frozen=True)
+class QuantType:
+    """A number format of quantised layers.
+
+    Attributes:
+        build: Makes the quantised layer of a linear one.
+        weight_bytes: Bytes per weight, scales included.
+    """
+
+    build: Callable[[nn.Linear], nn.Module]
+    weight_bytes: float
+
+
+QUANT_TYPES: Registry[QuantType] = Registry("quant_type")
+QUANT_TYPES.register("int8")(QuantType(_int8, 1.0))
+QUANT_TYPES.register("bnb_8bit")(QuantType(_bnb_8bit, 1.0))
+QUANT_TYPES.register("bnb_NF4")(QuantType(partial(_bnb_4bit, kind="nf4"), 0.5625))
+QUANT_TYPES.register("bnb_FP4")(QuantType(partial(_bnb_4bit, kind="fp4"), 0.5625))
 
 
 def quantize(model: nn.Module, names: Sequence[str], quant_type: str) -> list[str]:
     """Quantise the named linear layers in place, one at a time; each full-precision weight is freed at once.
 
     Args:
-        model: Holds the weights already (on the meta device there is nothing to quantise).
-        names: Layer names as `wrap.match` takes them. A full path quantises a single layer, for loading one by one.
+        model: With its weights loaded (a model on the meta device cannot be quantised).
+        names: Layer names as in `wrap.match`. A full path quantises a single layer, for loading one by one.
         quant_type: One of QUANT_TYPES.
 
     Returns:
@@ -210,11 +219,11 @@ def quantize(model: nn.Module, names: Sequence[str], quant_type: str) -> list[st
         ConfigError: An unknown type, a name that matches nothing, or a layer that is not a plain linear one.
         UnsupportedError: The type needs a package that is missing.
     """
-    build = QUANT_TYPES.get(quant_type)
+    build = QUANT_TYPES.get(quant_type).build
 
     def factory(module: nn.Module, path: str) -> nn.Module:
         new = build(module)  # type: ignore[arg-type]
-        # Whoever still holds the old layer (a list of modules under way) shall not hold its memory.
+        # Other references to the old layer (a list of modules being iterated) must not keep its memory.
         del module.weight
         return new
 
@@ -224,8 +233,8 @@ def quantize(model: nn.Module, names: Sequence[str], quant_type: str) -> list[st
 
 
 def set_int8_products(model: nn.Module) -> int:
-    """Let the int8 layers multiply in int8 while they are trained, where their device can; returns their number."""
-    layers = [m for m in model.modules() if isinstance(m, Int8Linear) and int8_products.fit(m.weight)]
+    """Make int8 layers multiply in int8 in training, if their device supports it; returns their number."""
+    layers = [m for m in model.modules() if isinstance(m, Int8Linear) and int8_matmul.is_supported(m.weight)]
     for layer in layers:
         layer.int8_products = True
     return len(layers)
@@ -242,7 +251,7 @@ def _check_linear(module: nn.Module, path: str) -> None:
 
 
 def linear_weight(module: nn.Module) -> Tensor:
-    """The (out, in) weight that a linear layer computes with, dequantised where it is quantised (then in float32).
+    """The (out, in) weight of a linear layer; dequantised, in float32, if it is quantised.
 
     Raises:
         UnsupportedError: The module is not a linear layer.
@@ -255,7 +264,7 @@ def linear_weight(module: nn.Module) -> Tensor:
         peaks = quantized.weight.SCB if quantized.state.SCB is None else quantized.state.SCB
         return quantized.weight.data.float() * (peaks.float() / 127)[:, None]
     if kind == "Linear4bit":
-        module.state_dict()  # undoes the repacking that its CPU kernels do in eval mode
+        module.state_dict()  # undoes the repacking of its CPU kernels in eval mode
         functional = require("bitsandbytes.functional", "reading 4-bit weights", "bitsandbytes")
         return functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()  # type: ignore[union-attr]
     if isinstance(module, nn.Linear):
@@ -264,7 +273,7 @@ def linear_weight(module: nn.Module) -> Tensor:
 
 
 def weight_blocks(module: nn.Module) -> Iterator[Tensor]:
-    """The weight of a linear layer in float32, some rows at a time, so that no copy of the whole one is made.
+    """The weight of a linear layer in float32, in blocks of rows, which avoids a copy of the whole.
 
     Raises:
         UnsupportedError: The module is not a linear layer.
@@ -279,7 +288,7 @@ def weight_blocks(module: nn.Module) -> Iterator[Tensor]:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Weights and biases of a model; a quantised layer counts as the layer that it stands for."""
+    """Number of weights and biases of a model; a quantised layer counts as the layer that it replaced."""
     total = 0
     for module in model.modules():
         sizes = {name: parameter.numel() for name, parameter in module.named_parameters(recurse=False)}
@@ -291,22 +300,5 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a layer holds its weight in 8 or 4 bits."""
+    """Whether a layer stores its weight in 8 or 4 bits."""
     return isinstance(module, Int8Linear) or type(module).__name__ in ("Linear8bitLt", "Linear4bit")
-
-
-def weight_nbytes(module: nn.Module) -> int:
-    """Bytes of memory of the weights, scales and biases in `module`, those hidden in bitsandbytes' states too."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _resident(module)}
-    return sum(storages.values())
-
-
-def _resident(module: nn.Module) -> list[Tensor]:
-    tensors = [*module.parameters(), *module.buffers()]
-    for part in module.modules():
-        weight = getattr(part, "weight", None)
-        for holder in (weight, getattr(part, "state", None), getattr(weight, "quant_state", None)):
-            tensors += [t for t in getattr(holder, "__dict__", {}).values() if isinstance(t, Tensor)]
-        nested = getattr(getattr(weight, "quant_state", None), "state2", None)
-        tensors += [t for t in getattr(nested, "__dict__", {}).values() if isinstance(t, Tensor)]
-    return tensors

@@ -1,9 +1,10 @@
-"""Products of quantised layers in int8: weights, inputs and gradients alike, at about twice the speed of bf16 on CPUs
-that have instructions for it (AVX512-VNNI).
+"""int8 matrix products of quantised layers, with int8 weights, inputs and gradients.
 
-Inputs and output gradients get a scale for each row, i.e. token; weights have one for each output (their row). Forward,
-both scales factor out of the sum. Backward, the sum is over the outputs: their scales go into the gradient before that
-is quantised, so that the same int8 weight serves, read the other way round.
+They are about twice as fast as bf16 on CPUs with instructions for them (AVX512-VNNI).
+
+Inputs and output gradients get a scale per row (token); weights have one per output (their row). In the forward pass
+both scales factor out of the sum. The backward pass sums over the outputs: the gradient is multiplied by their scales
+before it is quantised, so it uses the same int8 weight, transposed.
 
 Shapes: M rows, I inputs, O outputs.
 """
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements of a product that are held in int32 and float32 at a time.
+from onmt_llm.nn.cpu.row_blocks import row_blocks
+
+# Elements of a block of the product that are in int32 and float32 at a time.
 _ELEMENTS = 1 << 21
 # CUDA's kernel takes sizes in multiples of this.
 _CUDA_MULTIPLE = 8
@@ -38,13 +41,15 @@ def int8_linear(x_MI: Tensor, weight_OI: Tensor, scale_O: Tensor, bias_O: Tensor
 
 
 def are_fast(device: torch.device) -> bool:
-    """Whether int8 products are known to beat those in 16 bits on this device: on CPUs that have instructions for them,
-    but not where bf16 has its own unit (AMX), which is as fast and needs no rounding."""
+    """Whether int8 products are known to be faster than 16-bit ones on this device.
+
+    They are on CPUs with instructions for them, but not on those with AMX, where bf16 is as fast and needs no rounding.
+    """
     return device.type == "cpu" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
 
 
-def fit(weight_OI: Tensor) -> bool:
-    """Whether the device of this weight can multiply it in int8."""
+def is_supported(weight_OI: Tensor) -> bool:
+    """Whether this weight's device can multiply it in int8."""
     return weight_OI.device.type == "cpu" or all(size % _CUDA_MULTIPLE == 0 for size in weight_OI.shape)
 
 
@@ -74,8 +79,11 @@ class _Int8Linear(torch.autograd.Function):
 
 
 def _multiply(x_MK: Tensor, levels_KN: Tensor) -> tuple[Tensor, Tensor]:
-    """x, rounded to 127 levels a row, times `levels`: the sums (M, N), and the step between the levels of each row
-    (M, 1) that they must be multiplied with. Overwrites `x` (float32, scratch), in whose place the sums are."""
+    """x, rounded to 127 levels per row, times `levels`.
+
+    Returns the sums (M, N), and the step between the levels of each row (M, 1), by which they must be multiplied. The
+    memory of `x` (float32, scratch) is reused for the sums.
+    """
     peak_M1 = torch.maximum(x_MK.amax(-1, keepdim=True), -x_MK.amin(-1, keepdim=True))
     # The smallest step keeps a row of zeros from becoming a row of NaN.
     step_M1 = (peak_M1 / 127).clamp_(min=torch.finfo(torch.float32).tiny)
@@ -89,7 +97,7 @@ _SCRATCH: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
 
 def _scratch(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory that the next call for this type takes again: fresh memory would cost more time than the work in it."""
+    """Memory that the next call for this type reuses: allocating it would take longer than the computation."""
     if torch.compiler.is_compiling():
         return torch.empty(shape, dtype=dtype, device=device)
     held = _SCRATCH.get((dtype, device))
@@ -99,7 +107,6 @@ def _scratch(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def _row_blocks(x: Tensor, width: int) -> list[slice]:
-    if torch.compiler.is_compiling():  # as many blocks as there are, for any number of rows: one
+    if torch.compiler.is_compiling():  # one block, because the number of rows may differ in the next call
         return [slice(None)]
-    step = max(1, _ELEMENTS // max(width, x.shape[1]))
-    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+    return row_blocks(x.shape[0], max(width, x.shape[1]), _ELEMENTS)

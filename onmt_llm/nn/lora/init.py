@@ -13,7 +13,7 @@ however the base was quantised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -119,5 +119,4 @@ def _quantised(weight: Tensor, quant_type: str) -> Tensor:
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    build: Callable[[nn.Linear], nn.Module] = QUANT_TYPES.get(quant_type)
-    return linear_weight(build(linear)).float()
+    return linear_weight(QUANT_TYPES.get(quant_type).build(linear)).float()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onmt_llm.nn.quantized import QUANT_TYPES
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dry_run.activations import ActivationEstimate
 from onmt_llm.training.losses.output_layer import default_chunk_tokens, output_parameters
 from onmt_llm.training.optim.registry import OPTIMIZERS
 
 MIB = 1 << 20
-# Bytes per quantised weight, scales included.
-QUANT_BYTES = {"int8": 1.0, "bnb_8bit": 1.0, "bnb_NF4": 0.5625, "bnb_FP4": 0.5625}
 GRADIENT_BYTES = 4
 # `KahanAdamW`: one moment and the rounding error of each weight in bf16, the other moment in float32.
 KAHAN_BYTES = 8.0
@@ -86,7 +85,7 @@ def estimate_memory(
     parts = {
         "weights": frozen * precision.weights.itemsize + trained * held,
         **({"averaged weights": trained * TRAINED_BYTES} if ema else {}),
-        "quantised weights": int(packed * QUANT_BYTES.get(activations.layers.quant_type, 0.0)),
+        "quantised weights": int(packed * QUANT_TYPES.get(activations.layers.quant_type).weight_bytes) if packed else 0,
         "optimiser": int(trained * moments),
     }
     largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0)

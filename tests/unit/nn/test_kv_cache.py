@@ -48,15 +48,5 @@ def test_reorder_moves_rows_memory_and_padding() -> None:
     assert torch.equal(cache.cross(0)[0], memory[[1, 1, 0]])
 
 
-def test_trim_forgets_the_end() -> None:
-    cache, k = KVCache(1), kv(6)
-    cache.append(0, k, k)
-    cache.trim(2)
-    new = kv(1, seed=3)
-    got, _ = cache.append(0, new, new)
-    assert torch.equal(got, torch.cat([k[:, :, :2], new], dim=2))
-    assert cache.length == 3
-
-
 def test_no_padding_anywhere_is_no_padding() -> None:
     assert KVCache(1, left_pad_B=torch.zeros(2, dtype=torch.long)).left_pad_B is None

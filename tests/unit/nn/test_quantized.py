@@ -13,7 +13,7 @@ from torch import nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn import quantized
-from onmt_llm.nn.quantized import QUANT_TYPES, Int8Linear, linear_weight, num_parameters, quantize, weight_nbytes
+from onmt_llm.nn.quantized import QUANT_TYPES, Int8Linear, linear_weight, num_parameters, quantize
 from onmt_llm.nn.transformer import Transformer
 
 # relative error of the weight, bytes against float32
@@ -22,6 +22,23 @@ LIMITS = {"int8": (0.006, 0.30), "bnb_8bit": (0.006, 0.30), "bnb_NF4": (0.11, 0.
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).float().norm() / b.float().norm()).item()
+
+
+def weight_nbytes(module: nn.Module) -> int:
+    """Bytes of memory of the weights, scales and biases in `module`, those hidden in bitsandbytes' states too."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _resident(module)}
+    return sum(storages.values())
+
+
+def _resident(module: nn.Module) -> list[torch.Tensor]:
+    tensors = [*module.parameters(), *module.buffers()]
+    for part in module.modules():
+        weight = getattr(part, "weight", None)
+        for holder in (weight, getattr(part, "state", None), getattr(weight, "quant_state", None)):
+            tensors += [t for t in getattr(holder, "__dict__", {}).values() if isinstance(t, torch.Tensor)]
+        nested = getattr(getattr(weight, "quant_state", None), "state2", None)
+        tensors += [t for t in getattr(nested, "__dict__", {}).values() if isinstance(t, torch.Tensor)]
+    return tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,6 +64,8 @@ def test_error_gradient_and_memory(quant_type: str, dtype: torch.dtype) -> None:
         assert relative(ours, exact) < 1.5 * error
     assert not any(p.requires_grad for p in box.parameters())
     assert weight_nbytes(box) <= memory * 4 * sum(p.numel() for p in linear.parameters())
+    held = weight_nbytes(box) - 4 * linear.bias.numel()
+    assert 0.9 < held / (QUANT_TYPES.get(quant_type).weight_bytes * linear.weight.numel()) < 1.1
     with torch.no_grad():
         assert relative(box.eval()(x[:1, :1]), linear(x[:1, :1])) < 2.5 * error
 

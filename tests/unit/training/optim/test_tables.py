@@ -8,7 +8,7 @@ import pytest
 
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import OptimConfig, QuantizationConfig
-from onmt_llm.training.dry_run.memory import QUANT_BYTES
+from onmt_llm.nn.quantized import QUANT_TYPES
 from onmt_llm.training.optim.registry import OPTIMIZERS
 from onmt_llm.training.optim.schedule import SCHEDULES
 
@@ -18,7 +18,7 @@ from onmt_llm.training.optim.schedule import SCHEDULES
     [
         (OptimConfig, "optim", OPTIMIZERS),
         (OptimConfig, "decay_method", SCHEDULES),
-        (QuantizationConfig, "quant_type", {"", *QUANT_BYTES}),
+        (QuantizationConfig, "quant_type", {"", *QUANT_TYPES.names()}),
     ],
 )
 def test_a_table_has_the_values_of_its_option(section: type[Section], option: str, table: Any) -> None:
