@@ -1,0 +1,34 @@
+"""Prompts cut into batches."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from onmt_llm.generate.batches import make_batches
+
+LENGTHS = [3, 0, 7, 7, 1, 2, 7, 0, 5]
+
+
+@pytest.mark.parametrize("same_length", [False, True])
+@pytest.mark.parametrize(("batch_type", "batch_size"), [("sents", 1), ("sents", 3), ("tokens", 14), ("tokens", 1)])
+def test_every_prompt_with_tokens_is_decoded_once(batch_type: str, batch_size: int, same_length: bool) -> None:
+    draw = random.Random(1)
+    for lengths in (LENGTHS, [draw.randrange(9) for _ in range(50)], []):
+        batches = make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=same_length)
+        assert sorted(place for batch in batches for place in batch) == [i for i, n in enumerate(lengths) if n]
+        for batch in batches:
+            longest = max(lengths[place] for place in batch)
+            size = len(batch) * (longest if batch_type == "tokens" else 1)
+            assert len(batch) == 1 or size <= batch_size
+            assert not same_length or {lengths[place] for place in batch} == {longest}
+
+
+def test_the_longest_come_first_in_their_order() -> None:
+    assert make_batches(LENGTHS, batch_size=3, batch_type="sents") == [[2, 3, 6], [8, 0, 5], [4]]
+    assert make_batches(LENGTHS, batch_size=14, batch_type="tokens") == [[2, 3], [6, 8], [0, 5, 4]]
+
+
+def test_a_prompt_longer_than_a_batch_is_a_batch() -> None:
+    assert make_batches([100, 2], batch_size=10, batch_type="tokens") == [[0], [1]]

@@ -1,0 +1,52 @@
+"""Features that not every engine has."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.errors import ConfigError
+from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, Feature, asked_features, check_supported
+
+
+def asked(**options: Any) -> set[Feature]:
+    return asked_features(GenerationConfig(**options))
+
+
+def test_the_default_asks_for_nothing() -> None:
+    assert asked() == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "features"),
+    [
+        ({"length_penalty": "wu"}, set()),
+        ({"beam_size": 2, "length_penalty": "wu"}, {"length_penalty: wu"}),
+        ({"beam_size": 2, "length_penalty": "avg", "alpha": 1.0}, set()),
+        ({"beam_size": 2, "length_penalty": "avg", "alpha": 0.6}, {"alpha"}),
+        ({"beam_size": 2, "ratio": 0.5}, {"ratio"}),
+        ({"coverage_penalty": "summary", "stepwise_penalty": True}, {"coverage_penalty: summary", "stepwise_penalty"}),
+        ({"ignore_when_blocking": ["."]}, set()),
+        ({"ignore_when_blocking": ["."], "block_ngram_repeat": 2}, {"ignore_when_blocking"}),
+        ({"replace_unk": True, "report_align": True}, {"replace_unk", "report_align"}),
+    ],
+)
+def test_an_option_asks_for_its_feature_where_it_has_an_effect(options: dict[str, Any], features: set[str]) -> None:
+    assert asked(**options) == features
+
+
+def test_calls_ask_for_prefixes_and_several_models() -> None:
+    assert asked_features(GenerationConfig(), prefixes=True, models=2) == {"tgt_file_prefix", "several models"}
+
+
+def test_the_tables_hold_every_feature() -> None:
+    assert set(get_args(Feature)) == ALL_FEATURES and SOURCE_FEATURES < ALL_FEATURES
+
+
+def test_missing_features_are_named_together() -> None:
+    check_supported({"ratio"}, ALL_FEATURES, engine="engine: py", hint="")
+    with pytest.raises(ConfigError, match="those of engine: ct2, which has no ratio, stepwise_penalty") as error:
+        check_supported({"stepwise_penalty", "alpha", "ratio"}, {"alpha"}, engine="engine: ct2", hint="use py")
+    assert error.value.hint == "use py"
