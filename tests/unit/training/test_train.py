@@ -290,7 +290,7 @@ def test_a_failed_save_ends_the_run_and_leaves_the_older_checkpoint(
     write = saver.write_state
 
     def full_at_step_two(directory: Path, state: TrainingState) -> None:
-        if json.loads(state.text)["progress"]["step"] == 2:
+        if json.loads(state.json_text)["progress"]["step"] == 2:
             raise OSError(28, "No space left on device")
         write(directory, state)
 

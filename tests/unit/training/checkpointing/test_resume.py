@@ -109,7 +109,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(copy_task: Any, monkeypa
 
     def slowly(directory: Path, state: TrainingState) -> None:
         deadline = time.monotonic() + 5
-        while json.loads(state.text)["progress"]["step"] == 2 and time.monotonic() < deadline and not is_at(4):
+        while json.loads(state.json_text)["progress"]["step"] == 2 and time.monotonic() < deadline and not is_at(4):
             time.sleep(0.01)
         reached.append(is_at(4))
         write(directory, state)
@@ -239,9 +239,7 @@ def test_a_loss_spike_is_rolled_back_and_its_data_skipped(copy_task: Any, log: A
     )
 
 
-def test_the_watchdog_goes_back_to_the_beginning_where_there_is_no_checkpoint(
-    copy_task: Any, log: Any, monkeypatch: Any
-) -> None:
+def test_a_rollback_without_a_checkpoint_returns_to_the_start(copy_task: Any, log: Any, monkeypatch: Any) -> None:
     from onmt_llm.training.metrics.loss_spikes import SpikeDetector
 
     ask, asked = SpikeDetector.__call__, []
@@ -249,7 +247,7 @@ def test_the_watchdog_goes_back_to_the_beginning_where_there_is_no_checkpoint(
     def spike_at_three(self: SpikeDetector, progress: Any, loss: float, step: int) -> bool:
         asked.append(step)
         return (
-            self.back(progress, "the loss is odd", step)
+            self.roll_back(progress, "the loss is odd", step)
             if asked.count(3) in (1, 2) and step == 3
             else ask(self, progress, loss, step)
         )
@@ -257,4 +255,4 @@ def test_the_watchdog_goes_back_to_the_beginning_where_there_is_no_checkpoint(
     monkeypatch.setattr(SpikeDetector, "__call__", spike_at_three)
     result = go(copy_task, "back", run={"save_checkpoint_steps": 6}, safety={"spike_action": "rollback"})
     assert (result.status, result.step, asked) == ("finished", 6, [1, 2, 3, 1, 2, 3, 1, 2, 3, 4, 5, 6])
-    assert "goes back to its beginning" in log.text
+    assert "goes back to its start" in log.text

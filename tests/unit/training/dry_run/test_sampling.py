@@ -67,7 +67,7 @@ def test_corpora_of_which_nothing_is_left_are_one_sentence(copy_task: Any) -> No
 
 
 def test_what_takes_long_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(sampling, "_PATIENCE", 0.01)
+    monkeypatch.setattr(sampling, "_HEARTBEAT_S", 0.01)
     caplog.set_level("INFO", logger="onmt_llm")
     with sampling.heartbeat("Looking"):
         while len(caplog.records) < 2:

@@ -141,7 +141,7 @@ def test_update_vocab_keeps_the_rows_of_known_tokens(
     assert torch.allclose(
         new.tensor("decoder.layers.0.mlp.up_proj.weight"), old.tensor("decoder.layers.0.mlp.up_proj.weight"), atol=1e-6
     )
-    assert "6 rows kept, 2 new" in caplog.text and "a new run begins, at step 0 with a new optimiser" in caplog.text
+    assert "6 rows kept, 2 new" in caplog.text and "a new run starts at step 0 with a new optimiser" in caplog.text
 
 
 def test_update_vocab_can_part_a_shared_vocabulary_and_keep_the_step(corpus: Path) -> None:
