@@ -12,7 +12,7 @@ Mode = Literal["py", "ct2"]
 
 
 class ChatModelConfig(Section):
-    """The model behind the chat page or a file of answers, with OpenNMT-py's option names."""
+    """The model that answers, with OpenNMT-py's option names."""
 
     inference_config_file: str | None = None
     """YAML file for `onmt_llm_translate`: model, template and decoding options."""

@@ -227,7 +227,7 @@ class EmbeddingsConfig(Section):
 
 
 class BatchConfig(Section):
-    """Batching: bucketing, packing and data workers."""
+    """Batch size, bucketing, packing and data workers."""
 
     batch_size: BatchSize = 64
     """Size of a micro-batch per process, in examples (`sents`) or in tokens including padding (`tokens`)."""

@@ -11,7 +11,7 @@ from onmt_llm.config.section import Section
 
 
 class GenerationConfig(Section):
-    """Decoding: beam search, greedy search or sampling."""
+    """Beam search, greedy search and sampling."""
 
     beam_size: BeamSize = 1
     """Beam size; 1 = greedy search or sampling."""

@@ -11,7 +11,7 @@ from onmt_llm.config.section import Section
 
 
 class LoraConfig(Section):
-    """LoRA: low-rank adapters (Hu et al. 2021)."""
+    """Low-rank adapters, LoRA (Hu et al. 2021)."""
 
     lora_layers: list[str] = Field(default_factory=list)
     """Layers to adapt, by name: `q_proj` (or `linear_query`), `cross_attn.q_proj`, `encoder.layers.0.mlp.up_proj`."""

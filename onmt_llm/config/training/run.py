@@ -50,7 +50,7 @@ class RunConfig(Section):
 
 
 class DeviceConfig(Section):
-    """Device and processes. Start several processes with torchrun."""
+    """Device and number of processes."""
 
     world_size: CountOrZero = 1
     """Total number of processes; start more than one with torchrun. 0 = CPU."""

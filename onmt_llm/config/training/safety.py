@@ -29,7 +29,7 @@ def seconds(text: str) -> float:
 
 
 class SafetyConfig(Section):
-    """How checkpoints are saved, the time limit, and what to do on a loss spike."""
+    """How checkpoints are saved, time limit and loss spikes."""
 
     save_async: bool = True
     """Copy the state to main memory and write it in the background; without memory for the copy, training waits."""

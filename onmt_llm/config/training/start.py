@@ -14,7 +14,7 @@ AUTO = "auto"
 
 
 class StartConfig(Section):
-    """What the run starts from: new weights or a checkpoint."""
+    """The checkpoint that the run starts from, or how new weights are initialised."""
 
     train_from: str | None = None
     """Checkpoint to start from: resume the run if it holds a training state, else fine-tune it. `auto` = the newest

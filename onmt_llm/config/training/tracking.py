@@ -9,7 +9,7 @@ from onmt_llm.config.section import Section
 
 
 class TrackingConfig(Section):
-    """Experiment trackers (W&B, MLflow), model FLOPs utilisation and the profiler."""
+    """Experiment trackers (W&B, MLflow), MFU and the profiler."""
 
     wandb: bool = False
     """Also log to Weights & Biases, which is configured by its environment variables (`WANDB_MODE=offline` ...)."""
