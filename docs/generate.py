@@ -13,7 +13,7 @@ from onmt_llm.cli.jobs import JOBS
 from onmt_llm.commands import COMMANDS
 from onmt_llm.config.compat.opennmt_table import option_table, read_options
 from onmt_llm.config.loading.render import json_schema, option_tables
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 
 REFERENCE = Path(__file__).parent / "reference"
 OPENNMT_OPTIONS = Path(__file__).parents[1] / "tests/data/opennmt_options.txt"
@@ -31,7 +31,7 @@ def pages() -> dict[Path, str]:
         result[REFERENCE / f"{command}.md"] = about + option_tables(job.section, job.extra()) + "\n"
         schema = json.dumps(json_schema(job.section, job.extra()), indent=1, ensure_ascii=False, sort_keys=True)
         result[REFERENCE / f"{command}.schema.json"] = schema + "\n"
-    tables = {command: leaves(job.section, job.extra()) for command, job in JOBS.items()}
+    tables = {command: options_of(job.section, job.extra()) for command, job in JOBS.items()}
     options = read_options(OPENNMT_OPTIONS.read_text(encoding="utf-8"))
     result[REFERENCE / "opennmt_options.md"] = option_table(options, tables)
     return result

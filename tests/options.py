@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 from onmt_llm.config.train import TrainConfig
 
-LEAVES = leaves(TrainConfig)
+LEAVES = options_of(TrainConfig)
 
 
 def train_config(sections: Mapping[str, Mapping[str, Any]]) -> TrainConfig:

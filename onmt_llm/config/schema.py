@@ -1,7 +1,7 @@
-"""The options of a job, read off its sections: `leaves` lists them by name.
+"""The options of a job, read off its sections: `options_of` lists them by name.
 
-A job is a `Section` whose fields are sections; the fields of those sections are its options, here called leaves. Leaf
-names are unique within a job, so a flat YAML (as in OpenNMT-py) and a sectioned YAML mean the same.
+A job is a `Section` whose fields are sections; the fields of those sections are its options. Option names are unique
+within a job, so a flat YAML (as in OpenNMT-py) and a sectioned YAML mean the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onmt_llm.config.section import DERIVED, Section
 
 
 @dataclass(frozen=True)
-class Leaf:
+class Option:
     """One option.
 
     Attributes:
@@ -86,12 +86,12 @@ def _without_none(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def leaves(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, Leaf]:
+def options_of(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, Option]:
     """All options of a job by name, including those of the `extra` sections of transforms.
 
     Names must be unique; an assertion fails otherwise.
     """
-    found: dict[str, Leaf] = {}
+    found: dict[str, Option] = {}
     sections = {name: (info.annotation, False) for name, info in job.model_fields.items()}
     sections.update({name: (kind, True) for name, kind in (extra or {}).items()})
     for section, (kind, is_extra) in sections.items():
@@ -102,7 +102,7 @@ def leaves(job: type[Section], extra: Mapping[str, type[Section]] | None = None)
             assert name not in found and name not in sections, (
                 f"option name {name!r} is defined twice in {job.__name__}"
             )
-            found[name] = Leaf(section, name, info, is_extra)
+            found[name] = Option(section, name, info, is_extra)
     return found
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config.loading import flags
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md")])
@@ -53,7 +53,7 @@ def test_every_command_line_parses(document: Path) -> None:
             cut = next((i for i, word in enumerate(words) if word in (">", "|", "&", "2>&1")), len(words))
             options = words[name in ("onmt_llm_checkpoint", "onmt_llm_data", "onmt_llm_eval") : cut]
             options = ["-runs", *options] if name == "onmt_llm_plot" else options
-            table = leaves(job.section, job.extra())
+            table = options_of(job.section, job.extra())
             parsed = flags.parse(options, table, flags.CommandLine(name, SWITCHES, job.short))
             assert not parsed.problems
 

@@ -60,10 +60,10 @@ def differing_defaults(written: Collection[str], values: Mapping[str, Any]) -> s
         values: All options of the job.
     """
     listed, new_model = [], not values["train_from"] or (values["train_from"] == "auto" and not values["init_from"])
-    for name, (theirs, leaf) in DIFFERENT.items():
-        here = values.get(leaf) if leaf else "transformer"
+    for name, (theirs, option) in DIFFERENT.items():
+        here = values.get(option) if option else "transformer"
         skipped = name in _ONLY_FOR_NEW_MODELS and not new_model
-        if skipped or name in written or leaf in written or not _matters(name, values) or here == theirs:
+        if skipped or name in written or option in written or not _matters(name, values) or here == theirs:
             continue
         listed.append(f"{name} {_shown(theirs)} ({_shown(here)} here)")
     if not listed:

@@ -10,7 +10,7 @@ from onmt_llm.config.compat.names import RENAMED
 from onmt_llm.config.compat.opennmt_defaults import DIFFERENT
 from onmt_llm.config.compat.translate import describe, translate
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.schema import Leaf
+from onmt_llm.config.schema import Option
 from onmt_llm.config.task import with_defaults
 
 COMMANDS = {
@@ -45,7 +45,7 @@ def read_options(text: str) -> CommandDefaults:
     return options
 
 
-def option_support(command: str, name: str, tables: Mapping[str, Mapping[str, Leaf]]) -> str | None:
+def option_support(command: str, name: str, tables: Mapping[str, Mapping[str, Option]]) -> str | None:
     """How an option is supported, in one sentence; None if it is unknown.
 
     Args:
@@ -65,7 +65,7 @@ def option_support(command: str, name: str, tables: Mapping[str, Mapping[str, Le
     return None if other is None else f"accepted without effect: an option of `{other}`"
 
 
-def option_table(options: CommandDefaults, tables: Mapping[str, Mapping[str, Leaf]]) -> str:
+def option_table(options: CommandDefaults, tables: Mapping[str, Mapping[str, Option]]) -> str:
     """Markdown table with a row per option, or several if the commands differ."""
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for command, defaults in options.items():
@@ -81,23 +81,23 @@ def option_table(options: CommandDefaults, tables: Mapping[str, Mapping[str, Lea
     return HEAD + "\n".join(lines) + "\n"
 
 
-def default_here(name: str, own: Mapping[str, Leaf]) -> tuple[Any, str] | None:
+def default_here(name: str, own: Mapping[str, Option]) -> tuple[Any, str] | None:
     """Our default for an option of OpenNMT-py, and the name of our option; None if we have no such option."""
-    leaf = RENAMED.get(name, DIFFERENT.get(name, (None, name))[1])
-    if not leaf:
-        return "transformer", leaf
-    if leaf not in own:
+    option = RENAMED.get(name, DIFFERENT.get(name, (None, name))[1])
+    if not option:
+        return "transformer", option
+    if option not in own:
         return None
-    if own[leaf].section == "architecture":
-        return getattr(with_defaults(ModelConfig(), "seq2seq", family="onmt_llm"), leaf), leaf
-    return own[leaf].default, leaf
+    if own[option].section == "architecture":
+        return getattr(with_defaults(ModelConfig(), "seq2seq", family="onmt_llm"), option), option
+    return own[option].default, option
 
 
 def same_default(theirs: Any, here: tuple[Any, str]) -> bool:
     """Whether a default of OpenNMT-py equals ours. OpenNMT-py writes "not set" as an empty value."""
-    value, leaf = here
-    meant = translate({leaf: theirs}).values.get(leaf, theirs)
-    unnamed = theirs is None or (value is None and leaf not in DIFFERENT)
+    value, option = here
+    meant = translate({option: theirs}).values.get(option, theirs)
+    unnamed = theirs is None or (value is None and option not in DIFFERENT)
     return unnamed or meant == value or str(theirs) == str(value) or (not theirs and not value)
 
 

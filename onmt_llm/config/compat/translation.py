@@ -22,14 +22,14 @@ class Translation:
     notes: list[tuple[str, str]] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)
 
-    def put(self, leaf: str, value: Any, source: str) -> None:
+    def put(self, option: str, value: Any, source: str) -> None:
         """Set an option, from the user's key `source`; mappings are merged."""
-        if isinstance(value, dict) and isinstance(self.values.get(leaf), dict):
-            value = {**self.values[leaf], **value}
-        self.values[leaf] = value
-        self.sources.setdefault(leaf, source)
+        if isinstance(value, dict) and isinstance(self.values.get(option), dict):
+            value = {**self.values[option], **value}
+        self.values[option] = value
+        self.sources.setdefault(option, source)
 
-    def put_default(self, leaf: str, value: Any, source: str) -> None:
+    def put_default(self, option: str, value: Any, source: str) -> None:
         """Set an option unless it is set already."""
-        if leaf not in self.values:
-            self.put(leaf, value, source)
+        if option not in self.values:
+            self.put(option, value, source)

@@ -187,8 +187,8 @@ def _kv_heads(user: dict[str, Any], result: Translation) -> None:
 
 
 def _qkv_bias(user: dict[str, Any], result: Translation) -> None:
-    for leaf in ("attn_bias", "attn_out_bias"):  # add_qkvbias covers the output projection too
-        result.put_default(leaf, user["add_qkvbias"], "add_qkvbias")
+    for option in ("attn_bias", "attn_out_bias"):  # add_qkvbias covers the output projection too
+        result.put_default(option, user["add_qkvbias"], "add_qkvbias")
 
 
 def _rotary_theta(user: dict[str, Any], result: Translation) -> None:

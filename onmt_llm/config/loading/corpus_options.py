@@ -8,19 +8,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from onmt_llm.config.loading.messages import coerce, explain
-from onmt_llm.config.schema import Leaf
+from onmt_llm.config.schema import Option
 from onmt_llm.config.section import Section
 from onmt_llm.registry import nearest
 
 
-def gather_options(corpora: Any, table: Mapping[str, Leaf]) -> Any:
+def gather_options(corpora: Any, table: Mapping[str, Option]) -> Any:
     """The value of `data`, with the transform options of each corpus moved into its `options`."""
     if not isinstance(corpora, dict):
         return corpora
     return {name: _gather(corpus, table) if isinstance(corpus, dict) else corpus for name, corpus in corpora.items()}
 
 
-def _gather(corpus: dict[str, Any], table: Mapping[str, Leaf]) -> dict[str, Any]:
+def _gather(corpus: dict[str, Any], table: Mapping[str, Option]) -> dict[str, Any]:
     listed = corpus.get("options") or {}
     if not isinstance(listed, dict):
         return corpus
@@ -34,7 +34,7 @@ def _gather(corpus: dict[str, Any], table: Mapping[str, Leaf]) -> dict[str, Any]
 
 
 def corpus_problems(
-    grouped: Mapping[str, Mapping[str, Any]], extra: Mapping[str, type[Section]], table: Mapping[str, Leaf]
+    grouped: Mapping[str, Mapping[str, Any]], extra: Mapping[str, type[Section]], table: Mapping[str, Option]
 ) -> Iterator[tuple[tuple[str, str], str]]:
     """Problems of the transform options that are set for single corpora: (corpus, option) and a sentence.
 
@@ -50,7 +50,7 @@ def corpus_problems(
             continue
         for option in options:
             if not _of_transform(option, table):
-                guess = nearest(option, [leaf.name for leaf in table.values() if leaf.extra])
+                guess = nearest(option, [each.name for each in table.values() if each.extra])
                 sentence = f"'data.{name}.{option}' is not an option of a transform"
                 yield (name, option), sentence + (f": did you mean '{guess}'?" if guess else ".")
         for section, kind in extra.items():
@@ -60,7 +60,7 @@ def corpus_problems(
 
 
 def _invalid_values(
-    kind: type[Section], values: Mapping[str, Any], corpus: str, own: Mapping[str, Any], table: Mapping[str, Leaf]
+    kind: type[Section], values: Mapping[str, Any], corpus: str, own: Mapping[str, Any], table: Mapping[str, Option]
 ) -> Iterator[tuple[tuple[str, str], str]]:
     try:
         kind.model_validate(values)
@@ -74,7 +74,7 @@ def _invalid_values(
                 yield (corpus, next(iter(own))), f"{finding.get('ctx', {}).get('error', finding['msg'])}."
 
 
-def _of_transform(option: str, table: Mapping[str, Leaf]) -> bool:
+def _of_transform(option: str, table: Mapping[str, Option]) -> bool:
     return option in table and table[option].extra
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from onmt_llm.config.compat.translate import inert_names, known_names
 from onmt_llm.config.loading.help import Manual, show, width
-from onmt_llm.config.schema import Leaf
+from onmt_llm.config.schema import Option
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import nearest
 from onmt_llm.version import __version__
@@ -104,7 +104,7 @@ def words_of(flag: str, argv: Sequence[str]) -> list[str]:
 
 def parse(
     argv: Sequence[str],
-    table: Mapping[str, Leaf],
+    table: Mapping[str, Option],
     command: CommandLine,
     *,
     about: str = "",
@@ -133,11 +133,11 @@ def parse(
     parser.add_argument("--print_config", action="store_true")
     for name in command.switches:
         parser.add_argument(f"--{name}", action="store_true")
-    for leaf in table.values():
+    for option in table.values():
         # values stay text here; the schema types them
-        nargs = "*" if leaf.is_list else ("?" if leaf.is_bool else 1)
-        const = ["true"] if leaf.is_bool else None
-        parser.add_argument(f"--{leaf.name}", nargs=nargs, const=const, default=argparse.SUPPRESS, action=_StoreWords)
+        nargs = "*" if option.is_list else ("?" if option.is_bool else 1)
+        const = ["true"] if option.is_bool else None
+        parser.add_argument(f"--{option.name}", nargs=nargs, const=const, default=argparse.SUPPRESS, action=_StoreWords)
     for name in sorted(foreign):
         parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS)
     namespace = vars(parser.parse_args(words))
@@ -156,7 +156,7 @@ def parse(
 
 def _answer(
     words: Sequence[str],
-    table: Mapping[str, Leaf],
+    table: Mapping[str, Option],
     command: CommandLine,
     *,
     about: str,

@@ -15,7 +15,7 @@ from typing import Any
 from onmt_llm.commands import COMMANDS, Command
 from onmt_llm.config.compat.names import RENAMED
 from onmt_llm.config.compat.translate import describe
-from onmt_llm.config.schema import Leaf
+from onmt_llm.config.schema import Option
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
 
@@ -44,7 +44,7 @@ class Manual:
     about: str
     flags: Sequence[tuple[str, str, str]]
     sections: Mapping[str, str]
-    table: Mapping[str, Leaf]
+    table: Mapping[str, Option]
 
     @property
     def command(self) -> Command:
@@ -94,7 +94,7 @@ def _first_page(manual: Manual, columns: int) -> Iterator[str]:
         yield from _row(f"-{name} {_placeholder(table[name])}".rstrip(), _phrase(table[name].doc), columns)
     yield ""
     yield from _wrapped("more: -help OPTION, -help SECTION, -help all. Sections:", columns)
-    own = {leaf.section for leaf in table.values() if not leaf.extra}
+    own = {option.section for option in table.values() if not option.extra}
     for section, about in manual.sections.items():
         if section in own:
             yield from _row(section, _phrase(about).partition(": ")[0], columns)
@@ -142,18 +142,18 @@ def _topic(manual: Manual, topic: str, columns: int) -> Iterator[str]:
 
 def _section(manual: Manual, section: str, columns: int) -> Iterator[str]:
     yield from _wrapped(f"{section}: {manual.sections[section]}", columns)
-    for leaf in manual.table.values():
-        if leaf.section == section:
-            yield from _option(leaf, columns, indent="  ")
+    for option in manual.table.values():
+        if option.section == section:
+            yield from _option(option, columns, indent="  ")
 
 
-def _option(leaf: Leaf, columns: int, indent: str = "") -> Iterator[str]:
+def _option(option: Option, columns: int, indent: str = "") -> Iterator[str]:
     """The full description of an option."""
-    yield from _wrapped(f"-{leaf.name} {_placeholder(leaf)}".rstrip() + _default(leaf), columns, indent=indent)
-    text = leaf.doc
-    if leaf.choices:
-        text += f" One of: {', '.join(str(choice) for choice in leaf.choices if choice != '')}."
-    names = sorted(name for name, own in RENAMED.items() if own == leaf.name)
+    yield from _wrapped(f"-{option.name} {_placeholder(option)}".rstrip() + _default(option), columns, indent=indent)
+    text = option.doc
+    if option.choices:
+        text += f" One of: {', '.join(str(choice) for choice in option.choices if choice != '')}."
+    names = sorted(name for name, own in RENAMED.items() if own == option.name)
     if names:
         text += f" Also: {', '.join(f'-{name}' for name in names)}."
     yield from _wrapped(text, columns, indent=f"{indent}    ")
@@ -164,21 +164,21 @@ def _usage(manual: Manual, columns: int) -> Iterator[str]:
     return iter(textwrap.wrap(usage, columns, subsequent_indent="       ", break_on_hyphens=False))
 
 
-def _placeholder(leaf: Leaf) -> str:
-    if leaf.is_bool:
+def _placeholder(option: Option) -> str:
+    if option.is_bool:
         return ""
-    if leaf.choices:
+    if option.choices:
         return "WORD"
-    kind = leaf.type_name.upper()
-    if leaf.is_list:
+    kind = option.type_name.upper()
+    if option.is_list:
         return f"{kind.removeprefix('LIST OF ')} ..."
     return kind
 
 
-def _default(leaf: Leaf) -> str:
-    if leaf.default in (None, "", [], {}) or leaf.is_mapping:
+def _default(option: Option) -> str:
+    if option.default in (None, "", [], {}) or option.is_mapping:
         return ""
-    return f" [{_short(leaf.default)}]"
+    return f" [{_short(option.default)}]"
 
 
 def _short(value: Any) -> str:

@@ -23,7 +23,7 @@ from onmt_llm.config.loading.flags import CommandLine
 from onmt_llm.config.loading.messages import coerce, contains_nul, explain
 from onmt_llm.config.loading.partial import validate_partially
 from onmt_llm.config.loading.user_input import UserInput
-from onmt_llm.config.schema import Leaf, leaves, section_docs
+from onmt_llm.config.schema import Option, options_of, section_docs
 from onmt_llm.config.section import Section
 from onmt_llm.errors import Problem, raise_problems
 from onmt_llm.registry import nearest
@@ -114,7 +114,7 @@ def load(
         OnmtLlmError: With all mistakes found, one sentence per line (`errors.raise_problems`).
         SystemExit: After `-help`.
     """
-    table = leaves(job, extra)
+    table = options_of(job, extra)
     parsed = flags.parse(
         argv, table, command, about=" ".join((job.__doc__ or "").split()), sections=section_docs(job, extra)
     )
@@ -147,7 +147,7 @@ def load(
     return loaded
 
 
-def _translate(user: UserInput, table: Mapping[str, Leaf]) -> Translation:
+def _translate(user: UserInput, table: Mapping[str, Option]) -> Translation:
     translation = translate(user.values, table)
     for key, sentence in translation.notes:
         user.notes.append(f"{user.place(key)}  {sentence}".strip())
@@ -160,7 +160,7 @@ def _translate(user: UserInput, table: Mapping[str, Leaf]) -> Translation:
 def _differing_defaults(
     job: Section,
     options: Mapping[str, Section],
-    table: Mapping[str, Leaf],
+    table: Mapping[str, Option],
     translation: Translation,
     user: UserInput,
 ) -> Iterator[str]:
@@ -169,7 +169,7 @@ def _differing_defaults(
         return
     resolved = job.resolved()
     sections = {**{name: getattr(resolved, name) for name in type(resolved).model_fields}, **options}
-    values = {name: getattr(sections[leaf.section], name) for name, leaf in table.items()}
+    values = {name: getattr(sections[option.section], name) for name, option in table.items()}
     sentence = differing_defaults({*translation.values, *user.values}, values)
     if sentence:
         yield sentence
@@ -177,7 +177,7 @@ def _differing_defaults(
 
 def _check_names(
     translation: Translation,
-    table: Mapping[str, Leaf],
+    table: Mapping[str, Option],
     siblings: Mapping[str, type[Section]],
     user: UserInput,
     *,
@@ -185,21 +185,21 @@ def _check_names(
 ) -> None:
     """Report unknown options with the nearest name; note options of other commands."""
     unused: dict[str, list[str]] = {}
-    other = {leaf: command for command, kind in reversed(list(siblings.items())) for leaf in leaves(kind)}
-    for leaf in list(translation.values):
-        if leaf in table:
+    other = {name: command for command, kind in reversed(list(siblings.items())) for name in options_of(kind)}
+    for name in list(translation.values):
+        if name in table:
             continue
-        key = translation.sources[leaf]
-        if leaf in other and key not in table and not any(translation.sources.get(used) == key for used in table):
-            unused.setdefault(other[leaf], []).append(key)
-        elif key == leaf:
+        key = translation.sources[name]
+        if name in other and key not in table and not any(translation.sources.get(used) == key for used in table):
+            unused.setdefault(other[name], []).append(key)
+        elif key == name:
             guess = nearest(key, [*table, *effective_names(), *other])
             user.invalid.update({guess} if guess else ())
             if guess or not plugin_missing:
                 ending = f": did you mean '{guess}'?" if guess else "."
                 user.report(f"'{key}' is not a known option{ending}", user.place(key))
         # else it is part of a translated option (`model_task`), without meaning for this job
-        del translation.values[leaf]
+        del translation.values[name]
     for command, keys in unused.items():
         names = ", ".join(f"'{key}'" for key in dict.fromkeys(keys))
         user.notes.append(f"Not used here, but by {command}: {names}.")
@@ -208,7 +208,7 @@ def _check_names(
 def _build(
     job: type[JobT],
     extra: Mapping[str, type[Section]],
-    table: Mapping[str, Leaf],
+    table: Mapping[str, Option],
     translation: Translation,
     user: UserInput,
 ) -> tuple[JobT, dict[str, Section]]:
@@ -217,15 +217,15 @@ def _build(
     If there are mistakes, the job contains the valid part.
     """
     grouped: dict[str, dict[str, Any]] = {}
-    for leaf_name, value in translation.values.items():
-        leaf = table[leaf_name]
+    for name, value in translation.values.items():
+        option = table[name]
         if contains_nul(value):
-            key = translation.sources.get(leaf_name, leaf_name)
+            key = translation.sources.get(name, name)
             user.report(f"'{key}' must not contain the character NUL.", user.place(key))
-            user.invalid.add(leaf_name)
+            user.invalid.add(name)
             continue
-        value = gather_options(value, table) if leaf_name == "data" else value
-        grouped.setdefault(leaf.section, {})[leaf_name] = coerce(value, leaf)
+        value = gather_options(value, table) if name == "data" else value
+        grouped.setdefault(option.section, {})[name] = coerce(value, option)
     kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra)
     built: dict[str, Section] = {}
     for name, kind in kinds.items():
@@ -236,8 +236,8 @@ def _build(
         except ValidationError as error:
             _explain(error, table, translation, user)
             built[name] = validate_partially(kind, grouped.get(name, {}))
-    for (corpus, option), sentence in corpus_problems(grouped, extra, table):
-        user.report(sentence, user.place_in_corpus(corpus, option))
+    for place, sentence in corpus_problems(grouped, extra, table):
+        user.report(sentence, user.place_in_corpus(*place))
     options = {name: built.pop(name) for name in extra}
     try:
         return job.model_validate(built), options
@@ -248,7 +248,7 @@ def _build(
         return partial, options
 
 
-def _explain(error: ValidationError, table: Mapping[str, Leaf], translation: Translation, user: UserInput) -> None:
+def _explain(error: ValidationError, table: Mapping[str, Option], translation: Translation, user: UserInput) -> None:
     """Report pydantic's errors in sentences with their places."""
     for finding in error.errors():
         path = tuple(str(part) for part in finding["loc"] if not isinstance(part, int))
@@ -261,7 +261,7 @@ def _explain(error: ValidationError, table: Mapping[str, Leaf], translation: Tra
             continue
         user.invalid.add(path[0])
         key = translation.sources.get(path[0], path[0])
-        of_transforms = [leaf.name for leaf in table.values() if leaf.extra] if path[0] == "data" else []
+        of_transforms = [option.name for option in table.values() if option.extra] if path[0] == "data" else []
         sentence = explain(finding, ".".join((key, *path[1:])), table[path[0]], path, of_transforms)
         user.report(sentence, user.place(key, *path[1:]))
 
@@ -274,14 +274,14 @@ def _mentioned(sentence: str, names: Iterable[str]) -> list[str]:
 
 def _origins(translation: Translation, user: UserInput) -> dict[str, str]:
     origins: dict[str, str] = {}
-    for leaf in translation.values:
-        key = translation.sources.get(leaf, leaf)
-        origins[leaf] = user.place(key)
+    for name in translation.values:
+        key = translation.sources.get(name, name)
+        origins[name] = user.place(key)
         file = user.files.get(key)
         if file is None:
             continue
         top = user.path_in_file(key)
         for path in file.lines:
             if len(path) > len(top) and path[: len(top)] == top:
-                origins[".".join((leaf, *path[len(top) :]))] = file.where(path)
+                origins[".".join((name, *path[len(top) :]))] = file.where(path)
     return origins

@@ -6,21 +6,21 @@ import re
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from onmt_llm.config.schema import Leaf
+from onmt_llm.config.schema import Option
 from onmt_llm.config.section import Section
 from onmt_llm.registry import nearest
 
 
-def coerce(value: Any, leaf: Leaf) -> Any:
+def coerce(value: Any, option: Option) -> Any:
     """Turn a single value into a list of one, a number into text, and null into the default, as the option requires."""
-    if leaf.is_list and value is not None and not isinstance(value, list | dict):
+    if option.is_list and value is not None and not isinstance(value, list | dict):
         value = [value]
-    if leaf.type_name == "list of str" and isinstance(value, list):
+    if option.type_name == "list of str" and isinstance(value, list):
         return [str(each) if isinstance(each, int | float) and not isinstance(each, bool) else each for each in value]
-    if leaf.type_name == "str" and isinstance(value, int | float) and not isinstance(value, bool):
+    if option.type_name == "str" and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if value is None and leaf.default is not None:
-        return leaf.default
+    if value is None and option.default is not None:
+        return option.default
     return value
 
 
@@ -31,22 +31,22 @@ def contains_nul(value: Any) -> bool:
     return any(map(contains_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
-def explain(finding: Any, name: str, leaf: Leaf, path: tuple[str, ...], names: Sequence[str] = ()) -> str:
+def explain(finding: Any, name: str, option: Option, path: tuple[str, ...], names: Sequence[str] = ()) -> str:
     """Explain to the user what is wrong with a value.
 
     Args:
         finding: An error of pydantic's `ValidationError.errors()`.
         name: Dotted name of the option, for the message.
-        leaf: The option of the job.
+        option: The option of the job.
         path: Path of the error in the value of the option.
         names: Suggestions for an unknown name, besides the fields of the nested section.
     """
     value, kind, context = finding["input"], finding["type"], finding.get("ctx", {})
     if kind == "extra_forbidden":
-        guess = nearest(path[-1], [*field_names(leaf), *names])
+        guess = nearest(path[-1], [*field_names(option), *names])
         return f"'{name}' is not a known option" + (f": did you mean '{guess}'?" if guess else ".")
     if kind == "literal_error":
-        choices = [str(choice) for choice in leaf.choices] or [str(context.get("expected", ""))]
+        choices = [str(choice) for choice in option.choices] or [str(context.get("expected", ""))]
         guess = nearest(value, choices) if isinstance(value, str) else None
         text = f"'{name}' must be one of {', '.join(choice or repr('') for choice in choices)}, but is {shown(value)}"
         return text + (f": did you mean '{guess}'?" if guess else ".")
@@ -109,9 +109,9 @@ def number_hint(text: str) -> str | None:
     return stray[1] if stray and stray[1] != text and text[-1] not in "kKmMgGtTbB" else None
 
 
-def field_names(leaf: Leaf) -> list[str]:
+def field_names(option: Option) -> list[str]:
     """Field names of the nested section (a corpus, `rope`) in the value of an option."""
-    kinds = [leaf.info.annotation, *get_args(leaf.info.annotation)]
+    kinds = [option.info.annotation, *get_args(option.info.annotation)]
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Section):
             return list(kind.model_fields)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.schema import Leaf, derived, leaves
+from onmt_llm.config.schema import Option, derived, options_of
 from onmt_llm.config.section import Section
 
 
@@ -20,17 +20,17 @@ def print_config(loaded: Loaded[Any]) -> str:
     lines: list[str] = []
     for name, section in {**sections, **loaded.options}.items():
         lines.append(f"{name}:")
-        for leaf, value in section.model_dump(mode="json", exclude=derived(type(section))).items():
-            origin = loaded.origins.get(leaf, "default")
-            first, *rest = _yaml_lines({leaf: _without_defaults(section, leaf, value)})
+        for option, value in section.model_dump(mode="json", exclude=derived(type(section))).items():
+            origin = loaded.origins.get(option, "default")
+            first, *rest = _yaml_lines({option: _without_defaults(section, option, value)})
             lines.append(f"  {first.ljust(44)}  # {origin}")
             lines += [f"  {line}" for line in rest]
     return "\n".join(lines)
 
 
-def _without_defaults(section: Section, leaf: str, value: Any) -> Any:
+def _without_defaults(section: Section, option: str, value: Any) -> Any:
     """The value to print; in a mapping of sections (the corpora), options at their defaults are omitted."""
-    held = getattr(section, leaf)
+    held = getattr(section, option)
     if isinstance(held, dict) and all(isinstance(item, Section) for item in held.values()):
         return {name: item.model_dump(mode="json", exclude_unset=True) for name, item in held.items()}
     return value
@@ -65,9 +65,9 @@ def option_tables(job: type[Section], extra: Mapping[str, type[Section]] | None 
     """The option reference in Markdown: a table of options per section."""
     parts: list[str] = []
     kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra or {})
-    table = leaves(job, extra)
+    table = options_of(job, extra)
     for section, kind in kinds.items():
-        rows = [_row(leaf) for leaf in table.values() if leaf.section == section]
+        rows = [_row(option) for option in table.values() if option.section == section]
         about = " ".join((kind.__doc__ or "").split())
         parts.append(
             "\n".join(
@@ -85,12 +85,12 @@ def option_tables(job: type[Section], extra: Mapping[str, type[Section]] | None 
     return "\n\n".join(parts)
 
 
-def _row(leaf: Leaf) -> str:
+def _row(option: Option) -> str:
     def cell(text: str) -> str:
         return text.replace("|", "\\|")
 
-    default = "" if leaf.is_mapping else json.dumps(leaf.default, ensure_ascii=False, default=str)
-    return f"| `{leaf.name}` | {cell(leaf.type_name)} | {cell(default)} | {cell(leaf.doc)} |"
+    default = "" if option.is_mapping else json.dumps(option.default, ensure_ascii=False, default=str)
+    return f"| `{option.name}` | {cell(option.type_name)} | {cell(default)} | {cell(option.doc)} |"
 
 
 def json_schema(job: type[Section], extra: Mapping[str, type[Section]] | None = None) -> dict[str, Any]:

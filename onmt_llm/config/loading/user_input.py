@@ -8,7 +8,7 @@ from typing import Any
 
 from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.yaml_file import YamlFile, parse_scalar, read_yaml
-from onmt_llm.config.schema import Leaf
+from onmt_llm.config.schema import Option
 from onmt_llm.errors import Problem
 
 
@@ -50,15 +50,15 @@ class UserInput:
             else:
                 self._put(key, value, file.where((key,)), file)
 
-    def read_flag(self, name: str, words: list[str] | bool, leaf: Leaf | None) -> None:
+    def read_flag(self, name: str, words: list[str] | bool, option: Option | None) -> None:
         """Add an option from the command line.
 
         Args:
             name: Its name.
             words: Its arguments; True if it has none.
-            leaf: The option, if it is one of the job.
+            option: The option, if it is one of the job.
         """
-        self._put(name, _from_flag(words, leaf), f"-{name}", None)
+        self._put(name, _from_flag(words, option), f"-{name}", None)
 
     def set_nested(self, dotted: str, text: str) -> None:
         """Set a value inside an option: `--set data.alpaca.weight=5`."""
@@ -121,14 +121,14 @@ class UserInput:
             self.files[name] = file
 
 
-def _from_flag(words: list[str] | bool, leaf: Leaf | None) -> Any:
+def _from_flag(words: list[str] | bool, option: Option | None) -> Any:
     if isinstance(words, bool):
         return words
-    if leaf is not None and leaf.is_list:
+    if option is not None and option.is_list:
         if len(words) == 1 and words[0].startswith("["):
             return parse_scalar(words[0])
-        return words if leaf.type_name == "list of str" else [parse_scalar(word) for word in words]
-    if leaf is not None and leaf.type_name == "str":
+        return words if option.type_name == "list of str" else [parse_scalar(word) for word in words]
+    if option is not None and option.type_name == "str":
         return None if words[0] in ("None", "null") else words[0]
     return parse_scalar(" ".join(words))
 

@@ -12,7 +12,7 @@ import pytest
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.cli.main import main as umbrella
 from onmt_llm.commands import COMMANDS, short_name
-from onmt_llm.config.schema import leaves, section_docs
+from onmt_llm.config.schema import options_of, section_docs
 from onmt_llm.errors import ConfigError
 
 SCREEN = 50
@@ -39,7 +39,7 @@ def test_no_line_is_wider_than_the_terminal(command: str, columns: int, capsys: 
     first = shown(command, capsys=capsys)
     job = JOBS[command]
     sections = section_docs(job.section, job.extra())
-    text = first + shown(command, *sections, *leaves(job.section, job.extra()), "all", capsys=capsys)
+    text = first + shown(command, *sections, *options_of(job.section, job.extra()), "all", capsys=capsys)
     assert max(map(len, text.splitlines())) <= columns
     if columns >= 80:
         assert len(first.splitlines()) <= SCREEN
@@ -49,12 +49,12 @@ def test_no_line_is_wider_than_the_terminal(command: str, columns: int, capsys: 
 @pytest.mark.parametrize("command", JOBS)
 def test_all_is_said_once_somewhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     job = JOBS[command]
-    table, sections = leaves(job.section, job.extra()), section_docs(job.section, job.extra())
+    table, sections = options_of(job.section, job.extra()), section_docs(job.section, job.extra())
     first, everything = shown(command, capsys=capsys), shown(command, "all", capsys=capsys)
     pages = shown(command, *table, capsys=capsys).split("\n\n")
-    for (name, leaf), page in zip(table.items(), pages, strict=True):
+    for (name, option), page in zip(table.items(), pages, strict=True):
         assert len(re.findall(rf"^ *-{name}\b", everything, re.MULTILINE)) == 1
-        assert page.startswith(f"-{name}") and leaf.doc in " ".join(page.split())
+        assert page.startswith(f"-{name}") and option.doc in " ".join(page.split())
     assert all(re.search(rf"\b{section}\b", first) for section in sections)
 
 
@@ -62,7 +62,7 @@ def test_all_is_said_once_somewhere(command: str, capsys: pytest.CaptureFixture[
 def test_the_table_of_commands_names_options_that_there_are(command: str) -> None:
     own = {"onmt_llm_generate": "onmt_llm_translate"}.get(command, command)
     job, entry = JOBS[own], COMMANDS[command]
-    known = leaves(job.section, job.extra()).keys() | {"config", "dry_run"}
+    known = options_of(job.section, job.extra()).keys() | {"config", "dry_run"}
     flags = [word for line, _ in entry.examples for word in line.split() if re.match("-[a-z]", word)]
     assert {*entry.options} <= known and {flag[1:] for flag in flags} <= known | job.short.keys()
     assert callable(import_module(f"onmt_llm.cli.{entry.module}").main)

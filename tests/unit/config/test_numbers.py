@@ -18,13 +18,13 @@ from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.cli.run import run
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.loading.messages import number_hint
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 from onmt_llm.config.section import Section, types_in
 from onmt_llm.errors import ConfigError
 
 HUGE = 2**70
 SENTINELS = {("sliding_window", "0"), ("feat_vec_size", "-1")}
-"""OpenNMT-py's words for null, which `config.aliases` translates."""
+"""OpenNMT-py's words for null, which `config.compat` translates."""
 VALUES = {".nan": math.nan, ".inf": math.inf, "-.inf": -math.inf, "-1": -1, "0": 0, str(HUGE): HUGE, "true": True}
 
 
@@ -156,13 +156,13 @@ def test_what_is_within_bounds_is_taken(text: str) -> None:
     """Zero and minus one are words of OpenNMT-py for many options."""
     taken = 0
     for job in JOBS.values():
-        for name, leaf in leaves(job.section, job.extra()).items():
-            found = list(numbers_in(leaf.info.annotation, (*leaf.info.metadata,)))
-            if found and not leaf.is_mapping and all(fits(text, *each) for each in found):
+        for name, option in options_of(job.section, job.extra()).items():
+            found = list(numbers_in(option.info.annotation, (*option.info.metadata,)))
+            if found and not option.is_mapping and all(fits(text, *each) for each in found):
                 kinds = {**{n: i.annotation for n, i in job.section.model_fields.items()}, **job.extra()}
-                value = [int(text)] if leaf.is_list else int(text)
+                value = [int(text)] if option.is_list else int(text)
                 try:
-                    kinds[leaf.section].model_validate({name: value})  # type: ignore[union-attr]
+                    kinds[option.section].model_validate({name: value})  # type: ignore[union-attr]
                 except ValidationError as error:  # of several options together
                     assert all(not finding["loc"] for finding in error.errors()), name
                 taken += 1

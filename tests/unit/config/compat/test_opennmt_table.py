@@ -20,12 +20,12 @@ from onmt_llm.config.compat.opennmt_table import (
     same_default,
 )
 from onmt_llm.config.compat.translate import describe
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 from onmt_llm.data.transforms import transform_class
 from onmt_llm.errors import ConfigError
 
 NAMES = read_options((Path(__file__).parents[3] / "data/opennmt_options.txt").read_text(encoding="utf-8"))
-TABLES = {command: leaves(job.section, job.extra()) for command, job in JOBS.items()}
+TABLES = {command: options_of(job.section, job.extra()) for command, job in JOBS.items()}
 PAIRS = [(command, name) for command, names in NAMES.items() for name in names]
 
 
@@ -40,7 +40,7 @@ def test_every_name_has_its_answer() -> None:
 
 def test_a_name_is_not_both_gone_and_an_option() -> None:
     """What has been built is taken off the lists of what has not."""
-    own = {leaf for command in COMMANDS.values() for leaf in TABLES[command]}
+    own = {option for command in COMMANDS.values() for option in TABLES[command]}
     assert not own & {*IGNORED, *RETIRED}
 
 
@@ -64,8 +64,8 @@ def _value(name: str, command: str) -> Any:
     own = TABLES[command].get(RENAMED.get(name, name))
     if own is None and describe(name) is not None:
         return 8
-    leaf = own or next(table[name] for table in TABLES.values() if name in table)
-    return leaf.default.model_dump() if hasattr(leaf.default, "model_dump") else leaf.default
+    option = own or next(table[name] for table in TABLES.values() if name in table)
+    return option.default.model_dump() if hasattr(option.default, "model_dump") else option.default
 
 
 ITS_TRANSFORMS = """

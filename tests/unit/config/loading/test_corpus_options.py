@@ -9,11 +9,11 @@ import pytest
 
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config.loading.corpus_options import gather_options
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 from onmt_llm.errors import ConfigError
 
 JOB = JOBS["onmt_llm_train"]
-TABLE = leaves(JOB.section, JOB.extra())
+TABLE = options_of(JOB.section, JOB.extra())
 
 
 def test_options_among_the_keys_of_a_corpus_move_below_options() -> None:

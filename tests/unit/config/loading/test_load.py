@@ -11,7 +11,7 @@ import yaml
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config.compat.translate import known_names
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 from onmt_llm.errors import ConfigError
 
 DATA = Path(__file__).parents[3] / "data"
@@ -118,7 +118,7 @@ ODD = [None, [], {}, [None], [1, [2]], {"a": 1}, {"a": {"b": [{}]}}, {1: 2}, "",
 @pytest.mark.parametrize("command", JOBS)
 def test_a_value_of_any_type_is_taken_or_refused_for_every_option(command: str, value: Any, tmp_path: Path) -> None:
     """All options of a command at once, OpenNMT-py's names among them."""
-    names = {*leaves(JOBS[command].section, JOBS[command].extra()), *known_names()} - {"plugins"}
+    names = {*options_of(JOBS[command].section, JOBS[command].extra()), *known_names()} - {"plugins"}
     text = yaml.safe_dump(dict.fromkeys(sorted(names), value))
     try:
         load_job(command, ["-config", write(tmp_path, text)])

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from onmt_llm.config.loading.messages import coerce, contains_nul, explain, field_names, shown
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 from onmt_llm.config.train import TrainConfig
 
-TABLE = leaves(TrainConfig)
+TABLE = options_of(TrainConfig)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config.loading.render import json_schema, option_tables, print_config
 from onmt_llm.config.plot import PlotConfig
-from onmt_llm.config.schema import leaves
+from onmt_llm.config.schema import options_of
 
 DATA = Path(__file__).parents[3] / "data"
 
@@ -43,15 +43,15 @@ def test_the_schema_describes_every_option(command: str) -> None:
     job = JOBS[command]
     properties = json_schema(job.section, job.extra())["properties"]
     assert all(entry.get("description") for entry in properties.values())
-    assert set(leaves(job.section, job.extra())) == set(properties)
+    assert set(options_of(job.section, job.extra())) == set(properties)
 
 
 def test_the_reference_has_a_row_for_each_option() -> None:
     text = option_tables(PlotConfig)
     assert text.count("### curves") == 1
-    for name, leaf in leaves(PlotConfig).items():
+    for name, option in options_of(PlotConfig).items():
         (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
-        assert leaf.doc in row and row.replace("\\|", "").count("|") == 5
+        assert option.doc in row and row.replace("\\|", "").count("|") == 5
     assert '| `against` | tokens\\|steps\\|hours | "steps" |' in text
 
 
