@@ -57,7 +57,7 @@ def parts(work: Path, runs: int) -> None:
     from onmt_llm.checkpoint.files.manifest import damage
     from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
     from onmt_llm.checkpoint.store import Checkpoint
-    from onmt_llm.generate.ct2.engine import check_release
+    from onmt_llm.generate.ct2.model import check_release
 
     checkpoint = Checkpoint.open(work / "checkpoint")
     tensors = dict(checkpoint.tensors())

@@ -43,6 +43,10 @@ class Hypothesis:
     finish_reason: FinishReason
     alignment: tuple[int, ...] | None = None
 
+    def as_delta(self) -> Delta:
+        """The whole answer as one piece of a stream."""
+        return Delta(self.text, len(self.tokens), self.finish_reason)
+
 
 @dataclass(frozen=True)
 class Delta:

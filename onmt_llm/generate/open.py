@@ -49,9 +49,9 @@ def open_engine(
                 hint="CTranslate2 runs one model; give the checkpoints that it was released from",
             )
         if (releases[0] / TARGET_VOCABULARIES[0]).is_file():
-            from onmt_llm.generate.ct2.engine import Ct2Engine
+            from onmt_llm.generate.ct2.generator import Ct2Generator
 
-            return Ct2Engine.open(releases[0], **options)
+            return Ct2Generator.open(releases[0], **options)
         from onmt_llm.generate.ct2.translator import Ct2Translator
 
         return Ct2Translator.open(releases[0], **options)

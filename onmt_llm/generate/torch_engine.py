@@ -143,8 +143,7 @@ class TorchEngine:
         if not prompt:
             yield Delta("", 0, "stop")
         elif _uses_beams(options):
-            best = self.generate([prompt], options)[0][0]
-            yield Delta(best.text, len(best.tokens), best.finish_reason)
+            yield self.generate([prompt], options)[0][0].as_delta()
         else:
             yield from self._stream_sample(prompt, options, should_stop or (lambda: False))
 

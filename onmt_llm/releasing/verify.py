@@ -18,7 +18,8 @@ import numpy as np
 
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, DataError
-from onmt_llm.generate.ct2.engine import REPORT_FILE, Ct2Engine, as_stored
+from onmt_llm.generate.ct2.generator import Ct2Generator
+from onmt_llm.generate.ct2.model import REPORT_FILE, stored_compute_type
 from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.torch_engine import TorchEngine
@@ -149,7 +150,9 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
     with TemporaryDirectory(dir=directory.parent, prefix=".verify-") as scratch:
         # One model after the other, since both may not fit in memory.
         reference = _saved_logits(TorchEngine.open([model], device="cpu", dtype=dtype), windows, Path(scratch))
-        engine = Ct2Engine.open(directory, device="cpu", compute_type=as_stored(quantization, "cpu"), is_new=True)
+        engine = Ct2Generator.open(
+            directory, device="cpu", compute_type=stored_compute_type(quantization, "cpu"), is_new=True
+        )
         comparison = compare(reference, engine, windows)
     logger.info(
         "Compared on %d tokens; %s ran as %s on the CPU.", comparison.positions, quantization, engine.compute_type
@@ -165,7 +168,9 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
 def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:
     # The first engine is freed before the second is loaded.
     reference = translate(TorchEngine.open([model], device="cpu", dtype=dtype), text)
-    engine = Ct2Translator.open(directory, device="cpu", compute_type=as_stored(quantization, "cpu"), is_new=True)
+    engine = Ct2Translator.open(
+        directory, device="cpu", compute_type=stored_compute_type(quantization, "cpu"), is_new=True
+    )
     figures = compare_translations(reference, engine)
     logger.info(
         "Compared on %d tokens of %d translations; %s ran as %s on the CPU.",

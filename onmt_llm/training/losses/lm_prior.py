@@ -29,7 +29,7 @@ from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.config.training.loss import LossConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
-from onmt_llm.generate.ct2.engine import check_release, model_tokens
+from onmt_llm.generate.ct2.model import check_release, model_tokens
 from onmt_llm.optional import require
 from onmt_llm.text.vocab import Vocab
 

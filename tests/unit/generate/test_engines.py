@@ -288,7 +288,7 @@ def test_missing_and_incomplete_models(model: Path, tmp_path: Path) -> None:
 
 def test_names_with_and_without_pt_find_the_release(model: Path) -> None:
     assert json.loads((model.with_name("ct2") / "release_report.json").read_text())["verdict"] == "pass"
-    assert type(open_engine(f"{model.with_name('ct2')}.pt", device="cpu")).__name__ == "Ct2Engine"
+    assert type(open_engine(f"{model.with_name('ct2')}.pt", device="cpu")).__name__ == "Ct2Generator"
 
 
 @pytest.fixture(scope="module", params=["rotary", "sinusoidal", "alibi"])

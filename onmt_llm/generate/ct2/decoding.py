@@ -1,0 +1,180 @@
+"""Our generation options in CTranslate2's terms, and its results as our hypotheses and deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.generate.answer import AnswerText
+from onmt_llm.generate.ct2.model import Ct2Model, ct2_errors
+from onmt_llm.generate.engine import (
+    Delta,
+    FinishReason,
+    Hypothesis,
+    check_options,
+    check_positions,
+    empty_answers,
+    end_ids,
+)
+from onmt_llm.generate.lengths import length_penalty
+from onmt_llm.generate.support import Feature, asked_features, check_supported
+
+if TYPE_CHECKING:
+    from onmt_llm.text.codec import Codec
+
+
+class Ct2Decoding:
+    """Searches and samples with a CTranslate2 model.
+
+    Args:
+        model: The loaded release.
+        codec: Its vocabulary, tokeniser and template.
+        features: Features that this kind of model supports, of those that not every engine has.
+        length_names: CTranslate2's names of `max_length` and `min_length` for this kind of model.
+    """
+
+    def __init__(
+        self, model: Ct2Model, codec: Codec, *, features: frozenset[Feature], length_names: tuple[str, str]
+    ) -> None:
+        self._model, self._codec = model, codec
+        self._features, self._length_names = features, length_names
+        # Rows of the embedding beyond the vocabulary have names of their own in the release; they are never produced.
+        self._filler = [[token] for token in model.tokens[len(codec.vocab) :]]
+
+    def check(self, options: GenerationConfig, *, prefixes: bool = False) -> None:
+        """Refuse options that contradict each other, or that CTranslate2 does not have."""
+        check_options(options)
+        check_supported(
+            asked_features(options, prefixes=prefixes),
+            self._features,
+            engine=f"the CTranslate2 {self._model.kind}",
+            hint="use the torch engine (a checkpoint instead of the release), or leave it out",
+        )
+
+    def check_lengths(self, texts: Sequence[Sequence[str]]) -> None:
+        """Check that texts fit into the model; CTranslate2's tables of sinusoids have an end too."""
+        config = self._codec.config.model
+        check_positions([len(text) for text in texts], config, has_table=config.position in ("learned", "sinusoidal"))
+
+    def generate(
+        self,
+        prompts: Sequence[list[str]],
+        options: GenerationConfig,
+        batches: Sequence[list[int]],
+        generate_batch: Callable[[list[list[str]], GenerationConfig], list[list[Hypothesis]]],
+    ) -> list[list[Hypothesis]]:
+        """Answer prompts batch by batch, several batches at once where the model has several workers.
+
+        Args:
+            prompts: Tokens.
+            options: How to search or sample.
+            batches: Places in `prompts`; a prompt that is in no batch gets empty answers.
+            generate_batch: Calls CTranslate2.
+        """
+        answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
+        self._model.seed(options)
+        with ct2_errors(), ThreadPoolExecutor(self._model.workers) as pool:
+            results = pool.map(lambda batch: generate_batch([prompts[place] for place in batch], options), batches)
+            for batch, found in zip(batches, results, strict=True):
+                for place, hypotheses in zip(batch, found, strict=True):
+                    answers[place] = hypotheses
+        return answers
+
+    def batch_options(self, options: GenerationConfig) -> dict[str, Any]:
+        """Arguments of CTranslate2's calls for a whole batch."""
+        beam = options.beam_size > 1
+        return {
+            "beam_size": options.beam_size,
+            "num_hypotheses": options.n_best,
+            "length_penalty": options.alpha if options.length_penalty == "avg" and beam else 0.0,
+            "return_scores": True,
+            "return_end_token": True,
+            "callback": self._stop_callback(options) if not beam and self._stops(options) else None,
+            **self.search_options(options),
+        }
+
+    def search_options(self, options: GenerationConfig) -> dict[str, Any]:
+        """Our options under CTranslate2's names and with its sentinels."""
+        top_k = max(options.random_sampling_topk, 0)
+        max_length, min_length = self._length_names
+        return {
+            max_length: options.max_length,
+            min_length: options.min_length,
+            "sampling_topk": (top_k if top_k < len(self._model.tokens) else 0) if options.samples else 1,
+            "sampling_topp": options.random_sampling_topp or 1.0,
+            "sampling_temperature": options.random_sampling_temp or 1.0,
+            "repetition_penalty": options.repetition_penalty,
+            "no_repeat_ngram_size": options.block_ngram_repeat,
+            "disable_unk": options.ban_unk_token and self._codec.vocab.unk_id is not None,
+            "suppress_sequences": self._filler or None,
+            "end_token": end_ids(self._codec, options) or None,
+        }
+
+    def _stop_callback(self, options: GenerationConfig) -> Callable[[Any], bool]:
+        """A callback that ends an answer at its first stop string, while the batch continues."""
+        texts: dict[tuple[int, int], AnswerText] = {}
+        ends = end_ids(self._codec, options)
+
+        def stops(step: Any) -> bool:
+            text = texts.setdefault((step.batch_id, step.hypothesis_id), self._answer_text(options))
+            if step.token_id not in ends:
+                text.push(self._codec.vocab[step.token_id])
+            return text.stopped
+
+        return stops
+
+    def hypotheses(
+        self, answers: Sequence[Sequence[int]], scores: Sequence[float], options: GenerationConfig
+    ) -> list[Hypothesis]:
+        """Hypotheses of one prompt from their token ids and CTranslate2's scores, best first."""
+        scores = scores or [0.0] * len(answers)
+        found = [self.hypothesis(ids, score, options) for ids, score in zip(answers, scores, strict=True)]
+        return sorted(found, key=lambda hypothesis: -hypothesis.score)
+
+    def hypothesis(self, ids: Sequence[int], score: float, options: GenerationConfig) -> Hypothesis:
+        """One hypothesis, with its score converted to ours."""
+        ended = bool(ids) and ids[-1] in end_ids(self._codec, options)
+        answer = list(ids[:-1] if ended else ids)
+        text = self._answer_text(options)
+        for token in answer:
+            text.push(self._codec.vocab[token])
+        text.finish()
+        if options.beam_size > 1 and options.length_penalty == "avg":
+            score *= max(len(ids), 1) ** options.alpha  # undoes CTranslate2's division
+        score /= length_penalty(options.length_penalty, options.alpha)(len(ids))
+        reason: FinishReason = "stop" if ended or text.stopped else "length"
+        return Hypothesis(self._codec.vocab.tokens(answer[: text.token_count]), text.text, score, reason)
+
+    def stream(
+        self,
+        open_steps: Callable[[], Any],
+        options: GenerationConfig,
+        should_stop: Callable[[], bool] | None,
+    ) -> Iterator[Delta]:
+        """Deltas of one sampled answer; `open_steps` starts CTranslate2's stream of steps."""
+        self._model.seed(options)
+        text, ends = self._answer_text(options), end_ids(self._codec, options)
+        with ct2_errors(), closing(open_steps()) as steps:
+            for step in steps:
+                if step.token_id in ends:
+                    yield Delta(text.finish(), 1, "stop")
+                    return
+                new = text.push(self._codec.vocab[step.token_id])
+                if step.is_last and not text.stopped:
+                    new += text.finish()
+                if text.stopped or step.is_last:
+                    yield Delta(new, 1, "stop" if text.stopped else "length")
+                    return
+                yield Delta(new, 1)
+                if should_stop is not None and should_stop():
+                    break
+        yield Delta(text.finish(), 0, "stopped")
+
+    def _stops(self, options: GenerationConfig) -> list[str]:
+        return [stop for stop in (*self._codec.stop, *options.stop) if stop]
+
+    def _answer_text(self, options: GenerationConfig) -> AnswerText:
+        return AnswerText(self._codec.stream_decoder(), self._stops(options))

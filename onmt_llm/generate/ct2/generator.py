@@ -1,0 +1,190 @@
+"""The engine that runs a CTranslate2 release of a decoder-only model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.errors import DataError, UnsupportedError
+from onmt_llm.generate.batches import BatchType, make_batches
+from onmt_llm.generate.ct2.decoding import Ct2Decoding
+from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
+from onmt_llm.generate.engine import Delta, Hypothesis
+from onmt_llm.log import log_once
+
+if TYPE_CHECKING:
+    from onmt_llm.text.codec import Codec
+
+
+class Ct2Generator:
+    """Answers with a `ctranslate2.Generator`.
+
+    The options mean what they mean in the torch engine, within these limits of CTranslate2:
+
+    * `beam_size` > 1 with `random_sampling_topk` other than 1 is a beam search whose continuations are drawn at random;
+      to avoid that, set `random_sampling_topk: 1`.
+    * Unsupported features are refused; `length_penalty: wu` without a beam only scales the score.
+    * Beams end by CTranslate2's own rule and its own measure of length; scores are converted to ours.
+    * The probability of banned tokens (`min_length`, `ban_unk_token`, repeated n-grams) goes to the other tokens.
+    * `seed`: CTranslate2 seeds a thread when the thread first draws. So only the same call (same prompts, same
+      `batch_size`) repeats exactly, and the model is loaded again for every seeded call after the first.
+    * With a sliding window, a longer prompt is read in blocks of the window's size, each of which sees the whole block
+      before it: more than the model saw in training. The log says so once. Such a text cannot be scored.
+    * In beam search a stop string cuts the finished answer instead of ending the search.
+
+    Args:
+        model: The loaded release.
+        codec: Its vocabulary, tokeniser and template.
+    """
+
+    def __init__(self, model: Ct2Model, codec: Codec) -> None:
+        self._model, self._codec = model, codec
+        self._decoding = Ct2Decoding(
+            model, codec, features=frozenset({"alpha"}), length_names=("max_length", "min_length")
+        )
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        device: str = "auto",
+        compute_type: str = "auto",
+        threads: int = 0,
+        is_new: bool = False,
+    ) -> Ct2Generator:
+        """Load a release; see `open_engine`. One that `is_new` was just written and has no manifest yet."""
+        from onmt_llm.text.codec import Codec
+
+        if not is_new:
+            check_release(directory)
+        codec = Codec.open(directory)
+        return cls(Ct2Model(directory, "Generator", device=device, compute_type=compute_type, threads=threads), codec)
+
+    @property
+    def codec(self) -> Codec:
+        return self._codec
+
+    @property
+    def compute_type(self) -> str:
+        """The type that the model really runs in."""
+        return self._model.compute_type
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[str]],
+        options: GenerationConfig,
+        *,
+        batch_size: int = 16,
+        batch_type: BatchType = "sents",
+        prefixes: Sequence[Sequence[str]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """See `Engine.generate`."""
+        self._decoding.check(options, prefixes=prefixes is not None)
+        known = [self._known(prompt) for prompt in prompts]
+        self._warn_beyond_window(known)
+        self._decoding.check_lengths(known)
+        batches = self._batches(known, options, batch_size=batch_size, batch_type=batch_type)
+        return self._decoding.generate(known, options, batches, self._generate_batch)
+
+    def stream(
+        self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
+    ) -> Iterator[Delta]:
+        """See `Engine.stream`."""
+        self._decoding.check(options)
+        if not prompt:
+            yield Delta("", 0, "stop")
+        elif options.beam_size > 1:
+            yield self.generate([prompt], options)[0][0].as_delta()
+        else:
+            self._warn_beyond_window([prompt])
+            self._decoding.check_lengths([prompt])
+            yield from self._decoding.stream(lambda: self._open_steps(prompt, options), options, should_stop)
+
+    def score(
+        self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
+    ) -> list[list[float]]:
+        """See `Engine.score`."""
+        _refuse_source(sources)
+        known = [self._known(sequence) for sequence in sequences]
+        self._refuse_beyond_window(known)
+        self._decoding.check_lengths(known)
+        batch = [tokens for tokens in known if len(tokens) > 1]
+        results: Iterator[Any] = iter(())
+        with ct2_errors():
+            if batch:
+                results = iter(
+                    self._model.handle.score_batch(
+                        batch, max_batch_size=SCORE_TOKENS, batch_type="tokens", max_input_length=0
+                    )
+                )
+        return [list(next(results).log_probs) if len(tokens) > 1 else [] for tokens in known]
+
+    def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
+        """See `Engine.logits`."""
+        _refuse_source(source)
+        if not sequence:
+            raise DataError("A sequence to be scored must have at least one token, but is empty.")
+        self._refuse_beyond_window([sequence])
+        library = self._model.library
+        output = self._model.handle.forward_batch([self._codec.vocab.ids(sequence)], return_log_probs=False)
+        # The output may be on the GPU, or in half precision; numpy reads neither.
+        output = output.to_device(library.Device.cpu).to(library.DataType.float32)
+        return np.array(output, dtype=np.float32)[0]
+
+    def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
+        results = self._model.handle.generate_batch(
+            prompts,
+            include_prompt_in_result=False,
+            cache_static_prompt=False,
+            **self._decoding.batch_options(options),
+        )
+        return [self._decoding.hypotheses(result.sequences_ids, result.scores, options) for result in results]
+
+    def _open_steps(self, prompt: Sequence[str], options: GenerationConfig) -> Any:
+        return self._model.handle.generate_tokens(
+            self._known(prompt), cache_static_prompt=False, **self._decoding.search_options(options)
+        )
+
+    def _known(self, tokens: Sequence[str]) -> list[str]:
+        """The tokens with unknown ones replaced by our vocabulary's rule, so both engines read the same."""
+        return self._codec.vocab.tokens(self._codec.vocab.ids(tokens))
+
+    def _batches(
+        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, *, batch_size: int, batch_type: BatchType
+    ) -> list[list[int]]:
+        """Batches in which no prompt changes another one's answer.
+
+        CTranslate2 reads a batch of unequal prompts at once only up to the shortest, and forces the rest token by
+        token. Penalties then count the forced tokens, and with a prompt of one token in the batch the others' prompts
+        become part of their answers.
+        """
+        penalties = options.repetition_penalty != 1.0 or options.block_ngram_repeat > 0
+        lengths = [len(prompt) for prompt in prompts]
+        same_length = penalties or 1 in lengths
+        return make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=same_length)
+
+    def _beyond_window(self, sequences: Sequence[Sequence[str]]) -> bool:
+        window = self._codec.config.model.sliding_window
+        return window is not None and any(len(sequence) > window for sequence in sequences)
+
+    def _warn_beyond_window(self, prompts: Sequence[Sequence[str]]) -> None:
+        if self._beyond_window(prompts):
+            log_once("A prompt is longer than sliding_window: CTranslate2 then looks further back than the model does.")
+
+    def _refuse_beyond_window(self, sequences: Sequence[Sequence[str]]) -> None:
+        if self._beyond_window(sequences):
+            window = self._codec.config.model.sliding_window
+            raise UnsupportedError(
+                f"CTranslate2 can score at most sliding_window = {window} tokens of this model at once.",
+                hint="use the torch engine",
+            )
+
+
+def _refuse_source(source: object) -> None:
+    if source:
+        raise UnsupportedError("A CTranslate2 release holds a decoder-only model, which has no source side.")

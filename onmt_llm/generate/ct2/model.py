@@ -1,0 +1,162 @@
+"""A CTranslate2 release, verified and loaded: its number format, threads, random seed and vocabulary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import SystemRandom
+from typing import Any, Literal
+
+from onmt_llm.checkpoint.damage import refuse_damage
+from onmt_llm.checkpoint.files.manifest import CT2_MODEL_FILE, open_directory
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
+from onmt_llm.generate.engine import TARGET_VOCABULARIES
+from onmt_llm.log import log_once, logger
+from onmt_llm.optional import require
+
+REPORT_FILE = "release_report.json"
+SCORE_TOKENS = 512
+_SYNONYMS = {"int8": "int8_float32"}
+"""Two names of one type."""
+
+
+class Ct2Model:
+    """A model in CTranslate2's memory.
+
+    Args:
+        directory: Release with `model.bin`.
+        kind: CTranslate2's class for this kind of model.
+        device: "cpu", "cuda" or "auto".
+        compute_type: CTranslate2's name of a type; "auto" = as stored.
+        threads: CPU threads; 0 = the library's default.
+        batch_per_thread: On a CPU each thread computes a batch of its own, instead of all threads one batch.
+
+    Attributes:
+        library: The module `ctranslate2`.
+        handle: The object of CTranslate2; replaced when the model is loaded again.
+        workers: Batches that are computed at once.
+        tokens: The (target) vocabulary of the release, in id order.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        kind: Literal["Generator", "Translator"],
+        *,
+        device: str = "auto",
+        compute_type: str = "auto",
+        threads: int = 0,
+        batch_per_thread: bool = False,
+    ) -> None:
+        self.directory, self.kind = directory, kind
+        self.library = require("ctranslate2", "the CTranslate2 engine")
+        on_cpu = device == "cpu" or (device == "auto" and not self.library.get_cuda_device_count())
+        requested = _stored_type(directory) if compute_type in ("auto", "default") else compute_type
+        if compute_type == "auto":
+            compute_type = stored_compute_type(_stored_type(directory), "cpu" if on_cpu else "cuda")
+        self._options = {"device": device, "compute_type": compute_type, "intra_threads": threads}
+        self.workers = (threads or os.cpu_count() or 1) if batch_per_thread and on_cpu else 1
+        self.handle = self._load()
+        self._has_drawn = False
+        self.tokens = model_tokens(directory)
+        self._log_replaced_type(requested)
+
+    @property
+    def compute_type(self) -> str:
+        """The type that the model really runs in."""
+        return str(self.handle.compute_type)
+
+    @property
+    def device(self) -> str:
+        return str(self.handle.device)
+
+    def seed(self, options: GenerationConfig) -> None:
+        """Make the next call draw by `options.seed`."""
+        if not options.samples:
+            return
+        # Also without a seed: the last one set holds for the process, and this engine's threads would repeat it.
+        self.library.set_random_seed(options.seed % 2**32 if options.seed >= 0 else SystemRandom().getrandbits(31))
+        if options.seed >= 0 and (self._has_drawn or self.workers > 1):
+            logger.debug("CTranslate2 is loaded again: its threads take a seed only once.")
+            self.workers = 1  # with several threads, which of them draws for which batch would not be reproducible
+            self.handle = self._load()
+        self._has_drawn = True
+
+    def _load(self) -> Any:
+        level = self.library.get_log_level()
+        # CTranslate2's warning about a replaced type is three lines long; `_log_replaced_type` needs one.
+        self.library.set_log_level(logging.ERROR)
+        try:
+            options = dict(self._options)
+            if self.workers > 1:
+                options |= {"inter_threads": self.workers, "intra_threads": 1}
+            return getattr(self.library, self.kind)(str(self.directory), **options)
+        except ValueError as error:
+            raise UnsupportedError(f"CTranslate2 cannot run {self.directory} as requested: {error}.") from error
+        except RuntimeError as error:
+            raise CheckpointError(f"CTranslate2 cannot read {self.directory / CT2_MODEL_FILE}: {error}.") from error
+        finally:
+            self.library.set_log_level(level)
+
+    def _log_replaced_type(self, requested: str | None) -> None:
+        if requested and _SYNONYMS.get(requested, requested) != _SYNONYMS.get(self.compute_type, self.compute_type):
+            log_once(
+                f"{self.directory} is {requested}, which the {self.device} does not run: it runs as "
+                f"{self.compute_type}."
+            )
+
+
+@contextmanager
+def ct2_errors() -> Iterator[None]:
+    """Turn CTranslate2's exceptions into ours, e.g. for an answer longer than its table of positions."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"CTranslate2 cannot answer this: {str(error).rstrip('.')}.") from error
+
+
+def check_release(directory: Path) -> None:
+    """Verify all files of a release before CTranslate2 maps them.
+
+    CTranslate2 trusts the content of model.bin: damage there can corrupt the memory of the process. So a damaged one is
+    refused even where damage is ignored.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    _, manifest = open_directory(directory)
+    if manifest is not None:
+        refuse_damage(directory, manifest.problems(lambda name: name == CT2_MODEL_FILE), always=True)
+
+
+def model_tokens(directory: Path) -> list[str]:
+    """The (target) vocabulary that CTranslate2 reads, in id order."""
+    files = [directory / name for name in TARGET_VOCABULARIES]
+    file = next((file for file in files if file.is_file()), files[0])
+    try:
+        return [str(token) for token in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} must be a JSON list of tokens, but cannot be read as one ({error}).") from error
+
+
+def stored_compute_type(quantization: str | None, device: str) -> str:
+    """CTranslate2's name of the type in which a release of this quantisation should run.
+
+    CTranslate2's own "auto" means the fastest type, which would quantise a float32 release without being asked; its
+    "default" turns int16 into int8 where int16 does not run, and then computes nonsense (4.8.5).
+    """
+    supported = require("ctranslate2", "the CTranslate2 engine").get_supported_compute_types(device)
+    return "float32" if quantization == "int16" and "int16" not in supported else "default"
+
+
+def _stored_type(directory: Path) -> str | None:
+    """The quantisation of a release, from its report; None for a release of another program."""
+    try:
+        return json.loads((directory / REPORT_FILE).read_text(encoding="utf-8")).get("quantization")
+    except (OSError, ValueError, AttributeError):
+        return None
