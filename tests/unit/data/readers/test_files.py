@@ -1,0 +1,64 @@
+"""Files of a corpus: patterns, and files that are something else than their name says."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from onmt_llm.data.readers.files import bare_suffix, check_file, is_empty
+from onmt_llm.errors import DataError
+
+Write = Callable[[str, "str | bytes"], str]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem", "hint"),
+    [
+        ("t", gzip.compress(b"a\n"), "is gzip-compressed", "rename it to t.gz"),
+        ("t", b"\xfd7zXZ\x00" + bytes(20), "is xz-compressed", "rename it to t.xz"),
+        ("t.gz", b"plain\n", "gzip file where its name says so, but .* is not", None),
+        ("t.gz", b"", "gzip file where its name says so, but .* is empty", None),
+        ("t.gz", gzip.compress(gzip.compress(b"a\n")), "is compressed again", None),
+        ("t", "text\n".encode("utf-16-le") * 20, "UTF-16", "iconv"),
+        ("t", b"a\rb\rc\r", "carriage returns alone", "tr "),
+        ("t", b"x" * 257 + b"ustar" + b"x" * 300, "is a tar archive", "tar -xf"),
+        ("t", b"PK\x03\x04" + bytes(30), "but .*t is ", None),
+    ],
+)
+def test_what_is_no_text_is_named(write: Write, name: str, content: bytes, problem: str, hint: str | None) -> None:
+    with pytest.raises(DataError, match=problem) as error:
+        check_file("c", Path(write(name, content)))
+    assert "'c'" in error.value.message and (hint is None or hint in str(error.value.hint))
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    for path, what in {
+        tmp_path: "a directory",
+        tmp_path / "none": "missing",
+        tmp_path / "link": "a link",
+        tmp_path / "pipe": "a pipe",
+    }.items():
+        with pytest.raises(DataError, match=what):
+            check_file("c", path)
+
+
+def test_text_and_tables_pass(write: Write) -> None:
+    check_file("c", Path(write("t", "a\r\nb\n")))
+    check_file("c", Path(write("t.gz", gzip.compress(b"a\n"))))
+    check_file("c", Path(write("t.parquet", b"PAR1\0\0")), binary=True)
+
+
+def test_a_byte_order_mark_alone_is_empty(write: Write) -> None:
+    assert is_empty(Path(write("t", b"\xef\xbb\xbf"))) and is_empty(Path(write("t.gz", gzip.compress(b""))))
+    assert not is_empty(Path(write("t", b"\n")))
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("x.csv", ".csv"), ("x.csv.gz", ".csv"), ("x.gz", ""), ("x", "")])
+def test_the_ending_of_a_compressed_file_is_the_one_before(name: str, suffix: str) -> None:
+    assert bare_suffix(Path(name)) == suffix
