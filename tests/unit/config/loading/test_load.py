@@ -66,6 +66,14 @@ def test_later_sources_win_and_say_so(tmp_path: Path) -> None:
     assert loaded.origins["train_steps"] == f"{second}:1" and loaded.origins["seed"] == "-seed"
 
 
+def test_an_option_may_be_in_any_section(tmp_path: Path) -> None:
+    """A section's name is for readers: a file stays valid when an option moves to another section."""
+    job = train("-config", write(tmp_path, "run: {dropout: 0.1, model_dtype: bf16, train_from: c}\nseed: 3\n")).job
+    assert (job.regularization.dropout, job.performance.model_dtype, job.start.train_from) == ([0.1], "bf16", "c")
+    with pytest.raises(ConfigError, match=r"x\.yaml:3  'dropout' must be < 1, but is 2"):
+        train("-config", write(tmp_path, "run:\n  seed: 1\n  dropout: 2\n"))
+
+
 BROKEN = {
     "unknown key": ("lora_rnak: 4\n", ["x.yaml:1", "lora_rnak", "lora_rank"]),
     "unknown key of a corpus": ("data:\n  a:\n    path_sr: x\n", ["x.yaml:3", "path_src"]),
