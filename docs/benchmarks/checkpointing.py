@@ -88,7 +88,7 @@ def main() -> None:
         saver.CheckpointSaver.__call__ = timed(save, waits)  # type: ignore[method-assign]
         saver.CheckpointSaver._write = timed(write, writes)  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory() as folder:
-            train(config(Path(folder), saves, hidden, save_async), {})
+            train(config(Path(folder), saves, hidden, save_async))
         # the first save allocates pages and fills caches for the others
         ms = sorted(1000 * wait for wait in waits[1:])
         written = f"{1000 * statistics.median(writes[1:]):.0f}" if writes else f"{statistics.median(ms):.0f}"

@@ -167,7 +167,7 @@ def run_row(file: Path) -> None:
 
     loop.set_learning_rate = begin
     try:
-        train(settings, {})
+        train(settings)
     except Enough:
         peak = peak_memory("cpu")["peak_rss"]
     seconds = statistics.median(b - a for a, b in pairwise(times[1:]))
@@ -178,7 +178,7 @@ def run_plan(file: Path) -> None:
     """Main function of the process of an estimate."""
     from onmt_llm.training.dry_run.plan import plan
 
-    found = plan(TrainConfig.model_validate_json(file.read_text()), {})
+    found = plan(TrainConfig.model_validate_json(file.read_text()))
     print(json.dumps({"program": found.program, "model": found.memory.peak}))
 
 

@@ -21,15 +21,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import sentencepiece
 import torch
 
-from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
-from onmt_llm.data.model_text import ModelText
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.pack import pack
 from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.records import TokenDecoder
 from onmt_llm.data.token_shards.shard import PackReader
 from onmt_llm.data.transforms.subword import SubwordConfig
+from onmt_llm.text.codec import Codec
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
 
 BUCKET = 2048
@@ -75,20 +78,18 @@ def main() -> None:
         vocab = Vocab([processor.id_to_piece(i) for i in range(len(processor))], SpecialTokens())
         text = CorpusConfig(path_src=str(corpus), transforms=["sentencepiece"])
         tokens = text.model_copy(update={"path_packed": f"{folder}/packs"})
-        options = {"subword": SubwordConfig(src_subword_model=str(model))}
-        data, batching = DataConfig(), BatchConfig(batch_size=8192, batch_type="tokens", bucket_size=BUCKET)
+        data = DataConfig(transform_options={"subword": SubwordConfig(src_subword_model=str(model))})
+        batching = BatchConfig(batch_size=8192, batch_type="tokens", bucket_size=BUCKET)
+        config = CheckpointConfig(model=ModelConfig(encoder_layers=0), specials=vocab.specials)
+        codec = Codec(config, vocab, WhitespaceTokenizer())
 
         def write() -> int:
-            written = pack({"x": tokens}, data=data, options=options, model=ModelText("lm", vocab), folder=Path(folder))
+            written = pack(PipelineSpec({"x": tokens}, data, codec), Path(folder))
             return sum(shard["tokens"] for shard in PackReader("x", written["x"]).index["shards"])
 
         def batches(config: CorpusConfig) -> Callable[[], int]:
             def one_pass() -> int:
-                pipeline = Pipeline(
-                    {"x": config},
-                    **{"data": data, "batching": batching, "options": options, "vocab": vocab},
-                    **{"task": "lm", "add_bos": True, "seed": 1, "training": True},
-                )
+                pipeline = Pipeline(PipelineSpec({"x": config}, data, codec, seed=1, batching=batching))
                 stream: Iterable[object] = pipeline
                 for _ in stream:
                     if pipeline.counts["x"].read >= lines:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +42,7 @@ from onmt_llm.checkpoint.files.safetensors import (
     tensor_digest,
 )
 from onmt_llm.checkpoint.paths import resolve_path
-from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, read_config
+from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, is_own_file, read_config
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError
 
@@ -51,9 +50,6 @@ if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 ADAPTER_FILE = "adapter.safetensors"
-_OWN_FILES = re.compile(
-    r"\..*|config\.yaml|(manifest|fingerprint)\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
-)
 
 
 class Checkpoint:
@@ -315,11 +311,6 @@ class CheckpointWriter:
         with self._output.translated_errors():
             manifest = manifest_text(self.directory, fingerprint=_identity(self._digests, names))
         self.add_text(MANIFEST_FILE, manifest)
-
-
-def is_own_file(name: str) -> bool:
-    """Whether this is the name of a file with weights or configuration."""
-    return _OWN_FILES.fullmatch(name) is not None
 
 
 def is_adapter_name(name: str) -> bool:

@@ -60,7 +60,7 @@ def _for_checkpoint(job: VocabConfig) -> VocabConfig:
 
 
 def _build(loaded: Loaded[Any]) -> int:
-    for file, size in build_vocab(_for_checkpoint(loaded.job), loaded.options).items():
+    for file, size in build_vocab(_for_checkpoint(loaded.job)).items():
         print(f"{size} tokens written to {file}")
     return 0
 

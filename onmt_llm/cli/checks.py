@@ -177,7 +177,7 @@ def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Pro
     except ValueError:
         return  # the schema has reported it
     try:
-        src_spec, tgt_spec = tokenizer_specs(config.corpora.model_transforms, loaded.options)
+        src_spec, tgt_spec = tokenizer_specs(config.corpora)
     except OnmtLlmError as error:
         if not any(faults(config.corpora.model_transforms)):
             yield Problem.of(error, loaded.place_of(error.message))

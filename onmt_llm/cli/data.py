@@ -14,13 +14,14 @@ from onmt_llm.cli.checks import training_problems
 from onmt_llm.cli.outputs import Output, Paths, one
 from onmt_llm.cli.run import needed, run_job
 from onmt_llm.cli.train import training_inputs
+from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data import pack
 from onmt_llm.data.inspection.html import report_page, samples_page
 from onmt_llm.data.inspection.report import measure, mixture, table, to_json
 from onmt_llm.data.inspection.trace import collect
-from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.errors import ConfigError
 
 USAGE = (
@@ -61,16 +62,7 @@ def _report(loaded: Loaded[Any]) -> int:
     data = config.corpora
     outputs = _outputs(config, *PAGES["report"])
     n_sample = data.n_sample or -1
-    reports = measure(
-        data.data,
-        data=data,
-        options=loaded.options,
-        model=_model_text(loaded),
-        seed=max(config.run.seed, 0),
-        n_sample=n_sample,
-        processes=config.look.num_threads,
-        bucket_size=config.batching.bucket_size,
-    )
+    reports = measure(_spec(config), n_sample=n_sample, processes=config.look.num_threads)
     print(table(reports))
     what = "all records" if n_sample < 0 else f"the first {n_sample:,} records"
     shares = mixture(reports, data.mixing_temperature)
@@ -89,14 +81,7 @@ def _sample(loaded: Loaded[Any]) -> int:
         raise ConfigError(f"n_sample must be at least 1 for a page of samples, but is {data.n_sample}.")
     (output,) = _outputs(config, *PAGES["sample"])
     number = data.n_sample or DEFAULT_SAMPLE
-    collected = collect(
-        data.data,
-        data=data,
-        options=loaded.options,
-        model=_model_text(loaded),
-        number=number,
-        seed=max(config.run.seed, 0),
-    )
+    collected = collect(_spec(config), number=number)
     looked_at = ", ".join(f"{each.looked_at:,} of {each.corpus}" for each in collected)
     about = f"The first {number:,} examples of each corpus, and what was dropped before them; read: {looked_at}."
     _write(output, samples_page(collected, title="Data samples", about=about))
@@ -105,14 +90,7 @@ def _sample(loaded: Loaded[Any]) -> int:
 
 def _pack(loaded: Loaded[Any]) -> int:
     config: DataToolConfig = loaded.job
-    written = pack.pack(
-        config.corpora.data,
-        data=config.corpora,
-        options=loaded.options,
-        model=_model_text(loaded),
-        folder=_folder(config) / "packed",
-        processes=config.look.num_threads,
-    )
+    written = pack.pack(_spec(config), _folder(config) / "packed", processes=config.look.num_threads)
     for name, path in written.items():
         print(f"{name}: {path}")
         if not config.corpora.data[name].path_packed:
@@ -133,12 +111,16 @@ def _verify(loaded: Loaded[Any]) -> int:
     return 0
 
 
-def _model_text(loaded: Loaded[Any]) -> ModelText:
-    """The text side of the model that the run trains."""
+def _spec(config: DataToolConfig) -> PipelineSpec:
+    """The corpora, prepared for the model that the run trains."""
     from onmt_llm.training.checkpointing.resume import resolve_train_from  # torch is imported here
     from onmt_llm.training.setup.start import open_start
 
-    return open_start(resolve_train_from(loaded.job), loaded.options).text
+    data = config.corpora
+    codec = open_start(resolve_train_from(config)).codec
+    # without `batching` but for the size of buckets: nothing is cut into batches here
+    batching = BatchConfig(bucket_size=config.batching.bucket_size)
+    return PipelineSpec(data.data, data, codec, seed=max(config.run.seed, 0), batching=batching)
 
 
 def _folder(config: DataToolConfig) -> Path:

@@ -53,9 +53,9 @@ def _train(loaded: Loaded[Any]) -> int:
     from onmt_llm.training.train import train
 
     if loaded.switches["dry_run"]:
-        print(plan(loaded.job, loaded.options).report())
+        print(plan(loaded.job).report())
         return 0
-    return train(loaded.job, loaded.options).exit_code
+    return train(loaded.job).exit_code
 
 
 if __name__ == "__main__":

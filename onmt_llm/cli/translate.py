@@ -91,9 +91,7 @@ def _questions(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> Quest
 
     config: TranslateConfig = loaded.job
     is_lm = codec.config.model.is_decoder_only
-    context = TransformContext(
-        task="lm" if is_lm else "seq2seq", tokenizer=codec.tokenizer, src_tokenizer=codec.src_tokenizer
-    )
+    context = TransformContext(codec, tokenizer=codec.tokenizer, src_tokenizer=codec.src_tokenizer)
     text, tokens = inference_transforms(config.inference.transforms, loaded.options, context)
     needs_lines = {"tgt": config.inference.tgt, **config.generation.model_dump(include={"replace_unk", "report_align"})}
     wants = next((name for name, value in needs_lines.items() if value), None)

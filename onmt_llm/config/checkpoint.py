@@ -6,6 +6,7 @@ and stop strings.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,9 @@ from onmt_llm.errors import CheckpointError
 FORMAT_VERSION = 2
 """2: the directory has a manifest."""
 CONFIG_FILE = "config.yaml"
+_OWN_FILES = re.compile(
+    r"\..*|config\.yaml|(manifest|fingerprint)\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
+)
 
 TokenizerKind = Literal["sentencepiece", "bpe", "onmt_tokenize", "huggingface", "whitespace"]
 
@@ -168,3 +172,8 @@ def config_text(config: CheckpointConfig) -> str:
     """The contents of `config.yaml`, in the current version of the format."""
     content = {**config.model_dump(mode="json"), "format_version": FORMAT_VERSION}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def is_own_file(name: str) -> bool:
+    """Whether a checkpoint keeps weights or configuration under this name."""
+    return _OWN_FILES.fullmatch(name) is not None

@@ -18,7 +18,7 @@ from onmt_llm.config.numbers import (
     Width,
     WorkersOrZero,
 )
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import DERIVED, Section
 from onmt_llm.output_checks import name_problem
 
 FilePaths = str | list[str]
@@ -164,6 +164,13 @@ class DataConfig(Section):
     """`onmt_llm_build_vocab`: also write samples. (Training writes them whenever `n_sample` is not 0.)"""
     overwrite: bool = False
     """Replace existing samples, vocabularies and subword models."""
+    transform_options: dict[str, Section] = Field(default_factory=dict, exclude=True, json_schema_extra=DERIVED)
+    """Options of the transforms, by `Transform.section`: each is a section of its own in the configuration. A missing
+    section means its defaults."""
+
+    def transforms_of(self, corpus: CorpusConfig) -> list[str]:
+        """The transforms of a corpus: its own, or the global ones."""
+        return self.transforms if corpus.transforms is None else corpus.transforms
 
     @property
     def model_transforms(self) -> list[str]:

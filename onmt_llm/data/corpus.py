@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.config.task import is_for_validation
 from onmt_llm.data.batching.encoder import Encoded, Encoder
 from onmt_llm.data.example import Example, Segment
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import check_alignable, check_pairs, to_tokens
 from onmt_llm.data.parsing.loss_mask import TrainedParts
 from onmt_llm.data.parsing.parser import EMPTY, LOW_SCORE, ExampleParser
 from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
 from onmt_llm.data.readers.files import expand
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.open import open_tokens
 from onmt_llm.data.token_shards.records import TokenDecoder
@@ -25,6 +25,7 @@ from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import load_plugins
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.templates.message import Template
 
 NOTHING_TRAINED = "nothing_trained"
@@ -38,12 +39,8 @@ class Corpus:
 
     Args:
         name: Its name in `data:`.
-        config: Its own options.
-        data: Those of all corpora.
-        options: Sections of the transforms.
-        model: The model that it is prepared for.
-        training: Random transforms act.
-        seed: Of the order of the records, where they are shuffled; None = they are read as they come.
+        spec: What happens to it.
+        shuffled: Its records may be read in another order than the file's, if its options say so.
 
     Attributes:
         reader: Where its records come from.
@@ -58,48 +55,40 @@ class Corpus:
         DataError: A tokeniser model cannot be read.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: CorpusConfig,
-        *,
-        data: DataConfig,
-        options: Mapping[str, Section],
-        model: ModelText,
-        training: bool,
-        seed: int | None = None,
-    ) -> None:
+    def __init__(self, name: str, spec: PipelineSpec, *, shuffled: bool = False) -> None:
+        config, data, codec = spec.corpora[name], spec.data, spec.codec
         self.name = name
         self.weight = config.weight
-        tokens = open_tokens(name, config, data=data, options=options, model=model, training=training)
-        self.reader = _reader(name, config, data, seed, None if tokens is None else tokens.reader)
+        tokens = open_tokens(name, spec)
+        self.reader = _reader(name, config, data, None if tokens is None else tokens.reader)
+        if shuffled and (config.shuffle or data.shuffle) == "global":
+            self.reader = ShuffledReader(name, self.reader, spec.seed)
         self.counts = CorpusCounts()
         self._level = data.skip_empty_level
         self._skip_bad = data.on_bad_line == "skip"
         self._objective = data.objective
         self._said: set[str] = set()
-        self._encoder = Encoder(model)
+        self._encoder = Encoder(codec)
         self.trained = TrainedParts.of(data, config)
-        self._vocabs = (model.src_vocab or model.vocab, model.vocab)
+        self._vocabs = (codec.src_vocab, codec.vocab)
         self._align_words = config.align_unit == "words"
         self._alignments: dict[Path | None, Path] = {}
         self._decoder = None if tokens is None else tokens.decoder
         self.transforms: list[Transform] = []
-        self.control_tokens = model.control_tokens(None)
+        self.control_tokens = codec.control_tokens(None)
         self.text_tokens: list[str] = []
         if self._decoder is None:
-            self._open_text(config, data, options, model, training)
+            self._open_text(spec)
 
-    def _open_text(
-        self, config: CorpusConfig, data: DataConfig, options: Mapping[str, Section], model: ModelText, training: bool
-    ) -> None:
-        name = self.name
+    def _open_text(self, spec: PipelineSpec) -> None:
+        name, data, codec = self.name, spec.data, spec.codec
+        config = spec.corpora[name]
         self._parser = ExampleParser(
             name,
             config,
-            task=model.task,
-            template=model.template,
-            open_template=model.open_template,
+            task=codec.task,
+            template=codec.template,
+            open_template=codec.corpus_template,
             n_src_feats=data.n_src_feats,
             src_feats_defaults=data.src_feats_defaults,
             trained=self.trained,
@@ -107,16 +96,26 @@ class Corpus:
             max_bytes=data.max_record_bytes,
             judged=data.objective != "sft",
         )
-        names = data.transforms if config.transforms is None else config.transforms
-        _check_features(name, names, data.n_src_feats, model)
-        context = _context(model, self._parser, data, training)
+        names = data.transforms_of(config)
+        _check_features(name, names, data.n_src_feats, codec)
+        context = TransformContext(
+            codec,
+            template=self._parser.template,
+            training=spec.training,
+            zero_out_prompt_loss=bool(data.zero_out_prompt_loss),
+            tokenizer=codec.tokenizer,
+            src_tokenizer=codec.src_tokenizer,
+        )
         self.control_tokens = context.control_tokens
-        self.transforms = build_transforms(names, options, config, context)
-        self.text_tokens = added_tokens({name: config}, data, options, in_text=True)
+        self.transforms = build_transforms(names, data.transform_options, config, context)
+        self.text_tokens = added_tokens({name: config}, data, in_text=True)
         _check_order(name, self.reader, self.transforms)
         if config.path_align:
             self._alignments.update(zip(expand(config.path_src or ()), expand(config.path_align), strict=True))
             check_alignable(name, self.transforms)
+        self.transforms = [transform for transform in self.transforms if transform.name not in spec.without]
+        if spec.text_only:
+            self.transforms = list(takewhile(lambda transform: not transform.tokenizes, self.transforms))
 
     @property
     def holds_tokens(self) -> bool:
@@ -279,41 +278,32 @@ def _check_order(corpus: str, reader: Reader, transforms: Sequence[Transform]) -
         )
 
 
-def _reader(name: str, config: CorpusConfig, data: DataConfig, seed: int | None, tokens: Reader | None) -> Reader:
+def _reader(name: str, config: CorpusConfig, data: DataConfig, tokens: Reader | None) -> Reader:
     cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
-    reader = tokens or open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
-    shuffle = (config.shuffle or data.shuffle) == "global"
-    return ShuffledReader(name, reader, seed) if shuffle and seed is not None else reader
+    return tokens or open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
 
 
-def open_corpora(
-    corpora: Mapping[str, CorpusConfig],
-    *,
-    data: DataConfig,
-    options: Mapping[str, Section],
-    model: ModelText,
-    training: bool,
-    seed: int | None = None,
-) -> list[Corpus]:
-    """All corpora in order, without a look at their files yet; `seed` orders those that are shuffled.
+def open_corpora(spec: PipelineSpec, *, shuffled: bool = False) -> list[Corpus]:
+    """All corpora in order, without a look at their files yet.
+
+    Args:
+        spec: What happens to them.
+        shuffled: Training corpora are read in random order where their options say so (`shuffle: global`).
 
     Raises:
         ConfigError: There is none, or one is not configured as it must be.
         DataError: A tokeniser model cannot be read.
     """
-    load_plugins(data.plugins)  # in a worker process, nobody has yet
-    if not corpora:
+    load_plugins(spec.data.plugins)  # a worker process has not loaded them yet
+    if not spec.corpora:
         raise ConfigError("`data` must name at least one corpus, but names none.")
-    return [
-        Corpus(name, config, data=data, options=options, model=model, training=training, seed=seed)
-        for name, config in corpora.items()
-    ]
+    return [Corpus(name, spec, shuffled=shuffled and spec.training) for name in spec.corpora]
 
 
-def _check_features(corpus: str, transforms: Sequence[str], count: int, model: ModelText) -> None:
-    if count != len(model.feature_vocabs):
+def _check_features(corpus: str, transforms: Sequence[str], count: int, codec: Codec) -> None:
+    if count != len(codec.feature_vocabs):
         raise ConfigError(
-            f"n_src_feats must be the number of source features of the model, {len(model.feature_vocabs)}, "
+            f"n_src_feats must be the number of source features of the model, {len(codec.feature_vocabs)}, "
             f"but is {count}."
         )
     if count and "inferfeats" not in transforms:
@@ -343,18 +333,3 @@ def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, Corpus
             + (f"only {', '.join(valid)}, for validation." if valid else "none.")
         )
     return train, valid
-
-
-def _context(model: ModelText, parser: ExampleParser, data: DataConfig, training: bool) -> TransformContext:
-    return TransformContext(
-        task=model.task,
-        training=training,
-        add_bos=model.add_bos,
-        bos=model.bos,
-        control_tokens=model.control_tokens(parser.template),
-        zero_out_prompt_loss=bool(data.zero_out_prompt_loss),
-        tokenizer=model.tokenizer,
-        src_tokenizer=model.src_tokenizer,
-        vocab=model.vocab,
-        src_vocab=model.src_vocab,
-    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import Example, Segment, side_tokens
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import check_readers
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms import Transform, undo_all
+from onmt_llm.text.codec import Codec
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,7 @@ class Prompt:
     transforms: Sequence[Transform]
 
 
-def read_prompts(
-    corpora: Mapping[str, CorpusConfig], *, data: DataConfig, options: Mapping[str, Section], model: ModelText
-) -> tuple[list[Prompt], int]:
+def read_prompts(spec: PipelineSpec) -> tuple[list[Prompt], int]:
     """All examples of the corpora, in order, and the number of those that are left out.
 
     An example is left out if it is empty, if a transform drops it, or if a language model is asked nothing in it (no
@@ -42,18 +39,18 @@ def read_prompts(
     Raises:
         ConfigError, DataError: As in training.
     """
-    opened = open_corpora(corpora, data=data, options=options, model=model, training=False)
+    opened = open_corpora(spec)
     check_readers([corpus.reader for corpus in opened])
     prompts: list[Prompt] = []
     read = 0
     for corpus in opened:
-        prompts += _of_corpus(corpus, model)
+        prompts += _of_corpus(corpus, spec.codec)
         read += corpus.counts.read
         corpus.reader.close()
     return prompts, read - len(prompts)
 
 
-def _of_corpus(corpus: Corpus, model: ModelText) -> Iterator[Prompt]:
+def _of_corpus(corpus: Corpus, codec: Codec) -> Iterator[Prompt]:
     for record in iter(corpus.reader.read, None):
         for example in corpus.examples([record]):
             raw = corpus.raw(record)
@@ -61,9 +58,9 @@ def _of_corpus(corpus: Corpus, model: ModelText) -> Iterator[Prompt]:
             tokens = side_tokens(question)
             if raw is None or not tokens or not answer:
                 continue
-            if model.task == "lm" and model.bos is not None and tokens[0] != model.bos:
-                tokens = [model.bos, *tokens]
-            reference = _text(raw.tgt) if raw.tgt else undo_all(corpus.transforms, _spoken(answer, corpus, model))
+            if codec.task == "lm" and codec.bos is not None and tokens[0] != codec.bos:
+                tokens = [codec.bos, *tokens]
+            reference = _text(raw.tgt) if raw.tgt else undo_all(corpus.transforms, _spoken(answer, corpus))
             yield Prompt(_question_text(raw), tokens, reference.strip(), corpus.transforms)
 
 
@@ -76,7 +73,7 @@ def _split(text: list[Segment]) -> tuple[list[Segment], list[Segment]]:
     return text[:start], text[start:end]
 
 
-def _spoken(side: Sequence[Segment], corpus: Corpus, model: ModelText) -> list[str]:
+def _spoken(side: Sequence[Segment], corpus: Corpus) -> list[str]:
     """Tokens without those that close an answer."""
     return [token for token in side_tokens(side) if token not in corpus.control_tokens]
 

@@ -6,18 +6,17 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import AtomicDirectory
-from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.batching.encoder import Encoded
-from onmt_llm.data.corpus import Corpus, split_corpora
-from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.parallel import Chunk, Source, run_chunks
+from onmt_llm.data.corpus import Corpus, open_corpora, split_corpora
+from onmt_llm.data.parallel import Chunk, run_chunks
 from onmt_llm.data.readers import Record
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.fingerprint import fingerprint, inputs_of, recipe, text_files
 from onmt_llm.data.token_shards.open import vocabularies
@@ -31,22 +30,11 @@ SHARD_RECORDS = 1 << 16
 """Records of a shard: fixed, so that the files do not depend on the number of processes."""
 
 
-def pack(
-    corpora: Mapping[str, CorpusConfig],
-    *,
-    data: DataConfig,
-    options: Mapping[str, Section],
-    model: ModelText,
-    folder: Path,
-    processes: int = 1,
-) -> dict[str, Path]:
+def pack(spec: PipelineSpec, folder: Path, *, processes: int = 1) -> dict[str, Path]:
     """Tokenise every corpus of text, for as many epochs as there will be.
 
     Args:
-        corpora: Corpora by name; each goes below its `path_packed`.
-        data: Options of all corpora.
-        options: Sections of the transforms.
-        model: The model that they are prepared for.
+        spec: The corpora, and what happens to them; each goes below its `path_packed`.
         folder: For corpora without `path_packed`.
         processes: How many work on it.
 
@@ -57,19 +45,20 @@ def pack(
         ConfigError: A transform draws at random, or looks at several examples together; or answers are judged.
         DataError: A file is missing or wrong.
     """
+    data = spec.data
     if data.objective != "sft":
         raise ConfigError(f"objective must be sft for corpora that are packed, but is {data.objective}.")
-    train, _ = split_corpora(corpora)
+    train, _ = split_corpora(spec.corpora)
     written: dict[str, Path] = {}
-    for name, corpus in corpora.items():
+    for name, corpus in spec.corpora.items():
         if corpus.path_tokens:
             logger.info("Corpus '%s' consists of tokens already.", name)
             continue
         text = corpus.model_copy(update={"path_packed": None})
-        source = Source({name: text}, data, options, model, seed=0, training=name in train)
-        (opened,) = source.open()
-        _check_repeatable(opened, source.training)
-        made_by = recipe(text, data=data, options=options, model=model, training=source.training)
+        mine = replace(spec, corpora={name: text}, seed=0, training=name in train)
+        (opened,) = open_corpora(mine)
+        _check_repeatable(opened, mine.training)
+        made_by = recipe(text, mine)
         inputs = inputs_of(text_files(text))
         output = Path(corpus.path_packed or folder) / f"{name}-{fingerprint(made_by, inputs)[:16]}"
         written[name] = output
@@ -77,7 +66,7 @@ def pack(
             logger.info("Corpus '%s' is packed already: %s", name, output)
             continue
         head = {"corpus": name, "recipe": made_by, "inputs": inputs}
-        _pack(source, output, head, model, processes)
+        _pack(mine, output, head, processes)
     return written
 
 
@@ -141,28 +130,29 @@ def _check_repeatable(corpus: Corpus, training: bool) -> None:
             )
 
 
-def _pack(source: Source, output: Path, head: Mapping[str, Any], model: ModelText, processes: int) -> None:
+def _pack(spec: PipelineSpec, output: Path, head: Mapping[str, Any], processes: int) -> None:
     total = CorpusCounts()
     shards: list[dict[str, Any]] = []
     parts: tuple[Part, ...] | None = None
+    codec = spec.codec
     with _complete(output) as unfinished:
-        vocab_size = max(len(model.vocab), len(model.src_vocab or model.vocab))
+        vocab_size = max(len(codec.vocab), len(codec.src_vocab))
         work = partial(_write_shard, unfinished, vocab_size)
-        for _, (counts, entry, found) in run_chunks(source, work, processes=processes, size=SHARD_RECORDS):
+        for _, (counts, entry, found) in run_chunks(spec, work, processes=processes, size=SHARD_RECORDS):
             total.add(counts)
             shards.append(entry)
             parts = parts or found
         if not total.kept:
             raise DataError(f"Corpus '{head['corpus']}' must yield at least one example, but {total.summary()}.")
         logger.info("Corpus '%s' packed: %s", head["corpus"], total.summary())
-        vocab = model.vocab
+        vocab = codec.vocab
         write_index(
             unfinished,
             {
                 **head,
-                "task": model.task,
+                "task": codec.task,
                 "parts": parts,
-                "vocabularies": vocabularies(model),
+                "vocabularies": vocabularies(codec),
                 "vocab_size": len(vocab),
                 "bos_id": vocab.bos_id,
                 "eos_id": vocab.eos_id,

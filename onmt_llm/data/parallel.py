@@ -8,57 +8,19 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from itertools import islice
 from typing import TypeVar
 
-from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.corpus import Corpus, open_corpora
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.data.seeding import derived_seed
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Corpora and what happens to them: all that a process needs to transform records.
-
-    Attributes:
-        corpora: Corpora by name.
-        data: Options of all corpora.
-        options: Sections of the transforms.
-        model: The model that they are prepared for; its vocabulary need not hold their tokens yet.
-        seed: Of random transforms.
-        text_only: Only the transforms in front of the tokeniser act.
-        without: Transforms that do not act.
-        training: Random transforms act.
-    """
-
-    corpora: Mapping[str, CorpusConfig]
-    data: DataConfig
-    options: Mapping[str, Section]
-    model: ModelText
-    seed: int
-    text_only: bool = False
-    without: frozenset[str] = frozenset()
-    training: bool = True
-
-    def open(self) -> list[Corpus]:
-        opened = open_corpora(
-            self.corpora, data=self.data, options=self.options, model=self.model, training=self.training
-        )
-        for corpus in opened:
-            transforms = [transform for transform in corpus.transforms if transform.name not in self.without]
-            if self.text_only:
-                transforms = list(takewhile(lambda transform: not transform.tokenizes, transforms))
-            corpus.transforms = transforms
-        return opened
 
 
 @dataclass(frozen=True)
@@ -81,12 +43,12 @@ Work = Callable[[Corpus, Chunk], Result]
 
 
 def run_chunks(
-    source: Source, work: Work[Result], *, n_sample: int = -1, processes: int = 1, size: int
+    spec: PipelineSpec, work: Work[Result], *, n_sample: int = -1, processes: int = 1, size: int
 ) -> Iterator[tuple[int, Result]]:
     """(index of the corpus, result) of every chunk, in order.
 
     Args:
-        source: The corpora.
+        spec: The corpora, and what happens to them.
         work: What is done.
         n_sample: Records of each corpus; -1 = all.
         processes: How many; 1 = this one alone.
@@ -95,18 +57,18 @@ def run_chunks(
     Raises:
         DataError: A file is missing or wrong.
     """
-    opened = source.open()
+    opened = open_corpora(spec)
     check_readers([corpus.reader for corpus in opened])
     chunks = _chunks(opened, n_sample, size)
     if processes == 1:
         for chunk in chunks:
-            yield chunk.corpus, _work(opened, source.seed, work, chunk)
+            yield chunk.corpus, _work(opened, spec.seed, work, chunk)
         return
     # spawned, not forked: tokenisers have threads, which a fork would leave half alive
     context = multiprocessing.get_context("spawn")
-    level = source.data.skip_empty_level
-    quiet = source.data.model_copy(update={"skip_empty_level": "error" if level == "error" else "silent"})
-    there = replace(source, data=quiet)
+    level = spec.data.skip_empty_level
+    quiet = spec.data.model_copy(update={"skip_empty_level": "error" if level == "error" else "silent"})
+    there = replace(spec, data=quiet)
     with ProcessPoolExecutor(processes, context, initializer=_open_here, initargs=(there,)) as pool:
         waiting: deque[tuple[int, Future[Result]]] = deque()
         for chunk in chunks:
@@ -141,10 +103,10 @@ _corpora: list[Corpus] = []
 _seed = 0
 
 
-def _open_here(source: Source) -> None:
+def _open_here(spec: PipelineSpec) -> None:
     """What a new process does first."""
     global _seed
-    _corpora[:], _seed = source.open(), source.seed
+    _corpora[:], _seed = open_corpora(spec), spec.seed
 
 
 def _work_here(work: Work[Result], chunk: Chunk) -> Result:

@@ -12,23 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
+from onmt_llm.data.corpus import open_corpora
 from onmt_llm.data.inspection.audit import check_added_tokens
-from onmt_llm.data.model_text import ModelText, Task
 from onmt_llm.data.readers import check_readers
 from onmt_llm.data.sampling.epoch_log import EpochLog
 from onmt_llm.data.sampling.mixing import Mixer, Source, count_records, tempered
 from onmt_llm.data.sampling.sharding import Hand, Position, deal, deal_again
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
-from onmt_llm.data.workers.bucket import BucketTask, Preparer, Recipe
+from onmt_llm.data.workers.bucket import BucketTask, Preparer
 from onmt_llm.data.workers.pool import Lanes, OwnLane, ProcessLanes
 from onmt_llm.data.workers.prefetch import prefetch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
-from onmt_llm.text.templates.message import Template
-from onmt_llm.text.tokenizers.base import Tokenizer
-from onmt_llm.text.vocab import Vocab
 
 if TYPE_CHECKING:
     from onmt_llm.data.batching.batch import Batch
@@ -55,20 +51,8 @@ class Pipeline:
     iterator at a time.
 
     Args:
-        corpora: Corpora by name.
-        data: Options of all corpora.
-        batching: How examples become batches.
-        options: Sections of the transforms, by `Transform.section`.
-        vocab: Tokens of the decoder.
-        src_vocab: Tokens of the encoder, where they differ.
-        tokenizer: The checkpoint's tokeniser.
-        src_tokenizer: That of the source side, where it differs.
-        template: The checkpoint's chat template.
-        task: "lm" or "seq2seq".
-        add_bos: A language model's input begins with BOS.
-        feature_vocabs: Values of the source tokens' features.
-        seed: Of the order of batches and of random transforms.
-        training: Shuffled, with random transforms, packed; else one ordered pass.
+        spec: The corpora, and what happens to them. In training they are shuffled, transformed at random, packed; else
+            there is one ordered pass.
         rank: Which share of the batches is ours.
         world_size: Number of shares.
         pin_memory: Workers put batches into page-locked memory.
@@ -80,31 +64,18 @@ class Pipeline:
 
     def __init__(
         self,
-        corpora: Mapping[str, CorpusConfig],
+        spec: PipelineSpec,
         *,
-        data: DataConfig,
-        batching: BatchConfig,
-        options: Mapping[str, Section],
-        vocab: Vocab,
-        src_vocab: Vocab | None = None,
-        tokenizer: Tokenizer | None = None,
-        src_tokenizer: Tokenizer | None = None,
-        template: Template | None = None,
-        task: Task,
-        add_bos: bool,
-        feature_vocabs: Sequence[Vocab] = (),
-        seed: int,
-        training: bool,
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
         audited: bool = False,
     ) -> None:
         assert 0 <= rank < world_size
-        model = ModelText(task, vocab, src_vocab, tokenizer, src_tokenizer, template, add_bos, feature_vocabs)
-        self._recipe = Recipe(corpora, data, batching, options, model, seed, training)
-        self._corpora = self._recipe.open()
-        check_added_tokens(corpora, data, options, model)
+        data, batching, training = spec.data, spec.batching, spec.training
+        self._spec = spec
+        self._corpora = open_corpora(spec, shuffled=True)
+        check_added_tokens(spec)
         check_readers([corpus.reader for corpus in self._corpora])
         sources = [Source(corpus.name, corpus.reader, corpus.weight) for corpus in self._corpora]
         if training and data.mixing_temperature is not None:
@@ -112,13 +83,12 @@ class Pipeline:
         passes = (data.epochs or None) if training else 1
         self._mixer = Mixer(sources, passes=passes, in_order=not training)
         self._rank, self._world_size, self._pin_memory = rank, world_size, pin_memory
-        size, batch_size = batching.bucket_size, self._recipe.batch_size
-        self._size = max(size, batch_size) if batching.batch_type == "sents" else size
+        self._size = spec.bucket_size
         self._audited = audited
         self._epochs = EpochLog()
         self._plan = {
-            "seed": seed,
-            "batch_size": batch_size,
+            "seed": spec.seed,
+            "batch_size": spec.batch_size,
             "weights": [source.weight for source in sources],
             **batching.model_dump(include=_LAYOUT),
         }
@@ -189,12 +159,12 @@ class Pipeline:
         self._mixer.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self._recipe.training:
+        if not self._spec.training:
             self._state = self._start
         ready = self._ready(self._state)
-        workers = self._recipe.batching.num_workers
+        workers = self._spec.batching.num_workers
         if workers:
-            ready = prefetch(ready, workers * self._recipe.batching.prefetch_factor)
+            ready = prefetch(ready, workers * self._spec.batching.prefetch_factor)
         for item in ready:
             self._state, self._counts = item.state, item.counts
             if item.batch is not None:
@@ -232,10 +202,10 @@ class Pipeline:
 
     def _lanes(self) -> Lanes:
         """Validation needs no processes of its own: what there is of it is soon prepared in a thread."""
-        batching = self._recipe.batching
-        if batching.num_workers and batching.worker_type == "process" and self._recipe.training:
-            return ProcessLanes(self._recipe, batching.num_workers)
-        return OwnLane(Preparer(self._recipe, self._corpora))
+        batching = self._spec.batching
+        if batching.num_workers and batching.worker_type == "process" and self._spec.training:
+            return ProcessLanes(self._spec, batching.num_workers)
+        return OwnLane(Preparer(self._spec, self._corpora))
 
     def _own(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """The state of our rank, if it goes on as it was."""
@@ -274,7 +244,7 @@ class Pipeline:
         """
         last = dict(epochs)
         for name, corpus in hand.after.mixer["corpora"].items():
-            if kept[name] or not self._recipe.training:
+            if kept[name] or not self._spec.training:
                 last[name] = corpus["epoch"]
             elif corpus["epoch"] - last[name] > self._world_size:
                 raise DataError(
@@ -286,7 +256,7 @@ class Pipeline:
 
     def _report_epochs(self, hand: Hand, before: Mapping[str, int]) -> dict[str, int]:
         epochs = {name: corpus["epoch"] for name, corpus in hand.after.mixer["corpora"].items()}
-        for name, epoch in epochs.items() if self._recipe.training else ():
+        for name, epoch in epochs.items() if self._spec.training else ():
             if before[name] < epoch <= (self._mixer.passes or epoch):
                 self._epochs.begun(name, epoch)
         return epochs

@@ -1,4 +1,7 @@
-"""`Codec`: turns text into a model's tokens and back, with everything that its checkpoint directory says about text."""
+"""`Codec`: the text side of a model: tokenisers, vocabularies, special tokens, chat template and stops.
+
+Training, data preparation and every engine turn text into tokens and back with the same codec.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
-from onmt_llm.errors import CheckpointError
+from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, SpecialTokens, read_config
+from onmt_llm.config.task import Task
+from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.text.decoding import StreamDecoder
 from onmt_llm.text.features import parse_defaults, split_text, spread
 from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
 from onmt_llm.text.templates.message import Message, Template
 from onmt_llm.text.tokenizers.base import Tokenizer
-from onmt_llm.text.tokenizers.control_guard import ControlGuard
+from onmt_llm.text.tokenizers.control_guard import ControlGuard, unguarded
 from onmt_llm.text.tokenizers.open import open_tokenizer
 from onmt_llm.text.vocab import Vocab
 
@@ -32,7 +36,10 @@ _MARKUP = re.compile(r"<[^<>\s'\"]{2,}>|\[/?[A-Z_]{2,}\]")
 
 
 class Codec:
-    """Vocabulary, tokeniser, special tokens, chat template and stop strings of one model.
+    """The text side of one model.
+
+    Both tokenisers are wrapped in a `ControlGuard` with the special tokens and the template's control tokens, so that a
+    new model's codec equals the one that is opened from its first checkpoint.
 
     Args:
         config: The checkpoint's configuration.
@@ -66,16 +73,17 @@ class Codec:
         directory: Path | None = None,
     ) -> None:
         specials = config.specials
-        from_template = template.control_tokens if template else frozenset[str]()
-        control = from_template.union(token for token in (specials.bos, specials.eos, specials.pad) if token)
+        control = _control_tokens(specials, template)
         self.config = config
         self.vocab = vocab
         self.src_vocab = src_vocab or vocab
         self.feature_vocabs = list(feature_vocabs)
         self.default_features = parse_defaults(config.src_feats_defaults, len(self.feature_vocabs))
         self.template = template
-        self.tokenizer: Tokenizer = ControlGuard(tokenizer, control)
-        self.src_tokenizer: Tokenizer = ControlGuard(src_tokenizer, control) if src_tokenizer else self.tokenizer
+        self.tokenizer: Tokenizer = ControlGuard(unguarded(tokenizer), control)
+        self.src_tokenizer: Tokenizer = self.tokenizer
+        if src_tokenizer is not None:
+            self.src_tokenizer = ControlGuard(unguarded(src_tokenizer), control)
         self.stop = _unique([*config.stop, *(template.stop if template else ())])
         ends = [token for token in (specials.eos,) if token is not None and token in vocab]
         self.stop_tokens = _unique([*ends, *config.stop_tokens, *(template.stop_tokens if template else ())])
@@ -104,7 +112,7 @@ class Codec:
             config,
             vocab,
             tokenizer,
-            template=_open_template(config.template, directory, config, tokenizer, vocab) if config.template else None,
+            template=model_template(config, tokenizer, vocab, directory) if config.template else None,
             src_tokenizer=open_tokenizer(config.src_tokenizer, directory) if config.src_tokenizer else None,
             src_vocab=Vocab.read(src_vocab, config.specials) if src_vocab.is_file() else None,
             feature_vocabs=[Vocab.read(file, config.specials) for file in features],
@@ -129,6 +137,41 @@ class Codec:
                 )
         roles = [token for token in self.config.specials.model_dump().values() if isinstance(token, str)]
         _check_known(roles, self.vocab, "specials")
+
+    @property
+    def task(self) -> Task:
+        """What the model is for: "lm" (decoder only) or "seq2seq"."""
+        return "lm" if self.config.model.is_decoder_only else "seq2seq"
+
+    @property
+    def bos(self) -> str | None:
+        """The token that training examples begin with; None if they begin without one."""
+        specials = self.config.specials
+        return specials.bos if specials.add_bos or self.task == "seq2seq" else None
+
+    @property
+    def shares_vocab(self) -> bool:
+        """Source and target have one vocabulary."""
+        return self.src_vocab is self.vocab
+
+    @property
+    def shares_tokenizer(self) -> bool:
+        """Source and target have one tokeniser."""
+        return self.src_tokenizer is self.tokenizer
+
+    def control_tokens(self, template: Template | None) -> frozenset[str]:
+        """Tokens that no text of a corpus may be encoded into: special tokens and the template's control tokens."""
+        return _control_tokens(self.config.specials, template)
+
+    def corpus_template(self, name: str) -> Template:
+        """The template, built-in or from a file, that a corpus names.
+
+        Raises:
+            ConfigError: There is no such template, or the vocabulary lacks its control tokens.
+        """
+        template = get_template(name, specials=self.config.specials, control_tokens=self.tokenizer.control_tokens)
+        check_template(name, template, self.vocab)
+        return template
 
     def encode(self, text: str) -> list[str]:
         """Tokens of a source text: with `bos` if a language model uses one, with features if a model has some."""
@@ -172,7 +215,8 @@ class Codec:
         return self._encode_segments(layout.render(messages, generation_prompt=True), tokenizer, bos=True)
 
     def _other_template(self, name: str) -> tuple[Template, Tokenizer]:
-        layout = _open_template(name, self._directory or Path(), self.config, self.tokenizer, self.vocab)
+        config = self.config.model_copy(update={"template": name})
+        layout = model_template(config, self.tokenizer, self.vocab, self._directory or Path())
         self._check_template(layout, name)
         return layout, ControlGuard(self.tokenizer, layout.control_tokens)
 
@@ -232,10 +276,10 @@ def _open_vocab(directory: Path, config: CheckpointConfig, tokenizer: Tokenizer)
     return Vocab(tokens, config.specials)
 
 
-def _open_template(
-    name: str, directory: Path, config: CheckpointConfig, tokenizer: Tokenizer, vocab: Vocab
-) -> Template:
-    """A built-in template, a file in the checkpoint directory, or any other file."""
+def model_template(config: CheckpointConfig, tokenizer: Tokenizer, vocab: Vocab, directory: Path) -> Template:
+    """The template that a model's configuration names: a built-in one, or a file (beside the checkpoint or not)."""
+    name = config.template
+    assert name is not None
     file = directory / name if (directory / name).is_file() else Path(name)
     if name in TEMPLATES or not file.is_file():
         return get_template(name, specials=config.specials)
@@ -245,6 +289,25 @@ def _open_template(
         source = file.read_text(encoding="utf-8", errors="replace")
         control |= {token for token in _MARKUP.findall(source) if token in vocab}
     return get_template(file, specials=config.specials, control_tokens=control)
+
+
+def check_template(name: str, template: Template, vocab: Vocab) -> None:
+    """Refuse a template that a model cannot be trained with.
+
+    Raises:
+        ConfigError: The vocabulary lacks its control tokens.
+    """
+    unknown = sorted(token for token in template.control_tokens if token not in vocab)
+    if unknown:
+        raise ConfigError(
+            f"The vocabulary must hold the control tokens of the template '{name}', but lacks {', '.join(unknown)}.",
+            hint="the template alpaca needs none",
+        )
+
+
+def _control_tokens(specials: SpecialTokens, template: Template | None) -> frozenset[str]:
+    roles = frozenset(token for token in (specials.bos, specials.eos, specials.pad) if token)
+    return roles | (template.control_tokens if template else frozenset())
 
 
 def _check_known(tokens: Iterable[str], vocab: Vocab, whose: str) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.training.checkpointing.resume import (
@@ -33,12 +31,11 @@ from onmt_llm.training.setup.run_setup import RunSetup, open_run_setup
 from onmt_llm.training.setup.start import open_start
 
 
-def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
+def train(config: TrainConfig) -> TrainResult:
     """Train as `config` says.
 
     Args:
         config: All options.
-        options: Sections of the transforms, by name.
 
     Raises:
         OnmtLlmError: Anything that the user can fix; see its subclasses in `errors`.
@@ -49,7 +46,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
         torch.set_num_threads(config.run.threads)
     if config.corpora.n_sample:
         config = resolve_train_from(config)
-        sample(config, options, open_start(config, options))
+        sample(config, open_start(config))
         return TrainResult(RunStatus.SAMPLED)
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size)
@@ -61,7 +58,7 @@ def train(config: TrainConfig, options: Mapping[str, Section]) -> TrainResult:
     try:
         with run_lock(config.run.save_model) if world.is_main else nullcontext() as lock:
             config = _resolved_on_all_ranks(config, world)
-            return _train_until_done(config, options, RunEnvironment(world, deadline, lock))
+            return _train_until_done(config, RunEnvironment(world, deadline, lock))
     finally:
         world.close()
 
@@ -72,11 +69,11 @@ def _resolved_on_all_ranks(config: TrainConfig, world: World) -> TrainConfig:
     return with_start_options(config, world.gather(update)[0])
 
 
-def _train_until_done(config: TrainConfig, options: Mapping[str, Section], environment: RunEnvironment) -> TrainResult:
+def _train_until_done(config: TrainConfig, environment: RunEnvironment) -> TrainResult:
     """Train; after each rollback, train again from the checkpoint that it names."""
     rollback: Rollback | None = None
     while True:
-        setup = open_run_setup(config, options)
+        setup = open_run_setup(config)
         if setup.saved is not None and is_done(config, setup.saved):
             progress = setup.saved.progress
             checkpoint = Path(str(config.start.train_from))

@@ -23,9 +23,10 @@ import pytest
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example, Segment
-from onmt_llm.data.transforms import TransformContext, build_transforms
+from onmt_llm.data.transforms import build_transforms
 from onmt_llm.data.transforms.sides import text_of
 from onmt_llm.text.placeholders import from_line, to_line
+from tests.unit.data.codecs import make_context
 
 ORACLE = os.environ.get("ONMT_PY_PYTHON", "")
 DATA = Path(os.environ.get("ONMT_LLM_EN_DE", ""))
@@ -78,7 +79,7 @@ def theirs(corpus: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 def ours(name: str, options: dict[str, Any], corpus: Pairs) -> Pairs:
-    context = TransformContext(task="seq2seq", training=True)
+    context = make_context(task="seq2seq", training=True)
     transforms = build_transforms([name], {}, CorpusConfig(options=options), context)
     transform = next(each for each in transforms if each.name == name)
     examples = [

@@ -17,11 +17,12 @@ from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment, side_tokens
-from onmt_llm.data.transforms import TransformContext, build_transforms
+from onmt_llm.data.transforms import build_transforms
 from onmt_llm.data.transforms.fuzzymatch import FuzzyMatchConfig
 from onmt_llm.data.transforms.noise import NoiseConfig
 from onmt_llm.data.transforms.terminology import TerminologyConfig
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_context
 
 ORACLE = os.environ.get("ONMT_PY_PYTHON", "")
 pytestmark = [
@@ -48,7 +49,7 @@ def theirs(transform: str, options: dict[str, Any], examples: Sides, vocab: list
 
 
 def ours(transform: str, config: Section, examples: Sides, *, text: bool = False) -> list[list[list[str]]]:
-    context = TransformContext(task="seq2seq", training=True, vocab=Vocab(["<unk>", *WORDS], SpecialTokens()))
+    context = make_context(task="seq2seq", training=True, vocab=Vocab(["<unk>", *WORDS], SpecialTokens()))
     built = build_transforms([transform], {config_section(transform): config}, CorpusConfig(), context)
     acting = built if text else built[-1:]
     made = [

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from onmt_llm.config.compat.opennmt_defaults import differing_defaults, is_for_opennmt
 from onmt_llm.config.compat.translate import effective_names, translate
 from onmt_llm.config.compat.translation import Translation
+from onmt_llm.config.data import DataConfig
 from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.corpus_options import corpus_problems, gather_options
 from onmt_llm.config.loading.flags import CommandLine
@@ -37,7 +38,7 @@ class Loaded(Generic[JobT]):
 
     Attributes:
         job: The job with all its sections.
-        options: Sections of the transforms, by name.
+        options: Sections of the transforms, by name; also in `corpora.transform_options`.
         origins: The origin of each option that was set (`replicate.yaml:17`, `-seed`), by its dotted path.
         notes: Sentences to log before anything runs.
         switches: Flags of the command itself: `dry_run`, `print_config` ...
@@ -239,6 +240,9 @@ def _build(
     for place, sentence in corpus_problems(grouped, extra, table):
         user.report(sentence, user.place_in_corpus(*place))
     options = {name: built.pop(name) for name in extra}
+    if kinds.get("corpora") is DataConfig:
+        corpora = built.get("corpora", DataConfig())
+        built["corpora"] = corpora.model_copy(update={"transform_options": options})
     try:
         return job.model_validate(built), options
     except ValidationError as error:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onmt_llm.data.example import Example, Segment, side_tokens
-from onmt_llm.data.model_text import ModelText
+from onmt_llm.errors import ConfigError
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.features import split_features
 from onmt_llm.text.tokenizers.pieces import PieceTable
 from onmt_llm.text.vocab import Vocab
@@ -67,17 +68,24 @@ class Encoder:
     A language model's sequence is [bos] + source + target + [eos], an encoder-decoder's target [bos] + target + [eos];
     `tgt` is that without its last token, `labels` without its first. A token is trained if its segment is, EOS if the
     last segment is (or as the example says). BOS and EOS are not put where a text brings its own.
+
+    Args:
+        codec: Text side of the model.
+
+    Raises:
+        ConfigError: The vocabulary lacks a token that the task needs.
     """
 
-    def __init__(self, model: ModelText) -> None:
-        vocab = model.vocab
-        self._is_lm = model.task == "lm"
+    def __init__(self, codec: Codec) -> None:
+        _check_specials(codec)
+        vocab = codec.vocab
+        self._is_lm = codec.task == "lm"
         self._vocab = vocab
-        self._src_vocab = model.src_vocab or vocab
-        self._feature_vocabs = model.feature_vocabs
+        self._src_vocab = codec.src_vocab
+        self._feature_vocabs = codec.feature_vocabs
         self._numbers = Numbers(vocab)
         self._src_numbers = Numbers(self._src_vocab)
-        self._bos = _bytes([vocab.bos_id]) if model.bos is not None and vocab.bos_id is not None else b""
+        self._bos = _bytes([vocab.bos_id]) if codec.bos is not None and vocab.bos_id is not None else b""
         self._eos = _bytes([vocab.eos_id]) if vocab.eos_id is not None else b""
 
     def __call__(self, example: Example) -> Encoded | None:
@@ -167,6 +175,16 @@ class _Translation:
             return cls(None)
         ids: Ids = np.array(vocab.ids(table.tokens), dtype=np.int32)
         return cls(ids, is_same=np.array_equal(ids, np.arange(len(ids))), has_unknown=not is_known)
+
+
+def _check_specials(codec: Codec) -> None:
+    vocab, specials, pairs = codec.vocab, codec.config.specials, codec.task == "seq2seq"
+    if vocab.bos_id is None and (specials.add_bos or pairs):
+        raise ConfigError(
+            f"The vocabulary must hold the token that starts a target, but {specials.bos!r} is not in it."
+        )
+    if vocab.eos_id is None and pairs:
+        raise ConfigError(f"The vocabulary must hold the token that ends a target, but {specials.eos!r} is not in it.")
 
 
 def _masked(sequence: Ids, segments: Sequence[Segment], parts: Sequence[bytes], *, start: int) -> Ids:

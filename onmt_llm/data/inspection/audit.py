@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.batching.encoder import Encoded
 from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus
 from onmt_llm.data.inspection.highlight import marked
-from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms import added_tokens
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError, OnmtLlmError
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.placeholders import NEWLINE
 from onmt_llm.text.templates.message import Message, Template
 from onmt_llm.text.tokenizers.base import Tokenizer
@@ -32,12 +31,12 @@ _SHOWN = 300  # tokens
 _UNKNOWN = 0.2  # share of the tokens; a vocabulary of words misses a tenth of a text of another kind
 
 
-def audit(shares: Sequence[Share], model: ModelText, *, training: bool) -> list[Note]:
+def audit(shares: Sequence[Share], codec: Codec, *, training: bool) -> list[Note]:
     """What there is to say about the first bucket.
 
     Args:
         shares: Its examples, by corpus.
-        model: The model that they are for.
+        codec: Text side of the model that they are for.
         training: Show an example.
 
     Raises:
@@ -50,27 +49,25 @@ def audit(shares: Sequence[Share], model: ModelText, *, training: bool) -> list[
             f"At least one token of the first bucket must be trained, but none of its {skipped} examples has one.",
             hint="zero_out_prompt_loss trains answers only: are there any, and are they marked?",
         )
-    warnings = [*_untrained(shares), *_doubled_bos(examples, model), *_endless(shares, model)]
-    warnings += [warning for corpus, _ in shares for warning in _split_tokens(corpus, model)]
+    warnings = [*_untrained(shares), *_doubled_bos(examples, codec), *_endless(shares, codec)]
+    warnings += [warning for corpus, _ in shares for warning in _split_tokens(corpus, codec)]
     warnings += _unknown(shares)
     notes = [(logging.WARNING, text) for text in dict.fromkeys(warnings)]
     if training and examples:
         notes.append((logging.INFO, "First bucket: " + "; ".join(f"{c.name}: {c.counts.summary()}" for c, _ in shares)))
-        notes.append((logging.INFO, _shown(shares, model)))
+        notes.append((logging.INFO, _shown(shares, codec)))
     return notes
 
 
-def check_added_tokens(
-    corpora: Mapping[str, CorpusConfig], data: DataConfig, options: Mapping[str, Section], model: ModelText
-) -> None:
+def check_added_tokens(spec: PipelineSpec) -> None:
     """Refuse a model that does not know a token that a transform puts between its tokens.
 
     Raises:
         ConfigError: There is one.
     """
-    in_text = added_tokens(corpora, data, options, in_text=True)
-    needed = [token for token in added_tokens(corpora, data, options) if token not in in_text]
-    vocabs = [model.vocab, model.src_vocab or model.vocab]
+    in_text = added_tokens(spec.corpora, spec.data, in_text=True)
+    needed = [token for token in added_tokens(spec.corpora, spec.data) if token not in in_text]
+    vocabs = [spec.codec.vocab, spec.codec.src_vocab]
     missing = [token for token in needed if all(token not in vocab for vocab in vocabs)]
     if missing:
         raise ConfigError(
@@ -101,15 +98,15 @@ def _unknown(shares: Sequence[Share]) -> Iterator[str]:
             )
 
 
-def _doubled_bos(examples: Sequence[Encoded], model: ModelText) -> Iterator[str]:
-    bos_id = model.vocab.bos_id
+def _doubled_bos(examples: Sequence[Encoded], codec: Codec) -> Iterator[str]:
+    bos_id = codec.vocab.bos_id
     if bos_id is not None and any((example.tgt[:2] == bos_id).sum() == 2 for example in examples):
         yield "Examples begin with BOS twice: the text or its template brings one of its own."
 
 
-def _endless(shares: Sequence[Share], model: ModelText) -> Iterator[str]:
+def _endless(shares: Sequence[Share], codec: Codec) -> Iterator[str]:
     """Corpora that never ask for the token at which answers end; where the user wants that, nothing is said."""
-    vocab = model.vocab
+    vocab = codec.vocab
     for corpus, encoded in shares:
         template = corpus.template
         ends = [token for token in (vocab.specials.eos, *(template.stop_tokens if template else ())) if token]
@@ -122,25 +119,25 @@ def _endless(shares: Sequence[Share], model: ModelText) -> Iterator[str]:
             )
 
 
-def _split_tokens(corpus: Corpus, model: ModelText) -> Iterator[str]:
+def _split_tokens(corpus: Corpus, codec: Codec) -> Iterator[str]:
     """Tokens with a role that the tokeniser takes for text."""
     tokenize = next((transform for transform in corpus.transforms if isinstance(transform, Tokenize)), None)
     if tokenize is None:
         return
     for token in corpus.text_tokens:
-        yield from _split(token, tokenize.src, corpus, model)
+        yield from _split(token, tokenize.src, corpus, codec)
     for token in _written_as_text(corpus.template):
-        yield from _split(token, tokenize.tgt, corpus, model)
+        yield from _split(token, tokenize.tgt, corpus, codec)
 
 
-def _split(token: str, tokenizer: Tokenizer, corpus: Corpus, model: ModelText) -> Iterator[str]:
+def _split(token: str, tokenizer: Tokenizer, corpus: Corpus, codec: Codec) -> Iterator[str]:
     pieces = [piece for piece in tokenizer.encode(token, continuation=True) if piece.strip("▁ĠĊ￭")]
     if len(pieces) > 1:
         yield (
             f"The token '{token}' of corpus '{corpus.name}' is split into {len(pieces)} pieces, {' '.join(pieces)}: "
             "make it a piece of the tokeniser (user_defined_symbols of SentencePiece, added_tokens of tokenizer.json)."
         )
-    elif pieces and pieces[0] not in (model.src_vocab or model.vocab):
+    elif pieces and pieces[0] not in codec.src_vocab:
         yield f"The token '{token}' of corpus '{corpus.name}' is not in the vocabulary: it is unknown to the model."
 
 
@@ -155,11 +152,11 @@ def _written_as_text(template: Template | None) -> list[str]:
     return [token for segment in segments for token in _MARKUP.findall(segment.text or "")]
 
 
-def _shown(shares: Sequence[Share], model: ModelText) -> str:
+def _shown(shares: Sequence[Share], codec: Codec) -> str:
     """The first example that is not too long to read, or else the beginning of one."""
     corpus, encoded = next((corpus, encoded) for corpus, encoded in shares if encoded)
     example = next((each for each in encoded if len(each.tgt) <= _SHOWN), encoded[0])
     cut = replace(example, tgt=example.tgt[:_SHOWN], labels=example.labels[:_SHOWN])
     more = " ..." if len(example.tgt) > _SHOWN else ""
-    text = marked(cut, model.vocab).replace("\n", NEWLINE)
+    text = marked(cut, codec.vocab).replace("\n", NEWLINE)
     return f"An example of corpus '{corpus.name}', what the loss counts highlighted:\n{text}{more}"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.corpus import Corpus, split_corpora
-from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.parallel import Chunk, Source, run_chunks
+from onmt_llm.data.parallel import Chunk, run_chunks
 from onmt_llm.data.sampling.mixing import tempered
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts, percent, percentile
 
 FORMAT_VERSION = 1
@@ -91,43 +90,29 @@ class Mixture:
     trained: dict[str, float]
 
 
-def measure(
-    corpora: Mapping[str, CorpusConfig],
-    *,
-    data: DataConfig,
-    options: Mapping[str, Section],
-    model: ModelText,
-    seed: int = 0,
-    n_sample: int = -1,
-    processes: int = 1,
-    bucket_size: int = 2048,
-) -> list[CorpusReport]:
+def measure(spec: PipelineSpec, *, n_sample: int = -1, processes: int = 1) -> list[CorpusReport]:
     """Read the corpora as a run would, once, and count.
 
     Args:
-        corpora: Corpora by name.
-        data: Options of all corpora.
-        options: Sections of the transforms.
-        model: The model that they are prepared for.
-        seed: Of random transforms.
+        spec: Corpora of training and validation, and what happens to them; transforms see the records of one bucket
+            together.
         n_sample: Records of each corpus; -1 = all.
         processes: How many work on it.
-        bucket_size: Records that transforms see together.
 
     Raises:
         ConfigError, DataError: As in training.
     """
-    train, valid = split_corpora(corpora)
+    train, valid = split_corpora(spec.corpora)
     reports: list[CorpusReport] = []
     for part, training in ((train, True), (valid, False)):
         if not part:
             continue
-        source = Source(part, data, options, model, seed, training=training)
+        mine, size = replace(spec, corpora=part, training=training), spec.batching.bucket_size
         counts = {name: CorpusCounts() for name in part}
         names = list(part)
-        for index, found in run_chunks(source, _count, n_sample=n_sample, processes=processes, size=bucket_size):
+        for index, found in run_chunks(mine, _count, n_sample=n_sample, processes=processes, size=size):
             counts[names[index]].add(found)
-        reports += [_report(name, part[name], data, counts[name], training) for name in names]
+        reports += [_report(name, part[name], spec.data, counts[name], training) for name in names]
     return reports
 
 
@@ -197,7 +182,7 @@ def _count(corpus: Corpus, chunk: Chunk) -> CorpusCounts:
 def _report(name: str, corpus: CorpusConfig, data: DataConfig, counts: CorpusCounts, training: bool) -> CorpusReport:
     values = [value for key, value in corpus if key.startswith("path_") and value]
     files = tuple(file for value in values for file in ([value] if isinstance(value, str) else value))
-    names = tuple(data.transforms if corpus.transforms is None else corpus.transforms)
+    names = tuple(data.transforms_of(corpus))
     return CorpusReport(name, files, names, corpus.weight if training else 0, counts)
 
 

@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
 from onmt_llm.atomic import atomic_file
-from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.batching.encoder import Encoded
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.inspection.highlight import marked
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import check_readers
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.text.placeholders import to_line
+from onmt_llm.text.vocab import Vocab
 
 
-def write_samples(
-    corpora: Mapping[str, CorpusConfig],
-    *,
-    data: DataConfig,
-    options: Mapping[str, Section],
-    model: ModelText,
-    directory: str | Path,
-    n_sample: int,
-    overwrite: bool = False,
-) -> dict[str, CorpusCounts]:
+def write_samples(spec: PipelineSpec, directory: str | Path, *, n_sample: int) -> dict[str, CorpusCounts]:
     """Write the first examples of each corpus as training would see them.
 
     For a corpus X: `X.sample.src` (tokens joined by spaces, one example a line), `X.sample.tgt` where examples have a
     target side, and `X.sample.txt` with text, tokens, ids and what is trained, for people.
 
     Args:
-        corpora: Corpora by name.
-        data: Options of all corpora.
-        options: Sections of the transforms.
-        model: The model that they are prepared for.
+        spec: The corpora, and what happens to them; `overwrite` says whether files that are there are replaced.
         directory: `save_data`; the files go to `sample` below it.
         n_sample: Examples of each corpus, after the filters; -1 = all.
-        overwrite: Replace files that are there.
 
     Returns:
         What happened to the examples read, by corpus.
@@ -53,15 +39,15 @@ def write_samples(
         ConfigError: A file is there already.
         DataError: As in training.
     """
-    opened = open_corpora(corpora, data=data, options=options, model=model, training=True)
+    opened = open_corpora(spec)
     check_readers([corpus.reader for corpus in opened])
     folder = Path(directory) / "sample"
     taken = [path for corpus in opened for path in _paths(folder, corpus.name) if path.exists()]
-    if taken and not overwrite:
+    if taken and not spec.data.overwrite:
         raise ConfigError(f"Samples must not replace files, but {taken[0]} is there.", hint="-overwrite replaces them")
     folder.mkdir(parents=True, exist_ok=True)
     for corpus in opened:
-        _write(corpus, _paths(folder, corpus.name), model, n_sample)
+        _write(corpus, _paths(folder, corpus.name), spec.codec.vocab, n_sample)
         corpus.reader.close()
         logger.info("Samples of corpus '%s' in %s: %s", corpus.name, folder, corpus.counts.summary())
     return {corpus.name: corpus.counts for corpus in opened}
@@ -72,7 +58,7 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
     return src, tgt, view
 
 
-def _write(corpus: Corpus, paths: tuple[Path, Path, Path], model: ModelText, n_sample: int) -> None:
+def _write(corpus: Corpus, paths: tuple[Path, Path, Path], vocab: Vocab, n_sample: int) -> None:
     has_target = False
     with ExitStack() as stack:
         places = [stack.enter_context(atomic_file(path)) for path in paths]
@@ -82,7 +68,7 @@ def _write(corpus: Corpus, paths: tuple[Path, Path, Path], model: ModelText, n_s
             print(_line(example.src), file=src)
             print(_line(example.tgt), file=tgt)
             has_target = has_target or bool(example.tgt)
-            print(_view(raw, example, encoded, model), file=view)
+            print(_view(raw, example, encoded, vocab), file=view)
     if not has_target:
         paths[1].unlink()
 
@@ -101,7 +87,7 @@ def _line(side: Sequence[Segment]) -> str:
     return to_line(" ".join(token for segment in side for token in segment.tokens or ()))
 
 
-def _view(raw: Example, example: Example, encoded: Encoded, model: ModelText) -> str:
+def _view(raw: Example, example: Example, encoded: Encoded, vocab: Vocab) -> str:
     lines = [f"line {example.line}", f"text    | {_text(raw.src)}"]
     if raw.tgt:
         lines.append(f"target  | {_text(raw.tgt)}")
@@ -109,11 +95,11 @@ def _view(raw: Example, example: Example, encoded: Encoded, model: ModelText) ->
         lines.append(f"source  | {_line(example.src)}")
         lines.append(f"src ids | {' '.join(map(str, encoded.src))}")
     lines.append(f"tgt ids | {' '.join(map(str, encoded.tgt))}")
-    lines.append(f"trained | {to_line(marked(encoded, model.vocab))}")
+    lines.append(f"trained | {to_line(marked(encoded, vocab))}")
     if encoded.good is not None:
         lines.append(f"judged  | {'good' if encoded.good else 'bad'}")
     if encoded.rival is not None:
-        lines.append(f"rival   | {to_line(marked(encoded.rival, model.vocab))}")
+        lines.append(f"rival   | {to_line(marked(encoded.rival, vocab))}")
     return "\n".join(lines) + "\n"
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.batching.encoder import IGNORED, Encoded
-from onmt_llm.data.corpus import Corpus, split_corpora
+from onmt_llm.data.corpus import Corpus, open_corpora, split_corpora
 from onmt_llm.data.example import Example, Segment
-from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.parallel import Source
 from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.data.seeding import derived_seed
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms import Transform
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.vocab import Vocab
 
 KEPT = "kept"
@@ -116,41 +114,29 @@ class Traces:
     looked_at: int
 
 
-def collect(
-    corpora: Mapping[str, CorpusConfig],
-    *,
-    data: DataConfig,
-    options: Mapping[str, Section],
-    model: ModelText,
-    number: int,
-    seed: int = 0,
-) -> list[Traces]:
+def collect(spec: PipelineSpec, *, number: int) -> list[Traces]:
     """The first examples of each corpus, as a run would see them.
 
     Args:
-        corpora: Corpora by name.
-        data: Options of all corpora.
-        options: Sections of the transforms.
-        model: The model that they are prepared for.
+        spec: Corpora of training and validation, and what happens to them.
         number: Kept examples of each corpus; and dropped ones of each reason, as far as they come on the way.
-        seed: Of random transforms.
 
     Raises:
         ConfigError, DataError: As in training.
     """
-    train, valid = split_corpora(corpora)
-    data = data.model_copy(update={"skip_empty_level": "silent"})
+    train, valid = split_corpora(spec.corpora)
+    data = spec.data.model_copy(update={"skip_empty_level": "silent"})
     found: list[Traces] = []
     for part, training in ((train, True), (valid, False)):
-        opened = Source(part, data, options, model, seed, training=training).open() if part else []
+        opened = open_corpora(replace(spec, corpora=part, data=data, training=training)) if part else []
         check_readers([corpus.reader for corpus in opened])
         for corpus in opened:
-            found.append(_collect(corpus, model, number, seed))
+            found.append(_collect(corpus, spec, number))
             corpus.reader.close()
     return found
 
 
-def _collect(corpus: Corpus, model: ModelText, number: int, seed: int) -> Traces:
+def _collect(corpus: Corpus, spec: PipelineSpec, number: int) -> Traces:
     found: list[Trace] = []
     outcomes: Counter[str] = Counter()
     records = iter(corpus.reader.read, None)
@@ -160,19 +146,19 @@ def _collect(corpus: Corpus, model: ModelText, number: int, seed: int) -> Traces
         if not group:
             break
         for place, transform in enumerate(corpus.transforms):
-            transform.reseed(derived_seed(seed, corpus.name, looked_at, place))
+            transform.reseed(derived_seed(spec.seed, corpus.name, looked_at, place))
         looked_at += len(group)
-        for trace in follow(corpus, group, model):
+        for trace in follow(corpus, group, spec.codec):
             outcomes[trace.outcome] += 1
             if outcomes[trace.outcome] <= number:
                 found.append(trace)
     return Traces(corpus.name, found, looked_at)
 
 
-def follow(corpus: Corpus, records: Sequence[Record], model: ModelText) -> list[Trace]:
+def follow(corpus: Corpus, records: Sequence[Record], codec: Codec) -> list[Trace]:
     """What becomes of records: a trace of every example that is kept, and of every one that is dropped."""
     if corpus.holds_tokens:
-        return [_of_tokens(example, corpus, model) for example in corpus.examples(records)]
+        return [_of_tokens(example, corpus, codec) for example in corpus.examples(records)]
     ended: list[Trace] = []
     on_the_way: list[tuple[Trace, Example]] = []
     for record in records:
@@ -193,7 +179,7 @@ def follow(corpus: Corpus, records: Sequence[Record], model: ModelText) -> list[
             # one by one, so that it is known why each is dropped
             on_the_way = [item for pair in on_the_way for item in _through(transform, [pair], ended)]
     for trace, example in on_the_way:
-        _finish(trace, example, corpus, model)
+        _finish(trace, example, corpus, codec)
     order: dict[tuple[Path | None, int], int] = {
         (record.paths[0], record.line): number for number, record in enumerate(records)
     }
@@ -223,9 +209,9 @@ def _through(
             ended.append(trace)
 
 
-def _of_tokens(example: Example, corpus: Corpus, model: ModelText) -> Trace:
+def _of_tokens(example: Example, corpus: Corpus, codec: Codec) -> Trace:
     trace = Trace(corpus.name, example.path, example.line, ())
-    _finish(trace, example, corpus, model)
+    _finish(trace, example, corpus, codec)
     return trace
 
 
@@ -234,13 +220,13 @@ def _reason(corpus: Corpus, before: Counter[str]) -> str:
     return next(iter(corpus.counts.dropped - before), HELD)
 
 
-def _finish(trace: Trace, example: Example, corpus: Corpus, model: ModelText) -> None:
+def _finish(trace: Trace, example: Example, corpus: Corpus, codec: Codec) -> None:
     before = Counter(corpus.counts.dropped)
     encoded = corpus.encode(example)
     if encoded is None:
         trace.outcome = _reason(corpus, before)
         return
-    trace.src, trace.tgt = _source(encoded, model), _target(encoded, model.vocab)
+    trace.src, trace.tgt = _source(encoded, codec), _target(encoded, codec.vocab)
 
 
 def _stage(name: str, example: Example) -> Stage:
@@ -254,10 +240,10 @@ def _side(segments: Sequence[Segment]) -> tuple[Span, ...]:
     )
 
 
-def _source(encoded: Encoded, model: ModelText) -> list[Token]:
+def _source(encoded: Encoded, codec: Codec) -> list[Token]:
     if encoded.src is None:
         return []
-    vocab = model.src_vocab or model.vocab
+    vocab = codec.src_vocab
     return [Token(vocab[id_], id_, False, id_ == vocab.unk_id) for id_ in encoded.src.tolist()]
 
 

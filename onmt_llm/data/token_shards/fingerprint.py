@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.checksums import sha256_of_file
-from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers.files import expand
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.token_shards.shard import INDEX, read_index
 from onmt_llm.data.transforms.transform import transform_class
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.text.templates.fingerprint import template_fingerprint
-from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.version import __version__
 
@@ -40,30 +39,28 @@ _TOKENS = 1
 """Number of the way in which examples become tokens of shards; where and how these are kept is the index' affair."""
 
 
-def recipe(
-    corpus: CorpusConfig, *, data: DataConfig, options: Mapping[str, Section], model: ModelText, training: bool
-) -> dict[str, Any]:
+def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
     """Everything, but for the corpus' files, that decides which tokens come out."""
-    names = data.transforms if corpus.transforms is None else corpus.transforms
+    data, codec = spec.data, spec.codec
     own = {key: value for key, value in corpus.model_dump(mode="json").items() if key not in _NOT_OF_CORPUS}
     paths = sorted(key for key, value in own.items() if key.startswith("path_") and value)
     shared = {key: value for key, value in data.model_dump(mode="json").items() if key not in _NOT_OF_DATA}
     return {
         "version": [_TOKENS, __version__],
-        "task": model.task,
-        "training": training,
+        "task": codec.task,
+        "training": spec.training,
         "paths": paths,
         "corpus": _with_files({key: value for key, value in own.items() if not key.startswith("path_")}),
         "data": _with_files(shared),
-        "transforms": [_transform(name, options) for name in names],
+        "transforms": [_transform(name, data.transform_options) for name in data.transforms_of(corpus)],
         "model": {
-            "add_bos": model.add_bos,
-            "vocab": vocab_hash(model.vocab),
-            "src_vocab": None if model.src_vocab is None else vocab_hash(model.src_vocab),
-            "features": [vocab_hash(vocab) for vocab in model.feature_vocabs],
-            "tokenizer": _tokenizer(model.tokenizer),
-            "src_tokenizer": _tokenizer(model.src_tokenizer),
-            "template": template_fingerprint(model.template),
+            "add_bos": codec.config.specials.add_bos,
+            "vocab": vocab_hash(codec.vocab),
+            "src_vocab": None if codec.shares_vocab else vocab_hash(codec.src_vocab),
+            "features": [vocab_hash(vocab) for vocab in codec.feature_vocabs],
+            "tokenizer": codec.tokenizer.fingerprint,
+            "src_tokenizer": None if codec.shares_tokenizer else codec.src_tokenizer.fingerprint,
+            "template": template_fingerprint(codec.template),
         },
     }
 
@@ -162,10 +159,6 @@ def _transform(name: str, options: Mapping[str, Section]) -> dict[str, Any]:
     # the code of a plug-in may change without any version; ours has one
     source = None if own else sha256_of_file(Path(inspect.getfile(kind)))
     return {"name": name, "options": _with_files(section.model_dump(mode="json")), "source": source}
-
-
-def _tokenizer(tokenizer: Tokenizer | None) -> str | None:
-    return None if tokenizer is None else tokenizer.fingerprint
 
 
 def _with_files(value: Any) -> Any:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
-from onmt_llm.data.model_text import ModelText
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.token_shards.fingerprint import find_pack, recipe, text_files, vocab_hash
 from onmt_llm.data.token_shards.litdata import TokenFileReader, open_token_reader
 from onmt_llm.data.token_shards.records import TokenDecoder
 from onmt_llm.data.token_shards.shard import PackReader
 from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.text.codec import Codec
 
 
 @dataclass(frozen=True)
@@ -25,21 +23,14 @@ class Tokens:
     decoder: TokenDecoder
 
 
-def open_tokens(
-    name: str,
-    corpus: CorpusConfig,
-    *,
-    data: DataConfig,
-    options: Mapping[str, Section],
-    model: ModelText,
-    training: bool,
-) -> Tokens | None:
+def open_tokens(name: str, spec: PipelineSpec) -> Tokens | None:
     """The shards that a corpus names with `path_packed` or `path_tokens`; None where it is text.
 
     Raises:
         ConfigError: Its paths do not go together.
         DataError: There are no such shards, or they are of another vocabulary or task.
     """
+    corpus, data, codec = spec.corpora[name], spec.data, spec.codec
     reader: PackReader | TokenFileReader
     if corpus.path_tokens:
         others = [key for key, value in corpus if key.startswith("path_") and key != "path_tokens" and value]
@@ -47,41 +38,41 @@ def open_tokens(
             raise ConfigError(f"Corpus '{name}' must have path_tokens alone, but has {' and '.join(others)} too.")
         reader = open_token_reader(name, Path(corpus.path_tokens), corpus.row_length)
     elif corpus.path_packed:
-        made_by = recipe(corpus, data=data, options=options, model=model, training=training)
+        made_by = recipe(corpus, spec)
         reader = PackReader(name, find_pack(name, Path(corpus.path_packed), made_by, text_files(corpus)))
     else:
         return None
     if data.objective != "sft":
         raise ConfigError(f"Corpus '{name}' must be JSON objects with objective: {data.objective}, but is tokens.")
-    _check_model(name, reader, model)
+    _check_model(name, reader, codec)
     return Tokens(
         reader,
         TokenDecoder(
             name,
             reader.parts,
-            vocab_size=len(model.vocab),
-            src_vocab_size=len(model.src_vocab or model.vocab),
-            num_features=len(model.feature_vocabs),
+            vocab_size=len(codec.vocab),
+            src_vocab_size=len(codec.src_vocab),
+            num_features=len(codec.feature_vocabs),
         ),
     )
 
 
-def vocabularies(model: ModelText) -> dict[str, Any]:
+def vocabularies(codec: Codec) -> dict[str, Any]:
     """The vocabularies that token ids refer to, by hash."""
     return {
-        "vocab": vocab_hash(model.vocab),
-        "src_vocab": None if model.src_vocab is None else vocab_hash(model.src_vocab),
-        "features": [vocab_hash(vocab) for vocab in model.feature_vocabs],
+        "vocab": vocab_hash(codec.vocab),
+        "src_vocab": None if codec.shares_vocab else vocab_hash(codec.src_vocab),
+        "features": [vocab_hash(vocab) for vocab in codec.feature_vocabs],
     }
 
 
-def _check_model(name: str, reader: PackReader | TokenFileReader, model: ModelText) -> None:
+def _check_model(name: str, reader: PackReader | TokenFileReader, codec: Codec) -> None:
     where = reader.paths[0]
-    if ("src" in reader.parts) != (model.task == "seq2seq"):
-        wanted, held = ("pairs", "texts") if model.task == "seq2seq" else ("texts", "pairs")
+    if ("src" in reader.parts) != (codec.task == "seq2seq"):
+        wanted, held = ("pairs", "texts") if codec.task == "seq2seq" else ("texts", "pairs")
         raise DataError(f"The tokens of corpus '{name}' must be of {wanted} for this model, but {where} holds {held}.")
     if isinstance(reader, PackReader):
-        own = vocabularies(model)
+        own = vocabularies(codec)
         differing = [key for key, value in own.items() if reader.index["vocabularies"].get(key) != value]
         if differing:
             raise DataError(

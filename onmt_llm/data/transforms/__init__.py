@@ -190,15 +190,13 @@ def _config(transform: type[Transform], options: Mapping[str, Section], corpus: 
         ) from error
 
 
-def added_tokens(
-    corpora: Mapping[str, CorpusConfig], data: DataConfig, options: Mapping[str, Section], *, in_text: bool = False
-) -> list[str]:
+def added_tokens(corpora: Mapping[str, CorpusConfig], data: DataConfig, *, in_text: bool = False) -> list[str]:
     """Tokens that the transforms of these corpora put into examples, each once; `in_text`: only those put into text."""
     found: dict[str, None] = {}
     for corpus in corpora.values():
-        for name in data.transforms if corpus.transforms is None else corpus.transforms:
+        for name in data.transforms_of(corpus):
             transform = transform_class(name)
-            config = _config(transform, options, corpus)
+            config = _config(transform, data.transform_options, corpus)
             if transform.inserts_text or not in_text:
                 found.update(dict.fromkeys(transform.added_tokens(config, corpus)))
     return list(found)

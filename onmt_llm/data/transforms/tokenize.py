@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
-from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms.subword import SubwordConfig, open_side, random_options, seeder, tokenizer_spec
@@ -16,7 +16,7 @@ from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import continuations, tokenize_segments
 from onmt_llm.text.tokenizers.base import Tokenizer, encode_pieces
 from onmt_llm.text.tokenizers.bpe import BpeTokenizer
-from onmt_llm.text.tokenizers.control_guard import ControlGuard
+from onmt_llm.text.tokenizers.control_guard import ControlGuard, unguarded
 from onmt_llm.text.tokenizers.huggingface import HfTokenizer
 from onmt_llm.text.tokenizers.pyonmttok import OnmtTokenizer
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -75,7 +75,9 @@ class Tokenize(Transform):
         assert isinstance(config, SubwordConfig)
         src, tgt = (_guarded(each, context) for each in _tokenizers(cls, config, context))
         draws = context.training and any(random_options(cls.kind, config, side) for side in {"src", config.target_side})
-        return cls(src, tgt, joint=context.task == "lm", bos=context.bos, seed=seeder(cls.kind) if draws else None)
+        return cls(
+            src, tgt, joint=context.task == "lm", bos=context.codec.bos, seed=seeder(cls.kind) if draws else None
+        )
 
     def __call__(self, example: Example) -> Example | None:
         return self.batch([example])[0]
@@ -164,24 +166,27 @@ class HuggingFaceTokenize(Tokenize):
 
 
 def default_tokenize(context: TransformContext) -> Tokenize:
-    """For a corpus that lists no tokeniser: the checkpoint's; without one, text is split at spaces."""
-    tgt = context.tokenizer or WhitespaceTokenizer()
-    src, tgt = (_guarded(each, context) for each in (context.src_tokenizer or tgt, tgt))
-    return Tokenize(src, tgt, joint=context.task == "lm", bos=context.bos)
+    """For a corpus that lists no tokeniser: the model's."""
+    src, tgt = (_guarded(each, context) for each in (context.codec.src_tokenizer, context.codec.tokenizer))
+    return Tokenize(src, tgt, joint=context.task == "lm", bos=context.codec.bos)
 
 
-def tokenizer_specs(
-    names: Sequence[str], options: Mapping[str, Section]
-) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
+def subword_options(data: DataConfig) -> SubwordConfig:
+    """Options of the tokenising transforms."""
+    config = data.transform_options.get(Tokenize.section, SubwordConfig())
+    assert isinstance(config, SubwordConfig)
+    return config
+
+
+def tokenizer_specs(data: DataConfig) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
     """Tokenisers of source and target that a new checkpoint must carry, with `file` as the user named it.
 
     Returns:
         None for a side whose tokeniser the options do not describe: no tokenising transform is listed, or it uses the
         checkpoint's own.
     """
-    config = options.get(Tokenize.section, SubwordConfig())
-    assert isinstance(config, SubwordConfig)
-    for name in names:
+    config = subword_options(data)
+    for name in data.model_transforms:
         transform = transform_class(name)
         if issubclass(transform, Tokenize):
             kind = transform.kind
@@ -198,19 +203,20 @@ def _tokenizers(cls: type[Tokenize], config: SubwordConfig, context: TransformCo
             f"but they are '{config.tgt_subword_model}' and '{config.src_subword_model}'."
         )
     src = open_side(cls.kind, config, "src", training=context.training)
-    src = src or _of_checkpoint(cls, context.src_tokenizer or context.tokenizer, "src")
+    src = src or _of_checkpoint(cls, context.codec.src_tokenizer, "src")
     if joint or config.target_side == "src":
         return src, src
     tgt = open_side(cls.kind, config, "tgt", training=context.training)
-    return src, tgt or _of_checkpoint(cls, context.tokenizer, "tgt")
+    return src, tgt or _of_checkpoint(cls, context.codec.tokenizer, "tgt")
 
 
-def _of_checkpoint(cls: type[Tokenize], tokenizer: Tokenizer | None, side: str) -> Tokenizer:
-    if tokenizer is None:
+def _of_checkpoint(cls: type[Tokenize], tokenizer: Tokenizer, side: str) -> Tokenizer:
+    inner = unguarded(tokenizer)
+    if isinstance(inner, WhitespaceTokenizer):
         raise ConfigError(
             f"Transform '{cls.name}' needs a {side}_subword_model, or a tokeniser in the checkpoint, but has none."
         )
-    others = [kind for kind, classes in _CLASSES.items() if isinstance(tokenizer, classes)]
+    others = [kind for kind, classes in _CLASSES.items() if isinstance(inner, classes)]
     if others and cls.kind not in others:
         raise ConfigError(
             f"Transform '{cls.name}' without a {side}_subword_model must find its kind of tokeniser in the checkpoint, "

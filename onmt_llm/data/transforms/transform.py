@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
+from onmt_llm.config.task import Task
 from onmt_llm.data.example import Example
 from onmt_llm.registry import Registry
+from onmt_llm.text.codec import Codec
+from onmt_llm.text.templates.message import Template
 from onmt_llm.text.tokenizers.base import Tokenizer
-from onmt_llm.text.vocab import Vocab
 
 
 @dataclass(frozen=True)
@@ -20,28 +22,36 @@ class TransformContext:
     """What a transform may know besides its own options.
 
     Attributes:
-        task: A language model reads source and target as one text.
+        codec: Text side of the model.
+        template: Layout of the corpus' conversations, if it has any.
         training: Random transforms act in training only.
-        add_bos: A language model's input begins with BOS, which counts towards its length.
-        bos: Text of the BOS token.
-        control_tokens: Tokens that no text may be encoded into.
         zero_out_prompt_loss: Prompts are not trained.
-        tokenizer: The checkpoint's tokeniser (of the target side); for a transform behind a tokeniser, that one.
-        src_tokenizer: The same of the source side, where it differs.
-        vocab: Tokens of the model (of the target side).
-        src_vocab: Tokens of the source side, where they differ.
+        tokenizer: The model's tokeniser of the target side; for a transform behind a tokeniser, that one. None in front
+            of the tokeniser at inference.
+        src_tokenizer: The same of the source side.
     """
 
-    task: Literal["lm", "seq2seq"] = "lm"
+    codec: Codec
+    template: Template | None = None
     training: bool = False
-    add_bos: bool = True
-    bos: str | None = None
-    control_tokens: frozenset[str] = frozenset()
     zero_out_prompt_loss: bool = False
     tokenizer: Tokenizer | None = None
     src_tokenizer: Tokenizer | None = None
-    vocab: Vocab | None = None
-    src_vocab: Vocab | None = None
+
+    @property
+    def task(self) -> Task:
+        """A language model reads source and target as one text."""
+        return self.codec.task
+
+    @property
+    def add_bos(self) -> bool:
+        """A language model's input begins with BOS, which counts towards its length."""
+        return self.codec.config.specials.add_bos
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Tokens that no text may be encoded into."""
+        return self.codec.control_tokens(self.template)
 
 
 class Transform:

@@ -10,25 +10,25 @@ from pathlib import Path
 
 from onmt_llm.atomic import atomic_file, write_text
 from onmt_llm.config.build_vocab import VocabConfig
-from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
-from onmt_llm.config.section import Section
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.task import Task
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.inspection.samples import write_samples
-from onmt_llm.data.model_text import ModelText
-from onmt_llm.data.parallel import Source
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms import added_tokens
-from onmt_llm.data.transforms.subword import SubwordConfig
-from onmt_llm.data.transforms.tokenize import Tokenize
+from onmt_llm.data.transforms.tokenize import subword_options
 from onmt_llm.data.vocabulary import subwords
 from onmt_llm.data.vocabulary.count import Counts, count_tokens
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.new_vocab import with_specials
 from onmt_llm.text.placeholders import escape
 from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
 
 DEFAULT_SAMPLE = 5000
@@ -36,12 +36,11 @@ DEFAULT_SAMPLE = 5000
 _SPACE = re.compile("[\\s\x00\ufeff]")
 
 
-def build_vocab(config: VocabConfig, options: Mapping[str, Section]) -> dict[Path, int]:
+def build_vocab(config: VocabConfig) -> dict[Path, int]:
     """Count, and write the files that `src_vocab` and `tgt_vocab` name.
 
     Args:
         config: All options.
-        options: Sections of the transforms, by name.
 
     Returns:
         The number of tokens in each file.
@@ -60,13 +59,12 @@ def build_vocab(config: VocabConfig, options: Mapping[str, Section]) -> dict[Pat
     n_sample = data.n_sample or DEFAULT_SAMPLE
     if n_sample > 0:
         logger.info("The first %d records of each corpus are counted; n_sample -1 counts all.", n_sample)
-    source = Source(
-        corpora, data, options, _model(config.vocabulary, corpora, task, data.n_src_feats), max(counting.seed, 0)
-    )
+    codec = _new_codec(config.vocabulary, corpora, task, data.n_src_feats)
+    spec = PipelineSpec(corpora, data, codec, seed=max(counting.seed, 0))
     unseen: list[str] = []
     if counting.learn_subwords:
-        source, unseen = _learn(source, config, n_sample)
-    counts = count_tokens(source, n_sample=n_sample, processes=counting.num_threads)
+        spec, unseen = _learn(spec, config, n_sample)
+    counts = count_tokens(spec, n_sample=n_sample, processes=counting.num_threads)
     written: dict[Path, int] = {}
     for file, sides in files.items():
         counter = _together(counts, sides, unseen)
@@ -78,7 +76,7 @@ def build_vocab(config: VocabConfig, options: Mapping[str, Section]) -> dict[Pat
         _write(file, counter.most_common())
         written[file] = len(counter)
     if data.dump_samples:
-        _dump_samples(source, config, counts)
+        _dump_samples(spec, config, counts)
     return written
 
 
@@ -111,21 +109,22 @@ def _check_free(files: Iterable[Path], *, overwrite: bool) -> None:
         )
 
 
-def _model(vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task, features: int) -> ModelText:
+def _new_codec(vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task, features: int) -> Codec:
     """The text side of the model to come: its special tokens, and the control tokens of the corpora's templates."""
     specials = SpecialTokens(bos=vocabulary.decoder_start_token or "<s>")
     templates = [get_template(corpus.template, specials=specials) for corpus in corpora.values() if corpus.template]
     control = sorted({token for template in templates for token in template.control_tokens})
     roles = [token for token in (specials.unk, specials.bos, specials.eos) if token]
     vocab = Vocab(list(dict.fromkeys([*roles, *control])), specials)
-    return ModelText(task, vocab, feature_vocabs=[vocab] * features)
+    model = ModelConfig(encoder_layers=0 if task == "lm" else 1)
+    config = CheckpointConfig(model=model, specials=specials)
+    return Codec(config, vocab, WhitespaceTokenizer(), feature_vocabs=[vocab] * features)
 
 
-def _learn(source: Source, config: VocabConfig, n_sample: int) -> tuple[Source, list[str]]:
+def _learn(spec: PipelineSpec, config: VocabConfig, n_sample: int) -> tuple[PipelineSpec, list[str]]:
     """Learn a subword model; returns the corpora tokenised with it, and the pieces that must be in the vocabulary."""
-    kind = subwords.subword_kind(source)
-    subword = source.options.get(Tokenize.section, SubwordConfig())
-    assert isinstance(subword, SubwordConfig)
+    kind = subwords.subword_kind(spec)
+    subword = subword_options(spec.data)
     if not subword.src_subword_model and not config.corpora.save_data:
         raise ConfigError("src_subword_model must name the model to write, but is not given.")
     file = Path(subword.src_subword_model or Path(config.corpora.save_data or "") / f"{kind}.model")
@@ -133,12 +132,12 @@ def _learn(source: Source, config: VocabConfig, n_sample: int) -> tuple[Source, 
     size = config.counting.learn_subwords_size
     logger.info("Learning %d %s subwords.", size, kind)
     content = subwords.learn(
-        source,
+        spec,
         kind,
         size=size,
         n_sample=n_sample,
         processes=config.counting.num_threads,
-        symbols=added_tokens(source.corpora, source.data, source.options, in_text=True),
+        symbols=added_tokens(spec.corpora, spec.data, in_text=True),
     )
     with atomic_file(file) as place:
         place.write_bytes(content)
@@ -148,7 +147,7 @@ def _learn(source: Source, config: VocabConfig, n_sample: int) -> tuple[Source, 
         # bytes above all: a character that no corpus holds is spelt with them
         tokenizer = SentencePieceTokenizer(file)
         pieces = [piece for piece in tokenizer.vocab_tokens() if piece not in {*tokenizer.control_tokens, "<unk>"}]
-    return subwords.with_model(source, file), pieces
+    return subwords.with_model(spec, file), pieces
 
 
 def _together(counts: Counts, sides: list[str], unseen: list[str]) -> Counter[str]:
@@ -172,27 +171,22 @@ def _write(file: Path, entries: list[tuple[str, int]]) -> None:
     write_text(file, "".join(f"{escape(token, _SPACE)}\t{count}\n" for token, count in entries))
 
 
-def _dump_samples(source: Source, config: VocabConfig, counts: Counts) -> None:
+def _dump_samples(spec: PipelineSpec, config: VocabConfig, counts: Counts) -> None:
     """What was counted, as files for people."""
     if not config.corpora.save_data:
         raise ConfigError("save_data must name a folder for the samples of dump_samples, but is not given.")
-    known = source.model.vocab
+    codec, known = spec.codec, spec.codec.vocab
 
     def vocab(counter: Counter[str]) -> Vocab:
         return Vocab(with_specials(list(counter), list(known)), known.specials)
 
     src, tgt = vocab(counts.src), vocab(counts.src + counts.tgt)
-    write_samples(
-        source.corpora,
-        data=source.data,
-        options=source.options,
-        model=replace(
-            source.model,
-            vocab=tgt,
-            src_vocab=None if source.model.task == "lm" else src,
-            feature_vocabs=[vocab(counter) for counter in counts.features],
-        ),
-        directory=config.corpora.save_data,
-        n_sample=config.corpora.n_sample or DEFAULT_SAMPLE,
-        overwrite=config.corpora.overwrite,
+    counted = Codec(
+        codec.config,
+        tgt,
+        codec.tokenizer,
+        src_vocab=None if codec.task == "lm" else src,
+        feature_vocabs=[vocab(counter) for counter in counts.features],
     )
+    n_sample = config.corpora.n_sample or DEFAULT_SAMPLE
+    write_samples(replace(spec, codec=counted), config.corpora.save_data, n_sample=n_sample)

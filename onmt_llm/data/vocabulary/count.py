@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from onmt_llm.data.corpus import Corpus
 from onmt_llm.data.example import Example
-from onmt_llm.data.parallel import Chunk, Source, run_chunks
+from onmt_llm.data.parallel import Chunk, run_chunks
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
@@ -43,26 +44,26 @@ class Counts:
             mine.update(its)
 
 
-def count_tokens(source: Source, *, n_sample: int, processes: int = 1) -> Counts:
+def count_tokens(spec: PipelineSpec, *, n_sample: int, processes: int = 1) -> Counts:
     """Count the tokens of the first `n_sample` records of each corpus (-1 = of all), transformed as in training.
 
     Raises:
         DataError: A file is missing or wrong, or a corpus yields no example.
     """
-    features = source.data.n_src_feats
+    features = spec.data.n_src_feats
     total = Counts(features=[Counter() for _ in range(features)])
-    for part in over_chunks(source, partial(_count, features), n_sample=n_sample, processes=processes):
+    for part in over_chunks(spec, partial(_count, features), n_sample=n_sample, processes=processes):
         total.add(part)
     return total
 
 
 def over_chunks(
-    source: Source, work: Callable[[list[Example]], Result], *, n_sample: int, processes: int
+    spec: PipelineSpec, work: Callable[[list[Example]], Result], *, n_sample: int, processes: int
 ) -> Iterator[Result]:
     """What `work` makes of the transformed examples of each chunk, in order. What was dropped is logged at the end.
 
     Args:
-        source: The corpora.
+        spec: The corpora, and what happens to them.
         work: A function of a module, so that other processes find it.
         n_sample: Records of each corpus; -1 = all.
         processes: How many; 1 = this one alone.
@@ -70,10 +71,10 @@ def over_chunks(
     Raises:
         DataError: A file is missing or wrong, or a corpus yields no example.
     """
-    happened = {name: CorpusCounts() for name in source.corpora}
+    happened = {name: CorpusCounts() for name in spec.corpora}
     names = list(happened)
     for index, (counts, result) in run_chunks(
-        source, partial(_transformed, work), n_sample=n_sample, processes=processes, size=CHUNK
+        spec, partial(_transformed, work), n_sample=n_sample, processes=processes, size=CHUNK
     ):
         happened[names[index]].add(counts)
         yield result

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.section import Section
+from onmt_llm.config.data import DataConfig
 from onmt_llm.data.example import Example
-from onmt_llm.data.parallel import Source
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms import transform_class
 from onmt_llm.data.transforms.features import InferFeats
 from onmt_llm.data.transforms.subword import PASS_THROUGH, SubwordConfig
-from onmt_llm.data.transforms.tokenize import Tokenize
+from onmt_llm.data.transforms.tokenize import Tokenize, subword_options
 from onmt_llm.data.vocabulary.count import over_chunks
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.optional import require
@@ -26,14 +25,14 @@ Kind = Literal["sentencepiece", "bpe"]
 _LONGEST_LINE = 1 << 20  # bytes; SentencePiece leaves out longer ones
 
 
-def subword_kind(source: Source) -> Kind:
+def subword_kind(spec: PipelineSpec) -> Kind:
     """The kind of model that the transforms want.
 
     Raises:
         ConfigError: They list no tokeniser, several, or one whose model cannot be learnt here; or two models are named.
     """
-    tokenizers = {name for names in _names(source).values() for name in names if _tokenizes(name)}
-    config = _options(source)
+    tokenizers = {name for names in _names(spec).values() for name in names if _tokenizes(name)}
+    config = subword_options(spec.data)
     if config.tgt_subword_model not in ("", config.src_subword_model):
         raise ConfigError(
             "learn_subwords learns one model for both sides, so tgt_subword_model must be src_subword_model or empty, "
@@ -50,12 +49,12 @@ def subword_kind(source: Source) -> Kind:
 
 
 def learn(
-    source: Source, kind: Kind, *, size: int, n_sample: int, processes: int, symbols: Sequence[str] = ()
+    spec: PipelineSpec, kind: Kind, *, size: int, n_sample: int, processes: int, symbols: Sequence[str] = ()
 ) -> bytes:
     """The content of a new model file.
 
     Args:
-        source: The corpora with all their transforms.
+        spec: The corpora with all their transforms.
         kind: What to learn.
         size: Pieces (SentencePiece) or merges (BPE).
         n_sample: Records of each corpus; -1 = all.
@@ -66,15 +65,15 @@ def learn(
         DataError: The text is too small for this size.
     """
     lines = (
-        line for part in over_chunks(_before(source), _lines, n_sample=n_sample, processes=processes) for line in part
+        line for part in over_chunks(_before(spec), _lines, n_sample=n_sample, processes=processes) for line in part
     )
     return _learn_sentencepiece(lines, size, symbols) if kind == "sentencepiece" else _learn_bpe(lines, size)
 
 
-def with_model(source: Source, file: Path) -> Source:
+def with_model(spec: PipelineSpec, file: Path) -> PipelineSpec:
     """The corpora, tokenised with this model."""
-    config = _options(source).model_copy(update={"src_subword_model": str(file), "tgt_subword_model": ""})
-    return replace(source, options={**source.options, Tokenize.section: config})
+    config = subword_options(spec.data).model_copy(update={"src_subword_model": str(file), "tgt_subword_model": ""})
+    return replace(spec, data=_with_subword(spec.data, config))
 
 
 def _learn_sentencepiece(lines: Iterator[str], size: int, symbols: Sequence[str]) -> bytes:
@@ -123,10 +122,10 @@ def _lines(examples: list[Example]) -> list[str]:
     return lines
 
 
-def _before(source: Source) -> Source:
+def _before(spec: PipelineSpec) -> PipelineSpec:
     """The corpora without subwords: words where pyonmttok splits them, else the text in front of the tokeniser."""
-    config = _options(source)
-    splits = any("onmt_tokenize" in names for names in _names(source).values())
+    config = subword_options(spec.data)
+    splits = any("onmt_tokenize" in names for names in _names(spec).values())
     if splits and (config.src_onmttok_kwargs != PASS_THROUGH or config.gpt2_pretok):
         update: dict[str, Any] = {}
         for side in ("src", "tgt"):
@@ -134,29 +133,21 @@ def _before(source: Source) -> Source:
             update[f"{side}_onmttok_kwargs"] = {**arguments, "joiner_annotate": False}
             update[f"{side}_subword_model"], update[f"{side}_subword_type"] = "", "none"
         words = config.model_copy(update=update)
-        return replace(
-            source, options={**source.options, Tokenize.section: words}, without=frozenset({InferFeats.name})
-        )
+        return replace(spec, data=_with_subword(spec.data, words), without=frozenset({InferFeats.name}))
     corpora = {
-        name: source.corpora[name].model_copy(update={"transforms": [each for each in names if not _tokenizes(each)]})
-        for name, names in _names(source).items()
+        name: spec.corpora[name].model_copy(update={"transforms": [each for each in names if not _tokenizes(each)]})
+        for name, names in _names(spec).items()
     }
-    return replace(source, corpora=corpora, text_only=True)
+    return replace(spec, corpora=corpora, text_only=True)
 
 
-def _names(source: Source) -> Mapping[str, Sequence[str]]:
+def _names(spec: PipelineSpec) -> Mapping[str, Sequence[str]]:
     """The transforms of each corpus."""
-
-    def names(corpus: CorpusConfig) -> Sequence[str]:
-        return source.data.transforms if corpus.transforms is None else corpus.transforms
-
-    return {name: names(corpus) for name, corpus in source.corpora.items()}
+    return {name: spec.data.transforms_of(corpus) for name, corpus in spec.corpora.items()}
 
 
-def _options(source: Source) -> SubwordConfig:
-    config: Section = source.options.get(Tokenize.section, SubwordConfig())
-    assert isinstance(config, SubwordConfig)
-    return config
+def _with_subword(data: DataConfig, config: SubwordConfig) -> DataConfig:
+    return data.model_copy(update={"transform_options": {**data.transform_options, Tokenize.section: config}})
 
 
 def _tokenizes(name: str) -> bool:

@@ -24,7 +24,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from onmt_llm.data.workers.bucket import BucketTask, Prepared, Preparer, Recipe
+from onmt_llm.data.spec import PipelineSpec
+from onmt_llm.data.workers.bucket import BucketTask, Prepared, Preparer
 from onmt_llm.data.workers.pickling import Restricted
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
@@ -53,11 +54,11 @@ class Worker:
 
     Args:
         number: Its number, for messages.
-        recipe: What it needs to know, pickled.
+        spec: What it needs to know, pickled.
         plugins: Modules of the user's whose options may be in it.
     """
 
-    def __init__(self, number: int, recipe: bytes, plugins: Sequence[str] = ()) -> None:
+    def __init__(self, number: int, spec: bytes, plugins: Sequence[str] = ()) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
         self._name = f"Data worker {number}"
         with _blocked(signal.SIGINT, signal.SIGTERM):
@@ -68,7 +69,7 @@ class Worker:
                 env={**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
             )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"onmt_llm-data-{number}")
-        self._thread.submit(self._send, recipe)  # where this fails, so will the first task
+        self._thread.submit(self._send, spec)  # where this fails, so will the first task
 
     @property
     def pid(self) -> int:
@@ -152,17 +153,15 @@ class OwnLane:
 class ProcessLanes:
     """Processes that live as long as `prepare` runs."""
 
-    recipe: Recipe
+    spec: PipelineSpec
     number: int
 
     def prepare(self, tasks: Iterable[tuple[T, BucketTask]]) -> Iterator[tuple[T, Prepared]]:
         said: set[str] = set()
-        recipe = _pickled(self.recipe)
-        plugins = [module_name(plugin) for plugin in self.recipe.data.plugins]
+        spec = _pickled(self.spec)
+        plugins = [module_name(plugin) for plugin in self.spec.data.plugins]
         with ExitStack() as stack:
-            workers = [
-                stack.enter_context(closing(Worker(number + 1, recipe, plugins))) for number in range(self.number)
-            ]
+            workers = [stack.enter_context(closing(Worker(number + 1, spec, plugins))) for number in range(self.number)]
 
             def submit(index: int, item: tuple[T, BucketTask]) -> tuple[T, Future[Reply]]:
                 ticket, task = item
@@ -179,9 +178,9 @@ class ProcessLanes:
                 yield ticket, reply.result
 
 
-def _pickled(recipe: Recipe) -> bytes:
+def _pickled(spec: PipelineSpec) -> bytes:
     try:
-        return pickle.dumps(recipe, protocol=pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"Tokenisers and options must be picklable for worker processes, but are not: {error}.",

@@ -1,7 +1,7 @@
-"""A data worker's process: `python -m onmt_llm.data.workers.worker`, started by `lanes.Worker` and by nobody else.
+"""The process of a data worker: `python -m onmt_llm.data.workers.worker`, started by `pool.Worker` only.
 
-It reads a `Recipe`, then a `BucketTask` at a time, from standard input and writes a `Reply` to each; it ends with its
-input, so that none outlives a trainer that was killed. It imports no torch.
+It reads a `PipelineSpec` and then one `BucketTask` at a time from standard input, and answers each with a `Reply`. It
+ends with its input, so no worker outlives a trainer that was killed. It does not import torch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     preparer: Preparer | None = None
-    recipe = None
+    spec = None
     while True:
         try:
             item = Restricted(tasks, packages).load()
@@ -56,11 +56,11 @@ def main() -> None:
             return
         except pickle.UnpicklingError as error:
             sys.exit(f"A data worker stops: {error}")
-        if recipe is None:
-            recipe = item
+        if spec is None:
+            spec = item
             continue
         try:
-            preparer = preparer or Preparer(recipe)
+            preparer = preparer or Preparer(spec)
             reply = Reply(preparer(item), messages.take())
         except Exception as error:
             reply = Reply(_portable(error), messages.take())

@@ -23,10 +23,13 @@ class ControlGuard:
     Args:
         tokenizer: The wrapped tokeniser.
         control_tokens: More control tokens than the tokeniser knows.
+
+    Attributes:
+        inner: The wrapped tokeniser.
     """
 
     def __init__(self, tokenizer: Tokenizer, control_tokens: Collection[str]) -> None:
-        self._inner = tokenizer
+        self.inner = tokenizer
         self.control_tokens = tokenizer.control_tokens.union(control_tokens)
         cuttable = [re.escape(token) for token in self.control_tokens if len(token) > 1]
         self._blocked: dict[PieceTable, frozenset[int]] = {}
@@ -34,15 +37,15 @@ class ControlGuard:
 
     @property
     def restarts_after_control(self) -> bool:
-        return self._inner.restarts_after_control
+        return self.inner.restarts_after_control
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self._inner.fingerprint, None, sorted(self.control_tokens))
+        return fingerprint(self.inner.fingerprint, None, sorted(self.control_tokens))
 
     def encode(self, text: str, *, continuation: bool = False) -> list[str]:
         try:
-            tokens = self._inner.encode(text, continuation=continuation)
+            tokens = self.inner.encode(text, continuation=continuation)
         except (RuntimeError, TypeError, UnicodeError):
             _require_unicode(text)
             raise
@@ -50,7 +53,7 @@ class ControlGuard:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[str]]:
         try:
-            encoded = self._inner.encode_batch(texts)
+            encoded = self.inner.encode_batch(texts)
         except (RuntimeError, TypeError, UnicodeError):
             for text in texts:
                 _require_unicode(text)
@@ -59,7 +62,7 @@ class ControlGuard:
 
     def encode_pieces(self, texts: Sequence[str], *, continuation: bool = False) -> list[Pieces | list[str]]:
         try:
-            encoded = encode_pieces(self._inner, texts, continuation=continuation)
+            encoded = encode_pieces(self.inner, texts, continuation=continuation)
         except (RuntimeError, TypeError, UnicodeError):
             for text in texts:
                 _require_unicode(text)
@@ -75,7 +78,7 @@ class ControlGuard:
         """Whether no piece is one of the additional control tokens."""
         blocked = self._blocked.get(pieces.table)
         if blocked is None:
-            control = self.control_tokens - self._inner.control_tokens
+            control = self.control_tokens - self.inner.control_tokens
             blocked = frozenset(id_ for id_, token in enumerate(pieces.table.tokens) if token in control)
             self._blocked[pieces.table] = blocked
         return not blocked or blocked.isdisjoint(memoryview(pieces.ids).cast("i"))
@@ -86,20 +89,25 @@ class ControlGuard:
         cuts = [0, *(match.start() + 1 for match in self._start.finditer(text)), len(text)]
         safe: list[str] = []
         for start, end in pairwise(cuts):
-            safe += self._inner.encode(text[start:end], continuation=continuation or start > 0)
+            safe += self.inner.encode(text[start:end], continuation=continuation or start > 0)
         return safe
 
     def decode(self, tokens: Sequence[str]) -> str:
-        return self._inner.decode(tokens)
+        return self.inner.decode(tokens)
 
     def stream_decoder(self) -> StreamDecoder:
-        return self._inner.stream_decoder()
+        return self.inner.stream_decoder()
 
     def vocab_tokens(self) -> list[str] | None:
-        return self._inner.vocab_tokens()
+        return self.inner.vocab_tokens()
 
     def check_newline(self) -> None:
-        self._inner.check_newline()
+        self.inner.check_newline()
+
+
+def unguarded(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokeniser inside a guard; any other tokeniser as it is."""
+    return tokenizer.inner if isinstance(tokenizer, ControlGuard) else tokenizer
 
 
 def _require_unicode(text: str) -> None:

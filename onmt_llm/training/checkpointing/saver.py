@@ -24,14 +24,13 @@ from onmt_llm.nn.block_expansion import twin_state
 from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.lora.model import lora_state
 from onmt_llm.output_checks import check_space
-from onmt_llm.text.codec import FEATURE_VOCAB_FILE
+from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.training.checkpointing.background import BackgroundTask
 from onmt_llm.training.checkpointing.resume import run_options
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.process.rng import rng_state
 from onmt_llm.training.run_folder import RunLock, checkpoint_path, ema_path, prune
 from onmt_llm.training.setup.run_setup import RunSetup
-from onmt_llm.training.setup.start import SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.training.state import (
     STATE_DIRECTORY,
     Progress,
@@ -238,14 +237,16 @@ class CheckpointSaver:
     def _write_model(self, writer: CheckpointWriter, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             writer.add(name, tensor)
-        features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(self.setup.start.feature_vocabs)}
+        start = self.setup.start
+        codec = start.codec
+        features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(codec.feature_vocabs)}
         written = {VOCAB_FILE, SRC_VOCAB_FILE, *features}
-        for name, content in self.setup.start.files.items():
+        for name, content in start.text.files.items():
             if name not in written:
                 (writer.directory / name).write_bytes(content)
-        self.setup.start.vocab.write(writer.directory / VOCAB_FILE)
-        if self.setup.start.src_vocab is not None:
-            self.setup.start.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
+        codec.vocab.write(writer.directory / VOCAB_FILE)
+        if not codec.shares_vocab:
+            codec.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
         for name, vocab in features.items():
             vocab.write(writer.directory / name)
 

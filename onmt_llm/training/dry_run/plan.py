@@ -6,13 +6,11 @@ Memory follows from the shapes (`memory.py`); what autograd saves in the blocks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.lora.model import lora_modules
@@ -89,14 +87,14 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
+def plan(config: TrainConfig) -> Plan:
     """What `train` would do and need: everything is validated, no weight is allocated.
 
     Raises:
         OnmtLlmError: As `train`.
     """
     config = resolve_train_from(config)
-    setup = open_run_setup(config, options)
+    setup = open_run_setup(config)
     start, layers, run = setup.start, setup.layers, config.run
     check_run(setup)
     model, quantised = build_on_meta(config, start, layers)
@@ -105,8 +103,8 @@ def plan(config: TrainConfig, options: Mapping[str, Section]) -> Plan:
     check_device(config.performance, device_type)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     with heartbeat("Reading the corpora"):
-        open_pipelines(config, options, start, seed=0, world=world)
-        sampled = sample_batches(config, options, start, world)
+        open_pipelines(config, start, seed=0, world=world)
+        sampled = sample_batches(config, start, world)
     # Everything but the weights is in memory by now. The model copies that are counted below must not be part of it.
     program = resident_memory() + sampled.rest if device_type == "cpu" else 0
     precision = run_precision(config.performance, layers, loss_scale=0.0, device=torch.device("meta"))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.corpus import split_corpora
@@ -46,7 +45,7 @@ class BatchSample:
     rest: int
 
 
-def sample_batches(config: TrainConfig, options: Mapping[str, Section], start: Start, world: World) -> BatchSample:
+def sample_batches(config: TrainConfig, start: Start, world: World) -> BatchSample:
     """Cut micro-batches from a bucket of the run's size, or from a smaller one if that would take too long.
 
     Raises:
@@ -55,13 +54,13 @@ def sample_batches(config: TrainConfig, options: Mapping[str, Section], start: S
     batching = config.batching
     whole = max(batching.bucket_size, batching.batch_size) if batching.batch_type == "sents" else batching.bucket_size
     if whole <= _FIRST:
-        shape, examples = _sample(config, options, start, world, whole)
+        shape, examples = _sample(config, start, world, whole)
         return BatchSample(shape, examples, is_whole=True, rest=0)
     began = time.monotonic()
-    _sample(config, options, start, world, _FIRST, quiet=True)
+    _sample(config, start, world, _FIRST, quiet=True)
     before, spent = resident_memory(), time.monotonic() - began
     size = min(whole, max(_FIRST, int(_FIRST * _SECONDS / spent)))
-    shape, examples = _sample(config, options, start, world, size)
+    shape, examples = _sample(config, start, world, size)
     if size == whole or examples < size:  # there are no more
         return BatchSample(shape, examples, is_whole=True, rest=0)
     growth = max(resident_memory() - before, 0) // max(size - _FIRST, 1)
@@ -70,7 +69,6 @@ def sample_batches(config: TrainConfig, options: Mapping[str, Section], start: S
 
 def _sample(
     config: TrainConfig,
-    options: Mapping[str, Section],
     start: Start,
     world: World,
     size: int,
@@ -93,9 +91,7 @@ def _sample(
         data = data.model_copy(update={"skip_empty_level": "silent"})
     config = config.model_copy(update={"batching": batching, "corpora": data})
     corpora, _ = split_corpora(data.data)
-    with closing(
-        open_pipeline(config, options, start, corpora, training=True, seed=0, world=world, audited=quiet)
-    ) as pipeline:
+    with closing(open_pipeline(config, start, corpora, training=True, seed=0, world=world, audited=quiet)) as pipeline:
         shapes = [_shape(batch) for batch in islice(pipeline, _BATCHES)]
         if not shapes:
             raise DataError(f"The corpora must yield at least one batch, but yield none: {pipeline.summary()}.")

@@ -73,9 +73,9 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
     config, world = setup.config, environment.world
     seed = run_seed(config.run.seed, setup.saved, world) if rollback is None else rollback.seed
     set_seed(seed)
-    generation = open_generation_validator(config, setup.options, setup.start)
+    generation = open_generation_validator(config, setup.start)
     components = build_components(setup, world, seed=seed)
-    train_data, valid_data = open_pipelines(config, setup.options, setup.start, seed=seed, world=world)
+    train_data, valid_data = open_pipelines(config, setup.start, seed=seed, world=world)
     progress = _restore(setup, components, train_data, rollback)
     log_start(setup, components, step=progress.step)
     validator = build_validator(components, valid_data, generation)

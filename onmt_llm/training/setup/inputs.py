@@ -1,4 +1,4 @@
-"""What a run opens before it begins: its batches, what they are trained for, and what it is judged by."""
+"""Inputs of a run: batches, training objective and validation prompts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.eval_prompts import read_prompts
 from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.training.checks import check_validation
 from onmt_llm.training.losses.lm_prior import open_prior
 from onmt_llm.training.losses.objective import Objective, open_alignment
@@ -25,19 +25,18 @@ from onmt_llm.training.validation.generation import GenerationValidator, dump_fo
 
 
 def open_pipelines(
-    config: TrainConfig, options: Mapping[str, Section], start: Start, *, seed: int, world: World
+    config: TrainConfig, start: Start, *, seed: int, world: World
 ) -> tuple[Pipeline, dict[str, Pipeline]]:
-    """Batches for training, and those of each corpus for validation."""
+    """Batches for training, and those of each validation corpus."""
     train, valid = split_corpora(config.corpora.data)
-    return open_pipeline(config, options, start, train, training=True, seed=seed, world=world), {
-        name: open_pipeline(config, options, start, {name: corpus}, training=False, seed=seed, world=world)
+    return open_pipeline(config, start, train, training=True, seed=seed, world=world), {
+        name: open_pipeline(config, start, {name: corpus}, training=False, seed=seed, world=world)
         for name, corpus in valid.items()
     }
 
 
 def open_pipeline(
     config: TrainConfig,
-    options: Mapping[str, Section],
     start: Start,
     corpora: Mapping[str, CorpusConfig],
     *,
@@ -48,26 +47,16 @@ def open_pipeline(
 ) -> Pipeline:
     """Batches of some corpora; see `Pipeline`."""
     index = config.corpora.index_cache or f"{config.run.save_model}_index"
-    return Pipeline(
+    spec = PipelineSpec(
         corpora,
-        data=config.corpora.model_copy(update={"index_cache": index}),
-        batching=config.batching,
-        options=options,
-        vocab=start.vocab,
-        src_vocab=start.src_vocab,
-        tokenizer=start.tokenizer,
-        src_tokenizer=start.src_tokenizer,
-        template=start.template,
-        task=start.task,
-        add_bos=start.config.specials.add_bos,
-        feature_vocabs=start.feature_vocabs,
+        config.corpora.model_copy(update={"index_cache": index}),
+        start.codec,
         seed=seed if config.batching.data_seed is None else config.batching.data_seed,
         training=training,
-        rank=world.rank,
-        world_size=world.size,
-        pin_memory=world.device.type == "cuda",
-        audited=audited,
+        batching=config.batching,
     )
+    pin_memory = world.device.type == "cuda"
+    return Pipeline(spec, rank=world.rank, world_size=world.size, pin_memory=pin_memory, audited=audited)
 
 
 def open_objective(
@@ -86,21 +75,19 @@ def open_objective(
             chunk_tokens=config.performance.loss_chunk_tokens,
         ),
         label_smoothing=optim.label_smoothing,
-        prior=open_prior(config.loss, start.vocab, device, packed=config.batching.packing != "off"),
+        prior=open_prior(config.loss, start.codec.vocab, device, packed=config.batching.packing != "off"),
         alignment=open_alignment(config.loss, start.model, train_corpora),
         chunk_tokens=config.performance.loss_chunk_tokens,
     )
 
 
-def open_generation_validator(
-    config: TrainConfig, options: Mapping[str, Section], start: Start
-) -> GenerationValidator | None:
-    """The validation corpora as questions; None where no metric is asked for."""
+def open_generation_validator(config: TrainConfig, start: Start) -> GenerationValidator | None:
+    """The validation corpora as prompts with reference answers; None if no metric is asked for."""
     _, corpora = split_corpora(config.corpora.data)
     scorers = check_validation(config.validation, corpora)
     if not scorers:
         return None
-    prompts, skipped = read_prompts(corpora, data=config.corpora, options=options, model=start.text)
+    prompts, skipped = read_prompts(PipelineSpec(corpora, config.corpora, start.codec, training=False))
     return GenerationValidator(
         prompts,
         skipped=skipped,
@@ -112,16 +99,8 @@ def open_generation_validator(
     )
 
 
-def sample(config: TrainConfig, options: Mapping[str, Section], start: Start) -> None:
+def sample(config: TrainConfig, start: Start) -> None:
     """Write samples of the transformed corpora instead of training."""
     data = config.corpora
     folder = data.save_data or f"{config.run.save_model}_data"
-    write_samples(
-        data.data,
-        data=data,
-        options=options,
-        model=start.text,
-        directory=folder,
-        n_sample=data.n_sample,
-        overwrite=data.overwrite,
-    )
+    write_samples(PipelineSpec(data.data, data, start.codec), folder, n_sample=data.n_sample)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.log import logger
 from onmt_llm.training.setup.layers import LayerPlan, resolve_layers
@@ -20,14 +18,12 @@ class RunSetup:
 
     Attributes:
         config: All options.
-        options: Sections of the transforms, by name.
         start: The model and the vocabularies that the run starts from.
         layers: The layers that are adapted, expanded or quantised.
         saved: The training state to resume; None = the run starts at step 0.
     """
 
     config: TrainConfig
-    options: Mapping[str, Section]
     start: Start
     layers: LayerPlan
     saved: SavedState | None
@@ -39,15 +35,15 @@ class RunSetup:
         return [Path(name) for name in names if name]
 
 
-def open_run_setup(config: TrainConfig, options: Mapping[str, Section]) -> RunSetup:
+def open_run_setup(config: TrainConfig) -> RunSetup:
     """Open what the options name.
 
     Raises:
         OnmtLlmError: As `train`.
     """
-    start = open_start(config, options)
+    start = open_start(config)
     layers = resolve_layers(config, start)
-    return RunSetup(config, options, start, layers, state_to_resume(config, start, layers))
+    return RunSetup(config, start, layers, state_to_resume(config, start, layers))
 
 
 def state_to_resume(config: TrainConfig, start: Start, layers: LayerPlan) -> SavedState | None:

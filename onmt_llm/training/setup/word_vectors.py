@@ -22,10 +22,10 @@ def update_vocabulary(model: Transformer, start: Start, *, param_init: float, gl
     """Resize the embeddings of a checkpoint's model to the run's vocabularies, if they differ."""
     if start.before is None:
         return
-    old_src, old_tgt = start.before.sides
-    tgt, src = _rows(old_tgt, start.vocab), _rows(old_src, start.src_vocab or start.vocab)
+    old_src, old_tgt = start.before.src_vocab, start.before.vocab
+    tgt, src = _rows(old_tgt, start.codec.vocab), _rows(old_src, start.codec.src_vocab)
     resize_embeddings(model, start.model, tgt=tgt, src=src, param_init=param_init, glorot=glorot)
-    for side, rows in (("target", tgt), ("source", src)) if start.src_vocab is not None else (("shared", tgt),):
+    for side, rows in (("shared", tgt),) if start.codec.shares_vocab else (("target", tgt), ("source", src)):
         kept = sum(row is not None for row in rows)
         logger.info("update_vocab: %s vocabulary: %d rows kept, %d new.", side, kept, len(rows) - kept)
 
@@ -52,10 +52,10 @@ def load_vectors(model: Transformer, start: Start, options: EmbeddingsConfig) ->
             f"{' and '.join(named)} must be left out here: train_from has trained embeddings of all tokens.",
             hint="word vectors are for a new model, or for the new tokens of update_vocab",
         )
-    old_src, old_tgt = start.before.sides if start.before else ((), ())
+    old_src, old_tgt = (start.before.src_vocab, start.before.vocab) if start.before else ((), ())
     tables = _tables(model)
     shared = tables["src"] is None or tables["tgt"] is None
-    for side, vocab, known in (("src", start.src_vocab or start.vocab, old_src), ("tgt", start.vocab, old_tgt)):
+    for side, vocab, known in (("src", start.codec.src_vocab, old_src), ("tgt", start.codec.vocab, old_tgt)):
         path, table = sides[side], tables[side]
         if shared:
             path = path or sides["tgt" if side == "src" else "src"]

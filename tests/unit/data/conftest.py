@@ -15,6 +15,7 @@ from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec, make_spec
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 SPECIALS = SpecialTokens(pad="<blank>")
@@ -61,20 +62,14 @@ def make_pipeline(vocab: Vocab) -> MakePipeline:
         batching: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> Pipeline:
-        settings: dict[str, Any] = {
-            "options": {},
-            "vocab": vocab,
-            "task": "lm",
-            "add_bos": True,
-            "seed": 7,
-            "training": True,
-        }
-        return Pipeline(
-            corpora,
-            data=DataConfig(**(data or {})),
-            batching=BatchConfig(**{"batch_size": 4, "bucket_size": 16, **(batching or {})}),
-            **{**settings, **overrides},
-        )
+        names = ("tokenizer", "src_tokenizer", "template", "feature_vocabs", "src_vocab", "add_bos")
+        text = {name: overrides.pop(name) for name in names if name in overrides}
+        codec = make_codec(overrides.pop("task", "lm"), overrides.pop("vocab", vocab), **text)
+        ranks = {name: overrides.pop(name) for name in ("rank", "world_size", "audited") if name in overrides}
+        batching = {"batch_size": 4, "bucket_size": 16, **(batching or {})}
+        settings = {"seed": 7, **overrides}
+        spec = make_spec(corpora, codec, DataConfig(**(data or {})), batching=BatchConfig(**batching), **settings)
+        return Pipeline(spec, **ranks)
 
     return make
 

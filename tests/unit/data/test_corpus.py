@@ -11,11 +11,11 @@ from onmt_llm.config.compat import translate as aliases
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.corpus import Corpus
 from onmt_llm.data.example import Example
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import check_readers
 from onmt_llm.errors import DataError
 from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec, make_spec
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def read(vocab):
 
     def examples(config: CorpusConfig, *, template: str | None = None, **data) -> tuple[list[str], dict[str, int]]:
         task = "seq2seq" if config.path_tgt else "lm"
-        model = ModelText(task, both, None, None, None, template and get_template(template), True, ())
-        corpus = Corpus("c", config, data=DataConfig(**data), options={}, model=model, training=True)
+        model = make_codec(task, both, template=template and get_template(template))
+        corpus = Corpus("c", make_spec({"c": config}, model, DataConfig(**data)))
         check_readers([corpus.reader])
         found = [text(corpus.raw(record)) for record in iter(corpus.reader.read, None) if corpus.examples([record])]
         dropped = dict(corpus.counts.dropped)

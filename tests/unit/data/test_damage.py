@@ -14,7 +14,6 @@ import pytest
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data import pack
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.readers import IndexCache, Record, ShuffledReader, open_reader
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards import checked_array
@@ -24,6 +23,7 @@ from onmt_llm.data.token_shards.records import TokenDecoder
 from onmt_llm.data.token_shards.shard import PackReader, read_index, write_index
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec, make_spec
 
 FIXTURES = Path(__file__).parents[2] / "data/tokens"
 BLOCK = 1 << 10
@@ -39,9 +39,7 @@ def shards(
     text = words(300, 1) + "\n\n" + words(300, 2)
     corpora = {"x": CorpusConfig(path_src=write("x", text))}
     data = DataConfig(skip_empty_level="silent")
-    (folder,) = pack.pack(
-        corpora, data=data, options={}, model=ModelText("lm", vocab), folder=tmp_path / "packs"
-    ).values()
+    (folder,) = pack.pack(make_spec(corpora, make_codec("lm", vocab), data), tmp_path / "packs").values()
     assert (folder / "00000.bin").stat().st_size > 2 * BLOCK
     return folder
 
@@ -157,7 +155,7 @@ def test_merged_shards_of_either_version_are_checked(shards: Path, tmp_path: Pat
 
 def test_preference_data_are_not_packed(shards: Path, vocab: Vocab, tmp_path: Path, make_pipeline) -> None:
     with pytest.raises(ConfigError, match="objective must be sft"):
-        pack.pack({}, data=DataConfig(objective="dpo"), options={}, model=ModelText("lm", vocab), folder=tmp_path)
+        pack.pack(make_spec({}, make_codec("lm", vocab), DataConfig(objective="dpo")), tmp_path)
     with pytest.raises(ConfigError, match="must be JSON objects"):
         make_pipeline({"x": CorpusConfig(path_tokens=str(shards))}, {"objective": "dpo"})
 

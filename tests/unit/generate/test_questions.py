@@ -7,18 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onmt_llm.config.section import Section
-from onmt_llm.data.transforms import TransformContext, inference_transforms
+from onmt_llm.data.transforms import inference_transforms
 from onmt_llm.data.transforms.affix import PrefixConfig, SuffixConfig
 from onmt_llm.data.transforms.docify import DocifyConfig
 from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.generate.questions import Questions
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
+from tests.unit.data.codecs import make_context
 
 TOKENIZER = WhitespaceTokenizer()
 
 
 def ask(lines: list[str], names: list[str], bos: str | None = None, **options: Section) -> Questions:
-    text, tokens = inference_transforms(names, options, TransformContext(task="seq2seq", tokenizer=TOKENIZER))
+    text, tokens = inference_transforms(names, options, make_context(task="seq2seq", tokenizer=TOKENIZER))
 
     def encode(line: str) -> list[str]:
         return [*([bos] if bos else []), *TOKENIZER.encode(line)]

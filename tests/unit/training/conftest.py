@@ -112,7 +112,7 @@ class CopyTask:
         return train_config({key: {**base.get(key, {}), **sections.get(key, {})} for key in {*base, *sections}})
 
     def run(self, name: str = "toy", **sections: dict[str, Any]) -> TrainResult:
-        return train(self.config(name, **sections), {})
+        return train(self.config(name, **sections))
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         return dict(Checkpoint.open(self.folder / name).tensors())

@@ -20,7 +20,7 @@ import json, sys
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.training.train import train
 
-train(TrainConfig.model_validate(json.loads(sys.argv[1])), {})
+train(TrainConfig.model_validate(json.loads(sys.argv[1])))
 """
 
 

@@ -69,7 +69,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
 
 @pytest.mark.parametrize("merge", ["concat", "sum"])
 def test_features_are_learnt_saved_and_released(corpus: Path, merge: str) -> None:
-    train(config(corpus, architecture={"feat_merge": merge, "share_embeddings": merge == "sum"}), {})
+    train(config(corpus, architecture={"feat_merge": merge, "share_embeddings": merge == "sum"}))
     checkpoint = corpus / "run_step_250"
     shapes = [(f.vocab_size, f.size) for f in Checkpoint.open(checkpoint).config.model.src_features]
     assert shapes == ([(6, 48)] * 2 if merge == "sum" else [(6, 3)] * 2)
@@ -83,7 +83,7 @@ def test_features_are_learnt_saved_and_released(corpus: Path, merge: str) -> Non
 
 
 def test_width_of_the_embeddings(corpus: Path) -> None:
-    assert "5" in str(plan(config(corpus, vocabulary={"feat_vec_size": 5}), {}))
+    assert "5" in str(plan(config(corpus, vocabulary={"feat_vec_size": 5})))
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,4 @@ def test_width_of_the_embeddings(corpus: Path) -> None:
 )
 def test_what_does_not_go_together_is_refused(corpus: Path, changes: dict[str, Any], named: str) -> None:
     with pytest.raises((ConfigError, DataError, ValueError), match=named):
-        train(config(corpus, **changes), {})
+        train(config(corpus, **changes))

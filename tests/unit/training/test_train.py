@@ -73,7 +73,7 @@ def config(folder: Path, *, valid: bool = False, **sections: dict[str, Any]) -> 
 
 
 def run(folder: Path, **sections: Any) -> TrainResult:
-    return train(config(folder, **sections), {})
+    return train(config(folder, **sections))
 
 
 def saves(folder: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def test_reset_optim_decides_what_is_remembered(
 
 def test_settings_that_are_not_written_are_those_of_the_resumed_run(corpus: Path, base: Path) -> None:
     settings = config(corpus, run=saves(corpus, "toy", train_steps=3, train_from=str(base)))
-    train(settings.model_copy(update={"optimizer": OptimConfig()}), {})
+    train(settings.model_copy(update={"optimizer": OptimConfig()}))
     assert metrics(corpus)[0]["lr"] == 0.01 != OptimConfig().learning_rate
 
 
@@ -377,7 +377,7 @@ def test_samples_are_written_instead_of_training(corpus: Path) -> None:
 def test_the_plan_counts_what_a_run_needs(corpus: Path, base: Path) -> None:
     quantised = {"quant_layers": ["w_1"], "quant_type": "int8"}
     settings = saves(corpus, "toy", train_from=str(base), accum_count=[4])
-    got = plan(config(corpus, lora=LORA, quantization=quantised, run=settings), {})
+    got = plan(config(corpus, lora=LORA, quantization=quantised, run=settings))
     # rank 2 on q (32 -> 32), v (32 -> 16) and down (48 -> 32) of two blocks
     assert got.trainable == 2 * 2 * ((32 + 32) + (32 + 16) + (48 + 32))
     assert (got.lora_layers, got.quant_layers) == (6, 2)

@@ -11,9 +11,9 @@ from onmt_llm.data.batching.collate import collate
 from onmt_llm.data.batching.cut import cut_batches
 from onmt_llm.data.batching.encoder import Encoder
 from onmt_llm.data.example import Example, Segment
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec
 
 BOS, EOS, A, B, C = 2, 3, 4, 5, 6
 
@@ -39,15 +39,15 @@ class TestEncoder:
         ],
     )
     def test_language_model(self, vocab, segments, tgt, labels):
-        encoder = Encoder(ModelText("lm", vocab))
+        encoder = Encoder(make_codec("lm", vocab))
         assert rows(encoder(Example(segments))) == (tgt, labels)
 
     def test_language_model_without_bos(self, vocab):
-        encoder = Encoder(ModelText("lm", vocab, add_bos=False))
+        encoder = Encoder(make_codec("lm", vocab, add_bos=False))
         assert rows(encoder(Example([seg("a b c")]))) == ([A, B, C], [B, C, EOS])
 
     def test_encoder_decoder_and_unknown_tokens(self, vocab):
-        encoder = Encoder(ModelText("seq2seq", vocab))
+        encoder = Encoder(make_codec("seq2seq", vocab))
         encoded = encoder(Example([seg("a zz")], [seg("b"), seg("yy")]))
         assert encoded is not None and encoded.src is not None
         assert encoded.src.tolist() == [A, 0] and encoded.unknown == 2
@@ -56,9 +56,9 @@ class TestEncoder:
 
     def test_the_vocabulary_must_hold_what_the_task_needs(self):
         with pytest.raises(ConfigError, match="starts a target"):
-            ModelText("lm", Vocab(["a"], SpecialTokens()))
+            Encoder(make_codec("lm", Vocab(["a"], SpecialTokens())))
         with pytest.raises(ConfigError, match="ends a target"):
-            ModelText("seq2seq", Vocab(["<s>"], SpecialTokens()))
+            Encoder(make_codec("seq2seq", Vocab(["<s>"], SpecialTokens())))
 
 
 class TestCutting:
@@ -79,7 +79,7 @@ class TestCutting:
 
 
 def test_collate_pads_on_the_right_and_counts_targets(vocab):
-    encoder = Encoder(ModelText("seq2seq", vocab))
+    encoder = Encoder(make_codec("seq2seq", vocab))
     examples = [encoder(Example([seg("a")], [seg("b c")])), encoder(Example([seg("a b")], [seg("c")]))]
     batch = Batch.of(collate([example for example in examples if example], pad_id=1, src_pad_id=1)).to("cpu")
     assert isinstance(batch, Batch) and (batch.num_targets, batch.num_examples) == (5, 2)

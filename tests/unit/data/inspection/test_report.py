@@ -16,11 +16,11 @@ from onmt_llm.data.batching.encoder import IGNORED, Encoded
 from onmt_llm.data.inspection.histograms import histogram
 from onmt_llm.data.inspection.html import report_page
 from onmt_llm.data.inspection.report import measure, mixture, table, to_json
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.sampling import epoch_log
 from onmt_llm.data.statistics import CorpusCounts, length_bin, percentile
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.errors import ConfigError
+from tests.unit.data.codecs import make_codec, make_spec
 
 
 def test_lengths_are_exact_below_64_and_within_3_percent_above():
@@ -64,13 +64,9 @@ def reports(vocab, write, words):
             "y": CorpusConfig(path_src=write("y", "a zebra <b>\n" * 10)),
             "valid": CorpusConfig(path_src=write("v", words(20, 2))),
         }
-        return measure(
-            corpora,
-            data=DataConfig(transforms=["filtertoolong"], skip_empty_level="silent"),
-            options={"filtertoolong": FilterTooLongConfig(src_seq_length=10)},
-            model=ModelText("lm", vocab),
-            **overrides,
-        )
+        data = DataConfig(transforms=["filtertoolong"], skip_empty_level="silent")
+        options = {"filtertoolong": FilterTooLongConfig(src_seq_length=10)}
+        return measure(make_spec(corpora, make_codec("lm", vocab), data, options=options), **overrides)
 
     return make
 

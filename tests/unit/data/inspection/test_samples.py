@@ -9,11 +9,11 @@ import pytest
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.inspection.samples import write_samples
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec, make_spec
 
 LINE = "### Instruction:｟newline｠name three tips｟newline｠｟newline｠### Response:｟newline｠eat well\n"
 
@@ -22,15 +22,11 @@ LINE = "### Instruction:｟newline｠name three tips｟newline｠｟newline｠##
 def sample(sp_model, tmp_path):
     def dump(corpora, n_sample, **options):
         pieces = SentencePieceTokenizer(sp_model).vocab_tokens()
-        return write_samples(
-            corpora,
-            data=DataConfig(transforms=["insert_mask_before_placeholder", "sentencepiece"], zero_out_prompt_loss=True),
-            options={"subword": SubwordConfig(src_subword_model=sp_model)},
-            model=ModelText(options.pop("task", "lm"), Vocab(pieces, SpecialTokens())),
-            directory=tmp_path,
-            n_sample=n_sample,
-            **options,
-        )
+        codec = make_codec(options.pop("task", "lm"), Vocab(pieces, SpecialTokens()))
+        names = ["insert_mask_before_placeholder", "sentencepiece"]
+        data = DataConfig(transforms=names, zero_out_prompt_loss=True, **options)
+        subword = {"subword": SubwordConfig(src_subword_model=sp_model)}
+        return write_samples(make_spec(corpora, codec, data, options=subword), tmp_path, n_sample=n_sample)
 
     return dump
 

@@ -13,9 +13,9 @@ from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.inspection.diff import compare, compare_texts
 from onmt_llm.data.inspection.html import samples_page
 from onmt_llm.data.inspection.trace import collect
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.transforms.affix import PrefixConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
+from tests.unit.data.codecs import make_codec, make_spec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ATTACK = "</span></script><script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -24,13 +24,9 @@ ATTACK = "</span></script><script>alert('x')</script><img src=x onerror=alert(1)
 @pytest.fixture
 def follow(vocab):
     def run(corpora, number=20, task="lm", **data):
-        return collect(
-            corpora,
-            data=DataConfig(**data),
-            options={"filtertoolong": FilterTooLongConfig(src_seq_length=6), "prefix": PrefixConfig(src_prefix="h h")},
-            model=ModelText(task, vocab),
-            number=number,
-        )
+        options = {"filtertoolong": FilterTooLongConfig(src_seq_length=6), "prefix": PrefixConfig(src_prefix="h h")}
+        spec = make_spec(corpora, make_codec(task, vocab), DataConfig(**data), options=options)
+        return collect(spec, number=number)
 
     return run
 

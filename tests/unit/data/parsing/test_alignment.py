@@ -14,6 +14,7 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec, make_spec
 
 SPECIALS = SpecialTokens(unk="<unk>", bos="<s>", eos="</s>", pad="<blank>")
 VOCAB = Vocab(["<unk>", "<blank>", "<s>", "</s>", "a", "b", "c"], SPECIALS)
@@ -36,18 +37,15 @@ def corpus(tmp_path: Path, alignments: str, **more: Any) -> CorpusConfig:
 
 
 def first_batch(config: CorpusConfig, *, task: Any = "seq2seq", transforms: tuple[str, ...] = ()) -> Any:
-    pipeline = Pipeline(
+    spec = make_spec(
         {"one": config},
-        data=DataConfig(transforms=list(transforms)),
+        make_codec(task, VOCAB),
+        DataConfig(transforms=list(transforms)),
         batching=BatchConfig(valid_batch_size=4),
-        options={},
-        vocab=VOCAB,
-        task=task,
-        add_bos=True,
         seed=1,
         training=False,
     )
-    return next(iter(pipeline))
+    return next(iter(Pipeline(spec)))
 
 
 def test_pairs_are_source_and_target() -> None:

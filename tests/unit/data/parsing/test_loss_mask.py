@@ -12,7 +12,6 @@ from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.batching.encoder import IGNORED
 from onmt_llm.data.corpus import Corpus, open_corpora
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.transforms.fuzzymatch import FuzzyMatchConfig
 from onmt_llm.data.transforms.noise import NoiseConfig
@@ -20,6 +19,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import Highlighter
 from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec, make_spec
 
 SPECIALS = SpecialTokens(pad="<blank>")
 CHATML = ["<|im_start|>", "<|im_end|>"]
@@ -54,11 +54,11 @@ def trained(write, tmp_path):
             template = write("chat.jinja", JINJA)
         own = {key: options.pop(key) for key in list(options) if key in CorpusConfig.model_fields}
         config = CorpusConfig(path_jsonl=write("c.jsonl", json.dumps({"messages": chat})), template=template, **own)
-        model = ModelText("lm", VOCAB)
+        model = make_codec("lm", VOCAB)
         if template.endswith("jinja"):
-            model = ModelText("lm", VOCAB, template=get_template(template, specials=SPECIALS, control_tokens=CHATML))
+            model = make_codec("lm", VOCAB, template=get_template(template, specials=SPECIALS, control_tokens=CHATML))
             config = config.model_copy(update={"template": None})
-        (corpus,) = open_corpora({"c": config}, data=DataConfig(**options), options={}, model=model, training=True)
+        (corpus,) = open_corpora(make_spec({"c": config}, model, DataConfig(**options)))
         return labels(corpus)
 
     return run
@@ -105,7 +105,7 @@ class TestTrainedParts:
             "b": CorpusConfig(path_jsonl=path, template="chatml"),
         }
         data = DataConfig(train_on_eos="last")
-        opened = open_corpora(corpora, data=data, options={}, model=ModelText("lm", VOCAB), training=True)
+        opened = open_corpora(make_spec(corpora, make_codec("lm", VOCAB), data))
         assert [labels(corpus) for corpus in opened] == [["q1", "q2"], ["a1", "a2", END]]
 
     def test_the_other_templates(self, trained):

@@ -106,7 +106,7 @@ def test_pairs_are_rows_of_one_batch_and_stay_together(write, make_pipeline) -> 
     pipeline = make_pipeline(corpora, data, {"batch_size": 4, "bucket_size": 12})
     batch: Batch = next(iter(pipeline))
     assert batch.preference_B.tolist() == [1] * 4 + [0] * 4 and batch.num_examples == 4
-    words = [[pipeline._recipe.model.vocab[i] for i in row if i >= 0] for row in batch.labels_BT.tolist()]
+    words = [[pipeline._spec.codec.vocab[i] for i in row if i >= 0] for row in batch.labels_BT.tolist()]
     assert {word for row in words[:4] for word in row} <= {"c", "</s>", "a", "b"} and "d" in words[4]
     counts = pipeline.counts["p"]
     assert (counts.read, counts.made, counts.kept) == (12, 12, 24)
@@ -130,7 +130,7 @@ def test_answers_to_other_questions_follow_those_of_kto(write, make_pipeline) ->
     corpora = {"p": CorpusConfig(path_jsonl=write("k", "".join(f"{json.dumps(line)}\n" for line in lines)))}
     pipeline = make_pipeline(corpora, {"objective": "kto"}, {"batch_size": 2, "bucket_size": 2})
     batch = next(iter(pipeline))
-    vocab = pipeline._recipe.model.vocab
+    vocab = pipeline._spec.codec.vocab
     rows = [" ".join(vocab[i] for i in row if vocab[i] != "<blank>") for row in batch.tgt_BT.tolist()]
     kinds = batch.preference_B.tolist()
     by_row = dict(zip(rows, kinds, strict=True))

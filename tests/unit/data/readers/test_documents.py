@@ -20,9 +20,10 @@ from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
 from onmt_llm.text.templates.message import Message
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
+from tests.unit.data.codecs import make_context
 
-PAIRS = TransformContext(task="seq2seq", training=True)
-TEXTS = TransformContext(task="lm", training=True, bos="<s>", tokenizer=WhitespaceTokenizer())
+PAIRS = make_context(task="seq2seq", training=True)
+TEXTS = make_context(task="lm", training=True, bos="<s>", tokenizer=WhitespaceTokenizer())
 
 
 def build(name: str, context: TransformContext = PAIRS, **own):
@@ -62,7 +63,7 @@ class TestDocify:
         assert len(transform.batch(lines(("a", "x"), ("b", "y")))) == 2
 
     def test_behind_the_tokeniser_it_counts_and_joins_tokens(self, sp_model):
-        context = TransformContext(task="seq2seq", tokenizer=SentencePieceTokenizer(sp_model))
+        context = make_context(task="seq2seq", tokenizer=SentencePieceTokenizer(sp_model))
         own = CorpusConfig(options={"max_context": 3, "doc_length": 20})
         transforms = build_transforms(["sentencepiece", "docify"], {}, own, context)
         examples = lines(("the cat", "sat"), ("on the mat", "sat"), ("name three tips and sleep well", "sat"))
@@ -214,6 +215,6 @@ class TestRounds:
 
     def test_of_a_line_cut_at_headings(self):
         text = "Intro\n\n### Instruction:\nq1\n\n### Response:\na1\n\n### Instruction:\nq2\n\n### Response:\na2"
-        example = InsertMask.build(MaskConfig(), CorpusConfig(), TransformContext())(Example([Segment(text)]))
+        example = InsertMask.build(MaskConfig(), CorpusConfig(), make_context())(Example([Segment(text)]))
         assert example is not None
         assert [len(unit) for unit in rounds(example.src)] == [2, 2]

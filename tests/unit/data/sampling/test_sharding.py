@@ -18,6 +18,7 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import DataError
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec, make_spec
 
 WORDS = [f"w{number}" for number in range(400)]
 VOCAB = Vocab(["<unk>", "<blank>", "<s>", "</s>", *WORDS], SpecialTokens(pad="<blank>"))
@@ -40,19 +41,15 @@ def corpora(tmp_path_factory) -> dict[str, CorpusConfig]:
 
 
 def build(corpora, batching=None, *, epochs=0, training=True, rank=0, world_size=1, **data) -> Pipeline:
-    return Pipeline(
+    spec = make_spec(
         corpora,
-        data=DataConfig(epochs=epochs, skip_empty_level="silent", **data),
+        make_codec("lm", VOCAB),
+        DataConfig(epochs=epochs, skip_empty_level="silent", **data),
         batching=BatchConfig(**{"batch_size": 3, "bucket_size": 8, **(batching or {})}),
-        options={},
-        vocab=VOCAB,
-        task="lm",
-        add_bos=True,
         seed=11,
         training=training,
-        rank=rank,
-        world_size=world_size,
     )
+    return Pipeline(spec, rank=rank, world_size=world_size)
 
 
 def rows(batch: Batch) -> Rows:

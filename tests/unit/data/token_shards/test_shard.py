@@ -17,7 +17,6 @@ from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data import pack
 from onmt_llm.data.batching.encoder import IGNORED, Encoded
-from onmt_llm.data.model_text import ModelText
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.records import TokenDecoder, parts_of
 from onmt_llm.data.token_shards.shard import PackReader, ShardWriter
@@ -27,6 +26,7 @@ from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.data.transforms.truncate import TruncateConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_codec, make_spec
 
 FIXTURES = Path(__file__).parents[3] / "data/tokens"
 OPTIONS = {
@@ -43,7 +43,7 @@ def rows(batch):
 
 
 def pack_all(corpora, model, folder, *, options=OPTIONS, data=TRANSFORMS, **more):
-    return pack.pack(corpora, data=DataConfig(**data), options=options, model=model, folder=folder, **more)
+    return pack.pack(make_spec(corpora, model, DataConfig(**data), options=options), folder, **more)
 
 
 def packed(corpora, folder):
@@ -78,7 +78,7 @@ def pairs(write, words):
 @pytest.mark.parametrize("rank", [(0, 1), (1, 2)])
 def test_every_batch_and_count_is_that_of_the_text(make_pipeline, texts, pairs, vocab, tmp_path, task, batching, rank):
     corpora = texts if task == "lm" else pairs
-    pack_all(corpora, ModelText(task, vocab), tmp_path / "packs")
+    pack_all(corpora, make_codec(task, vocab), tmp_path / "packs")
     settings = {"task": task, "options": OPTIONS, "rank": rank[0], "world_size": rank[1]}
     text = make_pipeline(corpora, TRANSFORMS, batching, **settings)
     tokens = make_pipeline(packed(corpora, tmp_path / "packs"), TRANSFORMS, batching, **settings)
@@ -89,7 +89,7 @@ def test_every_batch_and_count_is_that_of_the_text(make_pipeline, texts, pairs, 
 
 
 def test_a_restored_run_continues_with_the_very_next_batch(make_pipeline, texts, vocab, tmp_path):
-    pack_all(texts, ModelText("lm", vocab), tmp_path)
+    pack_all(texts, make_codec("lm", vocab), tmp_path)
     make = lambda: make_pipeline(packed(texts, tmp_path), TRANSFORMS, options=OPTIONS)  # noqa: E731
     expected = [rows(batch) for batch in islice(make(), 40)]
     for stop in (1, 7, 18):
@@ -104,7 +104,7 @@ def test_a_corpus_for_validation_is_packed_as_it_is_validated(make_pipeline, wri
         "x": CorpusConfig(path_src=write("x", words(9, 1))),
         "valid": CorpusConfig(path_src=write("v", words(9, 2))),
     }
-    pack_all(corpora, ModelText("lm", vocab), tmp_path)
+    pack_all(corpora, make_codec("lm", vocab), tmp_path)
     valid = {"valid": corpora["valid"]}
     text = make_pipeline(valid, TRANSFORMS, options=OPTIONS, training=False)
     tokens = make_pipeline(packed(valid, tmp_path), TRANSFORMS, options=OPTIONS, training=False)
@@ -112,8 +112,8 @@ def test_a_corpus_for_validation_is_packed_as_it_is_validated(make_pipeline, wri
 
 
 def test_the_files_do_not_depend_on_the_number_of_processes(texts, vocab, tmp_path):
-    one = pack_all(texts, ModelText("lm", vocab), tmp_path / "one")
-    two = pack_all(texts, ModelText("lm", vocab), tmp_path / "two", processes=2)
+    one = pack_all(texts, make_codec("lm", vocab), tmp_path / "one")
+    two = pack_all(texts, make_codec("lm", vocab), tmp_path / "two", processes=2)
     for name, folder in one.items():
         assert folder.name == two[name].name
         for file in folder.iterdir():
@@ -122,7 +122,7 @@ def test_the_files_do_not_depend_on_the_number_of_processes(texts, vocab, tmp_pa
 
 
 def test_what_is_packed_already_is_left_alone_and_nothing_unfinished_stays(texts, vocab, tmp_path, write):
-    model = ModelText("lm", vocab)
+    model = make_codec("lm", vocab)
     folder = pack_all(texts, model, tmp_path / "packs")["x"]
     before = (folder / "index.json").stat().st_mtime_ns
     assert pack_all(texts, model, tmp_path / "packs")["x"] == folder
@@ -136,7 +136,7 @@ def test_what_is_packed_already_is_left_alone_and_nothing_unfinished_stays(texts
 class TestNeverStale:
     @pytest.fixture
     def reopen(self, make_pipeline, texts, vocab, tmp_path):
-        pack_all({"x": texts["x"]}, ModelText("lm", vocab), tmp_path / "packs")
+        pack_all({"x": texts["x"]}, make_codec("lm", vocab), tmp_path / "packs")
 
         def reopen(data=TRANSFORMS, **overrides):
             corpora = packed({"x": texts["x"]}, tmp_path / "packs")
@@ -175,7 +175,7 @@ class TestNeverStale:
         shutil.copyfile(sp_model, model)
         options = {"subword": SubwordConfig(src_subword_model=str(model))}
         corpora, data = {"x": CorpusConfig(path_src=write("x", "the cat\n"))}, {"transforms": ["sentencepiece"]}
-        pack_all(corpora, ModelText("lm", vocab), tmp_path / "packs", options=options, data=data)
+        pack_all(corpora, make_codec("lm", vocab), tmp_path / "packs", options=options, data=data)
         make_pipeline(packed(corpora, tmp_path / "packs"), data, options=options)
         # a field of the trainer's own: another file, the same pieces
         model.write_bytes(model.read_bytes() + b"\x12\x02\x10\x05")
@@ -188,7 +188,7 @@ def test_examples_that_are_cut_or_made_are_counted_as_those_of_the_text(
     make_pipeline, write, words, vocab, tmp_path, transform
 ):
     corpora = {"x": CorpusConfig(path_src=write("x", words(60, 3)), transforms=[transform])}
-    pack_all(corpora, ModelText("lm", vocab), tmp_path)
+    pack_all(corpora, make_codec("lm", vocab), tmp_path)
     text = make_pipeline(corpora, TRANSFORMS, options=OPTIONS)
     tokens = make_pipeline(packed(corpora, tmp_path), TRANSFORMS, options=OPTIONS)
     for one, other in islice(zip(text, tokens, strict=True), 40):
@@ -201,13 +201,13 @@ def test_examples_that_are_cut_or_made_are_counted_as_those_of_the_text(
 @pytest.mark.parametrize("transform", ["docify", "deduplicate"])
 def test_transforms_that_look_at_several_examples_are_refused_by_name(pairs, vocab, tmp_path, transform):
     with pytest.raises(ConfigError, match=f"by itself, but '{transform}' of corpus 'p' looks at several"):
-        pack_all(pairs, ModelText("seq2seq", vocab), tmp_path, data={"transforms": [transform]})
+        pack_all(pairs, make_codec("seq2seq", vocab), tmp_path, data={"transforms": [transform]})
 
 
 def test_random_transforms_are_refused_by_name(texts, vocab, sp_model, tmp_path):
     options = {"subword": SubwordConfig(src_subword_model=sp_model, src_subword_nbest=8, src_subword_alpha=0.3)}
     with pytest.raises(ConfigError, match="must not draw at random, but 'sentencepiece' of corpus 'x' does"):
-        pack_all(texts, ModelText("lm", vocab), tmp_path, options=options, data={"transforms": ["sentencepiece"]})
+        pack_all(texts, make_codec("lm", vocab), tmp_path, options=options, data={"transforms": ["sentencepiece"]})
 
 
 class TestShards:
@@ -260,7 +260,7 @@ class TestShards:
             list(TokenDecoder("x", ("tgt",), vocab_size=7, src_vocab_size=7)([record], CorpusCounts()))
 
     def test_missing_and_cut_files_are_named(self, texts, vocab, tmp_path, make_pipeline):
-        folder = pack_all({"x": texts["x"]}, ModelText("lm", vocab), tmp_path)["x"]
+        folder = pack_all({"x": texts["x"]}, make_codec("lm", vocab), tmp_path)["x"]
         corpora = {"x": CorpusConfig(path_tokens=str(folder))}
         file = folder / "00001.bin"
         content = file.read_bytes()
@@ -276,7 +276,7 @@ class TestShards:
             make_pipeline(corpora)
 
     def test_merged_shards_hold_all_examples(self, texts, vocab, tmp_path, make_pipeline):
-        folders = pack_all(texts, ModelText("lm", vocab), tmp_path / "packs")
+        folders = pack_all(texts, make_codec("lm", vocab), tmp_path / "packs")
         merged = pack.merge(list(folders.values()), tmp_path / "merged")
         assert pack.verify(merged) == 3 * 7
         valid = [
@@ -293,7 +293,7 @@ class TestShards:
             pack.merge(list(folders.values()), tmp_path / "file/merged")
 
     def test_shards_of_another_vocabulary_or_task_are_refused(self, texts, vocab, tmp_path, make_pipeline):
-        folder = pack_all({"x": texts["x"]}, ModelText("lm", vocab), tmp_path)["x"]
+        folder = pack_all({"x": texts["x"]}, make_codec("lm", vocab), tmp_path)["x"]
         corpora = {"x": CorpusConfig(path_tokens=str(folder))}
         with pytest.raises(DataError, match="another vocab"):
             make_pipeline(corpora, vocab=Vocab([*vocab, "new"], SpecialTokens(pad="<blank>")))

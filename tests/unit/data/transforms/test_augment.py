@@ -13,16 +13,17 @@ from pydantic import ValidationError
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, Segment
-from onmt_llm.data.transforms import Transform, TransformContext, added_tokens, build_transforms
+from onmt_llm.data.transforms import Transform, added_tokens, build_transforms
 from onmt_llm.data.transforms.fuzzymatch import FuzzyMatchConfig
 from onmt_llm.data.transforms.inlinetags import InlineTagsConfig, with_tags
 from onmt_llm.data.transforms.phrases import Phrases, exact_words
 from onmt_llm.data.transforms.terminology import TerminologyConfig
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
+from tests.unit.data.codecs import make_context
 
 
 def build(name: str, config: Section, *, training: bool = True) -> Transform:
-    context = TransformContext(task="seq2seq", training=training)
+    context = make_context(task="seq2seq", training=training)
     transform = build_transforms([name], {name: config}, CorpusConfig(), context)[0]
     transform.reseed(3)
     return transform
@@ -67,7 +68,9 @@ class TestFuzzyMatch:
             assert run(transform, ("the black cat slept", "")) == ["the black cat slept"]
         config = self.config(write, "a b c d|x y\n", tm_delimiter="|", fuzzy_token="｟tm｠")
         assert run(build("fuzzymatch", config), ("a b c e", "")) == ["a b c e ｟tm｠ x y"]
-        assert added_tokens({"c": CorpusConfig(transforms=["fuzzymatch"])}, DATA, {"fuzzymatch": config}) == ["｟tm｠"]
+        assert added_tokens(
+            {"c": CorpusConfig(transforms=["fuzzymatch"])}, DataConfig(transform_options={"fuzzymatch": config})
+        ) == ["｟tm｠"]
 
     @pytest.mark.parametrize(
         ("memory", "message"), [("a\tb\nc\n", "tm:2 must hold"), ("a\tb\tc\n", "3 columns"), (b"\xff\tb\n", "UTF-8")]
@@ -164,7 +167,10 @@ class TestInlineTags:
             assert tag_of_mat in target.split("Matte")[0]
         assert set(starts) == {f"the ｟ph_{number}_beg" for number in (1, 2, 3, 4)}
         known = set(
-            added_tokens({"c": CorpusConfig(transforms=["inlinetags"])}, DATA, {"inlinetags": transform._config})
+            added_tokens(
+                {"c": CorpusConfig(transforms=["inlinetags"])},
+                DataConfig(transform_options={"inlinetags": transform._config}),
+            )
         )
         assert {"｟ph_7_end｠", "｟ph_7_beg｠"} <= known
 

@@ -9,9 +9,10 @@ from onmt_llm.data.example import Example, Segment
 from onmt_llm.data.transforms import TransformContext, build_transforms
 from onmt_llm.data.transforms.clean import repeats_phrase
 from onmt_llm.errors import ConfigError
+from tests.unit.data.codecs import make_context
 
-TRAINING = TransformContext(task="seq2seq", training=True)
-INFERENCE = TransformContext(task="seq2seq")
+TRAINING = make_context(task="seq2seq", training=True)
+INFERENCE = make_context(task="seq2seq")
 
 
 def pair(src: str, tgt: str) -> Example:
@@ -135,6 +136,6 @@ class TestFilterTooShort:
         assert transform.dropped == {"src_too_short": 1, "tgt_too_short": 1}
 
     def test_a_language_model_counts_both_together(self):
-        transform = build("filtertooshort", TransformContext(task="lm"), src_seq_length_min=4)
+        transform = build("filtertooshort", make_context(task="lm"), src_seq_length_min=4)
         assert transform(pair("a b", "x y")) is not None and transform(pair("a b", "x")) is None
         assert transform.dropped == {"too_short": 1}

@@ -6,13 +6,14 @@ import pytest
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example, Segment
-from onmt_llm.data.transforms import TransformContext, build_transforms
+from onmt_llm.data.transforms import build_transforms
+from tests.unit.data.codecs import make_context
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and runs into the deep dark forest before night falls again"
 
 
 def build(**own):
-    return build_transforms(["deduplicate"], {}, CorpusConfig(options=own), TransformContext(task="seq2seq"))[0]
+    return build_transforms(["deduplicate"], {}, CorpusConfig(options=own), make_context(task="seq2seq"))[0]
 
 
 def kept(transform, *texts: str, start: int = 1) -> list[int]:

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example, Segment, side_tokens
-from onmt_llm.data.transforms import Transform, TransformContext, build_transforms
+from onmt_llm.data.transforms import Transform, build_transforms
 from onmt_llm.data.transforms.bart import Noising, split_sentences
 from onmt_llm.data.transforms.fim import FimConfig
 from onmt_llm.data.transforms.noise import NoiseConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.vocab import Vocab
+from tests.unit.data.codecs import make_context
 
 WORDS = [f"w{n}" for n in range(50)]
 VOCAB = Vocab(
@@ -28,7 +29,7 @@ DRAWS = 20_000
 
 
 def build(name: str, *, training: bool = True, task: str = "seq2seq", **options) -> Transform:
-    context = TransformContext(task=task, training=training, vocab=VOCAB, control_tokens=frozenset({"<|im_end|>"}))
+    context = make_context(task=task, training=training, vocab=VOCAB, control_tokens=frozenset({"<|im_end|>"}))
     transform = build_transforms([name], {"noise": NoiseConfig(**options)}, CorpusConfig(), context)[-1]
     transform.reseed(5)
     return transform
@@ -76,7 +77,7 @@ class TestAll:
 
     def test_stands_behind_the_tokeniser(self, name):
         with pytest.raises(ConfigError, match=f"Transform '{name}' must stand behind the tokeniser"):
-            build_transforms([name, "sentencepiece"], {}, CorpusConfig(), TransformContext())
+            build_transforms([name, "sentencepiece"], {}, CorpusConfig(), make_context())
 
 
 class TestDistance:
@@ -194,7 +195,7 @@ class TestBart:
 
 class TestFim:
     def build(self, *, training: bool = True, **options) -> Transform:
-        context = TransformContext(training=training)
+        context = make_context(training=training)
         transform = build_transforms(["fim"], {"fim": FimConfig(**options)}, CorpusConfig(), context)[0]
         transform.reseed(1)
         return transform
@@ -230,4 +231,4 @@ class TestFim:
             before = list(example.src)
             assert transform(example) is example and example.src == before
         with pytest.raises(ConfigError, match="must go with a language model"):
-            build_transforms(["fim"], {}, CorpusConfig(), TransformContext(task="seq2seq"))
+            build_transforms(["fim"], {}, CorpusConfig(), make_context(task="seq2seq"))

@@ -11,9 +11,10 @@ import pytest
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example, Segment
-from onmt_llm.data.transforms import TRANSFORMS, TransformContext, build_transforms
+from onmt_llm.data.transforms import TRANSFORMS, build_transforms
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import load_plugins
+from tests.unit.data.codecs import make_context
 
 HOW_TO = Path(__file__).parents[4] / "docs" / "how-to" / "transforms.md"
 PLUGIN = HOW_TO.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
@@ -44,7 +45,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def shouted(loaded, corpus: str) -> str | None:
     config = loaded.job.corpora
     names = config.data[corpus].transforms or config.transforms
-    transforms = build_transforms(names, loaded.options, config.data[corpus], TransformContext())
+    transforms = build_transforms(names, loaded.options, config.data[corpus], make_context())
     (example,) = transforms[0].batch([Example([Segment("hey")])])
     return example.src[0].text
 
@@ -96,7 +97,7 @@ def yaml_of(tmp_path: Path, corpus: str) -> str:
 
 def prefix_of(loaded) -> str:
     config = loaded.job.corpora
-    return build_transforms(config.transforms, loaded.options, config.data["a"], TransformContext())[0].src
+    return build_transforms(config.transforms, loaded.options, config.data["a"], make_context())[0].src
 
 
 @pytest.mark.parametrize(
@@ -128,4 +129,4 @@ def test_a_wrong_option_of_a_corpus_is_told_with_its_line(tmp_path: Path, corpus
 def test_a_tokeniser_is_the_same_for_all_corpora() -> None:
     corpus = CorpusConfig(options={"src_subword_model": "x"})
     with pytest.raises(ConfigError, match="must be the same for all corpora"):
-        build_transforms(["sentencepiece"], {}, corpus, TransformContext())
+        build_transforms(["sentencepiece"], {}, corpus, make_context())

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.example import Example, Segment
-from onmt_llm.data.transforms import TransformContext, build_transforms, sections, tokenizer_specs, undo_all
+from onmt_llm.data.transforms import build_transforms, sections, tokenizer_specs, undo_all
 from onmt_llm.data.transforms.affix import Prefix, PrefixConfig, Suffix, SuffixConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
@@ -20,9 +20,10 @@ from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from tests.unit.data.codecs import make_context
 
 NO_CORPUS = CorpusConfig()
-NO_CONTEXT = TransformContext()
+NO_CONTEXT = make_context()
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
@@ -47,19 +48,19 @@ def tokens(side: list[Segment]) -> list[list[str] | None]:
 class TestBuilding:
     def test_an_unknown_name_is_refused_with_the_nearest(self):
         with pytest.raises(ConfigError) as caught:
-            build_transforms(["sentencepeice"], {}, NO_CORPUS, TransformContext())
+            build_transforms(["sentencepeice"], {}, NO_CORPUS, make_context())
         assert "sentencepiece" in str(caught.value.hint)
 
     def test_two_tokenisers_or_a_late_mask_are_refused(self, sp_model):
         options = {"subword": SubwordConfig(src_subword_model=sp_model)}
         with pytest.raises(ConfigError, match="at most one tokeniser"):
-            build_transforms(["sentencepiece", "bpe"], options, NO_CORPUS, TransformContext())
+            build_transforms(["sentencepiece", "bpe"], options, NO_CORPUS, make_context())
         with pytest.raises(ConfigError, match="must stand before the tokeniser"):
             names = ["sentencepiece", "insert_mask_before_placeholder"]
-            build_transforms(names, options, NO_CORPUS, TransformContext())
+            build_transforms(names, options, NO_CORPUS, make_context())
 
     def test_without_a_tokeniser_the_checkpoints_goes_before_what_counts_tokens(self, sp_model):
-        context = TransformContext(tokenizer=SentencePieceTokenizer(sp_model))
+        context = make_context(tokenizer=SentencePieceTokenizer(sp_model))
         built = build_transforms(["prefix", "filtertoolong"], {}, NO_CORPUS, context)
         assert [transform.name for transform in built] == ["prefix", "tokenize", "filtertoolong"]
 
@@ -77,7 +78,7 @@ class TestBuilding:
 class TestTokenize:
     def test_sentencepiece_in_batches_continues_segments_and_keeps_tokens(self, sp_model):
         options = {"subword": SubwordConfig(src_subword_model=sp_model)}
-        transforms = build_transforms(["sentencepiece"], options, NO_CORPUS, TransformContext())
+        transforms = build_transforms(["sentencepiece"], options, NO_CORPUS, make_context())
         plain, parts, seam = run(
             transforms,
             [
@@ -95,7 +96,7 @@ class TestTokenize:
 
     def test_text_never_becomes_a_control_token(self, sp_model):
         options = {"subword": SubwordConfig(src_subword_model=sp_model)}
-        context = TransformContext(control_tokens=frozenset({"</s>"}))
+        context = make_context(control_tokens=frozenset({"</s>"}))
         for names in (["sentencepiece"], []):
             (example,) = run(build_transforms(names, options, NO_CORPUS, context), [lm("a </s> b")])
             assert "</s>" not in (example.src[0].tokens or [])
@@ -104,7 +105,7 @@ class TestTokenize:
         config = SubwordConfig(src_subword_model=sp_model, src_subword_nbest=-1, src_subword_alpha=0.1)
 
         def encode(training: bool) -> list[list[str] | None]:
-            context = TransformContext(training=training)
+            context = make_context(training=training)
             transforms = build_transforms(["sentencepiece"], {"subword": config}, NO_CORPUS, context)
             transforms[0].reseed(3)
             return [tokens(example.src)[0] for example in run(transforms, [lm("the cat sat on the mat")] * 1)] + [
@@ -120,7 +121,7 @@ class TestTokenize:
         codes = write("codes", "#version: 0.2\nt h\nth e</w>\nc a\nca t</w>\n")
         config = SubwordConfig(src_subword_model=codes, src_subword_alpha=1.0)
         for training, expected in ((False, ["the", "cat"]), (True, ["t@@", "h@@", "e", "c@@", "a@@", "t"])):
-            transforms = build_transforms(["bpe"], {"subword": config}, NO_CORPUS, TransformContext(training=training))
+            transforms = build_transforms(["bpe"], {"subword": config}, NO_CORPUS, make_context(training=training))
             assert run(transforms, [lm("the cat")])[0].src[0].tokens == expected
             assert undo_all(transforms, expected) == "the cat"
 
@@ -132,9 +133,7 @@ class TestTokenize:
             src_subword_alpha=0.5,
             src_onmttok_kwargs="{'mode': 'space'}",
         )
-        (transform,) = build_transforms(
-            ["onmt_tokenize"], {"subword": config}, NO_CORPUS, TransformContext(training=True)
-        )
+        (transform,) = build_transforms(["onmt_tokenize"], {"subword": config}, NO_CORPUS, make_context(training=True))
 
         def encode(seed: int) -> list[list[str]]:
             transform.reseed(seed)
@@ -151,7 +150,7 @@ class TestTokenize:
             "{'mode': 'aggressive', 'joiner_annotate': True}",
         ):
             config = SubwordConfig(src_onmttok_kwargs=text, tgt_onmttok_kwargs=text)
-            context = TransformContext(task="seq2seq")
+            context = make_context(task="seq2seq")
             transforms = build_transforms(["onmt_tokenize"], {"subword": config}, NO_CORPUS, context)
             assert run(transforms, [pair("It's.", "Ja.")])[0].tgt[0].tokens == ["Ja", "￭."]
             assert undo_all(transforms, ["Ja", "￭."]) == "Ja."
@@ -170,7 +169,7 @@ class TestTokenize:
         with pytest.raises(ConfigError, match="needs a src_subword_model"):
             build("sentencepiece")
         with pytest.raises(ConfigError, match="finds one of kind 'sentencepiece'"):
-            build("bpe", TransformContext(tokenizer=SentencePieceTokenizer(sp_model)))
+            build("bpe", make_context(tokenizer=SentencePieceTokenizer(sp_model)))
         with pytest.raises(ConfigError, match="tgt_subword_model must be empty or equal"):
             build("sentencepiece", src_subword_model=sp_model, tgt_subword_model=other)
         with pytest.raises(ConfigError, match="src_subword_type must be given together"):
@@ -189,16 +188,16 @@ class TestTokenize:
             minloglevel=2,
         )
         options = {"subword": SubwordConfig(src_subword_model=write("lossy", "") + "_sp.model")}
-        transforms = build_transforms(["sentencepiece"], options, NO_CORPUS, TransformContext())
+        transforms = build_transforms(["sentencepiece"], options, NO_CORPUS, make_context())
         run(transforms, [lm("the cat")])
         with pytest.raises(DataError, match="line breaks"):
             run(transforms, [lm("the\ncat")])
 
     def test_the_checkpoint_learns_its_tokenisers_from_the_options(self, sp_model):
         options = {"subword": SubwordConfig(src_subword_model=sp_model)}
-        src, tgt = tokenizer_specs(["filtertoolong", "sentencepiece"], options)
+        src, tgt = tokenizer_specs(DataConfig(transforms=["filtertoolong", "sentencepiece"], transform_options=options))
         assert src == tgt and src is not None and (src.kind, src.file) == ("sentencepiece", sp_model)
-        assert tokenizer_specs(["filtertoolong"], options) == (None, None)
+        assert tokenizer_specs(DataConfig(transforms=["filtertoolong"], transform_options=options)) == (None, None)
 
 
 class TestFilterTooLong:
@@ -212,7 +211,7 @@ class TestFilterTooLong:
     )
     def test_lengths_count_specials(self, task, add_bos, sizes, dropped):
         options = {"filtertoolong": FilterTooLongConfig(src_seq_length=10, tgt_seq_length=6)}
-        context = TransformContext(task=task, add_bos=add_bos)
+        context = make_context(task=task, add_bos=add_bos)
         transforms = build_transforms(["filtertoolong"], options, NO_CORPUS, context)
         examples = [
             Example([Segment(tokens=["x"] * src)], [Segment(tokens=["y"] * tgt)] if tgt else []) for src, tgt in sizes
@@ -225,7 +224,7 @@ class TestAffixes:
     def test_text_before_the_tokeniser_tokens_behind_it(self):
         corpus = CorpusConfig(options={"src_prefix": "to de:", "tgt_suffix": "</s> deu"})
         options = {"prefix": PrefixConfig(src_prefix="unused", tgt_prefix="all"), "suffix": SuffixConfig()}
-        context = TransformContext(task="seq2seq")
+        context = make_context(task="seq2seq")
         before = build_transforms(["prefix"], options, corpus, context)
         (example,) = run(before, [pair("a b", "x")])
         assert (tokens(example.src), tokens(example.tgt)) == ([["to", "de:", "a", "b"]], [["all", "x"]])
@@ -236,14 +235,14 @@ class TestAffixes:
 
     def test_undo_takes_the_targets_affixes_off(self):
         corpus = CorpusConfig(options={"tgt_prefix": "all", "tgt_suffix": "end"})
-        transforms = build_transforms(["prefix", "suffix"], {}, corpus, TransformContext(task="seq2seq"))
+        transforms = build_transforms(["prefix", "suffix"], {}, corpus, make_context(task="seq2seq"))
         assert undo_all(transforms, ["all", "x", "y", "end"]) == "x y"
         assert undo_all(transforms, ["x", "y"]) == "x y"
 
     @given(TEXT, TEXT, TEXT.filter(bool))
     def test_undo_gives_back_every_text(self, prefix, suffix, text):
         corpus = CorpusConfig(options={"tgt_prefix": prefix, "tgt_suffix": suffix})
-        transforms = build_transforms(["prefix", "suffix"], {}, corpus, TransformContext(task="seq2seq"))[:2]
+        transforms = build_transforms(["prefix", "suffix"], {}, corpus, make_context(task="seq2seq"))[:2]
         (example,) = run(transforms, [pair("a", text)])
         output: str | list[str] = example.tgt[0].text or ""
         for transform in reversed(transforms):
@@ -262,7 +261,7 @@ class TestAffixes:
 
 class TestMask:
     def cut(self, line: str, **context) -> list[tuple[str | None, bool]]:
-        corpus_context = TransformContext(**{"zero_out_prompt_loss": True, **context})
+        corpus_context = make_context(**{"zero_out_prompt_loss": True, **context})
         transform = InsertMask.build(MaskConfig(), NO_CORPUS, corpus_context)
         example = transform(Example([Segment(from_line(line))]))
         if example is None:
@@ -295,6 +294,6 @@ class TestMask:
         assert self.cut("no heading here, nor Response:") == []
 
     def test_examples_with_marks_of_their_own_are_left_alone(self):
-        transform = InsertMask.build(MaskConfig(), NO_CORPUS, TransformContext(zero_out_prompt_loss=True))
+        transform = InsertMask.build(MaskConfig(), NO_CORPUS, make_context(zero_out_prompt_loss=True))
         marked = Example([Segment("p", train_on=False), Segment("a")])
         assert transform(marked) is marked and not transform.dropped

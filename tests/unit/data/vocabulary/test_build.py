@@ -35,17 +35,12 @@ def build(
     files = {"src_vocab": str(folder / "src.vocab")}
     if corpora is None or any("path_tgt" in corpus for corpus in corpora.values()):
         files["tgt_vocab"] = str(folder / "tgt.vocab")
+    options = {} if subword is None else {"subword": sections()["subword"].model_validate(subword)}
+    data = {"data": corpora or {"c": parallel}, "n_sample": -1, **(data or {}), "transform_options": options}
     job = VocabConfig.model_validate(
-        {
-            "corpora": {"data": corpora or {"c": parallel}, "n_sample": -1, **(data or {})},
-            "vocabulary": {**files, **vocabulary},
-            "counting": counted or {},
-        }
+        {"corpora": data, "vocabulary": {**files, **vocabulary}, "counting": counted or {}}
     )
-    options = {name: kind() for name, kind in sections().items()}
-    if subword is not None:
-        options["subword"] = sections()["subword"].model_validate(subword)
-    return {path.name: size for path, size in build_vocab(job, options).items()}
+    return {path.name: size for path, size in build_vocab(job).items()}
 
 
 def same(file: Path, oracle: str) -> bool:

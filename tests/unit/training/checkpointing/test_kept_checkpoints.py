@@ -57,7 +57,9 @@ def go(task: Any, tokeniser: Path, name: str, steps: int, *, save_async: bool, *
             **run,
         },
     )
-    assert train(config, {"subword": SubwordConfig(src_subword_model=str(tokeniser))}).step == steps
+    options = {"subword": SubwordConfig(src_subword_model=str(tokeniser))}
+    data = config.corpora.model_copy(update={"transform_options": options})
+    assert train(config.model_copy(update={"corpora": data})).step == steps
 
 
 @pytest.mark.parametrize("save_async", [True, False], ids=["background", "waiting"])

@@ -62,7 +62,7 @@ def test_what_is_recomputed_is_there_a_part_at_a_time() -> None:
 def test_updates_in_the_backward_pass_hold_no_more_than_the_largest_gradient(copy_task: Any) -> None:
     run = copy_task.config().run.model_dump(exclude_unset=True)
     after, inside = (
-        plan(copy_task.config(run={**run, "optimizer_in_backward": inside}, optimizer={"max_grad_norm": 0.0}), {})
+        plan(copy_task.config(run={**run, "optimizer_in_backward": inside}, optimizer={"max_grad_norm": 0.0}))
         for inside in (False, True)
     )
     assert inside.memory.backward["gradients"] < after.memory.backward["gradients"] == 4 * after.trainable

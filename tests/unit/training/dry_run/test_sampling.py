@@ -33,7 +33,7 @@ def test_a_large_bucket_is_not_filled(huge: Any, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(LineReader, "read", slow)
     monkeypatch.setattr(sampling, "_SECONDS", 1.0)
-    got = plan(huge, {})
+    got = plan(huge)
     assert drawn[0] < 4000 and not got.sampled.is_whole
     assert got.sampled.batch.examples == 8 and 256 <= got.sampled.examples <= 2048
     assert f"(estimated from the first {got.sampled.examples:,} examples)" in got.report()
@@ -43,7 +43,7 @@ def test_what_is_left_of_a_bucket_is_estimated(huge: Any, monkeypatch: pytest.Mo
     held = iter([100 << 20, 110 << 20, 50 << 20, 50 << 20])
     monkeypatch.setattr(sampling, "resident_memory", lambda: next(held))
     monkeypatch.setattr(sampling, "_SECONDS", 0.2)
-    rest, other = plan(huge, {}).sampled, plan(huge, {}).sampled
+    rest, other = plan(huge).sampled, plan(huge).sampled
     expected = (10 << 20) / (rest.examples - 256) * ((1 << 18) - rest.examples)
     assert rest.rest == pytest.approx(expected, rel=0.01) and other.rest == 0
 
@@ -54,7 +54,7 @@ def test_a_small_bucket_or_corpus_is_looked_at_as_the_run_will(
 ) -> None:
     corpora = {"data": copy_task.corpora, "epochs": epochs}
     caplog.set_level("INFO", logger="onmt_llm")
-    got = plan(copy_task.config(batching={"batch_size": 8, "bucket_size": bucket}, corpora=corpora), {})
+    got = plan(copy_task.config(batching={"batch_size": 8, "bucket_size": bucket}, corpora=corpora))
     assert got.sampled.is_whole and got.sampled.rest == 0 and "estimated from" not in got.report()
     assert sum("First bucket" in record.message for record in caplog.records) == 1
 
@@ -63,7 +63,7 @@ def test_corpora_of_which_nothing_is_left_are_one_sentence(copy_task: Any) -> No
     (copy_task.folder / "train.src").write_text("\n" * 600)
     corpora = {"data": copy_task.corpora, "epochs": 1}
     with pytest.raises(DataError, match="must yield at least one"):
-        plan(copy_task.config(corpora=corpora), {})
+        plan(copy_task.config(corpora=corpora))
 
 
 def test_what_takes_long_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ def test_an_attempt_changes_neither_its_setup_nor_the_warning_filters(copy_task:
     base = str(copy_task.folder / "toy_step_3")
     tuned = copy_task.config("tuned", start={"train_from": base, "reset_optim": "all", "update_vocab": True})
     (copy_task.folder / "vocab.txt").write_text((copy_task.folder / "vocab.txt").read_text() + "new\n")
-    setup, filters = open_run_setup(tuned, {}), list(warnings.filters)
+    setup, filters = open_run_setup(tuned), list(warnings.filters)
     assert setup.start.weights is not None
     stored = setup.start.weights.config
     attempt = run_attempt(setup, RunEnvironment(World(rank=0, size=1, device=torch.device("cpu"))), None)

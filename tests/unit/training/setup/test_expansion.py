@@ -148,7 +148,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(Checkpoint, "tensor", None)
     more = {"train_from": base, **sections.pop("run", {})}
     with pytest.raises(ConfigError, match=words):
-        plan(copy_task.config("toy", architecture=LM, run=settings(copy_task, "toy", **more), **sections), {})
+        plan(copy_task.config("toy", architecture=LM, run=settings(copy_task, "toy", **more), **sections))
 
 
 def test_post_norm_models_have_twins_but_do_not_grow(copy_task: Any) -> None:
@@ -182,7 +182,7 @@ def test_expansion_and_lora_are_not_for_one_run(copy_task: Any) -> None:
 @pytest.mark.parametrize("expansion", [PAIR, TALLER])
 def test_the_plan_counts_new_blocks(copy_task: Any, base: str, expansion: dict[str, Any]) -> None:
     shape = settings(copy_task, "toy", train_from=base, model_dtype="bf16")
-    got = plan(copy_task.config("toy", architecture=LM, run=shape, expansion=expansion), {})
+    got = plan(copy_task.config("toy", architecture=LM, run=shape, expansion=expansion))
     # attention, gated feed-forward and two norms of one block
     block = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
     assert (got.trainable, got.new_blocks) == (block, 1)
@@ -192,7 +192,7 @@ def test_the_plan_counts_new_blocks(copy_task: Any, base: str, expansion: dict[s
     assert got.memory.held["weights"] == 2 * held + 4 * block and got.memory.backward["gradients"] == 4 * block
     quantised = {"quant_layers": ["up_proj"], "quant_type": "int8"}
     if expansion is PAIR:
-        got = plan(copy_task.config("q", architecture=LM, run=shape, expansion=expansion, quantization=quantised), {})
+        got = plan(copy_task.config("q", architecture=LM, run=shape, expansion=expansion, quantization=quantised))
         assert got.quant_layers == 2 and got.memory.held["quantised weights"] == 2 * 16 * 24
 
 

@@ -61,7 +61,7 @@ def job(folder: Path, **sections: dict[str, Any]) -> TrainConfig:
 def run(folder: Path, name: str, steps: int, **sections: dict[str, Any]) -> Checkpoint:
     merged = {**sections, "run": {"save_model": str(folder / name), "seed": 7, "train_steps": steps}}
     merged["run"].update(sections.get("run", {}))
-    result = train(job(folder, **merged), {})
+    result = train(job(folder, **merged))
     assert result.checkpoint is not None
     return Checkpoint.open(result.checkpoint)
 
@@ -82,10 +82,10 @@ def test_a_new_models_vocabulary_is_that_of_opennmt(tmp_path: Path, case: str, o
     (tmp_path / "train.src").write_text("the roof\n")
     files = {f"{side}_vocab": str(ORACLE / f"words.{side}.vocab") for side in ("src", "tgt")}
     vocabulary = {"share_vocab": False, "vocab_size_multiple": 8, **files, **options}
-    start = open_start(job(tmp_path, vocabulary=vocabulary), {})
+    start = open_start(job(tmp_path, vocabulary=vocabulary))
     expected = json.loads((ORACLE / "models.json").read_text(encoding="utf-8"))[case]
-    assert list(start.vocab) == expected["tgt"]
-    assert list(start.src_vocab or start.vocab) == expected["src"]
+    assert list(start.codec.vocab) == expected["tgt"]
+    assert list(start.codec.src_vocab) == expected["src"]
     assert start.model.vocab_size == len(expected["tgt"])
 
 
@@ -93,22 +93,24 @@ def test_a_new_models_vocabulary_is_that_of_opennmt(tmp_path: Path, case: str, o
 def test_a_vocabulary_that_is_not_read_is_warned_of(corpus: Path, same: bool, caplog: pytest.LogCaptureFixture) -> None:
     (corpus / "other.txt").write_text((corpus / "old.txt").read_text() + ("" if same else "more\t1\n"))
     vocabulary = {"tgt_vocab": str(corpus / "other.txt"), "src_vocab": str(corpus / "old.txt"), "share_vocab": True}
-    open_start(job(corpus, vocabulary=vocabulary), {})
+    open_start(job(corpus, vocabulary=vocabulary))
     assert ("tgt_vocab" in caplog.text and "is not read" in caplog.text) == (not same)
 
 
 def test_no_special_token_is_cut_off(corpus: Path) -> None:
     (corpus / "late.txt").write_text("a\t9\nb\t8\nc\t7\n</s>\t1\n")
     vocabulary = {"src_vocab": str(corpus / "late.txt"), "src_vocab_size": 6}
-    start = open_start(job(corpus, vocabulary=vocabulary), {})
-    assert list(start.vocab) == ["<unk>", "<blank>", "<s>", "</s>", "a", "b"]
+    start = open_start(job(corpus, vocabulary=vocabulary))
+    assert list(start.codec.vocab) == ["<unk>", "<blank>", "<s>", "</s>", "a", "b"]
 
 
 def test_a_vocabulary_with_padding_of_its_own_is_padded_further(corpus: Path) -> None:
     (corpus / "padded.txt").write_text("a\naverylikely\naverunlikely\naveryunlikelytoken0\n")
     vocabulary = {"src_vocab": str(corpus / "padded.txt"), "vocab_size_multiple": 10}
-    start = open_start(job(corpus, vocabulary=vocabulary, architecture={"vocab_size": 11}), {})
-    assert len(start.vocab) == 11 and list(start.vocab)[-3:] == [f"averyunlikelytoken{n}" for n in (1, 2, 3)]
+    start = open_start(job(corpus, vocabulary=vocabulary, architecture={"vocab_size": 11}))
+    assert len(start.codec.vocab) == 11 and list(start.codec.vocab)[-3:] == [
+        f"averyunlikelytoken{n}" for n in (1, 2, 3)
+    ]
 
 
 def updated(folder: Path, **vocabulary: Any) -> dict[str, dict[str, Any]]:
@@ -167,9 +169,9 @@ def test_a_run_with_a_new_vocabulary_is_resumed_with_the_same_yaml(corpus: Path)
 def test_update_vocab_refuses_adapters_and_plans_without_them(corpus: Path) -> None:
     run(corpus, "old", 1)
     sections = updated(corpus)
-    assert "Initialised from" in plan(job(corpus, **sections), {}).report()
+    assert "Initialised from" in plan(job(corpus, **sections)).report()
     with pytest.raises(ConfigError, match="update_vocab must go with training the whole model"):
-        plan(job(corpus, **sections, lora={"lora_layers": ["q_proj"]}), {})
+        plan(job(corpus, **sections, lora={"lora_layers": ["q_proj"]}))
 
 
 def vectors(folder: Path, *tokens: str, width: int = SIZE, header: bool = False) -> str:

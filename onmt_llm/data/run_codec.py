@@ -1,0 +1,379 @@
+"""The codec that a run trains with: of a new model, of a checkpoint, or of a checkpoint with a new vocabulary.
+
+A new model's text side follows from the options (special tokens, chat template), the vocabulary files and the
+tokenisers that the transforms name. It is the same codec as the one that is opened from the run's first checkpoint.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens, TokenizerSpec, is_own_file
+from onmt_llm.config.data import CorpusConfig, VocabularyConfig
+from onmt_llm.config.model import FeatureConfig, ModelConfig
+from onmt_llm.config.train import TrainConfig
+from onmt_llm.data.transforms import added_tokens, tokenizer_specs
+from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.log import logger
+from onmt_llm.text.codec import SRC_VOCAB_FILE, VOCAB_FILE, Codec, check_template, model_template
+from onmt_llm.text.new_vocab import no_vocabulary, padded, padded_to, read_frequent, with_specials
+from onmt_llm.text.templates.builtin import TEMPLATES
+from onmt_llm.text.templates.message import Template
+from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.tokenizers.control_guard import unguarded
+from onmt_llm.text.tokenizers.open import open_tokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
+from onmt_llm.text.vocab import Vocab
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class RunCodec:
+    """The codec of a run, and the files that belong to it.
+
+    Attributes:
+        codec: Its `config` becomes the `config.yaml` of the checkpoints that the run writes.
+        files: Content of the files that go beside the weights of every checkpoint, by their name there. (The
+            checkpoint that they come from may be removed during the run, as `keep_checkpoint` says.)
+    """
+
+    codec: Codec
+    files: Mapping[str, bytes]
+
+
+def new_codec(config: TrainConfig) -> RunCodec:
+    """The codec of a new model.
+
+    Raises:
+        ConfigError: Something that a new model needs is not given, or the vocabulary lacks a token that it needs.
+        DataError: A vocabulary, tokeniser or template cannot be read.
+    """
+    for sentence in config.missing_base():
+        raise ConfigError(f"{sentence}.")
+    decision = config.decide_task()
+    logger.info("Task: %s, %s.", decision.task, decision.reason)
+    config = config.resolved()
+    lm = config.architecture.is_decoder_only
+    src_spec, tgt_spec = _tokenizer_specs(config, lm=lm)
+    src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec)
+    specials = _new_specials(config.vocabulary)
+    added = added_tokens(config.corpora.data, config.corpora)
+    wanted = [*config.vocabulary.default_specials, *_roles(specials), *added]
+    tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
+    tokens = _padded(tokens, config.architecture.vocab_size)
+    _check_shared(config.architecture, src_tokens)
+    sizes = {
+        "vocab_size": len(tokens),
+        "src_vocab_size": None if src_tokens is None else len(src_tokens),
+        "dtype": "fp32",
+    }
+    feature_vocabs = _feature_vocabs(config, specials)
+    features = [_feature(config, len(vocab)) for vocab in feature_vocabs]
+    template = _trained_template(config.corpora.data)
+    files: dict[str, bytes] = {}
+    checkpoint_config = CheckpointConfig(
+        model=ModelConfig.model_validate({**config.architecture.model_dump(), **sizes, "src_features": features}),
+        tokenizer=_stored_spec(tgt_spec, "", files),
+        src_tokenizer=None if src_spec in (None, tgt_spec) else _stored_spec(src_spec, "src_", files),
+        specials=specials,
+        template=_stored_name(template),
+        source="trained from scratch",
+        src_feats_defaults=config.corpora.src_feats_defaults,
+    )
+    vocab, tokenizer = Vocab(tokens, specials), tokenizer or WhitespaceTokenizer()
+    codec = Codec(
+        checkpoint_config,
+        vocab,
+        tokenizer,
+        template=_open_template(template, checkpoint_config, tokenizer, vocab),
+        src_tokenizer=None if src_spec in (None, tgt_spec) else src_tokenizer,
+        src_vocab=None if src_tokens is None else Vocab(src_tokens, specials),
+        feature_vocabs=feature_vocabs,
+    )
+    return RunCodec(codec, {**files, **_template_file(template)})
+
+
+def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig, *, path: Path) -> RunCodec:
+    """The codec of a checkpoint, with the start token and the template of the options.
+
+    Args:
+        config: All options of the run.
+        codec: The checkpoint's.
+        stored: Its `config.yaml`, with the architecture of the run.
+        path: The checkpoint, for messages.
+
+    Raises:
+        ConfigError: The options name another tokeniser than the checkpoint's, or a token that it does not know.
+        DataError: A file of the checkpoint, or the template, cannot be read.
+    """
+    template = _trained_template(config.corpora.data)
+    specials = _specials_with_start(codec.config.specials, config.vocabulary.decoder_start_token, codec.vocab)
+    stored = stored.model_copy(update={"specials": specials, "template": _stored_name(template) or stored.template})
+    files = {file.name: _content(file) for file in codec.files()}
+    if not config.start.update_vocab:
+        for name in ("src_vocab", "tgt_vocab"):
+            if getattr(config.vocabulary, name):
+                logger.info("%s is not read: %s brings its own vocabulary.", name, path)
+        lm = codec.task == "lm"
+        _check_tokenizers(_tokenizer_specs(config, lm=lm), stored, files, path)
+    vocab, tokenizer = Vocab(list(codec.vocab), specials), unguarded(codec.tokenizer)
+    layout = codec.template if template is None else _open_template(template, stored, tokenizer, vocab)
+    return RunCodec(
+        Codec(
+            stored,
+            vocab,
+            tokenizer,
+            template=layout,
+            src_tokenizer=None if codec.shares_tokenizer else codec.src_tokenizer,
+            src_vocab=None if codec.shares_vocab else Vocab(list(codec.src_vocab), specials),
+            feature_vocabs=[Vocab(list(values), specials) for values in codec.feature_vocabs],
+        ),
+        {**files, **_template_file(template)},
+    )
+
+
+def updated_codec(config: TrainConfig, old: RunCodec, path: Path) -> RunCodec:
+    """A checkpoint's codec with the vocabulary, and the tokeniser, of the options (`update_vocab`).
+
+    Returns:
+        `old` itself where the options name the same vocabulary and tokenisers.
+    """
+    codec = old.codec
+    lm = codec.task == "lm"
+    src_spec, tgt_spec = _tokenizer_specs(config, lm=lm)
+    src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec) or codec.tokenizer
+    if src_tokenizer is None and not codec.shares_tokenizer:
+        src_tokenizer = codec.src_tokenizer
+    control = {*_roles(codec.config.specials), *codec.config.stop_tokens}
+    if codec.template is not None:
+        control |= codec.template.control_tokens
+    wanted = [token for token in codec.vocab if token in control]
+    wanted += added_tokens(config.corpora.data, config.corpora)
+    tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
+    _check_shared(codec.config.model, src_tokens)
+    same_tokens = tokens == list(codec.vocab)
+    same_tokens &= src_tokens == (None if codec.shares_vocab else list(codec.src_vocab))
+    if same_tokens and not any(_other_tokenizers((src_spec, tgt_spec), codec.config, old.files)):
+        logger.info("update_vocab: the vocabulary is that of %s already.", path)
+        return old
+    files = dict(old.files)
+    sizes = {"vocab_size": len(tokens), "src_vocab_size": None if src_tokens is None else len(src_tokens)}
+    update: dict[str, Any] = {"model": codec.config.model.model_copy(update=sizes)}
+    if tgt_spec is not None:
+        for spec in (codec.config.tokenizer, codec.config.src_tokenizer):
+            files.pop((spec and spec.file) or "", None)
+        update["tokenizer"] = _stored_spec(tgt_spec, "", files)
+        update["src_tokenizer"] = None if src_spec in (None, tgt_spec) else _stored_spec(src_spec, "src_", files)
+        src_tokenizer = None if update["src_tokenizer"] is None else src_tokenizer
+    specials = codec.config.specials
+    new = Codec(
+        codec.config.model_copy(update=update),
+        Vocab(tokens, specials),
+        tokenizer,
+        template=codec.template,
+        src_tokenizer=src_tokenizer,
+        src_vocab=None if src_tokens is None else Vocab(src_tokens, specials),
+        feature_vocabs=codec.feature_vocabs,
+    )
+    return RunCodec(new, files)
+
+
+def _open_template(name: str | None, config: CheckpointConfig, tokenizer: Tokenizer, vocab: Vocab) -> Template | None:
+    """The template that the corpora name, as the checkpoints of the run will open it."""
+    if name is None:
+        return None
+    template = model_template(config.model_copy(update={"template": name}), tokenizer, vocab, Path())
+    check_template(name, template, vocab)
+    return template
+
+
+def _feature_vocabs(config: TrainConfig, specials: SpecialTokens) -> list[Vocab]:
+    """Values of each source feature, from `<src_vocab>_feat0` and so on, the names that OpenNMT-py gives them."""
+    count, path = config.corpora.n_src_feats, config.vocabulary.src_vocab
+    if count and path is None:
+        raise ConfigError("src_vocab must name a file when n_src_feats is above 0: `<src_vocab>_feat0` is read too.")
+    vocabs = []
+    for i in range(count):
+        values = list(Vocab.read(f"{path}_feat{i}", SpecialTokens()))
+        roles = (specials.unk, specials.bos, specials.eos, specials.pad)
+        wanted = [t for t in dict.fromkeys([*config.vocabulary.default_specials, *roles]) if t and t not in values]
+        vocabs.append(Vocab([*wanted, *values], specials))
+    return vocabs
+
+
+def _feature(config: TrainConfig, values: int) -> FeatureConfig:
+    """Shape of a source feature with this many values."""
+    if config.architecture.feat_merge == "sum":
+        return FeatureConfig(vocab_size=values, size=config.architecture.hidden_size)
+    size = config.vocabulary.feat_vec_size or int(values**config.vocabulary.feat_vec_exponent)
+    return FeatureConfig(vocab_size=values, size=size)
+
+
+def _tokenizer_specs(config: TrainConfig, *, lm: bool) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
+    """Tokenisers of source and target that the transforms name; a language model has that of the source alone."""
+    src_spec, tgt_spec = tokenizer_specs(config.corpora)
+    return (None, src_spec) if lm else (src_spec, tgt_spec)
+
+
+def _check_shared(model: ModelConfig, src_tokens: Sequence[str] | None) -> None:
+    if src_tokens is not None and model.share_embeddings:
+        raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
+
+
+def _open(spec: TokenizerSpec | None) -> Tokenizer | None:
+    return None if spec is None else open_tokenizer(spec, Path())
+
+
+def _stored_spec(spec: TokenizerSpec | None, prefix: str, files: dict[str, bytes]) -> TokenizerSpec:
+    """`spec` with its file beside the checkpoint's weights; the file is added to `files`."""
+    if spec is None:
+        return TokenizerSpec()
+    if spec.file is None:
+        return spec
+    name = prefix + Path(spec.file).name
+    while name in files or is_own_file(name) or name in (VOCAB_FILE, SRC_VOCAB_FILE, TEMPLATE_FILE):
+        name = f"tokenizer_{name}"
+    files[name] = _content(Path(spec.file))
+    return spec.model_copy(update={"file": name})
+
+
+def _other_tokenizers(
+    specs: tuple[TokenizerSpec | None, TokenizerSpec | None], stored: CheckpointConfig, files: Mapping[str, bytes]
+) -> Iterator[tuple[TokenizerSpec, TokenizerSpec]]:
+    """The tokenisers of source and target that the options name and that are not the model's, each with the model's."""
+    own = (stored.src_tokenizer or stored.tokenizer, stored.tokenizer)
+    for named, mine in zip(specs, own, strict=True):
+        if named is None:
+            continue
+        content = None if named.file is None else _content(Path(named.file))
+        same = (named.kind, named.options) == (mine.kind, mine.options)
+        if not same or content != (None if mine.file is None else files[mine.file]):
+            yield named, mine
+
+
+def _check_tokenizers(
+    specs: tuple[TokenizerSpec | None, TokenizerSpec | None],
+    stored: CheckpointConfig,
+    files: Mapping[str, bytes],
+    path: Path,
+) -> None:
+    """Refuse to train with other pieces than those that the model knows, and that its checkpoints go on to use.
+
+    A tokeniser of another kind, or with other options, may give the same pieces (a tokenizer.json of a SentencePiece
+    model): a warning.
+    """
+    for named, mine in _other_tokenizers(specs, stored, files):
+        if (named.kind, named.options) == (mine.kind, mine.options):
+            raise ConfigError(
+                f"The tokeniser must be that of {path}, {mine.file or mine.kind}, but {named.file} has other content.",
+                hint=f"name {path / str(mine.file)}, or change the vocabulary with update_vocab: true",
+            )
+        logger.warning(
+            "The transforms tokenise by %s (%s), but %s by %s, which checkpoints keep: both must give the same tokens.",
+            *(named.kind, named.file or named.options, path, mine.kind),
+        )
+
+
+def _vocabularies(
+    vocabulary: VocabularyConfig,
+    tokenizer: Tokenizer | None,
+    src_tokenizer: Tokenizer | None,
+    wanted: Sequence[str],
+    *,
+    lm: bool,
+) -> tuple[list[str], list[str] | None]:
+    """The decoder's tokens, and the encoder's where they differ: with the `wanted` ones, cut and padded."""
+    src, tgt = vocabulary.src_vocab, vocabulary.tgt_vocab
+    src_size, src_least = vocabulary.src_vocab_size, vocabulary.src_words_min_frequency
+    src_tokens = None
+    if lm or vocabulary.share_vocab:
+        if src and tgt and not _same_content(src, tgt):
+            why = "a language model has one vocabulary" if lm else "share_vocab makes one of both"
+            logger.warning("tgt_vocab (%s) is not read: %s, src_vocab (%s).", tgt, why, src)
+        tokens = _tokens("src_vocab", src or tgt, tokenizer or src_tokenizer, src_least)
+        tokens = with_specials(tokens, wanted, size=src_size)
+    else:
+        tokens = _tokens("tgt_vocab", tgt, tokenizer, vocabulary.tgt_words_min_frequency)
+        tokens = with_specials(tokens, wanted, size=vocabulary.tgt_vocab_size)
+        src_tokens = _tokens("src_vocab", src, src_tokenizer or tokenizer, src_least)
+        src_tokens = padded(with_specials(src_tokens, wanted, size=src_size), vocabulary.vocab_size_multiple)
+    tokens = padded(tokens, vocabulary.vocab_size_multiple)
+    return tokens, None if src_tokens == tokens else src_tokens
+
+
+def _same_content(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+def _tokens(option: str, path: str | None, tokenizer: Tokenizer | None, min_frequency: int) -> list[str]:
+    if path is not None:
+        return read_frequent(path, min_frequency=min_frequency)
+    tokens = None if tokenizer is None else tokenizer.vocab_tokens()
+    if tokens is None:
+        raise no_vocabulary(option)
+    return tokens
+
+
+def _roles(specials: SpecialTokens) -> list[str]:
+    return [token for token in specials.model_dump().values() if isinstance(token, str)]
+
+
+def _new_specials(vocabulary: VocabularyConfig) -> SpecialTokens:
+    """Roles of the special tokens of a new vocabulary, by their usual names."""
+    given = vocabulary.default_specials
+
+    def first(*names: str) -> str | None:
+        return next((name for name in names if name in given), None)
+
+    return SpecialTokens(
+        unk=first("<unk>"),
+        bos=vocabulary.decoder_start_token or first("<s>") or "<s>",
+        eos=first("</s>") or "</s>",
+        pad=first("<blank>", "<pad>"),
+    )
+
+
+def _specials_with_start(specials: SpecialTokens, start: str | None, vocab: Vocab) -> SpecialTokens:
+    if start in (None, specials.bos):
+        return specials
+    if start not in vocab:
+        raise ConfigError(f"decoder_start_token must be in the checkpoint's vocabulary, but '{start}' is not.")
+    logger.info("decoder_start_token: '%s' instead of the checkpoint's '%s'.", start, specials.bos)
+    return specials.model_copy(update={"bos": start})
+
+
+def _padded(tokens: list[str], rows: int) -> list[str]:
+    """Tokens up to `vocab_size`, where it is given."""
+    if rows and rows < len(tokens):
+        raise ConfigError(f"vocab_size must be at least the size of the vocabulary, {len(tokens)}, but is {rows}.")
+    return padded_to(tokens, rows) if rows else tokens
+
+
+def _trained_template(corpora: Mapping[str, CorpusConfig]) -> str | None:
+    """The chat template that all corpora of JSON or rows name: what the model learns is what engines must use."""
+    named = {corpus.template for corpus in corpora.values() if corpus.has_keys}
+    return named.pop() if len(named) == 1 else None
+
+
+def _stored_name(template: str | None) -> str | None:
+    return template if template is None or template in TEMPLATES else TEMPLATE_FILE
+
+
+def _template_file(template: str | None) -> dict[str, bytes]:
+    return {TEMPLATE_FILE: _content(Path(template))} if template and template not in TEMPLATES else {}
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} belongs to the model, but cannot be read ({error.strerror or error}).") from error

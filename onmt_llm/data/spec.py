@@ -1,0 +1,88 @@
+"""`PipelineSpec`: corpora, options and codec: all that a process needs to read and transform them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
+from onmt_llm.errors import ConfigError
+from onmt_llm.text.codec import Codec
+from onmt_llm.text.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """What happens to which corpora; it can be pickled.
+
+    Attributes:
+        corpora: Corpora by name.
+        data: Options of all corpora.
+        codec: Text side of the model that they are prepared for.
+        seed: Of the order of batches and of random transforms.
+        training: With random transforms, packing, and batches in random order.
+        batching: How examples become batches.
+        text_only: Only the transforms in front of the tokeniser act.
+        without: Transforms that do not act.
+
+    Raises:
+        ConfigError: Options of batching that do not go together.
+    """
+
+    corpora: Mapping[str, CorpusConfig]
+    data: DataConfig
+    codec: Codec
+    seed: int = 0
+    training: bool = True
+    batching: BatchConfig = field(default_factory=BatchConfig)
+    text_only: bool = False
+    without: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        batching = self.batching
+        if batching.packing != "off" and self.data.objective != "sft":
+            raise ConfigError(
+                f"packing must be off with objective: {self.data.objective}, but is '{batching.packing}': chosen and "
+                "rejected answers need rows of their own."
+            )
+        if batching.packing in ("split", "wrap") and self.codec.task == "seq2seq":
+            raise ConfigError(
+                f"packing must be 'off' or 'pack' for an encoder-decoder, but is '{batching.packing}': a target that "
+                "is cut has no source of its own."
+            )
+        if batching.packing != "off" and batching.packing_length is None and batching.batch_type == "sents":
+            raise ConfigError(
+                "packing_length must be given with batch_type 'sents', where batch_size counts rows, but is not."
+            )
+
+    @property
+    def batch_size(self) -> int:
+        return self.batching.batch_size if self.training else self.batching.valid_batch_size
+
+    @property
+    def bucket_size(self) -> int:
+        """Records of a bucket: at least those of one batch."""
+        batching = self.batching
+        return max(batching.bucket_size, self.batch_size) if batching.batch_type == "sents" else batching.bucket_size
+
+    @property
+    def room_option(self) -> str:
+        """The option that says how many tokens a batch, or a packed row, has room for."""
+        if not self.training:
+            return "valid_batch_size"
+        return "packing_length" if self.batching.packing != "off" and self.batching.packing_length else "batch_size"
+
+    @property
+    def row_length(self) -> int:
+        """Positions of a packed row."""
+        return self.batching.packing_length or self.batch_size
+
+    @property
+    def pad_ids(self) -> tuple[int, int]:
+        """Ids that fill targets and sources."""
+        return _pad_id(self.codec.vocab), _pad_id(self.codec.src_vocab)
+
+
+def _pad_id(vocab: Vocab) -> int:
+    """Padding is hidden from the model and from the loss, so any id will do if the model has none for it."""
+    return vocab.pad_id if vocab.pad_id is not None else vocab.eos_id or 0
