@@ -55,7 +55,7 @@ def open_engine(
         from onmt_llm.generate.ct2.translator import Ct2Translator
 
         return Ct2Translator.open(releases[0], **options)
-    from onmt_llm.generate.torch_engine import TorchEngine
+    from onmt_llm.generate.torch.engine import TorchEngine
 
     return TorchEngine.open(paths, dtype=dtype, average_probabilities=average_probabilities, **options)
 

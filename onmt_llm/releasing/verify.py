@@ -22,7 +22,7 @@ from onmt_llm.generate.ct2.generator import Ct2Generator
 from onmt_llm.generate.ct2.model import REPORT_FILE, stored_compute_type
 from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.engine import Engine
-from onmt_llm.generate.torch_engine import TorchEngine
+from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.releasing.formats import ReleaseReport, Verify
 from onmt_llm.releasing.verify_translations import BOUNDS as TRANSLATION_BOUNDS

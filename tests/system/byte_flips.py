@@ -232,7 +232,7 @@ def preload() -> None:
     """Import what commands import when they need it, so that not every child does."""
     for module in (
         "onmt_llm.checkpoint.merge",
-        "onmt_llm.generate.torch_engine",
+        "onmt_llm.generate.torch.engine",
         "onmt_llm.generate.ct2.translator",
         "onmt_llm.training.train",
         "onmt_llm.releasing",

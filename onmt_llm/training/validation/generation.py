@@ -16,7 +16,7 @@ from onmt_llm.data.eval_prompts import Prompt
 from onmt_llm.data.transforms import undo_all
 from onmt_llm.errors import DataError
 from onmt_llm.generate.scorers import Scorer
-from onmt_llm.generate.torch_engine import TorchEngine
+from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.text.codec import Codec

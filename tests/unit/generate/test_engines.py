@@ -332,7 +332,7 @@ def test_an_answer_beyond_a_table_of_positions_is_one_sentence(short: Path) -> N
 
 
 def test_a_beam_that_memory_cannot_hold_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onmt_llm.generate import torch_engine
+    from onmt_llm.generate.torch import engine as torch_engine
 
     engine = open_engine(model, device="cpu")
     monkeypatch.setattr(torch_engine, "available_memory", lambda: 1 << 20)

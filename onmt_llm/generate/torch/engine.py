@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.errors import ConfigError, DataError, UnsupportedError
+from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.engine import Delta, Hypothesis, as_paths, check_options, check_positions, empty_answers, end_ids
@@ -21,25 +21,19 @@ from onmt_llm.generate.lengths import length_penalty, longest_answer
 from onmt_llm.generate.search import greedy as search
 from onmt_llm.generate.search.beam import Beams, beam_search
 from onmt_llm.generate.search.penalties import coverage_penalty
-from onmt_llm.generate.search.state import Decoding, PromptIds, combine, encode_sources, pad_right
+from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
+from onmt_llm.generate.torch.ensemble import Ensemble
 from onmt_llm.log import log_once
 from onmt_llm.nn.cpu.openmp import watch
-from onmt_llm.nn.device import DTYPES, available_memory, resolve_device
-from onmt_llm.text.features import split_features
+from onmt_llm.nn.device import available_memory, resolve_device
 
 if TYPE_CHECKING:
-    from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.nn.transformer import Transformer
     from onmt_llm.text.codec import Codec
 
-_DTYPES = {name: dtype for word, dtype in DTYPES.items() for name in (word, str(dtype).removeprefix("torch."))}
-"""The names of `model_dtype`, and those of CTranslate2's `compute_type`."""
-_INT8_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 _SCORE_TOKENS = 2048
 """Positions, padding included, of the texts that are scored together."""
-_SCORE_ROWS = 512
-"""Positions whose logits are in memory at once when a text is scored."""
 
 
 class TorchEngine:
@@ -68,9 +62,8 @@ class TorchEngine:
         average_probabilities: bool = False,
     ) -> None:
         self.model = model
-        self._models = (model, *others)
-        self._average_probabilities = average_probabilities
         self._codec = codec
+        self._ensemble = Ensemble((model, *others), codec, average_probabilities=average_probabilities)
 
     @classmethod
     def open(
@@ -84,20 +77,14 @@ class TorchEngine:
         average_probabilities: bool = False,
     ) -> TorchEngine:
         """Load checkpoints, or adapters with their bases; see `open_engine`."""
-        from onmt_llm.checkpoint.store import Checkpoint
+        from onmt_llm.generate.torch.loading import load_models
 
         if threads:
             torch.set_num_threads(threads)
-        target, paths = resolve_device(device), as_paths(path)
+        target = resolve_device(device)
         watch(target.type)
-        checkpoints = [Checkpoint.open(one) for one in paths]
-        codecs = [checkpoint.codec() for checkpoint in checkpoints]
-        for companion, codec in zip(paths[1:], codecs[1:], strict=True):
-            _check_companion(codecs[0], codec, companion)
-        models = [
-            _load(checkpoint, device=target, compute_type=compute_type, dtype=dtype) for checkpoint in checkpoints
-        ]
-        return cls(models[0], codecs[0], others=models[1:], average_probabilities=average_probabilities)
+        models, codec = load_models(as_paths(path), device=target, compute_type=compute_type, dtype=dtype)
+        return cls(models[0], codec, others=models[1:], average_probabilities=average_probabilities)
 
     @property
     def codec(self) -> Codec:
@@ -115,7 +102,7 @@ class TorchEngine:
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
         self._check(options)
-        ids = [self._source(prompt) for prompt in prompts]
+        ids = [self._ensemble.prompt_ids(prompt) for prompt in prompts]
         self._check_lengths(ids)
         forced = [self._codec.vocab.ids(prefix) for prefix in prefixes] if prefixes is not None else []
         seed = _seed(options)
@@ -130,7 +117,7 @@ class TorchEngine:
             else:
                 found = self._sample(decoding, rules, batch, options, seed)
             if options.report_align or options.replace_unk:
-                found = self._align(sources, found, options)
+                found = self._with_alignments(sources, found, options)
             for place, hypotheses in zip(batch, found, strict=True):
                 answers[place] = hypotheses
         return answers
@@ -159,10 +146,10 @@ class TorchEngine:
         scored = [max(length, 0) for length in lengths]
         for batch in make_batches(scored, batch_size=_SCORE_TOKENS, batch_type="tokens"):
             given = [sources[place] for place in batch] if sources is not None else None
-            hidden_MBTD = self._hidden([ids[place][:-1] for place in batch], given)
+            hidden_MBTD = self._ensemble.hidden([ids[place][:-1] for place in batch], given)
             for row, place in enumerate(batch):
                 hidden_MTD = [hidden_BTD[row, : lengths[place]] for hidden_BTD in hidden_MBTD]
-                scores[place] = self._token_log_probs(hidden_MTD, ids[place][1:])
+                scores[place] = self._ensemble.token_log_probs(hidden_MTD, ids[place][1:])
         return scores
 
     @torch.inference_mode()
@@ -170,8 +157,8 @@ class TorchEngine:
         """See `Engine.logits`; those of an ensemble are log probabilities."""
         if not sequence:
             raise DataError("A sequence to be scored must have at least one token, but is empty.")
-        hidden = self._hidden([self._codec.vocab.ids(sequence)], [source] if source is not None else None)
-        return self._logits([hidden_BTD[0] for hidden_BTD in hidden]).cpu().numpy()
+        hidden = self._ensemble.hidden([self._codec.vocab.ids(sequence)], [source] if source is not None else None)
+        return self._ensemble.logits([hidden_BTD[0] for hidden_BTD in hidden]).cpu().numpy()
 
     def _check(self, options: GenerationConfig) -> None:
         check_options(options)
@@ -208,25 +195,9 @@ class TorchEngine:
                 hint="lower beam_size, n_best or batch_size",
             )
 
-    def _source(self, prompt: Sequence[str]) -> PromptIds:
-        """A prompt as the model takes it: token ids, or rows of token and feature ids."""
-        if self.model.config.is_decoder_only:
-            return self._codec.vocab.ids(prompt)
-        vocabs = self._codec.feature_vocabs
-        if not vocabs:
-            return self._codec.src_vocab.ids(prompt)
-        tokens, *columns = split_features(prompt, len(vocabs))
-        ids = [vocab.ids(column) for vocab, column in zip(vocabs, columns, strict=True)]
-        return list(zip(self._codec.src_vocab.ids(tokens), *ids, strict=True))
-
     def _start(self, prompts: Sequence[PromptIds], options: GenerationConfig) -> Decoding:
-        return Decoding(
-            self._models,
-            prompts,
-            start_id=self._codec.vocab.bos_id,
-            average_probabilities=self._average_probabilities,
-            attention=coverage_penalty(options.coverage_penalty, options.beta) is not None,
-        )
+        attention = coverage_penalty(options.coverage_penalty, options.beta) is not None
+        return self._ensemble.start(prompts, attention=attention)
 
     def _rules(
         self, options: GenerationConfig, prompts: Sequence[PromptIds], prefixes: Sequence[Sequence[int]] = ()
@@ -291,28 +262,21 @@ class TorchEngine:
         found = beam_search(decoding, beams=beams, rules=rules)
         return [[self._finished(score, row, options) for score, row in best] for best in found]
 
-    def _align(
+    def _with_alignments(
         self, sources: Sequence[PromptIds], found: list[list[Hypothesis]], options: GenerationConfig
     ) -> list[list[Hypothesis]]:
-        """The answers with their alignments, read off the attention in a second pass over all of them."""
+        """The answers with their alignments, from the attention in a second pass over all of them."""
         owners = [source for source, hypotheses in zip(sources, found, strict=True) for _ in hypotheses]
         answers = [hypothesis for hypotheses in found for hypothesis in hypotheses]
-        # Without an alignment layer to report, unknown tokens go by the last layer's first head, as in OpenNMT-py.
+        # Without an alignment layer to report, unknown tokens follow the last layer's first head, as in OpenNMT-py.
         config = self._codec.config
         trained = (config.alignment_layer, config.alignment_heads)
-        wanted = options.alignment(*trained) if options.report_align else (-1, 1)
-        wide = options.report_align and config.full_context_alignment
-        start = self._codec.vocab.bos_id
-        assert start is not None
-        weights = []
-        for model in self._models:
-            device = next(model.parameters()).device
-            memory_BSD, mask_BS = encode_sources(model, owners, device)
-            tgt_BT, real_BT = pad_right([[start, *self._codec.vocab.ids(answer.tokens)] for answer in answers], device)
-            wide_BT = (torch.ones_like(tgt_BT, dtype=torch.bool) if real_BT is None else real_BT) if wide else None
-            attended = model.decode_with_alignment(tgt_BT, memory_BSD, mask_BS, align=wanted, full_context_BT=wide_BT)
-            weights.append(attended[1])
-        places = torch.stack(weights).mean(dim=0).argmax(dim=-1).tolist()
+        places = self._ensemble.align(
+            owners,
+            [answer.tokens for answer in answers],
+            align=options.alignment(*trained) if options.report_align else (-1, 1),
+            full_context=options.report_align and config.full_context_alignment,
+        )
         aligned = iter(
             replace(answer, alignment=tuple(row[: len(answer.tokens)]))
             for answer, row in zip(answers, places, strict=True)
@@ -322,7 +286,7 @@ class TorchEngine:
     @torch.inference_mode()
     def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[search.DecodingRow]:
         rows = [search.DecodingRow(0, random=_random(_seed(options), 0, 0))]
-        sources = [self._source(prompt)]
+        sources = [self._ensemble.prompt_ids(prompt)]
         self._check_lengths(sources)
         yield from self._steps(self._start(sources, options), self._rules(options, sources), rows, options)
 
@@ -383,64 +347,6 @@ class TorchEngine:
 
         return at_stop
 
-    @torch.inference_mode()
-    def _hidden(self, targets: Sequence[Sequence[int]], sources: Sequence[Sequence[str]] | None) -> list[torch.Tensor]:
-        """Hidden states (B, T, D) of each model."""
-        if not self.model.config.is_decoder_only and (sources is None or not all(sources)):
-            raise DataError("An encoder-decoder model scores a target given its source, but the source is missing.")
-        result = []
-        for model in self._models:
-            device = next(model.parameters()).device
-            tgt_BT, _ = pad_right(targets, device)
-            if model.config.is_decoder_only or sources is None:
-                result.append(model.decode(tgt_BT))
-            else:
-                memory_BSD, mask_BS = encode_sources(model, [self._source(source) for source in sources], device)
-                result.append(model.decode(tgt_BT, memory_BSD, mask_BS))
-        return result
-
-    def _logits(self, hidden_MTD: Sequence[torch.Tensor]) -> torch.Tensor:
-        logits = [model.logits(h_TD[None])[0].float() for model, h_TD in zip(self._models, hidden_MTD, strict=True)]
-        return combine(logits, average_probabilities=self._average_probabilities)
-
-    @torch.inference_mode()
-    def _token_log_probs(self, hidden_MTD: Sequence[torch.Tensor], targets: Sequence[int]) -> list[float]:
-        result: list[float] = []
-        for start in range(0, len(targets), _SCORE_ROWS):
-            log_probs_TV = self._logits([h_TD[start : start + _SCORE_ROWS] for h_TD in hidden_MTD]).log_softmax(dim=-1)
-            wanted = torch.tensor(targets[start : start + _SCORE_ROWS], device=log_probs_TV.device)
-            result += log_probs_TV.gather(1, wanted[:, None])[:, 0].tolist()
-        return result
-
-
-def _load(checkpoint: Checkpoint, *, device: torch.device, compute_type: str, dtype: str | None) -> Transformer:
-    from onmt_llm.checkpoint.load import Placement, build_model, load_model
-
-    name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device_type=device.type)
-    if name not in _DTYPES:
-        raise ConfigError(f"The type of the torch engine must be one of {', '.join(_DTYPES)}, but is '{name}'.")
-    if not compute_type.startswith("int8"):
-        return load_model(checkpoint.path, dtype=_DTYPES[name], device=device).eval()
-    if checkpoint.is_adapter:
-        raise UnsupportedError(
-            f"compute_type {compute_type} needs a merged checkpoint, but {checkpoint.path} is a "
-            f"{checkpoint.config.noun}.",
-            hint="merge it: onmt_llm_lora --action merge",
-        )
-    layers = [*_INT8_LAYERS, *(["gate_proj"] if checkpoint.config.model.ffn_gated else [])]
-    return build_model(checkpoint, Placement(_DTYPES[name], device, layers, "int8")).eval()
-
-
-def _check_companion(first: Codec, other: Codec, path: str | Path) -> None:
-    """The models of an ensemble must read and write the same tokens."""
-    kinds = {codec.config.model.is_decoder_only for codec in (first, other)}
-    same = list(first.vocab) == list(other.vocab) and list(first.src_vocab) == list(other.src_vocab)
-    rows = {codec.config.model.vocab_size for codec in (first, other)}
-    if len(kinds) > 1 or len(rows) > 1 or not same:
-        raise ConfigError(
-            f"The models of an ensemble must be of one kind and vocabulary, but {path} is of another one."
-        )
-
 
 def _uses_beams(options: GenerationConfig) -> bool:
     """A coverage penalty is the beam search's business, also with a beam of one."""
@@ -454,14 +360,3 @@ def _seed(options: GenerationConfig) -> int:
 def _random(seed: int, place: int, number: int) -> Random:
     """The random numbers of one answer: those of prompt `place`, answer `number`, whatever else is in the batch."""
     return Random(f"{seed}/{place}/{number}")
-
-
-def _dtype_name(compute_type: str, *, stored: str, device_type: str) -> str:
-    """Type to compute in; fp16 products are an order of magnitude slower than fp32 ones on a CPU."""
-    name = compute_type.removeprefix("int8").lstrip("_") or "auto"
-    if name not in ("auto", "default"):
-        return name
-    if stored == "fp16" and device_type == "cpu":
-        log_once("The checkpoint is stored in fp16, which CPUs compute slowly: it runs in fp32 (choose with dtype).")
-        return "fp32"
-    return stored

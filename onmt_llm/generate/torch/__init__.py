@@ -1,0 +1,6 @@
+"""The engine that runs our own `Transformer`.
+
+- `loading.py`: checkpoints to models, in the requested number format.
+- `ensemble.py`: one or several models over given tokens: their log probabilities and alignments.
+- `engine.py`: `TorchEngine`, which searches and samples by means of `onmt_llm/generate/search/`.
+"""

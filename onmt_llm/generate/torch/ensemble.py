@@ -1,0 +1,127 @@
+"""One model or an ensemble, run over given tokens: logits, log probabilities and alignments.
+
+Shapes: M models, B sequences, T target positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from onmt_llm.errors import DataError
+from onmt_llm.generate.search.state import Decoding, PromptIds, combine, encode_sources, pad_right
+from onmt_llm.text.features import split_features
+
+if TYPE_CHECKING:
+    from onmt_llm.nn.transformer import Transformer
+    from onmt_llm.text.codec import Codec
+
+_SCORE_ROWS = 512
+"""Positions whose logits are in memory at once when a text is scored."""
+
+
+class Ensemble:
+    """Models of one kind and vocabulary that answer together.
+
+    Args:
+        models: In eval mode, on their device.
+        codec: Their vocabulary.
+        average_probabilities: Average probabilities instead of log probabilities.
+    """
+
+    def __init__(self, models: Sequence[Transformer], codec: Codec, *, average_probabilities: bool) -> None:
+        self._models, self._codec = models, codec
+        self._average_probabilities = average_probabilities
+        self.config = models[0].config
+
+    def prompt_ids(self, prompt: Sequence[str]) -> PromptIds:
+        """A prompt as input of the models: token ids, or rows of token and feature ids."""
+        if self.config.is_decoder_only:
+            return self._codec.vocab.ids(prompt)
+        vocabs = self._codec.feature_vocabs
+        if not vocabs:
+            return self._codec.src_vocab.ids(prompt)
+        tokens, *columns = split_features(prompt, len(vocabs))
+        ids = [vocab.ids(column) for vocab, column in zip(vocabs, columns, strict=True)]
+        return list(zip(self._codec.src_vocab.ids(tokens), *ids, strict=True))
+
+    def start(self, prompts: Sequence[PromptIds], *, attention: bool) -> Decoding:
+        """Prefill: the state of a batch before its first new token."""
+        return Decoding(
+            self._models,
+            prompts,
+            start_id=self._codec.vocab.bos_id,
+            average_probabilities=self._average_probabilities,
+            attention=attention,
+        )
+
+    @torch.inference_mode()
+    def hidden(self, targets: Sequence[Sequence[int]], sources: Sequence[Sequence[str]] | None) -> list[Tensor]:
+        """Hidden states (B, T, D) of each model.
+
+        Raises:
+            DataError: An encoder-decoder model lacks a source.
+        """
+        if not self.config.is_decoder_only and (sources is None or not all(sources)):
+            raise DataError("An encoder-decoder model scores a target given its source, but the source is missing.")
+        result = []
+        for model in self._models:
+            device = next(model.parameters()).device
+            tgt_BT, _ = pad_right(targets, device)
+            if model.config.is_decoder_only or sources is None:
+                result.append(model.decode(tgt_BT))
+            else:
+                memory_BSD, mask_BS = encode_sources(model, [self.prompt_ids(source) for source in sources], device)
+                result.append(model.decode(tgt_BT, memory_BSD, mask_BS))
+        return result
+
+    def logits(self, hidden_MTD: Sequence[Tensor]) -> Tensor:
+        """(T, V) in float32, from the hidden states of each model; log probabilities if there are several."""
+        logits = [model.logits(h_TD[None])[0].float() for model, h_TD in zip(self._models, hidden_MTD, strict=True)]
+        return combine(logits, average_probabilities=self._average_probabilities)
+
+    @torch.inference_mode()
+    def token_log_probs(self, hidden_MTD: Sequence[Tensor], targets: Sequence[int]) -> list[float]:
+        """Natural log of the probability of each target."""
+        result: list[float] = []
+        for start in range(0, len(targets), _SCORE_ROWS):
+            log_probs_TV = self.logits([h_TD[start : start + _SCORE_ROWS] for h_TD in hidden_MTD]).log_softmax(dim=-1)
+            wanted = torch.tensor(targets[start : start + _SCORE_ROWS], device=log_probs_TV.device)
+            result += log_probs_TV.gather(1, wanted[:, None])[:, 0].tolist()
+        return result
+
+    def align(
+        self,
+        sources: Sequence[PromptIds],
+        answers: Sequence[Sequence[str]],
+        *,
+        align: tuple[int, int],
+        full_context: bool,
+    ) -> list[list[int]]:
+        """For each token of each answer, the place of the source token with the most attention.
+
+        Args:
+            sources: The source of each answer.
+            answers: Their tokens.
+            align: (layer, heads), see `Transformer.decode_with_alignment`.
+            full_context: The layer's self-attention sees the whole answer.
+
+        Returns:
+            As many places per answer as the longest one has tokens, and one more.
+        """
+        start = self._codec.vocab.bos_id
+        assert start is not None
+        weights = []
+        for model in self._models:
+            device = next(model.parameters()).device
+            memory_BSD, mask_BS = encode_sources(model, sources, device)
+            tgt_BT, real_BT = pad_right([[start, *self._codec.vocab.ids(answer)] for answer in answers], device)
+            real_BT = torch.ones_like(tgt_BT, dtype=torch.bool) if real_BT is None else real_BT
+            _, weights_BTS = model.decode_with_alignment(
+                tgt_BT, memory_BSD, mask_BS, align=align, full_context_BT=real_BT if full_context else None
+            )
+            weights.append(weights_BTS)
+        return torch.stack(weights).mean(dim=0).argmax(dim=-1).tolist()

@@ -1,0 +1,87 @@
+"""Load checkpoints for the torch engine, in the requested number format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from onmt_llm.checkpoint.load import Placement, build_model, load_model
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.log import log_once
+from onmt_llm.nn.device import DTYPES
+
+if TYPE_CHECKING:
+    from onmt_llm.nn.transformer import Transformer
+    from onmt_llm.text.codec import Codec
+
+_DTYPES = {name: dtype for word, dtype in DTYPES.items() for name in (word, str(dtype).removeprefix("torch."))}
+"""The names of `model_dtype`, and those of CTranslate2's `compute_type`."""
+_INT8_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+
+def load_models(
+    paths: Sequence[str | Path], *, device: torch.device, compute_type: str, dtype: str | None
+) -> tuple[list[Transformer], Codec]:
+    """Load one model or an ensemble.
+
+    Args:
+        paths: Checkpoints, or adapters with their bases.
+        device: Where to compute.
+        compute_type: See `open_engine`.
+        dtype: See `open_engine`.
+
+    Returns:
+        The models in eval mode, and the codec of the first.
+
+    Raises:
+        ConfigError: The models have different vocabularies or kinds, or the number format is unknown.
+        UnsupportedError: Adapters cannot be loaded in int8.
+    """
+    checkpoints = [Checkpoint.open(path) for path in paths]
+    codecs = [checkpoint.codec() for checkpoint in checkpoints]
+    for path, codec in zip(paths[1:], codecs[1:], strict=True):
+        _check_same_vocabulary(codecs[0], codec, path)
+    models = [_load(checkpoint, device=device, compute_type=compute_type, dtype=dtype) for checkpoint in checkpoints]
+    return models, codecs[0]
+
+
+def _load(checkpoint: Checkpoint, *, device: torch.device, compute_type: str, dtype: str | None) -> Transformer:
+    name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device_type=device.type)
+    if name not in _DTYPES:
+        raise ConfigError(f"The type of the torch engine must be one of {', '.join(_DTYPES)}, but is '{name}'.")
+    if not compute_type.startswith("int8"):
+        return load_model(checkpoint.path, dtype=_DTYPES[name], device=device).eval()
+    if checkpoint.is_adapter:
+        raise UnsupportedError(
+            f"compute_type {compute_type} needs a merged checkpoint, but {checkpoint.path} is a "
+            f"{checkpoint.config.noun}.",
+            hint="merge it: onmt_llm_lora --action merge",
+        )
+    layers = [*_INT8_LAYERS, *(["gate_proj"] if checkpoint.config.model.ffn_gated else [])]
+    return build_model(checkpoint, Placement(_DTYPES[name], device, layers, "int8")).eval()
+
+
+def _check_same_vocabulary(first: Codec, other: Codec, path: str | Path) -> None:
+    """The models of an ensemble must read and write the same tokens."""
+    kinds = {codec.config.model.is_decoder_only for codec in (first, other)}
+    same = list(first.vocab) == list(other.vocab) and list(first.src_vocab) == list(other.src_vocab)
+    rows = {codec.config.model.vocab_size for codec in (first, other)}
+    if len(kinds) > 1 or len(rows) > 1 or not same:
+        raise ConfigError(
+            f"The models of an ensemble must be of one kind and vocabulary, but {path} is of another one."
+        )
+
+
+def _dtype_name(compute_type: str, *, stored: str, device_type: str) -> str:
+    """Type to compute in; fp16 products are an order of magnitude slower than fp32 ones on a CPU."""
+    name = compute_type.removeprefix("int8").lstrip("_") or "auto"
+    if name not in ("auto", "default"):
+        return name
+    if stored == "fp16" and device_type == "cpu":
+        log_once("The checkpoint is stored in fp16, which CPUs compute slowly: it runs in fp32 (choose with dtype).")
+        return "fp32"
+    return stored
