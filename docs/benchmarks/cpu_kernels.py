@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onmt_llm.nn.cpu.fused import rms_norm, silu_product
+from onmt_llm.nn.cpu.fused import rms_norm, silu_mul
 from onmt_llm.nn.cpu.int8_matmul import int8_linear
 from onmt_llm.nn.layers.attention import attend
 from onmt_llm.nn.masks import Mask
@@ -75,7 +75,7 @@ def pairs(arguments: argparse.Namespace) -> list[Pair]:
     def product(rows: int) -> Pair:
         gate, up = draw(rows, inner), draw(rows, inner)
         theirs = lambda: F.silu(gate) * up  # noqa: E731
-        return Pair(f"SwiGLU, {rows} rows", [gate, up], theirs, lambda: silu_product(gate, up))
+        return Pair(f"SwiGLU, {rows} rows", [gate, up], theirs, lambda: silu_mul(gate, up))
 
     return [
         *(attention(rows, length) for rows, length in ((32, 64), (9, 200), (4, 512), (2, 1024))),

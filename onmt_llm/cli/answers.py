@@ -14,7 +14,7 @@ from onmt_llm.log import logger
 from onmt_llm.text.placeholders import to_line
 
 if TYPE_CHECKING:
-    from onmt_llm.generate.questions import Answers
+    from onmt_llm.generate.line_prompts import Answers
 
 
 def write_answers(config: TranslateConfig, num_inputs: int, answers: Answers, gold: Sequence[float] | None) -> None:

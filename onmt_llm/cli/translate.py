@@ -25,7 +25,7 @@ from onmt_llm.text.prompts import encode_prompt
 
 if TYPE_CHECKING:
     from onmt_llm.generate.engine import Engine
-    from onmt_llm.generate.questions import Answers, Questions
+    from onmt_llm.generate.line_prompts import Answers, LinePrompts
     from onmt_llm.text.codec import Codec
 
 USAGE = "onmt_llm_translate -model CHECKPOINT -src input.txt -output answers.txt; -src - reads standard input"
@@ -85,9 +85,9 @@ def _references(config: TranslateConfig, num_lines: int) -> list[str] | None:
     return references
 
 
-def _questions(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> Questions:
+def _questions(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> LinePrompts:
     """The input lines as prompts; an empty line has no tokens, and its answer is empty."""
-    from onmt_llm.generate.questions import Questions
+    from onmt_llm.generate.line_prompts import LinePrompts
 
     config: TranslateConfig = loaded.job
     is_lm = codec.config.model.is_decoder_only
@@ -103,12 +103,12 @@ def _questions(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> Quest
     encode = partial(encode_prompt, codec=codec, template=config.inference.template)
     specials = codec.config.specials
     bos = specials.bos if is_lm and specials.add_bos else None
-    return Questions(lines, text=text, tokens=tokens, encode=encode, bos=bos)
+    return LinePrompts(lines, text=text, tokens=tokens, encode=encode, bos=bos)
 
 
 def _answer(
     engine: Engine,
-    questions: Questions,
+    questions: LinePrompts,
     prefixes: Sequence[Sequence[str]] | None,
     phrase_table: dict[str, str],
     config: TranslateConfig,

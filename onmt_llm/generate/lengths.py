@@ -22,7 +22,7 @@ def length_penalty(kind: str, alpha: float) -> Callable[[int], float]:
     return table[kind]
 
 
-def longest_answer(max_length: int, max_length_ratio: float, source_length: int) -> int:
+def max_answer_length(max_length: int, max_length_ratio: float, source_length: int) -> int:
     """Tokens that an encoder-decoder's answer may have, as in OpenNMT-py, where a batch's longest source counts."""
     if max_length_ratio <= 0:
         return max_length

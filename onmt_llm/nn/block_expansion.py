@@ -78,7 +78,7 @@ def add_twins(model: Transformer, blocks: Sequence[str], share: float) -> None:
     layers = [] if model.decoder is None else list(model.decoder.layers)
     pairs = [layer for layer in layers if isinstance(layer, TwinBlock)]
     for place, pair in enumerate(pairs, start=len(layers)):
-        _keep_in_cache_as(pair.twin, place)
+        _set_cache_layer(pair.twin, place)
 
 
 def twins(model: nn.Module) -> dict[str, TwinBlock]:
@@ -103,7 +103,7 @@ def stack_blocks(model: Transformer, blocks: Sequence[str]) -> None:
         model: One with `norm_position: pre`; changed in place.
         blocks: Paths of blocks.
     """
-    model.config = deeper(model.config, blocks)
+    model.config = expanded_config(model.config, blocks)
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is None:
             continue
@@ -111,9 +111,9 @@ def stack_blocks(model: Transformer, blocks: Sequence[str]) -> None:
         for number, block in enumerate(stack.layers):
             taller.append(block)
             if f"{name}.layers.{number}" in blocks:
-                taller.append(_silent(copy.deepcopy(block)))
+                taller.append(_zero_outputs(copy.deepcopy(block)))
         for place, block in enumerate(taller):
-            _keep_in_cache_as(block, place)
+            _set_cache_layer(block, place)
         stack.layers = taller
 
 
@@ -127,7 +127,7 @@ def stacked_paths(blocks: Sequence[str]) -> list[str]:
     return paths
 
 
-def deeper(config: ModelConfig, blocks: Sequence[str], *, sign: Literal[1, -1] = 1) -> ModelConfig:
+def expanded_config(config: ModelConfig, blocks: Sequence[str], *, sign: Literal[1, -1] = 1) -> ModelConfig:
     """The shape of a model with a new block behind each of `blocks`; with `sign` -1, that before there were any."""
     added = {name: sum(block.startswith(name) for block in blocks) for name in ("encoder", "decoder")}
     return config.model_copy(
@@ -150,7 +150,7 @@ def freeze_all_but(model: nn.Module, paths: Sequence[str]) -> None:
         model.get_submodule(path).requires_grad_(True)
 
 
-def _silent(block: nn.Module) -> nn.Module:
+def _zero_outputs(block: nn.Module) -> nn.Module:
     """The block with output projections of zero."""
     for name, module in block.named_modules():
         if name.endswith(_OUTPUTS):
@@ -159,7 +159,7 @@ def _silent(block: nn.Module) -> nn.Module:
     return block
 
 
-def _keep_in_cache_as(block: nn.Module, place: int) -> None:
+def _set_cache_layer(block: nn.Module, place: int) -> None:
     """Which keys and values of a cache are those of this block."""
     for module in block.modules():
         if isinstance(module, Attention):

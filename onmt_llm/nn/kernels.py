@@ -52,7 +52,7 @@ def use_liger(model: nn.Module) -> int:
             module.kernel = norm
             layers += 1
         elif isinstance(module, FeedForward) and module.gate_proj is not None and module.activation is F.silu:
-            module.silu_product = products.apply
+            module.silu_mul = products.apply
             layers += 1
     return layers
 

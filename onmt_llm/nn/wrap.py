@@ -16,14 +16,14 @@ T = TypeVar("T")
 def match(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Dotted paths of the modules that the names mean, in the order of the model.
 
-    A name means every module whose path equals it or ends with "." + name: `q_proj`, `cross_attn.q_proj`,
+    A name matches every module whose path equals it or ends with "." + name: `q_proj`, `cross_attn.q_proj`,
     `decoder.layers.0.mlp.up_proj`.
 
     Raises:
         ConfigError: Some names match nothing; the message gives all of them and the layers that exist.
     """
     paths = [path for path, _ in model.named_modules() if path]
-    missing = [name for name in names if not any(means(name, path) for path in paths)]
+    missing = [name for name in names if not any(matches(name, path) for path in paths)]
     if missing:
         known = layer_names(model)
         guesses = [f"'{guess}'" for name in missing if (guess := nearest(name, known))]
@@ -32,7 +32,7 @@ def match(model: nn.Module, names: Sequence[str]) -> list[str]:
             f"match{'es' if len(missing) == 1 else ''} none; there are: {', '.join(known)}.",
             hint=f"did you mean {', '.join(guesses)}?" if guesses else None,
         )
-    return [path for path in paths if any(means(name, path) for name in names)]
+    return [path for path in paths if any(matches(name, path) for name in names)]
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -65,11 +65,11 @@ def replace(model: nn.Module, names: Sequence[str], factory: Callable[[nn.Module
 
 
 def lookup(values: Mapping[str, T], path: str, default: T) -> T:
-    """The value of the longest name in `values` that means `path`, else `default`."""
-    meant = [name for name in values if means(name, path)]
+    """The value of the longest name in `values` that matches `path`, else `default`."""
+    meant = [name for name in values if matches(name, path)]
     return values[max(meant, key=len)] if meant else default
 
 
-def means(name: str, path: str) -> bool:
-    """Whether the layer at `path` is one that `name` means; see `match`."""
+def matches(name: str, path: str) -> bool:
+    """Whether the layer at `path` is one that `name` matches; see `match`."""
     return path == name or path.endswith("." + name)

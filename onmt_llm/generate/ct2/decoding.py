@@ -19,8 +19,8 @@ from onmt_llm.generate.engine import (
     empty_answers,
     end_ids,
 )
+from onmt_llm.generate.engine_features import Feature, asked_features, check_supported
 from onmt_llm.generate.lengths import length_penalty
-from onmt_llm.generate.support import Feature, asked_features, check_supported
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec

@@ -15,7 +15,7 @@ from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.ct2.decoding import Ct2Decoding
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
 from onmt_llm.generate.engine import Delta, Hypothesis
-from onmt_llm.generate.lengths import longest_answer
+from onmt_llm.generate.lengths import max_answer_length
 from onmt_llm.text.features import SEPARATOR, split_features
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class Ct2Translator:
 
 
 def _limit(options: GenerationConfig, source_length: int) -> int:
-    return longest_answer(options.max_length, options.max_length_ratio, source_length)
+    return max_answer_length(options.max_length, options.max_length_ratio, source_length)
 
 
 def _limited(options: GenerationConfig, source_length: int) -> GenerationConfig:

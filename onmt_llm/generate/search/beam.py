@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from onmt_llm.generate.search.greedy import DecodingRow, Rules
+from onmt_llm.generate.search.greedy import Constraints, DecodingRow
 from onmt_llm.generate.search.penalties import real_tokens
 from onmt_llm.generate.search.sampling import top_k
 from onmt_llm.generate.search.state import Decoding
 
 
 @dataclass(frozen=True)
-class Beams:
+class BeamSettings:
     """How a beam search goes.
 
     Attributes:
@@ -49,20 +49,22 @@ class Beams:
 
 
 @dataclass
-class _Found:
+class _FinishedHypotheses:
     """What one prompt's search has found."""
 
     ended: list[tuple[float, DecodingRow]] = field(default_factory=list)
     best_per_token: float = -math.inf
 
 
-def beam_search(decoding: Decoding, *, beams: Beams, rules: Rules) -> list[list[tuple[float, DecodingRow]]]:
+def beam_search(
+    decoding: Decoding, *, beams: BeamSettings, constraints: Constraints
+) -> list[list[tuple[float, DecodingRow]]]:
     """Search the best answers of a batch, one row a prompt.
 
     Returns:
         For each prompt up to `n_best` pairs of score and ended row, best first.
     """
-    return _BeamSearch(decoding, beams, rules).run()
+    return _BeamSearch(decoding, beams, constraints).run()
 
 
 class _BeamSearch:
@@ -74,14 +76,14 @@ class _BeamSearch:
         log_probs_BK: Sums of log probabilities; -inf = the hypothesis has ended, or never was one.
     """
 
-    def __init__(self, decoding: Decoding, beams: Beams, rules: Rules) -> None:
+    def __init__(self, decoding: Decoding, beams: BeamSettings, constraints: Constraints) -> None:
         num_prompts = len(decoding.source_lengths)
-        self.decoding, self.beams, self.rules = decoding, beams, rules
-        self.found = [_Found() for _ in range(num_prompts)]
+        self.decoding, self.beams, self.constraints = decoding, beams, constraints
+        self.found = [_FinishedHypotheses() for _ in range(num_prompts)]
         self.prompts = list(range(num_prompts))
         self.tokens_RN = torch.zeros(num_prompts, 0, dtype=torch.long, device=decoding.device)
         self.log_probs_BK = torch.zeros(num_prompts, 1, device=decoding.device)
-        self.end_ids = torch.tensor(rules.end_ids, dtype=torch.long, device=decoding.device)
+        self.end_ids = torch.tensor(constraints.end_ids, dtype=torch.long, device=decoding.device)
         self.coverage: _Coverage | None = None
         if beams.coverage_penalty is not None:
             real_BS = real_tokens(decoding.source_lengths, decoding.device)
@@ -102,7 +104,7 @@ class _BeamSearch:
         """Replace the hypotheses by their best continuations; returns the rows that those continue, (B, K)."""
         size, length = self.log_probs_BK.shape[1], self.tokens_RN.shape[1]
         owners = [prompt for prompt in self.prompts for _ in range(size)]
-        logits_RV = self.rules.distribution(self.decoding.logits_RV, self.tokens_RN.tolist)
+        logits_RV = self.constraints.distribution(self.decoding.logits_RV, self.tokens_RN.tolist)
         total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
         values_RC, ids_RC = self._candidates(logits_RV, owners, length)
         sums_BC = (values_RC - total_R1 + self.log_probs_BK.reshape(-1, 1)).view(len(self.prompts), -1)
@@ -117,9 +119,9 @@ class _BeamSearch:
 
     def _candidates(self, logits_RV: Tensor, owners: list[int], length: int) -> tuple[Tensor, Tensor]:
         """Each row's best next tokens: their logits and ids."""
-        allowed_RV = self.rules.ban(logits_RV, owners, length, self.tokens_RN.tolist)
+        allowed_RV = self.constraints.ban(logits_RV, owners, length, self.tokens_RN.tolist)
         values_RC, ids_RC = top_k(allowed_RV, self.beams.size)
-        forced = self.rules.forced(owners, length)
+        forced = self.constraints.forced(owners, length)
         for row in [row for row, token in enumerate(forced) if token >= 0]:
             values_RC[row] = -math.inf
             values_RC[row, 0], ids_RC[row, 0] = logits_RV[row, forced[row]], forced[row]
@@ -129,8 +131,8 @@ class _BeamSearch:
         """Why each beam ends now, or None; beams that are none (-inf) do not end."""
         shape, length = self.log_probs_BK.shape, self.tokens_RN.shape[1]
         at_end = torch.isin(self.tokens_RN[:, -1], self.end_ids).view(shape).tolist()
-        forced = [length <= len(self.rules.prefix(prompt)) for prompt in self.prompts]
-        at_limit = [length >= self.rules.limit(prompt) for prompt in self.prompts]
+        forced = [length <= len(self.constraints.prefix(prompt)) for prompt in self.prompts]
+        at_limit = [length >= self.constraints.limit(prompt) for prompt in self.prompts]
         result: list[list[str | None]] = []
         at_stop = self.beams.at_stop
         histories = self.tokens_RN.view(*shape, length).tolist() if at_stop else []

@@ -41,7 +41,7 @@ class DecodingRow:
 
 
 @dataclass(frozen=True)
-class Rules:
+class Constraints:
     """What may be produced at all.
 
     A ban takes a token out of the choice, not out of the distribution: the others keep the probability that the model
@@ -128,7 +128,9 @@ def pick_random(*, temperature: float, top_k: int, top_p: float) -> Pick:
     return pick
 
 
-def sample(decoding: Decoding, rows: list[DecodingRow], *, rules: Rules, pick: Pick) -> Iterator[DecodingRow]:
+def sample(
+    decoding: Decoding, rows: list[DecodingRow], *, constraints: Constraints, pick: Pick
+) -> Iterator[DecodingRow]:
     """Decode every row on its own, and yield it each time it has got a token.
 
     The caller may set `row.finish` when it gets the row, and so end it; closing the iterator ends everything.
@@ -136,24 +138,24 @@ def sample(decoding: Decoding, rows: list[DecodingRow], *, rules: Rules, pick: P
     Args:
         decoding: The batch, one row a prompt.
         rows: Several may belong to one prompt.
-        rules: What may be produced.
+        constraints: What may be produced.
         pick: Chooses the tokens: `pick_best` or `pick_random(...)`.
     """
     decoding.select([row.prompt for row in rows])
     while rows:
         histories = functools.partial(_histories, rows)
         prompts, length = [row.prompt for row in rows], len(rows[0].tokens)
-        logits_RV = rules.distribution(decoding.logits_RV, histories)
-        picked = pick(rules.ban(logits_RV, prompts, length, histories), rows)
-        forced = rules.forced(prompts, length)
+        logits_RV = constraints.distribution(decoding.logits_RV, histories)
+        picked = pick(constraints.ban(logits_RV, prompts, length, histories), rows)
+        forced = constraints.forced(prompts, length)
         tokens = [ours if ours >= 0 else theirs for ours, theirs in zip(forced, picked, strict=True)]
         log_probs = logits_RV.log_softmax(dim=-1)[torch.arange(len(rows)), tokens].tolist()
         for row, token, log_prob in zip(rows, tokens, log_probs, strict=True):
             row.tokens.append(token)
             row.log_prob += log_prob
-            if token in rules.end_ids:
+            if token in constraints.end_ids:
                 row.finish = "stop"
-            elif len(row.tokens) >= rules.limit(row.prompt):
+            elif len(row.tokens) >= constraints.limit(row.prompt):
                 row.finish = "length"
             yield row
         alive = [i for i, row in enumerate(rows) if row.finish is None]

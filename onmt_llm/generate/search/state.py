@@ -54,7 +54,7 @@ class Decoding:
     ) -> None:
         self._average_probabilities = average_probabilities
         self._attention = attention
-        self._parts = [_Part(model, prompts, start_id) for model in models]
+        self._states = [_ModelState(model, prompts, start_id) for model in models]
         self.source_lengths = [len(prompt) for prompt in prompts]
         self.is_decoder_only = models[0].config.is_decoder_only
         self.attention_RS: Tensor | None = None
@@ -77,16 +77,16 @@ class Decoding:
 
     def reorder(self, rows_R: Tensor) -> None:
         """`select` for a `step` that follows at once, where neighbouring rows share the memory of their source."""
-        for part in self._parts:
+        for part in self._states:
             part.cache.reorder(rows_R, cross=False)
 
     def select_memories(self, prompts_B: Tensor) -> None:
         """Keep the memories of these sources; the rows must then be selected accordingly."""
-        for part in self._parts:
+        for part in self._states:
             part.select_memories(prompts_B)
 
     def _read(self, ids_RT: Tensor | None) -> Tensor:
-        logits, weights = zip(*(part.read(ids_RT, self._attention) for part in self._parts), strict=True)
+        logits, weights = zip(*(part.read(ids_RT, self._attention) for part in self._states), strict=True)
         if self._attention:
             self.attention_RS = torch.stack(weights).mean(dim=0)
         return combine(logits, average_probabilities=self._average_probabilities)
@@ -100,7 +100,7 @@ def combine(logits: Sequence[Tensor], *, average_probabilities: bool) -> Tensor:
     return log_probs.logsumexp(dim=0) - math.log(len(logits)) if average_probabilities else log_probs.mean(dim=0)
 
 
-class _Part:
+class _ModelState:
     """One model of the batch."""
 
     def __init__(self, model: Transformer, prompts: Sequence[PromptIds], start_id: int | None) -> None:

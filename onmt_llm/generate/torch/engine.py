@@ -17,12 +17,12 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.engine import Delta, Hypothesis, as_paths, check_options, check_positions, empty_answers, end_ids
-from onmt_llm.generate.lengths import length_penalty, longest_answer
+from onmt_llm.generate.engine_features import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
+from onmt_llm.generate.lengths import length_penalty, max_answer_length
 from onmt_llm.generate.search import greedy as search
-from onmt_llm.generate.search.beam import Beams, beam_search
+from onmt_llm.generate.search.beam import BeamSettings, beam_search
 from onmt_llm.generate.search.penalties import coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds
-from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
 from onmt_llm.generate.torch.ensemble import Ensemble
 from onmt_llm.log import log_once
 from onmt_llm.nn.cpu.openmp import watch
@@ -111,11 +111,11 @@ class TorchEngine:
             self._check_memory(options, prompts=len(batch), length=max(len(ids[place]) for place in batch))
             sources = [ids[place] for place in batch]
             decoding = self._start(sources, options)
-            rules = self._rules(options, sources, [forced[place] for place in batch] if forced else ())
+            constraints = self._constraints(options, sources, [forced[place] for place in batch] if forced else ())
             if _uses_beams(options):
-                found = self._search(decoding, rules, options)
+                found = self._search(decoding, constraints, options)
             else:
-                found = self._sample(decoding, rules, batch, options, seed)
+                found = self._sample(decoding, constraints, batch, options, seed)
             if options.report_align or options.replace_unk:
                 found = self._with_alignments(sources, found, options)
             for place, hypotheses in zip(batch, found, strict=True):
@@ -178,7 +178,7 @@ class TorchEngine:
         """Refuse a batch for which there is no memory even at its first step; an estimate that is too low.
 
         Raises:
-            ConfigError: Beams, samples and prompts are too many.
+            ConfigError: BeamSettings, samples and prompts are too many.
         """
         config = self.model.config
         weight = next(self.model.parameters())
@@ -199,14 +199,14 @@ class TorchEngine:
         attention = coverage_penalty(options.coverage_penalty, options.beta) is not None
         return self._ensemble.start(prompts, attention=attention)
 
-    def _rules(
+    def _constraints(
         self, options: GenerationConfig, prompts: Sequence[PromptIds], prefixes: Sequence[Sequence[int]] = ()
-    ) -> search.Rules:
+    ) -> search.Constraints:
         vocab, config = self._codec.vocab, self.model.config
         ratio = 0.0 if config.is_decoder_only else options.max_length_ratio
-        return search.Rules(
+        return search.Constraints(
             end_ids=tuple(end_ids(self._codec, options)),
-            max_lengths=[longest_answer(options.max_length, ratio, len(prompt)) for prompt in prompts],
+            max_lengths=[max_answer_length(options.max_length, ratio, len(prompt)) for prompt in prompts],
             # An embedding may have more rows than there are tokens, to make its size a multiple of something.
             absent_ids=tuple(range(len(vocab), config.vocab_size)),
             banned_ids=(vocab.unk_id,) if options.ban_unk_token and vocab.unk_id is not None else (),
@@ -218,7 +218,11 @@ class TorchEngine:
         )
 
     def _steps(
-        self, decoding: Decoding, rules: search.Rules, rows: list[search.DecodingRow], options: GenerationConfig
+        self,
+        decoding: Decoding,
+        constraints: search.Constraints,
+        rows: list[search.DecodingRow],
+        options: GenerationConfig,
     ) -> Iterator[search.DecodingRow]:
         pick: search.Pick = search.pick_best
         if options.samples:
@@ -227,10 +231,15 @@ class TorchEngine:
                 top_k=options.random_sampling_topk,
                 top_p=options.random_sampling_topp,
             )
-        return search.sample(decoding, rows, rules=rules, pick=pick)
+        return search.sample(decoding, rows, constraints=constraints, pick=pick)
 
     def _sample(
-        self, decoding: Decoding, rules: search.Rules, places: Sequence[int], options: GenerationConfig, seed: int
+        self,
+        decoding: Decoding,
+        constraints: search.Constraints,
+        places: Sequence[int],
+        options: GenerationConfig,
+        seed: int,
     ) -> list[list[Hypothesis]]:
         """Greedy search or sampling of a batch; `places` are the prompts' places in the whole input."""
         rows = [
@@ -239,18 +248,20 @@ class TorchEngine:
             for n in range(options.n_best)
         ]
         texts = {id(row): self._answer_text(options) for row in rows}
-        for row in self._steps(decoding, rules, rows, options):
-            self._read(row, texts[id(row)], rules.end_ids)
+        for row in self._steps(decoding, constraints, rows, options):
+            self._read(row, texts[id(row)], constraints.end_ids)
         found: list[list[Hypothesis]] = [[] for _ in places]
         penalty = length_penalty(options.length_penalty, options.alpha)
         for row in rows:
             found[row.prompt].append(self._hypothesis(row, texts[id(row)], row.log_prob / penalty(len(row.tokens))))
         return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in found]
 
-    def _search(self, decoding: Decoding, rules: search.Rules, options: GenerationConfig) -> list[list[Hypothesis]]:
+    def _search(
+        self, decoding: Decoding, constraints: search.Constraints, options: GenerationConfig
+    ) -> list[list[Hypothesis]]:
         if options.samples:
             log_once("beam_size is above 1: beam search, without the random_sampling options.")
-        beams = Beams(
+        beams = BeamSettings(
             size=options.beam_size,
             n_best=options.n_best,
             length_penalty=length_penalty(options.length_penalty, options.alpha),
@@ -259,7 +270,7 @@ class TorchEngine:
             ratio=options.ratio,
             at_stop=self._stop_detector(options),
         )
-        found = beam_search(decoding, beams=beams, rules=rules)
+        found = beam_search(decoding, beams=beams, constraints=constraints)
         return [[self._finished(score, row, options) for score, row in best] for best in found]
 
     def _with_alignments(
@@ -288,7 +299,7 @@ class TorchEngine:
         rows = [search.DecodingRow(0, random=_random(_seed(options), 0, 0))]
         sources = [self._ensemble.prompt_ids(prompt)]
         self._check_lengths(sources)
-        yield from self._steps(self._start(sources, options), self._rules(options, sources), rows, options)
+        yield from self._steps(self._start(sources, options), self._constraints(options, sources), rows, options)
 
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]

@@ -17,7 +17,7 @@ SMALLEST = 1 << 18
 
 
 @dataclass(frozen=True)
-class Away:
+class OffloadedTensor:
     """A tensor that is in main memory.
 
     Attributes:
@@ -44,7 +44,7 @@ class Offload:
         self._stay = {weight.untyped_storage().data_ptr() for weight in weights}
         self._smallest = smallest
         self._home = home
-        self._gone: dict[tuple[Any, ...], tuple[StorageWeakRef, weakref.ref[Away]]] = {}
+        self._gone: dict[tuple[Any, ...], tuple[StorageWeakRef, weakref.ref[OffloadedTensor]]] = {}
 
     def hooks(self) -> AbstractContextManager[Any]:
         """Context of a forward pass whose activations go."""
@@ -53,7 +53,7 @@ class Offload:
         self._gone.clear()
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
-    def _pack(self, tensor: Tensor) -> Tensor | Away:
+    def _pack(self, tensor: Tensor) -> Tensor | OffloadedTensor:
         small = tensor.numel() < self._smallest or tensor.device.type not in self._home
         if small or tensor.untyped_storage().data_ptr() in self._stay:
             return tensor
@@ -68,12 +68,12 @@ class Offload:
             self._gone[key] = StorageWeakRef(storage), weakref.ref(away)
         return away
 
-    def _unpack(self, kept: Tensor | Away) -> Tensor:
+    def _unpack(self, kept: Tensor | OffloadedTensor) -> Tensor:
         return kept if isinstance(kept, Tensor) else kept.copy.to(kept.device, non_blocking=True)
 
 
-def _send(tensor: Tensor) -> Away:
+def _send(tensor: Tensor) -> OffloadedTensor:
     pinned = tensor.device.type == "cuda"
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
     # In the order of the GPU's work: neither the copy nor what comes after it is waited for here.
-    return Away(copy.copy_(tensor, non_blocking=pinned), tensor.device)
+    return OffloadedTensor(copy.copy_(tensor, non_blocking=pinned), tensor.device)

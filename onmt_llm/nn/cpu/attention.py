@@ -2,7 +2,7 @@
 
 | case                                                    | kernel                               |
 |---------------------------------------------------------|--------------------------------------|
-| dropout of the attention weights                        | `dropout.attend_dropped`             |
+| dropout of the attention weights                        | `dropout.attend_with_dropout`             |
 | causal, and bf16, packed documents or a sliding window  | `tiled_attention.attend_tiled`       |
 | anything else                                           | none: torch's is as fast             |
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onmt_llm.nn.cpu.dropout import attend_dropped
+from onmt_llm.nn.cpu.dropout import attend_with_dropout
 from onmt_llm.nn.cpu.tiled_attention import Tile, attend_tiled, causal_tiles, limited_tiles, torch_is_faster
 from onmt_llm.nn.masks import Mask
 
@@ -23,7 +23,7 @@ def attend_on_cpu(
     """softmax(scale q k' + mask) v, (B, N, T, H); None if no kernel here beats torch's."""
     if dropout > 0.0:
         bias = mask.as_float(q_BNTH.shape[2], k_BKSH.shape[2])
-        return attend_dropped(q_BNTH, k_BKSH, v_BKSH, bias, scale, dropout)
+        return attend_with_dropout(q_BNTH, k_BKSH, v_BKSH, bias, scale, dropout)
     if mask.causal and (q_BNTH.dtype == torch.bfloat16 or mask.first_BT is not None):
         return _attend_tiled(q_BNTH, k_BKSH, v_BKSH, mask, scale)
     return None

@@ -29,21 +29,21 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return _Dropout.apply(x, rate)
 
 
-def add_dropped(x: Tensor, y: Tensor, rate: float, training: bool) -> Tensor:
+def dropout_add(x: Tensor, y: Tensor, rate: float, training: bool) -> Tensor:
     """x + dropout(y): the end of a residual branch."""
     if not training or rate <= 0.0 or x.device.type != "cpu":
         return x + F.dropout(y, rate, training)
-    return _AddDropped.apply(x, y, rate)
+    return _DropoutAdd.apply(x, y, rate)
 
 
-def relu_dropped(x: Tensor, rate: float, training: bool) -> Tensor:
+def relu_dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """dropout(relu(x))."""
     if not training or rate <= 0.0 or x.device.type != "cpu":
         return F.dropout(F.relu(x), rate, training)
-    return _ReluDropped.apply(x, rate)
+    return _ReluDropout.apply(x, rate)
 
 
-def attend_dropped(
+def attend_with_dropout(
     q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, bias: Tensor | None, scale: float, rate: float
 ) -> Tensor:
     """dropout(softmax(scale q k' + bias)) v on a CPU, each group of N / K query heads sharing a key head.
@@ -62,7 +62,7 @@ def attend_dropped(
     Returns:
         (B, N, T, H), laid out like the queries.
     """
-    return _AttendDropped.apply(q_BNTH, k_BKSH, v_BKSH, bias, scale, rate)
+    return _AttendWithDropout.apply(q_BNTH, k_BKSH, v_BKSH, bias, scale, rate)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _Dropout(torch.autograd.Function):
         return _backward(ctx, grad), None
 
 
-class _AddDropped(torch.autograd.Function):
+class _DropoutAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, rate: float) -> Tensor:
         draw = _keep(ctx, _draw(y, rate))
@@ -114,7 +114,7 @@ class _AddDropped(torch.autograd.Function):
         return grad, _backward(ctx, grad), None
 
 
-class _ReluDropped(torch.autograd.Function):
+class _ReluDropout(torch.autograd.Function):
     """Keeps its result alone, which the next layer keeps anyway: what is above zero there passes its gradient."""
 
     @staticmethod
@@ -132,7 +132,7 @@ class _ReluDropped(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.factor), None
 
 
-class _AttendDropped(torch.autograd.Function):
+class _AttendWithDropout(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

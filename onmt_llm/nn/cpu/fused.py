@@ -31,9 +31,9 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return _RmsNorm.apply(x, weight_D, eps)
 
 
-def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, saving only these two (Shazeer 2020)."""
-    return F.silu(gate) * up if torch.compiler.is_compiling() else _SiluProduct.apply(gate, up)
+    return F.silu(gate) * up if torch.compiler.is_compiling() else _SiluMul.apply(gate, up)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -67,7 +67,7 @@ class _RmsNorm(torch.autograd.Function):
         return dx_MD.view(grad.shape), dweight_D if dweight_D is None else dweight_D.to(weight_D.dtype), None
 
 
-class _SiluProduct(torch.autograd.Function):
+class _SiluMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)

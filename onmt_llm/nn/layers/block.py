@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.activations.recompute import recompute
-from onmt_llm.nn.cpu.dropout import add_dropped
+from onmt_llm.nn.cpu.dropout import dropout_add
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.feed_forward import FeedForward
@@ -118,7 +118,7 @@ class Block(nn.Module):
         return norm if self.pre_norm else None
 
     def _after(self, norm: nn.Module, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
-        x_BTD = add_dropped(x_BTD, out_BTD, self.dropout, self.training)
+        x_BTD = dropout_add(x_BTD, out_BTD, self.dropout, self.training)
         return x_BTD if self.pre_norm else norm(x_BTD)
 
     def _parallel(self, x_BTD: Tensor, context: BlockContext) -> Tensor:
@@ -129,5 +129,5 @@ class Block(nn.Module):
         else:
             attn_BTD = self._self_attention(self.attn_norm, x_BTD, context)
             mlp_BTD = self._sublayer("ffn", self.mlp_norm, self.mlp, x_BTD)
-        x_BTD = add_dropped(x_BTD, attn_BTD, self.dropout, self.training)
-        return add_dropped(x_BTD, mlp_BTD, self.dropout, self.training)
+        x_BTD = dropout_add(x_BTD, attn_BTD, self.dropout, self.training)
+        return dropout_add(x_BTD, mlp_BTD, self.dropout, self.training)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.cpu.dropout import dropout, relu_dropped
-from onmt_llm.nn.cpu.fused import silu_product
+from onmt_llm.nn.cpu.dropout import dropout, relu_dropout
+from onmt_llm.nn.cpu.fused import silu_mul
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -24,10 +24,10 @@ class FeedForward(nn.Module):
     """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020).
 
     Attributes:
-        silu_product: What computes silu(gate) * up; see `kernels.py`.
+        silu_mul: What computes silu(gate) * up; see `kernels.py`.
     """
 
-    silu_product: Callable[[Tensor, Tensor], Tensor] = staticmethod(silu_product)
+    silu_mul: Callable[[Tensor, Tensor], Tensor] = staticmethod(silu_mul)
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gate_proj is not None:
             gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-            inner = self.silu_product(gate, up) if self.activation is F.silu else self.activation(gate) * up
+            inner = self.silu_mul(gate, up) if self.activation is F.silu else self.activation(gate) * up
         elif self.activation is F.relu:
-            return self.down_proj(relu_dropped(self.up_proj(x_BTD), self.dropout, self.training))
+            return self.down_proj(relu_dropout(self.up_proj(x_BTD), self.dropout, self.training))
         else:
             inner = self.activation(self.up_proj(x_BTD))
         return self.down_proj(dropout(inner, self.dropout, self.training))

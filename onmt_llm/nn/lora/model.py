@@ -92,7 +92,7 @@ def _check_rank(rank: int, module: nn.Module, path: str) -> None:
 
 def _check_patterns(paths: Sequence[str], variant: LoRAVariant) -> None:
     for option, pattern in (("lora_rank_pattern", variant.rank_pattern), ("lora_alpha_pattern", variant.alpha_pattern)):
-        unused = [name for name in pattern if not any(wrap.means(name, path) for path in paths)]
+        unused = [name for name in pattern if not any(wrap.matches(name, path) for path in paths)]
         if unused:
             raise ConfigError(f"{option} must name layers that have an adapter, but {', '.join(unused)} has none.")
 

@@ -7,7 +7,7 @@ from onmt_llm.config.checkpoint import ExpansionSpec
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.training.adapters import ExpansionConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.nn.block_expansion import deeper
+from onmt_llm.nn.block_expansion import expanded_config
 
 
 def resolve_expansion(
@@ -49,7 +49,7 @@ def base_model(checkpoint: Checkpoint, weights: Checkpoint) -> ModelConfig:
         weights: The same, or the base of its adapter or twins.
     """
     spec, model = checkpoint.config.expansion, weights.config.model
-    return deeper(model, spec.blocks, sign=-1) if spec is not None and spec.type == "stack" else model
+    return expanded_config(model, spec.blocks, sign=-1) if spec is not None and spec.type == "stack" else model
 
 
 def chosen_blocks(options: ExpansionConfig, base: ModelConfig) -> list[str]:

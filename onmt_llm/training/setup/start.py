@@ -18,7 +18,7 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.run_codec import RunCodec, checkpoint_codec, new_codec, updated_codec
 from onmt_llm.errors import ConfigError, Problem, raise_problems
 from onmt_llm.log import logger
-from onmt_llm.nn.block_expansion import deeper
+from onmt_llm.nn.block_expansion import expanded_config
 from onmt_llm.text.codec import Codec
 from onmt_llm.training.setup.expansion import base_model, resolve_expansion
 from onmt_llm.training.state import SavedState, read_state
@@ -63,7 +63,7 @@ class Start:
     def stored_model(self) -> ModelConfig:
         """The architecture, with as many rows, and blocks, as `weights` have."""
         if self.before is None:
-            return deeper(self.model, self.newly_stacked, sign=-1)
+            return expanded_config(self.model, self.newly_stacked, sign=-1)
         sizes = self.before.config.model.model_dump(include={"vocab_size", "src_vocab_size"})
         return self.model.model_copy(update=sizes)
 
@@ -121,7 +121,7 @@ def _continued(config: TrainConfig, path: str) -> Start:
     update: dict[str, Any] = {
         "adapter": None,
         "expansion": stacked,
-        "model": architecture if stacked is None else deeper(architecture, stacked.blocks),
+        "model": architecture if stacked is None else expanded_config(architecture, stacked.blocks),
     }
     stored = codec.config.model_copy(update=update)
     return Start(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onmt_llm.generate.lengths import length_penalty, longest_answer
+from onmt_llm.generate.lengths import length_penalty, max_answer_length
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ def test_scores_are_divided_by(kind: str, alpha: float, length: int, expected: f
 
 @pytest.mark.parametrize(("ratio", "source", "expected"), [(0, 9, 50), (2.0, 9, 23), (1.25, 3, 8), (100.0, 9, 50)])
 def test_an_answer_is_limited_by_its_source(ratio: float, source: int, expected: int) -> None:
-    assert longest_answer(50, ratio, source) == expected
+    assert max_answer_length(50, ratio, source) == expected

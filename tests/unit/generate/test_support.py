@@ -8,7 +8,7 @@ import pytest
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.generate.support import ALL_FEATURES, SOURCE_FEATURES, Feature, asked_features, check_supported
+from onmt_llm.generate.engine_features import ALL_FEATURES, SOURCE_FEATURES, Feature, asked_features, check_supported
 
 
 def asked(**options: Any) -> set[Feature]:

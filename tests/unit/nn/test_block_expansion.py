@@ -13,7 +13,7 @@ import tiny
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import (
     add_twins,
-    deeper,
+    expanded_config,
     freeze_all_but,
     new_blocks,
     stack_blocks,
@@ -184,10 +184,10 @@ def test_depth_and_places() -> None:
     blocks = BLOCKS["both"]
     assert stacked_paths(blocks) == ["encoder.layers.2", "decoder.layers.1", "decoder.layers.4"]
     config = tiny.config(vocab_size=50, kv_heads=2, **BOTH)
-    assert (deeper(config, blocks).encoder_layers, deeper(config, blocks).decoder_layers) == (3, 5)
-    assert deeper(deeper(config, blocks), blocks, sign=-1) == config
+    assert (expanded_config(config, blocks).encoder_layers, expanded_config(config, blocks).decoder_layers) == (3, 5)
+    assert expanded_config(expanded_config(config, blocks), blocks, sign=-1) == config
     model = taller(build("both"), "both")
-    assert model.config == deeper(config, blocks)
+    assert model.config == expanded_config(config, blocks)
     assert [name for name, _ in model.named_parameters()] == [
         name for name, _ in Transformer(model.config).named_parameters()
     ]

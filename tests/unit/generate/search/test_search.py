@@ -12,7 +12,7 @@ import tiny
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.lengths import length_penalty
 from onmt_llm.generate.search import greedy as search
-from onmt_llm.generate.search.beam import Beams, beam_search
+from onmt_llm.generate.search.beam import BeamSettings, beam_search
 from onmt_llm.generate.search.sampling import top_k
 from onmt_llm.generate.search.state import Decoding
 from onmt_llm.nn.transformer import Transformer
@@ -32,11 +32,13 @@ def build(config: ModelConfig, seed: int = 0) -> Transformer:
     return model
 
 
-def greedy(model: Transformer, prompts: list[list[int]], max_length: int = 12, **rules: object) -> list[list[int]]:
+def greedy(
+    model: Transformer, prompts: list[list[int]], max_length: int = 12, **constraints: object
+) -> list[list[int]]:
     rows = [search.DecodingRow(prompt) for prompt in range(len(prompts))]
     decoding = Decoding([model], prompts, start_id=1)
-    rule = search.Rules((END,), [max_length] * len(prompts), **rules)  # type: ignore[arg-type]
-    for _ in search.sample(decoding, rows, rules=rule, pick=search.pick_best):
+    rule = search.Constraints((END,), [max_length] * len(prompts), **constraints)  # type: ignore[arg-type]
+    for _ in search.sample(decoding, rows, constraints=rule, pick=search.pick_best):
         pass
     return [row.tokens for row in rows]
 
@@ -63,7 +65,7 @@ def test_samples_do_not_depend_on_neighbours() -> None:
         rows = [search.DecodingRow(i, random=Random(f"7/{place}")) for i, place in enumerate(places)]
         decoding = Decoding([model], [PROMPTS[place] for place in places])
         pick = search.pick_random(temperature=1.5, top_k=10, top_p=0.9)
-        for _ in search.sample(decoding, rows, rules=search.Rules((END,), [10] * len(places)), pick=pick):
+        for _ in search.sample(decoding, rows, constraints=search.Constraints((END,), [10] * len(places)), pick=pick):
             pass
         return {place: row.tokens for place, row in zip(places, rows, strict=True)}
 
@@ -87,7 +89,7 @@ def test_a_row_that_the_caller_ends_leaves_the_others_alone() -> None:
     model = build(LLAMA)
     rows = [search.DecodingRow(prompt) for prompt in range(3)]
     decoding = Decoding([model], PROMPTS)
-    for row in search.sample(decoding, rows, rules=search.Rules((), [6] * 3), pick=search.pick_best):
+    for row in search.sample(decoding, rows, constraints=search.Constraints((), [6] * 3), pick=search.pick_best):
         if row.prompt == 1 and len(row.tokens) == 2:
             row.finish = "stop"
     assert [len(row.tokens) for row in rows] == [6, 2, 6]
@@ -95,12 +97,12 @@ def test_a_row_that_the_caller_ends_leaves_the_others_alone() -> None:
 
 
 def find(
-    model: Transformer, prompts: list[list[int]], *, beam: int, length: int, penalty: str = "avg", **rules: object
+    model: Transformer, prompts: list[list[int]], *, beam: int, length: int, penalty: str = "avg", **constraints: object
 ):
     return beam_search(
         Decoding([model], prompts, start_id=1),
-        beams=Beams(beam, beam, length_penalty(penalty, 0.6)),
-        rules=search.Rules((END,), [length] * len(prompts), **rules),  # type: ignore[arg-type]
+        beams=BeamSettings(beam, beam, length_penalty(penalty, 0.6)),
+        constraints=search.Constraints((END,), [length] * len(prompts), **constraints),  # type: ignore[arg-type]
     )
 
 

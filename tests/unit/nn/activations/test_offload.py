@@ -47,7 +47,7 @@ def test_what_goes() -> None:
     assert away._pack(weight.t()).data_ptr() == weight.data_ptr()
     assert away._pack(x[:7]).data_ptr() == x.data_ptr()
     first = away._pack(x)
-    assert isinstance(first, offload.Away) and away._pack(x) is first and away._pack(x.t()) is not first
+    assert isinstance(first, offload.OffloadedTensor) and away._pack(x) is first and away._pack(x.t()) is not first
     x.add_(1)
     second = away._pack(x)
     assert second is not first

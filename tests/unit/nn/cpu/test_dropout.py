@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onmt_llm.nn.cpu.dropout import add_dropped, dropout, relu_dropped
+from onmt_llm.nn.cpu.dropout import dropout, dropout_add, relu_dropout
 from onmt_llm.nn.layers.attention import attend
 from onmt_llm.nn.masks import Mask
 
@@ -17,8 +17,8 @@ RATES = [0.1, 0.5, 0.999]
 ZERO = torch.zeros(())
 FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "dropout": lambda x, rate: dropout(x, rate, True),
-    "add": lambda x, rate: add_dropped(ZERO.expand_as(x), x, rate, True),
-    "relu": lambda x, rate: relu_dropped(x, rate, True),
+    "add": lambda x, rate: dropout_add(ZERO.expand_as(x), x, rate, True),
+    "relu": lambda x, rate: relu_dropout(x, rate, True),
 }
 
 
@@ -45,7 +45,7 @@ def test_the_gradient_passes_where_something_was_kept(form: str) -> None:
 
 def test_the_residual_stream_itself_is_whole() -> None:
     x, y = torch.randn(5, 6, requires_grad=True), torch.randn(5, 6)
-    out = add_dropped(x, y, 0.5, True)
+    out = dropout_add(x, y, 0.5, True)
     off = (out - x).abs() < 1e-6
     torch.testing.assert_close(out[~off], (x + 2 * y)[~off])
     (gradient,) = torch.autograd.grad(out.sum(), x)
@@ -64,8 +64,8 @@ def test_nothing_happens_in_evaluation_or_at_rate_zero() -> None:
     x, y = torch.randn(4, 5), torch.randn(4, 5)
     for rate, training in ((0.5, False), (0.0, True)):
         assert torch.equal(dropout(x, rate, training), x)
-        assert torch.equal(add_dropped(x, y, rate, training), x + y)
-        assert torch.equal(relu_dropped(x, rate, training), x.relu())
+        assert torch.equal(dropout_add(x, y, rate, training), x + y)
+        assert torch.equal(relu_dropout(x, rate, training), x.relu())
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "padding", "bias"])

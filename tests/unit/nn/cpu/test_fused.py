@@ -42,7 +42,7 @@ def test_rms_norm(dtype: torch.dtype, tolerance: dict[str, float]) -> None:
 def test_silu_product(dtype: torch.dtype, tolerance: dict[str, float]) -> None:
     torch.manual_seed(0)
     gate, up = (torch.randn(3, 5, 8).to(dtype).requires_grad_() for _ in range(2))
-    compare(fused.silu_product(gate, up), F.silu(gate) * up, [gate, up], tolerance)
+    compare(fused.silu_mul(gate, up), F.silu(gate) * up, [gate, up], tolerance)
 
 
 def test_a_norm_keeps_its_input_in_16_bits() -> None:

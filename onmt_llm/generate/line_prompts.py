@@ -15,7 +15,7 @@ Answers = Sequence[Sequence[Hypothesis]]
 
 
 @dataclass(frozen=True)
-class Question:
+class LinePrompt:
     """What the model is asked at once.
 
     Attributes:
@@ -27,7 +27,7 @@ class Question:
     tokens: list[str]
 
 
-class Questions:
+class LinePrompts:
     """The questions of a file of input lines.
 
     Args:
@@ -53,7 +53,7 @@ class Questions:
         self._encode = encode
         self._bos = bos
         full = [place for place, line in enumerate(lines) if line.strip()]
-        empty = [Question([place], []) for place in range(len(lines)) if not lines[place].strip()]
+        empty = [LinePrompt([place], []) for place in range(len(lines)) if not lines[place].strip()]
         self._questions = sorted([*self._ask(full), *empty], key=lambda question: question.lines[0])
 
     @property
@@ -85,7 +85,7 @@ class Questions:
             found[question.lines[0]] = [self._parts(hypothesis, 1)[0] for hypothesis in hypotheses]
         return found
 
-    def _ask(self, places: Sequence[int]) -> list[Question]:
+    def _ask(self, places: Sequence[int]) -> list[LinePrompt]:
         examples = [Example([Segment(from_line(self._lines[place]))], line=place) for place in places]
         for transform in self._text:
             examples = transform.batch(examples)
@@ -98,7 +98,7 @@ class Questions:
         questions = []
         for example, end in zip(examples, ends, strict=False):
             tokens = self._with_bos(side_tokens(example.src)) if self._tokens else self._encode(_text(example))
-            questions.append(Question([place for place in places if example.line <= place < end], tokens))
+            questions.append(LinePrompt([place for place in places if example.line <= place < end], tokens))
         return questions
 
     def _without_bos(self, tokens: list[str]) -> list[str]:

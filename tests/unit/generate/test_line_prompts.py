@@ -11,20 +11,20 @@ from onmt_llm.data.transforms import inference_transforms
 from onmt_llm.data.transforms.affix import PrefixConfig, SuffixConfig
 from onmt_llm.data.transforms.docify import DocifyConfig
 from onmt_llm.generate.engine import Hypothesis
-from onmt_llm.generate.questions import Questions
+from onmt_llm.generate.line_prompts import LinePrompts
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from tests.unit.data.codecs import make_context
 
 TOKENIZER = WhitespaceTokenizer()
 
 
-def ask(lines: list[str], names: list[str], bos: str | None = None, **options: Section) -> Questions:
+def ask(lines: list[str], names: list[str], bos: str | None = None, **options: Section) -> LinePrompts:
     text, tokens = inference_transforms(names, options, make_context(task="seq2seq", tokenizer=TOKENIZER))
 
     def encode(line: str) -> list[str]:
         return [*([bos] if bos else []), *TOKENIZER.encode(line)]
 
-    return Questions(lines, text=text, tokens=tokens, encode=encode, bos=bos)
+    return LinePrompts(lines, text=text, tokens=tokens, encode=encode, bos=bos)
 
 
 def answered(text: str) -> list[Hypothesis]:
