@@ -83,7 +83,7 @@ def test_paths_in_prose_exist(document: Path) -> None:
 def layers() -> list[set[str]]:
     """The packages and modules of each import layer, from top to bottom, as import-linter checks them."""
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (block,) = re.findall(r'type = "layers"\n.*?layers = \[\n(.*?)\n\]', settings, flags=re.S)
+    (block,) = re.findall(r'containers = \["onmt_llm"\]\nlayers = \[\n(.*?)\n\]', settings, flags=re.S)
     return [set(layer.split(" | ")) for layer in re.findall(r'"(.*?)"', block)]
 
 
