@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The mean of several checkpoints' weights: onmt_llm_checkpoint average."""
+"""Average the weights of several checkpoints: onmt_llm_checkpoint average."""
 
 import sys
 

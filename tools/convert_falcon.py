@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Falcon weights (Hugging Face's files) to a checkpoint: onmt_llm_convert."""
+"""Convert Falcon weights (Hugging Face format) to a checkpoint: onmt_llm_convert."""
 
 from onmt_llm.cli.convert import main
 

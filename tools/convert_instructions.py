@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Alpaca or ShareGPT JSON to the one-line ｟newline｠ format of the Vicuna recipe, and back."""
+"""Convert Alpaca or ShareGPT JSON to the one-line ｟newline｠ format of the Vicuna recipe, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main() -> int:
     parser.add_argument("-input", "--input", required=True, help="JSON list or JSONL; lines, for -to alpaca|sharegpt")
     parser.add_argument("-output", "--output", required=True, help="file to write")
     parser.add_argument(
-        "-to", "--to", choices=("lines", "alpaca", "sharegpt"), default="lines", help="form of the output"
+        "-to", "--to", choices=("lines", "alpaca", "sharegpt"), default="lines", help="format of the output"
     )
     arguments = parser.parse_args()
     try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""LLaMA weights (Meta's consolidated.NN.pth or Hugging Face's files) to a checkpoint: onmt_llm_convert."""
+"""Convert LLaMA weights (Meta's consolidated.NN.pth or Hugging Face format) to a checkpoint: onmt_llm_convert."""
 
 from onmt_llm.cli.convert import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Merge LoRA weights into their base, or put both into one checkpoint: onmt_llm_lora."""
+"""Merge LoRA weights into their base model, or combine both in one checkpoint: onmt_llm_lora."""
 
 from onmt_llm.cli.lora import main
 

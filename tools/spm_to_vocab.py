@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Turn a SentencePiece .vocab on standard input into `token<TAB>count` lines, as OpenNMT-py's tool of this name does.
+"""Convert a SentencePiece .vocab on standard input to `token<TAB>count` lines, like OpenNMT-py's tool of this name.
 
-Nothing here needs it: `src_vocab` takes a .vocab as it is. Counts are the pieces' probabilities in millionths.
+onmt_llm does not need it: `src_vocab` reads a .vocab directly. Counts are the probabilities in millionths.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The chat page: a Gradio app around a `Responder`.
 
-The page holds no model. Every visitor's conversation is a list of messages in their own Gradio session, in the raw text
-that was typed and generated; what is shown is an escaped copy of it.
+The page holds no model. The conversation of each visitor is a list of messages in their own Gradio session, with the
+raw text that was typed and generated; the page shows an escaped copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onmt_llm.optional import require
 from onmt_llm.text.templates.message import Message
 
 UPDATE_SECONDS = 0.05
-"""Shortest time between two updates of a page: nobody reads faster, and browsers begin to lag."""
+"""Minimum time between two updates of a page: more often, browsers would lag."""
 WAITING_VISITORS = 64
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -42,9 +42,9 @@ CSS = """
   #entry button { flex: 1 1 auto !important; }
   #conversation { height: calc(100dvh - 19.5rem) !important; }
 }
-/* Gradio lays its "Error" over the conversation; the message beside it says more */
+/* hide the "Error" that Gradio lays over the conversation; its error message says more */
 .gradio-container .wrap:has(> .error) { display: none !important; }
-/* our own Clear also frees the engine */
+/* only our own Clear also stops the engine */
 #conversation button[aria-label="Clear"] { display: none !important; }
 footer { display: none !important; }
 """
@@ -53,12 +53,12 @@ History = list[dict[str, str]]
 
 
 def build_app(responder: Responder, *, title: str = "Chat", subtitle: str = "") -> Any:
-    """The page, ready to be launched by `launch` or mounted elsewhere.
+    """Build the page, to be served by `launch` or mounted elsewhere.
 
     Args:
-        responder: Answers conversations; used by one visitor at a time, the others wait in a queue.
+        responder: Answers conversations, one visitor at a time; the others wait in a queue.
         title: Heading of the page.
-        subtitle: A line below it: which model answers, and how.
+        subtitle: A line below the heading, e.g. about the model.
 
     Returns:
         A `gradio.Blocks` with its queue.
@@ -71,7 +71,7 @@ def build_app(responder: Responder, *, title: str = "Chat", subtitle: str = "") 
             elem_id="conversation",
             show_label=False,
             buttons=[],  # the copy buttons would copy the escaped text
-            placeholder="Write below to begin.",
+            placeholder="Type a message below to start.",
         )
         status = gr.Markdown(elem_id="status")
         with gr.Row(elem_id="entry"):
@@ -99,10 +99,10 @@ def build_app(responder: Responder, *, title: str = "Chat", subtitle: str = "") 
 
 
 def check_server(server_name: str, server_port: int) -> None:
-    """Refuse, before a model is loaded, what `launch` could not serve.
+    """Check, before a model is loaded, that `launch` can serve the page.
 
     Raises:
-        ConfigError: The address or port cannot be had, or the environment asks Gradio for something that is not safe.
+        ConfigError: The address or port is not available, or the environment makes Gradio unsafe.
         UnsupportedError: Gradio is not installed.
     """
     _gradio()
@@ -120,21 +120,21 @@ def check_server(server_name: str, server_port: int) -> None:
             hint="choose another -server_port",
         ) from error
     if server_name not in LOOPBACK:
-        logger.warning("The chat listens on %s: everybody who can reach this machine can use it.", server_name)
+        logger.warning("The chat listens on %s: everyone who can reach this machine can use it.", server_name)
 
 
 def launch(app: Any, *, server_name: str = "127.0.0.1", server_port: int = 6006) -> None:
-    """Serve the page until the process is interrupted; nothing is shared, and nothing is fetched from elsewhere.
+    """Serve the page until the process is interrupted, without a public link and without external requests.
 
     Args:
-        app: What `build_app` made.
+        app: The app of `build_app`.
         server_name: Address to listen on.
         server_port: Port to listen on.
     """
     gr = _gradio()
     fonts = ["ui-sans-serif", "system-ui", "Noto Sans", "sans-serif"]
     theme = gr.themes.Default(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])
-    logger.info("The chat is at http://%s:%d (Ctrl+C ends it).", server_name, server_port)
+    logger.info("The chat is at http://%s:%d (Ctrl+C stops it).", server_name, server_port)
     app.launch(
         server_name=server_name,
         server_port=server_port,
@@ -150,14 +150,14 @@ def launch(app: Any, *, server_name: str = "127.0.0.1", server_port: int = 6006)
 
 
 def _gradio() -> Any:
-    # read when gradio is imported: no telemetry, no look-ups on the hub
+    # no telemetry and no requests to the hub; gradio reads these variables when it is imported
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return require("gradio", "the chat page")
 
 
 def _answer(gr: Any, responder: Responder, text: str, past: History) -> Iterator[tuple[Any, ...]]:
-    """Yield the page after each piece of the answer; after an error it is as it was, with the text still in its box."""
+    """Yield the page after each part of the answer; an error restores the page, with the text still in its box."""
     if not text.strip():
         yield _page(gr, past, box=text)
         return
@@ -184,15 +184,15 @@ def _stream(gr: Any, responder: Responder, reply: Reply, asked: History) -> Iter
             yield _page(gr, [*asked, _said(answer)], status=_status(reply, responder, tokens), busy=True)
     status = _status(reply, responder, tokens, time.monotonic() - begun)
     if finish == "length":
-        status += " · cut at max_length"
+        status += " · truncated at max_length"
     yield _page(gr, [*asked, _said(answer)], status=status)
 
 
 def _after_stop(gr: Any, past: History) -> tuple[Any, ...]:
-    """Keep what there is of the answer; where there is nothing yet, take the question back into the box."""
+    """Keep the partial answer; if there is none yet, put the question back into the text box."""
     if past and past[-1] == _said(""):
         return _page(gr, past[:-2], box=past[-2]["content"], status="Stopped.")
-    return _page(gr, past, status="Stopped; the next answer builds on what is there.")
+    return _page(gr, past, status="Stopped; the partial answer is part of the conversation.")
 
 
 def _said(text: str) -> dict[str, str]:
@@ -202,11 +202,11 @@ def _said(text: str) -> dict[str, str]:
 def _page(
     gr: Any, history: History, *, box: str | None = None, status: str = "", busy: bool = False
 ) -> tuple[Any, ...]:
-    """Values of the page's parts: conversation as shown, history, text box, status, the two buttons.
+    """Values of the components: the conversation as shown, history, text box, status, the two buttons.
 
-    Without `box` the text box is emptied when an answer begins, and then left to the visitor.
+    Without `box` the text box is cleared when an answer starts, and then left unchanged.
     """
-    # a list of parts, because Gradio would take indentation away from a plain string
+    # a list of parts, because Gradio would remove the indentation of a plain string
     shown = [{"role": m["role"], "content": [{"type": "text", "text": escape_markdown(m["content"])}]} for m in history]
     if box is None:
         box = "" if busy and history[-1] == _said("") else gr.skip()
@@ -227,7 +227,7 @@ def _status(reply: Reply, responder: Responder, tokens: int = 0, seconds: float 
 
 
 def _sentence(error: Exception) -> str:
-    """One line for the reader; the log gets the rest where the error is not one of ours."""
+    """The error as one line for the visitor; the log gets the traceback of an unexpected error."""
     if isinstance(error, OnmtLlmError):
         return error.message if error.hint is None else f"{error.message} ({error.hint})"
     logger.error("The answer failed.", exc_info=error)

@@ -1,15 +1,15 @@
-"""Model and user text made safe for a Markdown view: shown letter for letter, never run and never fetched.
+"""Escapes text of models and users for a Markdown view: it is shown literally, and no HTML or image is loaded.
 
-Outside code, `&`, `<` and `>` become entities, so that `<int>` and `</s>` are seen instead of being swallowed as HTML
-tags, and Markdown images lose their meaning, because a page that fetches an image tells its server what the model
-wrote. Inside code spans and fences Markdown shows text as it is, so nothing is touched there.
+Outside code, `&`, `<` and `>` become entities, so `<int>` and `</s>` are visible instead of vanishing as HTML tags.
+Markdown images are disabled, because loading an image tells its server what the model wrote. Inside code spans and
+fences Markdown shows text literally, so nothing is escaped there.
 """
 
 from __future__ import annotations
 
 import re
 
-# a fence may stand at any depth of a list, or directly behind a bullet
+# a fence may be at any depth of a list, or directly after a bullet
 _FENCE = re.compile(r"^\s*(?:(?:[-*+]|\d+[.)])\s+)?(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})")
 # a code span ends where its paragraph, list item, heading or quotation ends
 _BLOCK_END = re.compile(r"(\n(?=[ \t]*\n|[ \t]*(?:[-*+]|\d+[.)]|#{1,6}|>)[ \t]))")
@@ -18,7 +18,7 @@ _TICKS_OR_ESCAPED = re.compile(r"\\[\\`]|`+")
 
 
 def escape_markdown(text: str) -> str:
-    """Escape everything outside code; a code fence may be unfinished, as it is while an answer arrives."""
+    """Escape everything outside code; a code fence may be unfinished, as in a partial answer."""
     parts: list[str] = []
     prose: list[str] = []
     fence = ""
@@ -48,7 +48,7 @@ def _escape_prose(text: str) -> str:
 
 
 def _escape_block(text: str) -> str:
-    """Escape one paragraph; code spans, closed by as many backticks as opened them, are kept (CommonMark 6.1)."""
+    """Escape one paragraph except code spans, which end with as many backticks as they start with (CommonMark 6.1)."""
     result, done, at = "", 0, 0
     while match := _TICKS_OR_ESCAPED.search(text, at):
         at = match.end()

@@ -1,4 +1,4 @@
-"""What the page talks to: a `ChatSession`, or a script in a test."""
+"""`Responder`: the interface between the page and a model (`ChatSession`) or, in tests, a script."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ class Responder(Protocol):
         """Answer the last of `messages`.
 
         Raises:
-            OnmtLlmError: With a sentence for the reader, here or while the answer is iterated over.
+            OnmtLlmError: With a message for the visitor, here or while iterating over the answer.
         """
         ...

@@ -37,18 +37,10 @@ def _plot(loaded: Loaded[Any]) -> int:
     if not options.runs:
         raise ConfigError("At least one run must be named, but none is.", hint=USAGE)
     from onmt_llm.eval.curves import open_runs
-    from onmt_llm.eval.drawing import draw
+    from onmt_llm.eval.plotting import PlotStyle, plot_runs
 
-    draw(
-        open_runs(options.runs),
-        Path(options.output),
-        figures=options.figures,
-        against=options.against,
-        log_scale=options.log_scale,
-        best=options.best,
-        smooth=options.smooth,
-        title=options.title,
-    )
+    style = PlotStyle(options.against, options.log_scale, options.smooth, options.title)
+    plot_runs(open_runs(options.runs), Path(options.output), metrics=options.figures, best=options.best, style=style)
     print(f"{options.output} written")
     return 0
 

@@ -1,7 +1,7 @@
-"""Perplexity of a file under a model: per line, and of the whole.
+"""Perplexity of a text under a model: of each line, and in total.
 
-The perplexity of a line is exp(-log probability / tokens), where the tokens are those that the model predicts: all of
-the line and the end token, not the start token. That of the whole is the same with the sums over all lines.
+The perplexity of a line is exp(-log probability / tokens). The tokens are those that the model predicts: all tokens of
+the line and the end token, but not the start token. The total uses the sums over all lines.
 OpenNMT-py's `LM_scoring.py` sums the same log probabilities, but its divisor leaves out one token of each line.
 """
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What was found.
+    """The perplexity of a text.
 
     Attributes:
-        lines: Of each line.
-        total: Of all lines together.
+        lines: Scores of each line.
+        total: Score of all lines together.
     """
 
     lines: list[LineScore]
@@ -39,11 +39,11 @@ def measure(engine: Engine, sources: Sequence[str], targets: Sequence[str] | Non
     Args:
         engine: The model.
         sources: Lines of text.
-        targets: Lines that follow the sources; an encoder-decoder model needs them.
+        targets: Targets of the sources; an encoder-decoder model needs them.
 
     Raises:
         ConfigError: An encoder-decoder model without targets.
-        DataError: There is no token to be predicted, or there are not as many targets as sources.
+        DataError: There is no token to predict, or the numbers of targets and sources differ.
     """
     codec = engine.codec
     prompts = [codec.encode(from_line(line)) if line.strip() else [] for line in sources]
@@ -59,5 +59,5 @@ def measure(engine: Engine, sources: Sequence[str], targets: Sequence[str] | Non
         )
     total = LineScore(math.fsum(line.log_prob for line in lines), sum(line.tokens for line in lines))
     if not total.tokens:
-        raise DataError("The text must hold at least one token to be predicted, but holds none.")
+        raise DataError("The text must have at least one token to predict, but has none.")
     return Perplexity(lines, total)

@@ -45,7 +45,7 @@ def test_updates_come_at_most_twenty_times_a_second_and_the_last_one_is_whole() 
 
 def test_an_answer_that_was_cut_says_so() -> None:
     pages = list(app._answer(gr, Scripted([Delta("a", 1, "length")]), "go", []))
-    assert pages[-1][STATUS].endswith("cut at max_length")
+    assert pages[-1][STATUS].endswith("truncated at max_length")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from onmt_llm.cli.plot import main
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.eval.curves import Curve, open_runs
-from onmt_llm.eval.drawing import smoothed
+from onmt_llm.eval.plotting import smoothed
 
 
 def train_row(step: int, **figures: Any) -> dict[str, Any]:
@@ -90,10 +90,10 @@ def test_rows_without_what_they_are_drawn_against_are_left_out(tmp_path: Path, a
     rows = [{"step": step, "split": "train", "xent": 1.0, "tokens": 10, "elapsed": 3600} for step in (1, 2)]
     file = tmp_path / "run_metrics.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 3, "split": "train", "xent": 1.0}]))
-    assert open_runs([str(file)])[0].places([2], against) == [20.0 if against == "tokens" else 1.0]
+    assert open_runs([str(file)])[0].positions([2], against) == [20.0 if against == "tokens" else 1.0]
     file.write_text(json.dumps({"step": 3, "split": "train", "xent": 1.0}) + "\n")
     with pytest.raises(DataError, match="must hold reports of training"):
-        open_runs([str(file)])[0].places([2], against)
+        open_runs([str(file)])[0].positions([2], against)
 
 
 def test_the_picture_names_runs_axes_and_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
