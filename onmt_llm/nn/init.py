@@ -10,20 +10,15 @@ from torch import Tensor, nn
 from onmt_llm.nn.layers.embeddings import TiedHead
 
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
-_FACTORS = {
-    "q_proj": 0.2,
-    "k_proj": 0.2,
-    "embed_tokens": 0.4,
-    "embed_features": 0.4,
-    "embed_positions": 0.4,
-    "lm_head": 0.4,
-    "relative_bias": 0.0,
-}
-"""By name of the layer; 1 for others. Measured: docs/benchmarks/learning.md."""
+_FACTORS = {"q_proj": 0.2, "k_proj": 0.2, "lm_head": 0.4, "relative_bias": 0.0}
+"""By name of the layer; 1 for others. Measured, as the next one: docs/benchmarks/learning.md."""
+_ENCODER_DECODER_EMBEDDINGS = 0.4
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, *, param_init: float = 0.0, glorot: bool = True) -> None:
+def init_weights(
+    model: nn.Module, *, param_init: float = 0.0, glorot: bool = True, has_encoder: bool | None = None
+) -> None:
     """Draw the weights of a new model from torch's global generator.
 
     | parameter                         | glorot         | else, param_init p > 0 | else: normal, standard deviation  |
@@ -31,7 +26,9 @@ def init_weights(model: nn.Module, *, param_init: float = 0.0, glorot: bool = Tr
     | q_proj, k_proj                    | Xavier uniform | uniform(-p, p)         | 0.2 / sqrt(inputs)                |
     | o_proj, down_proj                 | Xavier uniform | uniform(-p, p)         | 1 / sqrt(inputs * 2 * layers)     |
     | other linears                     | Xavier uniform | uniform(-p, p)         | 1 / sqrt(inputs)                  |
-    | embeddings, lm_head               | Xavier uniform | uniform(-p, p)         | 0.4 / sqrt(inputs or width)       |
+    | lm_head                           | Xavier uniform | uniform(-p, p)         | 0.4 / sqrt(inputs)                |
+    | embeddings: of an encoder-decoder | Xavier uniform | uniform(-p, p)         | 0.4 / sqrt(width)                 |
+    | embeddings: of a decoder alone    | Xavier uniform | uniform(-p, p)         | 1 / sqrt(width)                   |
     | T5's biases of distances          | Xavier uniform | uniform(-p, p)         | 0                                 |
     | biases of linears                 | 0              | uniform(-p, p)         | 0                                 |
     | norms: weight, bias               | 1, 0           | 1, 0                   | 1, 0                              |
@@ -39,8 +36,8 @@ def init_weights(model: nn.Module, *, param_init: float = 0.0, glorot: bool = Tr
     By default the output of a layer has the variance of its input, whatever the width (LeCun et al. 1998). A fixed 0.02
     (GPT-2) is that at a width of 2,500 and far less in small models, which then learn nothing in their first hundreds
     of updates. Queries and keys are smaller, so attention starts uniform instead of with random preferences that must
-    be unlearned; so are embeddings and the output layer, whose logits start close to uniform (standard deviation 0.4).
-    `layers` is the number of blocks of the stack: the residual stream does not grow with depth.
+    be unlearned; so is the output layer, whose predictions start close to uniform (logits with a standard deviation of
+    0.4). `layers` is the number of blocks of the stack: the residual stream does not grow with depth.
 
     `glorot` (OpenNMT-py's param_init_glorot) wins over `param_init` for matrices; biases follow `param_init` then too.
 
@@ -48,12 +45,16 @@ def init_weights(model: nn.Module, *, param_init: float = 0.0, glorot: bool = Tr
         model: A Transformer, before anything wraps its layers.
         param_init: Half-width of the uniform distribution; 0 = not used.
         glorot: Xavier (Glorot & Bengio 2010) for all matrices.
+        has_encoder: Whether this is (a part of) an encoder-decoder; None = by the model's `encoder`.
     """
+    if has_encoder is None:
+        has_encoder = getattr(model, "encoder", None) is not None
+    embeddings = _ENCODER_DECODER_EMBEDDINGS if has_encoder else 1.0
     depth = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             layers = next((n for prefix, n in depth.items() if name.startswith(prefix + ".")), 1)
-            std = _std(name, module.weight.shape[1], layers)
+            std = _std(name, module.weight.shape[1], layers, embeddings if isinstance(module, nn.Embedding) else 1.0)
             _init_matrix(module.weight, param_init=param_init, glorot=glorot, std=std)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
@@ -61,11 +62,11 @@ def init_weights(model: nn.Module, *, param_init: float = 0.0, glorot: bool = Tr
             module.bias.uniform_(-param_init, param_init) if param_init else module.bias.zero_()
 
 
-def _std(name: str, inputs: int, layers: int) -> float:
+def _std(name: str, inputs: int, layers: int, otherwise: float) -> float:
+    """Standard deviation of a weight; `otherwise` is the factor of layers that the table does not name."""
     if name.endswith(_RESIDUAL_OUTPUTS):
         inputs *= 2 * layers
-    factor = next((factor for layer, factor in _FACTORS.items() if layer in name.split(".")), 1.0)
-    return factor / math.sqrt(inputs)
+    return _FACTORS.get(name.rpartition(".")[2], otherwise) / math.sqrt(inputs)
 
 
 def _init_matrix(weight: Tensor, *, param_init: float, glorot: bool, std: float) -> None:

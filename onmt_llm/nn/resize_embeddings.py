@@ -37,7 +37,8 @@ def resize_embeddings(
     """
 
     def carry(name: str, old: nn.Module, new: nn.Module, rows: RowMapping) -> None:
-        init_weights(nn.ModuleDict({name: new}), param_init=param_init, glorot=glorot)
+        part, has_encoder = nn.ModuleDict({name: new}), model.encoder is not None
+        init_weights(part, param_init=param_init, glorot=glorot, has_encoder=has_encoder)
         kept = [(here, there) for here, there in enumerate(rows) if there is not None]
         here, there = (torch.tensor(side, dtype=torch.long) for side in (zip(*kept, strict=True) if kept else ([], [])))
         for key, parameter in new.named_parameters():

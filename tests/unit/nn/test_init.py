@@ -9,6 +9,7 @@ import torch
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.init import init_weights
+from onmt_llm.nn.resize_embeddings import resize_embeddings
 from onmt_llm.nn.transformer import Transformer
 
 CONFIG = ModelConfig(
@@ -50,16 +51,26 @@ def test_same_seed_same_weights() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_by_default_attention_and_predictions_start_nearly_uniform() -> None:
+@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize(("encoder_layers", "embeddings"), [(1, 0.4), (0, 1.0)], ids=["encoder-decoder", "decoder"])
+def test_by_default_attention_and_predictions_start_nearly_uniform(
+    encoder_layers: int, embeddings: float, width: int
+) -> None:
     """Whatever the width: what small models learn depends on it (docs/benchmarks/learning.md)."""
-    for width in (64, 256):
-        torch.manual_seed(0)
-        shape = {"vocab_size": 200, "hidden_size": width, "heads": 4, "ffn_size": 4 * width, "position": "t5"}
-        model = Transformer(ModelConfig.model_validate({**shape, "encoder_layers": 1, "decoder_layers": 2}))
-        init_weights(model, glorot=False)
-        ids = torch.randint(0, 200, (4, 16))
-        assert 0.3 < model(ids, ids).std().item() < 0.55
-        assert model.decoder.embed_tokens.weight.std().item() == pytest.approx(0.4 / math.sqrt(width), rel=0.05)
-        attention = model.decoder.layers[0].self_attn
-        assert attention.q_proj.weight.std().item() == pytest.approx(0.2 / math.sqrt(width), rel=0.05)
-        assert not attention.relative_bias.weight.any()
+    torch.manual_seed(0)
+    shape = {"vocab_size": 200, "hidden_size": width, "heads": 4, "ffn_size": 4 * width, "position": "t5"}
+    config = ModelConfig.model_validate({**shape, "encoder_layers": encoder_layers, "decoder_layers": 2})
+    model = Transformer(config)
+    init_weights(model, glorot=False)
+    ids = torch.randint(0, 200, (4, 16))
+    logits = model(ids, ids) if encoder_layers else model(ids)
+    assert 0.3 < logits.std().item() < 0.55
+    attention = model.decoder.layers[0].self_attn
+    assert attention.q_proj.weight.std().item() == pytest.approx(0.2 / math.sqrt(width), rel=0.05)
+    assert not attention.relative_bias.weight.any()
+    drawn = {"new": model.decoder.embed_tokens.weight}
+    new_rows: list[int | None] = [None] * 200
+    resize_embeddings(model, config, tgt=new_rows, src=new_rows)
+    drawn["of another vocabulary"] = model.decoder.embed_tokens.weight
+    for weight in drawn.values():
+        assert weight.std().item() == pytest.approx(embeddings / math.sqrt(width), rel=0.05)
