@@ -1,4 +1,13 @@
-"""The one Transformer and what wraps its layers. Knows torch and `config.model`, nothing else.
+"""The Transformer, and what wraps its layers. It depends on torch and `config.model` only.
+
+One `Transformer` serves every model family; its config selects norms, positions, biases and so on. LoRA, quantisation
+and block expansion replace named layers of a model that was built without them (`wrap.py`). In reading order:
+
+- `transformer.py`: encoder, decoder and output layer; `layers/` has the stacks, blocks and layers they consist of.
+- `positions.py`, `masks.py`, `kv_cache.py`: what attention needs besides its input.
+- `init.py`, `resize_embeddings.py`, `block_expansion.py`: new weights, other vocabularies, new blocks.
+- `lora/`, `quantized.py`: adapters and frozen low-precision layers.
+- `cpu/`, `kernels.py`, `activations/`, `device.py`: speed and memory.
 
 Shape suffixes, everywhere in this package:
 

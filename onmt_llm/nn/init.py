@@ -1,4 +1,4 @@
-"""All weight initialisation of a new model."""
+"""Weight initialisation of a new model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Whose kernels a model computes with on a GPU: torch's, or for norms and gated activations those of Liger (Hsu et al.
-2024). Attention always goes through torch, which has several."""
+"""The kernels of a model on a GPU: torch's, or Liger's (Hsu et al. 2024) for norms and gated activations.
+
+Attention always uses torch's scaled_dot_product_attention, which has several kernels.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ _POSITIONS = 128
 
 
 def resolve_kernels(wanted: Literal["auto", "torch", "liger"], device_type: str) -> Literal["torch", "liger"]:
-    """Whose kernels `wanted` means on a kind of device.
+    """The kernels that `wanted` selects on a type of device.
 
     Raises:
-        ConfigError: Liger's are wanted without a GPU.
+        ConfigError: Liger's are requested without a GPU.
     """
     if wanted == "liger" and device_type != "cuda":
         hint = "kernels: torch serves every device"
@@ -34,7 +36,7 @@ def resolve_kernels(wanted: Literal["auto", "torch", "liger"], device_type: str)
 
 
 def use_liger(model: nn.Module) -> int:
-    """Compute RMSNorm and SwiGLU by Liger's kernels; returns the number of layers that do.
+    """Use Liger's kernels for RMSNorm and SwiGLU; returns the number of such layers.
 
     Raises:
         UnsupportedError: The package is missing.
@@ -43,7 +45,7 @@ def use_liger(model: nn.Module) -> int:
     products = require("liger_kernel.ops.swiglu", "kernels: liger", "liger-kernel").LigerSiLUMulFunction
 
     def norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        # As llama has it, weights without an offset, and no gradient written over another.
+        # As in llama: weights without an offset; gradients are not computed in place.
         return norms.apply(x, weight_D, eps, 0.0, "llama", False)
 
     layers = 0
@@ -58,13 +60,13 @@ def use_liger(model: nn.Module) -> int:
 
 
 def attention_kernel(config: ModelConfig, dtype: torch.dtype, *, dropout: float, masked: bool) -> str:
-    """Which of scaled_dot_product_attention's kernels takes the self-attention of a decoder on this GPU.
+    """Name of the kernel that scaled_dot_product_attention uses for a decoder's self-attention on this GPU.
 
     Args:
         config: Shape of the model.
-        dtype: That it computes in.
+        dtype: Number format of the computation.
         dropout: Of the attention weights.
-        masked: A mask is spelt out, beside causality.
+        masked: There is a mask tensor besides causality.
     """
     shape = (1, config.heads, _POSITIONS, config.size_per_head)
     q = torch.empty(shape, dtype=dtype, device="cuda")
@@ -74,4 +76,4 @@ def attention_kernel(config: ModelConfig, dtype: torch.dtype, *, dropout: float,
         return "flash attention"
     if cuda.mem_efficient_sdp_enabled() and cuda.can_use_efficient_attention(parameters):
         return "memory-efficient attention"
-    return "plain attention, which spells out all scores"
+    return "plain attention, which materialises all scores"

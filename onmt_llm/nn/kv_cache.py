@@ -1,4 +1,4 @@
-"""Keys and values of the tokens already seen."""
+"""KV cache: keys and values of the tokens that were already processed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _GRANULE = 64
 
 
 class KVCache:
-    """Keys and values per layer, for decoding without gradients. It owns its length: positions and masks come from it.
+    """Keys and values per layer, for decoding without gradients. Positions and masks follow from its length.
 
-    The buffers grow by a quarter at a time, so that an append seldom copies and little memory lies idle.
+    The buffers grow by a quarter at a time, so an append rarely copies and little memory is unused.
 
     Args:
         num_layers: Self-attentions of the decoder (`Transformer.cache_layers`).
@@ -29,12 +29,12 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Tokens that every layer holds (left padding included)."""
+        """Number of tokens in every layer (left padding included)."""
         return self._lengths[-1]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers, reserved room included."""
+        """Bytes of all buffers, unused capacity included."""
         return sum(t.nbytes for pair in (*self._self, *self._cross, self._spare) if pair is not None for t in pair)
 
     def append(self, layer: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,12 +55,12 @@ class KVCache:
         self._cross[layer] = (k_BKSH, v_BKSH)
 
     def reorder(self, idx_B: Tensor, *, cross: bool = True) -> None:
-        """Make row i what row idx_B[i] was; idx_B may be shorter or longer than the batch.
+        """Replace row i by the former row idx_B[i]; idx_B may be shorter or longer than the batch.
 
         Args:
             idx_B: Rows to keep, in order (int64).
-            cross: Reorder the memory too. A beam search, where the beams of a source share one memory, passes False and
-                calls `reorder_cross` when sources leave.
+            cross: Reorder the memory too. Beam search, where the beams of a source share one memory, passes False and
+                calls `reorder_cross` when sources are finished.
         """
         for layer, held in enumerate(self._self):
             if held is not None:
@@ -71,13 +71,13 @@ class KVCache:
             self.left_pad_B = self.left_pad_B.index_select(0, idx_B)
 
     def reorder_cross(self, idx_B: Tensor) -> None:
-        """Make memory i what memory idx_B[i] was."""
+        """Replace memory i by the former memory idx_B[i]."""
         for layer, held in enumerate(self._cross):
             if held is not None:
                 self._cross[layer] = (held[0].index_select(0, idx_B), held[1].index_select(0, idx_B))
 
     def _select_used(self, layer: int, held: tuple[Tensor, Tensor], idx_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy what is used of the rows into the spare buffers; the old buffers are the next layer's spare ones."""
+        """Copy the used part of the rows into the spare buffers; the old buffers become the next layer's spare ones."""
         rows, used = len(idx_B), self._lengths[layer]
         target = self._spare
         if target is None or target[0].shape != (rows, *held[0].shape[1:]):

@@ -1,7 +1,7 @@
-"""Where tokens stand, and the encodings of it: rotary, sinusoidal, ALiBi, distances (Shaw, T5).
+"""Token positions and their encodings: rotary, sinusoidal, ALiBi, and relative distances (Shaw, T5).
 
-The tables are computed, not learned: they are kept in float32 outside of the modules' buffers, so that they are never
-saved, never rounded by `model.to(torch.bfloat16)`, and exist for a model that was built on the meta device.
+The tables are computed, not learned. They are float32 tensors outside of the modules' buffers: they are never saved,
+never rounded by `model.to(torch.bfloat16)`, and exist for a model that was built on the meta device.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Positions:
     Attributes:
         start: Index of the first token; tokens before it are in a cache.
         length: Number of tokens (T).
-        index_BT: Position of each token where rows differ (left padding, packed documents); None = every row counts
-            start, start + 1, ...
+        index_BT: Position of each token where rows differ (left padding, packed documents); None = start, start + 1,
+            ... in every row.
     """
 
     start: int
@@ -41,11 +41,11 @@ class Positions:
         return self.end - 1 if self.index_BT is None else int(self.index_BT.max())
 
     def rows(self, table: Tensor) -> Tensor:
-        """Rows of a table with P >= `end` rows: (T, ...) when all rows agree, else (B, T, ...)."""
+        """The rows of a table (P >= `end`) at these positions: (T, ...) if all rows agree, else (B, T, ...)."""
         return table[self.start : self.end] if self.index_BT is None else table[self.index_BT]
 
     def lengths(self) -> Tensor:
-        """(B, T): tokens of the document that each token of packed rows belongs to."""
+        """(B, T): length of the document that each token of a packed row belongs to."""
         assert self.index_BT is not None
         number_BT = (self.index_BT == 0).cumsum(1)
         counts = number_BT.new_zeros(len(number_BT), int(number_BT.max()) + 1)
@@ -53,13 +53,13 @@ class Positions:
 
 
 def left_padded(start: int, length: int, left_pad_B: Tensor) -> Positions:
-    """Positions counted from the first real token of each row; padding stands at 0."""
+    """Positions counted from the first real token of each row; padding has position 0."""
     index_T = torch.arange(start, start + length, device=left_pad_B.device)
     return Positions(start, length, (index_T - left_pad_B[:, None]).clamp(min=0))
 
 
 def packed(doc_BT: Tensor) -> Positions:
-    """Positions that restart at 0 with each document of a packed row; padding stands at 0."""
+    """Positions that restart at 0 with each document of a packed row; padding has position 0."""
     length = doc_BT.shape[1]
     index_T = torch.arange(length, device=doc_BT.device)
     starts_BT = torch.zeros_like(doc_BT, dtype=torch.long)
@@ -69,7 +69,7 @@ def packed(doc_BT: Tensor) -> Positions:
 
 
 class PositionTable:
-    """A table with one row per position, built on first use and rebuilt when it must be longer or elsewhere.
+    """A table with one row per position, built on first use and rebuilt for more positions or another device.
 
     Args:
         build: (rows P, device) -> float32 tensor (P, ...).
@@ -83,7 +83,7 @@ class PositionTable:
         table = self._table
         if table is None or table.device != device or table.shape[0] < positions.end:
             rows = max(256, 2 ** (positions.end - 1).bit_length())
-            # A table first needed under inference_mode() must still serve the training step after it.
+            # A table that is built under inference_mode() must also serve the next training step.
             with torch.inference_mode(False), torch.no_grad():
                 table = self._table = self._build(rows, device)
         return positions.rows(table).to(dtype)
@@ -92,8 +92,8 @@ class PositionTable:
 def rotary_frequencies(rope: RopeConfig, rotary_dim: int, device: torch.device) -> Tensor:
     """Angles per position, (rotary_dim / 2,), after context scaling.
 
-    In float32, like the implementations that the published models were trained with: at position 8000 the rounding of
-    these figures alone moves a cosine by 1e-4, so more precision here would be less agreement.
+    In float32, like the implementations with which the published models were trained: at position 8000 the rounding of
+    these values alone changes a cosine by 1e-4, so more precision here would mean less agreement.
     """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
     frequencies = 1.0 / rope.theta**exponents
@@ -105,14 +105,14 @@ def rotary_frequencies(rope: RopeConfig, rotary_dim: int, device: torch.device) 
 
 
 def _scale_llama3(rope: RopeConfig, frequencies: Tensor) -> Tensor:
-    """Llama 3.1: slow waves are stretched by `factor`, fast ones kept, those between interpolated."""
+    """Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between interpolated."""
     turns = rope.original_max_position * frequencies / (2 * math.pi)
     keep = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(0.0, 1.0)
     return frequencies * (keep + (1 - keep) / rope.factor)
 
 
 def build_rotary_table(rope: RopeConfig, rotary_dim: int, rows: int, device: torch.device) -> Tensor:
-    """(P, 2, R): the cosines, and the sines with the sign that `rotate` wants, of both halves."""
+    """(P, 2, R): for both halves the cosines, and the sines with the sign that `rotate` needs."""
     positions = torch.arange(rows, dtype=torch.float32, device=device)
     angles = torch.outer(positions, rotary_frequencies(rope, rotary_dim, device))
     cos, sin = angles.cos(), angles.sin()
@@ -120,18 +120,18 @@ def build_rotary_table(rope: RopeConfig, rotary_dim: int, rows: int, device: tor
 
 
 def rotate(x_BTNH: Tensor, rotary: Tensor) -> Tensor:
-    """Turn the first R dimensions of each head, in the half-split layout.
+    """Rotate the first R dimensions of each head (RoPE), in the half-split layout.
 
     Args:
         x_BTNH: q or k of shape (B, T, N, H).
-        rotary: Rows of `build_rotary_table`, (T, 2, R) or (B, T, 2, R), in the type of x.
+        rotary: Rows of `build_rotary_table`, (T, 2, R) or (B, T, 2, R), of the type of x.
     """
     cos, sin = rotary.unsqueeze(-3).unbind(-2)
     size = cos.shape[-1]
-    turned = x_BTNH[..., :size]
-    # Rolling by half of R swaps the halves; the sign is in the table. One multiply, one roll, one fused multiply-add.
-    turned = torch.addcmul(turned * cos, turned.roll(size // 2, dims=-1), sin)
-    return turned if size == x_BTNH.shape[-1] else torch.cat((turned, x_BTNH[..., size:]), dim=-1)
+    rotated = x_BTNH[..., :size]
+    # Rolling by R / 2 swaps the halves; the table has the sign. One multiply, one roll, one fused multiply-add.
+    rotated = torch.addcmul(rotated * cos, rotated.roll(size // 2, dims=-1), sin)
+    return rotated if size == x_BTNH.shape[-1] else torch.cat((rotated, x_BTNH[..., size:]), dim=-1)
 
 
 def build_sinusoidal_table(size: int, rows: int, device: torch.device, kind: str = "standard") -> Tensor:
@@ -159,8 +159,8 @@ def alibi_bias(query_T: Tensor, key_S: Tensor, slopes_N: Tensor) -> Tensor:
 
 
 def alibi_bias_falcon(positions_BS: Tensor, query: slice, slopes_N: Tensor, head_size: int) -> Tensor:
-    """(B, N, T, S) bias as Falcon has it: added before the scores are scaled, and rounded to bf16 whatever the model's
-    type, which its published weights have learned to live with.
+    """(B, N, T, S) bias of Falcon: added before the scores are scaled, and rounded to bf16 whatever the model's type,
+    as when its published weights were trained.
 
     Args:
         positions_BS: Positions of all keys, (B, S) or (1, S).
@@ -169,15 +169,15 @@ def alibi_bias_falcon(positions_BS: Tensor, query: slice, slopes_N: Tensor, head
         head_size: Width of a head; scores are scaled by its root.
     """
     bias_BNS = (slopes_N.bfloat16()[:, None] * positions_BS[:, None, :]).float() / math.sqrt(head_size)
-    # Softmax forgets a constant per row: distances instead of positions stay exact in 16 bits.
+    # Softmax ignores a constant per row: distances stay exact in 16 bits, positions would not.
     return bias_BNS[:, :, None, :] - bias_BNS[:, :, query, None]
 
 
 def relative_index(config: ModelConfig, positions: Positions, device: torch.device, *, causal: bool) -> Tensor | None:
     """(T, S) rows of the table of distances (Shaw) or buckets (T5) for queries at `positions` and keys 0 ... end - 1.
 
-    Distances do not change when a row is padded on the left or packed, so one index serves all rows. None where the
-    model has no such table.
+    Left padding and packing do not change distances, so one index serves all rows. None if the model has no such
+    table.
     """
     if config.position not in ("shaw", "t5"):
         return None
@@ -190,10 +190,11 @@ def relative_index(config: ModelConfig, positions: Positions, device: torch.devi
 
 
 def t5_bucket(distance: Tensor, buckets: int, max_distance: int, *, causal: bool) -> Tensor:
-    """Bucket of each distance (key minus query). Half of the buckets are for one distance each, the others grow with
-    its logarithm; without `causal` a half of either kind is for keys behind the query.
+    """Bucket of each distance (key minus query). Half of the buckets hold one distance each, the others grow with its
+    logarithm; without `causal` half of either kind is for keys after the query.
 
-    The logarithm is taken in float32, as everywhere: at the edge of a bucket another precision would choose another.
+    The logarithm is computed in float32, as in other implementations: another precision would choose another bucket at
+    the edges.
     """
     offset = torch.zeros_like(distance)
     if causal:

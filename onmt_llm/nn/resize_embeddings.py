@@ -1,4 +1,4 @@
-"""Another vocabulary for a model: tokens that stay keep their rows, those of new tokens are drawn as in a new model."""
+"""Give a model another vocabulary: known tokens keep their rows, those of new tokens are initialised as usual."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onmt_llm.nn.layers.embeddings import TiedHead, TokenEmbedding
 from onmt_llm.nn.transformer import Transformer
 
 RowMapping = Sequence[int | None]
-"""For each row of a new table, the row of the old one that it takes over; None = drawn anew."""
+"""For each row of a new table, the row of the old one to copy; None = initialise it."""
 
 
 @torch.no_grad()
@@ -26,14 +26,14 @@ def resize_embeddings(
     param_init: float = 0.0,
     glorot: bool = False,
 ) -> None:
-    """Give a model, in place, the embeddings and the output layer of other vocabularies.
+    """Replace, in place, the embeddings and the output layer by those of other vocabularies.
 
     Args:
-        model: Before anything wraps its layers.
+        model: Its layers are not wrapped yet.
         config: Its shape with the new sizes.
-        tgt: RowMapping of the decoder's embedding and of the output layer.
-        src: RowMapping of the encoder's embedding, where it has its own.
-        param_init, glorot: How new rows are drawn; see `init_weights`.
+        tgt: Rows of the decoder's embedding and of the output layer.
+        src: Rows of the encoder's embedding, if it has its own.
+        param_init, glorot: Initialisation of new rows; see `init_weights`.
     """
 
     def carry(name: str, old: nn.Module, new: nn.Module, rows: RowMapping) -> None:

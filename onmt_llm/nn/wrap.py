@@ -1,4 +1,4 @@
-"""Substitution of named layers: how LoRA, quantisation and block expansion enter a model that never hears of them."""
+"""Replace named layers of a model: how LoRA, quantisation and block expansion get into it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 def match(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Dotted paths of the modules that the names mean, in the order of the model.
+    """Dotted paths of the modules that the names match, in the order of the model.
 
     A name matches every module whose path equals it or ends with "." + name: `q_proj`, `cross_attn.q_proj`,
     `decoder.layers.0.mlp.up_proj`.
 
     Raises:
-        ConfigError: Some names match nothing; the message gives all of them and the layers that exist.
+        ConfigError: Some names match nothing; the message lists them all, and the layers that exist.
     """
     paths = [path for path, _ in model.named_modules() if path]
     missing = [name for name in names if not any(matches(name, path) for path in paths)]
@@ -36,16 +36,16 @@ def match(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Last components of the paths of all layers that hold a matrix: embed_tokens, q_proj, ..., down_proj, lm_head."""
+    """Last components of the paths of all layers with a matrix: embed_tokens, q_proj, ..., down_proj, lm_head."""
     paths = [path for path, module in model.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) == 2]
-    # A wrapper keeps the layer it wraps as `base`: its own name is the one to use.
+    # A wrapped layer is the `base` of its wrapper: its name is the wrapper's.
     return list(dict.fromkeys(path.removesuffix(".base").rpartition(".")[2] for path in paths))
 
 
 def replace(model: nn.Module, names: Sequence[str], factory: Callable[[nn.Module, str], nn.Module]) -> list[str]:
-    """Put `factory(module, path)` in the place of every module that the names mean, one after the other.
+    """Replace every module that the names match by `factory(module, path)`, one after another.
 
-    The old module is let go before the next one is made, unless the new one keeps it.
+    Each old module is released before the next one is built, unless the new one keeps it.
 
     Returns:
         Dotted paths of the replaced modules.
@@ -66,10 +66,10 @@ def replace(model: nn.Module, names: Sequence[str], factory: Callable[[nn.Module
 
 def lookup(values: Mapping[str, T], path: str, default: T) -> T:
     """The value of the longest name in `values` that matches `path`, else `default`."""
-    meant = [name for name in values if matches(name, path)]
-    return values[max(meant, key=len)] if meant else default
+    found = [name for name in values if matches(name, path)]
+    return values[max(found, key=len)] if found else default
 
 
 def matches(name: str, path: str) -> bool:
-    """Whether the layer at `path` is one that `name` matches; see `match`."""
+    """Whether `name` matches the layer at `path`; see `match`."""
     return path == name or path.endswith("." + name)

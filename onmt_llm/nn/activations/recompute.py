@@ -1,13 +1,13 @@
-"""Activations that are computed again in the backward pass, instead of being kept for it (Chen et al. 2016).
+"""Activation checkpointing: recompute activations in the backward pass instead of storing them (Chen et al. 2016).
 
-The parts of a model for which that can be had, by the names that OpenNMT-py gave them, and one more:
+The parts of a model that can be recomputed, by OpenNMT-py's names, and one more:
 
-- `mha`: each attention, self or cross, with the norm before it. Kept is its input.
-- `ffn`: each feed-forward layer, with the norm before it. Kept is its input.
-- `lora`: what adapters make of their inputs. Kept is what is `rank` wide.
-- `block`: each block of the model as a whole. Kept is its input.
+- `mha`: each attention, self or cross, with the norm before it. Its input is stored.
+- `ffn`: each feed-forward layer, with the norm before it. Its input is stored.
+- `lora`: the inputs of adapters after dropout and casts. The output of A, `rank` wide, is stored.
+- `block`: each block of the model as a whole. Its input is stored.
 
-The last linear layer of the first two is not computed again: nothing needs its result.
+The last linear layer of the first two is not recomputed: the backward pass does not need its output.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch.utils.checkpoint import checkpoint
 
 
 def set_recomputed(model: nn.Module, parts: Collection[str]) -> None:
-    """Change which parts of a model are computed again: those of its modules that have an attribute `recomputed`."""
+    """Change which parts of a model are recomputed, in all modules that have an attribute `recomputed`."""
     for module in model.modules():
         if hasattr(module, "recomputed"):
             module.recomputed = parts  # type: ignore[assignment]
 
 
 def recompute(module: nn.Module, function: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:
-    """function(*inputs, **named), of which nothing is kept but the inputs.
+    """function(*inputs, **named), storing only the inputs for the backward pass.
 
     Args:
-        module: What `function` computes with. The state of the random numbers is kept too if it has dropout.
-        function: Computes the same, and saves the same for backward, each time.
+        module: The module that `function` uses. If it has dropout, the state of the random generator is stored too.
+        function: Computes the same result, and saves the same tensors for backward, each time.
         inputs: Its arguments.
-        named: More of them.
+        named: Its keyword arguments.
     """
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=_drops(module), **named)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=_has_dropout(module), **named)
 
 
-def _drops(module: nn.Module) -> bool:
+def _has_dropout(module: nn.Module) -> bool:
     return module.training and any(getattr(part, "dropout", 0.0) > 0 for part in module.modules())

@@ -1,4 +1,4 @@
-"""Token embeddings, which may serve as the output layer too."""
+"""Token embeddings, which can be tied to the output layer, and their noise (NEFTune)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from onmt_llm.nn.positions import Positions
 
 
 class TokenEmbedding(nn.Embedding):
-    """A vector per token; `project` uses the same matrix the other way round."""
+    """A vector per token; `project` uses the transposed matrix as the output layer."""
 
     def project(self, x_BTD: Tensor) -> Tensor:
-        """Scores of all tokens, (B, T, V): the output layer of a model with tied embeddings."""
+        """Logits of all tokens, (B, T, V): the output layer of a model with tied embeddings."""
         return F.linear(x_BTD, self.weight)
 
 
 class TiedHead(nn.Module):
-    """Output layer without a matrix of its own: it asks the decoder's embedding, whatever wraps that by then.
+    """Output layer without a matrix of its own: it uses the decoder's embedding, wrapped or not.
 
-    The embedding is handed in at each call instead of being shared as a parameter, so that nothing has to be tied
-    again after loading, quantising, wrapping or sharding, and no weight is counted or saved twice.
+    The embedding is an argument of each call instead of a shared parameter. So loading, quantising, wrapping and
+    sharding need not tie the weights again, and no weight is counted or saved twice.
     """
 
     def __init__(self, vocab_size: int, *, bias: bool) -> None:
@@ -35,8 +35,10 @@ class TiedHead(nn.Module):
 
 
 def add_noise(x_BTD: Tensor, alpha: float, positions: Positions) -> Tensor:
-    """NEFTune (Jain et al. 2024): uniform noise of up to alpha / sqrt(T D), T being the length of the row or, where
-    several documents are packed in one, of the document."""
+    """NEFTune (Jain et al. 2024): uniform noise of up to alpha / sqrt(T D).
+
+    T is the length of the row, or of the document in a packed row.
+    """
     if not alpha:
         return x_BTD
     length = positions.lengths() if positions.index_BT is not None else x_BTD.shape[1]

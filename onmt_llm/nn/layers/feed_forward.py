@@ -24,7 +24,7 @@ class FeedForward(nn.Module):
     """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020).
 
     Attributes:
-        silu_mul: What computes silu(gate) * up; see `kernels.py`.
+        silu_mul: Computes silu(gate) * up, by Liger's kernel if `kernels.py` has set it.
     """
 
     silu_mul: Callable[[Tensor, Tensor], Tensor] = staticmethod(silu_mul)

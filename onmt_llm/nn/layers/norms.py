@@ -11,13 +11,13 @@ from onmt_llm.nn.cpu.fused import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's RMSNorm (Zhang & Sennrich 2019), whose backward pass keeps and reads less on a CPU.
+    """torch's RMSNorm (Zhang & Sennrich 2019), with a backward pass that needs less memory on a CPU.
 
-    It computes in float32 and rounds once, so that in bf16 it is closer to the exact result than the usual cast-up,
-    cast-down, then scale.
+    It computes in float32 and rounds once, so in bf16 it is closer to the exact result than the usual sequence of
+    upcast, downcast and scaling.
 
     Attributes:
-        kernel: Someone else's, (x, weight, eps) -> y; see `kernels.py`.
+        kernel: Replacement (x, weight, eps) -> y, e.g. Liger's; see `kernels.py`.
     """
 
     kernel: Callable[[Tensor, Tensor, float], Tensor] | None = None
@@ -31,7 +31,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def build_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
-    """The norm of `config` over the last dimension, which is `size` wide (default: hidden_size)."""
+    """The norm of `config` over a last dimension of `size` (default: hidden_size)."""
     size = size or config.hidden_size
     if config.norm == "rmsnorm":
         return RMSNorm(size, eps=config.norm_eps)
@@ -39,5 +39,5 @@ def build_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
 
 
 def build_head_norm(config: ModelConfig) -> nn.Module:
-    """RMSNorm over one head of q or k (`qk_norm`), whatever norm the residual stream has."""
+    """RMSNorm over one head of q or k (`qk_norm`), independent of the residual stream's norm."""
     return RMSNorm(config.size_per_head, eps=config.norm_eps)
