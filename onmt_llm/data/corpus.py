@@ -8,11 +8,11 @@ from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.task import is_for_validation
-from onmt_llm.data.batching.encoder import Encoded, Encoder
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.batching.encoder import Encoder
+from onmt_llm.data.example import Encoded, Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import check_alignable, check_pairs, to_tokens
-from onmt_llm.data.parsing.loss_mask import TrainedParts
+from onmt_llm.data.parsing.loss_mask import LossMask
 from onmt_llm.data.parsing.parser import EMPTY, LOW_SCORE, ExampleParser
 from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
 from onmt_llm.data.readers.files import expand
@@ -26,6 +26,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import load_plugins
 from onmt_llm.text.codec import Codec
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.message import Template
 
 NOTHING_TRAINED = "nothing_trained"
@@ -69,7 +70,7 @@ class Corpus:
         self._objective = data.objective
         self._said: set[str] = set()
         self._encoder = Encoder(codec)
-        self.trained = TrainedParts.of(data, config)
+        self.trained = LossMask.of(data, config)
         self._vocabs = (codec.src_vocab, codec.vocab)
         self._align_words = config.align_unit == "words"
         self._alignments: dict[Path | None, Path] = {}
@@ -172,13 +173,13 @@ class Corpus:
 
     def encode(self, example: Example) -> Encoded | None:
         """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
-        rivals = [] if example.rival is None else [example.rival]
+        rivals = [] if example.rejected is None else [example.rejected]
         found = [encoded for each in (example, *rivals) if (encoded := self._encode(each)) is not None]
         if len(found) <= len(rivals):
             self.counts.dropped[preferences.OTHER_DROPPED] += len(found)
             return None
         if rivals:
-            found[0].rival = found[1]
+            found[0].rejected = found[1]
         for encoded in found:
             self.counts.keep(encoded, encoded.num_trained)
         return found[0]
@@ -193,7 +194,7 @@ class Corpus:
         if encoded.num_trained == 0:
             self.counts.dropped[NOTHING_TRAINED] += 1
             return None
-        encoded.good = example.good
+        encoded.chosen = example.chosen
         return encoded
 
     def raw(self, record: Record) -> Example | None:

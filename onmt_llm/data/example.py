@@ -1,18 +1,59 @@
-"""`Example`, the unit that readers yield and transforms change."""
+"""`Example`, the text that transforms change, and `Encoded`, the same example as token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from onmt_llm.text.segment import Segment
 
-if TYPE_CHECKING:
-    from onmt_llm.data.batching.encoder import Encoded
+IGNORED = -100
+"""Label of a position without loss, as torch's cross entropy has it."""
 
-__all__ = ["Example", "Segment", "side_tokens"]
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One example as ids.
+
+    Attributes:
+        src: Input of the encoder, or None for a language model.
+        tgt: Input of the decoder.
+        labels: The token that follows at each position of `tgt`; -100 where the loss does not look.
+        unknown: How many tokens are not in the vocabulary.
+        features: (S, F) ids of the source tokens' features, or None where the model has none.
+        align: (M, 2) aligned positions: of `labels`, and of `src`; None = not known.
+        trained: How many labels the loss looks at, where that is known without counting.
+        good: As that of the example.
+        rival: The same question with the worse answer: a second row of the batch.
+        corpus: Number of its corpus among several; None = there is one.
+    """
+
+    src: Ids | None
+    tgt: Ids
+    labels: Ids
+    unknown: int
+    features: Ids | None = None
+    align: Ids | None = None
+    trained: int | None = None
+    chosen: bool | None = None
+    rejected: Encoded | None = None
+    corpus: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Columns that the example needs in a batch: its longer side; with a rival, twice those of the longer row."""
+        own = len(self.tgt) if self.src is None else max(len(self.tgt), len(self.src))
+        return own if self.rejected is None else 2 * max(own, self.rejected.width)
+
+    @property
+    def num_trained(self) -> int:
+        return int(np.count_nonzero(self.labels != IGNORED)) if self.trained is None else self.trained
 
 
 def side_tokens(side: Sequence[Segment]) -> list[str]:
@@ -52,6 +93,6 @@ class Example:
     src_features: list[list[str]] | None = None
     align: list[tuple[int, int]] | None = None
     encoded: Encoded | None = None
-    good: bool | None = None
-    rival: Example | None = None
+    chosen: bool | None = None
+    rejected: Example | None = None
     pair: int | None = None

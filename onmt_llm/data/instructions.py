@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """What became of the examples.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Unfit(Exception):
     """An example that is left out; the message is the reason."""
 
 
-def convert_file(source: str | Path, target: str | Path, *, to: Form) -> Report:
+def convert_file(source: str | Path, target: str | Path, *, to: Form) -> ConversionReport:
     """Convert a file; `target` appears when it is complete.
 
     Args:
@@ -68,7 +68,7 @@ def convert_file(source: str | Path, target: str | Path, *, to: Form) -> Report:
     Raises:
         DataError: A file cannot be read or written, or is not JSON.
     """
-    report = Report()
+    report = ConversionReport()
     if problem := place_problem(str(target)):
         raise DataError(f"The output must be a file that can be written, but {problem}.")
     if replaced_input(target, [str(source)]):
@@ -91,7 +91,7 @@ def convert_file(source: str | Path, target: str | Path, *, to: Form) -> Report:
     return report
 
 
-def to_lines(examples: Iterable[Any], report: Report) -> Iterator[str]:
+def to_lines(examples: Iterable[Any], report: ConversionReport) -> Iterator[str]:
     """Corpus lines of examples of either form; `report` is filled on the way.
 
     An example is `{instruction, input, output}`, or `{conversations: [...]}` (or `messages`) with turns
@@ -113,7 +113,7 @@ def to_lines(examples: Iterable[Any], report: Report) -> Iterator[str]:
 
 
 def to_examples(
-    lines: Iterable[str], report: Report, *, form: Literal["alpaca", "sharegpt"]
+    lines: Iterable[str], report: ConversionReport, *, form: Literal["alpaca", "sharegpt"]
 ) -> Iterator[dict[str, Any]]:
     """Examples of one form from corpus lines; `report` is filled on the way."""
     build = _alpaca if form == "alpaca" else _sharegpt
@@ -194,7 +194,7 @@ def _may_be_cut(error: Exception, length: int) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos > length - 16
 
 
-def _messages(example: Any, report: Report) -> list[Message]:
+def _messages(example: Any, report: ConversionReport) -> list[Message]:
     if not isinstance(example, dict):
         raise _Unfit("not a JSON object")
     turns = next((example[key] for key in ("conversations", "messages") if key in example), None)
@@ -219,7 +219,7 @@ def _instruction(example: Mapping[str, Any]) -> list[Message]:
     return [*AlpacaTemplate.question(instruction, extra), Message("assistant", output)]
 
 
-def _conversation(turns: Any, report: Report) -> list[Message]:
+def _conversation(turns: Any, report: ConversionReport) -> list[Message]:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise _Unfit("turns that are not a list of objects")
     messages = [_turn(turn) for turn in turns]

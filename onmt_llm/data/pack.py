@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import AtomicDirectory
-from onmt_llm.data.batching.encoder import Encoded
 from onmt_llm.data.corpus import Corpus, open_corpora, split_corpora
-from onmt_llm.data.parallel import Chunk, run_chunks
+from onmt_llm.data.example import Encoded
+from onmt_llm.data.parallel import RecordChunk, run_chunks
 from onmt_llm.data.readers import Record
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.fingerprint import fingerprint, inputs_of, recipe, text_files
 from onmt_llm.data.token_shards.open import vocabularies
-from onmt_llm.data.token_shards.records import Part, what_else
+from onmt_llm.data.token_shards.records import ArrayName, skipped_counts
 from onmt_llm.data.token_shards.shard import ENDINGS, INDEX, ShardWriter, damaged, read_index, write_index
 from onmt_llm.errors import CheckpointError, ConfigError, DataError
 from onmt_llm.log import logger
@@ -133,7 +133,7 @@ def _check_repeatable(corpus: Corpus, training: bool) -> None:
 def _pack(spec: PipelineSpec, output: Path, head: Mapping[str, Any], processes: int) -> None:
     total = CorpusCounts()
     shards: list[dict[str, Any]] = []
-    parts: tuple[Part, ...] | None = None
+    parts: tuple[ArrayName, ...] | None = None
     codec = spec.codec
     with _complete(output) as unfinished:
         vocab_size = max(len(codec.vocab), len(codec.src_vocab))
@@ -164,13 +164,13 @@ def _pack(spec: PipelineSpec, output: Path, head: Mapping[str, Any], processes: 
 
 
 def _write_shard(
-    folder: Path, vocab_size: int, corpus: Corpus, chunk: Chunk
-) -> tuple[CorpusCounts, dict[str, Any], tuple[Part, ...] | None]:
+    folder: Path, vocab_size: int, corpus: Corpus, chunk: RecordChunk
+) -> tuple[CorpusCounts, dict[str, Any], tuple[ArrayName, ...] | None]:
     writer = ShardWriter(vocab_size)
     total = CorpusCounts()
     for start in range(0, len(chunk.records), _GROUP):
         for line, examples, counts in _each(corpus, chunk.records[start : start + _GROUP]):
-            writer.add(line, examples, what_else(counts))
+            writer.add(line, examples, skipped_counts(counts))
             total.add(counts)
     return total, writer.write(folder, chunk.number), writer.parts
 

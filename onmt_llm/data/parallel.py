@@ -20,11 +20,11 @@ from onmt_llm.data.seeding import derived_seed
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Chunk:
+class RecordChunk:
     """Consecutive records.
 
     Attributes:
@@ -38,13 +38,13 @@ class Chunk:
     records: list[Record]
 
 
-Work = Callable[[Corpus, Chunk], Result]
+Work = Callable[[Corpus, RecordChunk], ResultT]
 """What is made of a chunk. A function of a module, so that other processes find it; `corpus.counts` begin at zero."""
 
 
 def run_chunks(
-    spec: PipelineSpec, work: Work[Result], *, n_sample: int = -1, processes: int = 1, size: int
-) -> Iterator[tuple[int, Result]]:
+    spec: PipelineSpec, work: Work[ResultT], *, n_sample: int = -1, processes: int = 1, size: int
+) -> Iterator[tuple[int, ResultT]]:
     """(index of the corpus, result) of every chunk, in order.
 
     Args:
@@ -70,7 +70,7 @@ def run_chunks(
     quiet = spec.data.model_copy(update={"skip_empty_level": "error" if level == "error" else "silent"})
     there = replace(spec, data=quiet)
     with ProcessPoolExecutor(processes, context, initializer=_open_here, initargs=(there,)) as pool:
-        waiting: deque[tuple[int, Future[Result]]] = deque()
+        waiting: deque[tuple[int, Future[ResultT]]] = deque()
         for chunk in chunks:
             waiting.append((chunk.corpus, pool.submit(_work_here, work, chunk)))
             if len(waiting) > 2 * processes:
@@ -80,18 +80,18 @@ def run_chunks(
             yield index, future.result()
 
 
-def _chunks(opened: list[Corpus], n_sample: int, size: int) -> Iterator[Chunk]:
+def _chunks(opened: list[Corpus], n_sample: int, size: int) -> Iterator[RecordChunk]:
     for index, corpus in enumerate(opened):
         records = iter(corpus.reader.read, None)
         wanted = records if n_sample < 0 else islice(records, n_sample)
         number = 0
         while chunk := list(islice(wanted, size)):
-            yield Chunk(index, number, chunk)
+            yield RecordChunk(index, number, chunk)
             number += 1
         corpus.reader.close()
 
 
-def _work(opened: list[Corpus], seed: int, work: Work[Result], chunk: Chunk) -> Result:
+def _work(opened: list[Corpus], seed: int, work: Work[ResultT], chunk: RecordChunk) -> ResultT:
     corpus = opened[chunk.corpus]
     for place, transform in enumerate(corpus.transforms):
         transform.reseed(derived_seed(seed, corpus.name, chunk.number, place))
@@ -109,5 +109,5 @@ def _open_here(spec: PipelineSpec) -> None:
     _corpora[:], _seed = open_corpora(spec), spec.seed
 
 
-def _work_here(work: Work[Result], chunk: Chunk) -> Result:
+def _work_here(work: Work[ResultT], chunk: RecordChunk) -> ResultT:
     return _work(_corpora, _seed, work, chunk)

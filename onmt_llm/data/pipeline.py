@@ -16,12 +16,12 @@ from onmt_llm.data.corpus import open_corpora
 from onmt_llm.data.inspection.audit import check_added_tokens
 from onmt_llm.data.readers import check_readers
 from onmt_llm.data.sampling.epoch_log import EpochLog
-from onmt_llm.data.sampling.mixing import Mixer, Source, count_records, tempered
-from onmt_llm.data.sampling.sharding import Hand, Position, deal, deal_again
+from onmt_llm.data.sampling.mixing import Mixer, WeightedCorpus, count_records, tempered
+from onmt_llm.data.sampling.sharding import Assignment, Position, assign, reassign
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
-from onmt_llm.data.workers.bucket import BucketTask, Preparer
-from onmt_llm.data.workers.pool import Lanes, OwnLane, ProcessLanes
+from onmt_llm.data.workers.bucket import BucketBuilder, BucketTask
+from onmt_llm.data.workers.pool import InlinePool, ProcessPool, WorkerPool
 from onmt_llm.data.workers.prefetch import prefetch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
@@ -77,7 +77,7 @@ class Pipeline:
         self._corpora = open_corpora(spec, shuffled=True)
         check_added_tokens(spec)
         check_readers([corpus.reader for corpus in self._corpora])
-        sources = [Source(corpus.name, corpus.reader, corpus.weight) for corpus in self._corpora]
+        sources = [WeightedCorpus(corpus.name, corpus.reader, corpus.weight) for corpus in self._corpora]
         if training and data.mixing_temperature is not None:
             _temper(sources, data.mixing_temperature)
         passes = (data.epochs or None) if training else 1
@@ -177,35 +177,40 @@ class Pipeline:
         counts, kept_epochs = _counts(state), dict(state["kept_epochs"])
         position = Position.from_dict(state["position"])
         epochs = {name: corpus["epoch"] for name, corpus in position.mixer["corpora"].items()}
-        for hand, prepared in self._lanes().prepare(self._tasks(position)):
+        for assignment, prepared in self._pool().prepare(self._tasks(position)):
             shared = {"version": _STATE_VERSION, "plan": self._plan, "rank": self._rank, "world_size": self._world_size}
             begun = {**shared, "kept_epochs": kept_epochs, "counts": _plain(counts)}
             counts = _added(counts, prepared.counts)
-            kept_epochs = self._check_yield(hand, prepared.kept, kept_epochs, counts)
-            epochs = self._report_epochs(hand, epochs)
-            done = {**shared, "kept_epochs": kept_epochs, "counts": _plain(counts), "position": hand.after.to_dict()}
+            kept_epochs = self._check_yield(assignment, prepared.kept, kept_epochs, counts)
+            epochs = self._report_epochs(assignment, epochs)
+            done = {
+                **shared,
+                "kept_epochs": kept_epochs,
+                "counts": _plain(counts),
+                "position": assignment.after.to_dict(),
+            }
             for number, arrays in enumerate(prepared.batches, start=1):
                 batch = Batch.of(arrays)
                 last = number == len(prepared.batches)
                 yield _Ready(
                     batch.pin() if self._pin_memory else batch,
-                    done if last else {**begun, "position": hand.before.after(number).to_dict()},
+                    done if last else {**begun, "position": assignment.before.after(number).to_dict()},
                     counts,
                 )
             if not prepared.batches:
                 yield _Ready(None, done, counts)
 
-    def _tasks(self, position: Position) -> Iterator[tuple[Hand, BucketTask]]:
-        for hand in deal(self._mixer, position, size=self._size, rank=self._rank, world_size=self._world_size):
-            yield hand, BucketTask(hand.piece, hand.records, audit=not self._audited)
+    def _tasks(self, position: Position) -> Iterator[tuple[Assignment, BucketTask]]:
+        for assignment in assign(self._mixer, position, size=self._size, rank=self._rank, world_size=self._world_size):
+            yield assignment, BucketTask(assignment.share, assignment.records, audit=not self._audited)
             self._audited = True
 
-    def _lanes(self) -> Lanes:
+    def _pool(self) -> WorkerPool:
         """Validation needs no processes of its own: what there is of it is soon prepared in a thread."""
         batching = self._spec.batching
         if batching.num_workers and batching.worker_type == "process" and self._spec.training:
-            return ProcessLanes(self._spec, batching.num_workers)
-        return OwnLane(Preparer(self._spec, self._corpora))
+            return ProcessPool(self._spec, batching.num_workers)
+        return InlinePool(BucketBuilder(self._spec, self._corpora))
 
     def _own(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """The state of our rank, if it goes on as it was."""
@@ -222,7 +227,7 @@ class Pipeline:
                 f"The saved data positions must be those of all {states[0]['world_size']} ranks, in order, when their "
                 f"number or bucket_size has changed, but are those of rank {ranks}."
             )
-        positions = deal_again([Position.from_dict(state["position"]) for state in states], self._world_size)
+        positions = reassign([Position.from_dict(state["position"]) for state in states], self._world_size)
         counts = {name: CorpusCounts() for name in states[0]["counts"]}
         for state in states if self._rank == 0 else ():
             counts = _added(counts, _counts(state))
@@ -235,7 +240,11 @@ class Pipeline:
         }
 
     def _check_yield(
-        self, hand: Hand, kept: Mapping[str, int], epochs: Mapping[str, int], counts: Mapping[str, CorpusCounts]
+        self,
+        assignment: Assignment,
+        kept: Mapping[str, int],
+        epochs: Mapping[str, int],
+        counts: Mapping[str, CorpusCounts],
     ) -> dict[str, int]:
         """A corpus of which a whole pass (by all ranks) leaves nothing would be read for ever.
 
@@ -243,7 +252,7 @@ class Pipeline:
             By corpus, the epoch in which an example came through last.
         """
         last = dict(epochs)
-        for name, corpus in hand.after.mixer["corpora"].items():
+        for name, corpus in assignment.after.mixer["corpora"].items():
             if kept[name] or not self._spec.training:
                 last[name] = corpus["epoch"]
             elif corpus["epoch"] - last[name] > self._world_size:
@@ -254,8 +263,8 @@ class Pipeline:
                 )
         return last
 
-    def _report_epochs(self, hand: Hand, before: Mapping[str, int]) -> dict[str, int]:
-        epochs = {name: corpus["epoch"] for name, corpus in hand.after.mixer["corpora"].items()}
+    def _report_epochs(self, assignment: Assignment, before: Mapping[str, int]) -> dict[str, int]:
+        epochs = {name: corpus["epoch"] for name, corpus in assignment.after.mixer["corpora"].items()}
         for name, epoch in epochs.items() if self._spec.training else ():
             if before[name] < epoch <= (self._mixer.passes or epoch):
                 self._epochs.begun(name, epoch)
@@ -275,7 +284,7 @@ class Pipeline:
         }
 
 
-def _temper(sources: Sequence[Source], temperature: float) -> None:
+def _temper(sources: Sequence[WeightedCorpus], temperature: float) -> None:
     """Set the weights that the mixing temperature asks for."""
     sizes = [count_records(source.reader) for source in sources]
     weights = tempered([source.weight for source in sources], sizes, temperature)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from onmt_llm.data.example import Example, Segment, side_tokens
+from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.transforms import Transform
 from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.text.placeholders import from_line
+from onmt_llm.text.segment import Segment
 
 Answers = Sequence[Sequence[Hypothesis]]
 """The hypotheses of each prompt, or of each line."""

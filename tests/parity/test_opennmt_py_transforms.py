@@ -22,10 +22,11 @@ from unicodedata import combining, normalize
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms import build_transforms
 from onmt_llm.data.transforms.sides import text_of
 from onmt_llm.text.placeholders import from_line, to_line
+from onmt_llm.text.segment import Segment
 from tests.unit.data.codecs import make_context
 
 ORACLE = os.environ.get("ONMT_PY_PYTHON", "")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onmt_llm.data.batching.encoder import IGNORED, Encoded, Ids
-from onmt_llm.data.batching.packing import Part, Row, whole
+from onmt_llm.data.batching.packing import PackedRow, RowPart, whole
+from onmt_llm.data.example import IGNORED, Encoded, Ids
 from onmt_llm.data.parsing import preferences
 
 Array = npt.NDArray[Any]
@@ -45,14 +45,14 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Bat
         pad_id: Fills `tgt_BT`; any token will do, since no real position attends to what follows it.
         src_pad_id: Fills `src_BS`, where the mask hides it.
     """
-    if examples[0].good is None:
+    if examples[0].chosen is None:
         return _batch([[whole(example)] for example in examples], pad_id, src_pad_id, isolate=False)
     judged, kinds = preferences.rows(examples)
     batch = _batch([[whole(example)] for example in judged], pad_id, src_pad_id, isolate=False)
     return replace(batch, num_examples=len(examples), preference_B=np.array(kinds, dtype=np.int32))
 
 
-def collate_rows(rows: Sequence[Row], *, pad_id: int, src_pad_id: int, isolate: bool) -> BatchArrays:
+def collate_rows(rows: Sequence[PackedRow], *, pad_id: int, src_pad_id: int, isolate: bool) -> BatchArrays:
     """The same for packed rows.
 
     Args:
@@ -64,7 +64,7 @@ def collate_rows(rows: Sequence[Row], *, pad_id: int, src_pad_id: int, isolate: 
     return _batch(rows, pad_id, src_pad_id, isolate=isolate)
 
 
-def _batch(rows: Sequence[Row], pad_id: int, src_pad_id: int, *, isolate: bool) -> BatchArrays:
+def _batch(rows: Sequence[PackedRow], pad_id: int, src_pad_id: int, *, isolate: bool) -> BatchArrays:
     parts = [part for row in rows for part in row]
     sizes = [len(row) for row in rows]
     tgt_lengths = [part.end - part.start for part in parts]
@@ -130,7 +130,7 @@ class _Filler:
         return filled
 
 
-def _corpora(parts: Sequence[Part], fill: _Filler, labels_BT: Array) -> Array | None:
+def _corpora(parts: Sequence[RowPart], fill: _Filler, labels_BT: Array) -> Array | None:
     if parts[0].example.corpus is None:
         return None
     corpus_P = np.array([part.example.corpus for part in parts])

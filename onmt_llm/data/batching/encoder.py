@@ -7,63 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from onmt_llm.data.example import Example, Segment, side_tokens
+from onmt_llm.data.example import IGNORED, Encoded, Example, Ids, side_tokens
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.features import split_features
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.tokenizers.pieces import PieceTable
 from onmt_llm.text.vocab import Vocab
 
-IGNORED = -100
-"""Label of a position without loss, as torch's cross entropy has it."""
-
-Ids = npt.NDArray[np.int32]
 _WIDTH = 4  # bytes of an id
 
 
-@dataclass(slots=True)
-class Encoded:
-    """One example as ids.
-
-    Attributes:
-        src: Input of the encoder, or None for a language model.
-        tgt: Input of the decoder.
-        labels: The token that follows at each position of `tgt`; -100 where the loss does not look.
-        unknown: How many tokens are not in the vocabulary.
-        features: (S, F) ids of the source tokens' features, or None where the model has none.
-        align: (M, 2) aligned positions: of `labels`, and of `src`; None = not known.
-        trained: How many labels the loss looks at, where that is known without counting.
-        good: As that of the example.
-        rival: The same question with the worse answer: a second row of the batch.
-        corpus: Number of its corpus among several; None = there is one.
-    """
-
-    src: Ids | None
-    tgt: Ids
-    labels: Ids
-    unknown: int
-    features: Ids | None = None
-    align: Ids | None = None
-    trained: int | None = None
-    good: bool | None = None
-    rival: Encoded | None = None
-    corpus: int | None = None
-
-    @property
-    def width(self) -> int:
-        """Columns that the example needs in a batch: its longer side; with a rival, twice those of the longer row."""
-        own = len(self.tgt) if self.src is None else max(len(self.tgt), len(self.src))
-        return own if self.rival is None else 2 * max(own, self.rival.width)
-
-    @property
-    def num_trained(self) -> int:
-        return int(np.count_nonzero(self.labels != IGNORED)) if self.trained is None else self.trained
-
-
 class Encoder:
-    """Numbers the tokens of examples.
+    """IdLookup the tokens of examples.
 
     A language model's sequence is [bos] + source + target + [eos], an encoder-decoder's target [bos] + target + [eos];
     `tgt` is that without its last token, `labels` without its first. A token is trained if its segment is, EOS if the
@@ -83,8 +40,8 @@ class Encoder:
         self._vocab = vocab
         self._src_vocab = codec.src_vocab
         self._feature_vocabs = codec.feature_vocabs
-        self._numbers = Numbers(vocab)
-        self._src_numbers = Numbers(self._src_vocab)
+        self._numbers = IdLookup(vocab)
+        self._src_numbers = IdLookup(self._src_vocab)
         self._bos = _bytes([vocab.bos_id]) if codec.bos is not None and vocab.bos_id is not None else b""
         self._eos = _bytes([vocab.eos_id]) if vocab.eos_id is not None else b""
 
@@ -127,7 +84,7 @@ class Encoder:
         return np.array(numbers, dtype=np.int32), features, _count_unknown(numbers, self._src_vocab.unk_id)
 
 
-class Numbers:
+class IdLookup:
     """Ids of segments in one vocabulary.
 
     Pieces that come by number are translated by a table, made once for each tokeniser.
@@ -160,7 +117,7 @@ class _Translation:
 
     Attributes:
         ids: Id of each piece; None where a piece has none, which is an error only if a text has it.
-        is_same: Numbers and ids are the same.
+        is_same: IdLookup and ids are the same.
         has_unknown: Some pieces are not in the vocabulary.
     """
 

@@ -11,12 +11,12 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from onmt_llm.data.batching.encoder import Encoded
+from onmt_llm.data.example import Encoded
 
 Packing = Literal["off", "pack", "split", "wrap"]
 
 
-class Part(NamedTuple):
+class RowPart(NamedTuple):
     """Positions `start` ... `end` - 1 of an example's target side, and all of its source side."""
 
     example: Encoded
@@ -24,21 +24,21 @@ class Part(NamedTuple):
     end: int
 
 
-Row = list[Part]
+PackedRow = list[RowPart]
 
 
-def whole(example: Encoded) -> Part:
+def whole(example: Encoded) -> RowPart:
     """All of an example."""
-    return Part(example, 0, len(example.tgt))
+    return RowPart(example, 0, len(example.tgt))
 
 
-def row_width(row: Row) -> int:
+def row_width(row: PackedRow) -> int:
     """Columns that a row needs in a batch: its longer side."""
     tgt = sum(part.end - part.start for part in row)
     return max(tgt, sum(0 if part.example.src is None else len(part.example.src) for part in row))
 
 
-def pack_rows(examples: Sequence[Encoded], packing: Packing, length: int) -> list[Row]:
+def pack_rows(examples: Sequence[Encoded], packing: Packing, length: int) -> list[PackedRow]:
     """Examples laid out in rows of up to `length` positions, on either side.
 
     Args:
@@ -54,12 +54,12 @@ def pack_rows(examples: Sequence[Encoded], packing: Packing, length: int) -> lis
     return _best_fit(parts, length)
 
 
-def _pieces(part: Part, length: int) -> list[Part]:
+def _pieces(part: RowPart, length: int) -> list[RowPart]:
     return [part._replace(start=start, end=min(start + length, part.end)) for start in range(0, part.end, length)]
 
 
-def _wrap(parts: Sequence[Part], length: int) -> list[Row]:
-    rows: list[Row] = []
+def _wrap(parts: Sequence[RowPart], length: int) -> list[PackedRow]:
+    rows: list[PackedRow] = []
     room = 0
     for part in parts:
         start = part.start
@@ -74,11 +74,11 @@ def _wrap(parts: Sequence[Part], length: int) -> list[Row]:
     return rows
 
 
-def _best_fit(parts: Sequence[Part], length: int) -> list[Row]:
+def _best_fit(parts: Sequence[RowPart], length: int) -> list[PackedRow]:
     """Each part goes to the fullest row that has room for it, on the source side too; the widest parts first."""
     sizes = [(part.end - part.start, 0 if part.example.src is None else len(part.example.src)) for part in parts]
     order = sorted(range(len(parts)), key=lambda index: -max(sizes[index]))
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     # (room on the target side, room on the source side, row), sorted: the first that fits is the fullest
     open_rows: list[tuple[int, int, int]] = []
     for index in order:

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from onmt_llm.data.batching.encoder import Encoded
 from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus
+from onmt_llm.data.example import Encoded
 from onmt_llm.data.inspection.highlight import marked
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms import added_tokens
@@ -23,7 +23,7 @@ from onmt_llm.text.tokenizers.base import Tokenizer
 
 Note = tuple[int, str]
 """Level and text of a message for the log."""
-Share = tuple[Corpus, Sequence[Encoded]]
+CorpusExamples = tuple[Corpus, Sequence[Encoded]]
 """A corpus, and those of its examples that came through."""
 
 _MARKUP = re.compile(r"<\|[^<>|\s]+\|>|｟\w+｠|\[/?[A-Z_]{2,}\]")
@@ -31,7 +31,7 @@ _SHOWN = 300  # tokens
 _UNKNOWN = 0.2  # share of the tokens; a vocabulary of words misses a tenth of a text of another kind
 
 
-def audit(shares: Sequence[Share], codec: Codec, *, training: bool) -> list[Note]:
+def audit(shares: Sequence[CorpusExamples], codec: Codec, *, training: bool) -> list[Note]:
     """What there is to say about the first bucket.
 
     Args:
@@ -76,7 +76,7 @@ def check_added_tokens(spec: PipelineSpec) -> None:
         )
 
 
-def _untrained(shares: Sequence[Share]) -> Iterator[str]:
+def _untrained(shares: Sequence[CorpusExamples]) -> Iterator[str]:
     for corpus, encoded in shares:
         count = corpus.counts.dropped[NOTHING_TRAINED]
         if count and not encoded:
@@ -86,7 +86,7 @@ def _untrained(shares: Sequence[Share]) -> Iterator[str]:
             )
 
 
-def _unknown(shares: Sequence[Share]) -> Iterator[str]:
+def _unknown(shares: Sequence[CorpusExamples]) -> Iterator[str]:
     for corpus, encoded in shares:
         tokens = sum(len(example.tgt) + (0 if example.src is None else len(example.src)) for example in encoded)
         unknown = sum(example.unknown for example in encoded)
@@ -104,7 +104,7 @@ def _doubled_bos(examples: Sequence[Encoded], codec: Codec) -> Iterator[str]:
         yield "Examples begin with BOS twice: the text or its template brings one of its own."
 
 
-def _endless(shares: Sequence[Share], codec: Codec) -> Iterator[str]:
+def _endless(shares: Sequence[CorpusExamples], codec: Codec) -> Iterator[str]:
     """Corpora that never ask for the token at which answers end; where the user wants that, nothing is said."""
     vocab = codec.vocab
     for corpus, encoded in shares:
@@ -152,7 +152,7 @@ def _written_as_text(template: Template | None) -> list[str]:
     return [token for segment in segments for token in _MARKUP.findall(segment.text or "")]
 
 
-def _shown(shares: Sequence[Share], codec: Codec) -> str:
+def _shown(shares: Sequence[CorpusExamples], codec: Codec) -> str:
     """The first example that is not too long to read, or else the beginning of one."""
     corpus, encoded = next((corpus, encoded) for corpus, encoded in shares if encoded)
     example = next((each for each in encoded if len(each.tgt) <= _SHOWN), encoded[0])

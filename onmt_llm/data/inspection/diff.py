@@ -11,13 +11,13 @@ _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 _MOST_WORK = 4_000_000
 """Comparisons above which the changed middle is shown as a whole."""
 
-Kind = Literal["same", "added", "gone"]
+DiffKind = Literal["same", "added", "gone"]
 
 
 class Stretch(NamedTuple):
     """Consecutive words of what there is now, or of what there was."""
 
-    kind: Kind
+    kind: DiffKind
     words: Sequence[str]
 
 
@@ -30,7 +30,7 @@ def compare(old: Sequence[str], new: Sequence[str]) -> list[Stretch]:
     return [stretch for stretch in stretches if stretch.words]
 
 
-def compare_texts(old: str, new: str) -> list[tuple[Kind, str]]:
+def compare_texts(old: str, new: str) -> list[tuple[DiffKind, str]]:
     """The same of two texts, word by word."""
     return [(kind, "".join(words)) for kind, words in compare(_WORDS.findall(old), _WORDS.findall(new))]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onmt_llm.data.batching.encoder import IGNORED, Encoded
+from onmt_llm.data.example import IGNORED, Encoded
 from onmt_llm.log import CLOSE, OPEN
 from onmt_llm.text.vocab import Vocab
 

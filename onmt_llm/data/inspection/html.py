@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from onmt_llm.data.inspection.diff import compare, compare_texts
 from onmt_llm.data.inspection.histograms import histogram
 from onmt_llm.data.inspection.report import PERCENTILES, CorpusReport, Mixture, lengths_at
-from onmt_llm.data.inspection.trace import Span, Trace, Traces
+from onmt_llm.data.inspection.trace import Trace, Traces, TraceSpan
 
 _MOSTLY = 0.5
 _UNKNOWN = 0.01
@@ -71,7 +71,7 @@ def samples_page(collected: Sequence[Traces], *, title: str, about: str) -> str:
 
 def _shown(trace: Trace) -> dict[str, Any]:
     """A trace with what changed from stage to stage."""
-    before: Sequence[Sequence[Span]] = ()
+    before: Sequence[Sequence[TraceSpan]] = ()
     stages = []
     for stage in trace.stages:
         stages.append(
@@ -88,7 +88,7 @@ def _shown(trace: Trace) -> dict[str, Any]:
     return {**trace.__dict__, "stages": stages, "where": f"{trace.path}:{trace.line}"}
 
 
-def _side(before: Sequence[Span], after: Sequence[Span]) -> dict[str, Any]:
+def _side(before: Sequence[TraceSpan], after: Sequence[TraceSpan]) -> dict[str, Any]:
     """Tokens, or stretches of text: what has changed, and where nothing has, what is trained."""
     if _is_tokens(after):
         return {"tokens": _tokens(before if _is_tokens(before) else after, after)}
@@ -101,16 +101,16 @@ def _side(before: Sequence[Span], after: Sequence[Span]) -> dict[str, Any]:
     return {"tokens": None, "stretches": shown}
 
 
-def _is_tokens(spans: Sequence[Span]) -> bool:
+def _is_tokens(spans: Sequence[TraceSpan]) -> bool:
     return all(span.text is None for span in spans)
 
 
-def _text(spans: Sequence[Span]) -> str:
+def _text(spans: Sequence[TraceSpan]) -> str:
     """Text, the control tokens of a template in their places."""
     return "".join("".join(span.tokens or ()) if span.text is None else span.text for span in spans)
 
 
-def _tokens(before: Sequence[Span], after: Sequence[Span]) -> list[tuple[str, str]]:
+def _tokens(before: Sequence[TraceSpan], after: Sequence[TraceSpan]) -> list[tuple[str, str]]:
     """Tokens with their class; those that are gone are among them."""
     old, new = ([token for span in spans for token in span.tokens or ()] for spans in (before, after))
     trained = iter([span.trained for span in after for _ in span.tokens or ()])

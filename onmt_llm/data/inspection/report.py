@@ -8,7 +8,7 @@ from typing import Any
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.corpus import Corpus, split_corpora
-from onmt_llm.data.parallel import Chunk, run_chunks
+from onmt_llm.data.parallel import RecordChunk, run_chunks
 from onmt_llm.data.sampling.mixing import tempered
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts, percent, percentile
@@ -173,7 +173,7 @@ def lengths_at(lengths: Mapping[int, int]) -> dict[str, int]:
     return {name: percentile(lengths, share) for name, share in PERCENTILES.items()}
 
 
-def _count(corpus: Corpus, chunk: Chunk) -> CorpusCounts:
+def _count(corpus: Corpus, chunk: RecordChunk) -> CorpusCounts:
     for example in corpus.examples(chunk.records):
         corpus.encode(example)
     return corpus.counts

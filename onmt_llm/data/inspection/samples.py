@@ -8,9 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from onmt_llm.atomic import atomic_file
-from onmt_llm.data.batching.encoder import Encoded
 from onmt_llm.data.corpus import Corpus, open_corpora
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Encoded, Example
 from onmt_llm.data.inspection.highlight import marked
 from onmt_llm.data.readers import check_readers
 from onmt_llm.data.spec import PipelineSpec
@@ -18,6 +17,7 @@ from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.text.placeholders import to_line
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
 
 
@@ -96,10 +96,10 @@ def _view(raw: Example, example: Example, encoded: Encoded, vocab: Vocab) -> str
         lines.append(f"src ids | {' '.join(map(str, encoded.src))}")
     lines.append(f"tgt ids | {' '.join(map(str, encoded.tgt))}")
     lines.append(f"trained | {to_line(marked(encoded, vocab))}")
-    if encoded.good is not None:
-        lines.append(f"judged  | {'good' if encoded.good else 'bad'}")
-    if encoded.rival is not None:
-        lines.append(f"rival   | {to_line(marked(encoded.rival, vocab))}")
+    if encoded.chosen is not None:
+        lines.append(f"judged  | {'good' if encoded.chosen else 'bad'}")
+    if encoded.rejected is not None:
+        lines.append(f"rival   | {to_line(marked(encoded.rejected, vocab))}")
     return "\n".join(lines) + "\n"
 
 

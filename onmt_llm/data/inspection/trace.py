@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from onmt_llm.data.batching.encoder import IGNORED, Encoded
 from onmt_llm.data.corpus import Corpus, open_corpora, split_corpora
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import IGNORED, Encoded, Example
 from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.data.seeding import derived_seed
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms import Transform
 from onmt_llm.text.codec import Codec
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
 
 KEPT = "kept"
@@ -27,7 +27,7 @@ _LOOKED_AT = 200
 
 
 @dataclass(frozen=True)
-class Span:
+class TraceSpan:
     """A segment as it was at some stage: text, or tokens."""
 
     text: str | None
@@ -45,7 +45,7 @@ class Stage:
     """
 
     name: str
-    sides: tuple[tuple[Span, ...], ...]
+    sides: tuple[tuple[TraceSpan, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,9 @@ def _stage(name: str, example: Example) -> Stage:
     return Stage(name, tuple(_side(side) for side in (example.src, example.tgt) if side))
 
 
-def _side(segments: Sequence[Segment]) -> tuple[Span, ...]:
+def _side(segments: Sequence[Segment]) -> tuple[TraceSpan, ...]:
     return tuple(
-        Span(segment.text, None if segment.tokens is None else tuple(segment.tokens), segment.train_on)
+        TraceSpan(segment.text, None if segment.tokens is None else tuple(segment.tokens), segment.train_on)
         for segment in segments
     )
 

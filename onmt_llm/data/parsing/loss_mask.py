@@ -12,7 +12,7 @@ from onmt_llm.text.templates.message import Message
 
 
 @dataclass(frozen=True)
-class TrainedParts:
+class LossMask:
     """What of a conversation is trained.
 
     Attributes:
@@ -26,7 +26,7 @@ class TrainedParts:
     on_eos: TrainOnEos = "turn"
 
     @classmethod
-    def of(cls, data: DataConfig, corpus: CorpusConfig) -> TrainedParts:
+    def of(cls, data: DataConfig, corpus: CorpusConfig) -> LossMask:
         """As the options say; whether prompts are trained is for the parser to know."""
         return cls(
             roles=frozenset(data.train_roles if corpus.train_roles is None else corpus.train_roles),

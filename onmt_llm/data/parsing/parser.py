@@ -18,7 +18,7 @@ from onmt_llm.data.example import Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import parse_pharaoh
 from onmt_llm.data.parsing.json_object import kind, load_object
-from onmt_llm.data.parsing.loss_mask import TrainedParts, read_flag
+from onmt_llm.data.parsing.loss_mask import LossMask, read_flag
 from onmt_llm.data.readers import BadRecord, Record, decode
 from onmt_llm.data.readers.columns import Keys
 from onmt_llm.data.readers.lines import MAX_BYTES
@@ -33,7 +33,7 @@ from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
 from onmt_llm.text.templates.message import Message, Template
 
 DEFAULT_TEMPLATE = "alpaca"
-ANSWERS = TrainedParts()
+ANSWERS = LossMask()
 
 EMPTY = "empty"
 LOW_SCORE = "low_score"
@@ -71,7 +71,7 @@ class ExampleParser:
         open_template: Callable[[str], Template] = get_template,
         n_src_feats: int = 0,
         src_feats_defaults: str | None = None,
-        trained: TrainedParts = ANSWERS,
+        trained: LossMask = ANSWERS,
         zero_out_prompt_loss: bool | None = None,
         max_bytes: int = MAX_BYTES,
         judged: bool = False,
@@ -201,9 +201,9 @@ class ExampleParser:
         for example, good in judged:
             if example is None:
                 return None
-            example.good = good
+            example.chosen = good
             examples.append(example)
-        examples[0].rival = examples[1] if len(examples) > 1 else None
+        examples[0].rejected = examples[1] if len(examples) > 1 else None
         return examples[0]
 
     def _answered(self, item: Mapping[str, Any], prompt: Any, answer: Any, record: Record) -> Example | None:

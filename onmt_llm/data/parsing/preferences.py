@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onmt_llm.data.batching.encoder import IGNORED, Encoded
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import IGNORED, Encoded, Example
 from onmt_llm.data.parsing.json_object import kind
 from onmt_llm.text.segment import Segment
 
@@ -20,7 +19,7 @@ OTHER_DROPPED = "other_answer_dropped"
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreferencePrompt:
     """What a JSON object says, its texts and turns not looked into yet.
 
     Attributes:
@@ -32,7 +31,7 @@ class Asked:
     answers: list[tuple[Any, bool]]
 
 
-def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[str]) -> Asked:
+def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[str]) -> PreferencePrompt:
     """The question and the answers of an object: `prompt` with `chosen` and `rejected`, or with `completion` and
     `label`; the prompt may be a conversation, or be the turns that both answers begin with.
 
@@ -49,7 +48,7 @@ def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[st
         chosen, rejected = item["chosen"], item["rejected"]
         if prompt is None:
             prompt, chosen, rejected = _shared(chosen, rejected)
-        return Asked(prompt, [(chosen, True), (rejected, False)])
+        return PreferencePrompt(prompt, [(chosen, True), (rejected, False)])
     if "label" not in item:
         known = f"'{prompts[0]}' with 'chosen' and 'rejected', or with 'completion' and 'label'"
         raise ValueError(f"{known}, but has {', '.join(sorted(item)) or 'no keys'}")
@@ -57,9 +56,9 @@ def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[st
     if label not in (True, False, 0, 1):
         raise ValueError(f"true or false as its 'label', but has {label if isinstance(label, int) else kind(label)}")
     if "completion" in item and prompt is not None:
-        return Asked(prompt, [(item["completion"], bool(label))])
+        return PreferencePrompt(prompt, [(item["completion"], bool(label))])
     if isinstance(prompt, list) and len(prompt) > 1:
-        return Asked(prompt[:-1], [(prompt[-1:], bool(label))])
+        return PreferencePrompt(prompt[:-1], [(prompt[-1:], bool(label))])
     raise ValueError("a prompt and a 'completion' beside its 'label', or a conversation that ends with the answer")
 
 
@@ -88,7 +87,7 @@ def answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:
     """All answers, each an example of its own that goes through the transforms; pairs are numbered if `paired`."""
     found = []
     for number, example in enumerate(examples):
-        rival, example.rival = example.rival, None
+        rival, example.rejected = example.rejected, None
         for each in (example, rival) if rival is not None else (example,):
             each.pair = number if paired and rival is not None else None
             found.append(each)
@@ -100,15 +99,15 @@ def reunited(examples: Sequence[Example]) -> tuple[list[Example], int]:
     sides: dict[int, dict[bool, Example]] = {}
     for example in examples:
         if example.pair is not None:
-            sides.setdefault(example.pair, {})[bool(example.good)] = example
+            sides.setdefault(example.pair, {})[bool(example.chosen)] = example
     kept, alone = [], 0
     for example in examples:
         if example.pair is None:
             kept.append(example)
         elif len(sides[example.pair]) < 2:
             alone += 1
-        elif example.good:
-            example.rival = sides[example.pair][False]
+        elif example.chosen:
+            example.rejected = sides[example.pair][False]
             kept.append(example)
     return kept, alone
 
@@ -119,11 +118,11 @@ def rows(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
     Pairs: all better answers, then in the same order all worse ones. Single answers (KTO): all of them, then each
     question once more with the answer to the question before it, by which the divergence from the reference is judged.
     """
-    rivals = [example.rival for example in examples if example.rival is not None]
+    rivals = [example.rejected for example in examples if example.rejected is not None]
     if rivals:
         return [*examples, *rivals], [1] * len(examples) + [0] * len(rivals)
     foreign = [answered_by(example, examples[number - 1]) for number, example in enumerate(examples)]
-    return [*examples, *foreign], [int(bool(example.good)) for example in examples] + [-1] * len(foreign)
+    return [*examples, *foreign], [int(bool(example.chosen)) for example in examples] + [-1] * len(foreign)
 
 
 def answered_by(asking: Encoded, answering: Encoded) -> Encoded:
@@ -136,5 +135,5 @@ def answered_by(asking: Encoded, answering: Encoded) -> Encoded:
         labels=np.concatenate([asking.labels[:begin], answering.labels[end:]]),
         align=None,
         trained=None,
-        rival=None,
+        rejected=None,
     )

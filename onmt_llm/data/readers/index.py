@@ -99,7 +99,7 @@ class IndexCache:
         Args:
             path: The file.
             what: What begins at the offsets.
-            width: Numbers for each of these.
+            width: IndexArray for each of these.
             find: Makes the pass, and gives the numbers as little-endian 64-bit words.
         """
         return self._kept(path, f"{what}.index", width, find)

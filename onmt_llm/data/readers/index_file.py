@@ -32,7 +32,7 @@ class Index:
 
     Args:
         path: The file.
-        width: Numbers a row.
+        width: IndexArray a row.
         identity: 16 bytes that name what the index is of.
 
     Attributes:
@@ -103,7 +103,7 @@ def new_index(target: Path, blocks: Iterable[bytes], width: int, identity: bytes
     Args:
         target: Its name.
         blocks: Its rows, as little-endian 64-bit words.
-        width: Numbers a row.
+        width: IndexArray a row.
         identity: 16 bytes that name what the index is of.
     """
     with replacing(target) as unfinished:

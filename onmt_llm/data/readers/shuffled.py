@@ -16,7 +16,7 @@ _AHEAD = 1024
 _ROUNDS = 8
 _LEAST_BITS = 8
 
-Numbers = npt.NDArray[np.uint64]
+IndexArray = npt.NDArray[np.uint64]
 
 
 class Permutation:
@@ -38,7 +38,7 @@ class Permutation:
         digest = blake2b(key.encode(), digest_size=8 * _ROUNDS).digest()
         self._keys = np.frombuffer(digest, "<u8")
 
-    def __call__(self, numbers: Numbers) -> Numbers:
+    def __call__(self, numbers: IndexArray) -> IndexArray:
         """Where each number goes."""
         out = self._cipher(numbers)
         outside = np.flatnonzero(out >= self.count)
@@ -47,7 +47,7 @@ class Permutation:
             outside = outside[out[outside] >= self.count]
         return out
 
-    def _cipher(self, numbers: Numbers) -> Numbers:
+    def _cipher(self, numbers: IndexArray) -> IndexArray:
         width, other = self._widths
         left, right = numbers >> np.uint64(width), numbers & _mask(width)
         for key in self._keys:
@@ -145,8 +145,8 @@ class ShuffledReader:
         return places
 
 
-def _mix(numbers: Numbers) -> Numbers:
-    """Numbers that look random, one for each (the finaliser of SplitMix64)."""
+def _mix(numbers: IndexArray) -> IndexArray:
+    """IndexArray that look random, one for each (the finaliser of SplitMix64)."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))

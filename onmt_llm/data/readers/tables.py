@@ -16,7 +16,7 @@ from onmt_llm.optional import require
 
 TABLE_FILES = (".parquet", ".arrow", ".feather")
 
-Row = dict[str, Any] | bytes
+TableRow = dict[str, Any] | bytes
 """Values by column; or text that is not UTF-8, for the parser to refuse."""
 
 _FEATURE = "A Parquet or Arrow table"
@@ -39,7 +39,7 @@ class TableReader:
         self._wanted = wanted
         self._table: _Parquet | _Arrow | None = None
         self._row = 0
-        self._rows: Iterator[Row] | None = None
+        self._rows: Iterator[TableRow] | None = None
 
     def check(self) -> None:
         check_file(self.corpus, self.paths[0], binary=True)
@@ -138,7 +138,7 @@ class _Parquet:
         groups = range(self._file.num_row_groups)
         self._ends = list(accumulate(self._file.metadata.row_group(group).num_rows for group in groups))
 
-    def rows(self, start: int) -> Iterator[Row]:
+    def rows(self, start: int) -> Iterator[TableRow]:
         """The rows from one on."""
         if start >= self.num_rows:
             return
@@ -180,7 +180,7 @@ class _Arrow:
         self._ends = list(accumulate(sizes))
         self._valid: set[int] = set()
 
-    def rows(self, start: int, count: int | None = None) -> Iterator[Row]:
+    def rows(self, start: int, count: int | None = None) -> Iterator[TableRow]:
         """The rows from one on: so many, or all."""
         end = self.num_rows if count is None else start + count
         while start < end:
@@ -200,7 +200,7 @@ class _Arrow:
         return batch.select(self.columns)
 
 
-def _dicts(batch: Any) -> Iterator[Row]:
+def _dicts(batch: Any) -> Iterator[TableRow]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
@@ -208,7 +208,7 @@ def _dicts(batch: Any) -> Iterator[Row]:
             yield _dict(batch.slice(place, 1))
 
 
-def _dict(row: Any) -> Row:
+def _dict(row: Any) -> TableRow:
     """One row; if it holds text that is not UTF-8, that text."""
     try:
         values: dict[str, Any] = row.to_pylist()[0]

@@ -23,7 +23,7 @@ from onmt_llm.errors import DataError
 
 
 @dataclass
-class Source:
+class WeightedCorpus:
     """One corpus in the mixture.
 
     Attributes:
@@ -50,7 +50,7 @@ class Mixer:
         in_order: One corpus after the other, whatever their weights.
     """
 
-    def __init__(self, sources: Sequence[Source], *, passes: int | None = None, in_order: bool = False) -> None:
+    def __init__(self, sources: Sequence[WeightedCorpus], *, passes: int | None = None, in_order: bool = False) -> None:
         assert sources and not (in_order and passes is None)
         self.sources = list(sources)
         self.passes = passes
@@ -207,7 +207,7 @@ def proportional(weights: Sequence[float], drawn: Sequence[int], number: int) ->
         room = 2 * room + number
 
 
-def _seek(source: Source, position: Sequence[int], *, saved_kind: str | None) -> None:
+def _seek(source: WeightedCorpus, position: Sequence[int], *, saved_kind: str | None) -> None:
     """Go to a saved position of the same kind of reader; states of before do not name theirs."""
     kind = type(source.reader).__name__
     try:

@@ -5,8 +5,8 @@ does not depend on who prepares it. Ranks are dealt whole buckets, one each in a
 round to round (so that no pattern of the corpora lines up with the ranks). Of the buckets of others a rank finds only
 where their records end. Where the corpora end, a round with a bucket for some ranks only is shared batch by batch.
 
-So what is left to do is always: a few pieces of buckets that are begun or promised, and everything from some bucket on.
-That can be dealt to any other number of ranks (`deal_again`), and nothing is lost or done twice. See
+So what is left to do is always: a few shares of buckets that are begun or promised, and everything from some bucket on.
+That can be dealt to any other number of ranks (`reassign`), and nothing is lost or done twice. See
 docs/decisions/009-global-buckets.md.
 """
 
@@ -22,7 +22,7 @@ from onmt_llm.data.seeding import derived_seed
 from onmt_llm.errors import DataError
 
 
-class Piece(NamedTuple):
+class BucketShare(NamedTuple):
     """Batches of a bucket: number `first`, and every `step`-th after it.
 
     Attributes:
@@ -35,13 +35,13 @@ class Piece(NamedTuple):
     first: int = 0
     step: int = 1
 
-    def after(self, done: int) -> Piece:
+    def after(self, done: int) -> BucketShare:
         """What is left once `done` of its batches are done."""
         return self._replace(first=self.first + done * self.step)
 
     @property
-    def whole(self) -> Piece:
-        """The piece as it was before any of it was done."""
+    def whole(self) -> BucketShare:
+        """The share as it was before any of it was done."""
         return self._replace(first=self.first % self.step)
 
     @property
@@ -65,43 +65,43 @@ class Position:
     size: int
     bucket: int
     mixer: Mapping[str, Any]
-    todo: tuple[Piece, ...] = ()
+    todo: tuple[BucketShare, ...] = ()
     next: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "todo": [list(piece) for piece in self.todo]}
+        return {**self.__dict__, "todo": [list(share) for share in self.todo]}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Position:
-        return cls(**{**saved, "todo": tuple(Piece(*piece) for piece in saved["todo"])})
+        return cls(**{**saved, "todo": tuple(BucketShare(*share) for share in saved["todo"])})
 
     def after(self, done: int) -> Position:
-        """The position when `done` batches of the first piece are done."""
+        """The position when `done` batches of the first share are done."""
         return replace(self, todo=(self.todo[0].after(done), *self.todo[1:]))
 
     def begin_anew(self) -> Position:
-        """The same with the begun pieces whole again, for batches that will be cut in another way."""
-        return replace(self, todo=tuple(piece.whole for piece in self.todo))
+        """The same with the begun shares whole again, for batches that will be cut in another way."""
+        return replace(self, todo=tuple(share.whole for share in self.todo))
 
 
 @dataclass(frozen=True)
-class Hand:
+class Assignment:
     """What a rank is dealt.
 
     Attributes:
-        piece: The bucket, and which of its batches.
+        share: The bucket, and which of its batches.
         records: Its records, by corpus.
-        before: Position with the piece to be done first.
+        before: Position with the share to be done first.
         after: Position when it is done.
     """
 
-    piece: Piece
+    share: BucketShare
     records: list[list[Record]]
     before: Position
     after: Position
 
 
-def deal(mixer: Mixer, position: Position, *, size: int, rank: int, world_size: int) -> Iterator[Hand]:
+def assign(mixer: Mixer, position: Position, *, size: int, rank: int, world_size: int) -> Iterator[Assignment]:
     """What a rank has to do from a position on, without end if the mixture has none.
 
     Args:
@@ -112,49 +112,51 @@ def deal(mixer: Mixer, position: Position, *, size: int, rank: int, world_size: 
         world_size: Number of ranks.
     """
     before = position
-    for hand in _deal_pieces(mixer, before):
-        yield hand
-        before = hand.after
+    for assignment in _deal_pieces(mixer, before):
+        yield assignment
+        before = assignment.after
     mixer.load_state_dict(before.mixer)
     _skip(mixer, before.next - before.bucket, before.size)
     before = replace(before, size=size, bucket=before.next, mixer=mixer.state_dict())
     while (dealt := _deal_round(mixer, before, rank, world_size)) is not None:
-        for hand in dealt:
-            yield hand
-            before = hand.after
+        for assignment in dealt:
+            yield assignment
+            before = assignment.after
 
 
-def _deal_pieces(mixer: Mixer, position: Position) -> Iterator[Hand]:
-    """The pieces that are to be done first."""
+def _deal_pieces(mixer: Mixer, position: Position) -> Iterator[Assignment]:
+    """The shares that are to be done first."""
     mixer.load_state_dict(position.mixer)
     records: list[list[Record]] = []
     before, at = position, position.bucket
     while before.todo:
-        piece, *rest = before.todo
-        if piece.bucket >= at:
-            _skip(mixer, piece.bucket - at, before.size)
-            before = replace(before, bucket=piece.bucket, mixer=mixer.state_dict())
-            records, at = mixer.draw(before.size), piece.bucket + 1
+        share, *rest = before.todo
+        if share.bucket >= at:
+            _skip(mixer, share.bucket - at, before.size)
+            before = replace(before, bucket=share.bucket, mixer=mixer.state_dict())
+            records, at = mixer.draw(before.size), share.bucket + 1
         after = replace(before, todo=tuple(rest))
         if not rest or rest[0].bucket >= at:
-            # else the next piece is of the same bucket, which has to be read again
+            # else the next share is of the same bucket, which has to be read again
             after = replace(after, bucket=at, mixer=mixer.state_dict())
-        yield Hand(piece, records, before, after)
+        yield Assignment(share, records, before, after)
         before = after
 
 
-def _deal_round(mixer: Mixer, start: Position, rank: int, world_size: int) -> Iterator[Hand] | None:
+def _deal_round(mixer: Mixer, start: Position, rank: int, world_size: int) -> Iterator[Assignment] | None:
     """The next round; None where nothing is left. The mixer stands before its first bucket."""
     own = start.next + _turn(start.next, rank, world_size)
     found = _skip(mixer, own - start.bucket, start.size)
-    before = replace(start, bucket=own, mixer=mixer.state_dict(), todo=(Piece(own),), next=start.next + world_size)
+    before = replace(
+        start, bucket=own, mixer=mixer.state_dict(), todo=(BucketShare(own),), next=start.next + world_size
+    )
     records = mixer.draw(start.size)
     found += sum(map(len, records))
     found += _skip(mixer, start.next + world_size - own - 1, start.size)
     buckets = -(-found // start.size)
     if buckets == world_size:
         after = replace(before, bucket=before.next, mixer=mixer.state_dict(), todo=())
-        return iter([Hand(Piece(own), records, before, after)])
+        return iter([Assignment(BucketShare(own), records, before, after)])
     if not buckets:
         return None
     # The corpora end here. Every rank reads what is left and takes its share of the batches.
@@ -172,11 +174,11 @@ def _turn(start: int, rank: int, world_size: int) -> int:
     return (rank + derived_seed("round", start)) % world_size
 
 
-def _shares(start: int, end: int, rank: int, world_size: int) -> tuple[Piece, ...]:
-    return tuple(Piece(bucket, (rank + bucket) % world_size, world_size) for bucket in range(start, end))
+def _shares(start: int, end: int, rank: int, world_size: int) -> tuple[BucketShare, ...]:
+    return tuple(BucketShare(bucket, (rank + bucket) % world_size, world_size) for bucket in range(start, end))
 
 
-def deal_again(positions: Sequence[Position], world_size: int) -> list[Position]:
+def reassign(positions: Sequence[Position], world_size: int) -> list[Position]:
     """What all ranks together have left to do, dealt to another number of ranks.
 
     Args:
@@ -191,19 +193,19 @@ def deal_again(positions: Sequence[Position], world_size: int) -> list[Position]
             "bucket_size must not be changed again before all processes have done the buckets of the size before.",
         )
     end = max(position.next for position in positions)
-    pieces = sorted(
-        piece
+    shares = sorted(
+        share
         for rank, position in enumerate(positions)
-        for piece in (*position.todo, *_rounds(position.next, end, rank, len(positions)))
+        for share in (*position.todo, *_rounds(position.next, end, rank, len(positions)))
     )
     first = min(positions, key=lambda position: position.bucket)
-    return [replace(first, todo=tuple(pieces[rank::world_size]), next=end) for rank in range(world_size)]
+    return [replace(first, todo=tuple(shares[rank::world_size]), next=end) for rank in range(world_size)]
 
 
-def _rounds(start: int, end: int, rank: int, world_size: int) -> Iterator[Piece]:
+def _rounds(start: int, end: int, rank: int, world_size: int) -> Iterator[BucketShare]:
     """Pieces of a rank in the rounds of buckets `start` ... `end` - 1."""
     for first in range(start, end, world_size):
         if first + world_size <= end:
-            yield Piece(first + _turn(first, rank, world_size))
+            yield BucketShare(first + _turn(first, rank, world_size))
         else:
             yield from _shares(first, end, rank, world_size)

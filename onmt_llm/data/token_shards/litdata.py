@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from onmt_llm.data.readers import Record
 from onmt_llm.data.token_shards.reader import ShardedReader
-from onmt_llm.data.token_shards.records import UNTRAINED, Part, Words
+from onmt_llm.data.token_shards.records import UNTRAINED, ArrayName, Words
 from onmt_llm.data.token_shards.shard import INDEX, PackReader, first_fault, load_json
 from onmt_llm.errors import ConfigError, DataError
 
@@ -78,7 +78,7 @@ class TokenFileReader(ShardedReader):
         row_length: Tokens of a record; None = documents.
     """
 
-    parts: tuple[Part, ...] = ("tgt",)
+    parts: tuple[ArrayName, ...] = ("tgt",)
 
     def __init__(self, corpus: str, folder: Path, files: Sequence[_File], row_length: int | None) -> None:
         self._files = list(files)

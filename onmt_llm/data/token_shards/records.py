@@ -19,21 +19,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from onmt_llm.data.batching.encoder import IGNORED, Encoded, Ids
+from onmt_llm.data.example import IGNORED, Encoded, Ids
 from onmt_llm.data.readers import Record
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.errors import DataError
 
-Part = Literal["src", "features", "tgt", "align"]
+ArrayName = Literal["src", "features", "tgt", "align"]
 Words = npt.NDArray[np.uint32]
 
 UNTRAINED = 1 << 31
 _RECOUNTED = ("read", "kept", "tokens", "trained", "lengths", "src_lengths")
 
 
-def parts_of(encoded: Encoded) -> tuple[Part, ...]:
+def parts_of(encoded: Encoded) -> tuple[ArrayName, ...]:
     """The arrays that an example has."""
-    held: dict[Part, object] = {
+    held: dict[ArrayName, object] = {
         "src": encoded.src,
         "features": encoded.features,
         "tgt": encoded.tgt,
@@ -62,7 +62,7 @@ def to_words(encoded: Encoded) -> list[Words]:
     return arrays if encoded.align is None else [*arrays, encoded.align.ravel().astype(np.uint32)]
 
 
-def what_else(counts: CorpusCounts) -> bytes:
+def skipped_counts(counts: CorpusCounts) -> bytes:
     """The first part of a record, from the counts of it alone."""
     rest = {name: value for name, value in counts.to_dict().items() if name not in _RECOUNTED and value}
     return json.dumps(rest, sort_keys=True).encode() if rest else b""
@@ -81,7 +81,7 @@ class TokenDecoder:
     """
 
     name: str
-    parts: Sequence[Part]
+    parts: Sequence[ArrayName]
     vocab_size: int
     src_vocab_size: int
     num_features: int = 0

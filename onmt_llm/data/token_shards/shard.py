@@ -24,12 +24,12 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 
 from onmt_llm.checksums import fast_digest, sha256_of_file
-from onmt_llm.data.batching.encoder import Encoded
+from onmt_llm.data.example import Encoded
 from onmt_llm.data.readers import Record
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.checked_array import BlockDigests, CheckedArray, FileChecks, block_digests
 from onmt_llm.data.token_shards.reader import ShardedReader
-from onmt_llm.data.token_shards.records import UNTRAINED, Part, Words, parts_of, to_words
+from onmt_llm.data.token_shards.records import UNTRAINED, ArrayName, Words, parts_of, to_words
 from onmt_llm.errors import DataError
 
 INDEX = "index.json"
@@ -64,7 +64,7 @@ class ShardEntry(BaseModel):
 class PackIndex(BaseModel):
     """What an index must have."""
 
-    parts: list[Part] = Field(min_length=1)
+    parts: list[ArrayName] = Field(min_length=1)
     shards: list[ShardEntry]
     recipe: dict[str, Any] = {}
     inputs: list[dict[str, Any]] = []
@@ -103,7 +103,7 @@ class ShardWriter:
         self._rows: list[tuple[int, int, int]] = []
         self._happened: dict[bytes, int] = {b"": 0}
         self._examples = 0
-        self.parts: tuple[Part, ...] | None = None
+        self.parts: tuple[ArrayName, ...] | None = None
 
     def add(self, line: int, examples: Sequence[Encoded], happened: bytes) -> None:
         """A record: the examples that it became, and what else happened to it.
@@ -307,7 +307,7 @@ class PackReader(ShardedReader):
 
     def __init__(self, corpus: str, folder: Path) -> None:
         self.index = read_index(folder)
-        self.parts: tuple[Part, ...] = tuple(self.index["parts"])
+        self.parts: tuple[ArrayName, ...] = tuple(self.index["parts"])
         self._shards = [_Shard(folder, entry, len(self.parts)) for entry in self.index["shards"]]
         self._open: dict[int, None] = {}
         super().__init__(corpus, folder, [shard.records for shard in self._shards])

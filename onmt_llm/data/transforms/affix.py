@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.text.placeholders import from_line
+from onmt_llm.text.segment import Segment
 
 
 class PrefixConfig(Section):

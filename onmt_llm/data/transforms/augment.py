@@ -6,11 +6,12 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.readers import read_lines
 from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.placeholders import from_line
+from onmt_llm.text.segment import Segment
 
 
 class Augment(Transform):

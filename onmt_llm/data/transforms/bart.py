@@ -13,10 +13,11 @@ import numpy as np
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment, side_tokens
+from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.transforms.noise import NoiseConfig, drawable, fixed, inputs
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.text.features import words_of
+from onmt_llm.text.segment import Segment
 
 _FULL_STOPS = frozenset(".?!")
 _MARKS = "￭▁Ġ"

@@ -11,10 +11,11 @@ from pydantic import Field
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import LengthOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.data.transforms.windows import Unit, lines, pieces, rounds, size
 from onmt_llm.errors import ConfigError
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.tokenizers.base import Tokenizer
 
 

@@ -51,7 +51,7 @@ class CleanConfig(Section):
     """Allowed languages of both sides, by code (`en`); empty = any. Set the two languages for each corpus."""
 
 
-Rule = Callable[[str], bool]
+LineRule = Callable[[str], bool]
 
 
 @TRANSFORMS.register("clean")
@@ -100,9 +100,9 @@ class Clean(Transform):
         return next((name for name, breaks in self._rules if breaks(tgt)), None)
 
 
-def _rules(config: CleanConfig) -> list[tuple[str, Rule]]:
+def _rules(config: CleanConfig) -> list[tuple[str, LineRule]]:
     """What is asked of each side, cheap questions first."""
-    rules: list[tuple[str, Rule]] = []
+    rules: list[tuple[str, LineRule]] = []
     if config.same_char:
         rules.append(("same_char", lambda text: _FOUR_OF_A_KIND.search(text) is not None))
     if config.same_word:
@@ -143,7 +143,7 @@ def _is_periodic(sequence: list[str]) -> bool:
     return False
 
 
-def _finds(scripts: Sequence[str], option: str, *, outside: bool) -> Rule:
+def _finds(scripts: Sequence[str], option: str, *, outside: bool) -> LineRule:
     """Whether a text has a character of these scripts, or outside them.
 
     Raises:

@@ -26,7 +26,7 @@ from onmt_llm.data.transforms.sides import text_of
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.optional import require
 
-Keys = tuple[int, ...]
+HashKeys = tuple[int, ...]
 """Hashes of 64 bits; examples that share one are copies."""
 
 
@@ -61,7 +61,7 @@ class Deduplicate(Transform):
     needs_text = True
     compares = True
 
-    def __init__(self, *, text: Callable[[Example], str], keys: Callable[[str], Keys], reason: str) -> None:
+    def __init__(self, *, text: Callable[[Example], str], keys: Callable[[str], HashKeys], reason: str) -> None:
         super().__init__()
         self._text = text
         self._keys = keys
@@ -104,18 +104,18 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
-def _exact(text: str) -> Keys:
+def _exact(text: str) -> HashKeys:
     return (_hash(text.encode("utf-8", "surrogatepass")),)
 
 
-def min_hashes(config: DeduplicateConfig) -> Callable[[str], Keys]:
+def min_hashes(config: DeduplicateConfig) -> Callable[[str], HashKeys]:
     """A function that hashes each band of a text's MinHash, with the bands that suit the threshold best."""
     datasketch = require("datasketch", "transform 'deduplicate' with dedup_method: near")
     index = datasketch.MinHashLSH(threshold=config.dedup_threshold, num_perm=config.dedup_permutations)
     bands, rows = index.b, index.r
     blank = datasketch.MinHash(num_perm=config.dedup_permutations, seed=1)
 
-    def keys(text: str) -> Keys:
+    def keys(text: str) -> HashKeys:
         words = text.split()
         size = min(config.dedup_ngram, len(words))
         grams = {" ".join(words[start : start + size]) for start in range(len(words) - size + 1)}

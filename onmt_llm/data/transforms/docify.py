@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Length, LengthOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.sides import words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.text.segment import tokenize_segments
+from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.tokenizers.base import Tokenizer
 
 NEWLINE = "\n"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Count, CountOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.text.segment import Segment
 
 TGT_SPECIALS = 2  # BOS and EOS count towards tgt_seq_length, as in OpenNMT-py
 

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Fraction
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
+from onmt_llm.text.segment import Segment
 
 
 class FimConfig(Section):

@@ -9,12 +9,13 @@ from pydantic import Field, field_validator
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Fraction, Length
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.augment import Augment, read_pairs, set_source, source_text
 from onmt_llm.data.transforms.phrases import Found, Phrases, exact_words, locate
 from onmt_llm.data.transforms.transform import TRANSFORMS, TransformContext
+from onmt_llm.text.segment import Segment
 
-Span = tuple[int, int, str, str]
+TagSpan = tuple[int, int, str, str]
 """From where to where, with what before it and behind it."""
 
 _PAIRED = 0.75  # OpenNMT-py's share of tags in pairs, which are the more frequent ones in documents
@@ -125,7 +126,7 @@ class InlineTags(Augment):
         return tags
 
 
-def with_tags(text: str, spans: Sequence[Span]) -> str:
+def with_tags(text: str, spans: Sequence[TagSpan]) -> str:
     """A text with something put before and behind some of its spans, a space between it and words."""
     parts = []
     end = 0

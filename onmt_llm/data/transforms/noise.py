@@ -17,10 +17,11 @@ from pydantic import Field
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Fraction, PositiveOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.text.decoding import BYTE_PIECE
 from onmt_llm.text.new_vocab import PADDING
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
 
 IsFixed = Callable[[str], bool]

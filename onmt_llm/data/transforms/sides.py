@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
+from onmt_llm.text.segment import Segment
 
 
 def text_of(side: Sequence[Segment]) -> str:

@@ -19,7 +19,7 @@ from onmt_llm.config.numbers import Fraction
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.augment import Augment, read_pairs, set_source, source_text
-from onmt_llm.data.transforms.inlinetags import Span, with_tags
+from onmt_llm.data.transforms.inlinetags import TagSpan, with_tags
 from onmt_llm.data.transforms.phrases import Analyse, Phrases, Word, folded_words, locate
 from onmt_llm.data.transforms.transform import TRANSFORMS, TransformContext
 from onmt_llm.errors import ConfigError
@@ -139,7 +139,7 @@ class Terminology(Augment):
         words = self._src.analyse(source)
         target = " ".join(segment.text or "" for segment in example.tgt)
         answer = self._tgt.analyse(target) if example.tgt else None
-        spans: list[Span] = []
+        spans: list[TagSpan] = []
         for found in self._phrases.find(source):
             translation = found.entry[1]
             if len(spans) >= int(len(words) * config.term_example_ratio):

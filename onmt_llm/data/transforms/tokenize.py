@@ -9,11 +9,11 @@ from typing import ClassVar
 from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.subword import SubwordConfig, open_side, random_options, seeder, tokenizer_spec
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
-from onmt_llm.text.segment import continuations, tokenize_segments
+from onmt_llm.text.segment import Segment, continuations, tokenize_segments
 from onmt_llm.text.tokenizers.base import Tokenizer, encode_pieces
 from onmt_llm.text.tokenizers.bpe import BpeTokenizer
 from onmt_llm.text.tokenizers.control_guard import ControlGuard, unguarded

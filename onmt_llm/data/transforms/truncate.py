@@ -8,10 +8,11 @@ from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.filters import TGT_SPECIALS
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.data.transforms.windows import head, rounds, size, tail
+from onmt_llm.text.segment import Segment
 
 Keep = Literal["head", "tail", "turns"]
 KeptLength = Annotated[int, Field(ge=4, le=10**7)]

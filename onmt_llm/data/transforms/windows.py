@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onmt_llm.data.example import Segment
+from onmt_llm.text.segment import Segment
 
 Unit = list[Segment]
 """Segments of tokens, in order."""

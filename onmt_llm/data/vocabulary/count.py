@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from onmt_llm.data.corpus import Corpus
 from onmt_llm.data.example import Example
-from onmt_llm.data.parallel import Chunk, run_chunks
+from onmt_llm.data.parallel import RecordChunk, run_chunks
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.errors import DataError
@@ -20,7 +20,7 @@ from onmt_llm.text.features import split_features
 CHUNK = 2000
 """Records that a process takes at a time."""
 
-Result = TypeVar("Result")
+PartT = TypeVar("PartT")
 
 
 @dataclass
@@ -58,8 +58,8 @@ def count_tokens(spec: PipelineSpec, *, n_sample: int, processes: int = 1) -> Co
 
 
 def over_chunks(
-    spec: PipelineSpec, work: Callable[[list[Example]], Result], *, n_sample: int, processes: int
-) -> Iterator[Result]:
+    spec: PipelineSpec, work: Callable[[list[Example]], PartT], *, n_sample: int, processes: int
+) -> Iterator[PartT]:
     """What `work` makes of the transformed examples of each chunk, in order. What was dropped is logged at the end.
 
     Args:
@@ -87,7 +87,9 @@ def over_chunks(
         logger.info("Corpus '%s': read %d, kept %d, dropped: %s.", name, counts.read, counts.kept, left_out)
 
 
-def _transformed(work: Callable[[list[Example]], Result], corpus: Corpus, chunk: Chunk) -> tuple[CorpusCounts, Result]:
+def _transformed(
+    work: Callable[[list[Example]], PartT], corpus: Corpus, chunk: RecordChunk
+) -> tuple[CorpusCounts, PartT]:
     examples = corpus.examples(chunk.records)
     corpus.counts.kept = len(examples)
     return corpus.counts, work(examples)

@@ -20,12 +20,12 @@ from onmt_llm.data.vocabulary.count import over_chunks
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.optional import require
 
-Kind = Literal["sentencepiece", "bpe"]
+SubwordKind = Literal["sentencepiece", "bpe"]
 
 _LONGEST_LINE = 1 << 20  # bytes; SentencePiece leaves out longer ones
 
 
-def subword_kind(spec: PipelineSpec) -> Kind:
+def subword_kind(spec: PipelineSpec) -> SubwordKind:
     """The kind of model that the transforms want.
 
     Raises:
@@ -49,7 +49,7 @@ def subword_kind(spec: PipelineSpec) -> Kind:
 
 
 def learn(
-    spec: PipelineSpec, kind: Kind, *, size: int, n_sample: int, processes: int, symbols: Sequence[str] = ()
+    spec: PipelineSpec, kind: SubwordKind, *, size: int, n_sample: int, processes: int, symbols: Sequence[str] = ()
 ) -> bytes:
     """The content of a new model file.
 

@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from onmt_llm.data.batching.collate import BatchArrays, collate, collate_rows
 from onmt_llm.data.batching.cut import cut_batches
-from onmt_llm.data.batching.encoder import Encoded
-from onmt_llm.data.batching.packing import Row, pack_rows, row_width
+from onmt_llm.data.batching.packing import PackedRow, pack_rows, row_width
 from onmt_llm.data.corpus import Corpus, open_corpora
+from onmt_llm.data.example import Encoded
 from onmt_llm.data.inspection.audit import audit
 from onmt_llm.data.readers import Record
-from onmt_llm.data.sampling.sharding import Piece
+from onmt_llm.data.sampling.sharding import BucketShare
 from onmt_llm.data.seeding import derived_seed
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
@@ -35,12 +35,12 @@ class BucketTask:
     """A bucket to prepare.
 
     Attributes:
-        piece: Its number, and which of its batches are wanted.
+        share: Its number, and which of its batches are wanted.
         records: Its records, by corpus.
         audit: Look for what would spoil the whole run.
     """
 
-    piece: Piece
+    share: BucketShare
     records: list[list[Record]]
     audit: bool = False
 
@@ -60,7 +60,7 @@ class Prepared:
     kept: dict[str, int] = field(default_factory=dict)
 
 
-class Preparer:
+class BucketBuilder:
     """Prepares buckets, one at a time.
 
     Args:
@@ -78,14 +78,14 @@ class Preparer:
         Raises:
             DataError: A record is not as it must be; or, with `audit`, the loss would see nothing.
         """
-        with _cycles_left_alone():
+        with _gc_disabled():
             return self._prepare(task)
 
     def _prepare(self, task: BucketTask) -> Prepared:
         for corpus in self._corpora:
             corpus.counts = CorpusCounts()
         shares = [
-            (corpus, list(self._encode(corpus, records, task.piece.bucket)))
+            (corpus, list(self._encode(corpus, records, task.share.bucket)))
             for corpus, records in zip(self._corpora, task.records, strict=True)
         ]
         counts = {corpus.name: corpus.counts for corpus in self._corpora}
@@ -96,8 +96,8 @@ class Preparer:
             _number([encoded for _, encoded in shares])
         examples = [example for _, encoded in shares for example in encoded]
         return Prepared(
-            list(self._batches(examples, task.piece)),
-            counts if task.piece.counts else {},
+            list(self._batches(examples, task.share)),
+            counts if task.share.counts else {},
             {name: count.kept for name, count in counts.items()},
         )
 
@@ -110,22 +110,22 @@ class Preparer:
             if encoded is not None:
                 yield encoded
 
-    def _batches(self, examples: list[Encoded], piece: Piece) -> Iterator[BatchArrays]:
+    def _batches(self, examples: list[Encoded], share: BucketShare) -> Iterator[BatchArrays]:
         spec = self._spec
         pad_id, src_pad_id = spec.pad_ids
         if spec.training and spec.batching.packing != "off":
             isolate = spec.batching.isolate_documents
-            for rows in self._wanted(self._pack(examples, piece.bucket), piece):
+            for rows in self._wanted(self._pack(examples, share.bucket), share):
                 yield collate_rows(rows, pad_id=pad_id, src_pad_id=src_pad_id, isolate=isolate)
         else:
-            for batch in self._wanted(self._sort(examples), piece):
+            for batch in self._wanted(self._sort(examples), share):
                 yield collate(batch, pad_id=pad_id, src_pad_id=src_pad_id)
 
-    def _wanted(self, batches: list[list[T]], piece: Piece) -> list[list[T]]:
-        """Those of the piece, after the shuffle of all."""
+    def _wanted(self, batches: list[list[T]], share: BucketShare) -> list[list[T]]:
+        """Those of the share, after the shuffle of all."""
         if self._spec.training:
-            random.Random(derived_seed(self._spec.seed, piece.bucket, "order", 0)).shuffle(batches)
-        return batches[piece.first :: piece.step]
+            random.Random(derived_seed(self._spec.seed, share.bucket, "order", 0)).shuffle(batches)
+        return batches[share.first :: share.step]
 
     def _sort(self, examples: list[Encoded]) -> list[list[Encoded]]:
         # within one width by either side, which leaves the least padding on the shorter one
@@ -136,7 +136,7 @@ class Preparer:
         self._note_widest(widths[-1] if widths else 0, self._spec.batch_size)
         return [examples[start:end] for start, end in self._cut(widths)]
 
-    def _pack(self, examples: list[Encoded], bucket: int) -> list[list[Row]]:
+    def _pack(self, examples: list[Encoded], bucket: int) -> list[list[PackedRow]]:
         length = self._spec.row_length
         rows = pack_rows(examples, self._spec.batching.packing, length)
         random.Random(derived_seed(self._spec.seed, bucket, "rows", 0)).shuffle(rows)
@@ -170,12 +170,12 @@ def _number(shares: Sequence[Sequence[Encoded]]) -> None:
     for number, examples in enumerate(shares):
         for example in examples:
             example.corpus = number
-            if example.rival is not None:
-                example.rival.corpus = number
+            if example.rejected is not None:
+                example.rejected.corpus = number
 
 
 @contextmanager
-def _cycles_left_alone() -> Iterator[None]:
+def _gc_disabled() -> Iterator[None]:
     """No search for cyclic garbage: a bucket makes hundreds of thousands of objects and no cycle, and every search goes
     through all that torch has loaded too, which took a quarter of the time."""
     was_on = gc.isenabled()

@@ -1,4 +1,4 @@
-"""Lanes: who prepares buckets while the model trains.
+"""WorkerPool: who prepares buckets while the model trains.
 
 Task number k goes to lane k modulo their number, and results come back in the order of the tasks: so nothing depends
 on how many lanes there are or which is fast, nothing is done twice and nothing is left out. A lane is a process of its
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.data.workers.bucket import BucketTask, Prepared, Preparer
+from onmt_llm.data.workers.bucket import BucketBuilder, BucketTask, Prepared
 from onmt_llm.data.workers.pickling import Restricted
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
@@ -37,7 +37,7 @@ MODULE = "onmt_llm.data.workers.worker"
 
 
 @dataclass(frozen=True)
-class Reply:
+class WorkerReply:
     """What a worker process sends back.
 
     Attributes:
@@ -75,7 +75,7 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def submit(self, task: BucketTask) -> Future[Reply]:
+    def submit(self, task: BucketTask) -> Future[WorkerReply]:
         """Have a bucket prepared; its turn comes after those submitted before."""
         return self._thread.submit(self._work, task)
 
@@ -89,14 +89,14 @@ class Worker:
                 pipe.close()
         self._process.wait()
 
-    def _work(self, task: BucketTask) -> Reply:
+    def _work(self, task: BucketTask) -> WorkerReply:
         self._send(pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL))
         assert self._process.stdout is not None
         try:
             reply = Restricted(self._process.stdout).load()
         except (EOFError, pickle.UnpicklingError, OSError) as error:
             raise self._lost() from error
-        assert isinstance(reply, Reply)
+        assert isinstance(reply, WorkerReply)
         return reply
 
     def _send(self, pickled: bytes) -> None:
@@ -130,7 +130,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Lanes(Protocol):
+class WorkerPool(Protocol):
     """Some of which prepare buckets."""
 
     def prepare(self, tasks: Iterable[tuple[T, BucketTask]]) -> Iterator[tuple[T, Prepared]]:
@@ -139,18 +139,18 @@ class Lanes(Protocol):
 
 
 @dataclass(frozen=True)
-class OwnLane:
+class InlinePool:
     """The calling thread."""
 
-    preparer: Preparer
+    builder: BucketBuilder
 
     def prepare(self, tasks: Iterable[tuple[T, BucketTask]]) -> Iterator[tuple[T, Prepared]]:
         for ticket, task in tasks:
-            yield ticket, self.preparer(task)
+            yield ticket, self.builder(task)
 
 
 @dataclass(frozen=True)
-class ProcessLanes:
+class ProcessPool:
     """Processes that live as long as `prepare` runs."""
 
     spec: PipelineSpec
@@ -163,7 +163,7 @@ class ProcessLanes:
         with ExitStack() as stack:
             workers = [stack.enter_context(closing(Worker(number + 1, spec, plugins))) for number in range(self.number)]
 
-            def submit(index: int, item: tuple[T, BucketTask]) -> tuple[T, Future[Reply]]:
+            def submit(index: int, item: tuple[T, BucketTask]) -> tuple[T, Future[WorkerReply]]:
                 ticket, task = item
                 return ticket, workers[index % self.number].submit(task)
 

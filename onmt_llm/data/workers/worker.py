@@ -1,7 +1,7 @@
 """The process of a data worker: `python -m onmt_llm.data.workers.worker`, started by `pool.Worker` only.
 
-It reads a `PipelineSpec` and then one `BucketTask` at a time from standard input, and answers each with a `Reply`. It
-ends with its input, so no worker outlives a trainer that was killed. It does not import torch.
+It reads a `PipelineSpec` and then one `BucketTask` at a time from standard input, and answers each with a
+`WorkerReply`. It ends with its input, so no worker outlives a trainer that was killed. It does not import torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 import traceback
 from typing import BinaryIO
 
-from onmt_llm.data.workers.bucket import Preparer
+from onmt_llm.data.workers.bucket import BucketBuilder
 from onmt_llm.data.workers.pickling import TOKENIZERS, Restricted
-from onmt_llm.data.workers.pool import Reply
+from onmt_llm.data.workers.pool import WorkerReply
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.log import logger
 
@@ -47,7 +47,7 @@ def main() -> None:
     logger.handlers[:] = [messages]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    preparer: Preparer | None = None
+    builder: BucketBuilder | None = None
     spec = None
     while True:
         try:
@@ -60,10 +60,10 @@ def main() -> None:
             spec = item
             continue
         try:
-            preparer = preparer or Preparer(spec)
-            reply = Reply(preparer(item), messages.take())
+            builder = builder or BucketBuilder(spec)
+            reply = WorkerReply(builder(item), messages.take())
         except Exception as error:
-            reply = Reply(_portable(error), messages.take())
+            reply = WorkerReply(_portable(error), messages.take())
         try:
             pickle.dump(reply, replies, protocol=pickle.HIGHEST_PROTOCOL)
             replies.flush()

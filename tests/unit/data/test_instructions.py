@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.data import instructions
-from onmt_llm.data.instructions import Report, convert_file, read_json, to_examples, to_lines
+from onmt_llm.data.instructions import ConversionReport, convert_file, read_json, to_examples, to_lines
 from onmt_llm.errors import DataError
 
 ALPACA = [
@@ -39,8 +39,8 @@ SHAREGPT = [
 ]
 
 
-def lines_of(examples: list[Any]) -> tuple[list[str], Report]:
-    report = Report()
+def lines_of(examples: list[Any]) -> tuple[list[str], ConversionReport]:
+    report = ConversionReport()
     return list(to_lines(examples, report)), report
 
 
@@ -116,7 +116,7 @@ def test_what_is_left_out_is_counted() -> None:
 
 def test_lines_that_have_no_place_in_json_are_counted() -> None:
     lines, _ = lines_of(ALPACA[:1] + SHAREGPT)
-    report = Report()
+    report = ConversionReport()
     assert list(to_examples([*lines, "plain text"], report, form="alpaca")) == ALPACA[:1]
     assert report.dropped == {"more than one round": 1, "a system message of its own": 1, "no `### Instruction:`": 1}
 

@@ -11,7 +11,7 @@ import torch
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.batching.batch import Batch
-from onmt_llm.data.batching.encoder import IGNORED
+from onmt_llm.data.example import IGNORED
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError

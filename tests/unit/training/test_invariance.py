@@ -23,8 +23,8 @@ from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.config.training.run import RunConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate, collate_rows
-from onmt_llm.data.batching.encoder import IGNORED, Encoded
 from onmt_llm.data.batching.packing import pack_rows
+from onmt_llm.data.example import IGNORED, Encoded
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.transformer import Transformer

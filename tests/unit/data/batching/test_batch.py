@@ -10,8 +10,9 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate
 from onmt_llm.data.batching.cut import cut_batches
 from onmt_llm.data.batching.encoder import Encoder
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.errors import ConfigError
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
 from tests.unit.data.codecs import make_codec
 

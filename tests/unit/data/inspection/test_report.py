@@ -12,7 +12,7 @@ import pytest
 
 from onmt_llm.cli.data import main
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.data.batching.encoder import IGNORED, Encoded
+from onmt_llm.data.example import IGNORED, Encoded
 from onmt_llm.data.inspection.histograms import histogram
 from onmt_llm.data.inspection.html import report_page
 from onmt_llm.data.inspection.report import measure, mixture, table, to_json

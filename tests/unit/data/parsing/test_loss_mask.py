@@ -10,8 +10,8 @@ import pytest
 
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.data.batching.encoder import IGNORED
 from onmt_llm.data.corpus import Corpus, open_corpora
+from onmt_llm.data.example import IGNORED
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.transforms.fuzzymatch import FuzzyMatchConfig
 from onmt_llm.data.transforms.noise import NoiseConfig

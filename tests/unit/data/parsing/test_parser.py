@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.parsing.parser import ExampleParser
 from onmt_llm.data.readers import open_reader
 from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.builtin import get_template
 
 

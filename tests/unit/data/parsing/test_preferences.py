@@ -53,9 +53,9 @@ PAIRS = {
 @pytest.mark.parametrize("shape", list(PAIRS))
 def test_a_question_with_two_answers(write, shape: str) -> None:
     better = parse(write, PAIRS[shape])
-    assert (better.good, better.rival.good) == (True, False)
-    assert trained(better) == "yes<|im_end|>" and trained(better.rival) == "no<|im_end|>"
-    questions = [[s.text or s.tokens for s in each.src if not s.train_on] for each in (better, better.rival)]
+    assert (better.chosen, better.rejected.chosen) == (True, False)
+    assert trained(better) == "yes<|im_end|>" and trained(better.rejected) == "no<|im_end|>"
+    questions = [[s.text or s.tokens for s in each.src if not s.train_on] for each in (better, better.rejected)]
     assert questions[0] == questions[1] and any("Hi" in part for part in questions[0])
 
 
@@ -69,13 +69,13 @@ def test_a_question_with_two_answers(write, shape: str) -> None:
 )
 def test_an_answer_that_is_good_or_bad(write, item: object) -> None:
     example = parse(write, item)
-    assert example.good is False and example.rival is None
+    assert example.chosen is False and example.rejected is None
     assert trained(example) == "maybe<|im_end|>"
 
 
 def test_without_a_template_the_answer_is_the_target(write) -> None:
     example = parse(write, PAIRS["texts"], template=None)
-    assert (example.src[0].text, example.tgt[0].text, example.rival.tgt[0].text) == ("Hi", "yes", "no")
+    assert (example.src[0].text, example.tgt[0].text, example.rejected.tgt[0].text) == ("Hi", "yes", "no")
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.example import Example, Segment, side_tokens
+from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.transforms import TransformContext, build_transforms, undo_all
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
 from onmt_llm.data.transforms.windows import rounds
 from onmt_llm.errors import ConfigError
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
 from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
 from onmt_llm.text.templates.message import Message

@@ -9,7 +9,7 @@ import pytest
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.readers import open_reader
-from onmt_llm.data.sampling.mixing import Mixer, Source, count_records, in_turns, proportional, tempered
+from onmt_llm.data.sampling.mixing import Mixer, WeightedCorpus, count_records, in_turns, proportional, tempered
 from onmt_llm.errors import DataError
 
 
@@ -18,7 +18,7 @@ def make_mixer(write):
     def make(weights=(2, 1), **options) -> Mixer:
         files = {"x": "x1\nx2\nx3\n", "y": "y1\ny2\n"}
         sources = [
-            Source(name, open_reader(name, CorpusConfig(path_src=write(name, text))), weight)
+            WeightedCorpus(name, open_reader(name, CorpusConfig(path_src=write(name, text))), weight)
             for (name, text), weight in zip(files.items(), weights, strict=True)
         ]
         return Mixer(sources, **options)
@@ -79,7 +79,7 @@ def test_saved_state_continues_with_the_next_record(make_mixer, taken, weights):
 def test_a_position_in_files_of_another_kind_is_refused(write, kind, named):
     def mixer(fields: str) -> Mixer:
         paths = {field: write(field, '{"text": "a"}\n{"text": "b"}\n') for field in fields.split(", ")}
-        return Mixer([Source("x", open_reader("x", CorpusConfig(**paths)), 1)])
+        return Mixer([WeightedCorpus("x", open_reader("x", CorpusConfig(**paths)), 1)])
 
     saved = mixer("path_src, path_tgt")
     take(saved, 1)
@@ -119,7 +119,7 @@ def test_temperature_is_between_by_size_and_all_alike(make_mixer):
 def test_a_corpus_without_records_is_an_error_not_a_loop(write):
     reader = open_reader("blank", CorpusConfig(path_txt=write("blank", "\n\n")))
     with pytest.raises(DataError, match="'blank' must hold at least one example"):
-        Mixer([Source("blank", reader)]).draw(1)
+        Mixer([WeightedCorpus("blank", reader)]).draw(1)
 
 
 def test_state_of_other_corpora_is_refused(make_mixer):

@@ -16,7 +16,7 @@ from onmt_llm.cli.data import main
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data import pack
-from onmt_llm.data.batching.encoder import IGNORED, Encoded
+from onmt_llm.data.example import IGNORED, Encoded
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.records import TokenDecoder, parts_of
 from onmt_llm.data.token_shards.shard import PackReader, ShardWriter

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms import TransformContext, build_transforms
 from onmt_llm.data.transforms.clean import repeats_phrase
 from onmt_llm.errors import ConfigError
+from onmt_llm.text.segment import Segment
 from tests.unit.data.codecs import make_context
 
 TRAINING = make_context(task="seq2seq", training=True)

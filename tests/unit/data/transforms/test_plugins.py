@@ -10,10 +10,11 @@ import pytest
 
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms import TRANSFORMS, build_transforms
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import load_plugins
+from onmt_llm.text.segment import Segment
 from tests.unit.data.codecs import make_context
 
 HOW_TO = Path(__file__).parents[4] / "docs" / "how-to" / "transforms.md"

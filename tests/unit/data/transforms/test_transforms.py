@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.data.example import Example, Segment
+from onmt_llm.data.example import Example
 from onmt_llm.data.transforms import build_transforms, sections, tokenizer_specs, undo_all
 from onmt_llm.data.transforms.affix import Prefix, PrefixConfig, Suffix, SuffixConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
@@ -19,6 +19,7 @@ from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
 from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.placeholders import from_line
+from onmt_llm.text.segment import Segment
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from tests.unit.data.codecs import make_context
 

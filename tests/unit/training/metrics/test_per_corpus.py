@@ -16,8 +16,8 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate, collate_rows
-from onmt_llm.data.batching.encoder import IGNORED, Encoded
-from onmt_llm.data.batching.packing import Row, pack_rows, whole
+from onmt_llm.data.batching.packing import PackedRow, pack_rows, whole
+from onmt_llm.data.example import IGNORED, Encoded
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.batch_loss import batch_loss
@@ -47,11 +47,11 @@ def build(*, seq2seq: bool = False) -> Transformer:
     return model
 
 
-def rows_of(packing: Any, given: list[Encoded]) -> list[Row]:
+def rows_of(packing: Any, given: list[Encoded]) -> list[PackedRow]:
     return [[whole(each)] for each in given] if packing == "off" else pack_rows(given, packing, 16)
 
 
-def batch_of(rows: list[Row], *, isolate: bool = True) -> Batch:
+def batch_of(rows: list[PackedRow], *, isolate: bool = True) -> Batch:
     return Batch.of(collate_rows(rows, pad_id=0, src_pad_id=1, isolate=isolate))
 
 
@@ -96,15 +96,15 @@ def test_of_preferences_it_is_the_likelihood_of_the_good_answers(kind: Any) -> N
     model, reference, draw = build(), build(), random.Random(1)
     rated = examples(12)
     for each, other in zip(rated, reversed(examples(12)), strict=True):
-        each.good = kind == "orpo" or draw.random() < 0.6
-        each.rival = other if kind == "orpo" else None
+        each.chosen = kind == "orpo" or draw.random() < 0.6
+        each.rejected = other if kind == "orpo" else None
         other.corpus = each.corpus
     preference = PreferenceLoss(kind, PreferenceConfig(), reference)
     batch = Batch.of(collate(rated, pad_id=0, src_pad_id=1))
     found = batch_loss(model, batch, objective=Objective(preference=preference), corpora=CORPORA)
     assert found.by_corpus_K2 is not None
     for number, (nll, tokens) in enumerate(found.by_corpus_K2.tolist()):
-        own = [[whole(each)] for each in rated if each.corpus == number and each.good]
+        own = [[whole(each)] for each in rated if each.corpus == number and each.chosen]
         alone = sequence_log_probs(model, batch_of(own, isolate=False)) if own else None
         assert tokens == (alone.count_B.sum() if alone else 0)
         assert nll == pytest.approx(-float(alone.total_B.detach().sum()) if alone else 0.0, rel=1e-6)
