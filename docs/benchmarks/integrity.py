@@ -54,7 +54,7 @@ def parts(work: Path, runs: int) -> None:
     """Time the checks alone, with the files in the page cache."""
     import torch
 
-    from onmt_llm.checkpoint.files.manifest import damage
+    from onmt_llm.checkpoint.files.manifest import find_damage
     from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
     from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.generate.ct2.model import check_release
@@ -70,8 +70,10 @@ def parts(work: Path, runs: int) -> None:
             torch.isfinite(tensor).all() for tensor in tensors.values()
         ],
         "check_release: all files of the release": lambda: check_release(work / "release"),
-        "all files of the checkpoint, as a resumed run does": lambda: damage(work / "checkpoint"),
-        "all files of the checkpoint, by SHA-256 too (`verify`)": lambda: damage(work / "checkpoint", thorough=True),
+        "all files of the checkpoint, as a resumed run does": lambda: find_damage(work / "checkpoint"),
+        "all files of the checkpoint, by SHA-256 too (`verify`)": lambda: find_damage(
+            work / "checkpoint", thorough=True
+        ),
     }
     size = sum(tensor.nbytes for tensor in tensors.values())
     print(f"\n| {size / 1e6:,.0f} MB in {len(tensors)} tensors | median s |\n|---|--:|")

@@ -77,7 +77,7 @@ def convert(
     imported = open_imported(model_dir, source=source, tokenizer_model=tokenizer_model, vocab_file=vocab_file)
     config = checkpoint_config(imported, dtype)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
-        for name, tensor in converted(imported, None if dtype is None else config.model.dtype):
+        for name, tensor in converted_tensors(imported, None if dtype is None else config.model.dtype):
             writer.add(name, tensor)
         write_tokenizer(writer, imported.tokenizer)
     logger.info("%s -> %s (%s)", imported.origin, output, config.model.dtype)
@@ -134,7 +134,7 @@ def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointC
     )
 
 
-def converted(imported: ImportedModel, dtype: Dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+def converted_tensors(imported: ImportedModel, dtype: Dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
     """The imported model's tensors under our names, one at a time.
 
     Args:

@@ -1,25 +1,45 @@
-"""What an exporter can express of a `ModelConfig`: an allow-list, so that no setting is ever dropped in silence.
+"""What an exporter can export: a whole model, of which it can express every setting.
 
-Every exporter has a table from a setting's name (`rope.theta` for a nested one) to a `Check` of its values. A setting
-that the table does not list must be at its default. So a field that is added to `ModelConfig` is refused by every
-exporter until somebody decides what it becomes there.
+Every exporter has an allow-list: a table from names of settings of `ModelConfig` (`rope.theta` for a nested one) to a
+`Check` of their values. A setting that is not listed must have its default. So no setting is ever dropped silently: a
+field that is added to `ModelConfig` is refused by every exporter until it is added to the exporter's table.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.config.section import Section
+from onmt_llm.errors import CheckpointError
 
 Check = Callable[[Any, ModelConfig], str | None]
 """Whether a value can be expressed in a model: None, or what to add to the sentence `NAME is VALUE` (may be empty)."""
 
 
+def open_for_export(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+    """The checkpoint, which must hold a whole model without an adapter.
+
+    Raises:
+        CheckpointError: It holds an adapter or expansion.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.open(checkpoint)
+    if checkpoint.has_adapter:
+        raise CheckpointError(
+            f"{checkpoint.path} holds a {checkpoint.config.noun} and cannot be exported.",
+            hint="onmt_llm_lora -action merge makes it a whole model"
+            + (", -action export a peft adapter" if checkpoint.config.expansion is None else ""),
+        )
+    return checkpoint
+
+
 def anything(*names: str) -> dict[str, Check]:
-    """These settings are expressed whatever their value is."""
+    """These settings can be expressed with any value."""
     return dict.fromkeys(names, lambda value, config: None)
 
 
@@ -29,14 +49,14 @@ def only(*values: object) -> Check:
 
 
 def where(holds: Callable[[ModelConfig], bool], reason: str = "") -> Check:
-    """Any value, in a model for which `holds` is true; `reason` is said of the others."""
+    """Any value, in a model for which `holds` is true; `reason` completes the sentence otherwise."""
     return lambda value, config: None if holds(config) else reason
 
 
 def obstacles(config: ModelConfig, expressible: Mapping[str, Check]) -> list[str]:
-    """Every setting of a model that an exporter cannot express, as `NAME is VALUE` with the reason; empty = none.
+    """Settings of a model that an exporter cannot express, each as `NAME is VALUE` with a reason; empty = none.
 
-    Settings that have no effect in this model don't count.
+    Settings without effect in this model are ignored.
     """
     config = canonical(config)
     defaults = settings(ModelConfig())
@@ -62,7 +82,7 @@ def settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def canonical(config: ModelConfig) -> ModelConfig:
-    """The same model with settings that have no effect at their defaults, and nothing written out that is implied."""
+    """The same model, with the default for every setting that has no effect or only repeats an implied value."""
     with_effect = {
         "rope": config.position == "rotary",
         "sinusoid": config.position == "sinusoidal",
@@ -95,5 +115,5 @@ def _canonical_rope(config: ModelConfig) -> RopeConfig:
 
 
 def _shown(value: object) -> str:
-    """As in a YAML file."""
+    """The value as in a YAML file."""
     return value if isinstance(value, str) else json.dumps(value, default=Section.model_dump)

@@ -58,7 +58,7 @@ def merge_lora(
     Raises:
         CheckpointError: The base is another one, layers don't fit, or the output exists.
     """
-    whole, lora = _pair(base, adapter)
+    whole, lora = _open_pair(base, adapter)
     layers = {name.rpartition(".")[0] for name in lora.adapter_names()}
     config = _merged_config(whole, lora, with_adapter=False)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
@@ -68,7 +68,7 @@ def merge_lora(
             if kind == "weight" and layer in layers:
                 tensor = merged_weight(tensor, lora, layer)
             writer.add(name, tensor)
-        copy_files(writer, whole, _text_of(whole, lora))
+        copy_files(writer, whole, _text_source(whole, lora))
     return Path(output)
 
 
@@ -95,7 +95,7 @@ def merge_twins(
     Raises:
         CheckpointError: The base is another one, the twins don't fit it, or the output exists.
     """
-    whole, twins = _whole(base), Checkpoint.open(expansion)
+    whole, twins = _open_base(base), Checkpoint.open(expansion)
     spec = expansion_spec(twins)
     check_base(whole, twins)
     check_twins(twins, {name: whole.shape(name) for name in whole.model_names()})
@@ -128,14 +128,14 @@ def concat_lora(
 
     Arguments and errors are those of `merge_lora`.
     """
-    whole, lora = _pair(base, adapter)
+    whole, lora = _open_pair(base, adapter)
     config = _merged_config(whole, lora, with_adapter=True)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
         for name in whole.model_names():
             writer.add(name, whole.tensor(name))
         for name in lora.adapter_names():
             writer.add(name, lora.tensor(name))
-        copy_files(writer, whole, _text_of(whole, lora))
+        copy_files(writer, whole, _text_source(whole, lora))
     return Path(output)
 
 
@@ -166,9 +166,9 @@ def _is_embedding(layer: str) -> bool:
     return layer.endswith("embed_tokens")
 
 
-def _pair(base: str | Path, adapter: str | Path) -> tuple[Checkpoint, Checkpoint]:
+def _open_pair(base: str | Path, adapter: str | Path) -> tuple[Checkpoint, Checkpoint]:
     """Both checkpoints, checked to belong together by fingerprint and by shape."""
-    whole, lora = _whole(base), Checkpoint.open(adapter)
+    whole, lora = _open_base(base), Checkpoint.open(adapter)
     if isinstance(lora.config.addition, ExpansionSpec):
         raise CheckpointError(
             f"The LoRA weights must be an adapter, but {lora.path} is a {lora.config.noun}.",
@@ -183,7 +183,7 @@ def _pair(base: str | Path, adapter: str | Path) -> tuple[Checkpoint, Checkpoint
     return whole, lora
 
 
-def _whole(base: str | Path) -> Checkpoint:
+def _open_base(base: str | Path) -> Checkpoint:
     whole = Checkpoint.open(base)
     if whole.is_adapter:
         raise CheckpointError(
@@ -213,8 +213,8 @@ def _misfits(weights: Mapping[str, tuple[int, ...]], lora: Checkpoint) -> list[s
 
 
 def _merged_config(base: Checkpoint, adapter: Checkpoint, *, with_adapter: bool) -> CheckpointConfig:
-    """The base's architecture, with the text settings of `_text_of`."""
-    return _text_of(base, adapter).config.model_copy(
+    """The base's architecture, with the text settings of `_text_source`."""
+    return _text_source(base, adapter).config.model_copy(
         update={
             "model": base.config.model,
             "adapter": adapter.config.adapter if with_adapter else None,
@@ -223,7 +223,7 @@ def _merged_config(base: Checkpoint, adapter: Checkpoint, *, with_adapter: bool)
     )
 
 
-def _text_of(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
+def _text_source(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     """The checkpoint whose tokeniser, template and stop strings count: the adapter's, unless OpenNMT-py wrote it."""
     return adapter if adapter_spec(adapter).base_fingerprint else base
 

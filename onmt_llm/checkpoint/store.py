@@ -27,7 +27,7 @@ from onmt_llm.checkpoint.files.manifest import (
     TENSOR_SUFFIX,
     FileEntry,
     Manifest,
-    damage,
+    find_damage,
     manifest_text,
     open_directory,
     write_manifest,
@@ -220,7 +220,7 @@ def seal(path: str | Path) -> list[str]:
         CheckpointError: The checkpoint is unusable.
     """
     directory = resolve_path(path)
-    changed = damage(directory)
+    changed = find_damage(directory)
     checkpoint = Checkpoint._with(directory, read_config(directory), None)
     checkpoint.codec()
     for _ in checkpoint.tensors():

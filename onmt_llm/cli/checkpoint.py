@@ -94,18 +94,19 @@ def _info(loaded: Loaded[Any]) -> int:
 
 def _verify(loaded: Loaded[Any]) -> int:
     model = needed(loaded, "checkpoint", "model", USAGE)
-    from onmt_llm.checkpoint.files.manifest import damage, read_manifest
-    from onmt_llm.checkpoint.store import Checkpoint, resolve_path
+    from onmt_llm.checkpoint.files.manifest import find_damage, read_manifest
+    from onmt_llm.checkpoint.paths import resolve_path
+    from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.generate.open import find_release
-    from onmt_llm.releasing.plain import damage_of_pytorch
+    from onmt_llm.releasing.plain import find_pytorch_damage
 
     if Path(model).is_file() and Path(model).suffix == ".pt":
-        _refuse(model, damage_of_pytorch(Path(model)))
+        _refuse(model, find_pytorch_damage(Path(model)))
         print("the release is unchanged since it was written")
         return 0
     release = find_release(model)
     directory = resolve_path(model) if release is None else release
-    problems = damage(directory, thorough=True)
+    problems = find_damage(directory, thorough=True)
     _refuse(directory, problems)
     if release is None:
         checkpoint = Checkpoint.open(directory)
@@ -126,7 +127,8 @@ def _refuse(model: object, problems: Sequence[str]) -> None:
 
 def _seal(loaded: Loaded[Any]) -> int:
     model = needed(loaded, "checkpoint", "model", USAGE)
-    from onmt_llm.checkpoint.store import resolve_path, seal
+    from onmt_llm.checkpoint.paths import resolve_path
+    from onmt_llm.checkpoint.store import seal
     from onmt_llm.generate.open import find_release
     from onmt_llm.releasing.formats import seal_release
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from onmt_llm.checkpoint.files.manifest import damage, write_manifest
+from onmt_llm.checkpoint.files.manifest import find_damage, write_manifest
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.registry import Registry
@@ -80,7 +80,7 @@ def seal_release(directory: Path) -> list[str]:
     Raises:
         CheckpointError: Its configuration, vocabulary or tokeniser is unusable.
     """
-    changed = damage(directory)
+    changed = find_damage(directory)
     Codec.open(directory)
     write_manifest(directory)
     return changed

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from onmt_llm.atomic import atomic_file
-from onmt_llm.checkpoint.files.manifest import damage
+from onmt_llm.checkpoint.files.manifest import find_damage
 from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
 from onmt_llm.checkpoint.files.torch_pickle import load_torch
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
@@ -33,7 +33,7 @@ def release_safetensors(
             writer.add_file(file, file.name)
     verdict = "not verified"
     if verify != "off":
-        damaged = damage(output, thorough=True)
+        damaged = find_damage(output, thorough=True)
         if damaged or Checkpoint.open(output).fingerprint != checkpoint.fingerprint:
             raise CheckpointError(
                 f"{output} must hold the tensors of {checkpoint.path}, but differs: {'; '.join(damaged[:20])}."
@@ -54,7 +54,7 @@ def release_pytorch(
     """Write one file for `torch.load(..., weights_only=True)`: tensors, vocabulary, configuration, tokeniser files.
 
     The dictionary's keys are `model` (name -> tensor), `vocab` (tokens in id order), `config` (content of config.yaml),
-    `files` (name -> the file's bytes as a uint8 tensor) and `xxh3`, a checksum of all of it (`damage_of_pytorch`). The
+    `files` (name -> the file's bytes as a uint8 tensor) and `xxh3`, a checksum of all (`find_pytorch_damage`). The
     whole model is in memory during writing.
     """
     refuse_quantization("pytorch", quantization)
@@ -74,7 +74,7 @@ def release_pytorch(
     return {"format": "pytorch", "source": str(checkpoint.path), "tensors": len(tensors), "verdict": verdict}
 
 
-def damage_of_pytorch(path: Path) -> list[str]:
+def find_pytorch_damage(path: Path) -> list[str]:
     """Verify a released `.pt` file: its damage, one phrase each; empty = intact.
 
     Raises:

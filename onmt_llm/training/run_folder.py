@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onmt_llm.atomic import recover, remove_directory
 from onmt_llm.checkpoint.damage import refuse
-from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, damage
+from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, find_damage
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
@@ -127,9 +127,9 @@ def newest_of_run(save_model: str, *, set_aside: bool = False) -> Path | None:
 def _problems(checkpoint: Path) -> list[str]:
     """Damage of a checkpoint or of the averages beside it."""
     ema = ema_path(checkpoint)
-    found = [] if not (ema / MANIFEST_FILE).exists() else [f"{ema.name}/{what}" for what in damage(ema)]
+    found = [] if not (ema / MANIFEST_FILE).exists() else [f"{ema.name}/{what}" for what in find_damage(ema)]
     if (checkpoint / MANIFEST_FILE).exists():
-        return damage(checkpoint) + found
+        return find_damage(checkpoint) + found
     if _was_written_with_manifest(checkpoint / STATE_DIRECTORY / STATE_FILE):
         return [f"{MANIFEST_FILE} is missing", *found]
     return found

@@ -157,7 +157,7 @@ def _is_read_on_opening(name: str) -> bool:
     return not name.endswith(TENSOR_SUFFIX) and not name.startswith(STATE_PREFIX) and name != CT2_MODEL_FILE
 
 
-def damage(directory: Path, *, thorough: bool = False) -> list[str]:
+def find_damage(directory: Path, *, thorough: bool = False) -> list[str]:
     """Verify every file of a checkpoint: differences from its manifest, one phrase each; empty = intact."""
     try:
         with damage_ignored(False):

@@ -15,7 +15,7 @@ import torch
 
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, check_sizes
-from onmt_llm.checkpoint.formats.rules import Chain, Copies, InterleavedRotary, Op, Rule, Shards, per_layer, rule
+from onmt_llm.checkpoint.formats.rules import Chain, InterleavedRotary, Op, Replicated, Rule, Shards, per_layer, rule
 from onmt_llm.checkpoint.formats.tokenizer_files import (
     SENTENCEPIECE_FILE,
     from_huggingface,
@@ -56,7 +56,7 @@ def rules(config: ModelConfig, count: int, embedding_dim: int) -> list[Rule]:
     def sharded(name: str) -> list[str]:
         return [f"{shard}/{name}.weight" for shard in range(count)]
 
-    rows, columns, same = Shards(count, 0), Shards(count, 1), Copies(count)
+    rows, columns, same = Shards(count, 0), Shards(count, 1), Replicated(count)
     rotary: Op = Chain((rows, InterleavedRotary(config.size_per_head)))
     table = [
         rule("decoder.embed_tokens.weight", sharded("tok_embeddings"), Shards(count, embedding_dim)),

@@ -43,7 +43,7 @@ _ENDINGS = {
     ".lora_embedding_B": "b",
     ".lora_magnitude_vector": "magnitude",
 }
-_COPY = ".base_layer.weight"
+_BASE_COPY = ".base_layer.weight"
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "modules_to_save": (None, []),
@@ -60,7 +60,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "megatron_config": (None,),
 }
 """peft settings that change what a layer computes, with the values that do not."""
-_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
     if odd:
         raise UnsupportedError(f"The adapter {folder} has unsupported settings: {', '.join(odd)}.")
     init = str(settings.get("init_lora_weights", True))
-    if init.startswith(_MOVES_THE_BASE):
+    if init.startswith(_CHANGES_BASE):
         raise UnsupportedError(
             f"The adapter {folder} must fit the unchanged base, but init_lora_weights: {init} has changed that base.",
             hint="save it with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)",
@@ -196,7 +196,7 @@ def _read_parts(
     for name in source.names():
         ending = next((ending for ending in _ENDINGS if name.endswith(ending)), None)
         path = name.removeprefix(PREFIX).removesuffix(ending or "")
-        if name.endswith(_COPY) and _is_copy_of_base(source, name, table, base):
+        if name.endswith(_BASE_COPY) and _is_copy_of_base(source, name, table, base):
             continue
         if ending is None or path not in table:
             problems.append(f"not a layer of the base: {name}")
@@ -220,7 +220,7 @@ def _read_parts(
 
 def _is_copy_of_base(source: TypedSource, name: str, table: Mapping[str, PeftLayer], base: Checkpoint) -> bool:
     """Whether the tensor is a copy of the base's: peft stores the embeddings that it adapts completely."""
-    layer = table.get(name.removeprefix(PREFIX).removesuffix(_COPY))
+    layer = table.get(name.removeprefix(PREFIX).removesuffix(_BASE_COPY))
     if layer is None or len(layer.ours) > 1:
         return False
     weight = base.tensor(f"{layer.ours[0]}.weight")

@@ -149,7 +149,7 @@ class Shards:
 
 
 @dataclass(frozen=True)
-class Copies:
+class Replicated:
     """Every tensor-parallel shard holds the whole tensor; the first is used."""
 
     count: int

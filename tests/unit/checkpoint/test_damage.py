@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from onmt_llm.checkpoint.damage import damage_ignored
-from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, damage, write_manifest
+from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, find_damage, write_manifest
 from onmt_llm.checkpoint.files.safetensors import tensor_digest
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.merge import merge_lora
@@ -268,7 +268,7 @@ def test_verify_takes_checkpoints_adapters_and_releases(
         assert checkpoint_command.main(["verify", "-model", str(directory)]) == 0
         weights = next(directory.glob("model.bin")) if name == "ct2" else next(directory.glob("*.safetensors"))
         flip(weights, -1)
-        assert damage(directory) and checkpoint_command.main(["verify", "-model", str(directory)]) == 4
+        assert find_damage(directory) and checkpoint_command.main(["verify", "-model", str(directory)]) == 4
         assert "must be as it was written" in capsys.readouterr().err
 
 

@@ -240,6 +240,14 @@ def test_what_could_be_exported_still_can(table: dict[str, Any], kinds: list[str
         assert obstacles(ModelConfig(**KINDS[kind]), table) == []
 
 
+def test_every_setting_of_an_adapter_is_known_to_peft() -> None:
+    """A new field of `AdapterSpec` needs a decision in `formats/peft.py`, and its name here."""
+    as_settings = {"rank", "alpha", "dropout", "layers", "rslora", "dora", "rank_pattern", "alpha_pattern"}
+    as_weights = {"embedding", "init", "init_iter"}
+    of_the_base = {"base", "base_fingerprint", "quant_layers", "quant_type"}
+    assert AdapterSpec.model_fields.keys() == as_settings | as_weights | of_the_base
+
+
 def test_what_is_not_listed_must_be_at_its_default() -> None:
     multi_query = where(lambda config: config.num_kv_heads in (1, config.heads), ", neither all nor 1")
     table = {**anything("hidden_size", "norm"), "heads": only(4, 8), "kv_heads": multi_query}

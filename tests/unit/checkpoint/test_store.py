@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from onmt_llm.checkpoint.files.manifest import damage, write_manifest
+from onmt_llm.checkpoint.files.manifest import find_damage, write_manifest
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter, parse_size
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
@@ -130,12 +130,12 @@ def test_fingerprint_depends_on_content_only(tmp_path: Path) -> None:
 
 def test_a_changed_weight_is_found_and_changes_the_fingerprint(tmp_path: Path) -> None:
     before = write(tmp_path / "model").fingerprint
-    assert damage(tmp_path / "model") == []
+    assert find_damage(tmp_path / "model") == []
     file = tmp_path / "model/model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert damage(tmp_path / "model") == ["model.safetensors has other values in scalar than when it was written"]
+    assert find_damage(tmp_path / "model") == ["model.safetensors has other values in scalar than when it was written"]
     with pytest.raises(CheckpointError, match="scalar in model"):
         Checkpoint.open(tmp_path / "model").tensor("scalar")
     write_manifest(tmp_path / "model")

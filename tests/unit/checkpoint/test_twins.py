@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.average import average
-from onmt_llm.checkpoint.formats.huggingface.write import open_whole
+from onmt_llm.checkpoint.export_guard import open_for_export
 from onmt_llm.checkpoint.load import Placement, build_model, load_model
 from onmt_llm.checkpoint.merge import concat_lora, merge
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
@@ -148,7 +148,7 @@ def test_what_wants_a_whole_model_refuses_twins_with_the_command(
     assert f"--action merge --base_model {base.path} --lora_weights {stored.path}" in str(caught.value.hint)
     for refuses in (
         lambda: build_model(stored),
-        lambda: open_whole(stored),
+        lambda: open_for_export(stored),
         lambda: average([stored.path], tmp_path / "mean"),
         lambda: concat_lora(base.path, stored.path, tmp_path / "both"),
     ):

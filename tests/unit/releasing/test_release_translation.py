@@ -73,6 +73,12 @@ def test_the_bundled_text_is_compared_on_sentences(tmp_path: Path) -> None:
         release(tmp_path / "m", tmp_path / "out2", text=" \n")
 
 
+def test_a_model_with_few_positions_is_compared_within_them(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"position": "learned", "max_position": 12})
+    report = release(write_checkpoint(tmp_path / "m", config), tmp_path / "out", text=TEXT)
+    assert report["verdict"] == "pass"
+
+
 def test_the_figures_are_right() -> None:
     class Other:
         def score(self, targets: Any, *, sources: Any) -> list[list[float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.checkpoint.export_guard import open_for_export
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.huggingface.families import family_for_export
 from onmt_llm.checkpoint.formats.rules import apply
@@ -14,7 +15,7 @@ from onmt_llm.checkpoint.formats.tokenizer_files import CHATML, HUGGINGFACE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import Dtype
-from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.text.codec import Codec
 
@@ -42,7 +43,7 @@ def export_hf(
         CheckpointError: The checkpoint holds an adapter, or the output exists.
         UnsupportedError: No supported Hugging Face architecture computes this model.
     """
-    checkpoint = open_whole(checkpoint)
+    checkpoint = open_for_export(checkpoint)
     config = checkpoint.config.model
     family = family_for_export(config)
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
@@ -60,23 +61,6 @@ def export_hf(
         _add_json(directory, "generation_config.json", _generation(codec))
         _add_tokenizer(directory, checkpoint, codec)
     return Path(output)
-
-
-def open_whole(checkpoint: Checkpoint | str | Path) -> Checkpoint:
-    """The checkpoint, which must hold a whole model without an adapter.
-
-    Raises:
-        CheckpointError: It holds an adapter or expansion.
-    """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint.open(checkpoint)
-    if checkpoint.has_adapter:
-        raise CheckpointError(
-            f"{checkpoint.path} holds a {checkpoint.config.noun} and cannot be exported.",
-            hint="onmt_llm_lora -action merge makes it a whole model"
-            + (", -action export a peft adapter" if checkpoint.config.expansion is None else ""),
-        )
-    return checkpoint
 
 
 def _add_json(directory: AtomicDirectory, name: str, content: dict[str, Any]) -> None:

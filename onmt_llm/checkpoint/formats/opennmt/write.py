@@ -20,9 +20,8 @@ from typing import Any, Literal
 import torch
 
 from onmt_llm.atomic import atomic_file
-from onmt_llm.checkpoint.export_guard import anything, obstacles, where
+from onmt_llm.checkpoint.export_guard import anything, obstacles, open_for_export, where
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
-from onmt_llm.checkpoint.formats.huggingface.write import open_whole
 from onmt_llm.checkpoint.formats.opennmt.options import (
     ACTIVATIONS,
     CONCAT,
@@ -94,7 +93,7 @@ def export_opennmt(
         CheckpointError: The checkpoint holds an adapter, or the output exists.
         UnsupportedError: OpenNMT-py cannot compute this model; lists every reason.
     """
-    checkpoint = open_whole(checkpoint)
+    checkpoint = open_for_export(checkpoint)
     config = checkpoint.config.model
     found = obstacles(config, EXPRESSIBLE)
     if found:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, damage, write_manifest
+from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, find_damage, write_manifest
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_is_as_it_was_written_has_no_damage(folder: Path) -> None:
-    assert damage(folder) == []
+    assert find_damage(folder) == []
     (folder / "notes.txt").write_text("my best run")
-    assert damage(folder) == []
+    assert find_damage(folder) == []
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state/state.json", "vocab.txt", MANIFEST_FILE])
@@ -34,9 +34,9 @@ def test_every_flipped_bit_is_noticed(folder: Path, name: str) -> None:
         flipped = bytearray(content)
         flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
         file.write_bytes(flipped)
-        assert damage(folder), flipped
+        assert find_damage(folder), flipped
     file.write_bytes(content)
-    assert damage(folder) == []
+    assert find_damage(folder) == []
 
 
 def test_the_damage_is_named(folder: Path) -> None:
@@ -44,10 +44,10 @@ def test_the_damage_is_named(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(content[:-1])
     (folder / "vocab.txt").unlink()
     (folder / "empty").write_bytes(b"x")
-    assert damage(folder) == [
+    assert find_damage(folder) == [
         "empty has 1 bytes instead of 0",
         "model.safetensors has 899 bytes instead of 900",
         "vocab.txt is missing",
     ]
     (folder / MANIFEST_FILE).unlink()
-    assert damage(folder) == ["manifest.json is missing"]
+    assert find_damage(folder) == ["manifest.json is missing"]

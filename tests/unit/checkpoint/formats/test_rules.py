@@ -12,12 +12,12 @@ import torch
 from onmt_llm.checkpoint.formats.rules import (
     Chain,
     Columns,
-    Copies,
     GroupedQKV,
     Identity,
     InterleavedRotary,
     Inverse,
     Op,
+    Replicated,
     Reshape,
     Shards,
     SplitRows,
@@ -84,7 +84,7 @@ def test_backward_undoes_forward(op: Op, shapes: list[tuple[int, ...]]) -> None:
 
 
 def test_copies_take_the_first() -> None:
-    assert torch.equal(Copies(2).forward([torch.ones(2), torch.zeros(2)])[0], torch.ones(2))
+    assert torch.equal(Replicated(2).forward([torch.ones(2), torch.zeros(2)])[0], torch.ones(2))
 
 
 def test_interleaved_rotary_makes_neighbours_halves() -> None:
