@@ -1,0 +1,62 @@
+"""Pictures of training curves: formats, figures, and smoothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onmt_llm.errors import ConfigError
+from onmt_llm.eval.curves import Run, open_runs
+from onmt_llm.eval.plotting import PlotStyle, plot_runs, smoothed
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    files = []
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}_metrics.jsonl"
+        rows = [
+            {"split": split, "step": step, "tokens": 10 * step, "seconds": step, "xent": 3 / step, "ppl": 20 / step}
+            for step in range(1, 6)
+            for split in ("train", "valid")
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files.append(str(file))
+    return open_runs(files)
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_the_ending_says_the_format(runs: list[Run], tmp_path: Path, suffix: str, magic: bytes) -> None:
+    output = tmp_path / f"curves{suffix}"
+    plot_runs(runs, output, style=PlotStyle(title="Two runs"))
+    assert output.read_bytes().startswith(magic)
+
+
+def test_names_of_runs_and_figures_are_in_the_picture(runs: list[Run], tmp_path: Path) -> None:
+    output = tmp_path / "curves.svg"
+    style = PlotStyle(log_scale=["x", "y"], smooth=3, title="Two runs")
+    plot_runs(runs, output, metrics=["xent", "ppl"], style=style)
+    text = output.read_text()
+    assert all(f"<!-- {word}" in text for word in ("Two runs", "perplexity", "cross-entropy"))
+
+
+def test_another_ending_is_refused(runs: list[Run], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must end in one of .png, .svg, .pdf, but is .*curves.gif"):
+        plot_runs(runs, tmp_path / "curves.gif")
+
+
+def test_a_figure_that_no_run_reported_is_refused_with_those_there_are(runs: list[Run], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none has 'bleu'") as error:
+        plot_runs(runs, tmp_path / "curves.png", metrics=["bleu"])
+    assert "'xent'" in str(error.value.hint) and not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"), [(1, [1, 3, 5, 7]), (2, [1, 2, 4, 6]), (3, [1, 2, 3, 5]), (9, [1, 2, 3, 4])]
+)
+def test_a_point_is_the_mean_of_the_reports_up_to_it(window: int, expected: list[float]) -> None:
+    assert smoothed([1, 3, 5, 7], window) == expected
