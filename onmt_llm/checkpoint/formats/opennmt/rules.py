@@ -40,13 +40,11 @@ class Layout:
     @classmethod
     def of(cls, options: OpenNMTOptions, config: ModelConfig, source: TypedSource) -> Layout:
         # Before the option existed (v3.5), rotary pairs were always interleaved.
-        interleaved = config.position == "rotary" and bool(options.get("rotary_interleave", True))
-        interleaved = (
-            config.position == "sinusoidal" and sinusoid_of(options, source, config.hidden_size) == INTERLEAVED
-        )
+        pairs = config.position == "rotary" and bool(options.get("rotary_interleave", True))
+        sines = config.position == "sinusoidal" and sinusoid_of(options, source, config.hidden_size) == INTERLEAVED
         return cls(
-            rotary=InterleavedRotary(config.size_per_head, config.rope.rotary_dim) if interleaved else Identity(),
-            hidden=InterleavedRotary(config.hidden_size) if interleaved else Identity(),
+            rotary=InterleavedRotary(config.size_per_head, config.rope.rotary_dim) if pairs else IDENTITY,
+            hidden=InterleavedRotary(config.hidden_size) if sines else IDENTITY,
         )
 
 
