@@ -1,4 +1,4 @@
-"""Which source token each token of an answer comes from, and what is done with it."""
+"""Alignments of answers to their sources: the Pharaoh format, and replacement of unknown tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_phrase_table(path: str | Path) -> dict[str, str]:
     """A file of `source|||target` lines.
 
     Raises:
-        DataError: A line is not of that form.
+        DataError: A line does not have that form.
     """
     table: dict[str, str] = {}
     for number, line in enumerate(read_lines(path), start=1):
@@ -44,13 +44,13 @@ def read_phrase_table(path: str | Path) -> dict[str, str]:
 def replace_unknown(
     hypothesis: Hypothesis, source: Sequence[str], table: Mapping[str, str], codec: Codec
 ) -> Hypothesis:
-    """The answer with each unknown token replaced by the source token it is aligned with, or that one's translation.
+    """The answer with each unknown token replaced by its aligned source token, or by the translation of that.
 
     Args:
         hypothesis: With its alignment.
         source: Tokens of the source.
         table: Translations of source tokens.
-        codec: Knows the unknown token, and makes text of tokens.
+        codec: Has the unknown token, and decodes tokens.
     """
     unknown = codec.config.specials.unk
     if hypothesis.alignment is None or unknown not in hypothesis.tokens:

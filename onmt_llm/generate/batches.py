@@ -1,4 +1,4 @@
-"""Which prompts are decoded together."""
+"""Batches of prompts of similar length."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ BatchType = Literal["sents", "tokens"]
 def make_batches(
     lengths: Sequence[int], *, batch_size: int, batch_type: BatchType, same_length: bool = False
 ) -> list[list[int]]:
-    """Cut prompts into batches of similar length.
+    """Group prompts of similar length into batches.
 
     Args:
         lengths: Tokens of each prompt; prompts of length 0 are left out.
-        batch_size: Prompts (`sents`) or prompt tokens with padding (`tokens`) in a batch at most; a batch holds at
-            least one prompt.
-        batch_type: What `batch_size` counts.
-        same_length: Prompts of a batch all have the same length.
+        batch_size: Most prompts (`sents`) or prompt tokens with padding (`tokens`) of a batch; it has at least one
+            prompt.
+        batch_type: Unit of `batch_size`.
+        same_length: All prompts of a batch have the same length.
 
     Returns:
-        Places in `lengths`, batch by batch, longest first so that a lack of memory shows at once.
+        Places in `lengths`, batch by batch; the longest first, so a lack of memory shows at once.
     """
     batches: list[list[int]] = []
     order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])

@@ -1,4 +1,4 @@
-"""What every engine offers, and what all engines check alike."""
+"""The `Engine` protocol, its results, and the checks that all engines share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length"]
 TARGET_VOCABULARIES = ("vocabulary.json", "shared_vocabulary.json", "target_vocabulary.json")
-"""Where a CTranslate2 directory has the tokens that it answers with: a language model's, or an encoder-decoder's."""
+"""Files of a CTranslate2 directory with the output tokens: a language model's, or an encoder-decoder's."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Hypothesis:
     """One answer.
 
     Attributes:
-        tokens: Its tokens, without the end token and without those of a stop string.
+        tokens: Its tokens, without the end token and those of a stop string.
         text: Its text, up to the stop string.
         score: Sum of the tokens' log probabilities (repetition penalty applied, temperature not), end token included,
             divided by the length penalty, less the coverage penalty.
         finish_reason: "stop" = end token or stop string; "length" = `max_length` reached.
-        alignment: For each token the place of its source token, where the options ask for it.
+        alignment: For each token the place of its source token, if the options request it.
     """
 
     tokens: list[str]
@@ -50,12 +50,12 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer that is being produced.
+    """A piece of an answer that is being generated.
 
     Attributes:
-        text: New text; may be empty while a character or a possible stop string is incomplete.
-        tokens: Tokens produced since the last delta.
-        finish_reason: Set in the last delta: "stop", "length", or "stopped" when `should_stop` asked for it.
+        text: New text; empty while a character or a possible stop string is incomplete.
+        tokens: Number of tokens since the last delta.
+        finish_reason: Set in the last delta: "stop", "length", or "stopped" if `should_stop` returned True.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Delta:
 
 
 class Engine(Protocol):
-    """A model that is ready to answer, with its tokeniser and template."""
+    """A loaded model with its tokeniser and template, ready to answer."""
 
     @property
     def codec(self) -> Codec: ...
@@ -81,46 +81,46 @@ class Engine(Protocol):
         """Answer prompts.
 
         Args:
-            prompts: Tokens: what a language model continues, or the source of an encoder-decoder model. An empty prompt
-                has empty answers.
+            prompts: Tokens: the text that a language model continues, or the source of an encoder-decoder. An empty
+                prompt gets empty answers.
             options: How to search or sample.
             batch_size: Prompts, or prompt tokens, that are decoded together.
-            batch_type: What `batch_size` counts.
-            prefixes: Tokens that the answers of each prompt begin with; they count in the score, not in the lengths.
+            batch_type: Unit of `batch_size`.
+            prefixes: Tokens with which the answers of each prompt start; they count in scores, not in lengths.
 
         Returns:
-            For each prompt, in the order given, its `n_best` answers, best first.
+            For each prompt, in order, its `n_best` answers, best first.
 
         Raises:
-            ConfigError: The options contradict each other, or this engine does not have one of them.
+            ConfigError: The options contradict each other, or this engine does not support one of them.
         """
         ...
 
     def stream(
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
     ) -> Iterator[Delta]:
-        """Answer one prompt piece by piece; the pieces make up the text that `generate` gives.
+        """Answer one prompt piece by piece; together the pieces are the text that `generate` returns.
 
         Args:
             prompt: As in `generate`.
-            options: As in `generate`. With a beam, which is only known at its end, there is one piece.
-            should_stop: Asked after each token; True ends the answer.
+            options: As in `generate`. Beam search gives one piece, since its answer is known only at the end.
+            should_stop: Called after each token; True ends the answer.
         """
         ...
 
     def score(
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
     ) -> list[list[float]]:
-        """Natural log of the probability of each token from the second on, given those before it (and its source)."""
+        """Log probability (natural) of each token from the second on, given those before it (and its source)."""
         ...
 
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
-        """Raw float32 logits (T, V): row t is what the model expects after token t of `sequence`."""
+        """Raw float32 logits (T, V): row t is the prediction after token t of `sequence`."""
         ...
 
 
 def as_paths(path: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    """One model, or the models of an ensemble, as a list."""
+    """The paths of one model or of an ensemble, as a list."""
     return [path] if isinstance(path, str | Path) else list(path)
 
 
@@ -149,12 +149,12 @@ def check_options(options: GenerationConfig) -> None:
 
 
 def check_positions(lengths: Sequence[int], model: ModelConfig, *, has_table: bool) -> None:
-    """Warn of inputs that are longer than what the model was trained for; the same for every engine.
+    """Warn of inputs that are longer than the model was trained for; the same for every engine.
 
     Args:
-        lengths: Tokens of each input, in their order.
+        lengths: Tokens of each input, in order.
         model: The architecture.
-        has_table: Positions are rows of a table in this engine, and there are none beyond its end.
+        has_table: This engine looks positions up in a table, which has an end.
 
     Raises:
         DataError: An input has more tokens than such a table has rows.
@@ -162,19 +162,19 @@ def check_positions(lengths: Sequence[int], model: ModelConfig, *, has_table: bo
     longer = [number for number, length in enumerate(lengths, 1) if length > model.max_position]
     if not longer:
         return
-    told = (
+    excess = (
         f"{len(longer)} of {len(lengths)} inputs (the first is number {longer[0]}) have more, "
         f"up to {max(lengths)} tokens"
     )
     if has_table:
         raise DataError(
             f"An input must have at most max_position = {model.max_position} tokens with {model.position} positions, "
-            f"but {told}.",
+            f"but {excess}.",
             hint="shorten them, or split them into several",
         )
     log_once(
-        f"The model was trained for inputs of at most max_position = {model.max_position} tokens, but {told}: the "
-        "answers to these may be worthless.",
+        f"The model was trained for inputs of at most max_position = {model.max_position} tokens, but {excess}: their "
+        "answers may be worthless.",
         level=logging.WARNING,
     )
 
@@ -188,13 +188,13 @@ def end_ids(codec: Codec, options: GenerationConfig | None = None) -> list[int]:
     missing = [token for token in codec.stop_tokens if token not in codec.vocab]
     if missing:
         log_once(f"Not in the vocabulary, so an answer cannot end there: {', '.join(missing)}", level=logging.WARNING)
-    asked = options.stop_tokens if options is not None else []
-    for token in asked:
+    requested = options.stop_tokens if options is not None else []
+    for token in requested:
         if token not in codec.vocab:
             raise ConfigError(f"'stop_tokens' must be tokens of the vocabulary, but '{token}' is not one.")
-    return sorted(set(codec.vocab.ids(token for token in [*codec.stop_tokens, *asked] if token in codec.vocab)))
+    return sorted(set(codec.vocab.ids(token for token in [*codec.stop_tokens, *requested] if token in codec.vocab)))
 
 
 def empty_answers(options: GenerationConfig) -> list[Hypothesis]:
-    """What an empty prompt is answered with: nothing, so that it keeps its place in the output."""
+    """Answers to an empty prompt: empty, to keep its place in the output."""
     return [Hypothesis([], "", 0.0, "stop") for _ in range(options.n_best)]

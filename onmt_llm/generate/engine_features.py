@@ -1,4 +1,4 @@
-"""What not every engine can do: one table of features, of which an engine declares those that it has."""
+"""Features that not every engine supports: one table; each engine declares its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Feature = Literal[
 SOURCE_FEATURES: frozenset[Feature] = frozenset(
     {"coverage_penalty: wu", "coverage_penalty: summary", "replace_unk", "report_align"}
 )
-"""What needs attention to a source: only encoder-decoder models have it."""
+"""Features that need attention to a source: for encoder-decoder models only."""
 ALL_FEATURES: frozenset[Feature] = SOURCE_FEATURES | {
     "alpha",
     "length_penalty: wu",
@@ -36,16 +36,16 @@ ALL_FEATURES: frozenset[Feature] = SOURCE_FEATURES | {
 }
 
 
-def asked_features(options: GenerationConfig, *, prefixes: bool = False, models: int = 1) -> set[Feature]:
-    """The features that a call makes use of.
+def requested_features(options: GenerationConfig, *, prefixes: bool = False, models: int = 1) -> set[Feature]:
+    """The features that a call uses.
 
     Args:
         options: Of the call.
-        prefixes: Answers are to begin with given tokens.
-        models: How many models answer together.
+        prefixes: Answers start with given tokens.
+        models: Number of models in the ensemble.
     """
     beam = options.beam_size > 1
-    asked: dict[Feature, bool] = {
+    requested: dict[Feature, bool] = {
         "alpha": beam and options.length_penalty == "avg" and options.alpha != 1.0,
         "length_penalty: wu": beam and options.length_penalty == "wu",
         "coverage_penalty: wu": options.coverage_penalty == "wu",
@@ -58,21 +58,21 @@ def asked_features(options: GenerationConfig, *, prefixes: bool = False, models:
         "tgt_file_prefix": prefixes,
         "several models": models > 1,
     }
-    return {feature for feature, holds in asked.items() if holds}
+    return {feature for feature, holds in requested.items() if holds}
 
 
-def check_supported(asked: Collection[Feature], supported: Collection[Feature], *, engine: str, hint: str) -> None:
-    """Refuse what an engine does not have.
+def check_supported(requested: Collection[Feature], supported: Collection[Feature], *, engine: str, hint: str) -> None:
+    """Refuse features that an engine does not support.
 
     Args:
-        asked: See `asked_features`.
-        supported: What the engine has.
+        requested: See `requested_features`.
+        supported: Features of the engine.
         engine: Its name in the message.
-        hint: What to do about it.
+        hint: What to do.
 
     Raises:
-        ConfigError: The features by name, and the engine.
+        ConfigError: The message names the features and the engine.
     """
-    missing = sorted(set(asked).difference(supported))
+    missing = sorted(set(requested).difference(supported))
     if missing:
         raise ConfigError(f"The options must be among those of {engine}, which has no {', '.join(missing)}.", hint=hint)

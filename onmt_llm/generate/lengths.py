@@ -1,4 +1,4 @@
-"""How lengths count: in scores, and as limits."""
+"""Length penalties and length limits of answers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 
 def length_penalty(kind: str, alpha: float) -> Callable[[int], float]:
-    """What a score is divided by, as a function of the answer's tokens, the end token included.
+    """Divisor of a score, as a function of the number of tokens of the answer, end token included.
 
-    The length that OpenNMT-py puts into the formulas counts the start token too: tokens + 1.
+    As in OpenNMT-py, the length in the formulas counts the start token too: tokens + 1.
 
     Args:
         kind: "none", "avg" = length^alpha, "wu" = ((5 + length) / 6)^alpha.
@@ -23,7 +23,7 @@ def length_penalty(kind: str, alpha: float) -> Callable[[int], float]:
 
 
 def max_answer_length(max_length: int, max_length_ratio: float, source_length: int) -> int:
-    """Tokens that an encoder-decoder's answer may have, as in OpenNMT-py, where a batch's longest source counts."""
+    """Most tokens of an encoder-decoder's answer, by OpenNMT-py's formula (there for the batch's longest source)."""
     if max_length_ratio <= 0:
         return max_length
     return int(min(max_length, source_length * max_length_ratio + 5))

@@ -1,4 +1,4 @@
-"""Input lines to prompts and answers back to lines, through the transforms that act at inference."""
+"""Prompts from input lines, and output lines from answers, through the transforms that apply at inference."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Answers = Sequence[Sequence[Hypothesis]]
 
 @dataclass(frozen=True)
 class LinePrompt:
-    """What the model is asked at once.
+    """One prompt.
 
     Attributes:
-        lines: Places of the lines that it is made of; more than one, where `docify` has joined them.
+        lines: Places of its lines; more than one if `docify` has joined them.
         tokens: The prompt; empty for an empty line.
     """
 
@@ -29,14 +29,14 @@ class LinePrompt:
 
 
 class LinePrompts:
-    """The questions of a file of input lines.
+    """The prompts of a file of input lines.
 
     Args:
         lines: The input.
         text: Transforms of text, in order.
         tokens: Transforms of tokens, in order.
-        encode: Tokens of a text.
-        bos: A token at the start of a prompt that transforms of tokens leave where it is.
+        encode: Tokenises a text.
+        bos: A token at the start of a prompt, which transforms of tokens do not see.
     """
 
     def __init__(
@@ -55,38 +55,40 @@ class LinePrompts:
         self._bos = bos
         full = [place for place, line in enumerate(lines) if line.strip()]
         empty = [LinePrompt([place], []) for place in range(len(lines)) if not lines[place].strip()]
-        self._questions = sorted([*self._ask(full), *empty], key=lambda question: question.lines[0])
+        self._prompts = sorted([*self._build(full), *empty], key=lambda prompt: prompt.lines[0])
 
     @property
     def prompts(self) -> list[list[str]]:
-        """Tokens of each question, in the order of the lines."""
-        return [question.tokens for question in self._questions]
+        """Tokens of each prompt, in the order of the lines."""
+        return [prompt.tokens for prompt in self._prompts]
 
     def by_line(self, answers: Answers, generate: Callable[[list[list[str]]], Answers]) -> list[list[Hypothesis]]:
         """The answers to each line, with the transforms undone.
 
-        Lines that were asked together are asked again one by one, if an answer to them has another number of lines.
+        If an answer to joined lines has another number of lines, these are answered again one by one.
 
         Args:
-            answers: Those to `prompts`.
-            generate: Answers to other prompts.
+            answers: The answers to `prompts`.
+            generate: Answers further prompts.
         """
         found: list[list[Hypothesis]] = [[] for _ in self._lines]
         alone: list[int] = []
-        for question, hypotheses in zip(self._questions, answers, strict=True):
-            parts = [self._parts(hypothesis, len(question.lines)) for hypothesis in hypotheses]
-            if any(len(part) != len(question.lines) for part in parts):
-                alone += question.lines
+        for prompt, hypotheses in zip(self._prompts, answers, strict=True):
+            parts = [self._parts(hypothesis, len(prompt.lines)) for hypothesis in hypotheses]
+            if any(len(part) != len(prompt.lines) for part in parts):
+                alone += prompt.lines
                 continue
             for part in parts:
-                for place, hypothesis in zip(question.lines, part, strict=True):
+                for place, hypothesis in zip(prompt.lines, part, strict=True):
                     found[place].append(hypothesis)
-        again = [question for place in alone for question in self._ask([place])]
-        for question, hypotheses in zip(again, generate([q.tokens for q in again]) if again else [], strict=True):
-            found[question.lines[0]] = [self._parts(hypothesis, 1)[0] for hypothesis in hypotheses]
+        again = [prompt for place in alone for prompt in self._build([place])]
+        for prompt, hypotheses in zip(
+            again, generate([prompt.tokens for prompt in again]) if again else [], strict=True
+        ):
+            found[prompt.lines[0]] = [self._parts(hypothesis, 1)[0] for hypothesis in hypotheses]
         return found
 
-    def _ask(self, places: Sequence[int]) -> list[LinePrompt]:
+    def _build(self, places: Sequence[int]) -> list[LinePrompt]:
         examples = [Example([Segment(from_line(self._lines[place]))], line=place) for place in places]
         for transform in self._text:
             examples = transform.batch(examples)
@@ -96,11 +98,11 @@ class LinePrompts:
             for transform in self._tokens:
                 examples = transform.batch(examples)
         ends = [*(example.line for example in examples[1:]), len(self._lines)]
-        questions = []
+        prompts = []
         for example, end in zip(examples, ends, strict=False):
             tokens = self._with_bos(side_tokens(example.src)) if self._tokens else self._encode(_text(example))
-            questions.append(LinePrompt([place for place in places if example.line <= place < end], tokens))
-        return questions
+            prompts.append(LinePrompt([place for place in places if example.line <= place < end], tokens))
+        return prompts
 
     def _without_bos(self, tokens: list[str]) -> list[str]:
         return tokens[1:] if self._bos is not None and tokens[:1] == [self._bos] else tokens
@@ -109,7 +111,7 @@ class LinePrompts:
         return tokens if self._bos is None else [self._bos, *tokens]
 
     def _parts(self, hypothesis: Hypothesis, lines: int) -> list[Hypothesis]:
-        """A hypothesis for each line of an answer to several lines; the answer itself, where it is to one."""
+        """A hypothesis per line, with the transforms undone; an answer to one line stays whole."""
         text = hypothesis.text
         for transform in reversed([*self._text, *self._tokens]):
             undone = transform.undo(text)

@@ -1,4 +1,4 @@
-"""`open_engine`: looks at the files of a model to know which engine they need."""
+"""`open_engine`: open a model with the engine that its files need."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ def open_engine(
     threads: int = 0,
     average_probabilities: bool = False,
 ) -> Engine:
-    """Load a model for answering. A directory with `model.bin` goes to CTranslate2, a checkpoint or an adapter to
-    torch.
+    """Load a model for inference: a directory with `model.bin` with CTranslate2, a checkpoint or adapter with torch.
 
     Args:
         path: Checkpoint, adapter or CTranslate2 release; a checkpoint may be written with a trailing `.pt`. Several
-            checkpoints of one vocabulary answer together.
+            checkpoints with one vocabulary form an ensemble.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        compute_type: "auto" = the type in which the model is stored, or the nearest that the device runs; otherwise
+        compute_type: "auto" = the type in which the model is stored, or the nearest that the device supports; otherwise
             CTranslate2's name of a type (`int8`, `int8_float16`, `float16`, `bfloat16`, `float32` ...). The torch
-            engine knows the float types and `int8`.
+            engine supports the float types and `int8`.
         dtype: "fp32", "bf16" or "fp16" for the torch engine; null = by `compute_type`.
         threads: CPU threads; 0 = the library's default.
-        average_probabilities: Several models average their probabilities, not the logarithms of these.
+        average_probabilities: An ensemble averages probabilities instead of log probabilities.
 
     Raises:
         CheckpointError: There is no usable model at `path`.
-        ConfigError: The models cannot answer together.
-        UnsupportedError: The device or the type cannot be had here.
+        ConfigError: The models cannot form an ensemble.
+        UnsupportedError: The device or the type is not available.
     """
     paths = as_paths(path)
     options: dict[str, Any] = {"device": device, "compute_type": compute_type, "threads": threads}
@@ -61,10 +60,10 @@ def open_engine(
 
 
 def find_release(path: str | Path) -> Path | None:
-    """The CTranslate2 directory that `path` names, or None when it names something else.
+    """The CTranslate2 directory at `path`, or None if there is something else.
 
     Raises:
-        CheckpointError: It is a CTranslate2 directory, but without the files that say how to talk to the model.
+        CheckpointError: It is a CTranslate2 directory, but without the files that describe its prompts and tokens.
     """
     path = Path(path)
     for candidate in (path, path.with_suffix("") if path.suffix == ".pt" else path.with_name(path.name + ".pt")):
@@ -75,7 +74,7 @@ def find_release(path: str | Path) -> Path | None:
             if missing:
                 raise CheckpointError(
                     f"The CTranslate2 model {candidate} must hold {', '.join(missing)}, but does not.",
-                    hint="release it with release_model, which copies what belongs to the weights",
+                    hint="release it with release_model, which copies the files that belong to the weights",
                 )
             return candidate
     return None

@@ -1,6 +1,6 @@
 """Scores of translations against references, by name: what validation and `onmt_llm_eval` print.
 
-The figures are sacrebleu's, with its default settings, so that its own command gives the same on the same files.
+They are sacrebleu's with its default settings: its own command gives the same results for the same files.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from onmt_llm.registry import Registry
 
 @dataclass(frozen=True)
 class Scorer:
-    """One figure for a whole test set.
+    """A metric of a whole test set.
 
     Attributes:
-        name: As users list it.
-        score: (predictions, references) -> figure; the texts are detokenised.
+        name: As in the options.
+        score: (predictions, references) -> score; the texts are detokenised.
         higher_is_better: False for an error rate.
-        package: What it needs installed; empty = nothing.
+        package: Package that it needs; empty = none.
     """
 
     name: str
@@ -47,7 +47,7 @@ SCORERS.register("TER")(Scorer("TER", _sacrebleu("corpus_ter"), higher_is_better
 
 
 def open_scorers(names: Sequence[str]) -> list[Scorer]:
-    """The scorers called `names`, ready to score.
+    """The scorers with these names, their packages checked.
 
     Raises:
         ConfigError: A name is unknown.

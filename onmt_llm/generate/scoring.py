@@ -1,4 +1,4 @@
-"""How probable given texts are, line by line."""
+"""Log probabilities and perplexities of given texts, line by line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LineScore:
 
     Attributes:
         log_prob: Sum of the natural log probabilities of its tokens, end token included.
-        tokens: How many these are; 0 = the line is empty, or lacks its source.
+        tokens: Number of these tokens; 0 = the line or its source is empty.
     """
 
     log_prob: float
@@ -25,12 +25,12 @@ class LineScore:
 
     @property
     def perplexity(self) -> float:
-        """exp(-log_prob / tokens); not a number for a line without tokens."""
+        """exp(-log_prob / tokens); NaN for a line without tokens."""
         return perplexity(-self.log_prob / self.tokens) if self.tokens else math.nan
 
 
 def perplexity(loss: float) -> float:
-    """exp, infinite where that is too large for a number."""
+    """exp(loss); infinity on overflow."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -38,20 +38,20 @@ def perplexity(loss: float) -> float:
 
 
 def score_texts(engine: Engine, texts: Sequence[Sequence[str]]) -> list[LineScore]:
-    """Texts by a language model: every token after the first, and the end token. An empty text has no score.
+    """Score texts with a language model: every token after the first, and the end token. An empty text has no score.
 
     Args:
-        engine: Of a decoder-only model.
-        texts: Tokens, with the start token where the model has one (`Codec.encode`).
+        engine: Engine of a decoder-only model.
+        texts: Tokens, with the start token if the model has one (`Codec.encode`).
     """
     end = _end(engine)
     return _sums(engine.score([[*text, *end] if text else [] for text in texts]))
 
 
 def score_pairs(engine: Engine, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> list[LineScore]:
-    """Targets given their sources: every token of the target, and the end token.
+    """Score targets given their sources: every token of the target, and the end token.
 
-    A language model reads the target as what follows the source. A pair without a source has no score.
+    For a language model the target continues the source. A pair without a source has no score.
     """
     end = _end(engine)
     if engine.codec.config.model.is_decoder_only:

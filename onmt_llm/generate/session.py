@@ -1,4 +1,4 @@
-"""A conversation: history, template, and a prompt that always leaves room for the answer."""
+"""Chat sessions: history, template, and prompts that leave room for the answer."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def fit_history(
 ) -> tuple[list[str], list[Message]]:
     """Drop whole rounds, oldest first, until the rendered prompt has at most `budget` tokens.
 
-    A round is a user message with all that follows it up to the next one. A system message at the start always stays.
-    Tokens are counted on the rendered prompt itself, so the count is exact for every template and tokeniser.
+    A round is a user message with all messages up to the next one. A system message at the start always stays. Tokens
+    are counted in the rendered prompt, so the count is exact for every template and tokeniser.
 
     Args:
         codec: Renders and tokenises.
-        messages: The conversation; the last message is the one to be answered.
-        budget: Tokens that the prompt may have.
+        messages: The conversation; the last message is to be answered.
+        budget: Most tokens of the prompt.
         template: Chat template; None = the checkpoint's.
 
     Returns:
-        The prompt's tokens, and the messages that they stand for.
+        The prompt's tokens, and its messages.
 
     Raises:
         DataError: The last round alone is too long.
@@ -50,7 +50,7 @@ def fit_history(
             raise DataError(
                 f"The message must leave room for the answer: with its template it has {len(prompt)} tokens, "
                 f"and at most {budget} fit.",
-                hint="shorten the message, lower max_length, or raise max_context_length (up to what the model knows)",
+                hint="shorten the message, lower max_length, or raise max_context_length (up to the model's context)",
             )
         rounds = rounds[1:]
 
@@ -66,12 +66,12 @@ def _rounds(messages: Sequence[Message]) -> list[list[Message]]:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer that is about to arrive.
+    """An answer that is being generated.
 
     Attributes:
         prompt_tokens: Length of the prompt, template included.
-        left_out: Messages of the user that no longer fit, with the answers that belonged to them.
-        deltas: The answer, piece by piece; closing the iterator ends the engine's work.
+        left_out: User messages that no longer fit; their answers are left out too.
+        deltas: The answer, piece by piece; closing the iterator stops the engine.
     """
 
     prompt_tokens: int
@@ -80,7 +80,7 @@ class Reply:
 
 
 class ChatSession:
-    """A conversation with a model; `max_length` tokens of the context are kept free for each answer.
+    """A conversation with a model; `max_length` tokens of the context are reserved for each answer.
 
     Example:
         >>> session = ChatSession(open_engine("release"), GenerationConfig(max_length=200))
@@ -88,14 +88,14 @@ class ChatSession:
         ...     print(delta.text, end="", flush=True)
 
     Args:
-        engine: Shared by all sessions; it keeps no state of a conversation.
-        options: How answers are produced. A beam is only known at its end, so a chat has one hypothesis.
-        max_context_length: Tokens that prompt and answer may have together.
+        engine: Shared by all sessions; it has no state of a conversation.
+        options: How to generate answers. A chat streams, so it has no beam and one hypothesis.
+        max_context_length: Most tokens of prompt and answer together.
         template: Chat template; None or "auto" = the checkpoint's, or alpaca where it has none, as in training.
-        system: Instructions that stand before the conversation, if the template has a place for them.
+        system: System prompt, if the template supports one.
 
     Attributes:
-        messages: The whole conversation, also what no longer fits into the prompt.
+        messages: The whole conversation, including messages that no longer fit into the prompt.
 
     Raises:
         ConfigError: There is no room for a prompt, or no such template.
@@ -116,7 +116,7 @@ class ChatSession:
             raise ConfigError(
                 f"'max_context_length' must be above max_length, but is {max_context_length} with max_length "
                 f"{options.max_length}.",
-                hint="max_length is the room kept for an answer: lower it",
+                hint="max_length is reserved for an answer: lower it",
             )
         self._template = None if template == "auto" else template
         if self._template is None and engine.codec.template is None:
@@ -132,7 +132,7 @@ class ChatSession:
         self.reset()
 
     def respond(self, messages: Sequence[Message], *, should_stop: Callable[[], bool] | None = None) -> Reply:
-        """Answer a conversation that is kept elsewhere (in a browser); the session's own is not touched.
+        """Answer a conversation that is stored elsewhere (in a browser); the session's own stays unchanged.
 
         Raises:
             DataError: The last round alone is too long.
@@ -145,18 +145,17 @@ class ChatSession:
     def reply(self, text: str) -> Iterator[Delta]:
         """Answer a message of the user, piece by piece.
 
-        The message and its answer (or what there is of it when it is stopped or the iterator is closed) join the
-        history.
+        The message and its answer (partial if it is stopped or the iterator is closed) are added to the history.
 
         Raises:
-            DataError: The message alone is too long; the history is left as it was.
+            DataError: The message alone is too long; the history stays unchanged.
         """
         asked = [*self.messages, Message("user", text)]
         self._stop.clear()
         return self._remember(asked, self.respond(asked, should_stop=self._stop.is_set).deltas)
 
     def stop(self) -> None:
-        """End the answer that is being produced, from any thread; what there is of it stays in the history."""
+        """Stop the current answer, from any thread; its text so far stays in the history."""
         self._stop.set()
 
     def reset(self) -> None:

@@ -1,12 +1,12 @@
-"""Block expansion: new blocks in a model that stays as it is, trained beside its own blocks or between them.
+"""Block expansion: train new blocks next to a model's frozen blocks, or between them.
 
-- Pairs (Control LLM, Wei et al. 2025): a block and its twin, a copy that is trained, read the same hidden states, and
-  what they make of them is mixed: base + share * (twin - base).
-- A taller stack (LLaMA Pro, Wu et al. 2024): behind some blocks stands a copy whose output projections are zero, so
-  that it adds nothing to the residual stream until it is trained. The result is an ordinary, deeper model.
+- Twins (Control LLM, Wei et al. 2025): a block and its twin, a trained copy, read the same hidden states, and their
+  outputs are mixed: base + share * (twin - base).
+- A taller stack (LLaMA Pro, Wu et al. 2024): some blocks are followed by a copy with output projections of zero, which
+  adds nothing to the residual stream until it is trained. The result is an ordinary, deeper model.
 
-Either way a new model computes what the old one did, to the bit. Blocks are named by their paths in the model as it
-was, `decoder.layers.3`.
+In both cases the new model initially computes what the old one did, to the bit. Blocks are named by their paths in the
+old model, e.g. `decoder.layers.3`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _OUTPUTS = ("o_proj", "down_proj")
 
 
 class TwinBlock(nn.Module):
-    """A frozen block and its twin in the place of the block.
+    """A frozen block and its twin, in place of the block.
 
     Args:
         base: The block; it is kept as `base` and frozen.
-        share: Weight of the twin in the mean of the two.
+        share: Weight of the twin in the mean of the two outputs.
 
     Attributes:
-        disabled: Compute what the base alone does.
+        disabled: Return the output of the base alone.
     """
 
     def __init__(self, base: Block, share: float) -> None:
@@ -64,10 +64,10 @@ class TwinBlock(nn.Module):
 
 
 def add_twins(model: Transformer, blocks: Sequence[str], share: float) -> None:
-    """Put a `TwinBlock` in the place of each of `blocks`; what else is frozen is the caller's business.
+    """Replace each of `blocks` by a `TwinBlock`; the caller freezes everything else.
 
     Args:
-        model: Changed in place; the twins begin as copies of what its blocks hold.
+        model: Changed in place; the twins start as copies of its blocks.
         blocks: Paths of blocks.
         share: Weight of each twin.
 
@@ -82,12 +82,12 @@ def add_twins(model: Transformer, blocks: Sequence[str], share: float) -> None:
 
 
 def twins(model: nn.Module) -> dict[str, TwinBlock]:
-    """Pairs by the path of the block that they stand for."""
+    """Twin blocks by path."""
     return {path: module for path, module in model.named_modules() if isinstance(module, TwinBlock)}
 
 
 def twin_state(model: nn.Module) -> dict[str, Tensor]:
-    """The twins' tensors, under the names that they have in the model: `decoder.layers.3.twin.mlp.up_proj.weight`."""
+    """The twins' tensors by their names in the model: `decoder.layers.3.twin.mlp.up_proj.weight`."""
     return {
         f"{path}.{TWIN}.{name}": parameter.detach()
         for path, pair in twins(model).items()
@@ -97,7 +97,7 @@ def twin_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def stack_blocks(model: Transformer, blocks: Sequence[str]) -> None:
-    """Put behind each of `blocks` a copy that adds nothing yet; `model.config` says the new depth.
+    """Insert after each of `blocks` a copy that adds nothing yet; `model.config` gets the new depth.
 
     Args:
         model: One with `norm_position: pre`; changed in place.
@@ -118,7 +118,7 @@ def stack_blocks(model: Transformer, blocks: Sequence[str]) -> None:
 
 
 def stacked_paths(blocks: Sequence[str]) -> list[str]:
-    """Paths of the new blocks in the deeper model, for the paths, in order, of those that they stand behind."""
+    """Paths of the new blocks in the deeper model, from the ordered paths of the blocks that they follow."""
     paths, before = [], dict.fromkeys((block.rpartition(".")[0] for block in blocks), 0)
     for block in blocks:
         stack, _, number = block.rpartition(".")
@@ -128,7 +128,7 @@ def stacked_paths(blocks: Sequence[str]) -> list[str]:
 
 
 def expanded_config(config: ModelConfig, blocks: Sequence[str], *, sign: Literal[1, -1] = 1) -> ModelConfig:
-    """The shape of a model with a new block behind each of `blocks`; with `sign` -1, that before there were any."""
+    """The config with a new block after each of `blocks`; with `sign` -1, the config without these."""
     added = {name: sum(block.startswith(name) for block in blocks) for name in ("encoder", "decoder")}
     return config.model_copy(
         update={
@@ -139,7 +139,7 @@ def expanded_config(config: ModelConfig, blocks: Sequence[str], *, sign: Literal
 
 
 def new_blocks(blocks: Sequence[str], kind: ExpansionType) -> list[str]:
-    """Paths, in the expanded model, of all that is new in it."""
+    """Paths of all new modules in the expanded model."""
     return [f"{block}.{TWIN}" for block in blocks] if kind == "concat" else stacked_paths(blocks)
 
 
@@ -151,7 +151,7 @@ def freeze_all_but(model: nn.Module, paths: Sequence[str]) -> None:
 
 
 def _zero_outputs(block: nn.Module) -> nn.Module:
-    """The block with output projections of zero."""
+    """Set the output projections of the block to zero."""
     for name, module in block.named_modules():
         if name.endswith(_OUTPUTS):
             for parameter in module.parameters():
@@ -160,7 +160,7 @@ def _zero_outputs(block: nn.Module) -> nn.Module:
 
 
 def _set_cache_layer(block: nn.Module, place: int) -> None:
-    """Which keys and values of a cache are those of this block."""
+    """Set the layer of the KV cache that this block uses."""
     for module in block.modules():
         if isinstance(module, Attention):
             module.layer = place

@@ -19,7 +19,7 @@ from onmt_llm.generate.engine import (
     empty_answers,
     end_ids,
 )
-from onmt_llm.generate.engine_features import Feature, asked_features, check_supported
+from onmt_llm.generate.engine_features import Feature, check_supported, requested_features
 from onmt_llm.generate.lengths import length_penalty
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Ct2Decoding:
         """Refuse options that contradict each other, or that CTranslate2 does not have."""
         check_options(options)
         check_supported(
-            asked_features(options, prefixes=prefixes),
+            requested_features(options, prefixes=prefixes),
             self._features,
             engine=f"the CTranslate2 {self._model.kind}",
             hint="use the torch engine (a checkpoint instead of the release), or leave it out",

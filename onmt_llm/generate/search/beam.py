@@ -1,11 +1,11 @@
-"""Beam search, with the lists and the scores of OpenNMT-py.
+"""Beam search with the hypotheses and scores of OpenNMT-py.
 
-Shapes: B = prompts that are searched, K = beams of a prompt, R = B * K rows, C = candidates, N = tokens so far, S =
+Shapes: B = prompts still being searched, K = beams of a prompt, R = B * K rows, C = candidates, N = tokens so far, S =
     source length, V = vocabulary.
 
-At each step a prompt's K best continuations are taken. Those that end are put aside, and their beams are free for the
-next step's continuations of the others. A score is what the model's log probabilities sum to, over all tokens that are
-not the start token, divided by the length penalty at the moment; then the coverage penalty comes off.
+Each step selects a prompt's K best continuations. Those that end are stored, and their beams are free for the next
+step's continuations of the others. A score is the sum of the model's log probabilities over all tokens but the start
+token, divided by the current length penalty, minus the coverage penalty.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from onmt_llm.generate.search.state import Decoding
 
 @dataclass(frozen=True)
 class BeamSettings:
-    """How a beam search goes.
+    """Settings of a beam search.
 
     Attributes:
         size: Hypotheses kept alive for each prompt.
-        n_best: Hypotheses wanted of each prompt.
+        n_best: Hypotheses to return for each prompt.
         length_penalty: See `lengths.length_penalty`.
         coverage_penalty: See `penalties.coverage_penalty`; None = none.
-        stepwise: The coverage penalty counts at every step, not only when a hypothesis has ended.
-        ratio: When a search ends. 0: when a step's best continuation has ended and there are `n_best`. Above 0: when
-            besides that best continuation's score, divided by ratio * source length, is no better than that of an
-            ended hypothesis, divided by its length.
-        at_stop: Whether tokens end with a stop string.
+        stepwise: Apply the coverage penalty at every step, not only when a hypothesis ends.
+        ratio: When a search ends. 0: there are `n_best` hypotheses, and a step's best continuation has ended. Above 0:
+            there are `n_best`, and the best continuation's score divided by ratio * source length is no better than an
+            ended hypothesis' score divided by its length.
+        at_stop: Tests whether tokens end with a stop string.
     """
 
     size: int
@@ -50,7 +50,7 @@ class BeamSettings:
 
 @dataclass
 class _FinishedHypotheses:
-    """What one prompt's search has found."""
+    """Finished hypotheses of one prompt."""
 
     ended: list[tuple[float, DecodingRow]] = field(default_factory=list)
     best_per_token: float = -math.inf
@@ -59,10 +59,10 @@ class _FinishedHypotheses:
 def beam_search(
     decoding: Decoding, *, beams: BeamSettings, constraints: Constraints
 ) -> list[list[tuple[float, DecodingRow]]]:
-    """Search the best answers of a batch, one row a prompt.
+    """Search the best answers to the prompts of a batch.
 
     Returns:
-        For each prompt up to `n_best` pairs of score and ended row, best first.
+        For each prompt up to `n_best` pairs of score and finished row, best first.
     """
     return _BeamSearch(decoding, beams, constraints).run()
 
@@ -71,9 +71,9 @@ class _BeamSearch:
     """State of the search.
 
     Attributes:
-        prompts: The prompts that are still searched, B of them.
+        prompts: The B prompts that are still being searched.
         tokens_RN: Tokens of each hypothesis.
-        log_probs_BK: Sums of log probabilities; -inf = the hypothesis has ended, or never was one.
+        log_probs_BK: Sums of log probabilities; -inf = the hypothesis has ended, or the beam was never used.
     """
 
     def __init__(self, decoding: Decoding, beams: BeamSettings, constraints: Constraints) -> None:
@@ -93,15 +93,15 @@ class _BeamSearch:
         while self.prompts:
             if self.coverage is not None:
                 assert self.decoding.attention_RS is not None, "a coverage penalty needs a decoding with attention"
-                penalty_BK = self.coverage.look(self.decoding.attention_RS, self.log_probs_BK.shape)
+                penalty_BK = self.coverage.add(self.decoding.attention_RS, self.log_probs_BK.shape)
                 if self.beams.stepwise:
                     self.log_probs_BK = self.log_probs_BK - penalty_BK
             rows_BK = self._extend()
-            self._keep(self._put_aside(self._ended()), rows_BK)
+            self._keep(self._store_ended(self._ended()), rows_BK)
         return [sorted(found.ended, key=lambda item: -item[0])[: self.beams.n_best] for found in self.found]
 
     def _extend(self) -> Tensor:
-        """Replace the hypotheses by their best continuations; returns the rows that those continue, (B, K)."""
+        """Replace the hypotheses by their best continuations; returns the row that each continues, (B, K)."""
         size, length = self.log_probs_BK.shape[1], self.tokens_RN.shape[1]
         owners = [prompt for prompt in self.prompts for _ in range(size)]
         logits_RV = self.constraints.distribution(self.decoding.logits_RV, self.tokens_RN.tolist)
@@ -114,7 +114,7 @@ class _BeamSearch:
         new_BK = ids_RC.view(len(self.prompts), -1).gather(1, places_BK)
         self.tokens_RN = torch.cat([self.tokens_RN[rows_BK.flatten()], new_BK.view(-1, 1)], dim=1)
         if self.coverage is not None:
-            self.coverage.follow(rows_BK.flatten())
+            self.coverage.reorder(rows_BK.flatten())
         return rows_BK
 
     def _candidates(self, logits_RV: Tensor, owners: list[int], length: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ class _BeamSearch:
         return values_RC, ids_RC
 
     def _ended(self) -> list[list[str | None]]:
-        """Why each beam ends now, or None; beams that are none (-inf) do not end."""
+        """Why each beam ends now, or None; unused beams (-inf) do not end."""
         shape, length = self.log_probs_BK.shape, self.tokens_RN.shape[1]
         at_end = torch.isin(self.tokens_RN[:, -1], self.end_ids).view(shape).tolist()
         forced = [length <= len(self.constraints.prefix(prompt)) for prompt in self.prompts]
@@ -143,8 +143,8 @@ class _BeamSearch:
             result.append(["stop" if stop else "length" if at_limit[place] else None for stop in stops])
         return result
 
-    def _put_aside(self, ended: list[list[str | None]]) -> list[int]:
-        """Store what has ended, and free its beams; returns the places of the prompts whose search goes on."""
+    def _store_ended(self, ended: list[list[str | None]]) -> list[int]:
+        """Store ended hypotheses and free their beams; returns the places of the prompts whose search continues."""
         touched = [place for place, reasons in enumerate(ended) if any(reasons)]
         if not touched:
             return list(range(len(self.prompts)))
@@ -163,7 +163,7 @@ class _BeamSearch:
                 row = DecodingRow(self.prompts[place], tokens[place, beam].tolist(), log_probs[place][beam])
                 row.finish = "stop" if reason == "stop" else "length"
                 found.ended.append((scores[place][beam], row))
-                # OpenNMT-py's length here counts the start token, and one more.
+                # Here OpenNMT-py's length counts the start token and one more.
                 found.best_per_token = max(found.best_per_token, scores[place][beam] / (length + 2))
                 log_probs[place][beam] = -math.inf
             if max(log_probs[place]) == -math.inf or self._is_over(place, ended[place][0], scores[place][0]):
@@ -172,7 +172,7 @@ class _BeamSearch:
         return [place for place in range(len(self.prompts)) if place not in over]
 
     def _is_over(self, place: int, best_ended: str | None, best: float) -> bool:
-        """Whether to stop although some beams are alive, judged by the step's best continuation."""
+        """Whether the search ends although some beams are alive, by the step's best continuation."""
         found = self.found[self.prompts[place]]
         if len(found.ended) < self.beams.n_best:
             return False
@@ -184,7 +184,7 @@ class _BeamSearch:
         return best / (source_length * self.beams.ratio) <= found.best_per_token
 
     def _keep(self, kept: list[int], rows_BK: Tensor) -> None:
-        """Go on with the prompts at these places: bring the model's state to the hypotheses of now."""
+        """Continue with the prompts at these places: reorder the model's state to match the hypotheses."""
         if len(kept) < len(self.prompts):
             kept_B = torch.tensor(kept, dtype=torch.long, device=rows_BK.device)
             self.prompts = [self.prompts[place] for place in kept]
@@ -200,7 +200,7 @@ class _BeamSearch:
 
 
 class _Coverage:
-    """How much attention each source token has got from each hypothesis."""
+    """Sum of the attention of each hypothesis to each source token."""
 
     def __init__(self, penalty: Callable[[Tensor, Tensor], Tensor], real_BS: Tensor) -> None:
         self._penalty = penalty
@@ -208,16 +208,16 @@ class _Coverage:
         self._sum_RS: Tensor | None = None
         self._before_R: Tensor | None = None
 
-    def look(self, attention_RS: Tensor, shape: torch.Size) -> Tensor:
-        """Add a step's attention; returns by how much the penalty grew, (B, K). The first step counts as no growth."""
+    def add(self, attention_RS: Tensor, shape: torch.Size) -> Tensor:
+        """Add a step's attention; returns the increase of the penalty, (B, K). That of the first step counts as 0."""
         self._sum_RS = attention_RS if self._sum_RS is None else self._sum_RS + attention_RS
         now_R = self._of(self._sum_RS)
         growth_R = torch.zeros_like(now_R) if self._before_R is None else now_R - self._before_R
-        # The first step starts from nothing, too: what it cost is taken off at the second.
+        # The first step's penalty is therefore subtracted at the second step.
         self._before_R = torch.zeros_like(now_R) if self._before_R is None else now_R
         return growth_R.view(shape)
 
-    def follow(self, rows_R: Tensor) -> None:
+    def reorder(self, rows_R: Tensor) -> None:
         assert self._sum_RS is not None and self._before_R is not None
         self._sum_RS, self._before_R = self._sum_RS[rows_R], self._before_R[rows_R]
 

@@ -1,4 +1,4 @@
-"""Greedy search and sampling: every row on its own. The beam search is in `beam.py`.
+"""Greedy search and sampling, where every row is independent; and the constraints of all searches.
 
 Shapes: R = rows (hypotheses that are alive), V = vocabulary.
 """
@@ -23,14 +23,14 @@ Histories = Callable[[], Sequence[Sequence[int]]]
 
 @dataclass
 class DecodingRow:
-    """One hypothesis.
+    """A hypothesis that is being decoded.
 
     Attributes:
-        prompt: Its prompt's place in the batch.
-        tokens: What was produced so far, the end token included.
+        prompt: Place of its prompt in the batch.
+        tokens: Tokens so far, end token included.
         log_prob: Sum of the tokens' log probabilities (repetition penalty included, bans and temperature not).
-        random: Its own source of random numbers, where tokens are drawn.
-        finish: Why it ended; None while it is alive. Whoever iterates over `sample` may set it.
+        random: Its own random numbers, for sampling.
+        finish: Why it ended; None while it is alive. The caller of `sample` may set it.
     """
 
     prompt: int
@@ -42,22 +42,22 @@ class DecodingRow:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What may be produced at all.
+    """Constraints on the tokens of answers.
 
-    A ban takes a token out of the choice, not out of the distribution: the others keep the probability that the model
-    gives them, as in OpenNMT-py.
+    A banned token cannot be chosen, but stays in the distribution: the other tokens keep the model's probabilities, as
+    in OpenNMT-py.
 
     Attributes:
         end_ids: Tokens that end an answer.
-        max_lengths: Tokens after which an answer of each prompt ends, beyond its prefix.
-        absent_ids: Rows of the output layer that are no tokens; they have no part in the distribution.
-        banned_ids: Tokens that are never produced.
-        min_length: Tokens that an answer has at least before an end token, beyond its prefix.
-        repetition_penalty: See `sampling.penalize_repetition`; tokens of the answer count, those of the prompt do not,
-            as in CTranslate2.
+        max_lengths: Most tokens of an answer to each prompt, without its prefix.
+        absent_ids: Rows of the output layer without a token; they are not in the distribution.
+        banned_ids: Tokens that are never generated.
+        min_length: Fewest tokens before an end token, without the prefix.
+        repetition_penalty: See `sampling.penalize_repetition`; it counts the tokens of the answer, not those of
+            the prompt, as in CTranslate2.
         ngram: No n-gram of this length occurs twice in an answer; 0 = off.
-        ngram_exempt: An n-gram that holds one of these tokens may occur again.
-        prefixes: Tokens with which the answer of each prompt begins; none = no prefixes.
+        ngram_exempt: An n-gram that contains one of these tokens may repeat.
+        prefixes: Tokens with which the answer to each prompt starts; empty = no prefixes.
     """
 
     end_ids: tuple[int, ...]
@@ -71,26 +71,26 @@ class Constraints:
     prefixes: Sequence[Sequence[int]] = ()
 
     def limit(self, prompt: int) -> int:
-        """Tokens that an answer of a prompt has at most, its prefix included."""
+        """Most tokens of an answer to a prompt, prefix included."""
         return self.max_lengths[prompt] + len(self.prefix(prompt))
 
     def prefix(self, prompt: int) -> Sequence[int]:
         return self.prefixes[prompt] if self.prefixes else ()
 
     def distribution(self, logits_RV: Tensor, histories: Histories) -> Tensor:
-        """The logits of what the scores are measured by: with the repetition penalty, without what is no token."""
+        """The logits on which scores are based: with the repetition penalty, without absent tokens."""
         if self.repetition_penalty != 1.0:
             logits_RV = sampling.penalize_repetition(logits_RV, histories(), self.repetition_penalty)
         return sampling.ban(logits_RV, self.absent_ids)
 
     def ban(self, scores_RV: Tensor, prompts: Sequence[int], length: int, histories: Histories) -> Tensor:
-        """The scores with what is not allowed banned; a forced token is all that is allowed.
+        """The scores with banned tokens at -inf.
 
         Args:
             scores_RV: Logits or log probabilities of the next token.
-            prompts: Which prompt each row belongs to.
-            length: Tokens that every row has.
-            histories: The rows' tokens, asked for only when they are needed.
+            prompts: The prompt of each row.
+            length: Number of tokens of every row.
+            histories: Returns the rows' tokens; called only if they are needed.
         """
         scores_RV = sampling.ban(scores_RV, self.banned_ids)
         if self.ngram:
@@ -104,7 +104,7 @@ class Constraints:
         return scores_RV
 
     def forced(self, prompts: Sequence[int], length: int) -> list[int]:
-        """The token that each row must have next; -1 = any."""
+        """The next token of each row's prefix; -1 = none, any token is allowed."""
         prefixes = map(self.prefix, prompts)
         return [prefix[length] if length < len(prefix) else -1 for prefix in prefixes]
 
@@ -131,14 +131,14 @@ def pick_random(*, temperature: float, top_k: int, top_p: float) -> Pick:
 def sample(
     decoding: Decoding, rows: list[DecodingRow], *, constraints: Constraints, pick: Pick
 ) -> Iterator[DecodingRow]:
-    """Decode every row on its own, and yield it each time it has got a token.
+    """Decode all rows independently, and yield each row after each of its tokens.
 
-    The caller may set `row.finish` when it gets the row, and so end it; closing the iterator ends everything.
+    The caller can end a row by setting `row.finish`; closing the iterator ends all.
 
     Args:
-        decoding: The batch, one row a prompt.
-        rows: Several may belong to one prompt.
-        constraints: What may be produced.
+        decoding: The batch, one row per prompt.
+        rows: Several rows may share a prompt.
+        constraints: Allowed tokens and lengths.
         pick: Chooses the tokens: `pick_best` or `pick_random(...)`.
     """
     decoding.select([row.prompt for row in rows])

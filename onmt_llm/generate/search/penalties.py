@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 def coverage_penalty(kind: str, beta: float) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """What is taken off a score for source tokens that got too little attention (`wu`) or too much (`summary`).
+    """Penalty of a score for source tokens with too little attention (`wu`) or too much (`summary`).
 
     Args:
         kind: "none", "wu" or "summary".
         beta: Its weight.
 
     Returns:
-        A function of the sums of attention (..., S) and of what source tokens are real (..., S); None for "none".
+        A function of the sums of attention (..., S) and the mask of real source tokens (..., S); None for "none".
     """
     if kind == "none" or beta == 0:
         return None
 
     def wu(coverage: Tensor, real: Tensor) -> Tensor:
-        # Attention that is exactly 0 would be an infinite penalty, and at the next step no number at all.
+        # An attention of exactly 0 would be an infinite penalty, and NaN at the next step.
         return -beta * coverage.clamp(min=torch.finfo(coverage.dtype).tiny, max=1.0).log().masked_fill(~real, 0.0).sum(
             dim=-1
         )
@@ -37,5 +37,5 @@ def coverage_penalty(kind: str, beta: float) -> Callable[[Tensor, Tensor], Tenso
 
 
 def real_tokens(lengths: list[int], device: torch.device) -> Tensor:
-    """(B, S): True where a source of these lengths has a token."""
+    """(B, S): True where a source has a token."""
     return torch.arange(max(lengths), device=device)[None] < torch.tensor(lengths, device=device)[:, None]

@@ -1,6 +1,6 @@
-"""What may come next, and which of it is taken: pure functions on the logits of the next token.
+"""Bans, penalties and sampling: pure functions on the logits of the next token.
 
-Shapes: R = rows (hypotheses that are being decoded), V = vocabulary. A function never changes the tensor it is given.
+Shapes: R = rows (hypotheses that are being decoded), V = vocabulary. No function changes its input.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 BANNED = float("-inf")
 _CHUNK = 64
-"""Tokens of the vocabulary among which `top_k` first looks for a maximum only."""
+"""Tokens of a chunk of the vocabulary, of which `top_k` first computes only the maximum."""
 
 
 def ban(logits_RV: Tensor, ids: Sequence[int]) -> Tensor:
@@ -35,7 +35,7 @@ def ban_in_rows(logits_RV: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
 
 
 def repeated_ngram_ends(tokens: Sequence[int], n: int, *, exempt: frozenset[int] = frozenset()) -> list[int]:
-    """Tokens that would complete an n-gram which `tokens` holds already, unless a token of it is `exempt`."""
+    """Tokens that would complete an n-gram that `tokens` already contains, unless one of its tokens is `exempt`."""
     if n < 1 or len(tokens) < n:
         return []
     start = tuple(tokens[len(tokens) - n + 1 :])
@@ -48,7 +48,7 @@ def repeated_ngram_ends(tokens: Sequence[int], n: int, *, exempt: frozenset[int]
 def top_k(scores_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of each row, or all if there are fewer: values and indices, best first.
 
-    The k best are within the k chunks that have the best maxima, which is much less to sort than a whole vocabulary.
+    The k best are in the k chunks with the best maxima, which is much less to sort than the whole vocabulary.
     """
     rows, vocab = scores_RV.shape
     chunks = vocab // _CHUNK
@@ -102,10 +102,10 @@ def sharpen(logits_RV: Tensor, temperature: float) -> Tensor:
 
 
 def draw(logits_RV: Tensor, uniforms: Sequence[float]) -> list[int]:
-    """Draw one token a row from softmax(logits), row r by the number `uniforms[r]` in [0, 1).
+    """Draw one token per row from softmax(logits), row r with the number `uniforms[r]` in [0, 1).
 
-    One number of the row's own is all the randomness there is, so a row's token does not depend on the rows beside it.
-    The cumulative sum is in double precision: in float32 the last of 100,000 tokens could become unreachable.
+    Each row uses only its own random number, so its token does not depend on other rows. The cumulative sum is in
+    double precision: in float32 the last of 100,000 tokens could become unreachable.
     """
     cumulative_RV = logits_RV.double().softmax(dim=-1).cumsum(dim=-1)
     targets_R1 = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)[:, None] * cumulative_RV[:, -1:]

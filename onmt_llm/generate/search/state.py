@@ -1,11 +1,10 @@
-"""A batch while it is decoded: the models, their caches, and what is known of the next token.
+"""State of a batch during decoding: the models, their KV caches, and the logits of the next token.
 
 Shapes: B = prompts, P = longest prompt, S = source length, R = rows (hypotheses that are alive), D = model width, V =
     vocabulary.
 
-Prompts of a batch are padded on the left, so that all rows grow at the same place; the cache masks the padding and
-counts positions without it, which makes an answer independent of its neighbours. Rows that have ended leave the batch
-at once.
+Prompts are padded on the left, so all rows grow at the same position. The cache masks the padding and counts positions
+without it, which makes an answer independent of its neighbours. Finished rows leave the batch at once.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from onmt_llm.nn.transformer import Transformer
 
 PromptIds = Sequence[int] | Sequence[tuple[int, ...]]
-"""Token ids; of a model with source features, each with the ids of its features."""
+"""Token ids; for a model with source features, each with the ids of its features."""
 
 
 class Decoding:
@@ -31,16 +30,16 @@ class Decoding:
 
     Args:
         models: Decoder-only (the prompts are continued) or encoder-decoder (the prompts are sources); all of one kind
-            and one vocabulary. An ensemble's next token has the mean of the models' log probabilities, renormalised.
+            and one vocabulary. An ensemble averages the log probabilities of its models and renormalises them.
         prompts: Token ids, none empty.
         start_id: First token of every target of an encoder-decoder model.
-        average_probabilities: An ensemble averages probabilities instead of their logarithms.
+        average_probabilities: An ensemble averages probabilities instead.
         attention: Keep the cross attention to the source, for coverage penalties.
 
     Attributes:
         logits_RV: float32 logits of each row's next token.
         attention_RS: Weights of the last layer's first head at the newest token, 0 at padding, averaged over the
-            models; where they were asked for.
+            models; if `attention` is set.
     """
 
     def __init__(
@@ -69,14 +68,14 @@ class Decoding:
         self.logits_RV = self._read(torch.as_tensor(tokens, device=self.device)[:, None])
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may be left out, or be there several times. Each has its own memory."""
+        """Keep these rows, in this order; a row may be dropped or repeated. Each has its own memory."""
         idx_R = torch.tensor(rows, device=self.device, dtype=torch.long)
         self.select_memories(idx_R)
         self.reorder(idx_R)
         self.logits_RV = self.logits_RV[idx_R]
 
     def reorder(self, rows_R: Tensor) -> None:
-        """`select` for a `step` that follows at once, where neighbouring rows share the memory of their source."""
+        """`select` directly before a `step`, for neighbouring rows that share the memory of their source."""
         for part in self._states:
             part.cache.reorder(rows_R, cross=False)
 
@@ -93,7 +92,7 @@ class Decoding:
 
 
 def combine(logits: Sequence[Tensor], *, average_probabilities: bool) -> Tensor:
-    """What several models say together, (..., V): the mean of their probabilities or of the logarithms of these."""
+    """Prediction of an ensemble, (..., V): the mean of its probabilities or of its log probabilities."""
     if len(logits) == 1:
         return logits[0]
     log_probs = torch.stack(list(logits)).log_softmax(dim=-1)
@@ -118,9 +117,9 @@ class _ModelState:
         self.cache = KVCache(model.cache_layers, left_pad_B=left_pad_B)
 
     def read(self, ids_RT: Tensor | None, attention: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits after these tokens (None = what all rows begin with), and the attention at the last of them."""
+        """Logits after these tokens (None = the prompts or start tokens), and the attention at the last of them."""
         ids_RT = self._first_BP if ids_RT is None else ids_RT
-        # The memory is handed over once: from then on the cache has its keys and values.
+        # The memory is passed once: from then on the cache has its keys and values.
         memory_BSD, self._memory_BSD = self._memory_BSD, None
         weights_RS: Tensor | None = None
         if attention:
@@ -152,7 +151,7 @@ class _ModelState:
 def encode_sources(
     model: Transformer, sources: Sequence[PromptIds], device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """The memory of sources, and True where one has a token (None = everywhere)."""
+    """Encoder output of sources, and the mask of their real tokens (None = all are)."""
     src, mask_BS = pad_right(sources, device)
     if not model.config.src_features:
         return model.encode(src, mask_BS), mask_BS
@@ -160,7 +159,7 @@ def encode_sources(
 
 
 def pad_right(rows: Sequence[PromptIds], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Token ids side by side, and True where one is real (None = everywhere: no mask is faster than an empty one)."""
+    """Padded token ids, and the mask of real ones (None = all are: no mask is faster than a trivial one)."""
     longest = max(map(len, rows))
     fill: Any = (0,) * len(rows[0][0]) if rows[0] and isinstance(rows[0][0], tuple) else 0
     ids_BS = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)

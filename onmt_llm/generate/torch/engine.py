@@ -17,7 +17,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.engine import Delta, Hypothesis, as_paths, check_options, check_positions, empty_answers, end_ids
-from onmt_llm.generate.engine_features import ALL_FEATURES, SOURCE_FEATURES, asked_features, check_supported
+from onmt_llm.generate.engine_features import ALL_FEATURES, SOURCE_FEATURES, check_supported, requested_features
 from onmt_llm.generate.lengths import length_penalty, max_answer_length
 from onmt_llm.generate.search import greedy as search
 from onmt_llm.generate.search.beam import BeamSettings, beam_search
@@ -33,24 +33,23 @@ if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 _SCORE_TOKENS = 2048
-"""Positions, padding included, of the texts that are scored together."""
+"""Positions, padding included, of a batch of scored texts."""
 
 
 class TorchEngine:
     """Answers with a `Transformer`, or with an ensemble of them.
 
-    Precedence of the options: `beam_size` > 1 is beam search, and the sampling options are then ignored (said once in
-    the log); otherwise `random_sampling_topk: 1` or a temperature of 0 is greedy search; otherwise tokens are drawn:
-    temperature, then top-k, then top-p. Repetition penalty, n-gram blocking, minimum length and bans apply to all of
-    them.
+    Precedence of the options: `beam_size` > 1 is beam search, which ignores the sampling options (logged once);
+    otherwise `random_sampling_topk: 1` or a temperature of 0 is greedy search; otherwise tokens are drawn: temperature,
+    then top-k, then top-p. Repetition penalty, n-gram blocking, minimum length and bans apply to all of them.
 
-    Beam search gives the lists and the scores of OpenNMT-py 3.5.1.
+    Beam search gives the hypotheses and scores of OpenNMT-py 3.5.1.
 
     Args:
         model: In eval mode, on its device.
         codec: Its vocabulary, tokeniser and template.
-        others: Further models, that answer together with it.
-        average_probabilities: Average the models' probabilities, not the logarithms of these.
+        others: Further models of the ensemble.
+        average_probabilities: Average the models' probabilities instead of log probabilities.
     """
 
     def __init__(
@@ -164,7 +163,7 @@ class TorchEngine:
         check_options(options)
         if self.model.config.is_decoder_only:
             check_supported(
-                asked_features(options),
+                requested_features(options),
                 ALL_FEATURES - SOURCE_FEATURES,
                 engine="a decoder-only model",
                 hint="only an encoder-decoder model attends to a source",
@@ -175,10 +174,10 @@ class TorchEngine:
         check_positions([len(text) for text in texts], config, has_table=config.position == "learned")
 
     def _check_memory(self, options: GenerationConfig, *, prompts: int, length: int) -> None:
-        """Refuse a batch for which there is no memory even at its first step; an estimate that is too low.
+        """Refuse a batch that does not fit into memory even at its first step; the estimate is a lower bound.
 
         Raises:
-            ConfigError: BeamSettings, samples and prompts are too many.
+            ConfigError: There are too many beams, samples or prompts.
         """
         config = self.model.config
         weight = next(self.model.parameters())
@@ -207,7 +206,7 @@ class TorchEngine:
         return search.Constraints(
             end_ids=tuple(end_ids(self._codec, options)),
             max_lengths=[max_answer_length(options.max_length, ratio, len(prompt)) for prompt in prompts],
-            # An embedding may have more rows than there are tokens, to make its size a multiple of something.
+            # An embedding may have more rows than tokens, which makes its size a multiple of a power of two.
             absent_ids=tuple(range(len(vocab), config.vocab_size)),
             banned_ids=(vocab.unk_id,) if options.ban_unk_token and vocab.unk_id is not None else (),
             min_length=options.min_length,
@@ -241,7 +240,7 @@ class TorchEngine:
         options: GenerationConfig,
         seed: int,
     ) -> list[list[Hypothesis]]:
-        """Greedy search or sampling of a batch; `places` are the prompts' places in the whole input."""
+        """Greedy search or sampling of a batch; `places` are the places of its prompts in the whole input."""
         rows = [
             search.DecodingRow(prompt, random=_random(seed, place, n))
             for prompt, place in enumerate(places)
@@ -260,7 +259,7 @@ class TorchEngine:
         self, decoding: Decoding, constraints: search.Constraints, options: GenerationConfig
     ) -> list[list[Hypothesis]]:
         if options.samples:
-            log_once("beam_size is above 1: beam search, without the random_sampling options.")
+            log_once("beam_size is above 1: beam search ignores the random_sampling options.")
         beams = BeamSettings(
             size=options.beam_size,
             n_best=options.n_best,
@@ -345,11 +344,11 @@ class TorchEngine:
         return AnswerText(self._codec.stream_decoder(), [*self._codec.stop, *options.stop])
 
     def _stop_detector(self, options: GenerationConfig) -> Callable[[list[int]], bool] | None:
-        """For beams, which have no running text: whether the last tokens' text holds a stop string."""
+        """For beams, which have no incremental text: whether the text of the last tokens contains a stop string."""
         stops = [stop for stop in (*self._codec.stop, *options.stop) if stop]
         if not stops:
             return None
-        # A character takes at most four tokens (its bytes), so this many tokens hold the longest stop string.
+        # A character has at most four tokens (its bytes), so this many tokens contain the longest stop string.
         tail = 4 * max(map(len, stops)) + 4
 
         def at_stop(tokens: list[int]) -> bool:
@@ -360,7 +359,7 @@ class TorchEngine:
 
 
 def _uses_beams(options: GenerationConfig) -> bool:
-    """A coverage penalty is the beam search's business, also with a beam of one."""
+    """Whether to use beam search: also for a coverage penalty with a beam of one."""
     return options.beam_size > 1 or (options.coverage_penalty != "none" and not options.samples)
 
 
@@ -369,5 +368,5 @@ def _seed(options: GenerationConfig) -> int:
 
 
 def _random(seed: int, place: int, number: int) -> Random:
-    """The random numbers of one answer: those of prompt `place`, answer `number`, whatever else is in the batch."""
+    """Random numbers of one answer: they depend on its prompt's place and its number, not on the batch."""
     return Random(f"{seed}/{place}/{number}")

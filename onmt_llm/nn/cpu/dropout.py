@@ -1,9 +1,9 @@
-"""Dropout that is cheap on a CPU, in time and in what it keeps for the backward pass.
+"""Dropout that needs little time and memory on a CPU.
 
-torch's own draws each element by itself on a CPU and keeps a float32 factor of it: in a small Transformer that is a
-quarter of the training time and of the memory. Here 16 random bits decide on an element, four of which come from each
-64-bit draw of torch's generator (so a run is resumed as ever), and what is kept is these two bytes, or nothing where
-the result itself shows what was dropped. Elsewhere than on a CPU torch's kernels are used.
+On a CPU torch draws each element separately and saves a float32 factor for it: a quarter of the training time and
+memory of a small Transformer. Here 16 random bits decide on an element; a 64-bit draw of torch's generator gives four
+of these (so runs resume exactly). Only these two bytes are saved, or nothing if the result itself shows what was
+dropped. On other devices torch's kernels are used.
 
 Shapes of attention: B rows, N heads, K key heads, T queries, S keys, H width of a head.
 """
@@ -23,7 +23,7 @@ _LOWEST = -(1 << 15)
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Zero elements with probability `rate`, and scale the others so that the expectation stays."""
+    """Zero elements with probability `rate`, and scale the others to preserve the expectation."""
     if not training or rate <= 0.0 or x.device.type != "cpu":
         return F.dropout(x, rate, training)
     return _Dropout.apply(x, rate)
@@ -48,8 +48,8 @@ def attend_with_dropout(
 ) -> Tensor:
     """dropout(softmax(scale q k' + bias)) v on a CPU, each group of N / K query heads sharing a key head.
 
-    torch has no kernel for it there. Spelt out, it keeps the weights twice, with and without dropout, and copies q, k
-    and v to have each head in one piece; here the heads are taken one by one, where they are.
+    torch has no kernel for it there. Its plain operations save the weights twice, with and without dropout, and copy q,
+    k and v to make each head contiguous; here the heads are processed one by one, without copies.
 
     Args:
         q_BNTH: Queries.
@@ -57,22 +57,22 @@ def attend_with_dropout(
         v_BKSH: Values.
         bias: Float; broadcasts to (B, N, T, S) and gets no gradient.
         scale: Of the scores.
-        rate: Share of the weights that is dropped.
+        rate: Fraction of the weights that is dropped.
 
     Returns:
-        (B, N, T, H), laid out like the queries.
+        (B, N, T, H), with the memory layout of the queries.
     """
     return _AttendWithDropout.apply(q_BNTH, k_BKSH, v_BKSH, bias, scale, rate)
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """What decides on the elements of a tensor.
+    """The random decision for each element of a tensor.
 
     Attributes:
-        bits: 16 random bits for each of them.
-        first: Numbers from this one on keep their element.
-        factor: What kept elements are multiplied with.
+        bits: 16 random bits per element.
+        first: Numbers from this one on keep the element.
+        factor: Factor of kept elements.
     """
 
     bits: Tensor
@@ -80,7 +80,7 @@ class _Draw:
     factor: float
 
     def ones(self, dtype: torch.dtype) -> Tensor:
-        """1 for what is kept and 0 for what is dropped: a number is faster to multiply with than a boolean."""
+        """1 for kept elements, 0 for dropped ones: multiplying by a number is faster than by a boolean."""
         return torch.ge(self.bits, self.first, out=torch.empty(self.bits.shape, dtype=dtype))
 
 
@@ -115,7 +115,7 @@ class _DropoutAdd(torch.autograd.Function):
 
 
 class _ReluDropout(torch.autograd.Function):
-    """Keeps its result alone, which the next layer keeps anyway: what is above zero there passes its gradient."""
+    """Saves only its result, which the next layer saves anyway: elements above zero pass the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:

@@ -1,14 +1,14 @@
-"""How torch's threads on a CPU wait for each other: by spinning on a quiet machine, asleep beside other programs.
+"""How torch's CPU threads wait for each other: spinning on an idle machine, sleeping next to other busy processes.
 
-Each operation of torch's CPU build ends at a barrier of its OpenMP threads. By default a thread that is there early
-spins, which is the fastest way while the processors are its own. Beside another busy process it is the slowest one: the
-thread that spins holds the processor that the late thread waits for. `OMP_WAIT_POLICY=PASSIVE` makes threads sleep
-instead, but is read only once, when the library is loaded, while a run lasts for hours and its neighbours come and go.
+Each operation of torch's CPU build ends at a barrier of its OpenMP threads. By default a thread that arrives early
+spins, which is fastest while no one else needs its processor. Next to another busy process it is slowest: the spinning
+thread occupies the processor that the late thread needs. `OMP_WAIT_POLICY=PASSIVE` makes threads sleep instead, but is
+read only once, when the library is loaded, whereas a run lasts for hours while other processes start and end.
 
-libgomp, the OpenMP library of torch's Linux builds, shortens the spinning to nearly nothing while a process has more
-OpenMP threads than processors (its manual, GOMP_SPINCOUNT). So a second team of idle threads makes all threads sleep at
-barriers, and its end makes them spin again. `watch` keeps such a team exactly while other processes use processors that
-torch's threads need. Why, and figures: docs/decisions/021, docs/benchmarks/neighbours.md.
+libgomp, the OpenMP library of torch's Linux builds, hardly spins while a process has more OpenMP threads than
+processors (its manual, GOMP_SPINCOUNT). So a second team of idle threads makes all threads sleep at barriers;
+when it ends, they spin again. `watch` keeps such a team only while other processes use processors that torch's threads
+need. Reasons and figures: docs/decisions/021, docs/benchmarks/neighbours.md.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ import torch
 from onmt_llm.log import logger
 
 SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""Variables that say how threads wait; where one is set, nothing is changed."""
+"""Variables that control how threads wait; if one is set, nothing is changed."""
 _CPU_TIMES = Path("/proc/stat")
-_FIRST_LOOK, _INTERVAL = 0.1, 1.0  # seconds
-_BUSY, _QUIET = 0.3, 0.15  # processors of torch's own threads that others take
-_QUIET_LOOKS = 5
+_FIRST_PAUSE, _INTERVAL = 0.1, 1.0  # seconds
+_BUSY, _QUIET = 0.3, 0.15  # processors that others take from torch's threads
+_QUIET_MEASUREMENTS = 5
 
 
 def watch(device_type: str = "cpu") -> None:
-    """Watch the processors from now on, once for the process; a no-op where there is nothing to decide.
+    """Start to watch the processors, once per process.
 
-    That is: on a GPU, off Linux, with one thread, with another OpenMP library, or where the user has chosen a policy.
+    Does nothing on a GPU, outside Linux, with one thread, with another OpenMP library, or if the user has set a policy.
 
     Args:
         device_type: Where the model computes.
@@ -49,10 +49,10 @@ def watch(device_type: str = "cpu") -> None:
 
 
 class Neighbours:
-    """Decides from what others use whether threads should sleep at barriers.
+    """Decides, from the load of other processes, whether threads should sleep at barriers.
 
     Args:
-        processors: How many this process may use.
+        processors: Number that this process may use.
 
     Attributes:
         crowded: The decision.
@@ -60,20 +60,20 @@ class Neighbours:
 
     def __init__(self, processors: int) -> None:
         self._processors = processors
-        self._quiet_looks = 0
+        self._quiet_measurements = 0
         self.crowded = False
 
     def update(self, others: float, threads: int) -> bool:
-        """Take one more look into account; returns whether the decision has changed.
+        """Add a measurement; returns whether the decision has changed.
 
         Args:
-            others: Processors that other processes used since the last look.
-            threads: Threads of this process that want to run at once.
+            others: Processors that other processes have used since the last measurement.
+            threads: Threads of this process that run at once.
         """
         taken = others - max(0, self._processors - threads)
-        self._quiet_looks = self._quiet_looks + 1 if taken < _QUIET else 0
+        self._quiet_measurements = self._quiet_measurements + 1 if taken < _QUIET else 0
         before = self.crowded
-        self.crowded = taken > _BUSY or (before and self._quiet_looks < _QUIET_LOOKS)
+        self.crowded = taken > _BUSY or (before and self._quiet_measurements < _QUIET_MEASUREMENTS)
         return self.crowded != before
 
 
@@ -85,10 +85,10 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         cpus = os.sched_getaffinity(0)
         neighbours, team = Neighbours(len(cpus)), None
-        last, pause = _look(cpus), _FIRST_LOOK
+        last, pause = _measure(cpus), _FIRST_PAUSE
         while True:
             time.sleep(pause)
-            now, pause = _look(cpus), _INTERVAL
+            now, pause = _measure(cpus), _INTERVAL
             busy, own, elapsed = (after - before for before, after in zip(last, now, strict=True))
             last = now
             if not neighbours.update((busy - own) / elapsed, torch.get_num_threads()):
@@ -105,7 +105,7 @@ class _Watch(threading.Thread):
 
 
 class _IdleTeam:
-    """OpenMP threads that sleep until the end; as many as make libgomp count more threads than processors."""
+    """OpenMP threads that sleep until `end`; enough for libgomp to count more threads than processors."""
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
         self._end = threading.Event()
@@ -113,7 +113,7 @@ class _IdleTeam:
         self._thread.start()
 
     def _hold(self, library: ctypes.CDLL, threads: int) -> None:
-        # A parallel region whose body does nothing; its threads stay as long as the one that began it.
+        # A parallel region with an empty body; its threads live as long as the thread that started it.
         nothing = ctypes.cast(library.omp_get_num_threads, ctypes.c_void_p)
         library.GOMP_parallel(nothing, None, ctypes.c_uint(threads), ctypes.c_uint(0))
         self._end.wait()
@@ -123,16 +123,16 @@ class _IdleTeam:
         self._thread.join()
 
 
-def _look(cpus: Iterable[int]) -> tuple[float, float, float]:
-    """Seconds of processor time on `cpus` by all processes, seconds by this one, and the time."""
+def _measure(cpus: Iterable[int]) -> tuple[float, float, float]:
+    """Processor seconds on `cpus` of all processes, those of this process, and the time."""
     return busy_seconds(_CPU_TIMES.read_text(encoding="ascii"), cpus), time.process_time(), time.monotonic()
 
 
 def busy_seconds(stat: str, cpus: Iterable[int]) -> float:
-    """Seconds that processors have worked for processes of this system, in the text of /proc/stat.
+    """Busy seconds of processors, from the text of /proc/stat.
 
     Args:
-        stat: The file's content, see proc_stat(5).
+        stat: Content of the file, see proc_stat(5).
         cpus: Numbers of the processors.
     """
     names = {f"cpu{cpu}" for cpu in cpus}
@@ -145,7 +145,7 @@ def busy_seconds(stat: str, cpus: Iterable[int]) -> float:
 
 
 def _libgomp() -> ctypes.CDLL | None:
-    """The OpenMP library that torch computes with, or None where it is another one or the system has no /proc."""
+    """torch's OpenMP library if it is libgomp; None if it is another one or the system has no /proc."""
     folder = Path(torch.__file__).parent / "lib"
     with suppress(OSError, AttributeError):
         _CPU_TIMES.read_bytes()

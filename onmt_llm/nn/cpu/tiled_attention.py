@@ -1,9 +1,9 @@
-"""Causal self-attention on a CPU in tiles: some queries at a time, with the keys that they may see and no others.
+"""Causal self-attention on a CPU in tiles: blocks of queries with only the keys that they see.
 
-torch's CPU kernel spends most of its time in the backward pass, and knows neither documents in a row nor windows but by
-a mask over all pairs. Here a tile is a few matrix products and a softmax over scores that stay in the processor's
-caches, and keys that no query of the tile sees are left out: a row of many documents costs what the documents cost.
-The backward pass computes the weights again (Dao et al. 2022), so that nothing but q, k and v is kept.
+torch's CPU kernel spends most of its time in the backward pass, and handles packed documents and windows only by a mask
+over all pairs. Here a tile is a few matrix products and a softmax over scores that stay in the processor's caches. Keys
+that no query of the tile sees are skipped, so a row of many documents costs no more than the documents alone. The
+backward pass recomputes the weights (Dao et al. 2022), so only q, k and v are saved.
 
 Shapes: B rows, N heads, K key heads, G = N / K heads that share a key head, T positions, S keys of a tile, H width of a
 head, P pairs of row and key head (B x K), X queries of a group (T x G, the heads of a position side by side), R those
@@ -23,23 +23,23 @@ from torch.autograd.function import once_differentiable
 
 from onmt_llm.nn.masks import minus_inf
 
-# Scores of a tile at the most: 2 MiB of them in bf16.
+# Most scores of a tile: 2 MiB of them in bf16.
 _SCORES = 1 << 20
-# Rows of a tile's products at the least, below which they are not at their fastest.
+# Fewest rows of a tile's products; smaller ones are slower.
 _PRODUCT_ROWS = 128
 _QUERIES = 64
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries that are computed together.
+    """Queries that are processed together.
 
     Attributes:
-        pairs: Which pairs of row and key head.
-        rows: Which of X.
-        keys: Positions that one of them sees at least.
-        bias: Added to the scores of the last keys (as many as it is wide): 0, or -inf where a query must not look;
-            (R, width).
+        pairs: Range of P, the pairs of row and key head.
+        rows: Range of X, the queries.
+        keys: Range of the positions that at least one of them sees.
+        bias: Added to the scores of the last keys (as many as its width): 0, or -inf where a query does not see the
+            key; (R, width).
     """
 
     pairs: slice
@@ -55,7 +55,7 @@ def causal_tiles(rows: int, length: int, heads: int, key_heads: int, dtype: torc
     for queries in _even_spans(length, _tile_length(group)):
         bias = _bias(_later(queries, queries), group, dtype)
         for pairs in _even_spans(rows * key_heads, _pairs_at_once(group, queries, queries.stop)):
-            tiles.append(Tile(pairs, _of_group(queries, group), slice(0, queries.stop), bias))
+            tiles.append(Tile(pairs, _group_rows(queries, group), slice(0, queries.stop), bias))
     return tiles
 
 
@@ -72,7 +72,7 @@ def limited_tiles(first_BT: Tensor, heads: int, key_heads: int, dtype: torch.dty
             bias = _bias(hidden, group, dtype)
             for part in _even_spans(key_heads, _pairs_at_once(group, queries, keys.stop - keys.start)):
                 pairs = slice(row * key_heads + part.start, row * key_heads + part.stop)
-                tiles.append(Tile(pairs, _of_group(queries, group), keys, bias))
+                tiles.append(Tile(pairs, _group_rows(queries, group), keys, bias))
     return tiles
 
 
@@ -85,20 +85,20 @@ def attend_tiled(
         q_BNTH: Queries.
         k_BKTH: Keys.
         v_BKTH: Values.
-        tiles: Of these rows, heads and positions, for this number type.
+        tiles: For these rows, heads and positions, and this dtype.
         scale: Of the scores.
-        forward_by_torch: The tiles hide nothing but what is later: torch's kernel computes the result, and tiles serve
-            the gradients alone.
+        forward_by_torch: Use torch's kernel for the forward pass, and tiles only for the gradients. The mask must be
+            purely causal.
 
     Returns:
-        (B, N, T, H), laid out position by position.
+        (B, N, T, H); in memory the heads of a position are adjacent.
     """
     with torch.autocast("cpu", enabled=False):
         return _AttendTiled.apply(q_BNTH, k_BKTH, v_BKTH, tiles, scale, forward_by_torch)
 
 
 def torch_is_faster(dtype: torch.dtype) -> bool:
-    """Whether the forward pass of torch's kernel is, which takes the processor's tiles of bf16 (AMX) for its own."""
+    """Whether the forward pass of torch's kernel is faster: it uses AMX for bf16."""
     return dtype == torch.bfloat16 and bool(torch.cpu._is_amx_tile_supported())
 
 
@@ -119,26 +119,26 @@ class _AttendTiled(torch.autograd.Function):
             return F.scaled_dot_product_attention(
                 q_BNTH, k_BKTH, v_BKTH, is_causal=True, scale=scale, enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1]
             )
-        q_PXH, k_PTH, v_PTH = _grouped(q_BNTH, k_BKTH, scale), _paired(k_BKTH), _paired(v_BKTH)
+        q_PXH, k_PTH, v_PTH = _grouped(q_BNTH, k_BKTH, scale), _flat_pairs(k_BKTH), _flat_pairs(v_BKTH)
         out_PXH = torch.empty_like(q_PXH)
         for tile in tiles:
             q_PRH, k_PSH = q_PXH[tile.pairs, tile.rows], k_PTH[tile.pairs, tile.keys]
             out_PXH[tile.pairs, tile.rows] = torch.bmm(_weights(q_PRH, k_PSH, tile), v_PTH[tile.pairs, tile.keys])
-        return _by_position(out_PXH, q_BNTH, k_BKTH)
+        return _heads_adjacent(out_PXH, q_BNTH, k_BKTH)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor | None, ...]:
         q_BNTH, k_BKTH, v_BKTH = ctx.saved_tensors
-        q_PXH, k_PTH, v_PTH = _grouped(q_BNTH, k_BKTH, ctx.scale), _paired(k_BKTH), _paired(v_BKTH)
+        q_PXH, k_PTH, v_PTH = _grouped(q_BNTH, k_BKTH, ctx.scale), _flat_pairs(k_BKTH), _flat_pairs(v_BKTH)
         grad_PXH = _grouped(grad_BNTH, k_BKTH)
         dq_PXH = torch.empty_like(q_PXH)
-        # Sums over the tiles, which 16 bits are too few for.
+        # 16 bits are too few for sums over the tiles.
         sum_dtype = torch.promote_types(k_PTH.dtype, torch.float32)
         dk_PTH, dv_PTH = torch.zeros_like(k_PTH, dtype=sum_dtype), torch.zeros_like(v_PTH, dtype=sum_dtype)
         for tile in ctx.tiles:
             pairs, rows, keys = tile.pairs, tile.rows, tile.keys
-            # in one piece, as each product would make them for itself
+            # contiguous: otherwise each product would make its own copy
             q_PRH, out_grad_PRH = q_PXH[pairs, rows].contiguous(), grad_PXH[pairs, rows].contiguous()
             k_PSH = k_PTH[pairs, keys].contiguous()
             weights_PRS = _weights(q_PRH, k_PSH, tile)
@@ -147,41 +147,41 @@ class _AttendTiled(torch.autograd.Function):
             grads_PRS = torch._softmax_backward_data(grads_PRS, weights_PRS, -1, weights_PRS.dtype)
             dq_PXH[pairs, rows] = torch.bmm(grads_PRS, k_PSH)
             dk_PTH[pairs, keys] += torch.bmm(grads_PRS.mT, q_PRH)
-        dq_BNTH = _by_position(dq_PXH.mul_(ctx.scale), q_BNTH, k_BKTH)
+        dq_BNTH = _heads_adjacent(dq_PXH.mul_(ctx.scale), q_BNTH, k_BKTH)
         dk_BKTH, dv_BKTH = (x.view(k_BKTH.shape).to(k_BKTH.dtype) for x in (dk_PTH, dv_PTH))
         return dq_BNTH, dk_BKTH, dv_BKTH, None, None, None
 
 
 def _weights(q_PRH: Tensor, k_PSH: Tensor, tile: Tile) -> Tensor:
-    """(P, R, S) softmax of a tile's scores; q is scaled already."""
+    """(P, R, S) softmax of a tile's scores; q is already scaled."""
     scores_PRS = torch.bmm(q_PRH, k_PSH.mT)
     scores_PRS[..., -tile.bias.shape[1] :] += tile.bias
     return torch.softmax(scores_PRS, -1)
 
 
 def _grouped(x_BNTH: Tensor, k_BKTH: Tensor, scale: float = 1.0) -> Tensor:
-    """(P, X, H) in one piece, scaled: the heads of a group side by side for each position."""
+    """(P, X, H), contiguous and scaled: for each position the heads of a group are adjacent."""
     x_BKTGH = x_BNTH.unflatten(1, (k_BKTH.shape[1], -1)).transpose(2, 3)
-    # a product that changes the layout would be slow
+    # scaling while changing the layout would be slow
     x_PXH = x_BKTGH.clone(memory_format=torch.contiguous_format).view(
         -1, x_BKTGH.shape[2] * x_BKTGH.shape[3], x_BNTH.shape[3]
     )
     return x_PXH if scale == 1.0 else x_PXH.mul_(scale)
 
 
-def _paired(x_BKTH: Tensor) -> Tensor:
-    """(P, T, H) in one piece."""
+def _flat_pairs(x_BKTH: Tensor) -> Tensor:
+    """(P, T, H), contiguous."""
     return x_BKTH.contiguous().flatten(0, 1)
 
 
-def _by_position(x_PXH: Tensor, q_BNTH: Tensor, k_BKTH: Tensor) -> Tensor:
-    """(B, N, T, H) with all heads of a position side by side, as the output projection wants them."""
+def _heads_adjacent(x_PXH: Tensor, q_BNTH: Tensor, k_BKTH: Tensor) -> Tensor:
+    """(B, N, T, H) with all heads of a position adjacent in memory, as the output projection needs them."""
     batch, heads, length, size = q_BNTH.shape
     x_BKTGH = x_PXH.view(batch, k_BKTH.shape[1], length, -1, size)
     return x_BKTGH.transpose(1, 2).reshape(batch, length, heads, size).transpose(1, 2)
 
 
-def _of_group(queries: slice, group: int) -> slice:
+def _group_rows(queries: slice, group: int) -> slice:
     return slice(queries.start * group, queries.stop * group)
 
 
@@ -198,7 +198,7 @@ def _pairs_at_once(group: int, queries: slice, keys: int) -> int:
 
 
 def _even_spans(length: int, step: int) -> Iterator[slice]:
-    """Spans of about `step`, none of which is a small rest."""
+    """Spans of about `step`, without a small remainder."""
     step = -(-length // max(1, round(length / step)))
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 

@@ -8,11 +8,17 @@ import pytest
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.generate.engine_features import ALL_FEATURES, SOURCE_FEATURES, Feature, asked_features, check_supported
+from onmt_llm.generate.engine_features import (
+    ALL_FEATURES,
+    SOURCE_FEATURES,
+    Feature,
+    check_supported,
+    requested_features,
+)
 
 
 def asked(**options: Any) -> set[Feature]:
-    return asked_features(GenerationConfig(**options))
+    return requested_features(GenerationConfig(**options))
 
 
 def test_the_default_asks_for_nothing() -> None:
@@ -38,7 +44,7 @@ def test_an_option_asks_for_its_feature_where_it_has_an_effect(options: dict[str
 
 
 def test_calls_ask_for_prefixes_and_several_models() -> None:
-    assert asked_features(GenerationConfig(), prefixes=True, models=2) == {"tgt_file_prefix", "several models"}
+    assert requested_features(GenerationConfig(), prefixes=True, models=2) == {"tgt_file_prefix", "several models"}
 
 
 def test_the_tables_hold_every_feature() -> None:
