@@ -231,8 +231,8 @@ def check_layers(checkpoint: Checkpoint) -> None:
     model, tensors = checkpoint.config.model, len(checkpoint.model_names())
     if model.encoder_layers + model.decoder_layers > tensors:
         raise CheckpointError(
-            f"The config.yaml of {checkpoint.path} must fit its weights, but says encoder_layers "
-            f"{model.encoder_layers} and decoder_layers {model.decoder_layers}, where there are {tensors} tensors."
+            f"The config.yaml of {checkpoint.path} must fit its weights, but has encoder_layers "
+            f"{model.encoder_layers} and decoder_layers {model.decoder_layers}, while there are only {tensors} tensors."
         )
 
 

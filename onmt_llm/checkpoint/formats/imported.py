@@ -36,13 +36,13 @@ def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: b
     names = source.names()
     if model.encoder_layers + model.decoder_layers > len(names):
         raise CheckpointError(
-            f"The configuration of {path} must fit its weights, but says encoder_layers {model.encoder_layers} and "
-            f"decoder_layers {model.decoder_layers}, where there are {len(names)} tensors."
+            f"The configuration of {path} must fit its weights, but has encoder_layers {model.encoder_layers} and "
+            f"decoder_layers {model.decoder_layers}, while there are only {len(names)} tensors."
         )
     largest = max((max(source.shape(name), default=1) for name in names), default=0)
     if rows and model.vocab_size > largest:
         raise CheckpointError(
-            f"The configuration of {path} must fit its weights, but says vocab_size {model.vocab_size}, where no "
+            f"The configuration of {path} must fit its weights, but has vocab_size {model.vocab_size}, while no "
             f"tensor is longer than {largest}."
         )
 

@@ -185,7 +185,7 @@ def test_an_output_is_replaced_by_force_only(model: Path, tmp_path: Path) -> Non
     stranger = tmp_path / "stranger"
     stranger.mkdir()
     (stranger / "diary.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         release(model, stranger, verify="off", force=True)
     assert (stranger / "diary.txt").read_text() == "mine"
 

@@ -72,7 +72,7 @@ class _Reader:
 def _walk(reader: _Reader) -> None:
     version = reader.number("<I")
     if version & 0xFFFF == 0:
-        raise ValueError("it is for machines of the other byte order")
+        raise ValueError("it has the other byte order")
     tensors = reader.number("<Q")
     for _ in range(reader.count(13, "keys")):
         reader.skip(reader.count(1, "characters"))

@@ -28,9 +28,9 @@ def test_what_can_fit_passes() -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"decoder_layers": 1000}, "decoder_layers 1000, where there are 3 tensors"),
+        ({"decoder_layers": 1000}, "decoder_layers 1000, while there are only 3 tensors"),
         ({"encoder_layers": 2}, "encoder_layers 2 and decoder_layers 2"),
-        ({"vocab_size": 33}, "vocab_size 33, where no tensor is longer than 32"),
+        ({"vocab_size": 33}, "vocab_size 33, while no tensor is longer than 32"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_anything_is_allocated(changes: dict[str, int], problem: str) -> None:
