@@ -122,11 +122,11 @@ def test_axolotls_names_of_keys_mean_ours(write, read):
     translated = aliases.translate({"data": {"c": axolotl}}, {"data"}).values["data"]["c"]
     (chat,), _ = read(CorpusConfig(**translated))
     assert "<|im_start|>user\nHi<|im_end|>" in chat and "<|im_start|>assistant\nHello<|im_end|>" in chat
-    older = {"field_instruction": "q", "field_output": "a", "message_field_role": "r", "role_key": "spelt out"}
+    older = {"field_instruction": "q", "field_output": "a", "message_field_role": "r", "role_key": "explicit"}
     assert aliases.translate({"data": {"c": older}}, {"data"}).values["data"]["c"] == {
         "prompt_key": "q",
         "answer_key": "a",
-        "role_key": "spelt out",
+        "role_key": "explicit",
     }
 
 

@@ -27,7 +27,7 @@ def elements(reader: Reader) -> list[object]:
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_elements_are_told_apart_by_their_brackets(write: Write, indent: int | None, mark: str) -> None:
+def test_elements_are_separated_by_their_brackets(write: Write, indent: int | None, mark: str) -> None:
     path = write("a.json", mark + json.dumps(ELEMENTS, indent=indent, ensure_ascii=False) + "\n")
     assert elements(open_array(path)) == ELEMENTS
     assert elements(open_array(write("empty.json", " [ \n ] "))) == []
