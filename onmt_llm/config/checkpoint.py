@@ -83,8 +83,8 @@ class AdapterSpec(Section):
 
 
 class ExpansionSpec(Section):
-    """Block expansion (`nn.expand`). `concat`: this checkpoint has copies of some blocks of a base that is stored
-    elsewhere. `stack`: this checkpoint is a complete model, with new blocks between those of the base."""
+    """Block expansion (`nn.block_expansion`). `concat`: this checkpoint has copies of some blocks of a base that is
+    stored elsewhere. `stack`: this checkpoint is a complete model, with new blocks between those of the base."""
 
     type: Literal["concat", "stack"]
     blocks: list[str]

@@ -111,7 +111,7 @@ class ChatSession:
         system: str | None = None,
     ) -> None:
         if options.beam_size > 1 or options.n_best > 1:
-            log_once(f"A chat streams: beam_size {options.beam_size} and n_best {options.n_best} are taken as 1.")
+            log_once(f"A chat streams: beam_size {options.beam_size} and n_best {options.n_best} count as 1.")
         if max_context_length <= options.max_length:
             raise ConfigError(
                 f"'max_context_length' must be above max_length, but is {max_context_length} with max_length "
@@ -150,9 +150,9 @@ class ChatSession:
         Raises:
             DataError: The message alone is too long; the history stays unchanged.
         """
-        asked = [*self.messages, Message("user", text)]
+        conversation = [*self.messages, Message("user", text)]
         self._stop.clear()
-        return self._remember(asked, self.respond(asked, should_stop=self._stop.is_set).deltas)
+        return self._remember(conversation, self.respond(conversation, should_stop=self._stop.is_set).deltas)
 
     def stop(self) -> None:
         """Stop the current answer, from any thread; its text so far stays in the history."""
@@ -163,8 +163,8 @@ class ChatSession:
         self.stop()
         self.messages = [Message("system", self._system)] if self._system else []
 
-    def _remember(self, asked: list[Message], deltas: Iterator[Delta]) -> Iterator[Delta]:
-        self.messages = asked
+    def _remember(self, conversation: list[Message], deltas: Iterator[Delta]) -> Iterator[Delta]:
+        self.messages = conversation
         pieces: list[str] = []
         try:
             with closing(deltas) as stream:  # type: ignore[type-var]
@@ -172,8 +172,8 @@ class ChatSession:
                     pieces.append(delta.text)
                     yield delta
         finally:
-            if self.messages is asked:
-                self.messages = [*asked, Message("assistant", "".join(pieces))]
+            if self.messages is conversation:
+                self.messages = [*conversation, Message("assistant", "".join(pieces))]
 
 
 def _stops(template: str, engine: Engine) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class TwinBlock(nn.Module):
     """A frozen block and its twin, in place of the block.
 
     Args:
-        base: The block; it is kept as `base` and frozen.
+        base: The block; it becomes the frozen module `base`.
         share: Weight of the twin in the mean of the two outputs.
 
     Attributes:

@@ -62,9 +62,9 @@ class KVCache:
             cross: Reorder the memory too. Beam search, where the beams of a source share one memory, passes False and
                 calls `reorder_cross` when sources are finished.
         """
-        for layer, held in enumerate(self._self):
-            if held is not None:
-                self._self[layer] = self._select_used(layer, held, idx_B)
+        for layer, pair in enumerate(self._self):
+            if pair is not None:
+                self._self[layer] = self._select_used(layer, pair, idx_B)
         if cross:
             self.reorder_cross(idx_B)
         if self.left_pad_B is not None:
@@ -72,34 +72,34 @@ class KVCache:
 
     def reorder_cross(self, idx_B: Tensor) -> None:
         """Replace memory i by the former memory idx_B[i]."""
-        for layer, held in enumerate(self._cross):
-            if held is not None:
-                self._cross[layer] = (held[0].index_select(0, idx_B), held[1].index_select(0, idx_B))
+        for layer, pair in enumerate(self._cross):
+            if pair is not None:
+                self._cross[layer] = (pair[0].index_select(0, idx_B), pair[1].index_select(0, idx_B))
 
-    def _select_used(self, layer: int, held: tuple[Tensor, Tensor], idx_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _select_used(self, layer: int, pair: tuple[Tensor, Tensor], idx_B: Tensor) -> tuple[Tensor, Tensor]:
         """Copy the used part of the rows into the spare buffers; the old buffers become the next layer's spare ones."""
         rows, used = len(idx_B), self._lengths[layer]
         target = self._spare
-        if target is None or target[0].shape != (rows, *held[0].shape[1:]):
-            target = (held[0].new_empty(rows, *held[0].shape[1:]), held[1].new_empty(rows, *held[1].shape[1:]))
-        for old, new in zip(held, target, strict=True):
+        if target is None or target[0].shape != (rows, *pair[0].shape[1:]):
+            target = (pair[0].new_empty(rows, *pair[0].shape[1:]), pair[1].new_empty(rows, *pair[1].shape[1:]))
+        for old, new in zip(pair, target, strict=True):
             torch.index_select(old[:, :, :used], 0, idx_B, out=new[:, :, :used])
-        self._spare = held
+        self._spare = pair
         return target
 
     def _reserve(self, layer: int, end: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
-        held = self._self[layer]
-        room = held[0].shape[2] if held is not None else 0
-        if held is not None and end <= room:
-            return held
+        pair = self._self[layer]
+        room = pair[0].shape[2] if pair is not None else 0
+        if pair is not None and end <= room:
+            return pair
         wanted = max(end, room + room // 4, self._capacity)
         wanted = -(-wanted // _GRANULE) * _GRANULE
         grown = []
         for i, new in enumerate((k_BKTH, v_BKTH)):
             buffer = new.new_empty(new.shape[0], new.shape[1], wanted, new.shape[3])
-            if held is not None:
+            if pair is not None:
                 kept = self._lengths[layer]
-                buffer[:, :, :kept] = held[i][:, :, :kept]
+                buffer[:, :, :kept] = pair[i][:, :, :kept]
             grown.append(buffer)
         self._self[layer] = (grown[0], grown[1])
         return grown[0], grown[1]

@@ -28,7 +28,7 @@ class Ct2Generator:
     * `beam_size` > 1 with `random_sampling_topk` other than 1 is a beam search whose continuations are drawn at random;
       to avoid that, set `random_sampling_topk: 1`.
     * Unsupported features are refused; `length_penalty: wu` without a beam only scales the score.
-    * BeamSettings end by CTranslate2's own rule and its own measure of length; scores are converted to ours.
+    * Beams end by CTranslate2's own rule and its own measure of length; scores are converted to ours.
     * The probability of banned tokens (`min_length`, `ban_unk_token`, repeated n-grams) goes to the other tokens.
     * `seed`: CTranslate2 seeds a thread when the thread first draws. So only the same call (same prompts, same
       `batch_size`) repeats exactly, and the model is loaded again for every seeded call after the first.

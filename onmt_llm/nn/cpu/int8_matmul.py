@@ -100,10 +100,10 @@ def _scratch(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Ten
     """Memory that the next call for this type reuses: allocating it would take longer than the computation."""
     if torch.compiler.is_compiling():
         return torch.empty(shape, dtype=dtype, device=device)
-    held = _SCRATCH.get((dtype, device))
-    if held is None or held.numel() < shape.numel():
-        held = _SCRATCH[dtype, device] = torch.empty(shape.numel(), dtype=dtype, device=device)
-    return held[: shape.numel()].view(shape)
+    scratch = _SCRATCH.get((dtype, device))
+    if scratch is None or scratch.numel() < shape.numel():
+        scratch = _SCRATCH[dtype, device] = torch.empty(shape.numel(), dtype=dtype, device=device)
+    return scratch[: shape.numel()].view(shape)
 
 
 def _row_blocks(x: Tensor, width: int) -> list[slice]:

@@ -22,7 +22,7 @@ class LoRALinear(nn.Module):
     """A frozen linear layer (plain, Int8Linear or bitsandbytes') with an adapter.
 
     Args:
-        base: The layer; it is kept as `base` and frozen.
+        base: The layer; it becomes the frozen module `base`.
         rank: Inner size of the adapter.
         scale: Factor of the adapter's output.
         dropout: Of the adapter's input, while training.
@@ -94,7 +94,7 @@ class LoRAEmbedding(nn.Module):
     tied in training, and only the merged embedding has to be saved.
 
     Args:
-        base: The embedding; it is kept as `base` and frozen.
+        base: The embedding; it becomes the frozen module `base`.
         rank: Inner size of the adapter.
         scale: Factor of the adapter's output.
         dropout: Of the adapter's vectors, while training.
