@@ -27,7 +27,7 @@ from onmt_llm.data.transforms import build_transforms
 from onmt_llm.data.transforms.sides import text_of
 from onmt_llm.text.placeholders import from_line, to_line
 from onmt_llm.text.segment import Segment
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 ORACLE = os.environ.get("ONMT_PY_PYTHON", "")
 DATA = Path(os.environ.get("ONMT_LLM_EN_DE", ""))

@@ -23,7 +23,7 @@ from onmt_llm.data.transforms.noise import NoiseConfig
 from onmt_llm.data.transforms.terminology import TerminologyConfig
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 ORACLE = os.environ.get("ONMT_PY_PYTHON", "")
 pytestmark = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.config.train import TrainConfig
-from tests.options import train_config
+from options import train_config
 
 Sections = dict[str, dict[str, Any]]
 

@@ -15,7 +15,7 @@ from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 SPECIALS = SpecialTokens(pad="<blank>")

@@ -15,7 +15,7 @@ from onmt_llm.data.readers import check_readers
 from onmt_llm.errors import DataError
 from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from onmt_llm.data.token_shards.records import TokenDecoder
 from onmt_llm.data.token_shards.shard import PackReader, read_index, write_index
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 FIXTURES = Path(__file__).parents[2] / "data/tokens"
 BLOCK = 1 << 10

@@ -13,7 +13,7 @@ from onmt_llm.data.transforms.docify import DocifyConfig
 from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.generate.line_prompts import LinePrompts
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 TOKENIZER = WhitespaceTokenizer()
 

@@ -21,7 +21,7 @@ from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.result import TrainResult
 from onmt_llm.training.train import train
-from tests.options import train_config
+from options import train_config
 
 VOCAB = 23
 WORDS = [f"w{i}" for i in range(12)]

@@ -16,7 +16,7 @@ from onmt_llm.generate.open import open_engine
 from onmt_llm.releasing import release
 from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.train import train
-from tests.options import train_config
+from options import train_config
 
 
 @pytest.fixture

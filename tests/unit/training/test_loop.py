@@ -26,7 +26,7 @@ from onmt_llm.training.optim.schedule import build_schedule
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.state import Progress
 from onmt_llm.training.validation.early_stopping import EarlyStopping
-from tests.options import train_config
+from options import train_config
 
 MakeBatch = Callable[[Sequence[Sequence[int]], Sequence[int]], Batch]
 CPU = torch.device("cpu")

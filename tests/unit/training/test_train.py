@@ -25,7 +25,7 @@ from onmt_llm.training.optim import precision
 from onmt_llm.training.result import TrainResult
 from onmt_llm.training.state import TrainingState, read_state
 from onmt_llm.training.train import train
-from tests.options import train_config
+from options import train_config
 
 WORDS = [f"w{i}" for i in range(12)]
 ARCHITECTURE = {

@@ -14,7 +14,7 @@ from onmt_llm.data.example import Example
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec
+from tiny_codecs import make_codec
 
 BOS, EOS, A, B, C = 2, 3, 4, 5, 6
 

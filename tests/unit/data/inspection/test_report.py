@@ -20,7 +20,7 @@ from onmt_llm.data.sampling import epoch_log
 from onmt_llm.data.statistics import CorpusCounts, length_bin, percentile
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.errors import ConfigError
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 
 def test_lengths_are_exact_below_64_and_within_3_percent_above():

@@ -13,7 +13,7 @@ from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 LINE = "### Instruction:｟newline｠name three tips｟newline｠｟newline｠### Response:｟newline｠eat well\n"
 

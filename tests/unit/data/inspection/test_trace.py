@@ -15,7 +15,7 @@ from onmt_llm.data.inspection.html import samples_page
 from onmt_llm.data.inspection.trace import collect
 from onmt_llm.data.transforms.affix import PrefixConfig
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ATTACK = "</span></script><script>alert('x')</script><img src=x onerror=alert(1)>"

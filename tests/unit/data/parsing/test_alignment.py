@@ -14,7 +14,7 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 SPECIALS = SpecialTokens(unk="<unk>", bos="<s>", eos="</s>", pad="<blank>")
 VOCAB = Vocab(["<unk>", "<blank>", "<s>", "</s>", "a", "b", "c"], SPECIALS)

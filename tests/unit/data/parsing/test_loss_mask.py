@@ -19,7 +19,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import Highlighter
 from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 SPECIALS = SpecialTokens(pad="<blank>")
 CHATML = ["<|im_start|>", "<|im_end|>"]

@@ -12,11 +12,12 @@ import pytest
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.inspection.html import warnings
 from onmt_llm.data.inspection.report import CorpusReport, table
+from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.readers import IndexCache, open_reader
 from onmt_llm.errors import DataError
-from tests.unit.data.conftest import MakePipeline
 
 Write = Callable[[str, "str | bytes"], str]
+MakePipeline = Callable[..., Pipeline]
 TEXT = b"".join(b"a b %d\n" % number for number in range(2000))
 SKIPPABLE = b"\x50\x2a\x4d\x18" + (300).to_bytes(4, "little") + bytes(300)
 

@@ -18,7 +18,7 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import DataError
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 WORDS = [f"w{number}" for number in range(400)]
 VOCAB = Vocab(["<unk>", "<blank>", "<s>", "</s>", *WORDS], SpecialTokens(pad="<blank>"))

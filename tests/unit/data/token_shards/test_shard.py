@@ -26,7 +26,7 @@ from onmt_llm.data.transforms.subword import SubwordConfig
 from onmt_llm.data.transforms.truncate import TruncateConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_codec, make_spec
+from tiny_codecs import make_codec, make_spec
 
 FIXTURES = Path(__file__).parents[3] / "data/tokens"
 OPTIONS = {

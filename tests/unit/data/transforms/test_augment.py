@@ -20,7 +20,7 @@ from onmt_llm.data.transforms.phrases import Phrases, exact_words
 from onmt_llm.data.transforms.terminology import TerminologyConfig
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.segment import Segment
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 
 def build(name: str, config: Section, *, training: bool = True) -> Transform:

@@ -10,7 +10,7 @@ from onmt_llm.data.transforms import TransformContext, build_transforms
 from onmt_llm.data.transforms.clean import repeats_phrase
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 TRAINING = make_context(task="seq2seq", training=True)
 INFERENCE = make_context(task="seq2seq")

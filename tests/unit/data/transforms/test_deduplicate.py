@@ -8,7 +8,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms import build_transforms
 from onmt_llm.text.segment import Segment
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and runs into the deep dark forest before night falls again"
 

@@ -19,7 +19,7 @@ from onmt_llm.data.transforms.noise import NoiseConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 WORDS = [f"w{n}" for n in range(50)]
 VOCAB = Vocab(

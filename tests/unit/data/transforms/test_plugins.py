@@ -15,7 +15,7 @@ from onmt_llm.data.transforms import TRANSFORMS, build_transforms
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import load_plugins
 from onmt_llm.text.segment import Segment
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 HOW_TO = Path(__file__).parents[4] / "docs" / "how-to" / "transforms.md"
 PLUGIN = HOW_TO.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]

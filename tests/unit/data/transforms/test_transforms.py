@@ -21,7 +21,7 @@ from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 NO_CORPUS = CorpusConfig()
 NO_CONTEXT = make_context()

@@ -13,7 +13,7 @@ from onmt_llm.training.dry_run.activations import ActivationEstimate, BatchShape
 from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.optim.precision import choose_precision
 from onmt_llm.training.setup.layers import LayerPlan
-from tests.options import train_config
+from options import train_config
 
 NAMES = ["q_proj", "down_proj"]
 WIDE = {"vocab_size": 50, "hidden_size": 128, "ffn_size": 192}

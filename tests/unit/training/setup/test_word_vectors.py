@@ -18,7 +18,7 @@ from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.setup.start import open_start
 from onmt_llm.training.setup.word_vectors import read_vectors
 from onmt_llm.training.train import train
-from tests.options import train_config
+from options import train_config
 
 ORACLE = Path(__file__).parents[3] / "data" / "opennmt_vocab"
 WORDS = ["one", "two", "three", "four", "five"]

@@ -21,7 +21,7 @@ from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
 from onmt_llm.text.templates.message import Message
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
-from tests.unit.data.codecs import make_context
+from tiny_codecs import make_context
 
 PAIRS = make_context(task="seq2seq", training=True)
 TEXTS = make_context(task="lm", training=True, bos="<s>", tokenizer=WhitespaceTokenizer())
