@@ -139,7 +139,7 @@ def _stored_spec(checkpoint: Checkpoint, wanted: AdapterSpec | ExpansionSpec | N
         return stored
     if isinstance(wanted, ExpansionSpec):
         raise CheckpointError(
-            f"The blocks of a plain model can be expanded, but {checkpoint.path} holds a LoRA adapter.",
+            f"Only a model without an adapter can be expanded, but {checkpoint.path} holds a LoRA adapter.",
             hint="merge it first: onmt_llm_lora -action merge",
         )
     fields = ("rank", "alpha", "layers", "embedding", *VARIANT_FIELDS)

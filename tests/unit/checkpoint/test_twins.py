@@ -157,3 +157,10 @@ def test_what_wants_a_whole_model_refuses_twins_with_the_command(
         assert "merge" in str(caught.value.hint)
     assert checkpoint_main(["info", "-model", str(stored.path)]) == 0
     assert f"concat at {BLOCK}, lerp 0.25" in capsys.readouterr().out
+
+
+def test_a_model_with_an_adapter_is_not_expanded(tmp_path: Path, make_model: Make, make_adapter: Make) -> None:
+    base = make_model()
+    both = concat_lora(base.path, make_adapter(base).path, tmp_path / "both")
+    with pytest.raises(CheckpointError, match="Only a model without an adapter can be expanded"):
+        build_model(Checkpoint.open(both), addition=spec(base))

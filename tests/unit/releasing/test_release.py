@@ -19,6 +19,7 @@ from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
 from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing import ctranslate2, release, verify
+from onmt_llm.releasing.ct2_spec import oversized
 
 VOCAB = tiny.tokens(64)
 TEXT = " ".join(VOCAB[3 + (7 * i) % 61] for i in range(80))
@@ -153,6 +154,12 @@ def test_what_the_format_cannot_express_is_refused_by_name(tmp_path: Path, chang
     with pytest.raises(UnsupportedError, match=named):
         release(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_matrix_that_the_file_format_cannot_hold_is_an_obstacle() -> None:
+    config = ModelConfig(vocab_size=2**20, hidden_size=2**11)
+    assert "8,589,934,592 bytes in float32" in str(oversized(config, "float32"))
+    assert oversized(config, "int8") is None
 
 
 def test_a_vocabulary_longer_than_the_embedding_is_refused(tmp_path: Path) -> None:
