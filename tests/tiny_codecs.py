@@ -12,7 +12,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Task
 from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.data.transforms import TransformContext
+from onmt_llm.data.transforms.transform import TransformContext
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.message import Message, Template

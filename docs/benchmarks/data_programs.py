@@ -43,7 +43,7 @@ def pipeline_of(job: Job) -> Any:
     from onmt_llm.config.checkpoint import SpecialTokens
     from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
     from onmt_llm.data.pipeline import Pipeline
-    from onmt_llm.data.transforms import sections
+    from onmt_llm.data.transforms.build import sections
     from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
     from onmt_llm.text.vocab import Vocab
 

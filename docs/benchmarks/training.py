@@ -45,7 +45,7 @@ from onmt_llm.checkpoint.store import Checkpoint  # noqa: E402
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig  # noqa: E402
 from onmt_llm.data.batching.batch import Batch  # noqa: E402
 from onmt_llm.data.pipeline import Pipeline  # noqa: E402
-from onmt_llm.data.transforms import sections  # noqa: E402
+from onmt_llm.data.transforms.build import sections  # noqa: E402
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora  # noqa: E402
 from onmt_llm.nn.transformer import Transformer  # noqa: E402
 from onmt_llm.training.metrics.mfu import ModelFlops  # noqa: E402

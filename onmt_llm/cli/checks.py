@@ -23,7 +23,9 @@ from onmt_llm.config.task import is_for_validation
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.start import AUTO
 from onmt_llm.data.readers import open_reader
-from onmt_llm.data.transforms import TRANSFORMS, faults, tokenizer_specs
+from onmt_llm.data.transforms.build import faults
+from onmt_llm.data.transforms.tokenize import tokenizer_specs
+from onmt_llm.data.transforms.transform import TRANSFORMS
 from onmt_llm.errors import ConfigError, DataError, OnmtLlmError, Problem
 from onmt_llm.registry import Registry, nearest
 from onmt_llm.text.new_vocab import no_vocabulary

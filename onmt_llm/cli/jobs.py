@@ -21,7 +21,7 @@ from onmt_llm.config.plot import PlotConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import TranslateConfig
-from onmt_llm.data.transforms import sections
+from onmt_llm.data.transforms.build import sections
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import load_plugins
 

@@ -15,7 +15,8 @@ from onmt_llm.cli.run import needed, run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
-from onmt_llm.data.transforms import TransformContext, inference_transforms
+from onmt_llm.data.transforms.build import inference_transforms
+from onmt_llm.data.transforms.transform import TransformContext
 from onmt_llm.errors import ConfigError, DataError, Problem
 from onmt_llm.generate.alignment import read_phrase_table, replace_unknown
 from onmt_llm.generate.scoring import score_pairs

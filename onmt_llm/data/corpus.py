@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.task import is_for_validation
 from onmt_llm.data.batching.encoder import Encoder
+from onmt_llm.data.corpus_checks import check_features, check_order
 from onmt_llm.data.example import Encoded, Example
 from onmt_llm.data.parsing import preferences
-from onmt_llm.data.parsing.alignment import check_alignable, check_pairs, to_tokens
-from onmt_llm.data.parsing.loss_mask import LossMask
+from onmt_llm.data.parsing.alignment import align_tokens, check_alignable
 from onmt_llm.data.parsing.parser import EMPTY, LOW_SCORE, ExampleParser
 from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
 from onmt_llm.data.readers.files import expand
@@ -20,13 +19,11 @@ from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.open import open_tokens
 from onmt_llm.data.token_shards.records import TokenDecoder
-from onmt_llm.data.transforms import Transform, TransformContext, added_tokens, build_transforms, transform_class
-from onmt_llm.data.transforms.tokenize import Tokenize
+from onmt_llm.data.transforms.build import added_tokens, build_transforms
+from onmt_llm.data.transforms.transform import Transform, TransformContext
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import load_plugins
-from onmt_llm.text.codec import Codec
-from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.message import Template
 
 NOTHING_TRAINED = "nothing_trained"
@@ -70,7 +67,7 @@ class Corpus:
         self._objective = data.objective
         self._said: set[str] = set()
         self._encoder = Encoder(codec)
-        self.trained = LossMask.of(data, config)
+        self.trained = spec.loss_mask(name)
         self._vocabs = (codec.src_vocab, codec.vocab)
         self._align_words = config.align_unit == "words"
         self._alignments: dict[Path | None, Path] = {}
@@ -85,20 +82,10 @@ class Corpus:
         name, data, codec = self.name, spec.data, spec.codec
         config = spec.corpora[name]
         self._parser = ExampleParser(
-            name,
-            config,
-            task=codec.task,
-            template=codec.template,
-            open_template=codec.corpus_template,
-            n_src_feats=data.n_src_feats,
-            src_feats_defaults=data.src_feats_defaults,
-            trained=self.trained,
-            zero_out_prompt_loss=data.zero_out_prompt_loss,
-            max_bytes=data.max_record_bytes,
-            judged=data.objective != "sft",
+            name, config, data, task=codec.task, template=codec.template, open_template=codec.corpus_template
         )
         names = data.transforms_of(config)
-        _check_features(name, names, data.n_src_feats, codec)
+        check_features(name, names, data.n_src_feats, codec)
         context = TransformContext(
             codec,
             template=self._parser.template,
@@ -110,7 +97,7 @@ class Corpus:
         self.control_tokens = context.control_tokens
         self.transforms = build_transforms(names, data.transform_options, config, context)
         self.text_tokens = added_tokens({name: config}, data, in_text=True)
-        _check_order(name, self.reader, self.transforms)
+        check_order(name, self.reader, self.transforms)
         if config.path_align:
             self._alignments.update(zip(expand(config.path_src or ()), expand(config.path_align), strict=True))
             check_alignable(name, self.transforms)
@@ -133,10 +120,10 @@ class Corpus:
             ]
         self.counts.read += len(records)
         examples = [example for record in records if (example := self.parse(record)) is not None]
-        return self._transformed(examples) if self._objective == "sft" else self._judged(examples)
+        return self._transformed(examples) if self._objective == "sft" else self._with_preferences(examples)
 
-    def _judged(self, examples: Sequence[Example]) -> list[Example]:
-        """Judged examples, each of their answers transformed by itself; a pair that has lost one is left out."""
+    def _with_preferences(self, examples: Sequence[Example]) -> list[Example]:
+        """Examples with preferences, every answer transformed by itself; a pair that has lost one is dropped."""
         answers = preferences.answers(examples, paired=self._objective != "kto")
         self.counts.made += len(answers) - len(examples)
         judged, alone = preferences.reunited(self._transformed(answers))
@@ -212,12 +199,7 @@ class Corpus:
         encoded = next(decoder([record], CorpusCounts()), (record, None))[1]
         if encoded is None:
             return None
-        sides = [side for side in (encoded.src, encoded.tgt) if side is not None]
-        src, *tgt = [
-            [Segment(tokens=[vocab[id_] for id_ in ids.tolist()])]
-            for ids, vocab in zip(sides, self._vocabs[-len(sides) :], strict=True)
-        ]
-        return Example(src=src, tgt=tgt[0] if tgt else [], corpus=self.name, line=record.line)
+        return Example.of_tokens(encoded, self._vocabs, corpus=self.name, line=record.line)
 
     def _align(self, example: Example) -> bool:
         """Check the alignment against the tokens that it is about, and carry it over from words where it counts them.
@@ -226,9 +208,7 @@ class Corpus:
             False where the example is left out, since it names a token, or word, that is not there.
         """
         try:
-            if self._align_words:
-                example.align = to_tokens(example, next(t for t in self.transforms if isinstance(t, Tokenize)))
-            check_pairs(example)
+            align_tokens(example, self.transforms, words=self._align_words)
         except DataError as error:
             sentence = f"{self._alignments.get(example.path)}:{example.line} {error.message}"
             self._bad(BadRecord(sentence, reason="bad_alignment", hint=error.hint))
@@ -269,16 +249,6 @@ class Corpus:
             )
 
 
-def _check_order(corpus: str, reader: Reader, transforms: Sequence[Transform]) -> None:
-    joining = next((transform.name for transform in transforms if transform.needs_neighbours), None)
-    if joining and isinstance(reader, ShuffledReader):
-        raise ConfigError(
-            f"Corpus '{corpus}' must be read in order, since its transform '{joining}' joins successive lines, but "
-            "shuffle is 'global'.",
-            hint="shuffle: none, for this corpus",
-        )
-
-
 def _reader(name: str, config: CorpusConfig, data: DataConfig, tokens: Reader | None) -> Reader:
     cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
     return tokens or open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
@@ -299,38 +269,3 @@ def open_corpora(spec: PipelineSpec, *, shuffled: bool = False) -> list[Corpus]:
     if not spec.corpora:
         raise ConfigError("`data` must name at least one corpus, but names none.")
     return [Corpus(name, spec, shuffled=shuffled and spec.training) for name in spec.corpora]
-
-
-def _check_features(corpus: str, transforms: Sequence[str], count: int, codec: Codec) -> None:
-    if count != len(codec.feature_vocabs):
-        raise ConfigError(
-            f"n_src_feats must be the number of source features of the model, {len(codec.feature_vocabs)}, "
-            f"but is {count}."
-        )
-    if count and "inferfeats" not in transforms:
-        raise ConfigError(
-            f"The transforms of corpus '{corpus}' must include inferfeats, behind the tokeniser, since n_src_feats is "
-            f"{count}."
-        )
-    rewriting = next((name for name in transforms if transform_class(name).rewrites), None)
-    if count and rewriting:
-        raise ConfigError(
-            f"The transforms of corpus '{corpus}' must leave its words in their places, since they carry features "
-            f"(n_src_feats {count}), but {rewriting} does not."
-        )
-
-
-def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
-    """Corpora for training, and those for validation: `valid` and `valid_*`.
-
-    Raises:
-        ConfigError: There is none for training.
-    """
-    valid = {name: corpus for name, corpus in corpora.items() if is_for_validation(name)}
-    train = {name: corpus for name, corpus in corpora.items() if name not in valid}
-    if not train:
-        raise ConfigError(
-            "`data` must name at least one corpus for training, but names "
-            + (f"only {', '.join(valid)}, for validation." if valid else "none.")
-        )
-    return train, valid

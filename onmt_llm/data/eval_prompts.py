@@ -9,7 +9,8 @@ from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.readers import check_readers
 from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.data.transforms import Transform, undo_all
+from onmt_llm.data.transforms.build import undo_all
+from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.segment import Segment
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onmt_llm.text.segment import Segment
+from onmt_llm.text.vocab import Vocab
 
 IGNORED = -100
 """Label of a position without loss, as torch's cross entropy has it."""
@@ -96,3 +97,13 @@ class Example:
     chosen: bool | None = None
     rejected: Example | None = None
     pair: int | None = None
+
+    @classmethod
+    def of_tokens(cls, encoded: Encoded, vocabs: tuple[Vocab, Vocab], *, corpus: str, line: int) -> Example:
+        """The example with the texts of its tokens; `vocabs` are those of source and target."""
+        sides = [side for side in (encoded.src, encoded.tgt) if side is not None]
+        src, *tgt = [
+            [Segment(tokens=[vocab[id_] for id_ in ids.tolist()])]
+            for ids, vocab in zip(sides, vocabs[-len(sides) :], strict=True)
+        ]
+        return cls(src=src, tgt=tgt[0] if tgt else [], corpus=corpus, line=line)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import AtomicDirectory
-from onmt_llm.data.corpus import Corpus, open_corpora, split_corpora
+from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import Encoded
 from onmt_llm.data.parallel import RecordChunk, run_chunks
 from onmt_llm.data.readers import Record
-from onmt_llm.data.spec import PipelineSpec
+from onmt_llm.data.spec import PipelineSpec, split_corpora
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.fingerprint import fingerprint, inputs_of, recipe, text_files
 from onmt_llm.data.token_shards.open import vocabularies

@@ -16,13 +16,15 @@ from typing import Any
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens, TokenizerSpec, is_own_file
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig
+from onmt_llm.config.task import Task
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.data.transforms import added_tokens, tokenizer_specs
+from onmt_llm.data.transforms.build import added_tokens
+from onmt_llm.data.transforms.tokenize import tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.text.codec import SRC_VOCAB_FILE, VOCAB_FILE, Codec, check_template, model_template
 from onmt_llm.text.new_vocab import no_vocabulary, padded, padded_to, read_frequent, with_specials
-from onmt_llm.text.templates.builtin import TEMPLATES
+from onmt_llm.text.templates.builtin import TEMPLATES, get_template
 from onmt_llm.text.templates.message import Template
 from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.tokenizers.control_guard import unguarded
@@ -97,6 +99,20 @@ def new_codec(config: TrainConfig) -> RunCodec:
         feature_vocabs=feature_vocabs,
     )
     return RunCodec(codec, {**files, **_template_file(template)})
+
+
+def counting_codec(
+    vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task, features: int
+) -> Codec:
+    """The codec for counting the tokens of a model that has no vocabulary yet: it knows the control tokens only."""
+    specials = SpecialTokens(bos=vocabulary.decoder_start_token or "<s>")
+    templates = [get_template(corpus.template, specials=specials) for corpus in corpora.values() if corpus.template]
+    control = sorted({token for template in templates for token in template.control_tokens})
+    roles = [token for token in (specials.unk, specials.bos, specials.eos) if token]
+    vocab = Vocab(list(dict.fromkeys([*roles, *control])), specials)
+    model = ModelConfig(encoder_layers=0 if task == "lm" else 1)
+    config = CheckpointConfig(model=model, specials=specials)
+    return Codec(config, vocab, WhitespaceTokenizer(), feature_vocabs=[vocab] * features)
 
 
 def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig, *, path: Path) -> RunCodec:

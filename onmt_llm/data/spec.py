@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
+from onmt_llm.config.task import is_for_validation
+from onmt_llm.data.parsing.loss_mask import LossMask
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.vocab import Vocab
@@ -55,6 +57,10 @@ class PipelineSpec:
                 "packing_length must be given with batch_type 'sents', where batch_size counts rows, but is not."
             )
 
+    def loss_mask(self, name: str) -> LossMask:
+        """The parts of a corpus' conversations that are trained."""
+        return LossMask.of(self.data, self.corpora[name])
+
     @property
     def batch_size(self) -> int:
         return self.batching.batch_size if self.training else self.batching.valid_batch_size
@@ -81,6 +87,22 @@ class PipelineSpec:
     def pad_ids(self) -> tuple[int, int]:
         """Ids that fill targets and sources."""
         return _pad_id(self.codec.vocab), _pad_id(self.codec.src_vocab)
+
+
+def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
+    """Corpora for training, and those for validation: `valid` and `valid_*`.
+
+    Raises:
+        ConfigError: There is none for training.
+    """
+    valid = {name: corpus for name, corpus in corpora.items() if is_for_validation(name)}
+    train = {name: corpus for name, corpus in corpora.items() if name not in valid}
+    if not train:
+        raise ConfigError(
+            "`data` must name at least one corpus for training, but names "
+            + (f"only {', '.join(valid)}, for validation." if valid else "none.")
+        )
+    return train, valid
 
 
 def _pad_id(vocab: Vocab) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from onmt_llm.data.example import Example, side_tokens
-from onmt_llm.data.transforms import Transform
+from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment

@@ -16,8 +16,9 @@ from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.output_checks import is_replaceable
-from onmt_llm.training.state import STATE_DIRECTORY, STATE_FILE
 
+STATE_DIRECTORY = "train_state"
+STATE_FILE = "state.json"
 _DAMAGED = "damaged"
 # State files of version 1 were written before there was a manifest.
 _FIRST_VERSION_WITH_MANIFEST = 2

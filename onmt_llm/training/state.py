@@ -24,9 +24,8 @@ from onmt_llm.checkpoint.damage import refuse_damage
 from onmt_llm.checkpoint.files.manifest import read_manifest
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
 from onmt_llm.errors import CheckpointError
+from onmt_llm.training.run_folder import STATE_DIRECTORY, STATE_FILE
 
-STATE_DIRECTORY = "train_state"
-STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_VERSION = 2
 GROUP_STEP = "group_step"

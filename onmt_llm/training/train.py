@@ -10,8 +10,8 @@ import torch
 
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.cpu.openmp import watch
-from onmt_llm.training.checkpointing.resume import (
-    is_done,
+from onmt_llm.training.checkpointing.resume import is_done
+from onmt_llm.training.checkpointing.train_from import (
     resolve_train_from,
     resume_update,
     train_from_update,

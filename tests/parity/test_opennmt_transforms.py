@@ -17,7 +17,7 @@ from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, side_tokens
-from onmt_llm.data.transforms import build_transforms
+from onmt_llm.data.transforms.build import build_transforms
 from onmt_llm.data.transforms.fuzzymatch import FuzzyMatchConfig
 from onmt_llm.data.transforms.noise import NoiseConfig
 from onmt_llm.data.transforms.terminology import TerminologyConfig

@@ -103,7 +103,7 @@ def load(
         job: The job's class, a section of sections.
         argv: Command line without the program name.
         command: Name and flags of the command.
-        extra: Sections of transforms, by name (`data.transforms.sections()`).
+        extra: Sections of transforms, by name (`data.transforms.build.sections()`).
         siblings: Jobs of other commands, by command; their options are accepted with a note, so that one YAML file can
             serve all commands.
         checks: Further checks, whose problems are reported together with those of the schema; skipped with

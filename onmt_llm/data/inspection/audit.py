@@ -13,7 +13,7 @@ from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus
 from onmt_llm.data.example import Encoded
 from onmt_llm.data.inspection.highlight import marked
 from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.data.transforms import added_tokens
+from onmt_llm.data.transforms.build import added_tokens
 from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError, OnmtLlmError
 from onmt_llm.text.codec import Codec

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.data.corpus import Corpus, split_corpora
+from onmt_llm.data.corpus import Corpus
 from onmt_llm.data.parallel import RecordChunk, run_chunks
 from onmt_llm.data.sampling.mixing import tempered
-from onmt_llm.data.spec import PipelineSpec
+from onmt_llm.data.spec import PipelineSpec, split_corpora
 from onmt_llm.data.statistics import CorpusCounts, percent, percentile
 
 FORMAT_VERSION = 1

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.transforms.affix import Prefix
+from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from onmt_llm.data.transforms import Transform
-    from onmt_llm.data.transforms.tokenize import Tokenize
+    from onmt_llm.data.transforms.transform import Transform
     from onmt_llm.text.tokenizers.base import Tokenizer
 
 
@@ -47,6 +47,17 @@ def check_alignable(corpus: str, transforms: Sequence[Transform]) -> None:
             f"Corpus '{corpus}' must not move words that its path_align counts, but the transform '{moving[0]}' does.",
             hint="apply it to the files themselves, and align them after that",
         )
+
+
+def align_tokens(example: Example, transforms: Sequence[Transform], *, words: bool) -> None:
+    """Check an example's alignment against its tokens, after carrying it over from words where it counts `words`.
+
+    Raises:
+        DataError: A pair names a token, or word, that does not exist; the message begins with a verb.
+    """
+    if words:
+        example.align = to_tokens(example, next(each for each in transforms if isinstance(each, Tokenize)))
+    check_pairs(example)
 
 
 def check_pairs(example: Example) -> None:

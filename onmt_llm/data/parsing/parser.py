@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.task import Task
 from onmt_llm.data.example import Example
 from onmt_llm.data.parsing import preferences
@@ -21,7 +21,6 @@ from onmt_llm.data.parsing.json_object import kind, load_object
 from onmt_llm.data.parsing.loss_mask import LossMask, read_flag
 from onmt_llm.data.readers import BadRecord, Record, decode
 from onmt_llm.data.readers.columns import Keys
-from onmt_llm.data.readers.lines import MAX_BYTES
 from onmt_llm.data.readers.opening import row_format
 from onmt_llm.data.readers.rows import header
 from onmt_llm.errors import ConfigError, DataError
@@ -33,8 +32,6 @@ from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
 from onmt_llm.text.templates.message import Message, Template
 
 DEFAULT_TEMPLATE = "alpaca"
-ANSWERS = LossMask()
-
 EMPTY = "empty"
 LOW_SCORE = "low_score"
 TOO_MANY_BYTES = "too_many_bytes"
@@ -46,16 +43,10 @@ class ExampleParser:
     Args:
         name: Name of the corpus, for messages.
         corpus: Its paths, template and keys.
+        data: Options of all corpora.
         task: A language model reads source and target as one text; prompts and conversations go through a template.
         template: The checkpoint's chat template, where it has one.
         open_template: Opens the template that the corpus names.
-        n_src_feats: Features that source words carry.
-        src_feats_defaults: Those of the words of a line that has none.
-        trained: Which parts of conversations are trained.
-        zero_out_prompt_loss: Only answers are trained; False = all text is; None = answers only, where JSON tells them
-            apart, and all text of text files.
-        max_bytes: A longer record is left out.
-        judged: The records are questions with answers that somebody has judged (`preferences`).
 
     Attributes:
         template: The layout of conversations; None where there is none (yet: alpaca is opened when one comes).
@@ -65,32 +56,28 @@ class ExampleParser:
         self,
         name: str,
         corpus: CorpusConfig,
+        data: DataConfig,
         *,
         task: Task,
         template: Template | None = None,
         open_template: Callable[[str], Template] = get_template,
-        n_src_feats: int = 0,
-        src_feats_defaults: str | None = None,
-        trained: LossMask = ANSWERS,
-        zero_out_prompt_loss: bool | None = None,
-        max_bytes: int = MAX_BYTES,
-        judged: bool = False,
     ) -> None:
         self.name = name
         self.corpus = corpus
         self.task = task
-        self.zero_out = zero_out_prompt_loss is not False if corpus.has_keys else bool(zero_out_prompt_loss)
-        self.trained = replace(trained, prompts=not self.zero_out)
-        self.num_features = n_src_feats
-        self.default_features = parse_defaults(src_feats_defaults, n_src_feats)
+        zero_out = data.zero_out_prompt_loss
+        self.zero_out = zero_out is not False if corpus.has_keys else bool(zero_out)
+        self.trained = replace(LossMask.of(data, corpus), prompts=not self.zero_out)
+        self.num_features = data.n_src_feats
+        self.default_features = parse_defaults(data.src_feats_defaults, data.n_src_feats)
         self.template = open_template(corpus.template) if corpus.template else template
         self._open_template = open_template
         self._keys = Keys.of(name, corpus)
-        self._max_bytes = max_bytes
-        self._judged = judged
-        if judged and not corpus.has_keys:
+        self._max_bytes = data.max_record_bytes
+        self._has_preferences = data.objective != "sft"
+        if self._has_preferences and not corpus.has_keys:
             raise ConfigError(
-                f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since answers are judged there."
+                f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since preferences are read from their keys."
             )
         self._rows = row_format(corpus)
         self._headers: dict[Path, list[str]] = {}
@@ -169,7 +156,7 @@ class ExampleParser:
             return None
         item = self._load(text, record) if self._rows is None else self._row(text, record)
         keys = self._keys
-        if self._judged:
+        if self._has_preferences:
             return self._preference(item, record)
         for pair in keys.named:
             if all(key in item for key in pair):

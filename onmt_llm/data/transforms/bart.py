@@ -136,7 +136,7 @@ class Bart(Transform):
     @classmethod
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Bart:
         assert isinstance(config, NoiseConfig)
-        vocab = drawable(context.codec.src_vocab, {*context.control_tokens, config.mask_token})
+        vocab = drawable(context.src_vocab, {*context.control_tokens, config.mask_token})
         noising = Noising(config, vocab=vocab, control_tokens=context.control_tokens)
         return cls(noising if context.training else None)
 

@@ -134,8 +134,8 @@ class SwitchOut(_Noise):
     def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> SwitchOut:
         assert isinstance(config, NoiseConfig)
         without = {*context.control_tokens, config.mask_token}
-        tgt = drawable(context.codec.vocab, without)
-        src = tgt if context.codec.shares_vocab else drawable(context.codec.src_vocab, without)
+        tgt = drawable(context.vocab, without)
+        src = tgt if context.codec.shares_vocab else drawable(context.src_vocab, without)
         return cls(
             temperature=config.switchout_temperature,
             control_tokens=context.control_tokens,

@@ -75,9 +75,7 @@ class Tokenize(Transform):
         assert isinstance(config, SubwordConfig)
         src, tgt = (_guarded(each, context) for each in _tokenizers(cls, config, context))
         draws = context.training and any(random_options(cls.kind, config, side) for side in {"src", config.target_side})
-        return cls(
-            src, tgt, joint=context.task == "lm", bos=context.codec.bos, seed=seeder(cls.kind) if draws else None
-        )
+        return cls(src, tgt, joint=context.task == "lm", bos=context.bos, seed=seeder(cls.kind) if draws else None)
 
     def __call__(self, example: Example) -> Example | None:
         return self.batch([example])[0]
@@ -168,7 +166,7 @@ class HuggingFaceTokenize(Tokenize):
 def default_tokenize(context: TransformContext) -> Tokenize:
     """For a corpus that lists no tokeniser: the model's."""
     src, tgt = (_guarded(each, context) for each in (context.codec.src_tokenizer, context.codec.tokenizer))
-    return Tokenize(src, tgt, joint=context.task == "lm", bos=context.codec.bos)
+    return Tokenize(src, tgt, joint=context.task == "lm", bos=context.bos)
 
 
 def subword_options(data: DataConfig) -> SubwordConfig:

@@ -15,6 +15,7 @@ from onmt_llm.registry import Registry
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.templates.message import Template
 from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.vocab import Vocab
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,21 @@ class TransformContext:
     def add_bos(self) -> bool:
         """A language model's input begins with BOS, which counts towards its length."""
         return self.codec.config.specials.add_bos
+
+    @property
+    def bos(self) -> str | None:
+        """The token that training examples begin with; None if they begin without one."""
+        return self.codec.bos
+
+    @property
+    def vocab(self) -> Vocab:
+        """Tokens of the target side."""
+        return self.codec.vocab
+
+    @property
+    def src_vocab(self) -> Vocab:
+        """Tokens of the source side."""
+        return self.codec.src_vocab
 
     @property
     def control_tokens(self) -> frozenset[str]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from onmt_llm.atomic import atomic_file, write_text
 from onmt_llm.config.build_vocab import VocabConfig
-from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
-from onmt_llm.config.data import CorpusConfig, VocabularyConfig
-from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.data import VocabularyConfig
 from onmt_llm.config.task import Task
-from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.inspection.samples import write_samples
-from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.data.transforms import added_tokens
+from onmt_llm.data.run_codec import counting_codec
+from onmt_llm.data.spec import PipelineSpec, split_corpora
+from onmt_llm.data.transforms.build import added_tokens
 from onmt_llm.data.transforms.tokenize import subword_options
 from onmt_llm.data.vocabulary import subwords
 from onmt_llm.data.vocabulary.count import Counts, count_tokens
@@ -26,9 +24,7 @@ from onmt_llm.log import logger
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.new_vocab import with_specials
 from onmt_llm.text.placeholders import escape
-from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
-from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
 
 DEFAULT_SAMPLE = 5000
@@ -59,7 +55,7 @@ def build_vocab(config: VocabConfig) -> dict[Path, int]:
     n_sample = data.n_sample or DEFAULT_SAMPLE
     if n_sample > 0:
         logger.info("The first %d records of each corpus are counted; n_sample -1 counts all.", n_sample)
-    codec = _new_codec(config.vocabulary, corpora, task, data.n_src_feats)
+    codec = counting_codec(config.vocabulary, corpora, task, data.n_src_feats)
     spec = PipelineSpec(corpora, data, codec, seed=max(counting.seed, 0))
     unseen: list[str] = []
     if counting.learn_subwords:
@@ -107,18 +103,6 @@ def _check_free(files: Iterable[Path], *, overwrite: bool) -> None:
         raise ConfigError(
             f"Files must not be replaced unasked, but {', '.join(taken)} is there.", hint="-overwrite replaces them"
         )
-
-
-def _new_codec(vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task, features: int) -> Codec:
-    """The text side of the model to come: its special tokens, and the control tokens of the corpora's templates."""
-    specials = SpecialTokens(bos=vocabulary.decoder_start_token or "<s>")
-    templates = [get_template(corpus.template, specials=specials) for corpus in corpora.values() if corpus.template]
-    control = sorted({token for template in templates for token in template.control_tokens})
-    roles = [token for token in (specials.unk, specials.bos, specials.eos) if token]
-    vocab = Vocab(list(dict.fromkeys([*roles, *control])), specials)
-    model = ModelConfig(encoder_layers=0 if task == "lm" else 1)
-    config = CheckpointConfig(model=model, specials=specials)
-    return Codec(config, vocab, WhitespaceTokenizer(), feature_vocabs=[vocab] * features)
 
 
 def _learn(spec: PipelineSpec, config: VocabConfig, n_sample: int) -> tuple[PipelineSpec, list[str]]:

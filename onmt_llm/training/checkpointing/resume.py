@@ -3,70 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from typing import Any
 
-from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.optimizer import OptimConfig
-from onmt_llm.config.training.start import AUTO
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.rng import set_rng_state
-from onmt_llm.training.run_folder import check_intact, newest_of_run
-from onmt_llm.training.state import STATE_DIRECTORY, Progress, SavedState, load_optimizer
+from onmt_llm.training.state import Progress, SavedState, load_optimizer
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 
 # Options for what a run starts from and where it writes, which do not change what it computes.
 _PATHS = frozenset({"save_model", "train_from", "init_from", "reset_optim", "update_vocab", "override_opts", "seed"})
-
-
-def with_start_options(config: TrainConfig, update: Mapping[str, Any]) -> TrainConfig:
-    """The options with other values in the section `start`."""
-    return config.model_copy(update={"start": config.start.model_copy(update=update)})
-
-
-def resume_update(path: str) -> dict[str, Any]:
-    """Values of the section `start` for a run that resumes its own checkpoint unchanged."""
-    return {"train_from": path, "init_from": None, "reset_optim": "none", "update_vocab": False}
-
-
-def train_from_update(config: TrainConfig, *, set_aside: bool = False) -> dict[str, Any]:
-    """Check the checkpoint to resume; what `train_from: auto` means, as values for `with_start_options`.
-
-    Args:
-        config: All options.
-        set_aside: Rename damaged checkpoints of the run, so that they are ignored from now on.
-
-    Raises:
-        CheckpointError: The checkpoint to resume is missing or damaged.
-    """
-    start, save_model = config.start, config.run.save_model
-    if start.train_from is None:
-        return {}
-    if start.train_from != AUTO:
-        path = resolve_path(start.train_from)
-        if (path / STATE_DIRECTORY).is_dir() and start.reset_optim != "all":
-            check_intact(path)
-        return {}
-    newest = newest_of_run(save_model, set_aside=set_aside)
-    if newest is not None:
-        logger.info("train_from auto: resuming from %s.", newest)
-        return resume_update(str(newest))
-    logger.info("train_from auto: there is no checkpoint of %s yet: starting a new run.", save_model)
-    return {"train_from": start.init_from, "init_from": None, "reset_optim": "all" if start.init_from else "none"}
-
-
-def resolve_train_from(config: TrainConfig) -> TrainConfig:
-    """The options with the checkpoint that `train_from: auto` means now.
-
-    Raises:
-        CheckpointError: As `train_from_update`.
-    """
-    return with_start_options(config, train_from_update(config))
 
 
 def is_done(config: TrainConfig, resumed: SavedState) -> bool:

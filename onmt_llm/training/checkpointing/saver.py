@@ -29,16 +29,9 @@ from onmt_llm.training.checkpointing.background import BackgroundTask
 from onmt_llm.training.checkpointing.resume import run_options
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.process.rng import rng_state
-from onmt_llm.training.run_folder import RunLock, checkpoint_path, ema_path, prune
+from onmt_llm.training.run_folder import STATE_DIRECTORY, RunLock, checkpoint_path, ema_path, prune
 from onmt_llm.training.setup.run_setup import RunSetup
-from onmt_llm.training.state import (
-    STATE_DIRECTORY,
-    Progress,
-    SavedState,
-    TrainingState,
-    collect_state,
-    write_state,
-)
+from onmt_llm.training.state import Progress, SavedState, TrainingState, collect_state, write_state
 
 # Bytes besides the tensors: vocabulary, tokeniser, random generators, headers.
 _SMALL_FILES = 1 << 20

@@ -14,7 +14,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.lora.model import lora_modules
-from onmt_llm.training.checkpointing.resume import resolve_train_from
+from onmt_llm.training.checkpointing.train_from import resolve_train_from
 from onmt_llm.training.dry_run.activations import ActivationEstimate
 from onmt_llm.training.dry_run.memory import MIB, Memory, estimate_memory
 from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_batches

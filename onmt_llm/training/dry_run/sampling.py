@@ -11,7 +11,7 @@ from itertools import islice
 
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.batching.batch import Batch
-from onmt_llm.data.corpus import split_corpora
+from onmt_llm.data.spec import split_corpora
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.training.dry_run.activations import BatchShape

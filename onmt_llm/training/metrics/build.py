@@ -11,8 +11,8 @@ import torch
 
 from onmt_llm.config.data import DataConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.data.spec import split_corpora
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onmt_llm.data.corpus import split_corpora
+from onmt_llm.data.spec import split_corpora
 from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 from onmt_llm.training.losses.objective import open_alignment
 from onmt_llm.training.metrics.sinks import check_trackers

@@ -9,11 +9,10 @@ import torch
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.optimizer import OptimConfig
-from onmt_llm.data.corpus import split_corpora
 from onmt_llm.data.eval_prompts import read_prompts
 from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.pipeline import Pipeline
-from onmt_llm.data.spec import PipelineSpec
+from onmt_llm.data.spec import PipelineSpec, split_corpora
 from onmt_llm.training.checks import check_validation
 from onmt_llm.training.losses.lm_prior import open_prior
 from onmt_llm.training.losses.objective import Objective, open_alignment

@@ -13,7 +13,7 @@ from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.training.validation import ValidationConfig
 from onmt_llm.data.eval_prompts import Prompt
-from onmt_llm.data.transforms import undo_all
+from onmt_llm.data.transforms.build import undo_all
 from onmt_llm.errors import DataError
 from onmt_llm.generate.scorers import Scorer
 from onmt_llm.generate.torch.engine import TorchEngine

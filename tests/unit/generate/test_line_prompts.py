@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onmt_llm.config.section import Section
-from onmt_llm.data.transforms import inference_transforms
 from onmt_llm.data.transforms.affix import PrefixConfig, SuffixConfig
+from onmt_llm.data.transforms.build import inference_transforms
 from onmt_llm.data.transforms.docify import DocifyConfig
 from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.generate.line_prompts import LinePrompts

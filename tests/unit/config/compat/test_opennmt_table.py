@@ -21,7 +21,7 @@ from onmt_llm.config.compat.opennmt_table import (
 )
 from onmt_llm.config.compat.translate import describe
 from onmt_llm.config.schema import options_of
-from onmt_llm.data.transforms import transform_class
+from onmt_llm.data.transforms.transform import transform_class
 from onmt_llm.errors import ConfigError
 
 NAMES = read_options((Path(__file__).parents[3] / "data/opennmt_options.txt").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.example import Example
 from onmt_llm.data.parsing.parser import ExampleParser
 from onmt_llm.data.readers import open_reader
@@ -16,9 +16,9 @@ from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.builtin import get_template
 
 
-def parse(corpus: CorpusConfig, **options) -> list[Example | str]:
+def parse(corpus: CorpusConfig, *, task="lm", template=None, **options) -> list[Example | str]:
     reader = open_reader("c", corpus)
-    parser = ExampleParser("c", corpus, **{"task": "lm", **options})
+    parser = ExampleParser("c", corpus, DataConfig(**options), task=task, template=template)
     return [parser(record) for record in iter(reader.read, None)]
 
 

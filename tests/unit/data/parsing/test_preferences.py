@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.example import Example
 from onmt_llm.data.parsing.parser import ExampleParser
@@ -24,7 +24,7 @@ def parse(write, item: object, template: str | None = "chatml") -> Example:
     corpus = CorpusConfig(path_jsonl=write("j", json.dumps(item)))
     own = None if template is None else get_template(template)
     (example,) = (
-        ExampleParser("c", corpus, task="lm", template=own, judged=True)(record)
+        ExampleParser("c", corpus, DataConfig(objective="dpo"), task="lm", template=own)(record)
         for record in iter(open_reader("c", corpus).read, None)
     )
     assert isinstance(example, Example)

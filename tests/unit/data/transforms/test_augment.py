@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms import Transform, added_tokens, build_transforms
+from onmt_llm.data.transforms.build import added_tokens, build_transforms
 from onmt_llm.data.transforms.fuzzymatch import FuzzyMatchConfig
 from onmt_llm.data.transforms.inlinetags import InlineTagsConfig, with_tags
 from onmt_llm.data.transforms.phrases import Phrases, exact_words
 from onmt_llm.data.transforms.terminology import TerminologyConfig
+from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.segment import Segment
 from tiny_codecs import make_context

@@ -6,8 +6,9 @@ import pytest
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms import TransformContext, build_transforms
+from onmt_llm.data.transforms.build import build_transforms
 from onmt_llm.data.transforms.clean import repeats_phrase
+from onmt_llm.data.transforms.transform import TransformContext
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment
 from tiny_codecs import make_context

@@ -6,7 +6,7 @@ import pytest
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms import build_transforms
+from onmt_llm.data.transforms.build import build_transforms
 from onmt_llm.text.segment import Segment
 from tiny_codecs import make_context
 

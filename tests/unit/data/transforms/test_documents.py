@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example, side_tokens
-from onmt_llm.data.transforms import TransformContext, build_transforms, undo_all
+from onmt_llm.data.transforms.build import build_transforms, undo_all
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
+from onmt_llm.data.transforms.transform import TransformContext
 from onmt_llm.data.transforms.windows import rounds
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example, side_tokens
-from onmt_llm.data.transforms import Transform, build_transforms
 from onmt_llm.data.transforms.bart import Noising, split_sentences
+from onmt_llm.data.transforms.build import build_transforms
 from onmt_llm.data.transforms.fim import FimConfig
 from onmt_llm.data.transforms.noise import NoiseConfig
+from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab

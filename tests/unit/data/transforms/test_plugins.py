@@ -11,7 +11,8 @@ import pytest
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms import TRANSFORMS, build_transforms
+from onmt_llm.data.transforms.build import build_transforms
+from onmt_llm.data.transforms.transform import TRANSFORMS
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import load_plugins
 from onmt_llm.text.segment import Segment

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms import build_transforms, sections, tokenizer_specs, undo_all
 from onmt_llm.data.transforms.affix import Prefix, PrefixConfig, Suffix, SuffixConfig
+from onmt_llm.data.transforms.build import build_transforms, sections, undo_all
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
 from onmt_llm.data.transforms.subword import SubwordConfig
+from onmt_llm.data.transforms.tokenize import tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
@@ -69,7 +70,7 @@ class TestBuilding:
         leaves = [leaf for section in sections().values() for leaf in section.model_fields]
         assert len(leaves) == len(set(leaves)) and {"src_seq_length", "response_patterns"} <= set(leaves)
         code = (
-            "import sys, onmt_llm.data.pipeline, onmt_llm.data.inspection.samples, onmt_llm.data.transforms as t;"
+            "import sys, onmt_llm.data.pipeline, onmt_llm.data.inspection.samples, onmt_llm.data.transforms.build as t;"
             "t.sections();"
             "sys.exit(any(name in sys.modules for name in ('torch', 'sentencepiece', 'pyonmttok', 'tokenizers')))"
         )

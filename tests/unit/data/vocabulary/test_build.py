@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.config.build_vocab import VocabConfig
-from onmt_llm.data.transforms import sections
+from onmt_llm.data.transforms.build import sections
 from onmt_llm.data.vocabulary import count as counting
 from onmt_llm.data.vocabulary.build import build_vocab
 from onmt_llm.errors import ConfigError, DataError

@@ -1,0 +1,155 @@
+"""Build the transforms of a corpus or of a model's inputs from their names and options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.section import Section
+from onmt_llm.data.transforms.tokenize import Tokenize, default_tokenize
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
+from onmt_llm.errors import ConfigError
+
+
+def sections() -> dict[str, type[Section]]:
+    """The option sections of all transforms, by section name."""
+    return {transform.section: transform.Config for transform in map(TRANSFORMS.get, TRANSFORMS)}
+
+
+def build_transforms(
+    names: Sequence[str], options: Mapping[str, Section], corpus: CorpusConfig, context: TransformContext
+) -> list[Transform]:
+    """The transforms of a corpus, in order, with exactly one tokeniser among them.
+
+    Where the list has none, the checkpoint's tokeniser (or splitting at spaces) is put before the first transform that
+    counts tokens, or at the end.
+
+    Args:
+        names: As the user lists them.
+        options: Section of each transform by `Transform.section`; a missing one means its defaults.
+        corpus: Its own options; `CorpusConfig()` at inference.
+        context: What else they may know.
+
+    Raises:
+        ConfigError: An unknown name, two tokenisers, a transform on the wrong side of the tokeniser, or wrong options.
+    """
+    for fault in faults(names):
+        raise fault
+    classes = [transform_class(name) for name in names]
+    position = _tokenizer_position(classes)
+    built: list[Transform] = []
+    for place, each in enumerate([*classes, None]):
+        if place == position and not (each and each.tokenizes):
+            built.append(default_tokenize(context))
+            context = _behind(built[-1], context)
+        if each is None:
+            break
+        built.append(each.build(_config(each, options, corpus), corpus, context))
+        context = _behind(built[-1], context)
+    return built
+
+
+def inference_transforms(
+    names: Sequence[str], options: Mapping[str, Section], context: TransformContext
+) -> tuple[list[Transform], list[Transform]]:
+    """The transforms that act on what a model is asked, in front of the tokeniser and behind it.
+
+    A tokeniser in the list says where the checkpoint's stands; without one it stands at the end.
+    """
+    classes = [transform_class(name) for name in names]
+    position = next((index for index, transform in enumerate(classes) if transform.tokenizes), len(classes))
+    text, tokens = (
+        [
+            each.build(options.get(each.section, each.Config()), CorpusConfig(), known)
+            for each in part
+            if each.at_inference
+        ]
+        for part, known in (
+            (classes[:position], replace(context, tokenizer=None, src_tokenizer=None)),
+            (classes[position + 1 :], context),
+        )
+    )
+    return text, tokens
+
+
+def faults(names: Sequence[str]) -> Iterator[ConfigError]:
+    """All that is wrong with a list of transforms: unknown names, two tokenisers, transforms on the wrong side."""
+    classes = []
+    for name in names:
+        try:
+            classes.append(transform_class(name))
+        except ConfigError as error:
+            yield error
+    tokenizers = [transform.name for transform in classes if transform.tokenizes]
+    if len(tokenizers) > 1:
+        yield ConfigError(f"`transforms` must list at most one tokeniser, but lists {' and '.join(tokenizers)}.")
+    if len(tokenizers) > 1 or len(classes) < len(names):
+        return
+    position = _tokenizer_position(classes)
+    sentence = "Transform '{}' must stand {} the tokeniser in `transforms`, but stands {} it."
+    for transform in classes[position + 1 :]:
+        if transform.needs_text:
+            yield ConfigError(sentence.format(transform.name, "before", "behind"))
+    for transform in classes[:position]:
+        if transform.needs_tokens:
+            yield ConfigError(sentence.format(transform.name, "behind", "before"))
+
+
+def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:
+    """Where the tokeniser stands, or the default one goes."""
+    for index, transform in enumerate(classes):
+        if transform.tokenizes:
+            return index
+    counting = (index for index, each in enumerate(classes) if each.counts_tokens or each.needs_tokens)
+    return next(counting, len(classes))
+
+
+def _behind(transform: Transform, context: TransformContext) -> TransformContext:
+    """What a transform behind this one may know: the tokeniser, once there was one."""
+    if not isinstance(transform, Tokenize):
+        return context
+    return replace(context, tokenizer=transform.tgt, src_tokenizer=transform.src)
+
+
+def _config(transform: type[Transform], options: Mapping[str, Section], corpus: CorpusConfig) -> Section:
+    """A transform's options, with those of the corpus in place of the global ones.
+
+    Raises:
+        ConfigError: The corpus gives one a value that it cannot have, or wants a tokeniser of its own.
+    """
+    config = options.get(transform.section, transform.Config())
+    own = {name: value for name, value in corpus.options.items() if name in transform.Config.model_fields}
+    if not own:
+        return config
+    if transform.tokenizes:
+        raise ConfigError(f"'{next(iter(own))}' must be the same for all corpora, but one has its own.")
+    try:
+        return transform.Config.model_validate({**config.model_dump(exclude_unset=True), **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"Option {first['loc'][0]} of a corpus: {first['msg']}, but is {first['input']!r}."
+        ) from error
+
+
+def added_tokens(corpora: Mapping[str, CorpusConfig], data: DataConfig, *, in_text: bool = False) -> list[str]:
+    """Tokens that the transforms of these corpora put into examples, each once; `in_text`: only those put into text."""
+    found: dict[str, None] = {}
+    for corpus in corpora.values():
+        for name in data.transforms_of(corpus):
+            transform = transform_class(name)
+            config = _config(transform, data.transform_options, corpus)
+            if transform.inserts_text or not in_text:
+                found.update(dict.fromkeys(transform.added_tokens(config, corpus)))
+    return list(found)
+
+
+def undo_all(transforms: Sequence[Transform], tokens: list[str]) -> str:
+    """The text that a model's output stands for: every transform reversed, the last one first."""
+    output: str | list[str] = tokens
+    for transform in reversed(transforms):
+        output = transform.undo(output)
+    return output if isinstance(output, str) else " ".join(output)
