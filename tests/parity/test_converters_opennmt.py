@@ -182,7 +182,7 @@ def test_lora_file_merges_into_its_base(tmp_path: Path) -> None:
 
 
 def sines(rows: int) -> torch.Tensor:
-    """Sines and cosines in turn."""
+    """Interleaved sines and cosines."""
     angles = torch.outer(torch.arange(rows), torch.exp(torch.arange(0, HIDDEN, 2) * -(math.log(10000.0) / HIDDEN)))
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 

@@ -84,7 +84,7 @@ def test_average_and_extract_embeddings(tmp_path: Path, make_model: Make, capsys
     other = make_model("other", model=models[0].config.model.model_copy(update={"decoder_layers": 1}))
     words = ["average", "-models", paths[0], str(other.path), "-output", str(tmp_path / "none")]
     assert checkpoint_command.main(words) == 4
-    assert "must be of the same architecture" in capsys.readouterr().err
+    assert "must have the same architecture" in capsys.readouterr().err
     assert checkpoint_command.main(["average", "-output", "x"]) == 2
 
     file = tmp_path / "vectors.txt"

@@ -122,7 +122,7 @@ def test_damage_may_be_ignored_and_a_change_recorded(
     assert "config.yaml has" in error and f"onmt_llm_checkpoint seal -model {path}" in error
     assert "-ignore_damage" in error and "Traceback" not in error
     assert translate_command.main([*words, "-ignore_damage", "true"]) == 0
-    assert "It is used as it is" in capsys.readouterr().err
+    assert "It is used nevertheless" in capsys.readouterr().err
     assert translate_command.main(words) == 4
     fingerprint = json.loads((path / MANIFEST_FILE).read_text())["fingerprint"]
     assert checkpoint_command.main(["seal", "-model", str(path)]) == 0
