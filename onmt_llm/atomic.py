@@ -169,7 +169,7 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(trash)
 
 
-def recover(folder: Path, names: str, *, alone: bool = False) -> None:
+def recover(folder: Path, names: str, *, exclusive: bool = False) -> None:
     """Clean up after processes that were killed while they wrote in `folder`.
 
     Unfinished and half-removed outputs are removed. An output that was moved aside but not yet replaced is restored.
@@ -177,12 +177,12 @@ def recover(folder: Path, names: str, *, alone: bool = False) -> None:
     Args:
         folder: The folder; may be missing.
         names: Pattern of the names of outputs.
-        alone: No other process writes these outputs. Otherwise those of running processes and of other hosts are kept.
+        exclusive: No other process writes these outputs. Otherwise those of running processes and other hosts are kept.
     """
     pattern = re.compile(rf"\.({names})\.(tmp|old|trash)-(.+)-(\d+)")
     for leftover in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = pattern.fullmatch(leftover.name)
-        if match is None or not (alone or (match[3] == socket.gethostname() and not _is_running(int(match[4])))):
+        if match is None or not (exclusive or (match[3] == socket.gethostname() and not _is_running(int(match[4])))):
             continue
         path = folder / match[1]
         if match[2] == "old" and not path.exists():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inputs import missing_models, not_given
-from onmt_llm.cli.outputs import Paths, model_files, one
-from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.actions import run_action, split_action, unknown_action
+from onmt_llm.cli.inputs import missing_models, missing_options
+from onmt_llm.cli.outputs import Paths, model_files, output_option
+from onmt_llm.cli.run import required, run_job
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.errors import CheckpointError, ConfigError, Problem
+from onmt_llm.errors import CheckpointError, Problem
 
 USAGE = (
     "onmt_llm_checkpoint info -model CHECKPOINT | verify -model CHECKPOINT | seal -model CHECKPOINT | "
@@ -23,20 +23,24 @@ USAGE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else list(argv)
-    # the action comes first, and is not an option
-    action = words.pop(0) if words and not words[0].startswith("-") else ""
+    action, words = split_action(argv)
+    work = functools.partial(run_action, action, ACTIONS, USAGE)
     checks = functools.partial(_problems, action)
-    return run_job("onmt_llm_checkpoint", functools.partial(_checkpoint, action), words, paths=_paths, checks=checks)
+    return run_job("onmt_llm_checkpoint", work, words, paths=_paths, checks=checks)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
-    writes = [*one(loaded, "checkpoint", "output", is_folder=True), *one(loaded, "checkpoint", "out_file")]
+    writes = [
+        *output_option(loaded, "checkpoint", "output", is_folder=True),
+        *output_option(loaded, "checkpoint", "out_file"),
+    ]
     return Paths(list(model_files(loaded, "checkpoint", ("model", "models"))), writes)
 
 
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
-    yield from not_given(loaded, "checkpoint", _NEEDS.get(action, ()), USAGE)
+    if action:
+        yield from unknown_action(action, ACTIONS, USAGE)
+    yield from missing_options(loaded, "checkpoint", _NEEDS.get(action, ()), USAGE)
     yield from missing_models(loaded, "checkpoint", ("model", "models"), releases=True, readable=False)
 
 
@@ -50,24 +54,10 @@ _NEEDS = {
 }
 
 
-def _checkpoint(action: str, loaded: Loaded[Any]) -> int:
-    actions = {
-        "info": _info,
-        "verify": _verify,
-        "seal": _seal,
-        "extract_vocabulary": _extract_vocabulary,
-        "extract_embeddings": _extract_embeddings,
-        "average": _average,
-    }
-    if action not in actions:
-        raise ConfigError(f"The first word must be one of {', '.join(actions)}, but is '{action}'.", hint=USAGE)
-    return actions[action](loaded)
-
-
 def _info(loaded: Loaded[Any]) -> int:
     from onmt_llm.checkpoint.store import Checkpoint
 
-    checkpoint = Checkpoint.open(needed(loaded, "checkpoint", "model", USAGE))
+    checkpoint = Checkpoint.open(required(loaded, "checkpoint", "model", USAGE))
     config = checkpoint.config
     names = checkpoint.names()
     print(f"path         {checkpoint.path}")
@@ -93,7 +83,7 @@ def _info(loaded: Loaded[Any]) -> int:
 
 
 def _verify(loaded: Loaded[Any]) -> int:
-    model = needed(loaded, "checkpoint", "model", USAGE)
+    model = required(loaded, "checkpoint", "model", USAGE)
     from onmt_llm.checkpoint.files.manifest import find_damage, read_manifest
     from onmt_llm.checkpoint.paths import resolve_path
     from onmt_llm.checkpoint.store import Checkpoint
@@ -126,7 +116,7 @@ def _refuse(model: object, problems: Sequence[str]) -> None:
 
 
 def _seal(loaded: Loaded[Any]) -> int:
-    model = needed(loaded, "checkpoint", "model", USAGE)
+    model = required(loaded, "checkpoint", "model", USAGE)
     from onmt_llm.checkpoint.paths import resolve_path
     from onmt_llm.checkpoint.store import seal
     from onmt_llm.generate.open import find_release
@@ -141,7 +131,7 @@ def _seal(loaded: Loaded[Any]) -> int:
 
 
 def _extract_vocabulary(loaded: Loaded[Any]) -> int:
-    model, output = needed(loaded, "checkpoint", "model", USAGE), needed(loaded, "checkpoint", "out_file", USAGE)
+    model, output = required(loaded, "checkpoint", "model", USAGE), required(loaded, "checkpoint", "out_file", USAGE)
     from onmt_llm.checkpoint.extract import extract_vocabulary
 
     print(f"{extract_vocabulary(model, output, side=loaded.job.checkpoint.side)} tokens written to {output}")
@@ -149,7 +139,7 @@ def _extract_vocabulary(loaded: Loaded[Any]) -> int:
 
 
 def _extract_embeddings(loaded: Loaded[Any]) -> int:
-    model, output = needed(loaded, "checkpoint", "model", USAGE), needed(loaded, "checkpoint", "out_file", USAGE)
+    model, output = required(loaded, "checkpoint", "model", USAGE), required(loaded, "checkpoint", "out_file", USAGE)
     from onmt_llm.checkpoint.extract import extract_embeddings
 
     print(f"{extract_embeddings(model, output, side=loaded.job.checkpoint.side)} vectors written to {output}")
@@ -157,13 +147,23 @@ def _extract_embeddings(loaded: Loaded[Any]) -> int:
 
 
 def _average(loaded: Loaded[Any]) -> int:
-    needed(loaded, "checkpoint", "models", USAGE)
-    options, output = loaded.job.checkpoint, needed(loaded, "checkpoint", "output", USAGE)
+    required(loaded, "checkpoint", "models", USAGE)
+    options, output = loaded.job.checkpoint, required(loaded, "checkpoint", "output", USAGE)
     from onmt_llm.checkpoint.average import average
 
     average(options.models, output, dtype="fp32" if options.fp32 else None, overwrite=options.force)
     print(f"the mean of {len(options.models)} checkpoints written to {output}")
     return 0
+
+
+ACTIONS = {
+    "info": _info,
+    "verify": _verify,
+    "seal": _seal,
+    "extract_vocabulary": _extract_vocabulary,
+    "extract_embeddings": _extract_embeddings,
+    "average": _average,
+}
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from onmt_llm.training.checks import check_in_backward, check_reference, check_v
 
 MODELS = {"start": ("train_from", "init_from"), "preference": ("reference_model",), "loss": ("lm_prior_model",)}
 """Training options that name models, by section."""
-_NEW_MODEL = frozenset(
+_VOCABULARY_OPTIONS = frozenset(
     {"data", "transforms", "train_from", "init_from", "src_vocab", "tgt_vocab", "share_vocab", "encoder_layers"}
     | {"model_task", "encoder_type", "decoder_type", "src_subword_model", "tgt_subword_model", "plugins"}
 )
@@ -48,7 +48,7 @@ def training_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     yield from corpora_problems(loaded)
     yield from missing_files(loaded, [*corpus_files(loaded), *subword_files(loaded)])
     yield from missing_files(loaded, option_files(loaded, "embeddings", _EMBEDDINGS))
-    new = begins_anew(config)
+    new = starts_from_new_weights(config)
     if new or config.start.update_vocab:
         yield from _vocabulary_problems(loaded, required=new)
     if new and not {"train_from", "init_from"} & loaded.invalid:
@@ -58,7 +58,7 @@ def training_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         named = [name for name in names if getattr(getattr(config, section), name) != AUTO]
         yield from missing_models(loaded, section, named, releases=section == "loss")
     yield from _architecture_problems(loaded)
-    yield from _rule_problems(loaded)
+    yield from _option_problems(loaded)
 
 
 _EMBEDDINGS = ("both_embeddings", "src_embeddings", "tgt_embeddings")
@@ -95,15 +95,17 @@ def _path_problems(loaded: Loaded[Any], name: str, corpus: CorpusConfig) -> Iter
 
 def transform_problems(loaded: Loaded[Any], names: Sequence[str], where: tuple[str, ...]) -> Iterator[Problem]:
     """Problems of the list of transforms at `where` in the YAML."""
-    if any(_is_excused(loaded, TRANSFORMS, name) for name in names):
-        names = [name for name in names if name not in TRANSFORMS and not _is_excused(loaded, TRANSFORMS, name)]
+    if any(_may_come_from_plugin(loaded, TRANSFORMS, name) for name in names):
+        names = [
+            name for name in names if name not in TRANSFORMS and not _may_come_from_plugin(loaded, TRANSFORMS, name)
+        ]
     for fault in faults(names):
         yield Problem.of(fault, loaded.where(*where))
 
 
 def template_problems(loaded: Loaded[Any], template: str | None, where: tuple[str, ...]) -> Iterator[Problem]:
     """Problems of a chat template that is given by name or path."""
-    if template is None or Path(template).is_file() or _is_excused(loaded, TEMPLATES, template):
+    if template is None or Path(template).is_file() or _may_come_from_plugin(loaded, TEMPLATES, template):
         return
     if template.endswith(".jinja"):
         yield from missing_files(loaded, [(f"'{'.'.join(where)}'", template, where)])
@@ -114,12 +116,12 @@ def template_problems(loaded: Loaded[Any], template: str | None, where: tuple[st
         yield Problem.of(error, loaded.where(*where))
 
 
-def _is_excused(loaded: Loaded[Any], registry: Registry[Any], name: str) -> bool:
+def _may_come_from_plugin(loaded: Loaded[Any], registry: Registry[Any], name: str) -> bool:
     """Whether an unknown name may come from a plugin that could not be loaded."""
     return "plugins" in loaded.invalid and name not in registry and nearest(name, registry) is None
 
 
-def begins_anew(config: TrainConfig) -> bool:
+def starts_from_new_weights(config: TrainConfig) -> bool:
     """Whether a run starts from new weights, as far as its folder shows."""
     if config.start.train_from != AUTO or not config.has_new_model:
         return config.has_new_model
@@ -127,13 +129,13 @@ def begins_anew(config: TrainConfig) -> bool:
     return not any(prefix.parent.glob(f"{escape(prefix.name)}_step_*/{CONFIG_FILE}"))
 
 
-def _rule_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+def _option_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     """Problems of options that require other options, or the base model of an adapter."""
     config: TrainConfig = loaded.job
     valid = {name: corpus for name, corpus in config.corpora.data.items() if is_for_validation(name)}
-    stored = _stored(config)
+    stored = _starting_checkpoint(config)
     beside_base = config.lora.is_on or (config.expansion.is_on and config.expansion.expand_type == "concat")
-    unread = stored is None and not begins_anew(config)  # it may be an adapter
+    unread = stored is None and not starts_from_new_weights(config)  # it may be an adapter
     adapters = beside_base or unread or (stored is not None and stored[1].addition is not None)
     objective = config.corpora.objective
     for rule in (
@@ -148,7 +150,7 @@ def _rule_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
                 yield Problem.of(error, loaded.place_of(error.message))
 
 
-def _stored(config: TrainConfig) -> tuple[Path, CheckpointConfig] | None:
+def _starting_checkpoint(config: TrainConfig) -> tuple[Path, CheckpointConfig] | None:
     """Path and configuration of the checkpoint that the run starts from.
 
     None if there is none, or if it cannot be read (which `missing_models` reports).
@@ -172,7 +174,7 @@ def _vocabulary_problems(loaded: Loaded[Any], *, required: bool) -> Iterator[Pro
     if vocabulary.src_vocab:
         files += [("'src_vocab'", path, ("src_vocab",)) for path in features]
     yield from missing_files(loaded, files)
-    if not required or _NEW_MODEL & loaded.invalid:
+    if not required or _VOCABULARY_OPTIONS & loaded.invalid:
         return
     try:
         lm = config.decide_task().task == "lm"
@@ -203,7 +205,7 @@ def _architecture_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     The configuration of a checkpoint with expanded blocks differs from its options, so it is not compared here.
     """
     config: TrainConfig = loaded.job
-    found = _stored(config)
+    found = _starting_checkpoint(config)
     if found is None:
         return
     path, stored = found

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option_files
-from onmt_llm.cli.outputs import Output, Paths, model_files, one
-from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
+from onmt_llm.cli.outputs import Output, Paths, model_files, output_option
+from onmt_llm.cli.run import required, run_job
 from onmt_llm.config.convert import ConversionOptions
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     options: ConversionOptions = loaded.job.conversion
-    writes = one(loaded, "conversion", "output", is_folder=options.to != "opennmt")
+    writes = output_option(loaded, "conversion", "output", is_folder=options.to != "opennmt")
     if writes and options.to == "opennmt" and not str(options.output).endswith(".pt"):
         writes = [Output("output", f"{options.output}.pt")]
     models = model_files(loaded, "conversion", ("model_dir",))
@@ -32,7 +32,7 @@ def _paths(loaded: Loaded[Any]) -> Paths:
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     options: ConversionOptions = loaded.job.conversion
-    yield from not_given(loaded, "conversion", ("model_dir", "output"), USAGE)
+    yield from missing_options(loaded, "conversion", ("model_dir", "output"), USAGE)
     yield from missing_files(loaded, option_files(loaded, "conversion", ("tokenizer_model", "vocab_file")))
     if options.to is not None:
         yield from missing_models(loaded, "conversion", ("model_dir",))
@@ -43,8 +43,8 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 
 def _convert(loaded: Loaded[Any]) -> int:
     options: ConversionOptions = loaded.job.conversion
-    model = needed(loaded, "conversion", "model_dir", USAGE)
-    output = needed(loaded, "conversion", "output", USAGE)
+    model = required(loaded, "conversion", "model_dir", USAGE)
+    output = required(loaded, "conversion", "output", USAGE)
     if options.to == "hf":
         from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import write_text
 from onmt_llm.checkpoint.files.manifest import open_directory
 from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.cli.actions import run_action, split_action, unknown_action
 from onmt_llm.cli.checks import training_problems
-from onmt_llm.cli.outputs import Output, Paths, one
-from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.outputs import Output, Paths, output_option
+from onmt_llm.cli.run import required, run_job
 from onmt_llm.cli.train import training_inputs
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.data_tool import DataToolConfig
@@ -26,7 +26,7 @@ from onmt_llm.data.inspection.report import measure, mixture, table, to_json
 from onmt_llm.data.inspection.trace import collect
 from onmt_llm.data.run_codec import checkpoint_codec, new_codec, updated_codec
 from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.errors import ConfigError
+from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.text.codec import Codec
 from onmt_llm.training.checkpointing.train_from import resolve_train_from
 
@@ -40,27 +40,26 @@ _OF_SHARDS = ("merge", "verify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else list(argv)
-    # the action comes first, and is not an option
-    action = words.pop(0) if words and not words[0].startswith("-") else ""
-    checks, paths = None if action in _OF_SHARDS else training_problems, functools.partial(_paths, action)
-    return run_job("onmt_llm_data", functools.partial(_data, action), words, paths=paths, checks=checks)
+    action, words = split_action(argv)
+    work = functools.partial(run_action, action, ACTIONS, USAGE)
+    paths, checks = functools.partial(_paths, action), functools.partial(_problems, action)
+    return run_job("onmt_llm_data", work, words, paths=paths, checks=checks)
 
 
 def _paths(action: str, loaded: Loaded[Any]) -> Paths:
     if action in _OF_SHARDS:
         shards = [("'shards'", folder, ("shards",)) for folder in loaded.job.look.shards]
-        return Paths(shards, one(loaded, "look", "output", is_folder=True))
+        return Paths(shards, output_option(loaded, "look", "output", is_folder=True))
     writes = [Output("save_data", str(_folder(loaded.job)), collects=True)]
     writes += [Output("save_data", str(_folder(loaded.job) / name)) for name in PAGES.get(action, ())]
     return Paths(list(training_inputs(loaded)), writes)
 
 
-def _data(action: str, loaded: Loaded[Any]) -> int:
-    actions = {"report": _report, "sample": _sample, "pack": _pack, "merge": _merge, "verify": _verify}
-    if action not in actions:
-        raise ConfigError(f"The first word must be one of {', '.join(actions)}, but is '{action}'.", hint=USAGE)
-    return actions[action](loaded)
+def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
+    if action and action not in ACTIONS:
+        yield from unknown_action(action, ACTIONS, USAGE)
+    elif action not in _OF_SHARDS:
+        yield from training_problems(loaded)
 
 
 def _report(loaded: Loaded[Any]) -> int:
@@ -105,13 +104,13 @@ def _pack(loaded: Loaded[Any]) -> int:
 
 
 def _merge(loaded: Loaded[Any]) -> int:
-    output = needed(loaded, "look", "output", USAGE)
+    output = required(loaded, "look", "output", USAGE)
     print(f"merged: {pack.merge([Path(folder) for folder in loaded.job.look.shards], Path(output))}")
     return 0
 
 
 def _verify(loaded: Loaded[Any]) -> int:
-    needed(loaded, "look", "shards", USAGE)
+    required(loaded, "look", "shards", USAGE)
     for folder in loaded.job.look.shards:
         print(f"{pack.verify(Path(folder))} files of {folder} are unchanged")
     return 0
@@ -158,6 +157,9 @@ def _outputs(config: DataToolConfig, *names: str) -> list[Path]:
 def _write(path: Path, text: str) -> None:
     write_text(path, text + "\n")
     print(f"written to {path}")
+
+
+ACTIONS = {"report": _report, "sample": _sample, "pack": _pack, "merge": _merge, "verify": _verify}
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def missing_models(
                 yield Problem(f"{name}: {error.message}", loaded.where(name), error.hint, type(error))
 
 
-def not_given(loaded: Loaded[Any], section: str, names: Iterable[str], usage: str) -> Iterator[Problem]:
+def missing_options(loaded: Loaded[Any], section: str, names: Iterable[str], usage: str) -> Iterator[Problem]:
     """Required options that are not given."""
     for name in names:
         if not getattr(getattr(loaded.job, section), name) and name not in loaded.invalid:

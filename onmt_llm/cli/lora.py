@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from onmt_llm.cli.inputs import missing_models, not_given
-from onmt_llm.cli.outputs import Paths, model_files, one
-from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.inputs import missing_models, missing_options
+from onmt_llm.cli.outputs import Paths, model_files, output_option
+from onmt_llm.cli.run import required, run_job
 from onmt_llm.config.convert import LoraToolOptions
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import Problem
@@ -26,21 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     models = model_files(loaded, "adapters", ("base_model", "lora_weights"))
-    return Paths(list(models), one(loaded, "adapters", "output", is_folder=True))
+    return Paths(list(models), output_option(loaded, "adapters", "output", is_folder=True))
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     """Problems of our own models; peft adapters, and the base name that only peft reads, are not checked."""
     action = loaded.job.adapters.action
     needs = ["lora_weights", "output"] + ["base_model"] * (action != "export")
-    yield from not_given(loaded, "adapters", needs, USAGE)
+    yield from missing_options(loaded, "adapters", needs, USAGE)
     ours = ["lora_weights"] * (action != "import") + ["base_model"] * (action != "export")
     yield from missing_models(loaded, "adapters", ours)
 
 
 def _lora(loaded: Loaded[Any]) -> int:
     options: LoraToolOptions = loaded.job.adapters
-    adapter, output = (needed(loaded, "adapters", name, USAGE) for name in ("lora_weights", "output"))
+    adapter, output = (required(loaded, "adapters", name, USAGE) for name in ("lora_weights", "output"))
     from onmt_llm.checkpoint.formats.peft import export_peft, import_peft  # torch is imported here
     from onmt_llm.checkpoint.merge import concat_lora, merge
 
@@ -48,7 +48,7 @@ def _lora(loaded: Loaded[Any]) -> int:
         export_peft(adapter, output, base_name=options.base_model, overwrite=options.force)
         logger.info("%s -> %s (peft)", adapter, output)
         return 0
-    base = needed(loaded, "adapters", "base_model", USAGE)
+    base = required(loaded, "adapters", "base_model", USAGE)
     if options.action == "import":
         import_peft(adapter, base, output, overwrite=options.force)
     else:

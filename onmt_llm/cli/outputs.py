@@ -96,7 +96,7 @@ def _problem(output: Output, reads: Sequence[Input]) -> str | None:
     )
 
 
-def one(loaded: Loaded[Any], section: str, name: str, *, is_folder: bool = False) -> list[Output]:
+def output_option(loaded: Loaded[Any], section: str, name: str, *, is_folder: bool = False) -> list[Output]:
     """The output that an option names, as a list; empty if the option is not given."""
     path = getattr(getattr(loaded.job, section), name)
     return [Output(name, str(path), is_folder=is_folder)] if path else []
@@ -107,11 +107,11 @@ def model_files(loaded: Loaded[Any], section: str, names: Iterable[str]) -> Iter
     for name in names:
         given = getattr(getattr(loaded.job, section), name)
         for path in [given] if isinstance(given, str) else given or ():
-            for place in with_bases(path):
+            for place in with_base_models(path):
                 yield f"'{name}'", place, (name,)
 
 
-def with_bases(model: str) -> Iterator[str]:
+def with_base_models(model: str) -> Iterator[str]:
     """The path of a model as given, with and without `.pt`, and the base model of an adapter."""
     for path in dict.fromkeys((model, model.removesuffix(".pt"), f"{model}.pt")):
         yield path

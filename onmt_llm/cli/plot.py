@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.outputs import Paths, one
+from onmt_llm.cli.outputs import Paths, output_option
 from onmt_llm.cli.run import run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.plot import CurvesConfig
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     read = [("'runs'", f"{run}{end}", ("runs",)) for run in loaded.job.curves.runs for end in ENDINGS]
-    return Paths([each for each in read if Path(each[1]).is_file()], one(loaded, "curves", "output"))
+    return Paths([each for each in read if Path(each[1]).is_file()], output_option(loaded, "curves", "output"))
 
 
 def _plot(loaded: Loaded[Any]) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inputs import missing_files, missing_models, not_given, option_files
-from onmt_llm.cli.outputs import Paths, model_files, one
-from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
+from onmt_llm.cli.outputs import Paths, model_files, output_option
+from onmt_llm.cli.run import required, run_job
 from onmt_llm.config.convert import ReleaseOptions
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import DataError, Problem
@@ -23,18 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     reads = [*model_files(loaded, "release", ("model",)), *option_files(loaded, "release", ("verify_text",))]
-    return Paths(reads, one(loaded, "release", "output", is_folder=loaded.job.release.format != "pytorch"))
+    return Paths(reads, output_option(loaded, "release", "output", is_folder=loaded.job.release.format != "pytorch"))
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
-    yield from not_given(loaded, "release", ("model", "output"), USAGE)
+    yield from missing_options(loaded, "release", ("model", "output"), USAGE)
     yield from missing_models(loaded, "release", ("model",))
     yield from missing_files(loaded, option_files(loaded, "release", ("verify_text",)))
 
 
 def _release(loaded: Loaded[Any]) -> int:
     options: ReleaseOptions = loaded.job.release
-    model, output = (needed(loaded, "release", name, USAGE) for name in ("model", "output"))
+    model, output = (required(loaded, "release", name, USAGE) for name in ("model", "output"))
     text = None if options.verify_text is None else _read(Path(options.verify_text))
     from onmt_llm.releasing import release  # torch and ctranslate2 are imported here
 

@@ -51,14 +51,14 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        _drop_output()  # the reader (`| head`) has gone
+        _discard_output()  # the reader (`| head`) has gone
         return 1
     except OSError as error:
         # the disk of standard output, or of temporary files, may be full
         if error.errno not in DISK_FULL:
             raise
         print(f"error: {error.strerror}.", file=sys.stderr)
-        _drop_output()
+        _discard_output()
         return CheckpointError.exit_code
     except (MemoryError, RuntimeError) as error:
         text = f"{type(error).__name__}: {error}"
@@ -70,7 +70,7 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         return OnmtLlmError.exit_code
 
 
-def _drop_output() -> None:
+def _discard_output() -> None:
     """Discard unprinted output: flushing it at exit would raise the error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -113,13 +113,13 @@ def run_job(
             with damage_ignored(ignored):
                 return work(loaded)
         except OnmtLlmError as error:
-            _locate(error, loaded)
+            _add_place(error, loaded)
             raise
 
     return run(load_and_work, argv)
 
 
-def _locate(error: OnmtLlmError, loaded: Loaded[Any]) -> None:
+def _add_place(error: OnmtLlmError, loaded: Loaded[Any]) -> None:
     """Put the place of the option at fault in front of the message of an error, as the checks do."""
     if error.problems:
         raise_problems(replace(each, where=each.where or loaded.place_of(each.sentence)) for each in error.problems)
@@ -136,7 +136,7 @@ def log_notes(loaded: Loaded[Any]) -> None:
         logger.info(note)
 
 
-def needed(loaded: Loaded[Any], section: str, name: str, usage: str) -> str:
+def required(loaded: Loaded[Any], section: str, name: str, usage: str) -> str:
     """The value of a required option.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 from onmt_llm.atomic import write_text
 from onmt_llm.cli.inference import load_inference_config, open_configured_engine
 from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
-from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.run import required, run_job
 from onmt_llm.config.chat import Mode, SimpleInferenceConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _simple_inference(loaded: Loaded[Any]) -> int:
     config: SimpleInferenceConfig = loaded.job
-    source = needed(loaded, "files", "input_file", USAGE)
-    directory = needed(loaded, "files", "output_directory", USAGE)
+    source = required(loaded, "files", "input_file", USAGE)
+    directory = required(loaded, "files", "output_directory", USAGE)
     mode = config.answering.inference_mode
     inference = load_inference_config(config.answering.inference_config_file, mode)
     target = output_file(directory, inference.job.inference.model[0], mode)

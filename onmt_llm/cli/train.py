@@ -8,7 +8,7 @@ from typing import Any
 
 from onmt_llm.cli.checks import MODELS, training_problems
 from onmt_llm.cli.inputs import Input, corpus_files, option_files, subword_files
-from onmt_llm.cli.outputs import Output, Paths, model_files, one
+from onmt_llm.cli.outputs import Output, Paths, model_files, output_option
 from onmt_llm.cli.run import run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.train import TrainConfig
@@ -30,7 +30,7 @@ def _paths(loaded: Loaded[Any]) -> Paths:
         "tensorboard_log_dir": config.logging.tensorboard_log_dir if config.logging.tensorboard else None,
     }
     writes = [Output(name, path, collects=True) for name, path in folders.items() if path]
-    return Paths(list(training_inputs(loaded)), [*writes, *one(loaded, "logging", "metrics_file")])
+    return Paths(list(training_inputs(loaded)), [*writes, *output_option(loaded, "logging", "metrics_file")])
 
 
 def training_inputs(loaded: Loaded[Any]) -> Iterator[Input]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from onmt_llm.cli.answers import log_answers, log_mean_score, write_answers
 from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inference import open_configured_engine
-from onmt_llm.cli.inputs import missing_files, not_given, option_files
-from onmt_llm.cli.outputs import Paths, model_files, one
-from onmt_llm.cli.run import needed, run_job
+from onmt_llm.cli.inputs import missing_files, missing_options, option_files
+from onmt_llm.cli.outputs import Paths, model_files, output_option
+from onmt_llm.cli.run import required, run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     files = option_files(loaded, "inference", ("src", "tgt", "phrase_table", "template"))
-    return Paths([*model_files(loaded, "inference", ("model",)), *files], one(loaded, "inference", "output"))
+    return Paths([*model_files(loaded, "inference", ("model",)), *files], output_option(loaded, "inference", "output"))
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
-    yield from not_given(loaded, "inference", ("model", "src"), USAGE)
+    yield from missing_options(loaded, "inference", ("model", "src"), USAGE)
     files = option_files(loaded, "inference", ("src", "tgt", "phrase_table"))
     yield from missing_files(loaded, files, streams=True)
     yield from inference_problems(loaded)
@@ -50,7 +50,7 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 
 def _translate(loaded: Loaded[Any]) -> int:
     config: TranslateConfig = loaded.job
-    lines = list(read_lines(needed(loaded, "inference", "src", USAGE)))
+    lines = list(read_lines(required(loaded, "inference", "src", USAGE)))
     references = _references(config, len(lines))
     table = read_phrase_table(config.inference.phrase_table) if config.inference.phrase_table else {}
     engine = open_configured_engine(loaded)

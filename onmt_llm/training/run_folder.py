@@ -206,7 +206,7 @@ class RunLock:
     def recover(self) -> None:
         """Clean up after runs that were killed."""
         names = rf"{re.escape(self._prefix.name)}_step_\d+(?:_ema)?"
-        recover(self._prefix.parent, names, alone=self._descriptor is not None)
+        recover(self._prefix.parent, names, exclusive=self._descriptor is not None)
 
     def renew(self) -> None:
         """Take the lock again if its file, or the whole folder, was removed during the run.

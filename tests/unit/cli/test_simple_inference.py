@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tiny
 from onmt_llm.cli import simple_inference
-from onmt_llm.cli.inference import load_inference_config
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.translate import TranslateConfig
-from onmt_llm.errors import ConfigError
 from onmt_llm.generate.engine import Hypothesis
 
 
@@ -54,22 +54,12 @@ def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean '-input_file'?" in capsys.readouterr().err
 
 
-def test_an_inference_file_must_be_given_and_name_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'inference_config_file' must be given"):
-        load_inference_config(None, "py")
-    (tmp_path / "a.yaml").write_text("max_length: 5\n")
-    with pytest.raises(ConfigError, match="'model' must name a checkpoint or a release"):
-        load_inference_config(str(tmp_path / "a.yaml"), "py")
-
-
-def test_mode_and_model_must_be_of_one_kind(tmp_path: Path) -> None:
-    release = tmp_path / "release"
-    release.mkdir()
-    for name in ("model.bin", "config.yaml", "config.json", "vocab.txt", "vocabulary.json"):
-        (release / name).touch()
-    file = tmp_path / "a.yaml"
-    file.write_text(f"model: {release}\nsrc: None\nbeam: 1\n")
-    assert load_inference_config(str(file), "ct2").job.generation.beam_size == 1
-    with pytest.raises(ConfigError, match=r"With inference_mode py the model must be a checkpoint.*a\.yaml:1") as error:
-        load_inference_config(str(file), "py")
-    assert error.value.hint == "-inference_mode ct2, or another model"
+def test_a_file_of_prompts_is_answered_in_json(tmp_path: Path) -> None:
+    model = tiny.write_checkpoint(tmp_path / "tiny", tiny.llama())
+    config, prompts = tmp_path / "py.yaml", tiny.write_vocab(tmp_path / "prompts", ["w1 w2", "", "w3"])
+    config.write_text(f"model: {model}\nmax_length: 4\ndevice: cpu\n")
+    words = ["-input_file", str(prompts), "-inference_config_file", str(config), "-inference_mode", "py"]
+    assert simple_inference.main([*words, "-output_directory", str(tmp_path / "new")]) == 0
+    results = json.loads((tmp_path / "new/outputs_tiny_py.json").read_text())
+    assert [len(answers) for answers in results["pred_answers"]] == [1, 1, 1] and results["pred_answers"][1] == [""]
+    assert results["duration"] > 0 and len(results["score"]) == 3

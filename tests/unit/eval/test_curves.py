@@ -135,4 +135,4 @@ def test_what_cannot_be_drawn_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_file_that_is_no_text_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").write_bytes(bytes(range(256)))
     assert main([str(tmp_path / "run"), "-output", str(tmp_path / "x.png")]) == 3
-    assert "run must hold metrics, as JSON lines in UTF-8" in capsys.readouterr().err
+    assert "run must hold metrics as JSON lines in UTF-8" in capsys.readouterr().err

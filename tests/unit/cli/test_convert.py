@@ -1,0 +1,38 @@
+"""`onmt_llm_convert` from the command line: there and back, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.cli.convert import main
+from onmt_llm.config.checkpoint import SpecialTokens
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    vocab = ["<unk>", "<s>", "</s>", "<blank>", *(f"w{i}" for i in range(20))]
+    specials = SpecialTokens(pad="<blank>")
+    return str(tiny.write_checkpoint(tmp_path / "model", tiny.llama(), vocab, specials=specials))
+
+
+def test_an_opennmt_file_and_back_keeps_every_weight(model: str, tmp_path: Path) -> None:
+    exported, back = tmp_path / "exported.pt", tmp_path / "back"
+    assert main(["-model_dir", model, "-to", "opennmt", "-output", str(exported)]) == 0
+    assert main(["-model_dir", str(exported), "-output", str(back)]) == 0
+    first, second = (dict(Checkpoint.open(path).tensors()) for path in (model, back))
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+
+
+def test_what_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").write_text("")
+    assert main(["-model_dir", model, "-to", "hf", "-output", str(tmp_path / "taken")]) == 4
+    assert "exists already" in capsys.readouterr().err
+    assert main(["-model_dir", str(tmp_path / "nowhere"), "-to", "hf", "-output", str(tmp_path / "x")]) == 4
+    assert "model_dir: " in capsys.readouterr().err
+    assert main(["-model_dir", model, "-vocab_file", "nowhere", "-output", str(tmp_path / "x")]) == 3
+    assert "'vocab_file' must be a file that exists" in capsys.readouterr().err
