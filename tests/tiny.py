@@ -24,6 +24,15 @@ LLAMA: dict[str, Any] = {
 }
 """What makes a decoder LLaMA-like, with grouped-query attention."""
 
+GATED_LM: dict[str, Any] = {
+    "encoder_layers": 0,
+    "decoder_layers": 2,
+    "ffn_gated": True,
+    "norm": "rmsnorm",
+    "position": "rotary",
+}
+"""The section `architecture` of runs that train a gated language model."""
+
 
 def config(**changes: Any) -> ModelConfig:
     """A decoder-only model with the defaults of `ModelConfig`, unless `changes` say otherwise."""

@@ -155,7 +155,7 @@ def header(path: Path, rows: RowFormat) -> list[str]:
         names = rows.fields(decode(raw, path=path, line=1, offset=0))
     except ValueError as error:
         raise DataError(f"The header of {path} must be a row, but cannot be read as one: {error}.") from error
-    if not all(name.strip() for name in names) or len(set(names)) < len(names):
+    if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
         raise DataError(
             f"The first row of {path} must name every column, each by another name, but is {', '.join(names)!r}.",
             hint="columns: [...] names the columns of a file without a header",

@@ -13,15 +13,15 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import ConfigError
+from tiny import GATED_LM
 
-LM = {"encoder_layers": 0, "decoder_layers": 2, "ffn_gated": True, "norm": "rmsnorm", "position": "rotary"}
 IDS = torch.tensor([[2, 5, 7, 9, 6, 4]])
 
 
 def run(task: Any, name: str, *, more: dict[str, Any] | None = None, **sections: Any) -> Path:
     """A run of a language model that writes `<name>_step_N`; its last checkpoint. `more` goes into section `run`."""
     settings = {"save_model": str(task.folder / name), "seed": 7, "train_steps": 6, "save_checkpoint_steps": 3}
-    result = task.run(name, architecture=LM, run={**settings, **(more or {})}, **sections)
+    result = task.run(name, architecture=GATED_LM, run={**settings, **(more or {})}, **sections)
     assert result.checkpoint is not None
     return result.checkpoint
 
@@ -102,7 +102,7 @@ def test_every_optimiser_resumes_to_the_bit(copy_task: Any, base: str, optim: st
 def test_moments_of_eight_bits_resume_to_the_bit(copy_task: Any, optim: str) -> None:
     pytest.importorskip("bitsandbytes")
     # bitsandbytes keeps 32 bits where a matrix has fewer than 4096 elements
-    shape = {**LM, "hidden_size": 32, "ffn_size": 128}
+    shape = {**GATED_LM, "hidden_size": 32, "ffn_size": 128}
 
     def go(name: str, steps: int, **more: Any) -> None:
         settings = {

@@ -28,6 +28,7 @@ from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.log_probs import LogProbs, label_log_probs
 from onmt_llm.training.losses.output_layer import OutputLayer
 from onmt_llm.training.losses.preference import PreferenceLoss, PreferenceLosses, dpo, kto, orpo
+from tiny import GATED_LM
 
 ROOT = Path(__file__).parents[4]
 FIXTURE = ROOT / "tests/data/preference.npz"
@@ -144,7 +145,6 @@ def test_a_model_without_its_adapters_is_its_base(tiny_model: Transformer) -> No
     assert (tiny_model(ids) - expected).abs().max() > 0.1
 
 
-LM = {"encoder_layers": 0, "decoder_layers": 2, "ffn_gated": True, "norm": "rmsnorm", "position": "rotary"}
 LORA = {"lora_layers": ["q_proj", "v_proj", "up_proj", "down_proj"], "lora_rank": 4, "lora_alpha": 8.0}
 
 
@@ -165,7 +165,7 @@ def rated(copy_task: Any) -> Any:
                 good = number % 2 == 0
                 answer = {"prompt": prompt, "completion": better if good else worse, "label": good}
                 print(json.dumps(answer), file=single)
-    copy_task.run("base", architecture=LM, run={"save_model": str(copy_task.folder / "base"), "train_steps": 1})
+    copy_task.run("base", architecture=GATED_LM, run={"save_model": str(copy_task.folder / "base"), "train_steps": 1})
     return copy_task
 
 
@@ -177,7 +177,7 @@ def run(task: Any, name: str, objective: str, *, more: dict[str, Any] | None = N
     return task.run(
         name,
         corpora={"data": data, "objective": objective},
-        architecture=LM,
+        architecture=GATED_LM,
         optimizer={"learning_rate": 0.01},
         run={**settings, **begin, **(more or {})},
         logging={"progress": "none", "report_every": 20},
@@ -240,7 +240,7 @@ def test_whole_models_need_a_reference_and_keep_to_it(rated: Any) -> None:
     run(rated, "half", "dpo", more=more, preference={"reference_model": own})
     assert [path.name for path in sorted(rated.folder.glob("half_step_*"))] == ["half_step_40", "half_step_44"]
     with pytest.raises(ConfigError, match="reference_model must have the vocabulary"):
-        shape = {**LM, "hidden_size": 16}
+        shape = {**GATED_LM, "hidden_size": 16}
         other = {"save_model": str(rated.folder / "other"), "train_steps": 1}
         (rated.folder / "big.txt").write_text("".join(f"x{i}\n" for i in range(40)))
         vocabulary = {"src_vocab": str(rated.folder / "big.txt"), "share_vocab": True}

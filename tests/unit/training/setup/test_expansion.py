@@ -23,8 +23,8 @@ from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.metrics.mfu import ModelFlops
 from onmt_llm.training.metrics.profiler import FlopCounter
+from tiny import GATED_LM
 
-LM = {"encoder_layers": 0, "decoder_layers": 2, "ffn_gated": True, "norm": "rmsnorm", "position": "rotary"}
 SEQ2SEQ = {"encoder_layers": 2, "decoder_layers": 2, "position": "sinusoidal"}
 PAIR = {"expand_every": 2}
 TALLER = {"expand_every": 2, "expand_type": "stack"}
@@ -44,7 +44,7 @@ def run(task: Any, name: str, shape: dict[str, Any], *, more: dict[str, Any] | N
 @pytest.fixture
 def base(copy_task: Any) -> str:
     """A language model to expand."""
-    return str(run(copy_task, "base", LM, more={"train_steps": 3}))
+    return str(run(copy_task, "base", GATED_LM, more={"train_steps": 3}))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", list(CASES))
 def test_runs_resume_to_the_bit_and_leave_the_base_as_it_is(copy_task: Any, case: str, dtype: str) -> None:
-    shape, kind = (SEQ2SEQ if "stacks" in case else LM), CASES[case]["expansion"].get("expand_type", "concat")
+    shape, kind = (SEQ2SEQ if "stacks" in case else GATED_LM), CASES[case]["expansion"].get("expand_type", "concat")
     base = run(copy_task, "base", shape, more={"train_steps": 3})
     more = {"model_dtype": dtype, "valid_steps": 3, "use_ckpting": ["ffn"]}
     sections = {**CASES[case], "validation": {"valid_metrics": ["BLEU"]}, "optimizer": {"learning_rate": 0.01}}
@@ -85,17 +85,17 @@ def test_runs_resume_to_the_bit_and_leave_the_base_as_it_is(copy_task: Any, case
 def test_the_first_loss_is_that_of_the_base(copy_task: Any, base: str, expansion: dict[str, Any]) -> None:
     still = {"optimizer": {"learning_rate": 1e-12}}
     more = {"train_from": base, "reset_optim": "all", "train_steps": 1, "valid_steps": 1}
-    run(copy_task, "plain", LM, more=more, **still)
-    run(copy_task, "expanded", LM, more=more, expansion=expansion, **still)
+    run(copy_task, "plain", GATED_LM, more=more, **still)
+    run(copy_task, "expanded", GATED_LM, more=more, expansion=expansion, **still)
     plain, expanded = (copy_task.validations(name)[0]["xent"] for name in ("plain", "expanded"))
     assert expanded == pytest.approx(plain, abs=1e-6)
 
 
 def test_a_taller_model_is_an_ordinary_one(copy_task: Any, base: str) -> None:
-    run(copy_task, "taller", LM, expansion=TALLER, more={"train_from": base})
+    run(copy_task, "taller", GATED_LM, expansion=TALLER, more={"train_from": base})
     taller = Checkpoint.open(copy_task.folder / "taller_step_6")
     assert taller.config.model.decoder_layers == 3 and load_model(taller.path).config.decoder_layers == 3
-    whole = {**LM, "decoder_layers": 3}
+    whole = {**GATED_LM, "decoder_layers": 3}
     run(copy_task, "all", whole, more={"train_from": str(taller.path), "reset_optim": "all", "train_steps": 3})
     everything = Checkpoint.open(copy_task.folder / "all_step_3")
     assert everything.config.expansion is None
@@ -106,23 +106,23 @@ def test_a_taller_model_is_an_ordinary_one(copy_task: Any, base: str) -> None:
 
 
 def test_new_blocks_stay_what_they_are(copy_task: Any, base: str) -> None:
-    twins = str(run(copy_task, "twins", LM, expansion=PAIR, more={"train_from": base}))
-    taller = str(run(copy_task, "taller", LM, expansion=TALLER, more={"train_from": base}))
+    twins = str(run(copy_task, "twins", GATED_LM, expansion=PAIR, more={"train_from": base}))
+    taller = str(run(copy_task, "taller", GATED_LM, expansion=TALLER, more={"train_from": base}))
     again = {"train_from": twins, "train_steps": 9}
-    assert run(copy_task, "again", LM, more=again).name == "again_step_9"
+    assert run(copy_task, "again", GATED_LM, more=again).name == "again_step_9"
     for path, asked, words in (
         (twins, {"expand_every": 1}, "expand_blocks are decoder.layers.0, decoder.layers.1"),
         (twins, {**PAIR, "expand_lerp": 0.1}, "expand_lerp is 0.1 in the options and 0.5 there"),
         (taller, PAIR | {"expand_type": "concat"}, "expand_type is concat in the options and stack there"),
     ):
         with pytest.raises(ConfigError, match=words):
-            run(copy_task, "other", LM, expansion=asked, more={"train_from": path, "train_steps": 9})
+            run(copy_task, "other", GATED_LM, expansion=asked, more={"train_from": path, "train_steps": 9})
     lora = {"lora": {"lora_layers": ["q_proj"]}, "more": {"train_from": twins, "train_steps": 9}}
     with pytest.raises(ConfigError, match="lora_layers and lora_embedding must be left out"):
-        run(copy_task, "other", LM, **lora)
-    adapter = run(copy_task, "adapter", LM, lora={"lora_layers": ["q_proj"]}, more={"train_from": base})
+        run(copy_task, "other", GATED_LM, **lora)
+    adapter = run(copy_task, "adapter", GATED_LM, lora={"lora_layers": ["q_proj"]}, more={"train_from": base})
     with pytest.raises(ConfigError, match="must be left out with an adapter"):
-        run(copy_task, "other", LM, expansion=PAIR, more={"train_from": str(adapter), "train_steps": 9})
+        run(copy_task, "other", GATED_LM, expansion=PAIR, more={"train_from": str(adapter), "train_steps": 9})
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -148,7 +148,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(Checkpoint, "tensor", None)
     more = {"train_from": base, **sections.pop("run", {})}
     with pytest.raises(ConfigError, match=words):
-        plan(copy_task.config("toy", architecture=LM, run=settings(copy_task, "toy", **more), **sections))
+        plan(copy_task.config("toy", architecture=GATED_LM, run=settings(copy_task, "toy", **more), **sections))
 
 
 def test_post_norm_models_have_twins_but_do_not_grow(copy_task: Any) -> None:
@@ -182,7 +182,7 @@ def test_expansion_and_lora_are_not_for_one_run(copy_task: Any) -> None:
 @pytest.mark.parametrize("expansion", [PAIR, TALLER])
 def test_the_plan_counts_new_blocks(copy_task: Any, base: str, expansion: dict[str, Any]) -> None:
     shape = settings(copy_task, "toy", train_from=base, model_dtype="bf16")
-    got = plan(copy_task.config("toy", architecture=LM, run=shape, expansion=expansion))
+    got = plan(copy_task.config("toy", architecture=GATED_LM, run=shape, expansion=expansion))
     # attention, gated feed-forward and two norms of one block
     block = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
     assert (got.trainable, got.new_blocks) == (block, 1)
@@ -192,7 +192,7 @@ def test_the_plan_counts_new_blocks(copy_task: Any, base: str, expansion: dict[s
     assert got.memory.held["weights"] == 2 * held + 4 * block and got.memory.backward["gradients"] == 4 * block
     quantised = {"quant_layers": ["up_proj"], "quant_type": "int8"}
     if expansion is PAIR:
-        got = plan(copy_task.config("q", architecture=LM, run=shape, expansion=expansion, quantization=quantised))
+        got = plan(copy_task.config("q", architecture=GATED_LM, run=shape, expansion=expansion, quantization=quantised))
         assert got.quant_layers == 2 and got.memory.held["quantised weights"] == 2 * 16 * 24
 
 
