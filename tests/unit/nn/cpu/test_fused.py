@@ -39,7 +39,7 @@ def test_rms_norm(dtype: torch.dtype, tolerance: dict[str, float]) -> None:
 
 @pytest.mark.usefixtures("elements")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, EXACT), (torch.bfloat16, ROUNDED)])
-def test_silu_product(dtype: torch.dtype, tolerance: dict[str, float]) -> None:
+def test_silu_mul(dtype: torch.dtype, tolerance: dict[str, float]) -> None:
     torch.manual_seed(0)
     gate, up = (torch.randn(3, 5, 8).to(dtype).requires_grad_() for _ in range(2))
     compare(fused.silu_mul(gate, up), F.silu(gate) * up, [gate, up], tolerance)
