@@ -52,6 +52,7 @@ def config(folder: Path, saves: int, hidden: int, save_async: bool) -> TrainConf
         {
             "corpora": {"data": {"text": {f"path_{s}": str(folder / f"text.{s}") for s in ("src", "tgt")}}},
             "vocabulary": {"src_vocab": str(folder / "vocab.txt")},
+            "start": {"model_task": "lm"},
             "batching": {"batch_size": 4, "bucket_size": 64},
             "architecture": {
                 "decoder_layers": 4,
@@ -80,7 +81,7 @@ def main() -> None:
     print("| method | training waits: median ms | min | max | written in: median ms |\n|---|--:|--:|--:|--:|")
     for name, save, save_async in (
         ("in the background (`save_async: true`)", call, True),
-        ("at once (`save_async: false`)", call, False),
+        ("synchronously (`save_async: false`)", call, False),
         ("`torch.save`, not synced, no hashes", torch_save, False),
     ):
         waits: list[float] = []

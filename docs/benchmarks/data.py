@@ -141,7 +141,7 @@ def tree(pid: int) -> list[int]:
 
 def table(rows: list[Contender], results: dict[str, list[tuple[float, float]]]) -> str:
     """Medians over the rounds; speed also relative to the tokeniser alone."""
-    lines = ["| program | M tokens/s | of the bare tokeniser | (min - max) | peak MiB |", "|---|--:|--:|--:|--:|"]
+    lines = ["| program | M tokens/s | of the tokeniser alone | (min - max) | peak MiB |", "|---|--:|--:|--:|--:|"]
     reference = None
     for row in rows:
         speeds, memories = zip(*results[row.title], strict=True)

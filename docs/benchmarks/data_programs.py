@@ -40,10 +40,13 @@ def ours(job: Job) -> Iterator[tuple[int, int]]:
 
 def pipeline_of(job: Job) -> Any:
     """Our pipeline over the job's corpus."""
-    from onmt_llm.config.checkpoint import SpecialTokens
+    from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
     from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
+    from onmt_llm.config.model import ModelConfig
     from onmt_llm.data.pipeline import Pipeline
-    from onmt_llm.data.transforms.build import sections
+    from onmt_llm.data.spec import PipelineSpec
+    from onmt_llm.data.transforms.filters import FilterTooLongConfig
+    from onmt_llm.text.codec import Codec
     from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
     from onmt_llm.text.vocab import Vocab
 
@@ -51,29 +54,23 @@ def pipeline_of(job: Job) -> Any:
         SentencePieceTokenizer._words = None  # type: ignore[assignment]
     with open(job["vocab"], encoding="utf-8", newline="\n") as file:  # a piece may end with "\r"
         tokens = ["<unk>", "<blank>", "<s>", "</s>", *file.read().split("\n")[:-1]]
-    options = {name: section() for name, section in sections().items()}
-    options["subword"] = sections()["subword"](src_subword_model=job["model"], tgt_subword_model=job["model"])
-    options["filtertoolong"] = sections()["filtertoolong"](src_seq_length=job["longest"])
-    return Pipeline(
-        {"corpus": CorpusConfig(path_src=job["corpus"])},
-        data=DataConfig(
-            transforms=["sentencepiece", "filtertoolong"],
-            shuffle=job.get("shuffle", "none"),
-            index_cache=job.get("index"),
-        ),
-        batching=BatchConfig(
-            batch_type="tokens",
-            batch_size=job["batch_size"],
-            bucket_size=job["bucket_size"],
-            num_workers=job["workers"],
-        ),
-        options=options,
-        vocab=Vocab(tokens, SpecialTokens(pad="<blank>")),
-        task="lm",
-        add_bos=True,
-        seed=1,
-        training=True,
+    specials = SpecialTokens(pad="<blank>", add_bos=True)
+    config = CheckpointConfig(model=ModelConfig(encoder_layers=0), specials=specials)
+    data = DataConfig(
+        transforms=["sentencepiece", "filtertoolong"],
+        shuffle=job.get("shuffle", "none"),
+        index_cache=job.get("index"),
+        transform_options={"filtertoolong": FilterTooLongConfig(src_seq_length=job["longest"])},
     )
+    batching = BatchConfig(
+        batch_type="tokens",
+        batch_size=job["batch_size"],
+        bucket_size=job["bucket_size"],
+        num_workers=job["workers"],
+    )
+    codec = Codec(config, Vocab(tokens, specials), SentencePieceTokenizer(job["model"]))
+    corpora = {"corpus": CorpusConfig(path_src=job["corpus"])}
+    return Pipeline(PipelineSpec(corpora, data, codec, seed=1, batching=batching))
 
 
 def opennmt(job: Job) -> Iterator[tuple[int, int]]:

@@ -65,7 +65,7 @@ def parts(work: Path, runs: int) -> None:
         "Checkpoint.open: the small files and the headers": lambda: Checkpoint.open(work / "checkpoint"),
         "XXH3 of all tensors in memory": lambda: [fast_tensor_digest(name, tensor) for name, tensor in tensors.items()],
         "reading all tensors, both checks included": lambda: [checkpoint.tensor(name) for name in tensors],
-        "least and greatest value of all tensors in memory": lambda: [torch.aminmax(one) for one in tensors.values()],
+        "minimum and maximum of all tensors in memory": lambda: [torch.aminmax(one) for one in tensors.values()],
         "torch.isfinite of all tensors in memory (not done)": lambda: [
             torch.isfinite(tensor).all() for tensor in tensors.values()
         ],

@@ -45,7 +45,7 @@ from onmt_llm.checkpoint.store import Checkpoint  # noqa: E402
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig  # noqa: E402
 from onmt_llm.data.batching.batch import Batch  # noqa: E402
 from onmt_llm.data.pipeline import Pipeline  # noqa: E402
-from onmt_llm.data.transforms.build import sections  # noqa: E402
+from onmt_llm.data.spec import PipelineSpec  # noqa: E402
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora  # noqa: E402
 from onmt_llm.nn.transformer import Transformer  # noqa: E402
 from onmt_llm.training.metrics.mfu import ModelFlops  # noqa: E402
@@ -107,15 +107,15 @@ class Bench:
 
     def _check_ids(self) -> None:
         """Check that our pipeline produces the same ids and trains the same positions."""
-        codec = Checkpoint.open(self.base).codec()
-        pipeline = Pipeline(
+        spec = PipelineSpec(
             {"corpus": CorpusConfig(path_jsonl=str(self.train.with_suffix(".jsonl")))},
-            data=DataConfig(transforms=["huggingface_tokenize"]),
+            DataConfig(transforms=["huggingface_tokenize"]),
+            Checkpoint.open(self.base).codec(),
+            seed=1,
+            training=False,
             batching=BatchConfig(batch_type="sents", valid_batch_size=1),
-            options={name: section() for name, section in sections().items()},
-            **{"vocab": codec.vocab, "tokenizer": codec.tokenizer, "template": codec.template},
-            **{"task": "lm", "add_bos": False, "seed": 1, "training": False},
         )
+        pipeline = Pipeline(spec)
         ours = sorted((*batch.tgt_BT[0].tolist(), *batch.labels_BT[0].tolist()) for batch in pipeline)
         theirs = sorted((*row["input_ids"], *row["labels"][1:], IGNORED) for row in _rows(self.train))
         if ours != theirs:
