@@ -5,7 +5,7 @@ from __future__ import annotations
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
+from onmt_llm.data.transforms.transform import TRANSFORMS, ConfigT, Transform, TransformContext
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
 
@@ -28,7 +28,7 @@ class SuffixConfig(Section):
     """Text to append to each target; removed from the end of generated answers."""
 
 
-class _Affix(Transform):
+class _Affix(Transform[ConfigT]):
     """What the two share: before the tokeniser an affix is text, after it, it is tokens (`</s> eng_Latn`).
 
     Args:
@@ -55,7 +55,7 @@ class _Affix(Transform):
 
 
 @TRANSFORMS.register("prefix")
-class Prefix(_Affix):
+class Prefix(_Affix[PrefixConfig]):
     """Puts text (or tokens, when listed after the tokeniser) before each side."""
 
     name = "prefix"
@@ -63,8 +63,7 @@ class Prefix(_Affix):
     Config = PrefixConfig
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Prefix:
-        assert isinstance(config, PrefixConfig)
+    def build(cls, config: PrefixConfig, corpus: CorpusConfig, context: TransformContext) -> Prefix:
         return cls(src=config.src_prefix, tgt=config.tgt_prefix)
 
     def add(self, segments: list[Segment], affix: str) -> list[Segment]:
@@ -82,7 +81,7 @@ class Prefix(_Affix):
 
 
 @TRANSFORMS.register("suffix")
-class Suffix(_Affix):
+class Suffix(_Affix[SuffixConfig]):
     """Puts text (or tokens, when listed after the tokeniser) after each side."""
 
     name = "suffix"
@@ -90,8 +89,7 @@ class Suffix(_Affix):
     Config = SuffixConfig
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Suffix:
-        assert isinstance(config, SuffixConfig)
+    def build(cls, config: SuffixConfig, corpus: CorpusConfig, context: TransformContext) -> Suffix:
         return cls(src=config.src_suffix, tgt=config.tgt_suffix)
 
     def add(self, segments: list[Segment], affix: str) -> list[Segment]:

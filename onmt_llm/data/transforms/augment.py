@@ -8,13 +8,13 @@ from pathlib import Path
 
 from onmt_llm.data.example import Example
 from onmt_llm.data.readers import read_lines
-from onmt_llm.data.transforms.transform import Transform
+from onmt_llm.data.transforms.transform import ConfigT, Transform
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
 
 
-class Augment(Transform):
+class Augment(Transform[ConfigT]):
     """Changes a share of the examples: in training a random one, elsewhere all that it can change.
 
     An example whose source is more than one text (a conversation) is left as it is.

@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.transforms.noise import NoiseConfig, drawable, fixed, inputs
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
@@ -115,7 +114,7 @@ class Noising:
 
 
 @TRANSFORMS.register("bart")
-class Bart(Transform):
+class Bart(Transform[NoiseConfig]):
     """BART's noise on the source side; in a text without a target side, on each part that the loss does not count.
 
     Args:
@@ -134,15 +133,13 @@ class Bart(Transform):
         self._random = np.random.default_rng(0)
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Bart:
-        assert isinstance(config, NoiseConfig)
+    def build(cls, config: NoiseConfig, corpus: CorpusConfig, context: TransformContext) -> Bart:
         vocab = drawable(context.src_vocab, {*context.control_tokens, config.mask_token})
         noising = Noising(config, vocab=vocab, control_tokens=context.control_tokens)
         return cls(noising if context.training else None)
 
     @classmethod
-    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
-        assert isinstance(config, NoiseConfig)
+    def added_tokens(cls, config: NoiseConfig, corpus: CorpusConfig) -> list[str]:
         return [config.mask_token]
 
     def __call__(self, example: Example) -> Example | None:

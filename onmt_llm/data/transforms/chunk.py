@@ -30,7 +30,7 @@ class ChunkConfig(Section):
 
 
 @TRANSFORMS.register("chunk")
-class Chunk(Transform):
+class Chunk(Transform[ChunkConfig]):
     """Cuts long examples of a language model into windows that begin with a round of the conversation, or with a line.
 
     All tokens are kept, in order, and each is trained once. A round, or line, that is longer than a window is cut.
@@ -57,8 +57,7 @@ class Chunk(Transform):
         self._ends_line: dict[str, bool] = {}
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Chunk:
-        assert isinstance(config, ChunkConfig)
+    def build(cls, config: ChunkConfig, corpus: CorpusConfig, context: TransformContext) -> Chunk:
         if context.task != "lm":
             raise ConfigError("Transform 'chunk' must be used with a language model, but the model has an encoder.")
         length = config.chunk_length - 1 - context.add_bos

@@ -55,7 +55,7 @@ LineRule = Callable[[str], bool]
 
 
 @TRANSFORMS.register("clean")
-class Clean(Transform):
+class Clean(Transform[CleanConfig]):
     """Drops examples that break a rule; each is counted under the name of the option that dropped it.
 
     Args:
@@ -74,8 +74,7 @@ class Clean(Transform):
         self._rules = _rules(config)
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Clean:
-        assert isinstance(config, CleanConfig)
+    def build(cls, config: CleanConfig, corpus: CorpusConfig, context: TransformContext) -> Clean:
         return cls(config)
 
     def __call__(self, example: Example) -> Example | None:

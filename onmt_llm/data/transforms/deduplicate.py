@@ -46,7 +46,7 @@ class DeduplicateConfig(Section):
 
 
 @TRANSFORMS.register("deduplicate")
-class Deduplicate(Transform):
+class Deduplicate(Transform[DeduplicateConfig]):
     """Drops all but the first of the copies in a bucket.
 
     Args:
@@ -68,8 +68,7 @@ class Deduplicate(Transform):
         self._reason = reason
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Deduplicate:
-        assert isinstance(config, DeduplicateConfig)
+    def build(cls, config: DeduplicateConfig, corpus: CorpusConfig, context: TransformContext) -> Deduplicate:
         near = config.dedup_method == "near"
         return cls(
             text=_TEXTS[config.dedup_on],

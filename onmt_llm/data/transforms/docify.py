@@ -43,7 +43,7 @@ class _Document:
 
 
 @TRANSFORMS.register("docify")
-class Docify(Transform):
+class Docify(Transform[DocifyConfig]):
     """Joins lines; the examples that others are joined to are kept, the others are counted as `merged`.
 
     Args:
@@ -68,8 +68,7 @@ class Docify(Transform):
         self.newline = newline
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Docify:
-        assert isinstance(config, DocifyConfig)
+    def build(cls, config: DocifyConfig, corpus: CorpusConfig, context: TransformContext) -> Docify:
         sides = (context.src_tokenizer or context.tokenizer, context.tokenizer)
         newline = tuple(newline_tokens(tokenizer) if tokenizer else [NEWLINE] for tokenizer in sides)
         return cls(doc_length=config.doc_length, max_context=config.max_context, newline=(newline[0], newline[1]))

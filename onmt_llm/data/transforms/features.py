@@ -20,7 +20,7 @@ class InferFeatsConfig(Section):
 
 
 @TRANSFORMS.register("inferfeats")
-class InferFeats(Transform):
+class InferFeats(Transform[InferFeatsConfig]):
     """Every token gets the features of the word that it is a part of; stands behind the tokeniser."""
 
     name = "inferfeats"

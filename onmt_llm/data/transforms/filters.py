@@ -25,7 +25,7 @@ class FilterTooLongConfig(Section):
 
 
 @TRANSFORMS.register("filtertoolong")
-class FilterTooLong(Transform):
+class FilterTooLong(Transform[FilterTooLongConfig]):
     """Drops examples with too many tokens (words, when it is listed before the tokeniser).
 
     Args:
@@ -46,8 +46,7 @@ class FilterTooLong(Transform):
         self.joint = joint
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> FilterTooLong:
-        assert isinstance(config, FilterTooLongConfig)
+    def build(cls, config: FilterTooLongConfig, corpus: CorpusConfig, context: TransformContext) -> FilterTooLong:
         joint = context.task == "lm"
         specials = 1 + context.add_bos if joint else 0
         return cls(max_src=config.src_seq_length - specials, max_tgt=config.tgt_seq_length - TGT_SPECIALS, joint=joint)
@@ -75,7 +74,7 @@ class FilterTooShortConfig(Section):
 
 
 @TRANSFORMS.register("filtertooshort")
-class FilterTooShort(Transform):
+class FilterTooShort(Transform[FilterTooShortConfig]):
     """Drops examples with too few tokens (words, when it is listed before the tokeniser).
 
     Args:
@@ -96,8 +95,7 @@ class FilterTooShort(Transform):
         self.joint = joint
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> FilterTooShort:
-        assert isinstance(config, FilterTooShortConfig)
+    def build(cls, config: FilterTooShortConfig, corpus: CorpusConfig, context: TransformContext) -> FilterTooShort:
         minima = config.src_seq_length_min, config.tgt_seq_length_min
         return cls(min_src=minima[0], min_tgt=minima[1], joint=context.task == "lm")
 

@@ -37,7 +37,7 @@ class FimConfig(Section):
 
 
 @TRANSFORMS.register("fim")
-class Fim(Transform):
+class Fim(Transform[FimConfig]):
     """Moves the middle of a text to its end. Pairs and conversations are left as they are.
 
     Args:
@@ -61,8 +61,7 @@ class Fim(Transform):
         self._random = random.Random(0)
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Fim:
-        assert isinstance(config, FimConfig)
+    def build(cls, config: FimConfig, corpus: CorpusConfig, context: TransformContext) -> Fim:
         if context.task != "lm":
             raise ConfigError("Transform 'fim' must go with a language model, but an encoder-decoder is trained.")
         prefix, middle, suffix = cls.added_tokens(config, corpus)
@@ -74,8 +73,7 @@ class Fim(Transform):
         )
 
     @classmethod
-    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
-        assert isinstance(config, FimConfig)
+    def added_tokens(cls, config: FimConfig, corpus: CorpusConfig) -> list[str]:
         return [config.fim_prefix_token, config.fim_middle_token, config.fim_suffix_token]
 
     def __call__(self, example: Example) -> Example | None:

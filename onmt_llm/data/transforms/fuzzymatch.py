@@ -44,7 +44,7 @@ class FuzzyMatchConfig(Section):
 
 
 @TRANSFORMS.register("fuzzymatch")
-class FuzzyMatch(Augment):
+class FuzzyMatch(Augment[FuzzyMatchConfig]):
     """Puts `fuzzy_token` and the target of the most similar sentence of the memory behind the source.
 
     Args:
@@ -83,8 +83,7 @@ class FuzzyMatch(Augment):
         self.group_size = max(1, _CELLS // max(len(pairs), 1))
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> FuzzyMatch:
-        assert isinstance(config, FuzzyMatchConfig)
+    def build(cls, config: FuzzyMatchConfig, corpus: CorpusConfig, context: TransformContext) -> FuzzyMatch:
         return cls(
             read_pairs(config.tm_path, option="tm_path", delimiter=config.tm_delimiter),
             threshold=config.fuzzy_threshold,
@@ -95,8 +94,7 @@ class FuzzyMatch(Augment):
         )
 
     @classmethod
-    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
-        assert isinstance(config, FuzzyMatchConfig)
+    def added_tokens(cls, config: FuzzyMatchConfig, corpus: CorpusConfig) -> list[str]:
         return [config.fuzzy_token]
 
     def augment(self, examples: Sequence[Example], *, limit: int) -> int:

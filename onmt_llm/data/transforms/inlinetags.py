@@ -48,7 +48,7 @@ class InlineTagsConfig(Section):
 
 
 @TRANSFORMS.register("inlinetags")
-class InlineTags(Augment):
+class InlineTags(Augment[InlineTagsConfig]):
     """Tags phrases that stand in the source, with their translation in the target; in training only.
 
     Args:
@@ -67,14 +67,12 @@ class InlineTags(Augment):
         self._config = config
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> InlineTags:
-        assert isinstance(config, InlineTagsConfig)
+    def build(cls, config: InlineTagsConfig, corpus: CorpusConfig, context: TransformContext) -> InlineTags:
         entries = read_pairs(config.tags_dictionary_path, option="tags_dictionary_path")
         return cls(entries, config, training=context.training)
 
     @classmethod
-    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
-        assert isinstance(config, InlineTagsConfig)
+    def added_tokens(cls, config: InlineTagsConfig, corpus: CorpusConfig) -> list[str]:
         forms = (config.paired_stag, config.paired_etag, config.isolated_tag)
         return [form.replace("#", str(number)) for number in range(1, 2 * config.max_tags) for form in forms]
 

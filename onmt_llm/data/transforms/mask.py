@@ -34,7 +34,7 @@ class MaskConfig(Section):
 
 
 @TRANSFORMS.register("insert_mask_before_placeholder")
-class InsertMask(Transform):
+class InsertMask(Transform[MaskConfig]):
     """Cuts a text into prompts and answers.
 
     Examples that arrive in several segments (rendered conversations, pairs, lines with a literal `｟_mask_before_｠`)
@@ -57,8 +57,7 @@ class InsertMask(Transform):
         self._headings = re.compile(f"(?P<response>{_any_of(responses)})|(?P<instruction>{_any_of(instructions)})")
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> InsertMask:
-        assert isinstance(config, MaskConfig)
+    def build(cls, config: MaskConfig, corpus: CorpusConfig, context: TransformContext) -> InsertMask:
         return cls(
             responses=config.response_patterns,
             instructions=config.instruction_patterns,

@@ -56,7 +56,7 @@ class NoiseConfig(Section):
     """`bart`: masks per masked unit: 1, 0 (delete it), or -1 = one per token."""
 
 
-class _Noise(Transform):
+class _Noise(Transform[NoiseConfig]):
     """Changes some tokens of each side.
 
     Args:
@@ -131,8 +131,7 @@ class SwitchOut(_Noise):
         self._drawn = {False: src, True: tgt}
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> SwitchOut:
-        assert isinstance(config, NoiseConfig)
+    def build(cls, config: NoiseConfig, corpus: CorpusConfig, context: TransformContext) -> SwitchOut:
         without = {*context.control_tokens, config.mask_token}
         tgt = drawable(context.vocab, without)
         src = tgt if context.codec.shares_vocab else drawable(context.src_vocab, without)
@@ -158,8 +157,7 @@ class TokenDrop(_Noise):
     name = "tokendrop"
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> TokenDrop:
-        assert isinstance(config, NoiseConfig)
+    def build(cls, config: NoiseConfig, corpus: CorpusConfig, context: TransformContext) -> TokenDrop:
         return cls(
             temperature=config.tokendrop_temperature,
             control_tokens=context.control_tokens,
@@ -184,8 +182,7 @@ class TokenMask(_Noise):
         self.mask = mask
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> TokenMask:
-        assert isinstance(config, NoiseConfig)
+    def build(cls, config: NoiseConfig, corpus: CorpusConfig, context: TransformContext) -> TokenMask:
         return cls(
             temperature=config.tokenmask_temperature,
             control_tokens=context.control_tokens,
@@ -194,8 +191,7 @@ class TokenMask(_Noise):
         )
 
     @classmethod
-    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
-        assert isinstance(config, NoiseConfig)
+    def added_tokens(cls, config: NoiseConfig, corpus: CorpusConfig) -> list[str]:
         return [config.mask_token]
 
     def change(self, places: Sequence[tuple[Segment, int]], *, is_target: bool) -> None:

@@ -32,7 +32,7 @@ class NormalizeConfig(Section):
 
 
 @TRANSFORMS.register("normalize")
-class Normalize(Transform):
+class Normalize(Transform[NormalizeConfig]):
     """Writes punctuation in one way; line breaks stay.
 
     Args:
@@ -53,8 +53,7 @@ class Normalize(Transform):
         self.tgt = tgt
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Normalize:
-        assert isinstance(config, NormalizeConfig)
+    def build(cls, config: NormalizeConfig, corpus: CorpusConfig, context: TransformContext) -> Normalize:
         return cls(_normalizer(config, config.src_lang), _normalizer(config, config.tgt_lang))
 
     def __call__(self, example: Example) -> Example | None:

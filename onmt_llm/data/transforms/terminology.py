@@ -68,7 +68,7 @@ class Language:
 
 
 @TRANSFORMS.register("terminology")
-class Terminology(Augment):
+class Terminology(Augment[TerminologyConfig]):
     """Puts translations of terms behind them.
 
     Where the target is known, only terms are marked whose translation stands in it.
@@ -110,8 +110,7 @@ class Terminology(Augment):
         )
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Terminology:
-        assert isinstance(config, TerminologyConfig)
+    def build(cls, config: TerminologyConfig, corpus: CorpusConfig, context: TransformContext) -> Terminology:
         src, tgt = config.src_spacy_language_model, config.tgt_spacy_language_model
         if bool(src) != bool(tgt):
             raise ConfigError(
@@ -126,8 +125,7 @@ class Terminology(Augment):
         )
 
     @classmethod
-    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
-        assert isinstance(config, TerminologyConfig)
+    def added_tokens(cls, config: TerminologyConfig, corpus: CorpusConfig) -> list[str]:
         return [config.src_term_stoken, config.tgt_term_stoken, config.tgt_term_etoken]
 
     def augment(self, examples: Sequence[Example], *, limit: int) -> int:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.subword import SubwordConfig, open_side, random_options, seeder, tokenizer_spec
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
@@ -31,7 +30,7 @@ _CLASSES: Mapping[TokenizerKind, tuple[type, ...]] = {
 }
 
 
-class Tokenize(Transform):
+class Tokenize(Transform[SubwordConfig]):
     """Splits text into pieces; segments that have tokens already keep them.
 
     Args:
@@ -71,8 +70,7 @@ class Tokenize(Transform):
         return self._seed is not None
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
-        assert isinstance(config, SubwordConfig)
+    def build(cls, config: SubwordConfig, corpus: CorpusConfig, context: TransformContext) -> Transform:
         src, tgt = (_guarded(each, context) for each in _tokenizers(cls, config, context))
         draws = context.training and any(random_options(cls.kind, config, side) for side in {"src", config.target_side})
         return cls(src, tgt, joint=context.task == "lm", bos=context.bos, seed=seeder(cls.kind) if draws else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
@@ -70,7 +70,10 @@ class TransformContext:
         return self.codec.control_tokens(self.template)
 
 
-class Transform:
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+class Transform(Generic[ConfigT]):
     """Changes or drops examples, of one corpus.
 
     A subclass has a `name` (as users list it), a `Config` with its options (filed under `section`; several transforms
@@ -119,12 +122,12 @@ class Transform:
         return type(self).reseed is not Transform.reseed
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Transform:
+    def build(cls, config: ConfigT, corpus: CorpusConfig, context: TransformContext) -> Transform[ConfigT]:
         """The transform as configured for one corpus; may open files."""
         raise NotImplementedError
 
     @classmethod
-    def added_tokens(cls, config: Section, corpus: CorpusConfig) -> list[str]:
+    def added_tokens(cls, config: ConfigT, corpus: CorpusConfig) -> list[str]:
         """Tokens that it puts into examples of its own accord; the vocabulary must hold them."""
         return []
 
@@ -144,10 +147,10 @@ class Transform:
         """Begin a known sequence of random numbers, so that a restored run repeats it."""
 
 
-TRANSFORMS: Registry[type[Transform]] = Registry("transform")
+TRANSFORMS: Registry[type[Transform[Any]]] = Registry("transform")
 
 
-def transform_class(name: str) -> type[Transform]:
+def transform_class(name: str) -> type[Transform[Any]]:
     """The transform that users list under this name.
 
     Raises:

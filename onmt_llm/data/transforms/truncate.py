@@ -32,7 +32,7 @@ class TruncateConfig(Section):
 
 
 @TRANSFORMS.register("truncate")
-class Truncate(Transform):
+class Truncate(Transform[TruncateConfig]):
     """Cuts long examples, and counts them. A text whose end is cut off gets no EOS: that is not where it ends.
 
     A conversation whose first round alone is too long is dropped, and counted as `round_too_long`.
@@ -59,8 +59,7 @@ class Truncate(Transform):
         self.joint = joint
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Truncate:
-        assert isinstance(config, TruncateConfig)
+    def build(cls, config: TruncateConfig, corpus: CorpusConfig, context: TransformContext) -> Truncate:
         joint = context.task == "lm"
         specials = 1 + context.add_bos if joint else 0
         max_tgt = config.truncate_tgt_length or config.truncate_length

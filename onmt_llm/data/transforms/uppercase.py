@@ -24,7 +24,7 @@ class UppercaseConfig(Section):
 
 
 @TRANSFORMS.register("uppercase")
-class Uppercase(Transform):
+class Uppercase(Transform[UppercaseConfig]):
     """Writes an example in capitals without accents; ｟placeholders｠ stay.
 
     Args:
@@ -42,8 +42,7 @@ class Uppercase(Transform):
         self._random = random.Random(0)
 
     @classmethod
-    def build(cls, config: Section, corpus: CorpusConfig, context: TransformContext) -> Uppercase:
-        assert isinstance(config, UppercaseConfig)
+    def build(cls, config: UppercaseConfig, corpus: CorpusConfig, context: TransformContext) -> Uppercase:
         return cls(config.upper_corpus_ratio if context.training else 0.0)
 
     def __call__(self, example: Example) -> Example | None:
