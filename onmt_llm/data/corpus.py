@@ -1,4 +1,4 @@
-"""`Corpus`: one entry of `data:` with all that happens to its examples before they are batched."""
+"""`Corpus`: read, transform, encode and count the examples of one entry of `data:`."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Corpus:
 
     @property
     def holds_tokens(self) -> bool:
-        """It was tokenised beforehand: there is no text, and nothing to transform."""
+        """It was tokenised in advance: there is no text, and nothing to transform."""
         return self._decoder is not None
 
     def examples(self, records: Sequence[Record]) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Corpora as questions and answers: what a model is asked, and what it should have said."""
+"""Validation prompts and reference answers from corpora."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class Encoded:
         features: (S, F) ids of the source tokens' features, or None where the model has none.
         align: (M, 2) aligned positions: of `labels`, and of `src`; None = not known.
         trained: How many labels the loss looks at, where that is known without counting.
-        good: As that of the example.
-        rival: The same question with the worse answer: a second row of the batch.
+        chosen: As that of the example.
+        rejected: The same prompt with the rejected answer: a second row of the batch.
         corpus: Number of its corpus among several; None = there is one.
     """
 
@@ -48,7 +48,7 @@ class Encoded:
 
     @property
     def width(self) -> int:
-        """Columns that the example needs in a batch: its longer side; with a rival, twice those of the longer row."""
+        """Columns that the example needs in a batch: its longer side; with a rejected answer, twice the longer row."""
         own = len(self.tgt) if self.src is None else max(len(self.tgt), len(self.src))
         return own if self.rejected is None else 2 * max(own, self.rejected.width)
 
@@ -79,8 +79,8 @@ class Example:
         closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
         align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
         encoded: Its ids, where it comes of tokens; there is no text then.
-        good: The answer is the better one of two, or a good one; None = nobody has judged it.
-        rival: The same question with the worse answer.
+        chosen: The answer is the chosen one of two, or labelled as desirable; None = there is no preference.
+        rejected: The same prompt with the rejected answer.
         pair: Number by which the two are known while each goes through the transforms.
     """
 

@@ -34,7 +34,7 @@ _CHUNK = 1 << 20
 
 @dataclass
 class ConversionReport:
-    """What became of the examples.
+    """Counts of the converted examples.
 
     Attributes:
         kept: Examples written.
@@ -163,7 +163,7 @@ def read_json(stream: TextIO, name: str) -> Iterator[Any]:
         position = _skip(buffer, position)
         if is_list and buffer.startswith("]", position):
             if (buffer[position + 1 :] + stream.read(_CHUNK)).strip():
-                raise DataError(f"{name} must hold one JSON list, but goes on behind it.")
+                raise DataError(f"{name} must hold one JSON list, but has more content behind it.")
             return
         try:
             item, position = decoder.raw_decode(buffer, position)

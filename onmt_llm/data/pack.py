@@ -42,7 +42,7 @@ def pack(spec: PipelineSpec, folder: Path, *, processes: int = 1) -> dict[str, P
         The folder of each corpus' shards; one that was there already is left as it is.
 
     Raises:
-        ConfigError: A transform draws at random, or looks at several examples together; or answers are judged.
+        ConfigError: A transform draws at random, or looks at several examples together; or the objective is not sft.
         DataError: A file is missing or wrong.
     """
     data = spec.data
@@ -120,13 +120,13 @@ def _check_repeatable(corpus: Corpus, training: bool) -> None:
             raise ConfigError(
                 f"Transforms of a corpus that is packed must not draw at random, but '{transform.name}' of corpus "
                 f"'{corpus.name}' does: every epoch would be the same.",
-                hint="leave it out, or do without path_packed",
+                hint="leave it out, or leave out path_packed",
             )
         if transform.needs_neighbours or transform.compares:
             raise ConfigError(
                 f"Transforms of a corpus that is packed must look at each example by itself, but '{transform.name}' of "
                 f"corpus '{corpus.name}' looks at several together.",
-                hint="let it make a text beforehand, or do without path_packed",
+                hint="apply it to the text in advance, or leave out path_packed",
             )
 
 
@@ -178,11 +178,11 @@ def _write_shard(
 Place = tuple[Path | None, int]
 """File and line of a record."""
 Happened = tuple[int, list[Encoded], CorpusCounts]
-"""Line of a record, the examples that came of it, what happened."""
+"""Line of a record, its examples, and their counts."""
 
 
 def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
-    """What becomes of each record.
+    """The examples of each record.
 
     Tokenisers are fastest on many texts, but what happened is known of all of them together. So those of which nothing
     is left are looked at once more, one by one; and all are, where transforms made or cut examples, or one looks wrong.

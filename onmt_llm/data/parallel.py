@@ -1,7 +1,7 @@
-"""Whole corpora worked through in one process or in several, with the same result.
+"""Process whole corpora in one process or several, with identical results.
 
-Records are dealt in chunks of a fixed size, random transforms are seeded by chunk, and results come in the order of the
-chunks: so nothing depends on how many processes there are.
+Records are split into chunks of a fixed size, random transforms are seeded per chunk, and results come in the order of
+the chunks, so nothing depends on the number of processes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Pipeline`: corpora in, batches out, and a state from which the very next batch can be had again.
+"""`Pipeline`: turns corpora into batches, with a state from which it resumes at the very next batch.
 
 The mixture of the corpora is cut into buckets of records (`mixing`, `dealing`); a bucket is transformed, sorted by
 length or packed, and cut into batches, which are then shuffled (`preparing`), here or in worker processes (`lanes`).
@@ -46,7 +46,7 @@ class _Ready:
 class Pipeline:
     """Batches of weighted corpora.
 
-    In training it goes on for ever, or for so many `epochs`, and iterating again continues behind the last batch
+    In training it is endless, or has `epochs` passes, and iterating again continues behind the last batch
     consumed. In validation every pass reads the corpora once, from the start, bucket by bucket in order of length. One
     iterator at a time.
 
@@ -246,7 +246,7 @@ class Pipeline:
         epochs: Mapping[str, int],
         counts: Mapping[str, CorpusCounts],
     ) -> dict[str, int]:
-        """A corpus of which a whole pass (by all ranks) leaves nothing would be read for ever.
+        """A corpus of which a whole pass (by all ranks) leaves nothing would be read without end.
 
         Returns:
             By corpus, the epoch in which an example came through last.

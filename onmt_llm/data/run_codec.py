@@ -279,7 +279,7 @@ def _check_tokenizers(
     files: Mapping[str, bytes],
     path: Path,
 ) -> None:
-    """Refuse to train with other pieces than those that the model knows, and that its checkpoints go on to use.
+    """Refuse to train with other pieces than those of the model, which its checkpoints keep.
 
     A tokeniser of another kind, or with other options, may give the same pieces (a tokenizer.json of a SentencePiece
     model): a warning.

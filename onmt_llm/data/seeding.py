@@ -1,4 +1,4 @@
-"""Seeds that depend on what they are for and on nothing else, least of all on what was drawn before."""
+"""Seeds that are derived from their purpose only, not from random numbers drawn before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened to the examples of a corpus."""
+"""Counts of read, kept and dropped examples per corpus."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CorpusCounts:
         made: Examples that transforms made beyond one for each that they were given.
         kept: Examples that became part of a batch.
         dropped: Examples left out, by reason; those that became a part of another are `merged`.
-        truncated: Examples that a transform cut short.
+        truncated: Examples that a transform truncated.
         tokens: Tokens of the kept examples, padding apart.
         trained: Tokens that the loss counts.
         unknown: Tokens that are not in the vocabulary.

@@ -1,4 +1,4 @@
-"""`Batch`: what a model is trained on. The only file of this package that imports torch.
+"""`Batch`: the tensors of one micro-batch. The only module of `data` that imports torch.
 
 Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples, or parts of them.
 """
@@ -30,8 +30,8 @@ class Batch:
         features_BSF: Features of the source tokens (int64); None for a model without.
         align_M3: Aligned positions (row, label, source) of all rows; None where no row has any.
         src_doc_BS: As `doc_BT`, for the source: documents of one number belong together.
-        preference_B: What each row is: 1 = a good answer, 0 = a bad one, -1 = an answer to another question; None =
-            examples that nobody has judged. The k-th good and the k-th bad row of pairs are one example.
+        preference_B: Kind of each row: 1 = chosen, 0 = rejected, -1 = an answer to another prompt; None = examples
+            without preferences. The k-th chosen and the k-th rejected row of pairs are one example.
         corpus_P2: Of each example, or part of one, in the order in which they lie in the rows: the number of its
             corpus, and its labels that the loss counts; None = there is one corpus.
     """

@@ -1,4 +1,4 @@
-"""A batch as numpy arrays: what travels between processes, and what `Batch` is made of. No torch here.
+"""Collate examples into numpy arrays, which workers send and `Batch` turns into tensors. It does not import torch.
 
 Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples, or parts of them.
 """

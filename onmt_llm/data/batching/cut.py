@@ -1,4 +1,4 @@
-"""Buckets: examples of like length cut into batches."""
+"""Cut the sorted examples of a bucket into batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples to ids: what goes into the model, and what it must answer at each position."""
+"""`Encoder`: turn examples into the input ids and labels of the model."""
 
 from __future__ import annotations
 

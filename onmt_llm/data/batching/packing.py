@@ -1,4 +1,4 @@
-"""Packing: several documents in one row, instead of padding.
+"""Packing: put several documents into one row instead of padding.
 
 `pack` puts whole examples where they fit best, the longest first (best-fit decreasing, Ding et al. 2024); `split` does
 the same after cutting what is longer than a row; `wrap` lays all examples end to end and cuts wherever a row is full. A

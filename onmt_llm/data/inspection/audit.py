@@ -1,4 +1,4 @@
-"""The audit: a look at the first examples of a run for what would spoil all of it, and one of them for people."""
+"""Audit the first bucket of a run for common data mistakes, and log one example."""
 
 from __future__ import annotations
 

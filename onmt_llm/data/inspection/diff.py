@@ -1,4 +1,4 @@
-"""What a change did: stretches that stayed, that were added, that are gone."""
+"""Differences between two texts: unchanged, added and removed stretches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loss counts, shown to people: in brackets, which a terminal shows as a colour (`log.Highlighter`)."""
+"""Mark the tokens that the loss counts with brackets, which a terminal shows in colour (`log.Highlighter`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Histograms as coordinates: what a template needs to draw one in SVG."""
+"""Coordinates of histograms for an SVG template."""
 
 from __future__ import annotations
 

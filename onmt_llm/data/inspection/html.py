@@ -1,4 +1,4 @@
-"""HTML pages about data: one file each, which needs no network, with everything in it escaped."""
+"""HTML pages about data: self-contained files, with all data escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onmt_llm_data report`: what the transforms and the tokeniser make of every corpus, counted."""
+"""`onmt_llm_data report`: statistics of every corpus after transforms and tokenisation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CorpusReport:
         files: Its files.
         transforms: What happens to its examples.
         weight: Its weight in the mixture; 0 = for validation.
-        counts: What happened.
+        counts: Counts of its examples.
     """
 
     name: str

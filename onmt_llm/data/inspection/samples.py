@@ -1,4 +1,4 @@
-"""`n_sample`: what the model will be shown, written to files that people read before they spend a week of training."""
+"""`n_sample`: write transformed examples to files, for inspection before a long training run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_samples(spec: PipelineSpec, directory: str | Path, *, n_sample: int) -
         n_sample: Examples of each corpus, after the filters; -1 = all.
 
     Returns:
-        What happened to the examples read, by corpus.
+        Counts of the examples read, by corpus.
 
     Raises:
         ConfigError: A file is there already.
@@ -97,9 +97,9 @@ def _view(raw: Example, example: Example, encoded: Encoded, vocab: Vocab) -> str
     lines.append(f"tgt ids | {' '.join(map(str, encoded.tgt))}")
     lines.append(f"trained | {to_line(marked(encoded, vocab))}")
     if encoded.chosen is not None:
-        lines.append(f"judged  | {'good' if encoded.chosen else 'bad'}")
+        lines.append(f"answer  | {'chosen' if encoded.chosen else 'rejected'}")
     if encoded.rejected is not None:
-        lines.append(f"rival   | {to_line(marked(encoded.rejected, vocab))}")
+        lines.append(f"rejected| {to_line(marked(encoded.rejected, vocab))}")
     return "\n".join(lines) + "\n"
 
 

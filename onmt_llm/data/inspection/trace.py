@@ -1,4 +1,4 @@
-"""`onmt_llm_data sample`: examples followed through every transform, to the ids that the model sees."""
+"""`onmt_llm_data sample`: trace examples through every transform to the ids that the model sees."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _collect(corpus: Corpus, spec: PipelineSpec, number: int) -> Traces:
 
 
 def follow(corpus: Corpus, records: Sequence[Record], codec: Codec) -> list[Trace]:
-    """What becomes of records: a trace of every example that is kept, and of every one that is dropped."""
+    """Traces of all examples of some records, kept and dropped ones."""
     if corpus.holds_tokens:
         return [_of_tokens(example, corpus, codec) for example in corpus.examples(records)]
     ended: list[Trace] = []

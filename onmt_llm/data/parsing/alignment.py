@@ -1,4 +1,4 @@
-"""Word alignments of a corpus: Pharaoh's format, and the way from words to the tokens that the model sees.
+"""Word alignments in Pharaoh's format, and their conversion from words to tokens.
 
 OpenNMT-py counts tokens, and takes no tokenising transform beside an alignment. Here either unit may be told: with
 `tokens` the files are tokenised already, or the alignment was made of the tokens; with `words` (what fast_align and its

@@ -1,4 +1,4 @@
-"""One JSON object out of text, strictly: what two parsers would read in two ways is refused."""
+"""Parse one JSON object strictly: ambiguous input (such as repeated keys) is refused."""
 
 from __future__ import annotations
 

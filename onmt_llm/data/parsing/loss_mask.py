@@ -1,4 +1,4 @@
-"""Which parts of a conversation the loss counts: trained roles, flags of single turns, ends of turns."""
+"""Loss mask of conversations: trained roles, flags of single turns, end-of-turn tokens."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Records to examples: strict UTF-8, JSON, rows, prompts and answers, conversations.
+"""`ExampleParser`: turn records into examples (text lines, JSON objects, table rows, conversations).
 
-Placeholders (`｟newline｠`, `｟_mask_before_｠`) mean something in the lines of text files only. Text out of JSON is
-taken as it is, so that nothing a user wrote there can become a line break or a mark.
+Text must be valid UTF-8. Placeholders (`｟newline｠`, `｟_mask_before_｠`) are interpreted in the lines of text files
+only. Text from JSON is taken literally, so nothing written there can become a line break or a mark.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class ExampleParser:
         raise self._bad(record, f"must have {known}, but has {', '.join(sorted(item)) or 'no keys'}")
 
     def _preference(self, item: Mapping[str, Any], record: Record) -> Example | None:
-        """A question with its better and its worse answer, or with one that is good or bad."""
+        """A prompt with a chosen and a rejected answer, or with one answer and its label."""
         keys = self._keys
         prompts = list(dict.fromkeys(prompt for prompt, _ in keys.named + keys.pairs))
         try:
@@ -194,7 +194,7 @@ class ExampleParser:
         return examples[0]
 
     def _answered(self, item: Mapping[str, Any], prompt: Any, answer: Any, record: Record) -> Example | None:
-        """A question, text or turns, with an answer, text or turns, of which the answer alone is trained."""
+        """A prompt and an answer, each as text or turns; only the answer is trained."""
         keys = self._keys
         if isinstance(prompt, str) and isinstance(answer, str):
             extra = self._string(item, keys.input, record) if item.get(keys.input) else ""

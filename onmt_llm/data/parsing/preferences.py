@@ -1,6 +1,6 @@
-"""Preferences: a question with a better and a worse answer (DPO, ORPO), or an answer that is good or bad (KTO).
+"""Preferences: a prompt with a chosen and a rejected answer (DPO, ORPO), or one answer with a label (KTO).
 
-A pair travels as one example with another one as its `rival`; a KTO example has none. Both carry `good`.
+A pair is one example with another one as its `rejected`; a KTO example has none. Both set `chosen`.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:
     """All answers, each an example of its own that goes through the transforms; pairs are numbered if `paired`."""
     found = []
     for number, example in enumerate(examples):
-        rival, example.rejected = example.rejected, None
-        for each in (example, rival) if rival is not None else (example,):
-            each.pair = number if paired and rival is not None else None
+        other, example.rejected = example.rejected, None
+        for each in (example, other) if other is not None else (example,):
+            each.pair = number if paired and other is not None else None
             found.append(each)
     return found
 
@@ -116,11 +116,11 @@ def rows(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
     """The rows of a batch of preferences, and what each is: 1 a good answer, 0 a bad one, -1 a foreign one.
 
     Pairs: all better answers, then in the same order all worse ones. Single answers (KTO): all of them, then each
-    question once more with the answer to the question before it, by which the divergence from the reference is judged.
+    prompt once more with the answer to the prompt before it, to estimate the divergence from the reference.
     """
-    rivals = [example.rejected for example in examples if example.rejected is not None]
-    if rivals:
-        return [*examples, *rivals], [1] * len(examples) + [0] * len(rivals)
+    others = [example.rejected for example in examples if example.rejected is not None]
+    if others:
+        return [*examples, *others], [1] * len(examples) + [0] * len(others)
     foreign = [answered_by(example, examples[number - 1]) for number, example in enumerate(examples)]
     return [*examples, *foreign], [int(bool(example.chosen)) for example in examples] + [-1] * len(foreign)
 

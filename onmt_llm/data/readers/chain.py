@@ -1,4 +1,4 @@
-"""Several files as one corpus, one after the other."""
+"""Read several files as one corpus, one after the other."""
 
 from __future__ import annotations
 

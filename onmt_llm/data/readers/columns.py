@@ -1,4 +1,4 @@
-"""What the keys of JSON objects, and the columns of tables, mean."""
+"""Names of the keys of JSON objects and of table columns."""
 
 from __future__ import annotations
 

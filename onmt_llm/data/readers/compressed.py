@@ -1,4 +1,4 @@
-"""Compressed files as streams of bytes, every stream in them read to its checksum, if it has one.
+"""Read compressed files as streams of bytes, and verify the checksum of every stream that has one.
 
 Python's own file classes differ in what they let pass: some take a file that ends early, or has something else behind
 its end, for a whole one. Lines would be lost without a word. Here all three formats go through one loop.
@@ -197,7 +197,7 @@ class Decompressed(io.RawIOBase):
             raise self._damaged("has other bytes behind the end of the stream" if not is_first else "is none")
         if self._format.is_unchecked(rest):
             log_once(
-                f"{self._path} has no checksum: where it is damaged, other text may come out of it without a word "
+                f"{self._path} has no checksum: damage may change its text without an error "
                 f"({self._format.tool.removeprefix('un')} with its usual options adds one).",
                 level=logging.WARNING,
             )

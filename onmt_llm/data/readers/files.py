@@ -1,4 +1,4 @@
-"""Files as users name them: lists and patterns, plain or compressed; and a look at them before a run."""
+"""Expand lists and patterns of files, and check the files (kind, encoding, compression) before a run."""
 
 from __future__ import annotations
 

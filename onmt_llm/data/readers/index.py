@@ -1,9 +1,9 @@
-"""Where the records of a plain file begin, and how many a file has: found in one pass, kept for the next run.
+"""Line index: the offsets and the number of records of a plain file, found in one pass and cached for the next run.
 
 An index is a file of 64-bit byte offsets (8 bytes a line). It is read in place, a few bytes a record, so that memory
 does not grow with the corpus. Its name and its header say which file it is of: the path, size and time of change, and a
 sample of what is in it; a file that has changed has no index. A checksum ends it, which is compared when it is opened:
-an index that is damaged, cut short or of another version is made anew.
+an index that is damaged, truncated or of another version is rebuilt.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class IndexCache:
             try:
                 return Index(target, width, identity)
             except Unusable as problem:
-                logger.warning("The index %s is damaged (it %s): it is made anew.", target, problem)
+                logger.warning("The index %s is damaged (it %s): rebuilding it.", target, problem)
         _announce(path, kind)
         try:
             with new_index(target, find(), width, identity):
@@ -140,7 +140,7 @@ class IndexCache:
                     return self._folder
             except OSError:
                 pass
-            logger.warning("Indexes of corpora are made anew for every run: %s cannot be written.", self._folder)
+            logger.warning("The indexes of corpora are rebuilt in every run, since %s cannot be written.", self._folder)
             self._folder = None
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="onmt_llm_index_")
@@ -189,7 +189,7 @@ class _Progress:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _PATIENCE
-            logger.info("%s: %d%% looked through.", self._path, 100 * bytes_passed(file) // self._size)
+            logger.info("%s: %d%% scanned.", self._path, 100 * bytes_passed(file) // self._size)
 
 
 def packed(rows: Iterable[Iterable[int]]) -> Iterable[bytes]:
@@ -206,7 +206,7 @@ def _words(numbers: list[int]) -> bytes:
 def _announce(path: Path, kind: str) -> None:
     size = path.stat().st_size
     if size > (_LARGE // 8 if is_compressed(path) else _LARGE):
-        logger.info("Looking through %s (%.1f GB) for its %s.", path, size / 1e9, kind.split(".")[0])
+        logger.info("Scanning %s (%.1f GB) for its %s.", path, size / 1e9, kind.split(".")[0])
 
 
 def _identity(path: Path) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The file of an index: a header, rows of whole numbers, and a checksum behind them."""
+"""The file format of a line index: a header, rows of integers, and a checksum."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Index:
                 file.seek(max(size - _DIGEST, 0))
                 digest = file.read()
             if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-                raise Unusable("is cut short, or of an earlier version")
+                raise Unusable("is truncated, or of an earlier version")
             _, version, own_width, count, own_identity = _HEADER.unpack(head)
             if version != _VERSION:
                 raise Unusable(f"has version {version} instead of {_VERSION}")
@@ -92,7 +92,7 @@ class Index:
 
     def _changed(self) -> DataError:
         return DataError(
-            f"An index must not change while it is used, but {self._path} has.", hint="start again: it is made anew"
+            f"An index must not change while it is used, but {self._path} has.", hint="start again: it is rebuilt"
         )
 
 

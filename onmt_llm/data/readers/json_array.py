@@ -1,4 +1,4 @@
-"""The elements of a JSON array that fills a file, as Alpaca's data come; the array is never held whole."""
+"""Stream the elements of a file that is one JSON array, such as Alpaca's data, without loading it as a whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of files: alone, or of several files that are parallel.
+"""Read the lines of one file, or of several parallel files.
 
 Lines end at "\\n" and nowhere else: Python's universal newlines also split at form feeds and U+2028, which silently
 shifts two parallel files against each other.
@@ -124,7 +124,9 @@ class LineFile:
 
     def _skip(self, file: BufferedReader, number: int) -> None:
         if number > _SKIP:
-            logger.info("%s is compressed: it is read up to byte %d to go on there.", self.path, self.offset + number)
+            logger.info(
+                "%s is compressed: reading it up to byte %d, to continue there.", self.path, self.offset + number
+            )
         while number > 0:
             passed = len(file.read(min(number, _SKIP)))
             if not passed:

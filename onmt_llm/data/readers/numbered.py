@@ -1,4 +1,4 @@
-"""The records of a plain file by number, where they are longer than a line."""
+"""Random access to the records of a plain file whose records may span lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which reader the paths of a corpus call for."""
+"""`open_reader`: choose the reader for the paths of a corpus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onmt_llm.data.readers.tables import TABLE_FILES, TableReader
 from onmt_llm.errors import ConfigError, DataError
 
 SOURCES = ("path_src", "path_txt", "path_jsonl", "path_json", "path_table")
-"""Options of which a corpus has one."""
+"""Path options; a corpus has exactly one of them."""
 BESIDE = ("path_tgt", "path_align", "path_sco")
 """Options that go with `path_src`, line by line."""
 

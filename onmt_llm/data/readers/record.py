@@ -1,4 +1,4 @@
-"""What readers and what they read look like."""
+"""`Record`, and the `Reader` protocol."""
 
 from __future__ import annotations
 

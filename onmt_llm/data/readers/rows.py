@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files: where they begin, how they fall into fields, and what their columns are called."""
+"""Rows of CSV and TSV files: their boundaries, fields and column names."""
 
 from __future__ import annotations
 

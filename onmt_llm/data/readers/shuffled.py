@@ -1,4 +1,4 @@
-"""A corpus in an order that is drawn anew for every epoch: all of it shuffled, with no list of it in memory."""
+"""Global shuffle: read a corpus in a new random order every epoch, without holding the order in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a plain file here and there."""
+"""Random-access reads of byte ranges of a plain file."""
 
 from __future__ import annotations
 

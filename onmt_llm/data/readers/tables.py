@@ -1,4 +1,4 @@
-"""Parquet and Arrow tables as records: each row as a JSON object, so that it is parsed as JSONL is."""
+"""Read the rows of Parquet and Arrow tables as JSON objects, which are parsed like JSONL."""
 
 from __future__ import annotations
 

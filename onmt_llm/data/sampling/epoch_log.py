@@ -1,4 +1,4 @@
-"""What the log says of the passes over corpora: of small ones there may be several a second."""
+"""Log the epochs of corpora, but not more often than useful: small corpora may have several a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixing: from which corpora the next records come.
+"""Mixing: choose the corpora that the next records come from.
 
 Whole weights are OpenNMT-py's: the corpora take turns, `weight` records in a row each. Other weights are proportions,
 kept at every moment as closely as whole records allow (Sainte-Laguë's rule of seats and votes), without chance. In

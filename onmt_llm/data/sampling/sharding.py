@@ -1,12 +1,12 @@
-"""Dealing: which buckets of the mixture each rank prepares, and what is left of them when the run is interrupted.
+"""Sharding: which buckets of the mixture each rank prepares, and what remains of them when the run is interrupted.
 
 The mixture is one sequence of records, and `size` of them in a row are a bucket; what batches come out of a bucket
-does not depend on who prepares it. Ranks are dealt whole buckets, one each in a round, in an order that differs from
-round to round (so that no pattern of the corpora lines up with the ranks). Of the buckets of others a rank finds only
-where their records end. Where the corpora end, a round with a bucket for some ranks only is shared batch by batch.
+does not depend on who prepares it. Every rank is assigned whole buckets, one in each round, in an order that differs
+from round to round (so that no pattern of the corpora lines up with the ranks). Of the buckets of others a rank only
+finds where their records end. Where the corpora end, a round with too few buckets is shared batch by batch.
 
 So what is left to do is always: a few shares of buckets that are begun or promised, and everything from some bucket on.
-That can be dealt to any other number of ranks (`reassign`), and nothing is lost or done twice. See
+That can be reassigned to any other number of ranks (`reassign`), and nothing is lost or done twice. See
 docs/decisions/009-global-buckets.md.
 """
 
@@ -58,7 +58,7 @@ class Position:
         size: Records of a bucket, up to bucket `next`.
         bucket: Number of the bucket that `mixer` stands before.
         mixer: State of the mixer there.
-        todo: Pieces to be done first, in order; the first may be begun.
+        todo: Shares to be done first, in order; the first may be begun.
         next: First bucket of the next round.
     """
 
@@ -86,7 +86,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a rank is dealt.
+    """A bucket, or a share of one, that a rank prepares.
 
     Attributes:
         share: The bucket, and which of its batches.

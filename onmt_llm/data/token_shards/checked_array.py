@@ -1,4 +1,4 @@
-"""Arrays in files that are mapped into memory: every block of a file is checked when it is first read.
+"""Memory-mapped arrays whose blocks are verified when they are first read.
 
 So opening a hundred gigabytes reads nothing, and nothing damaged is ever trained on.
 """
@@ -154,6 +154,6 @@ class CheckedArray:
     def _damaged(self, problem: str) -> DataError:
         return DataError(
             f"Token shards must be as they were packed, but {self._path} {problem}.",
-            hint="copy the file again, or pack the corpus anew; "
+            hint="copy the file again, or pack the corpus again; "
             f"`onmt_llm_data verify -shards {self._path.parent}` names all that is damaged",
         )

@@ -1,4 +1,4 @@
-"""What packed tokens were made of, and whether that is still so.
+"""Fingerprints of packed corpora: what a pack was made of, and whether that is still the same.
 
 A pack is found by what it is made of, never by its name alone: the content of the files, everything that may change an
 example on its way (transforms with all their options and the files that these name, tokenisers, template, vocabularies)

@@ -1,4 +1,4 @@
-"""Token shards that other programs wrote: litdata's (`TokensLoader`) and Lit-GPT's (`PackedDataset`).
+"""Read token shards of other programs: litdata (`TokensLoader`) and Lit-GPT (`PackedDataset`).
 
 litdata: a folder with `index.json` and chunks. A chunk is u32 n, u32 offsets[n + 1] in bytes from its start, then the
 tokens of n documents. `data_format: ["no_header_tensor:16"]` names the type by litdata's own number.
@@ -212,7 +212,7 @@ def _litdata_file(folder: Path, chunk: _Chunk, dtype: str) -> _File:
         raise DataError(f"Every chunk of {folder} must be readable, but {file} is not: {error.strerror}.") from error
     offsets = np.frombuffer(head, "<u4").astype(np.int64)
     if not items or len(offsets) != items + 1 or size < offsets[-1]:
-        raise DataError(f"Every chunk of {folder} must be complete, but {file} is cut short.")
+        raise DataError(f"Every chunk of {folder} must be complete, but {file} is truncated.")
     width = np.dtype(dtype).itemsize
     lengths = np.diff(offsets)
     tokens = int(lengths.sum()) // width
@@ -267,7 +267,7 @@ def _stored_row_length(path: Path) -> int | None:
 
 
 def _to_words(path: Path, tokens: npt.NDArray[Any]) -> Words:
-    """Tokens as our records hold them; -1 is padding, which nobody is trained on."""
+    """Tokens as our records hold them; -1 is padding, which is not trained."""
     lowest, highest = int(tokens.min(initial=0)), int(tokens.max(initial=0))
     if lowest < -1 or highest >= UNTRAINED:
         wrong = lowest if lowest < -1 else highest

@@ -1,4 +1,4 @@
-"""Corpora that are tokens already: which shards, and whether they fit the model."""
+"""Open the token shards of a corpus, and check that they fit the model."""
 
 from __future__ import annotations
 

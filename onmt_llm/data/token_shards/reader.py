@@ -1,4 +1,4 @@
-"""Reading records that lie in shards and are known by number."""
+"""`ShardedReader`: random access to records in shards."""
 
 from __future__ import annotations
 

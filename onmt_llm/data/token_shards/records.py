@@ -1,4 +1,4 @@
-"""Records that hold tokens instead of text: what readers of token shards yield, and how it becomes ids again.
+"""Records of tokens: how examples are stored in shards, and decoded into ids again.
 
 The first part of such a record says, as JSON, what else had happened when it was made (`{"dropped": {"too_long": 1}}`);
 it is empty where nothing had. Behind it come the arrays of its examples, each 32-bit little-endian numbers: those that

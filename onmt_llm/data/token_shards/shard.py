@@ -1,4 +1,4 @@
-"""Token shards: corpora tokenised beforehand, read through memory maps.
+"""Token shards: corpora tokenised in advance, read through memory maps.
 
 A folder holds `index.json`, written last, with a checksum of itself and of every block of the other files, which are
 checked as they are read; and of every shard:
@@ -220,7 +220,7 @@ def _checksum(index: Mapping[str, Any]) -> str:
 def _damaged(file: Path, problem: str) -> DataError:
     return DataError(
         f"The index of token shards must be as it was written, but {file} is not: {problem}.",
-        hint="copy it again, or pack the corpus anew",
+        hint="copy it again, or pack the corpus again",
     )
 
 

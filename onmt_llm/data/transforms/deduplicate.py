@@ -1,4 +1,4 @@
-"""`deduplicate`: copies are dropped, of the examples that are in a bucket together.
+"""`deduplicate`: drop copies among the examples of one bucket.
 
 The window is the bucket (`bucket_size`), so that nothing is remembered from one bucket to the next: what is left of a
 corpus does not depend on the number of processes, nor on where a run was interrupted.

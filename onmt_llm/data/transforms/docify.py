@@ -1,4 +1,4 @@
-"""`docify`: successive lines joined into documents, for models that translate with context.
+"""`docify`: join successive lines into documents, for models that translate with context.
 
 Lines of a document are joined by line breaks (`｟newline｠` in a corpus file). Only lines that follow on one another
 are joined: an empty line ends a document, and so does a line that was left out. Documents end with the bucket, too, so

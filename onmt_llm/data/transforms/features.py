@@ -1,4 +1,4 @@
-"""`inferfeats`: the features of source words become features of their tokens."""
+"""`inferfeats`: copy the features of source words to their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fuzzymatch`: the translation of a similar sentence, out of a translation memory, put behind the source.
+"""`fuzzymatch`: append the translation of a similar sentence from a translation memory to the source.
 
 Neural fuzzy repair (Bulte and Tezcan 2019, https://aclanthology.org/P19-1175). In training a share of the corpus gets
 its match; in validation, and where questions are asked, every source does that has one.

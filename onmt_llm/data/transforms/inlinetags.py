@@ -1,4 +1,4 @@
-"""`inlinetags`: numbered tags around (or before) a phrase and its translation, so that a model learns to carry them."""
+"""`inlinetags`: put numbered tags around (or before) a phrase and its translation, to teach a model to copy them."""
 
 from __future__ import annotations
 

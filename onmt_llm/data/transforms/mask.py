@@ -1,4 +1,4 @@
-"""`insert_mask_before_placeholder`: prompts and answers told apart by the headings between them.
+"""`insert_mask_before_placeholder`: separate prompts from answers by the headings between them.
 
 An instruction corpus of one text a line holds prompt and answer in one piece. This transform cuts it into segments at
 headings such as `### Response:`, in conversations of any number of rounds, so that with `zero_out_prompt_loss` the loss

@@ -1,4 +1,4 @@
-"""Phrases of a dictionary found in a text: the longest, from left to right, whole words only."""
+"""Find phrases of a dictionary in a text: longest match, from left to right, whole words only."""
 
 from __future__ import annotations
 

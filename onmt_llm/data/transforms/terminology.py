@@ -1,4 +1,4 @@
-"""`terminology`: the translation of a term put beside it in the source, so that a model learns to use what it is told.
+"""`terminology`: put the translation of a term beside it in the source, to teach a model to use given terms.
 
 With language models of spaCy, terms are found by their lemmas, and the lemma of the translation is put in, which the
 model learns to inflect (Bergmanis and Pinnis 2021, https://aclanthology.org/2021.eacl-main.271). Without, they are

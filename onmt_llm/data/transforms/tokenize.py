@@ -1,4 +1,4 @@
-"""`sentencepiece`, `bpe`, `onmt_tokenize`, `huggingface_tokenize`: text to tokens, by the library named."""
+"""`sentencepiece`, `bpe`, `onmt_tokenize`, `huggingface_tokenize`: tokenise text with the library named."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Tokenize(Transform[SubwordConfig]):
         tgt: Tokeniser of the target side.
         joint: Source and target are one text (a language model). Where neither side has white space at the seam, as
             in parallel files, one space is put before the target: at inference it is the bare source that is continued.
-        bos: The token that starts an example, behind which text begins anew.
+        bos: The token that starts an example, behind which text is encoded as the start of a text.
         seed: Seeds the library, where it draws at random; else None.
     """
 

@@ -1,4 +1,4 @@
-"""The contract of a transform, and the table of all of them."""
+"""`Transform`, the contract of all transforms, its context, and the registry."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Transform(Generic[ConfigT]):
     Attributes:
         dropped: How many examples it has dropped, by reason; one that became a part of another is `merged`.
         made: How many examples it has made beyond one for each that it was given.
-        truncated: How many examples it has cut short.
+        truncated: How many examples it has truncated.
     """
 
     name: ClassVar[str]
@@ -103,7 +103,7 @@ class Transform(Generic[ConfigT]):
     needs_neighbours: ClassVar[bool] = False
     """Looks at successive records together: they must come in the order of the file."""
     compares: ClassVar[bool] = False
-    """What becomes of an example depends on the others of its bucket."""
+    """The result for an example depends on the others of its bucket."""
     at_inference: ClassVar[bool] = False
     """Acts on what a model is asked, too, as it does on the sources of training."""
     rewrites: ClassVar[bool] = False
@@ -118,7 +118,7 @@ class Transform(Generic[ConfigT]):
 
     @property
     def draws(self) -> bool:
-        """Whether random numbers decide what becomes of an example."""
+        """Whether the result depends on random numbers."""
         return type(self).reseed is not Transform.reseed
 
     @classmethod
@@ -128,7 +128,7 @@ class Transform(Generic[ConfigT]):
 
     @classmethod
     def added_tokens(cls, config: ConfigT, corpus: CorpusConfig) -> list[str]:
-        """Tokens that it puts into examples of its own accord; the vocabulary must hold them."""
+        """Tokens that it adds to examples; the vocabulary must hold them."""
         return []
 
     def __call__(self, example: Example) -> Example | None:

@@ -1,4 +1,4 @@
-"""`truncate`: examples that are too long are cut instead of dropped."""
+"""`truncate`: truncate examples that are too long instead of dropping them."""
 
 from __future__ import annotations
 

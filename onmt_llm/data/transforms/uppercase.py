@@ -1,4 +1,4 @@
-"""`uppercase`: some examples in capitals, so that a model learns to read them."""
+"""`uppercase`: turn some examples into capitals, to teach a model to read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A long example as units that belong together: the rounds of a conversation, the lines of a document."""
+"""Split a long example into units that belong together: rounds of a conversation, lines of a document."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _check_free(files: Iterable[Path], *, overwrite: bool) -> None:
     taken = [str(file) for file in files if file.exists()]
     if taken and not overwrite:
         raise ConfigError(
-            f"Files must not be replaced unasked, but {', '.join(taken)} is there.", hint="-overwrite replaces them"
+            f"Existing files must not be replaced, but {', '.join(taken)} is there.", hint="-overwrite replaces them"
         )
 
 
@@ -128,7 +128,7 @@ def _learn(spec: PipelineSpec, config: VocabConfig, n_sample: int) -> tuple[Pipe
     logger.info("Subword model: %s (src_subword_model).", file)
     pieces: list[str] = []
     if kind == "sentencepiece":
-        # bytes above all: a character that no corpus holds is spelt with them
+        # above all the byte pieces, which encode characters that no corpus contains
         tokenizer = SentencePieceTokenizer(file)
         pieces = [piece for piece in tokenizer.vocab_tokens() if piece not in {*tokenizer.control_tokens, "<unk>"}]
     return subwords.with_model(spec, file), pieces

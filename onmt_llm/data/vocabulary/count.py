@@ -1,4 +1,4 @@
-"""Counting the tokens of transformed corpora, in the order in which they were first seen."""
+"""Count the tokens of transformed corpora, in the order of their first occurrence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`learn_subwords`: a SentencePiece or BPE model, learnt on the transformed text as it reaches the tokeniser."""
+"""`learn_subwords`: learn a SentencePiece or BPE model on the transformed text in front of the tokeniser."""
 
 from __future__ import annotations
 

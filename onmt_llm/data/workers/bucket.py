@@ -1,7 +1,7 @@
-"""From the records of a bucket to its batches: transform, encode, sort or pack, cut, shuffle, put side by side.
+"""`BucketBuilder`: transform and encode the records of a bucket, sort or pack them, cut, shuffle and collate batches.
 
-What comes out depends on the records, the options, the seed and the number of the bucket: not on the process that does
-it, nor on what it did before.
+The result depends on the records, the options, the seed and the number of the bucket: not on the process, nor on what
+it did before.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Prepared:
 
     Attributes:
         batches: Those that were wanted, in order.
-        counts: What happened to its records, by corpus; empty where another rank counts them.
+        counts: Counts of its records by corpus; empty if another rank counts them.
         kept: Examples that came through, by corpus.
     """
 
@@ -73,7 +73,7 @@ class BucketBuilder:
         self._corpora = open_corpora(spec, shuffled=True) if corpora is None else corpora
 
     def __call__(self, task: BucketTask) -> Prepared:
-        """The batches of a bucket, and what happened to its records.
+        """The batches of a bucket, and the counts of its records.
 
         Raises:
             DataError: A record is not as it must be; or, with `audit`, the loss would see nothing.
@@ -166,7 +166,7 @@ class BucketBuilder:
 
 
 def _number(shares: Sequence[Sequence[Encoded]]) -> None:
-    """Tell each example, and its rival, the number of its corpus."""
+    """Set the number of the corpus of each example and of its rejected answer."""
     for number, examples in enumerate(shares):
         for example in examples:
             example.corpus = number

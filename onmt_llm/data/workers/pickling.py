@@ -1,4 +1,4 @@
-"""Pickles between a trainer and its data workers, of which only classes that belong there are accepted."""
+"""Restricted pickles between a trainer and its data workers: only known classes are accepted."""
 
 from __future__ import annotations
 

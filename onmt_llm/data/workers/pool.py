@@ -1,8 +1,8 @@
-"""WorkerPool: who prepares buckets while the model trains.
+"""Worker pools, which prepare buckets while the model trains.
 
-Task number k goes to lane k modulo their number, and results come back in the order of the tasks: so nothing depends
-on how many lanes there are or which is fast, nothing is done twice and nothing is left out. A lane is a process of its
-own (`python -m onmt_llm.data.workers.worker`), or the calling thread.
+Task k goes to worker k modulo their number, and results come back in the order of the tasks: nothing depends on the
+number or the speed of the workers, and no task is lost or done twice. A worker is a process
+(`python -m onmt_llm.data.workers.worker`), or the calling thread.
 
 A process is started afresh rather than forked (tokenisers and torch have threads, which a fork leaves half alive), and
 without `multiprocessing`, which would import the caller's main module again. It reads pickled tasks from its standard
@@ -131,7 +131,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 class WorkerPool(Protocol):
-    """Some of which prepare buckets."""
+    """Prepares buckets."""
 
     def prepare(self, tasks: Iterable[tuple[T, BucketTask]]) -> Iterator[tuple[T, Prepared]]:
         """The results in the order of the tasks, each with what came with its task."""

@@ -1,4 +1,4 @@
-"""Prefetching: a background thread prepares what the training loop will ask for next.
+"""Prefetch: prepare the next items of an iterator in a background thread.
 
 One thread is enough, since the tokenisers do their work outside Python's global lock; and with one thread the order is
 that of no thread at all.

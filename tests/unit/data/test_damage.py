@@ -250,7 +250,7 @@ def test_an_index_that_is_not_as_it_was_written_is_made_anew(indexed, caplog: py
             else:  # as it is after a loss of power, and as an earlier version wrote it
                 file.write_bytes([b"", whole[:-1], whole[:50], bytes(len(whole)), whole[40:-32]][turn - 20])
             assert read() == expected
-            assert [record.message.endswith("it is made anew.") for record in caplog.records] == [True]
+            assert [record.message.endswith("rebuilding it.") for record in caplog.records] == [True]
             assert file.read_bytes() == whole
     assert not list(folder.glob(".*"))
 

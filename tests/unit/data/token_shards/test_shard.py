@@ -361,7 +361,7 @@ class TestForeign:
         shutil.copytree(FIXTURES / "litdata_int32", tmp_path / "b")
         file = tmp_path / "b/chunk-0-1.bin"
         file.write_bytes(file.read_bytes()[:-4])
-        with pytest.raises(DataError, match=r"chunk-0-1.bin is cut short"):
+        with pytest.raises(DataError, match=r"chunk-0-1.bin is truncated"):
             self.read(make_pipeline, tmp_path / "b")
 
 
