@@ -41,7 +41,7 @@ def test_names_of_runs_and_figures_are_in_the_picture(runs: list[Run], tmp_path:
     style = PlotStyle(log_scale=["x", "y"], smooth=3, title="Two runs")
     plot_runs(runs, output, metrics=["xent", "ppl"], style=style)
     text = output.read_text()
-    assert all(f"<!-- {word}" in text for word in ("Two runs", "perplexity", "cross-entropy"))
+    assert all(word in text for word in ("Two runs", "perplexity", "cross-entropy"))
 
 
 def test_another_ending_is_refused(runs: list[Run], tmp_path: Path) -> None:
