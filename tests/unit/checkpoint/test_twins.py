@@ -97,7 +97,7 @@ def test_merged_weights_are_the_mean(
     output = tmp_path / "merged"
     arguments = ["-base_model", str(base.path), "-lora_weights", str(stored.path), "-output", str(output)]
     assert lora_main(["-action", "merge", *arguments]) == 0
-    assert "approximation" in capsys.readouterr().err
+    assert "approximates" in capsys.readouterr().err
     merged = Checkpoint.open(output)
     assert merged.config.addition is None and merged.config.model == base.config.model
     assert [file.name for file in merged.files()] == ["vocab.txt"]
