@@ -126,9 +126,9 @@ class Corpus:
         """Examples with preferences, every answer transformed by itself; a pair that has lost one is dropped."""
         answers = preferences.answers(examples, paired=self._objective != "kto")
         self.counts.made += len(answers) - len(examples)
-        judged, alone = preferences.reunited(self._transformed(answers))
+        rated, alone = preferences.reunited(self._transformed(answers))
         self.counts.dropped[preferences.OTHER_DROPPED] += alone
-        return judged
+        return rated
 
     def _transformed(self, examples: list[Example]) -> list[Example]:
         for transform in self.transforms:
@@ -160,12 +160,12 @@ class Corpus:
 
     def encode(self, example: Example) -> Encoded | None:
         """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
-        rivals = [] if example.rejected is None else [example.rejected]
-        found = [encoded for each in (example, *rivals) if (encoded := self._encode(each)) is not None]
-        if len(found) <= len(rivals):
+        others = [] if example.rejected is None else [example.rejected]
+        found = [encoded for each in (example, *others) if (encoded := self._encode(each)) is not None]
+        if len(found) <= len(others):
             self.counts.dropped[preferences.OTHER_DROPPED] += len(found)
             return None
-        if rivals:
+        if others:
             found[0].rejected = found[1]
         for encoded in found:
             self.counts.keep(encoded, encoded.num_trained)

@@ -1,7 +1,7 @@
 """`Pipeline`: turns corpora into batches, with a state from which it resumes at the very next batch.
 
-The mixture of the corpora is cut into buckets of records (`mixing`, `dealing`); a bucket is transformed, sorted by
-length or packed, and cut into batches, which are then shuffled (`preparing`), here or in worker processes (`lanes`).
+The mixture of the corpora is cut into buckets of records (`mixing`, `sharding`); a bucket is transformed, sorted by
+length or packed, and cut into batches, which are then shuffled (`bucket`), here or in worker processes (`pool`).
 All that comes out of a bucket depends only on its records, on the seed and on its number: so the state is small and
 plain, and restoring it means reading one bucket again.
 """
@@ -206,7 +206,7 @@ class Pipeline:
             self._audited = True
 
     def _pool(self) -> WorkerPool:
-        """Validation needs no processes of its own: what there is of it is soon prepared in a thread."""
+        """Validation needs no processes of its own: its little data is prepared in a thread."""
         batching = self._spec.batching
         if batching.num_workers and batching.worker_type == "process" and self._spec.training:
             return ProcessPool(self._spec, batching.num_workers)

@@ -121,7 +121,7 @@ def bin_width(length: int) -> int:
 
 
 def percentile(lengths: Mapping[int, int], share: float) -> int:
-    """The length that this share of the examples does not exceed (but for rounding); 0 without examples."""
+    """The length that this share of the examples does not exceed (except for rounding); 0 without examples."""
     wanted = share * sum(lengths.values())
     seen = 0
     for length in sorted(lengths):

@@ -15,7 +15,7 @@ DiffKind = Literal["same", "added", "gone"]
 
 
 class Stretch(NamedTuple):
-    """Consecutive words of what there is now, or of what there was."""
+    """Consecutive words of the new or of the old text."""
 
     kind: DiffKind
     words: Sequence[str]

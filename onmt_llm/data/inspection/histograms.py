@@ -48,7 +48,7 @@ class Plot:
 
     Attributes:
         width: Of the whole, the scale on the left included.
-        height: Of the whole, but for what stands below the columns.
+        height: Of the whole, except what stands below the columns.
         columns: From the left.
         marks: Of the scale on the left.
         ticks: Of the scale below.

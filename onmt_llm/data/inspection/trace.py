@@ -54,7 +54,7 @@ class Token:
 
     Attributes:
         text: Of the vocabulary.
-        id: Its number; None where nothing but the end of an input is there.
+        id: Its number; None at the end of an input.
         trained: The loss counts it.
         unknown: The vocabulary does not hold what stood here.
     """

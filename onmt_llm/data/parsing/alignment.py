@@ -1,6 +1,6 @@
 """Word alignments in Pharaoh's format, and their conversion from words to tokens.
 
-OpenNMT-py counts tokens, and takes no tokenising transform beside an alignment. Here either unit may be told: with
+OpenNMT-py counts tokens, and takes no tokenising transform beside an alignment. Here either unit may be given: with
 `tokens` the files are tokenised already, or the alignment was made of the tokens; with `words` (what fast_align and its
 kin write for plain text) each aligned word stands for all tokens that it is made of.
 """

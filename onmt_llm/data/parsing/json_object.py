@@ -25,7 +25,7 @@ def load_object(text: str) -> dict[str, Any]:
     """The object that a text holds.
 
     Raises:
-        ValueError: It holds anything else; the message goes on from "... must be one JSON object, but".
+        ValueError: It holds anything else; the message continues "... must be one JSON object, but".
     """
     try:
         item = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)

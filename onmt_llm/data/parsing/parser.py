@@ -183,9 +183,9 @@ class ExampleParser:
             asked = preferences.asked(item, prompts=prompts, turns=keys.messages)
         except ValueError as error:
             raise self._bad(record, f"must have {error}") from error
-        judged = [(self._answered(item, asked.prompt, answer, record), good) for answer, good in asked.answers]
+        rated = [(self._answered(item, asked.prompt, answer, record), good) for answer, good in asked.answers]
         examples = []
-        for example, good in judged:
+        for example, good in rated:
             if example is None:
                 return None
             example.chosen = good

@@ -41,7 +41,7 @@ def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[st
         turns: Keys that a conversation may have.
 
     Raises:
-        ValueError: It has another shape; the message goes on from "... must have".
+        ValueError: It has another shape; the message continues "... must have".
     """
     prompt = next((item[key] for key in (*prompts, *turns) if key in item), None)
     if "chosen" in item and "rejected" in item:

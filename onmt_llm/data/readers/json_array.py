@@ -21,7 +21,7 @@ _LITERAL_END = re.compile(rb"[,\]\s]")
 
 
 class JsonArrayReader(NumberedReader):
-    """One example an element. Elements are told apart by their brackets; what is in them is for the parser.
+    """One example an element. Elements are separated by their brackets; the parser reads what is in them.
 
     Args:
         corpus: Its name, for messages.

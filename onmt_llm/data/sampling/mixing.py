@@ -2,7 +2,7 @@
 
 Whole weights are OpenNMT-py's: the corpora take turns, `weight` records in a row each. Other weights are proportions,
 kept at every moment as closely as whole records allow (Sainte-Laguë's rule of seats and votes), without chance. In
-training a corpus that ends begins again, for ever or for a number of passes; validation reads one corpus after the
+training a corpus that ends begins again, endlessly or for a number of passes; validation reads one corpus after the
 other, once.
 
 What is drawn depends on counters and on the readers' positions alone, so the state is small and plain, and passing over
@@ -46,7 +46,7 @@ class Mixer:
 
     Args:
         sources: The corpora; at least one.
-        passes: How often each corpus is read; None = for ever.
+        passes: How often each corpus is read; None = endlessly.
         in_order: One corpus after the other, whatever their weights.
     """
 
@@ -124,7 +124,7 @@ class Mixer:
                 found = self._take(index, wanted, take)
                 done += found
                 if found < wanted:
-                    self._phase = 0  # one corpus fewer: the round of turns begins anew
+                    self._phase = 0  # one corpus fewer: the round of turns starts again
         return done
 
     def _active(self) -> list[int]:

@@ -118,8 +118,8 @@ def assign(mixer: Mixer, position: Position, *, size: int, rank: int, world_size
     mixer.load_state_dict(before.mixer)
     _skip(mixer, before.next - before.bucket, before.size)
     before = replace(before, size=size, bucket=before.next, mixer=mixer.state_dict())
-    while (dealt := _deal_round(mixer, before, rank, world_size)) is not None:
-        for assignment in dealt:
+    while (assigned := _assign_round(mixer, before, rank, world_size)) is not None:
+        for assignment in assigned:
             yield assignment
             before = assignment.after
 
@@ -143,7 +143,7 @@ def _deal_pieces(mixer: Mixer, position: Position) -> Iterator[Assignment]:
         before = after
 
 
-def _deal_round(mixer: Mixer, start: Position, rank: int, world_size: int) -> Iterator[Assignment] | None:
+def _assign_round(mixer: Mixer, start: Position, rank: int, world_size: int) -> Iterator[Assignment] | None:
     """The next round; None where nothing is left. The mixer stands before its first bucket."""
     own = start.next + _turn(start.next, rank, world_size)
     found = _skip(mixer, own - start.bucket, start.size)
@@ -179,7 +179,7 @@ def _shares(start: int, end: int, rank: int, world_size: int) -> tuple[BucketSha
 
 
 def reassign(positions: Sequence[Position], world_size: int) -> list[Position]:
-    """What all ranks together have left to do, dealt to another number of ranks.
+    """What all ranks together have left to do, distributed to another number of ranks.
 
     Args:
         positions: Of all ranks as they were, in order.

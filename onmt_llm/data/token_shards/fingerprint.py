@@ -40,7 +40,7 @@ _TOKENS = 1
 
 
 def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
-    """Everything, but for the corpus' files, that decides which tokens come out."""
+    """Everything, except the corpus' files, that decides which tokens come out."""
     data, codec = spec.data, spec.codec
     own = {key: value for key, value in corpus.model_dump(mode="json").items() if key not in _NOT_OF_CORPUS}
     paths = sorted(key for key, value in own.items() if key.startswith("path_") and value)

@@ -100,7 +100,7 @@ class Clean(Transform[CleanConfig]):
 
 
 def _rules(config: CleanConfig) -> list[tuple[str, LineRule]]:
-    """What is asked of each side, cheap questions first."""
+    """The checks of each side, cheap ones first."""
     rules: list[tuple[str, LineRule]] = []
     if config.same_char:
         rules.append(("same_char", lambda text: _FOUR_OF_A_KIND.search(text) is not None))

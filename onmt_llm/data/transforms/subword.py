@@ -140,7 +140,7 @@ def _random_onmttok(config: SubwordConfig, side: Side, nbest: int, alpha: float)
     if alpha > 0:
         is_bpe = getattr(config, f"{side}_subword_type") == "bpe"
         given |= {"bpe_dropout": alpha} if is_bpe else {"sp_nbest_size": nbest, "sp_alpha": alpha}
-    # pyonmttok draws at random only where it is told that this is training
+    # pyonmttok draws at random only if it is set to training
     return given | {"training": True} if given else {}
 
 

@@ -29,7 +29,7 @@ def subword_kind(spec: PipelineSpec) -> SubwordKind:
     """The kind of model that the transforms want.
 
     Raises:
-        ConfigError: They list no tokeniser, several, or one whose model cannot be learnt here; or two models are named.
+        ConfigError: They list no tokeniser, several, or one whose model cannot be learned; or two models are named.
     """
     tokenizers = {name for names in _names(spec).values() for name in names if _tokenizes(name)}
     config = subword_options(spec.data)

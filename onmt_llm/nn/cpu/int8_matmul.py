@@ -35,7 +35,7 @@ def int8_linear(x_MI: Tensor, weight_OI: Tensor, scale_O: Tensor, bias_O: Tensor
         bias_O: Of the type of x.
 
     Returns:
-        (M, O), exact but for the rounding of x to 127 levels a row.
+        (M, O), exact except for the rounding of x to 127 levels a row.
     """
     return _Int8Linear.apply(x_MI, weight_OI, scale_O, bias_O)
 

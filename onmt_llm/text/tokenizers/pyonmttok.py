@@ -19,7 +19,7 @@ _MODEL_OPTION = {"bpe": "bpe_model_path", "sentencepiece": "sp_model_path"}
 # placeholders of translation models) and our placeholders are passed on; other opening brackets are escaped. It stops
 # at the first zero byte and drops other control characters and U+FEFF, so these are escaped too. Where it annotates
 # words, it replaces the annotation characters in a text by similar ones: these are escaped as well. (It also replaces
-# the full-width characters ％ ＃ ：, which its models have learnt; the option no_substitution keeps them.)
+# the full-width characters ％ ＃ ：, which its models have learned; the option no_substitution keeps them.)
 _UNSAFE = r"｟(?!newline｠|U\+[0-9A-F]+｠|(?!mrk_)\w+｠)|[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]"
 _MARKS = "|[￭￨▁]"
 _ANNOTATIONS = ("joiner_annotate", "spacer_annotate")
