@@ -131,11 +131,11 @@ class Pipeline:
             mine = self._merged(states)
         position = Position.from_dict(mine["position"])
         if mine["plan"] != self._plan:
-            if position != position.begin_anew():
+            if position != position.restarted():
                 logger.warning(
                     "Batch options or seed have changed since the run was saved: its last bucket is read again."
                 )
-            position = position.begin_anew()
+            position = position.restarted()
         self._mixer.load_state_dict(position.mixer)
         self._state = {**mine, "position": position.to_dict(), "plan": self._plan}
         self._counts = _counts(self._state)

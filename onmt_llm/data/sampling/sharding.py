@@ -79,7 +79,7 @@ class Position:
         """The position when `done` batches of the first share are done."""
         return replace(self, todo=(self.todo[0].after(done), *self.todo[1:]))
 
-    def begin_anew(self) -> Position:
+    def restarted(self) -> Position:
         """The same with the begun shares whole again, for batches that will be cut in another way."""
         return replace(self, todo=tuple(share.whole for share in self.todo))
 
@@ -112,7 +112,7 @@ def assign(mixer: Mixer, position: Position, *, size: int, rank: int, world_size
         world_size: Number of ranks.
     """
     before = position
-    for assignment in _deal_pieces(mixer, before):
+    for assignment in _unfinished_shares(mixer, before):
         yield assignment
         before = assignment.after
     mixer.load_state_dict(before.mixer)
@@ -124,7 +124,7 @@ def assign(mixer: Mixer, position: Position, *, size: int, rank: int, world_size
             before = assignment.after
 
 
-def _deal_pieces(mixer: Mixer, position: Position) -> Iterator[Assignment]:
+def _unfinished_shares(mixer: Mixer, position: Position) -> Iterator[Assignment]:
     """The shares that are to be done first."""
     mixer.load_state_dict(position.mixer)
     records: list[list[Record]] = []
@@ -161,7 +161,7 @@ def _assign_round(mixer: Mixer, start: Position, rank: int, world_size: int) -> 
         return None
     # The corpora end here. Every rank reads what is left and takes its share of the batches.
     shares = _shares(start.next, start.next + buckets, rank, world_size)
-    return _deal_pieces(mixer, replace(start, todo=shares, next=start.next + buckets))
+    return _unfinished_shares(mixer, replace(start, todo=shares, next=start.next + buckets))
 
 
 def _skip(mixer: Mixer, buckets: int, size: int) -> int:
