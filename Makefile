@@ -31,11 +31,12 @@ test-slow: $(READY)  ## run the tests that take minutes or need the real model
 coverage: $(READY)  ## report the lines that the quick tests run, including started commands
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov=onmt_llm --cov-report=term:skip-covered tests
 
-check: $(READY)  ## check formatting, lint, types, import layers, generated docs
+check: $(READY)  ## check formatting, lint, types, import layers, structure, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/structure.py -check
 	$(BIN)/python docs/generate.py --check
 
 format: $(READY) ## format and fix the code

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import tomllib
 
 PACKAGE = "onmt_llm"
 MODULES_IN_A_PACKAGE = 16
@@ -152,11 +151,9 @@ def _package(name: str, graph: Graph) -> str:
 
 def layers(root: Path) -> list[list[str]]:
     """The layers of the package, top first: the contract of import-linter in pyproject.toml."""
-    settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
-    (contract,) = (
-        item for item in settings["tool"]["importlinter"]["contracts"] if item.get("containers") == [PACKAGE]
-    )
-    return [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
+    settings = (root / "pyproject.toml").read_text("utf-8")
+    (block,) = re.findall(rf'containers = \["{PACKAGE}"\]\nlayers = (\[\n.*?\n\])', settings, flags=re.DOTALL)
+    return [[name.strip() for name in layer.split("|")] for layer in ast.literal_eval(block)]
 
 
 def upward(graph: Graph, order: list[list[str]]) -> list[str]:
