@@ -58,7 +58,6 @@ class _Affix(Transform[ConfigT]):
 class Prefix(_Affix[PrefixConfig]):
     """Puts text (or tokens, when listed after the tokeniser) before each side."""
 
-    name = "prefix"
     section = "prefix"
     Config = PrefixConfig
 
@@ -84,7 +83,6 @@ class Prefix(_Affix[PrefixConfig]):
 class Suffix(_Affix[SuffixConfig]):
     """Puts text (or tokens, when listed after the tokeniser) after each side."""
 
-    name = "suffix"
     section = "suffix"
     Config = SuffixConfig
 

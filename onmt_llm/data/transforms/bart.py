@@ -121,7 +121,6 @@ class Bart(Transform[NoiseConfig]):
         noising: Does it; None = this is not training.
     """
 
-    name = "bart"
     section = "noise"
     Config = NoiseConfig
     needs_tokens = True

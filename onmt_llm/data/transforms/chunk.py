@@ -42,7 +42,6 @@ class Chunk(Transform[ChunkConfig]):
         tokenizer: Tells which tokens end a line.
     """
 
-    name = "chunk"
     section = "chunk"
     Config = ChunkConfig
     rewrites = True

@@ -62,7 +62,6 @@ class Clean(Transform[CleanConfig]):
         config: Which rules.
     """
 
-    name = "clean"
     section = "clean"
     Config = CleanConfig
     needs_text = True

@@ -55,7 +55,6 @@ class Deduplicate(Transform[DeduplicateConfig]):
         reason: What copies are counted as.
     """
 
-    name = "deduplicate"
     section = "deduplicate"
     Config = DeduplicateConfig
     needs_text = True

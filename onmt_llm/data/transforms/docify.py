@@ -52,7 +52,6 @@ class Docify(Transform[DocifyConfig]):
         newline: Tokens of a line break on either side, for examples that are tokenised.
     """
 
-    name = "docify"
     section = "docify"
     Config = DocifyConfig
     rewrites = True

@@ -23,7 +23,6 @@ class InferFeatsConfig(Section):
 class InferFeats(Transform[InferFeatsConfig]):
     """Every token gets the features of the word that it is a part of; stands behind the tokeniser."""
 
-    name = "inferfeats"
     section = "inferfeats"
     Config = InferFeatsConfig
     counts_tokens = True

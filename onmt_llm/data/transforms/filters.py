@@ -34,7 +34,6 @@ class FilterTooLong(Transform[FilterTooLongConfig]):
         joint: Source and target count together (a language model).
     """
 
-    name = "filtertoolong"
     section = "filtertoolong"
     Config = FilterTooLongConfig
     counts_tokens = True
@@ -83,7 +82,6 @@ class FilterTooShort(Transform[FilterTooShortConfig]):
         joint: Source and target count together (a language model).
     """
 
-    name = "filtertooshort"
     section = "filtertooshort"
     Config = FilterTooShortConfig
     counts_tokens = True

@@ -47,7 +47,6 @@ class Fim(Transform[FimConfig]):
         active: Whether this is training.
     """
 
-    name = "fim"
     section = "fim"
     Config = FimConfig
     needs_text = True

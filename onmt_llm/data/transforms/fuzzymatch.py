@@ -56,7 +56,6 @@ class FuzzyMatch(Augment[FuzzyMatchConfig]):
         training: Whether this is training.
     """
 
-    name = "fuzzymatch"
     section = "fuzzymatch"
     Config = FuzzyMatchConfig
     at_inference = True

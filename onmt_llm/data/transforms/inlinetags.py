@@ -57,7 +57,6 @@ class InlineTags(Augment[InlineTagsConfig]):
         training: Whether this is training.
     """
 
-    name = "inlinetags"
     section = "inlinetags"
     Config = InlineTagsConfig
 

@@ -46,7 +46,6 @@ class InsertMask(Transform[MaskConfig]):
         train_prompts: Whether the loss counts prompts.
     """
 
-    name = "insert_mask_before_placeholder"
     section = "insert_mask_before_placeholder"
     Config = MaskConfig
     needs_text = True

@@ -116,8 +116,6 @@ class SwitchOut(_Noise):
         tgt: What may be drawn for the target side.
     """
 
-    name = "switchout"
-
     def __init__(
         self,
         *,
@@ -154,8 +152,6 @@ class SwitchOut(_Noise):
 class TokenDrop(_Noise):
     """Leaves out tokens of both sides, but never all of a side."""
 
-    name = "tokendrop"
-
     @classmethod
     def build(cls, config: NoiseConfig, corpus: CorpusConfig, context: TransformContext) -> TokenDrop:
         return cls(
@@ -174,7 +170,6 @@ class TokenDrop(_Noise):
 class TokenMask(_Noise):
     """Masks tokens of the source side; in a text without a target side, of what the loss does not count."""
 
-    name = "tokenmask"
     both_sides = False
 
     def __init__(self, *, temperature: float, control_tokens: Collection[str], active: bool, mask: str) -> None:

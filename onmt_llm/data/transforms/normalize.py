@@ -40,7 +40,6 @@ class Normalize(Transform[NormalizeConfig]):
         tgt: Normalises a line of the target.
     """
 
-    name = "normalize"
     section = "normalize"
     Config = NormalizeConfig
     rewrites = True

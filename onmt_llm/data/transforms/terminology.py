@@ -81,7 +81,6 @@ class Terminology(Augment[TerminologyConfig]):
         training: Whether this is training.
     """
 
-    name = "terminology"
     section = "terminology"
     Config = TerminologyConfig
     at_inference = True

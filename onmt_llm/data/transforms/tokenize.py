@@ -126,7 +126,6 @@ class Tokenize(Transform[SubwordConfig]):
 class SentencePiece(Tokenize):
     """SentencePiece models."""
 
-    name = "sentencepiece"
     kind = "sentencepiece"
 
 
@@ -134,7 +133,6 @@ class SentencePiece(Tokenize):
 class Bpe(Tokenize):
     """Codes of subword-nmt."""
 
-    name = "bpe"
     kind = "bpe"
 
 
@@ -142,7 +140,6 @@ class Bpe(Tokenize):
 class OnmtTokenize(Tokenize):
     """OpenNMT's Tokenizer, with or without subwords."""
 
-    name = "onmt_tokenize"
     kind = "onmt_tokenize"
 
     def batch(self, examples: Sequence[Example]) -> list[Example]:
@@ -157,7 +154,6 @@ class OnmtTokenize(Tokenize):
 class HuggingFaceTokenize(Tokenize):
     """A tokenizer.json."""
 
-    name = "huggingface_tokenize"
     kind = "huggingface"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -76,12 +76,12 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 class Transform(Generic[ConfigT]):
     """Changes or drops examples, of one corpus.
 
-    A subclass has a `name` (as users list it), a `Config` with its options (filed under `section`; several transforms
-    may share one), builds itself from them in `build`, and implements `__call__`. It may override `batch` where its
-    library is faster on many texts, or where it makes several examples of one or one of several, `undo` to give a
-    decoded output its original form, and `reseed` if it draws random numbers. It may change the example that it is
-    given. It is given the examples of one bucket at a time, and must remember nothing from one to the next: buckets are
-    prepared in any order, by any process.
+    A subclass is registered in `TRANSFORMS` under the name that users list. It has a `Config` with its options (filed
+    under `section`; several transforms may share one), builds itself from them in `build`, and implements `__call__`.
+    It may override `batch` where its library is faster on many texts, or where it makes several examples of one or one
+    of several, `undo` to give a decoded output its original form, and `reseed` if it draws random numbers. It may
+    change the example that it is given. It is given the examples of one bucket at a time, and must remember nothing
+    from one to the next: buckets are prepared in any order, by any process.
 
     Attributes:
         dropped: How many examples it has dropped, by reason; one that became a part of another is `merged`.
@@ -147,7 +147,20 @@ class Transform(Generic[ConfigT]):
         """Begin a known sequence of random numbers, so that a restored run repeats it."""
 
 
-TRANSFORMS: Registry[type[Transform[Any]]] = Registry("transform")
+class _TransformRegistry(Registry[type[Transform[Any]]]):
+    """The registered transforms; the name under which a class is registered becomes its `name`."""
+
+    def register(self, name: str) -> Callable[[type[Transform[Any]]], type[Transform[Any]]]:
+        add = super().register(name)
+
+        def add_named(transform: type[Transform[Any]]) -> type[Transform[Any]]:
+            transform.name = name
+            return add(transform)
+
+        return add_named
+
+
+TRANSFORMS = _TransformRegistry("transform")
 
 
 def transform_class(name: str) -> type[Transform[Any]]:

@@ -44,7 +44,6 @@ class Truncate(Transform[TruncateConfig]):
         joint: Source and target count together (a language model).
     """
 
-    name = "truncate"
     section = "truncate"
     Config = TruncateConfig
     rewrites = True

@@ -31,7 +31,6 @@ class Uppercase(Transform[UppercaseConfig]):
         ratio: Share of the examples.
     """
 
-    name = "uppercase"
     section = "uppercase"
     Config = UppercaseConfig
     needs_text = True

@@ -52,6 +52,12 @@ def shouted(loaded, corpus: str) -> str | None:
     return example.src[0].text
 
 
+def test_a_transform_has_the_name_under_which_it_is_registered(plugin: Path) -> None:
+    load_plugins([str(plugin)])
+    assert {TRANSFORMS.get(name).name for name in TRANSFORMS} == {*TRANSFORMS}
+    assert "shout" in TRANSFORMS
+
+
 def test_a_file_adds_a_transform_with_options_in_yaml_and_flags(plugin: Path, tmp_path: Path) -> None:
     config = tmp_path / "x.yaml"
     config.write_text(CONFIG.format(plugin=plugin))
