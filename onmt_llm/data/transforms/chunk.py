@@ -12,8 +12,9 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import LengthOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
+from onmt_llm.data.transforms.sides import num_tokens
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.data.transforms.windows import Unit, lines, pieces, rounds, size
+from onmt_llm.data.transforms.windows import Unit, lines, pieces, rounds
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.tokenizers.base import Tokenizer
@@ -70,7 +71,7 @@ class Chunk(Transform[ChunkConfig]):
 
     def _chunks(self, example: Example) -> list[Example]:
         segments = [*example.src, *example.tgt]
-        if size(segments) <= self.length:
+        if num_tokens(segments) <= self.length:
             return [example]
         windows = self._windows(self._units(segments))
         self.made += len(windows) - 1
@@ -90,12 +91,12 @@ class Chunk(Transform[ChunkConfig]):
         windows: list[list[Segment]] = []
         start = 0
         while start < len(units):
-            room = self.length - size(units[start])
+            room = self.length - num_tokens(units[start])
             end = start + 1
             context = self._context(units[max(0, start - self.overlap) : start], room)
-            room -= size(context)
-            while end < len(units) and size(units[end]) <= room:
-                room -= size(units[end])
+            room -= num_tokens(context)
+            while end < len(units) and num_tokens(units[end]) <= room:
+                room -= num_tokens(units[end])
                 end += 1
             windows.append([*context, *(segment for unit in units[start:end] for segment in unit)])
             start = end
@@ -105,7 +106,7 @@ class Chunk(Transform[ChunkConfig]):
         """The last whole units that fit, not to be trained again."""
         kept: list[Segment] = []
         for unit in reversed(before):
-            room -= size(unit)
+            room -= num_tokens(unit)
             if room < 0:
                 break
             kept = [*(segment.like(train_on=False) for segment in unit), *kept]

@@ -14,7 +14,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Length, LengthOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.sides import words
+from onmt_llm.data.transforms.sides import num_tokens, words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.tokenizers.base import Tokenizer
@@ -113,15 +113,8 @@ def newline_tokens(tokenizer: Tokenizer) -> list[str]:
 
 
 def _size(example: Example) -> tuple[int, int]:
-    return _length(example.src), _length(example.tgt)
-
-
-def _length(side: Sequence[Segment]) -> int:
-    """Tokens of a side, or words where it is not tokenised yet."""
-    counts = (segment.num_tokens for segment in side)
-    return sum(
-        len(words(segment.text or "")) if count is None else count for segment, count in zip(side, counts, strict=True)
-    )
+    """Tokens of either side; words where it is not tokenised yet."""
+    return num_tokens(example.src, words), num_tokens(example.tgt, words)
 
 
 def _joined(before: list[Segment], after: list[Segment], newline: list[str]) -> list[Segment]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Count, CountOrZero
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
+from onmt_llm.data.transforms.sides import num_tokens
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.text.segment import Segment
 
 TGT_SPECIALS = 2  # BOS and EOS count towards tgt_seq_length, as in OpenNMT-py
 
@@ -51,7 +49,7 @@ class FilterTooLong(Transform[FilterTooLongConfig]):
         return cls(max_src=config.src_seq_length - specials, max_tgt=config.tgt_seq_length - TGT_SPECIALS, joint=joint)
 
     def __call__(self, example: Example) -> Example | None:
-        src, tgt = length(example.src), length(example.tgt)
+        src, tgt = num_tokens(example.src), num_tokens(example.tgt)
         if self.joint:
             src, tgt = src + tgt, 0
         if src > self.max_src:
@@ -98,7 +96,7 @@ class FilterTooShort(Transform[FilterTooShortConfig]):
         return cls(min_src=minima[0], min_tgt=minima[1], joint=context.task == "lm")
 
     def __call__(self, example: Example) -> Example | None:
-        src, tgt = length(example.src), length(example.tgt)
+        src, tgt = num_tokens(example.src), num_tokens(example.tgt)
         if self.joint:
             reason = "too_short" if src + tgt < self.min_src else None
         else:
@@ -107,10 +105,3 @@ class FilterTooShort(Transform[FilterTooShortConfig]):
             return example
         self.dropped[reason] += 1
         return None
-
-
-def length(segments: Sequence[Segment]) -> int:
-    """Tokens of a side; words where it is not tokenised yet."""
-    return sum(
-        len((segment.text or "").split()) if (number := segment.num_tokens) is None else number for segment in segments
-    )

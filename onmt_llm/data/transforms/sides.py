@@ -1,8 +1,8 @@
-"""The text of an example's sides, for transforms that look at it before it is tokenised."""
+"""Text, words and length of the sides of an example."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from onmt_llm.data.example import Example
 from onmt_llm.text.segment import Segment
@@ -35,3 +35,8 @@ def rewrite_both(example: Example, src: Callable[[str], str], tgt: Callable[[str
 def words(text: str) -> list[str]:
     """Words as OpenNMT-py counts them: what stands between single spaces; a line break parts words, too."""
     return text.replace("\n", " ").split(" ")
+
+
+def num_tokens(side: Iterable[Segment], split: Callable[[str], list[str]] = str.split) -> int:
+    """Tokens of a side; words, as `split` finds them, where it is not tokenised yet."""
+    return sum(len(split(segment.text or "")) if (number := segment.num_tokens) is None else number for segment in side)

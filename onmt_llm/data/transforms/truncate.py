@@ -10,8 +10,9 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.filters import TGT_SPECIALS
+from onmt_llm.data.transforms.sides import num_tokens
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.data.transforms.windows import head, rounds, size, tail
+from onmt_llm.data.transforms.windows import head, rounds, tail
 from onmt_llm.text.segment import Segment
 
 Keep = Literal["head", "tail", "turns"]
@@ -68,7 +69,7 @@ class Truncate(Transform[TruncateConfig]):
     def __call__(self, example: Example) -> Example | None:
         if self.joint:
             return self._cut_text(example)
-        src, tgt = size(example.src) > self.max_src, size(example.tgt) > self.max_tgt
+        src, tgt = num_tokens(example.src) > self.max_src, num_tokens(example.tgt) > self.max_tgt
         part = tail if self.keep == "tail" else head
         if src:
             example.src = part(example.src, self.max_src)
@@ -80,7 +81,7 @@ class Truncate(Transform[TruncateConfig]):
 
     def _cut_text(self, example: Example) -> Example | None:
         segments = [*example.src, *example.tgt]
-        if size(segments) <= self.max_src:
+        if num_tokens(segments) <= self.max_src:
             return example
         if self.keep == "turns":
             kept = _whole_rounds(segments, self.max_src)
@@ -98,7 +99,7 @@ class Truncate(Transform[TruncateConfig]):
 def _whole_rounds(segments: list[Segment], length: int) -> list[Segment]:
     kept: list[Segment] = []
     for unit in rounds(segments):
-        if size(kept) + size(unit) > length:
+        if num_tokens(kept) + num_tokens(unit) > length:
             break
         kept += unit
     return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from onmt_llm.data.transforms.sides import num_tokens
 from onmt_llm.text.segment import Segment
 
 Unit = list[Segment]
@@ -36,11 +37,6 @@ def lines(segments: Sequence[Segment], ends_line: Callable[[str], bool]) -> list
     return [unit for unit in units if unit]
 
 
-def size(unit: Sequence[Segment]) -> int:
-    """Tokens of a unit."""
-    return sum(segment.num_tokens or 0 for segment in unit)
-
-
 def head(segments: Sequence[Segment], number: int) -> list[Segment]:
     """The first tokens, in the segments that they stand in."""
     kept: list[Segment] = []
@@ -66,7 +62,7 @@ def tail(segments: Sequence[Segment], number: int) -> list[Segment]:
 def pieces(unit: Unit, length: int) -> list[Unit]:
     """A unit in pieces of at most `length` tokens."""
     found: list[Unit] = []
-    rest, left = list(unit), size(unit)
+    rest, left = list(unit), num_tokens(unit)
     while left > length:
         found.append(head(rest, length))
         left -= length
