@@ -1,7 +1,14 @@
 """Readers: corpus files as records of raw bytes, in order, from any saved position.
 
-A reader only finds where records begin and end; `records.py` decodes them. So a rank that skips the records of other
-ranks pays for the disk alone, and a saved position (byte offsets and a line number) is all that a restart needs.
+A *record* (`record.py`) is one line, JSON object, table row or document, still undecoded. A *reader* only finds where
+records begin and end; `parsing` makes examples of them. Skipping the records of other ranks therefore costs disk reads
+only, and a short list of numbers (byte offsets and a line number) is enough to resume. `check` finds damaged, missing
+and non-parallel files before a run starts. Plain files also have random access by record number through a cached
+index; that is what a global shuffle needs.
+
+Read `record` (the `Reader` protocol), `lines`, and `opening` (which reader a corpus gets). Other formats: `documents`,
+`json_array`, `rows` (CSV, TSV), `tables` (Parquet, Arrow). Files: `files`, `compressed`, `columns`. Composition:
+`chain` (several files), `shuffled`. Random access: `numbered`, `index`, `index_file`, `spans`.
 """
 
 from onmt_llm.data.readers.index import IndexCache

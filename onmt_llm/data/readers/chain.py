@@ -1,4 +1,4 @@
-"""Read several files as one corpus, one after the other."""
+"""`ChainReader`: several files read in order as one corpus."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from onmt_llm.data.readers.record import Reader, Record
 from onmt_llm.errors import DataError
 
 _MOST_OPEN = 100
-"""Files that are open at a time, for records by number: a process may have some hundreds."""
+"""Files kept open for random access; the system allows a process a few hundred."""
 
 
 class ChainReader:
-    """Readers one after the other; few of them have their files open at a time.
+    """Readers in sequence. Sequential reading keeps one file open, random access a limited number.
 
     Args:
-        readers: At least one.
+        readers: One per file, in order; at least one.
     """
 
     def __init__(self, readers: Sequence[Reader]) -> None:
@@ -57,9 +57,9 @@ class ChainReader:
         now, *inner = position
         if now >= len(self._readers):
             raise DataError(
-                f"The saved position must lie inside the {len(self._readers)} files from {self._readers[0].paths[0]} "
-                f"on, but is in file {now + 1}.",
-                hint="files have gone since the run was saved",
+                f"The saved position must lie inside the {len(self._readers)} files that start with "
+                f"{self._readers[0].paths[0]}, but is in file {now + 1}.",
+                hint="files have been removed since the run was saved",
             )
         if now != self._now:
             self._readers[self._now].close()
@@ -106,7 +106,7 @@ class ChainReader:
                 self._readers[which].expect(own)
 
     def _find(self, number: int) -> tuple[int, int]:
-        """The file that a record is in, and its number there."""
+        """Index of the file that holds a record, and the number of the record in it."""
         assert self.count() is not None and self._ends is not None
         which = bisect_right(self._ends, number)
         return which, number - (self._ends[which - 1] if which else 0)
@@ -121,16 +121,16 @@ class ChainReader:
 
 
 class Checked(Protocol):
-    """What can be looked at before a run."""
+    """Anything that can be checked before a run."""
 
     def check(self) -> None: ...
 
 
 def check_all(readers: Sequence[Checked]) -> None:
-    """Look at all files and report all that is wrong with them at once.
+    """Check all files and report all problems at once.
 
     Raises:
-        DataError: Files are missing, damaged, of another kind than they should be, or not parallel.
+        DataError: Files are missing, damaged, of the wrong kind, or not parallel.
     """
     problems: list[DataError] = []
     for reader in readers:

@@ -1,4 +1,4 @@
-"""Names of the keys of JSON objects and of table columns."""
+"""`Keys`: which JSON keys or table columns hold the parts of an example."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _ROLE_NAMES = {
 
 @dataclass(frozen=True)
 class Keys:
-    """Under which keys the parts of an example stand.
+    """The keys that hold the parts of an example.
 
     Attributes:
-        messages: Lists of turns; the first that is there counts.
-        text: Whole texts.
-        named: (question, answer), where the user has named them: they come before all else.
-        pairs: (question, answer), in the order in which they are looked for.
-        input: What an instruction is about.
-        system: System text of a question; None = there is none.
-        turns: (role, content) of a turn: the spelling of OpenAI and that of ShareGPT, unless they are named.
-        roles: Our role of every name of a role.
+        messages: Lists of turns; the first key that is present is used.
+        text: Plain text.
+        named: (prompt, answer) keys that the user has configured; they take precedence.
+        pairs: (prompt, answer) keys, in the order in which they are tried.
+        input: Input that an instruction refers to.
+        system: System prompt; None = no such key.
+        turns: (role, content) keys of a turn: the configured ones, then those of ShareGPT and OpenAI.
+        roles: Maps each name of a role in the data to one of `ROLES`.
     """
 
     messages: tuple[str, ...]
@@ -42,10 +42,10 @@ class Keys:
 
     @classmethod
     def of(cls, name: str, corpus: CorpusConfig) -> Keys:
-        """Those of a corpus.
+        """The keys of a corpus.
 
         Raises:
-            ConfigError: `roles` names a role that we do not have, or one name for two roles.
+            ConfigError: `roles` names an unknown role, or gives one name to two roles.
         """
         is_named = corpus.prompt_key or corpus.answer_key
         turns: tuple[tuple[str, str], ...] = (("from", "value"), ("role", "content"))
@@ -65,7 +65,7 @@ class Keys:
 
     @property
     def names(self) -> set[str]:
-        """All keys of an object that examples are made of."""
+        """All keys that an example may be built from."""
         keys = {*self.messages, self.text, self.input, *(key for pair in self.named + self.pairs for key in pair)}
         return keys | {self.system} if self.system else keys
 
@@ -76,7 +76,7 @@ def _roles(corpus: str, given: dict[str, list[str]]) -> dict[str, str]:
         if role not in ROLES:
             raise ConfigError(
                 f"The roles of corpus '{corpus}' must be among {', '.join(ROLES)}, but one is '{role}'.",
-                hint="roles: {user: [human], assistant: [gpt, bot]} says what the data call them",
+                hint="roles: {user: [human], assistant: [gpt, bot]} gives the names of roles in the data",
             )
         names.update(dict.fromkeys(spellings, role))
     return names

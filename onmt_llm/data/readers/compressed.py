@@ -1,7 +1,7 @@
-"""Read compressed files as streams of bytes, and verify the checksum of every stream that has one.
+"""Read gzip, zstd and xz files as byte streams and verify the checksum of every stream that has one.
 
-Python's own file classes differ in what they let pass: some take a file that ends early, or has something else behind
-its end, for a whole one. Lines would be lost without a word. Here all three formats go through one loop.
+Python's own file classes differ in what they accept: some treat a truncated file, or one with other bytes after the
+end, as complete, and lines are lost silently. Here one loop handles all three formats, with the same checks.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from onmt_llm.optional import require
 
 _CHUNK = 1 << 17
 _HEAD = 8
-"""Bytes that tell what a stream is; none is shorter."""
+"""Bytes that identify a stream; no stream is shorter."""
 _ENDS_EARLY = "ends before the end of the stream"
 
 
 class _Decompressor(Protocol):
-    """What `lzma.LZMADecompressor` offers."""
+    """The interface of `lzma.LZMADecompressor`."""
 
     @property
     def eof(self) -> bool: ...
@@ -38,7 +38,7 @@ class _Decompressor(Protocol):
 
 
 class _Gzip:
-    """One member of a gzip file; zlib checks its length and its checksum."""
+    """One member of a gzip file; zlib verifies its length and checksum."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
@@ -71,15 +71,15 @@ def _zstd_module() -> Any:
 
 
 class Format(NamedTuple):
-    """A way to compress a file.
+    """A compression format.
 
     Attributes:
-        name: As people call it.
-        magic: With which every stream of it begins.
-        new: Makes a decompressor of one stream.
-        errors: What it raises when a stream is damaged.
-        tool: Command that decompresses.
-        is_unchecked: Whether a stream has no checksum, from its first 8 bytes.
+        name: Its common name.
+        magic: First bytes of every stream.
+        new: Creates a decompressor for one stream.
+        errors: The exception that it raises for a damaged stream.
+        tool: Command that decompresses a file.
+        is_unchecked: Whether a stream has no checksum, according to its first 8 bytes.
     """
 
     name: str
@@ -113,23 +113,23 @@ FORMATS = {
         lambda head: head[7] & 0xF == lzma.CHECK_NONE,
     ),
 }
-"""By the ending of a file's name."""
+"""Formats by file name suffix."""
 
 
 def _is_skippable(head: bytes) -> bool:
-    """A frame of zstd that holds no text, as pzstd and the seekable format write them (RFC 8878, section 3.1.2)."""
+    """Whether this is a skippable zstd frame, as pzstd and the seekable format write (RFC 8878, section 3.1.2)."""
     return head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
 
 
 class Decompressed(io.RawIOBase):
-    """The bytes of a compressed file; memory does not depend on how far they expand.
+    """The decompressed bytes of a file; memory use does not depend on the compression ratio.
 
     Args:
-        path: Its ending says how it is compressed.
-        file: The file, open at its start.
+        path: Its suffix determines the format.
+        file: The file, opened at its start.
 
     Raises:
-        DataError: On reading: the file ends early, is damaged, or holds something else behind its end.
+        DataError: On reading: the file is truncated or damaged, or has other bytes after its end.
     """
 
     def __init__(self, path: Path, file: io.FileIO) -> None:
@@ -143,7 +143,7 @@ class Decompressed(io.RawIOBase):
 
     @property
     def passed(self) -> int:
-        """Bytes of the compressed file that are read."""
+        """Bytes of the compressed file read so far."""
         return self._file.tell()
 
     def readable(self) -> bool:
@@ -180,7 +180,7 @@ class Decompressed(io.RawIOBase):
             raise self._damaged(f"is damaged ({error})") from error
 
     def _next_stream(self) -> bool:
-        """Whether a stream follows, behind zero bytes, which are padding, and frames that hold no text."""
+        """Start the next stream, after zero padding and skippable frames; False at the end of the file."""
         is_first = self._stream is None
         rest = self._input if self._stream is None else self._stream.unused_data or self._input
         while True:
@@ -194,7 +194,7 @@ class Decompressed(io.RawIOBase):
         if len(rest) < _HEAD and self._format.magic.startswith(rest[: len(self._format.magic)]):
             raise self._damaged(_ENDS_EARLY)
         if not rest.startswith(self._format.magic):
-            raise self._damaged("has other bytes behind the end of the stream" if not is_first else "is none")
+            raise self._damaged("has other bytes after the end of the stream" if not is_first else "is none")
         if self._format.is_unchecked(rest):
             log_once(
                 f"{self._path} has no checksum: damage may change its text without an error "
@@ -205,7 +205,7 @@ class Decompressed(io.RawIOBase):
         return True
 
     def _behind_frame(self, rest: bytes) -> bytes:
-        """What follows a frame that holds no text."""
+        """The bytes after a skippable frame."""
         size = 8 + int.from_bytes(rest[4:8], "little")
         while len(rest) < size:
             size -= len(rest)
@@ -216,5 +216,5 @@ class Decompressed(io.RawIOBase):
     def _damaged(self, problem: str) -> DataError:
         return DataError(
             f"{self._path} must be a whole {self._format.name} file, but {problem}, after {self._given} bytes of text.",
-            hint=f"{self._format.tool} -t shows whether it is whole; copy or make it again",
+            hint=f"{self._format.tool} -t tests the file; copy it or create it again",
         )

@@ -1,4 +1,4 @@
-"""Documents of plain text: separated by empty lines, or whole files."""
+"""`DocumentReader`: plain-text documents, separated by empty lines or one per file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onmt_llm.data.readers.record import Record, strip_break
 
 
 class DocumentReader(NumberedReader):
-    """Plain text in which an empty line, or the end of the file alone, ends a document; a document is one example.
+    """Reads one example per document. A document ends at an empty line, or only at the end of the file.
 
     Args:
         corpus: Its name, for messages.
         path: The file.
-        at_blank: Empty lines end documents.
-        cache: Of indexes.
-        max_bytes: A longer document is cut, between two words.
+        at_blank: Whether an empty line ends a document.
+        cache: Stores indexes.
+        max_bytes: A longer document is split between two words.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class DocumentReader(NumberedReader):
         )
 
     def _cut(self, text: bytes) -> bytes:
-        """The beginning of a text that is too long by a byte, up to the end of a word; the rest is read next."""
+        """Cut a text that is one byte too long after its last whole word; the rest is read next."""
         if text.endswith(b"\n"):
             return text
         end = max(text.rfind(space) for space in (b" ", b"\n", b"\t"))
         rest = end + 1
         if not text[: max(end, 0)].strip():
-            # one endless word: cut in front of a character
+            # a single long word: cut at a character boundary
             end = self._max_bytes
             while end > 1 and text[end] & 0xC0 == 0x80:
                 end -= 1

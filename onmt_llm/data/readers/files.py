@@ -1,4 +1,4 @@
-"""Expand lists and patterns of files, and check the files (kind, encoding, compression) before a run."""
+"""Expand glob patterns, open files, and check their kind, encoding and compression before a run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ _BUFFER = 1 << 17
 _OTHER_KINDS = (
     (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 converts it"),
     (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 converts it"),
-    (b"BZh", "bzip2-compressed", "bunzip2 it, and compress it with gzip, zstd or xz if it must be small"),
-    (b"PK\x03\x04", "a zip archive", "unzip it, and name the files in it"),
+    (
+        b"BZh",
+        "bzip2-compressed",
+        "decompress it with bunzip2, and compress it with gzip, zstd or xz if it must be small",
+    ),
+    (b"PK\x03\x04", "a zip archive", "unzip it and name the files in it"),
     (b"PAR1", "a Parquet table", "path_table reads tables"),
     (b"ARROW1", "an Arrow table", "path_table reads tables"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull fetches it"),
@@ -28,9 +32,9 @@ _TAR = slice(257, 262)
 
 
 def expand(value: str | Sequence[str]) -> list[Path]:
-    """The files that an option names: one path or several, each of which may be a pattern (`*`, `?`, `[...]`, `**`).
+    """The files that an option names: one or more paths, each of which may be a pattern (`*`, `?`, `[...]`, `**`).
 
-    Those of a pattern come in the order of their names. A path that exists is never taken for a pattern.
+    Files that match a pattern are sorted by name. A path that exists is never treated as a pattern.
 
     Raises:
         DataError: A pattern matches no file.
@@ -52,12 +56,12 @@ def is_compressed(path: Path) -> bool:
 
 
 def bare_suffix(path: Path) -> str:
-    """The ending of a file's name, that of its compression aside: `.csv` of `x.csv.gz`."""
+    """The suffix without that of the compression: `.csv` for `x.csv.gz`."""
     return path.with_suffix("").suffix if is_compressed(path) else path.suffix
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
-    """The bytes of a file, decompressed where its name ends in .gz, .zst or .xz.
+    """Open a file for reading, with decompression if its name ends in .gz, .zst or .xz.
 
     Raises:
         DataError: It cannot be opened; on reading, a compressed file is damaged.
@@ -67,13 +71,13 @@ def open_bytes(path: Path) -> io.BufferedReader:
 
 
 def bytes_passed(file: io.BufferedReader) -> int:
-    """How much of a file that `open_bytes` opened is read, in bytes on the disk."""
+    """Bytes on disk read so far from a file that `open_bytes` opened."""
     raw = file.raw
     return raw.passed if isinstance(raw, Decompressed) else raw.tell()
 
 
 def open_raw(path: Path) -> io.FileIO:
-    """The bytes of a file as they are, without a buffer."""
+    """Open a file without decompression or buffering."""
     try:
         return path.open("rb", buffering=0)
     except OSError as error:
@@ -81,15 +85,15 @@ def open_raw(path: Path) -> io.FileIO:
 
 
 def check_file(corpus: str, path: Path, *, binary: bool = False) -> None:
-    """Refuse what is no file, or a file of another kind than its name says.
+    """Refuse a path that is not a file, or whose content does not match its name.
 
     Args:
-        corpus: Its name, for the message.
+        corpus: Name of the corpus, for messages.
         path: The file.
-        binary: It is a table; else text.
+        binary: Whether the file is a binary table; otherwise it must be text.
 
     Raises:
-        DataError: The file is missing, not readable, compressed otherwise than its name says, or no text.
+        DataError: The file is missing or unreadable, its compression does not match its name, or it is not text.
     """
     if not path.is_file():
         raise DataError(
@@ -107,14 +111,14 @@ def check_file(corpus: str, path: Path, *, binary: bool = False) -> None:
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a text file holds nothing, a byte-order mark aside."""
+    """Whether a text file is empty, apart from a byte-order mark."""
     with open_bytes(path) as file:
         skip_mark(file)
         return not file.read(1)
 
 
 def skip_mark(file: io.BufferedReader) -> int:
-    """Pass the byte-order mark at the head of a text file; returns its length, 0 where there is none."""
+    """Skip the byte-order mark of a text file; returns its length, 0 if there is none."""
     return len(file.read(len(_BOM))) if file.peek(len(_BOM)).startswith(_BOM) else 0
 
 
@@ -130,7 +134,7 @@ def _check_compression(corpus: str, path: Path) -> None:
             if format_.begins(head):
                 raise DataError(
                     f"Corpus '{corpus}' must be plain text, but {path} is {format_.name}-compressed.",
-                    hint=f"rename it to {path.name}{suffix}, and it will be read",
+                    hint=f"rename it to {path.name}{suffix}",
                 )
 
 
@@ -147,13 +151,13 @@ def _check_text(corpus: str, path: Path, head: bytes) -> None:
         )
     if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
         raise DataError(
-            f"Lines of corpus '{corpus}' must end in a line feed, but those of {path} end in carriage returns alone.",
+            f"Lines of corpus '{corpus}' must end in a line feed, but those of {path} end in a carriage return only.",
             hint="tr '\\r' '\\n' converts it",
         )
 
 
 def _is_utf16(start: bytes) -> bool:
-    """Whether many bytes are zero, and nearly all of these in even places, or in odd ones."""
+    """Whether many bytes are zero, nearly all of them at even or nearly all at odd positions."""
     zeros = sorted((start[::2].count(0), start[1::2].count(0)))
     return len(start) > 1 and sum(zeros) * 4 > len(start) and zeros[0] * 8 < zeros[1]
 

@@ -1,9 +1,9 @@
-"""Line index: the offsets and the number of records of a plain file, found in one pass and cached for the next run.
+"""Record index: offsets and number of the records of a plain file, found in one pass and cached for the next run.
 
-An index is a file of 64-bit byte offsets (8 bytes a line). It is read in place, a few bytes a record, so that memory
-does not grow with the corpus. Its name and its header say which file it is of: the path, size and time of change, and a
-sample of what is in it; a file that has changed has no index. A checksum ends it, which is compared when it is opened:
-an index that is damaged, truncated or of another version is rebuilt.
+An index is a file of 64-bit byte offsets (8 bytes per line). It is read from disk, a few bytes per record, so memory
+use does not grow with the corpus. Its name and header identify the indexed file by path, size, modification time and
+a sample of its content; if the file changes, a new index is built. The index ends with a checksum, which is verified
+when it is opened: an index that is damaged, truncated or of another version is rebuilt.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _SAMPLE = 1 << 16
 _BATCH = 1 << 16
 _LARGE = 1 << 30
 _PATIENCE = 10.0
-"""Seconds between two notes on how far a pass is."""
+"""Seconds between two progress messages."""
 
 
 class LineIndex:
-    """Where each line of a plain file begins and ends.
+    """Start and end offsets of the lines of a plain file.
 
     Attributes:
         count: Number of lines.
@@ -45,11 +45,11 @@ class LineIndex:
         self.count = index.count - 1
 
     def start(self, number: int) -> int:
-        """First byte of a line (counted from 0); behind the last one, the end of the file."""
+        """Offset of the first byte of a line (counted from 0); after the last line, the end of the file."""
         return self._index.at(number)[0]
 
     def span(self, number: int) -> tuple[int, int]:
-        """First byte of a line (counted from 0), and the byte behind its line break."""
+        """Offsets of the first byte of a line (counted from 0) and of the byte after its line break."""
         start, end = self._index.at(number, 2)
         return start, end
 
@@ -58,10 +58,10 @@ class LineIndex:
 
 
 class IndexCache:
-    """Counts and indexes of files, in a folder; without one, they last as long as the process.
+    """Cache of record counts and indexes in a folder, or for the lifetime of the process without one.
 
     Args:
-        folder: Made when something is first written to it.
+        folder: Created on the first write.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -69,7 +69,7 @@ class IndexCache:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def lines(self, path: Path) -> int:
-        """Number of lines of a file, the last one counted with or without its line break.
+        """Number of lines of a file; the last line counts even without a line break.
 
         Raises:
             DataError: A compressed file is damaged.
@@ -77,11 +77,11 @@ class IndexCache:
         return self.number(path, "lines", lambda: count_lines(path))
 
     def number(self, path: Path, what: str, find: Callable[[], int]) -> int:
-        """A number that a whole pass over a file finds, and the next run need not find again.
+        """A number that takes a full pass over a file; computed once and cached.
 
         Args:
             path: The file.
-            what: What is counted.
+            what: What is counted: part of the cache file's name.
             find: Makes the pass.
         """
         kept = self._kept(path, f"{what}.count", 1, lambda: [_words([find()])])
@@ -90,22 +90,22 @@ class IndexCache:
         return number
 
     def line_index(self, path: Path) -> LineIndex:
-        """Where the lines of a plain file begin."""
+        """The line index of a plain file."""
         return LineIndex(self.index(path, "lines", 1, lambda: line_starts(path)))
 
     def index(self, path: Path, what: str, width: int, find: Callable[[], Iterable[bytes]]) -> Index:
-        """An index that a whole pass over a file makes, and the next run need not make again.
+        """An index that takes a full pass over a file; built once and cached.
 
         Args:
             path: The file.
-            what: What begins at the offsets.
-            width: IndexArray for each of these.
-            find: Makes the pass, and gives the numbers as little-endian 64-bit words.
+            what: What is indexed: part of the cache file's name.
+            width: Numbers per row.
+            find: Makes the pass and yields the numbers as little-endian 64-bit words.
         """
         return self._kept(path, f"{what}.index", width, find)
 
     def _kept(self, path: Path, kind: str, width: int, find: Callable[[], Iterable[bytes]]) -> Index:
-        """What is known about a file; made where it is not there, or not as it was written."""
+        """Open a cached count or index; build it if it is missing or damaged."""
         name, state = _identity(path)
         identity = blake2b(f"{name} {state} {kind}".encode(), digest_size=16).digest()
         folder = self._writable()
@@ -120,7 +120,7 @@ class IndexCache:
             with new_index(target, find(), width, identity):
                 if _identity(path) != (name, state):
                     raise DataError(
-                        f"A file must not change while it is read, but {path} has changed while it was indexed."
+                        f"A file must not change while it is read, but {path} changed while it was indexed."
                     )
         except OSError as error:
             raise DataError(
@@ -140,7 +140,7 @@ class IndexCache:
                     return self._folder
             except OSError:
                 pass
-            logger.warning("The indexes of corpora are rebuilt in every run, since %s cannot be written.", self._folder)
+            logger.warning("Corpus indexes are rebuilt in every run, since %s is not writable.", self._folder)
             self._folder = None
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="onmt_llm_index_")
@@ -148,7 +148,7 @@ class IndexCache:
 
 
 def count_lines(path: Path) -> int:
-    """Number of lines of a file, the last one counted with or without its line break; runs at disk speed."""
+    """Number of lines of a file, at disk speed; the last line counts even without a line break."""
     lines, last, tell = 0, b"\n", _Progress(path)
     with open_bytes(path) as file:
         skip_mark(file)
@@ -160,7 +160,7 @@ def count_lines(path: Path) -> int:
 
 
 def line_starts(path: Path) -> Iterable[bytes]:
-    """Where each line of a plain file begins, and where the last one ends, as little-endian 64-bit words."""
+    """Offset of every line of a plain file and the end of the last one, as little-endian 64-bit words."""
     tell = _Progress(path)
     with open_bytes(path) as file:
         offset = last = skip_mark(file)
@@ -178,7 +178,7 @@ def line_starts(path: Path) -> Iterable[bytes]:
 
 
 class _Progress:
-    """Says now and then how far a pass over a file is."""
+    """Logs the progress of a pass over a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -210,7 +210,7 @@ def _announce(path: Path, kind: str) -> None:
 
 
 def _identity(path: Path) -> tuple[str, str]:
-    """A name for where a file is, and one for what is in it: its size, time of change, and a sample."""
+    """A hash of a file's path, and one of its state: size, modification time and a sample of its content."""
     info = path.stat()
     state = blake2b(f"{info.st_size} {info.st_mtime_ns} ".encode(), digest_size=8)
     with path.open("rb", buffering=0) as file:

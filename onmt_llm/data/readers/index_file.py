@@ -14,32 +14,32 @@ from onmt_llm.checksums import fast_digest_of_file
 from onmt_llm.errors import DataError
 
 WORD = 8
-"""Bytes of a number."""
+"""Bytes per number."""
 _HEADER = Struct("<8sIIQ16s")
-"""Magic, version, numbers a row, rows, identity of the file."""
+"""Magic, version, numbers per row, rows, identity of the indexed file."""
 _MAGIC = b"onmtidx\n"
 _VERSION = 1
 _DIGEST = 32
-"""Bytes of the checksum at the end, of all that stands before it."""
+"""Bytes of the final checksum, which covers everything before it."""
 
 
 class Unusable(Exception):
-    """An index that is not as it must be; the text says how."""
+    """An index cannot be used; the text gives the reason."""
 
 
 class Index:
-    """Rows of whole numbers in a file.
+    """Rows of integers in a file, read on demand.
 
     Args:
         path: The file.
-        width: IndexArray a row.
-        identity: 16 bytes that name what the index is of.
+        width: Numbers per row.
+        identity: 16 bytes that identify what is indexed.
 
     Attributes:
         count: Number of rows.
 
     Raises:
-        Unusable: It is not as it was written, or of something else.
+        Unusable: The index is damaged, or belongs to something else.
     """
 
     def __init__(self, path: Path, width: int, identity: bytes) -> None:
@@ -49,10 +49,10 @@ class Index:
         self.count = self._checked_count(width, identity)
 
     def at(self, number: int, rows: int = 1) -> list[int]:
-        """The numbers of a row, or of several that follow each other.
+        """The numbers of one row, or of several consecutive ones.
 
         Raises:
-            DataError: The index has gone, or has become shorter.
+            DataError: The index has been removed or truncated.
         """
         wanted = self._row * rows
         try:
@@ -83,7 +83,7 @@ class Index:
             if version != _VERSION:
                 raise Unusable(f"has version {version} instead of {_VERSION}")
             if size != _HEADER.size + count * self._row + _DIGEST or (own_width, own_identity) != (width, identity):
-                raise Unusable("is not of the size, or of the file, that it must be of")
+                raise Unusable("has the wrong size, or belongs to another file")
             if digest != _digest(self._path):
                 raise Unusable("does not match its checksum")
         except OSError as error:
@@ -92,19 +92,20 @@ class Index:
 
     def _changed(self) -> DataError:
         return DataError(
-            f"An index must not change while it is used, but {self._path} has.", hint="start again: it is rebuilt"
+            f"An index must not change while it is used, but {self._path} has.",
+            hint="start again; the index is rebuilt",
         )
 
 
 @contextmanager
 def new_index(target: Path, blocks: Iterable[bytes], width: int, identity: bytes) -> Iterator[None]:
-    """Write an index under a hidden name; it takes its own where the context ends without an error, and is on the disk.
+    """Write an index under a hidden name; rename it once it is on disk and the context ends without an error.
 
     Args:
-        target: Its name.
+        target: Final path.
         blocks: Its rows, as little-endian 64-bit words.
-        width: IndexArray a row.
-        identity: 16 bytes that name what the index is of.
+        width: Numbers per row.
+        identity: 16 bytes that identify what is indexed.
     """
     with replacing(target) as unfinished:
         with open(unfinished, "wb") as file:

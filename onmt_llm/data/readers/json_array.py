@@ -1,4 +1,4 @@
-"""Stream the elements of a file that is one JSON array, such as Alpaca's data, without loading it as a whole."""
+"""`JsonArrayReader`: stream the elements of one large JSON array, such as Alpaca's data, without loading it whole."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from onmt_llm.errors import DataError
 
 _BLOCK = 1 << 17
 _NOT_SPACE = re.compile(rb"[^ \t\r\n]")
-# a whole string (in which brackets mean nothing), a bracket, or a string that goes on behind the buffer
+# a whole string (brackets inside it do not count), a bracket, or a string that continues past the buffer
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|"', re.DOTALL)
 _LITERAL_END = re.compile(rb"[,\]\s]")
 
 
 class JsonArrayReader(NumberedReader):
-    """One example an element. Elements are separated by their brackets; the parser reads what is in them.
+    """Reads one example per element. It only matches brackets to find elements; the parser decodes them.
 
     Args:
         corpus: Its name, for messages.
         path: The file.
-        cache: Of counts and indexes.
+        cache: Stores counts and indexes.
         max_bytes: A longer element is refused.
     """
 
@@ -50,7 +50,7 @@ class JsonArrayReader(NumberedReader):
             self._check_end(mark)
             return None
         if self._byte(mark) != (b"[" if first else b","):
-            wanted = "begin with '['" if first else "have ',' or ']' behind every element"
+            wanted = "begin with '['" if first else "have ',' or ']' after every element"
             raise self._wrong(mark, f"must {wanted}, but has {self._shown(mark)}")
         start = self._skip_space(mark + 1)
         if first and self._byte(start) == b"]":
@@ -58,7 +58,7 @@ class JsonArrayReader(NumberedReader):
             return None
         end = self._element_end(start)
         if end == start:
-            raise self._wrong(start, f"must have an element behind every comma, but has {self._shown(start)}")
+            raise self._wrong(start, f"must have an element after every comma, but has {self._shown(start)}")
         record = Record(
             self._line_of(start),
             (bytes(self._buffer[start:end]),),
@@ -100,11 +100,11 @@ class JsonArrayReader(NumberedReader):
         return number
 
     def _more(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read the next block into the buffer; False at the end of the file."""
         before = self._file.offset
         block = self._file.read_block(_BLOCK)
         if not self._buffer and self._offset == 0:
-            self._offset = self._file.offset - len(block)  # behind the byte-order mark
+            self._offset = self._file.offset - len(block)  # after the byte-order mark
         self._buffer += block
         return self._file.offset > before
 
@@ -112,7 +112,7 @@ class JsonArrayReader(NumberedReader):
         return bytes(self._buffer[place : place + 1])
 
     def _skip_space(self, place: int) -> int:
-        """Place of the next byte that is not white space; the end of the buffer where the file ends."""
+        """Position of the next byte that is not white space; at the end of the file, the end of the buffer."""
         while (found := _NOT_SPACE.search(self._buffer, place)) is None:
             place = len(self._buffer)
             if not self._more():
@@ -136,13 +136,13 @@ class JsonArrayReader(NumberedReader):
                 return place
 
     def _search_end(self, start: int) -> int:
-        """End of an element that is neither text, list nor object."""
+        """End of an element that is not a string, list or object."""
         while (found := _LITERAL_END.search(self._buffer, start)) is None:
             self._more_of(start)
         return found.start()
 
     def _more_of(self, start: int) -> None:
-        """Read on within an element."""
+        """Read the next block of an unfinished element."""
         if len(self._buffer) - start > self._max_bytes:
             raise self._wrong(
                 start,
@@ -155,10 +155,10 @@ class JsonArrayReader(NumberedReader):
     def _check_end(self, place: int) -> None:
         behind = self._skip_space(place + 1)
         if behind < len(self._buffer):
-            raise self._wrong(behind, f"must be one array and nothing else, but has {self._shown(behind)} behind it")
+            raise self._wrong(behind, f"must be the only content of the file, but has {self._shown(behind)} after it")
 
     def _pass(self, end: int) -> None:
-        """Go behind an element."""
+        """Move past an element."""
         self._line += self._buffer.count(b"\n", self._place, end)
         self._offset += end - self._place
         self._number += 1
@@ -171,11 +171,11 @@ class JsonArrayReader(NumberedReader):
         return self._line + 1 + self._buffer.count(b"\n", self._place, place)
 
     def _shown(self, place: int) -> str:
-        """The text at a place, for a message."""
+        """The text at a position, for messages."""
         text = bytes(self._buffer[place : place + 20]).decode("utf-8", "replace").split("\n")[0]
         return f"'{text}'" if text else "nothing more"
 
     def _wrong(self, place: int, problem: str, *, hint: str | None = None) -> DataError:
         where = f"{self.paths[0]}:{self._line_of(place)}"
-        known = "path_json reads one JSON array; path_jsonl reads one JSON object a line"
+        known = "path_json reads one JSON array; path_jsonl reads one JSON object per line"
         return DataError(f"The JSON array at {where} {problem}.", hint=hint or known)

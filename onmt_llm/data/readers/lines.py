@@ -1,7 +1,7 @@
-"""Read the lines of one file, or of several parallel files.
+"""`LineReader`: the lines of one file, or of several parallel files.
 
-Lines end at "\\n" and nowhere else: Python's universal newlines also split at form feeds and U+2028, which silently
-shifts two parallel files against each other.
+Lines end only at "\\n". Python's `str.splitlines` also splits at form feeds and U+2028, which would silently misalign
+parallel files.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from onmt_llm.errors import DataError
 from onmt_llm.log import log_once, logger
 
 MAX_BYTES = 1 << 23
-"""Longest record that is read whole, unless an option says otherwise."""
+"""Default maximum record size."""
 
 _SKIP = 1 << 20
 _LINE_BREAK = 2
 
 
 class LineFile:
-    """The lines of one file as bytes, with the position kept. A byte-order mark at the head is skipped.
+    """The lines of one file as bytes, with the current position. A byte-order mark at the start is skipped.
 
     Args:
         path: The file, plain or compressed.
-        max_bytes: Of a longer line only the beginning is returned: more than so many bytes, and no line break.
+        max_bytes: A longer line is returned truncated: more than `max_bytes` bytes, without a line break.
 
     Attributes:
-        offset: Where the next line begins, in the decompressed file.
+        offset: Start of the next line in the decompressed file.
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -46,10 +46,10 @@ class LineFile:
         self._pushed = b""
 
     def read(self) -> bytes | None:
-        """The next line with its line break, or None at the end.
+        """The next line with its line break; None at the end.
 
         Raises:
-            DataError: The file is damaged, or has become shorter.
+            DataError: The file is damaged, or has shrunk.
         """
         raw = self.read_piece(self._limit)
         if raw is not None and len(raw) == self._limit and not raw.endswith(b"\n"):
@@ -58,7 +58,7 @@ class LineFile:
         return raw
 
     def read_piece(self, most: int) -> bytes | None:
-        """The next line, or what of it fits into so many bytes; None at the end."""
+        """The next line, or its first `most` bytes; None at the end."""
         file = self._file or self._open()
         if self._pushed:
             raw, self._pushed = self._pushed, b""
@@ -71,7 +71,7 @@ class LineFile:
         return raw or None
 
     def read_block(self, most: int) -> bytes:
-        """The next bytes, whatever lines they belong to; none at the end."""
+        """The next bytes, regardless of lines; empty at the end."""
         block = (self._file or self._open()).read(most)
         self.offset += len(block)
         if not block:
@@ -79,12 +79,12 @@ class LineFile:
         return block
 
     def push_back(self, tail: bytes) -> None:
-        """Undo the reading of the last bytes, which hold no line break."""
+        """Return the last bytes read to the file; they must not contain a line break."""
         self._pushed = tail
         self.offset -= len(tail)
 
     def seek(self, offset: int) -> None:
-        """Go to a byte; in a compressed file by reading up to it.
+        """Go to a byte offset; in a compressed file, by reading up to it.
 
         Raises:
             DataError: The file is shorter.
@@ -124,9 +124,7 @@ class LineFile:
 
     def _skip(self, file: BufferedReader, number: int) -> None:
         if number > _SKIP:
-            logger.info(
-                "%s is compressed: reading it up to byte %d, to continue there.", self.path, self.offset + number
-            )
+            logger.info("%s is compressed: reading up to byte %d to resume there.", self.path, self.offset + number)
         while number > 0:
             passed = len(file.read(min(number, _SKIP)))
             if not passed:
@@ -138,14 +136,14 @@ class LineFile:
             self._compare_size(self.offset)
 
     def _compare_size(self, size: int) -> None:
-        """Nothing of a file may be lost while a run reads it, pass after pass; what is added is read."""
+        """A file must not shrink while a run reads it; data appended to it are read."""
         if self._size is not None and size < self._size:
             raise DataError(
-                f"A file must not change while it is read, but {self.path} ends at byte {size}, "
+                f"A file must not shrink while it is read, but {self.path} ends at byte {size} "
                 f"and had {self._size} bytes when it was opened."
             )
         if self._size is not None and size > self._size:
-            log_once(f"{self.path} has grown while it is read: what is new in it is read too.", level=logging.WARNING)
+            log_once(f"{self.path} has grown since it was opened: the new data are read too.", level=logging.WARNING)
         self._size = size
 
     def _too_short(self, offset: int) -> DataError:
@@ -156,14 +154,14 @@ class LineFile:
 
 
 class LineReader:
-    """One example a line: of one file, or of several files that are parallel.
+    """Reads one example per line, from one file or from several parallel files.
 
     Args:
         corpus: Its name, for messages.
         paths: The files.
-        names: The options that named them, for messages.
-        cache: Of counts and indexes.
-        max_bytes: Of a longer line only the beginning is read.
+        names: The options that name the files, for messages.
+        cache: Stores counts and indexes.
+        max_bytes: A longer line is read only up to this size.
     """
 
     def __init__(
@@ -196,13 +194,13 @@ class LineReader:
             raise self._unequal()
         for path in self.paths:
             if is_compressed(path):
-                self._cache.lines(path)  # to the end, since only there a checksum tells whether the file is whole
+                self._cache.lines(path)  # reads to the end, where the checksum is
 
     def read(self) -> Record | None:
         parts = [part for file in self._files if (part := file.read()) is not None]
         if len(parts) < len(self._files):
             if parts:
-                # the files have changed since `check`
+                # the files changed after `check`
                 raise self._unequal()
             return None
         self._line += 1
@@ -266,12 +264,12 @@ class LineReader:
         return DataError(
             f"{' and '.join(self._names)} of corpus '{self.corpus}' must have the same number of lines, "
             f"but {' and '.join(f'{path} has {self._cache.lines(path)} lines' for path in self.paths)}.",
-            hint="a line of one file is lost or broken in two; nothing after it would match",
+            hint="one file has a missing or an extra line; nothing after it would match",
         )
 
 
 def read_lines(source: str | Path) -> Iterator[str]:
-    """The lines of a text file, placeholders left as they are; "-" = standard input.
+    """The lines of a text file, placeholders unchanged; "-" = standard input.
 
     Raises:
         DataError: The file is missing, or holds a byte that is not UTF-8.

@@ -1,4 +1,4 @@
-"""Random access to the records of a plain file whose records may span lines."""
+"""Random access to records that may span several lines, in plain files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from onmt_llm.data.readers.spans import Spans
 from onmt_llm.errors import DataError
 
 _LIKELY = 4096
-"""Bytes of a record that are fetched before its end is known."""
+"""Bytes to prefetch for a record whose length is not known."""
 
 
 class Numbered:
-    """Finds a reader's records through an index of their positions, which it makes when it is first asked.
+    """Finds records through an index of reader positions, which is built on first use.
 
     Args:
-        path: The file that is read.
-        what: What its records are: names the index.
-        cache: Keeps the index.
+        path: The file.
+        what: Kind of record: part of the index's name.
+        cache: Stores the index.
         new: Opens another reader of the file.
     """
 
@@ -76,12 +76,12 @@ class Numbered:
 
 
 class NumberedReader(ABC):
-    """What readers of one file that find their records through an index have in common.
+    """Base class of single-file readers with random access through an index.
 
     Args:
         corpus: Its name, for messages.
         path: The file.
-        cache: Of counts and indexes.
+        cache: Stores counts and indexes.
         file: The file, opened.
     """
 
@@ -114,11 +114,11 @@ class NumberedReader(ABC):
 
     @abstractmethod
     def _what(self) -> str:
-        """What the records are: names the index."""
+        """Kind of record: part of the index's name."""
 
     @abstractmethod
     def _again(self) -> Reader:
-        """Another reader of the same file."""
+        """Open another reader of the same file."""
 
     def skip(self, number: int) -> int:
         return pass_over(self, number)

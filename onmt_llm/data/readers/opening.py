@@ -1,4 +1,4 @@
-"""`open_reader`: choose the reader for the paths of a corpus."""
+"""`open_reader`: choose the reader for a corpus by its path option and file names."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from onmt_llm.errors import ConfigError, DataError
 SOURCES = ("path_src", "path_txt", "path_jsonl", "path_json", "path_table")
 """Path options; a corpus has exactly one of them."""
 BESIDE = ("path_tgt", "path_align", "path_sco")
-"""Options that go with `path_src`, line by line."""
+"""Options that name files parallel to `path_src`."""
 
 
 def open_reader(
     name: str, corpus: CorpusConfig, *, cache: IndexCache | None = None, max_bytes: int = MAX_BYTES
 ) -> Reader:
-    """The reader that a corpus' paths call for; opens nothing yet.
+    """The reader for a corpus; opens no files yet.
 
     Args:
         name: Name of the corpus.
-        corpus: Its paths, and how they are read.
-        cache: Keeps counts and indexes.
-        max_bytes: Longest record.
+        corpus: Its paths and format options.
+        cache: Stores counts and indexes.
+        max_bytes: Maximum record size.
 
     Raises:
-        ConfigError: The corpus names no path, or paths that do not go together.
+        ConfigError: The corpus names no path, or incompatible paths.
         DataError: A pattern matches no file.
     """
     source = _source(name, corpus)
@@ -60,7 +60,7 @@ def open_reader(
 
 
 def row_format(corpus: CorpusConfig) -> RowFormat | None:
-    """How the rows of a corpus are written; None where it does not consist of CSV or TSV files."""
+    """The row format of a corpus of CSV or TSV files; None for other corpora."""
     paths = expand(corpus.path_table or ())
     if not paths or bare_suffix(paths[0]) not in ROW_FILES:
         return None
@@ -68,17 +68,17 @@ def row_format(corpus: CorpusConfig) -> RowFormat | None:
 
 
 def check_readers(readers: Sequence[Reader]) -> None:
-    """Look at all corpora and report all that is wrong with them at once.
+    """Check all corpora and report all problems at once.
 
     Raises:
         ConfigError: A corpus cannot be shuffled.
-        DataError: Files are missing, empty, damaged, of another kind than they should be, or not parallel.
+        DataError: Files are missing, empty, damaged, of the wrong kind, or not parallel.
     """
     check_all([_Filled(reader) for reader in readers])
 
 
 class _Filled:
-    """A check that there is something to read, too."""
+    """Adds a check that the corpus is not empty."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -107,12 +107,12 @@ def _source(name: str, corpus: CorpusConfig) -> str:
 def _parallel(name: str, corpus: CorpusConfig, cache: IndexCache, max_bytes: int) -> list[Reader]:
     if bool(corpus.path_sco) != (corpus.score_threshold is not None):
         has, lacks = ("path_sco", "score_threshold") if corpus.path_sco else ("score_threshold", "path_sco")
-        raise ConfigError(f"Corpus '{name}' must have {lacks} with its {has}, but has none.")
+        raise ConfigError(f"Corpus '{name}' must have {lacks} if it has {has}, but has none.")
     names = [key for key in ("path_src", *BESIDE) if getattr(corpus, key)]
     sides = [expand(getattr(corpus, key)) for key in names]
     if len({len(side) for side in sides}) > 1:
         counts = ", ".join(f"{key} {len(side)}" for key, side in zip(names, sides, strict=True))
-        raise ConfigError(f"The paths of corpus '{name}' must name as many files each, but name: {counts}.")
+        raise ConfigError(f"The paths of corpus '{name}' must name the same number of files each, but name: {counts}.")
     return [
         LineReader(name, paths, names=names, cache=cache, max_bytes=max_bytes) for paths in zip(*sides, strict=True)
     ]

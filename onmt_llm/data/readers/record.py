@@ -1,4 +1,4 @@
-"""`Record`, and the `Reader` protocol."""
+"""`Record`, the `Reader` protocol, and decoding of raw bytes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onmt_llm.errors import DataError
 
 
 class Record(NamedTuple):
-    """What a reader yields.
+    """One undecoded record of a corpus.
 
     Attributes:
-        line: Line (of a table: row) of its file on which the record begins, counted from 1.
-        parts: Raw bytes, without the final line break: one part, or source, target and what goes with them.
+        line: Line (in a table: row) on which the record begins, counted from 1.
+        parts: Raw bytes without the final line break: one part, or those of parallel files (source, target, ...).
         offsets: Byte offset of each part in its file.
         paths: File of each part.
     """
@@ -32,7 +32,7 @@ class Record(NamedTuple):
 
 
 class Reader(Protocol):
-    """A corpus on disk, read in order; where it is made of plain files, also by number."""
+    """A corpus on disk: sequential reading with a position that can be saved; for plain files, also random access."""
 
     @property
     def corpus(self) -> str:
@@ -41,11 +41,11 @@ class Reader(Protocol):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Files read: of a single file (or set of parallel files), in the order of a record's parts."""
+        """The current file, or the current parallel files in the order of a record's parts."""
         ...
 
     def check(self) -> None:
-        """Look at the files before a run starts; raises DataError."""
+        """Check the files before a run starts; raises DataError."""
         ...
 
     def read(self) -> Record | None:
@@ -53,19 +53,19 @@ class Reader(Protocol):
         ...
 
     def skip(self, number: int) -> int:
-        """Pass over as many records; returns how many there were."""
+        """Skip up to `number` records; returns the number skipped."""
         ...
 
     def tell(self) -> list[int]:
-        """Where the next record begins, in plain numbers."""
+        """Position of the next record, as a list of integers."""
         ...
 
     def seek(self, position: Sequence[int]) -> None:
-        """Go to a place that `tell` named; raises DataError where the files cannot hold it."""
+        """Go to a position that `tell` returned; raises DataError if it lies outside the files."""
         ...
 
     def rewind(self) -> None:
-        """Begin the next pass: at the first record, or (shuffled) in the order of the next epoch."""
+        """Start the next pass: at the first record, or (shuffled) in the order of the next epoch."""
         ...
 
     def close(self) -> None:
@@ -73,28 +73,28 @@ class Reader(Protocol):
         ...
 
     def count(self) -> int | None:
-        """Number of records, if `at` can reach each of them at once; builds the index for that. None = it cannot."""
+        """Number of records, if `at` is supported (builds the index if needed); otherwise None."""
         ...
 
     def at(self, number: int) -> Record:
-        """The record of this number, counted from 0, wherever `read` is. Only where `count` is a number."""
+        """The record with this number, counted from 0; does not move `read`. Requires that `count` is not None."""
         ...
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """Told which records `at` will be asked for next: a disk serves many requests together faster than alone."""
+        """Announce the records that `at` will read next, so that the system can prefetch them together."""
         ...
 
 
 def pass_over(reader: Reader, number: int) -> int:
-    """`Reader.skip` by reading."""
+    """`Reader.skip`, implemented by reading."""
     return sum(1 for _ in islice(iter(reader.read, None), number))
 
 
 class BadRecord(DataError):
-    """A record that cannot become an example, while those around it can.
+    """A single record cannot become an example; the records around it are not affected.
 
     Args:
-        reason: Under which it is counted where `on_bad_line` leaves it out.
+        reason: Key under which the record is counted if `on_bad_line` skips it.
     """
 
     def __init__(self, message: str, *, reason: str = "bad_record", hint: str | None = None) -> None:
@@ -103,7 +103,7 @@ class BadRecord(DataError):
 
 
 def decode(raw: bytes, *, path: Path, line: int, offset: int) -> str:
-    """Bytes that begin at a line and an offset of a file, as text.
+    """Decode bytes that begin at the given line and offset of a file.
 
     Raises:
         BadRecord: A byte is not UTF-8; the message names its file, line and offset.
@@ -116,7 +116,7 @@ def decode(raw: bytes, *, path: Path, line: int, offset: int) -> str:
             f"Text must be UTF-8, but {path}:{bad_line} holds the byte 0x{raw[error.start]:02x} "
             f"at offset {offset + error.start} of the file ({error.reason}).",
             reason="bad_utf8",
-            hint="convert the file with iconv, repair the line, or leave such lines out: on_bad_line: skip",
+            hint="convert the file with iconv, repair the line, or skip such lines: on_bad_line: skip",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files: their boundaries, fields and column names."""
+"""`RowReader`: rows of CSV and TSV files, their fields and column names."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ csv.field_size_limit(1 << 31 - 1)
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How rows are written.
+    """The format of rows.
 
     Attributes:
-        delimiter: Between fields.
-        quoted: Fields may stand in double quotes, and then hold delimiters and line breaks (RFC 4180). Otherwise a
-            quote is a character like any other.
-        columns: Names of the columns of files that have no header; None = the first row names them.
+        delimiter: Separates fields.
+        quoted: Fields may be in double quotes and may then contain delimiters and line breaks (RFC 4180). If False, a
+            quote is an ordinary character.
+        columns: Column names for files without a header; None = the first row is the header.
     """
 
     delimiter: str
@@ -36,7 +36,7 @@ class RowFormat:
 
     @classmethod
     def of(cls, paths: Sequence[Path], delimiter: str | None, columns: Sequence[str] | None) -> RowFormat:
-        """As the ending of the files says: commas and quotes in .csv, tabs and no quotes in .tsv."""
+        """Defaults by suffix: commas and quotes for .csv, tabs and no quotes for .tsv."""
         quoted = bare_suffix(paths[0]) == ".csv"
         return cls(delimiter or ("," if quoted else "\t"), quoted, tuple(columns) if columns else None)
 
@@ -44,7 +44,7 @@ class RowFormat:
         """The fields of a row.
 
         Raises:
-            ValueError: Its quotes are not as they must be.
+            ValueError: The quoting is invalid.
         """
         if not self.quoted:
             return text.split(self.delimiter)
@@ -56,13 +56,13 @@ class RowFormat:
 
 
 class RowReader(NumberedReader):
-    """One example a row.
+    """Reads one example per row.
 
     Args:
         corpus: Its name, for messages.
         path: The file.
-        rows: How its rows are written.
-        cache: Of counts and indexes.
+        rows: The format of its rows.
+        cache: Stores counts and indexes.
         max_bytes: A longer row is refused.
     """
 
@@ -81,7 +81,7 @@ class RowReader(NumberedReader):
             return
         header(path, self._rows)
         if self._rows.quoted:
-            # an open quote swallows what follows; better to know before the run
+            # an unclosed quote swallows the following rows: find it before the run
             self._cache.number(path, "rows", self._count)
         elif is_compressed(path):
             self._cache.lines(path)
@@ -116,7 +116,7 @@ class RowReader(NumberedReader):
         return number
 
     def _read_row(self) -> bytes | None:
-        """The next row: a line, or several where a line break stands in quotes."""
+        """The next row: one line, or several if there are line breaks within quotes."""
         raw = self._file.read()
         if raw is None:
             return None
@@ -128,9 +128,9 @@ class RowReader(NumberedReader):
             raw = self._file.read()
             if raw is None or size > self._max_bytes:
                 raise DataError(
-                    f"Every quote must be closed, but one that {self.paths[0]}:{first} opens is not"
+                    f"Every quote must be closed, but one opened at {self.paths[0]}:{first} is not"
                     + (" by the end of the file." if raw is None else f" within {self._max_bytes} bytes."),
-                    hint='a quote within a field is written "", and the field stands in quotes',
+                    hint='write a quote within a field as "", and put the field in quotes',
                 )
             self._line += 1
             size += len(raw)
@@ -140,7 +140,7 @@ class RowReader(NumberedReader):
 
 
 def header(path: Path, rows: RowFormat) -> list[str]:
-    """The names of a file's columns.
+    """The column names of a file.
 
     Raises:
         DataError: The first row does not name columns.
@@ -154,10 +154,10 @@ def header(path: Path, rows: RowFormat) -> list[str]:
     try:
         names = rows.fields(decode(raw, path=path, line=1, offset=0))
     except ValueError as error:
-        raise DataError(f"The header of {path} must be a row, but cannot be read as one: {error}.") from error
+        raise DataError(f"The header of {path} must be a valid row, but is not: {error}.") from error
     if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
         raise DataError(
-            f"The first row of {path} must name every column, each by another name, but is {', '.join(names)!r}.",
+            f"The first row of {path} must give every column a name of its own, but is {', '.join(names)!r}.",
             hint="columns: [...] names the columns of a file without a header",
         )
     return names

@@ -1,4 +1,4 @@
-"""Global shuffle: read a corpus in a new random order every epoch, without holding the order in memory."""
+"""`ShuffledReader`: global shuffle in a new order every epoch, without storing the order in memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ IndexArray = npt.NDArray[np.uint64]
 
 
 class Permutation:
-    """The numbers below `count` in an order that a key chooses, each found by itself.
+    """A pseudo-random permutation of the numbers below `count`, determined by a key and computed element by element.
 
-    A Feistel cipher over the next power of two, applied until it lands below `count` ("cycle walking", Black and
+    A Feistel cipher over the next power of two, applied until the result is below `count` ("cycle walking", Black and
     Rogaway 2002): a bijection whatever its round function, in a few operations and no memory.
 
     Args:
-        count: How many numbers.
-        key: Of the order.
+        count: Number of elements.
+        key: Seed of the order.
     """
 
     def __init__(self, count: int, key: str) -> None:
@@ -39,7 +39,7 @@ class Permutation:
         self._keys = np.frombuffer(digest, "<u8")
 
     def __call__(self, numbers: IndexArray) -> IndexArray:
-        """Where each number goes."""
+        """The image of each number."""
         out = self._cipher(numbers)
         outside = np.flatnonzero(out >= self.count)
         while len(outside):
@@ -51,21 +51,21 @@ class Permutation:
         width, other = self._widths
         left, right = numbers >> np.uint64(width), numbers & _mask(width)
         for key in self._keys:
-            # after each round the halves have changed places, and widths
+            # every round swaps the two halves, and their widths
             left, right = right, left ^ (_mix(right + key) & _mask(other))
             width, other = other, width
         return (left << np.uint64(width)) | right
 
 
 class ShuffledReader:
-    """The records of another reader, all of them in each pass, in an order that seed and pass choose.
+    """Reads every record of another reader once per pass, in an order determined by seed and pass.
 
-    The position is a number and a pass: the same whoever reads, so ranks and workers agree on the order.
+    The position consists of a record number and a pass, so all ranks and workers agree on the order.
 
     Args:
-        corpus: Its name: other corpora have other orders.
-        inner: A reader that finds records by number.
-        seed: Of the order.
+        corpus: Name of the corpus; every corpus has its own order.
+        inner: A reader with random access.
+        seed: Seed of the order.
     """
 
     def __init__(self, corpus: str, inner: Reader, seed: int) -> None:
@@ -83,10 +83,10 @@ class ShuffledReader:
         return self._inner.paths
 
     def check(self) -> None:
-        """As of the reader within; makes its index.
+        """Check the inner reader and build its index.
 
         Raises:
-            ConfigError: It cannot find records by number.
+            ConfigError: The inner reader has no random access.
         """
         self._inner.check()
         self.count()
@@ -124,15 +124,15 @@ class ShuffledReader:
             self._count = self._inner.count()
         if self._count is None:
             raise ConfigError(
-                f"Corpus '{self.corpus}' must consist of plain files of text, JSON or rows, or of Arrow tables, since "
+                f"Corpus '{self.corpus}' must consist of plain text, JSON, CSV or TSV files, or of Arrow tables, since "
                 f"'shuffle' is global, but has {self.paths[0]}.",
-                hint="decompress it, or turn Parquet into Arrow or JSONL; without shuffle, batches are still shuffled "
+                hint="decompress it, or convert Parquet to Arrow or JSONL; without shuffle, batches are still shuffled "
                 "within a bucket",
             )
         return self._count
 
     def at(self, number: int) -> Record:
-        """The record that comes as this one in the present pass."""
+        """The record at this position of the current pass."""
         return self._inner.at(self._places(number, 1)[0])
 
     def expect(self, numbers: Sequence[int]) -> None:
@@ -146,7 +146,7 @@ class ShuffledReader:
 
 
 def _mix(numbers: IndexArray) -> IndexArray:
-    """IndexArray that look random, one for each (the finaliser of SplitMix64)."""
+    """Hash each number (the finaliser of SplitMix64)."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))

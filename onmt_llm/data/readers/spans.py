@@ -12,7 +12,7 @@ from onmt_llm.errors import DataError
 
 
 class Spans:
-    """Stretches of a plain file, wherever they are."""
+    """Byte ranges of a plain file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -22,15 +22,15 @@ class Spans:
         """The bytes from `start` to `end`.
 
         Raises:
-            DataError: The file is shorter.
+            DataError: The file has shrunk.
         """
         raw = os.pread(self._fileno(), end - start, start)
         if len(raw) < end - start:
-            raise DataError(f"A file must not change while it is read, but {self._path} has become shorter.")
+            raise DataError(f"A file must not shrink while it is read, but {self._path} has.")
         return raw
 
     def expect(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Have the system fetch stretches that will be read next, all at once."""
+        """Ask the system to prefetch ranges that will be read next."""
         if hasattr(os, "posix_fadvise"):
             file = self._fileno()
             for start, end in spans:

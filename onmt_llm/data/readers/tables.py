@@ -1,4 +1,4 @@
-"""Read the rows of Parquet and Arrow tables as JSON objects, which are parsed like JSONL."""
+"""`TableReader`: rows of Parquet and Arrow tables as JSON objects, which are parsed like JSONL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onmt_llm.optional import require
 TABLE_FILES = (".parquet", ".arrow", ".feather")
 
 TableRow = dict[str, Any] | bytes
-"""Values by column; or text that is not UTF-8, for the parser to refuse."""
+"""Values by column; or bytes that are not UTF-8, which the parser refuses."""
 
 _FEATURE = "A Parquet or Arrow table"
 _ARROW = b"ARROW1"
@@ -25,12 +25,12 @@ _ROWS = 1024
 
 
 class TableReader:
-    """One example a row.
+    """Reads one example per row.
 
     Args:
         corpus: Its name, for messages.
         path: A Parquet file, an Arrow file or an Arrow stream (what Hugging Face `datasets` writes).
-        wanted: Columns that examples may be made of; only these are read.
+        wanted: Columns that an example may use; only these are read.
     """
 
     def __init__(self, corpus: str, path: Path, *, wanted: Collection[str]) -> None:
@@ -92,7 +92,7 @@ class TableReader:
         return self._record(number + 1, next(table.rows(number, 1)))
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """Nothing: the rows of mapped tables are the system's to fetch."""
+        """Do nothing: the table is memory-mapped."""
 
     def _open(self) -> _Parquet | _Arrow:
         if self._table is None:
@@ -122,11 +122,11 @@ class TableReader:
 
 
 class _Parquet:
-    """A Parquet file: row groups, decoded a stretch at a time.
+    """A Parquet file: row groups, decoded in blocks of rows.
 
     Attributes:
-        names: All its columns.
-        columns: Those that are read.
+        names: All columns.
+        columns: The columns that are read.
         num_rows: Number of rows.
     """
 
@@ -139,7 +139,7 @@ class _Parquet:
         self._ends = list(accumulate(self._file.metadata.row_group(group).num_rows for group in groups))
 
     def rows(self, start: int) -> Iterator[TableRow]:
-        """The rows from one on."""
+        """The rows from `start` on."""
         if start >= self.num_rows:
             return
         group = bisect_right(self._ends, start)
@@ -153,11 +153,11 @@ class _Parquet:
 
 
 class _Arrow:
-    """An Arrow file or stream, mapped into memory: any row is at hand.
+    """An Arrow file or stream, memory-mapped, with random access to rows.
 
     Attributes:
-        names: All its columns.
-        columns: Those that are read.
+        names: All columns.
+        columns: The columns that are read.
         num_rows: Number of rows.
     """
 
@@ -181,7 +181,7 @@ class _Arrow:
         self._valid: set[int] = set()
 
     def rows(self, start: int, count: int | None = None) -> Iterator[TableRow]:
-        """The rows from one on: so many, or all."""
+        """The rows from `start` on: `count` of them, or all."""
         end = self.num_rows if count is None else start + count
         while start < end:
             number = bisect_right(self._ends, start)
@@ -192,7 +192,7 @@ class _Arrow:
             start += size
 
     def _checked(self, number: int) -> Any:
-        """A batch whose offsets and indexes are sure to point into it, with the columns that are read."""
+        """A validated record batch (its offsets stay within it), reduced to the columns that are read."""
         batch = self._batch(number)
         if number not in self._valid:
             batch.validate(full=True)
@@ -209,7 +209,7 @@ def _dicts(batch: Any) -> Iterator[TableRow]:
 
 
 def _dict(row: Any) -> TableRow:
-    """One row; if it holds text that is not UTF-8, that text."""
+    """One row; if it holds text that is not UTF-8, the bytes of that text."""
     try:
         values: dict[str, Any] = row.to_pylist()[0]
     except UnicodeDecodeError as error:
@@ -224,4 +224,4 @@ def _errors() -> tuple[type[Exception], ...]:
 def _unreadable(path: Path, error: Exception) -> DataError:
     kind = "Parquet" if path.suffix == ".parquet" else "Arrow"
     reason = str(error).split("\n")[0].rstrip(".")
-    return DataError(f"{path} must be a whole {kind} file, but cannot be read: {reason}.")
+    return DataError(f"{path} must be a whole {kind} file, but is not readable: {reason}.")

@@ -41,7 +41,7 @@ def test_a_truncated_file_is_refused(compress: tuple[Callable[[bytes], bytes], P
     file.write_bytes(data[: int(left * len(data))])
     with pytest.raises(DataError, match=f"{file.name} must be a whole .* file") as error:
         list(read_lines(file))
-    assert " -t shows whether it is whole" in str(error.value.hint)
+    assert " -t tests the file" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.95])

@@ -24,7 +24,7 @@ Write = Callable[[str, "str | bytes"], str]
         ("t.gz", b"", "gzip file where its name says so, but .* is empty", None),
         ("t.gz", gzip.compress(gzip.compress(b"a\n", mtime=0), mtime=0), "is compressed again", None),
         ("t", "text\n".encode("utf-16-le") * 20, "UTF-16", "iconv"),
-        ("t", b"a\rb\rc\r", "carriage returns alone", "tr "),
+        ("t", b"a\rb\rc\r", "a carriage return only", "tr "),
         ("t", b"x" * 257 + b"ustar" + b"x" * 300, "is a tar archive", "tar -xf"),
         ("t", b"PK\x03\x04" + bytes(30), "but .*t is ", None),
     ],

@@ -63,7 +63,7 @@ def test_a_file_that_changes_while_it_is_indexed_is_refused(
         return []
 
     monkeypatch.setattr(index_module, "line_starts", grow)
-    with pytest.raises(DataError, match=r"a.txt has changed while it was indexed"):
+    with pytest.raises(DataError, match=r"a.txt changed while it was indexed"):
         IndexCache(tmp_path / "cache").line_index(file)
     assert not list((tmp_path / "cache").iterdir())
 
@@ -74,7 +74,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None
     reader = open_reader("a", CorpusConfig(path_src=str(path)))
     assert reader.read()
     path.write_bytes(b"line\n" * 10)
-    with pytest.raises(DataError, match="must not change while it is read"):
+    with pytest.raises(DataError, match="must not shrink while it is read"):
         list(iter(reader.read, None))
 
 
@@ -90,5 +90,5 @@ def test_what_cannot_be_reached_by_number_cannot_be_shuffled(tmp_path: Path) -> 
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(b"a\nb\n"))
     reader = ShuffledReader("c", open_reader("c", CorpusConfig(path_src=str(path))), seed=1)
-    with pytest.raises(ConfigError, match=r"'c' must consist of plain files .* but has .*a\.gz"):
+    with pytest.raises(ConfigError, match=r"'c' must consist of plain text, .* but has .*a\.gz"):
         reader.check()

@@ -50,11 +50,11 @@ def test_a_saved_position_continues_with_the_next_element(write: Write) -> None:
     [
         ('{"a": 1}', r"a.json:1 must begin with '\['"),
         ('[{"a": 1}\n{"b": 2}]', r"a.json:2 must have ',' or '\]'"),
-        ('[{"a": 1},\n\n]', "a.json:3 must have an element behind every comma"),
+        ('[{"a": 1},\n\n]', "a.json:3 must have an element after every comma"),
         ('[{"a": 1},\n{"b": "x', "a.json:2 must be a whole array"),
         ("[{}", "must have"),
         ("[1", "must be a whole array"),
-        ("[{}] more", "must be one array and nothing else, but has 'more'"),
+        ("[{}] more", "must be the only content of the file, but has 'more' after it"),
         ("", "must begin"),
     ],
 )

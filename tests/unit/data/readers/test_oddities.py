@@ -148,6 +148,6 @@ def test_a_corpus_that_shrinks_between_two_passes_is_refused(tmp_path: Path) -> 
     reader = open_reader("x", CorpusConfig(path_src=str(path)))
     assert sum(1 for _ in iter(reader.read, None)) == 2000
     path.write_bytes(TEXT[:5000])
-    with pytest.raises(DataError, match=r"ends at byte 5000, and had \d+ bytes"):
+    with pytest.raises(DataError, match=r"ends at byte 5000 and had \d+ bytes"):
         reader.rewind()
         reader.read()

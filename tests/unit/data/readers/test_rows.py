@@ -79,7 +79,7 @@ def test_a_saved_position_continues_with_the_next_row(write: Write) -> None:
 
 def test_an_open_quote_is_found_before_the_run(write: Write) -> None:
     reader = open_rows(write("x.csv", 'a,b\n1,2\n3,"open\n4,5\n'))
-    with pytest.raises(DataError, match=r"one that .*x.csv:3 opens is not by the end of the file") as error:
+    with pytest.raises(DataError, match=r"one opened at .*x.csv:3 is not by the end of the file") as error:
         reader.check()
     assert '""' in str(error.value.hint)
     long = open_rows(write("y.csv", 'a,b\n1,"' + "x\n" * 500 + '"\n'), max_bytes=100)
@@ -90,10 +90,10 @@ def test_an_open_quote_is_found_before_the_run(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("a,a\n1,2\n", "each by another name"),
-        ("a,\n1,2\n", "must name every column"),
-        ("\n1,2\n", "must name every column"),
-        ('"a"b,c\n', "must be a row"),
+        ("a,a\n1,2\n", "a name of its own"),
+        ("a,\n1,2\n", "must give every column a name"),
+        ("\n1,2\n", "must give every column a name"),
+        ('"a"b,c\n', "must be a valid row"),
     ],
 )
 def test_a_header_must_name_columns(write: Write, content: str, problem: str) -> None:
