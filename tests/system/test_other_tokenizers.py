@@ -1,8 +1,9 @@
-"""A run trains with the tokeniser that its checkpoints store, whatever the files are called."""
+"""A run trains with the tokeniser, start token and template that its checkpoints store."""
 
 from __future__ import annotations
 
 import io
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import pytest
 import yaml
 
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.train import main
+from onmt_llm.text.codec import Codec
+from onmt_llm.text.templates.message import Message
+from onmt_llm.training.setup.start import open_start
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -86,3 +91,44 @@ def test_files_of_any_name_stay_apart(folder: Path, names: tuple[str, str]) -> N
     assert train("base", pairs, **files, **MODEL) == 0
     assert stored("base") == [(folder / name).read_bytes() for name in names]
     assert len(Checkpoint.open("base/m_step_1").codec().encode("ab")) > 0
+
+
+def test_a_tokenising_transform_without_a_model_needs_its_kind_in_the_checkpoint(folder: Path, capfd: Any) -> None:
+    (folder / "words.txt").write_text("\n".join(sorted({word for line in text(1) for word in line.split()})) + "\n")
+    assert train("pieces", src_subword_model="one.model", **MODEL) == 0
+    assert train("words", transforms=[], src_vocab="words.txt", **MODEL) == 0
+    refused = {
+        ("pieces", "bpe"): "must find its kind of tokeniser in the checkpoint, but finds one of kind 'sentencepiece'",
+        ("words", "sentencepiece"): "needs a src_subword_model, or a tokeniser in the checkpoint, but has none",
+    }
+    for (base, transform), sentence in refused.items():
+        capfd.readouterr()
+        assert train("other", transforms=[transform], train_from=f"{base}/m_step_1", reset_optim="all") == 2
+        error = capfd.readouterr().err
+        assert sentence in error and "Traceback" not in error
+    assert train("same", train_from="pieces/m_step_1", reset_optim="all") == 0
+    assert stored("same") == [(folder / "one.model").read_bytes()] * 2
+
+
+def codec_of_run(name: str) -> Codec:
+    """The codec that the run trains with."""
+    return open_start(load_job("onmt_llm_train", ["-config", f"{name}.yaml"]).job).codec
+
+
+def test_a_resumed_run_has_the_start_token_and_the_template_of_the_first_run(folder: Path) -> None:
+    assert train("base", src_subword_model="one.model", **MODEL) == 0
+    base = Checkpoint.open("base/m_step_1").codec()
+    start = base.vocab[5]
+    (folder / "chat.jsonl").write_text(json.dumps({"prompt": "ab", "answer": "cd"}) + "\n")
+    (folder / "layout.jinja").write_text("{% for message in messages %}{{ message.content }};{% endfor %}")
+    corpus = {"path_jsonl": "chat.jsonl", "template": "layout.jinja"}
+    assert train("run", corpus, train_from="base/m_step_1", reset_optim="all", decoder_start_token=start) == 0
+    first = codec_of_run("run")
+    assert train("run", corpus, train_from="run/m_step_1", train_steps=2, decoder_start_token=start) == 0
+    resumed = codec_of_run("run")
+    assert base.bos != start == first.bos
+    assert base.config.template is None and first.config.template is not None
+    assert first.config == resumed.config and list(first.vocab) == list(resumed.vocab)
+    messages = [Message("user", "ab")]
+    for codec in (resumed, Checkpoint.open("run/m_step_1").codec(), Checkpoint.open("run/m_step_2").codec()):
+        assert codec.bos == start and codec.encode_chat(messages) == first.encode_chat(messages)
