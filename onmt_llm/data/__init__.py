@@ -6,5 +6,5 @@ corpora into one sequence of records, cuts it into buckets and assigns them to r
 by the trainer or by a worker process (`workers`). Its batches depend only on its records, the options,
 the seed and its number, so a run resumes exactly with any number of workers and ranks.
 
-Read `spec`, `example`, `corpus`, `workers/bucket` and `pipeline`, in this order.
+Read `spec`, `example`, `corpus`, `bucket` and `pipeline`, in this order.
 """

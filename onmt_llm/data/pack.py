@@ -6,8 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,7 @@ def _pack(spec: PipelineSpec, output: Path, head: Mapping[str, Any], processes: 
     codec = spec.codec
     with _complete(output) as unfinished:
         vocab_size = max(len(codec.vocab), len(codec.src_vocab))
-        work = partial(_write_shard, unfinished, vocab_size)
+        work = _WriteShard(unfinished, vocab_size)
         for _, (counts, entry, found) in run_chunks(spec, work, processes=processes, size=SHARD_RECORDS):
             total.add(counts)
             shards.append(entry)
@@ -163,16 +162,23 @@ def _pack(spec: PipelineSpec, output: Path, head: Mapping[str, Any], processes: 
         )
 
 
-def _write_shard(
-    folder: Path, vocab_size: int, corpus: Corpus, chunk: RecordChunk
-) -> tuple[CorpusCounts, dict[str, Any], tuple[ArrayName, ...] | None]:
-    writer = ShardWriter(vocab_size)
-    total = CorpusCounts()
-    for start in range(0, len(chunk.records), _GROUP):
-        for line, examples, counts in _each(corpus, chunk.records[start : start + _GROUP]):
-            writer.add(line, examples, skipped_counts(counts))
-            total.add(counts)
-    return total, writer.write(folder, chunk.number), writer.parts
+@dataclass(frozen=True)
+class _WriteShard:
+    """Writes a chunk as a shard into a folder."""
+
+    folder: Path
+    vocab_size: int
+
+    def __call__(
+        self, corpus: Corpus, chunk: RecordChunk
+    ) -> tuple[CorpusCounts, dict[str, Any], tuple[ArrayName, ...] | None]:
+        writer = ShardWriter(self.vocab_size)
+        total = CorpusCounts()
+        for start in range(0, len(chunk.records), _GROUP):
+            for line, examples, counts in _each(corpus, chunk.records[start : start + _GROUP]):
+                writer.add(line, examples, skipped_counts(counts))
+                total.add(counts)
+        return total, writer.write(self.folder, chunk.number), writer.parts
 
 
 Place = tuple[Path | None, int]

@@ -6,19 +6,17 @@ the chunks, so nothing depends on the number of processes.
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.readers import Record, check_readers
 from onmt_llm.data.seeding import derived_seed
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
+from onmt_llm.data.workers.pool import InlinePool, ProcessPool, WorkerPool
 
 ResultT = TypeVar("ResultT")
 
@@ -38,12 +36,46 @@ class RecordChunk:
     records: list[Record]
 
 
-Work = Callable[[Corpus, RecordChunk], ResultT]
-"""What is made of a chunk. A function of a module, so that other processes find it; `corpus.counts` begin at zero."""
+ChunkWork = Callable[[Corpus, RecordChunk], ResultT]
+"""What is made of a chunk; `corpus.counts` begin at zero. An object of a class of ours, so that workers accept it."""
+
+
+@dataclass(frozen=True)
+class ChunkJob(Generic[ResultT]):
+    """The processing of chunks, as the job of a worker pool.
+
+    Attributes:
+        spec: The corpora, and what happens to them.
+        work: What is made of a chunk.
+    """
+
+    spec: PipelineSpec
+    work: ChunkWork[ResultT]
+    without_processes: ClassVar[str] = "num_threads: 1"
+    less_memory: ClassVar[str] = "fewer num_threads"
+
+    @property
+    def plugins(self) -> Sequence[str]:
+        return self.spec.data.plugins
+
+    def open(self) -> Callable[[RecordChunk], ResultT]:
+        return self.on(open_corpora(self.spec))
+
+    def on(self, opened: Sequence[Corpus]) -> Callable[[RecordChunk], ResultT]:
+        """The function from a chunk to its result, with these corpora."""
+
+        def run(chunk: RecordChunk) -> ResultT:
+            corpus = opened[chunk.corpus]
+            for place, transform in enumerate(corpus.transforms):
+                transform.reseed(derived_seed(self.spec.seed, corpus.name, chunk.number, place))
+            corpus.counts = CorpusCounts()
+            return self.work(corpus, chunk)
+
+        return run
 
 
 def run_chunks(
-    spec: PipelineSpec, work: Work[ResultT], *, n_sample: int = -1, processes: int = 1, size: int
+    spec: PipelineSpec, work: ChunkWork[ResultT], *, n_sample: int = -1, processes: int = 1, size: int
 ) -> Iterator[tuple[int, ResultT]]:
     """(index of the corpus, result) of every chunk, in order.
 
@@ -59,28 +91,14 @@ def run_chunks(
     """
     opened = open_corpora(spec)
     check_readers([corpus.reader for corpus in opened])
-    chunks = _chunks(opened, n_sample, size)
-    if processes == 1:
-        for chunk in chunks:
-            yield chunk.corpus, _work(opened, spec.seed, work, chunk)
-        return
-    # spawned, not forked: tokenisers have threads, which a fork would leave half alive
-    context = multiprocessing.get_context("spawn")
-    level = spec.data.skip_empty_level
-    quiet = spec.data.model_copy(update={"skip_empty_level": "error" if level == "error" else "silent"})
-    there = replace(spec, data=quiet)
-    with ProcessPoolExecutor(processes, context, initializer=_open_here, initargs=(there,)) as pool:
-        waiting: deque[tuple[int, Future[ResultT]]] = deque()
-        for chunk in chunks:
-            waiting.append((chunk.corpus, pool.submit(_work_here, work, chunk)))
-            if len(waiting) > 2 * processes:
-                index, future = waiting.popleft()
-                yield index, future.result()
-        for index, future in waiting:
-            yield index, future.result()
+    job = ChunkJob(spec, work)
+    pool: WorkerPool[RecordChunk, ResultT] = (
+        InlinePool(job.on(opened)) if processes == 1 else ProcessPool(job, processes)
+    )
+    return pool.run((chunk.corpus, chunk) for chunk in _chunks(opened, n_sample, size))
 
 
-def _chunks(opened: list[Corpus], n_sample: int, size: int) -> Iterator[RecordChunk]:
+def _chunks(opened: Sequence[Corpus], n_sample: int, size: int) -> Iterator[RecordChunk]:
     for index, corpus in enumerate(opened):
         records = iter(corpus.reader.read, None)
         wanted = records if n_sample < 0 else islice(records, n_sample)
@@ -89,25 +107,3 @@ def _chunks(opened: list[Corpus], n_sample: int, size: int) -> Iterator[RecordCh
             yield RecordChunk(index, number, chunk)
             number += 1
         corpus.reader.close()
-
-
-def _work(opened: list[Corpus], seed: int, work: Work[ResultT], chunk: RecordChunk) -> ResultT:
-    corpus = opened[chunk.corpus]
-    for place, transform in enumerate(corpus.transforms):
-        transform.reseed(derived_seed(seed, corpus.name, chunk.number, place))
-    corpus.counts = CorpusCounts()
-    return work(corpus, chunk)
-
-
-_corpora: list[Corpus] = []
-_seed = 0
-
-
-def _open_here(spec: PipelineSpec) -> None:
-    """What a new process does first."""
-    global _seed
-    _corpora[:], _seed = open_corpora(spec), spec.seed
-
-
-def _work_here(work: Work[ResultT], chunk: RecordChunk) -> ResultT:
-    return _work(_corpora, _seed, work, chunk)

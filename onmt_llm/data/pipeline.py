@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from onmt_llm.data.bucket import BucketBuilder, BucketJob, BucketTask, Prepared
 from onmt_llm.data.corpus import open_corpora
 from onmt_llm.data.inspection.audit import check_added_tokens
 from onmt_llm.data.readers import check_readers
@@ -20,7 +21,6 @@ from onmt_llm.data.sampling.mixing import Mixer, WeightedCorpus, count_records, 
 from onmt_llm.data.sampling.sharding import Assignment, Position, assign, reassign
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
-from onmt_llm.data.workers.bucket import BucketBuilder, BucketTask
 from onmt_llm.data.workers.pool import InlinePool, ProcessPool, WorkerPool
 from onmt_llm.data.workers.prefetch import prefetch
 from onmt_llm.errors import DataError
@@ -177,7 +177,7 @@ class Pipeline:
         counts, kept_epochs = _counts(state), dict(state["kept_epochs"])
         position = Position.from_dict(state["position"])
         epochs = {name: corpus["epoch"] for name, corpus in position.mixer["corpora"].items()}
-        for assignment, prepared in self._pool().prepare(self._tasks(position)):
+        for assignment, prepared in self._pool().run(self._tasks(position)):
             shared = {"version": _STATE_VERSION, "plan": self._plan, "rank": self._rank, "world_size": self._world_size}
             begun = {**shared, "kept_epochs": kept_epochs, "counts": _plain(counts)}
             counts = _added(counts, prepared.counts)
@@ -205,11 +205,11 @@ class Pipeline:
             yield assignment, BucketTask(assignment.share, assignment.records, audit=not self._audited)
             self._audited = True
 
-    def _pool(self) -> WorkerPool:
+    def _pool(self) -> WorkerPool[BucketTask, Prepared]:
         """Validation needs no processes of its own: its little data is prepared in a thread."""
         batching = self._spec.batching
         if batching.num_workers and batching.worker_type == "process" and self._spec.training:
-            return ProcessPool(self._spec, batching.num_workers)
+            return ProcessPool(BucketJob(self._spec), batching.num_workers)
         return InlinePool(BucketBuilder(self._spec, self._corpora))
 
     def _own(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

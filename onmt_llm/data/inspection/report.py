@@ -110,7 +110,7 @@ def measure(spec: PipelineSpec, *, n_sample: int = -1, processes: int = 1) -> li
         mine, size = replace(spec, corpora=part, training=training), spec.batching.bucket_size
         counts = {name: CorpusCounts() for name in part}
         names = list(part)
-        for index, found in run_chunks(mine, _count, n_sample=n_sample, processes=processes, size=size):
+        for index, found in run_chunks(mine, _Count(), n_sample=n_sample, processes=processes, size=size):
             counts[names[index]].add(found)
         reports += [_report(name, part[name], spec.data, counts[name], training) for name in names]
     return reports
@@ -173,10 +173,13 @@ def lengths_at(lengths: Mapping[int, int]) -> dict[str, int]:
     return {name: percentile(lengths, share) for name, share in PERCENTILES.items()}
 
 
-def _count(corpus: Corpus, chunk: RecordChunk) -> CorpusCounts:
-    for example in corpus.examples(chunk.records):
-        corpus.encode(example)
-    return corpus.counts
+class _Count:
+    """Counts the examples of a chunk."""
+
+    def __call__(self, corpus: Corpus, chunk: RecordChunk) -> CorpusCounts:
+        for example in corpus.examples(chunk.records):
+            corpus.encode(example)
+        return corpus.counts
 
 
 def _report(name: str, corpus: CorpusConfig, data: DataConfig, counts: CorpusCounts, training: bool) -> CorpusReport:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from onmt_llm.data.corpus import Corpus
 from onmt_llm.data.example import Example
@@ -52,7 +51,7 @@ def count_tokens(spec: PipelineSpec, *, n_sample: int, processes: int = 1) -> Co
     """
     features = spec.data.n_src_feats
     total = Counts(features=[Counter() for _ in range(features)])
-    for part in over_chunks(spec, partial(_count, features), n_sample=n_sample, processes=processes):
+    for part in over_chunks(spec, _CountTokens(features), n_sample=n_sample, processes=processes):
         total.add(part)
     return total
 
@@ -64,7 +63,7 @@ def over_chunks(
 
     Args:
         spec: The corpora, and what happens to them.
-        work: A function of a module, so that other processes find it.
+        work: An object of a class of ours, so that workers accept it.
         n_sample: Records of each corpus; -1 = all.
         processes: How many; 1 = this one alone.
 
@@ -74,7 +73,7 @@ def over_chunks(
     happened = {name: CorpusCounts() for name in spec.corpora}
     names = list(happened)
     for index, (counts, result) in run_chunks(
-        spec, partial(_transformed, work), n_sample=n_sample, processes=processes, size=CHUNK
+        spec, _OnExamples(work), n_sample=n_sample, processes=processes, size=CHUNK
     ):
         happened[names[index]].add(counts)
         yield result
@@ -87,22 +86,34 @@ def over_chunks(
         logger.info("Corpus '%s': read %d, kept %d, dropped: %s.", name, counts.read, counts.kept, left_out)
 
 
-def _transformed(
-    work: Callable[[list[Example]], PartT], corpus: Corpus, chunk: RecordChunk
-) -> tuple[CorpusCounts, PartT]:
-    examples = corpus.examples(chunk.records)
-    corpus.counts.kept = len(examples)
-    return corpus.counts, work(examples)
+@dataclass(frozen=True)
+class _OnExamples(Generic[PartT]):
+    """What `work` makes of the transformed examples of a chunk."""
+
+    work: Callable[[list[Example]], PartT]
+
+    def __call__(self, corpus: Corpus, chunk: RecordChunk) -> tuple[CorpusCounts, PartT]:
+        examples = corpus.examples(chunk.records)
+        corpus.counts.kept = len(examples)
+        return corpus.counts, self.work(examples)
 
 
-def _count(features: int, examples: list[Example]) -> Counts:
-    counts = Counts(features=[Counter() for _ in range(features)])
-    for example in examples:
-        for segment in example.src:
-            tokens, *values = split_features(segment.tokens or (), features) if features else [segment.tokens or ()]
-            counts.src.update(tokens)
-            for counter, column in zip(counts.features, values, strict=True):
-                counter.update(column)
-        for segment in example.tgt:
-            counts.tgt.update(segment.tokens or ())
-    return counts
+@dataclass(frozen=True)
+class _CountTokens:
+    """Counts the tokens of examples, and the values of this many features."""
+
+    features: int
+
+    def __call__(self, examples: list[Example]) -> Counts:
+        counts = Counts(features=[Counter() for _ in range(self.features)])
+        for example in examples:
+            for segment in example.src:
+                tokens, *values = (
+                    split_features(segment.tokens or (), self.features) if self.features else [segment.tokens or ()]
+                )
+                counts.src.update(tokens)
+                for counter, column in zip(counts.features, values, strict=True):
+                    counter.update(column)
+            for segment in example.tgt:
+                counts.tgt.update(segment.tokens or ())
+        return counts

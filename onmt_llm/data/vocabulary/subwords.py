@@ -64,9 +64,8 @@ def learn(
     Raises:
         DataError: The text is too small for this size.
     """
-    lines = (
-        line for part in over_chunks(_before(spec), _lines, n_sample=n_sample, processes=processes) for line in part
-    )
+    parts = over_chunks(_before(spec), _TextLines(), n_sample=n_sample, processes=processes)
+    lines = (line for part in parts for line in part)
     return _learn_sentencepiece(lines, size, symbols) if kind == "sentencepiece" else _learn_bpe(lines, size)
 
 
@@ -112,14 +111,16 @@ def _learn_bpe(lines: Iterator[str], size: int) -> bytes:
         return file.read_bytes()
 
 
-def _lines(examples: list[Example]) -> list[str]:
+class _TextLines:
     """The text of both sides: as it is, or as words where the transforms have split it."""
-    lines: list[str] = []
-    for example in examples:
-        for side in (example.src, example.tgt):
-            text = "".join(segment.text or " ".join(segment.tokens or ()) for segment in side)
-            lines += [line for line in text.split("\n") if line]
-    return lines
+
+    def __call__(self, examples: list[Example]) -> list[str]:
+        lines: list[str] = []
+        for example in examples:
+            for side in (example.src, example.tgt):
+                text = "".join(segment.text or " ".join(segment.tokens or ()) for segment in side)
+                lines += [line for line in text.split("\n") if line]
+        return lines
 
 
 def _before(spec: PipelineSpec) -> PipelineSpec:

@@ -1,6 +1,6 @@
-"""Prepare buckets in worker processes while the model trains.
+"""Run tasks in worker processes, with results in the order of the tasks.
 
-`bucket` turns the records of a bucket into batches; `pool` sends buckets to worker processes and keeps their order;
-`worker` is the main function of such a process; `pickling` restricts what the two exchange; `prefetch` keeps a thread
-ahead of the trainer.
+`pool` has the worker pools and `Job`, the protocol of what they do with a task (`data.bucket` and `data.parallel` have
+one each); `worker` is the main function of a worker process; `pickling` restricts what the two exchange; `prefetch`
+keeps a thread ahead of the trainer.
 """

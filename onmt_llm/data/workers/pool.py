@@ -1,8 +1,8 @@
-"""Worker pools, which prepare buckets while the model trains.
+"""Worker pools: run tasks in worker processes or in the calling thread, with results in the order of the tasks.
 
 Task k goes to worker k modulo their number, and results come back in the order of the tasks: nothing depends on the
 number or the speed of the workers, and no task is lost or done twice. A worker is a process
-(`python -m onmt_llm.data.workers.worker`), or the calling thread.
+(`python -m onmt_llm.data.workers.worker`), or the calling thread. What it does with a task is its `Job`.
 
 A process is started afresh rather than forked (tokenisers and torch have threads, which a fork leaves half alive), and
 without `multiprocessing`, which would import the caller's main module again. It reads pickled tasks from its standard
@@ -22,18 +22,39 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.data.workers.bucket import BucketBuilder, BucketTask, Prepared
 from onmt_llm.data.workers.pickling import Restricted
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import module_name
 
 T = TypeVar("T")
+TaskT = TypeVar("TaskT")
+TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
+ResultT = TypeVar("ResultT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 MODULE = "onmt_llm.data.workers.worker"
+
+
+class Job(Protocol[TaskT_contra, ResultT_co]):
+    """What workers do with their tasks; it is pickled to every process, and opened there once."""
+
+    @property
+    def plugins(self) -> Sequence[str]:
+        """Modules and files of the user, whose classes may be in the job and its tasks."""
+
+    @property
+    def without_processes(self) -> str:
+        """The option that runs the job without worker processes, for hints."""
+
+    @property
+    def less_memory(self) -> str:
+        """What takes less memory, for hints."""
+
+    def open(self) -> Callable[[TaskT_contra], ResultT_co]:
+        """The function from a task to its result."""
 
 
 @dataclass(frozen=True)
@@ -41,46 +62,47 @@ class WorkerReply:
     """What a worker process sends back.
 
     Attributes:
-        result: The bucket, or what went wrong with it.
-        messages: What it has to say meanwhile: level and text.
+        result: The result of the task, or the error that it raised.
+        messages: What was logged meanwhile: level and text.
     """
 
-    result: Prepared | BaseException
+    result: Any
     messages: list[tuple[int, str]] = field(default_factory=list)
 
 
 class Worker:
-    """A process that prepares buckets, one at a time.
+    """A process that works on one task at a time.
 
     Args:
         number: Its number, for messages.
-        spec: What it needs to know, pickled.
-        plugins: Modules of the user's whose options may be in it.
+        job: What it does.
+        pickled: The same, pickled.
     """
 
-    def __init__(self, number: int, spec: bytes, plugins: Sequence[str] = ()) -> None:
+    def __init__(self, number: int, job: Job[Any, Any], pickled: bytes) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
         self._name = f"Data worker {number}"
+        self._job = job
         with _blocked(signal.SIGINT, signal.SIGTERM):
             self._process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, *plugins],
+                [sys.executable, "-m", MODULE, *map(module_name, job.plugins)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
             )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"onmt_llm-data-{number}")
-        self._thread.submit(self._send, spec)  # where this fails, so will the first task
+        self._thread.submit(self._send, pickled)  # if this fails, so does the first task
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def submit(self, task: BucketTask) -> Future[WorkerReply]:
-        """Have a bucket prepared; its turn comes after those submitted before."""
+    def submit(self, task: object) -> Future[WorkerReply]:
+        """Start a task after those that were submitted before."""
         return self._thread.submit(self._work, task)
 
     def close(self) -> None:
-        """End the process, in the midst of a bucket if need be: it has nothing that could be lost."""
+        """Kill the process, also in the middle of a task: it has nothing that could be lost."""
         self._process.kill()
         self._thread.shutdown(cancel_futures=True)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -89,7 +111,7 @@ class Worker:
                 pipe.close()
         self._process.wait()
 
-    def _work(self, task: BucketTask) -> WorkerReply:
+    def _work(self, task: object) -> WorkerReply:
         self._send(pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL))
         assert self._process.stdout is not None
         try:
@@ -110,11 +132,11 @@ class Worker:
     def _lost(self) -> DataError:
         code = self._process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        hint = "the kernel kills what needs too much memory: use fewer num_workers, or a smaller bucket_size"
-        return DataError(
-            f"{self._name} (process {self.pid}) must live as long as the run, but {how}.",
-            hint=hint if code == -signal.SIGKILL else "its last words are above; num_workers: 0 does without it",
-        )
+        if code == -signal.SIGKILL:
+            hint = f"the kernel kills what needs too much memory: use {self._job.less_memory}"
+        else:
+            hint = f"its last words are above; {self._job.without_processes} does without it"
+        return DataError(f"{self._name} (process {self.pid}) must live as long as the run, but {how}.", hint=hint)
 
 
 @contextmanager
@@ -130,40 +152,41 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class WorkerPool(Protocol):
-    """Prepares buckets."""
+class WorkerPool(Protocol[TaskT_contra, ResultT_co]):
+    """Runs tasks."""
 
-    def prepare(self, tasks: Iterable[tuple[T, BucketTask]]) -> Iterator[tuple[T, Prepared]]:
+    def run(self, tasks: Iterable[tuple[T, TaskT_contra]]) -> Iterator[tuple[T, ResultT_co]]:
         """The results in the order of the tasks, each with what came with its task."""
         ...
 
 
 @dataclass(frozen=True)
-class InlinePool:
+class InlinePool(Generic[TaskT, ResultT]):
     """The calling thread."""
 
-    builder: BucketBuilder
+    work: Callable[[TaskT], ResultT]
 
-    def prepare(self, tasks: Iterable[tuple[T, BucketTask]]) -> Iterator[tuple[T, Prepared]]:
+    def run(self, tasks: Iterable[tuple[T, TaskT]]) -> Iterator[tuple[T, ResultT]]:
         for ticket, task in tasks:
-            yield ticket, self.builder(task)
+            yield ticket, self.work(task)
 
 
 @dataclass(frozen=True)
-class ProcessPool:
-    """Processes that live as long as `prepare` runs."""
+class ProcessPool(Generic[TaskT, ResultT]):
+    """Processes that live as long as `run` does."""
 
-    spec: PipelineSpec
+    job: Job[TaskT, ResultT]
     number: int
 
-    def prepare(self, tasks: Iterable[tuple[T, BucketTask]]) -> Iterator[tuple[T, Prepared]]:
+    def run(self, tasks: Iterable[tuple[T, TaskT]]) -> Iterator[tuple[T, ResultT]]:
         said: set[str] = set()
-        spec = _pickled(self.spec)
-        plugins = [module_name(plugin) for plugin in self.spec.data.plugins]
+        pickled = _pickled(self.job)
         with ExitStack() as stack:
-            workers = [stack.enter_context(closing(Worker(number + 1, spec, plugins))) for number in range(self.number)]
+            workers = [
+                stack.enter_context(closing(Worker(number + 1, self.job, pickled))) for number in range(self.number)
+            ]
 
-            def submit(index: int, item: tuple[T, BucketTask]) -> tuple[T, Future[WorkerReply]]:
+            def submit(index: int, item: tuple[T, TaskT]) -> tuple[T, Future[WorkerReply]]:
                 ticket, task = item
                 return ticket, workers[index % self.number].submit(task)
 
@@ -178,13 +201,13 @@ class ProcessPool:
                 yield ticket, reply.result
 
 
-def _pickled(spec: PipelineSpec) -> bytes:
+def _pickled(job: Job[Any, Any]) -> bytes:
     try:
-        return pickle.dumps(spec, protocol=pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(job, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"Tokenisers and options must be picklable for worker processes, but are not: {error}.",
-            hint="worker_type: thread, or num_workers: 0",
+            hint=f"{job.without_processes} does without them",
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The process of a data worker: `python -m onmt_llm.data.workers.worker`, started by `pool.Worker` only.
 
-It reads a `PipelineSpec` and then one `BucketTask` at a time from standard input, and answers each with a
-`WorkerReply`. It ends with its input, so no worker outlives a trainer that was killed. It does not import torch.
+It reads a `Job` and then one task at a time from standard input, and answers each task with a `WorkerReply`. It ends
+with its input, so no worker outlives a trainer that was killed. It does not import torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import pickle
 import signal
 import sys
 import traceback
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
-from onmt_llm.data.workers.bucket import BucketBuilder
 from onmt_llm.data.workers.pickling import TOKENIZERS, Restricted
-from onmt_llm.data.workers.pool import WorkerReply
+from onmt_llm.data.workers.pool import Job, WorkerReply
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.log import logger
 
@@ -47,8 +47,8 @@ def main() -> None:
     logger.handlers[:] = [messages]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    builder: BucketBuilder | None = None
-    spec = None
+    job: Job[Any, Any] | None = None
+    work: Callable[[Any], Any] | None = None
     while True:
         try:
             item = Restricted(tasks, packages).load()
@@ -56,14 +56,14 @@ def main() -> None:
             return
         except pickle.UnpicklingError as error:
             sys.exit(f"A data worker stops: {error}")
-        if spec is None:
-            spec = item
+        if job is None:
+            job = item
             continue
         try:
-            builder = builder or BucketBuilder(spec)
-            reply = WorkerReply(builder(item), messages.take())
+            work = work or job.open()
+            reply = WorkerReply(work(item), messages.take())
         except Exception as error:
-            reply = WorkerReply(_portable(error), messages.take())
+            reply = WorkerReply(_portable(error, job), messages.take())
         try:
             pickle.dump(reply, replies, protocol=pickle.HIGHEST_PROTOCOL)
             replies.flush()
@@ -71,13 +71,13 @@ def main() -> None:
             os._exit(0)
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: Exception, job: Job[Any, Any]) -> Exception:
     """The error as it can travel: ours as it is, with its hint; of others the trainer learns where they arose."""
     if isinstance(error, OnmtLlmError):
         return error
     return DataError(
-        f"A data worker must prepare every bucket, but failed with {type(error).__name__}: {error}.",
-        hint=f"num_workers: 0 fails in the training process itself; here it was\n{traceback.format_exc()}",
+        f"A data worker must complete every task, but failed with {type(error).__name__}: {error}.",
+        hint=f"{job.without_processes} fails in the main process itself; here it was\n{traceback.format_exc()}",
     )
 
 

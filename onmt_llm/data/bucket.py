@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from onmt_llm.data.batching.collate import BatchArrays, collate, collate_rows
 from onmt_llm.data.batching.cut import cut_batches
@@ -28,6 +28,27 @@ from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.log import log_once, logger
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BucketJob:
+    """The preparation of buckets, as the job of a worker pool.
+
+    Attributes:
+        spec: How buckets are prepared.
+    """
+
+    spec: PipelineSpec
+    without_processes: ClassVar[str] = "num_workers: 0 (or worker_type: thread)"
+    less_memory: ClassVar[str] = "fewer num_workers, or a smaller bucket_size"
+
+    @property
+    def plugins(self) -> Sequence[str]:
+        return self.spec.data.plugins
+
+    def open(self) -> BucketBuilder:
+        """The builder, in the process where it works."""
+        return BucketBuilder(self.spec)
 
 
 @dataclass(frozen=True)
