@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from onmt_llm.atomic import atomic_file
+from onmt_llm.data.readers.columns import ROLE_NAMES
 from onmt_llm.errors import DataError
 from onmt_llm.output_checks import place_problem, replaced_input
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line, to_line
@@ -23,8 +24,8 @@ from onmt_llm.text.templates.message import Message
 
 Form = Literal["lines", "alpaca", "sharegpt"]
 
-_ROLES = {"human": "user", "user": "user", "system": "system"} | dict.fromkeys(
-    ("gpt", "assistant", "chatgpt", "bing", "bard"), "assistant"
+_ROLES = {name: role for name, role in ROLE_NAMES.items() if role != "tool"} | dict.fromkeys(
+    ("chatgpt", "bing", "bard"), "assistant"
 )
 _HEADINGS = ("### Instruction:", "### Response:")
 _TURN = re.compile(r"\n\n### (Instruction|Response):\n")

@@ -18,7 +18,7 @@ from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.workers.pool import InlinePool, ProcessPool, WorkerPool
 
-ResultT = TypeVar("ResultT")
+ChunkResultT = TypeVar("ChunkResultT")
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class RecordChunk:
     records: list[Record]
 
 
-ChunkWork = Callable[[Corpus, RecordChunk], ResultT]
+ChunkWork = Callable[[Corpus, RecordChunk], ChunkResultT]
 """What is made of a chunk; `corpus.counts` begin at zero. An object of a class of ours, so that workers accept it."""
 
 
 @dataclass(frozen=True)
-class ChunkJob(Generic[ResultT]):
+class ChunkJob(Generic[ChunkResultT]):
     """The processing of chunks, as the job of a worker pool.
 
     Attributes:
@@ -50,7 +50,7 @@ class ChunkJob(Generic[ResultT]):
     """
 
     spec: PipelineSpec
-    work: ChunkWork[ResultT]
+    work: ChunkWork[ChunkResultT]
     without_processes: ClassVar[str] = "num_threads: 1"
     less_memory: ClassVar[str] = "fewer num_threads"
 
@@ -58,13 +58,13 @@ class ChunkJob(Generic[ResultT]):
     def plugins(self) -> Sequence[str]:
         return self.spec.data.plugins
 
-    def open(self) -> Callable[[RecordChunk], ResultT]:
+    def open(self) -> Callable[[RecordChunk], ChunkResultT]:
         return self.on(open_corpora(self.spec))
 
-    def on(self, opened: Sequence[Corpus]) -> Callable[[RecordChunk], ResultT]:
+    def on(self, opened: Sequence[Corpus]) -> Callable[[RecordChunk], ChunkResultT]:
         """The function from a chunk to its result, with these corpora."""
 
-        def run(chunk: RecordChunk) -> ResultT:
+        def run(chunk: RecordChunk) -> ChunkResultT:
             corpus = opened[chunk.corpus]
             for place, transform in enumerate(corpus.transforms):
                 transform.reseed(derived_seed(self.spec.seed, corpus.name, chunk.number, place))
@@ -75,8 +75,8 @@ class ChunkJob(Generic[ResultT]):
 
 
 def run_chunks(
-    spec: PipelineSpec, work: ChunkWork[ResultT], *, n_sample: int = -1, processes: int = 1, size: int
-) -> Iterator[tuple[int, ResultT]]:
+    spec: PipelineSpec, work: ChunkWork[ChunkResultT], *, n_sample: int = -1, processes: int = 1, size: int
+) -> Iterator[tuple[int, ChunkResultT]]:
     """(index of the corpus, result) of every chunk, in order.
 
     Args:
@@ -92,7 +92,7 @@ def run_chunks(
     opened = open_corpora(spec)
     check_readers([corpus.reader for corpus in opened])
     job = ChunkJob(spec, work)
-    pool: WorkerPool[RecordChunk, ResultT] = (
+    pool: WorkerPool[RecordChunk, ChunkResultT] = (
         InlinePool(job.on(opened)) if processes == 1 else ProcessPool(job, processes)
     )
     return pool.run((chunk.corpus, chunk) for chunk in _chunks(opened, n_sample, size))

@@ -9,7 +9,7 @@ from onmt_llm.errors import ConfigError
 
 ROLES = ("system", "user", "assistant", "tool")
 
-_ROLE_NAMES = {
+ROLE_NAMES = {
     **{role: role for role in ROLES},
     "human": "user",
     "gpt": "assistant",
@@ -71,7 +71,7 @@ class Keys:
 
 
 def _roles(corpus: str, given: dict[str, list[str]]) -> dict[str, str]:
-    names = dict(_ROLE_NAMES)
+    names = dict(ROLE_NAMES)
     for role, spellings in given.items():
         if role not in ROLES:
             raise ConfigError(
