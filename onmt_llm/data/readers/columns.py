@@ -14,6 +14,7 @@ ROLE_NAMES = {
     "human": "user",
     "gpt": "assistant",
 }
+"""The role that each name in the data stands for."""
 
 
 @dataclass(frozen=True)
