@@ -98,7 +98,7 @@ def test_a_tokenising_transform_without_a_model_needs_its_kind_in_the_checkpoint
     assert train("pieces", src_subword_model="one.model", **MODEL) == 0
     assert train("words", transforms=[], src_vocab="words.txt", **MODEL) == 0
     refused = {
-        ("pieces", "bpe"): "must find its kind of tokeniser in the checkpoint, but finds one of kind 'sentencepiece'",
+        ("pieces", "bpe"): "needs a tokeniser of its kind in the checkpoint, but finds one of kind 'sentencepiece'",
         ("words", "sentencepiece"): "needs a src_subword_model, or a tokeniser in the checkpoint, but has none",
     }
     for (base, transform), sentence in refused.items():

@@ -1,11 +1,11 @@
 """Transforms: change, split or drop the examples of a corpus between its file and the batch.
 
 A transform is a class with a `Config` (its options), `build` and `__call__`, registered under the name that users list
-in `transforms`. Exactly one transform of a list is the tokeniser: those before it see text, those behind it tokens.
-Randomness is seeded per bucket, so that results do not depend on the number of workers.
+in `transforms`. Exactly one transform in a list is the tokeniser: those before it see text, those after it see tokens.
+Random numbers are seeded per bucket, so results do not depend on the number of workers.
 
-Read `transform` (the contract) and `build` (lists of transforms), then any of the others. To add a transform, write a
-module here and import it below. A plug-in of a user imports `TRANSFORMS`, `Transform` and `TransformContext` from this
+Read `transform` (the interface) and `build` (lists of transforms), then any of the others. To add a transform, write a
+module here and import it below. User plug-ins import `TRANSFORMS`, `Transform` and `TransformContext` from this
 package.
 """
 

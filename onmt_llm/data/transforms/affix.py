@@ -29,7 +29,7 @@ class SuffixConfig(Section):
 
 
 class _Affix(Transform[ConfigT]):
-    """What the two share: before the tokeniser an affix is text, after it, it is tokens (`</s> eng_Latn`).
+    """Base class of both. Before the tokeniser an affix is text; after it, a list of tokens (`</s> eng_Latn`).
 
     Args:
         src: Affix of the source side; empty = none.
@@ -56,7 +56,7 @@ class _Affix(Transform[ConfigT]):
 
 @TRANSFORMS.register("prefix")
 class Prefix(_Affix[PrefixConfig]):
-    """Puts text (or tokens, when listed after the tokeniser) before each side."""
+    """Prepends text (or tokens, if listed after the tokeniser) to each side."""
 
     section = "prefix"
     Config = PrefixConfig
@@ -81,7 +81,7 @@ class Prefix(_Affix[PrefixConfig]):
 
 @TRANSFORMS.register("suffix")
 class Suffix(_Affix[SuffixConfig]):
-    """Puts text (or tokens, when listed after the tokeniser) after each side."""
+    """Appends text (or tokens, if listed after the tokeniser) to each side."""
 
     section = "suffix"
     Config = SuffixConfig
@@ -105,7 +105,7 @@ class Suffix(_Affix[SuffixConfig]):
 
 
 def _with_space_behind(affix: str) -> str:
-    # whether there is a space depends on the affix alone, so that `undo` gives back every text
+    # the space depends only on the affix, so that `undo` restores every text
     text = from_line(affix)
     return text if text[-1:].isspace() else f"{text} "
 

@@ -15,16 +15,16 @@ from onmt_llm.text.segment import Segment
 
 
 class Augment(Transform[ConfigT]):
-    """Changes a share of the examples: in training a random one, elsewhere all that it can change.
+    """Augments a random fraction of the examples in training, and all suitable examples otherwise.
 
-    An example whose source is more than one text (a conversation) is left as it is.
+    An example whose source has several parts (a conversation) is not changed.
 
     Args:
-        ratio: The share.
+        ratio: Fraction of examples to augment.
         training: Whether this is training.
 
     Attributes:
-        group_size: Examples that are worked on together.
+        group_size: Number of examples passed to `augment` together.
     """
 
     needs_text = True
@@ -57,17 +57,17 @@ class Augment(Transform[ConfigT]):
         self.random.seed(seed)
 
     def augment(self, examples: Sequence[Example], *, limit: int) -> int:
-        """Change those of the examples that it can, but not more than `limit`; returns how many it has changed."""
+        """Augment suitable examples, at most `limit`; returns the number changed."""
         raise NotImplementedError
 
     def _share(self, count: int) -> int:
-        """`ratio` of so many examples, the fraction of one by chance."""
+        """`ratio` times `count`, rounded up or down at random so that it is right on average."""
         whole, fraction = divmod(count * self.ratio, 1)
         return int(whole) + (self.random.random() < fraction)
 
 
 def source_text(example: Example) -> str:
-    """The source of an example of one text."""
+    """The source of an example whose source is a single text."""
     return example.src[0].text or ""
 
 
@@ -76,11 +76,11 @@ def set_source(example: Example, text: str) -> None:
 
 
 def read_pairs(path: str | None, *, option: str, delimiter: str = "\t") -> list[tuple[str, str]]:
-    """The lines `source<delimiter>target` of a file, without their outer white space; empty lines are skipped.
+    """Read lines `source<delimiter>target`; outer white space is removed and empty lines are skipped.
 
     Raises:
-        ConfigError: `option` names no file.
-        DataError: The file cannot be read, or a line is not a pair.
+        ConfigError: `option` is not set.
+        DataError: The file is not readable, or a line is not a pair.
     """
     if not path:
         raise ConfigError(f"{option} must name a file of lines `source{delimiter!r}target`, but is not given.")
@@ -93,8 +93,8 @@ def read_pairs(path: str | None, *, option: str, delimiter: str = "\t") -> list[
             pairs.append((columns[0], columns[1]))
         elif line.strip():
             raise DataError(
-                f"{path}:{number} must hold a source and a target with {delimiter!r} between them, but holds "
+                f"{path}:{number} must hold a source and a target separated by {delimiter!r}, but holds "
                 f"{len(columns)} columns.",
-                hint="a column may not be empty" if len(columns) == 2 else None,
+                hint="a column must not be empty" if len(columns) == 2 else None,
             )
     return pairs

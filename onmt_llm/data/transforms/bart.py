@@ -1,6 +1,6 @@
 """`bart`: BART's noise (Lewis et al. 2020, https://arxiv.org/abs/1910.13461) on the source side, in training only.
 
-The target stays what it was: with one file as `path_src` and `path_tgt` a model learns to restore its text.
+The target is not changed: with the same file as `path_src` and `path_tgt`, a model learns to restore the text.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Noising:
     """BART's noise on a list of tokens.
 
     Args:
-        config: How much of what.
-        vocab: Tokens that random ones are drawn from.
-        control_tokens: Tokens that stay as they are, besides placeholders `｟...｠`.
+        config: Kinds and amounts of noise.
+        vocab: Tokens from which random replacements are drawn.
+        control_tokens: Tokens that are never changed, besides placeholders `｟...｠`.
     """
 
     def __init__(self, config: NoiseConfig, *, vocab: Sequence[str], control_tokens: Collection[str]) -> None:
@@ -37,7 +37,7 @@ class Noising:
         self._is_fixed = fixed(control_tokens)
 
     def __call__(self, tokens: list[str], rng: np.random.Generator) -> list[str]:
-        """The tokens with all noise that is asked for, in BART's order."""
+        """Apply all configured noise, in BART's order."""
         config = self._config
         if all(map(self._is_fixed, tokens)):
             return tokens
@@ -53,7 +53,7 @@ class Noising:
         return tokens
 
     def permute(self, tokens: list[str], rng: np.random.Generator) -> list[str]:
-        """A share of the sentences in each other's places."""
+        """Permute a fraction of the sentences."""
         sentences = split_sentences(tokens)
         chosen = rng.permutation(len(sentences))[: math.ceil(len(sentences) * self._config.permute_sent_ratio)]
         order = np.arange(len(sentences))
@@ -61,7 +61,7 @@ class Noising:
         return [token for number in order for token in sentences[number]]
 
     def mask(self, tokens: list[str], rng: np.random.Generator) -> list[str]:
-        """A share of the words masked, alone or in spans."""
+        """Mask a fraction of the words, singly or in spans."""
         words = self._words(tokens)
         candidates = [n for n, (start, end) in enumerate(words) if not any(map(self._is_fixed, tokens[start:end]))]
         lengths = self._lengths(math.ceil(len(candidates) * self._config.mask_ratio), rng)
@@ -74,7 +74,7 @@ class Noising:
         return self.insert(kept, lengths.count(0), rng)
 
     def insert(self, tokens: list[str], count: int, rng: np.random.Generator) -> list[str]:
-        """Masks, or random tokens, put in at random places."""
+        """Insert masks or random tokens at random positions."""
         total = len(tokens) + count
         at = rng.permutation(total)[:count]
         drawn = math.ceil(count * self._config.random_ratio)
@@ -83,7 +83,7 @@ class Noising:
         return [put[place] if place in put else next(rest) for place in range(total)]
 
     def _words(self, tokens: Sequence[str]) -> list[tuple[int, int]]:
-        """Where each word begins and ends; every token is one with `mask_length: subword`."""
+        """Start and end of each word; with `mask_length: subword`, every token is a word."""
         if self._config.mask_length == "subword":
             return [(place, place + 1) for place in range(len(tokens))]
         numbers = words_of(tokens)
@@ -91,7 +91,7 @@ class Noising:
         return list(pairwise([*starts, len(tokens)]))
 
     def _lengths(self, budget: int, rng: np.random.Generator) -> list[int]:
-        """Lengths of spans that add up to `budget` words; those of length 0 are for inserted masks."""
+        """Span lengths that add up to `budget` words; a span of length 0 inserts a mask."""
         if self._config.mask_length != "span-poisson":
             return [1] * budget
         lengths: list[int] = []
@@ -101,7 +101,7 @@ class Noising:
         return lengths
 
     def _replace(self, masked: list[str | None], places: Sequence[int], rng: np.random.Generator) -> None:
-        """Mask the tokens at `places`, which are masked together; None = left out."""
+        """Mask the tokens at `places` as one unit; None marks a deleted token."""
         is_random = rng.random() < self._config.random_ratio
         for number, place in enumerate(places):
             stands = self._config.replace_length == -1 or (self._config.replace_length == 1 and number == 0)
@@ -115,10 +115,10 @@ class Noising:
 
 @TRANSFORMS.register("bart")
 class Bart(Transform[NoiseConfig]):
-    """BART's noise on the source side; in a text without a target side, on each part that the loss does not count.
+    """BART's noise on the source side; without a target side, on each part that is not trained.
 
     Args:
-        noising: Does it; None = this is not training.
+        noising: Applies the noise; None outside training.
     """
 
     section = "noise"
@@ -157,7 +157,7 @@ class Bart(Transform[NoiseConfig]):
 
 
 def split_sentences(tokens: Sequence[str]) -> list[list[str]]:
-    """Tokens up to each full stop, question mark or exclamation mark (the last of several in a row)."""
+    """Split after each full stop, question mark or exclamation mark (after the last of several in a row)."""
     is_stop = [token.strip(_MARKS) in _FULL_STOPS for token in tokens]
     sentences: list[list[str]] = [[]]
     for place, token in enumerate(tokens):

@@ -24,14 +24,14 @@ def build_transforms(
 ) -> list[Transform]:
     """The transforms of a corpus, in order, with exactly one tokeniser among them.
 
-    Where the list has none, the checkpoint's tokeniser (or splitting at spaces) is put before the first transform that
-    counts tokens, or at the end.
+    If the list has no tokeniser, the checkpoint's (or splitting at spaces) is inserted before the first transform
+    that counts or needs tokens, or at the end.
 
     Args:
-        names: As the user lists them.
-        options: Section of each transform by `Transform.section`; a missing one means its defaults.
-        corpus: Its own options; `CorpusConfig()` at inference.
-        context: What else they may know.
+        names: Names of transforms, as listed by the user.
+        options: Option sections by `Transform.section`; a missing section means defaults.
+        corpus: Options of the corpus; `CorpusConfig()` at inference.
+        context: The model's text processing and the task.
 
     Raises:
         ConfigError: An unknown name, two tokenisers, a transform on the wrong side of the tokeniser, or wrong options.
@@ -55,9 +55,9 @@ def build_transforms(
 def inference_transforms(
     names: Sequence[str], options: Mapping[str, Section], context: TransformContext
 ) -> tuple[list[Transform], list[Transform]]:
-    """The transforms that act on what a model is asked, in front of the tokeniser and behind it.
+    """The transforms that apply to prompts at inference: those before and those after the tokeniser.
 
-    A tokeniser in the list says where the checkpoint's stands; without one it stands at the end.
+    A tokeniser in the list marks the position of the checkpoint's tokeniser; without one, it comes last.
     """
     classes = [transform_class(name) for name in names]
     position = next((index for index, transform in enumerate(classes) if transform.tokenizes), len(classes))
@@ -76,7 +76,7 @@ def inference_transforms(
 
 
 def faults(names: Sequence[str]) -> Iterator[ConfigError]:
-    """All that is wrong with a list of transforms: unknown names, two tokenisers, transforms on the wrong side."""
+    """All errors in a list of transforms: unknown names, two tokenisers, a transform on the wrong side."""
     classes = []
     for name in names:
         try:
@@ -89,17 +89,17 @@ def faults(names: Sequence[str]) -> Iterator[ConfigError]:
     if len(tokenizers) > 1 or len(classes) < len(names):
         return
     position = _tokenizer_position(classes)
-    sentence = "Transform '{}' must stand {} the tokeniser in `transforms`, but stands {} it."
+    sentence = "Transform '{}' must come {} the tokeniser in `transforms`, but comes {} it."
     for transform in classes[position + 1 :]:
         if transform.needs_text:
-            yield ConfigError(sentence.format(transform.name, "before", "behind"))
+            yield ConfigError(sentence.format(transform.name, "before", "after"))
     for transform in classes[:position]:
         if transform.needs_tokens:
-            yield ConfigError(sentence.format(transform.name, "behind", "before"))
+            yield ConfigError(sentence.format(transform.name, "after", "before"))
 
 
 def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:
-    """Where the tokeniser stands, or the default one goes."""
+    """Position of the tokeniser, or the position to insert the default one."""
     for index, transform in enumerate(classes):
         if transform.tokenizes:
             return index
@@ -108,17 +108,17 @@ def _tokenizer_position(classes: Sequence[type[Transform]]) -> int:
 
 
 def _behind(transform: Transform, context: TransformContext) -> TransformContext:
-    """What a transform behind this one may know: the tokeniser, once there was one."""
+    """The context of the following transforms: after a tokeniser, it holds that tokeniser."""
     if not isinstance(transform, Tokenize):
         return context
     return replace(context, tokenizer=transform.tgt, src_tokenizer=transform.src)
 
 
 def _config(transform: type[Transform], options: Mapping[str, Section], corpus: CorpusConfig) -> Section:
-    """A transform's options, with those of the corpus in place of the global ones.
+    """A transform's options; options of the corpus override the global ones.
 
     Raises:
-        ConfigError: The corpus gives one a value that it cannot have, or wants a tokeniser of its own.
+        ConfigError: A value of the corpus is invalid, or it sets its own tokeniser options.
     """
     config = options.get(transform.section, transform.Config())
     own = {name: value for name, value in corpus.options.items() if name in transform.Config.model_fields}
@@ -136,7 +136,7 @@ def _config(transform: type[Transform], options: Mapping[str, Section], corpus: 
 
 
 def added_tokens(corpora: Mapping[str, CorpusConfig], data: DataConfig, *, in_text: bool = False) -> list[str]:
-    """Tokens that the transforms of these corpora put into examples, each once; `in_text`: only those put into text."""
+    """Tokens that the transforms of these corpora add to examples, each once; `in_text`: only those added to text."""
     found: dict[str, None] = {}
     for corpus in corpora.values():
         for name in data.transforms_of(corpus):
@@ -148,7 +148,7 @@ def added_tokens(corpora: Mapping[str, CorpusConfig], data: DataConfig, *, in_te
 
 
 def undo_all(transforms: Sequence[Transform], tokens: list[str]) -> str:
-    """The text that a model's output stands for: every transform reversed, the last one first."""
+    """The text of a model's output: undo all transforms, in reverse order."""
     output: str | list[str] = tokens
     for transform in reversed(transforms):
         output = transform.undo(output)

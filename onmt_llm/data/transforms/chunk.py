@@ -32,15 +32,15 @@ class ChunkConfig(Section):
 
 @TRANSFORMS.register("chunk")
 class Chunk(Transform[ChunkConfig]):
-    """Cuts long examples of a language model into windows that begin with a round of the conversation, or with a line.
+    """Splits long examples of a language model into windows that start at a round of the conversation, or at a line.
 
-    All tokens are kept, in order, and each is trained once. A round, or line, that is longer than a window is cut.
-    Only the last window ends with EOS, if the example did.
+    All tokens are kept, in order, and each is trained once. A round or line that is longer than a window is cut. Only
+    the last window ends with EOS, if the example does.
 
     Args:
-        length: Most tokens of a window.
-        overlap: Rounds or lines that a window repeats.
-        tokenizer: Tells which tokens end a line.
+        length: Maximum number of tokens per window.
+        overlap: Number of rounds or lines that a window repeats.
+        tokenizer: Decodes tokens, to find those that end a line.
     """
 
     section = "chunk"
@@ -64,7 +64,7 @@ class Chunk(Transform[ChunkConfig]):
         return cls(length=length, overlap=config.chunk_overlap, tokenizer=context.tokenizer)
 
     def __call__(self, example: Example) -> Example | None:
-        raise NotImplementedError("it makes several examples of one: see `batch`")
+        raise NotImplementedError("one example becomes several: use `batch`")
 
     def batch(self, examples: Sequence[Example]) -> list[Example]:
         return [chunk for example in examples for chunk in self._chunks(example)]
@@ -103,7 +103,7 @@ class Chunk(Transform[ChunkConfig]):
         return windows
 
     def _context(self, before: list[Unit], room: int) -> list[Segment]:
-        """The last whole units that fit, not to be trained again."""
+        """The last complete units that fit, excluded from the loss."""
         kept: list[Segment] = []
         for unit in reversed(before):
             room -= num_tokens(unit)

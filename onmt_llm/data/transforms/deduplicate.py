@@ -1,12 +1,12 @@
-"""`deduplicate`: drop copies among the examples of one bucket.
+"""`deduplicate`: drop duplicates among the examples of one bucket.
 
-The window is the bucket (`bucket_size`), so that nothing is remembered from one bucket to the next: what is left of a
-corpus does not depend on the number of processes, nor on where a run was interrupted.
+The window is one bucket (`bucket_size`), and no state is kept between buckets, so the result does not depend on the
+number of processes or on interruptions of a run.
 
-Exact copies are found by a 64-bit hash. Near copies are found by MinHash (datasketch): sets of word n-grams whose
-Jaccard similarity is above the threshold share, with high probability, a band of their signatures (Broder 1997;
-Leskovec et al., Mining of Massive Datasets, ch. 3). An example is no copy of itself, when
-a short corpus begins again within the bucket.
+Exact duplicates are found by a 64-bit hash, near duplicates by MinHash (datasketch): sets of word n-grams whose Jaccard
+similarity is above the threshold share, with high probability, a band of their signatures (Broder 1997; Leskovec et
+al., Mining of Massive Datasets, ch. 3). If a short corpus is read again within a bucket, an example is not a duplicate
+of itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformC
 from onmt_llm.optional import require
 
 HashKeys = tuple[int, ...]
-"""Hashes of 64 bits; examples that share one are copies."""
+"""64-bit hashes; examples that share one are duplicates."""
 
 
 class DeduplicateConfig(Section):
@@ -47,12 +47,12 @@ class DeduplicateConfig(Section):
 
 @TRANSFORMS.register("deduplicate")
 class Deduplicate(Transform[DeduplicateConfig]):
-    """Drops all but the first of the copies in a bucket.
+    """Keeps only the first of several duplicates in a bucket.
 
     Args:
-        text: The part of an example that is compared.
-        keys: Hashes of a text.
-        reason: What copies are counted as.
+        text: Returns the part of an example that is compared.
+        keys: Returns the hashes of a text.
+        reason: Key under which duplicates are counted.
     """
 
     section = "deduplicate"
@@ -107,7 +107,7 @@ def _exact(text: str) -> HashKeys:
 
 
 def min_hashes(config: DeduplicateConfig) -> Callable[[str], HashKeys]:
-    """A function that hashes each band of a text's MinHash, with the bands that suit the threshold best."""
+    """A function that hashes each band of a text's MinHash; bands are chosen optimally for the threshold."""
     datasketch = require("datasketch", "transform 'deduplicate' with dedup_method: near")
     index = datasketch.MinHashLSH(threshold=config.dedup_threshold, num_perm=config.dedup_permutations)
     bands, rows = index.b, index.r

@@ -21,7 +21,7 @@ class InferFeatsConfig(Section):
 
 @TRANSFORMS.register("inferfeats")
 class InferFeats(Transform[InferFeatsConfig]):
-    """Every token gets the features of the word that it is a part of; stands behind the tokeniser."""
+    """Gives every token the features of the word that it belongs to; must come after the tokeniser."""
 
     section = "inferfeats"
     Config = InferFeatsConfig

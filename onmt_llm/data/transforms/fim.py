@@ -1,7 +1,7 @@
 """`fim`: fill in the middle (Bavarian et al. 2022, https://arxiv.org/abs/2207.14255), for language models.
 
-A document is cut at two random characters, and its middle is put last behind a token that asks for it; the loss counts
-all of it. In the order `PSM` that is prefix, suffix, middle, in `SPM` suffix, prefix, middle:
+A document is cut at two random characters, and its middle part is moved to the end, after a special token; all of it
+is trained. The order is prefix, suffix, middle (`PSM`) or suffix, prefix, middle (`SPM`):
 
     PSM  <prefix> prefix <suffix> suffix <middle> middle
     SPM  <prefix><suffix> suffix <middle> prefix middle
@@ -38,12 +38,12 @@ class FimConfig(Section):
 
 @TRANSFORMS.register("fim")
 class Fim(Transform[FimConfig]):
-    """Moves the middle of a text to its end. Pairs and conversations are left as they are.
+    """Moves the middle of a text to its end. Pairs and conversations are not changed.
 
     Args:
-        rate: Share of the texts.
-        spm_rate: Share of these in the order SPM.
-        tokens: Those before "prefix", "middle" and "suffix".
+        rate: Fraction of texts to change.
+        spm_rate: Fraction of these in the order SPM.
+        tokens: The special tokens before "prefix", "middle" and "suffix".
         active: Whether this is training.
     """
 
@@ -62,7 +62,7 @@ class Fim(Transform[FimConfig]):
     @classmethod
     def build(cls, config: FimConfig, corpus: CorpusConfig, context: TransformContext) -> Fim:
         if context.task != "lm":
-            raise ConfigError("Transform 'fim' must go with a language model, but an encoder-decoder is trained.")
+            raise ConfigError("Transform 'fim' must be used with a language model, but the model has an encoder.")
         prefix, middle, suffix = cls.added_tokens(config, corpus)
         return cls(
             rate=config.fim_rate,

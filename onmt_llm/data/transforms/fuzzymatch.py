@@ -1,7 +1,7 @@
-"""`fuzzymatch`: append the translation of a similar sentence from a translation memory to the source.
+"""`fuzzymatch`: append the translation of a similar sentence, from a translation memory, to the source.
 
-Neural fuzzy repair (Bulte and Tezcan 2019, https://aclanthology.org/P19-1175). In training a share of the corpus gets
-its match; in validation, and where questions are asked, every source does that has one.
+Neural fuzzy repair (Bulte and Tezcan 2019, https://aclanthology.org/P19-1175). In training, a fraction of the corpus
+gets a match; in validation and at inference, every source that has one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onmt_llm.data.transforms.transform import TRANSFORMS, TransformContext
 from onmt_llm.optional import require
 
 _EXACT = 100
-_CELLS = 1 << 24  # scores that are in memory together
+_CELLS = 1 << 24  # maximum number of scores in memory
 
 
 class FuzzyMatchConfig(Section):
@@ -45,14 +45,14 @@ class FuzzyMatchConfig(Section):
 
 @TRANSFORMS.register("fuzzymatch")
 class FuzzyMatch(Augment[FuzzyMatchConfig]):
-    """Puts `fuzzy_token` and the target of the most similar sentence of the memory behind the source.
+    """Appends `fuzzy_token` and the target of the most similar sentence in the memory to the source.
 
     Args:
-        memory: Pairs of sentences.
-        threshold: Least similarity in percent.
-        token: What stands between a source and its match.
-        lengths: Shortest and longest sentence, in characters.
-        ratio: Share of the examples.
+        memory: Sentence pairs.
+        threshold: Minimum similarity in percent.
+        token: Token between a source and its match.
+        lengths: Minimum and maximum sentence length, in characters.
+        ratio: Fraction of the examples.
         training: Whether this is training.
     """
 
@@ -105,7 +105,7 @@ class FuzzyMatch(Augment[FuzzyMatchConfig]):
         return len(found)
 
     def _matches(self, sources: Sequence[str]) -> list[str | None]:
-        """The target of the most similar sentence for each source."""
+        """For each source, the target of the most similar sentence, or None."""
         if not sources or not self._sources:
             return [None] * len(sources)
         scores = self._process.cdist(

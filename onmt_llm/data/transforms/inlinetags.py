@@ -16,9 +16,9 @@ from onmt_llm.data.transforms.transform import TRANSFORMS, TransformContext
 from onmt_llm.text.segment import Segment
 
 TagSpan = tuple[int, int, str, str]
-"""From where to where, with what before it and behind it."""
+"""(start, end, text to insert before, text to insert after)."""
 
-_PAIRED = 0.75  # OpenNMT-py's share of tags in pairs, which are the more frequent ones in documents
+_PAIRED = 0.75  # as in OpenNMT-py: paired tags are more frequent in documents
 
 
 class InlineTagsConfig(Section):
@@ -49,11 +49,11 @@ class InlineTagsConfig(Section):
 
 @TRANSFORMS.register("inlinetags")
 class InlineTags(Augment[InlineTagsConfig]):
-    """Tags phrases that stand in the source, with their translation in the target; in training only.
+    """Tags dictionary phrases of the source and their translations in the target; in training only.
 
     Args:
         entries: Phrases and their translations.
-        config: Form and number of the tags.
+        config: Format and number of tags.
         training: Whether this is training.
     """
 
@@ -94,7 +94,7 @@ class InlineTags(Augment[InlineTagsConfig]):
         return True
 
     def _pairs(self, source: str, target: str) -> list[tuple[Found, tuple[int, int]]]:
-        """Phrases of the source whose translation stands in the target, each at a place of its own."""
+        """Phrases of the source whose translation occurs in the target, without overlaps."""
         words = exact_words(target)
         taken: list[tuple[int, int]] = []
         pairs: list[tuple[Found, tuple[int, int]]] = []
@@ -106,7 +106,7 @@ class InlineTags(Augment[InlineTagsConfig]):
         return pairs
 
     def _draw_tags(self, count: int) -> list[tuple[str, str]]:
-        """What stands before and behind each phrase. Numbers begin anywhere, low ones being the likelier."""
+        """The tags before and after each phrase. The first number is random, with a preference for low numbers."""
         config = self._config
         weights = range(config.max_tags, 0, -1)
         paired, single = self.random.choices(range(1, config.max_tags + 1), weights=weights, k=2)
@@ -124,7 +124,7 @@ class InlineTags(Augment[InlineTagsConfig]):
 
 
 def with_tags(text: str, spans: Sequence[TagSpan]) -> str:
-    """A text with something put before and behind some of its spans, a space between it and words."""
+    """Insert texts before and after some spans, separated by spaces."""
     parts = []
     end = 0
     for start, stop, before, behind in sorted(spans):

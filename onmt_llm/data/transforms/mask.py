@@ -1,10 +1,10 @@
-"""`insert_mask_before_placeholder`: separate prompts from answers by the headings between them.
+"""`insert_mask_before_placeholder`: separate prompts from answers at headings.
 
-An instruction corpus of one text a line holds prompt and answer in one piece. This transform cuts it into segments at
-headings such as `### Response:`, in conversations of any number of rounds, so that with `zero_out_prompt_loss` the loss
-counts the answers alone. Without that option it cuts in the same places and everything stays trained.
+In an instruction corpus of one text per line, prompt and answer are a single text. This transform splits it at headings
+such as `### Response:`, for any number of rounds, so that with `zero_out_prompt_loss` only the answers are trained.
+Without that option the text is split in the same way, but all of it is trained.
 
-An example without any heading is dropped and counted as `no_response_pattern`: training it in full would undo the mask.
+An example without a heading is dropped and counted as `no_response_pattern`: without a mask it would be trained whole.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class MaskConfig(Section):
 
 @TRANSFORMS.register("insert_mask_before_placeholder")
 class InsertMask(Transform[MaskConfig]):
-    """Cuts a text into prompts and answers.
+    """Splits a text into prompts and answers.
 
     Examples that arrive in several segments (rendered conversations, pairs, lines with a literal `｟_mask_before_｠`)
-    are left as they are.
+    are not changed.
 
     Args:
-        responses: Headings of answers; a heading belongs to the prompt.
-        instructions: Headings of the next prompt.
-        train_prompts: Whether the loss counts prompts.
+        responses: Headings that precede answers; a heading belongs to the prompt.
+        instructions: Headings that start the next prompt.
+        train_prompts: Whether prompts are trained.
     """
 
     section = "insert_mask_before_placeholder"
@@ -74,12 +74,12 @@ class InsertMask(Transform[MaskConfig]):
         return example
 
     def _cut(self, text: str) -> list[Segment]:
-        """Prompts and answers in turn; empty where there is no heading of an answer."""
+        """Alternating prompts and answers; empty if there is no answer heading."""
         segments: list[Segment] = []
-        prompt, answer = 0, -1  # where the present prompt and the present answer begin; -1 = we are not in an answer
+        prompt, answer = 0, -1  # start of the current prompt and of the current answer; -1 = not in an answer
         for heading in self._headings.finditer(text):
             if answer >= 0:
-                # the line breaks before the next heading are layout, not answer
+                # line breaks before the next heading are layout, not part of the answer
                 prompt = answer + len(text[answer : heading.start()].rstrip("\n"))
                 segments.append(Segment(text[answer:prompt]))
                 answer = -1
@@ -97,5 +97,5 @@ class InsertMask(Transform[MaskConfig]):
 
 
 def _any_of(patterns: Sequence[str]) -> str:
-    """A regular expression for any of these texts, the longest first; one that matches nothing where there are none."""
+    """A regular expression for any of these texts, the longest first; without texts, it matches nothing."""
     return "|".join(sorted((re.escape(from_line(pattern)) for pattern in patterns), key=len, reverse=True)) or "(?!)"

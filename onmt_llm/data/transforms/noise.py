@@ -1,8 +1,8 @@
 """`switchout`, `tokendrop`, `tokenmask`: random noise on tokens, in training only.
 
-How many tokens of a side are changed is drawn from Wang et al. 2018 (https://arxiv.org/abs/1808.07512): d out of n with
-a probability in proportion to exp(-temperature * d), d = 0 ... n - 1. What has a role (control tokens, tags and other
-placeholders `｟...｠`) is never touched, and nothing that has one is drawn.
+The number of tokens changed on a side follows Wang et al. 2018 (https://arxiv.org/abs/1808.07512): d of n tokens,
+with probability proportional to exp(-temperature * d), d = 0 ... n - 1. Control tokens, tags and other placeholders
+`｟...｠` are never changed and never drawn as replacements.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class _Noise(Transform[NoiseConfig]):
     """Changes some tokens of each side.
 
     Args:
-        temperature: Of the number of changed tokens.
-        control_tokens: Are never changed.
+        temperature: Controls the number of changed tokens.
+        control_tokens: Tokens that are never changed.
         active: Whether this is training.
     """
 
@@ -98,22 +98,22 @@ class _Noise(Transform[NoiseConfig]):
         count = sample_distance(len(places), self.temperature, self._random)
         if count:
             for segment in side:
-                # a list of tokens may be shared with whoever remembers what a text was split into
+                # the list of tokens may be shared with a cache of tokenised texts
                 segment.tokens = list(segment.tokens or ())
             self.change(self._random.sample(places, count), is_target=is_target)
 
     def change(self, places: Sequence[tuple[Segment, int]], *, is_target: bool) -> None:
-        """Change the tokens at these places, in any order."""
+        """Change the tokens at these positions, in any order."""
         raise NotImplementedError
 
 
 @TRANSFORMS.register("switchout")
 class SwitchOut(_Noise):
-    """Replaces tokens of both sides with others of the vocabulary, drawn evenly.
+    """Replaces tokens of both sides with others, drawn uniformly from the vocabulary.
 
     Args:
-        src: What may be drawn for the source side.
-        tgt: What may be drawn for the target side.
+        src: Replacements for the source side.
+        tgt: Replacements for the target side.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class SwitchOut(_Noise):
 
 @TRANSFORMS.register("tokendrop")
 class TokenDrop(_Noise):
-    """Leaves out tokens of both sides, but never all of a side."""
+    """Drops tokens of both sides, but never all tokens of a side."""
 
     @classmethod
     def build(cls, config: NoiseConfig, corpus: CorpusConfig, context: TransformContext) -> TokenDrop:
@@ -168,7 +168,7 @@ class TokenDrop(_Noise):
 
 @TRANSFORMS.register("tokenmask")
 class TokenMask(_Noise):
-    """Masks tokens of the source side; in a text without a target side, of what the loss does not count."""
+    """Masks tokens of the source side; without a target side, tokens that are not trained."""
 
     both_sides = False
 
@@ -196,7 +196,7 @@ class TokenMask(_Noise):
 
 
 def sample_distance(tokens: int, temperature: float, rng: random.Random) -> int:
-    """How many of `tokens` tokens to change: d < tokens with a probability in proportion to exp(-temperature * d)."""
+    """Number of tokens to change: d < `tokens` with probability proportional to exp(-temperature * d)."""
     if tokens < 2:
         return 0
     uniform = rng.random()
@@ -208,7 +208,7 @@ def sample_distance(tokens: int, temperature: float, rng: random.Random) -> int:
 
 
 def draw_other(token: str, drawn: Sequence[str], rng: random.Random) -> str:
-    """One of `drawn` that is not `token`; `token`, where there is no other."""
+    """A random element of `drawn` other than `token`; `token` if there is no other."""
     while drawn and (len(drawn) > 1 or drawn[0] != token):
         other = drawn[int(rng.random() * len(drawn))]
         if other != token:
@@ -217,7 +217,7 @@ def draw_other(token: str, drawn: Sequence[str], rng: random.Random) -> str:
 
 
 def drawable(vocab: Vocab | None, control_tokens: Collection[str]) -> list[str]:
-    """The tokens of a vocabulary that stand for text: no roles, no placeholders, no bytes, no padding rows."""
+    """The tokens of a vocabulary that represent text: no special tokens, placeholders, byte tokens or padding rows."""
     if vocab is None:
         return []
     roles = (vocab.specials.unk, vocab.specials.bos, vocab.specials.eos, vocab.specials.pad)
@@ -228,7 +228,7 @@ def drawable(vocab: Vocab | None, control_tokens: Collection[str]) -> list[str]:
 
 
 def fixed(control_tokens: Collection[str]) -> IsFixed:
-    """Whether a token has a role, so that noise leaves it alone."""
+    """A predicate for control tokens and placeholders, which noise does not change."""
     control = frozenset(control_tokens)
 
     def is_fixed(token: str) -> bool:
@@ -238,5 +238,5 @@ def fixed(control_tokens: Collection[str]) -> IsFixed:
 
 
 def inputs(example: Example) -> list[Segment]:
-    """What the model is given: the source side; of a text without a target side, what the loss does not count."""
+    """The model's input: the source side, or, without a target side, the segments that are not trained."""
     return example.src if example.tgt else [segment for segment in example.src if not segment.train_on]

@@ -1,4 +1,4 @@
-"""`normalize`: Moses' normalisation of punctuation, by sacremoses."""
+"""`normalize`: Moses punctuation normalisation with sacremoses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NormalizeConfig(Section):
 
 @TRANSFORMS.register("normalize")
 class Normalize(Transform[NormalizeConfig]):
-    """Writes punctuation in one way; line breaks stay.
+    """Normalises punctuation; line breaks are kept.
 
     Args:
         src: Normalises a line of the source.
@@ -72,5 +72,5 @@ def _normalizer(config: NormalizeConfig, language: str) -> Callable[[str], str]:
         )
         .normalize
     )
-    # a line at a time: the rules take a line break for a space, or for a control character
+    # line by line: the rules treat a line break as a space or a control character
     return lambda text: "\n".join(normalize(line) for line in text.split("\n"))

@@ -1,4 +1,4 @@
-"""Find phrases of a dictionary in a text: longest match, from left to right, whole words only."""
+"""Find dictionary phrases in a text: longest match, left to right, whole words only."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Word:
     """A word of a text.
 
     Attributes:
-        start: Where it begins.
-        end: Where it ends.
-        key: What it is compared by.
+        start: Offset of the first character.
+        end: Offset after the last character.
+        key: Form used for comparison.
     """
 
     start: int
@@ -38,12 +38,12 @@ Analyse = Callable[[str], list[Word]]
 
 
 def exact_words(text: str) -> list[Word]:
-    """Words and single signs, by what they are."""
+    """Words and single punctuation marks, case-sensitive."""
     return [Word(match.start(), match.end(), match[0]) for match in _WORD.finditer(text)]
 
 
 def folded_words(text: str) -> list[Word]:
-    """Words and single signs, whether they are written in capitals or not."""
+    """Words and single punctuation marks, case-insensitive."""
     return [Word(match.start(), match.end(), match[0].casefold()) for match in _WORD.finditer(text)]
 
 
@@ -51,7 +51,7 @@ class Phrases:
     """A dictionary of phrases.
 
     Args:
-        entries: (phrase, translation); of entries with one phrase the last one counts.
+        entries: (phrase, translation); if a phrase occurs more than once, the last entry is used.
         analyse: Splits texts and phrases into words.
     """
 
@@ -67,7 +67,7 @@ class Phrases:
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
 
     def find(self, text: str) -> list[Found]:
-        """The entries in a text; they do not overlap."""
+        """The entries found in a text, without overlaps."""
         words = self._analyse(text)
         found = []
         place = 0
@@ -85,7 +85,7 @@ class Phrases:
 
 
 def locate(phrase: Sequence[Word], words: Sequence[Word], taken: Sequence[tuple[int, int]] = ()) -> Word | None:
-    """Where a phrase first stands among the words of a text, apart from places that are taken; None = nowhere."""
+    """The first occurrence of a phrase that does not overlap `taken` spans; None if there is none."""
     keys = [word.key for word in phrase]
     for place in range(len(words) - len(keys) + 1) if keys else ():
         if [word.key for word in words[place : place + len(keys)]] == keys:

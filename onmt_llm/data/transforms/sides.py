@@ -9,12 +9,12 @@ from onmt_llm.text.segment import Segment
 
 
 def text_of(side: Sequence[Segment]) -> str:
-    """The text of a side; tokens that a template put there are left out."""
+    """The text of a side, without tokens that a template has inserted."""
     return side[0].text or "" if len(side) == 1 else "".join(segment.text or "" for segment in side)
 
 
 def rewrite(side: Sequence[Segment], change: Callable[[str], str]) -> None:
-    """Change every text of a side in place; white space around a part of a side stays, since it is layout."""
+    """Change every text of a side in place; with several parts, white space around each is kept, since it is layout."""
     for segment in side:
         if segment.text is None:
             continue
@@ -26,14 +26,14 @@ def rewrite(side: Sequence[Segment], change: Callable[[str], str]) -> None:
 
 
 def rewrite_both(example: Example, src: Callable[[str], str], tgt: Callable[[str], str]) -> Example:
-    """The example with the texts of its sides changed."""
+    """Change the texts of both sides in place."""
     rewrite(example.src, src)
     rewrite(example.tgt, tgt)
     return example
 
 
 def words(text: str) -> list[str]:
-    """Words as OpenNMT-py counts them: what stands between single spaces; a line break parts words, too."""
+    """Words as OpenNMT-py counts them: split at every single space or line break."""
     return text.replace("\n", " ").split(" ")
 
 

@@ -1,4 +1,4 @@
-"""Options of the tokenising transforms, and the tokenisers that they name."""
+"""Options of the tokenising transforms, and the tokenisers that they specify."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SubwordConfig(Section):
         try:
             parsed = _literal(value) if isinstance(value, str) else value
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"must be a mapping such as {PASS_THROUGH}, but cannot be read: {value}") from error
+            raise ValueError(f"must be a mapping such as {PASS_THROUGH}, but is not valid: {value}") from error
         if not isinstance(parsed, dict):
             raise ValueError(f"must be a mapping such as {PASS_THROUGH}, but is {value}")
         return parsed
@@ -78,7 +78,7 @@ class SubwordConfig(Section):
 
 
 def _literal(text: str) -> Any:
-    """JSON or a Python literal; nothing is evaluated."""
+    """Parse JSON or a Python literal; no code is evaluated."""
     if not text.strip():
         return {}
     try:
@@ -88,12 +88,12 @@ def _literal(text: str) -> Any:
 
 
 def tokenizer_spec(kind: TokenizerKind, config: SubwordConfig, side: Side) -> TokenizerSpec | None:
-    """The tokeniser that the options of a side describe; None where they leave it to the checkpoint.
+    """The tokeniser that the options of a side specify; None = the checkpoint's.
 
-    Its `file` is the path as the user gave it.
+    Its `file` is the path as given by the user.
 
     Raises:
-        ConfigError: The options do not go together.
+        ConfigError: The options are inconsistent.
         UnsupportedError: A vocabulary threshold is set.
     """
     model, subword_type = getattr(config, f"{side}_subword_model"), getattr(config, f"{side}_subword_type")
@@ -121,7 +121,7 @@ def tokenizer_spec(kind: TokenizerKind, config: SubwordConfig, side: Side) -> To
 
 
 def random_options(kind: TokenizerKind, config: SubwordConfig, side: Side) -> dict[str, Any]:
-    """Arguments of the tokeniser that make it draw at random; empty where it does not."""
+    """Arguments that enable random sampling in the tokeniser; empty if it is off."""
     nbest, alpha = getattr(config, f"{side}_subword_nbest"), getattr(config, f"{side}_subword_alpha")
     if kind == "sentencepiece":
         return {"nbest": nbest, "alpha": alpha} if alpha > 0 and nbest != 1 else {}
@@ -140,21 +140,21 @@ def _random_onmttok(config: SubwordConfig, side: Side, nbest: int, alpha: float)
     if alpha > 0:
         is_bpe = getattr(config, f"{side}_subword_type") == "bpe"
         given |= {"bpe_dropout": alpha} if is_bpe else {"sp_nbest_size": nbest, "sp_alpha": alpha}
-    # pyonmttok draws at random only if it is set to training
+    # pyonmttok samples only in training mode
     return given | {"training": True} if given else {}
 
 
 def open_side(kind: TokenizerKind, config: SubwordConfig, side: Side, *, training: bool) -> Tokenizer | None:
-    """The tokeniser of a side, sampling if this is training and it was asked for; None = the checkpoint's.
+    """The tokeniser of a side, with sampling if configured and in training; None = the checkpoint's.
 
     Raises:
-        ConfigError, DataError, UnsupportedError: As `tokenizer_spec` and `open_tokenizer` say.
+        ConfigError, DataError, UnsupportedError: See `tokenizer_spec` and `open_tokenizer`.
     """
     spec = tokenizer_spec(kind, config, side)
     draws = random_options(kind, config, side) if training else {}
     if spec is None:
         if draws:
-            raise ConfigError(f"{side}_subword_model must be given where its tokeniser is to sample, but is empty.")
+            raise ConfigError(f"{side}_subword_model must be given if its tokeniser is to sample, but is empty.")
         return None
     try:
         return open_tokenizer(spec.model_copy(update={"options": spec.options | draws}), Path())
@@ -163,7 +163,7 @@ def open_side(kind: TokenizerKind, config: SubwordConfig, side: Side, *, trainin
 
 
 def seeder(kind: TokenizerKind) -> Callable[[int], None]:
-    """The function that seeds a library's random numbers, which are the whole process' in all three."""
+    """The function that seeds a library's random generator, which is global to the process in all three libraries."""
     if kind == "bpe":
         return random.seed
     module, function = {

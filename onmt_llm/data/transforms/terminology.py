@@ -1,8 +1,8 @@
-"""`terminology`: put the translation of a term beside it in the source, to teach a model to use given terms.
+"""`terminology`: insert the translations of terms into the source, to teach a model to use a given terminology.
 
-With language models of spaCy, terms are found by their lemmas, and the lemma of the translation is put in, which the
-model learns to inflect (Bergmanis and Pinnis 2021, https://aclanthology.org/2021.eacl-main.271). Without, they are
-found as they are written, in capitals or not.
+With spaCy models, terms are matched by their lemmas and the lemma of the translation is inserted, which the model
+learns to inflect (Bergmanis and Pinnis 2021, https://aclanthology.org/2021.eacl-main.271). Without, they are matched
+literally but case-insensitively.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Language:
 
     Attributes:
         analyse: Splits a text into words.
-        stop_words: Words that are no terms.
-        base_form: What is put in for a term.
+        stop_words: Words that are not used as terms.
+        lemmatises: Whether words are compared by lemma.
     """
 
     analyse: Analyse
@@ -69,15 +69,15 @@ class Language:
 
 @TRANSFORMS.register("terminology")
 class Terminology(Augment[TerminologyConfig]):
-    """Puts translations of terms behind them.
+    """Inserts translations after terms.
 
-    Where the target is known, only terms are marked whose translation stands in it.
+    If the target is known, only terms whose translation occurs in it are marked.
 
     Args:
         terms: Terms and their translations.
         src: Language of the source.
         tgt: Language of the target.
-        config: Tokens, and how many terms.
+        config: Special tokens and the maximum number of terms.
         training: Whether this is training.
     """
 
@@ -150,17 +150,17 @@ class Terminology(Augment[TerminologyConfig]):
 
     def _stands_in(self, translation: str, answer: Sequence[Word]) -> bool:
         if self._tgt.lemmatises:
-            # lemmas already: analysed once more, some would be lemmas of lemmas
+            # already lemmas: some would change if they were lemmatised again
             phrase = [Word(0, 0, lemma) for lemma in translation.lower().split()]
             return locate(phrase, [Word(word.start, word.end, word.key.lower()) for word in answer]) is not None
         return locate(self._tgt.analyse(translation), answer) is not None
 
 
 def open_language(model: str | None) -> Language:
-    """A language by its spaCy model; None = words are compared as they are written.
+    """Open a language with its spaCy model; None = words are compared without lemmas, case-insensitively.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: The model is not installed.
         UnsupportedError: spaCy is not installed.
     """
     if model is None:
@@ -170,7 +170,7 @@ def open_language(model: str | None) -> Language:
         pipeline = spacy.load(model, disable=["parser", "ner"])
     except OSError as error:
         raise ConfigError(
-            f"src_ and tgt_spacy_language_model must name models of spaCy, but {model} cannot be opened.",
+            f"src_ and tgt_spacy_language_model must name installed spaCy models, but {model} is not one.",
             hint=f"python -m spacy download {model}",
         ) from error
     return Language(partial(_lemmas, pipeline), pipeline.Defaults.stop_words, lemmatises=True)

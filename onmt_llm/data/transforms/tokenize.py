@@ -1,4 +1,4 @@
-"""`sentencepiece`, `bpe`, `onmt_tokenize`, `huggingface_tokenize`: tokenise text with the library named."""
+"""`sentencepiece`, `bpe`, `onmt_tokenize`, `huggingface_tokenize`: tokenise text with the named library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from onmt_llm.text.tokenizers.pyonmttok import OnmtTokenizer
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
-# what a checkpoint's tokeniser may be under each name; pyonmttok's pass-through mode is SentencePiece itself
+# tokenisers of a checkpoint that each kind accepts; pyonmttok in pass-through mode is plain SentencePiece
 _CLASSES: Mapping[TokenizerKind, tuple[type, ...]] = {
     "sentencepiece": (SentencePieceTokenizer,),
     "bpe": (BpeTokenizer,),
@@ -31,15 +31,15 @@ _CLASSES: Mapping[TokenizerKind, tuple[type, ...]] = {
 
 
 class Tokenize(Transform[SubwordConfig]):
-    """Splits text into pieces; segments that have tokens already keep them.
+    """Splits text into tokens; segments that already have tokens keep them.
 
     Args:
-        src: Tokeniser of the source side; of the whole example with `joint`.
+        src: Tokeniser of the source side, or of the whole example with `joint`.
         tgt: Tokeniser of the target side.
-        joint: Source and target are one text (a language model). Where neither side has white space at the seam, as
-            in parallel files, one space is put before the target: at inference it is the bare source that is continued.
-        bos: The token that starts an example, behind which text is encoded as the start of a text.
-        seed: Seeds the library, where it draws at random; else None.
+        joint: Source and target are one text (a language model). If neither side has white space where they meet, as
+            in parallel files, a space is inserted before the target, so that the source is the same at inference.
+        bos: The token that starts an example; text after it is encoded as the start of a text.
+        seed: Seeds the library if it samples; otherwise None.
     """
 
     name = "tokenize"
@@ -97,7 +97,7 @@ class Tokenize(Transform[SubwordConfig]):
 
     def _encode(self, sides: Sequence[list[Segment]], tokenizer: Tokenizer) -> None:
         self._check_newlines(sides, tokenizer)
-        if self._seed:  # what is drawn at random in several threads could not be repeated
+        if self._seed:  # one thread: sampling in several would not be reproducible
             for side in sides:
                 for segment, tokens in zip(side, tokenize_segments(tokenizer, side, bos=self.bos), strict=True):
                     segment.tokenized(tokens)
@@ -114,7 +114,7 @@ class Tokenize(Transform[SubwordConfig]):
         _encode_all(others, tokenizer, continuation=True)
 
     def _check_newlines(self, sides: Sequence[list[Segment]], tokenizer: Tokenizer) -> None:
-        """The first text with a line break asks the tokeniser whether it can keep one."""
+        """On the first text with a line break, check that the tokeniser preserves line breaks."""
         if tokenizer in self._keeps_newlines:
             return
         if any("\n" in (segment.text or "") for side in sides for segment in side):
@@ -131,7 +131,7 @@ class SentencePiece(Tokenize):
 
 @TRANSFORMS.register("bpe")
 class Bpe(Tokenize):
-    """Codes of subword-nmt."""
+    """BPE codes of subword-nmt."""
 
     kind = "bpe"
 
@@ -145,20 +145,20 @@ class OnmtTokenize(Tokenize):
     def batch(self, examples: Sequence[Example]) -> list[Example]:
         if self._seed is None:
             return super().batch(examples)
-        # The library has a generator for each thread, and its seed counts for threads that have drawn nothing yet.
+        # The library has one generator per thread, and a new seed only affects threads that have not sampled yet.
         with ThreadPoolExecutor(1) as fresh:
             return fresh.submit(super().batch, examples).result()
 
 
 @TRANSFORMS.register("huggingface_tokenize")
 class HuggingFaceTokenize(Tokenize):
-    """A tokenizer.json."""
+    """A Hugging Face tokenizer.json."""
 
     kind = "huggingface"
 
 
 def default_tokenize(context: TransformContext) -> Tokenize:
-    """For a corpus that lists no tokeniser: the model's."""
+    """The model's tokeniser, for a corpus that lists none."""
     src, tgt = (_guarded(each, context) for each in (context.codec.src_tokenizer, context.codec.tokenizer))
     return Tokenize(src, tgt, joint=context.task == "lm", bos=context.bos)
 
@@ -171,10 +171,10 @@ def subword_options(data: DataConfig) -> SubwordConfig:
 
 
 def tokenizer_specs(data: DataConfig) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
-    """Tokenisers of source and target that a new checkpoint must carry, with `file` as the user named it.
+    """Tokenisers of source and target to save in a new checkpoint, with `file` as given by the user.
 
     Returns:
-        None for a side whose tokeniser the options do not describe: no tokenising transform is listed, or it uses the
+        None for a side whose tokeniser the options do not specify: no tokenising transform is listed, or it uses the
         checkpoint's own.
     """
     config = subword_options(data)
@@ -187,7 +187,7 @@ def tokenizer_specs(data: DataConfig) -> tuple[TokenizerSpec | None, TokenizerSp
 
 
 def _tokenizers(cls: type[Tokenize], config: SubwordConfig, context: TransformContext) -> tuple[Tokenizer, Tokenizer]:
-    """Tokenisers of source and target: as the options say, else the checkpoint's."""
+    """Tokenisers of source and target from the options, or else from the checkpoint."""
     joint = context.task == "lm"
     if joint and config.tgt_subword_model not in ("", config.src_subword_model):
         raise ConfigError(
@@ -211,14 +211,14 @@ def _of_checkpoint(cls: type[Tokenize], tokenizer: Tokenizer, side: str) -> Toke
     others = [kind for kind, classes in _CLASSES.items() if isinstance(inner, classes)]
     if others and cls.kind not in others:
         raise ConfigError(
-            f"Transform '{cls.name}' without a {side}_subword_model must find its kind of tokeniser in the checkpoint, "
+            f"Transform '{cls.name}' without a {side}_subword_model needs a tokeniser of its kind in the checkpoint, "
             f"but finds one of kind '{others[0]}'."
         )
     return tokenizer
 
 
 def _guarded(tokenizer: Tokenizer, context: TransformContext) -> Tokenizer:
-    """A tokeniser that makes no control token out of text; a checkpoint's usually is one already."""
+    """Ensure that a tokeniser never produces control tokens from text; a checkpoint's usually does already."""
     if isinstance(tokenizer, ControlGuard) and context.control_tokens <= tokenizer.control_tokens:
         return tokenizer
     return ControlGuard(tokenizer, context.control_tokens)

@@ -34,15 +34,15 @@ class TruncateConfig(Section):
 
 @TRANSFORMS.register("truncate")
 class Truncate(Transform[TruncateConfig]):
-    """Cuts long examples, and counts them. A text whose end is cut off gets no EOS: that is not where it ends.
+    """Truncates and counts long examples. A text whose end is cut off gets no EOS.
 
-    A conversation whose first round alone is too long is dropped, and counted as `round_too_long`.
+    A conversation whose first round is too long is dropped and counted as `round_too_long`.
 
     Args:
-        max_src: Most tokens on the source side, or of the whole example with `joint`.
-        max_tgt: Most tokens on the target side.
-        keep: Which part is kept.
-        joint: Source and target count together (a language model).
+        max_src: Maximum tokens on the source side, or in the whole example with `joint`.
+        max_tgt: Maximum tokens on the target side.
+        keep: Part to keep.
+        joint: Source and target are counted together (a language model).
     """
 
     section = "truncate"

@@ -1,4 +1,4 @@
-"""`uppercase`: turn some examples into capitals, to teach a model to read them."""
+"""`uppercase`: convert some examples to capitals, so that the model learns to handle them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class UppercaseConfig(Section):
 
 @TRANSFORMS.register("uppercase")
 class Uppercase(Transform[UppercaseConfig]):
-    """Writes an example in capitals without accents; ｟placeholders｠ stay.
+    """Converts an example to capitals without accents; ｟placeholders｠ are not changed.
 
     Args:
-        ratio: Share of the examples.
+        ratio: Fraction of the examples.
     """
 
     section = "uppercase"
@@ -54,12 +54,12 @@ class Uppercase(Transform[UppercaseConfig]):
 
 
 def capitals(text: str) -> str:
-    """The text in capitals without accents."""
+    """Convert a text to capitals without accents."""
     parts = _PLACEHOLDER.split(text)
     return "".join(part if index % 2 else _capitals(part) for index, part in enumerate(parts))
 
 
 def _capitals(text: str) -> str:
     apart = unicodedata.normalize("NFD", text.upper())
-    # composed again: otherwise a Korean syllable would come out as its letters
+    # compose again, so that Korean syllables are not left as separate letters
     return unicodedata.normalize("NFC", "".join(c for c in apart if unicodedata.category(c) != "Mn"))

@@ -76,7 +76,7 @@ class TestClean:
             build("clean", scripts_ok=["Latine"])
 
     def test_it_stands_before_the_tokeniser(self):
-        with pytest.raises(ConfigError, match="must stand before the tokeniser"):
+        with pytest.raises(ConfigError, match="must come before the tokeniser"):
             build_transforms(["onmt_tokenize", "clean"], {}, CorpusConfig(), TRAINING)
 
     @pytest.mark.parametrize(

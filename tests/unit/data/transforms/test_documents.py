@@ -139,7 +139,7 @@ class TestTruncate:
         assert (values(example), side_tokens(example.tgt), example.closed) == (list(range(5)), ["0", "1"], True)
 
     def test_it_stands_behind_the_tokeniser(self):
-        with pytest.raises(ConfigError, match="must stand behind the tokeniser"):
+        with pytest.raises(ConfigError, match="must come after the tokeniser"):
             build_transforms(["truncate", "onmt_tokenize"], {}, CorpusConfig(), PAIRS)
 
 

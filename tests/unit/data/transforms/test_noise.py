@@ -78,7 +78,7 @@ class TestAll:
             assert [token for token in tokens if token in ("｟ent｠", "<|im_end|>")] == ["｟ent｠", "<|im_end|>"]
 
     def test_stands_behind_the_tokeniser(self, name):
-        with pytest.raises(ConfigError, match=f"Transform '{name}' must stand behind the tokeniser"):
+        with pytest.raises(ConfigError, match=f"Transform '{name}' must come after the tokeniser"):
             build_transforms([name, "sentencepiece"], {}, CorpusConfig(), make_context())
 
 
@@ -232,5 +232,5 @@ class TestFim:
         for transform, example in ((inert, Example([Segment("text")])), (acting, chat), (acting, couple)):
             before = list(example.src)
             assert transform(example) is example and example.src == before
-        with pytest.raises(ConfigError, match="must go with a language model"):
+        with pytest.raises(ConfigError, match="must be used with a language model"):
             build_transforms(["fim"], {}, CorpusConfig(), make_context(task="seq2seq"))

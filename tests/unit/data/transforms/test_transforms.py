@@ -57,7 +57,7 @@ class TestBuilding:
         options = {"subword": SubwordConfig(src_subword_model=sp_model)}
         with pytest.raises(ConfigError, match="at most one tokeniser"):
             build_transforms(["sentencepiece", "bpe"], options, NO_CORPUS, make_context())
-        with pytest.raises(ConfigError, match="must stand before the tokeniser"):
+        with pytest.raises(ConfigError, match="must come before the tokeniser"):
             names = ["sentencepiece", "insert_mask_before_placeholder"]
             build_transforms(names, options, NO_CORPUS, make_context())
 
