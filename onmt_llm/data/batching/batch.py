@@ -1,6 +1,6 @@
 """`Batch`: the tensors of one micro-batch. The only module of `data` that imports torch.
 
-Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples, or parts of them.
+Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples or parts of examples.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from onmt_llm.data.batching.collate import BatchArrays
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples side by side, padded on the right; or, packed, several in a row.
+    """A micro-batch: one example per row, or several if packed; padded on the right.
 
     Attributes:
         src_BS: Input of the encoder (int64); None for a language model.
         src_mask_BS: True where `src_BS` holds a real token.
         tgt_BT: Input of the decoder (int64).
         labels_BT: labels_BT[b, t] is the token that follows tgt_BT[b, t]; -100 = no loss.
-        doc_BT: Number of the document that each position belongs to, 0 = padding; None where every row is one document.
-        num_targets: Labels that the loss counts.
-        num_examples: Examples in the batch; of one that is cut in pieces, its first piece counts.
-        features_BSF: Features of the source tokens (int64); None for a model without.
-        align_M3: Aligned positions (row, label, source) of all rows; None where no row has any.
-        src_doc_BS: As `doc_BT`, for the source: documents of one number belong together.
+        doc_BT: Number of the document at each position, 0 = padding; None if every row is one document.
+        num_targets: Number of trained labels.
+        num_examples: Examples in the batch; of an example that is cut into parts, only the first part counts.
+        features_BSF: Features of the source tokens (int64); None for a model without features.
+        align_M3: Aligned positions (row, label, source) of all rows; None if there are none.
+        src_doc_BS: As `doc_BT`, for the source; equal numbers belong together.
         preference_B: Kind of each row: 1 = chosen, 0 = rejected, -1 = an answer to another prompt; None = examples
             without preferences. The k-th chosen and the k-th rejected row of pairs are one example.
-        corpus_P2: Of each example, or part of one, in the order in which they lie in the rows: the number of its
-            corpus, and its labels that the loss counts; None = there is one corpus.
+        corpus_P2: For each example or part, in row order: the number of its corpus, and its number of trained labels;
+            None = only one corpus.
     """
 
     src_BS: Tensor | None
@@ -51,7 +51,7 @@ class Batch:
 
     @classmethod
     def of(cls, arrays: BatchArrays) -> Batch:
-        """The batch in tensors."""
+        """Convert arrays to tensors."""
         values: dict[str, Any] = {}
         for field in fields(arrays):
             value = getattr(arrays, field.name)
@@ -66,7 +66,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
-        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
+        """The same batch in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:

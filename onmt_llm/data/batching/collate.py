@@ -1,6 +1,6 @@
-"""Collate examples into numpy arrays, which workers send and `Batch` turns into tensors. It does not import torch.
+"""Collate examples into numpy arrays, which workers send and `Batch` converts to tensors. Does not import torch.
 
-Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples, or parts of them.
+Shapes: B rows, S source positions, T target positions, F features, M aligned pairs, P examples or parts of examples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class BatchArrays:
-    """See `Batch`, whose fields these are; ids are 32 bits wide."""
+    """The fields of `Batch` as arrays, with 32-bit ids."""
 
     src_BS: Array | None
     src_mask_BS: Array | None
@@ -38,12 +38,12 @@ class BatchArrays:
 
 
 def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> BatchArrays:
-    """Put examples side by side, padded on the right.
+    """Collate examples, one per row, padded on the right.
 
     Args:
         examples: At least one; all of one task.
-        pad_id: Fills `tgt_BT`; any token will do, since no real position attends to what follows it.
-        src_pad_id: Fills `src_BS`, where the mask hides it.
+        pad_id: Padding of `tgt_BT`; may be any token, since no real position attends to later ones.
+        src_pad_id: Padding of `src_BS`, hidden by the mask.
     """
     if examples[0].chosen is None:
         return _batch([[whole(example)] for example in examples], pad_id, src_pad_id, isolate=False)
@@ -53,12 +53,12 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Bat
 
 
 def collate_rows(rows: Sequence[PackedRow], *, pad_id: int, src_pad_id: int, isolate: bool) -> BatchArrays:
-    """The same for packed rows.
+    """Collate packed rows.
 
     Args:
         rows: At least one.
-        pad_id: Fills `tgt_BT`.
-        src_pad_id: Fills `src_BS`.
+        pad_id: Padding of `tgt_BT`.
+        src_pad_id: Padding of `src_BS`.
         isolate: Number the documents of each row from 1, padding 0.
     """
     return _batch(rows, pad_id, src_pad_id, isolate=isolate)
@@ -89,16 +89,16 @@ def _batch(rows: Sequence[PackedRow], pad_id: int, src_pad_id: int, *, isolate: 
 
 
 class _Filler:
-    """Lays parts end to end in rows, padded on the right.
+    """Concatenates parts into rows, padded on the right.
 
     Args:
-        sizes: Parts of each row.
-        lengths: Positions of each part.
+        sizes: Number of parts per row.
+        lengths: Number of positions per part.
 
     Attributes:
         row: Row of each part.
-        start: Where each part begins in its row.
-        real: (B, width) True where a part is.
+        start: Start of each part in its row.
+        real: (B, width) False = padding.
     """
 
     def __init__(self, sizes: Sequence[int], lengths: Sequence[int]) -> None:
@@ -117,13 +117,13 @@ class _Filler:
         return filled
 
     def sums(self, values_BT: Array) -> Array:
-        """(P,) sums of the values at each part's positions."""
+        """(P,) sum of the values over each part's positions."""
         ends = np.cumsum(self._lengths)
         sums = np.concatenate(([0], np.cumsum(values_BT[self.real])))
         return sums[ends] - sums[ends - self._lengths]
 
     def documents(self) -> Array:
-        """(B, width) number of each position's part within its row, from 1; 0 = padding."""
+        """(B, width) number of the part at each position, from 1 within a row; 0 = padding."""
         numbers = np.arange(len(self.row)) - np.repeat(np.cumsum(self._sizes) - self._sizes, self._sizes) + 1
         filled = np.zeros(self.real.shape, dtype=np.int32)
         filled[self.real] = np.repeat(numbers, self._lengths)

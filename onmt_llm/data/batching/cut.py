@@ -9,15 +9,15 @@ from typing import Literal
 def cut_batches(
     widths: Sequence[int], *, batch_size: int, batch_type: Literal["sents", "tokens"], multiple: int = 1
 ) -> list[tuple[int, int]]:
-    """Where batches begin and end in a row of examples.
+    """Boundaries of batches in a sequence of examples.
 
     An example wider than `batch_size` tokens gets a batch of its own.
 
     Args:
-        widths: Columns that each example needs, in the order in which they are to be batched.
-        batch_size: Examples of a batch, or cells of its padded rectangle (examples x widest).
+        widths: Columns that each example needs, in batching order.
+        batch_size: Maximum number of examples, or of positions including padding (examples x widest).
         batch_type: Which of the two.
-        multiple: Full batches have a multiple of this many examples, if they have that many.
+        multiple: The size of full batches is a multiple of this number, if they are at least that large.
 
     Returns:
         (start, end) of each batch; together they cover all examples.

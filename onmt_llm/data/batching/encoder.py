@@ -1,4 +1,4 @@
-"""`Encoder`: turn examples into the input ids and labels of the model."""
+"""`Encoder`: convert examples to input ids and labels."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WIDTH = 4  # bytes of an id
 
 
 class Encoder:
-    """IdLookup the tokens of examples.
+    """Converts the tokens of examples to ids.
 
     A language model's sequence is [bos] + source + target + [eos], an encoder-decoder's target [bos] + target + [eos];
     `tgt` is that without its last token, `labels` without its first. A token is trained if its segment is, EOS if the
-    last segment is (or as the example says). BOS and EOS are not put where a text brings its own.
+    last segment is (or as the example specifies). BOS and EOS are not added if a text has its own.
 
     Args:
         codec: Text side of the model.
@@ -87,7 +87,7 @@ class Encoder:
 class IdLookup:
     """Ids of segments in one vocabulary.
 
-    Pieces that come by number are translated by a table, made once for each tokeniser.
+    Piece numbers of a tokeniser are mapped to ids with a table, built once per tokeniser.
     """
 
     def __init__(self, vocab: Vocab) -> None:
@@ -95,7 +95,7 @@ class IdLookup:
         self._translations: dict[PieceTable, _Translation] = {}
 
     def __call__(self, segment: Segment) -> tuple[bytes, int]:
-        """Ids of the segment's tokens, 4 bytes each, and how many of them are unknown."""
+        """Ids of the segment's tokens, 4 bytes each, and the number of unknown tokens."""
         pieces = segment.pieces
         if pieces is not None:
             translation = self._translations.get(pieces.table)
@@ -113,12 +113,12 @@ class IdLookup:
 
 @dataclass(frozen=True)
 class _Translation:
-    """A tokeniser's numbers to a vocabulary's.
+    """Maps the piece numbers of a tokeniser to the ids of a vocabulary.
 
     Attributes:
-        ids: Id of each piece; None where a piece has none, which is an error only if a text has it.
-        is_same: IdLookup and ids are the same.
-        has_unknown: Some pieces are not in the vocabulary.
+        ids: Id of each piece; None if some piece has none, which is an error only if it occurs in a text.
+        is_same: Whether piece numbers and ids are identical.
+        has_unknown: Whether some pieces are not in the vocabulary.
     """
 
     ids: Ids | None
@@ -145,7 +145,7 @@ def _check_specials(codec: Codec) -> None:
 
 
 def _masked(sequence: Ids, segments: Sequence[Segment], parts: Sequence[bytes], *, start: int) -> Ids:
-    """Labels of a sequence of which only some segments are trained."""
+    """Labels of a sequence in which only some segments are trained."""
     labels = sequence.copy()
     for segment, part in zip(segments, parts, strict=True):
         end = start + len(part)
@@ -164,6 +164,6 @@ def _count_unknown(ids: list[int], unk_id: int | None) -> int:
 
 
 def _label_positions(pairs: list[tuple[int, int]], *, shift: int) -> Ids:
-    """Pairs (source, target) of tokens as pairs (label, source): label t is target token t, where BOS comes first."""
+    """Convert (source, target) token pairs to (label, source); with BOS, label t is target token t."""
     rows = [(target + shift, source) for source, target in pairs if target + shift >= 0]
     return np.array(rows, dtype=np.int32).reshape(-1, 2)

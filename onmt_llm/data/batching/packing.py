@@ -1,8 +1,8 @@
 """Packing: put several documents into one row instead of padding.
 
-`pack` puts whole examples where they fit best, the longest first (best-fit decreasing, Ding et al. 2024); `split` does
-the same after cutting what is longer than a row; `wrap` lays all examples end to end and cuts wherever a row is full. A
-piece of a document trains what it would have trained in the whole, since every position brings its label.
+`pack` puts whole examples where they fit best, the longest first (best-fit decreasing, Ding et al. 2024); `split` first
+cuts examples that are longer than a row; `wrap` concatenates all examples and cuts wherever a row is full. A part of a
+document trains the same labels as in the whole, since every position has its own label.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PackedRow = list[RowPart]
 
 
 def whole(example: Encoded) -> RowPart:
-    """All of an example."""
+    """The complete example as one part."""
     return RowPart(example, 0, len(example.tgt))
 
 
@@ -39,12 +39,12 @@ def row_width(row: PackedRow) -> int:
 
 
 def pack_rows(examples: Sequence[Encoded], packing: Packing, length: int) -> list[PackedRow]:
-    """Examples laid out in rows of up to `length` positions, on either side.
+    """Arrange examples in rows of up to `length` positions on either side.
 
     Args:
-        examples: Of one bucket.
-        packing: How.
-        length: Positions of a row. With `pack` a longer example gets a longer row, of its own.
+        examples: Examples of one bucket.
+        packing: Method.
+        length: Positions per row. With `pack`, a longer example gets a longer row of its own.
     """
     if packing == "wrap":
         return _wrap([whole(example) for example in examples], length)
@@ -75,7 +75,7 @@ def _wrap(parts: Sequence[RowPart], length: int) -> list[PackedRow]:
 
 
 def _best_fit(parts: Sequence[RowPart], length: int) -> list[PackedRow]:
-    """Each part goes to the fullest row that has room for it, on the source side too; the widest parts first."""
+    """Put each part, the widest first, into the fullest row with room for it (on the source side, too)."""
     sizes = [(part.end - part.start, 0 if part.example.src is None else len(part.example.src)) for part in parts]
     order = sorted(range(len(parts)), key=lambda index: -max(sizes[index]))
     rows: list[PackedRow] = []

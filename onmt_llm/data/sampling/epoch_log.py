@@ -1,4 +1,4 @@
-"""Log the epochs of corpora, but not more often than useful: small corpora may have several a second."""
+"""`EpochLog`: log the epochs of corpora at a limited rate; small corpora may have several per second."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _PAUSE = 60.0
 
 
 class EpochLog:
-    """Logs where the corpora are, at most once a minute."""
+    """Logs the epoch of each corpus, at most once a minute."""
 
     def __init__(self) -> None:
-        self._begun: dict[str, int] = {}
-        self._told: float | None = None
+        self._pending: dict[str, int] = {}
+        self._last_logged: float | None = None
 
     def begun(self, corpus: str, epoch: int) -> None:
-        """Epoch `epoch` of a corpus has begun: say so, or keep it for the next line."""
-        self._begun[corpus] = epoch
+        """Log that an epoch of a corpus has begun, now or with the next line."""
+        self._pending[corpus] = epoch
         now = time.monotonic()
-        if self._told is None or now - self._told >= _PAUSE:
-            self._told = now
-            epochs = [f"{epoch:,} of corpus '{corpus}'" for corpus, epoch in self._begun.items()]
+        if self._last_logged is None or now - self._last_logged >= _PAUSE:
+            self._last_logged = now
+            epochs = [f"{epoch:,} of corpus '{corpus}'" for corpus, epoch in self._pending.items()]
             logger.info("Epoch %s.", ", ".join(epochs))
-            self._begun.clear()
+            self._pending.clear()

@@ -1,12 +1,12 @@
-"""Mixing: choose the corpora that the next records come from.
+"""Mixing: draw records from weighted corpora.
 
-Whole weights are OpenNMT-py's: the corpora take turns, `weight` records in a row each. Other weights are proportions,
-kept at every moment as closely as whole records allow (Sainte-Laguë's rule of seats and votes), without chance. In
-training a corpus that ends begins again, endlessly or for a number of passes; validation reads one corpus after the
-other, once.
+Integer weights work as in OpenNMT-py: the corpora take turns, with `weight` consecutive records each. Other weights are
+proportions, which are kept as exactly as whole records allow at any time, without randomness (Sainte-Laguë method). In
+training, a corpus starts again when it ends, indefinitely or for a number of passes; validation reads the corpora one
+after the other, once.
 
-What is drawn depends on counters and on the readers' positions alone, so the state is small and plain, and passing over
-records that are somebody else's costs no more than finding where they end.
+The draw depends only on counters and reader positions. So the state is small and plain, and skipping records of other
+ranks costs no more than finding where they end.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class WeightedCorpus:
 
     Attributes:
         name: Its name in `data:`.
-        reader: Where its records come from.
-        weight: Records taken in a row, or its proportion.
-        epoch: Passes over the corpus begun so far, the present one included.
+        reader: Reader of its records.
+        weight: Consecutive records per turn, or a proportion.
+        epoch: Passes over the corpus begun so far, including the current one.
         drawn: Records drawn so far.
     """
 
@@ -46,8 +46,8 @@ class Mixer:
 
     Args:
         sources: The corpora; at least one.
-        passes: How often each corpus is read; None = endlessly.
-        in_order: One corpus after the other, whatever their weights.
+        passes: Number of passes over each corpus; None = unlimited.
+        in_order: Read one corpus after the other and ignore weights.
     """
 
     def __init__(self, sources: Sequence[WeightedCorpus], *, passes: int | None = None, in_order: bool = False) -> None:
@@ -59,10 +59,10 @@ class Mixer:
         self._phase = 0
 
     def draw(self, number: int) -> list[list[Record]]:
-        """The next `number` records, by corpus; fewer once a finite mixture is used up.
+        """The next `number` records, by corpus; fewer at the end of a finite mixture.
 
         Raises:
-            DataError: A corpus has no record in a whole pass.
+            DataError: A corpus has no records.
         """
         records: list[list[Record]] = [[] for _ in self.sources]
 
@@ -75,11 +75,11 @@ class Mixer:
         return records
 
     def skip(self, number: int) -> int:
-        """Pass over as many records; returns how many there were."""
+        """Skip up to `number` records; returns the number skipped."""
         return self._advance(number, lambda index, wanted: self.sources[index].reader.skip(wanted))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data from which `load_state_dict` continues with the very next record."""
+        """Plain data from which `load_state_dict` resumes at the next record."""
         return {
             "phase": self._phase,
             "corpora": {
@@ -94,10 +94,10 @@ class Mixer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Resume from a `state_dict`.
 
         Raises:
-            DataError: The state is of other corpora, or a file is now too short for it.
+            DataError: The state belongs to other corpora, or a file has become too short.
         """
         names = [source.name for source in self.sources]
         if list(state["corpora"]) != names:
@@ -117,7 +117,7 @@ class Mixer:
             source.reader.close()
 
     def _advance(self, number: int, take: Callable[[int, int], int]) -> int:
-        """Move on by up to `number` records, corpus by corpus; returns by how many."""
+        """Advance by up to `number` records; returns the number."""
         done = 0
         while done < number and (active := self._active()):
             for index, wanted in zip(active, self._plan(active, number - done), strict=True):
@@ -133,7 +133,7 @@ class Mixer:
         ]
 
     def _plan(self, active: Sequence[int], number: int) -> list[int]:
-        """How many of the next `number` records each active corpus gives."""
+        """How many of the next `number` records come from each active corpus."""
         sources = [self.sources[index] for index in active]
         if self._in_order:
             return [number, *[0] * (len(active) - 1)]
@@ -145,7 +145,7 @@ class Mixer:
         return counts
 
     def _take(self, index: int, wanted: int, take: Callable[[int, int], int]) -> int:
-        """Up to `wanted` records of a corpus, over as many passes as it has."""
+        """Take up to `wanted` records of a corpus, over several passes if allowed."""
         source, done, empty = self.sources[index], 0, False
         while done < wanted:
             found = take(index, wanted - done)
@@ -165,11 +165,11 @@ class Mixer:
 
 
 def in_turns(weights: Sequence[int], phase: int, number: int) -> list[int]:
-    """How many of `number` records each corpus gives, when each has its turn of `weight` records.
+    """How many of `number` records come from each corpus when they take turns of `weight` records.
 
     Args:
         weights: By corpus.
-        phase: Records that the present round of turns has given already.
+        phase: Records already drawn in the current round of turns.
         number: Records wanted.
     """
     total, start = sum(weights), 0
@@ -184,13 +184,13 @@ def in_turns(weights: Sequence[int], phase: int, number: int) -> list[int]:
 
 
 def proportional(weights: Sequence[float], drawn: Sequence[int], number: int) -> list[int]:
-    """How many of `number` records each corpus gives, so that all that was ever drawn is in proportion to `weights`.
+    """How many of `number` records come from each corpus so that all records drawn are in proportion to `weights`.
 
     The next record always comes from the corpus with the smallest (records drawn + 1/2) / weight.
 
     Args:
         weights: By corpus.
-        drawn: Records that each has given before.
+        drawn: Records drawn from each so far.
         number: Records wanted.
     """
     share = np.array(weights, dtype=np.float64) / sum(weights)
@@ -201,14 +201,14 @@ def proportional(weights: Sequence[float], drawn: Sequence[int], number: int) ->
         nth = np.arange(offered.sum()) - np.repeat(np.cumsum(offered) - offered, offered)
         rank = (np.array(drawn, dtype=np.float64)[owner] + nth + 0.5) / share[owner]
         counts = np.bincount(owner[np.argsort(rank, kind="stable")[:number]], minlength=len(weights))
-        # where a corpus gave all that it offered, it might have given more
+        # a corpus that gave all the records it offered might have given more
         if not ((counts == offered) & (offered < number)).any():
             return counts.tolist()
         room = 2 * room + number
 
 
 def _seek(source: WeightedCorpus, position: Sequence[int], *, saved_kind: str | None) -> None:
-    """Go to a saved position of the same kind of reader; states of before do not name theirs."""
+    """Go to a saved position of the same kind of reader; older states do not name the kind."""
     kind = type(source.reader).__name__
     try:
         if saved_kind not in (None, kind):
@@ -217,7 +217,7 @@ def _seek(source: WeightedCorpus, position: Sequence[int], *, saved_kind: str | 
             source.reader.seek(position)
     except ValueError as error:
         raise DataError(
-            f"Corpus '{source.name}' must have files of the kind that it had when the run was saved, but is read by a "
+            f"Corpus '{source.name}' must have the kind of files that it had when the run was saved, but is read by a "
             f"{kind} ({error}).",
             hint="keep `data:` as it was when the run was saved, or start with fresh data",
         ) from error
@@ -231,7 +231,7 @@ def tempered(weights: Sequence[float], sizes: Sequence[int], temperature: float)
 
 
 def count_records(reader: Reader) -> int:
-    """Number of records of a corpus: from the reader's index, where it has one; else all are passed over."""
+    """Number of records of a corpus, from the reader's index or else by reading all of it."""
     found = reader.count()
     if found is None:
         position, found = reader.tell(), 0

@@ -1,12 +1,12 @@
-"""Sharding: which buckets of the mixture each rank prepares, and what remains of them when the run is interrupted.
+"""Sharding: assign the buckets of the mixture to ranks, and reassign unfinished ones when a run resumes.
 
-The mixture is one sequence of records, and `size` of them in a row are a bucket; what batches come out of a bucket
-does not depend on who prepares it. Every rank is assigned whole buckets, one in each round, in an order that differs
-from round to round (so that no pattern of the corpora lines up with the ranks). Of the buckets of others a rank only
-finds where their records end. Where the corpora end, a round with too few buckets is shared batch by batch.
+The mixture is one sequence of records, and every `size` consecutive records form a bucket; its batches do not depend on
+the rank that prepares it. In each round every rank is assigned one bucket, in an order that differs between rounds (so
+that no pattern in the corpora coincides with the ranks). A rank skips the records of other buckets. If the corpora end
+in a round with too few buckets, the ranks share its batches.
 
-So what is left to do is always: a few shares of buckets that are begun or promised, and everything from some bucket on.
-That can be reassigned to any other number of ranks (`reassign`), and nothing is lost or done twice. See
+The remaining work is therefore always a few shares of assigned buckets, and everything from some bucket on. It can be
+reassigned to any other number of ranks (`reassign`) without losing or repeating anything. See
 docs/decisions/009-global-buckets.md.
 """
 
@@ -36,29 +36,29 @@ class BucketShare(NamedTuple):
     step: int = 1
 
     def after(self, done: int) -> BucketShare:
-        """What is left once `done` of its batches are done."""
+        """The rest of the share after `done` of its batches."""
         return self._replace(first=self.first + done * self.step)
 
     @property
     def whole(self) -> BucketShare:
-        """The share as it was before any of it was done."""
+        """The share before any of its batches were done."""
         return self._replace(first=self.first % self.step)
 
     @property
     def counts(self) -> bool:
-        """Whether the bucket's records count as read here: of those who share a bucket, with the first."""
+        """Whether the bucket's records are counted here: only the first of several ranks that share it counts them."""
         return self.first % self.step == 0
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a rank stands in the mixture.
+    """The position of a rank in the mixture.
 
     Attributes:
-        size: Records of a bucket, up to bucket `next`.
-        bucket: Number of the bucket that `mixer` stands before.
+        size: Records per bucket, up to bucket `next`.
+        bucket: Number of the next bucket in the state of `mixer`.
         mixer: State of the mixer there.
-        todo: Shares to be done first, in order; the first may be begun.
+        todo: Shares to finish first, in order; the first may be partly done.
         next: First bucket of the next round.
     """
 
@@ -76,11 +76,11 @@ class Position:
         return cls(**{**saved, "todo": tuple(BucketShare(*share) for share in saved["todo"])})
 
     def after(self, done: int) -> Position:
-        """The position when `done` batches of the first share are done."""
+        """The position after `done` batches of the first share."""
         return replace(self, todo=(self.todo[0].after(done), *self.todo[1:]))
 
     def restarted(self) -> Position:
-        """The same with the begun shares whole again, for batches that will be cut in another way."""
+        """The same position with unfinished shares restarted, for when batches are cut differently."""
         return replace(self, todo=tuple(share.whole for share in self.todo))
 
 
@@ -91,8 +91,8 @@ class Assignment:
     Attributes:
         share: The bucket, and which of its batches.
         records: Its records, by corpus.
-        before: Position with the share to be done first.
-        after: Position when it is done.
+        before: Position before the share.
+        after: Position after it.
     """
 
     share: BucketShare
@@ -102,13 +102,13 @@ class Assignment:
 
 
 def assign(mixer: Mixer, position: Position, *, size: int, rank: int, world_size: int) -> Iterator[Assignment]:
-    """What a rank has to do from a position on, without end if the mixture has none.
+    """The assignments of a rank from a position on; endless if the mixture is.
 
     Args:
-        mixer: Draws the records; it is moved.
-        position: Where to begin.
-        size: Records of a bucket from `position.next` on.
-        rank: Ours.
+        mixer: Draws the records; its state changes.
+        position: Starting position.
+        size: Records per bucket from `position.next` on.
+        rank: This rank.
         world_size: Number of ranks.
     """
     before = position
@@ -125,7 +125,7 @@ def assign(mixer: Mixer, position: Position, *, size: int, rank: int, world_size
 
 
 def _unfinished_shares(mixer: Mixer, position: Position) -> Iterator[Assignment]:
-    """The shares that are to be done first."""
+    """The shares left over from before."""
     mixer.load_state_dict(position.mixer)
     records: list[list[Record]] = []
     before, at = position, position.bucket
@@ -137,14 +137,14 @@ def _unfinished_shares(mixer: Mixer, position: Position) -> Iterator[Assignment]
             records, at = mixer.draw(before.size), share.bucket + 1
         after = replace(before, todo=tuple(rest))
         if not rest or rest[0].bucket >= at:
-            # else the next share is of the same bucket, which has to be read again
+            # otherwise the next share belongs to the same bucket, which must be read again
             after = replace(after, bucket=at, mixer=mixer.state_dict())
         yield Assignment(share, records, before, after)
         before = after
 
 
 def _assign_round(mixer: Mixer, start: Position, rank: int, world_size: int) -> Iterator[Assignment] | None:
-    """The next round; None where nothing is left. The mixer stands before its first bucket."""
+    """The next round; None at the end. The mixer is at its first bucket."""
     own = start.next + _turn(start.next, rank, world_size)
     found = _skip(mixer, own - start.bucket, start.size)
     before = replace(
@@ -159,18 +159,18 @@ def _assign_round(mixer: Mixer, start: Position, rank: int, world_size: int) -> 
         return iter([Assignment(BucketShare(own), records, before, after)])
     if not buckets:
         return None
-    # The corpora end here. Every rank reads what is left and takes its share of the batches.
+    # The corpora end here. Every rank reads the remaining buckets and takes its share of the batches.
     shares = _shares(start.next, start.next + buckets, rank, world_size)
     return _unfinished_shares(mixer, replace(start, todo=shares, next=start.next + buckets))
 
 
 def _skip(mixer: Mixer, buckets: int, size: int) -> int:
-    """Pass over whole buckets, one by one: where a corpus ends, what comes next depends on where buckets begin."""
+    """Skip buckets one by one: at the end of a corpus, the next records depend on bucket boundaries."""
     return sum(mixer.skip(size) for _ in range(buckets))
 
 
 def _turn(start: int, rank: int, world_size: int) -> int:
-    """Which bucket of the round that begins at bucket `start` is the rank's."""
+    """Index of the rank's bucket in the round that begins at bucket `start`."""
     return (rank + derived_seed("round", start)) % world_size
 
 
@@ -179,18 +179,18 @@ def _shares(start: int, end: int, rank: int, world_size: int) -> tuple[BucketSha
 
 
 def reassign(positions: Sequence[Position], world_size: int) -> list[Position]:
-    """What all ranks together have left to do, distributed to another number of ranks.
+    """Distribute the unfinished work of all ranks to another number of ranks.
 
     Args:
-        positions: Of all ranks as they were, in order.
-        world_size: Number of ranks now.
+        positions: Saved positions of all ranks, in order.
+        world_size: New number of ranks.
 
     Raises:
         DataError: Buckets of different sizes are pending.
     """
     if len({position.size for position in positions}) > 1:
         raise DataError(
-            "bucket_size must not be changed again before all processes have done the buckets of the size before.",
+            "bucket_size must not be changed again before all processes have finished buckets of the previous size.",
         )
     end = max(position.next for position in positions)
     shares = sorted(
@@ -203,7 +203,7 @@ def reassign(positions: Sequence[Position], world_size: int) -> list[Position]:
 
 
 def _rounds(start: int, end: int, rank: int, world_size: int) -> Iterator[BucketShare]:
-    """Pieces of a rank in the rounds of buckets `start` ... `end` - 1."""
+    """Shares of a rank in the rounds of buckets `start` ... `end` - 1."""
     for first in range(start, end, world_size):
         if first + world_size <= end:
             yield BucketShare(first + _turn(first, rank, world_size))

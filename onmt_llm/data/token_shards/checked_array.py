@@ -1,6 +1,6 @@
-"""Memory-mapped arrays whose blocks are verified when they are first read.
+"""Memory-mapped arrays whose blocks are verified on first read.
 
-So opening a hundred gigabytes reads nothing, and nothing damaged is ever trained on.
+Opening a hundred gigabytes therefore reads nothing, yet damaged data are never trained on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import DataError
 
 BLOCK = 1 << 20
-"""Bytes that are checked together: few enough to read one record here and there, enough to keep the list short."""
+"""Bytes per digest: small enough for random access, large enough to keep the list short."""
 
 
 class BlockDigests(BaseModel):
@@ -41,13 +41,13 @@ class BlockDigests(BaseModel):
 
 @dataclass(frozen=True)
 class FileChecks:
-    """What the content of a file must be.
+    """Expected size and digests of a file.
 
     Attributes:
-        size: Bytes; None = it is not known.
-        block: Bytes that each digest is of; None = the whole file.
-        digests: Of each block, in order.
-        digest: Computes one.
+        size: In bytes; None = unknown.
+        block: Bytes per digest; None = the whole file.
+        digests: Digests of the blocks, in order.
+        digest: Computes a digest.
     """
 
     size: int | None
@@ -57,7 +57,7 @@ class FileChecks:
 
     @classmethod
     def of_blocks(cls, saved: BlockDigests) -> FileChecks:
-        """From what `block_digests` gave."""
+        """From the result of `block_digests`."""
         return cls(saved.bytes, saved.block, saved.xxh3, fast_digest)
 
     @classmethod
@@ -74,13 +74,13 @@ def block_digests(path: Path) -> BlockDigests:
 
 
 class CheckedArray:
-    """An array that ends where its file ends; what stands before it, a header, is never looked at.
+    """An array at the end of a file; any header before it is ignored.
 
     Args:
         path: The file.
-        dtype: Of its elements.
-        shape: Its first axis is that of `rows`.
-        checks: What the file must be.
+        dtype: Type of the elements.
+        shape: Shape; the first axis is that of `rows`.
+        checks: Expected size and digests of the file.
     """
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...], checks: FileChecks) -> None:
@@ -95,18 +95,18 @@ class CheckedArray:
         self._start = 0
 
     def check_size(self) -> None:
-        """Look whether the file is there, whole.
+        """Check that the file exists and has the expected size.
 
         Raises:
-            DataError: It is missing, or longer or shorter than it was.
+            DataError: It is missing, or its size differs.
         """
         self._check_size(self._path.stat().st_size if self._path.is_file() else -1)
 
     def rows(self, first: int, end: int) -> npt.NDArray[Any]:
-        """Rows from `first` on, up to `end` (or the last one).
+        """Rows from `first` to `end` (exclusive) or to the last one.
 
         Raises:
-            DataError: The file is missing, or not as it was written there.
+            DataError: The file is missing, or damaged in these rows.
         """
         file = self._open() if self._file is None else self._file
         block = self._checks.block or max(len(file), 1)
@@ -117,7 +117,7 @@ class CheckedArray:
         return self._array[first:end]
 
     def close(self) -> None:
-        """Give up the mapping; what is checked stays so."""
+        """Unmap the file; verified blocks are not verified again."""
         self._file, self._array = None, np.zeros(0, self._dtype)
 
     def _open(self) -> memoryview:
@@ -132,7 +132,7 @@ class CheckedArray:
             ) from error
         self._start = size - self._shape[0] * self._row
         if self._start < 0:
-            raise self._damaged(f"has {size:,} bytes, too few for what {self._path.parent} says that it holds")
+            raise self._damaged(f"has {size:,} bytes, fewer than the index in {self._path.parent} requires")
         self._file = memoryview(mapped)
         self._array = np.frombuffer(mapped, self._dtype, prod(self._shape), self._start).reshape(self._shape)
         return self._file
@@ -155,5 +155,5 @@ class CheckedArray:
         return DataError(
             f"Token shards must be as they were packed, but {self._path} {problem}.",
             hint="copy the file again, or pack the corpus again; "
-            f"`onmt_llm_data verify -shards {self._path.parent}` names all that is damaged",
+            f"`onmt_llm_data verify -shards {self._path.parent}` lists all damaged files",
         )

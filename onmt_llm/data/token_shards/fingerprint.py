@@ -1,8 +1,8 @@
-"""Fingerprints of packed corpora: what a pack was made of, and whether that is still the same.
+"""Fingerprints of packed corpora: identify the inputs of a pack, and detect a stale one.
 
-A pack is found by what it is made of, never by its name alone: the content of the files, everything that may change an
-example on its way (transforms with all their options and the files that these name, tokenisers, template, vocabularies)
-and our own version. If any of it has changed there is no such pack, so that a stale one cannot be read.
+A pack is found by its inputs, never by name alone: the content of the corpus files, everything that may change an
+example (transforms with all their options and the files that these name, tokenisers, template, vocabularies) and our
+own version. If any of these has changed, the pack does not match, so a stale one is never read.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _NOT_OF_DATA = {
     *("data", "transforms", "n_sample", "save_data", "dump_samples", "overwrite"),
     *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),
 }
-"""Options that change nothing of an example. Any other may, those to come included."""
+"""Options that do not affect examples. All others, including future ones, may."""
 
 _ENDS_AND_MIDDLE = 1 << 16
 _TOKENS = 1
-"""Number of the way in which examples become tokens of shards; where and how these are kept is the index' affair."""
+"""Version of the conversion from examples to tokens; the index has a version of its own for the file format."""
 
 
 def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
-    """Everything, except the corpus' files, that decides which tokens come out."""
+    """Everything that determines the tokens, except the corpus files."""
     data, codec = spec.data, spec.codec
     own = {key: value for key, value in corpus.model_dump(mode="json").items() if key not in _NOT_OF_CORPUS}
     paths = sorted(key for key, value in own.items() if key.startswith("path_") and value)
@@ -66,7 +66,7 @@ def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
 
 
 def vocab_hash(vocab: Vocab) -> str:
-    """SHA-256 of a vocabulary: its tokens in order, and which of them have a role."""
+    """SHA-256 of a vocabulary: its tokens in order and its special tokens."""
     content = [list(vocab), vocab.specials.model_dump(mode="json")]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -78,21 +78,21 @@ def text_files(corpus: CorpusConfig) -> list[Path]:
 
 
 def inputs_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Files by content, with what tells quickly that they are still the same."""
+    """Hashes of files, with size, time and a sample for a quick comparison."""
     return [{**_quick(path), "sha256": sha256_of_file(path)} for path in paths]
 
 
 def fingerprint(made_by: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> str:
-    """A hash of a recipe and of the content of the files."""
+    """A hash of a recipe and the content of the files."""
     content = [made_by, [item["sha256"] for item in inputs]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def find_pack(corpus: str, folder: Path, made_by: Mapping[str, Any], paths: Sequence[Path]) -> Path:
-    """The pack of these files by this recipe, below a folder.
+    """Find the pack of these files with this recipe in a folder.
 
     Raises:
-        DataError: There is none; the message says in what the nearest one differs.
+        DataError: There is none; the message names the differences from the closest one.
     """
     plain = json.loads(json.dumps(made_by))
     hashes: list[str] | None = None
@@ -103,7 +103,7 @@ def find_pack(corpus: str, folder: Path, made_by: Mapping[str, Any], paths: Sequ
         if not other and not _look_same(index["inputs"], paths):
             if hashes is None:
                 logger.info(
-                    "The files of corpus '%s' have other dates than when they were packed: reading them.", corpus
+                    "The files of corpus '%s' were touched after they were packed: comparing their content.", corpus
                 )
                 hashes = [sha256_of_file(path) for path in paths]
             other = [] if [item.get("sha256") for item in index["inputs"]] == hashes else ["files"]
@@ -111,22 +111,22 @@ def find_pack(corpus: str, folder: Path, made_by: Mapping[str, Any], paths: Sequ
             return candidate
         if not differing or len(other) < len(differing):
             differing = other
-    what = f"has it only with other {', '.join(differing)}" if differing else "has no pack of it"
+    what = f"has only packs that differ in {', '.join(differing)}" if differing else "has no pack of it"
     raise DataError(
-        f"path_packed of corpus '{corpus}' must hold it as its files and options are now, but {folder} {what}.",
+        f"path_packed of corpus '{corpus}' must hold a pack of its current files and options, but {folder} {what}.",
         hint="onmt_llm_data pack -config x.yaml writes it; without path_packed it is tokenised on the fly",
     )
 
 
 def packs(corpus: str, folder: Path) -> Iterator[Path]:
-    """The packs of a corpus below a folder."""
+    """The packs of a corpus in a folder."""
     for index in sorted(folder.glob(f"*/{INDEX}")):
         if index.parent.name.rpartition("-")[0] == corpus:
             yield index.parent
 
 
 def _differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """In which parts two recipes differ, in words."""
+    """Names of the parts in which two recipes differ."""
     keys = [key for key in {**mine, **other} if mine.get(key) != other.get(key)]
     parts = [key for key in keys if key != "model"]
     if "model" in keys:
@@ -135,7 +135,7 @@ def _differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]
 
 
 def _quick(path: Path) -> dict[str, Any]:
-    """Size, time and a sample of a file."""
+    """Size, modification time and hash of a sample of a file."""
     status = path.stat()
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -156,13 +156,13 @@ def _transform(name: str, options: Mapping[str, Section]) -> dict[str, Any]:
     kind = transform_class(name)
     section = options.get(kind.section, kind.Config())
     own = kind.__module__.split(".")[0] == __name__.split(".")[0]
-    # the code of a plug-in may change without any version; ours has one
+    # the code of a plug-in may change without a new version
     source = None if own else sha256_of_file(Path(inspect.getfile(kind)))
     return {"name": name, "options": _with_files(section.model_dump(mode="json")), "source": source}
 
 
 def _with_files(value: Any) -> Any:
-    """Plain data in which the path of a file is followed by a hash of its content."""
+    """Replace the paths of existing files with hashes of their content."""
     if isinstance(value, dict):
         return {key: _with_files(inner) for key, inner in value.items()}
     if isinstance(value, list):

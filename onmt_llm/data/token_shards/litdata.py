@@ -4,7 +4,7 @@ litdata: a folder with `index.json` and chunks. A chunk is u32 n, u32 offsets[n 
 tokens of n documents. `data_format: ["no_header_tensor:16"]` names the type by litdata's own number.
 
 Lit-GPT: `.bin` files of a 24-byte header (`LITPKDS`, u64 version 1, u8 type code, u64 tokens, little-endian) and tokens
-without any boundary; rows are cut out of them. Lit-Claire fills rows up with -1, which is no token.
+without document boundaries; they are cut into rows. Lit-Claire pads rows with -1, which is not a token.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class _File:
 
     Attributes:
         path: The file.
-        dtype: Of its tokens.
-        start: Byte at which they begin.
-        tokens: How many.
-        bounds: Where documents begin, in tokens, and where the last one ends; None = there are none.
+        dtype: Type of the tokens.
+        start: Byte offset of the first token.
+        tokens: Number of tokens.
+        bounds: Token offsets of the documents and the end of the last one; None = no boundaries.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class _File:
     bounds: npt.NDArray[np.int64] | None
 
     def rows(self, row_length: int | None) -> npt.NDArray[np.int64]:
-        """Where its records begin, and where the last one ends."""
+        """Token offsets of the records and the end of the last one."""
         if row_length is None:
             assert self.bounds is not None
             return self.bounds
@@ -67,15 +67,15 @@ class _File:
 
 
 class TokenFileReader(ShardedReader):
-    """The documents, or rows of equal length, of another program's token files.
+    """Reads documents, or rows of equal length, from another program's token files.
 
-    Nothing is lost: the last row of a file is as long as it comes out. (litdata leaves out the rest of every chunk.)
+    No tokens are lost: the last row of a file may be shorter. (litdata drops the rest of every chunk.)
 
     Args:
         corpus: Its name, for messages.
-        folder: What the user named.
+        folder: The path given by the user.
         files: Token files, in order.
-        row_length: Tokens of a record; None = documents.
+        row_length: Tokens per record; None = documents.
     """
 
     parts: tuple[ArrayName, ...] = ("tgt",)
@@ -115,7 +115,7 @@ class TokenFileReader(ShardedReader):
 
 
 def open_token_reader(corpus: str, path: Path, row_length: int | None) -> PackReader | TokenFileReader:
-    """The reader of token shards of any known layout.
+    """Open token shards of any known format.
 
     Args:
         corpus: Its name, for messages.
@@ -123,8 +123,8 @@ def open_token_reader(corpus: str, path: Path, row_length: int | None) -> PackRe
         row_length: Cut the tokens into records of this length; None = documents as they are stored.
 
     Raises:
-        ConfigError: The layout has no documents, and no length is given; or a length is given for our own shards.
-        DataError: There is nothing there that is known, or it is damaged.
+        ConfigError: The format has no document boundaries and no length is given, or a length is given for our shards.
+        DataError: The format is unknown, or the data are damaged.
     """
     index = _index(path)
     if index is not None and "chunks" in index:
@@ -142,7 +142,7 @@ def open_token_reader(corpus: str, path: Path, row_length: int | None) -> PackRe
     if length is None:
         raise ConfigError(
             f"row_length of corpus '{corpus}' must be given, since {path} has no boundaries between documents.",
-            hint="the context length of the model, and one",
+            hint="usually the context length of the model plus one",
         )
     return TokenFileReader(corpus, path, files, length)
 
@@ -156,7 +156,7 @@ def _index(path: Path) -> dict[str, Any] | None:
 
 
 class _Chunk(BaseModel):
-    """A chunk as litdata's index describes it: its documents, and its tokens."""
+    """A chunk in litdata's index, with its numbers of documents and tokens."""
 
     filename: str = Field(pattern=r"^[^/\\]+$")
     chunk_size: int | None = None
@@ -170,7 +170,7 @@ class _LitdataConfig(BaseModel):
 
     @property
     def dtype(self) -> str | None:
-        """Of the tokens; None where they are not plain numbers."""
+        """Type of the tokens; None if they are not plain integers."""
         if self.compression or self.encryption or len(self.data_format or ()) != 1:
             return None
         assert self.data_format is not None
@@ -200,7 +200,7 @@ def _litdata_files(folder: Path, saved: dict[str, Any]) -> Iterator[_File]:
 
 
 def _litdata_file(folder: Path, chunk: _Chunk, dtype: str) -> _File:
-    """The documents of a chunk. There are no checksums, but all that is said of its size must agree."""
+    """The documents of a chunk. There are no checksums, but all stated sizes must agree."""
     file = folder / chunk.filename
     try:
         size = file.stat().st_size
@@ -218,17 +218,15 @@ def _litdata_file(folder: Path, chunk: _Chunk, dtype: str) -> _File:
     tokens = int(lengths.sum()) // width
     ends_fit = offsets[0] == start and offsets[-1] == size and (lengths >= 0).all() and not (lengths % width).any()
     if not ends_fit or chunk.chunk_size not in (None, items) or chunk.dim not in (None, tokens):
-        raise DataError(
-            f"Every chunk of {folder} must hold what its header and {INDEX} say, but {file} holds something else."
-        )
+        raise DataError(f"Every chunk of {folder} must hold what its header and {INDEX} say, but {file} does not.")
     return _File(file, dtype, start, tokens, (offsets - start) // width)
 
 
 def _lit_gpt_paths(path: Path) -> list[Path]:
-    """The files of Lit-GPT in a folder; none where no file is of it.
+    """The Lit-GPT files in a folder; empty if there are none.
 
     Raises:
-        DataError: Some files are, and some are not.
+        DataError: Only some .bin files are Lit-GPT files.
     """
     files = sorted(path.glob("*.bin")) if path.is_dir() else [path] if path.is_file() else []
     others = []
@@ -257,7 +255,7 @@ def _lit_gpt_file(file: Path) -> _File:
 
 
 def _stored_row_length(path: Path) -> int | None:
-    """Tokens of a row as Lit-Claire's metadata give them: the model's context, and one."""
+    """Row length from Lit-Claire's metadata: the model's context length plus one."""
     for file in sorted((path if path.is_dir() else path.parent).glob("*_metadata.json")):
         metadata = load_json(file)
         found = metadata.get("block_size") if isinstance(metadata, dict) else None
@@ -267,7 +265,7 @@ def _stored_row_length(path: Path) -> int | None:
 
 
 def _to_words(path: Path, tokens: npt.NDArray[Any]) -> Words:
-    """Tokens as our records hold them; -1 is padding, which is not trained."""
+    """Convert tokens to the format of our records; -1 is padding, which is not trained."""
     lowest, highest = int(tokens.min(initial=0)), int(tokens.max(initial=0))
     if lowest < -1 or highest >= UNTRAINED:
         wrong = lowest if lowest < -1 else highest

@@ -17,25 +17,25 @@ from onmt_llm.text.codec import Codec
 
 @dataclass(frozen=True)
 class Tokens:
-    """Where the tokens of a corpus come from, and what makes ids of them."""
+    """The reader of a tokenised corpus, and the decoder of its records."""
 
     reader: PackReader | TokenFileReader
     decoder: TokenDecoder
 
 
 def open_tokens(name: str, spec: PipelineSpec) -> Tokens | None:
-    """The shards that a corpus names with `path_packed` or `path_tokens`; None where it is text.
+    """Open the shards of a corpus with `path_packed` or `path_tokens`; None for text.
 
     Raises:
-        ConfigError: Its paths do not go together.
-        DataError: There are no such shards, or they are of another vocabulary or task.
+        ConfigError: Its paths are incompatible.
+        DataError: The shards are missing, or belong to another vocabulary or task.
     """
     corpus, data, codec = spec.corpora[name], spec.data, spec.codec
     reader: PackReader | TokenFileReader
     if corpus.path_tokens:
         others = [key for key, value in corpus if key.startswith("path_") and key != "path_tokens" and value]
         if others:
-            raise ConfigError(f"Corpus '{name}' must have path_tokens alone, but has {' and '.join(others)} too.")
+            raise ConfigError(f"Corpus '{name}' must have no path beside path_tokens, but has {' and '.join(others)}.")
         reader = open_token_reader(name, Path(corpus.path_tokens), corpus.row_length)
     elif corpus.path_packed:
         made_by = recipe(corpus, spec)
@@ -43,7 +43,7 @@ def open_tokens(name: str, spec: PipelineSpec) -> Tokens | None:
     else:
         return None
     if data.objective != "sft":
-        raise ConfigError(f"Corpus '{name}' must be JSON objects with objective: {data.objective}, but is tokens.")
+        raise ConfigError(f"Corpus '{name}' must be JSON objects with objective: {data.objective}, but is tokenised.")
     _check_model(name, reader, codec)
     return Tokens(
         reader,

@@ -11,7 +11,7 @@ from onmt_llm.data.readers import Record
 from onmt_llm.errors import DataError
 
 _BLOCK = 256
-"""Records that are read, and converted, together."""
+"""Records that are read and converted together."""
 
 
 class ShardedReader:
@@ -21,8 +21,8 @@ class ShardedReader:
 
     Args:
         corpus: Its name, for messages.
-        folder: Where the shards are.
-        sizes: Records of each shard.
+        folder: Folder of the shards.
+        sizes: Number of records per shard.
     """
 
     def __init__(self, corpus: str, folder: Path, sizes: Sequence[int]) -> None:
@@ -33,11 +33,11 @@ class ShardedReader:
         self._ahead: list[Record] = []
 
     def load(self, shard: int, first: int, number: int) -> list[Record]:
-        """So many records of a shard."""
+        """Up to `number` records of a shard."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Look at the files before a run starts; raises DataError."""
+        """Check the files before a run starts; raises DataError."""
         raise NotImplementedError
 
     def count(self) -> int:
@@ -47,7 +47,7 @@ class ShardedReader:
         return self._load(number, 1)[0]
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """Nothing: mapped shards are the system's to fetch."""
+        """Do nothing: shards are memory-mapped."""
 
     def read(self) -> Record | None:
         if not self._ahead:
@@ -58,7 +58,7 @@ class ShardedReader:
         return self._ahead.pop()
 
     def skip(self, number: int) -> int:
-        """Pass over records; returns how many there were."""
+        """Skip up to `number` records; returns the number skipped."""
         passed = min(number, self.count() - self._number)
         self.seek([self._number + passed])
         return passed

@@ -1,9 +1,8 @@
-"""Records of tokens: how examples are stored in shards, and decoded into ids again.
+"""Token records: encode examples for shards, and decode them into ids.
 
-The first part of such a record says, as JSON, what else had happened when it was made (`{"dropped": {"too_long": 1}}`);
-it is empty where nothing had. Behind it come the arrays of its examples, each 32-bit little-endian numbers: those that
-`Parts` names, in that order, for every example. A number whose highest bit is set is a token that the loss does not
-count.
+The first part of a record is JSON with further counts from its creation (`{"dropped": {"too_long": 1}}`), or empty. The
+arrays of its examples follow, as 32-bit little-endian integers: for every example those in `parts`, in that order. In
+the target, the highest bit marks tokens that are not trained.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _RECOUNTED = ("read", "kept", "tokens", "trained", "lengths", "src_lengths")
 
 
 def parts_of(encoded: Encoded) -> tuple[ArrayName, ...]:
-    """The arrays that an example has."""
+    """Names of the arrays of an example."""
     held: dict[ArrayName, object] = {
         "src": encoded.src,
         "features": encoded.features,
@@ -43,18 +42,18 @@ def parts_of(encoded: Encoded) -> tuple[ArrayName, ...]:
 
 
 def to_words(encoded: Encoded) -> list[Words]:
-    """The arrays of an example, its target whole: input and labels are the same tokens, shifted.
+    """The arrays of an example. Input and labels are one sequence, since they are the same tokens, shifted.
 
     Raises:
-        DataError: Its labels are other tokens than its input.
+        DataError: Its labels are not the tokens of its input.
     """
     sequence: Words = np.append(encoded.tgt, encoded.labels[-1:]).astype(np.uint32)
     untrained = np.append(True, encoded.labels == IGNORED)
     if not np.array_equal(encoded.labels[:-1][~untrained[1:-1]], encoded.tgt[1:][~untrained[1:-1]]):
-        raise DataError("A target that is packed must be answered by itself, shifted by one, but has other labels.")
+        raise DataError("The labels of a packed example must be its own tokens, shifted by one, but are not.")
     if untrained[-1]:
-        sequence[-1] = 0  # nobody sees it: it is neither input nor label
-    # the first token is never a label, so that its mark would only make a wholly trained shard look masked
+        sequence[-1] = 0  # unused: neither input nor label
+    # the first token is never a label; marking it would make a fully trained shard look masked
     sequence[1:] |= np.where(untrained[1:], UNTRAINED, 0).astype(np.uint32)
     arrays: list[Words] = [] if encoded.src is None else [encoded.src.astype(np.uint32)]
     arrays += [] if encoded.features is None else [encoded.features.ravel().astype(np.uint32)]
@@ -63,21 +62,21 @@ def to_words(encoded: Encoded) -> list[Words]:
 
 
 def skipped_counts(counts: CorpusCounts) -> bytes:
-    """The first part of a record, from the counts of it alone."""
+    """The first part of a record, from its counts."""
     rest = {name: value for name, value in counts.to_dict().items() if name not in _RECOUNTED and value}
     return json.dumps(rest, sort_keys=True).encode() if rest else b""
 
 
 @dataclass
 class TokenDecoder:
-    """Records of tokens to ids.
+    """Decodes token records into ids.
 
     Attributes:
-        name: Of the corpus, for messages.
+        name: Name of the corpus, for messages.
         parts: Arrays of each example.
-        vocab_size: Of the decoder.
-        src_vocab_size: Of the encoder.
-        num_features: Of each source token.
+        vocab_size: Vocabulary size of the decoder.
+        src_vocab_size: Vocabulary size of the encoder.
+        num_features: Features per source token.
     """
 
     name: str
@@ -92,7 +91,7 @@ class TokenDecoder:
         return list(self.parts).index("tgt")
 
     def __call__(self, records: Sequence[Record], counts: CorpusCounts) -> Iterator[tuple[Record, Encoded]]:
-        """(record, ids) of every example; what else had happened is counted.
+        """Yield (record, ids) for every example, and add the stored counts to `counts`.
 
         Raises:
             DataError: A token is not in the vocabulary.
@@ -132,7 +131,7 @@ class TokenDecoder:
         )
 
     def _check(self, ids: Ids, spans: Sequence[tuple[int, int]]) -> None:
-        """Ids beyond the vocabulary would end a run on a GPU without a word of what is wrong."""
+        """Refuse ids outside the vocabulary: on a GPU they would crash a run without a useful message."""
         if not len(ids) or ids.max() < min(self.vocab_size, self.src_vocab_size):
             return
         for number, (start, end) in enumerate(spans):

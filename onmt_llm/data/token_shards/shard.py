@@ -1,14 +1,14 @@
 """Token shards: corpora tokenised in advance, read through memory maps.
 
-A folder holds `index.json`, written last, with a checksum of itself and of every block of the other files, which are
-checked as they are read; and of every shard:
+A folder holds `index.json`, written last, with checksums of itself and of every block of the other files (verified as
+they are read), and for every shard:
 
-- `00000.bin`: tokens, 16 or 32 bits each, little-endian, all examples back to back. In a shard with a mask the highest
-  bit says that the loss does not count the token; a shard without is plain tokens, for any program.
-- `00000.idx.npy`: where each array begins, in tokens, and where the last one ends (an example has as many arrays as
-  `index.json` names `parts`).
-- `00000.rec.npy`: of each record its line, its first example, and the number of what else had happened to it in the
-  index; and one row more, for where the last one ends.
+- `00000.bin`: tokens of all examples, concatenated, 16 or 32 bits, little-endian. In a shard with a mask the highest
+  bit marks tokens that are not trained; a shard without one holds plain tokens, which any program can read.
+- `00000.idx.npy`: token offset of each array, and the end of the last one (an example has one array for each of the
+  `parts` in `index.json`).
+- `00000.rec.npy`: for each record its line, its first example, and the position of its further counts in the index's
+  `happened`; one more row marks the end.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ INDEX = "index.json"
 FORMAT = "onmt_llm-tokens"
 VERSION = 2
 READABLE = (1, 2)
-"""1 had SHA-256 of whole files only: there a file is read as a whole before anything of it is used."""
+"""Version 1 has only SHA-256 of whole files, so a file is read completely before any of it is used."""
 CHECKSUM = "checksum"
 
 ENDINGS = (".bin", ".idx.npy", ".rec.npy")
 _MOST_OPEN = 100
-"""Shards whose files are open at a time: a process may have some hundreds of files."""
+"""Shards kept open; the system allows a process a few hundred files."""
 
 
 Ending = Literal[".bin", ".idx.npy", ".rec.npy"]
 
 
 class ShardEntry(BaseModel):
-    """What the index says of a shard, as far as the shard cannot be read without it."""
+    """The fields of a shard's index entry that are needed to read it."""
 
     name: str = Field(pattern=r"^\d+$")
     dtype: Literal["uint16", "uint32"]
@@ -62,7 +62,7 @@ class ShardEntry(BaseModel):
 
 
 class PackIndex(BaseModel):
-    """What an index must have."""
+    """The required content of an index."""
 
     parts: list[ArrayName] = Field(min_length=1)
     shards: list[ShardEntry]
@@ -91,10 +91,10 @@ class PackIndex(BaseModel):
 
 
 class ShardWriter:
-    """Collects records, and writes them as a shard.
+    """Collects records and writes them as a shard.
 
     Args:
-        vocab_size: The larger of the vocabularies: decides whether 16 bits are enough.
+        vocab_size: Size of the larger vocabulary; determines whether 16 bits are enough.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -106,16 +106,16 @@ class ShardWriter:
         self.parts: tuple[ArrayName, ...] | None = None
 
     def add(self, line: int, examples: Sequence[Encoded], happened: bytes) -> None:
-        """A record: the examples that it became, and what else happened to it.
+        """Add a record: its examples, and its further counts as JSON.
 
         Raises:
-            DataError: An example has other arrays than those before, or labels that are not its own tokens.
+            DataError: An example has other arrays than the previous ones, or labels that are not its own tokens.
         """
         self._rows.append((line, self._examples, self._happened.setdefault(happened, len(self._happened))))
         for encoded in examples:
             parts = parts_of(encoded)
             if self.parts not in (None, parts):
-                raise DataError(f"Examples that are packed must all have {self.parts}, but line {line} has {parts}.")
+                raise DataError(f"All packed examples must have {self.parts}, but line {line} has {parts}.")
             self.parts = parts
             self._arrays += to_words(encoded)
         self._examples += len(examples)
@@ -125,7 +125,7 @@ class ShardWriter:
         name = f"{number:05d}"
         words: Words = np.concatenate(self._arrays) if self._arrays else np.zeros(0, np.uint32)
         masked = bool((words >= UNTRAINED).any())
-        # alignments and features are numbers too, which may be larger than any id
+        # alignments and features may be larger than any id
         highest = max(self._vocab_size - 1, int((words & (UNTRAINED - 1)).max(initial=0)))
         narrow = highest < (1 << 15 if masked else 1 << 16)
         _narrowed(words, masked).tofile(folder / f"{name}.bin") if narrow else words.tofile(folder / f"{name}.bin")
@@ -160,7 +160,7 @@ def _widened(tokens: npt.NDArray[Any], masked: bool) -> Words:
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    """Write the index of a folder of shards, with a checksum of what it says."""
+    """Write the index of a folder of shards, with its checksum."""
     plain = json.loads(json.dumps({**index, "format": FORMAT, "version": VERSION}))
     with (folder / INDEX).open("w", encoding="utf-8") as file:
         json.dump({**plain, CHECKSUM: _checksum(plain)}, file, indent=1, ensure_ascii=False)
@@ -170,12 +170,12 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The index of a folder of shards.
 
     Raises:
-        DataError: There is none, it is not one that this version reads, or it is not as it was written.
+        DataError: It is missing, damaged, or of an unsupported version.
     """
     file = folder / INDEX
     index = load_json(file)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{file} must be the index of token shards of onmt_llm, but is something else.")
+        raise DataError(f"{file} must be an index of onmt_llm token shards, but is not.")
     if index.get("version") not in READABLE:
         raise DataError(
             f"{file} must have version {' or '.join(map(str, READABLE))}, but has {index.get('version')}.",
@@ -193,10 +193,10 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def load_json(file: Path) -> Any:
-    """What a JSON file holds.
+    """Load a JSON file.
 
     Raises:
-        DataError: It cannot be read, or is not JSON.
+        DataError: It is not readable, or not JSON.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -207,7 +207,7 @@ def load_json(file: Path) -> Any:
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong with plain data, and where in it."""
+    """The first validation error and its location."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
@@ -232,7 +232,7 @@ def _checks(entry: Mapping[str, Any], ending: str) -> FileChecks:
 
 
 def damaged(folder: Path) -> list[str]:
-    """Files that are not as they were written; reads all of them."""
+    """Names of damaged files; reads all files."""
     return [
         f"{shard['name']}{ending}"
         for shard in read_index(folder)["shards"]
@@ -243,12 +243,12 @@ def damaged(folder: Path) -> list[str]:
 
 
 class _Shard:
-    """One shard, its files opened when they are first needed.
+    """One shard; its files are opened on first use.
 
     Args:
-        folder: Where it is.
-        entry: What the index says of it.
-        parts: Arrays of an example.
+        folder: Its folder.
+        entry: Its entry in the index.
+        parts: Number of arrays per example.
     """
 
     def __init__(self, folder: Path, entry: Mapping[str, Any], parts: int) -> None:
@@ -277,7 +277,7 @@ class _Shard:
             array.close()
 
     def read(self, first: int, number: int) -> list[Record]:
-        """Records from `first` on, at most so many."""
+        """Up to `number` records from `first` on."""
         rows = self._rows.rows(first, first + number + 1).tolist()
         if not rows:
             return []
@@ -295,14 +295,14 @@ class _Shard:
 
 
 class PackReader(ShardedReader):
-    """The records of a folder of shards, in order or by number.
+    """Reads the records of a folder of shards, in order or by number.
 
     Args:
         corpus: Its name, for messages.
-        folder: Where `index.json` is.
+        folder: Folder of `index.json`.
 
     Raises:
-        DataError: There is no index, or it cannot be read.
+        DataError: The index is missing or not readable.
     """
 
     def __init__(self, corpus: str, folder: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_position_in_files_of_another_kind_is_refused(write, kind, named):
     if kind == "path_src, path_tgt":
         mixer(kind).load_state_dict(state)
         return
-    with pytest.raises(DataError, match="files of the kind that it had when the run was saved"):
+    with pytest.raises(DataError, match="the kind of files that it had when the run was saved"):
         mixer(kind).load_state_dict(state)
 
 
