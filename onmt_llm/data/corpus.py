@@ -29,7 +29,7 @@ from onmt_llm.text.templates.message import Template
 NOTHING_TRAINED = "nothing_trained"
 _MARK = b"\xef\xbb\xbf"
 _LATER_MARK = b"\n" + _MARK
-"""A byte-order mark in front of a line: readers pass over the one that begins a file."""
+"""A byte-order mark at the start of a later line; readers skip the one at the start of a file."""
 
 
 class Corpus:
@@ -38,18 +38,18 @@ class Corpus:
     Args:
         name: Its name in `data:`.
         spec: What happens to it.
-        shuffled: Its records may be read in another order than the file's, if its options say so.
+        shuffled: Whether the records may be shuffled, if the options ask for it.
 
     Attributes:
-        reader: Where its records come from.
-        transforms: What happens to its examples, in order.
-        control_tokens: Tokens that no text becomes; they are not part of what a model says.
-        counts: What has happened so far.
-        trained: Which parts of conversations are trained.
-        text_tokens: Tokens that its transforms write into the text.
+        reader: Reader of its records.
+        transforms: Its transforms, in order.
+        control_tokens: Tokens that are never produced from text and are not part of a model's answer.
+        counts: Counts so far.
+        trained: Loss mask of conversations.
+        text_tokens: Tokens that its transforms insert into the text.
 
     Raises:
-        ConfigError: Paths, transforms or template are not as they must be.
+        ConfigError: Paths, transforms or template are invalid.
         DataError: A tokeniser model cannot be read.
     """
 
@@ -107,11 +107,11 @@ class Corpus:
 
     @property
     def holds_tokens(self) -> bool:
-        """It was tokenised in advance: there is no text, and nothing to transform."""
+        """Whether the corpus was tokenised in advance, so that there is no text to transform."""
         return self._decoder is not None
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
-        """The examples of records, transformed; what is dropped is counted."""
+        """Parse and transform records; dropped examples are counted."""
         if self._decoder is not None:
             decoded = self._decoder(records, self.counts)
             return [
@@ -123,7 +123,7 @@ class Corpus:
         return self._transformed(examples) if self._objective == "sft" else self._with_preferences(examples)
 
     def _with_preferences(self, examples: Sequence[Example]) -> list[Example]:
-        """Examples with preferences, every answer transformed by itself; a pair that has lost one is dropped."""
+        """Transform every answer separately; a pair is dropped if one of its answers is."""
         answers = preferences.answers(examples, paired=self._objective != "kto")
         self.counts.made += len(answers) - len(examples)
         rated, alone = preferences.reunited(self._transformed(answers))
@@ -141,9 +141,9 @@ class Corpus:
         return examples
 
     def parse(self, record: Record) -> Example | None:
-        """A record as an example before the transforms; None, and counted, when it is left out."""
+        """Parse a record, without transforms; a skipped record returns None and is counted."""
         for part in record.parts:
-            # one byte is found faster than four
+            # searching for one byte is faster than for the whole mark
             if _MARK[0] in part and (part.startswith(_MARK) or _LATER_MARK in part):
                 self._suspect("byte_order_mark", record.where)
                 break
@@ -159,7 +159,7 @@ class Corpus:
         return None if isinstance(example, str) else example
 
     def encode(self, example: Example) -> Encoded | None:
-        """An example as ids; None, and counted, where it is empty or the loss would see nothing of it."""
+        """Encode an example; returns None, and counts it, if it is empty or has no trained token."""
         others = [] if example.rejected is None else [example.rejected]
         found = [encoded for each in (example, *others) if (encoded := self._encode(each)) is not None]
         if len(found) <= len(others):
@@ -185,13 +185,13 @@ class Corpus:
         return encoded
 
     def raw(self, record: Record) -> Example | None:
-        """A record as an example before the transforms; None, and not counted, when it is left out."""
+        """Parse a record, without transforms and without counting; None if it is skipped."""
         example = self._parser(record) if self._decoder is None else self._spelled(self._decoder, record)
         return None if isinstance(example, str) else example
 
     @property
     def template(self) -> Template | None:
-        """The layout of its conversations; None where there is none (yet)."""
+        """The chat template; None if there is none (yet)."""
         return None if self._decoder is not None else self._parser.template
 
     def _spelled(self, decoder: TokenDecoder, record: Record) -> Example | None:
@@ -202,10 +202,10 @@ class Corpus:
         return Example.of_tokens(encoded, self._vocabs, corpus=self.name, line=record.line)
 
     def _align(self, example: Example) -> bool:
-        """Check the alignment against the tokens that it is about, and carry it over from words where it counts them.
+        """Check the alignment, after conversion from words to tokens if needed.
 
         Returns:
-            False where the example is left out, since it names a token, or word, that is not there.
+            False if the example is skipped, since the alignment names a token or word that does not exist.
         """
         try:
             align_tokens(example, self.transforms, words=self._align_words)
@@ -221,7 +221,7 @@ class Corpus:
         self._skip(error.reason, error.message)
 
     def _suspect(self, what: str, where: str) -> None:
-        """Count a record that looks wrong, and show the first one."""
+        """Count a suspicious record; log the first one."""
         self.counts.suspect[what] += 1
         if what not in self._said:
             self._said.add(what)
@@ -239,7 +239,7 @@ class Corpus:
         self._skip(EMPTY, where, quiet=self._level == "silent")
 
     def _skip(self, reason: str, example: str, *, quiet: bool = False) -> None:
-        """Count an example that is left out, and show the first one."""
+        """Count a skipped example; log the first one."""
         self.counts.dropped[reason] += 1
         if not quiet and reason not in self._said:
             self._said.add(reason)
@@ -255,14 +255,14 @@ def _reader(name: str, config: CorpusConfig, data: DataConfig, tokens: Reader | 
 
 
 def open_corpora(spec: PipelineSpec, *, shuffled: bool = False) -> list[Corpus]:
-    """All corpora in order, without a look at their files yet.
+    """Open all corpora in order; files are not checked yet.
 
     Args:
         spec: What happens to them.
-        shuffled: Training corpora are read in random order where their options say so (`shuffle: global`).
+        shuffled: Whether training corpora are read in random order if configured (`shuffle: global`).
 
     Raises:
-        ConfigError: There is none, or one is not configured as it must be.
+        ConfigError: There is no corpus, or the configuration of one is invalid.
         DataError: A tokeniser model cannot be read.
     """
     load_plugins(spec.data.plugins)  # a worker process has not loaded them yet

@@ -13,7 +13,7 @@ from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab
 
 IGNORED = -100
-"""Label of a position without loss, as torch's cross entropy has it."""
+"""Label of a position without loss, as in torch's cross entropy."""
 
 Ids = npt.NDArray[np.int32]
 
@@ -25,14 +25,14 @@ class Encoded:
     Attributes:
         src: Input of the encoder, or None for a language model.
         tgt: Input of the decoder.
-        labels: The token that follows at each position of `tgt`; -100 where the loss does not look.
-        unknown: How many tokens are not in the vocabulary.
-        features: (S, F) ids of the source tokens' features, or None where the model has none.
-        align: (M, 2) aligned positions: of `labels`, and of `src`; None = not known.
-        trained: How many labels the loss looks at, where that is known without counting.
-        chosen: As that of the example.
+        labels: The next token at each position of `tgt`; -100 = not trained.
+        unknown: Number of tokens that are not in the vocabulary.
+        features: (S, F) ids of the source tokens' features; None = the model has none.
+        align: (M, 2) aligned positions in `labels` and in `src`; None = unknown.
+        trained: Number of trained labels, if known without counting.
+        chosen: See `Example`.
         rejected: The same prompt with the rejected answer: a second row of the batch.
-        corpus: Number of its corpus among several; None = there is one.
+        corpus: Number of its corpus; None = only one corpus.
     """
 
     src: Ids | None
@@ -58,7 +58,7 @@ class Encoded:
 
 
 def side_tokens(side: Sequence[Segment]) -> list[str]:
-    """All tokens of a side, once it is tokenised."""
+    """All tokens of a tokenised side."""
     return [token for segment in side for token in segment.tokens or ()]
 
 
@@ -73,15 +73,15 @@ class Example:
         tgt: Target side.
         corpus: Name of the corpus in `data:`.
         line: Line in the corpus file, counted from 1.
-        path: That file.
-        train_end: The loss counts the EOS that is put behind it; None = if it counts its last part.
-        src_features: Features of each source word, until `inferfeats` has put them behind the tokens; None = none.
-        closed: The text brings its own end (a chat template closed the last answer): no EOS is put behind it.
-        align: (source, target) pairs of aligned tokens or words, as the corpus counts them; None = not known.
-        encoded: Its ids, where it comes of tokens; there is no text then.
-        chosen: The answer is the chosen one of two, or labelled as desirable; None = there is no preference.
+        path: The corpus file.
+        train_end: Whether the appended EOS is trained; None = if the last part is.
+        src_features: Features of each source word, until `inferfeats` moves them to the tokens; None = no features.
+        closed: The text has its own end (a chat template closed the last answer), so no EOS is appended.
+        align: (source, target) pairs of aligned tokens or words, according to `align_unit`; None = unknown.
+        encoded: Its ids, if the corpus is tokenised; there is no text then.
+        chosen: The answer is the chosen one of two, or labelled as desirable; None = no preference data.
         rejected: The same prompt with the rejected answer.
-        pair: Number by which the two are known while each goes through the transforms.
+        pair: Number that identifies the two answers of a pair during transforms.
     """
 
     src: list[Segment]
@@ -100,7 +100,7 @@ class Example:
 
     @classmethod
     def of_tokens(cls, encoded: Encoded, vocabs: tuple[Vocab, Vocab], *, corpus: str, line: int) -> Example:
-        """The example with the texts of its tokens; `vocabs` are those of source and target."""
+        """Rebuild an example from ids; `vocabs` are those of source and target."""
         sides = [side for side in (encoded.src, encoded.tgt) if side is not None]
         src, *tgt = [
             [Segment(tokens=[vocab[id_] for id_ in ids.tolist()])]

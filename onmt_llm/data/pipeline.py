@@ -1,9 +1,9 @@
-"""`Pipeline`: turns corpora into batches, with a state from which it resumes at the very next batch.
+"""`Pipeline`: turns corpora into batches, with a state from which it resumes exactly.
 
 The mixture of the corpora is cut into buckets of records (`mixing`, `sharding`); a bucket is transformed, sorted by
 length or packed, and cut into batches, which are then shuffled (`bucket`), here or in worker processes (`pool`).
-All that comes out of a bucket depends only on its records, on the seed and on its number: so the state is small and
-plain, and restoring it means reading one bucket again.
+The batches of a bucket depend only on its records, its number and the seed. So the state is small and plain, and
+restoring it takes no more than reading one bucket again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from onmt_llm.data.batching.batch import Batch
 
 _STATE_VERSION = 2
-# Those that say what batches come out of a bucket; bucket_size says what goes in.
+# Options that determine the batches of a bucket; bucket_size determines its records.
 _LAYOUT = {"batch_type", "batch_size_multiple", "packing", "packing_length", "isolate_documents"}
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A batch, the state behind it, and the counts up to the bucket that it came from; no batch if that has none."""
+    """A batch, the state after it, and the counts up to its bucket; None for a bucket without batches."""
 
     batch: Batch | None
     state: dict[str, Any]
@@ -46,20 +46,20 @@ class _Ready:
 class Pipeline:
     """Batches of weighted corpora.
 
-    In training it is endless, or has `epochs` passes, and iterating again continues behind the last batch
+    In training it is endless, or has `epochs` passes, and iterating again continues after the last batch
     consumed. In validation every pass reads the corpora once, from the start, bucket by bucket in order of length. One
     iterator at a time.
 
     Args:
         spec: The corpora, and what happens to them. In training they are shuffled, transformed at random, packed; else
             there is one ordered pass.
-        rank: Which share of the batches is ours.
-        world_size: Number of shares.
+        rank: This rank.
+        world_size: Number of ranks.
         pin_memory: Workers put batches into page-locked memory.
-        audited: The first bucket is not looked at for what would spoil the whole run: that is done.
+        audited: The audit of the first bucket has been done.
 
     Raises:
-        ConfigError, DataError: Anything about options or files that can be known before the first example is read.
+        ConfigError, DataError: Any error in options or files that can be found before the first example is read.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class Pipeline:
 
     @property
     def counts(self) -> dict[str, CorpusCounts]:
-        """By corpus, what has happened up to the bucket of the last batch consumed."""
+        """Counts per corpus, up to the bucket of the last batch consumed."""
         return self._counts
 
     def summary(self) -> str:
-        """The counts, one line a corpus."""
+        """The counts, one line per corpus."""
         return "\n".join(f"{name}: {counts.summary()}" for name, counts in self._counts.items())
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,16 +109,16 @@ class Pipeline:
         return self._state
 
     def load_state_dict(self, state: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken, with any number of workers, and of ranks.
+        """Resume from a `state_dict`, with any number of workers and ranks.
 
-        With other batch options than then, begun buckets are read again, and a warning says so.
+        If batch options have changed, unfinished buckets are read again, with a warning.
 
         Args:
-            state: The state of our rank; or, where the number of ranks or `bucket_size` has changed, of rank 0.
-            others: Then: those of all other ranks, in order.
+            state: The state of this rank; or of rank 0, if the number of ranks or `bucket_size` has changed.
+            others: In that case, the states of all other ranks, in order.
 
         Raises:
-            DataError: The states are of other corpora, not of all ranks, or of files that have become shorter.
+            DataError: The states belong to other corpora, not to all ranks, or to files that have shrunk.
         """
         states = [state, *others]
         for each in states:
@@ -141,7 +141,7 @@ class Pipeline:
         self._counts = _counts(self._state)
 
     def skip_bucket(self) -> None:
-        """Leave out what remains of the bucket that the last batch came from."""
+        """Skip the rest of the bucket of the last batch."""
         bucket = self._begun_bucket()
         if bucket is None:
             return
@@ -150,7 +150,7 @@ class Pipeline:
                 return
 
     def _begun_bucket(self) -> int | None:
-        """Number of the bucket of which some batches are consumed, and some are not."""
+        """Number of the bucket that is partly consumed, if any."""
         todo = Position.from_dict(self._state["position"]).todo
         return todo[0].bucket if todo and todo[0] != todo[0].whole else None
 
@@ -171,7 +171,7 @@ class Pipeline:
                 yield item.batch
 
     def _ready(self, state: Mapping[str, Any]) -> Iterator[_Ready]:
-        """Batches from a state on, each with the state behind it."""
+        """Batches from a state on, each with the state after it."""
         from onmt_llm.data.batching.batch import Batch
 
         counts, kept_epochs = _counts(state), dict(state["kept_epochs"])
@@ -220,7 +220,7 @@ class Pipeline:
         return mine if same and not (resized and self._world_size > 1) else None
 
     def _merged(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Our share of what all ranks have left to do."""
+        """This rank's share of the unfinished work of all ranks."""
         if [state["rank"] for state in states] != list(range(states[0]["world_size"])):
             ranks = ", ".join(str(state["rank"]) for state in states)
             raise DataError(
@@ -246,10 +246,10 @@ class Pipeline:
         epochs: Mapping[str, int],
         counts: Mapping[str, CorpusCounts],
     ) -> dict[str, int]:
-        """A corpus of which a whole pass (by all ranks) leaves nothing would be read without end.
+        """Refuse a corpus that yields nothing in a whole pass (of all ranks), which would be read endlessly.
 
         Returns:
-            By corpus, the epoch in which an example came through last.
+            By corpus, the last epoch in which an example was kept.
         """
         last = dict(epochs)
         for name, corpus in assignment.after.mixer["corpora"].items():
@@ -285,7 +285,7 @@ class Pipeline:
 
 
 def _temper(sources: Sequence[WeightedCorpus], temperature: float) -> None:
-    """Set the weights that the mixing temperature asks for."""
+    """Set the weights according to the mixing temperature."""
     sizes = [count_records(source.reader) for source in sources]
     weights = tempered([source.weight for source in sources], sizes, temperature)
     for source, size, weight in zip(sources, sizes, weights, strict=True):

@@ -1,4 +1,4 @@
-"""`PipelineSpec`: corpora, options and codec: all that a process needs to read and transform them."""
+"""`PipelineSpec`: corpora, options and codec; all that a process needs to prepare batches."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class PipelineSpec:
         corpora: Corpora by name.
         data: Options of all corpora.
         codec: Text side of the model that they are prepared for.
-        seed: Of the order of batches and of random transforms.
+        seed: Seed of the order of batches and of random transforms.
         training: With random transforms, packing, and batches in random order.
         batching: How examples become batches.
-        text_only: Only the transforms in front of the tokeniser act.
-        without: Transforms that do not act.
+        text_only: Apply only the transforms before the tokeniser.
+        without: Names of transforms to leave out.
 
     Raises:
-        ConfigError: Options of batching that do not go together.
+        ConfigError: Batching options are incompatible.
     """
 
     corpora: Mapping[str, CorpusConfig]
@@ -67,13 +67,13 @@ class PipelineSpec:
 
     @property
     def bucket_size(self) -> int:
-        """Records of a bucket: at least those of one batch."""
+        """Records per bucket: at least those of one batch."""
         batching = self.batching
         return max(batching.bucket_size, self.batch_size) if batching.batch_type == "sents" else batching.bucket_size
 
     @property
     def room_option(self) -> str:
-        """The option that says how many tokens a batch, or a packed row, has room for."""
+        """The option that limits the tokens of a batch or a packed row."""
         if not self.training:
             return "valid_batch_size"
         return "packing_length" if self.batching.packing != "off" and self.batching.packing_length else "batch_size"
@@ -85,7 +85,7 @@ class PipelineSpec:
 
     @property
     def pad_ids(self) -> tuple[int, int]:
-        """Ids that fill targets and sources."""
+        """Padding ids of targets and sources."""
         return _pad_id(self.codec.vocab), _pad_id(self.codec.src_vocab)
 
 
@@ -106,5 +106,5 @@ def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, Corpus
 
 
 def _pad_id(vocab: Vocab) -> int:
-    """Padding is hidden from the model and from the loss, so any id will do if the model has none for it."""
+    """The id of padding; masked in model and loss, so any id will do if the vocabulary has none."""
     return vocab.pad_id if vocab.pad_id is not None else vocab.eos_id or 0

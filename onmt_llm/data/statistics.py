@@ -21,16 +21,16 @@ class CorpusCounts:
 
     Attributes:
         read: Examples read.
-        made: Examples that transforms made beyond one for each that they were given.
+        made: Additional examples made by transforms, beyond one per input.
         kept: Examples that became part of a batch.
-        dropped: Examples left out, by reason; those that became a part of another are `merged`.
+        dropped: Examples dropped, by reason; those joined to another are `merged`.
         truncated: Examples that a transform truncated.
-        tokens: Tokens of the kept examples, padding apart.
-        trained: Tokens that the loss counts.
+        tokens: Tokens of the kept examples, without padding.
+        trained: Tokens that are trained.
         unknown: Tokens that are not in the vocabulary.
         lengths: Kept examples by tokens of the decoder's side, as `length_bin` rounds them.
         src_lengths: The same of the encoder's side; empty for a language model.
-        suspect: Records that are read although something in them looks wrong, by what.
+        suspect: Records that are read although they look wrong, by reason.
     """
 
     read: int = 0
@@ -58,7 +58,7 @@ class CorpusCounts:
         self.unknown += encoded.unknown
 
     def add(self, other: CorpusCounts) -> None:
-        """Count what another process, or another part of the corpus, has counted."""
+        """Add the counts of another process or another part of the corpus."""
         for each in fields(self):
             value = getattr(other, each.name)
             if isinstance(value, Counter):
@@ -67,7 +67,7 @@ class CorpusCounts:
                 setattr(self, each.name, getattr(self, each.name) + value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, the same after a turn through JSON."""
+        """Plain data, unchanged by a JSON round trip."""
         counters = {
             name: {str(key): n for key, n in getattr(self, name).items()}
             for name in ("dropped", "suspect", *_BY_LENGTH)
@@ -81,7 +81,7 @@ class CorpusCounts:
         return cls(**{**saved, **reasons, **lengths})
 
     def figures(self) -> dict[str, float]:
-        """The numbers by name, for curves."""
+        """The numbers by name, for metrics."""
         return {
             "read": self.read,
             "made": self.made,
@@ -96,7 +96,7 @@ class CorpusCounts:
         }
 
     def summary(self) -> str:
-        """One line for people."""
+        """One readable line."""
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(self.dropped.items())) or "none"
         made = f", made {self.made} more" if self.made else ""
         truncated = f", truncated {self.truncated}" if self.truncated else ""
@@ -110,13 +110,13 @@ class CorpusCounts:
 
 
 def length_bin(length: int) -> int:
-    """The length rounded down to its six leading bits: exact below 64, within 3% above; some hundred bins at most."""
+    """The length rounded down to its six leading bits: exact below 64, within 3% above; a few hundred bins at most."""
     width = bin_width(length)
     return length // width * width
 
 
 def bin_width(length: int) -> int:
-    """How many lengths `length_bin` counts together with this one, a power of two."""
+    """Width of the bin of a length, a power of two."""
     return 1 << max(length.bit_length() - _EXACT_BITS, 0)
 
 

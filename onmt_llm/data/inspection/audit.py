@@ -24,23 +24,23 @@ from onmt_llm.text.tokenizers.base import Tokenizer
 Note = tuple[int, str]
 """Level and text of a message for the log."""
 CorpusExamples = tuple[Corpus, Sequence[Encoded]]
-"""A corpus, and those of its examples that came through."""
+"""A corpus and its kept examples."""
 
 _MARKUP = re.compile(r"<\|[^<>|\s]+\|>|｟\w+｠|\[/?[A-Z_]{2,}\]")
 _SHOWN = 300  # tokens
-_UNKNOWN = 0.2  # share of the tokens; a vocabulary of words misses a tenth of a text of another kind
+_UNKNOWN = 0.2  # fraction of tokens; a word vocabulary misses about a tenth of text from another domain
 
 
 def audit(shares: Sequence[CorpusExamples], codec: Codec, *, training: bool) -> list[Note]:
-    """What there is to say about the first bucket.
+    """Warnings about the first bucket, and a sample for the log.
 
     Args:
         shares: Its examples, by corpus.
         codec: Text side of the model that they are for.
-        training: Show an example.
+        training: Whether to show an example.
 
     Raises:
-        DataError: Examples were read, but the loss would see no token of any.
+        DataError: Examples were read, but none has a trained token.
     """
     examples = [example for _, encoded in shares for example in encoded]
     skipped = sum(corpus.counts.dropped[NOTHING_TRAINED] for corpus, _ in shares)
@@ -60,10 +60,10 @@ def audit(shares: Sequence[CorpusExamples], codec: Codec, *, training: bool) -> 
 
 
 def check_added_tokens(spec: PipelineSpec) -> None:
-    """Refuse a model that does not know a token that a transform puts between its tokens.
+    """Refuse a vocabulary without the tokens that transforms add.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: A token is missing.
     """
     in_text = added_tokens(spec.corpora, spec.data, in_text=True)
     needed = [token for token in added_tokens(spec.corpora, spec.data) if token not in in_text]
@@ -72,7 +72,7 @@ def check_added_tokens(spec: PipelineSpec) -> None:
     if missing:
         raise ConfigError(
             f"The vocabulary must hold the tokens that the transforms put in, but lacks {', '.join(missing)}.",
-            hint="a new model gets them by itself, a trained one with update_vocab: true; or name others that it knows",
+            hint="a new model gets them automatically, a trained one with update_vocab: true; or choose known tokens",
         )
 
 
@@ -105,7 +105,7 @@ def _doubled_bos(examples: Sequence[Encoded], codec: Codec) -> Iterator[str]:
 
 
 def _endless(shares: Sequence[CorpusExamples], codec: Codec) -> Iterator[str]:
-    """Corpora that never ask for the token at which answers end; where the user wants that, nothing is said."""
+    """Warn about corpora that never train the end of an answer, unless the options ask for that."""
     vocab = codec.vocab
     for corpus, encoded in shares:
         template = corpus.template
@@ -114,13 +114,13 @@ def _endless(shares: Sequence[CorpusExamples], codec: Codec) -> Iterator[str]:
         asked = corpus.trained.on_eos != "none"
         if asked and ids and encoded and not any(np.isin(example.labels, ids).any() for example in encoded):
             yield (
-                f"Corpus '{corpus.name}' never trains a token that ends an answer ({', '.join(ends)}): a model that "
-                "learns from it alone will not know when to stop."
+                f"Corpus '{corpus.name}' never trains a token that ends an answer ({', '.join(ends)}): a model "
+                "trained only on it will not know when to stop."
             )
 
 
 def _split_tokens(corpus: Corpus, codec: Codec) -> Iterator[str]:
-    """Tokens with a role that the tokeniser takes for text."""
+    """Warn about special tokens that the tokeniser splits like text."""
     tokenize = next((transform for transform in corpus.transforms if isinstance(transform, Tokenize)), None)
     if tokenize is None:
         return
@@ -142,7 +142,7 @@ def _split(token: str, tokenizer: Tokenizer, corpus: Corpus, codec: Codec) -> It
 
 
 def _written_as_text(template: Template | None) -> list[str]:
-    """What looks like a control token in the layout of a conversation, and is none."""
+    """Text of the chat template that looks like a control token but is not one."""
     if template is None:
         return []
     try:
@@ -153,7 +153,7 @@ def _written_as_text(template: Template | None) -> list[str]:
 
 
 def _shown(shares: Sequence[CorpusExamples], codec: Codec) -> str:
-    """The first example that is not too long to read, or else the beginning of one."""
+    """The first example of readable length, or else the start of one."""
     corpus, encoded = next((corpus, encoded) for corpus, encoded in shares if encoded)
     example = next((each for each in encoded if len(each.tgt) <= _SHOWN), encoded[0])
     cut = replace(example, tgt=example.tgt[:_SHOWN], labels=example.labels[:_SHOWN])

@@ -31,12 +31,12 @@ def compare(old: Sequence[str], new: Sequence[str]) -> list[Stretch]:
 
 
 def compare_texts(old: str, new: str) -> list[tuple[DiffKind, str]]:
-    """The same of two texts, word by word."""
+    """Compare two texts word by word."""
     return [(kind, "".join(words)) for kind, words in compare(_WORDS.findall(old), _WORDS.findall(new))]
 
 
 def _common(old: Sequence[str], new: Sequence[str]) -> int:
-    """How many words both begin with."""
+    """Length of the common prefix."""
     return next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
 
 

@@ -1,4 +1,4 @@
-"""Mark the tokens that the loss counts with brackets, which a terminal shows in colour (`log.Highlighter`)."""
+"""Mark trained tokens with brackets, which a terminal shows in colour (`log.Highlighter`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onmt_llm.text.vocab import Vocab
 
 
 def marked(encoded: Encoded, vocab: Vocab) -> str:
-    """The decoder's tokens, with brackets ⟦ ⟧ around every stretch that the loss counts.
+    """The decoder's tokens, with brackets ⟦ ⟧ around every run of trained tokens.
 
     Args:
         encoded: An example.

@@ -11,12 +11,12 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP = 560, 150, 44, 24, 20
 _COLUMNS = 40
 _LEAST_COLUMNS = 8
 _LABEL = 90
-"""Room that the label of a percentile takes at most."""
+"""Maximum width of a percentile label."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column, with what it says when it is pointed at."""
+    """One column and its tooltip."""
 
     x: float
     y: float
@@ -27,13 +27,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place with a label: on an axis, or of a percentile.
+    """A labelled position: of an axis or a percentile.
 
     Attributes:
-        x: From the left.
-        y: From the top.
-        label: What stands there.
-        before: The label stands on the left of the place, since there is no room on its right.
+        x: Distance from the left.
+        y: Distance from the top.
+        label: Text of the label.
+        before: The label is to the left, since there is no room on the right.
     """
 
     x: float
@@ -47,12 +47,12 @@ class Plot:
     """A histogram in a box of `width` x `height`.
 
     Attributes:
-        width: Of the whole, the scale on the left included.
-        height: Of the whole, except what stands below the columns.
-        columns: From the left.
-        marks: Of the scale on the left.
-        ticks: Of the scale below.
-        percentiles: Where the median and its like are.
+        width: Total width, with the scale on the left.
+        height: Total height, without the scale below.
+        columns: Columns from left to right.
+        marks: Marks of the scale on the left.
+        ticks: Marks of the scale below.
+        percentiles: Median and other percentiles.
     """
 
     width: int
@@ -64,7 +64,7 @@ class Plot:
 
 
 def histogram(lengths: Mapping[int, int]) -> Plot:
-    """The plot of examples by length.
+    """Histogram of examples by length.
 
     Columns are a power of two wide, so that the bins of `counts.length_bin` never straddle two of them. The scale
     begins at the shortest length.
@@ -110,7 +110,7 @@ def histogram(lengths: Mapping[int, int]) -> Plot:
 
 def _percentiles(lengths: Mapping[int, int], x: Callable[[float], float]) -> list[Mark]:
     found = [(name, percentile(lengths, share)) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))]
-    # one below the other, since they may stand close together
+    # one below the other, since they may be close together
     return [
         Mark(x(length), 8 + 13 * row, f"{name} {length:,}", before=x(length) > _WIDTH - _LABEL)
         for row, (name, length) in enumerate(found)

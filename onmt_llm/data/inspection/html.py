@@ -22,10 +22,10 @@ def report_page(reports: Sequence[CorpusReport], shares: Mixture, *, title: str,
     """The report as a page.
 
     Args:
-        reports: Of each corpus.
-        shares: What the weights come to.
-        title: Of the page.
-        about: One sentence on what was read.
+        reports: Report of each corpus.
+        shares: Shares of the corpora in the mixture.
+        title: Title of the page.
+        about: One sentence on the data read.
     """
     filters: dict[str, Callable[..., Any]] = {"plot": histogram, "warnings": warnings, "at": lengths_at}
     return _render(
@@ -40,7 +40,7 @@ def report_page(reports: Sequence[CorpusReport], shares: Mixture, *, title: str,
 
 
 def warnings(report: CorpusReport) -> list[str]:
-    """What somebody should look at before a week of training."""
+    """Problems to look at before a long training run."""
     counts = report.counts
     found = []
     if not counts.kept:
@@ -57,12 +57,12 @@ def warnings(report: CorpusReport) -> list[str]:
 
 
 def samples_page(collected: Sequence[Traces], *, title: str, about: str) -> str:
-    """Examples, each with its way through the transforms, as a page.
+    """A page of examples with every step of their transformation.
 
     Args:
-        collected: Of each corpus.
-        title: Of the page.
-        about: One sentence on what is shown.
+        collected: Traces of each corpus.
+        title: Title of the page.
+        about: One sentence on the data shown.
     """
     outcomes = Counter(trace.outcome for each in collected for trace in each.found)
     shown = [{"corpus": each.corpus, "found": [_shown(trace) for trace in each.found]} for each in collected]
@@ -70,7 +70,7 @@ def samples_page(collected: Sequence[Traces], *, title: str, about: str) -> str:
 
 
 def _shown(trace: Trace) -> dict[str, Any]:
-    """A trace with what changed from stage to stage."""
+    """A trace with the changes between stages."""
     before: Sequence[Sequence[TraceSpan]] = ()
     stages = []
     for stage in trace.stages:
@@ -89,7 +89,7 @@ def _shown(trace: Trace) -> dict[str, Any]:
 
 
 def _side(before: Sequence[TraceSpan], after: Sequence[TraceSpan]) -> dict[str, Any]:
-    """Tokens, or stretches of text: what has changed, and where nothing has, what is trained."""
+    """Tokens or stretches of text, marked as changed or, without changes, as trained."""
     if _is_tokens(after):
         return {"tokens": _tokens(before if _is_tokens(before) else after, after)}
     text, earlier = (_text(spans) for spans in (after, before))
@@ -106,12 +106,12 @@ def _is_tokens(spans: Sequence[TraceSpan]) -> bool:
 
 
 def _text(spans: Sequence[TraceSpan]) -> str:
-    """Text, the control tokens of a template in their places."""
+    """Text, including the control tokens of a template."""
     return "".join("".join(span.tokens or ()) if span.text is None else span.text for span in spans)
 
 
 def _tokens(before: Sequence[TraceSpan], after: Sequence[TraceSpan]) -> list[tuple[str, str]]:
-    """Tokens with their class; those that are gone are among them."""
+    """Tokens with their CSS class, including removed ones."""
     old, new = ([token for span in spans for token in span.tokens or ()] for spans in (before, after))
     trained = iter([span.trained for span in after for _ in span.tokens or ()])
     shown: list[tuple[str, str]] = []
@@ -130,5 +130,5 @@ def _render(template: str, filters: Mapping[str, Callable[..., Any]], **values: 
         lstrip_blocks=True,
     )
     environment.filters.update(filters)
-    # only scripts with this number run, whatever a corpus has smuggled in
+    # only scripts with this nonce run, whatever a corpus contains
     return environment.get_template(template).render(nonce=secrets.token_hex(8), **values)

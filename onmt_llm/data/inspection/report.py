@@ -24,7 +24,7 @@ class CorpusReport:
     Attributes:
         name: Its name in `data:`.
         files: Its files.
-        transforms: What happens to its examples.
+        transforms: Names of its transforms.
         weight: Its weight in the mixture; 0 = for validation.
         counts: Counts of its examples.
     """
@@ -80,9 +80,9 @@ class Mixture:
     """The share of each corpus in training.
 
     Attributes:
-        examples: Of the records read, as the weights say.
-        tokens: Of the tokens that come out.
-        trained: Of the tokens that the loss counts.
+        examples: Shares of the records read, according to the weights.
+        tokens: Shares of the resulting tokens.
+        trained: Shares of the trained tokens.
     """
 
     examples: dict[str, float]
@@ -91,13 +91,13 @@ class Mixture:
 
 
 def measure(spec: PipelineSpec, *, n_sample: int = -1, processes: int = 1) -> list[CorpusReport]:
-    """Read the corpora as a run would, once, and count.
+    """Read the corpora once, as a run would, and count.
 
     Args:
         spec: Corpora of training and validation, and what happens to them; transforms see the records of one bucket
             together.
         n_sample: Records of each corpus; -1 = all.
-        processes: How many work on it.
+        processes: Number of processes.
 
     Raises:
         ConfigError, DataError: As in training.
@@ -117,10 +117,10 @@ def measure(spec: PipelineSpec, *, n_sample: int = -1, processes: int = 1) -> li
 
 
 def mixture(reports: Sequence[CorpusReport], temperature: float | None = None) -> Mixture:
-    """What the weights come to; corpora for validation apart.
+    """The shares that result from the weights, without validation corpora.
 
     Args:
-        reports: Of each corpus, read as a whole where there is a temperature.
+        reports: Report of each corpus; with a temperature, of the complete corpus.
         temperature: `mixing_temperature`.
     """
     training = [report for report in reports if report.weight]
@@ -151,7 +151,7 @@ def to_json(reports: Sequence[CorpusReport], shares: Mixture) -> dict[str, Any]:
 
 
 def table(reports: Sequence[CorpusReport]) -> str:
-    """The report for a terminal: a line a corpus, and one for each reason to drop."""
+    """The report for a terminal: one line per corpus and per reason for dropping."""
     head = ("corpus", "read", "kept", "dropped", "truncated", "tokens", "trained", "unknown", *PERCENTILES)
     rows = [head]
     for report in reports:

@@ -24,11 +24,11 @@ from onmt_llm.text.vocab import Vocab
 def write_samples(spec: PipelineSpec, directory: str | Path, *, n_sample: int) -> dict[str, CorpusCounts]:
     """Write the first examples of each corpus as training would see them.
 
-    For a corpus X: `X.sample.src` (tokens joined by spaces, one example a line), `X.sample.tgt` where examples have a
-    target side, and `X.sample.txt` with text, tokens, ids and what is trained, for people.
+    For a corpus X: `X.sample.src` (tokens joined by spaces, one example per line), `X.sample.tgt` if examples have a
+    target side, and a readable `X.sample.txt` with text, tokens, ids and the loss mask.
 
     Args:
-        spec: The corpora, and what happens to them; `overwrite` says whether files that are there are replaced.
+        spec: The corpora, and what happens to them; `overwrite` allows replacing existing files.
         directory: `save_data`; the files go to `sample` below it.
         n_sample: Examples of each corpus, after the filters; -1 = all.
 
@@ -36,7 +36,7 @@ def write_samples(spec: PipelineSpec, directory: str | Path, *, n_sample: int) -
         Counts of the examples read, by corpus.
 
     Raises:
-        ConfigError: A file is there already.
+        ConfigError: A file exists already.
         DataError: As in training.
     """
     opened = open_corpora(spec)
@@ -74,7 +74,7 @@ def _write(corpus: Corpus, paths: tuple[Path, Path, Path], vocab: Vocab, n_sampl
 
 
 def _samples(corpus: Corpus) -> Iterator[tuple[Example, Example, Encoded]]:
-    """Kept examples in order: as read, transformed, and as ids."""
+    """Kept examples in order: as read, transformed, and encoded."""
     for record in iter(corpus.reader.read, None):
         for example in corpus.examples([record]):
             encoded, raw = corpus.encode(example), corpus.raw(record)
@@ -83,7 +83,7 @@ def _samples(corpus: Corpus) -> Iterator[tuple[Example, Example, Encoded]]:
 
 
 def _line(side: Sequence[Segment]) -> str:
-    """Tokens of a side, on one line whatever is in them."""
+    """Tokens of a side, escaped to fit on one line."""
     return to_line(" ".join(token for segment in side for token in segment.tokens or ()))
 
 

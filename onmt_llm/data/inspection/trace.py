@@ -23,12 +23,12 @@ HELD = "held_back"
 READ = "read"
 _GROUP = 16
 _LOOKED_AT = 200
-"""Records read for each example wanted, before the search for more is given up."""
+"""Maximum number of records read per example wanted."""
 
 
 @dataclass(frozen=True)
 class TraceSpan:
-    """A segment as it was at some stage: text, or tokens."""
+    """A segment at some stage: text or tokens."""
 
     text: str | None
     tokens: tuple[str, ...] | None
@@ -37,7 +37,7 @@ class TraceSpan:
 
 @dataclass(frozen=True)
 class Stage:
-    """What an example looks like when it has been read, or behind a transform.
+    """An example as read, or after a transform.
 
     Attributes:
         name: `read`, or the transform.
@@ -55,8 +55,8 @@ class Token:
     Attributes:
         text: Of the vocabulary.
         id: Its number; None at the end of an input.
-        trained: The loss counts it.
-        unknown: The vocabulary does not hold what stood here.
+        trained: Whether it is trained.
+        unknown: Whether the original token is not in the vocabulary.
     """
 
     text: str
@@ -67,17 +67,17 @@ class Token:
 
 @dataclass
 class Trace:
-    """The way of one example.
+    """One example through all stages.
 
     Attributes:
         corpus: Name of the corpus.
         path: The file.
-        line: Where it begins in the file.
-        raw: The record's parts, as they stand in the files.
-        stages: In order, as far as it came.
+        line: First line of the record.
+        raw: The record's parts as stored in the files.
+        stages: Its stages, in order.
         outcome: `kept`, or the reason why it was dropped.
-        src: What the encoder sees; empty for a language model.
-        tgt: What the decoder sees and must answer.
+        src: Input of the encoder; empty for a language model.
+        tgt: Input of the decoder and the last label.
     """
 
     corpus: str
@@ -95,17 +95,17 @@ class Trace:
         return self.path, self.line
 
     def branch(self) -> Trace:
-        """Another example that came of the same record."""
+        """A trace for another example of the same record."""
         return Trace(self.corpus, self.path, self.line, self.raw, list(self.stages))
 
 
 @dataclass(frozen=True)
 class Traces:
-    """The traces of a corpus, and what they were chosen from.
+    """The traces of a corpus.
 
     Attributes:
         corpus: Its name.
-        found: Kept ones, and dropped ones of each reason, in the order of the file.
+        found: Traces of kept examples, and of dropped ones for each reason, in file order.
         looked_at: Records read.
     """
 
@@ -119,7 +119,7 @@ def collect(spec: PipelineSpec, *, number: int) -> list[Traces]:
 
     Args:
         spec: Corpora of training and validation, and what happens to them.
-        number: Kept examples of each corpus; and dropped ones of each reason, as far as they come on the way.
+        number: Kept examples per corpus; also the maximum of dropped examples per reason among the records read.
 
     Raises:
         ConfigError, DataError: As in training.
@@ -156,7 +156,7 @@ def _collect(corpus: Corpus, spec: PipelineSpec, number: int) -> Traces:
 
 
 def follow(corpus: Corpus, records: Sequence[Record], codec: Codec) -> list[Trace]:
-    """Traces of all examples of some records, kept and dropped ones."""
+    """Trace all examples of some records, kept and dropped ones."""
     if corpus.holds_tokens:
         return [_of_tokens(example, corpus, codec) for example in corpus.examples(records)]
     ended: list[Trace] = []
@@ -176,7 +176,7 @@ def follow(corpus: Corpus, records: Sequence[Record], codec: Codec) -> list[Trac
         if transform.needs_neighbours or transform.compares:
             on_the_way = list(_through(transform, on_the_way, ended))
         else:
-            # one by one, so that it is known why each is dropped
+            # one by one, to know the reason for dropping each
             on_the_way = [item for pair in on_the_way for item in _through(transform, [pair], ended)]
     for trace, example in on_the_way:
         _finish(trace, example, corpus, codec)
@@ -189,7 +189,7 @@ def follow(corpus: Corpus, records: Sequence[Record], codec: Codec) -> list[Trac
 def _through(
     transform: Transform, pairs: Sequence[tuple[Trace, Example]], ended: list[Trace]
 ) -> Iterator[tuple[Trace, Example]]:
-    """The examples that come out of a transform, each with its trace; those that do not go to `ended`."""
+    """Apply a transform: yields the resulting examples with their traces; traces of dropped ones go to `ended`."""
     left = {trace.place: trace for trace, _ in pairs}
     used: set[tuple[Path | None, int]] = set()
     stages = {place: list(trace.stages) for place, trace in left.items()}
@@ -248,7 +248,7 @@ def _source(encoded: Encoded, codec: Codec) -> list[Token]:
 
 
 def _target(encoded: Encoded, vocab: Vocab) -> list[Token]:
-    """Every token of the sequence, the first and the last included; the last is not known where no loss looks at it."""
+    """Every token of the sequence, from the first to the last; the last is unknown if it is not trained."""
     labels = encoded.labels.tolist()
     ids = [*encoded.tgt.tolist(), labels[-1]]
     trained = [False, *(label != IGNORED for label in labels)]

@@ -2,7 +2,7 @@
 
 OpenNMT-py counts tokens, and takes no tokenising transform beside an alignment. Here either unit may be given: with
 `tokens` the files are tokenised already, or the alignment was made of the tokens; with `words` (what fast_align and its
-kin write for plain text) each aligned word stands for all tokens that it is made of.
+similar tools write for plain text), each aligned word stands for all of its tokens.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def parse_pharaoh(line: str, *, where: str) -> list[tuple[int, int]]:
-    """`0-0 1-2` as (source, target) pairs; an empty line has none.
+    """Parse `0-0 1-2` into (source, target) pairs; an empty line has none.
 
     Raises:
-        DataError: Something else than such pairs.
+        DataError: The line holds anything else.
     """
     pairs = []
     for item in line.split():
@@ -36,7 +36,7 @@ def parse_pharaoh(line: str, *, where: str) -> list[tuple[int, int]]:
 
 
 def check_alignable(corpus: str, transforms: Sequence[Transform]) -> None:
-    """Refuse transforms that an alignment cannot follow.
+    """Refuse transforms that would invalidate an alignment.
 
     Raises:
         ConfigError: The corpus has one.
@@ -45,7 +45,7 @@ def check_alignable(corpus: str, transforms: Sequence[Transform]) -> None:
     if moving:
         raise ConfigError(
             f"Corpus '{corpus}' must not move words that its path_align counts, but the transform '{moving[0]}' does.",
-            hint="apply it to the files themselves, and align them after that",
+            hint="apply it to the files before you align them",
         )
 
 
@@ -61,7 +61,7 @@ def align_tokens(example: Example, transforms: Sequence[Transform], *, words: bo
 
 
 def check_pairs(example: Example) -> None:
-    """Refuse pairs beyond the tokens.
+    """Refuse pairs that refer to tokens outside the example.
 
     Raises:
         DataError: There is one; the message begins with a verb.
@@ -76,10 +76,10 @@ def check_pairs(example: Example) -> None:
 
 
 def to_tokens(example: Example, tokenize: Tokenize) -> list[tuple[int, int]]:
-    """The pairs of words as pairs of tokens.
+    """Convert pairs of words to pairs of tokens.
 
     Raises:
-        DataError: A pair names a word that is not there; the message begins with a verb.
+        DataError: A pair names a word that does not exist; the message begins with a verb.
     """
     sides = [
         word_tokens(side_tokens(side), tokenizer)
@@ -97,10 +97,10 @@ def to_tokens(example: Example, tokenize: Tokenize) -> list[tuple[int, int]]:
 
 
 def word_tokens(pieces: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """For each word between spaces, the places of the tokens that it is made of.
+    """The positions of the tokens of each space-separated word.
 
-    A token belongs to the last word of the text up to and including it: that holds for every tokeniser, whatever it
-    marks its word boundaries with.
+    A token belongs to the last word of the decoded text up to and including it. This holds for every tokeniser,
+    however it marks word boundaries.
     """
     words: list[list[int]] = []
     for place in range(len(pieces)):

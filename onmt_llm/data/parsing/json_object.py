@@ -17,15 +17,15 @@ _KINDS = {
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, for messages."""
     return _KINDS[type(value).__name__]
 
 
 def load_object(text: str) -> dict[str, Any]:
-    """The object that a text holds.
+    """Parse a text as one JSON object.
 
     Raises:
-        ValueError: It holds anything else; the message continues "... must be one JSON object, but".
+        ValueError: It is anything else; the message continues "... must be one JSON object, but".
     """
     try:
         item = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
@@ -47,4 +47,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> Any:
-    raise ValueError(f"is not JSON: {name} is no number of JSON")
+    raise ValueError(f"is not JSON: {name} is not a JSON number")

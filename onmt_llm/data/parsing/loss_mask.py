@@ -1,4 +1,4 @@
-"""Loss mask of conversations: trained roles, flags of single turns, end-of-turn tokens."""
+"""Loss mask of conversations: trained roles, flags of individual turns, end-of-turn tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from onmt_llm.text.templates.message import Message
 
 @dataclass(frozen=True)
 class LossMask:
-    """What of a conversation is trained.
+    """Which parts of a conversation are trained.
 
     Attributes:
-        prompts: All text is, as in text files without a mask; a turn's own flag still counts.
-        roles: Roles whose turns are.
-        on_eos: Which of the tokens that end a turn are: of trained turns, the last of all, all, or none.
+        prompts: All text is trained, as in text files without a mask, except turns whose own flag is false.
+        roles: Roles whose turns are trained.
+        on_eos: Which end-of-turn tokens are trained: those of trained turns, the last one, all, or none.
     """
 
     prompts: bool = False
@@ -27,14 +27,14 @@ class LossMask:
 
     @classmethod
     def of(cls, data: DataConfig, corpus: CorpusConfig) -> LossMask:
-        """As the options say; whether prompts are trained is for the parser to know."""
+        """The mask according to the options; `prompts` is set by the parser."""
         return cls(
             roles=frozenset(data.train_roles if corpus.train_roles is None else corpus.train_roles),
             on_eos=corpus.train_on_eos or data.train_on_eos,
         )
 
     def mark(self, messages: Sequence[Message]) -> list[Message]:
-        """The turns, each with its flag: its own, or that of its role."""
+        """Set the flag of each turn that has none, according to its role."""
         return [
             message if message.train is not None else replace(message, train=self.prompts or message.role in self.roles)
             for message in messages
@@ -43,11 +43,11 @@ class LossMask:
     def mark_ends(
         self, segments: Sequence[Segment], messages: Sequence[Message], stop_tokens: Collection[str]
     ) -> list[Segment]:
-        """The segments of a rendered conversation, with the marks that turns alone do not decide.
+        """Apply the parts of the mask that do not depend on turns to a rendered conversation.
 
         Args:
-            segments: As a template rendered `mark(messages)`.
-            messages: As they came, with their own flags only.
+            segments: The rendered `mark(messages)`.
+            messages: The original messages, with only their own flags.
             stop_tokens: Tokens that end a turn.
         """
         if self.prompts and all(message.train is None for message in messages):
@@ -63,12 +63,12 @@ class LossMask:
 
     @property
     def end_of_text(self) -> bool | None:
-        """Whether the EOS behind a conversation without ends of turns is trained; None = as its last part."""
+        """Whether the EOS after a conversation without end-of-turn tokens is trained; None = as its last part."""
         return None if self.on_eos == "turn" else self.on_eos != "none"
 
 
 def read_flag(turn: Mapping[str, Any]) -> bool | None:
-    """A turn's own mark: `train` (Axolotl: true or false) or `weight` (OpenAI, TRL: 0 or 1); None = it has none.
+    """The flag of a turn: `train` (Axolotl: true or false) or `weight` (OpenAI, TRL: 0 or 1); None = no flag.
 
     Raises:
         ValueError: It has another value; the message begins with a verb.

@@ -1,7 +1,7 @@
 """`ExampleParser`: turn records into examples (text lines, JSON objects, table rows, conversations).
 
-Text must be valid UTF-8. Placeholders (`｟newline｠`, `｟_mask_before_｠`) are interpreted in the lines of text files
-only. Text from JSON is taken literally, so nothing written there can become a line break or a mark.
+Text must be valid UTF-8. Placeholders (`｟newline｠`, `｟_mask_before_｠`) are interpreted only in lines of text files.
+Text from JSON is literal, so nothing in it can become a line break or a mask marker.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ TOO_MANY_BYTES = "too_many_bytes"
 
 
 class ExampleParser:
-    """Turns the records of one corpus into examples.
+    """Parses the records of one corpus into examples.
 
     Args:
         name: Name of the corpus, for messages.
         corpus: Its paths, template and keys.
         data: Options of all corpora.
         task: A language model reads source and target as one text; prompts and conversations go through a template.
-        template: The checkpoint's chat template, where it has one.
+        template: The checkpoint's chat template, if any.
         open_template: Opens the template that the corpus names.
 
     Attributes:
-        template: The layout of conversations; None where there is none (yet: alpaca is opened when one comes).
+        template: The chat template; None until the first conversation opens the default one (alpaca).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ExampleParser:
         self._has_preferences = data.objective != "sft"
         if self._has_preferences and not corpus.has_keys:
             raise ConfigError(
-                f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since preferences are read from their keys."
+                f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since preference data have keys."
             )
         self._rows = row_format(corpus)
         self._headers: dict[Path, list[str]] = {}
@@ -87,7 +87,7 @@ class ExampleParser:
             raise ConfigError(f"Corpus '{name}' must have no path_align, since a language model is trained.")
 
     def __call__(self, record: Record) -> Example | str:
-        """The example of a record, or the reason why it is left out.
+        """The example of a record, or the reason for skipping it.
 
         Raises:
             BadRecord: Bad UTF-8, zero bytes, bad JSON, or an object of unknown shape; the message names file and line.
@@ -151,7 +151,7 @@ class ExampleParser:
         )
 
     def _object(self, text: str, record: Record) -> Example | None:
-        """The example of a JSON object or of a row."""
+        """The example of a JSON object or a row."""
         if not text.strip():
             return None
         item = self._load(text, record) if self._rows is None else self._row(text, record)
@@ -219,7 +219,7 @@ class ExampleParser:
         try:
             return load_object(text)
         except ValueError as error:
-            known = "path_jsonl reads one JSON object a line; path_json reads a file that is one JSON array"
+            known = "path_jsonl reads one JSON object per line; path_json reads a file that is one JSON array"
             hint = known if self.corpus.path_jsonl and text.lstrip()[:1] in ("[", "{", "]", "}") else None
             problem = f"must be one JSON object, but {error}"
             raise BadRecord(f"{record.where} {problem}.", reason="bad_json", hint=hint) from error
@@ -233,10 +233,10 @@ class ExampleParser:
         try:
             fields = self._rows.fields(text)
         except ValueError as error:
-            # a stray quote has joined this row with others, which must not be lost as one
+            # a stray quote has merged this row with others: skipping it would lose all of them
             raise DataError(
-                f"{record.where} must be a row, but cannot be read as one: {error}.",
-                hint='a quote within a field is written "", and the field stands in quotes',
+                f"{record.where} must be a valid row, but is not: {error}.",
+                hint='write a quote within a field as "", and put the field in quotes',
             ) from error
         if len(fields) != len(names):
             problem = f"must have {len(names)} fields ({', '.join(names)}), but has {len(fields)}"
@@ -268,7 +268,7 @@ class ExampleParser:
         roles = self._keys.roles
         if role not in roles:
             known = f"must have roles among {', '.join(roles)}, but has '{role}'"
-            raise self._bad(record, known, hint=f"roles: {{assistant: [{role}]}} says whose turn that is")
+            raise self._bad(record, known, hint=f"roles: {{assistant: [{role}]}} maps it to a known role")
         try:
             flag = read_flag(turn)
         except ValueError as error:
@@ -321,13 +321,13 @@ def _zero_byte(raw: bytes, path: Path, line: int, offset: int) -> BadRecord:
     return BadRecord(
         f"Text must have no zero bytes, but {path}:{line} holds one at offset {offset + place} of the file.",
         reason="zero_bytes",
-        hint="a part of the file is UTF-16, or was lost when it was written: repair it, or leave such records out with "
+        hint="part of the file is UTF-16, or was lost on writing: repair it, or skip such records with "
         "on_bad_line: skip",
     )
 
 
 def split_at_marker(line: str, zero_out_prompt_loss: bool) -> list[Segment]:
-    """A line as segments: what stands before its last `｟_mask_before_｠` is not trained. Markers are dropped."""
+    """Split a line at its last `｟_mask_before_｠`; the part before it is not trained. Markers are removed."""
     prompt, found, answer = line.rpartition(MASK_BEFORE)
     if not found:
         return [Segment(from_line(line))]

@@ -20,11 +20,11 @@ OTHER_DROPPED = "other_answer_dropped"
 
 @dataclass(frozen=True)
 class PreferencePrompt:
-    """What a JSON object says, its texts and turns not looked into yet.
+    """Prompt and answers of a JSON object; texts and turns are not validated yet.
 
     Attributes:
-        prompt: Text, or turns.
-        answers: Text or turns of each, and whether it is a good one; the better answer first.
+        prompt: Text or turns.
+        answers: Text or turns of each answer, and whether it is the chosen (or a desirable) one; the chosen one first.
     """
 
     prompt: Any
@@ -32,7 +32,7 @@ class PreferencePrompt:
 
 
 def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[str]) -> PreferencePrompt:
-    """The question and the answers of an object: `prompt` with `chosen` and `rejected`, or with `completion` and
+    """The prompt and answers of an object: `prompt` with `chosen` and `rejected`, or with `completion` and
     `label`; the prompt may be a conversation, or be the turns that both answers begin with.
 
     Args:
@@ -63,7 +63,7 @@ def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[st
 
 
 def _shared(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """The turns that two conversations begin with, and what is left of each."""
+    """The turns that two conversations share at the start, and the rest of each."""
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
         raise ValueError("a prompt, or whole conversations as 'chosen' and 'rejected'")
     shared = 0
@@ -75,7 +75,7 @@ def _shared(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]
 
 
 def train_last(segments: Sequence[Segment], *, turns: int) -> None:
-    """Leave only the last so many turns trained, each a run of trained segments."""
+    """Train only the last `turns` turns; a turn is a run of trained segments."""
     inside = False
     for segment in reversed(segments):
         turns -= inside and not segment.train_on
@@ -84,7 +84,7 @@ def train_last(segments: Sequence[Segment], *, turns: int) -> None:
 
 
 def answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:
-    """All answers, each an example of its own that goes through the transforms; pairs are numbered if `paired`."""
+    """All answers as separate examples, to be transformed independently; pairs are numbered if `paired`."""
     found = []
     for number, example in enumerate(examples):
         other, example.rejected = example.rejected, None
@@ -95,7 +95,7 @@ def answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:
 
 
 def reunited(examples: Sequence[Example]) -> tuple[list[Example], int]:
-    """Numbered answers as pairs again, in the place of the better one; and how many have lost the other."""
+    """Join numbered answers into pairs, at the position of the chosen one; also returns how many had no partner."""
     sides: dict[int, dict[bool, Example]] = {}
     for example in examples:
         if example.pair is not None:
@@ -113,10 +113,10 @@ def reunited(examples: Sequence[Example]) -> tuple[list[Example], int]:
 
 
 def rows(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
-    """The rows of a batch of preferences, and what each is: 1 a good answer, 0 a bad one, -1 a foreign one.
+    """The rows of a batch of preferences, and the kind of each: 1 = chosen, 0 = rejected, -1 = of another prompt.
 
-    Pairs: all better answers, then in the same order all worse ones. Single answers (KTO): all of them, then each
-    prompt once more with the answer to the prompt before it, to estimate the divergence from the reference.
+    Pairs: all chosen answers, then all rejected ones in the same order. Single answers (KTO): all of them, then each
+    prompt again with the answer to the previous prompt, to estimate the divergence from the reference.
     """
     others = [example.rejected for example in examples if example.rejected is not None]
     if others:
@@ -126,9 +126,9 @@ def rows(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
 
 
 def answered_by(asking: Encoded, answering: Encoded) -> Encoded:
-    """The question of one example with the answer of another."""
+    """The prompt of one example with the answer of another."""
     begin, end = (int(np.argmax(example.labels != IGNORED)) for example in (asking, answering))
-    # the input at the first trained position is the last token of the question
+    # the input at the first trained position is the last token of the prompt
     return replace(
         asking,
         tgt=np.concatenate([asking.tgt[: begin + 1], answering.tgt[end + 1 :]]),

@@ -79,7 +79,7 @@ def test_bad_lines_are_left_out_and_counted_by_reason_when_asked(write, read, ca
 
 def test_damage_that_shifts_rows_is_never_skipped(write, read):
     corpus = CorpusConfig(path_table=write("a.csv", 'text,n\n5" disk,1\nlost,2\n6" disk,3\n'))
-    with pytest.raises(DataError, match=r"a\.csv:2 must be a row"):
+    with pytest.raises(DataError, match=r"a\.csv:2 must be a valid row"):
         read(corpus, on_bad_line="skip")
 
 
