@@ -17,13 +17,13 @@ from onmt_llm.text.segment import Segment
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question.
+    """One prompt.
 
     Attributes:
-        text: The question as the corpus has it.
-        tokens: What the model is given: a source, or the beginning of a text (with BOS).
-        reference: The answer, detokenised.
-        transforms: To be undone in what the model says.
+        text: The prompt as in the corpus.
+        tokens: Input of the model: a source, or the beginning of a text (with BOS).
+        reference: The reference answer, detokenised.
+        transforms: Transforms to undo in the model's answer.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Prompt:
 
 
 def read_prompts(spec: PipelineSpec) -> tuple[list[Prompt], int]:
-    """All examples of the corpora, in order, and the number of those that are left out.
+    """All examples of the corpora, in order, and the number of skipped ones.
 
     An example is left out if it is empty, if a transform drops it, or if a language model is asked nothing in it (no
     part of the text is a prompt). A conversation is asked for its last answer.
@@ -67,7 +67,7 @@ def _of_corpus(corpus: Corpus, codec: Codec) -> Iterator[Prompt]:
 
 
 def _split(text: list[Segment]) -> tuple[list[Segment], list[Segment]]:
-    """The last trained stretch of a text, and what stands before it."""
+    """The last trained part of a text, and the text before it."""
     end = next((i + 1 for i in reversed(range(len(text))) if text[i].train_on), 0)
     start = end
     while start > 0 and text[start - 1].train_on:
@@ -76,7 +76,7 @@ def _split(text: list[Segment]) -> tuple[list[Segment], list[Segment]]:
 
 
 def _spoken(side: Sequence[Segment], corpus: Corpus) -> list[str]:
-    """Tokens without those that close an answer."""
+    """Tokens without the final ones that close an answer."""
     return [token for token in side_tokens(side) if token not in corpus.control_tokens]
 
 

@@ -26,16 +26,16 @@ from onmt_llm.log import logger
 
 _GROUP = 256
 SHARD_RECORDS = 1 << 16
-"""Records of a shard: fixed, so that the files do not depend on the number of processes."""
+"""Records per shard: fixed, so that the files do not depend on the number of processes."""
 
 
 def pack(spec: PipelineSpec, folder: Path, *, processes: int = 1) -> dict[str, Path]:
-    """Tokenise every corpus of text, for as many epochs as there will be.
+    """Tokenise every text corpus once, for all later epochs.
 
     Args:
-        spec: The corpora, and what happens to them; each goes below its `path_packed`.
-        folder: For corpora without `path_packed`.
-        processes: How many work on it.
+        spec: The corpora and their processing; each is written to its `path_packed`.
+        folder: Output folder for corpora without `path_packed`.
+        processes: Number of processes.
 
     Returns:
         The folder of each corpus' shards; one that was there already is left as it is.
@@ -70,7 +70,7 @@ def pack(spec: PipelineSpec, folder: Path, *, processes: int = 1) -> dict[str, P
 
 
 def merge(folders: Sequence[Path], output: Path) -> Path:
-    """Put the shards of several folders into one, without copying where the file system can link.
+    """Merge the shards of several folders, with hard links instead of copies if possible.
 
     Raises:
         ConfigError: Nothing to merge is named.
@@ -223,7 +223,7 @@ def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[Place, E
 
 @contextmanager
 def _complete(output: Path) -> Iterator[Path]:
-    """A folder that becomes `output` when all of it is written."""
+    """A folder that is renamed to `output` once it is complete."""
     if output.exists():
         raise DataError(f"The output must not exist, but {output} does.", hint="remove it, or choose another name")
     try:
@@ -236,5 +236,5 @@ def _complete(output: Path) -> Iterator[Path]:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)

@@ -83,8 +83,8 @@ def run_chunks(
         spec: The corpora, and what happens to them.
         work: What is done.
         n_sample: Records of each corpus; -1 = all.
-        processes: How many; 1 = this one alone.
-        size: Records of a chunk.
+        processes: Number of processes; 1 = only this one.
+        size: Records per chunk.
 
     Raises:
         DataError: A file is missing or wrong.

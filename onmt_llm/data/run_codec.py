@@ -37,7 +37,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class RunCodec:
-    """The codec of a run, and the files that belong to it.
+    """The codec of a run, and its files.
 
     Attributes:
         codec: Its `config` becomes the `config.yaml` of the checkpoints that the run writes.
@@ -104,7 +104,7 @@ def new_codec(config: TrainConfig) -> RunCodec:
 def counting_codec(
     vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task, features: int
 ) -> Codec:
-    """The codec for counting the tokens of a model that has no vocabulary yet: it knows the control tokens only."""
+    """The codec for counting tokens before there is a vocabulary: it contains only the control tokens."""
     specials = SpecialTokens(bos=vocabulary.decoder_start_token or "<s>")
     templates = [get_template(corpus.template, specials=specials) for corpus in corpora.values() if corpus.template]
     control = sorted({token for template in templates for token in template.control_tokens})
@@ -210,7 +210,7 @@ def _open_template(name: str | None, config: CheckpointConfig, tokenizer: Tokeni
 
 
 def _feature_vocabs(config: TrainConfig, specials: SpecialTokens) -> list[Vocab]:
-    """Values of each source feature, from `<src_vocab>_feat0` and so on, the names that OpenNMT-py gives them."""
+    """Values of each source feature, from `<src_vocab>_feat0` and so on, as named by OpenNMT-py."""
     count, path = config.corpora.n_src_feats, config.vocabulary.src_vocab
     if count and path is None:
         raise ConfigError("src_vocab must name a file when n_src_feats is above 0: `<src_vocab>_feat0` is read too.")
@@ -224,7 +224,7 @@ def _feature_vocabs(config: TrainConfig, specials: SpecialTokens) -> list[Vocab]
 
 
 def _feature(config: TrainConfig, values: int) -> FeatureConfig:
-    """Shape of a source feature with this many values."""
+    """Configuration of a source feature with this many values."""
     if config.architecture.feat_merge == "sum":
         return FeatureConfig(vocab_size=values, size=config.architecture.hidden_size)
     size = config.vocabulary.feat_vec_size or int(values**config.vocabulary.feat_vec_exponent)
@@ -279,7 +279,7 @@ def _check_tokenizers(
     files: Mapping[str, bytes],
     path: Path,
 ) -> None:
-    """Refuse to train with other pieces than those of the model, which its checkpoints keep.
+    """Refuse to train with another tokeniser than the model's, which its checkpoints keep.
 
     A tokeniser of another kind, or with other options, may give the same pieces (a tokenizer.json of a SentencePiece
     model): a warning.
@@ -368,14 +368,14 @@ def _specials_with_start(specials: SpecialTokens, start: str | None, vocab: Voca
 
 
 def _padded(tokens: list[str], rows: int) -> list[str]:
-    """Tokens up to `vocab_size`, where it is given."""
+    """Tokens padded to `vocab_size`, if it is given."""
     if rows and rows < len(tokens):
         raise ConfigError(f"vocab_size must be at least the size of the vocabulary, {len(tokens)}, but is {rows}.")
     return padded_to(tokens, rows) if rows else tokens
 
 
 def _trained_template(corpora: Mapping[str, CorpusConfig]) -> str | None:
-    """The chat template that all corpora of JSON or rows name: what the model learns is what engines must use."""
+    """The chat template of all JSON and row corpora; engines must use the one that the model was trained with."""
     named = {corpus.template for corpus in corpora.values() if corpus.has_keys}
     return named.pop() if len(named) == 1 else None
 

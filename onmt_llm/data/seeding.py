@@ -1,4 +1,4 @@
-"""Seeds that are derived from their purpose only, not from random numbers drawn before."""
+"""Seeds derived from their purpose, independent of random numbers drawn earlier."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import random
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A number that depends on all parts and on nothing else (not on the process' hash seed)."""
+    """A number that depends only on the parts (not on the hash seed of the process)."""
     return random.Random(":".join(map(str, parts))).getrandbits(31)

@@ -1,8 +1,7 @@
 """`docify`: join successive lines into documents, for models that translate with context.
 
-Lines of a document are joined by line breaks (`｟newline｠` in a corpus file). Only lines that follow on one another
-are joined: an empty line ends a document, and so does a line that was left out. Documents end with the bucket, too, so
-that nothing is held back between buckets.
+Lines of a document are joined by line breaks (`｟newline｠` in a corpus file). Only adjacent lines are joined: an empty
+or skipped line ends a document, and so does the end of a bucket, so no state is kept between buckets.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class _Document:
 
 @TRANSFORMS.register("docify")
 class Docify(Transform[DocifyConfig]):
-    """Joins lines; the examples that others are joined to are kept, the others are counted as `merged`.
+    """Joins lines; the first example of a document is kept, the others are counted as `merged`.
 
     Args:
-        doc_length: Most tokens of a document.
-        max_context: Most line breaks in it.
-        newline: Tokens of a line break on either side, for examples that are tokenised.
+        doc_length: Maximum tokens in a document.
+        max_context: Maximum line breaks in it.
+        newline: Tokens of a line break on either side, for tokenised examples.
     """
 
     section = "docify"
@@ -92,7 +91,7 @@ class Docify(Transform[DocifyConfig]):
         if document.lines > self.max_context:
             return False
         size = _size(example)
-        # as OpenNMT-py counts: line breaks within the document, but not the one that comes with this line
+        # counted as in OpenNMT-py: line breaks in the document, without the one before this line
         grown = (had + document.lines - 1 + new for had, new in zip(document.size, size, strict=True))
         return max(grown) <= self.doc_length
 
@@ -108,7 +107,7 @@ class Docify(Transform[DocifyConfig]):
 
 
 def newline_tokens(tokenizer: Tokenizer) -> list[str]:
-    """What a line break becomes in the middle of a text."""
+    """The tokens of a line break in the middle of a text."""
     return tokenize_segments(tokenizer, [Segment("a"), Segment(NEWLINE), Segment("a")])[1]
 
 
@@ -118,7 +117,7 @@ def _size(example: Example) -> tuple[int, int]:
 
 
 def _joined(before: list[Segment], after: list[Segment], newline: list[str]) -> list[Segment]:
-    """Two lines of a side as one text; of one segment, where they are trained alike."""
+    """Join two lines of a side; into one segment if both are trained or both are not."""
     if not (before and after):
         return before or after
     last, first = before[-1], after[0]

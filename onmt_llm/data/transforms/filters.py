@@ -24,12 +24,12 @@ class FilterTooLongConfig(Section):
 
 @TRANSFORMS.register("filtertoolong")
 class FilterTooLong(Transform[FilterTooLongConfig]):
-    """Drops examples with too many tokens (words, when it is listed before the tokeniser).
+    """Drops examples with too many tokens (words, if listed before the tokeniser).
 
     Args:
-        max_src: Most tokens on the source side, or of the whole example with `joint`.
-        max_tgt: Most tokens on the target side.
-        joint: Source and target count together (a language model).
+        max_src: Maximum tokens on the source side, or in the whole example with `joint`.
+        max_tgt: Maximum tokens on the target side.
+        joint: Source and target are counted together (a language model).
     """
 
     section = "filtertoolong"
@@ -72,12 +72,12 @@ class FilterTooShortConfig(Section):
 
 @TRANSFORMS.register("filtertooshort")
 class FilterTooShort(Transform[FilterTooShortConfig]):
-    """Drops examples with too few tokens (words, when it is listed before the tokeniser).
+    """Drops examples with too few tokens (words, if listed before the tokeniser).
 
     Args:
-        min_src: Fewest tokens on the source side, or of the whole example with `joint`.
-        min_tgt: Fewest tokens on the target side.
-        joint: Source and target count together (a language model).
+        min_src: Minimum tokens on the source side, or in the whole example with `joint`.
+        min_tgt: Minimum tokens on the target side.
+        joint: Source and target are counted together (a language model).
     """
 
     section = "filtertooshort"

@@ -1,4 +1,4 @@
-"""`Transform`, the contract of all transforms, its context, and the registry."""
+"""`Transform`, the base class of all transforms, its context, and the registry."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from onmt_llm.text.vocab import Vocab
 
 @dataclass(frozen=True)
 class TransformContext:
-    """What a transform may know besides its own options.
+    """What a transform may use besides its own options.
 
     Attributes:
         codec: Text side of the model.
-        template: Layout of the corpus' conversations, if it has any.
-        training: Random transforms act in training only.
+        template: Chat template of the corpus, if any.
+        training: Whether this is training; random transforms act in training only.
         zero_out_prompt_loss: Prompts are not trained.
-        tokenizer: The model's tokeniser of the target side; for a transform behind a tokeniser, that one. None in front
-            of the tokeniser at inference.
+        tokenizer: The model's tokeniser of the target side; after a tokeniser in the list, that one. None before the
+            tokeniser at inference.
         src_tokenizer: The same of the source side.
     """
 
@@ -66,7 +66,7 @@ class TransformContext:
 
     @property
     def control_tokens(self) -> frozenset[str]:
-        """Tokens that no text may be encoded into."""
+        """Tokens that are never produced from text."""
         return self.codec.control_tokens(self.template)
 
 
@@ -74,19 +74,19 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 class Transform(Generic[ConfigT]):
-    """Changes or drops examples, of one corpus.
+    """Changes or drops the examples of one corpus.
 
     A subclass is registered in `TRANSFORMS` under the name that users list. It has a `Config` with its options (filed
     under `section`; several transforms may share one), builds itself from them in `build`, and implements `__call__`.
-    It may override `batch` where its library is faster on many texts, or where it makes several examples of one or one
-    of several, `undo` to give a decoded output its original form, and `reseed` if it draws random numbers. It may
-    change the example that it is given. It is given the examples of one bucket at a time, and must remember nothing
-    from one to the next: buckets are prepared in any order, by any process.
+    It may override `batch` if its library is faster on many texts, or if it splits or joins examples, `undo` to restore
+    the original form of a decoded output, and `reseed` if it draws random numbers. It may change examples in place. It
+    receives the examples of one bucket at a time and must not keep state between buckets, which are prepared in any
+    order, by any process.
 
     Attributes:
-        dropped: How many examples it has dropped, by reason; one that became a part of another is `merged`.
-        made: How many examples it has made beyond one for each that it was given.
-        truncated: How many examples it has truncated.
+        dropped: Number of dropped examples, by reason; one that was joined to another is `merged`.
+        made: Number of additional examples, beyond one per input.
+        truncated: Number of truncated examples.
     """
 
     name: ClassVar[str]
@@ -95,21 +95,21 @@ class Transform(Generic[ConfigT]):
     tokenizes: ClassVar[bool] = False
     """Turns text into tokens."""
     needs_text: ClassVar[bool] = False
-    """Must stand before the tokeniser."""
+    """Must come before the tokeniser."""
     counts_tokens: ClassVar[bool] = False
-    """Works on text too, but is meant for tokens: where no tokeniser is listed, the default one goes before it."""
+    """Works on text too, but is meant for tokens: if no tokeniser is listed, the default one is inserted before it."""
     needs_tokens: ClassVar[bool] = False
-    """Must stand behind the tokeniser."""
+    """Must come after the tokeniser."""
     needs_neighbours: ClassVar[bool] = False
-    """Looks at successive records together: they must come in the order of the file."""
+    """Processes successive records together, which must be in file order."""
     compares: ClassVar[bool] = False
     """The result for an example depends on the others of its bucket."""
     at_inference: ClassVar[bool] = False
-    """Acts on what a model is asked, too, as it does on the sources of training."""
+    """Also applies to prompts at inference, as to the sources in training."""
     rewrites: ClassVar[bool] = False
-    """Puts other words in the place of the example's: neither word alignments nor word features can follow."""
+    """Changes words, so that word alignments and word features no longer match."""
     inserts_text: ClassVar[bool] = False
-    """Its `added_tokens` are put into text, where it is the tokeniser that must keep them in one piece."""
+    """Its `added_tokens` are inserted into text, so the tokeniser must keep them whole."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
@@ -128,11 +128,11 @@ class Transform(Generic[ConfigT]):
 
     @classmethod
     def added_tokens(cls, config: ConfigT, corpus: CorpusConfig) -> list[str]:
-        """Tokens that it adds to examples; the vocabulary must hold them."""
+        """Tokens that it adds to examples; they must be in the vocabulary."""
         return []
 
     def __call__(self, example: Example) -> Example | None:
-        """The changed example, or None when it is dropped (counted in `dropped`)."""
+        """The changed example, or None if it is dropped (counted in `dropped`)."""
         raise NotImplementedError
 
     def batch(self, examples: Sequence[Example]) -> list[Example]:
@@ -140,11 +140,11 @@ class Transform(Generic[ConfigT]):
         return [changed for example in examples if (changed := self(example)) is not None]
 
     def undo(self, output: str | list[str]) -> str | list[str]:
-        """Reverse the change in what a model has produced: tokens, or text once a tokeniser has joined them."""
+        """Reverse the change in a model's output: tokens, or text after detokenisation."""
         return output
 
     def reseed(self, seed: int) -> None:
-        """Begin a known sequence of random numbers, so that a restored run repeats it."""
+        """Seed the random numbers, so that a resumed run repeats them."""
 
 
 class _TransformRegistry(Registry[type[Transform[Any]]]):
@@ -164,9 +164,9 @@ TRANSFORMS = _TransformRegistry("transform")
 
 
 def transform_class(name: str) -> type[Transform[Any]]:
-    """The transform that users list under this name.
+    """The transform registered under a name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such transform.
     """
     return TRANSFORMS.get(name)

@@ -1,4 +1,4 @@
-"""Split a long example into units that belong together: rounds of a conversation, lines of a document."""
+"""Split a long example into units: rounds of a conversation, or lines of a document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Unit = list[Segment]
 
 
 def rounds(segments: Sequence[Segment]) -> list[Unit]:
-    """The rounds of a conversation, each from a question on; what stands before the first one belongs to it."""
+    """The rounds of a conversation, each starting at a prompt; text before the first prompt belongs to its round."""
     units: list[Unit] = []
     for segment in segments:
         if segment.starts_round or not units:
@@ -38,7 +38,7 @@ def lines(segments: Sequence[Segment], ends_line: Callable[[str], bool]) -> list
 
 
 def head(segments: Sequence[Segment], number: int) -> list[Segment]:
-    """The first tokens, in the segments that they stand in."""
+    """The first tokens, with their segments."""
     kept: list[Segment] = []
     for segment in segments:
         if number <= 0:
@@ -49,7 +49,7 @@ def head(segments: Sequence[Segment], number: int) -> list[Segment]:
 
 
 def tail(segments: Sequence[Segment], number: int) -> list[Segment]:
-    """The last tokens, in the segments that they stand in."""
+    """The last tokens, with their segments."""
     kept: list[Segment] = []
     for segment in reversed(segments):
         if number <= 0:
@@ -60,7 +60,7 @@ def tail(segments: Sequence[Segment], number: int) -> list[Segment]:
 
 
 def pieces(unit: Unit, length: int) -> list[Unit]:
-    """A unit in pieces of at most `length` tokens."""
+    """Split a unit into pieces of at most `length` tokens."""
     found: list[Unit] = []
     rest, left = list(unit), num_tokens(unit)
     while left > length:

@@ -28,12 +28,12 @@ from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab
 
 DEFAULT_SAMPLE = 5000
-# What would break a line, or OpenNMT-py's reading of it: white space of any kind, zero bytes, the byte-order mark.
+# Characters that would break a line, here or in OpenNMT-py: any white space, zero bytes, the byte-order mark.
 _SPACE = re.compile("[\\s\x00\ufeff]")
 
 
 def build_vocab(config: VocabConfig) -> dict[Path, int]:
-    """Count, and write the files that `src_vocab` and `tgt_vocab` name.
+    """Count tokens and write the files named by `src_vocab` and `tgt_vocab`.
 
     Args:
         config: All options.
@@ -87,13 +87,13 @@ def _files(vocabulary: VocabularyConfig, task: Task) -> dict[Path, list[str]]:
         raise ConfigError(
             f"src_vocab and tgt_vocab must name two files to write, but are {src or 'not given'} and "
             f"{tgt or 'not given'}.",
-            hint="share_vocab: true makes one vocabulary of both sides",
+            hint="share_vocab: true makes one vocabulary for both sides",
         )
     return {Path(src): ["src"], Path(tgt): ["tgt"]}
 
 
 def _feature_files(files: Iterable[Path], count: int) -> list[Path]:
-    """Files of the source features' values, beside that of the source vocabulary."""
+    """Files of source feature values, next to the source vocabulary."""
     return [Path(f"{next(iter(files))}_feat{number}") for number in range(count)]
 
 
@@ -101,7 +101,7 @@ def _check_free(files: Iterable[Path], *, overwrite: bool) -> None:
     taken = [str(file) for file in files if file.exists()]
     if taken and not overwrite:
         raise ConfigError(
-            f"Existing files must not be replaced, but {', '.join(taken)} is there.", hint="-overwrite replaces them"
+            f"Existing files must not be replaced, but {', '.join(taken)} exists.", hint="-overwrite replaces them"
         )
 
 
@@ -128,14 +128,14 @@ def _learn(spec: PipelineSpec, config: VocabConfig, n_sample: int) -> tuple[Pipe
     logger.info("Subword model: %s (src_subword_model).", file)
     pieces: list[str] = []
     if kind == "sentencepiece":
-        # above all the byte pieces, which encode characters that no corpus contains
+        # mainly byte pieces, which encode characters that are not in the corpora
         tokenizer = SentencePieceTokenizer(file)
         pieces = [piece for piece in tokenizer.vocab_tokens() if piece not in {*tokenizer.control_tokens, "<unk>"}]
     return subwords.with_model(spec, file), pieces
 
 
 def _together(counts: Counts, sides: list[str], unseen: list[str]) -> Counter[str]:
-    """The counts of the sides in one; pieces that were not seen come last, with 0."""
+    """The summed counts of the sides; pieces that do not occur come last, with count 0."""
     total: Counter[str] = Counter()
     for side in sides:
         total.update(getattr(counts, side))
@@ -145,7 +145,7 @@ def _together(counts: Counts, sides: list[str], unseen: list[str]) -> Counter[st
 
 
 def _chosen(counter: Counter[str], vocabulary: VocabularyConfig, side: str) -> list[tuple[str, int]]:
-    """Tokens for a file: the most frequent first, those of equal frequency in the order of their first occurrence."""
+    """Tokens for a file, by frequency and then by first occurrence."""
     least = getattr(vocabulary, f"{side}_words_min_frequency")
     most = getattr(vocabulary, f"{side}_vocab_size") or None
     return [(token, count) for token, count in counter.most_common() if count >= least][:most]
@@ -156,7 +156,7 @@ def _write(file: Path, entries: list[tuple[str, int]]) -> None:
 
 
 def _dump_samples(spec: PipelineSpec, config: VocabConfig, counts: Counts) -> None:
-    """What was counted, as files for people."""
+    """Write readable samples of the counted examples."""
     if not config.corpora.save_data:
         raise ConfigError("save_data must name a folder for the samples of dump_samples, but is not given.")
     codec, known = spec.codec, spec.codec.vocab

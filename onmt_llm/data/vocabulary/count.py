@@ -17,19 +17,19 @@ from onmt_llm.log import logger
 from onmt_llm.text.features import split_features
 
 CHUNK = 2000
-"""Records that a process takes at a time."""
+"""Records per chunk."""
 
 PartT = TypeVar("PartT")
 
 
 @dataclass
 class Counts:
-    """How often each token occurs, tokens in the order in which they were first seen.
+    """Token counts, in the order of first occurrence.
 
     Attributes:
-        src: Of the source side.
-        tgt: Of the target side.
-        features: The same of each source feature's values.
+        src: Tokens of the source side.
+        tgt: Tokens of the target side.
+        features: Values of each source feature.
     """
 
     src: Counter[str] = field(default_factory=Counter)
@@ -59,13 +59,13 @@ def count_tokens(spec: PipelineSpec, *, n_sample: int, processes: int = 1) -> Co
 def over_chunks(
     spec: PipelineSpec, work: Callable[[list[Example]], PartT], *, n_sample: int, processes: int
 ) -> Iterator[PartT]:
-    """What `work` makes of the transformed examples of each chunk, in order. What was dropped is logged at the end.
+    """Apply `work` to the transformed examples of each chunk, in order; dropped examples are logged at the end.
 
     Args:
         spec: The corpora, and what happens to them.
         work: An object of a class of ours, so that workers accept it.
         n_sample: Records of each corpus; -1 = all.
-        processes: How many; 1 = this one alone.
+        processes: Number of processes; 1 = only this one.
 
     Raises:
         DataError: A file is missing or wrong, or a corpus yields no example.
@@ -81,14 +81,14 @@ def over_chunks(
         left_out = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.dropped.items())) or "none"
         if not counts.kept:
             raise DataError(
-                f"Corpus '{name}' must yield at least one example, but of {counts.read} none came through: {left_out}."
+                f"Corpus '{name}' must yield at least one example, but none of {counts.read} was kept: {left_out}."
             )
         logger.info("Corpus '%s': read %d, kept %d, dropped: %s.", name, counts.read, counts.kept, left_out)
 
 
 @dataclass(frozen=True)
 class _OnExamples(Generic[PartT]):
-    """What `work` makes of the transformed examples of a chunk."""
+    """Applies `work` to the transformed examples of a chunk."""
 
     work: Callable[[list[Example]], PartT]
 
@@ -100,7 +100,7 @@ class _OnExamples(Generic[PartT]):
 
 @dataclass(frozen=True)
 class _CountTokens:
-    """Counts the tokens of examples, and the values of this many features."""
+    """Counts the tokens of examples and the values of their features."""
 
     features: int
 

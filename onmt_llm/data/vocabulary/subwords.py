@@ -1,4 +1,4 @@
-"""`learn_subwords`: learn a SentencePiece or BPE model on the transformed text in front of the tokeniser."""
+"""`learn_subwords`: learn a SentencePiece or BPE model on the transformed text before the tokeniser."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from onmt_llm.optional import require
 
 SubwordKind = Literal["sentencepiece", "bpe"]
 
-_LONGEST_LINE = 1 << 20  # bytes; SentencePiece leaves out longer ones
+_LONGEST_LINE = 1 << 20  # bytes; SentencePiece skips longer lines
 
 
 def subword_kind(spec: PipelineSpec) -> SubwordKind:
-    """The kind of model that the transforms want.
+    """The kind of model that the transforms need.
 
     Raises:
         ConfigError: They list no tokeniser, several, or one whose model cannot be learned; or two models are named.
@@ -55,11 +55,11 @@ def learn(
 
     Args:
         spec: The corpora with all their transforms.
-        kind: What to learn.
+        kind: Kind of model.
         size: Pieces (SentencePiece) or merges (BPE).
         n_sample: Records of each corpus; -1 = all.
-        processes: How many read and transform.
-        symbols: SentencePiece: texts that are one piece each.
+        processes: Number of processes that read and transform.
+        symbols: SentencePiece: texts that must be one piece each.
 
     Raises:
         DataError: The text is too small for this size.
@@ -76,7 +76,7 @@ def with_model(spec: PipelineSpec, file: Path) -> PipelineSpec:
 
 
 def _learn_sentencepiece(lines: Iterator[str], size: int, symbols: Sequence[str]) -> bytes:
-    """Nothing of the text is changed or lost: no normalisation, all spaces, unknown characters as bytes."""
+    """Lossless settings: no normalisation, all spaces kept, unknown characters as bytes."""
     model = io.BytesIO()
     try:
         require("sentencepiece", "learn_subwords").SentencePieceTrainer.train(
@@ -112,7 +112,7 @@ def _learn_bpe(lines: Iterator[str], size: int) -> bytes:
 
 
 class _TextLines:
-    """The text of both sides: as it is, or as words where the transforms have split it."""
+    """The text of both sides, or its words if the transforms have split it."""
 
     def __call__(self, examples: list[Example]) -> list[str]:
         lines: list[str] = []
@@ -124,7 +124,7 @@ class _TextLines:
 
 
 def _before(spec: PipelineSpec) -> PipelineSpec:
-    """The corpora without subwords: words where pyonmttok splits them, else the text in front of the tokeniser."""
+    """The corpora without subwords: words if pyonmttok splits the text, otherwise the text before the tokeniser."""
     config = subword_options(spec.data)
     splits = any("onmt_tokenize" in names for names in _names(spec).values())
     if splits and (config.src_onmttok_kwargs != PASS_THROUGH or config.gpt2_pretok):

@@ -18,8 +18,8 @@ class Restricted(pickle.Unpickler):
     """Reads our own classes, arrays, paths and plain data; anything else is refused by name.
 
     Args:
-        file: Where the pickles are.
-        packages: Further packages, or modules, whose classes are accepted.
+        file: File of pickles.
+        packages: Further packages or modules whose classes are accepted.
     """
 
     def __init__(self, file: IO[bytes], packages: Iterable[str] = ()) -> None:
@@ -33,7 +33,7 @@ class Restricted(pickle.Unpickler):
         if is_array or is_path or (module, name) in _PLAIN:
             return super().find_class(module, name)
         found = super().find_class(module, name) if {package, module} & self._packages else None
-        # a tokeniser refers to how it decodes
+        # tokenisers refer to their decoding functions
         if isinstance(found, type) or (module == "onmt_llm.text.decoding" and callable(found)):
             return found
         raise pickle.UnpicklingError(f"a trainer and its data workers do not exchange {module}.{name}")

@@ -6,8 +6,8 @@ number or the speed of the workers, and no task is lost or done twice. A worker 
 
 A process is started afresh rather than forked (tokenisers and torch have threads, which a fork leaves half alive), and
 without `multiprocessing`, which would import the caller's main module again. It reads pickled tasks from its standard
-input and writes pickled results to its standard output, pipes that nobody else holds; where either ends, it ends.
-Either side accepts the classes that belong there only (`pickling.py`).
+input and writes pickled results to its standard output, private pipes; when either closes, the process ends. Both sides
+accept only the expected classes (`pickling.py`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Worker:
         return self._thread.submit(self._work, task)
 
     def close(self) -> None:
-        """Kill the process, also in the middle of a task: it has nothing that could be lost."""
+        """Kill the process, even during a task: it holds nothing that could be lost."""
         self._process.kill()
         self._thread.shutdown(cancel_futures=True)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -133,15 +133,15 @@ class Worker:
         code = self._process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         if code == -signal.SIGKILL:
-            hint = f"the kernel kills what needs too much memory: use {self._job.less_memory}"
+            hint = f"the system is probably out of memory: use {self._job.less_memory}"
         else:
-            hint = f"its last words are above; {self._job.without_processes} does without it"
+            hint = f"its last messages are above; {self._job.without_processes} does without it"
         return DataError(f"{self._name} (process {self.pid}) must live as long as the run, but {how}.", hint=hint)
 
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Signals that a process started inside will not get, not even before it can say so itself."""
+    """Block signals for a process started in this context, from its very start."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -1,7 +1,6 @@
 """Prefetch: prepare the next items of an iterator in a background thread.
 
-One thread is enough, since the tokenisers do their work outside Python's global lock; and with one thread the order is
-that of no thread at all.
+One thread is enough, since tokenisers release Python's global interpreter lock, and one thread preserves the order.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ class _Item(Generic[T]):
 
 
 def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items in the same order, up to `depth` of them prepared ahead.
+    """The same items in the same order, with up to `depth` prepared in advance.
 
-    An exception in the thread is raised here, at the place in the order where it belongs. The thread ends when the
+    An exception in the thread is raised here, at its position in the order. The thread ends when the
     iterator is closed or dropped.
     """
     ready: queue.Queue[_Item[T] | BaseException | None] = queue.Queue(maxsize=depth)
@@ -48,7 +47,7 @@ def _produce(items: Iterator[T], ready: queue.Queue[_Item[T] | BaseException | N
         for value in items:
             if not _put(ready, _Item(value), stop):
                 return
-    except BaseException as error:  # handed over to the consumer, which raises it
+    except BaseException as error:  # passed to the consumer, which raises it
         last = error
     _put(ready, last, stop)
 

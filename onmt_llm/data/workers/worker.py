@@ -22,7 +22,7 @@ from onmt_llm.log import logger
 
 
 class _Messages(logging.Handler):
-    """Keeps what is logged, for the trainer to say."""
+    """Collects log messages for the main process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _Messages(logging.Handler):
 
 def main() -> None:
     """Answer tasks until there are no more."""
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group: it is the trainer that decides when the data end.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer decides when its workers end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     tasks, replies = sys.stdin.buffer, _private_stdout()
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _portable(error: Exception, job: Job[Any, Any]) -> Exception:
-    """The error as it can travel: ours as it is, with its hint; of others the trainer learns where they arose."""
+    """An error that can be sent: ours unchanged, with its hint; others as a `DataError` with their traceback."""
     if isinstance(error, OnmtLlmError):
         return error
     return DataError(
@@ -82,7 +82,7 @@ def _portable(error: Exception, job: Job[Any, Any]) -> Exception:
 
 
 def _private_stdout() -> BinaryIO:
-    """Standard output for ourselves; what a library prints goes to standard error."""
+    """Reserve standard output for replies; output of libraries goes to standard error."""
     own = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return own
