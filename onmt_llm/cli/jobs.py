@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
-from onmt_llm.config.build_vocab import VocabConfig
-from onmt_llm.config.chat import ChatConfig, SimpleInferenceConfig
-from onmt_llm.config.convert import CheckpointToolConfig, ConvertConfig, LoraToolConfig, ReleaseConfig
-from onmt_llm.config.data_tool import DataToolConfig
-from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.loading.flags import CommandLine
 from onmt_llm.config.loading.load import Checks, Loaded, load
 from onmt_llm.config.loading.user_input import find_plugins
-from onmt_llm.config.plot import PlotConfig
 from onmt_llm.config.section import Section
-from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.transforms.build import sections
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import load_plugins
@@ -31,29 +24,41 @@ class JobSchema:
     """The options of one command.
 
     Attributes:
-        section: The type of its configuration, a section of sections.
+        module: Module of `onmt_llm.config` that defines its configuration; imported on use, so a command does not load
+            the options of all others.
+        name: Name of the configuration's class there.
         extra: Gives the sections of the transforms, if the command runs transforms.
         short: One-letter flags, and the options that they set.
     """
 
-    section: type[Section]
+    module: str
+    name: str
     extra: Callable[[], Mapping[str, type[Section]]] = dict
     short: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def section(self) -> type[Section]:
+        """The type of the configuration, a section of sections."""
+        return cast(type[Section], getattr(import_module(f"onmt_llm.config.{self.module}"), self.name))
+
 
 JOBS = {
-    "onmt_llm_train": JobSchema(TrainConfig, sections),
-    "onmt_llm_data": JobSchema(DataToolConfig, sections),
-    "onmt_llm_build_vocab": JobSchema(VocabConfig, sections),
-    "onmt_llm_translate": JobSchema(TranslateConfig, sections),
-    "onmt_llm_chat": JobSchema(ChatConfig),
-    "simple_inference": JobSchema(SimpleInferenceConfig),
-    "onmt_llm_convert": JobSchema(ConvertConfig),
-    "onmt_llm_lora": JobSchema(LoraToolConfig),
-    "onmt_llm_checkpoint": JobSchema(CheckpointToolConfig, short={"m": "models", "o": "output", "f": "fp32"}),
-    "onmt_llm_eval": JobSchema(EvalConfig),
-    "onmt_llm_plot": JobSchema(PlotConfig),
-    "release_model": JobSchema(ReleaseConfig, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}),
+    "onmt_llm_train": JobSchema("train", "TrainConfig", sections),
+    "onmt_llm_data": JobSchema("data_tool", "DataToolConfig", sections),
+    "onmt_llm_build_vocab": JobSchema("build_vocab", "VocabConfig", sections),
+    "onmt_llm_translate": JobSchema("translate", "TranslateConfig", sections),
+    "onmt_llm_chat": JobSchema("chat", "ChatConfig"),
+    "simple_inference": JobSchema("chat", "SimpleInferenceConfig"),
+    "onmt_llm_convert": JobSchema("convert", "ConvertConfig"),
+    "onmt_llm_lora": JobSchema("convert", "LoraToolConfig"),
+    "onmt_llm_checkpoint": JobSchema(
+        "convert", "CheckpointToolConfig", short={"m": "models", "o": "output", "f": "fp32"}
+    ),
+    "onmt_llm_eval": JobSchema("evaluate", "EvalConfig"),
+    "onmt_llm_plot": JobSchema("plot", "PlotConfig"),
+    "release_model": JobSchema(
+        "convert", "ReleaseConfig", short={"m": "model", "o": "output", "f": "format", "q": "quantization"}
+    ),
 }
 
 
@@ -74,13 +79,12 @@ def load_job(
         if checks is not None:
             yield from checks(replace(loaded, invalid=loaded.invalid | ({"plugins"} if faults else set())))
 
-    siblings = {name: other.section for name, other in JOBS.items() if name != command}
     return load(
         job.section,
         argv,
         CommandLine(prog or command, switches or {}, job.short),
         extra=job.extra(),
-        siblings=siblings,
+        siblings=lambda: {name: other.section for name, other in JOBS.items() if name != command},
         checks=all_checks,
         plugin_missing=bool(faults),
     )

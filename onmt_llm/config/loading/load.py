@@ -93,7 +93,7 @@ def load(
     command: CommandLine,
     *,
     extra: Mapping[str, type[Section]] | None = None,
-    siblings: Mapping[str, type[Section]] | None = None,
+    siblings: Callable[[], Mapping[str, type[Section]]] = dict,
     checks: Checks | None = None,
     plugin_missing: bool = False,
 ) -> Loaded[JobT]:
@@ -104,8 +104,8 @@ def load(
         argv: Command line without the program name.
         command: Name and flags of the command.
         extra: Sections of transforms, by name (`data.transforms.build.sections()`).
-        siblings: Jobs of other commands, by command; their options are accepted with a note, so that one YAML file can
-            serve all commands.
+        siblings: Gives the jobs of other commands, by command; their options are accepted with a note, so that one YAML
+            file can serve all commands. Called only if there are options that are not this job's.
         checks: Further checks, whose problems are reported together with those of the schema; skipped with
             `-print_config`.
         plugin_missing: A plug-in could not be loaded: ignore unknown options that resemble no other, since they may be
@@ -128,7 +128,7 @@ def load(
         user.set_nested(dotted, text)
     translation = _translate(user, table)
     user.problems += parsed.problems
-    _check_names(translation, table, siblings or {}, user, plugin_missing=plugin_missing)
+    _check_names(translation, table, siblings, user, plugin_missing=plugin_missing)
     job_object, options = _build(job, extra or {}, table, translation, user)
     origins = _origins(translation, user)
     loaded = Loaded(
@@ -179,17 +179,18 @@ def _differing_defaults(
 def _check_names(
     translation: Translation,
     table: Mapping[str, Option],
-    siblings: Mapping[str, type[Section]],
+    siblings: Callable[[], Mapping[str, type[Section]]],
     user: UserInput,
     *,
     plugin_missing: bool,
 ) -> None:
     """Report unknown options with the nearest name; note options of other commands."""
+    foreign = [name for name in translation.values if name not in table]
+    if not foreign:
+        return
     unused: dict[str, list[str]] = {}
-    other = {name: command for command, kind in reversed(list(siblings.items())) for name in options_of(kind)}
-    for name in list(translation.values):
-        if name in table:
-            continue
+    other = {name: command for command, kind in reversed(list(siblings().items())) for name in options_of(kind)}
+    for name in foreign:
         key = translation.sources[name]
         if name in other and key not in table and not any(translation.sources.get(used) == key for used in table):
             unused.setdefault(other[name], []).append(key)
