@@ -47,7 +47,7 @@ class BucketJob:
         return self.spec.data.plugins
 
     def open(self) -> BucketBuilder:
-        """The builder, in the process where it works."""
+        """Build the builder in the process that uses it."""
         return BucketBuilder(self.spec)
 
 
@@ -56,9 +56,9 @@ class BucketTask:
     """A bucket to prepare.
 
     Attributes:
-        share: Its number, and which of its batches are wanted.
+        share: Its number, and the batches to prepare.
         records: Its records, by corpus.
-        audit: Look for what would spoil the whole run.
+        audit: Whether to audit its data (see `inspection.audit`).
     """
 
     share: BucketShare
@@ -68,12 +68,12 @@ class BucketTask:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A bucket that is prepared.
+    """A prepared bucket.
 
     Attributes:
-        batches: Those that were wanted, in order.
+        batches: The requested batches, in order.
         counts: Counts of its records by corpus; empty if another rank counts them.
-        kept: Examples that came through, by corpus.
+        kept: Number of kept examples, by corpus.
     """
 
     batches: list[BatchArrays]
@@ -85,8 +85,8 @@ class BucketBuilder:
     """Prepares buckets, one at a time.
 
     Args:
-        spec: How.
-        corpora: Those of the specification, if they are open.
+        spec: How buckets are prepared.
+        corpora: The corpora of the specification, if they are open.
     """
 
     def __init__(self, spec: PipelineSpec, corpora: Sequence[Corpus] | None = None) -> None:
@@ -126,7 +126,7 @@ class BucketBuilder:
         for index, transform in enumerate(corpus.transforms):
             transform.reseed(derived_seed(self._spec.seed, bucket, corpus.name, index))
         examples = deque(corpus.examples(records))
-        while examples:  # each is let go as soon as it is encoded
+        while examples:  # frees each example as soon as it is encoded
             encoded = corpus.encode(examples.popleft())
             if encoded is not None:
                 yield encoded
@@ -143,13 +143,13 @@ class BucketBuilder:
                 yield collate(batch, pad_id=pad_id, src_pad_id=src_pad_id)
 
     def _wanted(self, batches: list[list[T]], share: BucketShare) -> list[list[T]]:
-        """Those of the share, after the shuffle of all."""
+        """The batches of the share, after all have been shuffled."""
         if self._spec.training:
             random.Random(derived_seed(self._spec.seed, share.bucket, "order", 0)).shuffle(batches)
         return batches[share.first :: share.step]
 
     def _sort(self, examples: list[Encoded]) -> list[list[Encoded]]:
-        # within one width by either side, which leaves the least padding on the shorter one
+        # equal widths are sorted by both sides, which minimises padding on the shorter one
         examples.sort(
             key=lambda example: (example.width, len(example.tgt), 0 if example.src is None else len(example.src))
         )
@@ -197,8 +197,8 @@ def _number(shares: Sequence[Sequence[Encoded]]) -> None:
 
 @contextmanager
 def _gc_disabled() -> Iterator[None]:
-    """No search for cyclic garbage: a bucket makes hundreds of thousands of objects and no cycle, and every search goes
-    through all that torch has loaded too, which took a quarter of the time."""
+    """Disable the cyclic garbage collector: a bucket creates hundreds of thousands of objects and no cycles, and every
+    collection also scans everything that torch has loaded, which took a quarter of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

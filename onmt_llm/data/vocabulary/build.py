@@ -101,7 +101,7 @@ def _check_free(files: Iterable[Path], *, overwrite: bool) -> None:
     taken = [str(file) for file in files if file.exists()]
     if taken and not overwrite:
         raise ConfigError(
-            f"Existing files must not be replaced, but {', '.join(taken)} exists.", hint="-overwrite replaces them"
+            f"Existing files must not be replaced, but {', '.join(taken)} would be.", hint="-overwrite replaces them"
         )
 
 

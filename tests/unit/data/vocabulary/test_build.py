@@ -182,7 +182,7 @@ def test_what_is_missing_is_named(tmp_path: Path, changes: dict[str, Any], messa
 
 def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:
     build(tmp_path)
-    with pytest.raises(ConfigError, match=r"src\.vocab.* is there"):
+    with pytest.raises(ConfigError, match=r"src\.vocab.* would be"):
         build(tmp_path)
     build(tmp_path, data={"overwrite": True})
 
