@@ -93,7 +93,7 @@ def convert_file(source: str | Path, target: str | Path, *, to: Form) -> Convers
 
 
 def to_lines(examples: Iterable[Any], report: ConversionReport) -> Iterator[str]:
-    """Corpus lines of examples of either form; `report` is filled on the way.
+    """Convert examples of either form to corpus lines; fills `report`.
 
     An example is `{instruction, input, output}`, or `{conversations: [...]}` (or `messages`) with turns
     `{from, value}` or `{role, content}`.
@@ -116,7 +116,7 @@ def to_lines(examples: Iterable[Any], report: ConversionReport) -> Iterator[str]
 def to_examples(
     lines: Iterable[str], report: ConversionReport, *, form: Literal["alpaca", "sharegpt"]
 ) -> Iterator[dict[str, Any]]:
-    """Examples of one form from corpus lines; `report` is filled on the way."""
+    """Convert corpus lines to examples of one form; fills `report`."""
     build = _alpaca if form == "alpaca" else _sharegpt
     for line in lines:
         try:
@@ -129,7 +129,7 @@ def to_examples(
 
 
 def _parse_line(line: str) -> list[Message]:
-    """The conversation that a corpus line shows; the first message is of "system" and has the preamble."""
+    """Parse a corpus line as a conversation; the first message has the role "system" and contains the preamble."""
     text = from_line(line.replace(MASK_BEFORE, ""))
     preamble, *rest = _TURN.split(text)
     if not rest:
@@ -145,7 +145,7 @@ def _parse_line(line: str) -> list[Message]:
 
 
 def read_json(stream: TextIO, name: str) -> Iterator[Any]:
-    """The items of a JSON list, or of JSON objects one after the other, read piece by piece.
+    """Stream the items of a JSON list, or of concatenated JSON objects.
 
     Args:
         stream: The file.
@@ -164,7 +164,7 @@ def read_json(stream: TextIO, name: str) -> Iterator[Any]:
         position = _skip(buffer, position)
         if is_list and buffer.startswith("]", position):
             if (buffer[position + 1 :] + stream.read(_CHUNK)).strip():
-                raise DataError(f"{name} must hold one JSON list, but has more content behind it.")
+                raise DataError(f"{name} must hold one JSON list, but has more content after it.")
             return
         try:
             item, position = decoder.raw_decode(buffer, position)
@@ -182,7 +182,7 @@ def read_json(stream: TextIO, name: str) -> Iterator[Any]:
 
 
 def _skip(buffer: str, position: int) -> int:
-    """Position of the next item, behind white space and commas."""
+    """Position of the next item, after white space and commas."""
     match = _BETWEEN.match(buffer, position)
     assert match is not None
     return match.end()
