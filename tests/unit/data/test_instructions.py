@@ -136,7 +136,7 @@ def test_json_is_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
         ('[{"a": 1}, {"b": ]', "from item 2 on"),
         ('[{"a": 1}', "from item 2 on"),
         ('[{"a": "unfinished', "from item 1 on"),
-        ('[{"a": 1}] more', "has more content behind it"),
+        ('[{"a": 1}] more', "has more content after it"),
         ('{"a": 1} nonsense', "from item 2 on"),
         ('[{"a": ' + "[" * 100_000, "from item 1 on"),
     ],
