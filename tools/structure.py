@@ -81,13 +81,11 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, int, i
 
 
 def code_lines(text: str, tree: ast.Module) -> int:
-    """Lines that are neither blank nor comment nor docstring."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    """Lines that are neither blank nor comment nor docstring (of a module, class, function or attribute)."""
     skipped: set[int] = set()
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, documented) and body and ast.get_docstring(node, clean=False) is not None:
-            skipped |= set(range(body[0].lineno, (body[0].end_lineno or body[0].lineno) + 1))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            skipped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines = enumerate(text.splitlines(), 1)
     return sum(1 for number, line in lines if line.strip() and line.strip()[0] != "#" and number not in skipped)
 
