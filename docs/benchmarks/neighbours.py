@@ -5,7 +5,8 @@
 CHECKPOINT is SmolLM2-135M-Instruct as converted by `make demo` (demo/base). Each row is a separate process, started
 after its neighbours (busy loops); the policies alternate within a round. `ours` is the commands' default behaviour
 (onmt_llm/nn/cpu/openmp.py), `spin` torch's default, `passive` is OMP_WAIT_POLICY=PASSIVE. `share` is the speed over
-that of `spin` on the idle machine, divided by the share of the processors that a fair scheduler gives torch's threads.
+that of `spin` on the idle machine (`-quiet TRAIN GENERATE` if this run does not measure it), divided by the share of the
+processors that a fair scheduler gives torch's threads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,30 +72,53 @@ def main() -> None:
     parser.add_argument("-policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("-rounds", type=int, default=2)
     parser.add_argument("-updates", type=int, default=10)
+    parser.add_argument("-quiet", type=float, nargs=2, default=[float("nan")] * 2, help="tokens/s on the idle machine")
     arguments = parser.parse_args()
     speeds: dict[tuple[str, int, str], list[float]] = defaultdict(list)
     for _ in range(arguments.rounds):
         for count in arguments.neighbours:
             for policy in arguments.policies:
                 for job in (train, generate):
-                    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-                    try:
+                    with busy_processes(count):
                         speed = job(arguments.model, POLICIES[policy], arguments.updates)
-                    finally:
-                        for neighbour in neighbours:
-                            neighbour.kill()
                     speeds[job.__name__, count, policy].append(speed)
+                    print(f"{job.__name__}, {count} neighbours, {policy}: {speed:.1f} tokens/s", flush=True)
+    quiet = dict(zip(("train", "generate"), arguments.quiet, strict=True))
+    quiet |= {job: statistics.median(speeds[job, 0, "spin"]) for job in quiet if (job, 0, "spin") in speeds}
+    print(table(speeds, quiet, arguments.neighbours, arguments.policies))
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Run `count` endless loops."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def table(
+    speeds: dict[tuple[str, int, str], list[float]], quiet: dict[str, float], neighbours: list[int], policies: list[str]
+) -> str:
+    """The medians, and their shares of what a fair scheduler would leave of the speed on the idle machine (`quiet`)."""
     cores = len(os.sched_getaffinity(0))
-    names = arguments.policies
-    print(f"| job | other busy processes | {' | '.join(f'{name}, tokens/s' for name in names)} |", end="")
-    print(f" {' | '.join(f'{name}, share' for name in names)} |\n|---|--:|{'--:|' * 2 * len(names)}")
+    speed_columns, share_columns = (
+        " | ".join(f"{name}, {unit}" for name in policies) for unit in ("tokens/s", "share")
+    )
+    lines = [
+        f"| job | other busy processes | {speed_columns} | {share_columns} |",
+        "|---|--:" + "|--:" * 2 * len(policies) + "|",
+    ]
     for job in ("train", "generate"):
-        quiet = statistics.median(speeds[job, 0, "spin"]) if speeds[job, 0, "spin"] else float("nan")
-        for count in arguments.neighbours:
-            medians = [statistics.median(speeds[job, count, name]) for name in names]
-            fair = quiet * cores / (cores + count)
+        for count in neighbours:
+            medians = [statistics.median(speeds[job, count, name]) for name in policies]
+            fair = quiet[job] * cores / (cores + count)
             cells = [f"{speed:.1f}" for speed in medians] + [f"{speed / fair:.0%}" for speed in medians]
-            print(f"| {job} | {count} | {' | '.join(cells)} |")
+            lines.append(f"| {job} | {count} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

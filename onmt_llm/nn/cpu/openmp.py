@@ -8,13 +8,17 @@ read only once, when the library is loaded, whereas a run lasts for hours while 
 libgomp, the OpenMP library of torch's Linux builds, hardly spins while a process has more OpenMP threads than
 processors (its manual, GOMP_SPINCOUNT). So a second team of idle threads makes all threads sleep at barriers;
 when it ends, they spin again. `watch` keeps such a team only while other processes use processors that torch's threads
-need. Reasons and figures: docs/decisions/021, docs/benchmarks/neighbours.md.
+need. During that time the threads also ask the scheduler for short time slices (sched_setattr(2); Linux 6.12 and later
+heed it): they get no more processor time, but they get it sooner after they wake up, so all threads of an operation run
+at about the same time. Reasons and figures: docs/decisions/021, docs/benchmarks/neighbours.md.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import struct
 import threading
 import time
 from collections.abc import Iterable
@@ -31,6 +35,10 @@ _CPU_TIMES = Path("/proc/stat")
 _FIRST_PAUSE, _INTERVAL = 0.1, 1.0  # seconds
 _BUSY, _QUIET = 0.3, 0.15  # processors that others take from torch's threads
 _QUIET_MEASUREMENTS = 5
+SHORT_SLICE, DEFAULT_SLICE = 100_000, 0
+"""Time slices in nanoseconds: the shortest that Linux accepts, and the value that restores the kernel's own."""
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call; that of sched_getattr follows
+_SCHED_ATTR = struct.Struct("IIQiIQQQ")  # struct sched_attr: size, policy, flags, nice, priority, runtime, ...
 
 
 def watch(device_type: str = "cpu") -> None:
@@ -95,12 +103,14 @@ class _Watch(threading.Thread):
                 continue
             if neighbours.crowded:
                 team = _IdleTeam(self._library, len(cpus) + 1)
+                request_slices(SHORT_SLICE)
                 logger.info(
                     "Other processes use %.1f of %d processors: torch's threads sleep while they wait for each other.",
                     *((busy - own) / elapsed, len(cpus)),
                 )
             elif team is not None:
                 team.end()
+                request_slices(DEFAULT_SLICE)
                 logger.info("The processors are free again: torch's threads spin while they wait for each other.")
 
 
@@ -121,6 +131,29 @@ class _IdleTeam:
     def end(self) -> None:
         self._end.set()
         self._thread.join()
+
+
+def request_slices(nanoseconds: int) -> None:
+    """Ask the scheduler for a time slice, for all threads of this process; new threads inherit it.
+
+    Policy and nice value stay. Threads with another policy than SCHED_OTHER are left alone, and kernels without slices
+    per thread ignore the request.
+
+    Args:
+        nanoseconds: Length of a slice; 0 for the kernel's default.
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    if number is None:
+        return
+    system_call = ctypes.CDLL(None).syscall
+    attributes = ctypes.create_string_buffer(_SCHED_ATTR.size)
+    for thread in map(int, os.listdir("/proc/self/task")):
+        if system_call(number + 1, thread, attributes, _SCHED_ATTR.size, 0):
+            continue  # it has ended
+        size, policy, flags, nice, priority, _runtime, *rest = _SCHED_ATTR.unpack(attributes.raw)
+        if policy == os.SCHED_OTHER:
+            _SCHED_ATTR.pack_into(attributes, 0, size, policy, flags, nice, priority, nanoseconds, *rest)
+            system_call(number, thread, attributes, 0)
 
 
 def _measure(cpus: Iterable[int]) -> tuple[float, float, float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
-from onmt_llm.nn.cpu.openmp import SET_BY_USER, Neighbours, busy_seconds
+from onmt_llm.nn.cpu.openmp import SET_BY_USER, SHORT_SLICE, Neighbours, busy_seconds
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="libgomp and /proc are Linux'")
 
@@ -72,6 +73,28 @@ while threads() != before + 5: time.sleep(0.01)
 team.end()
 while threads() != before: time.sleep(0.01)
 """
+SLICES = """
+import os, platform, threading
+from onmt_llm.nn.cpu import openmp
+os.nice(5)
+stop = threading.Event()
+threading.Thread(target=stop.wait).start()
+def attributes(thread):
+    import ctypes
+    buffer = ctypes.create_string_buffer(openmp._SCHED_ATTR.size)
+    call = openmp._SCHED_SETATTR[platform.machine()] + 1
+    assert not ctypes.CDLL(None).syscall(call, thread, buffer, openmp._SCHED_ATTR.size, 0)
+    return openmp._SCHED_ATTR.unpack(buffer.raw)
+def all_attributes(): return [attributes(int(thread)) for thread in os.listdir("/proc/self/task")]
+before = all_attributes()
+openmp.request_slices(openmp.SHORT_SLICE)
+during = all_attributes()
+openmp.request_slices(openmp.DEFAULT_SLICE)
+assert all_attributes() == before
+stop.set()
+assert [row[3] for row in during] == [row[3] for row in before]
+print(*{row[5] for row in during}, *{row[5] for row in before})
+"""
 
 
 def _run(code: str, **variables: str) -> list[str]:
@@ -93,3 +116,11 @@ def test_one_watch_for_a_process_unless_the_user_has_chosen(variable: str | None
 @linux
 def test_idle_threads_stay_until_their_team_ends() -> None:
     _run(TEAM)
+
+
+@linux
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="numbers of system calls")
+def test_slices_change_for_all_threads_and_back_and_the_nice_value_stays() -> None:
+    during, before = map(int, _run(SLICES))
+    # Linux before 6.12 gives no slices to threads and reports 0.
+    assert (during == SHORT_SLICE < before) or (during == before == 0)
