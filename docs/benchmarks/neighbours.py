@@ -5,8 +5,8 @@
 CHECKPOINT is SmolLM2-135M-Instruct as converted by `make demo` (demo/base). Each row is a separate process, started
 after its neighbours (busy loops); the policies alternate within a round. `ours` is the commands' default behaviour
 (onmt_llm/nn/cpu/openmp.py), `spin` torch's default, `passive` is OMP_WAIT_POLICY=PASSIVE. `share` is the speed over
-that of `spin` on the idle machine (`-quiet TRAIN GENERATE` if this run does not measure it), divided by the share of the
-processors that a fair scheduler gives torch's threads.
+that of `spin` on the idle machine (`-quiet TRAIN GENERATE` if this run does not measure it), divided by the share of
+the processors that a fair scheduler gives torch's threads.
 """
 
 from __future__ import annotations
