@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "onmt_llm/version.py").read_text()).group(1)  # type: ignore[union-attr]
@@ -71,6 +73,19 @@ EXTRAS["dev"] = [
 COMMANDS = runpy.run_path(str(HERE / "onmt_llm/commands.py"))["COMMANDS"]
 SCRIPTS = {"onmt_llm": "main", **{name: command.module for name, command in COMMANDS.items()}}
 
+
+class BuildWithRecipes(build_py):
+    """Copies `recipes/` into the package, where `onmt_llm recipes` finds it."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(
+                HERE / "recipes", Path(self.build_lib, "onmt_llm/recipes"), dirs_exist_ok=True, ignore=ignored
+            )
+
+
 setup(
     name="onmt_llm",
     version=VERSION,
@@ -81,9 +96,11 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["onmt_llm", "onmt_llm.*"]),
     package_data={
+        "onmt_llm": ["py.typed"],
         "onmt_llm.data.inspection": ["page_templates/*.html"],
         "onmt_llm.releasing": ["verification_text.txt"],
     },
+    cmdclass={"build_py": BuildWithRecipes},
     install_requires=CORE,
     extras_require={**EXTRAS, **TRACKERS},
     entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in SCRIPTS.items()]},

@@ -156,6 +156,17 @@ COMMANDS = {
     ),
 }
 
+SUBCOMMANDS = {
+    "recipes": Command(
+        "recipes",
+        "Write the recipes and their data to ./recipes, or DIRECTORY/recipes.",
+        "[DIRECTORY]",
+        (),
+        (("", "write them to ./recipes"),),
+    ),
+}
+"""Commands that exist only as `onmt_llm COMMAND`: they take no options."""
+
 
 def short_name(command: str) -> str:
     """A command's name after `onmt_llm`: `train`, `release`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onmt_llm.cli.run import run
-from onmt_llm.commands import COMMANDS, short_name
+from onmt_llm.commands import COMMANDS, SUBCOMMANDS, Command, short_name
 from onmt_llm.config.loading.help import rows, width
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
@@ -30,7 +30,7 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _call(words: Sequence[str]) -> int:
-    commands = {short_name(name): command for name, command in COMMANDS.items()} | COMMANDS
+    commands = _commands() | COMMANDS
     name = words[0].replace("-", "_")
     if name not in commands:
         guess = nearest(name, commands)
@@ -38,14 +38,22 @@ def _call(words: Sequence[str]) -> int:
             f"'{words[0]}' is not a command of onmt_llm" + (f": did you mean '{guess}'?" if guess else "."),
             hint="onmt_llm -help lists them",
         )
+    if name in SUBCOMMANDS and any(word.lstrip("-") in ("h", "help") for word in words[1:] if word.startswith("-")):
+        print(f"usage: onmt_llm {name} {SUBCOMMANDS[name].usage}\n\n{SUBCOMMANDS[name].phrase}")
+        return 0
     return commands[name].call(list(words[1:]))
+
+
+def _commands() -> dict[str, Command]:
+    """The commands by the names that follow `onmt_llm`."""
+    return {short_name(name): command for name, command in COMMANDS.items()} | SUBCOMMANDS
 
 
 def _page() -> Iterator[str]:
     yield "usage: onmt_llm COMMAND ..."
     yield ""
     yield "commands:"
-    yield from rows(((short_name(name), command.phrase) for name, command in COMMANDS.items()), width())
+    yield from rows(((name, command.phrase) for name, command in _commands().items()), width())
     yield ""
     yield "more:"
     more = (("onmt_llm help COMMAND", "its options"), ("onmt_llm help COMMAND OPTION", "one option"))

