@@ -3,8 +3,8 @@
 An engine (`engine.py`, a Protocol) owns a model with its tokeniser: it takes tokens and `GenerationConfig`, and returns
 hypotheses, a stream of deltas, or scores. `open_engine` chooses it by the files of a model. In reading order:
 
-- `engine.py`, `open.py`: the protocol, the checks that all engines share, and how one is opened.
-- `torch/`, `ct2/`: the engines for checkpoints and for CTranslate2 releases; `engine_features.py`: their differences.
+- `engine.py`, `open.py`: the protocol, what engines share and where they differ, and how one is opened.
+- `torch/`, `ct2/`: the engines for checkpoints and for CTranslate2 releases.
 - `search/`: greedy search, sampling and beam search of the torch engine; `batches.py`, `lengths.py`: its arithmetic.
 - `answer.py`: text from tokens while they arrive, and stop strings.
 - `session.py`: chats; `line_prompts.py`, `alignment.py`: files of lines; `scoring.py`, `scorers.py`: scores.

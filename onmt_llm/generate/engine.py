@@ -1,9 +1,9 @@
-"""The `Engine` protocol, its results, and the checks that all engines share."""
+"""The `Engine` protocol, its results, the features in which engines differ, and the checks that they share."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -20,6 +20,33 @@ if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 FinishReason = Literal["stop", "length"]
+Feature = Literal[
+    "alpha",
+    "length_penalty: wu",
+    "coverage_penalty: wu",
+    "coverage_penalty: summary",
+    "stepwise_penalty",
+    "ratio",
+    "ignore_when_blocking",
+    "replace_unk",
+    "report_align",
+    "tgt_file_prefix",
+    "several models",
+]
+"""What not every engine supports: options, and ways to call it."""
+SOURCE_FEATURES: frozenset[Feature] = frozenset(
+    {"coverage_penalty: wu", "coverage_penalty: summary", "replace_unk", "report_align"}
+)
+"""Features that need attention to a source: for encoder-decoder models only."""
+ALL_FEATURES: frozenset[Feature] = SOURCE_FEATURES | {
+    "alpha",
+    "length_penalty: wu",
+    "stepwise_penalty",
+    "ratio",
+    "ignore_when_blocking",
+    "tgt_file_prefix",
+    "several models",
+}
 TARGET_VOCABULARIES = ("vocabulary.json", "shared_vocabulary.json", "target_vocabulary.json")
 """Files of a CTranslate2 directory with the output tokens: a language model's, or an encoder-decoder's."""
 
@@ -146,6 +173,48 @@ def check_options(options: GenerationConfig) -> None:
             f"coverage_penalty must be none where answers are sampled, but is {options.coverage_penalty}.",
             hint="raise beam_size, or set random_sampling_topk: 1",
         )
+
+
+def requested_features(options: GenerationConfig, *, prefixes: bool = False, models: int = 1) -> set[Feature]:
+    """The features that a call uses.
+
+    Args:
+        options: Of the call.
+        prefixes: Answers start with given tokens.
+        models: Number of models in the ensemble.
+    """
+    beam = options.beam_size > 1
+    requested: dict[Feature, bool] = {
+        "alpha": beam and options.length_penalty == "avg" and options.alpha != 1.0,
+        "length_penalty: wu": beam and options.length_penalty == "wu",
+        "coverage_penalty: wu": options.coverage_penalty == "wu",
+        "coverage_penalty: summary": options.coverage_penalty == "summary",
+        "stepwise_penalty": options.stepwise_penalty,
+        "ratio": beam and options.ratio > 0,
+        "ignore_when_blocking": options.block_ngram_repeat > 0 and bool(options.ignore_when_blocking),
+        "replace_unk": options.replace_unk,
+        "report_align": options.report_align,
+        "tgt_file_prefix": prefixes,
+        "several models": models > 1,
+    }
+    return {feature for feature, holds in requested.items() if holds}
+
+
+def check_supported(requested: Collection[Feature], supported: Collection[Feature], *, engine: str, hint: str) -> None:
+    """Refuse features that an engine does not support.
+
+    Args:
+        requested: See `requested_features`.
+        supported: Features of the engine.
+        engine: Its name in the message.
+        hint: What to do.
+
+    Raises:
+        ConfigError: The message names the features and the engine.
+    """
+    missing = sorted(set(requested).difference(supported))
+    if missing:
+        raise ConfigError(f"The options must be among those of {engine}, which has no {', '.join(missing)}.", hint=hint)
 
 
 def check_positions(lengths: Sequence[int], model: ModelConfig, *, has_table: bool) -> None:

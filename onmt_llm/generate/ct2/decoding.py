@@ -12,14 +12,16 @@ from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.ct2.model import Ct2Model, ct2_errors
 from onmt_llm.generate.engine import (
     Delta,
+    Feature,
     FinishReason,
     Hypothesis,
     check_options,
     check_positions,
+    check_supported,
     empty_answers,
     end_ids,
+    requested_features,
 )
-from onmt_llm.generate.engine_features import Feature, check_supported, requested_features
 from onmt_llm.generate.lengths import length_penalty
 
 if TYPE_CHECKING:

@@ -16,8 +16,19 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
-from onmt_llm.generate.engine import Delta, Hypothesis, as_paths, check_options, check_positions, empty_answers, end_ids
-from onmt_llm.generate.engine_features import ALL_FEATURES, SOURCE_FEATURES, check_supported, requested_features
+from onmt_llm.generate.engine import (
+    ALL_FEATURES,
+    SOURCE_FEATURES,
+    Delta,
+    Hypothesis,
+    as_paths,
+    check_options,
+    check_positions,
+    check_supported,
+    empty_answers,
+    end_ids,
+    requested_features,
+)
 from onmt_llm.generate.lengths import length_penalty, max_answer_length
 from onmt_llm.generate.search import greedy as search
 from onmt_llm.generate.search.beam import BeamSettings, beam_search

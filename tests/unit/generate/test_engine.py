@@ -1,4 +1,4 @@
-"""Features that not every engine has."""
+"""Features that not every engine supports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.generate.engine_features import (
+from onmt_llm.generate.engine import (
     ALL_FEATURES,
     SOURCE_FEATURES,
     Feature,
