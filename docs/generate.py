@@ -13,7 +13,7 @@ from onmt_llm.cli.jobs import JOBS
 from onmt_llm.commands import COMMANDS
 from onmt_llm.config.compat.opennmt_table import option_table, read_options
 from onmt_llm.config.loading.render import json_schema, option_tables
-from onmt_llm.config.schema import options_of
+from onmt_llm.config.section import options_of
 
 REFERENCE = Path(__file__).parent / "reference"
 OPENNMT_OPTIONS = Path(__file__).parents[1] / "tests/data/opennmt_options.txt"

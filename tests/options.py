@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onmt_llm.config.schema import options_of
+from onmt_llm.config.section import options_of
 from onmt_llm.config.train import TrainConfig
 
 LEAVES = options_of(TrainConfig)

@@ -16,7 +16,7 @@ import pytest
 
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config.loading import flags
-from onmt_llm.config.schema import options_of
+from onmt_llm.config.section import options_of
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md")])

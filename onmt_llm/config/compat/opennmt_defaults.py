@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from onmt_llm.config.compat.names import OF_OTHER_TOOLKITS
-from onmt_llm.config.compat.translate import known_names
-
 DIFFERENT: dict[str, tuple[Any, str]] = {
     "encoder_type": ("rnn", ""),
     "decoder_type": ("rnn", ""),
@@ -36,20 +33,6 @@ Transformer)."""
 
 _ONLY_FOR_NEW_MODELS = {"encoder_type", "decoder_type", "enc_layers", "dec_layers", "enc_hid_size", "position_encoding"}
 _ONLY_FOR_NEW_MODELS |= {"param_init", "src_vocab_size", "tgt_vocab_size"}
-_OPENNMT_GPU_OPTIONS = {"world_size", "gpu_ranks"}
-
-
-def is_for_opennmt(user: Collection[str], own: Collection[str]) -> bool:
-    """Whether a configuration was written for OpenNMT-py: it has options that only OpenNMT-py has.
-
-    Args:
-        user: Option names as written.
-        own: Our option names.
-    """
-    return any(
-        key in _OPENNMT_GPU_OPTIONS or (key in known_names() and key not in own and key not in OF_OTHER_TOOLKITS)
-        for key in user
-    )
 
 
 def differing_defaults(written: Collection[str], values: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from onmt_llm.config.compat.names import RENAMED
 from onmt_llm.config.compat.opennmt_defaults import DIFFERENT
 from onmt_llm.config.compat.translate import describe, translate
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.schema import Option
+from onmt_llm.config.section import Option
 from onmt_llm.config.task import with_defaults
 
 COMMANDS = {

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from onmt_llm.config.compat.names import CORPUS_RENAMED, IGNORED, RENAMED, RETIRED, RETIRED_DEFAULTS
-from onmt_llm.config.compat.translation import Translation
-from onmt_llm.config.compat.values import TRANSLATORS
+from onmt_llm.config.compat.names import CORPUS_RENAMED, IGNORED, OF_OTHER_TOOLKITS, RENAMED, RETIRED, RETIRED_DEFAULTS
+from onmt_llm.config.compat.values import TRANSLATORS, Translation
+
+_OPENNMT_GPU_OPTIONS = {"world_size", "gpu_ranks"}
 
 
 def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
@@ -81,6 +82,19 @@ def effective_names() -> set[str]:
 def inert_names() -> set[str]:
     """The foreign names without effect; they are never suggested as corrections."""
     return {*IGNORED, *RETIRED}
+
+
+def is_for_opennmt(user: Collection[str], own: Collection[str]) -> bool:
+    """Whether a configuration was written for OpenNMT-py: it has options that only OpenNMT-py has.
+
+    Args:
+        user: Option names as written.
+        own: Our option names.
+    """
+    return any(
+        key in _OPENNMT_GPU_OPTIONS or (key in known_names() and key not in own and key not in OF_OTHER_TOOLKITS)
+        for key in user
+    )
 
 
 def describe(name: str) -> str | None:

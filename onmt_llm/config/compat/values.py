@@ -1,15 +1,44 @@
 """Options of OpenNMT-py whose values need translating, not only their names.
 
-`TRANSLATORS` has one function per option. It puts our options into the `Translation`, or an error.
+`TRANSLATORS` has one function per option. It puts our options into a `Translation`, or an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from onmt_llm.config.compat.translation import Translation
+
+@dataclass
+class Translation:
+    """A user's options in our names and values.
+
+    Attributes:
+        values: Values by our option names. A value may be part of a mapping, to be merged (`rope`).
+        sources: For each of our options, the user's key that it came from, for messages.
+        notes: (user's key, sentence) of options without effect, to be logged.
+        errors: (user's key, sentence) of options that are refused.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+    def put(self, option: str, value: Any, source: str) -> None:
+        """Set an option, from the user's key `source`; mappings are merged."""
+        if isinstance(value, dict) and isinstance(self.values.get(option), dict):
+            value = {**self.values[option], **value}
+        self.values[option] = value
+        self.sources.setdefault(option, source)
+
+    def put_default(self, option: str, value: Any, source: str) -> None:
+        """Set an option unless it is set already."""
+        if option not in self.values:
+            self.put(option, value, source)
+
 
 _ACTIVATIONS = {"gated-gelu": "gelu", "gated-gelu-tanh": "gelu_tanh", "fast_gelu": "gelu_tanh"}
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}

@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from onmt_llm.config.loading.messages import coerce, explain
-from onmt_llm.config.schema import Option
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Option, Section
 from onmt_llm.registry import nearest
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from onmt_llm.config.compat.translate import inert_names, known_names
 from onmt_llm.config.loading.help import Manual, show, width
-from onmt_llm.config.schema import Option
+from onmt_llm.config.section import Option
 from onmt_llm.errors import ConfigError, Problem
 from onmt_llm.registry import nearest
 from onmt_llm.version import __version__

@@ -15,7 +15,7 @@ from typing import Any
 from onmt_llm.commands import COMMANDS, Command
 from onmt_llm.config.compat.names import RENAMED
 from onmt_llm.config.compat.translate import describe
-from onmt_llm.config.schema import Option
+from onmt_llm.config.section import Option
 from onmt_llm.errors import ConfigError
 from onmt_llm.registry import nearest
 

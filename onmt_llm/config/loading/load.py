@@ -14,9 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from onmt_llm.config.compat.opennmt_defaults import differing_defaults, is_for_opennmt
-from onmt_llm.config.compat.translate import effective_names, translate
-from onmt_llm.config.compat.translation import Translation
+from onmt_llm.config.compat.opennmt_defaults import differing_defaults
+from onmt_llm.config.compat.translate import effective_names, is_for_opennmt, translate
+from onmt_llm.config.compat.values import Translation
 from onmt_llm.config.data import DataConfig
 from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.corpus_options import corpus_problems, gather_options
@@ -24,8 +24,7 @@ from onmt_llm.config.loading.flags import CommandLine
 from onmt_llm.config.loading.messages import coerce, contains_nul, explain
 from onmt_llm.config.loading.partial import validate_partially
 from onmt_llm.config.loading.user_input import UserInput
-from onmt_llm.config.schema import Option, options_of, section_docs
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Option, Section, options_of, section_docs
 from onmt_llm.errors import Problem, raise_problems
 from onmt_llm.registry import nearest
 

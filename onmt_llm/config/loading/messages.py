@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from onmt_llm.config.schema import Option
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Option, Section
 from onmt_llm.registry import nearest
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.schema import Option, derived, options_of
-from onmt_llm.config.section import Section
+from onmt_llm.config.section import Option, Section, derived, options_of
 
 
 def print_config(loaded: Loaded[Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.yaml_file import YamlFile, parse_scalar, read_yaml
-from onmt_llm.config.schema import Option
+from onmt_llm.config.section import Option
 from onmt_llm.errors import Problem
 
 

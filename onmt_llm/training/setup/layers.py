@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
-from onmt_llm.config.compat.layer_names import layer_name
+from onmt_llm.config.compat.names import layer_name
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.training.adapters import LoraConfig, QuantizationConfig
 from onmt_llm.errors import ConfigError

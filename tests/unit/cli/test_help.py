@@ -12,7 +12,7 @@ import pytest
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.cli.main import main as umbrella
 from onmt_llm.commands import COMMANDS, short_name
-from onmt_llm.config.schema import options_of, section_docs
+from onmt_llm.config.section import options_of, section_docs
 from onmt_llm.errors import ConfigError
 
 SCREEN = 50

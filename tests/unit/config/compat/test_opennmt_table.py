@@ -20,7 +20,7 @@ from onmt_llm.config.compat.opennmt_table import (
     same_default,
 )
 from onmt_llm.config.compat.translate import describe
-from onmt_llm.config.schema import options_of
+from onmt_llm.config.section import options_of
 from onmt_llm.data.transforms.transform import transform_class
 from onmt_llm.errors import ConfigError
 

@@ -9,7 +9,7 @@ import pytest
 
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config.loading.corpus_options import gather_options
-from onmt_llm.config.schema import options_of
+from onmt_llm.config.section import options_of
 from onmt_llm.errors import ConfigError
 
 JOB = JOBS["onmt_llm_train"]

@@ -11,7 +11,7 @@ import yaml
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config.compat.translate import known_names
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.schema import options_of
+from onmt_llm.config.section import options_of
 from onmt_llm.errors import ConfigError
 
 DATA = Path(__file__).parents[3] / "data"

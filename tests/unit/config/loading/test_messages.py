@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from onmt_llm.config.loading.messages import coerce, contains_nul, explain, field_names, shown
-from onmt_llm.config.schema import options_of
+from onmt_llm.config.section import options_of
 from onmt_llm.config.train import TrainConfig
 
 TABLE = options_of(TrainConfig)

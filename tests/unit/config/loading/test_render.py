@@ -10,7 +10,7 @@ import yaml
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.config.loading.render import json_schema, option_tables, print_config
 from onmt_llm.config.plot import PlotConfig
-from onmt_llm.config.schema import options_of
+from onmt_llm.config.section import options_of
 
 DATA = Path(__file__).parents[3] / "data"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onmt_llm.config.compat.layer_names import layer_name
+from onmt_llm.config.compat.names import layer_name
 
 
 def test_layer_names_of_opennmt() -> None:

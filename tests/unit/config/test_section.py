@@ -8,8 +8,7 @@ import pytest
 from pydantic import Field
 
 from onmt_llm.config.numbers import Count
-from onmt_llm.config.schema import derived, options_of, section_docs
-from onmt_llm.config.section import DERIVED, Section
+from onmt_llm.config.section import DERIVED, Section, derived, options_of, section_docs
 
 
 class Inner(Section):
