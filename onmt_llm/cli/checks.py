@@ -20,8 +20,7 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.overrides import check_task, conflicts
 from onmt_llm.config.task import is_for_validation
-from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.start import AUTO
+from onmt_llm.config.train import AUTO, TrainConfig
 from onmt_llm.data.readers import open_reader
 from onmt_llm.data.transforms.build import faults
 from onmt_llm.data.transforms.tokenize import tokenizer_specs

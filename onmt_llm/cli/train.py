@@ -11,8 +11,7 @@ from onmt_llm.cli.inputs import Input, corpus_files, option_files, subword_files
 from onmt_llm.cli.outputs import Output, Paths, model_files, output_option
 from onmt_llm.cli.run import run_job
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.start import AUTO
+from onmt_llm.config.train import AUTO, TrainConfig
 
 SWITCHES = {"dry_run": "validate everything, build the model on the meta device, print the plan, and exit"}
 

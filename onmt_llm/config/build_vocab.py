@@ -10,7 +10,7 @@ from onmt_llm.config.data import DataConfig, VocabularyConfig
 from onmt_llm.config.numbers import LayerCount, Seed, Workers
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import Task, TaskDecision, decide_task
-from onmt_llm.config.training.start import AUTO
+from onmt_llm.config.train import AUTO
 
 
 class CountingConfig(Section):

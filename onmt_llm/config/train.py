@@ -1,27 +1,208 @@
-"""`TrainConfig`: all options of `onmt_llm_train`, and the checks across its sections."""
+"""`TrainConfig`: all options of `onmt_llm_train`, and the checks across its sections.
+
+The sections that say how a run goes are here: its start, length, devices, log and checkpoints. `learning` has those
+of what is trained, and how; `data` and `model` those of the data and the architecture.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from onmt_llm.config.data import BatchConfig, DataConfig, EmbeddingsConfig, VocabularyConfig
 from onmt_llm.config.integrity import IntegrityConfig
+from onmt_llm.config.learning import (
+    ExpansionConfig,
+    LoraConfig,
+    LossConfig,
+    OptimConfig,
+    PerformanceConfig,
+    PreferenceConfig,
+    QuantizationConfig,
+    RegularizationConfig,
+    ValidationConfig,
+)
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.numbers import INT32, Count, CountOrAll, CountOrZero, Positive, Seed, WorkersOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.config.task import TaskDecision, decide_task, with_defaults
-from onmt_llm.config.training.adapters import ExpansionConfig, LoraConfig, QuantizationConfig
-from onmt_llm.config.training.loss import LossConfig, PreferenceConfig
-from onmt_llm.config.training.optimizer import OptimConfig
-from onmt_llm.config.training.performance import PerformanceConfig
-from onmt_llm.config.training.regularization import RegularizationConfig
-from onmt_llm.config.training.run import DeviceConfig, LoggingConfig, RunConfig
-from onmt_llm.config.training.safety import SafetyConfig
-from onmt_llm.config.training.start import AUTO, StartConfig
-from onmt_llm.config.training.tracking import TrackingConfig
-from onmt_llm.config.training.validation import ValidationConfig
+from onmt_llm.config.task import Task, TaskDecision, decide_task, with_defaults
+from onmt_llm.output_checks import name_problem
+
+AUTO = "auto"
+"""Value of `train_from`: resume from the newest checkpoint of this run."""
+
+
+class StartConfig(Section):
+    """The checkpoint that the run starts from, or how new weights are initialised."""
+
+    train_from: str | None = None
+    """Checkpoint to start from: resume the run if it holds a training state, else fine-tune it. `auto` = the newest
+    checkpoint of this run (`save_model`), or `init_from` if there is none yet."""
+    init_from: str | None = None
+    """`train_from: auto`: checkpoint that a new run starts from, at step 0; null = new weights."""
+    model_task: Task | None = None
+    """Language model or translation; null = the task of `train_from`. Without `train_from`: translation if
+    `encoder_layers` is above 0, a corpus has a `path_tgt`, or `tgt_vocab` is set; else a language model."""
+    model_defaults: Literal["onmt_llm", "opennmt"] = "onmt_llm"
+    """Defaults for the architecture of a new model. `opennmt` (implied by `encoder_type` and `decoder_type`): 2 layers,
+    and a bias on the output layer of language models too."""
+    update_vocab: bool = False
+    """Fine-tune `train_from` with the vocabulary of `src_vocab` and `tgt_vocab`; known tokens keep their embeddings."""
+    override_opts: bool = False
+    """Architecture options that are set replace those of `train_from`; options that are not set never do."""
+    reset_optim: Literal["none", "all", "states", "keep_states"] = "none"
+    """When resuming, reset: nothing, the optimiser state and the step (`all`), the optimiser state only (`states`), or
+    the learning-rate settings only (`keep_states`)."""
+    param_init: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Initialise a new model's weights uniformly in [-param_init, param_init]; 0 = the default of `nn.init`."""
+    param_init_glorot: bool = False
+    """Initialise a new model's matrices with Xavier uniform (Glorot and Bengio 2010)."""
+
+
+class RunConfig(Section):
+    """Length, gradient accumulation, checkpoints and seed of a run."""
+
+    save_model: str = "model"
+    """Prefix of the checkpoints: `<save_model>_step_<N>`."""
+    train_steps: Count = 100000
+    """Total optimiser steps, including those before a resume."""
+    accum_count: list[Annotated[int, Field(ge=1, le=10**5)]] = Field(default_factory=lambda: [1])
+    """Gradient accumulation: micro-batches per step; several values follow each other at `accum_steps`."""
+    accum_steps: list[CountOrZero] = Field(default_factory=lambda: [0])
+    """Steps at which the next value of `accum_count` takes effect."""
+    normalization: Literal["tokens", "sents"] = "tokens"
+    """Divide the summed loss of a step by its target tokens (`tokens`) or by its examples (`sents`)."""
+    save_checkpoint_steps: Count = 5000
+    """Steps between two checkpoints."""
+    keep_checkpoint: CountOrAll = -1
+    """Number of checkpoints to keep on disk; -1 = all, 0 = save none."""
+    valid_steps: Count = 10000
+    """Steps between two validations."""
+    freeze_encoder: bool = False
+    """Freeze the layers of the encoder, but not its embeddings."""
+    freeze_decoder: bool = False
+    """Freeze the layers of the decoder, but not its embeddings or the output layer."""
+    seed: Seed = -1
+    """Seed of initialisation, dropout and data order; -1 = a random one, which is logged."""
+    threads: WorkersOrZero = 0
+    """CPU threads; 0 = torch's default."""
+
+    @field_validator("save_model")
+    @classmethod
+    def _prefix(cls, prefix: str) -> str:
+        name = prefix.rpartition("/")[2]
+        if problem := name_problem(name):
+            reason = problem if name.strip(".") else f"is '{prefix}'"
+            raise ValueError(f"must end in a name that checkpoints can begin with, as in run/model, but {reason}")
+        return prefix
+
+
+class DeviceConfig(Section):
+    """Device and number of processes."""
+
+    world_size: CountOrZero = 1
+    """Total number of processes; start more than one with torchrun. 0 = CPU."""
+    gpu_ranks: list[CountOrZero] = Field(default_factory=list)
+    """OpenNMT-py's list of GPU ranks; accepted, but a GPU is used whenever there is one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the model; `auto` = CUDA if available."""
+
+
+class LoggingConfig(Section):
+    """Progress, metrics and log files."""
+
+    report_every: Count = 50
+    """Steps between two progress reports."""
+    tensorboard: bool = False
+    """Write TensorBoard events."""
+    tensorboard_log_dir: str = "runs/onmt_llm"
+    """Folder of the TensorBoard events; each run gets a subfolder named after its start time."""
+    metrics_file: str | None = None
+    """JSON lines file for the metrics of every report; null = `<save_model>_metrics.jsonl`."""
+    log_file: str | None = None
+    """File that receives a copy of the log."""
+    progress: Literal["auto", "bar", "line", "none"] = "auto"
+    """Show progress as a bar or as log lines; `auto` = a bar if stderr is a terminal, else lines."""
+    verbose: bool = False
+    """Log more detail."""
+
+
+_UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+):(\d\d)")
+_SECONDS = (86400.0, 3600.0, 60.0, 1.0)
+
+
+def seconds(text: str) -> float:
+    """Seconds in `90`, `45m`, `11h30m`, `2d`, `23:30:00`.
+
+    Raises:
+        ValueError: The text is none of these, or the time is not positive.
+    """
+    match = _CLOCK.fullmatch(text.strip()) or _UNITS.fullmatch(text.strip().replace(" ", ""))
+    total = sum(float(part or 0) * unit for part, unit in zip(match.groups(), _SECONDS, strict=True)) if match else 0.0
+    if total <= 0:
+        raise ValueError(f"must be a time such as 11h30m, 23:30:00 or 3600 (seconds), but is '{text}'")
+    return total
+
+
+class SafetyConfig(Section):
+    """How checkpoints are saved, time limit and loss spikes."""
+
+    save_async: bool = True
+    """Copy the state to main memory and write it in the background; without memory for the copy, training waits."""
+    save_best: bool = False
+    """Save a checkpoint after each validation that is the best so far (by `early_stopping_criteria`), and never delete
+    the best one."""
+    max_time: str | None = None
+    """Save and stop after this time since the start of the command: `11h30m`, `23:30:00`, or seconds."""
+    spike_action: Literal["none", "warn", "rollback"] = "none"
+    """On a loss spike: do nothing, warn, or roll back to the last checkpoint and skip the data since."""
+    spike_threshold: Positive = 6.0
+    """A loss spike is this many standard deviations above the mean loss of the last `spike_window` steps."""
+    spike_window: Annotated[int, Field(ge=10, le=INT32)] = 100
+    """Number of preceding steps that a loss is compared with; detection starts after half as many."""
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _time(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        text = str(value)
+        seconds(text)
+        return text
+
+    @property
+    def max_seconds(self) -> float | None:
+        return None if self.max_time is None else seconds(self.max_time)
+
+
+class TrackingConfig(Section):
+    """Experiment trackers (W&B, MLflow), MFU and the profiler."""
+
+    wandb: bool = False
+    """Also log to Weights & Biases, which is configured by its environment variables (`WANDB_MODE=offline` ...)."""
+    mlflow: bool = False
+    """Also log to MLflow, at `MLFLOW_TRACKING_URI`."""
+    tracking_project: str = "onmt_llm"
+    """Project in W&B, experiment in MLflow; the run is named after `save_model`."""
+    measure_flops: bool = False
+    """Measure the peak speed of matrix products at the start, and report the share that training reaches (`mfu`)."""
+    profile_steps: list[Count] = Field(default_factory=list)
+    """First and last step to profile, e.g. `[10, 13]`; writes a Chrome trace and a table to `<save_model>_profile`."""
+    profile_flops: bool = False
+    """Also count the floating-point operations of the steps in `profile_steps`, by kind."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrackingConfig:
+        steps = self.profile_steps
+        if steps and (len(steps) != 2 or steps[0] > steps[1]):
+            raise ValueError(f"profile_steps must be a first and a last step, but is {steps}")
+        if self.profile_flops and not steps:
+            raise ValueError("profile_flops must go with profile_steps, which is empty")
+        return self
 
 
 class TrainConfig(Section):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.learning import PreferenceConfig, ValidationConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.loss import PreferenceConfig
-from onmt_llm.config.training.validation import ValidationConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.scorers import Scorer, open_scorers
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 
 from torch.optim import Optimizer
 
-from onmt_llm.config.training.optimizer import OptimConfig
-from onmt_llm.config.training.performance import PerformanceConfig
-from onmt_llm.config.training.regularization import RegularizationConfig
-from onmt_llm.config.training.run import RunConfig
+from onmt_llm.config.learning import OptimConfig, PerformanceConfig, RegularizationConfig
+from onmt_llm.config.train import RunConfig
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
 from onmt_llm.training.metrics.loss_spikes import SpikeDetector

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from onmt_llm.config.training.regularization import RegularizationConfig
+from onmt_llm.config.learning import RegularizationConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger

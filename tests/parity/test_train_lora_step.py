@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tiny
-from onmt_llm.config.training.optimizer import OptimConfig
-from onmt_llm.config.training.run import RunConfig
+from onmt_llm.config.learning import OptimConfig
+from onmt_llm.config.train import RunConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, lora_state
 from onmt_llm.nn.transformer import Transformer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger

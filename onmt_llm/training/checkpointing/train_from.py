@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onmt_llm.checkpoint.paths import resolve_path
-from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.start import AUTO
+from onmt_llm.config.train import AUTO, TrainConfig
 from onmt_llm.log import logger
 from onmt_llm.training.run_folder import STATE_DIRECTORY, check_intact, newest_of_run
 

@@ -26,7 +26,7 @@ from onmt_llm.checkpoint.files.manifest import CT2_MODEL_FILE, MANIFEST_FILE
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE
-from onmt_llm.config.training.loss import LossConfig
+from onmt_llm.config.learning import LossConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.ct2.model import check_release, model_tokens

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.learning import LossConfig
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.training.loss import LossConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.transformer import Transformer

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.config.learning import PreferenceConfig
 from onmt_llm.config.model import Dtype, ModelConfig
-from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn.lora.model import without_adapters

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.optim.kahan import KahanAdamW
 from onmt_llm.training.optim.registry import HIDDEN, OPTIMIZERS, Groups, adam_arguments

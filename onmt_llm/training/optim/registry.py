@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.log import log_once
 from onmt_llm.optional import require
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import ExpansionSpec
+from onmt_llm.config.learning import ExpansionConfig
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.training.adapters import ExpansionConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import expanded_config
 

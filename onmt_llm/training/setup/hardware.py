@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from onmt_llm.config.training.adapters import QuantizationConfig
-from onmt_llm.config.training.performance import PerformanceConfig
+from onmt_llm.config.learning import PerformanceConfig, QuantizationConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 from onmt_llm.nn.activations.recompute import set_recomputed

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.data.eval_prompts import read_prompts
 from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.pipeline import Pipeline

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.compat.names import layer_name
+from onmt_llm.config.learning import LoraConfig, QuantizationConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.adapters import LoraConfig, QuantizationConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import new_blocks
 from onmt_llm.training.setup.start import Start

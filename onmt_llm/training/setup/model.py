@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from onmt_llm.checkpoint.load import Placement, build_model, check_fits, expected_shapes
+from onmt_llm.config.learning import PerformanceConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.performance import PerformanceConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import stack_blocks
 from onmt_llm.nn.device import available_memory

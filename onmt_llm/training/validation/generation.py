@@ -11,7 +11,7 @@ from pathlib import Path
 from onmt_llm.atomic import write_text
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.config.training.validation import ValidationConfig
+from onmt_llm.config.learning import ValidationConfig
 from onmt_llm.data.eval_prompts import Prompt
 from onmt_llm.data.transforms.build import undo_all
 from onmt_llm.errors import DataError

@@ -1,4 +1,4 @@
-"""Training options: checks across sections, and what is derived from them."""
+"""Training options: checks across sections, what is derived from them, time limits and the profiler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.train import SafetyConfig, TrackingConfig, TrainConfig, seconds
 from options import train_config
 
 Sections = dict[str, dict[str, Any]]
@@ -88,3 +88,35 @@ def test_every_section_and_every_option_is_documented() -> None:
         assert kind.__doc__ and kind.__doc__.endswith("."), name
         for option, field in kind.model_fields.items():
             assert field.description and field.description.endswith((".", ")")), option
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("1.5s", 1.5), ("45m", 2700), ("11h30m", 41400), ("2d", 172800), ("23:30:00", 84600), ("2:05", 125)],
+)
+def test_times(text: str, expected: float) -> None:
+    assert seconds(text) == expected == SafetyConfig(max_time=text).max_seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "soon", "1x", "-5"])
+def test_other_texts_are_no_times(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a time such as 11h30m"):
+        SafetyConfig(max_time=text)
+
+
+def test_a_number_in_yaml_is_a_time_in_seconds() -> None:
+    assert SafetyConfig.model_validate({"max_time": 90}).max_seconds == 90
+    assert SafetyConfig().max_seconds is None
+
+
+@pytest.mark.parametrize("steps", [[5], [5, 4], [1, 2, 3]])
+def test_the_profiled_steps_are_a_first_and_a_last_one(steps: list[int]) -> None:
+    with pytest.raises(ValueError, match="profile_steps must be a first and a last step, but is"):
+        TrackingConfig(profile_steps=steps)
+    assert TrackingConfig(profile_steps=[4, 4], profile_flops=True).profile_steps == [4, 4]
+
+
+@pytest.mark.parametrize("values", [{"profile_flops": True}, {"profile_flops": True, "profile_steps": []}])
+def test_operations_are_counted_in_profiled_steps_only(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="profile_flops must go with profile_steps, which is empty"):
+        TrackingConfig.model_validate(values)

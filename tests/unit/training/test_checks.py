@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.training.loss import PreferenceConfig
-from onmt_llm.config.training.validation import ValidationConfig
+from onmt_llm.config.learning import PreferenceConfig, ValidationConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
 from options import train_config

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import tiny
-from onmt_llm.config.training.optimizer import OptimConfig
-from onmt_llm.config.training.run import RunConfig
+from onmt_llm.config.learning import OptimConfig
+from onmt_llm.config.train import RunConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate, collate_rows
 from onmt_llm.data.batching.packing import pack_rows

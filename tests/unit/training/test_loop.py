@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora

@@ -16,8 +16,8 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.cli.build_vocab import main as build_vocab
 from onmt_llm.cli.train import main
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.optimizer import OptimConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.training.checkpointing import saver
 from onmt_llm.training.dry_run.plan import plan

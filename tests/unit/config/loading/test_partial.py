@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from onmt_llm.config.data import DataConfig
+from onmt_llm.config.learning import ExpansionConfig
 from onmt_llm.config.loading.partial import validate_partially
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.training.adapters import ExpansionConfig
 
 
 def test_a_valid_section_is_validated_as_usual() -> None:

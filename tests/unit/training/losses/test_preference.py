@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from onmt_llm.checkpoint.load import load_model
+from onmt_llm.config.learning import PreferenceConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.lora.model import add_lora, lora_state, without_adapters

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from onmt_llm.config.learning import PreferenceConfig
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.training.loss import PreferenceConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate, collate_rows
 from onmt_llm.data.batching.packing import PackedRow, pack_rows, whole

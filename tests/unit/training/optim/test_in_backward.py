@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.errors import ConfigError, OnmtLlmError
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.optim.build import build_optimizer, scale_and_clip, trainable

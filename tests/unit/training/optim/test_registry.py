@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from onmt_llm import log
-from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.lora.variant import LoRAVariant

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onmt_llm.config.training.optimizer import OptimConfig
+from onmt_llm.config.learning import OptimConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.optim.schedule import Schedule, build_schedule
 

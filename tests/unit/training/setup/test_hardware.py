@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import tiny
-from onmt_llm.config.training.adapters import QuantizationConfig
-from onmt_llm.config.training.performance import PerformanceConfig
+from onmt_llm.config.learning import PerformanceConfig, QuantizationConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.cpu import int8_matmul
 from onmt_llm.nn.quantized import quantize

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from onmt_llm.config.training.adapters import QuantizationConfig
+from onmt_llm.config.learning import QuantizationConfig
 from onmt_llm.nn.cpu import int8_matmul as int8_products
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.training.setup.hardware import set_quant_compute

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from onmt_llm.config.training.validation import ValidationConfig
+from onmt_llm.config.learning import ValidationConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.state import Progress
 from onmt_llm.training.validation.early_stopping import EarlyStopping

@@ -1,4 +1,4 @@
-"""LoRA, block expansion and quantised base weights: options that must go together."""
+"""LoRA, block expansion, quantised base weights and validation: options that must go together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.config.training.adapters import ExpansionConfig, LoraConfig, QuantizationConfig
+from onmt_llm.config.learning import ExpansionConfig, LoraConfig, QuantizationConfig, ValidationConfig
 
 
 def test_adapters_are_requested_by_their_layers() -> None:
@@ -44,3 +44,20 @@ def test_layers_to_quantise_without_a_type_are_bitsandbytes_int8() -> None:
 def test_only_int8_weights_are_multiplied_in_int8(kind: str, named: str) -> None:
     with pytest.raises(ValueError, match=f"must go with quant_type: int8, but quant_type is {named}"):
         QuantizationConfig.model_validate({"quant_compute": "int8", "quant_type": kind})
+
+
+def test_names_of_metrics_are_upper_case_and_unique() -> None:
+    config = ValidationConfig(valid_metrics=["bleu", "BLEU", "Chrf"], early_stopping_criteria=["chrf", "ppl", "CHRF"])
+    assert config.valid_metrics == ["BLEU", "CHRF"] and config.early_stopping_criteria == ["CHRF", "ppl"]
+
+
+@pytest.mark.parametrize(
+    ("criteria", "sentence"),
+    [
+        ([], "must name at least one criterion, but is empty"),
+        (["ppl", "bleu"], "must be ppl, accuracy, loss, reward_accuracy or among valid_metrics, but is BLEU"),
+    ],
+)
+def test_criteria_must_be_measured(criteria: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ValidationConfig(early_stopping_criteria=criteria)
