@@ -1,4 +1,4 @@
-"""`Registry`: a table of named transforms, optimisers, release formats etc.; and plug-ins, which add to them."""
+"""`Registry`: a table of named transforms, scorers etc.; and plug-ins, which add to them."""
 
 from __future__ import annotations
 

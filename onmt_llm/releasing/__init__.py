@@ -1,15 +1,14 @@
 """Release a trained model in the format in which it is served, verified against the model.
 
-`release` opens a whole model and calls the writer of a format in the registry `FORMATS`. Read in this order:
-- `formats`: `release`, the registry and what a format's writer must do;
+`release` opens a whole model and calls the writer of a format in the table `FORMATS`. Read in this order:
+- `formats`: `release`, the table and what a format's writer must do;
 - `plain`: `safetensors` and `pytorch`, which keep the weights unchanged;
-- `ctranslate2`: the CTranslate2 format. `ct2_spec` says what CTranslate2 can express and maps every variable of its
-  spec to our tensors; `ct2_weights` reads, fuses and quantises them one variable at a time;
+- `ctranslate2`: the CTranslate2 format, written one variable at a time. `ct2_spec` says what it can express and
+  maps every variable of its spec to our tensors;
 - `verify`: runs release and model on the same text (`verification_text.txt`) and compares logits, KL and perplexity;
   `verify_translations` compares scores of translations for encoder-decoder models.
 """
 
-from onmt_llm.releasing import ctranslate2, plain  # importing them registers their formats
 from onmt_llm.releasing.formats import FORMATS, release
 
-__all__ = ["FORMATS", "ctranslate2", "plain", "release"]
+__all__ = ["FORMATS", "release"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,11 @@ from ctranslate2.specs import common_spec
 from onmt_llm.checkpoint.export_guard import anything, where
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.positions import build_sinusoidal_table
-from onmt_llm.releasing.ct2_weights import BYTES, SpecVariable, stored_type
+
+StorageKind = Literal["matrix", "vector"]
+
+INT8 = ("int8", "int8_float32", "int8_float16", "int8_bfloat16")
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1}
 
 _ACTIVATIONS = {
     "relu": common_spec.Activation.RELU,
@@ -33,6 +38,31 @@ _ROPE_SCALING = {
 }
 _LARGEST_VARIABLE = 2**32 - 1
 """CTranslate2's file format counts a variable's bytes in 32 bits."""
+
+
+@dataclass(frozen=True)
+class SpecVariable:
+    """One variable of a CTranslate2 spec.
+
+    Attributes:
+        target: Path in the spec.
+        sources: Our tensors, concatenated along rows; none = `make` computes it.
+        kind: A "matrix" is quantised, a "vector" is not.
+        make: Computes a variable that has no tensor.
+    """
+
+    target: str
+    sources: tuple[str, ...] = ()
+    kind: StorageKind = "vector"
+    make: functools.partial[np.ndarray] | None = None
+
+
+def stored_type(quantization: str, kind: StorageKind) -> str:
+    """Type in which CTranslate2 stores matrices and vectors for a quantisation."""
+    if kind == "matrix":
+        return "int8" if quantization in INT8 else quantization
+    half = quantization.removeprefix("int8_")
+    return half if half in ("float16", "bfloat16") else "float32"
 
 
 def _position(position: str, config: ModelConfig) -> str | None:

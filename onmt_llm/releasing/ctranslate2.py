@@ -1,12 +1,22 @@
-"""Write CTranslate2 releases of language models and encoder-decoder models, verified against the model."""
+"""Write CTranslate2 releases of language models and encoder-decoder models, verified against the model.
+
+A variable of the spec is read, fused and quantised only when it is written, so the memory needed is that of the largest
+variable, not of the model.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ctranslate2.specs import model_spec
+import torch
+from ctranslate2.specs import common_spec, model_spec
 
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.export_guard import obstacles
@@ -15,15 +25,21 @@ from onmt_llm.checkpoint.load import check_fits, expected_shapes
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError
-from onmt_llm.releasing.ct2_spec import EXPRESSIBLE, build_spec, oversized, spec_variables
-from onmt_llm.releasing.ct2_weights import QuantizedTensors, fill
-from onmt_llm.releasing.formats import FORMATS, ReleaseReport, Verify
-from onmt_llm.releasing.verify import verify_release
+from onmt_llm.generate.ct2.model import REPORT_FILE
+from onmt_llm.releasing.ct2_spec import (
+    BYTES,
+    EXPRESSIBLE,
+    SpecVariable,
+    build_spec,
+    oversized,
+    spec_variables,
+    stored_type,
+)
+from onmt_llm.releasing.verify import ReleaseReport, Verify, verify_release
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.vocab import Vocab
 
 
-@FORMATS.register("ctranslate2")
 def release_ctranslate2(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
@@ -48,8 +64,21 @@ def release_ctranslate2(
             write_model(checkpoint, codec, release.directory, quantization=quantization)
             release.add_text(CONFIG_FILE, config_text(checkpoint.config))
             codec.copy_files(release.directory)
-        report = verify_release(checkpoint.path, release.directory, quantization=quantization, verify=verify, text=text)
+        packages = {name: version(name) for name in ("ctranslate2", "torch", "numpy")}
+        report: ReleaseReport = {
+            "format": "ctranslate2",
+            "source": str(checkpoint.path),
+            "quantization": quantization,
+            "versions": {"python": platform.python_version(), **packages},
+        }
+        if verify == "off":
+            report["verdict"] = "not verified"
+        else:
+            report |= verify_release(
+                checkpoint.path, release.directory, quantization, strict=verify == "strict", text=text
+            )
         with release.translated_errors():
+            release.add_text(REPORT_FILE, json.dumps(report, indent=2) + "\n")
             release.add_text(MANIFEST_FILE, manifest_text(release.directory))
         return report
 
@@ -99,3 +128,100 @@ def _set_special_tokens(target: Any, codec: Codec) -> None:
     for role in ("unk", "bos", "eos"):
         token = getattr(specials, role)
         setattr(target, f"{role}_token", token if token in codec.vocab else substitute)
+
+
+class QuantizedTensors:
+    """Reads tensors as float32, fuses them, and has CTranslate2 quantise them. Caches only the last result."""
+
+    def __init__(self, checkpoint: Checkpoint, quantization: str) -> None:
+        self._checkpoint = checkpoint
+        self.quantization = quantization
+        self._last: tuple[SpecVariable, Any] | None = None
+
+    def shape(self, variable: SpecVariable) -> tuple[int, ...]:
+        if variable.make is not None:
+            return variable.make().shape
+        shapes = [self._checkpoint.shape(name) for name in variable.sources]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def stored(self, variable: SpecVariable) -> Any:
+        """A `LinearSpec` (weight and, with integers, weight_scale) or a `LayerNormSpec` (gamma) in its final type.
+
+        The library's own quantisation is used, so that the values are what it expects. It works in place, so it gets a
+        copy of the checkpoint's data.
+        """
+        if self._last is None or self._last[0].sources != variable.sources or variable.make is not None:
+            array = np.array(variable.make()) if variable.make is not None else self._read(variable)
+            holder = common_spec.LinearSpec() if variable.kind == "matrix" else common_spec.LayerNormSpec(rms_norm=True)
+            setattr(holder, "weight" if variable.kind == "matrix" else "gamma", array)
+            holder.validate()
+            holder.optimize(self.quantization)
+            self._last = (variable, holder)
+        return self._last[1]
+
+    def _read(self, variable: SpecVariable) -> np.ndarray:
+        parts = [self._checkpoint.tensor(name).float() for name in variable.sources]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).contiguous().numpy()
+
+
+class StreamedVariable(model_spec.Variable):
+    """A variable whose content is computed when the file is written.
+
+    Args:
+        identity: Variables with equal identities have the same content and are written once.
+        shape: Its shape.
+        dtype: CTranslate2's name of its type.
+        make: Computes the variable with its content.
+    """
+
+    def __init__(self, identity: object, shape: tuple[int, ...], dtype: str, make: Callable[[], Any]) -> None:
+        self._identity = identity
+        self._shape = shape
+        self._dtype = dtype
+        self._make = make
+
+    @property
+    def shape(self) -> list[int]:
+        return list(self._shape)
+
+    @property
+    def dtype(self) -> str:
+        return self._dtype
+
+    def numpy(self) -> np.ndarray:
+        return self._make().numpy()
+
+    def num_bytes(self) -> int:
+        return math.prod(self._shape) * BYTES[self._dtype]
+
+    def to_bytes(self) -> bytes:
+        variable = self._make()
+        assert variable.dtype == self._dtype and tuple(variable.shape) == self._shape
+        return variable.to_bytes()
+
+    def _to(self, dtype: str) -> model_spec.Variable:
+        raise AssertionError("the content is converted before it becomes a variable")
+
+    def _equal(self, other: Any) -> bool:
+        return self._identity == other._identity
+
+
+def fill(spec: Any, variable: SpecVariable, source: QuantizedTensors) -> None:
+    """Set a variable of the spec, to be computed when it is written."""
+    scope, attribute = variable.target.rsplit("/", 1)
+    layer = model_spec.index_spec(spec, scope)
+    shape, dtype = source.shape(variable), stored_type(source.quantization, variable.kind)
+    content = "weight" if variable.kind == "matrix" else "gamma"
+    setattr(layer, attribute, _streamed(source, variable, content, shape, dtype))
+    if dtype == "int8":
+        setattr(layer, f"{attribute}_scale", _streamed(source, variable, "weight_scale", shape[:1], "float32"))
+    elif dtype == "int16":
+        setattr(layer, f"{attribute}_scale", _streamed(source, variable, "weight_scale", (), "float32"))
+
+
+def _streamed(
+    source: QuantizedTensors, variable: SpecVariable, attribute: str, shape: tuple[int, ...], dtype: str
+) -> StreamedVariable:
+    made = (variable.make.func, variable.make.args, variable.make.keywords) if variable.make is not None else None
+    identity = (attribute, variable.sources, made)
+    return StreamedVariable(identity, shape, dtype, lambda: getattr(source.stored(variable), attribute))

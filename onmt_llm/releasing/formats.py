@@ -1,18 +1,18 @@
-"""`release`: write a checkpoint in the format in which it is served; the registry of formats."""
+"""`release`: write a checkpoint in the format in which it is served; the table of formats."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 from onmt_llm.checkpoint.files.manifest import find_damage, write_manifest
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, ConfigError
-from onmt_llm.registry import Registry
+from onmt_llm.registry import nearest
+from onmt_llm.releasing.ctranslate2 import release_ctranslate2
+from onmt_llm.releasing.plain import release_pytorch, release_safetensors
+from onmt_llm.releasing.verify import ReleaseReport, Verify
 from onmt_llm.text.codec import Codec
-
-Verify = Literal["strict", "warn", "off"]
-ReleaseReport = dict[str, Any]
 
 
 class Writer(Protocol):
@@ -30,7 +30,11 @@ class Writer(Protocol):
     ) -> ReleaseReport: ...
 
 
-FORMATS: Registry[Writer] = Registry("release format")
+FORMATS: dict[str, Writer] = {
+    "ctranslate2": release_ctranslate2,
+    "pytorch": release_pytorch,
+    "safetensors": release_safetensors,
+}
 
 
 def release(
@@ -63,12 +67,18 @@ def release(
         UnsupportedError: The format cannot express the architecture.
         ConfigError: Unknown format, quantisation or value of `verify`.
     """
-    write = FORMATS.get(format)
+    if format not in FORMATS:
+        guess = nearest(format, FORMATS)
+        raise ConfigError(
+            f"'{format}' is not a known release format; known are: {', '.join(FORMATS)}.",
+            hint=f"did you mean '{guess}'?" if guess else None,
+        )
     if verify not in ("strict", "warn", "off"):
         raise ConfigError(f"verify must be strict, warn or off, but is '{verify}'.")
     checkpoint = Checkpoint.open(model)
-    _refuse_adapter(checkpoint)
-    return write(checkpoint, Path(output), quantization=quantization, verify=verify, text=text, force=force)
+    if checkpoint.has_adapter:
+        raise _unmerged(checkpoint)
+    return FORMATS[format](checkpoint, Path(output), quantization=quantization, verify=verify, text=text, force=force)
 
 
 def seal_release(directory: Path) -> list[str]:
@@ -86,23 +96,11 @@ def seal_release(directory: Path) -> list[str]:
     return changed
 
 
-def refuse_quantization(format: str, quantization: str | None) -> None:
-    """Refuse a quantisation for formats that keep the weights unchanged."""
-    if quantization is not None:
-        raise ConfigError(
-            f"quantization must be left out for the format {format}, which keeps the weights unchanged, "
-            f"but is {quantization}.",
-            hint="use --format ctranslate2 to quantise",
-        )
-
-
-def _refuse_adapter(checkpoint: Checkpoint) -> None:
-    if not checkpoint.has_adapter:
-        return
+def _unmerged(checkpoint: Checkpoint) -> CheckpointError:
     addition = checkpoint.config.addition
     base = addition.base if addition is not None and checkpoint.is_adapter else checkpoint.path
     merged = checkpoint.path.with_name(checkpoint.path.name + ".merged")
-    raise CheckpointError(
+    return CheckpointError(
         f"A release must hold a whole model in plain weights, but {checkpoint.path} is an unmerged "
         f"{checkpoint.config.noun}.",
         hint=(

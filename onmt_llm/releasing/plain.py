@@ -15,17 +15,16 @@ from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
 from onmt_llm.checkpoint.files.torch_pickle import load_torch
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.checksums import fast_digest
-from onmt_llm.errors import CheckpointError
+from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.output_checks import check_output_file, is_written_in_place
-from onmt_llm.releasing.formats import FORMATS, ReleaseReport, Verify, refuse_quantization
+from onmt_llm.releasing.verify import ReleaseReport, Verify
 
 
-@FORMATS.register("safetensors")
 def release_safetensors(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
     """Write a checkpoint directory without training state; verified by the content of its tensors."""
-    refuse_quantization("safetensors", quantization)
+    _refuse_quantization("safetensors", quantization)
     with CheckpointWriter(output, checkpoint.config, overwrite=force) as writer:
         for name, tensor in checkpoint.tensors():
             writer.add(name, tensor)
@@ -47,7 +46,6 @@ def release_safetensors(
     }
 
 
-@FORMATS.register("pytorch")
 def release_pytorch(
     checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
@@ -57,7 +55,7 @@ def release_pytorch(
     `files` (name -> the file's bytes as a uint8 tensor) and `xxh3`, a checksum of all (`find_pytorch_damage`). The
     whole model is in memory during writing.
     """
-    refuse_quantization("pytorch", quantization)
+    _refuse_quantization("pytorch", quantization)
     check_output_file(output, overwrite=force)
     tensors = dict(checkpoint.tensors())
     content: dict[str, Any] = {
@@ -72,6 +70,16 @@ def release_pytorch(
         unread = verify == "off" or is_written_in_place(output)  # what was written to a pipe cannot be read back
         verdict = "not verified" if unread else _verify_pytorch(temporary, tensors)
     return {"format": "pytorch", "source": str(checkpoint.path), "tensors": len(tensors), "verdict": verdict}
+
+
+def _refuse_quantization(format: str, quantization: str | None) -> None:
+    """Refuse a quantisation for formats that keep the weights unchanged."""
+    if quantization is not None:
+        raise ConfigError(
+            f"quantization must be left out for the format {format}, which keeps the weights unchanged, "
+            f"but is {quantization}.",
+            hint="use --format ctranslate2 to quantise",
+        )
 
 
 def find_pytorch_damage(path: Path) -> list[str]:

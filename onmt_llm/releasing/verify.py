@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.generate.ct2.generator import Ct2Generator
-from onmt_llm.generate.ct2.model import REPORT_FILE, stored_compute_type
+from onmt_llm.generate.ct2.model import stored_compute_type
 from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
-from onmt_llm.releasing.formats import ReleaseReport, Verify
 from onmt_llm.releasing.verify_translations import BOUNDS as TRANSLATION_BOUNDS
 from onmt_llm.releasing.verify_translations import compare_translations, translate
 from onmt_llm.text.codec import Codec
+
+Verify = Literal["strict", "warn", "off"]
+ReleaseReport = dict[str, Any]
 
 WINDOW = 256
 """Tokens per window; the windows are independent."""
@@ -82,39 +81,26 @@ class Comparison:
         }
 
 
-def verify_release(
-    model: Path, directory: Path, *, quantization: str, verify: Verify, text: str | None
-) -> ReleaseReport:
-    """Compare a finished release with its checkpoint, and write `release_report.json` into it.
+def verify_release(model: Path, directory: Path, quantization: str, *, strict: bool, text: str | None) -> ReleaseReport:
+    """Compare a finished release with its checkpoint.
 
     Args:
         model: The checkpoint.
         directory: The release, not published yet.
         quantization: Its quantisation, which determines the bounds.
-        verify: "strict", "warn" or "off".
+        strict: Fail if a figure exceeds its bound, instead of only warning.
         text: Text to compare on; None = the package's verification_text.txt.
 
     Returns:
-        The report.
+        Figures, bounds and verdict for the report.
 
     Raises:
-        CheckpointError: `verify` is "strict" and a figure exceeds its bound.
+        CheckpointError: `strict`, and a figure exceeds its bound.
         DataError: The text is too short.
     """
-    report: ReleaseReport = {
-        "format": "ctranslate2",
-        "source": str(model),
-        "quantization": quantization,
-        "versions": _versions(),
-    }
-    failures: list[str] = []
-    if verify == "off":
-        report["verdict"] = "not verified"
-    else:
-        report |= _measure(model, directory, quantization, text)
-        failures = exceeded_bounds(report["figures"], report["bounds"])
-        report["verdict"] = "fail" if failures else "pass"
-    if failures and verify == "strict":
+    measured = _measure(model, directory, quantization, text)
+    failures = exceeded_bounds(measured["figures"], measured["bounds"])
+    if failures and strict:
         raise CheckpointError(
             f"The {quantization} release must predict what its model predicts, but {'; '.join(failures)}. "
             "Nothing was published.",
@@ -122,8 +108,7 @@ def verify_release(
         )
     if failures:
         logger.warning("The release exceeds its bounds: %s.", "; ".join(failures))
-    (directory / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return report
+    return {**measured, "verdict": "fail" if failures else "pass"}
 
 
 def bundled_text() -> str:
@@ -237,8 +222,3 @@ def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
 def _largest(values: np.ndarray) -> float:
     """Maximum; NaN counts as infinity."""
     return float(values.max()) if np.isfinite(values).all() else math.inf
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("ctranslate2", "torch", "numpy")}
-    return {"python": platform.python_version(), **packages}
