@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from onmt_llm.data.readers import read_lines
 from onmt_llm.errors import DataError
-from onmt_llm.generate.answer import AnswerText
+from onmt_llm.text.decoding import AnswerText
 
 if TYPE_CHECKING:
     from onmt_llm.generate.engine import Hypothesis

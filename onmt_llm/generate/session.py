@@ -12,7 +12,6 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta, Engine
 from onmt_llm.log import log_once
-from onmt_llm.text.templates.builtin import get_template
 from onmt_llm.text.templates.message import Message
 
 if TYPE_CHECKING:
@@ -99,6 +98,7 @@ class ChatSession:
 
     Raises:
         ConfigError: There is no room for a prompt, or no such template.
+        CheckpointError: The model does not know the template's control tokens.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class ChatSession:
         if self._template is None and engine.codec.template is None:
             log_once("The checkpoint names no chat template: alpaca is used.")
             self._template = "alpaca"
-        stops = [] if self._template is None else _stops(self._template, engine)
+        stops = () if self._template is None else engine.codec.chat_template(self._template).stop
         self._engine = engine
         self._options = options.model_copy(update={"beam_size": 1, "n_best": 1, "stop": [*options.stop, *stops]})
         self.max_context_length = max_context_length
@@ -174,10 +174,6 @@ class ChatSession:
         finally:
             if self.messages is conversation:
                 self.messages = [*conversation, Message("assistant", "".join(pieces))]
-
-
-def _stops(template: str, engine: Engine) -> tuple[str, ...]:
-    return get_template(template, specials=engine.codec.config.specials).stop
 
 
 def _questions(messages: Sequence[Message]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, SpecialTokens, read_config
 from onmt_llm.config.task import Task
 from onmt_llm.errors import CheckpointError, ConfigError
-from onmt_llm.text.decoding import StreamDecoder
+from onmt_llm.text.decoding import StreamDecoder, WithoutControlTokens
 from onmt_llm.text.features import parse_defaults, split_text, spread
 from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
@@ -88,6 +88,7 @@ class Codec:
         ends = [token for token in (specials.eos,) if token is not None and token in vocab]
         self.stop_tokens = _unique([*ends, *config.stop_tokens, *(template.stop_tokens if template else ())])
         self._directory = directory
+        self._other_templates: dict[str, tuple[Template, Tokenizer]] = {}
         self._bos = specials.bos if specials.add_bos and config.model.is_decoder_only else None
         _check_known(self.stop_tokens, vocab, "stop_tokens")
         if template:
@@ -214,11 +215,22 @@ class Codec:
             )
         return self._encode_segments(layout.render(messages, generation_prompt=True), tokenizer, bos=True)
 
+    def chat_template(self, name: str) -> Template:
+        """A template, built-in or from a file, to use instead of the checkpoint's; it is opened once.
+
+        Raises:
+            ConfigError: There is no such template.
+            CheckpointError: The vocabulary lacks one of its control tokens.
+        """
+        return self._other_template(name)[0]
+
     def _other_template(self, name: str) -> tuple[Template, Tokenizer]:
-        config = self.config.model_copy(update={"template": name})
-        layout = model_template(config, self.tokenizer, self.vocab, self._directory or Path())
-        self._check_template(layout, name)
-        return layout, ControlGuard(self.tokenizer, layout.control_tokens)
+        if name not in self._other_templates:
+            config = self.config.model_copy(update={"template": name})
+            layout = model_template(config, self.tokenizer, self.vocab, self._directory or Path())
+            self._check_template(layout, name)
+            self._other_templates[name] = layout, ControlGuard(self.tokenizer, layout.control_tokens)
+        return self._other_templates[name]
 
     def _check_template(self, template: Template, name: str | None) -> None:
         own = template.control_tokens.difference(self.config.specials.model_dump().values())
@@ -231,7 +243,7 @@ class Codec:
 
     def stream_decoder(self) -> StreamDecoder:
         """A streaming decoder for one answer; like `decode`, it leaves out control tokens."""
-        return _TextOnly(self.tokenizer.stream_decoder(), self.tokenizer.control_tokens)
+        return WithoutControlTokens(self.tokenizer.stream_decoder(), self.tokenizer.control_tokens)
 
     def files(self) -> list[Path]:
         """Vocabulary, tokeniser and template files: what a copy of the model needs besides weights and config.yaml."""
@@ -252,18 +264,6 @@ class Codec:
             shutil.copyfile(file, target / name)
         if self._directory is not None and not (target / CONFIG_FILE).exists():
             shutil.copyfile(self._directory / CONFIG_FILE, target / CONFIG_FILE)
-
-
-class _TextOnly:
-    def __init__(self, decoder: StreamDecoder, control_tokens: frozenset[str]) -> None:
-        self._decoder = decoder
-        self._control_tokens = control_tokens
-
-    def push(self, token: str) -> str:
-        return "" if token in self._control_tokens else self._decoder.push(token)
-
-    def flush(self) -> str:
-        return self._decoder.flush()
 
 
 def _open_vocab(directory: Path, config: CheckpointConfig, tokenizer: Tokenizer) -> Vocab:

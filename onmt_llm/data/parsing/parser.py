@@ -28,8 +28,7 @@ from onmt_llm.text.features import parse_defaults, split_text
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.builtin import AlpacaTemplate, get_template
-from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
-from onmt_llm.text.templates.message import Message, Template
+from onmt_llm.text.templates.message import Message, Template, mark_rounds, with_rounds_of
 
 DEFAULT_TEMPLATE = "alpaca"
 EMPTY = "empty"

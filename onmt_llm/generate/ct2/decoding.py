@@ -8,7 +8,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.ct2.model import Ct2Model, ct2_errors
 from onmt_llm.generate.engine import (
     Delta,
@@ -23,6 +22,7 @@ from onmt_llm.generate.engine import (
     requested_features,
 )
 from onmt_llm.generate.lengths import length_penalty
+from onmt_llm.text.decoding import AnswerText
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec

@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from onmt_llm.generate.search.greedy import Constraints, DecodingRow
-from onmt_llm.generate.search.penalties import real_tokens
-from onmt_llm.generate.search.sampling import top_k
+from onmt_llm.generate.search.sampling import Constraints, DecodingRow, top_k
 from onmt_llm.generate.search.state import Decoding
 
 
@@ -31,7 +29,7 @@ class BeamSettings:
         size: Hypotheses kept alive for each prompt.
         n_best: Hypotheses to return for each prompt.
         length_penalty: See `lengths.length_penalty`.
-        coverage_penalty: See `penalties.coverage_penalty`; None = none.
+        coverage_penalty: See `coverage_penalty`; None = none.
         stepwise: Apply the coverage penalty at every step, not only when a hypothesis ends.
         ratio: When a search ends. 0: there are `n_best` hypotheses, and a step's best continuation has ended. Above 0:
             there are `n_best`, and the best continuation's score divided by ratio * source length is no better than an
@@ -197,6 +195,36 @@ class _BeamSearch:
         if kept:
             self.decoding.reorder(rows_BK.flatten())
             self.decoding.step(self.tokens_RN[:, -1])
+
+
+def coverage_penalty(kind: str, beta: float) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Penalty of a score for source tokens with too little attention (`wu`) or too much (`summary`).
+
+    Args:
+        kind: "none", "wu" or "summary".
+        beta: Its weight.
+
+    Returns:
+        A function of the sums of attention (..., S) and the mask of real source tokens (..., S); None for "none".
+    """
+    if kind == "none" or beta == 0:
+        return None
+
+    def wu(coverage: Tensor, real: Tensor) -> Tensor:
+        # An attention of exactly 0 would be an infinite penalty, and NaN at the next step.
+        return -beta * coverage.clamp(min=torch.finfo(coverage.dtype).tiny, max=1.0).log().masked_fill(~real, 0.0).sum(
+            dim=-1
+        )
+
+    def summary(coverage: Tensor, real: Tensor) -> Tensor:
+        return beta * (coverage.clamp(min=1.0) - 1.0).masked_fill(~real, 0.0).sum(dim=-1)
+
+    return wu if kind == "wu" else summary
+
+
+def real_tokens(lengths: list[int], device: torch.device) -> Tensor:
+    """(B, S): True where a source has a token."""
+    return torch.arange(max(lengths), device=device)[None] < torch.tensor(lengths, device=device)[:, None]
 
 
 class _Coverage:

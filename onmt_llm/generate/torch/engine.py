@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.generate.answer import AnswerText
 from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.engine import (
     ALL_FEATURES,
@@ -30,14 +30,14 @@ from onmt_llm.generate.engine import (
     requested_features,
 )
 from onmt_llm.generate.lengths import length_penalty, max_answer_length
-from onmt_llm.generate.search import greedy as search
-from onmt_llm.generate.search.beam import BeamSettings, beam_search
-from onmt_llm.generate.search.penalties import coverage_penalty
+from onmt_llm.generate.search import sampling as search
+from onmt_llm.generate.search.beam import BeamSettings, beam_search, coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.torch.ensemble import Ensemble
 from onmt_llm.log import log_once
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.nn.device import available_memory, resolve_device
+from onmt_llm.text.decoding import AnswerText
 
 if TYPE_CHECKING:
     from onmt_llm.nn.transformer import Transformer
@@ -120,7 +120,7 @@ class TorchEngine:
         for batch in make_batches([len(prompt) for prompt in ids], batch_size=batch_size, batch_type=batch_type):
             self._check_memory(options, prompts=len(batch), length=max(len(ids[place]) for place in batch))
             sources = [ids[place] for place in batch]
-            decoding = self._start(sources, options)
+            decoding = self._ensemble.start(sources, attention=_coverage_penalty(options) is not None)
             constraints = self._constraints(options, sources, [forced[place] for place in batch] if forced else ())
             if _uses_beams(options):
                 found = self._search(decoding, constraints, options)
@@ -205,18 +205,17 @@ class TorchEngine:
                 hint="lower beam_size, n_best or batch_size",
             )
 
-    def _start(self, prompts: Sequence[PromptIds], options: GenerationConfig) -> Decoding:
-        attention = coverage_penalty(options.coverage_penalty, options.beta) is not None
-        return self._ensemble.start(prompts, attention=attention)
-
     def _constraints(
         self, options: GenerationConfig, prompts: Sequence[PromptIds], prefixes: Sequence[Sequence[int]] = ()
     ) -> search.Constraints:
         vocab, config = self._codec.vocab, self.model.config
-        ratio = 0.0 if config.is_decoder_only else options.max_length_ratio
+        limits = [options.max_length] * len(prompts)
+        if not config.is_decoder_only:
+            ratio = options.max_length_ratio
+            limits = [max_answer_length(options.max_length, ratio, len(prompt)) for prompt in prompts]
         return search.Constraints(
             end_ids=tuple(end_ids(self._codec, options)),
-            max_lengths=[max_answer_length(options.max_length, ratio, len(prompt)) for prompt in prompts],
+            max_lengths=limits,
             # An embedding may have more rows than tokens, which makes its size a multiple of a power of two.
             absent_ids=tuple(range(len(vocab), config.vocab_size)),
             banned_ids=(vocab.unk_id,) if options.ban_unk_token and vocab.unk_id is not None else (),
@@ -275,7 +274,7 @@ class TorchEngine:
             size=options.beam_size,
             n_best=options.n_best,
             length_penalty=length_penalty(options.length_penalty, options.alpha),
-            coverage_penalty=coverage_penalty(options.coverage_penalty, options.beta),
+            coverage_penalty=_coverage_penalty(options),
             stepwise=options.stepwise_penalty,
             ratio=options.ratio,
             at_stop=self._stop_detector(options),
@@ -309,7 +308,8 @@ class TorchEngine:
         rows = [search.DecodingRow(0, random=_random(_seed(options), 0, 0))]
         sources = [self._ensemble.prompt_ids(prompt)]
         self._check_lengths(sources)
-        yield from self._steps(self._start(sources, options), self._constraints(options, sources), rows, options)
+        decoding = self._ensemble.start(sources)
+        yield from self._steps(decoding, self._constraints(options, sources), rows, options)
 
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
@@ -372,6 +372,10 @@ class TorchEngine:
 def _uses_beams(options: GenerationConfig) -> bool:
     """Whether to use beam search: also for a coverage penalty with a beam of one."""
     return options.beam_size > 1 or (options.coverage_penalty != "none" and not options.samples)
+
+
+def _coverage_penalty(options: GenerationConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
+    return coverage_penalty(options.coverage_penalty, options.beta)
 
 
 def _seed(options: GenerationConfig) -> int:

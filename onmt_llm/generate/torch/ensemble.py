@@ -48,8 +48,8 @@ class Ensemble:
         ids = [vocab.ids(column) for vocab, column in zip(vocabs, columns, strict=True)]
         return list(zip(self._codec.src_vocab.ids(tokens), *ids, strict=True))
 
-    def start(self, prompts: Sequence[PromptIds], *, attention: bool) -> Decoding:
-        """Prefill: the state of a batch before its first new token."""
+    def start(self, prompts: Sequence[PromptIds], *, attention: bool = False) -> Decoding:
+        """Prefill: the state of a batch before its first new token; `attention` as in `Decoding`."""
         return Decoding(
             self._models,
             prompts,

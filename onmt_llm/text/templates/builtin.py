@@ -10,8 +10,7 @@ from onmt_llm.errors import DataError
 from onmt_llm.optional import require
 from onmt_llm.registry import Registry
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates.layout import merged, split_system, without_leading_bos
-from onmt_llm.text.templates.message import Message, Template
+from onmt_llm.text.templates.message import Message, Template, merged, split_system, without_leading_bos
 
 TEMPLATES: Registry[Callable[[SpecialTokens], Template]] = Registry("chat template")
 """The built-in templates: each takes a model's special tokens."""

@@ -1,4 +1,4 @@
-"""`Message` and `Template`: a turn of a conversation, and the interface of a chat template.
+"""`Message` and `Template`: a turn of a conversation, and the interface of a chat template; and what templates share.
 
 A template gives control tokens (`<|im_start|>`) as tokens and everything else as text, so text that a user wrote never
 becomes a control token. The loss covers the answers (or the turns that `Message.train` marks) and the token that ends
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
+from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.errors import DataError
 from onmt_llm.text.segment import Segment
 
 
@@ -64,3 +67,89 @@ class Template(Protocol):
             DataError: The layout does not allow a role, or the order of the roles.
         """
         ...
+
+
+def split_system(messages: Sequence[Message]) -> tuple[Message | None, Sequence[Message]]:
+    """The system message, if there is one, and the turns.
+
+    Raises:
+        DataError: A role is unknown, or a system message is not first.
+    """
+    has_system = bool(messages) and messages[0].role == "system"
+    turns = messages[1:] if has_system else messages
+    for number, turn in enumerate(turns, start=1 + has_system):
+        if turn.role not in ("user", "assistant"):
+            raise DataError(
+                f"Messages must be of user and assistant, after at most one of system, but number {number} is "
+                f"of '{turn.role}'."
+            )
+    return (messages[0] if has_system else None), turns
+
+
+def merged(segments: Sequence[Segment]) -> list[Segment]:
+    """Merge adjacent texts with the same `train_on`, so the tokeniser sees a heading and its question as one text."""
+    result: list[Segment] = []
+    for segment in segments:
+        last = result[-1] if result else None
+        if segment.text is None:
+            result.append(segment)
+        elif last is not None and last.text is not None and last.train_on == segment.train_on:
+            result[-1] = Segment(last.text + segment.text, train_on=last.train_on)
+        elif segment.text:
+            result.append(segment)
+    return result
+
+
+def mark_rounds(segments: Sequence[Segment]) -> None:
+    """Mark where rounds start: after an answer and the white space that follows it.
+
+    Args:
+        segments: A conversation in which exactly the answers are trained.
+    """
+    answered = False
+    for segment in segments:
+        if segment.train_on:
+            answered = True
+        elif answered and (segment.tokens or (segment.text or "").strip()):
+            segment.starts_round, answered = True, False
+
+
+def with_rounds_of(segments: Sequence[Segment], answers: Sequence[Segment]) -> list[Segment]:
+    """The segments, split and marked where rounds start.
+
+    Args:
+        segments: A conversation; any part of it may be trained.
+        answers: The same conversation, marked by `mark_rounds`.
+    """
+    places, place = [], 0
+    for segment in answers:
+        if segment.starts_round:
+            places.append(place)
+        place += _length(segment)
+    result, place = [], 0
+    for segment in segments:
+        start, end, text = place, place + _length(segment), segment.text
+        cuts = [at for at in places if start < at < end] if text is not None else []
+        if text is None or not cuts:
+            result.append(segment)
+        else:
+            bounds = [start, *cuts, end]
+            result += [
+                Segment(text[one - start : other - start], train_on=segment.train_on) for one, other in pairwise(bounds)
+            ]
+        place = end
+    place = 0
+    for segment in result:
+        segment.starts_round = place in places
+        place += _length(segment)
+    return result
+
+
+def _length(segment: Segment) -> int:
+    return len(segment.text) if segment.text is not None else sum(map(len, segment.tokens or ()))
+
+
+def without_leading_bos(segments: list[Segment], specials: SpecialTokens) -> list[Segment]:
+    """Remove a leading `bos` if the model adds one to every text anyway."""
+    doubled = specials.add_bos and bool(segments) and segments[0].tokens == [specials.bos]
+    return segments[1:] if doubled else segments

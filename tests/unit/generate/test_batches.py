@@ -32,3 +32,12 @@ def test_the_longest_come_first_in_their_order() -> None:
 
 def test_a_prompt_longer_than_a_batch_is_a_batch() -> None:
     assert make_batches([100, 2], batch_size=10, batch_type="tokens") == [[0], [1]]
+
+
+def test_batches_hold_similar_lengths_and_every_prompt_but_empty_ones() -> None:
+    lengths = [3, 0, 9, 4, 1, 9, 2]
+    assert make_batches(lengths, batch_size=2, batch_type="sents") == [[2, 5], [3, 0], [6, 4]]
+    assert make_batches(lengths, batch_size=12, batch_type="tokens") == [[2], [5], [3, 0, 6], [4]]
+    assert make_batches([50], batch_size=12, batch_type="tokens") == [[0]]
+    assert make_batches([2, 3, 2, 3], batch_size=9, batch_type="sents", same_length=True) == [[1, 3], [0, 2]]
+    assert make_batches([], batch_size=1, batch_type="sents") == []

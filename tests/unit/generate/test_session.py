@@ -6,23 +6,23 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta
 from onmt_llm.generate.session import ChatSession, fit_history
-from onmt_llm.text.templates.message import Message
+from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.templates.message import Message, Template
 
 
 class WordCodec:
     """A template of one token a message and one a word."""
 
-    class config:
-        specials = SpecialTokens()
-
     def __init__(self, template: str | None = "chatml") -> None:
         self.template = template
         self.asked_template: str | None = None
+
+    def chat_template(self, name: str) -> Template:
+        return get_template(name)
 
     def encode_chat(self, messages: Sequence[Message], *, template: str | None = None) -> list[str]:
         self.asked_template = template

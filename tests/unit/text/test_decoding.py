@@ -1,10 +1,11 @@
-"""From tokens to text: streaming equals decoding at once, whole characters only."""
+"""From tokens to text: streaming equals decoding at once, whole characters only, up to a stop string."""
 
 from __future__ import annotations
 
 import pytest
 
 from onmt_llm.text.decoding import (
+    AnswerText,
     ByteStreamDecoder,
     byte_alphabet,
     byte_level_bytes,
@@ -50,3 +51,42 @@ def test_leading_spaces_are_dropped_once(strip: str, expected: str) -> None:
     tokens = ["▁", "▁two", "▁words"]
     assert ByteStreamDecoder(sentencepiece_bytes, strip=strip).decode(tokens) == expected
     assert decode_all(ByteStreamDecoder(sentencepiece_bytes, strip=strip), tokens) == expected
+
+
+def answer(*stops: str) -> AnswerText:
+    return AnswerText(ByteStreamDecoder(sentencepiece_bytes), stops)
+
+
+@pytest.mark.parametrize("tokens", [["a##", "#x"], ["a", "#", "#", "#", "x"], ["a", "###x"]])
+def test_a_stop_string_is_found_wherever_tokens_cut_it(tokens: list[str]) -> None:
+    text = answer("###")
+    pieces = [text.push(token) for token in tokens] + [text.finish()]
+    assert text.stopped
+    assert "".join(pieces) == text.text == "a"
+    assert text.token_count == (1 if tokens[0] == "a" else 0)
+
+
+def test_text_that_only_looks_like_a_stop_string_is_given_out_later() -> None:
+    text = answer("###")
+    assert [text.push(token) for token in ("a#", "#", "b")] == ["a", "", "##b"]
+    assert [text.push("##"), text.finish()] == ["", "##"]
+    assert not text.stopped
+    assert text.token_count == 4
+
+
+def test_the_earliest_of_several_stop_strings_counts() -> None:
+    text = answer("world", "o w")
+    text.push("hello▁world")
+    assert text.text == "hell"
+
+
+def test_a_stop_string_in_the_last_bytes_counts() -> None:
+    text = answer("é")
+    assert text.push("x<0xC3>"[:1]) == "x"
+    assert [text.push("<0xC3>"), text.push("<0xA9>"), text.finish()] == ["", "", ""]
+    assert (text.text, text.token_count) == ("x", 1)
+
+
+def test_characters_in_several_tokens_come_out_whole() -> None:
+    text = answer()
+    assert [text.push(piece) for piece in ("<0xE2>", "<0x82>", "<0xAC>", "5")] == ["", "", "€", "5"]

@@ -18,8 +18,7 @@ from onmt_llm.errors import DataError
 from onmt_llm.log import log_once
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.jinja.sandbox import brief, compile_template
-from onmt_llm.text.templates.layout import merged, without_leading_bos
-from onmt_llm.text.templates.message import Message
+from onmt_llm.text.templates.message import Message, merged, without_leading_bos
 
 _MARK = "\ufdd0"
 _MARKS = re.compile(f"{_MARK}({_MARK}?)")

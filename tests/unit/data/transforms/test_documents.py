@@ -18,8 +18,7 @@ from onmt_llm.data.transforms.windows import rounds
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
-from onmt_llm.text.templates.layout import mark_rounds, with_rounds_of
-from onmt_llm.text.templates.message import Message
+from onmt_llm.text.templates.message import Message, mark_rounds, with_rounds_of
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from tiny_codecs import make_context

@@ -11,7 +11,7 @@ import torch
 import tiny
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.lengths import length_penalty
-from onmt_llm.generate.search import greedy as search
+from onmt_llm.generate.search import sampling as search
 from onmt_llm.generate.search.beam import BeamSettings, beam_search
 from onmt_llm.generate.search.sampling import top_k
 from onmt_llm.generate.search.state import Decoding

@@ -7,8 +7,14 @@ import pytest
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates.layout import mark_rounds, merged, split_system, with_rounds_of, without_leading_bos
-from onmt_llm.text.templates.message import Message
+from onmt_llm.text.templates.message import (
+    Message,
+    mark_rounds,
+    merged,
+    split_system,
+    with_rounds_of,
+    without_leading_bos,
+)
 
 
 def messages(*roles: str) -> list[Message]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from onmt_llm.generate.search.penalties import coverage_penalty, real_tokens
+from onmt_llm.generate.search.beam import coverage_penalty, real_tokens
 
 COVERAGE = torch.tensor([[0.5, 1.0, 2.5, 9.0], [0.25, 0.0, 9.0, 9.0]])
 REAL = real_tokens([3, 1], torch.device("cpu"))
