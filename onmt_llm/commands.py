@@ -150,9 +150,12 @@ COMMANDS = {
     "onmt_llm_chat": Command(
         "chat",
         "Chat with a model in the browser.",
-        "-inference_config_file FILE [-OPTION VALUE ...]",
+        "-model MODEL [-OPTION VALUE ...]",
         (),
-        (("-inference_config_file translate_opts_py.yaml -inference_mode py", "answer with PyTorch"),),
+        (
+            ("-model release", "chat with a checkpoint or a release"),
+            ("-inference_config_file translate.yaml -server_port 5000", "with the model and options of a YAML file"),
+        ),
     ),
 }
 

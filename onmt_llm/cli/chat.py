@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inference import load_inference_config, open_configured_engine
+from onmt_llm.cli.inference import load_inference_config, model_mode, open_configured_engine
 from onmt_llm.cli.outputs import Paths
 from onmt_llm.cli.run import run_job
 from onmt_llm.config.chat import ChatConfig
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _chat(loaded: Loaded[Any]) -> int:
     config: ChatConfig = loaded.job
-    inference = load_inference_config(config.answering.inference_config_file, config.answering.inference_mode)
+    inference = load_inference_config(config.answering)
     # find out that the page cannot be served before spending minutes on loading a model
     from onmt_llm.chat.app import build_app, check_server, launch
     from onmt_llm.generate.session import ChatSession
@@ -32,16 +32,16 @@ def _chat(loaded: Loaded[Any]) -> int:
         max_context_length=server.max_context_length,
         template=inference.job.inference.template,
     )
-    app = build_app(session, **_headings(inference.job.inference.model[0], config))
+    app = build_app(session, **_headings(inference.job.inference.model[0], server.max_context_length))
     launch(app, server_name=server.server_name, server_port=server.server_port)
     return 0
 
 
-def _headings(model: str, config: ChatConfig) -> dict[str, str]:
-    engine = {"py": "PyTorch", "ct2": "CTranslate2"}[config.answering.inference_mode]
+def _headings(model: str, context: int) -> dict[str, str]:
+    engine = {"py": "PyTorch", "ct2": "CTranslate2"}[model_mode(model)]
     return {
         "title": f"Chat with {Path(model).name}",
-        "subtitle": f"Runs on {engine}, with a context of at most {config.server.max_context_length:,} tokens.",
+        "subtitle": f"Runs on {engine}, with a context of at most {context:,} tokens.",
     }
 
 

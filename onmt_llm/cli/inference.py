@@ -9,7 +9,7 @@ from onmt_llm.checkpoint.damage import damage_ignored
 from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.run import log_notes
-from onmt_llm.config.chat import Mode
+from onmt_llm.config.chat import ChatModelConfig, Mode
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import EngineConfig
 from onmt_llm.errors import ConfigError
@@ -19,25 +19,28 @@ if TYPE_CHECKING:
     from onmt_llm.generate.engine import Engine
 
 
-def load_inference_config(path: str | None, mode: Mode) -> Loaded[Any]:
-    """Read a translate YAML (`translate_opts_py.yaml`, `translate_opts_ct2.yaml`) and check its model against `mode`.
+def load_inference_config(options: ChatModelConfig) -> Loaded[Any]:
+    """Read a translate YAML (`translate_opts_py.yaml`, `translate_opts_ct2.yaml`), or the defaults, and check the model.
 
     Raises:
         ConfigError: The file is missing or wrong, names no model, or names a model of the other kind.
         CheckpointError: The model is an incomplete release.
     """
-    if not path:
+    path, mode = options.inference_config_file, options.inference_mode
+    if not path and not options.model:
         raise ConfigError(
-            "'inference_config_file' must be given, but is not.", hint="-inference_config_file translate_opts_py.yaml"
+            "'model' or 'inference_config_file' must be given, but neither is.",
+            hint="-model MODEL, or -inference_config_file translate_opts_py.yaml",
         )
-    loaded = load_job("onmt_llm_translate", ["-config", path], prog="inference_config_file", checks=inference_problems)
+    argv = (["-config", path] if path else []) + (["-model", options.model] if options.model else [])
+    loaded = load_job("onmt_llm_translate", argv, prog="inference_config_file", checks=inference_problems)
     log_notes(loaded)
     models = loaded.job.inference.model
     if not models:
         raise ConfigError(f"'model' must name a checkpoint or a release, but {path} does not set it.")
     model = models[0]
-    found: Mode = "ct2" if find_release(model) else "py"
-    if found != mode:
+    found = model_mode(model)
+    if mode is not None and found != mode:
         kinds = {"py": "a checkpoint", "ct2": "a CTranslate2 release"}
         raise ConfigError(
             f"With inference_mode {mode} the model must be {kinds[mode]}, "
@@ -45,6 +48,11 @@ def load_inference_config(path: str | None, mode: Mode) -> Loaded[Any]:
             hint=f"-inference_mode {found}, or another model",
         )
     return loaded
+
+
+def model_mode(model: str) -> Mode:
+    """`ct2` for a CTranslate2 release, `py` for anything else."""
+    return "ct2" if find_release(model) else "py"
 
 
 def open_configured_engine(loaded: Loaded[Any]) -> Engine:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import write_text
-from onmt_llm.cli.inference import load_inference_config, open_configured_engine
+from onmt_llm.cli.inference import load_inference_config, model_mode, open_configured_engine
 from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
 from onmt_llm.cli.run import required, run_job
 from onmt_llm.config.chat import Mode, SimpleInferenceConfig
@@ -35,9 +35,9 @@ def _simple_inference(loaded: Loaded[Any]) -> int:
     config: SimpleInferenceConfig = loaded.job
     source = required(loaded, "files", "input_file", USAGE)
     directory = required(loaded, "files", "output_directory", USAGE)
-    mode = config.answering.inference_mode
-    inference = load_inference_config(config.answering.inference_config_file, mode)
-    target = output_file(directory, inference.job.inference.model[0], mode)
+    inference = load_inference_config(config.answering)
+    model = inference.job.inference.model[0]
+    target = output_file(directory, model, model_mode(model))
     inputs = [("'input_file'", source, ("input_file",)), *model_files(inference, "inference", ("model",))]
     check_outputs(loaded, Paths(inputs, [Output("output_directory", str(target))]))
     lines = list(read_lines(source))

@@ -12,12 +12,14 @@ Mode = Literal["py", "ct2"]
 
 
 class ChatModelConfig(Section):
-    """The model that answers, with OpenNMT-py's option names."""
+    """The model that answers."""
 
+    model: str | None = None
+    """The checkpoint or CTranslate2 release, instead of the model that `inference_config_file` names."""
     inference_config_file: str | None = None
     """YAML file for `onmt_llm_translate`: model, template and decoding options."""
-    inference_mode: Mode = "py"
-    """Type of the model: `py` = a checkpoint, `ct2` = a CTranslate2 release."""
+    inference_mode: Mode | None = None
+    """What the model must be: `py` = a checkpoint, `ct2` = a CTranslate2 release; by default it may be either."""
 
 
 class ServerConfig(Section):
