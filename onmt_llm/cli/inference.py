@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def load_inference_config(options: ChatModelConfig) -> Loaded[Any]:
-    """Read a translate YAML (`translate_opts_py.yaml`, `translate_opts_ct2.yaml`), or the defaults, and check the model.
+    """Read a translate YAML (`translate_opts_py.yaml`, `translate_opts_ct2.yaml`) or take defaults; check the model.
 
     Raises:
         ConfigError: The file is missing or wrong, names no model, or names a model of the other kind.
