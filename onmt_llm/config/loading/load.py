@@ -12,18 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
-
 from onmt_llm.config.compat.opennmt_defaults import differing_defaults
 from onmt_llm.config.compat.translate import effective_names, is_for_opennmt, translate
 from onmt_llm.config.compat.values import Translation
-from onmt_llm.config.data import DataConfig
 from onmt_llm.config.loading import flags
-from onmt_llm.config.loading.corpus_options import corpus_problems, gather_options
 from onmt_llm.config.loading.flags import CommandLine
-from onmt_llm.config.loading.messages import coerce, contains_nul, explain
-from onmt_llm.config.loading.partial import validate_partially
 from onmt_llm.config.loading.user_input import UserInput
+from onmt_llm.config.loading.validation import build_job
 from onmt_llm.config.section import Option, Section, options_of, section_docs
 from onmt_llm.errors import Problem, raise_problems
 from onmt_llm.registry import nearest
@@ -128,7 +123,7 @@ def load(
     translation = _translate(user, table)
     user.problems += parsed.problems
     _check_names(translation, table, siblings, user, plugin_missing=plugin_missing)
-    job_object, options = _build(job, extra or {}, table, translation, user)
+    job_object, options = build_job(job, extra or {}, table, translation, user)
     origins = _origins(translation, user)
     loaded = Loaded(
         job_object,
@@ -204,76 +199,6 @@ def _check_names(
     for command, keys in unused.items():
         names = ", ".join(f"'{key}'" for key in dict.fromkeys(keys))
         user.notes.append(f"Not used here, but by {command}: {names}.")
-
-
-def _build(
-    job: type[JobT],
-    extra: Mapping[str, type[Section]],
-    table: Mapping[str, Option],
-    translation: Translation,
-    user: UserInput,
-) -> tuple[JobT, dict[str, Section]]:
-    """Validate section by section, so that mistakes in one section do not hide those in another.
-
-    If there are mistakes, the job contains the valid part.
-    """
-    grouped: dict[str, dict[str, Any]] = {}
-    for name, value in translation.values.items():
-        option = table[name]
-        if contains_nul(value):
-            key = translation.sources.get(name, name)
-            user.report(f"'{key}' must not contain the character NUL.", user.place(key))
-            user.invalid.add(name)
-            continue
-        value = gather_options(value, table) if name == "data" else value
-        grouped.setdefault(option.section, {})[name] = coerce(value, option)
-    kinds: dict[str, Any] = {name: info.annotation for name, info in job.model_fields.items()} | dict(extra)
-    built: dict[str, Section] = {}
-    for name, kind in kinds.items():
-        if name not in grouped and name not in extra:
-            continue
-        try:
-            built[name] = kind.model_validate(grouped.get(name, {}))
-        except ValidationError as error:
-            _explain(error, table, translation, user)
-            built[name] = validate_partially(kind, grouped.get(name, {}))
-    for place, sentence in corpus_problems(grouped, extra, table):
-        user.report(sentence, user.place_in_corpus(*place))
-    options = {name: built.pop(name) for name in extra}
-    if kinds.get("corpora") is DataConfig:
-        corpora = built.get("corpora", DataConfig())
-        built["corpora"] = corpora.model_copy(update={"transform_options": options})
-    try:
-        return job.model_validate(built), options
-    except ValidationError as error:
-        _explain(error, table, translation, user)
-        sections: Any = built
-        partial: Any = job.model_construct(**sections)
-        return partial, options
-
-
-def _explain(error: ValidationError, table: Mapping[str, Option], translation: Translation, user: UserInput) -> None:
-    """Report pydantic's errors in sentences with their places."""
-    for finding in error.errors():
-        path = tuple(str(part) for part in finding["loc"] if not isinstance(part, int))
-        if not path or path[0] not in table:
-            for sentence in str(finding.get("ctx", {}).get("error", finding["msg"])).split("\n"):
-                mentioned = _mentioned(sentence, translation.values)
-                if not user.invalid.intersection(mentioned):
-                    name = next(iter(mentioned), "")
-                    user.report(f"{sentence}.", user.place(translation.sources.get(name, name)))
-            continue
-        user.invalid.add(path[0])
-        key = translation.sources.get(path[0], path[0])
-        of_transforms = [option.name for option in table.values() if option.extra] if path[0] == "data" else []
-        sentence = explain(finding, ".".join((key, *path[1:])), table[path[0]], path, of_transforms)
-        user.report(sentence, user.place(key, *path[1:]))
-
-
-def _mentioned(sentence: str, names: Iterable[str]) -> list[str]:
-    """The options that a sentence mentions, out of those that were set."""
-    known = set(names)
-    return [word for word in sentence.replace(",", " ").split() if word in known]
 
 
 def _origins(translation: Translation, user: UserInput) -> dict[str, str]:

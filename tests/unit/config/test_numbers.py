@@ -17,7 +17,7 @@ import onmt_llm.data.transforms
 from onmt_llm.cli.jobs import JOBS, load_job
 from onmt_llm.cli.run import run
 from onmt_llm.config.checkpoint import CheckpointConfig
-from onmt_llm.config.loading.messages import number_hint
+from onmt_llm.config.loading.validation import number_hint
 from onmt_llm.config.section import Section, options_of, types_in
 from onmt_llm.errors import ConfigError
 
