@@ -8,9 +8,8 @@ from typing import Any
 
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.model import ModelConfig, Task
 from onmt_llm.config.section import Section
-from onmt_llm.config.task import Task
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms.transform import TransformContext
 from onmt_llm.text.codec import Codec

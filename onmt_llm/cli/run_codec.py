@@ -5,7 +5,7 @@ from __future__ import annotations
 from onmt_llm.checkpoint.files.manifest import open_directory
 from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.config.data_tool import DataToolConfig
-from onmt_llm.config.overrides import check_task
+from onmt_llm.config.model import check_task
 from onmt_llm.data.run_codec import checkpoint_codec, new_codec, updated_codec
 from onmt_llm.text.codec import Codec
 from onmt_llm.training.checkpointing.train_from import resolve_train_from

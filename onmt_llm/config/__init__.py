@@ -6,7 +6,6 @@ reference and the JSON schemas are generated from it. Option names are unique wi
 flat, as for OpenNMT-py. `loading` reads files and flags, `compat` translates names of other toolkits.
 
 Sections that several jobs share: `data`, `generate`, `integrity`; those of training are in `train` and `learning`.
-`model` is the architecture and `checkpoint` the `config.yaml` of a checkpoint; `task` and `overrides` derive the
-architecture from the user's options and the checkpoint. Functions outside take values or single sections, not whole
-jobs.
+`model` is the architecture and `checkpoint` the `config.yaml` of a checkpoint; `task` completes the architecture of a
+new model. Functions outside take values or single sections, not whole jobs.
 """

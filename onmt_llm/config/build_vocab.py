@@ -7,9 +7,10 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from onmt_llm.config.data import DataConfig, VocabularyConfig
+from onmt_llm.config.model import Task
 from onmt_llm.config.numbers import LayerCount, Seed, Workers
 from onmt_llm.config.section import Section
-from onmt_llm.config.task import Task, TaskDecision, decide_task
+from onmt_llm.config.task import TaskDecision, decide_task
 from onmt_llm.config.train import AUTO
 
 

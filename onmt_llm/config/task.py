@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.model import ModelConfig
-
-Task = Literal["lm", "seq2seq"]
-"""`lm`: decoder-only; `seq2seq`: encoder-decoder."""
+from onmt_llm.config.model import ModelConfig, Task
 
 
 @dataclass(frozen=True)

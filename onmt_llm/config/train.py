@@ -25,10 +25,10 @@ from onmt_llm.config.learning import (
     RegularizationConfig,
     ValidationConfig,
 )
-from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.model import ModelConfig, Task
 from onmt_llm.config.numbers import INT32, Count, CountOrAll, CountOrZero, Positive, Seed, WorkersOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.config.task import Task, TaskDecision, decide_task, with_defaults
+from onmt_llm.config.task import TaskDecision, decide_task, with_defaults
 from onmt_llm.output_checks import name_problem
 
 AUTO = "auto"

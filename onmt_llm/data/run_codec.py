@@ -15,8 +15,7 @@ from typing import Any
 
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens, TokenizerSpec, is_own_file
 from onmt_llm.config.data import CorpusConfig, VocabularyConfig
-from onmt_llm.config.model import FeatureConfig, ModelConfig
-from onmt_llm.config.task import Task
+from onmt_llm.config.model import FeatureConfig, ModelConfig, Task
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.transforms.build import added_tokens
 from onmt_llm.data.transforms.tokenize import tokenizer_specs

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, SpecialTokens, read_config
-from onmt_llm.config.task import Task
+from onmt_llm.config.model import Task
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.text.decoding import StreamDecoder, WithoutControlTokens
 from onmt_llm.text.features import parse_defaults, split_text, spread

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.config.task import Task
+from onmt_llm.config.model import Task
 from onmt_llm.data.example import Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import parse_pharaoh

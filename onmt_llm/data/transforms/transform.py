@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.model import Task
 from onmt_llm.config.section import Section
-from onmt_llm.config.task import Task
 from onmt_llm.data.example import Example
 from onmt_llm.registry import Registry
 from onmt_llm.text.codec import Codec

@@ -11,7 +11,7 @@ from pathlib import Path
 from onmt_llm.atomic import atomic_file, write_text
 from onmt_llm.config.build_vocab import VocabConfig
 from onmt_llm.config.data import VocabularyConfig
-from onmt_llm.config.task import Task
+from onmt_llm.config.model import Task
 from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.run_codec import counting_codec
 from onmt_llm.data.spec import PipelineSpec, split_corpora

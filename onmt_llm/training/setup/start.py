@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from onmt_llm.checkpoint.load import expected_shapes, open_base
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
-from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.overrides import TASK_NOUNS, apply_overrides, check_task, differences, with_values
+from onmt_llm.config.model import TASK_NOUNS, ModelConfig, apply_overrides, check_task, differences, with_values
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.run_codec import RunCodec, checkpoint_codec, new_codec, updated_codec
 from onmt_llm.errors import ConfigError, Problem, raise_problems

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.overrides import apply_overrides, check_task, conflicts, differences, with_values
+from onmt_llm.config.model import ModelConfig, apply_overrides, check_task, conflicts, differences, with_values
 from onmt_llm.errors import ConfigError
 
 PATH = Path("run/m")
