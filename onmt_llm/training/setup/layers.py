@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.compat.names import layer_name
 from onmt_llm.config.learning import LoraConfig, QuantizationConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import new_blocks
-from onmt_llm.training.setup.start import Start
 
 T = TypeVar("T")
 
@@ -49,14 +50,26 @@ class LayerPlan:
         return [] if self.expansion is None else new_blocks(self.expansion.blocks, self.expansion.type)
 
 
-def resolve_layers(config: TrainConfig, start: Start) -> LayerPlan:
+def resolve_layers(
+    config: TrainConfig, *, gated: bool, adapter: Checkpoint | None, expansion: ExpansionSpec | None
+) -> LayerPlan:
     """The layers that the options, or the adapter in `train_from`, ask for.
+
+    Args:
+        config: All options.
+        gated: The model's feed-forward layers are gated.
+        adapter: The adapter, or the twins, that training continues; None = none.
+        expansion: The blocks that are expanded; None = none.
 
     Raises:
         ConfigError: Quantised layers without adapters or twins, or adapter options that differ from the stored adapter.
     """
-    gated = start.model.ffn_gated
-    spec, expansion = _adapter(config.lora, start, gated), start.expansion
+    wanted = _wanted_adapter(config.lora, gated)
+    stored = None if adapter is None else adapter.config.adapter
+    if adapter is None or stored is None:
+        spec = wanted if wanted.layers or wanted.embedding else None
+    else:
+        spec = _continued_adapter(config.lora, wanted, stored, adapter.path)
     if spec is not None and expansion is not None:
         raise ConfigError(
             "lora_layers and lora_embedding must be left out where expanded blocks are trained.",
@@ -76,7 +89,7 @@ def resolve_layers(config: TrainConfig, start: Start) -> LayerPlan:
             if expansion is None
             else "name the blocks to expand with expand_stacks and expand_blocks",
         )
-    quantised, quant_type = _quantised(config.quantization, start.adapter_spec or expansion, gated)
+    quantised, quant_type = _quantised(config.quantization, stored or expansion, gated)
     if quantised and LayerPlan(spec, expansion).beside_base is None:
         raise ConfigError(
             f"quant_layers must go with LoRA or expand_type: concat, since quantised weights are neither trained nor "
@@ -96,6 +109,29 @@ def resolve_layers(config: TrainConfig, start: Start) -> LayerPlan:
     )
 
 
+def _wanted_adapter(lora: LoraConfig, gated: bool) -> AdapterSpec:
+    """The adapter of the options, without its base."""
+
+    def names(pattern: Mapping[str, T]) -> dict[str, T]:
+        return {layer_name(name, gated=gated): value for name, value in pattern.items()}
+
+    return AdapterSpec(
+        rank=lora.lora_rank,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout,
+        layers=[layer_name(name, gated=gated) for name in lora.lora_layers],
+        embedding=lora.lora_embedding,
+        rslora=lora.use_rslora,
+        dora=lora.use_dora,
+        rank_pattern=names(lora.lora_rank_pattern),
+        alpha_pattern=names(lora.lora_alpha_pattern),
+        init=lora.lora_init,
+        init_iter=lora.lora_init_iter,
+        base="",
+        base_fingerprint="",
+    )
+
+
 _ADAPTER_OPTIONS = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -111,37 +147,20 @@ _ADAPTER_OPTIONS = {
 """Settings of a stored adapter that cannot change when training continues, each with its option."""
 
 
-def _adapter(lora: LoraConfig, start: Start, gated: bool) -> AdapterSpec | None:
-    def names(pattern: Mapping[str, T]) -> dict[str, T]:
-        return {layer_name(name, gated=gated): value for name, value in pattern.items()}
+def _continued_adapter(lora: LoraConfig, wanted: AdapterSpec, stored: AdapterSpec, path: Path) -> AdapterSpec:
+    """The stored adapter, with the dropout of the options.
 
-    wanted = AdapterSpec(
-        rank=lora.lora_rank,
-        alpha=lora.lora_alpha,
-        dropout=lora.lora_dropout,
-        layers=[layer_name(name, gated=gated) for name in lora.lora_layers],
-        embedding=lora.lora_embedding,
-        rslora=lora.use_rslora,
-        dora=lora.use_dora,
-        rank_pattern=names(lora.lora_rank_pattern),
-        alpha_pattern=names(lora.lora_alpha_pattern),
-        init=lora.lora_init,
-        init_iter=lora.lora_init_iter,
-        base="",
-        base_fingerprint="",
-    )
-    stored = start.adapter_spec
-    if stored is None:
-        return wanted if wanted.layers or wanted.embedding else None
+    Raises:
+        ConfigError: The options ask for another adapter.
+    """
     differing = [
         f"{option} is {getattr(wanted, name)} in the options and {getattr(stored, name)} in the adapter"
         for name, option in _ADAPTER_OPTIONS.items()
         if option in lora.model_fields_set and getattr(wanted, name) != getattr(stored, name)
     ]
     if differing:
-        assert start.adapter is not None
         raise ConfigError(
-            f"{'; '.join(differing)}: training continues the adapter {start.adapter.path} as it is.",
+            f"{'; '.join(differing)}: training continues the adapter {path} as it is.",
             hint="leave these options out; or merge the adapter into its base and train a new one on that",
         )
     return (

@@ -42,7 +42,7 @@ def open_run_setup(config: TrainConfig) -> RunSetup:
         OnmtLlmError: As `train`.
     """
     start = open_start(config)
-    layers = resolve_layers(config, start)
+    layers = resolve_layers(config, gated=start.model.ffn_gated, adapter=start.adapter, expansion=start.expansion)
     return RunSetup(config, start, layers, state_to_resume(config, start, layers))
 
 

@@ -1,4 +1,4 @@
-"""What a run starts from: a checkpoint (`train_from`), or a new model."""
+"""What a run starts from: a checkpoint (`train_from`) with the blocks that the run expands, or a new model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from onmt_llm.checkpoint.load import expected_shapes, open_base
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
+from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
+from onmt_llm.config.learning import ExpansionConfig
 from onmt_llm.config.model import TASK_NOUNS, ModelConfig, apply_overrides, check_task, differences, with_values
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.run_codec import RunCodec, checkpoint_codec, new_codec, updated_codec
@@ -19,7 +20,6 @@ from onmt_llm.errors import ConfigError, Problem, raise_problems
 from onmt_llm.log import logger
 from onmt_llm.nn.block_expansion import expanded_config
 from onmt_llm.text.codec import Codec
-from onmt_llm.training.setup.expansion import base_model, resolve_expansion
 from onmt_llm.training.state import SavedState, read_state
 
 
@@ -79,11 +79,6 @@ class Start:
             return []
         return self.expansion.blocks
 
-    @property
-    def adapter_spec(self) -> AdapterSpec | None:
-        """Settings of the adapter to start from."""
-        return None if self.adapter is None else self.adapter.config.adapter
-
 
 def open_start(config: TrainConfig) -> Start:
     """Open what the options say that the run starts from.
@@ -105,15 +100,17 @@ def _continued(config: TrainConfig, path: str) -> Start:
     weights = open_base(checkpoint) if checkpoint.is_adapter else checkpoint
     codec = checkpoint.codec()
     saved = read_state(checkpoint.path)
-    base = base_model(checkpoint, weights)
-    expansion = resolve_expansion(
+    model, spec = weights.config.model, checkpoint.config.expansion
+    base = expanded_config(model, spec.blocks, sign=-1) if spec is not None and spec.type == "stack" else model
+    expansion = _expansion(
         config.expansion, checkpoint, base, resumed=saved is not None and config.start.reset_optim != "all"
     )
-    before = weights.config.model if expansion is None else base
+    before = model if expansion is None else base
     architecture = apply_overrides(
         before, config.architecture, override=config.start.override_opts, path=checkpoint.path
     )
-    _check_overridden(before, architecture, config.architecture, checkpoint.path)
+    if architecture != before:
+        _check_overridden(before, architecture, config.architecture, checkpoint.path)
     stacked = expansion if expansion is not None and expansion.type == "stack" else None
     task = check_task(config.start.model_task, codec.config.model, checkpoint.path)
     logger.info("Task: %s, since %s is %s.", task, checkpoint.path, TASK_NOUNS[task])
@@ -130,6 +127,91 @@ def _continued(config: TrainConfig, path: str) -> Start:
         expansion=expansion,
         saved=saved,
     )
+
+
+def _expansion(
+    options: ExpansionConfig, checkpoint: Checkpoint, base: ModelConfig, *, resumed: bool
+) -> ExpansionSpec | None:
+    """The expansion that a run trains; None = no expansion.
+
+    Twins in the checkpoint are always trained further, like an adapter. A deeper model is an ordinary one: a new run
+    trains all of it unless the options name the same blocks again.
+
+    Args:
+        options: The options.
+        checkpoint: The checkpoint of `train_from`.
+        base: Architecture of the model before it was expanded.
+        resumed: The run resumes the training state of the checkpoint.
+
+    Raises:
+        ConfigError: The options name blocks that do not exist, or other blocks than the stored ones.
+    """
+    stored = checkpoint.config.expansion
+    if stored is None:
+        if options.is_on and checkpoint.has_adapter:
+            raise ConfigError(
+                f"expand_every and expand_blocks must be left out with an adapter, but {checkpoint.path} is one.",
+                hint="merge it into its base first: onmt_llm_lora -action merge",
+            )
+        return _new_expansion(options, base) if options.is_on else None
+    if stored.type == "stack" and not resumed and not options.is_on:
+        return None
+    _check_same_expansion(options, stored, checkpoint, base)
+    return stored
+
+
+def _chosen_blocks(options: ExpansionConfig, base: ModelConfig) -> list[str]:
+    """Paths of the blocks that the options name.
+
+    Raises:
+        ConfigError: A stack does not have some of them.
+    """
+    paths = []
+    for stack in options.expand_stacks:
+        layers, every = base.encoder_layers if stack == "encoder" else base.decoder_layers, options.expand_every
+        numbers = sorted(options.expand_blocks) or range(every - 1, layers, every)
+        if not layers:
+            raise ConfigError(f"expand_stacks must name stacks that the model has, but it has {stack}_layers: 0.")
+        if every > layers:
+            raise ConfigError(f"expand_every must be at most {layers}, the blocks of the {stack}, but is {every}.")
+        if numbers[-1] >= layers:
+            raise ConfigError(
+                f"expand_blocks must name blocks of the {stack}, 0 to {layers - 1}, but names {numbers[-1]}."
+            )
+        paths += [f"{stack}.layers.{number}" for number in numbers]
+    return paths
+
+
+def _new_expansion(options: ExpansionConfig, base: ModelConfig) -> ExpansionSpec:
+    if options.expand_type == "stack" and base.norm_position != "pre":
+        raise ConfigError(
+            "expand_type: stack must go with norm_position: pre, since an added block would still normalise its input "
+            f"with norm_position: {base.norm_position}.",
+            hint="expand_type: concat works with it too",
+        )
+    return ExpansionSpec(type=options.expand_type, blocks=_chosen_blocks(options, base), lerp=options.expand_lerp)
+
+
+def _check_same_expansion(
+    options: ExpansionConfig, stored: ExpansionSpec, checkpoint: Checkpoint, base: ModelConfig
+) -> None:
+    """Refuse options that differ from the stored expansion."""
+    compared = {
+        "expand_type": (options.expand_type, stored.type),
+        "expand_lerp": (options.expand_lerp, stored.lerp),
+    }
+    differing = [
+        f"{option} is {mine} in the options and {theirs} there"
+        for option, (mine, theirs) in compared.items()
+        if option in options.model_fields_set and mine != theirs
+    ]
+    if options.is_on and (blocks := _chosen_blocks(options, base)) != stored.blocks:
+        differing.append(f"expand_blocks are {', '.join(blocks)} in the options and {', '.join(stored.blocks)} there")
+    if differing:
+        raise ConfigError(
+            f"{'; '.join(differing)}: training continues the new blocks of {checkpoint.path} as they are.",
+            hint="leave these options out",
+        )
 
 
 def _updated(start: Start, config: TrainConfig) -> Start:
@@ -159,8 +241,6 @@ def _check_overridden(stored: ModelConfig, model: ModelConfig, wanted: ModelConf
     Raises:
         ConfigError: Names each of them.
     """
-    if model == stored:
-        return
     held = expected_shapes(stored)
     if expected_shapes(model) == held:
         return

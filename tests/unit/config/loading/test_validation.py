@@ -1,4 +1,4 @@
-"""Values as the schema needs them, options of single corpora, the valid part of a section, and mistakes as sentences."""
+"""Values as the schema needs them, options of single corpora, valid parts of sections, and mistakes as sentences."""
 
 from __future__ import annotations
 

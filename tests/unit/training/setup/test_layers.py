@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import tiny
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
-from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.setup.layers import LayerPlan, resolve_layers
 from options import train_config
@@ -22,22 +19,15 @@ STORED = AdapterSpec(
 )  # fmt: skip
 
 
-@dataclass
-class Start:
-    """The part of a run's start that the layers depend on."""
-
-    model: ModelConfig
-    adapter_spec: AdapterSpec | None = None
-    expansion: ExpansionSpec | None = None
-
-    @property
-    def adapter(self) -> Any:
-        return None if self.adapter_spec is None else SimpleNamespace(path=Path("stored"))
-
-
-def resolve(options: dict[str, Any], stored: AdapterSpec | None = None, **shape: Any) -> LayerPlan:
-    start: Any = Start(tiny.llama(**shape), stored)
-    return resolve_layers(train_config({"run": options}), start)
+def resolve(
+    options: dict[str, Any],
+    stored: AdapterSpec | None = None,
+    expansion: ExpansionSpec | None = None,
+    *,
+    gated: bool = True,
+) -> LayerPlan:
+    adapter: Any = stored and SimpleNamespace(path=Path("stored"), config=SimpleNamespace(adapter=stored))
+    return resolve_layers(train_config({"run": options}), gated=gated, adapter=adapter, expansion=expansion)
 
 
 def test_without_options_the_whole_model_is_trained() -> None:
@@ -49,7 +39,7 @@ def test_without_options_the_whole_model_is_trained() -> None:
 @pytest.mark.parametrize(("gated", "name"), [(True, "gate_proj"), (False, "up_proj")])
 def test_opennmt_names_of_layers_are_translated(gated: bool, name: str) -> None:
     options = {"lora_layers": ["linear_query", "w_1"], "lora_rank": 3, "lora_alpha": 6, "lora_rank_pattern": {"w_1": 1}}
-    plan = resolve(options, ffn_gated=gated)
+    plan = resolve(options, gated=gated)
     assert plan.lora is not None and plan.lora.layers == ["q_proj", name]
     assert (plan.lora.rank, plan.lora.alpha, plan.lora.rank_pattern) == (3, 6, {name: 1})
     assert plan.beside_base is plan.lora
@@ -92,8 +82,7 @@ def test_options_that_differ_from_a_stored_adapter_are_named_together() -> None:
 
 def test_expanded_blocks_do_not_go_with_a_new_adapter() -> None:
     expansion = ExpansionSpec(type="stack", blocks=["decoder.layers.1"], base="", base_fingerprint="")
-    start: Any = Start(tiny.llama(), None, expansion)
     with pytest.raises(ConfigError, match="lora_layers and lora_embedding must be left out"):
-        resolve_layers(train_config({"run": {"lora_layers": ["q_proj"]}}), start)
-    plan = resolve_layers(train_config({}), start)
+        resolve({"lora_layers": ["q_proj"]}, expansion=expansion)
+    plan = resolve({}, expansion=expansion)
     assert plan.expansion is not None and plan.twins is None and plan.beside_base is None and plan.new_blocks
