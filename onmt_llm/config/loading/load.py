@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from onmt_llm.config.compat.opennmt_defaults import differing_defaults
 from onmt_llm.config.compat.translate import effective_names, is_for_opennmt, translate
@@ -18,12 +18,10 @@ from onmt_llm.config.compat.values import Translation
 from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.flags import CommandLine
 from onmt_llm.config.loading.user_input import UserInput
-from onmt_llm.config.loading.validation import build_job
+from onmt_llm.config.loading.validation import JobT, build_job
 from onmt_llm.config.section import Option, Section, options_of, section_docs
 from onmt_llm.errors import Problem, raise_problems
 from onmt_llm.registry import nearest
-
-JobT = TypeVar("JobT", bound=Section)
 
 
 @dataclass(frozen=True)
