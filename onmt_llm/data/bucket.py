@@ -12,18 +12,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
-from onmt_llm.data.batching.collate import BatchArrays, collate, collate_rows
-from onmt_llm.data.batching.cut import cut_batches
-from onmt_llm.data.batching.packing import PackedRow, pack_rows, row_width
+from onmt_llm.data.batching.collate import BatchArrays, PackedRow, collate, collate_rows
+from onmt_llm.data.batching.packing import pack_rows, row_width
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import Encoded
 from onmt_llm.data.inspection.audit import audit
 from onmt_llm.data.readers import Record
 from onmt_llm.data.sampling.sharding import BucketShare
-from onmt_llm.data.seeding import derived_seed
-from onmt_llm.data.spec import PipelineSpec
+from onmt_llm.data.spec import PipelineSpec, derived_seed
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.log import log_once, logger
 
@@ -184,6 +182,40 @@ class BucketBuilder:
                 f"An example has {width} tokens, more than {what}: it is a {own} of its own (filtertoolong keeps such "
                 "examples out)."
             )
+
+
+def cut_batches(
+    widths: Sequence[int], *, batch_size: int, batch_type: Literal["sents", "tokens"], multiple: int = 1
+) -> list[tuple[int, int]]:
+    """Boundaries of batches in a sequence of examples.
+
+    An example wider than `batch_size` tokens gets a batch of its own.
+
+    Args:
+        widths: Columns that each example needs, in batching order.
+        batch_size: Maximum number of examples, or of positions including padding (examples x widest).
+        batch_type: Which of the two.
+        multiple: The size of full batches is a multiple of this number, if they are at least that large.
+
+    Returns:
+        (start, end) of each batch; together they cover all examples.
+    """
+    cuts: list[tuple[int, int]] = []
+    start = widest = 0
+    for index, width in enumerate(widths):
+        widest = max(widest, width)
+        while index > start and _size(index + 1 - start, widest, batch_type) > batch_size:
+            number = index - start
+            end = start + (number - number % multiple if number > multiple else number)
+            cuts.append((start, end))
+            start, widest = end, max(widths[end : index + 1])
+    if start < len(widths):
+        cuts.append((start, len(widths)))
+    return cuts
+
+
+def _size(number: int, widest: int, batch_type: str) -> int:
+    return number if batch_type == "sents" else number * widest
 
 
 def _number(shares: Sequence[Sequence[Encoded]]) -> None:

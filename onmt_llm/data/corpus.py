@@ -8,7 +8,6 @@ from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.batching.encoder import Encoder
-from onmt_llm.data.corpus_checks import check_features, check_order
 from onmt_llm.data.example import Encoded, Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import align_tokens, check_alignable
@@ -20,10 +19,11 @@ from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.open import open_tokens
 from onmt_llm.data.token_shards.records import TokenDecoder
 from onmt_llm.data.transforms.build import added_tokens, build_transforms
-from onmt_llm.data.transforms.transform import Transform, TransformContext
+from onmt_llm.data.transforms.transform import Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import load_plugins
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.templates.message import Template
 
 NOTHING_TRAINED = "nothing_trained"
@@ -57,7 +57,7 @@ class Corpus:
         config, data, codec = spec.corpora[name], spec.data, spec.codec
         self.name = name
         self.weight = config.weight
-        tokens = open_tokens(name, spec)
+        tokens = open_tokens(name, spec) if config.path_packed or config.path_tokens else None
         self.reader = _reader(name, config, data, None if tokens is None else tokens.reader)
         if shuffled and (config.shuffle or data.shuffle) == "global":
             self.reader = ShuffledReader(name, self.reader, spec.seed)
@@ -65,7 +65,7 @@ class Corpus:
         self._level = data.skip_empty_level
         self._skip_bad = data.on_bad_line == "skip"
         self._objective = data.objective
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._encoder = Encoder(codec)
         self.trained = spec.loss_mask(name)
         self._vocabs = (codec.src_vocab, codec.vocab)
@@ -85,7 +85,7 @@ class Corpus:
             name, config, data, task=codec.task, template=codec.template, open_template=codec.corpus_template
         )
         names = data.transforms_of(config)
-        check_features(name, names, data.n_src_feats, codec)
+        _check_features(name, names, data.n_src_feats, codec)
         context = TransformContext(
             codec,
             template=self._parser.template,
@@ -97,7 +97,7 @@ class Corpus:
         self.control_tokens = context.control_tokens
         self.transforms = build_transforms(names, data.transform_options, config, context)
         self.text_tokens = added_tokens({name: config}, data, in_text=True)
-        check_order(name, self.reader, self.transforms)
+        _check_order(name, self.reader, self.transforms)
         if config.path_align:
             self._alignments.update(zip(expand(config.path_src or ()), expand(config.path_align), strict=True))
             check_alignable(name, self.transforms)
@@ -223,8 +223,8 @@ class Corpus:
     def _suspect(self, what: str, where: str) -> None:
         """Count a suspicious record; log the first one."""
         self.counts.suspect[what] += 1
-        if what not in self._said:
-            self._said.add(what)
+        if what not in self._logged:
+            self._logged.add(what)
             logger.warning(
                 "Corpus '%s' has a %s where no file begins, which is read as text, and counted: %s ...",
                 *(self.name, what.replace("_", "-"), where),
@@ -241,8 +241,8 @@ class Corpus:
     def _skip(self, reason: str, example: str, *, quiet: bool = False) -> None:
         """Count a skipped example; log the first one."""
         self.counts.dropped[reason] += 1
-        if not quiet and reason not in self._said:
-            self._said.add(reason)
+        if not quiet and reason not in self._logged:
+            self._logged.add(reason)
             what = reason.replace("_", " ")
             logger.warning(
                 "Corpus '%s' has %s examples, which are skipped and counted: %s ...", self.name, what, example
@@ -269,3 +269,34 @@ def open_corpora(spec: PipelineSpec, *, shuffled: bool = False) -> list[Corpus]:
     if not spec.corpora:
         raise ConfigError("`data` must name at least one corpus, but names none.")
     return [Corpus(name, spec, shuffled=shuffled and spec.training) for name in spec.corpora]
+
+
+def _check_features(corpus: str, transforms: Sequence[str], count: int, codec: Codec) -> None:
+    """Refuse transforms that lose the features of words."""
+    if count != len(codec.feature_vocabs):
+        raise ConfigError(
+            f"n_src_feats must be the number of source features of the model, {len(codec.feature_vocabs)}, "
+            f"but is {count}."
+        )
+    if count and "inferfeats" not in transforms:
+        raise ConfigError(
+            f"The transforms of corpus '{corpus}' must include inferfeats, behind the tokeniser, since n_src_feats is "
+            f"{count}."
+        )
+    rewriting = next((name for name in transforms if transform_class(name).rewrites), None)
+    if count and rewriting:
+        raise ConfigError(
+            f"The transforms of corpus '{corpus}' must leave its words in their places, since they carry features "
+            f"(n_src_feats {count}), but {rewriting} does not."
+        )
+
+
+def _check_order(corpus: str, reader: Reader, transforms: Sequence[Transform]) -> None:
+    """Refuse a random order of records that a transform joins."""
+    joining = next((transform.name for transform in transforms if transform.needs_neighbours), None)
+    if joining and isinstance(reader, ShuffledReader):
+        raise ConfigError(
+            f"Corpus '{corpus}' must be read in order, since its transform '{joining}' joins successive lines, but "
+            "shuffle is 'global'.",
+            hint="shuffle: none, for this corpus",
+        )

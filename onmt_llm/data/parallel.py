@@ -13,8 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.readers import Record, check_readers
-from onmt_llm.data.seeding import derived_seed
-from onmt_llm.data.spec import PipelineSpec
+from onmt_llm.data.spec import PipelineSpec, derived_seed
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.workers.pool import InlinePool, ProcessPool, WorkerPool
 

@@ -8,19 +8,19 @@ restoring it takes no more than reading one bucket again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.data.bucket import BucketBuilder, BucketJob, BucketTask, Prepared
 from onmt_llm.data.corpus import open_corpora
-from onmt_llm.data.inspection.audit import check_added_tokens
 from onmt_llm.data.readers import check_readers
-from onmt_llm.data.sampling.epoch_log import EpochLog
 from onmt_llm.data.sampling.mixing import Mixer, WeightedCorpus, count_records, tempered
 from onmt_llm.data.sampling.sharding import Assignment, Position, assign, reassign
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
+from onmt_llm.data.transforms.build import check_added_tokens
 from onmt_llm.data.workers.pool import InlinePool, ProcessPool, WorkerPool
 from onmt_llm.data.workers.prefetch import prefetch
 from onmt_llm.errors import DataError
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _STATE_VERSION = 2
 # Options that determine the batches of a bucket; bucket_size determines its records.
 _LAYOUT = {"batch_type", "batch_size_multiple", "packing", "packing_length", "isolate_documents"}
+_EPOCH_PAUSE = 60.0
+"""Seconds between two lines of `EpochLog`."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,24 @@ class Pipeline:
             "counts": _plain({name: CorpusCounts() for name in names}),
             "position": Position(self._size, 0, self._mixer.state_dict()).to_dict(),
         }
+
+
+class EpochLog:
+    """Logs the epoch of each corpus, at most once a minute: small corpora may have several epochs per second."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, int] = {}
+        self._last_logged: float | None = None
+
+    def begun(self, corpus: str, epoch: int) -> None:
+        """Log that an epoch of a corpus has begun, now or with the next line."""
+        self._pending[corpus] = epoch
+        now = time.monotonic()
+        if self._last_logged is None or now - self._last_logged >= _EPOCH_PAUSE:
+            self._last_logged = now
+            epochs = [f"{epoch:,} of corpus '{corpus}'" for corpus, epoch in self._pending.items()]
+            logger.info("Epoch %s.", ", ".join(epochs))
+            self._pending.clear()
 
 
 def _temper(sources: Sequence[WeightedCorpus], temperature: float) -> None:

@@ -1,15 +1,20 @@
-"""`PipelineSpec`: corpora, options and codec; all that a process needs to prepare batches."""
+"""`PipelineSpec`: corpora, options and codec; all that a process needs to prepare batches.
+
+`LossMask` is the part that decides which text the loss counts; `derived_seed` makes a seed for each purpose.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
+from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig, TrainOnEos
 from onmt_llm.config.task import is_for_validation
-from onmt_llm.data.parsing.loss_mask import LossMask
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.codec import Codec
+from onmt_llm.text.segment import Segment
+from onmt_llm.text.templates.message import Message
 from onmt_llm.text.vocab import Vocab
 
 
@@ -89,6 +94,62 @@ class PipelineSpec:
         return _pad_id(self.codec.vocab), _pad_id(self.codec.src_vocab)
 
 
+@dataclass(frozen=True)
+class LossMask:
+    """Which parts of a conversation are trained.
+
+    Attributes:
+        prompts: All text is trained, as in text files without a mask, except turns whose own flag is false.
+        roles: Roles whose turns are trained.
+        on_eos: Which end-of-turn tokens are trained: those of trained turns, the last one, all, or none.
+    """
+
+    prompts: bool = False
+    roles: frozenset[str] = frozenset({"assistant"})
+    on_eos: TrainOnEos = "turn"
+
+    @classmethod
+    def of(cls, data: DataConfig, corpus: CorpusConfig) -> LossMask:
+        """The mask according to the options; `prompts` is set by the parser."""
+        return cls(
+            roles=frozenset(data.train_roles if corpus.train_roles is None else corpus.train_roles),
+            on_eos=corpus.train_on_eos or data.train_on_eos,
+        )
+
+    def mark(self, messages: Sequence[Message]) -> list[Message]:
+        """Set the flag of each turn that has none, according to its role."""
+        return [
+            message if message.train is not None else replace(message, train=self.prompts or message.role in self.roles)
+            for message in messages
+        ]
+
+    def mark_ends(
+        self, segments: Sequence[Segment], messages: Sequence[Message], stop_tokens: Collection[str]
+    ) -> list[Segment]:
+        """Apply the parts of the mask that do not depend on turns to a rendered conversation.
+
+        Args:
+            segments: The rendered `mark(messages)`.
+            messages: The original messages, with only their own flags.
+            stop_tokens: Tokens that end a turn.
+        """
+        if self.prompts and all(message.train is None for message in messages):
+            segments = [segment.like(train_on=True) for segment in segments]
+        if self.on_eos == "turn":
+            return list(segments)
+        ends = [n for n, segment in enumerate(segments) if segment.tokens and segment.tokens[0] in stop_tokens]
+        trained = {"last": ends[-1:], "all": ends, "none": []}[self.on_eos]
+        return [
+            segment.like(train_on=number in trained) if number in ends else segment
+            for number, segment in enumerate(segments)
+        ]
+
+    @property
+    def end_of_text(self) -> bool | None:
+        """Whether the EOS after a conversation without end-of-turn tokens is trained; None = as its last part."""
+        return None if self.on_eos == "turn" else self.on_eos != "none"
+
+
 def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:
     """Corpora for training, and those for validation: `valid` and `valid_*`.
 
@@ -103,6 +164,11 @@ def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, Corpus
             + (f"only {', '.join(valid)}, for validation." if valid else "none.")
         )
     return train, valid
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed that depends only on its purpose: not on numbers drawn earlier, nor on the hash seed of the process."""
+    return random.Random(":".join(map(str, parts))).getrandbits(31)
 
 
 def _pad_id(vocab: Vocab) -> int:

@@ -22,9 +22,8 @@ from unicodedata import combining, normalize
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import Example, text_of
 from onmt_llm.data.transforms.build import build_transforms
-from onmt_llm.data.transforms.sides import text_of
 from onmt_llm.text.placeholders import from_line, to_line
 from onmt_llm.text.segment import Segment
 from tiny_codecs import make_context

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from onmt_llm.data.batching.packing import PackedRow, RowPart, whole
 from onmt_llm.data.example import IGNORED, Encoded, Ids
 from onmt_llm.data.parsing import preferences
 
@@ -35,6 +34,22 @@ class BatchArrays:
     src_doc_BS: Array | None = None
     preference_B: Array | None = None
     corpus_P2: Array | None = None
+
+
+class RowPart(NamedTuple):
+    """Positions `start` ... `end` - 1 of an example's target side, and all of its source side."""
+
+    example: Encoded
+    start: int
+    end: int
+
+
+PackedRow = list[RowPart]
+
+
+def whole(example: Encoded) -> RowPart:
+    """The complete example as one part."""
+    return RowPart(example, 0, len(example.tgt))
 
 
 def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> BatchArrays:

@@ -9,33 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from onmt_llm.data.batching.collate import PackedRow, RowPart, whole
 from onmt_llm.data.example import Encoded
 
 Packing = Literal["off", "pack", "split", "wrap"]
-
-
-class RowPart(NamedTuple):
-    """Positions `start` ... `end` - 1 of an example's target side, and all of its source side."""
-
-    example: Encoded
-    start: int
-    end: int
-
-
-PackedRow = list[RowPart]
-
-
-def whole(example: Encoded) -> RowPart:
-    """The complete example as one part."""
-    return RowPart(example, 0, len(example.tgt))
-
-
-def row_width(row: PackedRow) -> int:
-    """Columns that a row needs in a batch: its longer side."""
-    tgt = sum(part.end - part.start for part in row)
-    return max(tgt, sum(0 if part.example.src is None else len(part.example.src) for part in row))
 
 
 def pack_rows(examples: Sequence[Encoded], packing: Packing, length: int) -> list[PackedRow]:
@@ -52,6 +31,12 @@ def pack_rows(examples: Sequence[Encoded], packing: Packing, length: int) -> lis
     if packing == "split":
         parts = [piece for part in parts for piece in _pieces(part, length)]
     return _best_fit(parts, length)
+
+
+def row_width(row: PackedRow) -> int:
+    """Columns that a row needs in a batch: its longer side."""
+    tgt = sum(part.end - part.start for part in row)
+    return max(tgt, sum(0 if part.example.src is None else len(part.example.src) for part in row))
 
 
 def _pieces(part: RowPart, length: int) -> list[RowPart]:

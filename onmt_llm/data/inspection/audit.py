@@ -10,16 +10,15 @@ from dataclasses import replace
 import numpy as np
 
 from onmt_llm.data.corpus import NOTHING_TRAINED, Corpus
-from onmt_llm.data.example import Encoded
-from onmt_llm.data.inspection.highlight import marked
-from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.data.transforms.build import added_tokens
+from onmt_llm.data.example import IGNORED, Encoded
 from onmt_llm.data.transforms.tokenize import Tokenize
-from onmt_llm.errors import ConfigError, DataError, OnmtLlmError
+from onmt_llm.errors import DataError, OnmtLlmError
+from onmt_llm.log import CLOSE, OPEN
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.placeholders import NEWLINE
 from onmt_llm.text.templates.message import Message, Template
 from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.vocab import Vocab
 
 Note = tuple[int, str]
 """Level and text of a message for the log."""
@@ -59,21 +58,24 @@ def audit(shares: Sequence[CorpusExamples], codec: Codec, *, training: bool) -> 
     return notes
 
 
-def check_added_tokens(spec: PipelineSpec) -> None:
-    """Refuse a vocabulary without the tokens that transforms add.
+def marked(encoded: Encoded, vocab: Vocab) -> str:
+    """The decoder's tokens, with brackets ⟦ ⟧ around every run of trained tokens; a terminal shows them in colour.
 
-    Raises:
-        ConfigError: A token is missing.
+    Args:
+        encoded: An example.
+        vocab: The decoder's tokens.
     """
-    in_text = added_tokens(spec.corpora, spec.data, in_text=True)
-    needed = [token for token in added_tokens(spec.corpora, spec.data) if token not in in_text]
-    vocabs = [spec.codec.vocab, spec.codec.src_vocab]
-    missing = [token for token in needed if all(token not in vocab for vocab in vocabs)]
-    if missing:
-        raise ConfigError(
-            f"The vocabulary must hold the tokens that the transforms put in, but lacks {', '.join(missing)}.",
-            hint="a new model gets them automatically, a trained one with update_vocab: true; or choose known tokens",
-        )
+    ids = [*encoded.tgt, *encoded.labels[-1:]]
+    shown: list[str] = []
+    inside = False
+    for position, id_ in enumerate(ids):
+        trained = position > 0 and encoded.labels[position - 1] != IGNORED
+        if trained != inside:
+            shown.append(OPEN if trained else CLOSE)
+            inside = trained
+        if id_ != IGNORED:
+            shown.append(vocab[id_])
+    return " ".join([*shown, CLOSE] if inside else shown)
 
 
 def _untrained(shares: Sequence[CorpusExamples]) -> Iterator[str]:

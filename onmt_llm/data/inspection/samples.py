@@ -10,7 +10,7 @@ from pathlib import Path
 from onmt_llm.atomic import atomic_file
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import Encoded, Example
-from onmt_llm.data.inspection.highlight import marked
+from onmt_llm.data.inspection.audit import marked
 from onmt_llm.data.readers import check_readers
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts

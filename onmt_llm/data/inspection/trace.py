@@ -11,8 +11,7 @@ from pathlib import Path
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import IGNORED, Encoded, Example
 from onmt_llm.data.readers import Record, check_readers
-from onmt_llm.data.seeding import derived_seed
-from onmt_llm.data.spec import PipelineSpec, split_corpora
+from onmt_llm.data.spec import PipelineSpec, derived_seed, split_corpora
 from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.segment import Segment

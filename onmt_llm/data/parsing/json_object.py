@@ -1,8 +1,9 @@
-"""Parse one JSON object strictly: ambiguous input (such as repeated keys) is refused."""
+"""Parse JSON objects strictly: ambiguous input (such as repeated keys) is refused."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 _KINDS = {
@@ -36,6 +37,23 @@ def load_object(text: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError(f"is {kind(item)}")
     return item
+
+
+def read_flag(turn: Mapping[str, Any]) -> bool | None:
+    """The flag of a turn: `train` (Axolotl: true or false) or `weight` (OpenAI, TRL: 0 or 1); None = no flag.
+
+    Raises:
+        ValueError: It has another value; the message begins with a verb.
+    """
+    for key in ("train", "weight"):
+        value = turn.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or (key == "weight" and value in (0, 1)):
+            return bool(value)
+        known = "true or false" if key == "train" else "0 or 1"
+        raise ValueError(f"must have {known} as a turn's '{key}', but has {value!r}")
+    return None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from onmt_llm.config.model import Task
 from onmt_llm.data.example import Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import parse_pharaoh
-from onmt_llm.data.parsing.json_object import kind, load_object
-from onmt_llm.data.parsing.loss_mask import LossMask, read_flag
+from onmt_llm.data.parsing.json_object import kind, load_object, read_flag
 from onmt_llm.data.readers import BadRecord, Record, decode
 from onmt_llm.data.readers.columns import Keys
 from onmt_llm.data.readers.opening import row_format
 from onmt_llm.data.readers.rows import header
+from onmt_llm.data.spec import LossMask
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
@@ -65,7 +65,8 @@ class ExampleParser:
         self.corpus = corpus
         self.task = task
         zero_out = data.zero_out_prompt_loss
-        self.zero_out = zero_out is not False if corpus.has_keys else bool(zero_out)
+        self._has_keys = corpus.has_keys
+        self.zero_out = zero_out is not False if self._has_keys else bool(zero_out)
         self.trained = replace(LossMask.of(data, corpus), prompts=not self.zero_out)
         self.num_features = data.n_src_feats
         self.default_features = parse_defaults(data.src_feats_defaults, data.n_src_feats)
@@ -74,13 +75,13 @@ class ExampleParser:
         self._keys = Keys.of(name, corpus)
         self._max_bytes = data.max_record_bytes
         self._has_preferences = data.objective != "sft"
-        if self._has_preferences and not corpus.has_keys:
+        if self._has_preferences and not self._has_keys:
             raise ConfigError(
                 f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since preference data have keys."
             )
         self._rows = row_format(corpus)
         self._headers: dict[Path, list[str]] = {}
-        if task == "seq2seq" and not (corpus.path_tgt or corpus.has_keys):
+        if task == "seq2seq" and not (corpus.path_tgt or self._has_keys):
             raise ConfigError(f"Corpus '{name}' must have a path_tgt, since an encoder-decoder model is trained.")
         if task == "lm" and corpus.path_align:
             raise ConfigError(f"Corpus '{name}' must have no path_align, since a language model is trained.")
@@ -100,7 +101,7 @@ class ExampleParser:
         texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
         if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
             return LOW_SCORE
-        example = self._object(texts[0], record) if self.corpus.has_keys else self._text(texts, record)
+        example = self._object(texts[0], record) if self._has_keys else self._text(texts, record)
         return EMPTY if example is None else example
 
     def _score(self, text: str, record: Record) -> float:

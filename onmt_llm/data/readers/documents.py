@@ -65,10 +65,10 @@ class DocumentReader(NumberedReader):
     def rewind(self) -> None:
         self.seek([0, 0])
 
-    def _what(self) -> str:
+    def _record_kind(self) -> str:
         return f"{'documents' if self._at_blank else 'parts'}-{self._max_bytes}"
 
-    def _again(self) -> DocumentReader:
+    def _reopened(self) -> DocumentReader:
         return DocumentReader(
             self.corpus, self.paths[0], at_blank=self._at_blank, cache=self._cache, max_bytes=self._max_bytes
         )

@@ -87,14 +87,14 @@ class JsonArrayReader(NumberedReader):
         self._buffer.clear()
         self._place, self._file.offset = 0, position[0]
 
-    def _what(self) -> str:
+    def _record_kind(self) -> str:
         return "elements"
 
-    def _again(self) -> JsonArrayReader:
+    def _reopened(self) -> JsonArrayReader:
         return JsonArrayReader(self.corpus, self.paths[0], cache=self._cache, max_bytes=self._max_bytes)
 
     def _count(self) -> int:
-        reader = self._again()
+        reader = self._reopened()
         number = sum(1 for _ in iter(reader.read, None))
         reader.close()
         return number

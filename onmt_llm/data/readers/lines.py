@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 
-from onmt_llm.data.readers.files import check_file, is_compressed, open_bytes, skip_mark
+from onmt_llm.data.readers.files import Spans, check_file, is_compressed, open_bytes, skip_mark
 from onmt_llm.data.readers.index import IndexCache, LineIndex
 from onmt_llm.data.readers.record import Record, decode, pass_over, strip_break
-from onmt_llm.data.readers.spans import Spans
 from onmt_llm.errors import DataError
 from onmt_llm.log import log_once, logger
 

@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from onmt_llm.data.readers.files import is_compressed
+from onmt_llm.data.readers.files import Spans, is_compressed
 from onmt_llm.data.readers.index import Index, IndexCache, packed
 from onmt_llm.data.readers.lines import LineFile
 from onmt_llm.data.readers.record import Reader, Record, pass_over
-from onmt_llm.data.readers.spans import Spans
 from onmt_llm.errors import DataError
 
 _LIKELY = 4096
@@ -22,14 +21,14 @@ class Numbered:
 
     Args:
         path: The file.
-        what: Kind of record: part of the index's name.
+        kind: Kind of record: part of the index's name.
         cache: Stores the index.
         new: Opens another reader of the file.
     """
 
-    def __init__(self, path: Path, what: str, cache: IndexCache, new: Callable[[], Reader]) -> None:
+    def __init__(self, path: Path, kind: str, cache: IndexCache, new: Callable[[], Reader]) -> None:
         self._path = path
-        self._what = what
+        self._kind = kind
         self._cache = cache
         self._new = new
         self._width = len(new().tell())
@@ -41,7 +40,7 @@ class Numbered:
         if is_compressed(self._path):
             return None
         if self._index is None:
-            self._index = self._cache.index(self._path, self._what, self._width, lambda: packed(self._positions()))
+            self._index = self._cache.index(self._path, self._kind, self._width, lambda: packed(self._positions()))
         return self._index.count
 
     def at(self, number: int) -> Record:
@@ -113,11 +112,11 @@ class NumberedReader(ABC):
         """See `Reader.rewind`."""
 
     @abstractmethod
-    def _what(self) -> str:
+    def _record_kind(self) -> str:
         """Kind of record: part of the index's name."""
 
     @abstractmethod
-    def _again(self) -> Reader:
+    def _reopened(self) -> Reader:
         """Open another reader of the same file."""
 
     def skip(self, number: int) -> int:
@@ -139,5 +138,5 @@ class NumberedReader(ABC):
 
     def _by_number(self) -> Numbered:
         if self._numbered is None:
-            self._numbered = Numbered(self.paths[0], self._what(), self._cache, self._again)
+            self._numbered = Numbered(self.paths[0], self._record_kind(), self._cache, self._reopened)
         return self._numbered

@@ -103,14 +103,14 @@ class RowReader(NumberedReader):
     def rewind(self) -> None:
         self.seek([0, 0])
 
-    def _what(self) -> str:
+    def _record_kind(self) -> str:
         return f"rows-{self._rows.quoted:d}{self._rows.columns is None:d}"
 
-    def _again(self) -> RowReader:
+    def _reopened(self) -> RowReader:
         return RowReader(self.corpus, self.paths[0], rows=self._rows, cache=self._cache, max_bytes=self._max_bytes)
 
     def _count(self) -> int:
-        reader = self._again()
+        reader = self._reopened()
         number = sum(1 for _ in iter(reader.read, None))
         reader.close()
         return number

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from onmt_llm.data.readers import Record
 from onmt_llm.data.sampling.mixing import Mixer
-from onmt_llm.data.seeding import derived_seed
+from onmt_llm.data.spec import derived_seed
 from onmt_llm.errors import DataError
 
 

@@ -23,8 +23,8 @@ class Tokens:
     decoder: TokenDecoder
 
 
-def open_tokens(name: str, spec: PipelineSpec) -> Tokens | None:
-    """Open the shards of a corpus with `path_packed` or `path_tokens`; None for text.
+def open_tokens(name: str, spec: PipelineSpec) -> Tokens:
+    """Open the shards of a corpus with `path_packed` or `path_tokens`.
 
     Raises:
         ConfigError: Its paths are incompatible.
@@ -37,11 +37,10 @@ def open_tokens(name: str, spec: PipelineSpec) -> Tokens | None:
         if others:
             raise ConfigError(f"Corpus '{name}' must have no path beside path_tokens, but has {' and '.join(others)}.")
         reader = open_token_reader(name, Path(corpus.path_tokens), corpus.row_length)
-    elif corpus.path_packed:
+    else:
+        assert corpus.path_packed
         made_by = recipe(corpus, spec)
         reader = PackReader(name, find_pack(name, Path(corpus.path_packed), made_by, text_files(corpus)))
-    else:
-        return None
     if data.objective != "sft":
         raise ConfigError(f"Corpus '{name}' must be JSON objects with objective: {data.objective}, but is tokenised.")
     _check_model(name, reader, codec)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms.tokenize import Tokenize, default_tokenize
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
 from onmt_llm.errors import ConfigError
@@ -145,6 +146,23 @@ def added_tokens(corpora: Mapping[str, CorpusConfig], data: DataConfig, *, in_te
             if transform.inserts_text or not in_text:
                 found.update(dict.fromkeys(transform.added_tokens(config, corpus)))
     return list(found)
+
+
+def check_added_tokens(spec: PipelineSpec) -> None:
+    """Refuse a vocabulary without the tokens that transforms add.
+
+    Raises:
+        ConfigError: A token is missing.
+    """
+    in_text = added_tokens(spec.corpora, spec.data, in_text=True)
+    needed = [token for token in added_tokens(spec.corpora, spec.data) if token not in in_text]
+    vocabs = [spec.codec.vocab, spec.codec.src_vocab]
+    missing = [token for token in needed if all(token not in vocab for vocab in vocabs)]
+    if missing:
+        raise ConfigError(
+            f"The vocabulary must hold the tokens that the transforms put in, but lacks {', '.join(missing)}.",
+            hint="a new model gets them automatically, a trained one with update_vocab: true; or choose known tokens",
+        )
 
 
 def undo_all(transforms: Sequence[Transform], tokens: list[str]) -> str:

@@ -11,8 +11,7 @@ from pydantic import Field
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import LengthOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.sides import num_tokens
+from onmt_llm.data.example import Example, num_tokens
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.data.transforms.windows import Unit, lines, pieces, rounds
 from onmt_llm.errors import ConfigError

@@ -17,8 +17,7 @@ from pydantic import Field
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import PositiveOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.sides import text_of, words
+from onmt_llm.data.example import Example, text_of, words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
 from onmt_llm.optional import require

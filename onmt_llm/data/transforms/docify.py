@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Length, LengthOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.sides import num_tokens, words
+from onmt_llm.data.example import Example, num_tokens, words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.tokenizers.base import Tokenizer

@@ -5,8 +5,7 @@ from __future__ import annotations
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Count, CountOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.sides import num_tokens
+from onmt_llm.data.example import Example, num_tokens
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 
 TGT_SPECIALS = 2  # BOS and EOS count towards tgt_seq_length, as in OpenNMT-py

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.sides import rewrite_both
+from onmt_llm.data.example import Example, rewrite_both
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.optional import require
 

@@ -8,9 +8,8 @@ from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import Example, num_tokens
 from onmt_llm.data.transforms.filters import TGT_SPECIALS
-from onmt_llm.data.transforms.sides import num_tokens
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.data.transforms.windows import head, rounds, tail
 from onmt_llm.text.segment import Segment

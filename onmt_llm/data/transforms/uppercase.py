@@ -9,8 +9,7 @@ import unicodedata
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Fraction
 from onmt_llm.config.section import Section
-from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.sides import rewrite_both
+from onmt_llm.data.example import Example, rewrite_both
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 
 _PLACEHOLDER = re.compile("(｟[^｠]*｠)")

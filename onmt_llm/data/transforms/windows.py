@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onmt_llm.data.transforms.sides import num_tokens
+from onmt_llm.data.example import num_tokens
 from onmt_llm.text.segment import Segment
 
 Unit = list[Segment]

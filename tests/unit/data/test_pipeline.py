@@ -110,7 +110,7 @@ class TestTraining:
             assert len(tgt) * len(tgt[0]) <= 40
 
     def test_counts_add_up_and_epochs_are_logged(self, make_pipeline, two_corpora, caplog, monkeypatch):
-        monkeypatch.setattr("onmt_llm.data.sampling.epoch_log._PAUSE", 0)
+        monkeypatch.setattr("onmt_llm.data.pipeline._EPOCH_PAUSE", 0)
         pipeline = make_pipeline(two_corpora, options=LIMIT)
         with caplog.at_level(logging.INFO, logger="onmt_llm"):
             batches = take(pipeline, 60)

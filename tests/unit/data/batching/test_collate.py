@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onmt_llm.data.batching.collate import collate, collate_rows
+from onmt_llm.data.batching.collate import collate, collate_rows, whole
 from onmt_llm.data.batching.encoder import IGNORED, Encoded
-from onmt_llm.data.batching.packing import whole
 
 
 def ids(*numbers: int) -> np.ndarray:

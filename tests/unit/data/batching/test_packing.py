@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.batching.collate import collate_rows
-from onmt_llm.data.batching.packing import pack_rows, row_width, whole
+from onmt_llm.data.batching.collate import collate_rows, whole
+from onmt_llm.data.batching.packing import pack_rows, row_width
 from onmt_llm.data.example import Encoded
 from onmt_llm.errors import ConfigError
 

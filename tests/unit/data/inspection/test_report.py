@@ -12,11 +12,11 @@ import pytest
 
 from onmt_llm.cli.data import main
 from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.data import pipeline
 from onmt_llm.data.example import IGNORED, Encoded
 from onmt_llm.data.inspection.histograms import histogram
 from onmt_llm.data.inspection.html import report_page
 from onmt_llm.data.inspection.report import measure, mixture, table, to_json
-from onmt_llm.data.sampling import epoch_log
 from onmt_llm.data.statistics import CorpusCounts, length_bin, percentile
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.errors import ConfigError
@@ -149,8 +149,8 @@ def test_a_histogram_is_where_the_data_is_and_cuts_no_label(lengths):
 def test_epochs_take_a_line_a_minute(caplog, monkeypatch):
     caplog.set_level("INFO", logger="onmt_llm")
     now = [0.0]
-    monkeypatch.setattr(epoch_log, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    log = epoch_log.EpochLog()
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    log = pipeline.EpochLog()
     for second in range(150):
         now[0] = float(second)
         log.begun("a", 2 * second)

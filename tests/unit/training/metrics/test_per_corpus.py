@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from onmt_llm.config.learning import PreferenceConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching.batch import Batch
-from onmt_llm.data.batching.collate import collate, collate_rows
-from onmt_llm.data.batching.packing import PackedRow, pack_rows, whole
+from onmt_llm.data.batching.collate import PackedRow, collate, collate_rows, whole
+from onmt_llm.data.batching.packing import pack_rows
 from onmt_llm.data.example import IGNORED, Encoded
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.transformer import Transformer

@@ -1,11 +1,11 @@
-"""Derived seeds."""
+"""Derived seeds of a pipeline specification."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-from onmt_llm.data.seeding import derived_seed
+from onmt_llm.data.spec import derived_seed
 
 
 def test_a_seed_depends_on_all_its_parts() -> None:
@@ -15,7 +15,7 @@ def test_a_seed_depends_on_all_its_parts() -> None:
 
 
 def test_a_seed_is_the_same_in_every_process() -> None:
-    program = "from onmt_llm.data.seeding import derived_seed; print(derived_seed(7, 'corpus', 3))"
+    program = "from onmt_llm.data.spec import derived_seed; print(derived_seed(7, 'corpus', 3))"
     done = [
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONHASHSEED": seed})
         for seed in ("1", "2")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.data.batching.cut import cut_batches
+from onmt_llm.data.bucket import cut_batches
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
