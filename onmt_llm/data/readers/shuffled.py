@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onmt_llm.data.readers.record import Reader, Record
 from onmt_llm.errors import ConfigError
+from onmt_llm.log import logger
 
 _AHEAD = 1024
 _ROUNDS = 8
@@ -60,7 +61,8 @@ class Permutation:
 class ShuffledReader:
     """Reads every record of another reader once per pass, in an order determined by seed and pass.
 
-    The position consists of a record number and a pass, so all ranks and workers agree on the order.
+    The position consists of a record number, a pass and the number of all records, on which the order depends. So all ranks
+    and workers agree on the order.
 
     Args:
         corpus: Name of the corpus; every corpus has its own order.
@@ -107,11 +109,18 @@ class ShuffledReader:
         return passed
 
     def tell(self) -> list[int]:
-        return [self._number, self._pass]
+        return [self._number, self._pass, self.count()]
 
     def seek(self, position: Sequence[int]) -> None:
-        self._number, self._pass = position
+        """Go to a position; those of earlier versions do not say how many records there were."""
+        self._number, self._pass, *before = position
         self._order, self._ahead = None, []
+        if self._number and before and before[0] != self.count():
+            logger.warning(
+                "Corpus '%s' had %d records when the run was saved and has %d now, so the order of this pass is another "
+                "one: it repeats some records that have been read, and leaves out some that have not.",
+                *(self.corpus, before[0], self.count()),
+            )
 
     def rewind(self) -> None:
         self.seek([0, self._pass + 1])

@@ -92,3 +92,16 @@ def test_what_cannot_be_reached_by_number_cannot_be_shuffled(tmp_path: Path) -> 
     reader = ShuffledReader("c", open_reader("c", CorpusConfig(path_src=str(path))), seed=1)
     with pytest.raises(ConfigError, match=r"'c' must consist of plain text, .* but has .*a\.gz"):
         reader.check()
+
+
+@pytest.mark.parametrize(
+    ("position", "warns"), [([2, 1, 4], False), ([2, 1, 3], True), ([0, 1, 3], False), ([2, 1], False)]
+)
+def test_a_shuffled_corpus_that_has_another_size_when_a_pass_is_resumed(
+    tmp_path: Path, file: Path, caplog: pytest.LogCaptureFixture, position: list[int], warns: bool
+) -> None:
+    config = CorpusConfig(path_src=str(file))
+    reader = ShuffledReader("x", open_reader("x", config, cache=IndexCache(tmp_path / "cache")), seed=1)
+    reader.seek(position)
+    assert ["had 3 records" in record.message for record in caplog.records] == [True] * warns
+    assert reader.tell() == [*position[:2], 4]
