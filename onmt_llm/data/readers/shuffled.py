@@ -61,8 +61,8 @@ class Permutation:
 class ShuffledReader:
     """Reads every record of another reader once per pass, in an order determined by seed and pass.
 
-    The position consists of a record number, a pass and the number of all records, on which the order depends. So all ranks
-    and workers agree on the order.
+    The position consists of a record number, a pass and the number of all records, on which the order depends. So all
+    ranks and workers agree on the order.
 
     Args:
         corpus: Name of the corpus; every corpus has its own order.
@@ -117,8 +117,8 @@ class ShuffledReader:
         self._order, self._ahead = None, []
         if self._number and before and before[0] != self.count():
             logger.warning(
-                "Corpus '%s' had %d records when the run was saved and has %d now, so the order of this pass is another "
-                "one: it repeats some records that have been read, and leaves out some that have not.",
+                "Corpus '%s' had %d records when the run was saved and has %d now, so the order of this pass has changed: "
+                "it repeats some records that have been read, and leaves out some that have not.",
                 *(self.corpus, before[0], self.count()),
             )
 
