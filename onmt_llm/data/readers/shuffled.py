@@ -117,8 +117,8 @@ class ShuffledReader:
         self._order, self._ahead = None, []
         if self._number and before and before[0] != self.count():
             logger.warning(
-                "Corpus '%s' had %d records when the run was saved and has %d now, so the order of this pass has changed: "
-                "it repeats some records that have been read, and leaves out some that have not.",
+                "Corpus '%s' had %d records when the run was saved and has %d now. So the order of this pass has "
+                "changed: it repeats some records that have been read, and leaves out some that have not.",
                 *(self.corpus, before[0], self.count()),
             )
 
