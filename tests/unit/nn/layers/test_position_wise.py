@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import tiny
-from onmt_llm.nn.layers.feed_forward import ACTIVATIONS, FeedForward
+from onmt_llm.nn.layers.position_wise import ACTIVATIONS, FeedForward
 
 FORMULAS = {
     "relu": lambda x: x.clamp(min=0),
