@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from onmt_llm.nn.layers.embeddings import TiedHead
+from onmt_llm.nn.layers.position_wise import TiedHead
 
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
 _FACTORS = {"q_proj": 0.2, "k_proj": 0.2, "lm_head": 0.4, "relative_bias": 0.0}

@@ -15,8 +15,7 @@ from torch.backends import cuda
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.nn.layers.position_wise import FeedForward
-from onmt_llm.nn.layers.norms import RMSNorm
+from onmt_llm.nn.layers.position_wise import FeedForward, RMSNorm
 from onmt_llm.optional import require
 
 _POSITIONS = 128

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.nn import wrap
 from onmt_llm.nn.cpu import int8_matmul
+from onmt_llm.nn.cpu.fused import row_blocks
 from onmt_llm.nn.cpu.int8_matmul import int8_linear
-from onmt_llm.nn.cpu.row_blocks import row_blocks
 from onmt_llm.optional import require
 from onmt_llm.registry import Registry
 

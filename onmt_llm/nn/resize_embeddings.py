@@ -9,7 +9,7 @@ from torch import nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.init import init_weights
-from onmt_llm.nn.layers.embeddings import TiedHead, TokenEmbedding
+from onmt_llm.nn.layers.position_wise import TiedHead, TokenEmbedding
 from onmt_llm.nn.transformer import Transformer
 
 RowMapping = Sequence[int | None]

@@ -15,8 +15,7 @@ from onmt_llm.nn.activations.offload import Offload
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.block import Block
-from onmt_llm.nn.layers.embeddings import TiedHead
-from onmt_llm.nn.layers.position_wise import FeedForward
+from onmt_llm.nn.layers.position_wise import FeedForward, TiedHead
 from onmt_llm.nn.layers.stack import Stack
 from onmt_llm.nn.masks import Mask, decoder_mask, encoder_mask, full_context_mask, memory_mask
 from onmt_llm.nn.positions import Positions, left_padded, packed

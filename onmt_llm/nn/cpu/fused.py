@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from onmt_llm.nn.cpu.row_blocks import row_blocks
-
 # Elements of a block of rows on a CPU: 2 MiB in float32.
 _ELEMENTS = 1 << 19
 
@@ -34,6 +32,12 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, saving only these two (Shazeer 2020)."""
     return F.silu(gate) * up if torch.compiler.is_compiling() else _SiluMul.apply(gate, up)
+
+
+def row_blocks(rows: int, width: int, elements: int) -> list[slice]:
+    """Slices of `rows` rows, each of which covers about `elements` elements of a matrix of this width."""
+    step = max(1, elements // width)
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from onmt_llm.nn.cpu.row_blocks import row_blocks
+from onmt_llm.nn.cpu.fused import row_blocks
 
 # Elements of a block of the product that are in int32 and float32 at a time.
 _ELEMENTS = 1 << 21

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from onmt_llm.nn.masks import minus_inf
+from onmt_llm.nn.masks import Mask, minus_inf
 
 # Most scores of a tile: 2 MiB of them in bf16.
 _SCORES = 1 << 20
@@ -46,6 +46,19 @@ class Tile:
     rows: slice
     keys: slice
     bias: Tensor
+
+
+def mask_tiles(mask: Mask, q_BNTH: Tensor, k_BKTH: Tensor) -> list[Tile]:
+    """The tiles of a causal mask; computed once for all layers of a model."""
+    (rows, heads, length, _), key_heads, dtype = q_BNTH.shape, k_BKTH.shape[1], q_BNTH.dtype
+    key = (rows, heads, length, key_heads, dtype)
+    if key not in mask.kernel_cache:
+        mask.kernel_cache[key] = (
+            causal_tiles(rows, length, heads, key_heads, dtype)
+            if mask.first_BT is None
+            else limited_tiles(mask.first_BT.expand(rows, -1), heads, key_heads, dtype)
+        )
+    return mask.kernel_cache[key]
 
 
 def causal_tiles(rows: int, length: int, heads: int, key_heads: int, dtype: torch.dtype) -> list[Tile]:

@@ -1,5 +1,5 @@
 """The layers that a Transformer consists of.
 
-In reading order: `attention.py`, `feed_forward.py`, `norms.py`, `block.py` (one layer of the residual stream),
-`embeddings.py`.
+In reading order: `attention.py`, `position_wise.py` (feed-forward, norms, embedding), `block.py` (one layer of the
+residual stream), `stack.py` (encoder or decoder).
 """

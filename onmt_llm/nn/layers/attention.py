@@ -1,7 +1,7 @@
 """Multi-head attention over the input itself or over an encoder's output (cross attention).
 
 `Attention` projects, encodes positions and uses the cache; the function `attend` is the attention itself. On a CPU
-`attend` gives training to the kernels in `onmt_llm/nn/cpu/`; everything else is torch's scaled_dot_product_attention.
+`attend` gives training to the kernels of `nn/cpu/`; everything else is torch's scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.nn.cpu.attention import attend_on_cpu
+from onmt_llm.nn.cpu.dropout import attend_with_dropout
 from onmt_llm.nn.cpu.dropout import dropout as drop
+from onmt_llm.nn.cpu.tiled_attention import attend_tiled, mask_tiles, torch_is_faster
 from onmt_llm.nn.kv_cache import KVCache
-from onmt_llm.nn.layers.norms import build_head_norm
+from onmt_llm.nn.layers.position_wise import build_head_norm
 from onmt_llm.nn.masks import Mask
 from onmt_llm.nn.positions import rotate
 
@@ -235,6 +236,28 @@ def _softmax(scores_BNTS: Tensor, mask: Mask) -> Tensor:
 
 def _repeat_heads(x_BKSH: Tensor, heads: int) -> Tensor:
     return x_BKSH if x_BKSH.shape[1] == heads else x_BKSH.repeat_interleave(heads // x_BKSH.shape[1], dim=1)
+
+
+def attend_on_cpu(
+    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float, dropout: float
+) -> Tensor | None:
+    """softmax(scale q k' + mask) v, (B, N, T, H), by our kernels for training; None if none of them beats torch's.
+
+    Dropout of the weights has a kernel; so have causal masks in bf16, of packed documents and of sliding windows.
+    """
+    if dropout > 0.0:
+        bias = mask.as_float(q_BNTH.shape[2], k_BKSH.shape[2])
+        return attend_with_dropout(q_BNTH, k_BKSH, v_BKSH, bias, scale, dropout)
+    if mask.causal and (q_BNTH.dtype == torch.bfloat16 or mask.first_BT is not None):
+        return _attend_tiled(q_BNTH, k_BKSH, v_BKSH, mask, scale)
+    return None
+
+
+@torch.compiler.disable
+def _attend_tiled(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float) -> Tensor:
+    """Tiles are faster than the code that torch.compile generates for attention, so this breaks its graph."""
+    by_torch = mask.first_BT is None and torch_is_faster(q_BNTH.dtype)
+    return attend_tiled(q_BNTH, k_BKSH, v_BKSH, mask_tiles(mask, q_BNTH, k_BKSH), scale, forward_by_torch=by_torch)
 
 
 def _attend_on_gpu(

@@ -14,8 +14,7 @@ from onmt_llm.nn.activations.recompute import recompute
 from onmt_llm.nn.cpu.dropout import dropout_add
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, Attention
-from onmt_llm.nn.layers.position_wise import FeedForward
-from onmt_llm.nn.layers.norms import build_norm
+from onmt_llm.nn.layers.position_wise import FeedForward, build_norm
 from onmt_llm.nn.masks import Mask
 
 

@@ -1,16 +1,17 @@
-"""The position-wise feed-forward layer."""
+"""The layers that treat every position alone: embedding and tied output layer, norms, feed-forward."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.cpu.dropout import dropout, relu_dropout
-from onmt_llm.nn.cpu.fused import silu_mul
+from onmt_llm.nn.cpu.fused import rms_norm, silu_mul
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -18,6 +19,64 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
+
+
+class TokenEmbedding(nn.Embedding):
+    """A vector per token; `project` uses the transposed matrix as the output layer."""
+
+    def project(self, x_BTD: Tensor) -> Tensor:
+        """Logits of all tokens, (B, T, V): the output layer of a model with tied embeddings."""
+        return F.linear(x_BTD, self.weight)
+
+
+class TiedHead(nn.Module):
+    """Output layer without a matrix of its own: it uses the decoder's embedding, wrapped or not.
+
+    The embedding is an argument of each call instead of a shared parameter. So loading, quantising, wrapping and
+    sharding need not tie the weights again, and no weight is counted or saved twice.
+    """
+
+    def __init__(self, vocab_size: int, *, bias: bool) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
+
+    def forward(self, x_BTD: Tensor, embedding: nn.Module) -> Tensor:
+        """Logits (B, T, V); `embedding` is a TokenEmbedding or a LoRAEmbedding around one."""
+        logits_BTV = embedding.project(x_BTD)  # type: ignore[operator]
+        return logits_BTV if self.bias is None else logits_BTV + self.bias
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm (Zhang & Sennrich 2019), with a backward pass that needs less memory on a CPU.
+
+    It computes in float32 and rounds once, so in bf16 it is closer to the exact result than the usual sequence of
+    upcast, downcast and scaling.
+
+    Attributes:
+        kernel: Replacement (x, weight, eps) -> y, e.g. Liger's; see `kernels.py`.
+    """
+
+    kernel: Callable[[Tensor, Tensor, float], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel(x, self.weight, self.eps)  # type: ignore[arg-type]
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return rms_norm(x, self.weight, self.eps)  # type: ignore[arg-type]
+
+
+def build_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
+    """The norm of `config` over a last dimension of `size` (default: hidden_size)."""
+    size = size or config.hidden_size
+    if config.norm == "rmsnorm":
+        return RMSNorm(size, eps=config.norm_eps)
+    return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def build_head_norm(config: ModelConfig) -> nn.Module:
+    """RMSNorm over one head of q or k (`qk_norm`), independent of the residual stream's norm."""
+    return RMSNorm(config.size_per_head, eps=config.norm_eps)
 
 
 class FeedForward(nn.Module):

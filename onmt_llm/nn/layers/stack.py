@@ -18,8 +18,7 @@ from onmt_llm.nn.cpu.dropout import dropout
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, build_relative_bias, relative_bias
 from onmt_llm.nn.layers.block import Block, BlockContext
-from onmt_llm.nn.layers.embeddings import TokenEmbedding, add_noise
-from onmt_llm.nn.layers.norms import build_norm
+from onmt_llm.nn.layers.position_wise import TokenEmbedding, build_norm
 from onmt_llm.nn.masks import Mask
 from onmt_llm.nn.positions import (
     Positions,
@@ -160,3 +159,16 @@ class Stack(nn.Module):
         if self.config.feat_merge == "concat":
             return torch.cat([x_BTD, *parts], dim=-1)
         return torch.stack([x_BTD, *parts]).sum(dim=0)
+
+
+def add_noise(x_BTD: Tensor, alpha: float, positions: Positions) -> Tensor:
+    """NEFTune (Jain et al. 2024): uniform noise of up to alpha / sqrt(T D).
+
+    T is the length of the row, or of the document in a packed row.
+    """
+    if not alpha:
+        return x_BTD
+    length = positions.lengths() if positions.index_BT is not None else x_BTD.shape[1]
+    size = alpha * (torch.as_tensor(length, device=x_BTD.device, dtype=torch.float32) * x_BTD.shape[2]).rsqrt()
+    noise_BTD = torch.empty_like(x_BTD).uniform_(-1, 1)
+    return x_BTD + noise_BTD * (size if size.ndim == 0 else size[..., None]).to(x_BTD.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from onmt_llm.nn.layers.embeddings import TokenEmbedding
+from onmt_llm.nn.layers.position_wise import TokenEmbedding
 from onmt_llm.nn.lora.layers import LoRAEmbedding, LoRALinear
 from onmt_llm.nn.quantized import weight_blocks
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.nn.activations.recompute import recompute
-from onmt_llm.nn.layers.embeddings import TokenEmbedding
+from onmt_llm.nn.layers.position_wise import TokenEmbedding
 from onmt_llm.nn.quantized import linear_weight
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.nn import wrap
 from onmt_llm.nn.block_expansion import twins
-from onmt_llm.nn.layers.embeddings import TokenEmbedding
+from onmt_llm.nn.layers.position_wise import TokenEmbedding
 from onmt_llm.nn.lora.dora import DoRAEmbedding, DoRALinear
 from onmt_llm.nn.lora.init import add_initial_buffers
 from onmt_llm.nn.lora.layers import LoRAEmbedding, LoRALayer, LoRALinear

@@ -11,7 +11,7 @@ from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn import masks
 from onmt_llm.nn.kv_cache import KVCache
-from onmt_llm.nn.layers.embeddings import add_noise
+from onmt_llm.nn.layers.stack import add_noise
 from onmt_llm.nn.positions import Positions, packed, relative_index
 from onmt_llm.nn.transformer import Transformer, set_dropout, set_embedding_noise
 

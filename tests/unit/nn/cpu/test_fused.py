@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onmt_llm.nn.cpu import fused
-from onmt_llm.nn.layers.norms import RMSNorm
+from onmt_llm.nn.layers.position_wise import RMSNorm
 
 EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-9}, {"rtol": 1.6e-2, "atol": 2e-2}
 
@@ -52,3 +52,10 @@ def test_a_norm_keeps_its_input_in_16_bits() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         norm(x)
     assert sum(t.nbytes for t in kept) == x.nbytes + norm.weight.nbytes + 4 * len(x)
+
+
+@pytest.mark.parametrize(("rows", "width", "elements"), [(10, 4, 12), (10, 4, 1), (3, 5, 1000), (0, 5, 10)])
+def test_blocks_cover_all_rows_in_order(rows: int, width: int, elements: int) -> None:
+    blocks = fused.row_blocks(rows, width, elements)
+    assert [row for block in blocks for row in range(rows)[block]] == list(range(rows))
+    assert all((block.stop - block.start) * width <= max(elements, width) for block in blocks)

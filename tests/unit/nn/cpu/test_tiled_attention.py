@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onmt_llm.nn.cpu import tiled_attention as tiled
-from onmt_llm.nn.cpu.attention import mask_tiles
+from onmt_llm.nn.cpu.tiled_attention import mask_tiles
 from onmt_llm.nn.layers.attention import attend
 from onmt_llm.nn.masks import Mask
 

@@ -1,25 +1,13 @@
-"""Embeddings as output layers, and noise on embeddings."""
+"""Noise on embeddings."""
 
 from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 
-from onmt_llm.nn.layers.embeddings import TiedHead, TokenEmbedding, add_noise
+from onmt_llm.nn.layers.stack import add_noise
 from onmt_llm.nn.positions import Positions, packed
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_tied_head_scores_by_the_embedding(bias: bool) -> None:
-    embedding, head = TokenEmbedding(7, 4), TiedHead(7, bias=bias)
-    if head.bias is not None:
-        torch.nn.init.normal_(head.bias)
-    x = torch.randn(2, 3, 4)
-    expected = x @ embedding.weight.t() + (0 if head.bias is None else head.bias)
-    torch.testing.assert_close(head(x, embedding), expected)
-    assert [name for name, _ in head.named_parameters()] == (["bias"] if bias else [])
 
 
 def test_noise_is_bounded_by_the_length() -> None:
