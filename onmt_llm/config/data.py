@@ -110,6 +110,11 @@ class CorpusConfig(Section):
         return bool(self.path_jsonl or self.path_json or self.path_table)
 
 
+def is_for_validation(corpus: str) -> bool:
+    """Whether a corpus of this name is for validation."""
+    return corpus == "valid" or corpus.startswith("valid_")
+
+
 class DataConfig(Section):
     """Corpora and how they are read, mixed and transformed."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.data import CorpusConfig, is_for_validation
 from onmt_llm.config.model import ModelConfig, Task
 
 
@@ -70,11 +70,6 @@ def _reason_for_translation(corpora: Mapping[str, CorpusConfig], tgt_vocab: str 
     if pairs:
         return f"since corpus '{pairs[0]}' has a path_tgt"
     return None if tgt_vocab is None else "since there is a tgt_vocab"
-
-
-def is_for_validation(corpus: str) -> bool:
-    """Whether a corpus of this name is for validation."""
-    return corpus == "valid" or corpus.startswith("valid_")
 
 
 def with_defaults(written: ModelConfig, task: Task, *, family: Literal["onmt_llm", "opennmt"]) -> ModelConfig:

@@ -9,8 +9,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig, TrainOnEos
-from onmt_llm.config.task import is_for_validation
+from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig, TrainOnEos, is_for_validation
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.segment import Segment

@@ -22,8 +22,7 @@ from onmt_llm.training.metrics.sinks import check_trackers
 from onmt_llm.training.process.dist import World, open_world
 from onmt_llm.training.process.host_memory import limit_onednn_cache
 from onmt_llm.training.result import RunStatus, TrainResult
-from onmt_llm.training.run.attempt import RunEnvironment, run_attempt
-from onmt_llm.training.run.rollback import Rollback
+from onmt_llm.training.run.attempt import Rollback, RunEnvironment, run_attempt
 from onmt_llm.training.run_folder import check_checkpoint_paths, run_lock
 from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import sample
@@ -46,7 +45,7 @@ def train(config: TrainConfig) -> TrainResult:
         torch.set_num_threads(config.run.threads)
     if config.corpora.n_sample:
         config = resolve_train_from(config)
-        sample(config, open_start(config))
+        sample(config, open_start(config).codec)
         return TrainResult(RunStatus.SAMPLED)
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size)

@@ -21,7 +21,7 @@ from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer, set_dropout
 from onmt_llm.training.optim.precision import Precision, trainable_to_float32
 from onmt_llm.training.setup.layers import LayerPlan
-from onmt_llm.training.setup.trainable import add_trainable_parts
+from onmt_llm.training.setup.model import add_trainable_parts
 
 _HEAD_SIZES = (8, 16)
 _LENGTHS = (48, 96, 144)

@@ -20,13 +20,11 @@ from onmt_llm.training.dry_run.memory import MIB, Memory, estimate_memory
 from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_batches
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.host_memory import resident_memory
-from onmt_llm.training.run.checks import check_run
 from onmt_llm.training.run.startup_log import run_notes
 from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import open_pipelines
-from onmt_llm.training.setup.model import build_on_meta, run_precision
-from onmt_llm.training.setup.run_setup import open_run_setup
-from onmt_llm.training.setup.trainable import count_parameters
+from onmt_llm.training.setup.model import build_on_meta, count_parameters, run_precision
+from onmt_llm.training.setup.run_setup import check_run, open_run_setup
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ def plan(config: TrainConfig) -> Plan:
     check_device(config.performance, device_type)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     with heartbeat("Reading the corpora"):
-        open_pipelines(config, start, seed=0, world=world)
-        sampled = sample_batches(config, start, world)
+        open_pipelines(config, start.codec, seed=0, world=world)
+        sampled = sample_batches(config, start.codec, world)
     # Everything but the weights is in memory by now. The model copies that are counted below must not be part of it.
     program = resident_memory() + sampled.rest if device_type == "cpu" else 0
     precision = run_precision(config.performance, layers, loss_scale=0.0, device=torch.device("meta"))

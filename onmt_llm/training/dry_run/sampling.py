@@ -14,11 +14,11 @@ from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.spec import split_corpora
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
+from onmt_llm.text.codec import Codec
 from onmt_llm.training.dry_run.activations import BatchShape
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.host_memory import resident_memory
 from onmt_llm.training.setup.inputs import open_pipeline
-from onmt_llm.training.setup.start import Start
 
 _BATCHES = 16
 _FIRST = 256
@@ -45,7 +45,7 @@ class BatchSample:
     rest: int
 
 
-def sample_batches(config: TrainConfig, start: Start, world: World) -> BatchSample:
+def sample_batches(config: TrainConfig, codec: Codec, world: World) -> BatchSample:
     """Cut micro-batches from a bucket of the run's size, or from a smaller one if that would take too long.
 
     Raises:
@@ -54,13 +54,13 @@ def sample_batches(config: TrainConfig, start: Start, world: World) -> BatchSamp
     batching = config.batching
     whole = max(batching.bucket_size, batching.batch_size) if batching.batch_type == "sents" else batching.bucket_size
     if whole <= _FIRST:
-        shape, examples = _sample(config, start, world, whole)
+        shape, examples = _sample(config, codec, world, whole)
         return BatchSample(shape, examples, is_whole=True, rest=0)
     began = time.monotonic()
-    _sample(config, start, world, _FIRST, quiet=True)
+    _sample(config, codec, world, _FIRST, quiet=True)
     before, spent = resident_memory(), time.monotonic() - began
     size = min(whole, max(_FIRST, int(_FIRST * _SECONDS / spent)))
-    shape, examples = _sample(config, start, world, size)
+    shape, examples = _sample(config, codec, world, size)
     if size == whole or examples < size:  # there are no more
         return BatchSample(shape, examples, is_whole=True, rest=0)
     growth = max(resident_memory() - before, 0) // max(size - _FIRST, 1)
@@ -69,7 +69,7 @@ def sample_batches(config: TrainConfig, start: Start, world: World) -> BatchSamp
 
 def _sample(
     config: TrainConfig,
-    start: Start,
+    codec: Codec,
     world: World,
     size: int,
     *,
@@ -80,7 +80,7 @@ def _sample(
     Args:
         config: All options.
         options: Sections of the transforms, by name.
-        start: What the run starts from.
+        codec: Text side of the model.
         world: This process.
         size: Examples of a bucket.
         quiet: Do not log what is found in the corpora.
@@ -91,7 +91,7 @@ def _sample(
         data = data.model_copy(update={"skip_empty_level": "silent"})
     config = config.model_copy(update={"batching": batching, "corpora": data})
     corpora, _ = split_corpora(data.data)
-    with closing(open_pipeline(config, start, corpora, training=True, seed=0, world=world, audited=quiet)) as pipeline:
+    with closing(open_pipeline(config, codec, corpora, training=True, seed=0, world=world, audited=quiet)) as pipeline:
         shapes = [_shape(batch) for batch in islice(pipeline, _BATCHES)]
         if not shapes:
             raise DataError(f"The corpora must yield at least one batch, but yield none: {pipeline.summary()}.")

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.log import logger
@@ -21,10 +23,9 @@ from onmt_llm.training.process.rng import set_seed
 from onmt_llm.training.process.signals import SignalHandler
 from onmt_llm.training.result import RunStatus, TrainResult
 from onmt_llm.training.run.build import build_components, build_validator
-from onmt_llm.training.run.rollback import Rollback, roll_back
 from onmt_llm.training.run.startup_log import log_start
-from onmt_llm.training.run_folder import RunLock, save_request_file
-from onmt_llm.training.setup.compile import timed
+from onmt_llm.training.run_folder import RunLock, newest_intact, remove_checkpoint, save_request_file
+from onmt_llm.training.setup.hardware import timed
 from onmt_llm.training.setup.inputs import open_generation_validator, open_pipelines
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import Progress
@@ -47,6 +48,25 @@ class RunEnvironment:
     world: World
     deadline: float | None = None
     lock: RunLock | None = None
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """How a run continues after a loss spike.
+
+    Attributes:
+        checkpoint: The checkpoint to return to; None = the start of the run.
+        position: This rank's data position, behind the bucket with the spike.
+        seed: The run's seed, which determines the order of the data.
+        count: Rollbacks since the last regular checkpoint.
+        written: Checkpoints that the run has written so far.
+    """
+
+    checkpoint: Path | None
+    position: dict[str, Any]
+    seed: int
+    count: int
+    written: list[Path]
 
 
 @dataclass(frozen=True)
@@ -73,9 +93,9 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
     config, world = setup.config, environment.world
     seed = run_seed(config.run.seed, setup.saved, world) if rollback is None else rollback.seed
     set_seed(seed)
-    generation = open_generation_validator(config, setup.start)
+    generation = open_generation_validator(config, setup.start.codec)
     components = build_components(setup, world, seed=seed)
-    train_data, valid_data = open_pipelines(config, setup.start, seed=seed, world=world)
+    train_data, valid_data = open_pipelines(config, setup.start.codec, seed=seed, world=world)
     progress = _restore(setup, components, train_data, rollback)
     log_start(setup, components, step=progress.step)
     validator = build_validator(components, valid_data, generation)
@@ -109,6 +129,30 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
         return Attempt(result, roll_back(saver.written, train_data, world, seed=seed, count=progress.rollbacks + 1))
     logger.info("Data: %s", train_data.summary())
     return Attempt(result)
+
+
+def roll_back(written: list[Path], data: Pipeline, world: World, *, seed: int, count: int) -> Rollback:
+    """Choose the newest checkpoint of the run, the one before it at the second rollback, and so on.
+
+    Args:
+        written: Checkpoints of the run, in order.
+        data: Batches for training; closed here.
+        world: This process among the others.
+        seed: The run's seed.
+        count: Rollbacks since the last regular checkpoint, this one included.
+    """
+    existing = list(dict.fromkeys(path for path in written if path.exists()))
+    path = ""
+    if world.is_main:
+        if count > 1 and len(existing) > 1:
+            remove_checkpoint(existing.pop())
+        path = str(newest_intact(existing, set_aside=True) or "")
+    path = world.gather({"path": path})[0]["path"]
+    logger.warning("The run goes back to %s.", path or "its start")
+    data.skip_bucket()
+    rollback = Rollback(Path(path) if path else None, data.state_dict(), seed, count, existing)
+    data.close()
+    return rollback
 
 
 def _restore(setup: RunSetup, components: TrainingComponents, data: Pipeline, rollback: Rollback | None) -> Progress:

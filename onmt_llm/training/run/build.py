@@ -16,7 +16,7 @@ from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.schedule import build_schedule
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.rng import set_seed
-from onmt_llm.training.setup.compile import compile_blocks
+from onmt_llm.training.setup.hardware import compile_blocks
 from onmt_llm.training.setup.inputs import open_objective
 from onmt_llm.training.setup.model import build_training_model, run_precision
 from onmt_llm.training.setup.run_setup import RunSetup

@@ -12,9 +12,9 @@ from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.metrics.build import metrics_path
 from onmt_llm.training.run_folder import checkpoints
 from onmt_llm.training.setup.layers import LayerPlan
+from onmt_llm.training.setup.model import count_parameters
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.setup.start import Start
-from onmt_llm.training.setup.trainable import count_parameters
 
 
 def log_start(setup: RunSetup, components: TrainingComponents, *, step: int) -> None:

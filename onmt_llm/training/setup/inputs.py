@@ -13,6 +13,7 @@ from onmt_llm.data.eval_prompts import read_prompts
 from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.spec import PipelineSpec, split_corpora
+from onmt_llm.text.codec import Codec
 from onmt_llm.training.checks import check_validation
 from onmt_llm.training.losses.lm_prior import open_prior
 from onmt_llm.training.losses.objective import Objective, open_alignment
@@ -24,19 +25,19 @@ from onmt_llm.training.validation.generation import GenerationValidator, dump_fo
 
 
 def open_pipelines(
-    config: TrainConfig, start: Start, *, seed: int, world: World
+    config: TrainConfig, codec: Codec, *, seed: int, world: World
 ) -> tuple[Pipeline, dict[str, Pipeline]]:
     """Batches for training, and those of each validation corpus."""
     train, valid = split_corpora(config.corpora.data)
-    return open_pipeline(config, start, train, training=True, seed=seed, world=world), {
-        name: open_pipeline(config, start, {name: corpus}, training=False, seed=seed, world=world)
+    return open_pipeline(config, codec, train, training=True, seed=seed, world=world), {
+        name: open_pipeline(config, codec, {name: corpus}, training=False, seed=seed, world=world)
         for name, corpus in valid.items()
     }
 
 
 def open_pipeline(
     config: TrainConfig,
-    start: Start,
+    codec: Codec,
     corpora: Mapping[str, CorpusConfig],
     *,
     training: bool,
@@ -49,7 +50,7 @@ def open_pipeline(
     spec = PipelineSpec(
         corpora,
         config.corpora.model_copy(update={"index_cache": index}),
-        start.codec,
+        codec,
         seed=seed if config.batching.data_seed is None else config.batching.data_seed,
         training=training,
         batching=config.batching,
@@ -80,26 +81,26 @@ def open_objective(
     )
 
 
-def open_generation_validator(config: TrainConfig, start: Start) -> GenerationValidator | None:
+def open_generation_validator(config: TrainConfig, codec: Codec) -> GenerationValidator | None:
     """The validation corpora as prompts with reference answers; None if no metric is asked for."""
     _, corpora = split_corpora(config.corpora.data)
     scorers = check_validation(config.validation, corpora)
     if not scorers:
         return None
-    prompts, skipped = read_prompts(PipelineSpec(corpora, config.corpora, start.codec, training=False))
+    prompts, skipped = read_prompts(PipelineSpec(corpora, config.corpora, codec, training=False))
     return GenerationValidator(
         prompts,
         skipped=skipped,
         scorers=scorers,
-        codec=start.codec,
+        codec=codec,
         settings=config.validation,
         batching=config.batching,
         folder=dump_folder(config.validation, config.run.save_model),
     )
 
 
-def sample(config: TrainConfig, start: Start) -> None:
+def sample(config: TrainConfig, codec: Codec) -> None:
     """Write samples of the transformed corpora instead of training."""
     data = config.corpora
     folder = data.save_data or f"{config.run.save_model}_data"
-    write_samples(PipelineSpec(data.data, data, start.codec), folder, n_sample=data.n_sample)
+    write_samples(PipelineSpec(data.data, data, codec), folder, n_sample=data.n_sample)

@@ -1,4 +1,7 @@
-"""What a run is set up from: its options, the model that it starts from, the trained layers, the state to resume."""
+"""What a run is set up from: its options, the model that it starts from, the trained layers, the state to resume.
+
+`check_run` checks it before anything is built.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onmt_llm.config.train import TrainConfig
+from onmt_llm.data.spec import split_corpora
 from onmt_llm.log import logger
+from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
+from onmt_llm.training.losses.objective import open_alignment
+from onmt_llm.training.metrics.sinks import check_trackers
+from onmt_llm.training.optim.registry import check_package
 from onmt_llm.training.setup.layers import LayerPlan, resolve_layers
 from onmt_llm.training.setup.start import Start, open_start
 from onmt_llm.training.state import SavedState
@@ -62,3 +70,19 @@ def state_to_resume(config: TrainConfig, start: Start, layers: LayerPlan) -> Sav
         logger.info("%s is a fully trained model: with %s a new run starts at step 0.", config.start.train_from, what)
         return None
     return start.saved
+
+
+def check_run(setup: RunSetup) -> None:
+    """Check what `train` checks while it builds a run.
+
+    Raises:
+        OnmtLlmError: As `train`.
+    """
+    config = setup.config
+    train, valid = split_corpora(config.corpora.data)
+    check_validation(config.validation, valid)
+    check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
+    open_alignment(config.loss, setup.start.model, train)
+    check_reference(config.corpora.objective, config.preference, adapters=setup.layers.beside_base is not None)
+    check_package(config.optimizer.optim)
+    check_in_backward(config, config.devices.world_size)

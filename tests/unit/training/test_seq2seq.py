@@ -21,7 +21,7 @@ from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer, set_dropout
 from onmt_llm.releasing import release
 from onmt_llm.training.losses.batch_loss import batch_loss
-from onmt_llm.training.setup.trainable import freeze_stacks
+from onmt_llm.training.setup.model import freeze_stacks
 
 
 @pytest.fixture

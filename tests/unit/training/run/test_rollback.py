@@ -1,4 +1,4 @@
-"""`run.rollback`: which checkpoint a run returns to after a loss spike."""
+"""Rollback: which checkpoint a run returns to after a loss spike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onmt_llm.training.process.dist import World
-from onmt_llm.training.run.rollback import Rollback, roll_back
+from onmt_llm.training.run.attempt import Rollback, roll_back
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

@@ -13,8 +13,8 @@ from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.setup import compile as compiling
-from onmt_llm.training.setup.compile import compile_blocks, timed
+from onmt_llm.training.setup import hardware
+from onmt_llm.training.setup.hardware import compile_blocks, timed
 
 CPU = torch.device("cpu")
 NAMES = ["q_proj", "down_proj"]
@@ -83,7 +83,7 @@ def test_without_a_compiler_a_sentence_says_so(tiny_model: Transformer, monkeypa
 
 def test_what_compilation_takes_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(compiling.logger, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(hardware.logger, "info", lambda text, *values: lines.append(text % values))
     batches: Any = ["a", "b", "c"]
     assert list(timed(batches)) == batches
     assert len(lines) == 1 and "the first micro-batch took" in lines[0]

@@ -9,7 +9,7 @@ from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.setup.layers import LayerPlan
-from onmt_llm.training.setup.trainable import add_trainable_parts, count_parameters, freeze_stacks
+from onmt_llm.training.setup.model import add_trainable_parts, count_parameters, freeze_stacks
 from options import train_config
 
 ADAPTER = AdapterSpec(rank=2, alpha=4, layers=["q_proj"], embedding=False, base="", base_fingerprint="")
