@@ -9,8 +9,7 @@ from pathlib import Path
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
-from onmt_llm.text.vocab import Vocab
-from onmt_llm.text.vocab_formats import read_counted
+from onmt_llm.text.vocab import Vocab, read_counted
 
 PADDING = "averyunlikelytoken"
 """OpenNMT-py's name of padding tokens; a number follows."""

@@ -13,8 +13,7 @@ from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
 from onmt_llm.optional import require
 from onmt_llm.text.tokenizers.huggingface import check_tokenizer_json
-from onmt_llm.text.vocab import Vocab
-from onmt_llm.text.vocab_formats import tokens_by_id, unused_token
+from onmt_llm.text.vocab import Vocab, tokens_by_id, unused_token
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 HUGGINGFACE_FILE = "tokenizer.json"

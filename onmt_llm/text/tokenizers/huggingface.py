@@ -15,7 +15,7 @@ from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, byte_level_bytes, sentencepiece_bytes
 from onmt_llm.text.fingerprint import fingerprint
-from onmt_llm.text.vocab_formats import tokens_by_id
+from onmt_llm.text.vocab import tokens_by_id
 
 MAX_GROWTH = 64
 """Maximum number of characters into which normalisation may turn one; NFKC and SentencePiece need up to 18."""

@@ -1,4 +1,4 @@
-"""Vocabularies: files, special tokens, refusals."""
+"""Vocabularies: files of every known format, special tokens, and what is refused, with its line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
-from onmt_llm.text.vocab import Vocab
-from onmt_llm.text.vocab_formats import tokens_by_id
+from onmt_llm.text.vocab import MOST_UNUSED, Vocab, read_counted, tokens_by_id, unused_token
 
 SPECIALS = SpecialTokens()
 TOKENS = ["<unk>", "<s>", "</s>", "▁the", "a"]
@@ -91,3 +90,68 @@ def test_duplicates_in_memory_name_both_entries() -> None:
 
 def test_ids_without_a_token_get_a_name() -> None:
     assert tokens_by_id({"c": 3, "a": 0}) == ["a", "<|unused_1|>", "<|unused_2|>", "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "tokens", "counts"),
+    [
+        ("the\ncat", ["the", "cat"], None),
+        ("the\r\ncat\r\n", ["the", "cat"], None),
+        ("the\t12\ncat\t3\n", ["the", "cat"], [12, 3]),
+        ("the 12\ncat 3\n", ["the", "cat"], [12, 3]),
+        ("<unk>\t0\n▁the\t-3.5\n", ["<unk>", "▁the"], None),
+        ("<unk>\t0\n<s>\t0\n", ["<unk>", "<s>"], None),
+        ("｟U+000A｠\n", ["\n"], None),
+        ("\ufeffthe\n", ["the"], None),
+    ],
+    ids=["plain", "windows", "tabs", "spaces", "sentencepiece", "scores of 0", "escaped", "byte-order mark"],
+)
+def test_the_format_is_found_from_the_content(
+    tmp_path: Path, content: str, tokens: list[str], counts: list[int] | None
+) -> None:
+    file = tmp_path / "vocab"
+    file.write_bytes(content.encode())
+    assert read_counted(file) == (tokens, counts)
+
+
+def test_json_is_a_list_or_a_table_of_ids(tmp_path: Path) -> None:
+    file = tmp_path / "vocab.json"
+    file.write_text(json.dumps(["a", "b"]))
+    assert read_counted(file)[0] == ["a", "b"]
+    file.write_text(json.dumps({"b": 1, "a": 0}))
+    assert read_counted(file)[0] == ["a", "b"]
+    file.write_text(json.dumps({"b": 2, "a": 0}))
+    with pytest.raises(DataError, match="must be 0 to 1, each once, but 1 is missing") as error:
+        read_counted(file)
+    assert "tokenizer.json" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vocab", b"", "is empty"),
+        ("vocab", b"a\n\nb\n", "line 2 of .* is empty"),
+        ("vocab", b"a\0b\n", "must be UTF-8 text, but .* is not"),
+        ("vocab", b"\xff\xfe\xfd", "must be UTF-8 text, but .* is not"),
+        ("vocab.json", b"{", "vocab.json"),
+        ("vocab.json", b'"a"', "vocab.json"),
+        ("vocab.json", b'{"a": "0"}', "vocab.json"),
+        ("vocab.json", b"[1]", "vocab.json"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_counted(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none cannot be read: No such file"):
+        read_counted(tmp_path / "none")
+
+
+def test_ids_far_beyond_the_tokens_are_refused() -> None:
+    assert tokens_by_id({"b": 2, "a": 0}) == ["a", unused_token(1), "b"] and tokens_by_id({}) == []
+    assert len(tokens_by_id({"a": MOST_UNUSED})) == MOST_UNUSED + 1
+    with pytest.raises(DataError, match="1 tokens go up to"):
+        tokens_by_id({"a": MOST_UNUSED + 1})
