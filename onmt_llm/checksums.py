@@ -8,6 +8,7 @@ SHA-256.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,6 +60,16 @@ def sha256_of_file(path: str | Path) -> str:
         OSError: The file cannot be read.
     """
     return _digest(hashlib.sha256(), _blocks(path))
+
+
+def fingerprint(kind: str, content: bytes | None, options: Any = None) -> str:
+    """SHA-256 (hexadecimal) of a kind, the content of its model file, and its options (plain data).
+
+    It tells whether two tokenisers, or two templates, are the same.
+    """
+    digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True, default=str).encode())
+    digest.update(content or b"")
+    return digest.hexdigest()
 
 
 def _digest(digest: _Hash, buffers: Iterable[Any]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from onmt_llm.checksums import fingerprint
 from onmt_llm.errors import OnmtLlmError
-from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.templates.message import Message, Template
 
 _PROBE = [Message(role, f"{role} ｟x｠\n") for role in ("system", "user", "assistant", "user", "assistant")]

@@ -6,10 +6,10 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from onmt_llm.checksums import fingerprint
 from onmt_llm.errors import DataError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import StreamDecoder, decode_all
-from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.placeholders import NEWLINE
 from onmt_llm.text.tokenizers.whitespace import WordStreamDecoder, to_words
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
+from onmt_llm.checksums import fingerprint
 from onmt_llm.errors import DataError
 from onmt_llm.text.decoding import StreamDecoder
-from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.tokenizers.base import Tokenizer, encode_pieces
 from onmt_llm.text.tokenizers.pieces import Pieces, PieceTable
 

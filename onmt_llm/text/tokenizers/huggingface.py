@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checksums import fingerprint
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, byte_level_bytes, sentencepiece_bytes
-from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.vocab import tokens_by_id
 
 MAX_GROWTH = 64

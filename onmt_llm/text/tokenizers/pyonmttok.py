@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checksums import fingerprint
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import BYTE_PIECE, ByteStreamDecoder, StreamDecoder, byte_level_bytes, to_byte_level
-from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.placeholders import NEWLINE, code_point, from_line, to_line
 
 _MODEL_OPTION = {"bpe": "bpe_model_path", "sentencepiece": "sp_model_path"}

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checksums import fingerprint
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, sentencepiece_bytes
-from onmt_llm.text.fingerprint import fingerprint
 from onmt_llm.text.tokenizers.pieces import Pieces, PieceTable
 from onmt_llm.text.tokenizers.sentencepiece_proto import read_facts
 from onmt_llm.text.tokenizers.word_cache import WordCache, is_provable
