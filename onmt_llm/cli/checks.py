@@ -22,7 +22,7 @@ from onmt_llm.config.model import check_task, conflicts
 from onmt_llm.config.train import AUTO, TrainConfig
 from onmt_llm.data.readers import open_reader
 from onmt_llm.data.transforms.build import faults
-from onmt_llm.data.transforms.tokenize import tokenizer_specs
+from onmt_llm.data.transforms.subword import tokenizer_specs
 from onmt_llm.data.transforms.transform import TRANSFORMS
 from onmt_llm.errors import ConfigError, DataError, OnmtLlmError, Problem
 from onmt_llm.registry import Registry, nearest

@@ -266,7 +266,7 @@ def conflicts(stored: ModelConfig, wanted: ModelConfig, path: Path) -> list[Prob
 def differences(stored: ModelConfig, wanted: ModelConfig) -> list[tuple[str, Any, Any]]:
     """(name, the user's value, the stored value) of every option that is set and differs."""
     written = wanted.model_dump(exclude_unset=True, exclude={"dtype"})
-    return list(_differences(_effective(stored), _effective(wanted), written))
+    return list(_differences(_effective(stored), _effective(wanted), written)) if written else []
 
 
 def with_values(model: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:

@@ -18,7 +18,7 @@ from onmt_llm.config.data import CorpusConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig, Task
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.transforms.build import added_tokens
-from onmt_llm.data.transforms.tokenize import tokenizer_specs
+from onmt_llm.data.transforms.subword import tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.text.codec import SRC_VOCAB_FILE, VOCAB_FILE, Codec, check_template, model_template
@@ -135,9 +135,8 @@ def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig
         for name in ("src_vocab", "tgt_vocab"):
             if getattr(config.vocabulary, name):
                 logger.info("%s is not read: %s brings its own vocabulary.", name, path)
-        lm = codec.task == "lm"
-        _check_tokenizers(_tokenizer_specs(config, lm=lm), stored, files, path)
-    vocab, tokenizer = Vocab(list(codec.vocab), specials), unguarded(codec.tokenizer)
+        _check_tokenizers(_tokenizer_specs(config, lm=stored.model.is_decoder_only), stored, files, path)
+    vocab, tokenizer = _with_specials(codec.vocab, specials), unguarded(codec.tokenizer)
     layout = codec.template if template is None else _open_template(template, stored, tokenizer, vocab)
     return RunCodec(
         Codec(
@@ -146,8 +145,8 @@ def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig
             tokenizer,
             template=layout,
             src_tokenizer=None if codec.shares_tokenizer else codec.src_tokenizer,
-            src_vocab=None if codec.shares_vocab else Vocab(list(codec.src_vocab), specials),
-            feature_vocabs=[Vocab(list(values), specials) for values in codec.feature_vocabs],
+            src_vocab=None if codec.shares_vocab else _with_specials(codec.src_vocab, specials),
+            feature_vocabs=[_with_specials(values, specials) for values in codec.feature_vocabs],
         ),
         {**files, **_template_file(template)},
     )
@@ -364,6 +363,11 @@ def _specials_with_start(specials: SpecialTokens, start: str | None, vocab: Voca
         raise ConfigError(f"decoder_start_token must be in the checkpoint's vocabulary, but '{start}' is not.")
     logger.info("decoder_start_token: '%s' instead of the checkpoint's '%s'.", start, specials.bos)
     return specials.model_copy(update={"bos": start})
+
+
+def _with_specials(vocab: Vocab, specials: SpecialTokens) -> Vocab:
+    """The same tokens with these special tokens."""
+    return vocab if vocab.specials == specials else Vocab(list(vocab), specials)
 
 
 def _padded(tokens: list[str], rows: int) -> list[str]:

@@ -78,7 +78,9 @@ class Codec:
         self.vocab = vocab
         self.src_vocab = src_vocab or vocab
         self.feature_vocabs = list(feature_vocabs)
-        self.default_features = parse_defaults(config.src_feats_defaults, len(self.feature_vocabs))
+        self.default_features: list[str] = []
+        if config.src_feats_defaults:
+            self.default_features = parse_defaults(config.src_feats_defaults, len(self.feature_vocabs))
         self.template = template
         self.tokenizer: Tokenizer = ControlGuard(unguarded(tokenizer), control)
         self.src_tokenizer: Tokenizer = self.tokenizer

@@ -12,14 +12,19 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
+from onmt_llm.config.data import DataConfig
 from onmt_llm.config.numbers import CountOrAll, CountOrZero, PositiveOrZero
 from onmt_llm.config.section import Section
+from onmt_llm.data.transforms.transform import TRANSFORMS
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.tokenizers.open import open_tokenizer
 
 Side = Literal["src", "tgt"]
+
+SECTION = "subword"
+"""Section of the options."""
 
 PASS_THROUGH = {"mode": "none"}
 
@@ -85,6 +90,28 @@ def _literal(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return ast.literal_eval(text.strip())
+
+
+def subword_options(data: DataConfig) -> SubwordConfig:
+    """Options of the tokenising transforms."""
+    config = data.transform_options.get(SECTION, SubwordConfig())
+    assert isinstance(config, SubwordConfig)
+    return config
+
+
+def tokenizer_specs(data: DataConfig) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
+    """Tokenisers of source and target to save in a new checkpoint, with `file` as given by the user.
+
+    Returns:
+        None for a side whose tokeniser the options do not specify: no tokenising transform is listed, or it uses the
+        checkpoint's own.
+    """
+    config = subword_options(data)
+    for name in data.model_transforms:
+        kind = TRANSFORMS.get(name).kind
+        if kind is not None:
+            return tokenizer_spec(kind, config, "src"), tokenizer_spec(kind, config, config.target_side)
+    return None, None
 
 
 def tokenizer_spec(kind: TokenizerKind, config: SubwordConfig, side: Side) -> TokenizerSpec | None:

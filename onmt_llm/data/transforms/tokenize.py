@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
-from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
-from onmt_llm.config.data import CorpusConfig, DataConfig
+from onmt_llm.config.checkpoint import TokenizerKind
+from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.subword import SubwordConfig, open_side, random_options, seeder, tokenizer_spec
-from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
+from onmt_llm.data.transforms.subword import SECTION, SubwordConfig, open_side, random_options, seeder
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment, continuations, tokenize_segments
 from onmt_llm.text.tokenizers.base import Tokenizer, encode_pieces
@@ -43,7 +43,7 @@ class Tokenize(Transform[SubwordConfig]):
     """
 
     name = "tokenize"
-    section = "subword"
+    section = SECTION
     Config = SubwordConfig
     tokenizes = True
     kind: ClassVar[TokenizerKind] = "whitespace"
@@ -161,29 +161,6 @@ def default_tokenize(context: TransformContext) -> Tokenize:
     """The model's tokeniser, for a corpus that lists none."""
     src, tgt = (_guarded(each, context) for each in (context.codec.src_tokenizer, context.codec.tokenizer))
     return Tokenize(src, tgt, joint=context.task == "lm", bos=context.bos)
-
-
-def subword_options(data: DataConfig) -> SubwordConfig:
-    """Options of the tokenising transforms."""
-    config = data.transform_options.get(Tokenize.section, SubwordConfig())
-    assert isinstance(config, SubwordConfig)
-    return config
-
-
-def tokenizer_specs(data: DataConfig) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
-    """Tokenisers of source and target to save in a new checkpoint, with `file` as given by the user.
-
-    Returns:
-        None for a side whose tokeniser the options do not specify: no tokenising transform is listed, or it uses the
-        checkpoint's own.
-    """
-    config = subword_options(data)
-    for name in data.model_transforms:
-        transform = transform_class(name)
-        if issubclass(transform, Tokenize):
-            kind = transform.kind
-            return tokenizer_spec(kind, config, "src"), tokenizer_spec(kind, config, config.target_side)
-    return None, None
 
 
 def _tokenizers(cls: type[Tokenize], config: SubwordConfig, context: TransformContext) -> tuple[Tokenizer, Tokenizer]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from onmt_llm.config.checkpoint import TokenizerKind
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.model import Task
 from onmt_llm.config.section import Section
@@ -94,6 +95,8 @@ class Transform(Generic[ConfigT]):
     Config: ClassVar[type[Section]]
     tokenizes: ClassVar[bool] = False
     """Turns text into tokens."""
+    kind: ClassVar[TokenizerKind | None] = None
+    """Kind of the tokenisers that the options of section `subword` specify for it; None = it uses none."""
     needs_text: ClassVar[bool] = False
     """Must come before the tokeniser."""
     counts_tokens: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from onmt_llm.data.inspection.samples import write_samples
 from onmt_llm.data.run_codec import counting_codec
 from onmt_llm.data.spec import PipelineSpec, split_corpora
 from onmt_llm.data.transforms.build import added_tokens
-from onmt_llm.data.transforms.tokenize import subword_options
+from onmt_llm.data.transforms.subword import subword_options
 from onmt_llm.data.vocabulary import subwords
 from onmt_llm.data.vocabulary.count import Counts, count_tokens
 from onmt_llm.errors import ConfigError

@@ -13,8 +13,8 @@ from onmt_llm.config.data import DataConfig
 from onmt_llm.data.example import Example
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms.features import InferFeats
-from onmt_llm.data.transforms.subword import PASS_THROUGH, SubwordConfig
-from onmt_llm.data.transforms.tokenize import Tokenize, subword_options
+from onmt_llm.data.transforms.subword import PASS_THROUGH, SubwordConfig, subword_options
+from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.data.transforms.transform import transform_class
 from onmt_llm.data.vocabulary.count import over_chunks
 from onmt_llm.errors import ConfigError, DataError

@@ -16,8 +16,7 @@ from onmt_llm.data.transforms.affix import Prefix, PrefixConfig, Suffix, SuffixC
 from onmt_llm.data.transforms.build import build_transforms, sections, undo_all
 from onmt_llm.data.transforms.filters import FilterTooLongConfig
 from onmt_llm.data.transforms.mask import InsertMask, MaskConfig
-from onmt_llm.data.transforms.subword import SubwordConfig
-from onmt_llm.data.transforms.tokenize import tokenizer_specs
+from onmt_llm.data.transforms.subword import SubwordConfig, tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
