@@ -19,7 +19,7 @@ from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.open import open_tokens
 from onmt_llm.data.token_shards.records import TokenDecoder
 from onmt_llm.data.transforms.build import added_tokens, build_transforms
-from onmt_llm.data.transforms.transform import Transform, TransformContext, transform_class
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.registry import load_plugins
@@ -283,7 +283,7 @@ def _check_features(corpus: str, transforms: Sequence[str], count: int, codec: C
             f"The transforms of corpus '{corpus}' must include inferfeats, behind the tokeniser, since n_src_feats is "
             f"{count}."
         )
-    rewriting = next((name for name in transforms if transform_class(name).rewrites), None)
+    rewriting = next((name for name in transforms if TRANSFORMS.get(name).rewrites), None)
     if count and rewriting:
         raise ConfigError(
             f"The transforms of corpus '{corpus}' must leave its words in their places, since they carry features "

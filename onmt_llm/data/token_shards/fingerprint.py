@@ -20,7 +20,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.data.readers.files import expand
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.token_shards.shard import INDEX, read_index
-from onmt_llm.data.transforms.transform import transform_class
+from onmt_llm.data.transforms.transform import TRANSFORMS
 from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.text.templates.fingerprint import template_fingerprint
@@ -153,7 +153,7 @@ def _look_same(inputs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> bo
 
 
 def _transform(name: str, options: Mapping[str, Section]) -> dict[str, Any]:
-    kind = transform_class(name)
+    kind = TRANSFORMS.get(name)
     section = options.get(kind.section, kind.Config())
     own = kind.__module__.split(".")[0] == __name__.split(".")[0]
     # the code of a plug-in may change without a new version

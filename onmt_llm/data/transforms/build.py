@@ -11,7 +11,7 @@ from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms.tokenize import Tokenize, default_tokenize
-from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext, transform_class
+from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def build_transforms(
     """
     for fault in faults(names):
         raise fault
-    classes = [transform_class(name) for name in names]
+    classes = [TRANSFORMS.get(name) for name in names]
     position = _tokenizer_position(classes)
     built: list[Transform] = []
     for place, each in enumerate([*classes, None]):
@@ -60,7 +60,7 @@ def inference_transforms(
 
     A tokeniser in the list marks the position of the checkpoint's tokeniser; without one, it comes last.
     """
-    classes = [transform_class(name) for name in names]
+    classes = [TRANSFORMS.get(name) for name in names]
     position = next((index for index, transform in enumerate(classes) if transform.tokenizes), len(classes))
     text, tokens = (
         [
@@ -81,7 +81,7 @@ def faults(names: Sequence[str]) -> Iterator[ConfigError]:
     classes = []
     for name in names:
         try:
-            classes.append(transform_class(name))
+            classes.append(TRANSFORMS.get(name))
         except ConfigError as error:
             yield error
     tokenizers = [transform.name for transform in classes if transform.tokenizes]
@@ -141,7 +141,7 @@ def added_tokens(corpora: Mapping[str, CorpusConfig], data: DataConfig, *, in_te
     found: dict[str, None] = {}
     for corpus in corpora.values():
         for name in data.transforms_of(corpus):
-            transform = transform_class(name)
+            transform = TRANSFORMS.get(name)
             config = _config(transform, data.transform_options, corpus)
             if transform.inserts_text or not in_text:
                 found.update(dict.fromkeys(transform.added_tokens(config, corpus)))

@@ -164,12 +164,3 @@ class _TransformRegistry(Registry[type[Transform[Any]]]):
 
 
 TRANSFORMS = _TransformRegistry("transform")
-
-
-def transform_class(name: str) -> type[Transform[Any]]:
-    """The transform registered under a name.
-
-    Raises:
-        ConfigError: There is no such transform.
-    """
-    return TRANSFORMS.get(name)

@@ -15,7 +15,7 @@ from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.transforms.features import InferFeats
 from onmt_llm.data.transforms.subword import PASS_THROUGH, SubwordConfig, subword_options
 from onmt_llm.data.transforms.tokenize import Tokenize
-from onmt_llm.data.transforms.transform import transform_class
+from onmt_llm.data.transforms.transform import TRANSFORMS
 from onmt_llm.data.vocabulary.count import over_chunks
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.optional import require
@@ -152,4 +152,4 @@ def _with_subword(data: DataConfig, config: SubwordConfig) -> DataConfig:
 
 
 def _tokenizes(name: str) -> bool:
-    return transform_class(name).tokenizes
+    return TRANSFORMS.get(name).tokenizes

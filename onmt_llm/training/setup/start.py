@@ -98,6 +98,7 @@ def open_start(config: TrainConfig) -> Start:
 def _continued(config: TrainConfig, path: str) -> Start:
     checkpoint = Checkpoint.open(path)
     weights = open_base(checkpoint) if checkpoint.is_adapter else checkpoint
+    adapter = checkpoint if checkpoint.has_adapter else None
     codec = checkpoint.codec()
     saved = read_state(checkpoint.path)
     model, spec = weights.config.model, checkpoint.config.expansion
@@ -123,7 +124,7 @@ def _continued(config: TrainConfig, path: str) -> Start:
     return Start(
         checkpoint_codec(config, codec, stored, path=checkpoint.path),
         weights=weights,
-        adapter=checkpoint if checkpoint.has_adapter else None,
+        adapter=adapter,
         expansion=expansion,
         saved=saved,
     )
