@@ -10,12 +10,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from onmt_llm.chat.escaping import escape_markdown
-from onmt_llm.chat.responder import Reply, Responder
 from onmt_llm.errors import ConfigError, OnmtLlmError
+from onmt_llm.generate.session import Reply
 from onmt_llm.log import logger
 from onmt_llm.optional import require
 from onmt_llm.text.templates.message import Message
@@ -50,6 +50,21 @@ footer { display: none !important; }
 """
 
 History = list[dict[str, str]]
+
+
+class Responder(Protocol):
+    """Answers conversations: a `ChatSession`, or in tests a script."""
+
+    @property
+    def max_context_length(self) -> int: ...
+
+    def respond(self, messages: Sequence[Message], *, should_stop: Callable[[], bool]) -> Reply:
+        """Answer the last of `messages`.
+
+        Raises:
+            OnmtLlmError: With a message for the visitor, here or while iterating over the answer.
+        """
+        ...
 
 
 def build_app(responder: Responder, *, title: str = "Chat", subtitle: str = "") -> Any:

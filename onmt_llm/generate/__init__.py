@@ -5,6 +5,6 @@ hypotheses, a stream of deltas, or scores. `open_engine` chooses it by the files
 
 - `engine.py`, `open.py`: the protocol, what engines share and where they differ, and how one is opened.
 - `torch/`, `ct2/`: the engines for checkpoints and for CTranslate2 releases.
-- `search/`: greedy search, sampling and beam search of the torch engine; `batches.py`, `lengths.py`: its arithmetic.
+- `search/`: greedy search, sampling and beam search of the torch engine; `lengths.py`: batches, penalties and limits.
 - `session.py`: chats; `line_prompts.py`, `alignment.py`: files of lines; `scoring.py`, `scorers.py`: scores.
 """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.generate.batches import BatchType
+from onmt_llm.generate.lengths import BatchType
 from onmt_llm.log import log_once
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from onmt_llm.chat.app import build_app, check_server, launch
-from onmt_llm.chat.responder import Reply
 from onmt_llm.errors import DataError
 from onmt_llm.generate.engine import Delta
+from onmt_llm.generate.session import Reply
 from onmt_llm.text.templates.message import Message
 
 FAST, SLOW = 0.06, 0.1

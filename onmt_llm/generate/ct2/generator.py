@@ -10,10 +10,10 @@ import numpy as np
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.ct2.decoding import Ct2Decoding
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
 from onmt_llm.generate.engine import Delta, Hypothesis
+from onmt_llm.generate.lengths import BatchType, make_batches
 from onmt_llm.log import log_once
 
 if TYPE_CHECKING:

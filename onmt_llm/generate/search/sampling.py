@@ -143,7 +143,9 @@ def sample(
         constraints: Allowed tokens and lengths.
         pick: Chooses the tokens: `pick_best` or `pick_random(...)`.
     """
-    decoding.select([row.prompt for row in rows])
+    chosen = [row.prompt for row in rows]
+    if chosen != list(range(len(decoding.source_lengths))):
+        decoding.select(chosen)
     while rows:
         histories = functools.partial(_histories, rows)
         prompts, length = [row.prompt for row in rows], len(rows[0].tokens)

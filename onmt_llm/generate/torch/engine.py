@@ -15,7 +15,6 @@ from torch import Tensor
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
-from onmt_llm.generate.batches import BatchType, make_batches
 from onmt_llm.generate.engine import (
     ALL_FEATURES,
     SOURCE_FEATURES,
@@ -29,7 +28,7 @@ from onmt_llm.generate.engine import (
     end_ids,
     requested_features,
 )
-from onmt_llm.generate.lengths import length_penalty, max_answer_length
+from onmt_llm.generate.lengths import BatchType, length_penalty, make_batches, max_answer_length
 from onmt_llm.generate.search import sampling as search
 from onmt_llm.generate.search.beam import BeamSettings, beam_search, coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from onmt_llm.chat import app
-from onmt_llm.chat.responder import Reply
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta
+from onmt_llm.generate.session import Reply
 
 gr = pytest.importorskip("gradio", reason="the chat page needs gradio")
 SHOWN, HISTORY, BOX, STATUS = range(4)
