@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+SITE   := .venv-site
 READY  := $(VENV)/.ready
 # two test processes with one thread each; the quick tests must not depend on the machine's core count
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow coverage check format docs bench bench-data bench-train clean help
+.PHONY: setup demo test test-slow coverage check format docs site bench bench-data bench-train clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,6 +47,14 @@ format: $(READY) ## format and fix the code
 docs: $(READY)   ## write docs/reference/ from the schema
 	$(BIN)/python docs/generate.py
 
+site: $(SITE)/.ready  ## write the documents as a site to build/site
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build
+
+$(SITE)/.ready: docs/site/requirements.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --disable-pip-version-check -r docs/site/requirements.txt
+	@touch $(SITE)/.ready
+
 bench: $(READY)  ## measure start-up times; results go to docs/benchmarks/
 	$(BIN)/python docs/benchmarks/start.py
 
@@ -61,4 +70,4 @@ bench-train: $(READY)  ## measure speed, memory and loss of training, compared w
 	$(if $(OPENNMT),$(BIN)/python docs/benchmarks/seq2seq_training.py -data $(BENCH_PAIRS) -opennmt $(OPENNMT))
 
 clean:
-	rm -rf $(VENV) .cache .coverage* build *.egg-info
+	rm -rf $(VENV) $(SITE) .cache .coverage* build *.egg-info
