@@ -8,10 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.actions import run_action, split_action, unknown_action
 from onmt_llm.cli.inputs import missing_models, missing_options
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import required, run_job
+from onmt_llm.cli.run import required, run_action, run_job, split_action, unknown_action
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
 

@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import write_text
-from onmt_llm.cli.actions import run_action, split_action, unknown_action
+from onmt_llm.checkpoint.files.manifest import open_directory
+from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.cli.checks import training_problems
 from onmt_llm.cli.outputs import Output, Paths, output_option
-from onmt_llm.cli.run import required, run_job
-from onmt_llm.cli.run_codec import open_run_codec
+from onmt_llm.cli.run import required, run_action, run_job, split_action, unknown_action
 from onmt_llm.cli.train import training_inputs
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.loading.load import Loaded
+from onmt_llm.config.model import check_task
 from onmt_llm.data import pack
 from onmt_llm.data.inspection.html import report_page, samples_page
 from onmt_llm.data.inspection.report import measure, mixture, table, to_json
 from onmt_llm.data.inspection.trace import collect
+from onmt_llm.data.run_codec import checkpoint_codec, new_codec, updated_codec
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.errors import ConfigError, Problem
+from onmt_llm.text.codec import Codec
+from onmt_llm.training.checkpointing.train_from import resolve_train_from
 
 USAGE = (
     "onmt_llm_data report -config x.yaml | sample -config x.yaml | pack -config x.yaml | "
@@ -55,6 +59,19 @@ def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
         yield from unknown_action(action, ACTIONS, USAGE)
     elif action not in _OF_SHARDS:
         yield from training_problems(loaded)
+
+
+def _run_codec(config: DataToolConfig) -> Codec:
+    """The codec of a new model, or of the checkpoint in `train_from` with the vocabulary that the run gives it."""
+    run = resolve_train_from(config)
+    if run.start.train_from is None:
+        return new_codec(run).codec
+    path = resolve_path(run.start.train_from)
+    open_directory(path)  # refuses a checkpoint whose configuration is damaged
+    codec = Codec.open(path)
+    check_task(run.start.model_task, codec.config.model, path)
+    text = checkpoint_codec(run, codec, codec.config, path=path)
+    return updated_codec(run, text, path).codec if run.start.update_vocab else text.codec
 
 
 def _report(loaded: Loaded[Any]) -> int:
@@ -115,7 +132,7 @@ def _spec(config: DataToolConfig) -> PipelineSpec:
     """The corpora, prepared for the model that the run trains."""
     data = config.corpora
     batching = BatchConfig(bucket_size=config.batching.bucket_size)  # nothing is cut into batches here
-    return PipelineSpec(data.data, data, open_run_codec(config), seed=max(config.run.seed, 0), batching=batching)
+    return PipelineSpec(data.data, data, _run_codec(config), seed=max(config.run.seed, 0), batching=batching)
 
 
 def _folder(config: DataToolConfig) -> Path:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import write_text
-from onmt_llm.cli.actions import run_action, split_action, unknown_action
 from onmt_llm.cli.inference import open_models
 from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import required, run_job
+from onmt_llm.cli.run import required, run_action, run_job, split_action, unknown_action
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines

@@ -1,4 +1,7 @@
-"""The frame of every command: it loads the configuration, starts the log, and turns errors into exit codes."""
+"""The frame of every command: it loads the configuration, starts the log, and turns errors into exit codes.
+
+Some commands have actions, named by their first word: `onmt_llm_data report`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ from onmt_llm.config.loading.load import Checks, Loaded
 from onmt_llm.config.loading.render import print_config
 from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError, Problem, raise_problems
 from onmt_llm.log import logger, setup_logging
+
+Actions = Mapping[str, Callable[[Loaded[Any]], int]]
+"""The work of each action of a command."""
 
 INTERRUPTED = 130
 """The shell's exit code for a command that Ctrl-C stopped."""
@@ -146,6 +152,29 @@ def required(loaded: Loaded[Any], section: str, name: str, usage: str) -> str:
     if not value:
         raise ConfigError(f"'{name}' must be given, but is not.", hint=usage)
     return str(value)
+
+
+def split_action(argv: Sequence[str] | None) -> tuple[str, list[str]]:
+    """The action ("" = none) and the other arguments; None = those of the process."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
+
+
+def run_action(action: str, actions: Actions, usage: str, loaded: Loaded[Any]) -> int:
+    """Run one of `actions`.
+
+    Raises:
+        ConfigError: There is no such action.
+    """
+    raise_problems(unknown_action(action, actions, usage))
+    return actions[action](loaded)
+
+
+def unknown_action(action: str, actions: Actions, usage: str) -> Iterator[Problem]:
+    """The problem of an action that does not exist."""
+    if action not in actions:
+        sentence = f"The first word must be one of {', '.join(actions)}, but is '{action}'."
+        yield Problem(sentence, hint=usage)
 
 
 def _open_log(file: str | None) -> None:
