@@ -7,8 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig, DataConfig
-from onmt_llm.data.batching.encoder import Encoder
-from onmt_llm.data.example import Encoded, Example
+from onmt_llm.data.example import Encoded, Encoder, Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import align_tokens, check_alignable
 from onmt_llm.data.parsing.parser import EMPTY, LOW_SCORE, ExampleParser

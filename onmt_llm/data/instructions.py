@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from onmt_llm.atomic import atomic_file
-from onmt_llm.data.readers.columns import ROLE_NAMES
+from onmt_llm.data.spec import ROLE_NAMES
 from onmt_llm.errors import DataError
 from onmt_llm.output_checks import place_problem, replaced_input
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line, to_line

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onmt_llm.data.batching.encoder import Encoded
+    from onmt_llm.data.example import Encoded
 
 _EXACT_BITS = 6
 _BY_LENGTH = ("lengths", "src_lengths")

@@ -19,10 +19,8 @@ from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import parse_pharaoh
 from onmt_llm.data.parsing.json_object import kind, load_object, read_flag
 from onmt_llm.data.readers import BadRecord, Record, decode
-from onmt_llm.data.readers.columns import Keys
-from onmt_llm.data.readers.opening import row_format
-from onmt_llm.data.readers.rows import header
-from onmt_llm.data.spec import LossMask
+from onmt_llm.data.readers.rows import header, row_format
+from onmt_llm.data.spec import Keys, LossMask
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.features import parse_defaults, split_text
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
@@ -79,7 +77,7 @@ class ExampleParser:
             raise ConfigError(
                 f"Corpus '{name}' must hold JSON objects (path_jsonl ...), since preference data have keys."
             )
-        self._rows = row_format(corpus)
+        self._rows = row_format(corpus) if corpus.path_table else None
         self._headers: dict[Path, list[str]] = {}
         if task == "seq2seq" and not (corpus.path_tgt or self._has_keys):
             raise ConfigError(f"Corpus '{name}' must have a path_tgt, since an encoder-decoder model is trained.")

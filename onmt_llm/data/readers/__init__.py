@@ -7,8 +7,8 @@ and non-parallel files before a run starts. Plain files also have random access 
 index; that is what a global shuffle needs.
 
 Read `record` (the `Reader` protocol), `lines`, and `opening` (which reader a corpus gets). Other formats: `documents`,
-`json_array`, `rows` (CSV, TSV), `tables` (Parquet, Arrow). Files: `files`, `compressed`, `columns`. In random order:
-`shuffled`. Random access: `numbered`, `index`, `index_file`.
+`json_array`, `rows` (CSV, TSV), `tables` (Parquet, Arrow). Files: `files`, `compressed`. In random order: `shuffled`.
+ Random access: `numbered`, `index`, `index_file`.
 """
 
 from onmt_llm.data.readers.index import IndexCache

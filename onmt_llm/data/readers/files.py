@@ -1,11 +1,10 @@
-"""Corpus files: expand patterns, open and read them, and check kind, encoding and compression before a run."""
+"""Corpus files: expand patterns, open files, and check kind, encoding and compression before a run."""
 
 from __future__ import annotations
 
 import io
-import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -83,42 +82,6 @@ def open_raw(path: Path) -> io.FileIO:
         return path.open("rb", buffering=0)
     except OSError as error:
         raise DataError(f"Every file of a corpus must be readable, but {path} is not ({error.strerror}).") from error
-
-
-class Spans:
-    """Byte ranges of a plain file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: io.FileIO | None = None
-
-    def read(self, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end`.
-
-        Raises:
-            DataError: The file has shrunk.
-        """
-        raw = os.pread(self._fileno(), end - start, start)
-        if len(raw) < end - start:
-            raise DataError(f"A file must not shrink while it is read, but {self._path} has.")
-        return raw
-
-    def expect(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Ask the system to prefetch ranges that will be read next."""
-        if hasattr(os, "posix_fadvise"):
-            file = self._fileno()
-            for start, end in spans:
-                os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _fileno(self) -> int:
-        if self._file is None:
-            self._file = open_raw(self._path)
-        return self._file.fileno()
 
 
 def check_file(corpus: str, path: Path, *, binary: bool = False) -> None:

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from onmt_llm.data.readers.files import Spans, is_compressed
+from onmt_llm.data.readers.files import is_compressed
 from onmt_llm.data.readers.index import Index, IndexCache, packed
-from onmt_llm.data.readers.lines import LineFile
+from onmt_llm.data.readers.lines import LineFile, Spans
 from onmt_llm.data.readers.record import Reader, Record, pass_over
 from onmt_llm.errors import DataError
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.readers.columns import Keys
 from onmt_llm.data.readers.documents import DocumentReader
 from onmt_llm.data.readers.files import bare_suffix, expand
 from onmt_llm.data.readers.index import IndexCache
@@ -21,6 +20,7 @@ from onmt_llm.data.readers.lines import MAX_BYTES, LineReader
 from onmt_llm.data.readers.record import Reader, Record
 from onmt_llm.data.readers.rows import ROW_FILES, RowFormat, RowReader
 from onmt_llm.data.readers.tables import TABLE_FILES, TableReader
+from onmt_llm.data.spec import Keys
 from onmt_llm.errors import ConfigError, DataError
 
 SOURCES = ("path_src", "path_txt", "path_jsonl", "path_json", "path_table")
@@ -64,14 +64,6 @@ def open_reader(
     if not readers:
         raise ConfigError(f"{source} of corpus '{name}' must name at least one file, but names none.")
     return readers[0] if len(readers) == 1 else ChainReader(readers)
-
-
-def row_format(corpus: CorpusConfig) -> RowFormat | None:
-    """The row format of a corpus of CSV or TSV files; None for other corpora."""
-    paths = expand(corpus.path_table or ())
-    if not paths or bare_suffix(paths[0]) not in ROW_FILES:
-        return None
-    return RowFormat.of(paths, corpus.delimiter, corpus.columns)
 
 
 def check_readers(readers: Sequence[Reader]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onmt_llm.data.readers.files import bare_suffix, check_file, is_compressed, is_empty
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data.readers.files import bare_suffix, check_file, expand, is_compressed, is_empty
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
 from onmt_llm.data.readers.numbered import NumberedReader
@@ -53,6 +54,14 @@ class RowFormat:
         except csv.Error as error:
             raise ValueError(str(error)) from error
         return row
+
+
+def row_format(corpus: CorpusConfig) -> RowFormat | None:
+    """The row format of a corpus with `path_table`; None for Parquet and Arrow tables."""
+    paths = expand(corpus.path_table or ())
+    if not paths or bare_suffix(paths[0]) not in ROW_FILES:
+        return None
+    return RowFormat.of(paths, corpus.delimiter, corpus.columns)
 
 
 class RowReader(NumberedReader):

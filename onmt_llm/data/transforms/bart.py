@@ -133,7 +133,7 @@ class Bart(Transform[NoiseConfig]):
 
     @classmethod
     def build(cls, config: NoiseConfig, corpus: CorpusConfig, context: TransformContext) -> Bart:
-        vocab = drawable(context.src_vocab, {*context.control_tokens, config.mask_token})
+        vocab = drawable(context.codec.src_vocab, {*context.control_tokens, config.mask_token})
         noising = Noising(config, vocab=vocab, control_tokens=context.control_tokens)
         return cls(noising if context.training else None)
 

@@ -57,9 +57,9 @@ class Chunk(Transform[ChunkConfig]):
 
     @classmethod
     def build(cls, config: ChunkConfig, corpus: CorpusConfig, context: TransformContext) -> Chunk:
-        if context.task != "lm":
+        if context.codec.task != "lm":
             raise ConfigError("Transform 'chunk' must be used with a language model, but the model has an encoder.")
-        length = config.chunk_length - 1 - context.add_bos
+        length = config.chunk_length - 1 - context.codec.config.specials.add_bos
         return cls(length=length, overlap=config.chunk_overlap, tokenizer=context.tokenizer)
 
     def __call__(self, example: Example) -> Example | None:

@@ -43,8 +43,8 @@ class FilterTooLong(Transform[FilterTooLongConfig]):
 
     @classmethod
     def build(cls, config: FilterTooLongConfig, corpus: CorpusConfig, context: TransformContext) -> FilterTooLong:
-        joint = context.task == "lm"
-        specials = 1 + context.add_bos if joint else 0
+        joint = context.codec.task == "lm"
+        specials = 1 + context.codec.config.specials.add_bos if joint else 0
         return cls(max_src=config.src_seq_length - specials, max_tgt=config.tgt_seq_length - TGT_SPECIALS, joint=joint)
 
     def __call__(self, example: Example) -> Example | None:
@@ -92,7 +92,7 @@ class FilterTooShort(Transform[FilterTooShortConfig]):
     @classmethod
     def build(cls, config: FilterTooShortConfig, corpus: CorpusConfig, context: TransformContext) -> FilterTooShort:
         minima = config.src_seq_length_min, config.tgt_seq_length_min
-        return cls(min_src=minima[0], min_tgt=minima[1], joint=context.task == "lm")
+        return cls(min_src=minima[0], min_tgt=minima[1], joint=context.codec.task == "lm")
 
     def __call__(self, example: Example) -> Example | None:
         src, tgt = num_tokens(example.src), num_tokens(example.tgt)

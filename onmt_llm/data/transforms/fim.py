@@ -61,7 +61,7 @@ class Fim(Transform[FimConfig]):
 
     @classmethod
     def build(cls, config: FimConfig, corpus: CorpusConfig, context: TransformContext) -> Fim:
-        if context.task != "lm":
+        if context.codec.task != "lm":
             raise ConfigError("Transform 'fim' must be used with a language model, but the model has an encoder.")
         prefix, middle, suffix = cls.added_tokens(config, corpus)
         return cls(

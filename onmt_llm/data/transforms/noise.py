@@ -131,8 +131,8 @@ class SwitchOut(_Noise):
     @classmethod
     def build(cls, config: NoiseConfig, corpus: CorpusConfig, context: TransformContext) -> SwitchOut:
         without = {*context.control_tokens, config.mask_token}
-        tgt = drawable(context.vocab, without)
-        src = tgt if context.codec.shares_vocab else drawable(context.src_vocab, without)
+        tgt = drawable(context.codec.vocab, without)
+        src = tgt if context.codec.shares_vocab else drawable(context.codec.src_vocab, without)
         return cls(
             temperature=config.switchout_temperature,
             control_tokens=context.control_tokens,

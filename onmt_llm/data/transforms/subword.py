@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,17 @@ from onmt_llm.config.checkpoint import TokenizerKind, TokenizerSpec
 from onmt_llm.config.data import DataConfig
 from onmt_llm.config.numbers import CountOrAll, CountOrZero, PositiveOrZero
 from onmt_llm.config.section import Section
-from onmt_llm.data.transforms.transform import TRANSFORMS
+from onmt_llm.data.transforms.transform import TRANSFORMS, TransformContext
 from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.optional import require
 from onmt_llm.text.tokenizers.base import Tokenizer
+from onmt_llm.text.tokenizers.bpe import BpeTokenizer
+from onmt_llm.text.tokenizers.control_guard import unguarded
+from onmt_llm.text.tokenizers.huggingface import HfTokenizer
 from onmt_llm.text.tokenizers.open import open_tokenizer
+from onmt_llm.text.tokenizers.pyonmttok import OnmtTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
+from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
 Side = Literal["src", "tgt"]
 
@@ -27,6 +33,14 @@ SECTION = "subword"
 """Section of the options."""
 
 PASS_THROUGH = {"mode": "none"}
+
+_CLASSES: Mapping[TokenizerKind, tuple[type, ...]] = {
+    "sentencepiece": (SentencePieceTokenizer,),
+    "bpe": (BpeTokenizer,),
+    "onmt_tokenize": (OnmtTokenizer, SentencePieceTokenizer),
+    "huggingface": (HfTokenizer,),
+}
+"""Tokenisers of a checkpoint that each kind accepts; pyonmttok in pass-through mode is plain SentencePiece."""
 
 
 class SubwordConfig(Section):
@@ -171,7 +185,36 @@ def _random_onmttok(config: SubwordConfig, side: Side, nbest: int, alpha: float)
     return given | {"training": True} if given else {}
 
 
-def open_side(kind: TokenizerKind, config: SubwordConfig, side: Side, *, training: bool) -> Tokenizer | None:
+def open_tokenizers(
+    name: str, kind: TokenizerKind, config: SubwordConfig, context: TransformContext
+) -> tuple[Tokenizer, Tokenizer]:
+    """Tokenisers of source and target from the options, or else from the checkpoint.
+
+    Args:
+        name: The transform, for messages.
+        kind: Its kind of tokeniser.
+        config: Its options.
+        context: The model's text processing and the task.
+
+    Raises:
+        ConfigError, DataError, UnsupportedError: The options are inconsistent, a model cannot be read, or the
+            checkpoint has no tokeniser of this kind.
+    """
+    joint = context.codec.task == "lm"
+    if joint and config.tgt_subword_model not in ("", config.src_subword_model):
+        raise ConfigError(
+            "tgt_subword_model must be empty or equal to src_subword_model for a language model, "
+            f"but they are '{config.tgt_subword_model}' and '{config.src_subword_model}'."
+        )
+    src = _open_side(kind, config, "src", training=context.training)
+    src = src or _of_checkpoint(name, kind, context.codec.src_tokenizer, "src")
+    if joint or config.target_side == "src":
+        return src, src
+    tgt = _open_side(kind, config, "tgt", training=context.training)
+    return src, tgt or _of_checkpoint(name, kind, context.codec.tokenizer, "tgt")
+
+
+def _open_side(kind: TokenizerKind, config: SubwordConfig, side: Side, *, training: bool) -> Tokenizer | None:
     """The tokeniser of a side, with sampling if configured and in training; None = the checkpoint's.
 
     Raises:
@@ -187,6 +230,21 @@ def open_side(kind: TokenizerKind, config: SubwordConfig, side: Side, *, trainin
         return open_tokenizer(spec.model_copy(update={"options": spec.options | draws}), Path())
     except DataError as error:
         raise DataError(f"{side}_subword_model: {error.message}", hint=error.hint) from error
+
+
+def _of_checkpoint(name: str, kind: TokenizerKind, tokenizer: Tokenizer, side: str) -> Tokenizer:
+    inner = unguarded(tokenizer)
+    if isinstance(inner, WhitespaceTokenizer):
+        raise ConfigError(
+            f"Transform '{name}' needs a {side}_subword_model, or a tokeniser in the checkpoint, but has none."
+        )
+    others = [other for other, classes in _CLASSES.items() if isinstance(inner, classes)]
+    if others and kind not in others:
+        raise ConfigError(
+            f"Transform '{name}' without a {side}_subword_model needs a tokeniser of its kind in the checkpoint, "
+            f"but finds one of kind '{others[0]}'."
+        )
+    return tokenizer
 
 
 def seeder(kind: TokenizerKind) -> Callable[[int], None]:

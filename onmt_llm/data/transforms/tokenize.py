@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 from onmt_llm.config.checkpoint import TokenizerKind
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.subword import SECTION, SubwordConfig, open_side, random_options, seeder
+from onmt_llm.data.transforms.subword import SECTION, SubwordConfig, open_tokenizers, random_options, seeder
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment, continuations, tokenize_segments
 from onmt_llm.text.tokenizers.base import Tokenizer, encode_pieces
-from onmt_llm.text.tokenizers.bpe import BpeTokenizer
-from onmt_llm.text.tokenizers.control_guard import ControlGuard, unguarded
-from onmt_llm.text.tokenizers.huggingface import HfTokenizer
-from onmt_llm.text.tokenizers.pyonmttok import OnmtTokenizer
-from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
-from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
-
-# tokenisers of a checkpoint that each kind accepts; pyonmttok in pass-through mode is plain SentencePiece
-_CLASSES: Mapping[TokenizerKind, tuple[type, ...]] = {
-    "sentencepiece": (SentencePieceTokenizer,),
-    "bpe": (BpeTokenizer,),
-    "onmt_tokenize": (OnmtTokenizer, SentencePieceTokenizer),
-    "huggingface": (HfTokenizer,),
-}
+from onmt_llm.text.tokenizers.control_guard import ControlGuard
 
 
 class Tokenize(Transform[SubwordConfig]):
@@ -71,9 +57,10 @@ class Tokenize(Transform[SubwordConfig]):
 
     @classmethod
     def build(cls, config: SubwordConfig, corpus: CorpusConfig, context: TransformContext) -> Transform:
-        src, tgt = (_guarded(each, context) for each in _tokenizers(cls, config, context))
+        src, tgt = (_guarded(each, context) for each in open_tokenizers(cls.name, cls.kind, config, context))
         draws = context.training and any(random_options(cls.kind, config, side) for side in {"src", config.target_side})
-        return cls(src, tgt, joint=context.task == "lm", bos=context.bos, seed=seeder(cls.kind) if draws else None)
+        seed = seeder(cls.kind) if draws else None
+        return cls(src, tgt, joint=context.codec.task == "lm", bos=context.codec.bos, seed=seed)
 
     def __call__(self, example: Example) -> Example | None:
         return self.batch([example])[0]
@@ -160,38 +147,7 @@ class HuggingFaceTokenize(Tokenize):
 def default_tokenize(context: TransformContext) -> Tokenize:
     """The model's tokeniser, for a corpus that lists none."""
     src, tgt = (_guarded(each, context) for each in (context.codec.src_tokenizer, context.codec.tokenizer))
-    return Tokenize(src, tgt, joint=context.task == "lm", bos=context.bos)
-
-
-def _tokenizers(cls: type[Tokenize], config: SubwordConfig, context: TransformContext) -> tuple[Tokenizer, Tokenizer]:
-    """Tokenisers of source and target from the options, or else from the checkpoint."""
-    joint = context.task == "lm"
-    if joint and config.tgt_subword_model not in ("", config.src_subword_model):
-        raise ConfigError(
-            "tgt_subword_model must be empty or equal to src_subword_model for a language model, "
-            f"but they are '{config.tgt_subword_model}' and '{config.src_subword_model}'."
-        )
-    src = open_side(cls.kind, config, "src", training=context.training)
-    src = src or _of_checkpoint(cls, context.codec.src_tokenizer, "src")
-    if joint or config.target_side == "src":
-        return src, src
-    tgt = open_side(cls.kind, config, "tgt", training=context.training)
-    return src, tgt or _of_checkpoint(cls, context.codec.tokenizer, "tgt")
-
-
-def _of_checkpoint(cls: type[Tokenize], tokenizer: Tokenizer, side: str) -> Tokenizer:
-    inner = unguarded(tokenizer)
-    if isinstance(inner, WhitespaceTokenizer):
-        raise ConfigError(
-            f"Transform '{cls.name}' needs a {side}_subword_model, or a tokeniser in the checkpoint, but has none."
-        )
-    others = [kind for kind, classes in _CLASSES.items() if isinstance(inner, classes)]
-    if others and cls.kind not in others:
-        raise ConfigError(
-            f"Transform '{cls.name}' without a {side}_subword_model needs a tokeniser of its kind in the checkpoint, "
-            f"but finds one of kind '{others[0]}'."
-        )
-    return tokenizer
+    return Tokenize(src, tgt, joint=context.codec.task == "lm", bos=context.codec.bos)
 
 
 def _guarded(tokenizer: Tokenizer, context: TransformContext) -> Tokenizer:

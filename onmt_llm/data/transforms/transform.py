@@ -9,14 +9,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from onmt_llm.config.checkpoint import TokenizerKind
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.model import Task
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.registry import Registry
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.templates.message import Template
 from onmt_llm.text.tokenizers.base import Tokenizer
-from onmt_llm.text.vocab import Vocab
 
 
 @dataclass(frozen=True)
@@ -39,31 +37,6 @@ class TransformContext:
     zero_out_prompt_loss: bool = False
     tokenizer: Tokenizer | None = None
     src_tokenizer: Tokenizer | None = None
-
-    @property
-    def task(self) -> Task:
-        """A language model reads source and target as one text."""
-        return self.codec.task
-
-    @property
-    def add_bos(self) -> bool:
-        """A language model's input begins with BOS, which counts towards its length."""
-        return self.codec.config.specials.add_bos
-
-    @property
-    def bos(self) -> str | None:
-        """The token that training examples begin with; None if they begin without one."""
-        return self.codec.bos
-
-    @property
-    def vocab(self) -> Vocab:
-        """Tokens of the target side."""
-        return self.codec.vocab
-
-    @property
-    def src_vocab(self) -> Vocab:
-        """Tokens of the source side."""
-        return self.codec.src_vocab
 
     @property
     def control_tokens(self) -> frozenset[str]:

@@ -59,8 +59,8 @@ class Truncate(Transform[TruncateConfig]):
 
     @classmethod
     def build(cls, config: TruncateConfig, corpus: CorpusConfig, context: TransformContext) -> Truncate:
-        joint = context.task == "lm"
-        specials = 1 + context.add_bos if joint else 0
+        joint = context.codec.task == "lm"
+        specials = 1 + context.codec.config.specials.add_bos if joint else 0
         max_tgt = config.truncate_tgt_length or config.truncate_length
         max_src = config.truncate_length - specials
         return cls(max_src=max_src, max_tgt=max_tgt - TGT_SPECIALS, keep=config.truncate_keep, joint=joint)

@@ -8,9 +8,8 @@ import torch
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.data.batching.collate import collate
-from onmt_llm.data.batching.encoder import Encoder
 from onmt_llm.data.bucket import cut_batches
-from onmt_llm.data.example import Example
+from onmt_llm.data.example import Encoder, Example
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.vocab import Vocab

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onmt_llm.data.batching.collate import collate, collate_rows, whole
-from onmt_llm.data.batching.encoder import IGNORED, Encoded
+from onmt_llm.data.example import IGNORED, Encoded
 
 
 def ids(*numbers: int) -> np.ndarray:

@@ -92,8 +92,7 @@ def test_numbers_and_strings_make_the_same_batches(
 def test_a_piece_outside_a_vocabulary_without_unknown_token_is_an_error_only_where_it_occurs(
     make_pipeline, write, bpe_model
 ):
-    from onmt_llm.data.batching.encoder import IdLookup
-    from onmt_llm.data.example import Segment
+    from onmt_llm.data.example import IdLookup, Segment
     from onmt_llm.errors import DataError
 
     tokenizer = SentencePieceTokenizer(bpe_model)
