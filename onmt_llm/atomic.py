@@ -1,6 +1,7 @@
 """Atomic writes: a file or a directory is complete under its name, or not there at all.
 
-Everything is written beside the output under a hidden name, flushed to the disk and then renamed.
+Everything is written beside the output under a hidden name, flushed to the disk and then renamed. What exists is only
+replaced on request, and a directory only if it is a model.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import re
 import secrets
 import shutil
 import socket
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from onmt_llm.errors import CheckpointError
-from onmt_llm.output_checks import check_output, is_written_in_place
 
+MODEL_FILES = ("config.yaml", "config.json", "adapter_config.json")
+"""Files that mark a directory as a model; no other directory is ever replaced."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk, or of a quota, without free space."""
 
@@ -48,6 +52,19 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
                 shutil.copymode(target, temporary)
     except OSError as error:
         raise write_failed(path, error, unfinished=temporary) from error
+
+
+def is_written_in_place(path: Path) -> bool:
+    """Whether `path` must not be replaced: it is a device or a pipe, or the file to which standard output goes."""
+    try:
+        there = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISREG(there.st_mode) and not stat.S_ISDIR(there.st_mode):
+        return True
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.path.samestat(there, os.fstat(sys.stdout.fileno()))
+    return False
 
 
 @contextlib.contextmanager
@@ -157,6 +174,43 @@ class AtomicDirectory:
         flush(self.directory.parent)
         if replaced:
             shutil.rmtree(aside)
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists.
+
+    Raises:
+        CheckpointError: `path` exists; with `overwrite`, it exists and is not a checkpoint or a release.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"The output {path} exists already.", hint="choose another name, or replace it with -force"
+        )
+    if not is_replaceable(path):
+        raise CheckpointError(
+            f"The output {path} exists and is not a checkpoint, so it is not replaced.", hint="remove it yourself"
+        )
+
+
+def check_output_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output file that exists.
+
+    Raises:
+        CheckpointError: `path` is a directory, or a file and `overwrite` is False.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"The output must be a file, but {path} is a directory.")
+    if path.exists() and not overwrite and not is_written_in_place(path):
+        raise CheckpointError(
+            f"The output {path} exists already.", hint="choose another name, or replace it with -force"
+        )
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether a model may replace `path`: it is a model or an empty directory."""
+    return path.is_dir() and (any((path / name).is_file() for name in MODEL_FILES) or not any(path.iterdir()))
 
 
 def remove_directory(path: Path) -> None:

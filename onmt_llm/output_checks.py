@@ -1,36 +1,18 @@
-"""Checks before any work is done: an output can be written, and replaces neither an input nor anything foreign."""
+"""Checks before any work is done: an output has a name, a place and space, and replaces no input."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import stat
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from onmt_llm.errors import CheckpointError
 
-MODEL_FILES = ("config.yaml", "config.json", "adapter_config.json")
-"""Files that mark a directory as a model; no other directory is ever replaced."""
 LONGEST_NAME = 255
 """Bytes of a file name, on nearly every file system."""
 LONGEST_STEM = 160
 """Bytes of a name from which others are made: `<name>_step_100000_ema`, and hidden ones with the host name."""
-
-
-def is_written_in_place(path: Path) -> bool:
-    """Whether `path` must not be replaced: it is a device or a pipe, or the file to which standard output goes."""
-    try:
-        there = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    if not stat.S_ISREG(there.st_mode) and not stat.S_ISDIR(there.st_mode):
-        return True
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.path.samestat(there, os.fstat(sys.stdout.fileno()))
-    return False
 
 
 def name_problem(name: str) -> str | None:
@@ -83,43 +65,6 @@ def replaced_input(output: str | Path, inputs: Iterable[str], *, folder: bool = 
         if inside or place == read or (place.exists() and read.exists() and os.path.samefile(place, read)):
             return given
     return None
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists.
-
-    Raises:
-        CheckpointError: `path` exists; with `overwrite`, it exists and is not a checkpoint or a release.
-    """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(
-            f"The output {path} exists already.", hint="choose another name, or replace it with -force"
-        )
-    if not is_replaceable(path):
-        raise CheckpointError(
-            f"The output {path} exists and is not a checkpoint, so it is not replaced.", hint="remove it yourself"
-        )
-
-
-def check_output_file(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that exists.
-
-    Raises:
-        CheckpointError: `path` is a directory, or a file and `overwrite` is False.
-    """
-    if path.is_dir():
-        raise CheckpointError(f"The output must be a file, but {path} is a directory.")
-    if path.exists() and not overwrite and not is_written_in_place(path):
-        raise CheckpointError(
-            f"The output {path} exists already.", hint="choose another name, or replace it with -force"
-        )
-
-
-def is_replaceable(path: Path) -> bool:
-    """Whether a model may replace `path`: it is a model or an empty directory."""
-    return path.is_dir() and (any((path / name).is_file() for name in MODEL_FILES) or not any(path.iterdir()))
 
 
 def check_space(path: Path, needed: int) -> None:

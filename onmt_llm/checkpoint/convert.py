@@ -10,34 +10,34 @@ from typing import get_args
 import torch
 from pydantic import ValidationError
 
+from onmt_llm.atomic import check_output
 from onmt_llm.checkpoint.formats.gguf.read import find_gguf, open_gguf
-from onmt_llm.checkpoint.formats.huggingface.read import is_huggingface, open_huggingface
+from onmt_llm.checkpoint.formats.huggingface.read import open_huggingface
 from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, TypedSource
-from onmt_llm.checkpoint.formats.llama_meta import is_llama_meta, open_llama_meta
+from onmt_llm.checkpoint.formats.llama_meta import open_llama_meta, shard_files
 from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
 from onmt_llm.checkpoint.formats.rules import apply
-from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.log import logger
 from onmt_llm.nn.device import DTYPES
-from onmt_llm.output_checks import check_output
+from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.text.vocab import Vocab
 
 Opener = Callable[..., ImportedModel]
 """(path, *, tokenizer_model, vocab_file) -> ImportedModel"""
 
-SOURCES: dict[str, tuple[Callable[[Path], bool], Opener]] = {
-    "llama_meta": (is_llama_meta, open_llama_meta),
-    "hf": (is_huggingface, open_huggingface),
-    "falcon": (is_huggingface, open_huggingface),
-    "gguf": (lambda path: find_gguf(path) is not None, open_gguf),
-    "opennmt": (lambda path: find_opennmt(path) is not None, open_opennmt),
+SOURCES: dict[str, Opener] = {
+    "llama_meta": open_llama_meta,
+    "hf": open_huggingface,
+    "falcon": open_huggingface,
+    "gguf": open_gguf,
+    "opennmt": open_opennmt,
 }
-"""Readable formats: how to recognise one at a path, and how to open it. `auto` takes the first that matches."""
+"""Readable formats, and how to open a model of each."""
 
 
 def convert(
@@ -96,7 +96,7 @@ def open_imported(
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"The source format must be one of auto, {', '.join(SOURCES)}, but is '{source}'.")
     if source == "auto":
-        source = next((name for name, (detect, _) in SOURCES.items() if detect(path)), "")
+        source = _detect(path) or ""
     if not source:
         if (path / "adapter_config.json").is_file():
             raise CheckpointError(
@@ -106,7 +106,7 @@ def open_imported(
         known = "config.json (hf), params.json with consolidated.00.pth (llama_meta), *.gguf, an OpenNMT-py .pt"
         raise CheckpointError(f"{path} must hold a model in a known format, but holds none of: {known}.")
     try:
-        return SOURCES[source][1](
+        return SOURCES[source](
             path,
             tokenizer_model=None if tokenizer_model is None else Path(tokenizer_model),
             vocab_file=None if vocab_file is None else Path(vocab_file),
@@ -116,6 +116,17 @@ def open_imported(
         raise CheckpointError(f"{path} describes an impossible model: {problems}.") from error
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} describes its model with values of the wrong type ({error}).") from error
+
+
+def _detect(path: Path) -> str | None:
+    """The format of the model at `path`, by its files."""
+    if (path / "params.json").is_file() and shard_files(path):
+        return "llama_meta"
+    if (path / "config.json").is_file():
+        return "hf"
+    if find_gguf(path):
+        return "gguf"
+    return "opennmt" if find_opennmt(path) else None
 
 
 def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointConfig:
@@ -144,16 +155,11 @@ def converted_tensors(imported: ImportedModel, dtype: Dtype | None) -> Iterator[
     Raises:
         CheckpointError: Tensors are missing, unused or misshaped; lists all, before reading any.
     """
-    expected = imported.expected or expected_shapes(imported.model)
+    expected = imported.expected or parameter_shapes(imported.model)
     stream = apply(imported.rules, imported.source, expected, ignore=imported.ignore, what=imported.origin)
     for name, tensor in stream:
-        yield name, _cast(tensor, dtype)
-
-
-def _cast(tensor: torch.Tensor, dtype: Dtype | None) -> torch.Tensor:
-    if dtype is not None:
-        return tensor.to(DTYPES[dtype])
-    return tensor if tensor.dtype in DTYPES.values() else tensor.float()
+        keeps_type = dtype is None and tensor.dtype in DTYPES.values()
+        yield name, tensor if keeps_type else tensor.to(DTYPES[dtype or "fp32"])
 
 
 def _main_dtype(source: TypedSource) -> Dtype:

@@ -27,7 +27,7 @@ from onmt_llm.checkpoint.adapters import (
 from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
-from onmt_llm.config.model import Dtype, ModelConfig
+from onmt_llm.config.model import Dtype
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
 from onmt_llm.nn import wrap
@@ -105,7 +105,7 @@ def build_model(
     with torch.device("meta"):
         model = Transformer(checkpoint.config.model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    check_fits(checkpoint, shapes)
+    checkpoint.check_fits(shapes)
     quantised = wrap.match(model, placement.quant_layers)
     dtype = resolve_dtype(placement.dtype, checkpoint.config.model.dtype)
     placement = replace(placement, dtype=dtype, quant_layers=quantised)
@@ -209,13 +209,6 @@ def _addition(checkpoint: Checkpoint) -> AdapterSpec | ExpansionSpec:
     return checkpoint.config.addition or adapter_spec(checkpoint)
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model with this configuration."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
 def resolve_dtype(dtype: str | torch.dtype | None, stored: Dtype) -> torch.dtype:
     """The torch dtype for a name or a torch dtype; None = as stored."""
     if isinstance(dtype, torch.dtype):
@@ -233,23 +226,6 @@ def check_layers(checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"The config.yaml of {checkpoint.path} must fit its weights, but has encoder_layers "
             f"{model.encoder_layers} and decoder_layers {model.decoder_layers}, while there are only {tensors} tensors."
-        )
-
-
-def check_fits(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise one `CheckpointError` that lists all missing, superfluous and misshaped tensors."""
-    here = set(checkpoint.model_names())
-    problems = [f"missing: {name}" for name in sorted(expected.keys() - here)]
-    problems += [f"not used: {name}" for name in sorted(here - expected.keys())]
-    problems += [
-        f"wrong shape: {name} must be {list(expected[name])}, but is {list(checkpoint.shape(name))}"
-        for name in sorted(here & expected.keys())
-        if checkpoint.shape(name) != expected[name]
-    ]
-    if problems:
-        raise CheckpointError(
-            f"The tensors of {checkpoint.path} do not fit its config.yaml; {len(problems)} problems:\n  "
-            + "\n  ".join(problems)
         )
 
 

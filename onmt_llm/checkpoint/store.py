@@ -58,6 +58,8 @@ class Checkpoint:
     Attributes:
         path: The directory.
         config: Content of `config.yaml`.
+        is_adapter: The directory holds only an adapter or expansion; its base is elsewhere.
+        has_adapter: The directory holds an adapter or expansion, alone or beside its base.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Checkpoint:
         self.config = config
         self._weights = weights
         self._adapter = adapter
+        self.is_adapter = weights is None
+        self.has_adapter = adapter is not None
         self._fingerprint = None if manifest is None else manifest.fingerprint
 
     @classmethod
@@ -107,16 +111,6 @@ class Checkpoint:
         other.config = self.config.model_copy(update={"model": model})
         return other
 
-    @property
-    def is_adapter(self) -> bool:
-        """The directory holds only an adapter or expansion; its base is elsewhere."""
-        return self._weights is None
-
-    @property
-    def has_adapter(self) -> bool:
-        """The directory holds an adapter or expansion, alone or beside its base."""
-        return self._adapter is not None
-
     def names(self) -> list[str]:
         """Names of all tensors: the model's, then the adapter's."""
         return [name for part in self._parts() for name in part.names()]
@@ -142,6 +136,29 @@ class Checkpoint:
         tensor = self._part_of(name).tensor(name)
         _check_finite(self.path, name, tensor)
         return tensor
+
+    def check_fits(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse weights that do not fit the configuration.
+
+        Args:
+            expected: Shapes of the model's tensors by name.
+
+        Raises:
+            CheckpointError: Tensors are missing, superfluous or misshaped; lists all.
+        """
+        here = set(self.model_names())
+        problems = [f"missing: {name}" for name in sorted(expected.keys() - here)]
+        problems += [f"not used: {name}" for name in sorted(here - expected.keys())]
+        problems += [
+            f"wrong shape: {name} must be {list(expected[name])}, but is {list(self.shape(name))}"
+            for name in sorted(here & expected.keys())
+            if self.shape(name) != expected[name]
+        ]
+        if problems:
+            raise CheckpointError(
+                f"The tensors of {self.path} do not fit its config.yaml; {len(problems)} problems:\n  "
+                + "\n  ".join(problems)
+            )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All tensors, read one at a time."""
@@ -238,6 +255,11 @@ class CheckpointWriter:
         shard_size: Bytes of tensors per file, e.g. "5GB", "200MB".
         overwrite: Replace an existing checkpoint.
 
+    Attributes:
+        config: Becomes `config.yaml`.
+        path: The output.
+        directory: The temporary directory that the files are written to.
+
     Raises:
         CheckpointError: `path` exists, and is not a checkpoint or `overwrite` is false.
         ConfigError: `shard_size` is not a size.
@@ -248,18 +270,10 @@ class CheckpointWriter:
     ):
         self.config = config
         self._output = AtomicDirectory(path, overwrite=overwrite)
+        self.path, self.directory = self._output.path, self._output.directory
         self._weights = ShardedWriter(self.directory, shard_size)
         self._adapter: SafetensorsWriter | None = None
         self._digests: dict[str, str] = {}
-
-    @property
-    def path(self) -> Path:
-        return self._output.path
-
-    @property
-    def directory(self) -> Path:
-        """The temporary directory that the files are written to."""
-        return self._output.directory
 
     def __enter__(self) -> CheckpointWriter:
         self._output.__enter__()
@@ -287,13 +301,13 @@ class CheckpointWriter:
             raise CheckpointError(f"Tensor '{name}' must be written to {self.path} only once, but is added twice.")
         tensor = tensor.detach().cpu().contiguous()
         _check_finite(self.path, name, tensor)
-        self._digests[name] = tensor_digest(name, tensor)
         with self._output.translated_errors():
             if is_adapter_name(name):
                 self._adapter = self._adapter or SafetensorsWriter(self.directory / ADAPTER_FILE)
                 self._adapter.add(name, tensor)
             else:
                 self._weights.add(name, tensor)
+        self._digests[name] = tensor_digest(name, tensor)
 
     def add_file(self, source: str | Path, name: str) -> None:
         """Copy a file beside the weights, under `name`."""
@@ -307,10 +321,10 @@ class CheckpointWriter:
         if self._adapter:
             self._adapter.close()
         names = self._weights.close() or list(self._digests)
-        self.add_text(CONFIG_FILE, config_text(self.config))
+        self._output.add_text(CONFIG_FILE, config_text(self.config))
         with self._output.translated_errors():
             manifest = manifest_text(self.directory, fingerprint=_identity(self._digests, names))
-        self.add_text(MANIFEST_FILE, manifest)
+        self._output.add_text(MANIFEST_FILE, manifest)
 
 
 def is_adapter_name(name: str) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
@@ -245,6 +246,13 @@ def set_offload(model: Transformer, **settings: Any) -> None:
     for stack in (model.encoder, model.decoder):
         if stack is not None:
             stack.offload = offload
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model with this configuration."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def set_embedding_noise(model: Transformer, alpha: float) -> None:

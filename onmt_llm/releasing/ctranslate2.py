@@ -21,11 +21,11 @@ from ctranslate2.specs import common_spec, model_spec
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.export_guard import obstacles
 from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, manifest_text
-from onmt_llm.checkpoint.load import check_fits, expected_shapes
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.generate.ct2.model import REPORT_FILE
+from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.releasing.ct2_spec import (
     BYTES,
     EXPRESSIBLE,
@@ -90,7 +90,7 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
         CheckpointError: The checkpoint's tensors do not match its configuration.
     """
     config = checkpoint.config.model
-    check_fits(checkpoint, expected_shapes(config))
+    checkpoint.check_fits(parameter_shapes(config))
     tensors = QuantizedTensors(checkpoint, quantization)
     spec = build_spec(config)
     for variable in spec_variables(config):

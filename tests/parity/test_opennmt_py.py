@@ -21,7 +21,7 @@ import yaml
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.formats.opennmt.read import open_opennmt
 from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
-from onmt_llm.checkpoint.load import expected_shapes, load_model
+from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.cli import convert as convert_command
 from onmt_llm.cli.jobs import load_job
@@ -30,6 +30,7 @@ from onmt_llm.config.compat.opennmt_table import read_options
 from onmt_llm.config.model import FeatureConfig, ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.kv_cache import KVCache
+from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.training.setup.start import open_start
 
@@ -267,7 +268,7 @@ def make_own(path: Path, config: ModelConfig) -> Checkpoint:
         return Vocab(["<pad>", "<unk>", "<s>", "</s>", *(f"{letter}{i}" for i in range(count - 4))], specials)
 
     with CheckpointWriter(path, CheckpointConfig(model=config, specials=specials)) as writer:
-        for name, shape in expected_shapes(config).items():
+        for name, shape in parameter_shapes(config).items():
             writer.add(name, (torch.randn(shape, generator=generator) * 0.3 + name.endswith("norm.weight")).to(dtype))
         tokens(config.vocab_size, "t").write(writer.directory / "vocab.txt")
         if config.src_vocab_size:

@@ -12,39 +12,12 @@ import torch
 from onmt_llm.checkpoint.formats.rules import Rule, TensorSource
 from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.errors import CheckpointError
 
 
 class TypedSource(TensorSource, Protocol):
     """A source that knows a tensor's type without reading it."""
 
     def dtype(self, name: str) -> torch.dtype: ...
-
-
-def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: bool = True) -> None:
-    """Refuse an architecture that cannot match the tensors, before anything of its size is allocated.
-
-    Args:
-        model: The architecture in the configuration.
-        source: The tensors.
-        path: Where both are, for the message.
-        rows: The embedding is among the tensors.
-
-    Raises:
-        CheckpointError: There are more layers than tensors, or the vocabulary is larger than any tensor.
-    """
-    names = source.names()
-    if model.encoder_layers + model.decoder_layers > len(names):
-        raise CheckpointError(
-            f"The configuration of {path} must fit its weights, but has encoder_layers {model.encoder_layers} and "
-            f"decoder_layers {model.decoder_layers}, while there are only {len(names)} tensors."
-        )
-    largest = max((max(source.shape(name), default=1) for name in names), default=0)
-    if rows and model.vocab_size > largest:
-        raise CheckpointError(
-            f"The configuration of {path} must fit its weights, but has vocab_size {model.vocab_size}, while no "
-            f"tensor is longer than {largest}."
-        )
 
 
 @dataclass

@@ -14,8 +14,18 @@ from typing import Any
 import torch
 
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
-from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, check_sizes
-from onmt_llm.checkpoint.formats.rules import Chain, InterleavedRotary, Op, Replicated, Rule, Shards, per_layer, rule
+from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer
+from onmt_llm.checkpoint.formats.rules import (
+    Chain,
+    InterleavedRotary,
+    Op,
+    Replicated,
+    Rule,
+    Shards,
+    check_sizes,
+    per_layer,
+    rule,
+)
 from onmt_llm.checkpoint.formats.tokenizer_files import (
     SENTENCEPIECE_FILE,
     from_huggingface,
@@ -75,10 +85,6 @@ def rules(config: ModelConfig, count: int, embedding_dim: int) -> list[Rule]:
     return per_layer(table, config.decoder_layers)
 
 
-def is_llama_meta(model_dir: Path) -> bool:
-    return (model_dir / "params.json").is_file() and bool(_shard_files(model_dir))
-
-
 def open_llama_meta(
     model_dir: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None
 ) -> ImportedModel:
@@ -96,7 +102,7 @@ def open_llama_meta(
         raise CheckpointError(
             "A Meta LLaMA model takes its vocabulary from its tokeniser; -vocab_file must not be given."
         )
-    files = _shard_files(model_dir)
+    files = shard_files(model_dir)
     numbers = [int(file.stem.split(".")[1]) for file in files]
     if numbers != list(range(len(files))):
         raise CheckpointError(
@@ -116,7 +122,8 @@ def open_llama_meta(
     )
 
 
-def _shard_files(model_dir: Path) -> list[Path]:
+def shard_files(model_dir: Path) -> list[Path]:
+    """The files consolidated.NN.pth of a directory, in order."""
     return sorted(
         file for file in model_dir.glob("consolidated.*.pth") if re.fullmatch(r"consolidated\.\d+\.pth", file.name)
     )

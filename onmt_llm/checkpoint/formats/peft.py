@@ -24,15 +24,15 @@ from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant, short_names
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
-from onmt_llm.checkpoint.formats.huggingface.families import family_for_export
+from onmt_llm.checkpoint.formats.huggingface.write import family_for_export
 from onmt_llm.checkpoint.formats.imported import TypedSource
 from onmt_llm.checkpoint.formats.rules import Op
 from onmt_llm.checkpoint.formats.tokenizer_files import read_json
-from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.nn.transformer import parameter_shapes
 
 CONFIG_FILE, WEIGHTS_FILE, BIN_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -155,7 +155,7 @@ def export_peft(
 
 def _layers(model: ModelConfig) -> list[PeftLayer]:
     """The layers of the transformers model that can have an adapter, from the rules of its family."""
-    here = expected_shapes(model)
+    here = parameter_shapes(model)
     table = []
     for one in family_for_export(model).rules(model):
         matrices = all(name in here and len(here[name]) == 2 for name in one.ours)
@@ -232,7 +232,7 @@ def _misfit(layer: PeftLayer, own: Mapping[str, Tensor], wanted: set[str], model
     """Missing tensors of a layer, or sizes that differ from the base's."""
     if own.keys() != wanted:
         return [f"{layer.theirs} must have {', '.join(sorted(wanted))}, but has {', '.join(sorted(own))}"]
-    shapes = [expected_shapes(model)[f"{name}.weight"] for name in layer.ours]
+    shapes = [parameter_shapes(model)[f"{name}.weight"] for name in layer.ours]
     outputs, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
     if layer.is_embedding:
         outputs, inputs = inputs, outputs
@@ -310,7 +310,7 @@ def _their_adapter(layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec) -> Lay
             f"With DoRA, all of {', '.join(layer.ours)} must have an adapter, since they are one layer in peft "
             f"({layer.theirs}), but only some have one."
         )
-    shapes = expected_shapes(lora.config.model)
+    shapes = parameter_shapes(lora.config.model)
     rows = [shapes[f"{name}.weight"][0] for name in layer.ours]
     joined = there[0] if len(parts) == 1 else _joined(parts, rows)
     lengths = [part.magnitude for part in there if part.magnitude is not None]

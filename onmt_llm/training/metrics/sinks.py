@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from onmt_llm.atomic import write_text
+from onmt_llm.atomic import is_written_in_place, write_text
 from onmt_llm.errors import DataError
 from onmt_llm.log import log_once, logger
 from onmt_llm.optional import require
-from onmt_llm.output_checks import is_written_in_place
 
 Write = Callable[[str, int, dict[str, float]], None]
 """Writes a report: split ("progress" or "valid"), step, metrics by name."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from onmt_llm.checkpoint.adapters import add_adapter
-from onmt_llm.checkpoint.load import Placement, build_model, check_fits, expected_shapes
+from onmt_llm.checkpoint.load import Placement, build_model
 from onmt_llm.config.learning import PerformanceConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
@@ -16,7 +16,7 @@ from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.lora.model import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES, num_parameters
-from onmt_llm.nn.transformer import Transformer, set_embedding_noise
+from onmt_llm.nn.transformer import Transformer, parameter_shapes, set_embedding_noise
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.optim.precision import Precision, choose_precision, trainable_to_float32
@@ -95,7 +95,7 @@ def build_on_meta(config: TrainConfig, start: Start, layers: LayerPlan) -> tuple
     with torch.device("meta"):
         model = Transformer(start.model)
     if start.weights is not None:
-        check_fits(start.weights, expected_shapes(start.stored_model))
+        start.weights.check_fits(parameter_shapes(start.stored_model))
     quantised = match(model, layers.quantised)
     if quantised:
         QUANT_TYPES.get(layers.quant_type)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from onmt_llm.checkpoint.load import expected_shapes, open_base
+from onmt_llm.checkpoint.load import open_base
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
 from onmt_llm.config.learning import ExpansionConfig
@@ -19,6 +19,7 @@ from onmt_llm.data.run_codec import RunCodec, checkpoint_codec, new_codec, updat
 from onmt_llm.errors import ConfigError, Problem, raise_problems
 from onmt_llm.log import logger
 from onmt_llm.nn.block_expansion import expanded_config
+from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.codec import Codec
 from onmt_llm.training.state import SavedState, read_state
 
@@ -242,8 +243,8 @@ def _check_overridden(stored: ModelConfig, model: ModelConfig, wanted: ModelConf
     Raises:
         ConfigError: Names each of them.
     """
-    held = expected_shapes(stored)
-    if expected_shapes(model) == held:
+    held = parameter_shapes(stored)
+    if parameter_shapes(model) == held:
         return
     odd = [
         (key, mine, theirs) for key, mine, theirs in differences(stored, wanted) if _reshapes(stored, key, mine, held)
@@ -260,6 +261,6 @@ def _check_overridden(stored: ModelConfig, model: ModelConfig, wanted: ModelConf
 def _reshapes(stored: ModelConfig, key: str, value: Any, held: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether a model would have other tensors with this option alone."""
     try:
-        return expected_shapes(with_values(stored, {key: value})) != held
+        return parameter_shapes(with_values(stored, {key: value})) != held
     except ValidationError:
         return True  # it needs others beside it: a width that the heads do not divide

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import tiny
-from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.vocab import Vocab
 
 TINY = tiny.llama(vocab_size=20, hidden_size=16, ffn_size=24)
@@ -27,7 +27,7 @@ def make_model(tmp_path: Path) -> MakeModel:
     def make(name: str = "base", *, seed: int = 0, model: ModelConfig = TINY, shard_size: str = "5GB") -> Checkpoint:
         generator = torch.Generator().manual_seed(seed)
         with CheckpointWriter(tmp_path / name, CheckpointConfig(model=model), shard_size=shard_size) as writer:
-            for tensor, shape in expected_shapes(model).items():
+            for tensor, shape in parameter_shapes(model).items():
                 writer.add(tensor, torch.randn(shape, generator=generator))
             Vocab(tiny.tokens(model.vocab_size, "t"), SpecialTokens()).write(writer.directory / "vocab.txt")
         return Checkpoint.open(tmp_path / name)

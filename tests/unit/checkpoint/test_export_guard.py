@@ -23,12 +23,13 @@ from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 from onmt_llm.checkpoint.formats.opennmt import write as opennmt
 from onmt_llm.checkpoint.formats.peft import export_peft
-from onmt_llm.checkpoint.load import expected_shapes, load_model
+from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import FeatureConfig, ModelConfig, RopeConfig
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.nn.device import DTYPES
+from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.releasing import ct2_spec, release
 from onmt_llm.text.vocab import Vocab
 
@@ -120,7 +121,7 @@ def models_of(name: str) -> Iterator[ModelConfig]:
         for change in CHANGES[name]:
             try:
                 config = ModelConfig(**{**kind, **change})
-                expected_shapes(config)
+                parameter_shapes(config)
             except (ValidationError, ConfigError):
                 continue
             yield config
@@ -130,7 +131,7 @@ def save(path: Path, config: ModelConfig, tokenizer: TokenizerSpec) -> Checkpoin
     """A checkpoint with random weights, and words as tokens."""
     generator = torch.Generator().manual_seed(0)
     with CheckpointWriter(path, CheckpointConfig(model=config, specials=SPECIALS, tokenizer=tokenizer)) as writer:
-        for name, shape in expected_shapes(config).items():
+        for name, shape in parameter_shapes(config).items():
             tensor = torch.randn(shape, generator=generator) * 0.3 + name.endswith("norm.weight")
             writer.add(name, tensor.to(DTYPES[config.dtype]))
         if tokenizer.file is not None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.cli import simple_inference
 from onmt_llm.cli.jobs import JOBS
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.vocab import Vocab
 
 TINY = ModelConfig(decoder_layers=1, vocab_size=8, hidden_size=8, heads=2, ffn_size=8)
@@ -86,7 +86,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "corpus.yaml").write_text("data: {c: {path_src: corpus.txt, path_tgt: other}}\n")
     config = CheckpointConfig(model=TINY)
     with CheckpointWriter(tmp_path / "model", config) as writer:
-        for name, shape in expected_shapes(TINY).items():
+        for name, shape in parameter_shapes(TINY).items():
             writer.add(name, torch.zeros(shape))
         tokens = ["<unk>", "<s>", "</s>", "a", "b", "c", "d", "e"]
         Vocab(tokens, SpecialTokens()).write(writer.directory / "vocab.txt")

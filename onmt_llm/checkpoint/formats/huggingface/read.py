@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onmt_llm.checkpoint.files.safetensors import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
-from onmt_llm.checkpoint.formats.huggingface.families import family_of
-from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource, check_sizes
+from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
+from onmt_llm.checkpoint.formats.huggingface.families.base import Family
+from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource
+from onmt_llm.checkpoint.formats.rules import check_sizes
 from onmt_llm.checkpoint.formats.tokenizer_files import from_huggingface, read_json
-from onmt_llm.errors import CheckpointError
+from onmt_llm.errors import CheckpointError, UnsupportedError
 
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 BIN_FILE = "pytorch_model.bin"
-
-
-def is_huggingface(model_dir: Path) -> bool:
-    return (model_dir / "config.json").is_file()
 
 
 def open_huggingface(
@@ -46,6 +46,20 @@ def open_huggingface(
             model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file
         ),
     )
+
+
+def family_of(hf_config: Mapping[str, Any]) -> Family:
+    """The family that a Hugging Face `config.json` belongs to.
+
+    Raises:
+        UnsupportedError: The family is not supported.
+    """
+    model_type = hf_config.get("model_type")
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise UnsupportedError(f"model_type in config.json must be one of {known}, but is '{model_type}'.")
 
 
 def open_weights(model_dir: Path) -> TypedSource:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import AtomicDirectory
-from onmt_llm.checkpoint.export_guard import open_for_export
+from onmt_llm.checkpoint.export_guard import obstacles, open_for_export
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
-from onmt_llm.checkpoint.formats.huggingface.families import family_for_export
+from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
+from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.tokenizer_files import CHATML, HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.model import Dtype
+from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.text.codec import Codec
@@ -61,6 +62,21 @@ def export_hf(
         _add_json(directory, "generation_config.json", _generation(codec))
         _add_tokenizer(directory, checkpoint, codec)
     return Path(output)
+
+
+def family_for_export(config: ModelConfig) -> Family:
+    """The first family that can express `config` exactly.
+
+    Raises:
+        UnsupportedError: None can; the message lists every family's obstacles.
+    """
+    reasons = []
+    for family in FAMILIES:
+        found = obstacles(config, family.expressible)
+        if not found:
+            return family
+        reasons.append(f"{family.model_type}: {', '.join(found)}")
+    raise UnsupportedError("No Hugging Face architecture expresses this model (" + "; ".join(reasons) + ").")
 
 
 def _add_json(directory: AtomicDirectory, name: str, content: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ import torch
 from onmt_llm.checkpoint.adapters import short_names
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors, load_torch
-from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, TypedSource, check_sizes
+from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, TypedSource
 from onmt_llm.checkpoint.formats.opennmt.options import (
     EMBEDDING,
     POSITIONS,
@@ -31,12 +31,13 @@ from onmt_llm.checkpoint.formats.opennmt.options import (
     model_config,
 )
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
+from onmt_llm.checkpoint.formats.rules import check_sizes
 from onmt_llm.checkpoint.formats.tokenizer_files import fit
-from onmt_llm.checkpoint.load import expected_shapes
 from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.log import logger
+from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.vocab import Vocab
 
 BLANK = "<blank>"
@@ -244,7 +245,7 @@ def _make_adapter(imported: ImportedModel, options: OpenNMTOptions) -> None:
         alpha=float(options.get("lora_alpha", 1)),
         dropout=float(options.get("lora_dropout", 0.0)),
         layers=short_names(
-            [layer for layer in layers if not layer.endswith("embed_tokens")], expected_shapes(imported.model)
+            [layer for layer in layers if not layer.endswith("embed_tokens")], parameter_shapes(imported.model)
         ),
         embedding=any(layer.endswith("embed_tokens") for layer in layers),
         base=str(options.get("train_from", "")),
@@ -254,7 +255,7 @@ def _make_adapter(imported: ImportedModel, options: OpenNMTOptions) -> None:
 
 
 def _adapter_shapes(config: ModelConfig, layers: list[str], rank: int) -> dict[str, tuple[int, ...]]:
-    weights = expected_shapes(config)
+    weights = parameter_shapes(config)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
         rows, columns = weights[f"{layer}.weight"]

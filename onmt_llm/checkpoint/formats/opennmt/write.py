@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from onmt_llm.atomic import atomic_file
+from onmt_llm.atomic import atomic_file, check_output_file
 from onmt_llm.checkpoint.export_guard import anything, obstacles, open_for_export, where
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.opennmt.options import (
@@ -33,12 +33,12 @@ from onmt_llm.checkpoint.formats.opennmt.options import (
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
 from onmt_llm.checkpoint.formats.opennmt.vocab import opennmt_vocab
 from onmt_llm.checkpoint.formats.rules import Identity, InterleavedRotary, Op, Scale, apply
-from onmt_llm.checkpoint.load import expected_shapes, resolve_dtype
+from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
-from onmt_llm.output_checks import check_output_file
+from onmt_llm.nn.transformer import parameter_shapes
 
 WeightsFormat = Literal["pytorch", "safetensors"]
 
@@ -183,7 +183,7 @@ class _MaterializedTensors:
         self._checkpoint = checkpoint
         self._config = checkpoint.config.model
         self._here = set(checkpoint.model_names())
-        self._shapes = expected_shapes(materialized(self._config))
+        self._shapes = parameter_shapes(materialized(self._config))
 
     def names(self) -> list[str]:
         return sorted(self._shapes)

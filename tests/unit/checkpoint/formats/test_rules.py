@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import tiny
 from onmt_llm.checkpoint.formats.rules import (
     Chain,
     Columns,
@@ -23,6 +25,7 @@ from onmt_llm.checkpoint.formats.rules import (
     SplitRows,
     apply,
     check,
+    check_sizes,
     per_layer,
     rule,
 )
@@ -153,3 +156,29 @@ def test_streaming_holds_one_rules_tensors() -> None:
         counts.append(here.alive())
         del tensor
     assert len(counts) == 3 * layers and max(counts) == 1
+
+
+FEW_TENSORS = source(a=torch.empty(32, 24), b=torch.empty(32), c=torch.empty(()))
+
+
+def test_what_can_fit_passes() -> None:
+    check_sizes(tiny.config(vocab_size=32), FEW_TENSORS, Path("m"))
+    check_sizes(tiny.config(vocab_size=10**6), FEW_TENSORS, Path("m"), rows=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"decoder_layers": 1000}, "decoder_layers 1000, while there are only 3 tensors"),
+        ({"encoder_layers": 2}, "encoder_layers 2 and decoder_layers 2"),
+        ({"vocab_size": 33}, "vocab_size 33, while no tensor is longer than 32"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_anything_is_allocated(changes: dict[str, int], problem: str) -> None:
+    with pytest.raises(CheckpointError, match=f"The configuration of m must fit its weights.*{problem}"):
+        check_sizes(tiny.config(**changes), FEW_TENSORS, Path("m"))
+
+
+def test_no_tensors_at_all_are_refused() -> None:
+    with pytest.raises(CheckpointError):
+        check_sizes(tiny.config(), source(), Path("m"))
