@@ -54,7 +54,7 @@ def parts(work: Path, runs: int) -> None:
     """Time the checks alone, with the files in the page cache."""
     import torch
 
-    from onmt_llm.checkpoint.files.manifest import find_damage
+    from onmt_llm.checkpoint.directory import find_damage
     from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
     from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.generate.ct2.model import check_release

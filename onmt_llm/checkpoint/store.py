@@ -21,7 +21,7 @@ import torch
 
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.damage import refuse, refuse_damage
-from onmt_llm.checkpoint.files.manifest import (
+from onmt_llm.checkpoint.directory import (
     MANIFEST_FILE,
     STATE_PREFIX,
     TENSOR_SUFFIX,

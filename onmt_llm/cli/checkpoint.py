@@ -83,7 +83,7 @@ def _info(loaded: Loaded[Any]) -> int:
 
 def _verify(loaded: Loaded[Any]) -> int:
     model = required(loaded, "checkpoint", "model", USAGE)
-    from onmt_llm.checkpoint.files.manifest import find_damage, read_manifest
+    from onmt_llm.checkpoint.directory import find_damage, read_manifest
     from onmt_llm.checkpoint.paths import resolve_path
     from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.generate.open import find_release

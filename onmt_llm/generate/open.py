@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.checkpoint.files.manifest import CT2_MODEL_FILE
+from onmt_llm.checkpoint.directory import CT2_MODEL_FILE
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.generate.engine import TARGET_VOCABULARIES, Engine, as_paths
 

@@ -19,8 +19,8 @@ import torch
 from ctranslate2.specs import common_spec, model_spec
 
 from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.checkpoint.directory import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.export_guard import obstacles
-from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from onmt_llm.checkpoint.files.manifest import find_damage, write_manifest
+from onmt_llm.checkpoint.directory import find_damage, write_manifest
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.registry import nearest

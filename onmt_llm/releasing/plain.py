@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from onmt_llm.atomic import atomic_file, check_output_file, is_written_in_place
-from onmt_llm.checkpoint.files.manifest import find_damage
+from onmt_llm.checkpoint.directory import find_damage
 from onmt_llm.checkpoint.files.safetensors import fast_tensor_digest
 from onmt_llm.checkpoint.files.torch_pickle import load_torch
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from onmt_llm.checkpoint.damage import refuse_damage
-from onmt_llm.checkpoint.files.manifest import FileEntry, file_problems, header_digest, tensor_prefix
+from onmt_llm.checkpoint.directory import FileEntry, file_problems, header_digest, tensor_prefix
 from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError, ConfigError
 

@@ -12,7 +12,7 @@ from random import SystemRandom
 from typing import Any, Literal
 
 from onmt_llm.checkpoint.damage import refuse_damage
-from onmt_llm.checkpoint.files.manifest import CT2_MODEL_FILE, open_directory
+from onmt_llm.checkpoint.directory import CT2_MODEL_FILE, open_directory
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.generate.engine import TARGET_VOCABULARIES

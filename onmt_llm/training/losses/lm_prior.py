@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onmt_llm.checkpoint.files.manifest import CT2_MODEL_FILE, MANIFEST_FILE
+from onmt_llm.checkpoint.directory import CT2_MODEL_FILE, MANIFEST_FILE
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from onmt_llm.checkpoint.files.manifest import find_damage, write_manifest
+from onmt_llm.checkpoint.directory import find_damage, write_manifest
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter, parse_size
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig

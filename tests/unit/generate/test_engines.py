@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from onmt_llm import log
-from onmt_llm.checkpoint.files.manifest import write_manifest
+from onmt_llm.checkpoint.directory import write_manifest
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError

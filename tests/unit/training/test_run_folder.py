@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, write_manifest
+from onmt_llm.checkpoint.directory import MANIFEST_FILE, write_manifest
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training import run_folder
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from onmt_llm.checkpoint.files.manifest import write_manifest
+from onmt_llm.checkpoint.directory import write_manifest
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onmt_llm.checkpoint.files.manifest import MANIFEST_FILE, find_damage, write_manifest
+from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage, write_manifest
 
 
 @pytest.fixture
