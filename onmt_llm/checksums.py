@@ -1,4 +1,4 @@
-"""Checksums of files and memory: XXH3 detects damage at every read, SHA-256 identifies content.
+"""Checksums of files, tensors and memory: XXH3 detects damage at every read, SHA-256 identifies content.
 
 XXH3 (128 bits) hashes several gigabytes per second on one core, so a check costs less than the read. It detects
 damage, not forgery: a digest that stands for the content itself (the base model of an adapter, a shared manifest) is a
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +71,44 @@ def fingerprint(kind: str, content: bytes | None, options: Any = None) -> str:
     digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True, default=str).encode())
     digest.update(content or b"")
     return digest.hexdigest()
+
+
+def tensor_prefix(name: str, dtype: str, shape: Sequence[int]) -> bytes:
+    """What a tensor's digest covers before its bytes.
+
+    Args:
+        name: Name of the tensor.
+        dtype: Its type, as safetensors names it.
+        shape: Its shape.
+    """
+    return f"{name}\0{dtype}\0{list(shape)}\0".encode()
+
+
+def safetensors_header(path: Path) -> bytes:
+    """Length and header of a safetensors file; as much as can be read if the length is wrong."""
+    with open(path, "rb") as file:
+        length = file.read(8)
+        size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
+        return length + file.read(min(size, path.stat().st_size))
+
+
+def tensor_digests(path: Path, header: bytes) -> dict[str, str]:
+    """XXH3 of the tensors of a safetensors file (`tensor_prefix` and bytes) by name.
+
+    Args:
+        path: The file.
+        header: Its `safetensors_header`.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: It is no safetensors file.
+    """
+    digests = {}
+    for name, info in json.loads(header[8:]).items():
+        if name != "__metadata__":
+            start, end = info["data_offsets"]
+            prefix = tensor_prefix(name, info["dtype"], info["shape"])
+            digests[name] = fast_digest_of_part(path, len(header) + start, end - start, prefix=prefix)
+    return digests
 
 
 def _digest(digest: _Hash, buffers: Iterable[Any]) -> str:

@@ -1,9 +1,12 @@
-"""`manifest.json`: sizes and checksums of everything in a checkpoint, adapter or release, to detect damage on reading.
+"""The directory of a checkpoint, adapter or release: where it is, its manifest, and damage to its files.
 
-For every file it records the size and SHA-256, which identify the file, and XXH3, which is fast enough to verify at
-every read. For a safetensors file it records XXH3 of the header and of every tensor, so that each tensor is verified
-when it is read. The manifest ends with a checksum of itself. Unlisted files (such as notes) are ignored, unless they
-have a name that would be read.
+`manifest.json` has the sizes and checksums of everything, to detect damage on reading. For every file it records the
+size and SHA-256, which identify the file, and XXH3, which is fast enough to verify at every read. For a safetensors
+file it records XXH3 of the header and of every tensor, so that each tensor is verified when it is read. The manifest
+ends with a checksum of itself. Unlisted files (such as notes) are ignored, unless they have a name that would be read.
+
+Damage is an error, or a warning with `ignore_damage`. This module does not need torch, so a wrong path is reported
+before torch is imported.
 """
 
 from __future__ import annotations
@@ -12,18 +15,16 @@ import contextlib
 import json
 import re
 import stat
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onmt_llm.atomic import write_text
-from onmt_llm.checkpoint.damage import damage_ignored, refuse_damage
-from onmt_llm.checksums import fast_digest, fast_digest_of_file, fast_digest_of_part, sha256_of_file
-from onmt_llm.config.checkpoint import CheckpointConfig, read_config
+from onmt_llm.checksums import fast_digest, fast_digest_of_file, safetensors_header, sha256_of_file, tensor_digests
+from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.errors import CheckpointError
-from onmt_llm.log import log_once
+from onmt_llm.log import log_once, logger
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 2
@@ -40,6 +41,68 @@ _IS_READ = re.compile(
     r".*\.jinja|model\.bin|.*vocabulary\w*\.(json|txt)|train_state/.+"
 )
 _MOST_SHOWN = 5
+_ignoring = False
+
+
+def resolve_path(path: str | Path) -> Path:
+    """The checkpoint directory that `path` names, with or without a trailing `.pt`.
+
+    OpenNMT-py's documentation writes checkpoints with and without `.pt`, so both spellings are accepted.
+
+    Raises:
+        CheckpointError: There is no such directory, or it is not a checkpoint.
+    """
+    path = Path(path)
+    twin = path.with_suffix("") if path.suffix == ".pt" else Path(f"{path}.pt")
+    for candidate in (path, twin):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    for candidate in (path, twin):
+        if candidate.is_file():
+            raise CheckpointError(
+                f"A checkpoint must be a directory that holds {CONFIG_FILE}, but {candidate} is a file.",
+                hint=f"convert it first: onmt_llm_convert -from auto -model_dir {candidate} -output NEW_DIRECTORY",
+            )
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"A checkpoint must hold {CONFIG_FILE}, but {path} is a peft adapter.",
+            hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
+        )
+    if path.is_dir():
+        raise CheckpointError(
+            f"A checkpoint must hold {CONFIG_FILE}, but {path} does not.",
+            hint=f"if it holds another toolkit's model: onmt_llm_convert -model_dir {path} -output NEW_DIRECTORY",
+        )
+    if re.match("[a-z0-9]+:/", str(path)):
+        address = str(path).replace(":/", "://", 1)  # undo what Path did to it
+        raise CheckpointError(
+            f"A checkpoint must be a local directory, but {address} is a URL.", hint="download it first"
+        )
+    raise CheckpointError(f"There is no checkpoint at {path}.")
+
+
+def open_directory(directory: Path) -> tuple[CheckpointConfig, Manifest | None]:
+    """Open a checkpoint, adapter or release: its configuration and its manifest. Verifies its files.
+
+    Tensors are not verified here, but when they are read; nor are the training state and a CTranslate2 model.bin.
+
+    Raises:
+        CheckpointError: A file is damaged or missing.
+    """
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        refuse_damage(directory, manifest.problems(_is_read_on_opening))
+    config = read_config(directory)
+    if manifest is None and not (directory / MANIFEST_FILE).exists():
+        if config.format_version >= FIRST_FORMAT_WITH_MANIFEST:
+            refuse_damage(directory, [f"{MANIFEST_FILE} is missing"])
+        else:
+            log_once(f"{directory} has no {MANIFEST_FILE}, so damage to it cannot be detected.")
+    return config, manifest
+
+
+def _is_read_on_opening(name: str) -> bool:
+    return not name.endswith(TENSOR_SUFFIX) and not name.startswith(STATE_PREFIX) and name != CT2_MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -85,7 +148,7 @@ class Manifest:
         found = []
         for name, entry in sorted(self.files.items()):
             if which(name):
-                found += [f"{name} {what}" for what in _differences(self.directory / name, entry, thorough)]
+                found += [f"{name} {what}" for what in file_problems(self.directory / name, entry, thorough=thorough)]
         unlisted = (name for name in _names(self.directory) if name not in self.files and _IS_READ.fullmatch(name))
         return found + [f"{name} is not listed in {MANIFEST_FILE}" for name in unlisted if which(name)]
 
@@ -133,30 +196,6 @@ def read_manifest(directory: Path) -> Manifest | None:
         return None
 
 
-def open_directory(directory: Path) -> tuple[CheckpointConfig, Manifest | None]:
-    """Open a checkpoint, adapter or release: its configuration and its manifest. Verifies its files.
-
-    Tensors are not verified here, but when they are read; nor are the training state and a CTranslate2 model.bin.
-
-    Raises:
-        CheckpointError: A file is damaged or missing.
-    """
-    manifest = read_manifest(directory)
-    if manifest is not None:
-        refuse_damage(directory, manifest.problems(_is_read_on_opening))
-    config = read_config(directory)
-    if manifest is None and not (directory / MANIFEST_FILE).exists():
-        if config.format_version >= FIRST_FORMAT_WITH_MANIFEST:
-            refuse_damage(directory, [f"{MANIFEST_FILE} is missing"])
-        else:
-            log_once(f"{directory} has no {MANIFEST_FILE}, so damage to it cannot be detected.")
-    return config, manifest
-
-
-def _is_read_on_opening(name: str) -> bool:
-    return not name.endswith(TENSOR_SUFFIX) and not name.startswith(STATE_PREFIX) and name != CT2_MODEL_FILE
-
-
 def find_damage(directory: Path, *, thorough: bool = False) -> list[str]:
     """Verify every file of a checkpoint: differences from its manifest, one phrase each; empty = intact."""
     try:
@@ -167,25 +206,52 @@ def find_damage(directory: Path, *, thorough: bool = False) -> list[str]:
     return [f"{MANIFEST_FILE} is missing"] if manifest is None else manifest.problems(thorough=thorough)
 
 
-def tensor_prefix(name: str, dtype: str, shape: Sequence[int]) -> bytes:
-    """What a tensor's digest covers before its bytes.
+@contextlib.contextmanager
+def damage_ignored(ignored: bool = True) -> Iterator[None]:
+    """In this context, damage is a warning instead of an error, so that a damaged model can be rescued."""
+    global _ignoring
+    before, _ignoring = _ignoring, ignored or _ignoring
+    try:
+        yield
+    finally:
+        _ignoring = before
+
+
+def refuse(sentence: str, *, hint: str, always: bool = False) -> None:
+    """Raise an error about something that makes a model unusable, or log a warning if damage is ignored.
 
     Args:
-        name: Name of the tensor.
-        dtype: Its type, as safetensors names it.
-        shape: Its shape.
+        sentence: What must hold, what it is, where.
+        hint: What the user can do.
+        always: Raise even if damage is ignored.
+
+    Raises:
+        CheckpointError: Damage is not ignored.
     """
-    return f"{name}\0{dtype}\0{list(shape)}\0".encode()
+    if _ignoring and not always:
+        logger.warning("%s It is used nevertheless (ignore_damage).", sentence)
+        return
+    raise CheckpointError(sentence, hint=hint if always else f"{hint}; -ignore_damage uses it nevertheless")
 
 
-def header_digest(path: Path) -> str:
-    """XXH3 of length and header of a safetensors file."""
-    return fast_digest(_header(path))
+def refuse_damage(directory: Path, problems: Sequence[str], *, always: bool = False) -> None:
+    """Refuse files that differ from what was written.
 
+    Args:
+        directory: The checkpoint, adapter or release.
+        problems: One phrase each; empty = no damage.
+        always: Raise even if damage is ignored.
 
-def file_problems(path: Path, entry: FileEntry) -> list[str]:
-    """Differences of a whole file from its entry, by the fastest recorded digest."""
-    return _differences(path, entry, False)
+    Raises:
+        CheckpointError: There are problems, and damage is not ignored.
+    """
+    if problems:
+        shown = "; ".join(problems[:_MOST_SHOWN]) + ("; ..." if len(problems) > _MOST_SHOWN else "")
+        refuse(
+            f"{directory} must be as it was written, but is not: {shown}.",
+            hint=f"copy it again; if you changed it yourself: onmt_llm_checkpoint seal -model {directory}",
+            always=always,
+        )
 
 
 def _parse(directory: Path, content: Any) -> Manifest:
@@ -230,11 +296,14 @@ def _record(path: Path) -> dict[str, Any]:
         with contextlib.suppress(
             ValueError, KeyError, TypeError, AttributeError
         ):  # otherwise another program's file with that ending
-            return {**record, "header": header_digest(path), "tensors": _tensor_digests(path)}
+            header = safetensors_header(path)
+            tensors = tensor_digests(path, header)
+            return {**record, "header": fast_digest(header), "tensors": tensors}
     return {**record, "xxh3": fast_digest_of_file(path)}
 
 
-def _differences(path: Path, entry: FileEntry, thorough: bool) -> list[str]:
+def file_problems(path: Path, entry: FileEntry, *, thorough: bool = False) -> list[str]:
+    """Differences of a file from its entry, by the fastest recorded digest; `thorough`: by SHA-256 too."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -258,31 +327,12 @@ def _changed_bytes(path: Path, entry: FileEntry) -> list[str]:
 
 def _changed_tensors(path: Path, entry: FileEntry) -> list[str]:
     # The header says where the tensors are, so they are read only if it is intact.
-    if header_digest(path) != entry.header:
+    header = safetensors_header(path)
+    if fast_digest(header) != entry.header:
         return ["has another header than when it was written"]
-    expected, here = entry.tensors or {}, _tensor_digests(path)
+    expected, here = entry.tensors or {}, tensor_digests(path, header)
     wrong = [name for name in sorted(here) if here[name] != expected.get(name)]
     return [f"has other values in {', '.join(wrong[:_MOST_SHOWN])} than when it was written"] if wrong else []
-
-
-def _tensor_digests(path: Path) -> dict[str, str]:
-    header = _header(path)
-    content = json.loads(header[8:])
-    digests = {}
-    for name, info in content.items():
-        if name != "__metadata__":
-            start, end = info["data_offsets"]
-            prefix = tensor_prefix(name, info["dtype"], info["shape"])
-            digests[name] = fast_digest_of_part(path, len(header) + start, end - start, prefix=prefix)
-    return digests
-
-
-def _header(path: Path) -> bytes:
-    """Length and header of a safetensors file; as much as can be read if the length is wrong."""
-    with open(path, "rb") as file:
-        length = file.read(8)
-        size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
-        return length + file.read(min(size, path.stat().st_size))
 
 
 def _short(error: BaseException) -> str:

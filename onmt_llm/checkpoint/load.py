@@ -24,7 +24,7 @@ from onmt_llm.checkpoint.adapters import (
     check_twins,
     pair_reader,
 )
-from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.checkpoint.directory import resolve_path
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import AdapterSpec, ExpansionSpec
 from onmt_llm.config.model import Dtype

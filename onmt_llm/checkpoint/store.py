@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from onmt_llm.atomic import AtomicDirectory
-from onmt_llm.checkpoint.damage import refuse, refuse_damage
 from onmt_llm.checkpoint.directory import (
     MANIFEST_FILE,
     STATE_PREFIX,
@@ -30,6 +29,9 @@ from onmt_llm.checkpoint.directory import (
     find_damage,
     manifest_text,
     open_directory,
+    refuse,
+    refuse_damage,
+    resolve_path,
     write_manifest,
 )
 from onmt_llm.checkpoint.files.safetensors import (
@@ -41,7 +43,6 @@ from onmt_llm.checkpoint.files.safetensors import (
     open_index,
     tensor_digest,
 )
-from onmt_llm.checkpoint.paths import resolve_path
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, is_own_file, read_config
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError

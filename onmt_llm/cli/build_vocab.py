@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.checkpoint.directory import resolve_path
 from onmt_llm.cli.checks import corpora_problems
 from onmt_llm.cli.inputs import corpus_files, missing_files, subword_files
 from onmt_llm.cli.outputs import Output, Paths

@@ -83,8 +83,7 @@ def _info(loaded: Loaded[Any]) -> int:
 
 def _verify(loaded: Loaded[Any]) -> int:
     model = required(loaded, "checkpoint", "model", USAGE)
-    from onmt_llm.checkpoint.directory import find_damage, read_manifest
-    from onmt_llm.checkpoint.paths import resolve_path
+    from onmt_llm.checkpoint.directory import find_damage, read_manifest, resolve_path
     from onmt_llm.checkpoint.store import Checkpoint
     from onmt_llm.generate.open import find_release
     from onmt_llm.releasing.plain import find_pytorch_damage
@@ -116,7 +115,7 @@ def _refuse(model: object, problems: Sequence[str]) -> None:
 
 def _seal(loaded: Loaded[Any]) -> int:
     model = required(loaded, "checkpoint", "model", USAGE)
-    from onmt_llm.checkpoint.paths import resolve_path
+    from onmt_llm.checkpoint.directory import resolve_path
     from onmt_llm.checkpoint.store import seal
     from onmt_llm.generate.open import find_release
     from onmt_llm.releasing.formats import seal_release

@@ -13,7 +13,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.checkpoint.directory import resolve_path
 from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, option_files, subword_files
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.config.data import CorpusConfig, is_for_validation

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import write_text
-from onmt_llm.checkpoint.files.manifest import open_directory
-from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.checkpoint.directory import open_directory, resolve_path
 from onmt_llm.cli.checks import training_problems
 from onmt_llm.cli.outputs import Output, Paths, output_option
 from onmt_llm.cli.run import required, run_action, run_job, split_action, unknown_action

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from onmt_llm.checkpoint.damage import damage_ignored
+from onmt_llm.checkpoint.directory import damage_ignored
 from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.run import log_notes

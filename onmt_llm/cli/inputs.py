@@ -7,7 +7,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.checkpoint.directory import resolve_path
 from onmt_llm.config.checkpoint import read_config
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers.files import expand

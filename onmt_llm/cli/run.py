@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import DISK_FULL
-from onmt_llm.checkpoint.damage import damage_ignored
+from onmt_llm.checkpoint.directory import damage_ignored
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.outputs import Output, Paths, output_problems
 from onmt_llm.config.loading.load import Checks, Loaded

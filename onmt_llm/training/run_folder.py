@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from onmt_llm.atomic import is_replaceable, recover, remove_directory
-from onmt_llm.checkpoint.damage import refuse
-from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage
+from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage, refuse
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger

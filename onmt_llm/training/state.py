@@ -20,8 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onmt_llm.checkpoint.damage import refuse_damage
-from onmt_llm.checkpoint.directory import read_manifest
+from onmt_llm.checkpoint.directory import read_manifest, refuse_damage
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training.run_folder import STATE_DIRECTORY, STATE_FILE

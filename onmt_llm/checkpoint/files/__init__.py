@@ -1,5 +1,5 @@
-"""Files of a checkpoint: safetensors, the manifest with its checksums, and PyTorch pickles of other toolkits.
+"""Files with tensors: safetensors, and PyTorch pickles of other toolkits.
 
-`safetensors` reads and writes tensors one at a time; `manifest` records checksums and finds damage; `torch_pickle`
-reads PyTorch files through torch's restricted unpickler only.
+`safetensors` reads and writes tensors one at a time, and verifies them against the manifest; `torch_pickle` reads
+PyTorch files through torch's restricted unpickler only.
 """

@@ -20,9 +20,8 @@ from types import TracebackType
 import torch
 from safetensors import SafetensorError, safe_open
 
-from onmt_llm.checkpoint.damage import refuse_damage
-from onmt_llm.checkpoint.directory import FileEntry, file_problems, header_digest, tensor_prefix
-from onmt_llm.checksums import fast_digest
+from onmt_llm.checkpoint.directory import FileEntry, file_problems, refuse_damage
+from onmt_llm.checksums import fast_digest, safetensors_header, tensor_prefix
 from onmt_llm.errors import CheckpointError, ConfigError
 
 DTYPE_NAMES = {
@@ -94,7 +93,7 @@ class SafetensorsSet:
             refuse_damage(self.directory, [f"{file} {what}" for what in file_problems(path, entry)])
         elif not path.is_file():
             raise CheckpointError(f"The file {path} is missing.")
-        elif path.stat().st_size != entry.size or header_digest(path) != entry.header:
+        elif path.stat().st_size != entry.size or fast_digest(safetensors_header(path)) != entry.header:
             refuse_damage(self.directory, [f"{file} has another size or header than when it was written"])
         else:
             self._digests.update(entry.tensors)

@@ -11,8 +11,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, Literal
 
-from onmt_llm.checkpoint.damage import refuse_damage
-from onmt_llm.checkpoint.directory import CT2_MODEL_FILE, open_directory
+from onmt_llm.checkpoint.directory import CT2_MODEL_FILE, open_directory, refuse_damage
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.generate.engine import TARGET_VOCABULARIES

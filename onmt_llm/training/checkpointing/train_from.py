@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onmt_llm.checkpoint.paths import resolve_path
+from onmt_llm.checkpoint.directory import resolve_path
 from onmt_llm.config.train import AUTO, TrainConfig
 from onmt_llm.log import logger
 from onmt_llm.training.run_folder import STATE_DIRECTORY, check_intact, newest_of_run

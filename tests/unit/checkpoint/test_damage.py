@@ -12,8 +12,7 @@ import pytest
 import torch
 import yaml
 
-from onmt_llm.checkpoint.damage import damage_ignored
-from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage, write_manifest
+from onmt_llm.checkpoint.directory import MANIFEST_FILE, damage_ignored, find_damage, write_manifest
 from onmt_llm.checkpoint.files.safetensors import tensor_digest
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.merge import merge_lora
