@@ -147,13 +147,14 @@ class Checkpoint:
         Raises:
             CheckpointError: Tensors are missing, superfluous or misshaped; lists all.
         """
-        here = set(self.model_names())
-        problems = [f"missing: {name}" for name in sorted(expected.keys() - here)]
-        problems += [f"not used: {name}" for name in sorted(here - expected.keys())]
+        weights = self._weights
+        here = {} if weights is None else {name: weights.shape(name) for name in weights.names()}
+        problems = [f"missing: {name}" for name in sorted(expected.keys() - here.keys())]
+        problems += [f"not used: {name}" for name in sorted(here.keys() - expected.keys())]
         problems += [
-            f"wrong shape: {name} must be {list(expected[name])}, but is {list(self.shape(name))}"
-            for name in sorted(here & expected.keys())
-            if self.shape(name) != expected[name]
+            f"wrong shape: {name} must be {list(expected[name])}, but is {list(here[name])}"
+            for name in sorted(here.keys() & expected.keys())
+            if here[name] != expected[name]
         ]
         if problems:
             raise CheckpointError(

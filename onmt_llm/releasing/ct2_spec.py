@@ -112,8 +112,8 @@ EXPRESSIBLE = {
 
 def oversized(config: ModelConfig, quantization: str) -> str | None:
     """An obstacle: a matrix is larger than the file format allows; None if all fit."""
-    rows = max(config.vocab_size, config.encoder_vocab_size, config.ffn_size)
-    largest = rows * config.hidden_size * BYTES[stored_type(quantization, "matrix")]
+    width = config.hidden_size * BYTES[stored_type(quantization, "matrix")]
+    largest = width * max(config.vocab_size, config.encoder_vocab_size, config.ffn_size)
     if largest <= _LARGEST_VARIABLE:
         return None
     return f"its largest matrix has {largest:,} bytes in {quantization}, but a file holds at most {_LARGEST_VARIABLE:,}"
@@ -212,22 +212,25 @@ def _complete_attention(attention: Any, config: ModelConfig) -> None:
         object.__setattr__(attention, "original_max_position_embeddings", np.int32(rope.original_max_position))
 
 
-def spec_variables(config: ModelConfig) -> Iterator[SpecVariable]:
+def spec_variables(config: ModelConfig) -> list[SpecVariable]:
     """All variables of a model's spec, with the tensors that they are made of."""
     embedding = "decoder.embed_tokens.weight"
-    yield SpecVariable("decoder/embeddings/weight", (embedding,), "matrix")
-    yield SpecVariable(
-        "decoder/projection/weight", (embedding if config.tie_embeddings else "lm_head.weight",), "matrix"
-    )
+    output = embedding if config.tie_embeddings else "lm_head.weight"
+    variables = [
+        SpecVariable("decoder/embeddings/weight", (embedding,), "matrix"),
+        SpecVariable("decoder/projection/weight", (output,), "matrix"),
+    ]
     if config.lm_head_bias:
-        yield SpecVariable("decoder/projection/bias", ("lm_head.bias",))
-    yield from _stack(config, "decoder", config.decoder_layers)
+        variables.append(SpecVariable("decoder/projection/bias", ("lm_head.bias",)))
+    variables += _stack(config, "decoder", config.decoder_layers)
     if config.encoder_layers:
         source = embedding if config.share_embeddings else "encoder.embed_tokens.weight"
-        yield SpecVariable("encoder/embeddings_0/weight", (source,), "matrix")
-        for i in range(len(config.src_features)):
-            yield SpecVariable(f"encoder/embeddings_{i + 1}/weight", (f"encoder.embed_features.{i}.weight",), "matrix")
-        yield from _stack(config, "encoder", config.encoder_layers)
+        sources = (source, *(f"encoder.embed_features.{i}.weight" for i in range(len(config.src_features))))
+        variables += [
+            SpecVariable(f"encoder/embeddings_{i}/weight", (name,), "matrix") for i, name in enumerate(sources)
+        ]
+        variables += _stack(config, "encoder", config.encoder_layers)
+    return variables
 
 
 def _stack(config: ModelConfig, side: str, layers: int) -> Iterator[SpecVariable]:

@@ -121,10 +121,9 @@ def _tokens(vocab: Vocab, size: int) -> list[str]:
 
 def _set_special_tokens(target: Any, codec: Codec) -> None:
     """Set unk, bos and eos. CTranslate2 requires all three, so another token replaces a missing one."""
-    specials, tokens = codec.vocab.specials, [token for token in codec.stop_tokens if token in codec.vocab]
-    substitute = next(
-        (token for token in (specials.eos, *tokens, specials.bos) if token in codec.vocab), codec.vocab[0]
-    )
+    specials = codec.vocab.specials
+    candidates = (specials.eos, *codec.stop_tokens, specials.bos, *codec.vocab)
+    substitute = next(token for token in candidates if token in codec.vocab)
     for role in ("unk", "bos", "eos"):
         token = getattr(specials, role)
         setattr(target, f"{role}_token", token if token in codec.vocab else substitute)

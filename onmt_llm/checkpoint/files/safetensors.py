@@ -145,7 +145,8 @@ class SafetensorsSet:
 
 def fast_tensor_digest(name: str, tensor: torch.Tensor) -> str:
     """The digest of a tensor in a manifest."""
-    return fast_digest(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape), tensor_bytes(tensor))
+    content = tensor_bytes(tensor)
+    return fast_digest(tensor_prefix(name, DTYPE_NAMES[tensor.dtype], tensor.shape), content)
 
 
 class SafetensorsWriter:

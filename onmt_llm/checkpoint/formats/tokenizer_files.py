@@ -11,7 +11,6 @@ from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
 from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
-from onmt_llm.optional import require
 from onmt_llm.text.tokenizers.huggingface import check_tokenizer_json
 from onmt_llm.text.vocab import Vocab, tokens_by_id, unused_token
 
@@ -68,7 +67,8 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> Import
     Raises:
         DataError: The file is not a SentencePiece model.
     """
-    sentencepiece = require("sentencepiece", "a tokenizer.model")
+    import sentencepiece
+
     if not file.is_file():
         raise DataError(f"There is no tokeniser model at {file}.")
     try:
@@ -143,7 +143,8 @@ def _find(model_dir: Path) -> Path:
 
 def _open_tokenizers(file: Path, bos: str | None) -> ImportedTokenizer:
     """The tokeniser of a tokenizer.json. Encoding a text shows whether it adds `bos`."""
-    tokenizers = require("tokenizers", HUGGINGFACE_FILE)
+    import tokenizers
+
     check_tokenizer_json(file)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))

@@ -13,7 +13,6 @@ from typing import Any
 
 from onmt_llm.checksums import fingerprint
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, byte_level_bytes, sentencepiece_bytes
 from onmt_llm.text.vocab import tokens_by_id
 
@@ -166,9 +165,10 @@ def _longest_entry(table: Any) -> int:
 
 
 def _build(content: dict[str, Any], file: str, *, match_special: bool = False) -> Any:
-    library = require("tokenizers", "a tokenizer.json")
+    import tokenizers
+
     try:
-        model = library.Tokenizer.from_str(json.dumps(content))
+        model = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises nothing more specific
         raise DataError(f"{file} must be a tokenizer.json that `tokenizers` can read, but it says: {error}.") from error
     model.encode_special_tokens = not match_special

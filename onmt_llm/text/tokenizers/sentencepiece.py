@@ -11,7 +11,6 @@ from typing import Any
 
 from onmt_llm.checksums import fingerprint
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.optional import require
 from onmt_llm.text.decoding import ByteStreamDecoder, sentencepiece_bytes
 from onmt_llm.text.tokenizers.pieces import Pieces, PieceTable
 from onmt_llm.text.tokenizers.sentencepiece_proto import read_facts
@@ -46,11 +45,10 @@ class SentencePieceTokenizer:
 
     def __init__(self, file: str | Path, *, nbest: int = 1, alpha: float = 0.0) -> None:
         self._file = str(file)
-        content = _read(Path(file))
-        self._model, self._pieces = _load(content, self._file)
+        self._content = _read(Path(file))
+        self._model, self._pieces = _load(self._content, self._file)
         samples = alpha > 0 and nbest != 1
         self._sampling = {"enable_sampling": True, "nbest_size": nbest, "alpha": alpha} if samples else {}
-        self.fingerprint = fingerprint(type(self).__name__, content, self._sampling)
         normalized = self._model.normalize("a  b")
         if normalized.endswith("▁"):
             raise UnsupportedError(
@@ -59,6 +57,10 @@ class SentencePieceTokenizer:
         self._has_dummy_prefix = normalized.startswith("▁")
         keeps_spaces = "a▁▁b" in normalized
         self._strip = ("one" if self._has_dummy_prefix else "none") if keeps_spaces else "all"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(type(self).__name__, self._content, self._sampling)
 
     @cached_property
     def control_tokens(self) -> frozenset[str]:
@@ -145,8 +147,9 @@ def _threads(texts: Sequence[str]) -> int:
 
 
 def _from_proto(proto: bytes) -> Any:
-    library = require("sentencepiece", "a SentencePiece tokeniser")
-    model = library.SentencePieceProcessor()
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor()
     model.LoadFromSerializedProto(proto)
     return model
 

@@ -109,19 +109,20 @@ def _pre_tokenizer(library: Any, name: str) -> Any:
 
 def _byte_level_bpe(metadata: Metadata) -> str:
     """tokenizer.json of a byte-level BPE."""
-    library = require("tokenizers", "a GGUF file with a byte-level BPE tokeniser")
+    import tokenizers
+
     name = _pre(metadata)
     tokens, types = _value(metadata, "tokens"), _types(metadata)
     merges = [tuple(merge.split(" ", 1)) for merge in _value(metadata, "merges")]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = library.Tokenizer(library.models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe"))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe"))
     if name == "qwen2":
-        tokenizer.normalizer = library.normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(library, name)
-    tokenizer.decoder = library.decoders.ByteLevel()
+        tokenizer.normalizer = tokenizers.normalizers.NFC()
+    tokenizer.pre_tokenizer = _pre_tokenizer(tokenizers, name)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     for token, kind in zip(tokens, types, strict=True):
         if kind in (CONTROL, USER_DEFINED):
-            tokenizer.add_tokens([library.AddedToken(token, special=kind == CONTROL, normalized=False)])
+            tokenizer.add_tokens([tokenizers.AddedToken(token, special=kind == CONTROL, normalized=False)])
     return str(tokenizer.to_str())
 
 
