@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def release_ctranslate2(
     if quantization not in model_spec.ACCEPTED_MODEL_TYPES:
         known = ", ".join(model_spec.ACCEPTED_MODEL_TYPES)
         raise ConfigError(f"quantization must be one of {known}, but is '{quantization}'.")
-    codec = checkpoint.codec()
+    codec = Codec.open(checkpoint.path)
     problems = obstacles(checkpoint.config.model, EXPRESSIBLE)
     too_large = oversized(checkpoint.config.model, quantization)
     problems += [too_large] if too_large else []
@@ -90,8 +90,9 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
         CheckpointError: The checkpoint's tensors do not match its configuration.
     """
     config = checkpoint.config.model
-    checkpoint.check_fits(parameter_shapes(config))
-    tensors = QuantizedTensors(checkpoint, quantization)
+    shapes = parameter_shapes(config)
+    checkpoint.check_fits(shapes)
+    tensors = QuantizedTensors(checkpoint, shapes, quantization)
     spec = build_spec(config)
     for variable in spec_variables(config):
         fill(spec, variable, tensors)
@@ -130,17 +131,24 @@ def _set_special_tokens(target: Any, codec: Codec) -> None:
 
 
 class QuantizedTensors:
-    """Reads tensors as float32, fuses them, and has CTranslate2 quantise them. Caches only the last result."""
+    """Reads tensors as float32, fuses them, and has CTranslate2 quantise them. Caches only the last result.
 
-    def __init__(self, checkpoint: Checkpoint, quantization: str) -> None:
+    Args:
+        checkpoint: Holds the tensors.
+        shapes: Their shapes by name.
+        quantization: Number format of the release.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], quantization: str) -> None:
         self._checkpoint = checkpoint
+        self._shapes = shapes
         self.quantization = quantization
         self._last: tuple[SpecVariable, Any] | None = None
 
     def shape(self, variable: SpecVariable) -> tuple[int, ...]:
         if variable.make is not None:
             return variable.make().shape
-        shapes = [self._checkpoint.shape(name) for name in variable.sources]
+        shapes = [self._shapes[name] for name in variable.sources]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def stored(self, variable: SpecVariable) -> Any:
