@@ -17,6 +17,13 @@ from itertools import zip_longest
 class OnmtLlmError(Exception):
     """Base of all errors with a message written for the user.
 
+    Example:
+        >>> try:
+        ...     onmt_llm.train("run.yaml", train_stepz=5)
+        ... except onmt_llm.OnmtLlmError as error:
+        ...     print(error.exit_code, error.message)
+        2 'train_stepz' is not a known option: did you mean 'train_steps'?
+
     Args:
         message: One sentence: what must hold, what it is, where.
         hint: What to do about it; printed on a line of its own.
@@ -40,25 +47,49 @@ class OnmtLlmError(Exception):
 
 
 class ConfigError(OnmtLlmError):
-    """The configuration or the command line is wrong."""
+    """The configuration or the command line is wrong.
+
+    Example:
+        >>> onmt_llm.load_config("run.yaml", lora_rank=0)
+        Traceback (most recent call last):
+        onmt_llm.errors.ConfigError: 'lora_rank' must be >= 1, but is 0.
+    """
 
     exit_code = 2
 
 
 class DataError(OnmtLlmError):
-    """A corpus, vocabulary or tokeniser file is wrong or missing."""
+    """A corpus, vocabulary or tokeniser file is wrong or missing.
+
+    Example:
+        >>> onmt_llm.load_config("run.yaml", src_vocab="words.txt")
+        Traceback (most recent call last):
+        onmt_llm.errors.DataError: 'src_vocab' must be a file that exists, but 'words.txt' is not.
+    """
 
     exit_code = 3
 
 
 class CheckpointError(OnmtLlmError):
-    """A checkpoint, adapter or weight file is wrong, incomplete or missing, or an output cannot be written."""
+    """A checkpoint, adapter or weight file is wrong, incomplete or missing, or an output cannot be written.
+
+    Example:
+        >>> onmt_llm.convert("falcon", "checkpoint")
+        Traceback (most recent call last):
+        onmt_llm.errors.CheckpointError: 'model_dir' must be a folder or a file that exists, but 'falcon' is not.
+    """
 
     exit_code = 4
 
 
 class UnsupportedError(OnmtLlmError):
-    """A valid request that this machine, package set or file format cannot serve."""
+    """A valid request that this machine, package set or file format cannot serve.
+
+    Example:
+        >>> onmt_llm.convert("words", "words_hf", to="hf")
+        Traceback (most recent call last):
+        onmt_llm.errors.UnsupportedError: transformers reads tokenisers of kind huggingface and sentencepiece, but ...
+    """
 
     exit_code = 2
 

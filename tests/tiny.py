@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from onmt_llm.checkpoint.store import CheckpointWriter
-from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.config.checkpoint import CheckpointConfig, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.transformer import Transformer
+from onmt_llm.text.decoding import byte_alphabet
 
 BASE: dict[str, Any] = {"vocab_size": 24, "hidden_size": 32, "heads": 4, "ffn_size": 48, "decoder_layers": 2}
 LLAMA: dict[str, Any] = {
@@ -107,4 +109,29 @@ def write_checkpoint(
         for i, feature in enumerate(model.src_features):
             values = ["<unk>", *(f"f{value}" for value in range(feature.vocab_size - 1))]
             write_vocab(writer.directory / f"src_feat{i}_vocab.txt", values)
+    return directory
+
+
+def write_chat_model(directory: Path) -> Path:
+    """Write a LLaMA-like checkpoint with random weights, a tokeniser of bytes and a chat template.
+
+    Returns:
+        `directory`.
+    """
+    vocab = [*tokens(3), *byte_alphabet().values()]
+    added = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    tokenizer = {
+        "added_tokens": [{"id": number, "content": token, **added} for number, token in enumerate(vocab[:3])],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": {token: number for number, token in enumerate(vocab)}, "merges": []},
+    }
+    model = llama(vocab_size=len(vocab))
+    spec = TokenizerSpec(kind="huggingface", file="tokenizer.json")
+    network = build(model)
+    with CheckpointWriter(directory, CheckpointConfig(model=model, tokenizer=spec, template="vicuna")) as writer:
+        for name, parameter in network.named_parameters():
+            writer.add(name, parameter)
+        writer.add_text("tokenizer.json", json.dumps(tokenizer))
+        write_vocab(writer.directory / "vocab.txt", vocab)
     return directory

@@ -62,6 +62,12 @@ def load_model(
 ) -> Transformer:
     """The model at `path`, in evaluation mode. An adapter or an expansion is loaded with its base.
 
+    Example:
+        >>> import torch
+        >>> model = onmt_llm.load_model("llama")
+        >>> model(torch.tensor([[1, 5, 7]])).shape
+        torch.Size([1, 3, 259])
+
     Args:
         path: Checkpoint directory, with or without a trailing `.pt`.
         dtype: "fp32", "bf16", "fp16" or a torch dtype; None = as stored.

@@ -56,6 +56,13 @@ ADAPTER_FILE = "adapter.safetensors"
 class Checkpoint:
     """A checkpoint directory, opened for reading. Tensors are read one at a time, on request.
 
+    Example:
+        >>> checkpoint = onmt_llm.Checkpoint.open("llama")
+        >>> checkpoint
+        Checkpoint('llama', decoder-only, 0+2 layers, width 32, vocabulary 259)
+        >>> checkpoint.shape("decoder.embed_tokens.weight")
+        (259, 32)
+
     Attributes:
         path: The directory.
         config: Content of `config.yaml`.
@@ -105,6 +112,10 @@ class Checkpoint:
                 f"{directory} holds {ADAPTER_FILE}, but its {CONFIG_FILE} has neither `adapter` nor `expansion`."
             )
         return cls(directory, config, weights, adapter, manifest)
+
+    def __repr__(self) -> str:
+        what = self.config.noun if self.is_adapter else self.config.model.summary
+        return f"Checkpoint({str(self.path)!r}, {what})"
 
     def with_model(self, model: ModelConfig) -> Checkpoint:
         """The same checkpoint with another architecture of the same tensor shapes."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.directory import resolve_path
 from onmt_llm.cli.checks import corpora_problems
 from onmt_llm.cli.inputs import corpus_files, missing_files, subword_files
 from onmt_llm.cli.outputs import Output, Paths
-from onmt_llm.cli.run import run_job
+from onmt_llm.cli.run import CheckedJob, run_job
 from onmt_llm.config.build_vocab import VocabConfig
 from onmt_llm.config.checkpoint import read_config
 from onmt_llm.config.loading.load import Loaded
@@ -20,7 +21,7 @@ from onmt_llm.errors import Problem
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_build_vocab", _build, argv, paths=_paths, checks=_problems)
+    return run_job(JOB, _build, argv)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
@@ -59,10 +60,18 @@ def _for_checkpoint(job: VocabConfig) -> VocabConfig:
     return job.model_copy(update={"counting": settled})
 
 
+def build(loaded: Loaded[Any]) -> dict[Path, int]:
+    """Build the vocabularies: their files, with the number of tokens of each."""
+    return build_vocab(_for_checkpoint(loaded.job))
+
+
 def _build(loaded: Loaded[Any]) -> int:
-    for file, size in build_vocab(_for_checkpoint(loaded.job)).items():
+    for file, size in build(loaded).items():
         print(f"{size} tokens written to {file}")
     return 0
+
+
+JOB = CheckedJob("onmt_llm_build_vocab", _paths, _problems)
 
 
 if __name__ == "__main__":

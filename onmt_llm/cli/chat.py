@@ -8,13 +8,13 @@ from typing import Any
 
 from onmt_llm.cli.inference import load_inference_config, model_mode, open_configured_engine
 from onmt_llm.cli.outputs import Paths
-from onmt_llm.cli.run import run_job
+from onmt_llm.cli.run import CheckedJob, run_job
 from onmt_llm.config.chat import ChatConfig
 from onmt_llm.config.loading.load import Loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_chat", _chat, argv, paths=lambda loaded: Paths())
+    return run_job(CheckedJob("onmt_llm_chat", lambda loaded: Paths()), _chat, argv)
 
 
 def _chat(loaded: Loaded[Any]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from onmt_llm.cli.inputs import missing_models, missing_options
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import required, run_action, run_job, split_action, unknown_action
+from onmt_llm.cli.run import CheckedJob, required, run_action, run_job, split_action, unknown_action
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action, words = split_action(argv)
     work = functools.partial(run_action, action, ACTIONS, USAGE)
     checks = functools.partial(_problems, action)
-    return run_job("onmt_llm_checkpoint", work, words, paths=_paths, checks=checks)
+    return run_job(CheckedJob("onmt_llm_checkpoint", _paths, checks), work, words)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:

@@ -8,7 +8,7 @@ from typing import Any
 
 from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Output, Paths, model_files, output_option
-from onmt_llm.cli.run import required, run_job
+from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.convert import ConversionOptions
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
@@ -18,7 +18,7 @@ USAGE = "onmt_llm_convert -model_dir MODEL -output CHECKPOINT"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_convert", _convert, argv, paths=_paths, checks=_problems)
+    return run_job(JOB, _convert, argv)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
@@ -41,19 +41,27 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         yield Problem(sentence, loaded.where("model_dir"), kind=CheckpointError)
 
 
+JOB = CheckedJob("onmt_llm_convert", _paths, _problems)
+
+
 def _convert(loaded: Loaded[Any]) -> int:
+    convert_model(loaded)
+    return 0
+
+
+def convert_model(loaded: Loaded[Any]) -> Path:
+    """Convert as the configuration says; returns what was written."""
     options: ConversionOptions = loaded.job.conversion
     model = required(loaded, "conversion", "model_dir", USAGE)
     output = required(loaded, "conversion", "output", USAGE)
     if options.to == "hf":
         from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 
-        export_hf(model, output, dtype=options.dtype, shard_size=options.shard_size, overwrite=options.force)
-        return 0
+        return export_hf(model, output, dtype=options.dtype, shard_size=options.shard_size, overwrite=options.force)
     if options.to == "opennmt":
         from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
 
-        export_opennmt(
+        return export_opennmt(
             model,
             output,
             format=options.format or "pytorch",
@@ -61,12 +69,11 @@ def _convert(loaded: Loaded[Any]) -> int:
             shard_size=options.shard_size,
             overwrite=options.force,
         )
-        return 0
     if options.format is not None:
         logger.info("'format' has no effect here: checkpoints are directories of safetensors.")
     from onmt_llm.checkpoint.convert import convert
 
-    convert(
+    return convert(
         model,
         output,
         source=options.source,
@@ -76,7 +83,6 @@ def _convert(loaded: Loaded[Any]) -> int:
         shard_size=options.shard_size,
         overwrite=options.force,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from onmt_llm.atomic import write_text
 from onmt_llm.checkpoint.directory import open_directory, resolve_path
 from onmt_llm.cli.checks import training_problems
 from onmt_llm.cli.outputs import Output, Paths, output_option
-from onmt_llm.cli.run import required, run_action, run_job, split_action, unknown_action
+from onmt_llm.cli.run import CheckedJob, required, run_action, run_job, split_action, unknown_action
 from onmt_llm.cli.train import training_inputs
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.data_tool import DataToolConfig
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action, words = split_action(argv)
     work = functools.partial(run_action, action, ACTIONS, USAGE)
     paths, checks = functools.partial(_paths, action), functools.partial(_problems, action)
-    return run_job("onmt_llm_data", work, words, paths=paths, checks=checks)
+    return run_job(CheckedJob("onmt_llm_data", paths, checks), work, words)
 
 
 def _paths(action: str, loaded: Loaded[Any]) -> Paths:

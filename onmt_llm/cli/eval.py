@@ -11,7 +11,7 @@ from onmt_llm.atomic import write_text
 from onmt_llm.cli.inference import open_models
 from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import required, run_action, run_job, split_action, unknown_action
+from onmt_llm.cli.run import CheckedJob, required, run_action, run_job, split_action, unknown_action
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action, words = split_action(argv)
     work = functools.partial(run_action, action, ACTIONS, USAGE)
     checks = functools.partial(_problems, action)
-    return run_job("onmt_llm_eval", work, words, paths=_paths, checks=checks)
+    return run_job(CheckedJob("onmt_llm_eval", _paths, checks), work, words)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:

@@ -5,7 +5,7 @@ A YAML file may serve several commands: a key of another command is noted, not r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, cast
@@ -66,13 +66,14 @@ def load_job(
     command: str,
     argv: Sequence[str],
     *,
+    values: Mapping[str, Any] | None = None,
     switches: Mapping[str, str] | None = None,
     prog: str = "",
     checks: Checks | None = None,
 ) -> Loaded[Any]:
     """Load the configuration of a command (see `config.loading.load`), and the plugins that it names."""
     job = JOBS[command]
-    faults = list(_load_plugins(argv)) if job.extra is sections else []
+    faults = list(_load_plugins(find_plugins(argv, values or {}))) if job.extra is sections else []
 
     def all_checks(loaded: Loaded[Any]) -> Iterator[Problem]:
         yield from (replace(fault, where=loaded.where("plugins")) for fault in faults)
@@ -83,6 +84,7 @@ def load_job(
         job.section,
         argv,
         CommandLine(prog or command, switches or {}, job.short),
+        values=values,
         extra=job.extra(),
         siblings=lambda: {name: other.section for name, other in JOBS.items() if name != command},
         checks=all_checks,
@@ -90,9 +92,9 @@ def load_job(
     )
 
 
-def _load_plugins(argv: Sequence[str]) -> Iterator[Problem]:
-    """Load the plugins that the arguments name; yield a problem for each that fails."""
-    for plugin in find_plugins(argv):
+def _load_plugins(plugins: Iterable[str]) -> Iterator[Problem]:
+    """Load the plugins with these names; yield a problem for each that fails."""
+    for plugin in plugins:
         try:
             load_plugins([plugin])
         except ConfigError as error:

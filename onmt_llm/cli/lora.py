@@ -7,7 +7,7 @@ from typing import Any
 
 from onmt_llm.cli.inputs import missing_models, missing_options
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import required, run_job
+from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.convert import LoraToolOptions
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import Problem
@@ -21,7 +21,7 @@ USAGE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_lora", _lora, argv, paths=_paths, checks=_problems)
+    return run_job(CheckedJob("onmt_llm_lora", _paths, _problems), _lora, argv)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.cli.outputs import Paths, output_option
-from onmt_llm.cli.run import run_job
+from onmt_llm.cli.run import CheckedJob, run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.plot import CurvesConfig
 from onmt_llm.errors import ConfigError
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     # the runs may come first, without the flag -runs
     runs = list(takewhile(lambda word: not word.startswith("-"), words))
-    return run_job("onmt_llm_plot", _plot, ["-runs", *words] if runs else words, paths=_paths)
+    return run_job(CheckedJob("onmt_llm_plot", _paths), _plot, ["-runs", *words] if runs else words)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import required, run_job
+from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.convert import ReleaseOptions
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import DataError, Problem
 from onmt_llm.log import logger
 
+if TYPE_CHECKING:
+    from onmt_llm.releasing.formats import ReleaseReport
+
 USAGE = "release_model -model CHECKPOINT -output DIRECTORY -quantization int8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("release_model", _release, argv, paths=_paths, checks=_problems)
+    return run_job(JOB, _release, argv)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
@@ -32,7 +35,16 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     yield from missing_files(loaded, option_files(loaded, "release", ("verify_text",)))
 
 
+JOB = CheckedJob("release_model", _paths, _problems)
+
+
 def _release(loaded: Loaded[Any]) -> int:
+    release_model(loaded)
+    return 0
+
+
+def release_model(loaded: Loaded[Any]) -> ReleaseReport:
+    """Release as the configuration says, and log the differences from the model."""
     options: ReleaseOptions = loaded.job.release
     model, output = (required(loaded, "release", name, USAGE) for name in ("model", "output"))
     text = None if options.verify_text is None else _read(Path(options.verify_text))
@@ -50,7 +62,7 @@ def _release(loaded: Loaded[Any]) -> int:
     for name, value in report.get("figures", {}).items():
         logger.info("%-20s %.6g", name, value)
     logger.info("Released to %s: %s.", output, report["verdict"])
-    return 0
+    return report
 
 
 def _read(path: Path) -> str:

@@ -9,9 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from onmt_llm.atomic import DISK_FULL
 from onmt_llm.checkpoint.directory import damage_ignored
@@ -21,6 +21,8 @@ from onmt_llm.config.loading.load import Checks, Loaded
 from onmt_llm.config.loading.render import print_config
 from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError, Problem, raise_problems
 from onmt_llm.log import logger, setup_logging
+
+T = TypeVar("T")
 
 Actions = Mapping[str, Callable[[Loaded[Any]], int]]
 """The work of each action of a command."""
@@ -81,48 +83,67 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run_job(
-    command: str,
-    work: Callable[[Loaded[Any]], int],
-    argv: Sequence[str] | None,
-    *,
-    paths: Callable[[Loaded[Any]], Paths],
-    switches: Mapping[str, str] | None = None,
-    checks: Checks | None = None,
-) -> int:
-    """Run a command of `JOBS`: load its configuration, start the log, and call `work`.
+@dataclass(frozen=True)
+class CheckedJob:
+    """A command of `JOBS` and the checks of its configuration, for the command line and for Python.
+
+    Attributes:
+        command: Its name in `JOBS`.
+        paths: Gives its inputs and outputs.
+        checks: Gives the problems of a configuration whose values are valid, e.g. missing files.
+        switches: Flags that are not options, with their help.
+    """
+
+    command: str
+    paths: Callable[[Loaded[Any]], Paths]
+    checks: Checks | None = None
+    switches: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self, argv: Sequence[str], values: Mapping[str, Any] | None = None) -> Loaded[Any]:
+        """Load and check its configuration; see `config.loading.load`."""
+        return load_job(self.command, argv, values=values, switches=self.switches, checks=self._problems)
+
+    def _problems(self, loaded: Loaded[Any]) -> Iterator[Problem]:
+        yield from () if self.checks is None else self.checks(loaded)
+        log = log_file(loaded)
+        yield from output_problems(loaded, self.paths(loaded), [Output("log_file", log)] if log else [])
+
+
+def run_job(job: CheckedJob, work: Callable[[Loaded[Any]], int], argv: Sequence[str] | None) -> int:
+    """Run a job as a command: load its configuration, start the log, and call `work`.
 
     Args:
-        command: Its name in `JOBS`.
+        job: The job.
         work: Takes the configuration and returns the exit code. It imports torch itself, so problems that can be found
             without torch are reported first.
         argv: Arguments without the program's name; None = those of the process.
-        paths: Gives the inputs and outputs of the command.
-        switches: Flags of the command that are not options, with their help.
-        checks: Gives the problems of a configuration whose values are valid, e.g. missing files.
     """
 
-    def all_checks(loaded: Loaded[Any]) -> Iterator[Problem]:
-        yield from () if checks is None else checks(loaded)
-        log = _log_file(loaded)
-        yield from output_problems(loaded, paths(loaded), [Output("log_file", log)] if log else [])
-
     def load_and_work(words: Sequence[str]) -> int:
-        loaded = load_job(command, words, switches=switches, checks=all_checks)
+        loaded = job.load(words)
         if loaded.switches["print_config"]:
             print(print_config(loaded))
             return 0
-        _open_log(_log_file(loaded))
-        log_notes(loaded)
-        ignored = loaded.job.integrity.ignore_damage if hasattr(loaded.job, "integrity") else False
-        try:
-            with damage_ignored(ignored):
-                return work(loaded)
-        except OnmtLlmError as error:
-            _add_place(error, loaded)
-            raise
+        open_log(log_file(loaded))
+        return perform(work, loaded)
 
     return run(load_and_work, argv)
+
+
+def perform(work: Callable[[Loaded[Any]], T], loaded: Loaded[Any]) -> T:
+    """Log the notes about a configuration, and call `work` with it; its errors name the place of an option.
+
+    Raises:
+        OnmtLlmError: From `work`.
+    """
+    log_notes(loaded)
+    ignored = loaded.job.integrity.ignore_damage if hasattr(loaded.job, "integrity") else False
+    try:
+        with damage_ignored(ignored):
+            return work(loaded)
+    except OnmtLlmError as error:
+        _add_place(error, loaded)
+        raise
 
 
 def _add_place(error: OnmtLlmError, loaded: Loaded[Any]) -> None:
@@ -177,7 +198,12 @@ def unknown_action(action: str, actions: Actions, usage: str) -> Iterator[Proble
         yield Problem(sentence, hint=usage)
 
 
-def _open_log(file: str | None) -> None:
+def open_log(file: str | None) -> None:
+    """Start the log of a process.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     try:
         if file is not None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -186,5 +212,6 @@ def _open_log(file: str | None) -> None:
         raise ConfigError(f"'log_file' must be a file that can be written, but {file}: {error.strerror}.") from error
 
 
-def _log_file(loaded: Loaded[Any]) -> str | None:
+def log_file(loaded: Loaded[Any]) -> str | None:
+    """The log file that a configuration names."""
     return next((s.log_file for _, s in loaded.job if hasattr(s, "log_file")), None)

@@ -15,7 +15,7 @@ from typing import Any
 from onmt_llm.atomic import write_text
 from onmt_llm.cli.inference import load_inference_config, model_mode, open_configured_engine
 from onmt_llm.cli.outputs import Output, Paths, check_outputs, model_files
-from onmt_llm.cli.run import required, run_job
+from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.chat import Mode, SimpleInferenceConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
@@ -28,7 +28,7 @@ USAGE = "simple_inference.py -input_file PROMPTS -inference_config_file YAML -in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("simple_inference", _simple_inference, argv, paths=lambda loaded: Paths())
+    return run_job(CheckedJob("simple_inference", lambda loaded: Paths()), _simple_inference, argv)
 
 
 def _simple_inference(loaded: Loaded[Any]) -> int:

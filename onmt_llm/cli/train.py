@@ -9,7 +9,7 @@ from typing import Any
 from onmt_llm.cli.checks import MODELS, training_problems
 from onmt_llm.cli.inputs import Input, corpus_files, option_files, subword_files
 from onmt_llm.cli.outputs import Output, Paths, model_files, output_option
-from onmt_llm.cli.run import run_job
+from onmt_llm.cli.run import CheckedJob, run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.train import AUTO, TrainConfig
 
@@ -17,7 +17,7 @@ SWITCHES = {"dry_run": "validate everything, build the model on the meta device,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_train", _train, argv, paths=_paths, switches=SWITCHES, checks=training_problems)
+    return run_job(JOB, _train, argv)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
@@ -44,6 +44,9 @@ def training_inputs(loaded: Loaded[Any]) -> Iterator[Input]:
                 yield f"'data.{name}.{key}'", path, ("data", name, key)
     for section, names in MODELS.items():
         yield from (each for each in model_files(loaded, section, names) if each[1] != AUTO)
+
+
+JOB = CheckedJob("onmt_llm_train", _paths, training_problems, SWITCHES)
 
 
 def _train(loaded: Loaded[Any]) -> int:

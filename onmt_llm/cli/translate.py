@@ -11,7 +11,7 @@ from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inference import open_configured_engine
 from onmt_llm.cli.inputs import missing_files, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
-from onmt_llm.cli.run import required, run_job
+from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.readers import read_lines
@@ -33,7 +33,7 @@ USAGE = "onmt_llm_translate -model CHECKPOINT -src input.txt -output answers.txt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job("onmt_llm_translate", _translate, argv, paths=_paths, checks=_problems)
+    return run_job(CheckedJob("onmt_llm_translate", _paths, _problems), _translate, argv)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
@@ -52,15 +52,13 @@ def _translate(loaded: Loaded[Any]) -> int:
     config: TranslateConfig = loaded.job
     lines = list(read_lines(required(loaded, "inference", "src", USAGE)))
     references = _references(config, len(lines))
-    table = read_phrase_table(config.inference.phrase_table) if config.inference.phrase_table else {}
+    table = phrase_table(config)
     engine = open_configured_engine(loaded)
     codec = engine.codec
-    if config.inference.src_feats_defaults is not None:
-        codec.default_features = parse_defaults(config.inference.src_feats_defaults, len(codec.feature_vocabs))
-    questions = _questions(lines, codec, loaded)
+    questions = line_prompts(lines, codec, loaded)
     targets = [codec.tokenizer.encode(from_line(line)) for line in references] if references is not None else None
     forced, scored = (targets, None) if config.inference.tgt_file_prefix else (None, targets)
-    answers = _answer(engine, questions, forced, table, config)
+    answers = answer_prompts(engine, questions, config, prefixes=forced, table=table)
     gold = [score.log_prob for score in score_pairs(engine, questions.prompts, scored)] if scored is not None else None
     if config.engine.verbose:
         log_answers(lines, answers, references, gold)
@@ -86,11 +84,18 @@ def _references(config: TranslateConfig, num_lines: int) -> list[str] | None:
     return references
 
 
-def _questions(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> LinePrompts:
+def phrase_table(config: TranslateConfig) -> dict[str, str]:
+    """The phrase table that the options name, or an empty one."""
+    return read_phrase_table(config.inference.phrase_table) if config.inference.phrase_table else {}
+
+
+def line_prompts(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> LinePrompts:
     """The input lines as prompts; an empty line has no tokens, and its answer is empty."""
     from onmt_llm.generate.line_prompts import LinePrompts
 
     config: TranslateConfig = loaded.job
+    if config.inference.src_feats_defaults is not None:
+        codec.default_features = parse_defaults(config.inference.src_feats_defaults, len(codec.feature_vocabs))
     is_lm = codec.config.model.is_decoder_only
     context = TransformContext(codec, tokenizer=codec.tokenizer, src_tokenizer=codec.src_tokenizer)
     text, tokens = inference_transforms(config.inference.transforms, loaded.options, context)
@@ -107,14 +112,23 @@ def _questions(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> LineP
     return LinePrompts(lines, text=text, tokens=tokens, encode=encode, bos=bos)
 
 
-def _answer(
+def answer_prompts(
     engine: Engine,
     questions: LinePrompts,
-    prefixes: Sequence[Sequence[str]] | None,
-    phrase_table: dict[str, str],
     config: TranslateConfig,
+    *,
+    prefixes: Sequence[Sequence[str]] | None = None,
+    table: dict[str, str],
 ) -> Answers:
-    """The hypotheses for each input line; `prefixes` are the forced beginnings of the answers."""
+    """The hypotheses for each input line.
+
+    Args:
+        engine: Answers them.
+        questions: The prompts of the lines.
+        config: How to search, in which batches.
+        prefixes: Forced beginnings of the answers.
+        table: Phrase table, for `replace_unk`.
+    """
     generate = partial(
         engine.generate,
         options=config.generation,
@@ -125,7 +139,7 @@ def _answer(
     answers = generate(prompts, prefixes=prefixes)
     if config.generation.replace_unk:
         answers = [
-            [replace_unknown(hypothesis, prompt, phrase_table, engine.codec) for hypothesis in hypotheses]
+            [replace_unknown(hypothesis, prompt, table, engine.codec) for hypothesis in hypotheses]
             for prompt, hypotheses in zip(prompts, answers, strict=True)
         ]
     return questions.by_line(answers, generate)

@@ -166,6 +166,13 @@ class ModelConfig(Section):
         return self.hidden_size - (sum(f.size for f in self.src_features) if self.feat_merge == "concat" else 0)
 
     @property
+    def summary(self) -> str:
+        """The architecture in one line."""
+        kind = "decoder-only" if self.is_decoder_only else "encoder-decoder"
+        layers = f"{self.encoder_layers}+{self.decoder_layers} layers"
+        return f"{kind}, {layers}, width {self.hidden_size}, vocabulary {self.vocab_size:,}"
+
+    @property
     def is_decoder_only(self) -> bool:
         return self.encoder_layers == 0
 

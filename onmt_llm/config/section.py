@@ -10,7 +10,7 @@ within a job, so a flat YAML (as in OpenNMT-py) and a sectioned YAML mean the sa
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self, Union, get_args, get_origin
 
@@ -32,6 +32,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What was set; the defaults of all options would fill a page."""
+        hidden = [name for name, info in type(self).model_fields.items() if info.json_schema_extra == DERIVED]
+        for name, value in super().__repr_args__():
+            if name in self.model_fields_set and name not in hidden:
+                yield name, value
 
     def resolved(self) -> Self:
         """The same options with derived values filled in, if the job has any."""
@@ -160,6 +167,20 @@ def options_of(job: type[Section], extra: Mapping[str, type[Section]] | None = N
                 f"option name {name!r} is defined twice in {job.__name__}"
             )
             found[name] = Option(section, name, info, is_extra)
+    return found
+
+
+def set_options(sections: Iterable[tuple[str, Section]] | Mapping[str, Section]) -> dict[str, Any]:
+    """The options that were set in a job, or in the sections of transforms, by name."""
+    found: dict[str, Any] = {}
+    for _, section in sections.items() if isinstance(sections, Mapping) else sections:
+        hidden = derived(type(section))
+        for name in section.model_fields_set:
+            value = getattr(section, name)
+            if name not in hidden:
+                found[name] = value
+            elif name == "transform_options":
+                found |= set_options(value)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -64,7 +64,7 @@ class Hypothesis:
         alignment: For each token the place of its source token, if the options request it.
     """
 
-    tokens: list[str]
+    tokens: list[str] = field(repr=False)
     text: str
     score: float
     finish_reason: FinishReason

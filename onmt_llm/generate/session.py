@@ -82,9 +82,11 @@ class ChatSession:
     """A conversation with a model; `max_length` tokens of the context are reserved for each answer.
 
     Example:
-        >>> session = ChatSession(open_engine("release"), GenerationConfig(max_length=200))
-        >>> for delta in session.reply("What is a glacier?"):
-        ...     print(delta.text, end="", flush=True)
+        >>> session = onmt_llm.open_engine("llama").chat(max_length=8)
+        >>> for delta in session.reply("Hello"):
+        ...     assert delta.tokens <= 1  # show delta.text
+        >>> [message.role for message in session.messages]
+        ['user', 'assistant']
 
     Args:
         engine: Shared by all sessions; it has no state of a conversation.
@@ -130,6 +132,17 @@ class ChatSession:
         self._stop = threading.Event()
         self.messages: list[Message] = []
         self.reset()
+
+    def __repr__(self) -> str:
+        return f"ChatSession({len(self.messages)} messages)"
+
+    def ask(self, text: str) -> str:
+        """Answer a message of the user; `reply` gives the answer piece by piece.
+
+        Raises:
+            DataError: As `reply`.
+        """
+        return "".join(delta.text for delta in self.reply(text))
 
     def respond(self, messages: Sequence[Message], *, should_stop: Callable[[], bool] | None = None) -> Reply:
         """Answer a conversation that is stored elsewhere (in a browser); the session's own stays unchanged.

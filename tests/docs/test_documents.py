@@ -96,7 +96,7 @@ def test_the_tree_of_the_readme_lists_all_packages_from_top_to_bottom() -> None:
 
 def test_contributing_names_the_layers_that_are_checked() -> None:
     (block,) = re.findall(
-        r"^    cli  >.*?\n\n", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.S | re.M
+        r"^    api  >.*?\n\n", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.S | re.M
     )
     assert [set(re.findall(r"\w+", layer)) for layer in block.split(">")] == layers()
 

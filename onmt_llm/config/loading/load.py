@@ -1,6 +1,7 @@
-"""Load a job from files and flags: `load(TrainConfig, argv, CommandLine("onmt_llm_train"))`.
+"""Load a job from files, flags and Python: `load(TrainConfig, argv, CommandLine("onmt_llm_train"))`.
 
-Later sources win: defaults < `-config` files in their order < flags. `Loaded.origins` has the origin of every value.
+Later sources win: defaults < `-config` files in their order < flags < values of Python. `Loaded.origins` has the origin
+of every value.
 All mistakes are reported together, in the order of the files, each in one sentence with its line. They include those
 found by the command's own `checks`, which run on the valid part of the configuration.
 """
@@ -84,6 +85,7 @@ def load(
     argv: Sequence[str],
     command: CommandLine,
     *,
+    values: Mapping[str, Any] | None = None,
     extra: Mapping[str, type[Section]] | None = None,
     siblings: Callable[[], Mapping[str, type[Section]]] = dict,
     checks: Checks | None = None,
@@ -95,6 +97,7 @@ def load(
         job: The job's class, a section of sections.
         argv: Command line without the program name.
         command: Name and flags of the command.
+        values: Options given as Python objects, by name; sections are allowed as in a file.
         extra: Sections of transforms, by name (`data.transforms.build.sections()`).
         siblings: Gives the jobs of other commands, by command; their options are accepted with a note, so that one YAML
             file can serve all commands. Called only if there are options that are not this job's.
@@ -112,12 +115,14 @@ def load(
         argv, table, command, about=" ".join((job.__doc__ or "").split()), sections=section_docs(job, extra)
     )
     user = UserInput()
+    sections = {*job.model_fields, *(extra or {})}
     for path in parsed.configs:
-        user.read_file(path, {*job.model_fields, *(extra or {})})
+        user.read_file(path, sections)
     for key, words in parsed.values.items():
         user.read_flag(key, words, table.get(key))
     for dotted, text in parsed.sets:
         user.set_nested(dotted, text)
+    user.read_values(values or {}, sections)
     translation = _translate(user, table)
     user.problems += parsed.problems
     _check_names(translation, table, siblings, user, plugin_missing=plugin_missing)

@@ -1,14 +1,15 @@
-"""The options as the user wrote them, in files and flags, with the place of each."""
+"""The options as the user wrote them, in files, flags and Python, with the place of each."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.yaml_file import YamlFile, parse_scalar, read_yaml
-from onmt_llm.config.section import Option
+from onmt_llm.config.section import Option, Section
 from onmt_llm.errors import Problem
 
 
@@ -43,12 +44,18 @@ class UserInput:
         """
         file = read_yaml(path)
         self.warnings.extend(file.repeated)
-        for key, value in file.values.items():
-            if key in sections and isinstance(value, dict):
-                for name, inner in value.items():
-                    self._put(str(name), inner, file.where((key, str(name))), file)
-            else:
-                self._put(key, value, file.where((key,)), file)
+        for path_in_file, value in _options_in(file.values, sections):
+            self._put(path_in_file[-1], value, file.where(path_in_file), file)
+
+    def read_values(self, values: Mapping[str, Any], sections: Collection[str]) -> None:
+        """Add options that were given as Python objects, taking them out of their sections. They have no place.
+
+        Args:
+            values: Options by name, as in a YAML file; also paths, tuples and sections.
+            sections: Names of sections.
+        """
+        for path, value in _options_in(_plain(values), sections):
+            self._put(path[-1], value, "", None)
 
     def read_flag(self, name: str, words: list[str] | bool, option: Option | None) -> None:
         """Add an option from the command line.
@@ -121,6 +128,26 @@ class UserInput:
             self.files[name] = file
 
 
+def _options_in(values: Mapping[str, Any], sections: Collection[str]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Path and value of each option, whether it is in a section or not."""
+    for key, value in values.items():
+        if key in sections and isinstance(value, dict):
+            yield from (((key, str(name)), inner) for name, inner in value.items())
+        else:
+            yield (key,), value
+
+
+def _plain(value: Any) -> Any:
+    """A Python object as the value that a YAML file would hold."""
+    if isinstance(value, Section):
+        value = value.model_dump(exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
 def _from_flag(words: list[str] | bool, option: Option | None) -> Any:
     if isinstance(words, bool):
         return words
@@ -137,15 +164,15 @@ def _copy_tree(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: _copy_tree(value) if isinstance(value, dict) else value for key, value in tree.items()}
 
 
-def find_plugins(argv: Sequence[str]) -> list[str]:
-    """The value of `plugins` in files and flags; plug-ins must be imported before anything else is read.
+def find_plugins(argv: Sequence[str], given: Mapping[str, Any]) -> list[str]:
+    """The value of `plugins` in files, flags and Python; plug-ins must be imported before anything else is read.
 
     Raises:
         ConfigError: A `-config` file cannot be read.
     """
     plugins: Any = flags.words_of("plugins", argv) or None
-    for path in reversed(flags.words_of("config", argv)):
-        values = read_yaml(path).values
+    files = (read_yaml(path).values for path in reversed(flags.words_of("config", argv)))
+    for values in (_plain(given), *files):
         for held in (values, *(section for section in values.values() if isinstance(section, dict))):
             plugins = held.get("plugins") if plugins is None else plugins
     return [str(each) for each in (plugins if isinstance(plugins, list) else [plugins]) if each is not None]

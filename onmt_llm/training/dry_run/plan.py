@@ -65,14 +65,12 @@ class Plan:
     def report(self) -> str:
         """The plan as text."""
         parts = {**({"this program": self.program} if self.program else {}), **self.memory.parts}
-        kind = "decoder-only" if self.model.is_decoder_only else "encoder-decoder"
         share = 100 * self.trainable / max(self.parameters, 1)
         batch, estimated = self.sampled.batch, ""
         if not self.sampled.is_whole:
             estimated = f" (estimated from the first {self.sampled.examples:,} examples)"
         lines = [
-            f"Model: {kind}, {self.model.encoder_layers}+{self.model.decoder_layers} layers, "
-            f"width {self.model.hidden_size}, vocabulary {self.model.vocab_size:,}",
+            f"Model: {self.model.summary}",
             f"Parameters: {self.parameters:,}; trainable {self.trainable:,} ({share:.2f}%)",
             f"Layers with LoRA: {self.lora_layers}; quantised: {self.quant_layers}; new blocks: {self.new_blocks}",
             "Estimated peak memory per process:",
