@@ -164,9 +164,9 @@ optim: adamw
 
 def follow(package: Path, folder: Path, *, checks: bool) -> Iterator[tuple[str, Walk]]:
     """The walks, each in a call of its command."""
-    import onmt_llm
     from onmt_llm.cli import convert, release, train
     from onmt_llm.config.generate import GenerationConfig
+    from onmt_llm.generate.open import open_engine
     from onmt_llm.generate.session import ChatSession
 
     def run(name: str, main: Any, *arguments: str, once: bool = False) -> tuple[str, Walk]:
@@ -183,7 +183,7 @@ def follow(package: Path, folder: Path, *, checks: bool) -> Iterator[tuple[str, 
     for name in (a1, a2, a3, d1, d2):
         yield run(name, train.main, "-config", config, "-save_model", str(folder / name[:2] / "m"), once=True)
     for name, model in ((c1, base), (c2, ct2)):
-        session = ChatSession(onmt_llm.open_engine(model), GenerationConfig(max_length=4), template="vicuna")
+        session = ChatSession(open_engine(model), GenerationConfig(max_length=4), template="vicuna")
         with Recorder(package, ROOTS[name], once=False, checks=checks).recording() as walk:
             list(session.reply("a bad hedge"))
         yield name, walk
