@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from onmt_llm.config.data import CorpusConfig, DataConfig
 from onmt_llm.data.example import Encoded, Encoder, Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import align_tokens, check_alignable
@@ -57,7 +56,12 @@ class Corpus:
         self.name = name
         self.weight = config.weight
         tokens = open_tokens(name, spec) if config.path_packed or config.path_tokens else None
-        self.reader = _reader(name, config, data, None if tokens is None else tokens.reader)
+        self.reader: Reader
+        if tokens is None:
+            cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
+            self.reader = open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
+        else:
+            self.reader = tokens.reader
         if shuffled and (config.shuffle or data.shuffle) == "global":
             self.reader = ShuffledReader(name, self.reader, spec.seed)
         self.counts = CorpusCounts()
@@ -72,10 +76,11 @@ class Corpus:
         self._alignments: dict[Path | None, Path] = {}
         self._decoder = None if tokens is None else tokens.decoder
         self.transforms: list[Transform] = []
-        self.control_tokens = codec.control_tokens(None)
         self.text_tokens: list[str] = []
         if self._decoder is None:
             self._open_text(spec)
+        else:
+            self.control_tokens = codec.control_tokens(None)
 
     def _open_text(self, spec: PipelineSpec) -> None:
         name, data, codec = self.name, spec.data, spec.codec
@@ -246,11 +251,6 @@ class Corpus:
             logger.warning(
                 "Corpus '%s' has %s examples, which are skipped and counted: %s ...", self.name, what, example
             )
-
-
-def _reader(name: str, config: CorpusConfig, data: DataConfig, tokens: Reader | None) -> Reader:
-    cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
-    return tokens or open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
 
 
 def open_corpora(spec: PipelineSpec, *, shuffled: bool = False) -> list[Corpus]:
