@@ -167,6 +167,17 @@ SUBCOMMANDS = {
         (),
         (("", "write them to ./recipes"),),
     ),
+    "completion": Command(
+        "completion",
+        "Print the script with which a shell completes these commands.",
+        "bash | zsh | fish",
+        (),
+        (
+            ("bash > ~/.onmt_llm.bash", "for `source ~/.onmt_llm.bash` in ~/.bashrc"),
+            ("zsh > ~/.onmt_llm.zsh", "for `source ~/.onmt_llm.zsh` after compinit in ~/.zshrc"),
+            ("fish > ~/.config/fish/conf.d/onmt_llm.fish", "read at the start"),
+        ),
+    ),
 }
 """Commands that exist only as `onmt_llm COMMAND`: they take no options."""
 

@@ -39,7 +39,7 @@ def _call(words: Sequence[str]) -> int:
             hint="onmt_llm -help lists them",
         )
     if name in SUBCOMMANDS and any(word.lstrip("-") in ("h", "help") for word in words[1:] if word.startswith("-")):
-        print(f"usage: onmt_llm {name} {SUBCOMMANDS[name].usage}\n\n{SUBCOMMANDS[name].phrase}")
+        print("\n".join(_page_of(name)))
         return 0
     return commands[name].call(list(words[1:]))
 
@@ -47,6 +47,16 @@ def _call(words: Sequence[str]) -> int:
 def _commands() -> dict[str, Command]:
     """The commands by the names that follow `onmt_llm`."""
     return {short_name(name): command for name, command in COMMANDS.items()} | SUBCOMMANDS
+
+
+def _page_of(name: str) -> Iterator[str]:
+    """The help of a command without options."""
+    command = SUBCOMMANDS[name]
+    yield f"usage: onmt_llm {name} {command.usage}"
+    yield from ("", command.phrase, "", "examples:")
+    for line, what in command.examples:
+        yield f"  onmt_llm {name} {line}".rstrip()
+        yield f"      {what}"
 
 
 def _page() -> Iterator[str]:

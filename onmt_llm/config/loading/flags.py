@@ -170,13 +170,13 @@ def _answer(
             raise SystemExit(0)
         if name == "--help":
             rest = [value] if value else [each for each in words[position + 1 :] if not each.startswith("--")]
-            flags = [*_FLAGS, *((switch, "", text) for switch, text in command.switches.items())]
+            flags = [*FLAGS, *((switch, "", text) for switch, text in command.switches.items())]
             manual = Manual(command.prog, about, flags, sections, table)
             print("\n\n".join(show(manual, topic, width()) for topic in rest or [""]))
             raise SystemExit(0)
 
 
-_FLAGS = (
+FLAGS = (
     ("config", "FILE", "YAML file; may be repeated, later files win"),
     ("set", "KEY=VALUE", "set a nested value: data.alpaca.weight=5"),
     ("print_config", "", "print every option, its value and where it was set"),

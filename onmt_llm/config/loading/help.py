@@ -91,13 +91,13 @@ def _first_page(manual: Manual, columns: int) -> Iterator[str]:
         if name not in _NOT_ON_FIRST_PAGE:
             yield from _row(f"-{name} {value}".rstrip(), text, columns)
     for name in names:
-        yield from _row(f"-{name} {_placeholder(table[name])}".rstrip(), _phrase(table[name].doc), columns)
+        yield from _row(f"-{name} {_placeholder(table[name])}".rstrip(), summary(table[name].doc), columns)
     yield ""
     yield from _wrapped("more: -help OPTION, -help SECTION, -help all. Sections:", columns)
     own = {option.section for option in table.values() if not option.extra}
     for section, about in manual.sections.items():
         if section in own:
-            yield from _row(section, _phrase(about).partition(": ")[0], columns)
+            yield from _row(section, summary(about).partition(": ")[0], columns)
     others = [section for section in manual.sections if section not in own]
     if others:
         yield from _wrapped(f"of transforms: {', '.join(others)}", columns, indent="  ")
@@ -187,7 +187,7 @@ def _short(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _phrase(text: str) -> str:
+def summary(text: str) -> str:
     """The first sentence, without its full stop."""
     return re.split(r"(?<!et al)\. |; |\.$", text, maxsplit=1)[0]
 
