@@ -17,7 +17,7 @@ from itertools import zip_longest
 class OnmtLlmError(Exception):
     """Base of all errors with a message written for the user.
 
-    Example:
+    Examples:
         >>> try:
         ...     onmt_llm.train("run.yaml", train_stepz=5)
         ... except onmt_llm.OnmtLlmError as error:
@@ -49,7 +49,7 @@ class OnmtLlmError(Exception):
 class ConfigError(OnmtLlmError):
     """The configuration or the command line is wrong.
 
-    Example:
+    Examples:
         >>> onmt_llm.load_config("run.yaml", lora_rank=0)
         Traceback (most recent call last):
         onmt_llm.errors.ConfigError: 'lora_rank' must be >= 1, but is 0.
@@ -61,7 +61,7 @@ class ConfigError(OnmtLlmError):
 class DataError(OnmtLlmError):
     """A corpus, vocabulary or tokeniser file is wrong or missing.
 
-    Example:
+    Examples:
         >>> onmt_llm.load_config("run.yaml", src_vocab="words.txt")
         Traceback (most recent call last):
         onmt_llm.errors.DataError: 'src_vocab' must be a file that exists, but 'words.txt' is not.
@@ -73,7 +73,7 @@ class DataError(OnmtLlmError):
 class CheckpointError(OnmtLlmError):
     """A checkpoint, adapter or weight file is wrong, incomplete or missing, or an output cannot be written.
 
-    Example:
+    Examples:
         >>> onmt_llm.convert("falcon", "checkpoint")
         Traceback (most recent call last):
         onmt_llm.errors.CheckpointError: 'model_dir' must be a folder or a file that exists, but 'falcon' is not.
@@ -85,7 +85,7 @@ class CheckpointError(OnmtLlmError):
 class UnsupportedError(OnmtLlmError):
     """A valid request that this machine, package set or file format cannot serve.
 
-    Example:
+    Examples:
         >>> onmt_llm.convert("words", "words_hf", to="hf")
         Traceback (most recent call last):
         onmt_llm.errors.UnsupportedError: transformers reads tokenisers of kind huggingface and sentencepiece, but ...

@@ -40,7 +40,7 @@ def open_engine(
 ) -> TextEngine:
     """Open a model to answer texts: a CTranslate2 release with CTranslate2, a checkpoint or adapter with PyTorch.
 
-    Example:
+    Examples:
         >>> engine = onmt_llm.open_engine("llama", max_length=20)
         >>> engine
         TextEngine('llama', TorchEngine: decoder-only, 0+2 layers, width 32, vocabulary 259)
@@ -77,7 +77,7 @@ class TextEngine:
     It wraps an engine (`generate.engine.Engine`) and is one itself, so it takes tokens too. Keyword options of a call
     are those of `onmt_llm_translate`; they override those that were given to `open_engine`.
 
-    Example:
+    Examples:
         >>> engine = onmt_llm.open_engine("llama")
         >>> type(engine.ask("Hello", max_length=8))
         <class 'str'>
@@ -108,7 +108,7 @@ class TextEngine:
     def ask(self, text: str, **options: Any) -> str:
         """Answer one text. If the model has a chat template, the text is put into it.
 
-        Example:
+        Examples:
             >>> engine.ask("Hello", max_length=8) == engine.ask("Hello", max_length=8)
             True
 
@@ -128,7 +128,7 @@ class TextEngine:
     def stream_text(self, text: str, *, should_stop: Callable[[], bool] | None = None, **options: Any) -> Iterator[str]:
         """Answer one text piece by piece; together, the pieces are what `ask` returns (without beam search).
 
-        Example:
+        Examples:
             >>> pieces = list(engine.stream_text("Hello", max_length=8))
             >>> "".join(pieces) == engine.ask("Hello", max_length=8)
             True
@@ -149,7 +149,7 @@ class TextEngine:
     def translate(self, texts: Sequence[str], **options: Any) -> list[str]:
         """Answer texts as `onmt_llm_translate` answers the lines of a file; `template="auto"` applies a chat template.
 
-        Example:
+        Examples:
             >>> len(engine.translate(["Hello", "", "How are you?"], beam_size=2, max_length=8))
             3
 
@@ -180,7 +180,7 @@ class TextEngine:
     ) -> list[list[Hypothesis]]:
         """Answer prompts, with scores and up to `n_best` answers each; as `translate` in everything else.
 
-        Example:
+        Examples:
             >>> engine.generate("Hello", n_best=2, beam_size=2, max_length=1)[0][0].finish_reason
             'length'
 
@@ -228,7 +228,7 @@ class TextEngine:
     ) -> Iterator[Delta]:
         """Answer one prompt piece by piece, with the number of tokens of each piece and the reason for the end.
 
-        Example:
+        Examples:
             >>> list(engine.stream("Hello", max_length=1))[-1].finish_reason
             'length'
 
@@ -248,7 +248,7 @@ class TextEngine:
     def chat(self, *, system: str | None = None, max_context_length: int | None = None, **options: Any) -> ChatSession:
         """A conversation with the model.
 
-        Example:
+        Examples:
             >>> session = engine.chat(max_length=8)
             >>> answer = session.ask("Hello")
             >>> session

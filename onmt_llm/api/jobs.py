@@ -28,7 +28,7 @@ def train(config: Config = None, **options: Any) -> TrainResult:
     Ctrl-C ends the run with a checkpoint, as it ends the command. The run is logged to the logger "onmt_llm"; before
     the first call, `logging.basicConfig(level="INFO")` shows it.
 
-    Example:
+    Examples:
         >>> result = onmt_llm.train("run.yaml", train_steps=5)
         >>> result.step, str(result.checkpoint)
         (5, 'run/model_step_5')
@@ -59,7 +59,7 @@ def _train(loaded: Loaded[Any]) -> TrainResult:
 def load_config(config: Config = None, **options: Any) -> TrainConfig:
     """Check the options of a training run, and return them with their defaults; nothing is trained.
 
-    Example:
+    Examples:
         >>> config = onmt_llm.load_config("run.yaml", train_steps=5)
         >>> config.run.train_steps, config.optimizer.optim
         (5, 'adamw')
@@ -78,7 +78,7 @@ def load_config(config: Config = None, **options: Any) -> TrainConfig:
 def build_vocab(config: Config = None, **options: Any) -> dict[Path, int]:
     """Count the tokens of the corpora and write the vocabularies of a new model, as `onmt_llm_build_vocab` does.
 
-    Example:
+    Examples:
         >>> onmt_llm.build_vocab("run.yaml", src_vocab="run/letters.txt", overwrite=True)
         {PosixPath('run/letters.txt'): 5}
 
@@ -100,7 +100,7 @@ def convert(
 ) -> Path:
     """Convert another toolkit's model to a checkpoint or, with `to`, a checkpoint to another toolkit's format.
 
-    Example:
+    Examples:
         >>> onmt_llm.convert("llama", "llama_hf", to="hf")
         PosixPath('llama_hf')
         >>> onmt_llm.convert("llama_hf", "llama_again", dtype="bf16")
@@ -127,7 +127,7 @@ def release(
 ) -> ReleaseReport:
     """Write a checkpoint in the format in which it is served, verified against it, as `release_model` does.
 
-    Example:
+    Examples:
         >>> report = onmt_llm.release("llama", "llama_int8", quantization="int8")
         >>> report["verdict"]
         'pass'

@@ -62,7 +62,7 @@ def load_model(
 ) -> Transformer:
     """The model at `path`, in evaluation mode. An adapter or an expansion is loaded with its base.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = onmt_llm.load_model("llama")
         >>> model(torch.tensor([[1, 5, 7]])).shape

@@ -56,7 +56,7 @@ ADAPTER_FILE = "adapter.safetensors"
 class Checkpoint:
     """A checkpoint directory, opened for reading. Tensors are read one at a time, on request.
 
-    Example:
+    Examples:
         >>> checkpoint = onmt_llm.Checkpoint.open("llama")
         >>> checkpoint
         Checkpoint('llama', decoder-only, 0+2 layers, width 32, vocabulary 259)

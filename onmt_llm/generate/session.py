@@ -81,7 +81,7 @@ class Reply:
 class ChatSession:
     """A conversation with a model; `max_length` tokens of the context are reserved for each answer.
 
-    Example:
+    Examples:
         >>> session = onmt_llm.open_engine("llama").chat(max_length=8)
         >>> for delta in session.reply("Hello"):
         ...     assert delta.tokens <= 1  # show delta.text

@@ -25,7 +25,7 @@ from onmt_llm.nn.positions import Positions, left_padded, packed
 class Transformer(nn.Module):
     """Encoder-decoder, decoder-only or encoder-only Transformer, depending on the config.
 
-    Example:
+    Examples:
         >>> model = Transformer(ModelConfig(vocab_size=100, hidden_size=32, heads=4, decoder_layers=2))
         >>> model(torch.tensor([[1, 5, 7]])).shape
         torch.Size([1, 3, 100])
