@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,7 @@ class TextEngine:
         deltas = self._engine.stream(prompt, loaded.job.generation, should_stop=should_stop)
         return (delta.text for delta in deltas if delta.text)
 
-    def translate(self, texts: Sequence[str], **options: Any) -> list[str]:
+    def translate(self, texts: Iterable[str], **options: Any) -> list[str]:
         """Answer texts as `onmt_llm_translate` answers the lines of a file; `template="auto"` applies a chat template.
 
         Examples:
@@ -163,12 +163,13 @@ class TextEngine:
         Raises:
             ConfigError: As in `ask`; or `texts` is no list of texts.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        given_texts = _listed(texts)
+        if given_texts is None or not all(isinstance(text, str) for text in given_texts):
             raise ConfigError(
                 f"translate must be given a list of texts, but got {texts!r:.60}.",
                 hint='engine.translate(["a text"]) returns a list, engine.ask("a text") one answer',
             )
-        return [answers[0].text for answers in self.generate(texts, **options)]
+        return [answers[0].text for answers in self.generate(given_texts, **options)]
 
     def generate(
         self,
@@ -197,21 +198,21 @@ class TextEngine:
             ConfigError: As in `ask`.
         """
         loaded = self._with("generate", changes, options)
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        listed = _listed([prompts] if isinstance(prompts, str) else prompts)
+        texts = [prompt for prompt in listed or () if isinstance(prompt, str)]
+        if listed is None or len(texts) not in (0, len(listed)):
+            raise ConfigError(f"generate must be given texts, or lists of tokens, but got {prompts!r:.60}.")
         encode = self.codec.tokenizer.encode
         forced = prefixes and [encode(from_line(each)) if isinstance(each, str) else each for each in prefixes]
         config: TranslateConfig = loaded.job
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        if len(texts) == len(prompts):
+        if texts:
             lines = line_prompts(texts, self.codec, loaded)
             table = phrase_table(config)
             return [
                 list(answers) for answers in answer_prompts(self._engine, lines, config, prefixes=forced, table=table)
             ]
-        if texts:
-            raise ConfigError("generate must be given texts or lists of tokens, but got both.")
         return self._engine.generate(
-            prompts,
+            listed,
             config.generation,
             batch_size=config.engine.batch_size,
             batch_type=config.engine.batch_type,
@@ -275,10 +276,13 @@ class TextEngine:
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
     ) -> list[list[float]]:
         """See `Engine.score`."""
+        for sequence in (*sequences, *(sources or ())):
+            _refuse_text(sequence)
         return self._engine.score(sequences, sources=sources)
 
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
         """See `Engine.logits`."""
+        _refuse_text(sequence)
         return self._engine.logits(sequence, source=source)
 
     def _prompt(self, method: str, text: str, loaded: Loaded[Any]) -> list[str]:
@@ -315,3 +319,16 @@ class TextEngine:
                 if now[name] != before[name] and name not in _OF_CALLS:
                     raise ConfigError(f"'{name}' must be given to open_engine, but is given to {method}.")
         return loaded
+
+
+def _listed(values: Any) -> list[Any] | None:
+    """The items of a list or another iterable that is no text; None if it is none."""
+    return list(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else None
+
+
+def _refuse_text(sequence: Sequence[str]) -> None:
+    if isinstance(sequence, str):
+        raise ConfigError(
+            f"A sequence to be scored must be a list of tokens, but is the text {sequence!r:.60}.",
+            hint="engine.codec.encode(text) splits a text into tokens",
+        )

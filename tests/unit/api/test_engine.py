@@ -48,7 +48,7 @@ def test_translate_answers_as_the_command(engine: onmt_llm.TextEngine, tmp_path:
 
 
 def test_translate_keeps_the_order(engine: onmt_llm.TextEngine) -> None:
-    whole = engine.translate(TEXTS, batch_size=2)
+    whole = engine.translate((text for text in TEXTS), batch_size=2)
     assert whole == [engine.translate([text])[0] for text in TEXTS] and whole[1] == ""
     assert engine.translate(TEXTS[:1], template="auto") == [engine.ask("Hello")]
 
@@ -105,10 +105,14 @@ WRONG: dict[str, tuple[Callable[[onmt_llm.TextEngine], Any], str]] = {
     "translate": (lambda engine: engine.translate("x"), "translate must be given a list of texts, but got 'x'"),
     "translate, option": (lambda engine: engine.translate(["x"], beam_sise=5), "did you mean 'beam_size'"),
     "translate, number": (lambda engine: engine.translate([5]), "translate must be given a list of texts"),
+    "translate, no list": (lambda engine: engine.translate(5), "translate must be given a list of texts, but got 5"),
+    "generate, number": (lambda engine: engine.generate(5), "generate must be given texts, or lists of tokens"),
+    "score": (lambda engine: engine.score(["Hello"]), "must be a list of tokens, but is the text 'Hello'"),
+    "logits": (lambda engine: engine.logits("Hello"), "must be a list of tokens, but is the text 'Hello'"),
     "generate": (lambda engine: engine.generate("x", n_best=2), "n_best must be <= beam_size"),
     "generate, mixed": (
         lambda engine: engine.generate(["x", ["y"]]),
-        "generate must be given texts or lists of tokens",
+        "generate must be given texts, or lists of tokens",
     ),
     "chat": (lambda engine: engine.chat(sistem="x"), "'sistem' is not a known option"),
     "open_engine": (lambda engine: onmt_llm.open_engine("llama", precison="bf16"), "did you mean 'precision'"),
