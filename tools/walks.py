@@ -39,8 +39,8 @@ ROOTS = {
 """Where each walk begins: a folder of the package and the qualified name of a function in it; None = at its call."""
 
 
-STEPPED_OVER = {"all_checks", "refuse_damage", "check_files"}
-"""Checks of options and paths before a job, and of files against their manifest."""
+STEPPED_OVER = {"all_checks", "check_files", "problems", "refuse_damage", "obstacles"}
+"""Checks: of options and paths before a job, of files against their manifest, of a model against a format."""
 
 
 @dataclass

@@ -64,6 +64,18 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
+def linked(document: Path) -> set[Path]:
+    """Documents that a document links to."""
+    targets = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
+    return {(document.parent / target).resolve() for target in targets}
+
+
+def test_the_index_leads_to_every_page_in_two_clicks() -> None:
+    first = linked(ROOT / "docs/README.md")
+    reached = first | {page for document in first for page in linked(document)}
+    assert sorted(set(ROOT.glob("docs/**/*.md")) - reached - {ROOT / "docs/README.md"}) == []
+
+
 def paths(document: Path) -> Iterator[Path]:
     """Files and folders of the repository in the code spans of a document: `data/corpus.py`, `onmt_llm/text/`."""
     prose = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
