@@ -1,10 +1,10 @@
 """The tutorials: each runs from top to bottom in an empty folder, exactly as written, and prints what it shows.
 
-A block with a title is written to that file. A shell block is run; of commands of ours on a line of their own no process
-is started, because most of its time would go into importing torch. A text block is the output of the shell block before
-it: each of its lines must occur there, in order, with any numbers in place of decimal ones. If it begins with `error:`,
-the last command must fail. A diff is applied to a copy of the package, which the following commands use. A block of `sh`
-is not run (a server, a download).
+A block with a title is written to that file. A shell block is run; a command of ours on a line of its own runs in this
+process, because importing torch would take most of the time. A text block is the output of the shell block before it:
+each of its lines must occur there, in order, with any numbers in place of decimal ones. If it begins with `error:`, the
+last command must fail. A diff is applied to a copy of package and tests, which the commands use. A block of `sh` is not
+run (a server, a download).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.commands import COMMANDS
+from onmt_llm.data.transforms import TRANSFORMS
+from onmt_llm.generate.scorers import SCORERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/tutorials/*.md"))
@@ -29,6 +31,7 @@ BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | r
 NUMBER = re.compile(r"(?:\d+,)*\d+\\\.\d+")
 PACKAGES = {
     "add-a-scorer.md": ["sacrebleu"],
+    "add-a-model-family.md": ["transformers", "tokenizers"],
     "fine-tune.md": ["transformers", "tokenizers", "ctranslate2"],
     "translation.md": ["sacrebleu", "matplotlib", "sentencepiece", "ctranslate2"],
 }
@@ -97,11 +100,14 @@ class Reader:
         file.write_text(block.text, encoding="utf-8")
 
     def apply(self, block: Block) -> None:
-        subprocess.run(["git", "apply", "-"], cwd=self.folder, input=block.text, text=True, check=True)
+        words = ["git", "apply", "--unidiff-zero", "-"]
+        subprocess.run(words, cwd=self.folder, input=block.text, text=True, check=True)
 
-    def copy_package(self) -> None:
-        """The clone of a page that changes the package."""
-        shutil.copytree(ROOT / "onmt_llm", self.folder / "onmt_llm", ignore=shutil.ignore_patterns("__pycache__"))
+    def clone(self) -> None:
+        """Copy the package and its tests, for a page that changes them."""
+        for name in ("onmt_llm", "tests"):
+            shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__", "data"))
+        shutil.copy(ROOT / "pyproject.toml", self.folder)
         self.changed = True
 
 
@@ -118,7 +124,7 @@ def check(output: str, shown: str) -> None:
 def follow(page: Path, reader: Reader) -> None:
     parts = list(blocks(page))
     if any(block.language == "diff" or block.title.startswith("onmt_llm/") for block in parts):
-        reader.copy_package()
+        reader.clone()
     for block, following in zip(parts, [*parts[1:], Block("", "", "")], strict=True):
         if block.title:
             reader.write(block)
@@ -143,6 +149,10 @@ def test_a_tutorial_does_what_it_says(
     for package in PACKAGES.get(page.name, ()):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
+    # plug-ins of a page must not be there for the next test
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for registry in (TRANSFORMS, SCORERS):
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
 
     def printed() -> str:
         captured = capfd.readouterr()
