@@ -137,13 +137,23 @@ SCRIPTS_OF_OURS = sorted(
 )
 
 
-@pytest.mark.parametrize("script", SCRIPTS_OF_OURS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_scripts_import_what_exists(script: Path) -> None:
-    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+def check_imports(source: str) -> None:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("onmt_llm"):
             module = importlib.import_module(str(node.module))
             for name in node.names:
                 assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), name.name
+
+
+@pytest.mark.parametrize("script", SCRIPTS_OF_OURS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_import_what_exists(script: Path) -> None:
+    check_imports(script.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples_import_what_exists(document: Path) -> None:
+    for block in re.findall(r"^```python.*?\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.M | re.S):
+        check_imports(block)
 
 
 def test_the_option_reference_is_up_to_date() -> None:
