@@ -9,12 +9,14 @@ from typing import Any
 
 from onmt_llm.checkpoint.files.safetensors import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
+from onmt_llm.checkpoint.formats.huggingface.declared import declared_problems
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
+from onmt_llm.checkpoint.formats.huggingface.quantized import check_not_quantized, declared_method
 from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource
 from onmt_llm.checkpoint.formats.rules import check_sizes
 from onmt_llm.checkpoint.formats.tokenizer_files import from_huggingface, read_json
-from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.errors import CheckpointError, Problem, UnsupportedError, raise_problems
 
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 BIN_FILE = "pytorch_model.bin"
@@ -30,8 +32,9 @@ def open_huggingface(
         UnsupportedError: The architecture, or something in its configuration, is not supported.
     """
     hf_config = read_json(model_dir / "config.json")
-    family = family_of(hf_config)
+    family = _readable_family(hf_config)
     model, source = family.to_model(hf_config), open_weights(model_dir)
+    check_not_quantized(hf_config, source, model_dir)
     check_sizes(model, source, model_dir)
     if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
         model = model.model_copy(update={"tie_embeddings": True})
@@ -46,6 +49,23 @@ def open_huggingface(
             model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file
         ),
     )
+
+
+def _readable_family(hf_config: Mapping[str, Any]) -> Family:
+    """The family; one error lists everything in config.json that stands in the way."""
+    problems = list(declared_problems(hf_config))
+    family: Family | None = None
+    try:
+        family = family_of(hf_config)
+    except UnsupportedError as error:
+        method = declared_method(hf_config)
+        if method is not None:
+            sentence = f"The weights must be floating-point numbers, but are quantised with {method}."
+            problems.append(Problem(sentence, kind=UnsupportedError))
+        problems.insert(0, Problem.of(error))
+    raise_problems(problems)
+    assert family is not None
+    return family
 
 
 def family_of(hf_config: Mapping[str, Any]) -> Family:
