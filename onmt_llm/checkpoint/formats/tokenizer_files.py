@@ -11,7 +11,8 @@ from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
 from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.log import logger
-from onmt_llm.text.tokenizers.huggingface import check_tokenizer_json
+from onmt_llm.text.tokenizers.huggingface import HfTokenizer
+from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab, tokens_by_id, unused_token
 
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -41,7 +42,8 @@ def from_huggingface(
         vocab_file: Use this vocabulary instead of the tokeniser's own.
 
     Raises:
-        CheckpointError: There is no supported tokeniser.
+        CheckpointError: There is no tokeniser.
+        UnsupportedError: No codec can open it.
         DataError: The vocabulary file has more tokens than the model.
     """
     file = tokenizer_model or _find(model_dir)
@@ -66,6 +68,7 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> Import
 
     Raises:
         DataError: The file is not a SentencePiece model.
+        UnsupportedError: No codec can open it.
     """
     import sentencepiece
 
@@ -79,6 +82,7 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> Import
             f"{file} must be a SentencePiece model, but cannot be read as one.",
             hint="Llama 3's tokenizer.model has another format: convert its Hugging Face files (-from hf)",
         ) from error
+    SentencePieceTokenizer(file)
 
     def piece(number: int) -> str | None:
         return pieces[number] if number >= 0 else None
@@ -142,10 +146,10 @@ def _find(model_dir: Path) -> Path:
 
 
 def _open_tokenizers(file: Path, bos: str | None) -> ImportedTokenizer:
-    """The tokeniser of a tokenizer.json. Encoding a text shows whether it adds `bos`."""
+    """The tokeniser of a tokenizer.json that a codec can open. Encoding a text shows whether it adds `bos`."""
     import tokenizers
 
-    check_tokenizer_json(file)
+    HfTokenizer(file)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception

@@ -105,15 +105,6 @@ class HfTokenizer:
             )
 
 
-def check_tokenizer_json(file: Path) -> None:
-    """Refuse a file that is not a tokenizer.json, or whose normaliser may blow up a text.
-
-    Raises:
-        DataError: It is such a file.
-    """
-    _parsed(_read(file), str(file))
-
-
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
@@ -183,7 +174,7 @@ def _piece_decoder(content: dict[str, Any], file: str) -> Callable[[str], bytes]
         return byte_level_bytes
     if steps <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and steps:
         return sentencepiece_bytes
-    names = ", ".join(sorted(map(str, steps)))
+    names = ", ".join(sorted(str(step or "none") for step in steps)) or "none"
     raise UnsupportedError(f"{file} must have a byte-level or a SentencePiece-like decoder, but has: {names}.")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.errors import CheckpointError, DataError
-from onmt_llm.text.tokenizers.huggingface import check_tokenizer_json
+from onmt_llm.text.tokenizers.huggingface import HfTokenizer
 
 pytest.importorskip("gguf")
 SCRIPT = Path(__file__).parents[3] / "data" / "bombs.py"
@@ -54,12 +54,14 @@ def test_bombs_are_refused_at_once(name: str, measured: dict[str, dict[str, Any]
 )
 def test_what_normalisers_may_do(normaliser: Any, fits: bool, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
-    file.write_text(json.dumps({"model": {}, "normalizer": normaliser}), encoding="utf-8")
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    content = {"model": model, "normalizer": normaliser, "decoder": {"type": "Fuse"}}
+    file.write_text(json.dumps(content), encoding="utf-8")
     if fits:
-        check_tokenizer_json(file)
+        HfTokenizer(file)
     else:
         with pytest.raises(DataError, match="may turn one character into at most 64"):
-            check_tokenizer_json(file)
+            HfTokenizer(file)
 
 
 def test_a_sentence_ends_once() -> None:

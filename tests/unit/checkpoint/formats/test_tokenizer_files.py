@@ -19,7 +19,7 @@ from onmt_llm.checkpoint.formats.tokenizer_files import (
     set_template,
 )
 from onmt_llm.config.checkpoint import SpecialTokens
-from onmt_llm.errors import CheckpointError, DataError
+from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 
 tokenizers = pytest.importorskip("tokenizers")
 VOCAB = ["<unk>", "<s>", "</s>", "a", "b", "<|im_start|>", "<|im_end|>", "<|eot_id|>"]
@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
     model = tokenizers.models.WordLevel({token: i for i, token in enumerate(VOCAB)}, unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return tmp_path
 
@@ -100,6 +101,15 @@ def test_files_that_are_no_json_objects_are_refused(folder: Path, content: str, 
     for read in (lambda: from_huggingface(folder, rows=8), lambda: read_json(folder / "config.json")):
         with pytest.raises(CheckpointError, match=f"config.json {problem}"):
             read()
+
+
+@pytest.mark.parametrize("named", ["WordPiece", "none"])
+def test_a_tokeniser_that_no_codec_opens_is_refused(folder: Path, named: str) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    decoder = {"type": "WordPiece", "prefix": "##", "cleanup": True} if named == "WordPiece" else None
+    write(folder, "tokenizer.json", **{**content, "decoder": decoder})
+    with pytest.raises(UnsupportedError, match=rf"tokenizer.json must have a .* decoder, but has: {named}"):
+        from_huggingface(folder, rows=8)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
