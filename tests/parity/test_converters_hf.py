@@ -85,6 +85,13 @@ def save_model(directory: Path, kind: str, settings: dict[str, Any], **options: 
     return model
 
 
+def change_config(directory: Path, change: dict[str, Any]) -> None:
+    """Set keys of config.json, or remove those that are set to None."""
+    file = directory / "config.json"
+    changed = {**json.loads(file.read_text()), **change}
+    file.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}))
+
+
 @torch.no_grad()
 def distance(ours: Path, theirs: Any) -> float:
     return float((load_model(ours)(IDS) - theirs(IDS).logits).abs().max())
@@ -133,6 +140,28 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"must be finite numbers, but .*layers\.1"):
         convert(tmp_path / "hf", tmp_path / "ours", dtype="fp16")
     convert(tmp_path / "hf", tmp_path / "ours", dtype="bf16")
+
+
+@pytest.mark.parametrize(
+    ("layers", "window"), [({"max_window_layers": 0}, 4), ({"max_window_layers": 2}, None), ({}, None), (None, None)]
+)
+def test_qwen2_windows_without_layer_types(tmp_path: Path, layers: dict[str, int] | None, window: int | None) -> None:
+    """As older versions of transformers wrote them: the first `max_window_layers` layers, 28 by default, have none."""
+    settings = {"num_key_value_heads": 2, "sliding_window": 4, **({} if layers is None else {"use_sliding_window": True, **layers})}
+    theirs = save_model(tmp_path / "hf", "qwen2", {**LLAMA, **settings})
+    change_config(tmp_path / "hf", {"layer_types": None, "max_window_layers": None, **settings})
+    convert(tmp_path / "hf", tmp_path / "ours")
+    assert Checkpoint.open(tmp_path / "ours").config.model.sliding_window == window
+    assert distance(tmp_path / "ours", theirs) <= 1e-5
+
+
+def test_a_window_in_some_layers_is_refused(tmp_path: Path) -> None:
+    half = {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    save_model(tmp_path / "hf", "qwen2", {**LLAMA, **half})
+    for change in ({}, {"layer_types": None}):
+        change_config(tmp_path / "hf", change)
+        with pytest.raises(UnsupportedError, match="max_window_layers in config.json give 1 of 2 layers"):
+            convert(tmp_path / "hf", tmp_path / "ours")
 
 
 def test_old_falcon_keys(tmp_path: Path) -> None:

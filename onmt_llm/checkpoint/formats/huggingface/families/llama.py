@@ -77,16 +77,20 @@ def to_model(hf: HfConfig) -> ModelConfig:
 
 
 def _sliding_window(hf: HfConfig) -> int | None:
-    """The window of all layers; Qwen2 has one only where `use_sliding_window` says so."""
-    window = hf.get("sliding_window")
-    if window is None or hf.get("use_sliding_window") is False:
+    """The window of all layers, with the defaults of transformers for keys that are not there."""
+    if hf.get("model_type") != "qwen2":
+        window = hf.get("sliding_window", 4096 if hf.get("model_type") == "mistral" else None)
+        return None if window is None else int(window)
+    if not hf.get("use_sliding_window", False) or hf.get("sliding_window", 4096) is None:
         return None
-    kinds = set(hf.get("layer_types") or ())
-    if len(kinds) > 1:
+    layers, first = int(required(hf, "num_hidden_layers")), int(hf.get("max_window_layers", 28))
+    kinds = hf.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    if len(set(kinds)) > 1:
         raise UnsupportedError(
-            f"All layers must have the same kind of attention, but layer_types has {', '.join(sorted(kinds))}."
+            "All layers must have the same kind of attention, but layer_types or max_window_layers in config.json give "
+            f"{kinds.count('sliding_attention')} of {layers} layers a sliding window."
         )
-    return None if kinds == {"full_attention"} else int(window)
+    return int(hf.get("sliding_window", 4096)) if kinds[0] == "sliding_attention" else None
 
 
 def _to_hf(config: ModelConfig, model_type: str, architecture: str) -> dict[str, Any]:
