@@ -26,7 +26,10 @@ def _paths(loaded: Loaded[Any]) -> Paths:
     writes = output_option(loaded, "conversion", "output", is_folder=options.to != "opennmt")
     if writes and options.to == "opennmt" and not str(options.output).endswith(".pt"):
         writes = [Output("output", f"{options.output}.pt")]
-    models = model_files(loaded, "conversion", ("model_dir",))
+    models = list(model_files(loaded, "conversion", ("model_dir",)))
+    if options.to is None and options.model_dir and Path(options.model_dir).is_file():
+        # a file is read under this name only: MODEL.pt may become the checkpoint MODEL
+        models = models[:1]
     return Paths([*models, *option_files(loaded, "conversion", ("tokenizer_model", "vocab_file"))], writes)
 
 

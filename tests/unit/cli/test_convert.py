@@ -20,7 +20,8 @@ def model(tmp_path: Path) -> str:
 
 
 def test_an_opennmt_file_and_back_keeps_every_weight(model: str, tmp_path: Path) -> None:
-    exported, back = tmp_path / "exported.pt", tmp_path / "back"
+    """`exported.pt` becomes the checkpoint `exported`, beside it."""
+    exported, back = tmp_path / "exported.pt", tmp_path / "exported"
     assert main(["-model_dir", model, "-to", "opennmt", "-output", str(exported)]) == 0
     assert main(["-model_dir", str(exported), "-output", str(back)]) == 0
     first, second = (dict(Checkpoint.open(path).tensors()) for path in (model, back))
