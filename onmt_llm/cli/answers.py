@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from onmt_llm.atomic import write_text
+from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.generate.alignment import SEPARATOR, pharaoh
 from onmt_llm.generate.scoring import perplexity
@@ -59,3 +60,12 @@ def log_mean_score(name: str, scores: Sequence[float]) -> None:
     if scores:
         mean = sum(scores) / len(scores)
         logger.info("%s SCORE: %.4f, %s PPL: %.2f NB SENTENCES: %d", name, mean, name, perplexity(-mean), len(scores))
+
+
+def warn_of_cut_answers(answers: Answers, options: GenerationConfig, *, has_source: bool) -> None:
+    """Warn if best answers ended at their maximum length, for which models with a source have a second limit."""
+    cut = sum(hypotheses[0].finish_reason == "length" for hypotheses in answers if hypotheses)
+    if cut:
+        limits = f"max_length {options.max_length}"
+        limits += f", max_length_ratio {options.max_length_ratio:g}" if has_source else ""
+        logger.warning("%d of %d answers were cut at their maximum length (%s).", cut, len(answers), limits)

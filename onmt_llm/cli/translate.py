@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from onmt_llm.cli.answers import log_answers, log_mean_score, write_answers
+from onmt_llm.cli.answers import log_answers, log_mean_score, warn_of_cut_answers, write_answers
 from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inference import open_configured_engine
 from onmt_llm.cli.inputs import missing_files, missing_options, option_files
@@ -65,6 +65,7 @@ def _translate(loaded: Loaded[Any]) -> int:
     log_mean_score("PRED", [hypotheses[0].score for hypotheses in answers if hypotheses])
     if gold is not None:
         log_mean_score("GOLD", gold)
+    warn_of_cut_answers(answers, config.generation, has_source=not codec.config.model.is_decoder_only)
     write_answers(config, len(lines), answers, gold)
     return 0
 

@@ -44,6 +44,7 @@ class Corpus:
         control_tokens: Tokens that are never produced from text and are not part of a model's answer.
         counts: Counts so far.
         trained: Loss mask of conversations.
+        masks_prompts: It consists of plain text, and the options exclude prompts from the loss.
         text_tokens: Tokens that its transforms insert into the text.
 
     Raises:
@@ -77,6 +78,7 @@ class Corpus:
         self._decoder = None if tokens is None else tokens.decoder
         self.transforms: list[Transform] = []
         self.text_tokens: list[str] = []
+        self.masks_prompts = bool(data.zero_out_prompt_loss) and not config.has_keys and tokens is None
         if self._decoder is None:
             self._open_text(spec)
         else:

@@ -48,7 +48,7 @@ def audit(shares: Sequence[CorpusExamples], codec: Codec, *, training: bool) -> 
             f"At least one token of the first bucket must be trained, but none of its {skipped} examples has one.",
             hint="zero_out_prompt_loss trains answers only: are there any, and are they marked?",
         )
-    warnings = [*_untrained(shares), *_doubled_bos(examples, codec), *_endless(shares, codec)]
+    warnings = [*_untrained(shares), *_unmarked(shares), *_doubled_bos(examples, codec), *_endless(shares, codec)]
     warnings += [warning for corpus, _ in shares for warning in _split_tokens(corpus, codec)]
     warnings += _unknown(shares)
     notes = [(logging.WARNING, text) for text in dict.fromkeys(warnings)]
@@ -85,6 +85,19 @@ def _untrained(shares: Sequence[CorpusExamples]) -> Iterator[str]:
             yield (
                 f"Corpus '{corpus.name}' trains nothing: the loss counts no token of its first {count} examples. "
                 "Are its answers marked (train_roles, zero_out_prompt_loss)?"
+            )
+
+
+def _unmarked(shares: Sequence[CorpusExamples]) -> Iterator[str]:
+    """Warn about plain text whose prompts should not be trained, but in which no prompt is marked."""
+    for corpus, encoded in shares:
+        alone = [example for example in encoded if example.src is None]
+        if corpus.masks_prompts and alone and all(example.labels[0] != IGNORED for example in alone):
+            yield (
+                f"Corpus '{corpus.name}': zero_out_prompt_loss excludes prompts from the loss, but the first "
+                f"{len(alone)} examples have none, so all of their tokens are trained. The transform "
+                "insert_mask_before_placeholder finds prompts by their headings; without it, a line needs the marker "
+                "｟_mask_before_｠."
             )
 
 

@@ -48,6 +48,17 @@ def test_verbose_logs_answers_alignments_and_references(
     assert "3 answers to 3 inputs written to" in logged
 
 
+@pytest.mark.parametrize(("limit", "cut"), [("-max_length", 2), ("-max_length_ratio", 2)])
+def test_answers_that_are_cut_are_counted(
+    model: str, source: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, limit: str, cut: int
+) -> None:
+    monkeypatch.setattr("onmt_llm.cli.run.setup_logging", lambda **_: None)
+    value = {"-max_length": "2", "-max_length_ratio": "0.01"}[limit]
+    assert main(["-model", model, "-src", source, "-output", "-", "-min_length", "2", limit, value]) == 0
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert said.startswith(f"{cut} of 3 answers were cut") and limit[1:] in said
+
+
 def test_unknown_tokens_are_replaced_by_the_phrase_table(model: str, source: str, tmp_path: Path) -> None:
     table = tiny.write_vocab(tmp_path / "table", ["w0|||eins", "w1|||zwei", "w2|||drei"])
     prefixes, output = tiny.write_vocab(tmp_path / "tgt", ["odd", "", "odd"]), tmp_path / "out"

@@ -169,6 +169,18 @@ class TestAudit:
         said = run_audit(make_pipeline(corpora, batching={"bucket_size": 2, "batch_size": 2}, vocab=VOCAB), caplog)
         assert "Corpus 'c' trains nothing" in said
 
+    def test_plain_text_whose_prompts_are_not_marked(self, make_pipeline, write, caplog):
+        corpora = {"t": CorpusConfig(path_src=write("t", "q1 a1\na1\n"))}
+        for mask, warns in ((True, True), (False, False), (None, False)):
+            caplog.clear()
+            pipeline = make_pipeline(corpora, {"zero_out_prompt_loss": mask}, vocab=VOCAB)
+            assert ("all of their tokens are trained" in run_audit(pipeline, caplog)) is warns
+        caplog.clear()
+        marked = {"t": CorpusConfig(path_src=write("m", "q1 ｟_mask_before_｠a1\nq1\n"))}
+        assert "are trained" not in run_audit(
+            make_pipeline(marked, {"zero_out_prompt_loss": True}, vocab=VOCAB), caplog
+        )
+
     def test_an_end_that_is_never_a_target(self, make_pipeline, chat, caplog):
         open_end = [CHAT[1], {**CHAT[2], "train": False}, {**CHAT[3], "train": True}, CHAT[4]]
         template = "alpaca"
