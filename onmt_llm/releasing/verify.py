@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.generate.ct2.generator import Ct2Generator
 from onmt_llm.generate.ct2.model import stored_compute_type
@@ -92,7 +93,7 @@ def verify_release(model: Path, directory: Path, quantization: str, *, strict: b
         text: Text to compare on; None = the package's verification_text.txt.
 
     Returns:
-        Figures, bounds and verdict for the report.
+        Figures, bounds, verdict and what was not compared, for the report.
 
     Raises:
         CheckpointError: `strict`, and a figure exceeds its bound.
@@ -147,7 +148,26 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
         "reference_dtype": dtype,
         "figures": comparison.figures(),
         "bounds": BOUNDS[quantization],
+        **_not_compared(checkpoint.config.model, max(map(len, windows))),
     }
+
+
+def _not_compared(config: ModelConfig, longest: int) -> dict[str, list[str]]:
+    """What the figures say nothing about, for the report; `longest` is the length of the longest text compared."""
+    size = config.sliding_window
+    if size is None:
+        return {}
+    sentences = [
+        f"Answers to prompts of more than sliding_window = {size} tokens: CTranslate2 reads these in blocks, in which "
+        "it looks further back than the model does."
+    ]
+    if longest <= size:
+        sentences.append(
+            f"Texts of more than sliding_window = {size} tokens: the compared ones have at most {longest}."
+        )
+    for sentence in sentences:
+        logger.warning("Not compared: %s", sentence)
+    return {"not_compared": sentences}
 
 
 def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:
@@ -192,7 +212,7 @@ def _saved_logits(engine: Engine, windows: Sequence[Sequence[str]], scratch: Pat
 def _windows(checkpoint: Checkpoint, codec: Codec, text: str) -> list[list[str]]:
     """The text's tokens in windows that both the model and CTranslate2 can process at once."""
     config = checkpoint.config.model
-    size = min(WINDOW, config.max_position, config.sliding_window or WINDOW)
+    size = min(WINDOW, config.max_position)
     tokens = codec.encode(text)
     specials = checkpoint.config.specials
     start = [specials.bos] if specials.add_bos and specials.bos and tokens[:1] == [specials.bos] else []

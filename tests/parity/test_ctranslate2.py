@@ -103,3 +103,19 @@ def test_greedy_answers_and_scores(engines: tuple[Engine, Engine]) -> None:
         assert answer[0].score == pytest.approx(expected[0].score, abs=1e-4)
     for log_probs, expected in zip(theirs.score(prompts), ours.score(prompts), strict=True):
         assert log_probs == pytest.approx(expected, abs=1e-4)
+
+
+def test_beyond_the_window(tmp_path: Path) -> None:
+    config = ModelConfig(**{**LLAMA, "kv_heads": 2, "sliding_window": 6})
+    checkpoint = tiny.write_checkpoint(tmp_path / "model", config)
+    release(checkpoint, tmp_path / "ct2", text=" ".join(VOCAB[3:]))
+    ours, theirs = open_engine(checkpoint, device="cpu"), open_engine(tmp_path / "ct2", device="cpu")
+    texts = [sequence(seed, length) for seed, length in enumerate((1, 5, 6, 7, 40))]
+    texts.append([*texts[-1][:9], "</s>", *texts[-1][9:]])
+    for tokens in texts:
+        np.testing.assert_allclose(theirs.logits(tokens), ours.logits(tokens), atol=1e-4)
+    for log_probs, expected in zip(theirs.score(texts), ours.score(texts), strict=True):
+        assert log_probs == pytest.approx(expected, abs=1e-4)
+    options = GenerationConfig(max_length=30, min_length=30)
+    for answer, expected in zip(theirs.generate(texts[:3], options), ours.generate(texts[:3], options), strict=True):
+        assert answer[0].tokens == expected[0].tokens

@@ -33,7 +33,8 @@ class Ct2Generator:
     * `seed`: CTranslate2 seeds a thread when the thread first draws. So only the same call (same prompts, same
       `batch_size`) repeats exactly, and the model is loaded again for every seeded call after the first.
     * With a sliding window, a longer prompt is read in blocks of the window's size, each of which sees the whole block
-      before it: more than the model saw in training. The log says so once. Such a text cannot be scored.
+      before it: more than the model saw in training. The log says so once. `score` and `logits` are exact: they read
+      what is beyond the window token by token, which is slow.
     * In beam search a stop string cuts the finished answer instead of ending the search.
 
     Args:
@@ -111,30 +112,67 @@ class Ct2Generator:
         """See `Engine.score`."""
         _refuse_source(sources)
         known = [self._known(sequence) for sequence in sequences]
-        self._refuse_beyond_window(known)
         self._decoding.check_lengths(known)
-        batch = [tokens for tokens in known if len(tokens) > 1]
-        results: Iterator[Any] = iter(())
+        if self._codec.config.model.sliding_window is None:
+            results = iter(self._score_batch([tokens for tokens in known if len(tokens) > 1]))
+            return [next(results) if len(tokens) > 1 else [] for tokens in known]
+        # CTranslate2 cannot mask the padding of a batch with a window, nor score what is beyond it.
+        return [
+            self._log_probs(tokens)
+            if self._is_beyond_window(tokens)
+            else self._score_batch([tokens])[0]
+            if len(tokens) > 1
+            else []
+            for tokens in known
+        ]
+
+    def _score_batch(self, batch: list[list[str]]) -> list[list[float]]:
+        """Log-probabilities of all tokens but the first."""
         with ct2_errors():
-            if batch:
-                results = iter(
-                    self._model.handle.score_batch(
-                        batch, max_batch_size=SCORE_TOKENS, batch_type="tokens", max_input_length=0
-                    )
-                )
-        return [list(next(results).log_probs) if len(tokens) > 1 else [] for tokens in known]
+            results = self._model.handle.score_batch(
+                batch, max_batch_size=SCORE_TOKENS, batch_type="tokens", max_input_length=0
+            )
+            return [list(result.log_probs) for result in results]
+
+    def _log_probs(self, tokens: Sequence[str]) -> list[float]:
+        """Log-probability of each token after the first, from the logits."""
+        logits_TV = self.logits(tokens)[:-1].astype(np.float64)
+        logits_TV -= logits_TV.max(-1, keepdims=True)
+        chosen_T = logits_TV[np.arange(len(logits_TV)), self._codec.vocab.ids(tokens[1:])]
+        return list(chosen_T - np.log(np.exp(logits_TV).sum(-1)))
 
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
         """See `Engine.logits`."""
         _refuse_source(source)
         if not sequence:
             raise DataError("A sequence to be scored must have at least one token, but is empty.")
-        self._refuse_beyond_window([sequence])
+        known, window = self._known(sequence), self._codec.config.model.sliding_window
+        rows = self._array(
+            self._model.handle.forward_batch([self._codec.vocab.ids(known[:window])], return_log_probs=False)
+        )[0]
+        return np.concatenate([rows, self._later_logits(known, window)]) if self._is_beyond_window(known) else rows
+
+    def _later_logits(self, tokens: list[str], window: int | None) -> np.ndarray:
+        """Logits after each token beyond the window.
+
+        `forward_batch` fails there. But of two prompts CTranslate2 reads at once only what the shorter one has, and
+        then one token at a time, as it does in an answer; it returns the logits of these steps too.
+        """
+        with ct2_errors():
+            results = self._model.handle.generate_batch(
+                [tokens[:window], tokens],
+                max_length=1,
+                end_token=[],  # an end token would be banned in all steps
+                include_prompt_in_result=False,
+                cache_static_prompt=False,
+                return_logits_vocab=True,
+            )
+        return np.stack([self._array(step) for step in results[1].logits[0][1:]])
+
+    def _array(self, values: Any) -> np.ndarray:
+        """CTranslate2's values, which may be on the GPU or in half precision; numpy reads neither."""
         library = self._model.library
-        output = self._model.handle.forward_batch([self._codec.vocab.ids(sequence)], return_log_probs=False)
-        # The output may be on the GPU, or in half precision; numpy reads neither.
-        output = output.to_device(library.Device.cpu).to(library.DataType.float32)
-        return np.array(output, dtype=np.float32)[0]
+        return np.array(values.to_device(library.Device.cpu).to(library.DataType.float32), dtype=np.float32)
 
     def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
         results = self._model.handle.generate_batch(
@@ -168,21 +206,13 @@ class Ct2Generator:
         same_length = penalties or 1 in lengths
         return make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=same_length)
 
-    def _beyond_window(self, sequences: Sequence[Sequence[str]]) -> bool:
+    def _is_beyond_window(self, tokens: Sequence[str]) -> bool:
         window = self._codec.config.model.sliding_window
-        return window is not None and any(len(sequence) > window for sequence in sequences)
+        return window is not None and len(tokens) > window
 
     def _warn_beyond_window(self, prompts: Sequence[Sequence[str]]) -> None:
-        if self._beyond_window(prompts):
+        if any(map(self._is_beyond_window, prompts)):
             log_once("A prompt is longer than sliding_window: CTranslate2 then looks further back than the model does.")
-
-    def _refuse_beyond_window(self, sequences: Sequence[Sequence[str]]) -> None:
-        if self._beyond_window(sequences):
-            window = self._codec.config.model.sliding_window
-            raise UnsupportedError(
-                f"CTranslate2 can score at most sliding_window = {window} tokens of this model at once.",
-                hint="use the torch engine",
-            )
 
 
 def _refuse_source(source: object) -> None:

@@ -109,6 +109,29 @@ def test_strict_publishes_nothing_that_is_damaged(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_texts_longer_than_the_window_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    window = LLAMA.model_copy(update={"sliding_window": 20})
+    model = write_checkpoint(tmp_path / "model", window, scale=0.5)
+    report = release(model, tmp_path / "out", text=TEXT)
+    assert report["figures"]["n_tokens"] == 81
+    assert [sentence.split(":")[0] for sentence in report["not_compared"]] == [
+        "Answers to prompts of more than sliding_window = 20 tokens"
+    ]
+    build = ctranslate2.build_spec
+    monkeypatch.setattr(
+        ctranslate2, "build_spec", lambda config: build(config.model_copy(update={"sliding_window": None}))
+    )
+    with pytest.raises(CheckpointError, match="max_abs_dlogit is"):
+        release(model, tmp_path / "without", text=TEXT)
+
+
+def test_a_window_that_no_text_fills_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    window = LLAMA.model_copy(update={"sliding_window": 100})
+    report = release(write_checkpoint(tmp_path / "model", window), tmp_path / "out", text=TEXT)
+    assert "the compared ones have at most 81" in report["not_compared"][1]
+    assert all(sentence in caplog.text for sentence in report["not_compared"])
+
+
 def test_warn_and_off_publish_and_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
