@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
@@ -38,15 +38,7 @@ SOURCE_FEATURES: frozenset[Feature] = frozenset(
     {"coverage_penalty: wu", "coverage_penalty: summary", "replace_unk", "report_align"}
 )
 """Features that need attention to a source: for encoder-decoder models only."""
-ALL_FEATURES: frozenset[Feature] = SOURCE_FEATURES | {
-    "alpha",
-    "length_penalty: wu",
-    "stepwise_penalty",
-    "ratio",
-    "ignore_when_blocking",
-    "tgt_file_prefix",
-    "several models",
-}
+ALL_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
 TARGET_VOCABULARIES = ("vocabulary.json", "shared_vocabulary.json", "target_vocabulary.json")
 """Files of a CTranslate2 directory with the output tokens: a language model's, or an encoder-decoder's."""
 

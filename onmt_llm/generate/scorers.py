@@ -1,4 +1,4 @@
-"""Scores of translations against references, by name: what validation and `onmt_llm_eval` print.
+"""Scores of translations against references, by name: what validation prints (`valid_metrics`).
 
 They are sacrebleu's with its default settings: its own command gives the same results for the same files.
 """

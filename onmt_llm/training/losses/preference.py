@@ -110,7 +110,7 @@ class PreferenceLoss:
 
 
 def open_preference_loss(
-    objective: Literal["sft", "dpo", "orpo", "kto"],
+    objective: Literal["sft"] | PreferenceMethod,
     settings: PreferenceConfig,
     *,
     adapters: bool,
