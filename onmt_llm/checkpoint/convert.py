@@ -79,6 +79,7 @@ def convert(
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
         for name, tensor in converted_tensors(imported, None if dtype is None else config.model.dtype):
             writer.add(name, tensor)
+            del tensor  # before the next one is read
         write_tokenizer(writer, imported.tokenizer)
     logger.info("%s -> %s (%s)", imported.origin, output, config.model.dtype)
     return output
@@ -160,6 +161,7 @@ def converted_tensors(imported: ImportedModel, dtype: Dtype | None) -> Iterator[
     for name, tensor in stream:
         keeps_type = dtype is None and tensor.dtype in DTYPES.values()
         yield name, tensor if keeps_type else tensor.to(DTYPES[dtype or "fp32"])
+        del tensor  # before the next one is read
 
 
 def _main_dtype(source: TypedSource) -> Dtype:
