@@ -276,6 +276,8 @@ def test_what_cannot_be_computed_is_refused(tmp_path: Path) -> None:
         ({"model_type": "mamba"}, "mamba"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "yarn"),
         ({"hidden_act": "tanh"}, "tanh"),
+        ({"rope_interleaved": True}, "rope_interleaved in config.json must be false, but is true"),
+        ({"attn_logit_softcapping": 50.0, "altup": {}}, "also altup, attn_logit_softcapping"),
     ):
         file.write_text(json.dumps({**good, **change}))
         with pytest.raises(UnsupportedError, match=part):

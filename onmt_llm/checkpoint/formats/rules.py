@@ -136,6 +136,19 @@ class SplitRows:
 
 
 @dataclass(frozen=True)
+class DropRows:
+    """Their first rows are left out, and become zeros on the way back: nothing reads them."""
+
+    count: int
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor[self.count :] for tensor in theirs]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([tensor.new_zeros(self.count, *tensor.shape[1:]), tensor]) for tensor in ours]
+
+
+@dataclass(frozen=True)
 class Shards:
     """Their tensors are equal parts of ours along `dim` (tensor parallelism)."""
 
@@ -174,6 +187,17 @@ class Columns:
 
     def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return [tensor.t() for tensor in self.op.backward([tensor.t() for tensor in ours])]
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Their matrices are (D, O); vectors are the same."""
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.t() for tensor in theirs]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.t() for tensor in ours]
 
 
 @dataclass(frozen=True)

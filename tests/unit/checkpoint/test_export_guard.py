@@ -38,10 +38,17 @@ TOKENS = ["<pad>", "<unk>", "<s>", "</s>", *(f"t{i}" for i in range(ROWS - 4))]
 SPECIALS = SpecialTokens(pad="<pad>")
 SIZES: dict[str, Any] = {"decoder_layers": 2, "vocab_size": ROWS, "hidden_size": 24, "heads": 4, "ffn_size": 32}
 GATED = {"ffn_gated": True, "activation": "silu", "norm": "rmsnorm", "position": "rotary"}
+BIASES = {"attn_bias": True, "attn_out_bias": True, "ffn_bias": True}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {**SIZES, **GATED},
     "falcon": {**SIZES, "activation": "gelu", "position": "rotary", "parallel_residual": True, "shared_norm": True},
-    "gpt2": {**SIZES, "position": "learned", "max_position": 40, "attn_bias": True, "attn_out_bias": True},
+    "phi": {
+        **SIZES,
+        **{"position": "rotary", "parallel_residual": True, "shared_norm": True, "lm_head_bias": True},
+        **BIASES,
+    },
+    "mpt": {**SIZES, "ffn_size": 96, "activation": "gelu", "position": "alibi", "norm_bias": False},
+    "gpt2": {**SIZES, "position": "learned", "max_position": 40, **BIASES},
     "transformer": {**SIZES, "encoder_layers": 2, "position": "sinusoidal", "scale_embeddings": True},
     "t5": {**SIZES, "encoder_layers": 2, "position": "t5", "relative_shared": True, "scale_attention": False},
 }
@@ -225,7 +232,10 @@ def test_every_exporter_asks_the_guard(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("there*"))
 
 
-KINDS_OF = {"llama": ["llama"], "mistral": ["llama"], "falcon": ["falcon"]}
+KINDS_OF = {
+    **{name: [name] for name in ("llama", "falcon", "phi", "mpt", "gpt2")},
+    **{name: ["llama"] for name in ("mistral", "phi3")},
+}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +246,7 @@ KINDS_OF = {"llama": ["llama"], "mistral": ["llama"], "falcon": ["falcon"]}
         (ct2_spec.EXPRESSIBLE, list(KINDS)),
     ],
     ids=[*(family.model_type for family in FAMILIES), "opennmt", "ctranslate2"],
-)  # fmt: skip
+)
 def test_what_could_be_exported_still_can(table: dict[str, Any], kinds: list[str]) -> None:
     assert table.keys() <= CHANGES.keys()
     for kind in kinds:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from onmt_llm.checkpoint.files.safetensors import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
@@ -33,13 +37,13 @@ def open_huggingface(
     """
     hf_config = read_json(model_dir / "config.json")
     family = _readable_family(hf_config)
-    model, source = family.to_model(hf_config), open_weights(model_dir)
+    model, source = family.to_model(hf_config), renamed(open_weights(model_dir), family.older)
     check_not_quantized(hf_config, source, model_dir)
     check_sizes(model, source, model_dir)
     if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
         model = model.model_copy(update={"tie_embeddings": True})
     return ImportedModel(
-        origin=f"Hugging Face {family.model_type}, {model_dir.name}",
+        origin=f"{family.origin}, {model_dir.name}",
         model=model,
         source=source,
         rules=family.rules(model),
@@ -95,6 +99,40 @@ def open_weights(model_dir: Path) -> TypedSource:
     raise CheckpointError(
         f"{model_dir} must hold {WEIGHTS_FILE}, {INDEX_FILE}, {BIN_FILE} or {BIN_INDEX_FILE}, but holds none."
     )
+
+
+@dataclass(frozen=True)
+class RenamedTensors:
+    """Tensors under other names.
+
+    Attributes:
+        source: Holds the tensors.
+        originals: Its name for each of ours.
+    """
+
+    source: TypedSource
+    originals: Mapping[str, str]
+
+    def names(self) -> list[str]:
+        return list(self.originals)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(self.originals[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.source.dtype(self.originals[name])
+
+    def tensor(self, name: str) -> Tensor:
+        return self.source.tensor(self.originals[name])
+
+
+def renamed(source: TypedSource, prefixes: Sequence[tuple[str, str]]) -> TypedSource:
+    """The tensors under current names: where a name begins with the first of a pair, it begins with the second."""
+
+    def current(name: str) -> str:
+        return next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), name)
+
+    return RenamedTensors(source, {current(name): name for name in source.names()}) if prefixes else source
 
 
 def _bin_shards(index: Path) -> list[str]:

@@ -46,7 +46,7 @@ def export_hf(
     """
     checkpoint = open_for_export(checkpoint)
     config = checkpoint.config.model
-    family = family_for_export(config)
+    family = family_for_export(config, checkpoint.config.source)
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
     with AtomicDirectory(output, overwrite=overwrite) as directory:
         writer = ShardedWriter(directory.directory, shard_size)
@@ -64,14 +64,18 @@ def export_hf(
     return Path(output)
 
 
-def family_for_export(config: ModelConfig) -> Family:
-    """The first family that can express `config` exactly.
+def family_for_export(config: ModelConfig, source: str = "") -> Family:
+    """The family that the model came from, if it can express `config` exactly; otherwise the first that can.
+
+    Args:
+        config: The architecture.
+        source: What the checkpoint was converted from.
 
     Raises:
         UnsupportedError: None can; the message lists every family's obstacles.
     """
     reasons = []
-    for family in FAMILIES:
+    for family in sorted(FAMILIES, key=lambda family: not source.startswith(f"{family.origin},")):
         found = obstacles(config, family.expressible)
         if not found:
             return family

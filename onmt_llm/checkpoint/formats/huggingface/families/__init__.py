@@ -1,12 +1,36 @@
 """Families of Hugging Face architectures: each has a configuration map, weight-name rules and what it can express.
 
-`base` defines `Family`; `llama` (with Mistral and Qwen2) and `falcon` are tables. To add a family, add a module and its
-entry in `FAMILIES`.
+`base` defines `Family` and tables of tensor names, `config_map` the rows of a configuration map; the other modules are
+tables. To add a family, add its table and its entry in `FAMILIES`.
 """
 
 from __future__ import annotations
 
-from onmt_llm.checkpoint.formats.huggingface.families import falcon, llama
+from onmt_llm.checkpoint.formats.huggingface.families import (
+    falcon,
+    gpt2,
+    gpt_neox,
+    llama,
+    mpt,
+    opt,
+    phi,
+    stablelm,
+    starcoder2,
+)
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (llama.LLAMA, llama.MISTRAL, llama.QWEN2, falcon.FALCON)
+FAMILIES: tuple[Family, ...] = (
+    llama.LLAMA,
+    llama.MISTRAL,
+    llama.QWEN2,
+    llama.QWEN3,
+    falcon.FALCON,
+    phi.PHI,
+    phi.PHI3,
+    gpt_neox.GPT_NEOX,
+    gpt2.GPT2,
+    starcoder2.STARCODER2,
+    stablelm.STABLELM,
+    mpt.MPT,
+    opt.OPT,
+)

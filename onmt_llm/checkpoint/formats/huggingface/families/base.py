@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from functools import cached_property
 
 from onmt_llm.checkpoint.export_guard import Check, anything
-from onmt_llm.checkpoint.formats.rules import Rule
-from onmt_llm.config.model import Activation, ModelConfig, RopeConfig
-from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.checkpoint.formats.huggingface.families.config_map import HfConfig, Row, Values
+from onmt_llm.checkpoint.formats.rules import Op, Rule, rule
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import UnsupportedError
 
-HfConfig = Mapping[str, Any]
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "silu": "silu",
-    "swish": "silu",
-}
-HF_ACTIVATIONS: dict[Activation, str] = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_pytorch_tanh",
-    "silu": "silu",
-}
+HARMLESS = (
+    # names, versions, types
+    *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "model_type", "dtype"),
+    *("torch_dtype", "tokenizer_class", "transformers.js_config", "unsloth_*", "task_specific_params"),
+    # answered by `declared` and `quantized`
+    *("architectures", "auto_map", "quantization_config"),
+    # token ids
+    *("*_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "prefix"),
+    # training
+    *("initializer_range", "*dropout", "*_pdrop", "gradient_checkpointing"),
+    # what a call returns, and how it is computed
+    *(
+        "return_dict*",
+        "use_return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "use_cache",
+        "chunk_size_feed_forward",
+        "use_bfloat16",
+    ),
+    *("tf_legacy_loss", "*attn_implementation*", "*flash_attn*", "*_experts_implementation*", "torchscript"),
+    *("pretraining_tp",),
+    # encoder-decoders, classifiers
+    *("is_encoder_decoder", "is_decoder", "tie_encoder_decoder", "cross_attention_hidden_size"),
+    *("add_cross_attention", "finetuning_task", "problem_type", "id2label", "label2id", "num_labels"),
+    *("pruned_heads",),
+    # defaults of generation, which older versions of transformers kept here
+    *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
+    *("diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty"),
+    *("length_penalty", "num_return_sequences", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("remove_invalid_values", "exponential_decay_length_penalty"),
+)
+"""Patterns of keys that change nothing that a decoder computes, in any family."""
 
 
 @dataclass(frozen=True)
@@ -36,91 +55,85 @@ class Family:
 
     Attributes:
         model_type: As in `config.json`.
-        to_model: `config.json` -> our architecture.
-        to_hf: Our architecture -> `config.json`, without token ids and dtype.
-        expressible: The settings of `ModelConfig` that the family can express (see `export_guard`).
+        architecture: The class of transformers.
+        rows: The map between `config.json` and `ModelConfig`; where two set the same, the later one counts.
         rules: The weight-name rules, with `{i}` filled in.
         ignore: Patterns of tensors to skip.
+        harmless: Patterns of keys that change nothing, beyond `HARMLESS`.
+        older: Older beginnings of tensor names and the current ones.
     """
 
     model_type: str
-    to_model: Callable[[HfConfig], ModelConfig]
-    to_hf: Callable[[ModelConfig], dict[str, Any]]
-    expressible: Mapping[str, Check]
+    architecture: str
+    rows: Sequence[Row]
     rules: Callable[[ModelConfig], list[Rule]]
     ignore: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+    older: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """What converted models of this family name as their source, before their own name."""
+        return f"Hugging Face {self.model_type}"
+
+    @cached_property
+    def expressible(self) -> Mapping[str, Check]:
+        """The settings of `ModelConfig` that the family can express (see `export_guard`)."""
+        return {**anything("dtype"), **{name: check for row in self.rows for name, check in row.checks.items()}}
+
+    def to_model(self, hf: HfConfig) -> ModelConfig:
+        """`config.json` -> our architecture.
+
+        Raises:
+            CheckpointError: A key is missing.
+            UnsupportedError: A value, or a key, means something that the map does not know.
+        """
+        check_keys(hf, [*(key for row in self.rows for key in row.keys), *self.harmless], self.model_type)
+        return ModelConfig.model_validate({name: value for row in self.rows for name, value in row.read(hf).items()})
+
+    def to_hf(self, config: ModelConfig) -> Values:
+        """Our architecture -> `config.json`, without token ids and dtype."""
+        written = {key: value for row in self.rows for key, value in row.write(config).items()}
+        return {"architectures": [self.architecture], "model_type": self.model_type, **written}
 
 
-def required(config: HfConfig, *keys: str) -> Any:
-    """The value of the first of `keys` that is set (a key and its older names).
+def check_keys(hf: HfConfig, known: Sequence[str], what: str) -> None:
+    """Refuse keys of `config.json` that match none of the patterns in `known`, nor of those that are harmless anywhere.
 
     Raises:
-        CheckpointError: None is set.
+        UnsupportedError: There are such keys; lists all.
     """
-    for key in keys:
-        if config.get(key) is not None:
-            return config[key]
-    raise CheckpointError(f"config.json must have `{keys[0]}`, but does not.")
-
-
-def activation(name: str) -> Activation:
-    """Our name for a Hugging Face activation."""
-    if name not in ACTIVATIONS:
-        raise UnsupportedError(f"The activation must be one of {', '.join(ACTIVATIONS)}, but is '{name}'.")
-    return ACTIVATIONS[name]
-
-
-def rope_from_hf(config: HfConfig, head_dim: int) -> RopeConfig:
-    """Rotary settings: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (older).
-
-    Raises:
-        UnsupportedError: The kind of scaling is not supported.
-    """
-    settings = {
-        "rope_theta": config.get("rope_theta"),
-        **(config.get("rope_scaling") or {}),
-        **(config.get("rope_parameters") or {}),
-    }
-    theta = float(settings.get("rope_theta") or 10000.0)
-    fraction = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    rotary_dim = None if fraction == 1.0 else int(head_dim * fraction)
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind == "default":
-        return RopeConfig(theta=theta, rotary_dim=rotary_dim)
-    if kind == "linear":
-        return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling="linear", factor=required(settings, "factor"))
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            rotary_dim=rotary_dim,
-            scaling="llama3",
-            factor=required(settings, "factor"),
-            low_freq_factor=required(settings, "low_freq_factor"),
-            high_freq_factor=required(settings, "high_freq_factor"),
-            original_max_position=required(settings, "original_max_position_embeddings"),
+    unknown = [
+        key
+        for key, value in hf.items()
+        if value is not None and not any(fnmatchcase(key, pattern) for pattern in (*known, *HARMLESS))
+    ]
+    if unknown:
+        raise UnsupportedError(
+            f"The keys of config.json must be those that {what} models are known to have, but there is also "
+            f"{', '.join(sorted(unknown))}.",
+            hint="if they change nothing that the model computes, remove them from config.json",
         )
-    raise UnsupportedError(f"Rotary scaling must be default, linear or llama3, but is '{kind}'.")
 
 
-def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
-    """`rope_parameters`, and the older keys for transformers 4."""
-    scaling: dict[str, Any] = {}
-    if rope.scaling != "none":
-        scaling = {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling == "llama3":
-        scaling["low_freq_factor"] = rope.low_freq_factor
-        scaling["high_freq_factor"] = rope.high_freq_factor
-        scaling["original_max_position_embeddings"] = rope.original_max_position
-    return {
-        "rope_parameters": {"rope_theta": rope.theta, "rope_type": "default", **scaling},
-        "rope_theta": rope.theta,
-        "rope_scaling": scaling or None,
-    }
+def modules(names: Mapping[str, str], op: Op | None = None) -> list[Rule]:
+    """Rules for the weight and the bias of modules, from our name of each to theirs."""
+    return [
+        rule(f"{ours}.{kind}", f"{theirs}.{kind}", op) for ours, theirs in names.items() for kind in ("weight", "bias")
+    ]
 
 
-SIZES = anything(
-    *("decoder_layers", "vocab_size", "hidden_size", "heads", "ffn_size", "activation", "norm_eps", "max_position"),
-    *("tie_embeddings", "dtype", "rope.theta", "rope.scaling", "rope.factor", "rope.low_freq_factor"),
-    *("rope.high_freq_factor", "rope.original_max_position"),
-)
-"""Settings that every family expresses."""
+def block(theirs: str, names: Mapping[str, str], op: Op | None = None) -> list[Rule]:
+    """`modules` of each decoder block; `theirs` is the path of their blocks."""
+    return modules({f"decoder.layers.{{i}}.{name}": f"{theirs}.{{i}}.{other}" for name, other in names.items()}, op)
+
+
+def fused(theirs: str, name: str, ours: Sequence[str], op: Op) -> list[Rule]:
+    """Rules for several of our modules in each decoder block, which are one of theirs."""
+    return [
+        rule([f"decoder.layers.{{i}}.{one}.{kind}" for one in ours], f"{theirs}.{{i}}.{name}.{kind}", op)
+        for kind in ("weight", "bias")
+    ]
+
+
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

@@ -5,136 +5,138 @@ Both old keys (`n_head`, `n_layer`, `n_head_kv`) and current ones are read.
 
 from __future__ import annotations
 
-from typing import Any
-
 from onmt_llm.checkpoint.export_guard import anything, where
-from onmt_llm.checkpoint.formats.huggingface.families.base import (
-    HF_ACTIVATIONS,
-    SIZES,
-    Family,
+from onmt_llm.checkpoint.formats.huggingface.families.base import QKV, Family, block, fused, modules
+from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
     HfConfig,
+    Row,
+    Values,
     activation,
+    must_be,
     required,
-    rope_from_hf,
-    rope_to_hf,
+    rotary,
+    setting,
 )
-from onmt_llm.checkpoint.formats.rules import GroupedQKV, Rule, per_layer, rule
+from onmt_llm.checkpoint.formats.rules import GroupedQKV, Rule, per_layer
 from onmt_llm.config.model import ModelConfig
-
-ATTN = "decoder.layers.{i}.self_attn"
-MLP = "decoder.layers.{i}.mlp"
 
 
 def rules(config: ModelConfig) -> list[Rule]:
     """Weight-name rules; the norms depend on the residual layout."""
-    split = GroupedQKV(config.heads, config.num_kv_heads, config.size_per_head)
     two_norms = config.parallel_residual and not config.shared_norm
-    first = "transformer.h.{i}.ln_attn" if two_norms else "transformer.h.{i}.input_layernorm"
-    second = "transformer.h.{i}.ln_mlp" if two_norms else "transformer.h.{i}.post_attention_layernorm"
-    table = [
-        rule("decoder.embed_tokens.weight", "transformer.word_embeddings.weight"),
-        rule("decoder.layers.{i}.attn_norm.weight", f"{first}.weight"),
-        rule("decoder.layers.{i}.attn_norm.bias", f"{first}.bias"),
-        rule("decoder.layers.{i}.mlp_norm.weight", f"{second}.weight"),
-        rule("decoder.layers.{i}.mlp_norm.bias", f"{second}.bias"),
-        rule(_qkv("weight"), "transformer.h.{i}.self_attention.query_key_value.weight", split),
-        rule(_qkv("bias"), "transformer.h.{i}.self_attention.query_key_value.bias", split),
-        rule(f"{ATTN}.o_proj.weight", "transformer.h.{i}.self_attention.dense.weight"),
-        rule(f"{ATTN}.o_proj.bias", "transformer.h.{i}.self_attention.dense.bias"),
-        rule(f"{MLP}.up_proj.weight", "transformer.h.{i}.mlp.dense_h_to_4h.weight"),
-        rule(f"{MLP}.up_proj.bias", "transformer.h.{i}.mlp.dense_h_to_4h.bias"),
-        rule(f"{MLP}.down_proj.weight", "transformer.h.{i}.mlp.dense_4h_to_h.weight"),
-        rule(f"{MLP}.down_proj.bias", "transformer.h.{i}.mlp.dense_4h_to_h.bias"),
-        rule("decoder.norm.weight", "transformer.ln_f.weight"),
-        rule("decoder.norm.bias", "transformer.ln_f.bias"),
-        rule("lm_head.weight", "lm_head.weight"),
-    ]
-    return per_layer(table, config.decoder_layers)
+    names = {
+        "attn_norm": "ln_attn" if two_norms else "input_layernorm",
+        "mlp_norm": "ln_mlp" if two_norms else "post_attention_layernorm",
+        "self_attn.o_proj": "self_attention.dense",
+        "mlp.up_proj": "mlp.dense_h_to_4h",
+        "mlp.down_proj": "mlp.dense_4h_to_h",
+    }
+    ends = {
+        "decoder.embed_tokens": "transformer.word_embeddings",
+        "decoder.norm": "transformer.ln_f",
+        "lm_head": "lm_head",
+    }
+    split = GroupedQKV(config.heads, config.num_kv_heads, config.size_per_head)
+    qkv = fused("transformer.h", "self_attention.query_key_value", QKV, split)
+    return per_layer([*modules(ends), *block("transformer.h", names), *qkv], config.decoder_layers)
 
 
-def _qkv(kind: str) -> list[str]:
-    return [f"{ATTN}.{name}.{kind}" for name in ("q_proj", "k_proj", "v_proj")]
-
-
-def to_model(hf: HfConfig) -> ModelConfig:
-    """`config.json` of Falcon -> our architecture."""
-    heads, hidden = int(required(hf, "num_attention_heads", "n_head")), int(required(hf, "hidden_size", "n_embed"))
-    grouped = bool(hf.get("new_decoder_architecture", False))
-    parallel = grouped or bool(hf.get("parallel_attn", True))
-    kv_heads = _kv_heads(hf, heads, grouped)
-    bias, alibi = bool(hf.get("bias", False)), bool(hf.get("alibi", False))
-    return ModelConfig(
-        decoder_layers=required(hf, "num_hidden_layers", "n_layer"),
-        vocab_size=required(hf, "vocab_size"),
-        hidden_size=hidden,
-        heads=heads,
-        kv_heads=None if kv_heads == heads else kv_heads,
-        ffn_size=hf.get("ffn_hidden_size") or 4 * hidden,
-        activation=activation(hf.get("activation", "gelu")),
-        norm="layernorm",
-        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        position="alibi" if alibi else "rotary",
-        alibi_scaled=alibi,
-        max_position=hf.get("max_position_embeddings", 2048),
-        rope=rope_from_hf(hf, hidden // heads),
-        parallel_residual=parallel,
-        shared_norm=parallel and not (grouped and (hf.get("num_ln_in_parallel_attn") or 2) == 2),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        ffn_bias=bias,
-        tie_embeddings=bool(hf.get("tie_word_embeddings", True)),
-    )
-
-
-def _kv_heads(hf: HfConfig, heads: int, grouped: bool) -> int:
+def _read_heads(hf: HfConfig) -> Values:
     """`num_kv_heads` counts only in the grouped layout; elsewhere `multi_query` decides."""
-    if grouped:
-        return int(hf.get("num_kv_heads") or hf.get("n_head_kv") or heads)
-    return 1 if hf.get("multi_query", True) else heads
-
-
-def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Our architecture -> `config.json`, with the current keys."""
-    grouped = _is_grouped(config)
+    number, width = int(required(hf, "num_attention_heads", "n_head")), int(required(hf, "hidden_size", "n_embed"))
+    if hf.get("new_decoder_architecture", False):
+        kv_heads = int(hf.get("num_kv_heads") or hf.get("n_head_kv") or number)
+    else:
+        kv_heads = 1 if hf.get("multi_query", True) else number
     return {
-        "architectures": ["FalconForCausalLM"],
-        "model_type": "falcon",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "ffn_hidden_size": config.ffn_size,
-        "num_hidden_layers": config.decoder_layers,
-        "num_attention_heads": config.heads,
-        "num_kv_heads": config.num_kv_heads,
-        "new_decoder_architecture": grouped,
-        "num_ln_in_parallel_attn": (1 if config.shared_norm else 2) if grouped else None,
-        "multi_query": config.num_kv_heads == 1,
-        "parallel_attn": config.parallel_residual,
-        "bias": config.attn_bias,
-        "alibi": config.position == "alibi",
-        "activation": HF_ACTIVATIONS[config.activation],
-        "layer_norm_epsilon": config.norm_eps,
-        "max_position_embeddings": config.max_position,
-        **rope_to_hf(config.rope),
-        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_size": width,
+        "heads": number,
+        "kv_heads": None if kv_heads == number else kv_heads,
+        "ffn_size": hf.get("ffn_hidden_size") or 4 * width,
     }
 
 
-def _is_grouped(config: ModelConfig) -> bool:
-    return config.parallel_residual and (not config.shared_norm or config.num_kv_heads not in (1, config.heads))
+def _write_heads(config: ModelConfig) -> Values:
+    return {
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.heads,
+        "num_kv_heads": config.num_kv_heads,
+        "multi_query": config.num_kv_heads == 1,
+        "ffn_hidden_size": config.ffn_size,
+    }
 
 
-EXPRESSIBLE = {
-    **SIZES,
-    **anything("alibi_scaled", "parallel_residual", "shared_norm", "attn_bias"),
-    "position": where(
-        lambda config: config.position == "rotary" or (config.position == "alibi" and config.alibi_scaled)
+def _read_layout(hf: HfConfig) -> Values:
+    grouped = bool(hf.get("new_decoder_architecture", False))
+    parallel = grouped or bool(hf.get("parallel_attn", True))
+    alibi = bool(hf.get("alibi", False))
+    return {
+        "parallel_residual": parallel,
+        "shared_norm": parallel and not (grouped and (hf.get("num_ln_in_parallel_attn") or 2) == 2),
+        "position": "alibi" if alibi else "rotary",
+        "alibi_scaled": alibi,
+    }
+
+
+def _write_layout(config: ModelConfig) -> Values:
+    grouped = config.parallel_residual and (not config.shared_norm or config.num_kv_heads not in (1, config.heads))
+    return {
+        "new_decoder_architecture": grouped,
+        "num_ln_in_parallel_attn": (1 if config.shared_norm else 2) if grouped else None,
+        "parallel_attn": config.parallel_residual,
+        "alibi": config.position == "alibi",
+    }
+
+
+HEADS = Row(
+    (
+        "num_attention_heads",
+        "n_head",
+        "hidden_size",
+        "n_embed",
+        "num_kv_heads",
+        "n_head_kv",
+        "multi_query",
+        "ffn_hidden_size",
     ),
-    "kv_heads": where(
-        lambda config: config.parallel_residual or config.num_kv_heads in (1, config.heads),
-        " without parallel_residual",
-    ),
-    "attn_out_bias": where(lambda config: config.attn_out_bias == config.attn_bias, ", unlike attn_bias"),
-    "ffn_bias": where(lambda config: config.ffn_bias == config.attn_bias, ", unlike attn_bias"),
-}
+    _read_heads,
+    _write_heads,
+    {
+        **anything("hidden_size", "heads", "ffn_size"),
+        "kv_heads": where(
+            lambda config: config.parallel_residual or config.num_kv_heads in (1, config.heads),
+            " without parallel_residual",
+        ),
+    },
+)
+LAYOUT = Row(
+    ("new_decoder_architecture", "parallel_attn", "num_ln_in_parallel_attn", "alibi"),
+    _read_layout,
+    _write_layout,
+    {
+        **anything("alibi_scaled", "parallel_residual", "shared_norm"),
+        "position": where(
+            lambda config: config.position == "rotary" or (config.position == "alibi" and config.alibi_scaled)
+        ),
+    },
+)
 
-FALCON = Family("falcon", to_model, to_hf, EXPRESSIBLE, rules, ("*.rotary_emb.inv_freq",))
+FALCON = Family(
+    "falcon",
+    "FalconForCausalLM",
+    (
+        setting("decoder_layers", "num_hidden_layers", "n_layer"),
+        setting("vocab_size", "vocab_size"),
+        HEADS,
+        setting("norm_eps", "layer_norm_epsilon", default=1e-5),
+        setting("max_position", "max_position_embeddings", default=2048),
+        activation("activation", "gelu"),
+        setting("attn_bias attn_out_bias ffn_bias", "bias", default=False),
+        setting("tie_embeddings", "tie_word_embeddings", default=True),
+        must_be(apply_residual_connection_post_layernorm=False),
+        rotary(),
+        LAYOUT,
+    ),
+    rules,
+    ("*.rotary_emb.inv_freq",),
+)

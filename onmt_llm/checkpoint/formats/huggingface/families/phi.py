@@ -1,0 +1,70 @@
+"""Phi-1, Phi-2 (parallel sub-layers with one norm, biases everywhere); Phi-3, Phi-4 (Llama with fused matrices)."""
+
+from __future__ import annotations
+
+from onmt_llm.checkpoint.formats.huggingface.families import llama
+from onmt_llm.checkpoint.formats.huggingface.families.base import QKV, Family, block, fused, modules
+from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+    activation,
+    always,
+    heads,
+    must_be,
+    rotary,
+    setting,
+    window,
+)
+from onmt_llm.checkpoint.formats.rules import Rule, SplitRows, per_layer
+from onmt_llm.config.model import ModelConfig
+
+PHI_NAMES = {"self_attn.o_proj": "self_attn.dense", "mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
+
+
+def phi_rules(config: ModelConfig) -> list[Rule]:
+    others = [*modules({"decoder.norm": "model.final_layernorm"}), *block("model.layers", PHI_NAMES)]
+    return per_layer(llama.rules_but(*others), config.decoder_layers)
+
+
+def phi3_rules(config: ModelConfig) -> list[Rule]:
+    """q, k and v are one matrix, and so are the two of the gated layer."""
+    query, key = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
+    qkv = fused("model.layers", "self_attn.qkv_proj", QKV, SplitRows((query, key, key)))
+    gate_up = SplitRows((config.ffn_size, config.ffn_size))
+    gated = fused("model.layers", "mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"), gate_up)
+    return per_layer(llama.rules_but(*qkv, *gated), config.decoder_layers)
+
+
+PHI = Family(
+    "phi",
+    "PhiForCausalLM",
+    (
+        *llama.SIZES,
+        heads(kv="num_key_value_heads"),
+        activation("hidden_act", "gelu_new"),
+        setting("norm_eps", "layer_norm_eps", default=1e-5),
+        setting("max_position", "max_position_embeddings", default=2048),
+        rotary(fraction="partial_rotary_factor", default=0.5),
+        always(parallel_residual=True, shared_norm=True),
+        always(attn_bias=True, attn_out_bias=True, ffn_bias=True, lm_head_bias=True),
+        must_be(qk_layernorm=False),
+    ),
+    phi_rules,
+    llama.IGNORE,
+)
+PHI3 = Family(
+    "phi3",
+    "Phi3ForCausalLM",
+    (
+        *llama.SIZES,
+        heads(kv="num_key_value_heads"),
+        activation("hidden_act", "silu"),
+        setting("norm_eps", "rms_norm_eps", default=1e-5),
+        setting("max_position", "max_position_embeddings", default=4096),
+        rotary(fraction="partial_rotary_factor"),
+        window(),
+        always(norm="rmsnorm", ffn_gated=True),
+        must_be(attention_bias=False, mlp_bias=False),
+    ),
+    phi3_rules,
+    llama.IGNORE,
+    harmless=("original_max_position_embeddings",),
+)

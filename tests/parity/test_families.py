@@ -1,0 +1,136 @@
+"""Every family of Hugging Face models against `transformers`: logits, cached decoding, the way back, CTranslate2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from parity.test_converters_hf import FALCON, IDS, LLAMA, SIZES, save_model
+
+from onmt_llm.checkpoint.convert import convert
+from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
+from onmt_llm.checkpoint.formats.huggingface.write import export_hf
+from onmt_llm.checkpoint.load import load_model
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.generate.open import open_engine
+from onmt_llm.nn.kv_cache import KVCache
+from onmt_llm.releasing import release
+
+transformers = pytest.importorskip("transformers")
+
+GROUPED = {**LLAMA, "num_key_value_heads": 2}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 300}
+MPT = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "vocab_size": 300}
+OPT = {**SIZES, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+
+
+def rope(part: float, theta: float = 500.0) -> dict[str, Any]:
+    settings = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": part}
+    return {"rope_parameters": settings}
+
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", GROUPED),
+    "mistral": ("mistral", {**GROUPED, "sliding_window": 4}),
+    "qwen2": ("qwen2", {**GROUPED, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    "qwen3": ("qwen3", {**GROUPED, "head_dim": 16, "rms_norm_eps": 1e-5}),
+    "qwen3 biases, window, tied": (
+        "qwen3",
+        {
+            **GROUPED,
+            **{"head_dim": 12, "attention_bias": True, "tie_word_embeddings": True},
+            **{"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
+        },
+    ),
+    "falcon": ("falcon", {**FALCON, "tie_word_embeddings": True}),
+    "phi": ("phi", LLAMA),
+    "phi grouped": ("phi", {**GROUPED, **rope(0.25), "hidden_act": "gelu"}),
+    "phi3": ("phi3", LLAMA),
+    "phi3 grouped, window, part": ("phi3", {**GROUPED, **rope(0.75), "sliding_window": 4}),
+    "gpt_neox": ("gpt_neox", LLAMA),
+    "gpt_neox sequential": (
+        "gpt_neox",
+        {**LLAMA, **rope(1.0), "use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True},
+    ),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2 other width": ("gpt2", {**GPT2, "n_inner": 48, "tie_word_embeddings": False, "activation_function": "relu"}),
+    "starcoder2": ("starcoder2", GROUPED),
+    "starcoder2 window, no biases": ("starcoder2", {**GROUPED, "use_bias": False, "sliding_window": 4}),
+    "stablelm": ("stablelm", {**GROUPED, "use_qkv_bias": True}),
+    "stablelm parallel": ("stablelm", {**LLAMA, **rope(0.5), "num_key_value_heads": 4, "use_parallel_residual": True}),
+    "mpt": ("mpt", MPT),
+    "mpt 6 heads": ("mpt", {**MPT, "d_model": 36, "n_heads": 6, "tie_word_embeddings": False}),
+    "opt": ("opt", OPT),
+    "opt no biases": (
+        "opt",
+        {**OPT, "enable_bias": False, "activation_function": "gelu", "tie_word_embeddings": False},
+    ),
+}
+UNREAD = {"model.decoder.embed_positions.weight": 2}
+"""Tensors whose first rows nothing reads; they come back as zeros."""
+
+
+def test_every_family_is_here() -> None:
+    assert {kind for kind, _ in MODELS.values()} == {family.model_type for family in FAMILIES}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_family(tmp_path: Path, name: str) -> None:
+    kind, settings = MODELS[name]
+    theirs = save_model(tmp_path / "hf", kind, {**settings, **ENDS})
+    convert(tmp_path / "hf", tmp_path / "ours")
+    expected = theirs(IDS).logits
+    assert expected.std() > 0.1
+
+    model = load_model(tmp_path / "ours")
+    assert (model(IDS) - expected).abs().max() <= 1e-5
+    cache = KVCache(model.config.decoder_layers)
+    pieces = [model(IDS[:, :5], cache=cache)]
+    pieces += [model(IDS[:, t : t + 1], cache=cache) for t in range(5, IDS.shape[1])]
+    assert (torch.cat(pieces, dim=1) - expected).abs().max() <= 1e-5
+
+    export_hf(tmp_path / "ours", tmp_path / "back")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    there, here = theirs.state_dict(), back.state_dict()
+    assert there.keys() == here.keys() and back.config.model_type == kind
+    for key, tensor in there.items():
+        assert torch.equal(tensor[UNREAD.get(key, 0) :], here[key][UNREAD.get(key, 0) :]), key
+    assert torch.equal(back(IDS).logits, expected)
+    again = convert(tmp_path / "back", tmp_path / "again")
+    assert Checkpoint.open(again).config.model == Checkpoint.open(tmp_path / "ours").config.model
+
+    pytest.importorskip("ctranslate2")
+    text = "".join(chr(code) for code in range(32, 127))
+    assert release(tmp_path / "ours", tmp_path / "released", text=text)["verdict"] == "pass"
+    engine = open_engine(tmp_path / "released", device="cpu")
+    tokens = [engine.codec.vocab[i] for i in IDS[0].tolist()]
+    np.testing.assert_allclose(engine.logits(tokens), expected[0].numpy(), atol=1e-5)
+
+
+OLDER = {
+    "gpt2": ("transformer.", "", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"]),
+    "gpt_neox": ("lm_head.", "embed_out.", ["gpt_neox.layers.0.attention.bias"]),
+    "opt": ("model.decoder.", "decoder.", []),
+}
+
+
+@pytest.mark.parametrize("kind", OLDER)
+@torch.no_grad()
+def test_older_names_of_tensors(tmp_path: Path, kind: str) -> None:
+    """As in the published files of GPT-2, Pythia and OPT, with the masks that they store."""
+    theirs = save_model(tmp_path / "hf", kind, {**MODELS[kind][1], **ENDS})
+    new, old, masks = OLDER[kind]
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    state |= dict.fromkeys(masks, torch.ones(1, 1, 4, 4))
+    if theirs.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    (tmp_path / "hf/model.safetensors").unlink()
+    renamed = {old + name.removeprefix(new) if name.startswith(new) else name: one for name, one in state.items()}
+    torch.save(renamed, tmp_path / "hf/pytorch_model.bin")
+    convert(tmp_path / "hf", tmp_path / "ours")
+    assert (load_model(tmp_path / "ours")(IDS) - theirs(IDS).logits).abs().max() <= 1e-5
