@@ -17,6 +17,7 @@ from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenize
 from onmt_llm.checkpoint.formats.llama_meta import open_llama_meta, shard_files
 from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
 from onmt_llm.checkpoint.formats.rules import apply
+from onmt_llm.checkpoint.formats.tokenizer_files import NO_TOKENIZER
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype
@@ -57,7 +58,7 @@ def convert(
         model_dir: Directory (or file) with the model.
         output: The checkpoint directory to write, under exactly this name.
         source: A name in `SOURCES`, or "auto".
-        tokenizer_model: Tokeniser file, if it is not beside the model.
+        tokenizer_model: Tokeniser file, if it is not beside the model; "none" = convert the weights alone.
         vocab_file: Vocabulary file, if the tokeniser does not define the vocabulary.
         dtype: "fp32", "bf16" or "fp16"; None = as in the source (quantised sources become fp32).
         shard_size: Bytes per weight file, e.g. "5GB".
@@ -106,6 +107,8 @@ def open_imported(
             )
         known = "config.json (hf), params.json with consolidated.00.pth (llama_meta), *.gguf, an OpenNMT-py .pt"
         raise CheckpointError(f"{path} must hold a model in a known format, but holds none of: {known}.")
+    if str(tokenizer_model) == str(NO_TOKENIZER) and source in ("gguf", "opennmt"):
+        raise ConfigError(f"tokenizer_model cannot be 'none' for a model that holds its vocabulary ({source}).")
     try:
         return SOURCES[source](
             path,

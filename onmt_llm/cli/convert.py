@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
+from onmt_llm.cli.inputs import Input, missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Output, Paths, model_files, output_option
 from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.convert import ConversionOptions
@@ -30,13 +30,18 @@ def _paths(loaded: Loaded[Any]) -> Paths:
     if options.to is None and options.model_dir and Path(options.model_dir).is_file():
         # a file is read under this name only: MODEL.pt may become the checkpoint MODEL
         models = models[:1]
-    return Paths([*models, *option_files(loaded, "conversion", ("tokenizer_model", "vocab_file"))], writes)
+    return Paths([*models, *_text_files(loaded)], writes)
+
+
+def _text_files(loaded: Loaded[Any]) -> Iterator[Input]:
+    files = option_files(loaded, "conversion", ("tokenizer_model", "vocab_file"))
+    return (file for file in files if file[:2] != ("'tokenizer_model'", "none"))
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     options: ConversionOptions = loaded.job.conversion
     yield from missing_options(loaded, "conversion", ("model_dir", "output"), USAGE)
-    yield from missing_files(loaded, option_files(loaded, "conversion", ("tokenizer_model", "vocab_file")))
+    yield from missing_files(loaded, _text_files(loaded))
     if options.to is not None:
         yield from missing_models(loaded, "conversion", ("model_dir",))
     elif options.model_dir and not any(Path(options.model_dir + end).exists() for end in ("", ".pt")):

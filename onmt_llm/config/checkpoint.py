@@ -26,14 +26,14 @@ _OWN_FILES = re.compile(
     r"\..*|config\.yaml|(manifest|fingerprint)\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
 )
 
-TokenizerKind = Literal["sentencepiece", "bpe", "onmt_tokenize", "huggingface", "whitespace"]
+TokenizerKind = Literal["sentencepiece", "bpe", "onmt_tokenize", "huggingface", "whitespace", "none"]
 
 
 class TokenizerSpec(Section):
     """A tokeniser; its model file is stored beside this file."""
 
     kind: TokenizerKind = "whitespace"
-    """Library that splits text into tokens."""
+    """Library that splits text into tokens; `none`: the model was converted without its tokeniser."""
     file: str | None = None
     """Model file, relative to the checkpoint directory."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -28,7 +28,8 @@ class ConversionOptions(Section):
     format: Literal["pytorch", "safetensors"] | None = None
     """`to: opennmt`: store the weights in the `.pt` file (default), or in safetensors files beside it."""
     tokenizer_model: str | None = None
-    """SentencePiece model or tokenizer.json, if not found beside the weights."""
+    """SentencePiece model or tokenizer.json, if not found beside the weights; `none` converts the weights alone, for a
+    model that reads no text but can be exported and released."""
     vocab_file: str | None = None
     """Vocabulary, if neither the weights nor the tokeniser contain it."""
     dtype: Dtype | None = None

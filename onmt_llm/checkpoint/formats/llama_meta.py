@@ -27,10 +27,12 @@ from onmt_llm.checkpoint.formats.rules import (
     rule,
 )
 from onmt_llm.checkpoint.formats.tokenizer_files import (
+    NO_TOKENIZER,
     SENTENCEPIECE_FILE,
     from_huggingface,
     from_sentencepiece,
     read_json,
+    without_tokenizer,
 )
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError
@@ -172,12 +174,15 @@ def _rope(params: dict[str, Any]) -> RopeConfig:
 
 
 def _tokenizer(model_dir: Path, tokenizer_model: Path | None, rows: int) -> ImportedTokenizer:
+    if tokenizer_model == NO_TOKENIZER:
+        return without_tokenizer(rows)
     if tokenizer_model is not None and tokenizer_model.suffix == ".json":
         return from_huggingface(tokenizer_model.parent, rows=rows, tokenizer_model=tokenizer_model)
     beside = [model_dir / SENTENCEPIECE_FILE, model_dir.parent / SENTENCEPIECE_FILE]
     file = tokenizer_model or next((f for f in beside if f.is_file()), None)
     if file is None:
         raise CheckpointError(
-            f"There is no {SENTENCEPIECE_FILE} in {model_dir} or above it.", hint="give it with -tokenizer_model"
+            f"There is no {SENTENCEPIECE_FILE} in {model_dir} or above it.",
+            hint="give it with -tokenizer_model; -tokenizer_model none converts the weights alone",
         )
     return from_sentencepiece(file, rows=rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
 from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
-from onmt_llm.errors import CheckpointError, DataError
+from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.text.tokenizers.huggingface import HfTokenizer
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -18,6 +18,13 @@ from onmt_llm.text.vocab import Vocab, tokens_by_id, unused_token
 SENTENCEPIECE_FILE = "tokenizer.model"
 HUGGINGFACE_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
+NO_TOKENIZER = Path("none")
+"""Given instead of a tokeniser file: convert the weights alone."""
+_OTHER_FILES = (
+    *("spiece.model", "sentencepiece.bpe.model", "source.spm", "tekken.json", "vocab.json", "vocab.txt"),
+    *("qwen.tiktoken", "tokenizer.model.v3"),
+)
+"""Tokenisers of other kinds, which are not read."""
 
 CHATML = (
     "{% for message in messages %}"
@@ -38,18 +45,19 @@ def from_huggingface(
     Args:
         model_dir: Holds tokenizer.json or tokenizer.model, and the JSON files that describe them.
         rows: Rows of the embedding; the vocabulary gets exactly this many tokens.
-        tokenizer_model: Use this tokeniser file instead.
+        tokenizer_model: Use this tokeniser file instead; `NO_TOKENIZER` = none.
         vocab_file: Use this vocabulary instead of the tokeniser's own.
 
     Raises:
-        CheckpointError: There is no tokeniser.
-        UnsupportedError: No codec can open it.
+        UnsupportedError: The tokeniser is one that no codec can open.
         DataError: The vocabulary file has more tokens than the model.
     """
     file = tokenizer_model or _find(model_dir)
     stated = {**_read_json(model_dir / "special_tokens_map.json"), **_read_json(model_dir / "tokenizer_config.json")}
     ids = {**_read_json(model_dir / "config.json"), **_read_json(model_dir / "generation_config.json")}
-    if file.suffix == ".json":
+    if file == NO_TOKENIZER:
+        imported = without_tokenizer(rows)
+    elif file.suffix == ".json":
         imported = _open_tokenizers(file, _content(stated.get("bos_token")))
     else:
         imported = from_sentencepiece(file, rows=rows, add_bos=bool(stated.get("add_bos_token", True)))
@@ -59,8 +67,16 @@ def from_huggingface(
     tokens = Vocab.read(vocab_file, imported.specials) if vocab_file else None
     imported.tokens = fit([tokens[i] for i in range(len(tokens))] if tokens else imported.tokens, rows)
     imported.specials, imported.stop_tokens = _specials(imported, stated, ids)
-    set_template(imported, _template_text(model_dir, stated))
+    if file != NO_TOKENIZER:
+        set_template(imported, _template_text(model_dir, stated))
     return imported
+
+
+def without_tokenizer(rows: int) -> ImportedTokenizer:
+    """The text side of weights alone: a name for each row of the embedding, and nothing that reads text."""
+    logger.warning("The model is converted without a tokeniser: it can be exported and released, but reads no text.")
+    specials = SpecialTokens(unk=None, bos=None, eos=None, add_bos=False)
+    return ImportedTokenizer(tokens=fit([], rows), specials=specials, spec=TokenizerSpec(kind="none"))
 
 
 def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> ImportedTokenizer:
@@ -136,13 +152,14 @@ def _same_template(one: str, other: str) -> bool:
 
 
 def _find(model_dir: Path) -> Path:
-    for name in (HUGGINGFACE_FILE, SENTENCEPIECE_FILE):
-        if (model_dir / name).is_file():
-            return model_dir / name
-    raise CheckpointError(
-        f"{model_dir} must hold {HUGGINGFACE_FILE} or {SENTENCEPIECE_FILE}, but holds neither.",
-        hint="give one with -tokenizer_model",
-    )
+    """The tokeniser file of a directory; `NO_TOKENIZER` if there is none of any kind."""
+    here = [name for name in (HUGGINGFACE_FILE, SENTENCEPIECE_FILE, *_OTHER_FILES) if (model_dir / name).is_file()]
+    if here and here[0] in _OTHER_FILES:
+        raise UnsupportedError(
+            f"The tokeniser in {model_dir} must be {HUGGINGFACE_FILE} or {SENTENCEPIECE_FILE}, but is {here[0]}.",
+            hint=f"give a {HUGGINGFACE_FILE} with -tokenizer_model; -tokenizer_model none converts the weights alone",
+        )
+    return model_dir / here[0] if here else NO_TOKENIZER
 
 
 def _open_tokenizers(file: Path, bos: str | None) -> ImportedTokenizer:

@@ -10,6 +10,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.tokenizers.base import Tokenizer
 from onmt_llm.text.tokenizers.bpe import BpeTokenizer
 from onmt_llm.text.tokenizers.huggingface import HfTokenizer
+from onmt_llm.text.tokenizers.missing import MissingTokenizer
 from onmt_llm.text.tokenizers.pyonmttok import OnmtTokenizer
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
@@ -29,6 +30,8 @@ def open_tokenizer(spec: TokenizerSpec, directory: str | Path) -> Tokenizer:
     """
     if spec.kind == "whitespace":
         return WhitespaceTokenizer()
+    if spec.kind == "none":
+        return MissingTokenizer()
     file = None if spec.file is None else _existing(Path(directory) / spec.file, spec.kind)
     if spec.kind == "onmt_tokenize":
         return _open_onmt(file, spec)

@@ -103,6 +103,8 @@ def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Co
     config = checkpoint.config
     names = {"huggingface": HUGGINGFACE_FILE, "sentencepiece": SENTENCEPIECE_FILE}
     kind, file = config.tokenizer.kind, config.tokenizer.file
+    if kind == "none":
+        return
     if kind not in names or file is None:
         raise UnsupportedError(
             f"transformers reads tokenisers of kind {' and '.join(names)}, but this one is '{kind}'."

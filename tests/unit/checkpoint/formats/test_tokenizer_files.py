@@ -112,9 +112,25 @@ def test_a_tokeniser_that_no_codec_opens_is_refused(folder: Path, named: str) ->
         from_huggingface(folder, rows=8)
 
 
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"must hold tokenizer.json or tokenizer.model, but holds neither"):
+def test_a_folder_without_a_tokeniser_has_weights_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "config.json", bos_token_id=1, eos_token_id=2)
+    write(tmp_path, "tokenizer_config.json", chat_template=CHATML)
+    with caplog.at_level("WARNING", logger="onmt_llm"):
+        imported = from_huggingface(tmp_path, rows=8)
+    assert caplog.text.count("without a tokeniser") == 1
+    assert imported.spec.kind == "none" and imported.template is None and len(imported.tokens) == 8
+    assert (imported.specials.bos, imported.specials.eos) == (imported.tokens[1], imported.tokens[2])
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "tekken.json", "vocab.json"])
+def test_a_tokeniser_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(UnsupportedError, match=rf"must be tokenizer.json or tokenizer.model, but is {name}"):
         from_huggingface(tmp_path, rows=8)
+    assert from_huggingface(tmp_path, rows=8, tokenizer_model=Path("none")).spec.kind == "none"
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config.json is missing"):
         read_json(tmp_path / "config.json")
     with pytest.raises(DataError, match="There is no tokeniser model at"):

@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 import tiny
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
-from onmt_llm.errors import OnmtLlmError, UnsupportedError
+from onmt_llm.cli.convert import main as convert_command
+from onmt_llm.errors import DataError, OnmtLlmError, UnsupportedError
+from onmt_llm.generate.open import open_engine
+from onmt_llm.releasing import release
 
 GATE = "model.layers.0.mlp.gate_proj"
 
@@ -106,6 +109,24 @@ def test_code_of_its_own_is_refused_unless_transformers_has_the_class(
     shutil.rmtree(folder)
     folder = make_folder({"auto_map": {"AutoModelForCausalLM": "modeling_mine.LlamaMoeForCausalLM"}})
     assert "modeling_mine.LlamaMoeForCausalLM" in refusal(folder).message
+
+
+def test_weights_alone_are_exported_and_released_but_read_no_text(make_folder: MakeFolder) -> None:
+    folder = make_folder({})
+    ours, back = folder.parent / "ours", folder.parent / "back"
+    assert convert_command(["-model_dir", str(folder), "-tokenizer_model", "none", "-output", str(ours)]) == 0
+    export_hf(ours, back)
+    before, after = (load_file(path / "model.safetensors") for path in (folder, back))
+    assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
+    ids = [json.loads((path / "config.json").read_text())["eos_token_id"] for path in (folder, back)]
+    assert ids[0] == ids[1] is not None
+    with pytest.raises(DataError, match="converted without one"):
+        release(ours, folder.parent / "release")
+    release(ours, folder.parent / "release", verify="off")
+    engine = open_engine(ours, device="cpu")
+    assert engine.logits(engine.codec.vocab.tokens([5])).shape == (1, 259)
+    with pytest.raises(DataError, match="converted without one"):
+        engine.codec.encode("text")
 
 
 def test_an_unknown_family_is_reported_with_everything_else(make_folder: MakeFolder) -> None:
