@@ -41,7 +41,9 @@ def save_base(folder: Path, kind: str = "llama", **settings: Any) -> Checkpoint:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder / "hf")
     tokens = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(47))])}
-    tokenizers.Tokenizer(tokenizers.models.WordLevel(tokens, unk_token="<unk>")).save(str(folder / "hf/tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(tokens, unk_token="<unk>"))
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.save(str(folder / "hf/tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "hf/tokenizer_config.json").write_text(json.dumps(names))
     convert(folder / "hf", folder / "base")

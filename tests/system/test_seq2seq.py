@@ -133,15 +133,15 @@ def test_a_translator_learns_to_copy_and_serves_in_int8(tmp_path: Path) -> None:
     options = prepare(tmp_path, "translator", "sinusoidal")
     scored = {"valid_metrics": ["BLEU", "CHRF"], "dump_preds": "preds", "valid_max_length": 20}
     printed = run(
-        tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 2000, **options, **scored)
+        tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 900, **options, **scored)
     )
-    predictions = (tmp_path / "preds/preds.valid_step_2000.txt").read_text().splitlines()
+    predictions = (tmp_path / "preds/preds.valid_step_900.txt").read_text().splitlines()
     references = [(tmp_path / "copy.valid.tgt").read_text().splitlines()]
     assert f"BLEU: {sacrebleu.corpus_bleu(predictions, references).score:.2f}" in printed
     assert f"CHRF: {sacrebleu.corpus_chrf(predictions, references).score:.2f}" in printed
-    assert exact(tmp_path, "copy_step_2000", "copy") >= 0.99
-    assert exact(tmp_path, "copy_step_2000", "copy", "-beam_size", "3") >= 0.99
-    run(tmp_path, "release_model", "-model", "copy_step_2000", "-format", "ctranslate2", "-quantization", "int8",
+    assert exact(tmp_path, "copy_step_900", "copy") >= 0.99
+    assert exact(tmp_path, "copy_step_900", "copy", "-beam_size", "3") >= 0.99
+    run(tmp_path, "release_model", "-model", "copy_step_900", "-format", "ctranslate2", "-quantization", "int8",
         "-output", "copy_int8")  # fmt: skip
     assert exact(tmp_path, "copy_int8", "copy") >= 0.99
     assert json.loads((tmp_path / "copy_int8/release_report.json").read_text())["quantization"] == "int8"
@@ -149,8 +149,8 @@ def test_a_translator_learns_to_copy_and_serves_in_int8(tmp_path: Path) -> None:
 
 def test_a_language_model_learns_to_copy(tmp_path: Path) -> None:
     options = prepare(tmp_path, "language model", "shaw")
-    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 2400, **options))
-    assert exact(tmp_path, "copy_step_2400", "copy") >= 0.99
+    run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 1000, **options))
+    assert exact(tmp_path, "copy_step_1000", "copy") >= 0.99
 
 
 @pytest.mark.slow
