@@ -9,13 +9,22 @@ import json
 import sys
 from pathlib import Path
 
+from onmt_llm.checkpoint.export_guard import obstacles
+from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
+from onmt_llm.checkpoint.formats.opennmt import write as opennmt
 from onmt_llm.cli.jobs import JOBS
 from onmt_llm.commands import COMMANDS
 from onmt_llm.config.compat.opennmt_table import option_table, read_options
 from onmt_llm.config.loading.render import json_schema, option_tables
 from onmt_llm.config.section import options_of
+from onmt_llm.releasing import ct2_spec
 
 REFERENCE = Path(__file__).parent / "reference"
+SIZES = {
+    **{"num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4},
+    **{"hidden_size": 64, "n_embd": 64, "d_model": 64, "intermediate_size": 256, "ffn_dim": 256, "vocab_size": 300},
+}
+"""Values of the keys that a `config.json` must have, in one family or another."""
 OPENNMT_OPTIONS = Path(__file__).parents[1] / "tests/data/opennmt_options.txt"
 
 
@@ -34,7 +43,38 @@ def pages() -> dict[Path, str]:
     tables = {command: options_of(job.section, job.extra()) for command, job in JOBS.items()}
     options = read_options(OPENNMT_OPTIONS.read_text(encoding="utf-8"))
     result[REFERENCE / "opennmt_options.md"] = option_table(options, tables)
+    result[REFERENCE / "families.md"] = _families()
     return result
+
+
+def _families() -> str:
+    """The families of Hugging Face models and what a model with each family's defaults converts to."""
+    head = (
+        "# Families of Hugging Face models\n\nGenerated from the table of families by `make docs`. Each row is a"
+        " `model_type` of `config.json`; a model of it becomes a checkpoint like any other.\n"
+        "`tests/parity/test_families.py` compares each with transformers: the logits (to 1e-5 in float32), also with a"
+        " cache and past a sliding window; the folder that\n`-to hf` writes, tensor by tensor; and the logits of a"
+        " CTranslate2 release.\n\n"
+        "| `model_type` | models | in | `-to hf` | CTranslate2 | `-to opennmt` |\n|---|---|---|---|---|---|\n"
+    )
+    rows = []
+    for family in FAMILIES:
+        model = family.to_model({key: value for key, value in SIZES.items() if key in family.keys})
+        found = [", ".join(obstacles(model, table)) for table in (ct2_spec.EXPRESSIBLE, opennmt.EXPRESSIBLE)]
+        cells = [
+            f"`{family.model_type}`",
+            family.models,
+            "yes",
+            "yes",
+            *(f"no: {one}" if one else "yes" for one in found),
+        ]
+        rows.append(f"| {' | '.join(cells)} |\n")
+    foot = (
+        "\nWhat a model has beyond its family's defaults counts too: a variant that cannot be computed or written is"
+        " refused by name (rotary scaling other than `linear`\nand `llama3`, a window in some of the layers, a key of"
+        " `config.json` that is not known).\n\nTo add one: [add a model family](../tutorials/add-a-model-family.md).\n"
+    )
+    return head + "".join(rows) + foot
 
 
 def _begin(command: str) -> str:

@@ -299,7 +299,7 @@ def test_a_model_that_no_family_expresses_is_not_exported(tmp_path: Path) -> Non
     save_model(tmp_path / "hf", *MODELS["llama"])
     convert(tmp_path / "hf", tmp_path / "ours")
     checkpoint = Checkpoint.open(tmp_path / "ours")
-    model = checkpoint.config.model.model_copy(update={"scale_embeddings": True})
+    model = checkpoint.config.model.model_copy(update={"scale_logits": True})
     checkpoint.config = checkpoint.config.model_copy(update={"model": model})
-    with pytest.raises(UnsupportedError, match="scale_embeddings is true"):
+    with pytest.raises(UnsupportedError, match="scale_logits is true"):
         export_hf(checkpoint, tmp_path / "back")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families import (
     falcon,
+    gemma,
     gpt2,
     gpt_neox,
     llama,
@@ -24,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     llama.MISTRAL,
     llama.QWEN2,
     llama.QWEN3,
+    gemma.GEMMA,
     falcon.FALCON,
     phi.PHI,
     phi.PHI3,

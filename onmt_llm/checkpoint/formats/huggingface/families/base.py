@@ -24,21 +24,13 @@ HARMLESS = (
     # training
     *("initializer_range", "*dropout", "*_pdrop", "gradient_checkpointing"),
     # what a call returns, and how it is computed
-    *(
-        "return_dict*",
-        "use_return_dict",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "use_cache",
-        "chunk_size_feed_forward",
-        "use_bfloat16",
-    ),
+    *("return_dict*", "use_return_dict", "output_attentions", "output_hidden_states", "output_past"),
+    *("output_scores", "use_cache", "chunk_size_feed_forward", "use_bfloat16"),
     *("tf_legacy_loss", "*attn_implementation*", "*flash_attn*", "*_experts_implementation*", "torchscript"),
     *("pretraining_tp",),
     # encoder-decoders, classifiers
     *("is_encoder_decoder", "is_decoder", "tie_encoder_decoder", "cross_attention_hidden_size"),
-    *("add_cross_attention", "finetuning_task", "problem_type", "id2label", "label2id", "num_labels"),
+    *("add_cross_attention", "finetuning_task", "problem_type", "id2label", "label2id", "*num_labels"),
     *("pruned_heads",),
     # defaults of generation, which older versions of transformers kept here
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
@@ -59,6 +51,7 @@ class Family:
         rows: The map between `config.json` and `ModelConfig`; where two set the same, the later one counts.
         rules: The weight-name rules, with `{i}` filled in.
         ignore: Patterns of tensors to skip.
+        models: Well-known models of the family.
         harmless: Patterns of keys that change nothing, beyond `HARMLESS`.
         older: Older beginnings of tensor names and the current ones.
     """
@@ -68,6 +61,7 @@ class Family:
     rows: Sequence[Row]
     rules: Callable[[ModelConfig], list[Rule]]
     ignore: tuple[str, ...] = ()
+    models: str = ""
     harmless: tuple[str, ...] = ()
     older: tuple[tuple[str, str], ...] = ()
 
@@ -75,6 +69,11 @@ class Family:
     def origin(self) -> str:
         """What converted models of this family name as their source, before their own name."""
         return f"Hugging Face {self.model_type}"
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of `config.json` that the map reads."""
+        return [key for row in self.rows for key in row.keys]
 
     @cached_property
     def expressible(self) -> Mapping[str, Check]:
@@ -88,7 +87,7 @@ class Family:
             CheckpointError: A key is missing.
             UnsupportedError: A value, or a key, means something that the map does not know.
         """
-        check_keys(hf, [*(key for row in self.rows for key in row.keys), *self.harmless], self.model_type)
+        check_keys(hf, [*self.keys, *self.harmless], self.model_type)
         return ModelConfig.model_validate({name: value for row in self.rows for name, value in row.read(hf).items()})
 
     def to_hf(self, config: ModelConfig) -> Values:

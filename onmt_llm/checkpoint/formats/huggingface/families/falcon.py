@@ -139,4 +139,6 @@ FALCON = Family(
     ),
     rules,
     ("*.rotary_emb.inv_freq",),
+    models="Falcon 7B, 11B, 40B, 180B, RW",
+    harmless=("ff_factor",),
 )

@@ -63,6 +63,7 @@ GPT2 = Family(
     ),
     rules,
     ("*.attn.bias", "*.attn.masked_bias"),
+    models="GPT-2, DistilGPT2",
     harmless=("n_ctx", "reorder_and_upcast_attn", "summary_*"),
     older=(
         ("wte.", "transformer.wte."),

@@ -40,5 +40,6 @@ GPT_NEOX = Family(
     ),
     rules,
     ("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
+    models="Pythia, GPT-NeoX 20B",
     older=(("embed_out.", "lm_head."),),
 )

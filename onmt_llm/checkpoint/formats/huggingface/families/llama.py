@@ -108,10 +108,20 @@ LLAMA = Family(
     ),
     rules,
     IGNORE,
+    models="Llama 1-3, Vicuna, SmolLM2, TinyLlama, Yi, Falcon 3",
     harmless=("max_sequence_length", "is_llama_config"),
 )
-MISTRAL = Family("mistral", "MistralForCausalLM", (*LLAMA_ROWS, window(default=4096)), rules, IGNORE)
-QWEN2 = Family("qwen2", "Qwen2ForCausalLM", (*LLAMA_ROWS, always(attn_bias=True), window_of_qwen()), rules, IGNORE)
+MISTRAL = Family(
+    "mistral", "MistralForCausalLM", (*LLAMA_ROWS, window(default=4096)), rules, IGNORE, models="Mistral 7B, Zephyr"
+)
+QWEN2 = Family(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    (*LLAMA_ROWS, always(attn_bias=True), window_of_qwen()),
+    rules,
+    IGNORE,
+    models="Qwen 1.5, 2, 2.5",
+)
 QWEN3 = Family(
     "qwen3",
     "Qwen3ForCausalLM",
@@ -124,4 +134,5 @@ QWEN3 = Family(
     ),
     rules,
     IGNORE,
+    models="Qwen 3, dense",
 )

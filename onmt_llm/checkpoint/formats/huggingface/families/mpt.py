@@ -68,6 +68,7 @@ MPT = Family(
         must_be(expansion_ratio=4, no_bias=True, logit_scale=None),
     ),
     rules,
+    models="MPT 7B, 30B",
     harmless=(
         "embedding_fraction",
         "init_config",

@@ -61,6 +61,7 @@ OPT = Family(
         must_be(do_layer_norm_before=True, _remove_final_layer_norm=False, layer_norm_elementwise_affine=True),
     ),
     rules,
+    models="OPT, except 350M",
     harmless=("layerdrop", "init_std"),
     older=(("decoder.", "model.decoder."),),
 )

@@ -49,6 +49,7 @@ PHI = Family(
     ),
     phi_rules,
     llama.IGNORE,
+    models="Phi-1, 1.5, 2",
 )
 PHI3 = Family(
     "phi3",
@@ -62,9 +63,10 @@ PHI3 = Family(
         rotary(fraction="partial_rotary_factor"),
         window(),
         always(norm="rmsnorm", ffn_gated=True),
-        must_be(attention_bias=False, mlp_bias=False),
+        must_be(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1),
     ),
     phi3_rules,
     llama.IGNORE,
+    models="Phi-3 4k, Phi-4 14B",
     harmless=("original_max_position_embeddings",),
 )

@@ -30,4 +30,5 @@ STABLELM = Family(
     ),
     llama.rules,
     llama.IGNORE,
+    models="StableLM 2 1.6B, StableLM 3B",
 )

@@ -39,5 +39,6 @@ STARCODER2 = Family(
     ),
     rules,
     llama.IGNORE,
+    models="StarCoder2",
     harmless=("layer_norm_epsilon", "*attention_softmax_in_fp32"),
 )
