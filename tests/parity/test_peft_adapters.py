@@ -28,13 +28,20 @@ IDS = torch.tensor([[1, 5, 40, 17, 44, 3, 12, 8, 25, 39, 31, 7]])
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "attention_bias": True}
 FALCON = {**SIZES, "new_decoder_architecture": True, "num_kv_heads": 2, "tie_word_embeddings": False}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+KINDS = {
+    "llama": LLAMA,
+    "falcon": FALCON,
+    "phi3": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": None},
+    "gpt2": {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
+}
 LAYERS = ["q_proj", "k_proj", "o_proj", "down_proj"]
 
 
 def save_base(folder: Path, kind: str = "llama", **settings: Any) -> Checkpoint:
     """A random model of transformers in `hf`, and converted in `base`."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **(LLAMA if kind == "llama" else FALCON), **settings)
+    config = transformers.AutoConfig.for_model(kind, **{**KINDS[kind], **ENDS, **settings})
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -108,9 +115,16 @@ def test_trained_there_computes_the_same_here_and_goes_back(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_a_fused_matrix_is_three_layers_here(tmp_path: Path, dora: bool) -> None:
-    base = save_base(tmp_path, "falcon")
-    layers = ["query_key_value", "dense"]
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        ("falcon", ["query_key_value", "dense"]),
+        ("phi3", ["qkv_proj", "gate_up_proj", "down_proj"]),
+        ("gpt2", ["c_attn", "c_fc"]),
+    ],
+)
+def test_a_fused_matrix_is_several_layers_here(tmp_path: Path, kind: str, layers: list[str], dora: bool) -> None:
+    base = save_base(tmp_path, kind)
     expected = train_there(tmp_path, target_modules=layers, use_dora=dora, use_rslora=not dora)
     import_peft(tmp_path / "peft", base.path, tmp_path / "ours")
     assert (logits_here(tmp_path / "ours") - expected).abs().max() <= 1e-5
@@ -142,6 +156,8 @@ HERE: dict[str, tuple[str, dict[str, Any]]] = {
     "pissa and dora": ("llama", {"layers": LAYERS, "init": "pissa", "dora": True}),
     "three a": ("falcon", {"layers": ["q_proj", "k_proj", "v_proj"], "rank_pattern": {"k_proj": 5}}),
     "three a with dora": ("falcon", {"layers": ["q_proj", "k_proj", "v_proj", "o_proj"], "dora": True}),
+    "phi3": ("phi3", {"layers": ["q_proj", "gate_proj", "up_proj", "down_proj"]}),
+    "gpt2": ("gpt2", {"layers": ["q_proj", "v_proj", "o_proj", "up_proj"]}),
     "one of three": ("falcon", {"layers": ["v_proj", "up_proj"], "rslora": True}),
 }
 

@@ -26,10 +26,10 @@ from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWri
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.huggingface.write import family_for_export
 from onmt_llm.checkpoint.formats.imported import TypedSource
-from onmt_llm.checkpoint.formats.rules import Op
+from onmt_llm.checkpoint.formats.rules import Chain, Identity, Op, Transpose
 from onmt_llm.checkpoint.formats.tokenizer_files import read_json
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
-from onmt_llm.config.checkpoint import AdapterSpec
+from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.transformer import parameter_shapes
@@ -113,7 +113,8 @@ def import_peft(folder: str | Path, base: str | Path, output: str | Path, *, ove
     found = _read_parts(settings, _open_weights(folder), whole, folder)
     tensors = {name: tensor for layer, part in found for name, tensor in _our_tensors(layer, part)}
     spec = _our_spec(settings, found, whole)
-    config = whole.config.model_copy(update={"adapter": spec, "source": f"peft, {folder.name}"})
+    source = " with ".join(filter(None, (whole.config.source, f"peft, {folder.name}")))
+    config = whole.config.model_copy(update={"adapter": spec, "source": source})
     with CheckpointWriter(output, config, overwrite=overwrite) as writer:
         for name, tensor in tensors.items():
             writer.add(name, tensor)
@@ -140,10 +141,9 @@ def export_peft(
         UnsupportedError: transformers has no such model, or peft no such adapter.
     """
     lora = Checkpoint.open(adapter)
-    spec = adapter_spec(lora)
-    model = lora.config.model
-    found = [(layer, part) for layer in _layers(model) if (part := _their_adapter(layer, lora, spec)) is not None]
-    config = _their_settings(spec, found, model, base_name)
+    spec, layers = adapter_spec(lora), _layers(lora.config)
+    found = [(layer, part) for layer in layers if (part := _their_adapter(layer, lora, spec)) is not None]
+    config = _their_settings(spec, found, [layer.theirs for layer in layers], base_name)
     with AtomicDirectory(output, overwrite=overwrite) as directory:
         with directory.translated_errors(), SafetensorsWriter(directory.directory / WEIGHTS_FILE) as writer:
             for layer, part in found:
@@ -153,16 +153,22 @@ def export_peft(
     return Path(output)
 
 
-def _layers(model: ModelConfig) -> list[PeftLayer]:
+def _layers(config: CheckpointConfig) -> list[PeftLayer]:
     """The layers of the transformers model that can have an adapter, from the rules of its family."""
-    here = parameter_shapes(model)
-    table = []
-    for one in family_for_export(model).rules(model):
+    here, table = parameter_shapes(config.model), []
+    for one in family_for_export(config.model, config.source).rules(config.model):
         matrices = all(name in here and len(here[name]) == 2 for name in one.ours)
         if matrices and len(one.theirs) == 1:
             ours = tuple(name.removesuffix(".weight") for name in one.ours)
-            table.append(PeftLayer(one.theirs[0].removesuffix(".weight"), ours, one.op))
+            table.append(PeftLayer(one.theirs[0].removesuffix(".weight"), ours, _on_outputs(one.op)))
     return table
+
+
+def _on_outputs(op: Op) -> Op:
+    """The operation on a layer's outputs: how its matrix is stored does not concern A and B."""
+    if isinstance(op, Chain):
+        return Chain(tuple(_on_outputs(one) for one in op.ops))
+    return Identity() if isinstance(op, Transpose) else op
 
 
 def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
@@ -190,7 +196,7 @@ def _read_parts(
     settings: Mapping[str, Any], source: TypedSource, base: Checkpoint, folder: Path
 ) -> list[tuple[PeftLayer, LayerAdapter]]:
     model = base.config.model
-    table = {layer.theirs: layer for layer in _layers(model)}
+    table = {layer.theirs: layer for layer in _layers(base.config)}
     tensors: dict[str, dict[str, Tensor]] = {}
     problems = []
     for name in source.names():
@@ -362,7 +368,7 @@ def _joined(parts: Sequence[LayerAdapter | None], rows: Sequence[int]) -> LayerA
 
 
 def _their_settings(
-    spec: AdapterSpec, found: Sequence[tuple[PeftLayer, LayerAdapter]], model: ModelConfig, base_name: str | None
+    spec: AdapterSpec, found: Sequence[tuple[PeftLayer, LayerAdapter]], every: Sequence[str], base_name: str | None
 ) -> dict[str, Any]:
     sizes = {layer.theirs: _size(part, spec.rslora) for layer, part in found}
     (rank, alpha), ranks, alphas = _most_common(sizes)
@@ -374,7 +380,7 @@ def _their_settings(
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": spec.dropout,
-        "target_modules": short_names([layer.theirs for layer, _ in found], [one.theirs for one in _layers(model)]),
+        "target_modules": short_names([layer.theirs for layer, _ in found], every),
         "rank_pattern": {re.escape(name): value for name, value in ranks.items()},
         "alpha_pattern": {re.escape(name): value for name, value in alphas.items()},
         "use_rslora": spec.rslora,
