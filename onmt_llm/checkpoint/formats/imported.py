@@ -13,6 +13,9 @@ from onmt_llm.checkpoint.formats.rules import Rule, TensorSource
 from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
 
+NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types of weights that are what the model computes with; others are codes of a quantisation."""
+
 
 class TypedSource(TensorSource, Protocol):
     """A source that knows a tensor's type without reading it."""

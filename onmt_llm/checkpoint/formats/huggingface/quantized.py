@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from onmt_llm.checkpoint.formats.huggingface.dequantize import DequantizedTensors, find_codings
 from onmt_llm.checkpoint.formats.huggingface.families.base import HfConfig
-from onmt_llm.checkpoint.formats.imported import TypedSource
+from onmt_llm.checkpoint.formats.imported import NUMBERS, TypedSource
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
 
@@ -26,35 +27,45 @@ _MARKS = {
 }
 """Ends of tensor names that only a quantised model has."""
 
-_NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def check_not_quantized(hf_config: HfConfig, source: TypedSource, model_dir: Path) -> None:
-    """Refuse weights that are not the numbers that the model computes with.
+def plain_weights(hf_config: HfConfig, source: TypedSource, model_dir: Path) -> TypedSource:
+    """The weights as numbers: quantised ones are decoded where a formula does that exactly.
 
     Raises:
-        UnsupportedError: They are quantised, as config.json says or their names and types show.
+        UnsupportedError: They are quantised in another way, as config.json says or their names and types show.
     """
     declared = declared_method(hf_config)
-    found = _method_by_names(source)
-    coded = [name for name in source.names() if name.endswith("weight") and source.dtype(name) not in _NUMBERS]
-    if found is None and not coded:
-        if declared is not None:
-            logger.warning(
-                "config.json says %s, but the weights are not quantised; they are taken as they are.", declared
-            )
-        return
-    raise UnsupportedError(
-        f"The weights of {model_dir} must be floating-point numbers, but are quantised with "
-        f"{declared or found or f'an unknown method (such as {coded[0]})'}.",
-        hint="convert the model that they were made from; train with quant_type, or release with -quantization int8",
-    )
+    stored = hf_config.get("dtype") or hf_config.get("torch_dtype")
+    codings = find_codings(source, _settings(hf_config).get("weight_block_size"))
+    plain = DequantizedTensors(source, codings, _TYPES.get(str(stored), torch.bfloat16)) if codings else source
+    left = _method_by_names(plain)
+    coded = [name for name in plain.names() if name.endswith("weight") and plain.dtype(name) not in NUMBERS]
+    if left or coded:
+        raise UnsupportedError(
+            f"The weights of {model_dir} must be floating-point numbers, but are quantised with "
+            f"{declared or left or f'an unknown method (such as {coded[0]})'}.",
+            hint="convert the model that they were made from; train with quant_type, or release with "
+            "-quantization int8",
+        )
+    if codings:
+        method = declared or _method_by_names(source) or "an unnamed method"
+        logger.warning("%d weights are quantised with %s; they are decoded, with its loss.", len(codings), method)
+    elif declared is not None:
+        logger.warning("config.json says %s, but the weights are not quantised; they are taken as they are.", declared)
+    return plain
+
+
+def _settings(hf_config: HfConfig) -> Mapping[str, Any]:
+    settings = hf_config.get("quantization_config") or hf_config.get("compression_config")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def declared_method(hf_config: HfConfig) -> str | None:
     """The quantisation that `config.json` declares, in words; None = none."""
-    settings = hf_config.get("quantization_config") or hf_config.get("compression_config")
-    if not isinstance(settings, Mapping):
+    settings = _settings(hf_config)
+    if not settings:
         return None
     method = str(settings.get("quant_method") or "an unnamed method")
     details = ", ".join(_details(settings))

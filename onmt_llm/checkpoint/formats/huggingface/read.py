@@ -16,7 +16,7 @@ from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.huggingface.declared import declared_problems
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
-from onmt_llm.checkpoint.formats.huggingface.quantized import check_not_quantized, declared_method
+from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights
 from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource
 from onmt_llm.checkpoint.formats.rules import check_sizes
 from onmt_llm.checkpoint.formats.tokenizer_files import from_huggingface, read_json
@@ -37,8 +37,8 @@ def open_huggingface(
     """
     hf_config = read_json(model_dir / "config.json")
     family = _readable_family(hf_config)
-    model, source = family.to_model(hf_config), renamed(open_weights(model_dir), family.older)
-    check_not_quantized(hf_config, source, model_dir)
+    model = family.to_model(hf_config)
+    source = renamed(plain_weights(hf_config, open_weights(model_dir), model_dir), family.older)
     check_sizes(model, source, model_dir)
     if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
         model = model.model_copy(update={"tie_embeddings": True})

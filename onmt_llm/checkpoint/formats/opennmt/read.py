@@ -21,7 +21,7 @@ import torch
 from onmt_llm.checkpoint.adapters import short_names
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors, load_torch
-from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, TypedSource
+from onmt_llm.checkpoint.formats.imported import NUMBERS, ImportedModel, ImportedTokenizer, TypedSource
 from onmt_llm.checkpoint.formats.opennmt.options import (
     EMBEDDING,
     POSITIONS,
@@ -139,10 +139,10 @@ def _current_name(name: str) -> str:
 
 
 def _refuse_quantised(file: Path, source: TypedSource) -> None:
-    integers = [name for name in source.names() if not source.dtype(name).is_floating_point]
-    if integers:
+    coded = [name for name in source.names() if source.dtype(name) not in NUMBERS]
+    if coded:
         raise UnsupportedError(
-            f"{file} holds quantised weights ({integers[0]} and {len(integers) - 1} more), which cannot be imported.",
+            f"{file} holds quantised weights ({coded[0]} and {len(coded) - 1} more), which cannot be imported.",
             hint="convert the full-precision model",
         )
 

@@ -70,7 +70,7 @@ PACKED = {f"{GATE}.weight": None, f"{GATE}.qweight": torch.ones(4, 48, dtype=tor
         (None, PACKED, "GPTQ or AWQ"),
         (None, INT8, rf"an unknown method \(such as {GATE}.weight\)"),
         (None, FP8, "an unknown method"),
-        (None, {**INT8, f"{GATE}.SCB": torch.ones(48)}, r"bitsandbytes \(8 bits\)"),
+        (None, {**INT8, f"{GATE}.SCB": torch.ones(7)}, r"bitsandbytes \(8 bits\)"),
     ],
 )
 def test_quantised_weights_are_named(
