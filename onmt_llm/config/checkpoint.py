@@ -126,7 +126,7 @@ class CheckpointConfig(Section):
     adapter: AdapterSpec | None = None
     expansion: ExpansionSpec | None = None
     source: str = ""
-    """Origin of the weights, as a note for people."""
+    """Origin of the weights, for people; an export to Hugging Face prefers the family that it names first."""
 
     @property
     def addition(self) -> AdapterSpec | ExpansionSpec | None:

@@ -113,7 +113,7 @@ def import_peft(folder: str | Path, base: str | Path, output: str | Path, *, ove
     found = _read_parts(settings, _open_weights(folder), whole, folder)
     tensors = {name: tensor for layer, part in found for name, tensor in _our_tensors(layer, part)}
     spec = _our_spec(settings, found, whole)
-    source = " with ".join(filter(None, (whole.config.source, f"peft, {folder.name}")))
+    source = " + ".join(filter(None, (whole.config.source, f"peft, {folder.name}")))
     config = whole.config.model_copy(update={"adapter": spec, "source": source})
     with CheckpointWriter(output, config, overwrite=overwrite) as writer:
         for name, tensor in tensors.items():

@@ -1,0 +1,98 @@
+"""Maps of config.json: the keys of published models are known, and what is not computed is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from onmt_llm.checkpoint.formats.huggingface.read import family_of
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import UnsupportedError
+
+LLAMA = {
+    **{
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "vocab_size": 99,
+    },
+    **{"num_hidden_layers": 30, "num_key_value_heads": 3, "rms_norm_eps": 1e-05, "hidden_act": "silu"},
+}
+PHI3 = {
+    **{"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "attention_dropout": 0.0, "embd_pdrop": 0.0},
+    **{"bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072},
+    **{"initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 4096, "use_cache": True},
+    **{"num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "resid_pdrop": 0.0},
+    **{"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 1e4},
+    **{"sliding_window": 2047, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "attention_bias": False},
+    **{"transformers_version": "4.40.2", "vocab_size": 32064, "_name_or_path": "Phi-3-mini-4k-instruct"},
+}
+ATTENTION = {
+    **{"alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0, "attn_type": "multihead_attention"},
+    **{"attn_uses_sequence_id": False, "clip_qkv": None, "prefix_lm": False, "qk_ln": False, "softmax_scale": None},
+}
+MPT = {
+    **{"model_type": "mpt", "attn_config": ATTENTION, "d_model": 4096, "emb_pdrop": 0, "embedding_fraction": 1.0},
+    **{"expansion_ratio": 4, "init_config": {"name": "kaiming_normal_"}, "init_device": "cpu", "n_heads": 32},
+    **{"learned_pos_emb": True, "logit_scale": None, "max_seq_len": 2048, "n_layers": 32, "no_bias": True},
+    **{"norm_type": "low_precision_layernorm", "resid_pdrop": 0, "tokenizer_name": "x", "verbose": 0, "vocab_size": 9},
+}
+OPT = {
+    **{"model_type": "opt", "_remove_final_layer_norm": False, "activation_dropout": 0.0, "ffn_dim": 3072},
+    **{"activation_function": "relu", "do_layer_norm_before": True, "dropout": 0.1, "hidden_size": 768},
+    **{"init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048, "num_attention_heads": 12},
+    **{"num_hidden_layers": 12, "prefix": "</s>", "vocab_size": 50272, "word_embed_proj_dim": 768},
+}
+PHI = {
+    **{"model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240, "num_attention_heads": 32},
+    **{"num_hidden_layers": 32, "num_key_value_heads": 32, "partial_rotary_factor": 0.4, "qk_layernorm": False},
+    **{"rope_scaling": None, "rope_theta": 1e4, "vocab_size": 51200, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5},
+}
+
+
+def read(config: dict[str, Any]) -> ModelConfig:
+    return family_of(config).to_model(config)
+
+
+def test_keys_of_published_models() -> None:
+    assert read({**LLAMA, "is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1}).num_kv_heads == 3
+    assert read(PHI3).sliding_window == 2047
+    assert read(MPT).ffn_size == 16384
+    assert read(OPT).position == "learned"
+    assert read(PHI).rope.rotary_dim == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "'longrope'"),
+        ({**PHI3, "lm_head_bias": True}, "lm_head_bias"),
+        ({**PHI, "qk_layernorm": True}, "qk_layernorm"),
+        ({**MPT, "attn_config": {**ATTENTION, "clip_qkv": 6}}, "clip_qkv"),
+        ({**MPT, "attn_config": {**ATTENTION, "attn_type": "grouped_query_attention"}}, "attn_type"),
+        ({**MPT, "attn_config": {**ATTENTION, "rope": True}}, "rope"),
+        ({**OPT, "word_embed_proj_dim": 512}, "word_embed_proj_dim"),
+        ({**OPT, "do_layer_norm_before": False}, "do_layer_norm_before"),
+        ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({**LLAMA, "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({**LLAMA, "num_experts": 8}, "num_experts"),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_name(config: dict[str, Any], name: str) -> None:
+    with pytest.raises(UnsupportedError, match=name):
+        read(config)
+
+
+def test_every_rotated_part_of_a_head_survives() -> None:
+    """transformers rounds head_dim * partial_rotary_factor down."""
+    for head_dim in (8, 64, 80, 96, 100, 128):
+        for rotary_dim in range(2, head_dim + 1, 2):
+            config = {**PHI, "hidden_size": head_dim * 32, "partial_rotary_factor": None}
+            model = read(config).model_copy(
+                update={"rope": read(PHI).rope.model_copy(update={"rotary_dim": rotary_dim})}
+            )
+            written = family_of(PHI).to_hf(model)
+            assert int(head_dim * written["partial_rotary_factor"]) == rotary_dim
+            assert read(written).rotary_size == rotary_dim
