@@ -1,13 +1,32 @@
-"""Decoding options, the same for every engine."""
+"""Decoding options, the same for every engine, and the features in which engines differ."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from onmt_llm.config.numbers import BeamSize, CountOrAll, Fraction, HeadsOrAll, LayerIndex, Length, LengthOrZero, Seed
 from onmt_llm.config.section import Section
+
+Feature = Literal[
+    "alpha",
+    "length_penalty: wu",
+    "coverage_penalty: wu",
+    "coverage_penalty: summary",
+    "stepwise_penalty",
+    "ratio",
+    "ignore_when_blocking",
+    "replace_unk",
+    "report_align",
+    "tgt_file_prefix",
+]
+"""What not every engine supports: options, and a way to call it."""
+SOURCE_FEATURES: frozenset[Feature] = frozenset(
+    {"coverage_penalty: wu", "coverage_penalty: summary", "replace_unk", "report_align"}
+)
+"""Features that need attention to a source: for encoder-decoder models only."""
+ALL_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
 
 
 class GenerationConfig(Section):
@@ -73,6 +92,23 @@ class GenerationConfig(Section):
     def samples(self) -> bool:
         """Whether tokens are sampled (temperature above 0 and more than one candidate)."""
         return self.random_sampling_topk != 1 and self.random_sampling_temp > 0
+
+    def requested_features(self, *, prefixes: bool = False) -> set[Feature]:
+        """The features that a call with these options uses; `prefixes`: its answers start with given tokens."""
+        beam = self.beam_size > 1
+        requested: dict[Feature, bool] = {
+            "alpha": beam and self.length_penalty == "avg" and self.alpha != 1.0,
+            "length_penalty: wu": beam and self.length_penalty == "wu",
+            "coverage_penalty: wu": self.coverage_penalty == "wu",
+            "coverage_penalty: summary": self.coverage_penalty == "summary",
+            "stepwise_penalty": self.stepwise_penalty,
+            "ratio": beam and self.ratio > 0,
+            "ignore_when_blocking": self.block_ngram_repeat > 0 and bool(self.ignore_when_blocking),
+            "replace_unk": self.replace_unk,
+            "report_align": self.report_align,
+            "tgt_file_prefix": prefixes,
+        }
+        return {feature for feature, holds in requested.items() if holds}
 
     def alignment(self, layer: int, heads: int) -> tuple[int, int]:
         """Layer and heads of the alignment, for a checkpoint that stores `layer` and `heads`."""

@@ -1,4 +1,4 @@
-"""The `Engine` protocol, its results, the features in which engines differ, and the checks that they share."""
+"""The `Engine` protocol, its results, and the checks that engines share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.generate import Feature, GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.lengths import BatchType
@@ -20,25 +20,6 @@ if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 FinishReason = Literal["stop", "length"]
-Feature = Literal[
-    "alpha",
-    "length_penalty: wu",
-    "coverage_penalty: wu",
-    "coverage_penalty: summary",
-    "stepwise_penalty",
-    "ratio",
-    "ignore_when_blocking",
-    "replace_unk",
-    "report_align",
-    "tgt_file_prefix",
-    "several models",
-]
-"""What not every engine supports: options, and ways to call it."""
-SOURCE_FEATURES: frozenset[Feature] = frozenset(
-    {"coverage_penalty: wu", "coverage_penalty: summary", "replace_unk", "report_align"}
-)
-"""Features that need attention to a source: for encoder-decoder models only."""
-ALL_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
 TARGET_VOCABULARIES = ("vocabulary.json", "shared_vocabulary.json", "target_vocabulary.json")
 """Files of a CTranslate2 directory with the output tokens: a language model's, or an encoder-decoder's."""
 
@@ -167,36 +148,11 @@ def check_options(options: GenerationConfig) -> None:
         )
 
 
-def requested_features(options: GenerationConfig, *, prefixes: bool = False, models: int = 1) -> set[Feature]:
-    """The features that a call uses.
-
-    Args:
-        options: Of the call.
-        prefixes: Answers start with given tokens.
-        models: Number of models in the ensemble.
-    """
-    beam = options.beam_size > 1
-    requested: dict[Feature, bool] = {
-        "alpha": beam and options.length_penalty == "avg" and options.alpha != 1.0,
-        "length_penalty: wu": beam and options.length_penalty == "wu",
-        "coverage_penalty: wu": options.coverage_penalty == "wu",
-        "coverage_penalty: summary": options.coverage_penalty == "summary",
-        "stepwise_penalty": options.stepwise_penalty,
-        "ratio": beam and options.ratio > 0,
-        "ignore_when_blocking": options.block_ngram_repeat > 0 and bool(options.ignore_when_blocking),
-        "replace_unk": options.replace_unk,
-        "report_align": options.report_align,
-        "tgt_file_prefix": prefixes,
-        "several models": models > 1,
-    }
-    return {feature for feature, holds in requested.items() if holds}
-
-
 def check_supported(requested: Collection[Feature], supported: Collection[Feature], *, engine: str, hint: str) -> None:
     """Refuse features that an engine does not support.
 
     Args:
-        requested: See `requested_features`.
+        requested: See `GenerationConfig.requested_features`.
         supported: Features of the engine.
         engine: Its name in the message.
         hint: What to do.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from onmt_llm.config.generate import GenerationConfig
+
 BatchType = Literal["sents", "tokens"]
 
 
@@ -36,25 +38,22 @@ def make_batches(
     return batches
 
 
-def length_penalty(kind: str, alpha: float) -> Callable[[int], float]:
+def length_penalty(options: GenerationConfig) -> Callable[[int], float]:
     """Divisor of a score, as a function of the number of tokens of the answer, end token included.
 
     As in OpenNMT-py, the length in the formulas counts the start token too: tokens + 1.
-
-    Args:
-        kind: "none", "avg" = length^alpha, "wu" = ((5 + length) / 6)^alpha.
-        alpha: The exponent.
     """
+    alpha = options.alpha
     table: dict[str, Callable[[int], float]] = {
         "none": lambda n: 1.0,
         "avg": lambda n: float(n + 1) ** alpha,
         "wu": lambda n: ((5.0 + n + 1) / 6.0) ** alpha,
     }
-    return table[kind]
+    return table[options.length_penalty]
 
 
-def max_answer_length(max_length: int, max_length_ratio: float, source_length: int) -> int:
+def max_answer_length(options: GenerationConfig, source_length: int) -> int:
     """Most tokens of an encoder-decoder's answer, by OpenNMT-py's formula (there for the batch's longest source)."""
-    if max_length_ratio <= 0:
-        return max_length
-    return int(min(max_length, source_length * max_length_ratio + 5))
+    if options.max_length_ratio <= 0:
+        return options.max_length
+    return int(min(options.max_length, source_length * options.max_length_ratio + 5))

@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.generate import Feature, GenerationConfig
 from onmt_llm.generate.ct2.model import Ct2Model, ct2_errors
 from onmt_llm.generate.engine import (
     Delta,
-    Feature,
     FinishReason,
     Hypothesis,
     check_options,
@@ -19,13 +18,17 @@ from onmt_llm.generate.engine import (
     check_supported,
     empty_answers,
     end_ids,
-    requested_features,
 )
 from onmt_llm.generate.lengths import length_penalty
 from onmt_llm.text.decoding import AnswerText
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
+
+GENERATOR_FEATURES: frozenset[Feature] = frozenset({"alpha"})
+"""Features of CTranslate2's generators, of those that not every engine has."""
+TRANSLATOR_FEATURES: frozenset[Feature] = GENERATOR_FEATURES | {"replace_unk", "report_align"}
+"""Features of its translators, which return their attention."""
 
 
 class Ct2Decoding:
@@ -34,7 +37,7 @@ class Ct2Decoding:
     Args:
         model: The loaded release.
         codec: Its vocabulary, tokeniser and template.
-        features: Features that this kind of model supports, of those that not every engine has.
+        features: `GENERATOR_FEATURES` or `TRANSLATOR_FEATURES`.
         length_names: CTranslate2's names of `max_length` and `min_length` for this kind of model.
     """
 
@@ -50,7 +53,7 @@ class Ct2Decoding:
         """Refuse options that contradict each other, or that CTranslate2 does not have."""
         check_options(options)
         check_supported(
-            requested_features(options, prefixes=prefixes),
+            options.requested_features(prefixes=prefixes),
             self._features,
             engine=f"the CTranslate2 {self._model.kind}",
             hint="use the torch engine (a checkpoint instead of the release), or leave it out",
@@ -146,7 +149,7 @@ class Ct2Decoding:
         text.finish()
         if options.beam_size > 1 and options.length_penalty == "avg":
             score *= max(len(ids), 1) ** options.alpha  # undoes CTranslate2's division
-        score /= length_penalty(options.length_penalty, options.alpha)(len(ids))
+        score /= length_penalty(options)(len(ids))
         reason: FinishReason = "stop" if ended or text.stopped else "length"
         return Hypothesis(self._codec.vocab.tokens(answer[: text.token_count]), text.text, score, reason)
 

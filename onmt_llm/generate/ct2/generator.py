@@ -10,7 +10,7 @@ import numpy as np
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.generate.ct2.decoding import Ct2Decoding
+from onmt_llm.generate.ct2.decoding import GENERATOR_FEATURES, Ct2Decoding
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
 from onmt_llm.generate.engine import Delta, Hypothesis
 from onmt_llm.generate.lengths import BatchType, make_batches
@@ -45,7 +45,7 @@ class Ct2Generator:
     def __init__(self, model: Ct2Model, codec: Codec) -> None:
         self._model, self._codec = model, codec
         self._decoding = Ct2Decoding(
-            model, codec, features=frozenset({"alpha"}), length_names=("max_length", "min_length")
+            model, codec, features=GENERATOR_FEATURES, length_names=("max_length", "min_length")
         )
 
     @classmethod

@@ -11,7 +11,7 @@ import numpy as np
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.generate.ct2.decoding import Ct2Decoding
+from onmt_llm.generate.ct2.decoding import TRANSLATOR_FEATURES, Ct2Decoding
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
 from onmt_llm.generate.engine import Delta, Hypothesis
 from onmt_llm.generate.lengths import BatchType, make_batches, max_answer_length
@@ -40,7 +40,7 @@ class Ct2Translator:
         self._decoding = Ct2Decoding(
             model,
             codec,
-            features=frozenset({"alpha", "replace_unk", "report_align"}),
+            features=TRANSLATOR_FEATURES,
             length_names=("max_decoding_length", "min_decoding_length"),
         )
 
@@ -208,7 +208,7 @@ class Ct2Translator:
 
 
 def _limit(options: GenerationConfig, source_length: int) -> int:
-    return max_answer_length(options.max_length, options.max_length_ratio, source_length)
+    return max_answer_length(options, source_length)
 
 
 def _limited(options: GenerationConfig, source_length: int) -> GenerationConfig:

@@ -17,33 +17,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.generate.lengths import length_penalty
 from onmt_llm.generate.search.sampling import Constraints, DecodingRow, top_k
 from onmt_llm.generate.search.state import Decoding
-
-
-@dataclass(frozen=True)
-class BeamSettings:
-    """Settings of a beam search.
-
-    Attributes:
-        size: Hypotheses kept alive for each prompt.
-        n_best: Hypotheses to return for each prompt.
-        length_penalty: See `lengths.length_penalty`.
-        coverage_penalty: See `coverage_penalty`; None = none.
-        stepwise: Apply the coverage penalty at every step, not only when a hypothesis ends.
-        ratio: When a search ends. 0: there are `n_best` hypotheses, and a step's best continuation has ended. Above 0:
-            there are `n_best`, and the best continuation's score divided by ratio * source length is no better than an
-            ended hypothesis' score divided by its length.
-        at_stop: Tests whether tokens end with a stop string.
-    """
-
-    size: int
-    n_best: int
-    length_penalty: Callable[[int], float]
-    coverage_penalty: Callable[[Tensor, Tensor], Tensor] | None = None
-    stepwise: bool = False
-    ratio: float = 0.0
-    at_stop: Callable[[list[int]], bool] | None = None
 
 
 @dataclass
@@ -55,14 +32,24 @@ class _FinishedHypotheses:
 
 
 def beam_search(
-    decoding: Decoding, *, beams: BeamSettings, constraints: Constraints
+    decoding: Decoding,
+    *,
+    options: GenerationConfig,
+    constraints: Constraints,
+    at_stop: Callable[[list[int]], bool] | None = None,
 ) -> list[list[tuple[float, DecodingRow]]]:
     """Search the best answers to the prompts of a batch.
+
+    Args:
+        decoding: The batch, one row per prompt.
+        options: How to search.
+        constraints: Allowed tokens and lengths.
+        at_stop: Tests whether tokens end with a stop string.
 
     Returns:
         For each prompt up to `n_best` pairs of score and finished row, best first.
     """
-    return _BeamSearch(decoding, beams, constraints).run()
+    return _BeamSearch(decoding, options, constraints, at_stop).run()
 
 
 class _BeamSearch:
@@ -74,29 +61,36 @@ class _BeamSearch:
         log_probs_BK: Sums of log probabilities; -inf = the hypothesis has ended, or the beam was never used.
     """
 
-    def __init__(self, decoding: Decoding, beams: BeamSettings, constraints: Constraints) -> None:
+    def __init__(
+        self,
+        decoding: Decoding,
+        options: GenerationConfig,
+        constraints: Constraints,
+        at_stop: Callable[[list[int]], bool] | None,
+    ) -> None:
         num_prompts = len(decoding.source_lengths)
-        self.decoding, self.beams, self.constraints = decoding, beams, constraints
+        self.decoding, self.options, self.constraints, self.at_stop = decoding, options, constraints, at_stop
+        self.length_penalty = length_penalty(options)
         self.found = [_FinishedHypotheses() for _ in range(num_prompts)]
         self.prompts = list(range(num_prompts))
         self.tokens_RN = torch.zeros(num_prompts, 0, dtype=torch.long, device=decoding.device)
         self.log_probs_BK = torch.zeros(num_prompts, 1, device=decoding.device)
         self.end_ids = torch.tensor(constraints.end_ids, dtype=torch.long, device=decoding.device)
         self.coverage: _Coverage | None = None
-        if beams.coverage_penalty is not None:
-            real_BS = real_tokens(decoding.source_lengths, decoding.device)
-            self.coverage = _Coverage(beams.coverage_penalty, real_BS)
+        penalty = coverage_penalty(options)
+        if penalty is not None:
+            self.coverage = _Coverage(penalty, real_tokens(decoding.source_lengths, decoding.device))
 
     def run(self) -> list[list[tuple[float, DecodingRow]]]:
         while self.prompts:
             if self.coverage is not None:
                 assert self.decoding.attention_RS is not None, "a coverage penalty needs a decoding with attention"
                 penalty_BK = self.coverage.add(self.decoding.attention_RS, self.log_probs_BK.shape)
-                if self.beams.stepwise:
+                if self.options.stepwise_penalty:
                     self.log_probs_BK = self.log_probs_BK - penalty_BK
             rows_BK = self._extend()
             self._keep(self._store_ended(self._ended()), rows_BK)
-        return [sorted(found.ended, key=lambda item: -item[0])[: self.beams.n_best] for found in self.found]
+        return [sorted(found.ended, key=lambda item: -item[0])[: self.options.n_best] for found in self.found]
 
     def _extend(self) -> Tensor:
         """Replace the hypotheses by their best continuations; returns the row that each continues, (B, K)."""
@@ -106,7 +100,7 @@ class _BeamSearch:
         total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
         values_RC, ids_RC = self._candidates(logits_RV, owners, length)
         sums_BC = (values_RC - total_R1 + self.log_probs_BK.reshape(-1, 1)).view(len(self.prompts), -1)
-        self.log_probs_BK, places_BK = sums_BC.topk(min(self.beams.size, sums_BC.shape[1]), dim=-1)
+        self.log_probs_BK, places_BK = sums_BC.topk(min(self.options.beam_size, sums_BC.shape[1]), dim=-1)
         first_row_B1 = torch.arange(len(self.prompts), device=places_BK.device)[:, None] * size
         rows_BK = places_BK // values_RC.shape[1] + first_row_B1
         new_BK = ids_RC.view(len(self.prompts), -1).gather(1, places_BK)
@@ -118,7 +112,7 @@ class _BeamSearch:
     def _candidates(self, logits_RV: Tensor, owners: list[int], length: int) -> tuple[Tensor, Tensor]:
         """Each row's best next tokens: their logits and ids."""
         allowed_RV = self.constraints.ban(logits_RV, owners, length, self.tokens_RN.tolist)
-        values_RC, ids_RC = top_k(allowed_RV, self.beams.size)
+        values_RC, ids_RC = top_k(allowed_RV, self.options.beam_size)
         forced = self.constraints.forced(owners, length)
         for row in [row for row, token in enumerate(forced) if token >= 0]:
             values_RC[row] = -math.inf
@@ -132,7 +126,7 @@ class _BeamSearch:
         forced = [length <= len(self.constraints.prefix(prompt)) for prompt in self.prompts]
         at_limit = [length >= self.constraints.limit(prompt) for prompt in self.prompts]
         result: list[list[str | None]] = []
-        at_stop = self.beams.at_stop
+        at_stop = self.at_stop
         histories = self.tokens_RN.view(*shape, length).tolist() if at_stop else []
         for place, ends in enumerate(at_end):
             stops = [end and not forced[place] for end in ends]
@@ -147,9 +141,9 @@ class _BeamSearch:
         if not touched:
             return list(range(len(self.prompts)))
         length = self.tokens_RN.shape[1]
-        scores_BK = self.log_probs_BK / self.beams.length_penalty(length)
+        scores_BK = self.log_probs_BK / self.length_penalty(length)
         log_probs = self.log_probs_BK.tolist()
-        if self.coverage is not None and not self.beams.stepwise:
+        if self.coverage is not None and not self.options.stepwise_penalty:
             scores_BK = scores_BK - self.coverage.penalty_BK(self.log_probs_BK.shape)
         scores, tokens = scores_BK.tolist(), self.tokens_RN.view(*self.log_probs_BK.shape, length)
         over = set()
@@ -170,16 +164,20 @@ class _BeamSearch:
         return [place for place in range(len(self.prompts)) if place not in over]
 
     def _is_over(self, place: int, best_ended: str | None, best: float) -> bool:
-        """Whether the search ends although some beams are alive, by the step's best continuation."""
+        """Whether the search ends although some beams are alive, by the step's best continuation.
+
+        There are `n_best` hypotheses, and with a ratio of 0 the best continuation has ended; with one above 0, its
+        score divided by ratio * source length is no better than an ended hypothesis' score divided by its length.
+        """
         found = self.found[self.prompts[place]]
-        if len(found.ended) < self.beams.n_best:
+        if len(found.ended) < self.options.n_best:
             return False
-        if self.beams.ratio <= 0:
+        if self.options.ratio <= 0:
             return best_ended is not None
         source_length = self.decoding.source_lengths[self.prompts[place]]
         if self.decoding.is_decoder_only:
             source_length += self.tokens_RN.shape[1]
-        return best / (source_length * self.beams.ratio) <= found.best_per_token
+        return best / (source_length * self.options.ratio) <= found.best_per_token
 
     def _keep(self, kept: list[int], rows_BK: Tensor) -> None:
         """Continue with the prompts at these places: reorder the model's state to match the hypotheses."""
@@ -197,17 +195,14 @@ class _BeamSearch:
             self.decoding.step(self.tokens_RN[:, -1])
 
 
-def coverage_penalty(kind: str, beta: float) -> Callable[[Tensor, Tensor], Tensor] | None:
+def coverage_penalty(options: GenerationConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Penalty of a score for source tokens with too little attention (`wu`) or too much (`summary`).
-
-    Args:
-        kind: "none", "wu" or "summary".
-        beta: Its weight.
 
     Returns:
         A function of the sums of attention (..., S) and the mask of real source tokens (..., S); None for "none".
     """
-    if kind == "none" or beta == 0:
+    beta = options.beta
+    if options.coverage_penalty == "none" or beta == 0:
         return None
 
     def wu(coverage: Tensor, real: Tensor) -> Tensor:
@@ -219,7 +214,7 @@ def coverage_penalty(kind: str, beta: float) -> Callable[[Tensor, Tensor], Tenso
     def summary(coverage: Tensor, real: Tensor) -> Tensor:
         return beta * (coverage.clamp(min=1.0) - 1.0).masked_fill(~real, 0.0).sum(dim=-1)
 
-    return wu if kind == "wu" else summary
+    return wu if options.coverage_penalty == "wu" else summary
 
 
 def real_tokens(lengths: list[int], device: torch.device) -> Tensor:

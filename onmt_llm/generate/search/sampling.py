@@ -9,12 +9,19 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from onmt_llm.generate.engine import FinishReason
-from onmt_llm.generate.search.state import Decoding
+from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.generate.engine import FinishReason, end_ids
+from onmt_llm.generate.lengths import max_answer_length
+from onmt_llm.generate.search.state import Decoding, PromptIds
+
+if TYPE_CHECKING:
+    from onmt_llm.text.codec import Codec
 
 Pick = Callable[[Tensor, Sequence["DecodingRow"]], "list[int]"]
 Histories = Callable[[], Sequence[Sequence[int]]]
@@ -111,17 +118,52 @@ class Constraints:
         return [prefix[length] if length < len(prefix) else -1 for prefix in prefixes]
 
 
+def build_constraints(
+    options: GenerationConfig,
+    codec: Codec,
+    model: ModelConfig,
+    *,
+    prompts: Sequence[PromptIds],
+    prefixes: Sequence[Sequence[int]] = (),
+) -> Constraints:
+    """The constraints that options set.
+
+    Args:
+        options: How to search or sample.
+        codec: Its vocabulary and stop tokens.
+        model: The architecture.
+        prompts: Of the batch; an encoder-decoder's answers are limited by their lengths.
+        prefixes: See `Constraints`.
+    """
+    vocab = codec.vocab
+    limits = [options.max_length] * len(prompts)
+    if not model.is_decoder_only:
+        limits = [max_answer_length(options, len(prompt)) for prompt in prompts]
+    return Constraints(
+        end_ids=tuple(end_ids(codec, options)),
+        max_lengths=limits,
+        # An embedding may have more rows than tokens, which makes its size a multiple of a power of two.
+        absent_ids=tuple(range(len(vocab), model.vocab_size)),
+        banned_ids=(vocab.unk_id,) if options.ban_unk_token and vocab.unk_id is not None else (),
+        min_length=options.min_length,
+        repetition_penalty=options.repetition_penalty,
+        ngram=options.block_ngram_repeat,
+        ngram_exempt=frozenset(vocab.ids(token for token in options.ignore_when_blocking if token in vocab)),
+        prefixes=prefixes,
+    )
+
+
 def pick_best(logits_RV: Tensor, rows: Sequence[DecodingRow]) -> list[int]:
     """Greedy search: the best token of each row."""
     return [int(i) for i in logits_RV.argmax(dim=-1).tolist()]
 
 
-def pick_random(*, temperature: float, top_k: int, top_p: float) -> Pick:
+def pick_random(options: GenerationConfig) -> Pick:
     """Sampling: temperature, then top-k, then top-p, then a draw with the row's own random number."""
 
     def pick(logits_RV: Tensor, rows: Sequence[DecodingRow]) -> list[int]:
-        logits_RV = keep_top_k(sharpen(logits_RV, temperature), top_k)
-        return draw(keep_top_p(logits_RV, top_p), [uniform(row) for row in rows])
+        logits_RV = keep_top_k(sharpen(logits_RV, options.random_sampling_temp), options.random_sampling_topk)
+        return draw(keep_top_p(logits_RV, options.random_sampling_topp), [uniform(row) for row in rows])
 
     def uniform(row: DecodingRow) -> float:
         assert row.random is not None, "a row that is sampled needs random numbers"
@@ -131,7 +173,7 @@ def pick_random(*, temperature: float, top_k: int, top_p: float) -> Pick:
 
 
 def sample(
-    decoding: Decoding, rows: list[DecodingRow], *, constraints: Constraints, pick: Pick
+    decoding: Decoding, rows: list[DecodingRow], *, options: GenerationConfig, constraints: Constraints
 ) -> Iterator[DecodingRow]:
     """Decode all rows independently, and yield each row after each of its tokens.
 
@@ -140,9 +182,10 @@ def sample(
     Args:
         decoding: The batch, one row per prompt.
         rows: Several rows may share a prompt.
+        options: How to choose tokens.
         constraints: Allowed tokens and lengths.
-        pick: Chooses the tokens: `pick_best` or `pick_random(...)`.
     """
+    pick = pick_random(options) if options.samples else pick_best
     chosen = [row.prompt for row in rows]
     if chosen != list(range(len(decoding.source_lengths))):
         decoding.select(chosen)

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.generate import ALL_FEATURES, SOURCE_FEATURES, GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import (
-    ALL_FEATURES,
-    SOURCE_FEATURES,
     Delta,
     Hypothesis,
     as_paths,
@@ -26,11 +23,10 @@ from onmt_llm.generate.engine import (
     check_supported,
     empty_answers,
     end_ids,
-    requested_features,
 )
-from onmt_llm.generate.lengths import BatchType, length_penalty, make_batches, max_answer_length
+from onmt_llm.generate.lengths import BatchType, length_penalty, make_batches
 from onmt_llm.generate.search import sampling as search
-from onmt_llm.generate.search.beam import BeamSettings, beam_search, coverage_penalty
+from onmt_llm.generate.search.beam import beam_search, coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.torch.ensemble import Ensemble
 from onmt_llm.log import log_once
@@ -119,8 +115,11 @@ class TorchEngine:
         for batch in make_batches([len(prompt) for prompt in ids], batch_size=batch_size, batch_type=batch_type):
             self._check_memory(options, prompts=len(batch), length=max(len(ids[place]) for place in batch))
             sources = [ids[place] for place in batch]
-            decoding = self._ensemble.start(sources, attention=_coverage_penalty(options) is not None)
-            constraints = self._constraints(options, sources, [forced[place] for place in batch] if forced else ())
+            decoding = self._ensemble.start(sources, attention=coverage_penalty(options) is not None)
+            prefix_ids = [forced[place] for place in batch] if forced else ()
+            constraints = search.build_constraints(
+                options, self._codec, self.model.config, prompts=sources, prefixes=prefix_ids
+            )
             if _uses_beams(options):
                 found = self._search(decoding, constraints, options)
             else:
@@ -173,7 +172,7 @@ class TorchEngine:
         check_options(options)
         if self.model.config.is_decoder_only:
             check_supported(
-                requested_features(options),
+                options.requested_features(),
                 ALL_FEATURES - SOURCE_FEATURES,
                 engine="a decoder-only model",
                 hint="only an encoder-decoder model attends to a source",
@@ -204,43 +203,6 @@ class TorchEngine:
                 hint="lower beam_size, n_best or batch_size",
             )
 
-    def _constraints(
-        self, options: GenerationConfig, prompts: Sequence[PromptIds], prefixes: Sequence[Sequence[int]] = ()
-    ) -> search.Constraints:
-        vocab, config = self._codec.vocab, self.model.config
-        limits = [options.max_length] * len(prompts)
-        if not config.is_decoder_only:
-            ratio = options.max_length_ratio
-            limits = [max_answer_length(options.max_length, ratio, len(prompt)) for prompt in prompts]
-        return search.Constraints(
-            end_ids=tuple(end_ids(self._codec, options)),
-            max_lengths=limits,
-            # An embedding may have more rows than tokens, which makes its size a multiple of a power of two.
-            absent_ids=tuple(range(len(vocab), config.vocab_size)),
-            banned_ids=(vocab.unk_id,) if options.ban_unk_token and vocab.unk_id is not None else (),
-            min_length=options.min_length,
-            repetition_penalty=options.repetition_penalty,
-            ngram=options.block_ngram_repeat,
-            ngram_exempt=frozenset(vocab.ids(token for token in options.ignore_when_blocking if token in vocab)),
-            prefixes=prefixes,
-        )
-
-    def _steps(
-        self,
-        decoding: Decoding,
-        constraints: search.Constraints,
-        rows: list[search.DecodingRow],
-        options: GenerationConfig,
-    ) -> Iterator[search.DecodingRow]:
-        pick: search.Pick = search.pick_best
-        if options.samples:
-            pick = search.pick_random(
-                temperature=options.random_sampling_temp,
-                top_k=options.random_sampling_topk,
-                top_p=options.random_sampling_topp,
-            )
-        return search.sample(decoding, rows, constraints=constraints, pick=pick)
-
     def _sample(
         self,
         decoding: Decoding,
@@ -256,10 +218,10 @@ class TorchEngine:
             for n in range(options.n_best)
         ]
         texts = {id(row): self._answer_text(options) for row in rows}
-        for row in self._steps(decoding, constraints, rows, options):
+        for row in search.sample(decoding, rows, options=options, constraints=constraints):
             self._read(row, texts[id(row)], constraints.end_ids)
         found: list[list[Hypothesis]] = [[] for _ in places]
-        penalty = length_penalty(options.length_penalty, options.alpha)
+        penalty = length_penalty(options)
         for row in rows:
             found[row.prompt].append(self._hypothesis(row, texts[id(row)], row.log_prob / penalty(len(row.tokens))))
         return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in found]
@@ -269,16 +231,8 @@ class TorchEngine:
     ) -> list[list[Hypothesis]]:
         if options.samples:
             log_once("beam_size is above 1: beam search ignores the random_sampling options.")
-        beams = BeamSettings(
-            size=options.beam_size,
-            n_best=options.n_best,
-            length_penalty=length_penalty(options.length_penalty, options.alpha),
-            coverage_penalty=_coverage_penalty(options),
-            stepwise=options.stepwise_penalty,
-            ratio=options.ratio,
-            at_stop=self._stop_detector(options),
-        )
-        found = beam_search(decoding, beams=beams, constraints=constraints)
+        at_stop = self._stop_detector(options)
+        found = beam_search(decoding, options=options, constraints=constraints, at_stop=at_stop)
         return [[self._finished(score, row, options) for score, row in best] for best in found]
 
     def _with_alignments(
@@ -308,7 +262,8 @@ class TorchEngine:
         sources = [self._ensemble.prompt_ids(prompt)]
         self._check_lengths(sources)
         decoding = self._ensemble.start(sources)
-        yield from self._steps(decoding, self._constraints(options, sources), rows, options)
+        constraints = search.build_constraints(options, self._codec, self.model.config, prompts=sources)
+        yield from search.sample(decoding, rows, options=options, constraints=constraints)
 
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
@@ -371,10 +326,6 @@ class TorchEngine:
 def _uses_beams(options: GenerationConfig) -> bool:
     """Whether to use beam search: also for a coverage penalty with a beam of one."""
     return options.beam_size > 1 or (options.coverage_penalty != "none" and not options.samples)
-
-
-def _coverage_penalty(options: GenerationConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
-    return coverage_penalty(options.coverage_penalty, options.beta)
 
 
 def _seed(options: GenerationConfig) -> int:

@@ -6,19 +6,13 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.config.generate import GenerationConfig
+from onmt_llm.config.generate import ALL_FEATURES, SOURCE_FEATURES, Feature, GenerationConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.generate.engine import (
-    ALL_FEATURES,
-    SOURCE_FEATURES,
-    Feature,
-    check_supported,
-    requested_features,
-)
+from onmt_llm.generate.engine import check_supported
 
 
 def asked(**options: Any) -> set[Feature]:
-    return requested_features(GenerationConfig(**options))
+    return GenerationConfig(**options).requested_features()
 
 
 def test_the_default_asks_for_nothing() -> None:
@@ -43,8 +37,8 @@ def test_an_option_asks_for_its_feature_where_it_has_an_effect(options: dict[str
     assert asked(**options) == features
 
 
-def test_calls_ask_for_prefixes_and_several_models() -> None:
-    assert requested_features(GenerationConfig(), prefixes=True, models=2) == {"tgt_file_prefix", "several models"}
+def test_a_call_asks_for_prefixes() -> None:
+    assert GenerationConfig().requested_features(prefixes=True) == {"tgt_file_prefix"}
 
 
 def test_features_of_sources_are_features() -> None:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.generate.lengths import length_penalty, make_batches, max_answer_length
 
 LENGTHS = [3, 0, 7, 7, 1, 2, 7, 0, 5]
@@ -16,12 +17,12 @@ LENGTHS = [3, 0, 7, 7, 1, 2, 7, 0, 5]
     [("none", 1.0, 7, 1.0), ("avg", 1.0, 7, 8.0), ("avg", 0.5, 8, 3.0), ("wu", 1.0, 6, 2.0), ("wu", 2.0, 6, 4.0)],
 )
 def test_scores_are_divided_by(kind: str, alpha: float, length: int, expected: float) -> None:
-    assert length_penalty(kind, alpha)(length) == pytest.approx(expected)
+    assert length_penalty(GenerationConfig(length_penalty=kind, alpha=alpha))(length) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("ratio", "source", "expected"), [(0, 9, 50), (2.0, 9, 23), (1.25, 3, 8), (100.0, 9, 50)])
 def test_an_answer_is_limited_by_its_source(ratio: float, source: int, expected: int) -> None:
-    assert max_answer_length(50, ratio, source) == expected
+    assert max_answer_length(GenerationConfig(max_length=50, max_length_ratio=ratio), source) == expected
 
 
 @pytest.mark.parametrize("same_length", [False, True])

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.generate.search.beam import coverage_penalty, real_tokens
 
 COVERAGE = torch.tensor([[0.5, 1.0, 2.5, 9.0], [0.25, 0.0, 9.0, 9.0]])
@@ -27,13 +28,13 @@ def test_real_tokens_are_those_within_the_length() -> None:
     ],
 )
 def test_only_real_tokens_cost(kind: str, beta: float, expected: list[float]) -> None:
-    penalty = coverage_penalty(kind, beta)
+    penalty = coverage_penalty(GenerationConfig(coverage_penalty=kind, beta=beta))
     assert penalty is not None
     assert penalty(COVERAGE[:, :3], REAL).tolist() == pytest.approx(expected)
 
 
 def test_a_token_without_any_attention_costs_much_but_not_everything() -> None:
-    penalty = coverage_penalty("wu", 1.0)
+    penalty = coverage_penalty(GenerationConfig(coverage_penalty="wu", beta=1.0))
     assert penalty is not None
     cost = penalty(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
     assert 50 < float(cost) < math.inf
@@ -41,4 +42,4 @@ def test_a_token_without_any_attention_costs_much_but_not_everything() -> None:
 
 @pytest.mark.parametrize(("kind", "beta"), [("none", 1.0), ("wu", 0.0), ("summary", 0.0)])
 def test_no_penalty_is_none(kind: str, beta: float) -> None:
-    assert coverage_penalty(kind, beta) is None
+    assert coverage_penalty(GenerationConfig(coverage_penalty=kind, beta=beta)) is None

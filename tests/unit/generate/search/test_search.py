@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import tiny
+from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.lengths import length_penalty
 from onmt_llm.generate.search import sampling as search
-from onmt_llm.generate.search.beam import BeamSettings, beam_search
+from onmt_llm.generate.search.beam import beam_search
 from onmt_llm.generate.search.sampling import top_k
 from onmt_llm.generate.search.state import Decoding
 from onmt_llm.nn.transformer import Transformer
@@ -38,7 +39,7 @@ def greedy(
     rows = [search.DecodingRow(prompt) for prompt in range(len(prompts))]
     decoding = Decoding([model], prompts, start_id=1)
     rule = search.Constraints((END,), [max_length] * len(prompts), **constraints)  # type: ignore[arg-type]
-    for _ in search.sample(decoding, rows, constraints=rule, pick=search.pick_best):
+    for _ in search.sample(decoding, rows, options=GenerationConfig(), constraints=rule):
         pass
     return [row.tokens for row in rows]
 
@@ -64,8 +65,9 @@ def test_samples_do_not_depend_on_neighbours() -> None:
     def sample(places: list[int]) -> dict[int, list[int]]:
         rows = [search.DecodingRow(i, random=Random(f"7/{place}")) for i, place in enumerate(places)]
         decoding = Decoding([model], [PROMPTS[place] for place in places])
-        pick = search.pick_random(temperature=1.5, top_k=10, top_p=0.9)
-        for _ in search.sample(decoding, rows, constraints=search.Constraints((END,), [10] * len(places)), pick=pick):
+        options = GenerationConfig(random_sampling_temp=1.5, random_sampling_topk=10, random_sampling_topp=0.9)
+        rule = search.Constraints((END,), [10] * len(places))
+        for _ in search.sample(decoding, rows, options=options, constraints=rule):
             pass
         return {place: row.tokens for place, row in zip(places, rows, strict=True)}
 
@@ -89,7 +91,8 @@ def test_a_row_that_the_caller_ends_leaves_the_others_alone() -> None:
     model = build(LLAMA)
     rows = [search.DecodingRow(prompt) for prompt in range(3)]
     decoding = Decoding([model], PROMPTS)
-    for row in search.sample(decoding, rows, constraints=search.Constraints((), [6] * 3), pick=search.pick_best):
+    rule = search.Constraints((), [6] * 3)
+    for row in search.sample(decoding, rows, options=GenerationConfig(), constraints=rule):
         if row.prompt == 1 and len(row.tokens) == 2:
             row.finish = "stop"
     assert [len(row.tokens) for row in rows] == [6, 2, 6]
@@ -101,7 +104,7 @@ def find(
 ):
     return beam_search(
         Decoding([model], prompts, start_id=1),
-        beams=BeamSettings(beam, beam, length_penalty(penalty, 0.6)),
+        options=GenerationConfig(beam_size=beam, n_best=beam, length_penalty=penalty, alpha=0.6),
         constraints=search.Constraints((END,), [length] * len(prompts), **constraints),  # type: ignore[arg-type]
     )
 
@@ -110,7 +113,7 @@ def find(
 def test_a_wide_beam_finds_the_best_of_all_answers(penalty: str) -> None:
     config = LLAMA.model_copy(update={"vocab_size": 5})
     model, prompt, length = build(config, seed=3), [1, 4], 3
-    divide = length_penalty(penalty, 0.6)
+    divide = length_penalty(GenerationConfig(length_penalty=penalty, alpha=0.6))
     scored = []
     for size in range(1, length + 1):
         for tokens in itertools.product(range(5), repeat=size):
