@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from onmt_llm.config.learning import ObjectiveName
 from onmt_llm.config.numbers import (
     INT32,
     INT64,
@@ -120,8 +121,8 @@ class DataConfig(Section):
 
     data: dict[str, CorpusConfig] = Field(default_factory=dict)
     """Corpora by name, each with paths, weight and transforms."""
-    objective: Literal["sft", "dpo", "orpo", "kto"] = "sft"
-    """Training objective. `sft`: supervised learning of the examples. Preference optimisation: `dpo` and `orpo` need
+    objective: ObjectiveName = "sft"
+    """Training objective. `sft`: supervised learning of the examples. All others are preference optimisation, and need
     JSON objects with `prompt`, `chosen` and `rejected`; `kto` also accepts `prompt`, `completion` and `label` (true =
     desirable)."""
     transforms: list[str] = Field(default_factory=list)

@@ -28,6 +28,13 @@ from onmt_llm.config.numbers import (
 )
 from onmt_llm.config.section import Section
 
+ObjectiveName = Literal["sft", "dpo", "orpo", "kto"]
+"""Values of `objective`: the likelihood of the examples, and the preference losses."""
+REFERENCE_FREE = frozenset({"sft", "orpo"})
+"""Those without a reference model."""
+UNPAIRED = frozenset({"kto"})
+"""Those that judge single answers instead of pairs, against an estimate of the divergence from the reference."""
+
 
 class OptimConfig(Section):
     """Optimiser, learning-rate schedule, gradient clipping and EMA."""
@@ -116,6 +123,11 @@ class LossConfig(Section):
     """Number of heads of that layer, from the first on, whose mean is guided; 0 = all."""
     full_context_alignment: bool = False
     """Let the guided attention see the whole target, in a second pass through its layer."""
+
+    @property
+    def terms(self) -> dict[str, object]:
+        """The options that ask for a term, by name."""
+        return {"lm_prior_model": self.lm_prior_model, "lambda_align": self.lambda_align}
 
 
 class PreferenceConfig(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,7 @@ from onmt_llm.config.learning import (
     ExpansionConfig,
     LoraConfig,
     LossConfig,
+    ObjectiveName,
     OptimConfig,
     PerformanceConfig,
     PreferenceConfig,
@@ -268,16 +269,13 @@ class TrainConfig(Section):
                 self.decide_task()
             except ValueError as error:
                 yield str(error)
-        extra = {
-            "label_smoothing": self.optimizer.label_smoothing,
-            "lm_prior_model": self.loss.lm_prior_model,
-            "lambda_align": self.loss.lambda_align,
-        }
+        extra = {"label_smoothing": self.optimizer.label_smoothing, **self.loss.terms}
         named = [name for name, value in extra.items() if value]
         if self.corpora.objective != "sft" and named:
             yield f"{' and '.join(named)} must be left out with objective: {self.corpora.objective}"
         if self.corpora.objective == "sft" and "reward_accuracy" in self.validation.early_stopping_criteria:
-            yield "early_stopping_criteria reward_accuracy must go with objective: dpo, orpo or kto"
+            *others, last = (name for name in get_args(ObjectiveName) if name != "sft")
+            yield f"early_stopping_criteria reward_accuracy must go with objective: {', '.join(others)} or {last}"
         if self.expansion.is_on and self.lora.is_on:
             yield "expand_every and expand_blocks must be left out with LoRA (lora_layers, lora_embedding)"
         yield from _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)

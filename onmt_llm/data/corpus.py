@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from onmt_llm.config.learning import UNPAIRED
 from onmt_llm.data.example import Encoded, Encoder, Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import align_tokens, check_alignable
@@ -130,7 +131,7 @@ class Corpus:
 
     def _with_preferences(self, examples: Sequence[Example]) -> list[Example]:
         """Transform every answer separately; a pair is dropped if one of its answers is."""
-        answers = preferences.answers(examples, paired=self._objective != "kto")
+        answers = preferences.answers(examples, paired=self._objective not in UNPAIRED)
         self.counts.made += len(answers) - len(examples)
         rated, alone = preferences.reunited(self._transformed(answers))
         self.counts.dropped[preferences.OTHER_DROPPED] += alone

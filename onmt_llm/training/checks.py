@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.config.learning import PreferenceConfig, ValidationConfig
+from onmt_llm.config.learning import REFERENCE_FREE, PreferenceConfig, ValidationConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.scorers import Scorer, open_scorers
@@ -56,7 +56,7 @@ def check_reference(objective: str, settings: PreferenceConfig, *, adapters: boo
     Raises:
         ConfigError: The whole model is trained, and no reference model is named.
     """
-    if objective in ("dpo", "kto") and not adapters and settings.reference_model is None:
+    if objective not in REFERENCE_FREE and not adapters and settings.reference_model is None:
         raise ConfigError(
             f"objective: {objective} must have a reference model if the whole model is trained: name one with "
             "reference_model.",

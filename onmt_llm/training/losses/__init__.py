@@ -4,5 +4,6 @@
 add up. The output layer is applied to chunks of positions, so the logits of a whole batch never exist. An `Objective`
 says what is minimised.
 
-Read `token_loss`, `objective`, `batch_loss`, `cross_entropy`; then `preference` with `log_probs`, and `lm_prior`.
+Read `token_loss`, `objective`, `batch_loss`, `cross_entropy`; then `preference` with `log_probs`, and `terms` with
+`lm_prior`.
 """

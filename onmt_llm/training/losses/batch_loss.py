@@ -42,7 +42,7 @@ def batch_loss(
         batch.labels_BT,
         OutputLayer.of(model),
         label_smoothing=objective.label_smoothing,
-        prior=None if objective.prior is None else objective.prior(batch),
+        terms=[term(batch) for term in objective.terms],
         scale=scale,
         corpora=None if batch.corpus_P2 is None or not corpora else CorpusSpans(batch.corpus_P2, corpora),
         chunk_tokens=objective.chunk_tokens,

@@ -13,7 +13,7 @@ Shapes: B batch, T positions, N trained positions of the batch, C positions of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from onmt_llm.training.losses.lm_prior import PriorTerm
 from onmt_llm.training.losses.output_layer import OutputLayer
+from onmt_llm.training.losses.terms import BatchTerm
 from onmt_llm.training.losses.token_loss import TokenLoss
 
 IGNORE = -100
@@ -49,7 +49,7 @@ def token_loss(
     output: OutputLayer,
     *,
     label_smoothing: float = 0.0,
-    prior: PriorTerm | None = None,
+    terms: Sequence[BatchTerm] = (),
     scale: float = 1.0,
     corpora: CorpusSpans | None = None,
     chunk_tokens: int = 0,
@@ -61,7 +61,7 @@ def token_loss(
         labels_BT: Token that follows each position, or -100.
         output: The output layer; the gradients of its parameters are computed here.
         label_smoothing: Share of the target spread over the vocabulary.
-        prior: Another term over the same positions.
+        terms: Other terms over the same positions.
         scale: Factor of the gradient, for float16.
         corpora: The corpus of each position; None = corpora are not separated.
         chunk_tokens: Positions whose logits are in memory together; 0 = the device's default.
@@ -70,14 +70,14 @@ def token_loss(
     corpus_N = None
     if corpora is not None:
         corpus_N = torch.repeat_interleave(*corpora.corpus_P2.unbind(1), output_size=labels_N.numel())
-    terms = _LossTerms(label_smoothing, prior, index_N, corpus_N, 0 if corpora is None else corpora.count)
+    summed = _LossTerms(label_smoothing, terms, index_N, corpus_N, 0 if corpora is None else corpora.count)
     chunk = chunk_tokens or output.chunk_tokens(hidden_BTD.device.type)
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or output.parameters):
         scaled, total, nll, correct, nll_K = _ChunkedLoss.apply(
-            hidden_ND, labels_N, output.logits, terms, scale, chunk, *output.parameters
+            hidden_ND, labels_N, output.logits, summed, scale, chunk, *output.parameters
         )
     else:
-        total, nll, correct, nll_K = _sums(hidden_ND, labels_N, output.logits, terms, chunk)
+        total, nll, correct, nll_K = _sums(hidden_ND, labels_N, output.logits, summed, chunk)
         scaled = total * scale
     by_corpus_K2 = None
     if corpora is not None:
@@ -95,14 +95,14 @@ class _LossTerms:
 
     Attributes:
         smoothing: Share of the target spread over the vocabulary.
-        prior: Another term over the same positions.
+        others: Other terms over the same positions.
         index_N: Flat indices of the trained positions.
         corpus_N: Number of the corpus of each; None = corpora are not separated.
         corpora: Number of corpora.
     """
 
     smoothing: float
-    prior: PriorTerm | None
+    others: Sequence[BatchTerm]
     index_N: Tensor
     corpus_N: Tensor | None
     corpora: int
@@ -125,8 +125,8 @@ def _sums(
     sums = _zero_sums(hidden_ND.device, terms.corpora)
     for start in range(0, labels_N.numel(), chunk):
         logits_CV = head(hidden_ND[start : start + chunk])
-        if terms.prior is not None:
-            sums[0].add_(terms.prior.loss_and_gradient(logits_CV, terms.index_N[start : start + chunk])[0])
+        for other in terms.others:
+            sums[0].add_(other.loss_and_gradient(logits_CV, terms.index_N[start : start + chunk])[0])
         for own, rows in _parts(logits_CV, start):
             _add_part(sums, logits_CV[own].float(), labels_N, rows, terms)
     return sums
@@ -181,7 +181,7 @@ def _logits_to_gradient(
     labels_N: Tensor,
     start: int,
     terms: _LossTerms,
-    prior_CV: Tensor | None,
+    others: Sequence[Tensor],
     scale: float,
 ) -> None:
     """Add the sums of one chunk to `sums`, and replace its logits by d (scale * loss) / d logits."""
@@ -190,8 +190,8 @@ def _logits_to_gradient(
         grad_CV = _logits_gradient(
             _add_part(sums, part_CV.float(), labels_N, rows, terms), labels_N[rows], terms.smoothing
         )
-        if prior_CV is not None:
-            grad_CV.add_(prior_CV[own])
+        for other_CV in others:
+            grad_CV.add_(other_CV[own])
         if scale != 1.0:
             grad_CV.mul_(scale)
         if part_CV.dtype != grad_CV.dtype:  # float32 logits hold it already
@@ -227,13 +227,14 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 hidden_CD = hidden_ND[rows].detach().requires_grad_()
                 logits_CV = head(hidden_CD)
-            prior = None
-            if terms.prior is not None:
-                term, prior = terms.prior.loss_and_gradient(logits_CV.detach(), terms.index_N[rows])
+            others = []
+            for other in terms.others:
+                term, gradient_CV = other.loss_and_gradient(logits_CV.detach(), terms.index_N[rows])
                 sums[0].add_(term)
+                others.append(gradient_CV)
             # No output layer saves its result for the backward pass, so it may be overwritten.
             grad_CV = logits_CV.detach()
-            _logits_to_gradient(grad_CV, sums, labels_N, start, terms, prior, scale)
+            _logits_to_gradient(grad_CV, sums, labels_N, start, terms, others, scale)
             hidden_grad, *found = torch.autograd.grad(logits_CV, [hidden_CD, *parameters], grad_CV, allow_unused=True)
             hidden_grad_ND[rows] = hidden_grad
             gradients = [_add(old, new) for old, new in zip(gradients, found, strict=True)]

@@ -96,11 +96,11 @@ class LmPrior:
         return PriorTerm(self.weight, self.tau, log_probs)
 
 
-def open_prior(objective: LossConfig, vocab: Vocab, device: torch.device, *, packed: bool = False) -> LmPrior | None:
+def open_prior(settings: LossConfig, vocab: Vocab, device: torch.device, *, packed: bool = False) -> LmPrior | None:
     """The prior of the options; None if there is none, or if its weight is 0.
 
     Args:
-        objective: The options.
+        settings: The options.
         vocab: Vocabulary of the trained model.
         device: Device of the prior.
         packed: Rows hold several documents that do not attend to each other.
@@ -109,8 +109,8 @@ def open_prior(objective: LossConfig, vocab: Vocab, device: torch.device, *, pac
         CheckpointError: There is no model at `lm_prior_model`.
         ConfigError: It is not a language model, its vocabulary differs, or it cannot separate documents.
     """
-    path = objective.lm_prior_model
-    if not path or not objective.lm_prior_lambda:
+    path = settings.lm_prior_model
+    if not path or not settings.lm_prior_lambda:
         return None
     release = (Path(path) / CT2_MODEL_FILE).is_file()
     if release and packed:
@@ -127,7 +127,7 @@ def open_prior(objective: LossConfig, vocab: Vocab, device: torch.device, *, pac
             f"lm_prior_model must have the target vocabulary of the trained model, but that of {path} {what}.",
             hint="train the language model with the same src_vocab and subword model",
         )
-    return LmPrior(objective.lm_prior_lambda, objective.lm_prior_tau, logits, vocab.unk_id, vocab.eos_id)
+    return LmPrior(settings.lm_prior_lambda, settings.lm_prior_tau, logits, vocab.unk_id, vocab.eos_id)
 
 
 def _open_checkpoint(path: str, device: torch.device) -> tuple[list[str], Callable[[Batch], Logits]]:

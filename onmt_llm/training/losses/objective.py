@@ -1,4 +1,4 @@
-"""The training objective: likelihood with label smoothing, a prior or guided alignment, or a preference loss.
+"""The training objective: likelihood with label smoothing, other terms or guided alignment, or a preference loss.
 
 Shapes: B examples, T target positions, S source positions, M aligned pairs.
 """
@@ -18,7 +18,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.losses.lm_prior import LmPrior
+from onmt_llm.training.losses.terms import Term
 from onmt_llm.training.losses.token_loss import TokenLoss
 
 
@@ -59,14 +59,14 @@ class Objective:
 
     Attributes:
         label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
-        prior: A language model as prior, as an additional term.
+        terms: Additional terms, such as a language model as prior.
         alignment: Guided alignment, as an additional term for batches with alignments.
         chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
         preference: A preference loss instead of the likelihood.
     """
 
     label_smoothing: float = 0.0
-    prior: LmPrior | None = None
+    terms: tuple[Term, ...] = ()
     alignment: GuidedAlignment | None = None
     chunk_tokens: int = 0
     preference: BatchLoss | None = None

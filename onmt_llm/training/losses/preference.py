@@ -1,7 +1,7 @@
 """Preference losses: DPO (Rafailov et al. 2023), ORPO (Hong et al. 2024) and KTO (Ethayarajh et al. 2024).
 
 They equal those of TRL, as a test shows. They are summed over pairs (KTO: over answers), and an update divides by the
-number of these.
+number of these. `PREFERENCE_LOSSES` holds the function of each.
 
 Shapes: B rows of a batch, P pairs or answers.
 """
@@ -9,17 +9,17 @@ Shapes: B rows of a batch, P pairs or answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onmt_llm.checkpoint.load import load_model
-from onmt_llm.config.learning import PreferenceConfig
+from onmt_llm.config.learning import REFERENCE_FREE, UNPAIRED, ObjectiveName, PreferenceConfig
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import ConfigError, DataError
@@ -32,7 +32,39 @@ from onmt_llm.training.losses.log_probs import LogProbs, label_log_probs
 from onmt_llm.training.losses.output_layer import OutputLayer
 from onmt_llm.training.losses.token_loss import RewardSums, TokenLoss
 
-PreferenceMethod = Literal["dpo", "orpo", "kto"]
+
+@dataclass(frozen=True)
+class RatedAnswers:
+    """The answers that a loss compares. A paired loss has the chosen and the rejected ones in the order of the pairs.
+
+    Attributes:
+        policy: Their log-probabilities under the trained model.
+        reference: Those under the reference; None for a loss in `REFERENCE_FREE`.
+        chosen_B: Whether each is a chosen answer.
+        divergence: For a loss in `UNPAIRED`: divergence of the policy from the reference, estimated from answers to
+            other prompts; no gradient. Else 0.
+    """
+
+    policy: LogProbs
+    reference: LogProbs | None
+    chosen_B: Tensor
+    divergence: Tensor
+
+    @property
+    def chosen(self) -> LogProbs:
+        """The chosen answers under the policy."""
+        return self.policy.rows(self.chosen_B)
+
+    @property
+    def rejected(self) -> LogProbs:
+        """The rejected answers under the policy."""
+        return self.policy.rows(~self.chosen_B)
+
+    @property
+    def ratio_B(self) -> Tensor:
+        """Log-probability of each answer minus that under the reference."""
+        assert self.reference is not None
+        return self.policy.total_B - self.reference.total_B
 
 
 @dataclass(frozen=True)
@@ -58,13 +90,13 @@ class PreferenceLoss:
     """A preference loss and its reference model.
 
     Attributes:
-        method: Which loss.
+        method: Which loss: a key of `PREFERENCE_LOSSES`.
         settings: Its options.
         reference: The reference model; None = the trained model without its adapters.
         chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
     """
 
-    method: PreferenceMethod
+    method: str
     settings: PreferenceConfig
     reference: Transformer | None = None
     chunk_tokens: int = 0
@@ -78,28 +110,24 @@ class PreferenceLoss:
         kind_B = batch.preference_B
         if kind_B is None:
             raise DataError(f"objective {self.method} must have preferences as examples, but the corpora have none.")
-        old = None if self.method == "orpo" else self._reference_log_probs(model, batch)
+        old = None if self.method in REFERENCE_FREE else self._reference_log_probs(model, batch)
         divergence = torch.zeros((), device=kind_B.device)
-        answers = batch
-        if self.method == "kto" and old is not None:
-            with torch.no_grad():
-                mismatched = sequence_log_probs(model, rows_of(batch, kind_B < 0), self.chunk_tokens)
-            divergence = (mismatched.total_B - old.rows(kind_B < 0).total_B).mean().clamp(min=0)
-            answers, old, kind_B = rows_of(batch, kind_B >= 0), old.rows(kind_B >= 0), kind_B[kind_B >= 0]
-        new = sequence_log_probs(model, answers, self.chunk_tokens)
-        chosen_B, rejected_B = kind_B == 1, kind_B == 0
-        if self.method == "kto" and old is not None:
-            losses = kto(new.total_B - old.total_B, chosen_B, divergence, self.settings)
-        elif old is not None:
-            losses = dpo(
-                new.rows(chosen_B), new.rows(rejected_B), old.rows(chosen_B), old.rows(rejected_B), self.settings
-            )
-        else:
-            losses = orpo(new.rows(chosen_B), new.rows(rejected_B), self.settings)
-        loss = _token_loss(losses, new.rows(chosen_B), divergence, scale)
-        if not corpora or answers.corpus_P2 is None:
+        rated = batch
+        if self.method in UNPAIRED:
+            is_rated_B = kind_B >= 0
+            if old is not None:
+                with torch.no_grad():
+                    mismatched = sequence_log_probs(model, rows_of(batch, ~is_rated_B), self.chunk_tokens)
+                divergence = (mismatched.total_B - old.rows(~is_rated_B).total_B).mean().clamp(min=0)
+                old = old.rows(is_rated_B)
+            rated, kind_B = rows_of(batch, is_rated_B), kind_B[is_rated_B]
+        policy = sequence_log_probs(model, rated, self.chunk_tokens)
+        answers = RatedAnswers(policy, old, kind_B == 1, divergence)
+        loss = _token_loss(PREFERENCE_LOSSES[self.method](answers, self.settings), answers, scale)
+        if not corpora or rated.corpus_P2 is None:
             return loss
-        return replace(loss, by_corpus_K2=_by_corpus(new.rows(chosen_B), answers.corpus_P2[chosen_B, 0], corpora))
+        corpus_P = rated.corpus_P2[answers.chosen_B, 0]
+        return replace(loss, by_corpus_K2=_by_corpus(answers.chosen, corpus_P, corpora))
 
     @torch.no_grad()
     def _reference_log_probs(self, model: Transformer, batch: Batch) -> LogProbs:
@@ -110,7 +138,7 @@ class PreferenceLoss:
 
 
 def open_preference_loss(
-    objective: Literal["sft"] | PreferenceMethod,
+    objective: ObjectiveName,
     settings: PreferenceConfig,
     *,
     adapters: bool,
@@ -137,7 +165,7 @@ def open_preference_loss(
     if objective == "sft":
         return None
     check_reference(objective, settings, adapters=adapters)
-    if objective == "orpo" or settings.reference_model is None:
+    if objective in REFERENCE_FREE or settings.reference_model is None:
         return PreferenceLoss(objective, settings, chunk_tokens=chunk_tokens)
     reference = load_model(settings.reference_model, dtype=dtype, device=device).requires_grad_(False)
     if reference.config.vocab_size != model.vocab_size:
@@ -148,8 +176,9 @@ def open_preference_loss(
     return PreferenceLoss(objective, settings, reference, chunk_tokens)
 
 
-def _token_loss(losses: PreferenceLosses, chosen: LogProbs, divergence: Tensor, scale: float) -> TokenLoss:
+def _token_loss(losses: PreferenceLosses, answers: RatedAnswers, scale: float) -> TokenLoss:
     """The sums that the loop needs; likelihood and accuracy are those of the chosen answers."""
+    chosen = answers.chosen
     total = losses.losses_P.sum()
     counts = total.new_tensor([len(losses.losses_P), len(losses.chosen_P), len(losses.rejected_P)])
     preferences, chosen_count, rejected_count = counts.double()
@@ -166,7 +195,7 @@ def _token_loss(losses: PreferenceLosses, chosen: LogProbs, divergence: Tensor, 
             chosen_rewards=losses.chosen_P.sum().detach().double(),
             rejected_rewards=losses.rejected_P.sum().detach().double(),
             correct=losses.correct.double(),
-            divergence=divergence.detach().double(),
+            divergence=answers.divergence.detach().double(),
         ),
     )
 
@@ -177,24 +206,10 @@ def _by_corpus(chosen: LogProbs, corpus_P: Tensor, corpora: int) -> Tensor:
     return sums_P2.new_zeros(corpora, 2).index_add(0, corpus_P, sums_P2)
 
 
-def dpo(
-    chosen: LogProbs,
-    rejected: LogProbs,
-    reference_chosen: LogProbs,
-    reference_rejected: LogProbs,
-    settings: PreferenceConfig,
-) -> PreferenceLosses:
-    """Direct preference optimisation, in the variant `dpo_loss`.
-
-    Args:
-        chosen: Chosen answers under the policy.
-        rejected: Rejected answers under the policy.
-        reference_chosen: Chosen answers under the reference.
-        reference_rejected: Rejected answers under the reference.
-        settings: Options.
-    """
-    chosen_P = chosen.total_B - reference_chosen.total_B
-    rejected_P = rejected.total_B - reference_rejected.total_B
+def dpo(answers: RatedAnswers, settings: PreferenceConfig) -> PreferenceLosses:
+    """Direct preference optimisation, in the variant `dpo_loss`."""
+    chosen, rejected, ratio_B = answers.chosen, answers.rejected, answers.ratio_B
+    chosen_P, rejected_P = ratio_B[answers.chosen_B], ratio_B[~answers.chosen_B]
     margin_P = settings.dpo_beta * (chosen_P - rejected_P)
     flipped = settings.dpo_label_smoothing
     if settings.dpo_loss == "sigmoid":
@@ -212,22 +227,17 @@ def dpo(
     return _paired(losses_P, settings.dpo_beta * chosen_P, settings.dpo_beta * rejected_P)
 
 
-def orpo(chosen: LogProbs, rejected: LogProbs, settings: PreferenceConfig) -> PreferenceLosses:
+def orpo(answers: RatedAnswers, settings: PreferenceConfig) -> PreferenceLosses:
     """Likelihood per token of the chosen answer, and the odds ratio of the two answers; no reference."""
+    chosen, rejected = answers.chosen, answers.rejected
     odds_P = chosen.mean_B - rejected.mean_B - (_log1mexp(chosen.mean_B) - _log1mexp(rejected.mean_B))
     losses_P = -chosen.mean_B - settings.orpo_beta * F.logsigmoid(odds_P)
     return _paired(losses_P, settings.orpo_beta * chosen.mean_B, settings.orpo_beta * rejected.mean_B)
 
 
-def kto(ratio_P: Tensor, is_chosen_P: Tensor, divergence: Tensor, settings: PreferenceConfig) -> PreferenceLosses:
-    """Kahneman-Tversky optimisation.
-
-    Args:
-        ratio_P: Log-probability of each answer minus that under the reference.
-        is_chosen_P: Whether it is a chosen answer.
-        divergence: Divergence of the policy from the reference, estimated from answers to other prompts; no gradient.
-        settings: Options.
-    """
+def kto(answers: RatedAnswers, settings: PreferenceConfig) -> PreferenceLosses:
+    """Kahneman-Tversky optimisation."""
+    is_chosen_P, ratio_P, divergence = answers.chosen_B, answers.ratio_B, answers.divergence
     beta = settings.kto_beta
     sign_P = is_chosen_P.float() * 2 - 1
     weight_P = torch.where(is_chosen_P, settings.kto_desirable_weight, settings.kto_undesirable_weight)
@@ -238,6 +248,14 @@ def kto(ratio_P: Tensor, is_chosen_P: Tensor, divergence: Tensor, settings: Pref
 
 def _paired(losses_P: Tensor, chosen_P: Tensor, rejected_P: Tensor) -> PreferenceLosses:
     return PreferenceLosses(losses_P, chosen_P.detach(), rejected_P.detach(), (chosen_P > rejected_P).sum())
+
+
+PREFERENCE_LOSSES: dict[str, Callable[[RatedAnswers, PreferenceConfig], PreferenceLosses]] = {
+    "dpo": dpo,
+    "orpo": orpo,
+    "kto": kto,
+}
+"""The preference losses, by their name in `objective`."""
 
 
 def _log1mexp(x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.spec import PipelineSpec, split_corpora
 from onmt_llm.text.codec import Codec
 from onmt_llm.training.checks import check_validation
-from onmt_llm.training.losses.lm_prior import open_prior
 from onmt_llm.training.losses.objective import Objective, open_alignment
 from onmt_llm.training.losses.preference import open_preference_loss
+from onmt_llm.training.losses.terms import open_terms
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.setup.layers import LayerPlan
 from onmt_llm.training.setup.start import Start
@@ -75,7 +75,7 @@ def open_objective(
             chunk_tokens=config.performance.loss_chunk_tokens,
         ),
         label_smoothing=optim.label_smoothing,
-        prior=open_prior(config.loss, start.codec.vocab, device, packed=config.batching.packing != "off"),
+        terms=open_terms(config.loss, start.codec.vocab, device, packed=config.batching.packing != "off"),
         alignment=open_alignment(config.loss, start.model, train_corpora),
         chunk_tokens=config.performance.loss_chunk_tokens,
     )

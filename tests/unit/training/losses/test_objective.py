@@ -52,7 +52,7 @@ def test_the_prior_is_the_divergence_from_the_language_model(smoothing: float, c
         labels_BT,
         OutputLayer(head, list(head.parameters()), V),
         label_smoothing=smoothing,
-        prior=prior(batch),
+        terms=[prior(batch)],
         chunk_tokens=chunk_tokens,
     )
     loss.scaled.backward()
@@ -60,8 +60,21 @@ def test_the_prior_is_the_divergence_from_the_language_model(smoothing: float, c
     for got, wanted in zip([hidden.grad, *(p.grad for p in head.parameters())], gradients, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        again = token_loss(hidden, labels_BT, OutputLayer(head, [], V), label_smoothing=smoothing, prior=prior(batch))
+        again = token_loss(hidden, labels_BT, OutputLayer(head, [], V), label_smoothing=smoothing, terms=[prior(batch)])
     torch.testing.assert_close(again.total, loss.total)
+
+
+def test_terms_add_up() -> None:
+    head, labels_BT = torch.nn.Linear(D, V), torch.randint(V, (B, T))
+    batch = Batch(None, None, labels_BT, labels_BT, None, B * T, B)
+    logits_MV, found = torch.randn(B * T, V), []
+    for weights in ((0.5,), (0.25, 0.25)):
+        hidden = torch.ones(B, T, D, requires_grad=True)
+        terms = [LmPrior(each, 2.0, lambda _: lambda index: logits_MV[index], UNK, EOS)(batch) for each in weights]
+        loss = token_loss(hidden, labels_BT, OutputLayer(head, [], V), terms=terms, chunk_tokens=4)
+        loss.scaled.backward()
+        found.append((loss.total, hidden.grad))
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from onmt_llm.checkpoint.load import load_model
-from onmt_llm.config.learning import PreferenceConfig
+from onmt_llm.config.learning import REFERENCE_FREE, UNPAIRED, ObjectiveName, PreferenceConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.batching.batch import Batch
@@ -27,7 +27,15 @@ from onmt_llm.nn.quantized import quantize, set_int8_products
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.log_probs import LogProbs, label_log_probs
 from onmt_llm.training.losses.output_layer import OutputLayer
-from onmt_llm.training.losses.preference import PreferenceLoss, PreferenceLosses, dpo, kto, orpo
+from onmt_llm.training.losses.preference import (
+    PREFERENCE_LOSSES,
+    PreferenceLoss,
+    PreferenceLosses,
+    RatedAnswers,
+    dpo,
+    kto,
+    orpo,
+)
 from tiny import GATED_LM
 
 ROOT = Path(__file__).parents[4]
@@ -58,17 +66,21 @@ def outcome(loss: str, made: dict[str, torch.Tensor], head: torch.nn.Linear) -> 
     new = label_log_probs(hidden_BTD, labels_BT, OutputLayer(head, [head.weight], 16), chunk_tokens=3)
     first = torch.arange(len(labels_BT)) < len(labels_BT) // 2
     if loss == "orpo":
-        return orpo(new.rows(first), new.rows(~first), PreferenceConfig(orpo_beta=0.3))
+        return orpo(RatedAnswers(new, None, first, torch.zeros(())), PreferenceConfig(orpo_beta=0.3))
     old = given(made["reference"], labels_BT)
     if loss == "kto":
         foreign_BT = labels(made["foreign_ids"], made["foreign_answer"])
         foreign = given(made["foreign_policy"], foreign_BT), given(made["foreign_reference"], foreign_BT)
         divergence = (foreign[0].total_B - foreign[1].total_B).mean().clamp(min=0)
         settings = PreferenceConfig(kto_beta=0.3, kto_desirable_weight=1.5, kto_undesirable_weight=0.5)
-        return kto(new.total_B - old.total_B, made["label"], divergence, settings)
+        return kto(RatedAnswers(new, old, made["label"], divergence), settings)
     kind: Any = loss.removeprefix("dpo_")
     settings = PreferenceConfig(dpo_beta=0.3, dpo_loss=kind, dpo_label_smoothing=0.1 if kind == "robust" else 0.0)
-    return dpo(new.rows(first), new.rows(~first), old.rows(first), old.rows(~first), settings)
+    return dpo(RatedAnswers(new, old, first, torch.zeros(())), settings)
+
+
+def test_the_preference_losses_are_the_values_of_the_option() -> None:
+    assert {"sft", *PREFERENCE_LOSSES} == {*get_args(ObjectiveName)} >= REFERENCE_FREE | UNPAIRED
 
 
 LOSSES = ["dpo_sigmoid", "dpo_hinge", "dpo_ipo", "dpo_robust", "kto", "orpo"]
