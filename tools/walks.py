@@ -6,7 +6,8 @@ Small models and corpora are made in a temporary folder, the commands run in thi
 of the package is recorded while the root function of a walk is active: the files and functions that are entered, how
 often the first call of a function lies in another file than the previous one, and the greatest depth. Module bodies,
 class bodies and comprehensions do not count. A reader who follows one piece of work steps over checks: the functions
-in `STEPPED_OVER` are counted, but what they call is not; `-checks` counts that too. `-repository` is another checkout.
+whose names match `CHECKS` are counted, but what they call is not; `-checks` counts that too. `-repository` is another
+checkout.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import io
 import itertools
 import json
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,8 +41,8 @@ ROOTS = {
 """Where each walk begins: a folder of the package and the qualified name of a function in it; None = at its call."""
 
 
-STEPPED_OVER = {"all_checks", "check_files", "problems", "refuse_damage", "obstacles"}
-"""Checks: of options and paths before a job, of files against their manifest, of a model against a format."""
+CHECKS = re.compile(r"_?check(_|$)|(.+_)?(checks|problems)$|refuse_|obstacles$")
+"""Names of checks: of options and paths before a job, of files against their manifest, of a model against a format."""
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Recorder:
         self._stack: list[FrameType] = []
         self._importing = 0
         self._once, self._done = once, False
-        self._stepped_over = set() if checks else STEPPED_OVER
+        self._follows_checks = checks
         self._skipped: FrameType | None = None
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
@@ -105,7 +107,7 @@ class Recorder:
                 self._stack.append(frame)
                 self.walk.functions.setdefault((file, name))
                 self.walk.depth = max(self.walk.depth, len(self._stack))
-                if code.co_name in self._stepped_over:
+                if not self._follows_checks and CHECKS.match(code.co_name):
                     self._skipped = frame
         elif self._stack and self._stack[-1] is frame:
             self._stack.pop()
