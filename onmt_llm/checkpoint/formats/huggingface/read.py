@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,19 @@ from torch import Tensor
 
 from onmt_llm.checkpoint.files.safetensors import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
-from onmt_llm.checkpoint.formats.huggingface.declared import declared_problems
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
-from onmt_llm.checkpoint.formats.huggingface.families.base import Family
+from onmt_llm.checkpoint.formats.huggingface.families.base import Family, HfConfig
 from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights
 from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource
 from onmt_llm.checkpoint.formats.rules import check_sizes
 from onmt_llm.checkpoint.formats.tokenizer_files import from_huggingface, read_json
 from onmt_llm.errors import CheckpointError, Problem, UnsupportedError, raise_problems
+from onmt_llm.log import logger
 
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 BIN_FILE = "pytorch_model.bin"
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")
+"""Ends of the names of classes whose outputs are the logits of a vocabulary."""
 
 
 def open_huggingface(
@@ -57,7 +59,7 @@ def open_huggingface(
 
 def _readable_family(hf_config: Mapping[str, Any]) -> Family:
     """The family; one error lists everything in config.json that stands in the way."""
-    problems = list(declared_problems(hf_config))
+    problems = list(_declared_problems(hf_config))
     family: Family | None = None
     try:
         family = family_of(hf_config)
@@ -67,9 +69,44 @@ def _readable_family(hf_config: Mapping[str, Any]) -> Family:
             sentence = f"The weights must be floating-point numbers, but are quantised with {method}."
             problems.append(Problem(sentence, kind=UnsupportedError))
         problems.insert(0, Problem.of(error))
-    raise_problems(problems)
+    if problems:
+        raise_problems(problems)
     assert family is not None
     return family
+
+
+def _declared_problems(hf_config: HfConfig) -> Iterator[Problem]:
+    """What the classes that `config.json` names have in the way of a conversion."""
+    classes = hf_config.get("architectures")
+    names = [str(name) for name in classes] if isinstance(classes, list) else []
+    if names and not any(name.endswith(_LANGUAGE_MODELS) for name in names):
+        yield Problem(
+            f"A model must have an output layer over its vocabulary, but architectures in config.json is "
+            f"{', '.join(names)}.",
+            hint="convert the language model that it was made from",
+            kind=UnsupportedError,
+        )
+    own = _own_class(hf_config)
+    if own is None:
+        return
+    stem = str(hf_config.get("model_type")).replace("_", "")
+    if own.rpartition(".")[2].lower() not in {f"{stem}{end}".lower() for end in _LANGUAGE_MODELS}:
+        yield Problem(
+            f"A model must be computed by a class of transformers, but auto_map in config.json names {own}, and code "
+            "that comes with a model is never run.",
+            hint="convert a copy that transformers loads without trust_remote_code, if there is one",
+            kind=UnsupportedError,
+        )
+    else:
+        logger.warning("auto_map in config.json names %s; the class of that name in transformers is taken.", own)
+
+
+def _own_class(hf_config: HfConfig) -> str | None:
+    """The class that comes with the model and computes it."""
+    auto_map = hf_config.get("auto_map")
+    classes = auto_map if isinstance(auto_map, dict) else {}
+    models = (value for key, value in classes.items() if key.startswith("AutoModel"))
+    return next((str(value) for value in models), None)
 
 
 def family_of(hf_config: Mapping[str, Any]) -> Family:

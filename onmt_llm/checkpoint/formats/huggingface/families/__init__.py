@@ -1,7 +1,7 @@
 """Families of Hugging Face architectures: each has a configuration map, weight-name rules and what it can express.
 
-`base` defines `Family` and tables of tensor names, `config_map` the rows of a configuration map; the other modules are
-tables. To add a family, add its table and its entry in `FAMILIES`.
+`base` defines `Family`, the rows of its configuration map, and tables of tensor names; the other modules are tables.
+To add a family, add its table and its entry in `FAMILIES`.
 """
 
 from __future__ import annotations

@@ -6,12 +6,16 @@ Both old keys (`n_head`, `n_layer`, `n_head_kv`) and current ones are read.
 from __future__ import annotations
 
 from onmt_llm.checkpoint.export_guard import anything, where
-from onmt_llm.checkpoint.formats.huggingface.families.base import QKV, Family, block, fused, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    QKV,
+    Family,
     HfConfig,
     Row,
     Values,
     activation,
+    block,
+    fused,
+    modules,
     must_be,
     required,
     rotary,

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from onmt_llm.checkpoint.export_guard import only
 from onmt_llm.checkpoint.formats.huggingface.families import llama
-from onmt_llm.checkpoint.formats.huggingface.families.base import Family, block, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    Family,
     HfConfig,
     Row,
     Values,
     activation,
     always,
+    block,
     heads,
+    modules,
     must_be,
     setting,
 )

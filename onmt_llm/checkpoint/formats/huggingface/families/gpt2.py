@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.export_guard import anything, where
-from onmt_llm.checkpoint.formats.huggingface.families.base import QKV, Family, block, fused, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    QKV,
+    Family,
     HfConfig,
     Row,
     Values,
     activation,
     always,
+    block,
+    fused,
     heads,
+    modules,
     must_be,
     required,
     setting,

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families import llama
-from onmt_llm.checkpoint.formats.huggingface.families.base import QKV, Family, block, fused, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import activation, always, heads, rotary, setting
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    QKV,
+    Family,
+    activation,
+    always,
+    block,
+    fused,
+    heads,
+    modules,
+    rotary,
+    setting,
+)
 from onmt_llm.checkpoint.formats.rules import GroupedQKV, Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from onmt_llm.checkpoint.export_guard import anything, only
 from onmt_llm.checkpoint.formats.huggingface.families import gpt2
-from onmt_llm.checkpoint.formats.huggingface.families.base import Family, block, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    Family,
     HfConfig,
     Row,
     Values,
     activation,
     always,
+    block,
+    modules,
     must_be,
     setting,
 )

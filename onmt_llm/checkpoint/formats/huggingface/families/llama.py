@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.export_guard import anything
-from onmt_llm.checkpoint.formats.huggingface.families.base import Family, block, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    Family,
     HfConfig,
     Row,
     Values,
     activation,
     always,
+    block,
     heads,
+    modules,
     must_be,
     required,
     rotary,

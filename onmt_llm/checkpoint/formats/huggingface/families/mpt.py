@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from onmt_llm.checkpoint.export_guard import where
-from onmt_llm.checkpoint.formats.huggingface.families.base import QKV, Family, block, check_keys, fused, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    QKV,
+    Family,
     HfConfig,
     Row,
     Values,
     always,
+    block,
+    check_keys,
+    fused,
     heads,
+    modules,
     must_be,
     required,
     setting,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from onmt_llm.checkpoint.formats.huggingface.families.base import Family, block, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    Family,
     HfConfig,
     Row,
     Values,
     activation,
     always,
+    block,
     heads,
+    modules,
     must_be,
     setting,
 )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families import llama
-from onmt_llm.checkpoint.formats.huggingface.families.base import QKV, Family, block, fused, modules
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    QKV,
+    Family,
     activation,
     always,
+    block,
+    fused,
     heads,
+    modules,
     must_be,
     rotary,
     setting,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families import llama
-from onmt_llm.checkpoint.formats.huggingface.families.base import Family
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    Family,
     activation,
     always,
     heads,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families import llama
-from onmt_llm.checkpoint.formats.huggingface.families.base import Family, block
-from onmt_llm.checkpoint.formats.huggingface.families.config_map import (
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    Family,
     activation,
+    block,
     heads,
     must_be,
     rotary,
