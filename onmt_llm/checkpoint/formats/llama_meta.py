@@ -15,17 +15,8 @@ import torch
 
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer
-from onmt_llm.checkpoint.formats.rules import (
-    Chain,
-    InterleavedRotary,
-    Op,
-    Replicated,
-    Rule,
-    Shards,
-    check_sizes,
-    per_layer,
-    rule,
-)
+from onmt_llm.checkpoint.formats.ops import Chain, InterleavedRotary, Op, Replicated, Shards
+from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, per_layer, rule
 from onmt_llm.checkpoint.formats.tokenizer_files import (
     NO_TOKENIZER,
     SENTENCEPIECE_FILE,

@@ -26,7 +26,7 @@ from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWri
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.huggingface.write import family_for_export
 from onmt_llm.checkpoint.formats.imported import TypedSource
-from onmt_llm.checkpoint.formats.rules import Chain, Identity, Op, Transpose
+from onmt_llm.checkpoint.formats.ops import Chain, Identity, Op, Transpose
 from onmt_llm.checkpoint.formats.tokenizer_files import read_json
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig

@@ -17,7 +17,8 @@ import torch
 from onmt_llm.checkpoint.formats.gguf.header import check_header
 from onmt_llm.checkpoint.formats.gguf.tokenizer import read_tokenizer
 from onmt_llm.checkpoint.formats.imported import ImportedModel
-from onmt_llm.checkpoint.formats.rules import Identity, InterleavedRotary, Op, Rule, check_sizes, per_layer, rule
+from onmt_llm.checkpoint.formats.ops import Identity, InterleavedRotary, Op
+from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, per_layer, rule
 from onmt_llm.config.model import ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.positions import rotary_frequencies

@@ -13,7 +13,8 @@ from onmt_llm.checkpoint.formats.opennmt.options import (
     OpenNMTOptions,
     sinusoid_of,
 )
-from onmt_llm.checkpoint.formats.rules import Chain, Columns, Identity, InterleavedRotary, Op, Reshape, Rule, rule
+from onmt_llm.checkpoint.formats.ops import Chain, Columns, Identity, InterleavedRotary, Op, Reshape
+from onmt_llm.checkpoint.formats.rules import Rule, rule
 from onmt_llm.config.model import ModelConfig
 
 IDENTITY = Identity()

@@ -32,7 +32,8 @@ from onmt_llm.checkpoint.formats.opennmt.options import (
 )
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
 from onmt_llm.checkpoint.formats.opennmt.vocab import opennmt_vocab
-from onmt_llm.checkpoint.formats.rules import Identity, InterleavedRotary, Op, Scale, apply
+from onmt_llm.checkpoint.formats.ops import Identity, InterleavedRotary, Op, Scale
+from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import Dtype, ModelConfig

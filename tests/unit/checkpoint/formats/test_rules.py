@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tiny
-from onmt_llm.checkpoint.formats.rules import (
+from onmt_llm.checkpoint.formats.ops import (
     Chain,
     Columns,
     GroupedQKV,
@@ -23,12 +23,8 @@ from onmt_llm.checkpoint.formats.rules import (
     Reshape,
     Shards,
     SplitRows,
-    apply,
-    check,
-    check_sizes,
-    per_layer,
-    rule,
 )
+from onmt_llm.checkpoint.formats.rules import apply, check, check_sizes, per_layer, rule
 from onmt_llm.config.model import RopeConfig
 from onmt_llm.errors import CheckpointError
 from onmt_llm.nn.positions import rotary_frequencies, rotate

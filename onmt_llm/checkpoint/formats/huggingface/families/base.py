@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from onmt_llm.checkpoint.export_guard import Check, anything, only, where
-from onmt_llm.checkpoint.formats.rules import Op, Rule, rule
+from onmt_llm.checkpoint.formats.ops import Op
+from onmt_llm.checkpoint.formats.rules import Rule, rule
 from onmt_llm.config.model import Activation, ModelConfig, RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 

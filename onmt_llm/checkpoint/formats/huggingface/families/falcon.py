@@ -21,7 +21,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     rotary,
     setting,
 )
-from onmt_llm.checkpoint.formats.rules import GroupedQKV, Rule, per_layer
+from onmt_llm.checkpoint.formats.ops import GroupedQKV
+from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from onmt_llm.checkpoint.export_guard import only
 from onmt_llm.checkpoint.formats.huggingface.families import llama
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
@@ -22,22 +17,9 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     must_be,
     setting,
 )
+from onmt_llm.checkpoint.formats.ops import Offset
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
-
-
-@dataclass(frozen=True)
-class Offset:
-    """Our tensor is theirs plus a number, in float32: there 1 + w is exact for bfloat16 weights w above 2^-16."""
-
-    number: float
-
-    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
-        return [tensor.float() + self.number for tensor in theirs]
-
-    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        return [tensor.float() - self.number for tensor in ours]
-
 
 NORMS = [
     *modules({"decoder.norm": "model.norm"}, Offset(1.0)),

@@ -19,16 +19,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     required,
     setting,
 )
-from onmt_llm.checkpoint.formats.rules import (
-    Chain,
-    GroupedQKV,
-    Identity,
-    Op,
-    Rule,
-    SplitRows,
-    Transpose,
-    per_layer,
-)
+from onmt_llm.checkpoint.formats.ops import Chain, GroupedQKV, Identity, Op, SplitRows, Transpose
+from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 
 ENDS = {

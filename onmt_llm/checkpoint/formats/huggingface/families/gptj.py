@@ -16,7 +16,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     must_be,
     setting,
 )
-from onmt_llm.checkpoint.formats.rules import InterleavedRotary, Rule, per_layer
+from onmt_llm.checkpoint.formats.ops import InterleavedRotary
+from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 
 ENDS = {"decoder.embed_tokens": "transformer.wte", "decoder.norm": "transformer.ln_f", "lm_head": "lm_head"}

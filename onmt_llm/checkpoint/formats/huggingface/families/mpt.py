@@ -21,7 +21,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     required,
     setting,
 )
-from onmt_llm.checkpoint.formats.rules import Rule, SplitRows, per_layer
+from onmt_llm.checkpoint.formats.ops import SplitRows
+from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 
 ENDS = {"decoder.embed_tokens": "transformer.wte", "decoder.norm": "transformer.norm_f", "lm_head": "lm_head"}

@@ -15,7 +15,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     must_be,
     setting,
 )
-from onmt_llm.checkpoint.formats.rules import DropRows, Rule, per_layer
+from onmt_llm.checkpoint.formats.ops import DropRows
+from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 
 ENDS = {

@@ -17,7 +17,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     setting,
     window,
 )
-from onmt_llm.checkpoint.formats.rules import Rule, SplitRows, per_layer
+from onmt_llm.checkpoint.formats.ops import SplitRows
+from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 
 PHI_NAMES = {"self_attn.o_proj": "self_attn.dense", "mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
