@@ -91,13 +91,14 @@ class Ct2Decoding:
     def batch_options(self, options: GenerationConfig) -> dict[str, Any]:
         """Arguments of CTranslate2's calls for a whole batch."""
         beam = options.beam_size > 1
+        stops = not beam and _stop_strings(self._codec, options)
         return {
             "beam_size": options.beam_size,
             "num_hypotheses": options.n_best,
             "length_penalty": options.alpha if options.length_penalty == "avg" and beam else 0.0,
             "return_scores": True,
             "return_end_token": True,
-            "callback": self._stop_callback(options) if not beam and self._stops(options) else None,
+            "callback": _stop_callback(self._codec, options) if stops else None,
             **self.search_options(options),
         }
 
@@ -118,19 +119,6 @@ class Ct2Decoding:
             "end_token": end_ids(self._codec, options) or None,
         }
 
-    def _stop_callback(self, options: GenerationConfig) -> Callable[[Any], bool]:
-        """A callback that ends an answer at its first stop string, while the batch continues."""
-        texts: dict[tuple[int, int], AnswerText] = {}
-        ends = end_ids(self._codec, options)
-
-        def stops(step: Any) -> bool:
-            text = texts.setdefault((step.batch_id, step.hypothesis_id), self._answer_text(options))
-            if step.token_id not in ends:
-                text.push(self._codec.vocab[step.token_id])
-            return text.stopped
-
-        return stops
-
     def hypotheses(
         self, answers: Sequence[Sequence[int]], scores: Sequence[float], options: GenerationConfig
     ) -> list[Hypothesis]:
@@ -143,7 +131,7 @@ class Ct2Decoding:
         """One hypothesis, with its score converted to ours."""
         ended = bool(ids) and ids[-1] in end_ids(self._codec, options)
         answer = list(ids[:-1] if ended else ids)
-        text = self._answer_text(options)
+        text = _answer_text(self._codec, options)
         for token in answer:
             text.push(self._codec.vocab[token])
         text.finish()
@@ -161,7 +149,7 @@ class Ct2Decoding:
     ) -> Iterator[Delta]:
         """Deltas of one sampled answer; `open_steps` starts CTranslate2's stream of steps."""
         self._model.seed(options)
-        text, ends = self._answer_text(options), end_ids(self._codec, options)
+        text, ends = _answer_text(self._codec, options), end_ids(self._codec, options)
         with ct2_errors(), closing(open_steps()) as steps:
             for step in steps:
                 if step.token_id in ends:
@@ -178,8 +166,28 @@ class Ct2Decoding:
                     break
         yield Delta(text.finish(), 0, "stopped")
 
-    def _stops(self, options: GenerationConfig) -> list[str]:
-        return [stop for stop in (*self._codec.stop, *options.stop) if stop]
 
-    def _answer_text(self, options: GenerationConfig) -> AnswerText:
-        return AnswerText(self._codec.stream_decoder(), self._stops(options))
+def _stop_strings(codec: Codec, options: GenerationConfig) -> list[str]:
+    return [stop for stop in (*codec.stop, *options.stop) if stop]
+
+
+def _answer_text(codec: Codec, options: GenerationConfig) -> AnswerText:
+    return AnswerText(codec.stream_decoder(), _stop_strings(codec, options))
+
+
+def _stop_callback(codec: Codec, options: GenerationConfig) -> Callable[[Any], bool]:
+    """A callback that ends an answer at its first stop string, while the batch continues.
+
+    It must not refer to the model: CTranslate2's worker thread drops the callback after the results are out, and a
+    model whose last reference goes there waits for the very thread that it runs in.
+    """
+    texts: dict[tuple[int, int], AnswerText] = {}
+    ends = end_ids(codec, options)
+
+    def stops(step: Any) -> bool:
+        text = texts.setdefault((step.batch_id, step.hypothesis_id), _answer_text(codec, options))
+        if step.token_id not in ends:
+            text.push(codec.vocab[step.token_id])
+        return text.stopped
+
+    return stops

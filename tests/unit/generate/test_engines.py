@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +96,24 @@ def test_a_stop_string_ends_an_answer_in_the_middle_of_a_batch(engine: Engine) -
             assert (stopped[3][0].text, stopped[3][0].finish_reason) == (expected, "stop")
             assert stopped[3][0].tokens == expected.split()
             assert all(len(answer.tokens) == 15 for (answer,) in stopped if answer.finish_reason == "length")
+
+
+def test_the_stop_callback_does_not_hold_the_model(model: Path) -> None:
+    """CTranslate2 drops it in a worker thread; a model that ends there waits for its own thread and aborts."""
+    engine: Any = open_engine(model.with_name("ct2"), device="cpu")
+    handle, kept = engine._model.handle, []
+
+    def generate_batch(*prompts: Any, **options: Any) -> Any:
+        kept.append(options["callback"])
+        return handle.generate_batch(*prompts, **options)
+
+    engine._model.handle = SimpleNamespace(generate_batch=generate_batch)
+    engine.generate(PROMPTS, LONG.model_copy(update={"stop": ["a"]}))
+    loaded = weakref.ref(engine._model)
+    del engine
+    gc.collect()
+    assert kept[0] is not None
+    assert loaded() is None
 
 
 def test_lengths(engine: Engine) -> None:
