@@ -97,6 +97,7 @@ def canonical(config: ModelConfig) -> ModelConfig:
         "src_vocab_size": config.encoder_layers > 0 and config.src_vocab_size != config.vocab_size,
         "kv_heads": config.kv_heads != config.heads,
         "head_dim": config.size_per_head * config.heads != config.hidden_size,
+        "attention_scale": config.attention_scale != config.size_per_head**-0.5,
     }
     plain = ModelConfig()
     update = {name: getattr(plain, name) for name, effect in with_effect.items() if not effect}

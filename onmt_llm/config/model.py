@@ -118,6 +118,8 @@ class ModelConfig(Section):
     """Apply RMSNorm to each head of q and k before position encoding."""
     scale_attention: bool = True
     """Divide attention scores by sqrt(head_dim); T5 does not."""
+    attention_scale: Positive | None = None
+    """Multiply attention scores by this number instead (Gemma 2 and 3, Granite)."""
     attn_bias: bool = False
     """Bias in the q, k and v projections."""
     attn_out_bias: bool = False
@@ -157,6 +159,12 @@ class ModelConfig(Section):
         return self.rope.rotary_dim or self.size_per_head
 
     @property
+    def attention_factor(self) -> float:
+        """What attention scores are multiplied by."""
+        default = self.size_per_head**-0.5 if self.scale_attention else 1.0
+        return default if self.attention_scale is None else self.attention_scale
+
+    @property
     def encoder_vocab_size(self) -> int:
         return self.src_vocab_size or self.vocab_size
 
@@ -190,6 +198,8 @@ class ModelConfig(Section):
             raise ValueError("encoder_layers + decoder_layers must be >= 1, but both are 0")
         if self.shared_norm and not self.parallel_residual:
             raise ValueError("shared_norm must go with parallel_residual, which is false")
+        if self.attention_scale is not None and not self.scale_attention:
+            raise ValueError(f"attention_scale must go with scale_attention: true, but is {self.attention_scale}")
         if self.position == "rotary" and self.rotary_size % 2:
             raise ValueError(f"rotary_dim must be even, but is {self.rotary_size}")
         if self.position == "shaw" and self.relative_positions < 1:

@@ -89,7 +89,15 @@ EXPRESSIBLE = {
         *("ffn_gated", "activation", "norm", "norm_position", "norm_eps", "norm_bias", "max_position", "rope.theta"),
         *("rope.rotary_dim", "rope.scaling", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor"),
         *("rope.original_max_position", "sinusoid", "relative_positions", "relative_buckets", "relative_max_distance"),
-        *("alibi_scaled", "parallel_residual", "shared_norm", "scale_attention", "attn_bias", "attn_out_bias"),
+        *(
+            "alibi_scaled",
+            "parallel_residual",
+            "shared_norm",
+            "scale_attention",
+            "attention_scale",
+            "attn_bias",
+            "attn_out_bias",
+        ),
         *("ffn_bias", "lm_head_bias", "scale_embeddings", "scale_logits", "src_features", "feat_merge"),
         *("tie_embeddings", "share_embeddings", "dtype"),
     ),
@@ -192,14 +200,13 @@ def _complete_layer(layer: Any, config: ModelConfig) -> None:
         for name in ("shared_layer_norm",) if config.shared_norm else ("input_layer_norm", "post_attention_layer_norm"):
             setattr(layer, name, common_spec.LayerNormSpec(rms_norm=True))
     _complete_attention(layer.self_attention, config)
-    if not config.is_decoder_only and not config.scale_attention:
-        layer.attention.queries_scale = np.float32(1.0)
+    if not config.is_decoder_only:
+        _scale_queries(layer.attention, config)
 
 
 def _complete_attention(attention: Any, config: ModelConfig) -> None:
     """Set what the library's constructor of self-attention leaves out."""
-    if not config.scale_attention:
-        attention.queries_scale = np.float32(1.0)
+    _scale_queries(attention, config)
     if config.position == "t5":
         attention.relative_attention_max_distance = np.int32(config.relative_max_distance)
     if config.position == "rotary" and config.rope.scaling == "llama3":
@@ -210,6 +217,12 @@ def _complete_attention(attention: Any, config: ModelConfig) -> None:
         # only; specs refuse undeclared names.
         object.__setattr__(attention, "rotary_scaling_factor", np.float32(rope.factor))
         object.__setattr__(attention, "original_max_position_embeddings", np.int32(rope.original_max_position))
+
+
+def _scale_queries(attention: Any, config: ModelConfig) -> None:
+    """Set the factor of the scores, unless it is the library's own."""
+    if config.attention_factor != config.size_per_head**-0.5:
+        attention.queries_scale = np.float32(config.attention_factor)
 
 
 def spec_variables(config: ModelConfig) -> list[SpecVariable]:

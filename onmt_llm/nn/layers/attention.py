@@ -84,7 +84,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_heads * size, bias=config.attn_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_heads * size, bias=config.attn_bias)
         self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=config.attn_out_bias)
-        self.scale = size**-0.5 if config.scale_attention else 1.0
+        self.scale = config.attention_factor
         shaw = config.position == "shaw" and not cross
         own_bias = config.position == "t5" and not cross and not config.relative_shared
         self.embed_relative = nn.Embedding(2 * config.relative_positions + 1, size) if shaw else None

@@ -101,6 +101,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "shared_norm": [{"parallel_residual": True, "shared_norm": True}, {"shared_norm": False}],
     "qk_norm": [{"qk_norm": True}],
     "scale_attention": [{"scale_attention": False}, {"scale_attention": True}],
+    "attention_scale": [{"attention_scale": 0.3}, {"attention_scale": 0.3, "scale_attention": True}],
     "attn_bias": [{"attn_bias": True}, {"attn_bias": True, "attn_out_bias": True, "ffn_bias": True}],
     "attn_out_bias": [{"attn_out_bias": True}, {"attn_out_bias": False}],
     "ffn_bias": [{"ffn_bias": True}],
