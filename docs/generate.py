@@ -23,6 +23,8 @@ REFERENCE = Path(__file__).parent / "reference"
 SIZES = {
     **{"num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4},
     **{"hidden_size": 64, "n_embd": 64, "d_model": 64, "intermediate_size": 256, "ffn_dim": 256, "vocab_size": 300},
+    **{"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 256},
+    **{"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 256},
 }
 """Values of the keys that a `config.json` must have, in one family or another."""
 OPENNMT_OPTIONS = Path(__file__).parents[1] / "tests/data/opennmt_options.txt"
@@ -52,9 +54,9 @@ def _families() -> str:
     head = (
         "# Families of Hugging Face models\n\nGenerated from the table of families by `make docs`. Each row is a"
         " `model_type` of `config.json`; a model of it becomes a checkpoint like any other.\n"
-        "`tests/parity/test_families.py` compares each with transformers: the logits (to 1e-5 in float32), also with a"
-        " cache and past a sliding window; the folder that\n`-to hf` writes, tensor by tensor; and the logits of a"
-        " CTranslate2 release.\n\n"
+        "`tests/parity/test_families.py` and `test_families_seq2seq.py` compare each with transformers: the logits (to"
+        " 1e-5 in float32), also with a cache and past a sliding window; the\nfolder that `-to hf` writes, tensor by"
+        " tensor; and a CTranslate2 release.\n\n"
         "| `model_type` | models | in | `-to hf` | CTranslate2 | `-to opennmt` |\n|---|---|---|---|---|---|\n"
     )
     rows = []

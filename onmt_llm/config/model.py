@@ -20,6 +20,7 @@ from onmt_llm.log import logger
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 Norm = Literal["layernorm", "rmsnorm"]
 PositionEncoding = Literal["rotary", "alibi", "sinusoidal", "shaw", "t5", "learned", "none"]
+SinusoidKind = Literal["standard", "concat", "fairseq"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Task = Literal["lm", "seq2seq"]
 """`lm`: decoder-only; `seq2seq`: encoder-decoder."""
@@ -96,10 +97,10 @@ class ModelConfig(Section):
     """Number of positions of a `learned` table, and the context length that the model was trained for."""
     rope: RopeConfig = RopeConfig()
     """Settings of `position: rotary`."""
-    sinusoid: Literal["standard", "concat"] = "standard"
+    sinusoid: SinusoidKind = "standard"
     """`position: sinusoidal`: wavelengths up to 10000 * 2 pi. `standard` stops one wavelength below that (Vaswani et
     al. 2017; OpenNMT-py's SinusoidalInterleaved), `concat` includes it (tensor2tensor; OpenNMT-py's
-    SinusoidalConcat)."""
+    SinusoidalConcat), `fairseq` includes it and counts positions from 2 (M2M100, NLLB)."""
     relative_positions: Annotated[int, Field(ge=0, le=2**16)] = 0
     """`position: shaw`: maximum relative distance; longer distances are clipped to it (Shaw et al. 2018)."""
     relative_buckets: Width = 32
@@ -133,6 +134,8 @@ class ModelConfig(Section):
     = all."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(hidden_size). If not set, a new model with sinusoidal positions does."""
+    embed_norm: bool = False
+    """Normalise the embeddings, after positions are added (BART; BLOOM, which adds none)."""
     scale_logits: bool = False
     """Divide the input of the output layer by sqrt(hidden_size) (T5 with tied embeddings)."""
     src_features: list[FeatureConfig] = []

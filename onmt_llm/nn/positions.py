@@ -138,10 +138,22 @@ def build_sinusoidal_table(size: int, rows: int, device: torch.device, kind: str
     """(P, D): sines in the first half of the dimensions, cosines in the second (Marian's layout), with the wavelengths
     of `ModelConfig.sinusoid`."""
     waves = -(-size // 2)
+    if kind == "fairseq":
+        return _build_fairseq_table(size, rows, device)
     longest = max(waves - 1, 1) if kind == "concat" else size / 2
     exponents = torch.arange(waves, dtype=torch.float64, device=device) / longest
     angles = torch.outer(torch.arange(rows, dtype=torch.float64, device=device), 10000.0**-exponents)
     return torch.cat((angles.sin(), angles.cos()[:, : size // 2]), dim=1).float()
+
+
+def _build_fairseq_table(size: int, rows: int, device: torch.device) -> Tensor:
+    """(P, D): the table of `concat` from its third row on (fairseq's positions begin at 2); in float32, like the table
+    with which the published models were trained."""
+    half = size // 2
+    frequencies = torch.exp(torch.arange(half, device=device).float() * -(math.log(10000.0) / max(half - 1, 1)))
+    angles = torch.outer(torch.arange(2, rows + 2, device=device).float(), frequencies)
+    table_PD = torch.cat((angles.sin(), angles.cos()), dim=1)
+    return torch.nn.functional.pad(table_PD, (0, size % 2))
 
 
 def alibi_slopes(heads: int, device: torch.device) -> Tensor:

@@ -89,17 +89,9 @@ EXPRESSIBLE = {
         *("ffn_gated", "activation", "norm", "norm_position", "norm_eps", "norm_bias", "max_position", "rope.theta"),
         *("rope.rotary_dim", "rope.scaling", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor"),
         *("rope.original_max_position", "sinusoid", "relative_positions", "relative_buckets", "relative_max_distance"),
-        *(
-            "alibi_scaled",
-            "parallel_residual",
-            "shared_norm",
-            "scale_attention",
-            "attention_scale",
-            "attn_bias",
-            "attn_out_bias",
-        ),
-        *("ffn_bias", "lm_head_bias", "scale_embeddings", "scale_logits", "src_features", "feat_merge"),
-        *("tie_embeddings", "share_embeddings", "dtype"),
+        *("alibi_scaled", "parallel_residual", "shared_norm", "scale_attention", "attention_scale", "attn_bias"),
+        *("attn_out_bias", "ffn_bias", "lm_head_bias", "scale_embeddings", "embed_norm", "scale_logits"),
+        *("src_features", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
     ),
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
     "position": _position,
@@ -147,6 +139,7 @@ def _shared_arguments(config: ModelConfig) -> dict[str, Any]:
         "num_heads_kv": config.num_kv_heads if config.num_kv_heads != config.heads else None,
         "head_dim": config.size_per_head,
         "qk_norm": config.qk_norm,
+        "layernorm_embedding": config.embed_norm,
     }
     if config.position == "rotary":
         shape |= {
@@ -253,6 +246,8 @@ def _stack(config: ModelConfig, side: str, layers: int) -> Iterator[SpecVariable
     elif config.position == "sinusoidal":
         # CTranslate2's sinusoids start at position 1 and have another spacing, so ours are stored.
         yield SpecVariable(f"{side}/position_encodings/encodings", make=functools.partial(_sinusoids, config))
+    if config.embed_norm:
+        yield from _norm(config, f"{side}/layernorm_embedding", f"{side}.embed_norm")
     if config.norm_position == "pre":
         yield from _norm(config, f"{side}/layer_norm", f"{side}.norm")
     for layer in range(layers):

@@ -81,7 +81,7 @@ UNREAD = {"model.decoder.embed_positions.weight": 2}
 
 
 def test_every_family_is_here() -> None:
-    assert {kind for kind, _ in MODELS.values()} == {family.model_type for family in FAMILIES}
+    assert {kind for kind, _ in MODELS.values()} == {one.model_type for one in FAMILIES if one.task == "lm"}
 
 
 @pytest.mark.parametrize("name", MODELS)

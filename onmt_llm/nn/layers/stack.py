@@ -72,6 +72,7 @@ class Stack(nn.Module):
         self.embed_tokens = TokenEmbedding(vocab_size, token_size) if vocab_size else None
         self.embed_features = nn.ModuleList(nn.Embedding(feature.vocab_size, feature.size) for feature in features)
         self.embed_positions = nn.Embedding(config.max_position, size) if config.position == "learned" else None
+        self.embed_norm = build_norm(config) if config.embed_norm else None
         self.layers = nn.ModuleList(
             Block(config, layer=i, cross=cross, dropout=dropout, attention_dropout=attention_dropout)
             for i in range(layers)
@@ -88,7 +89,8 @@ class Stack(nn.Module):
     def embed(
         self, ids_BT: Tensor, embedding: nn.Module, positions: Positions, features_BTF: Tensor | None = None
     ) -> Tensor:
-        """Input (B, T, D) of the first block: token vectors, features and absolute positions.
+        """Input (B, T, D) of the first block: token vectors, features and absolute positions, normalised with
+        `embed_norm`.
 
         Raises:
             DataError: Features are missing, or a sequence is longer than a table of learned positions.
@@ -103,6 +105,8 @@ class Stack(nn.Module):
         elif self.embed_positions is not None:
             self._check_positions(positions)
             x_BTD = x_BTD + positions.rows(self.embed_positions.weight)
+        if self.embed_norm is not None:
+            x_BTD = self.embed_norm(x_BTD)
         return dropout(x_BTD, self.dropout, self.training)
 
     def forward(

@@ -91,7 +91,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "rope.original_max_position": [
         {"position": "rotary", "rope": RopeConfig(scaling="llama3", **{**SCALED, "original_max_position": 16})}
     ],
-    "sinusoid": [{"position": "sinusoidal", "sinusoid": "concat"}],
+    "sinusoid": [{"position": "sinusoidal", "sinusoid": kind} for kind in ("concat", "fairseq")],
     "relative_positions": [{"position": "shaw", "relative_positions": 2}],
     "relative_buckets": [{"position": "t5", "relative_buckets": 6}],
     "relative_max_distance": [{"position": "t5", "relative_buckets": 6, "relative_max_distance": 5}],
@@ -108,6 +108,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "lm_head_bias": [{"lm_head_bias": True}],
     "sliding_window": [{"sliding_window": 3}, {"sliding_window": 1}],
     "scale_embeddings": [{"scale_embeddings": True}, {"scale_embeddings": False}],
+    "embed_norm": [{"embed_norm": True}],
     "scale_logits": [{"scale_logits": True}],
     "src_features": [
         {"src_features": FEATURES},

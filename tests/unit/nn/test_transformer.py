@@ -29,6 +29,7 @@ DECODERS = {
     "sinusoidal-post": dict(position="sinusoidal", norm_position="post", scale_embeddings=True),
     "no-positions": dict(position="none"),
     "sinusoidal-concat": dict(position="sinusoidal", sinusoid="concat"),
+    "sinusoidal-fairseq": dict(position="sinusoidal", sinusoid="fairseq", embed_norm=True),
     "shaw": dict(position="shaw", relative_positions=3),
     "shaw-window-gqa": dict(position="shaw", relative_positions=2, sliding_window=4, kv_heads=2),
     "t5": dict(position="t5", relative_buckets=4, relative_max_distance=6, scale_attention=False, scale_logits=True),

@@ -18,7 +18,7 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import Family, HfConf
 from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights
 from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource
 from onmt_llm.checkpoint.formats.rules import check_sizes
-from onmt_llm.checkpoint.formats.tokenizer_files import from_huggingface, read_json
+from onmt_llm.checkpoint.formats.tokenizer_files import fit, from_huggingface, read_json
 from onmt_llm.errors import CheckpointError, Problem, UnsupportedError, raise_problems
 from onmt_llm.log import logger
 
@@ -44,6 +44,15 @@ def open_huggingface(
     check_sizes(model, source, model_dir)
     if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
         model = model.model_copy(update={"tie_embeddings": True})
+    absent = {ours: False for name, ours in family.optional.items() if name not in source.names()}
+    model = model.model_copy(update=absent)
+    if model.share_embeddings:
+        source = without_copies(source, family.embedding)
+    tokenizer = from_huggingface(
+        model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file
+    )
+    if model.src_vocab_size is not None and tokenizer.src_tokens is None:
+        tokenizer.src_tokens = fit(tokenizer.tokens, model.src_vocab_size)
     return ImportedModel(
         origin=f"{family.origin}, {model_dir.name}",
         model=model,
@@ -51,9 +60,7 @@ def open_huggingface(
         rules=family.rules(model),
         # If the output layer is tied, its copy in the file is ignored, as in transformers.
         ignore=(*family.ignore, "lm_head.weight") if model.tie_embeddings else family.ignore,
-        tokenizer=from_huggingface(
-            model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file
-        ),
+        tokenizer=tokenizer,
     )
 
 
@@ -170,6 +177,13 @@ def renamed(source: TypedSource, prefixes: Sequence[tuple[str, str]]) -> TypedSo
         return next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), name)
 
     return RenamedTensors(source, {current(name): name for name in source.names()}) if prefixes else source
+
+
+def without_copies(source: TypedSource, names: Sequence[str]) -> TypedSource:
+    """The tensors with one of those that are stored under several names, under the first of these names."""
+    here = [name for name in names if name in source.names()]
+    others = {name: name for name in source.names() if name not in here}
+    return RenamedTensors(source, {**others, names[0]: here[0]}) if here else source
 
 
 def _bin_shards(index: Path) -> list[str]:

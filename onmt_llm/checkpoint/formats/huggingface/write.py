@@ -47,6 +47,8 @@ def export_hf(
     checkpoint = open_for_export(checkpoint)
     config = checkpoint.config.model
     family = family_for_export(config, checkpoint.config.source)
+    codec = checkpoint.codec()
+    settings = _settings(family, codec, HF_DTYPES[dtype or config.dtype])
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
     with AtomicDirectory(output, overwrite=overwrite) as directory:
         writer = ShardedWriter(directory.directory, shard_size)
@@ -54,11 +56,7 @@ def export_hf(
             with directory.translated_errors():
                 writer.add(name, tensor if dtype is None else tensor.to(resolve_dtype(dtype, config.dtype)))
         writer.close()
-        codec = checkpoint.codec()
-        stored = HF_DTYPES[dtype or config.dtype]
-        _add_json(
-            directory, "config.json", {**family.to_hf(config), "dtype": stored, "torch_dtype": stored, **_ids(codec)}
-        )
+        _add_json(directory, "config.json", settings)
         _add_json(directory, "generation_config.json", _generation(codec))
         _add_tokenizer(directory, checkpoint, codec)
     return Path(output)
@@ -81,6 +79,23 @@ def family_for_export(config: ModelConfig, source: str = "") -> Family:
             return family
         reasons.append(f"{family.model_type}: {', '.join(found)}")
     raise UnsupportedError("No Hugging Face architecture expresses this model (" + "; ".join(reasons) + ").")
+
+
+def _settings(family: Family, codec: Codec, dtype: str) -> dict[str, Any]:
+    """The contents of config.json.
+
+    Raises:
+        UnsupportedError: The family fixes the id of a token, and the model's token has another.
+    """
+    written = family.to_hf(codec.config.model)
+    ids = {key: number for key, number in _ids(codec).items() if number is not None or key not in written}
+    for key, number in ids.items():
+        if written.get(key, number) != number:
+            raise UnsupportedError(
+                f"{key} of a {family.model_type} model must be {written[key]}, but the token of this model has the id "
+                f"{number}."
+            )
+    return {**written, "dtype": dtype, "torch_dtype": dtype, **ids}
 
 
 def _add_json(directory: AtomicDirectory, name: str, content: dict[str, Any]) -> None:

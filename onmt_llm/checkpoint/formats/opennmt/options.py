@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from onmt_llm.checkpoint.formats.imported import TypedSource
-from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, RopeConfig
+from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, RopeConfig, SinusoidKind
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.positions import build_sinusoidal_table
 
@@ -228,7 +228,7 @@ class Sinusoid:
         interleaved: Sines and cosines alternate; otherwise they are in halves.
     """
 
-    kind: Literal["standard", "concat"]
+    kind: SinusoidKind
     interleaved: bool
 
     def table(self, rows: int, size: int) -> torch.Tensor:
@@ -243,6 +243,10 @@ HALVES = Sinusoid("standard", interleaved=False)
 """Written by our exporter with concatenated features, whose dimensions must not be reordered."""
 CONCAT = Sinusoid("concat", interleaved=False)
 """SinusoidalConcat."""
+FAIRSEQ = Sinusoid("fairseq", interleaved=False)
+"""Written by our exporter; OpenNMT-py adds any table that it finds."""
+TABLES = {"concat": CONCAT, "fairseq": FAIRSEQ}
+"""The tables whose order is the same on both sides, by `ModelConfig.sinusoid`."""
 
 
 def sinusoid_of(options: OpenNMTOptions, source: TypedSource, hidden: int) -> Sinusoid | None:
@@ -255,7 +259,7 @@ def sinusoid_of(options: OpenNMTOptions, source: TypedSource, hidden: int) -> Si
     tables = [name for name in (f"encoder.{POSITIONS}", f"decoder.{POSITIONS}") if name in source.names()]
     for name in tables:
         table_PD = source.tensor(name).flatten(1).float()
-        kinds = (INTERLEAVED, CONCAT, HALVES)
+        kinds = (INTERLEAVED, CONCAT, HALVES, FAIRSEQ)
         found = next((kind for kind in kinds if _is_table(table_PD, kind)), None)
         if found is None:
             return None

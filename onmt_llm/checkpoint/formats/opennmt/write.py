@@ -24,11 +24,11 @@ from onmt_llm.checkpoint.export_guard import anything, obstacles, open_for_expor
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.opennmt.options import (
     ACTIVATIONS,
-    CONCAT,
     HALVES,
     INTERLEAVED,
     MAX_POSITION,
     POSITIONS,
+    TABLES,
 )
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
 from onmt_llm.checkpoint.formats.opennmt.vocab import opennmt_vocab
@@ -179,8 +179,8 @@ def _sinusoid(config: ModelConfig) -> object:
     """The kind of sinusoidal table to write; None = no table."""
     if config.position != "sinusoidal":
         return None
-    if config.sinusoid == "concat":
-        return CONCAT
+    if config.sinusoid in TABLES:
+        return TABLES[config.sinusoid]
     # Concatenated features occupy dimensions of the residual stream, so its order must not change.
     return HALVES if config.src_features and config.feat_merge == "concat" else INTERLEAVED
 
@@ -216,8 +216,7 @@ class _MaterializedTensors:
     def _positions(self, name: str) -> torch.Tensor:
         config = self._config
         if config.position == "sinusoidal":
-            kind = CONCAT if config.sinusoid == "concat" else HALVES
-            return kind.table(MAX_POSITION, config.hidden_size)
+            return TABLES.get(config.sinusoid, HALVES).table(MAX_POSITION, config.hidden_size)
         table_PD = self._checkpoint.tensor(name)
         return torch.nn.functional.pad(table_PD, (0, 0, 0, MAX_POSITION - table_PD.shape[0]))
 
@@ -283,7 +282,9 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
         "norm_eps": config.norm_eps,
         "self_attn_type": "scaled-dot",
         "position_encoding": _is_absolute(config),
-        "position_encoding_type": "SinusoidalConcat" if _sinusoid(config) == CONCAT else "SinusoidalInterleaved",
+        "position_encoding_type": "SinusoidalConcat"
+        if _sinusoid(config) in TABLES.values()
+        else "SinusoidalInterleaved",
         "max_relative_positions": relative,
         "relative_positions_buckets": config.relative_buckets if config.position == "t5" else 0,
         "rotary_interleave": False,

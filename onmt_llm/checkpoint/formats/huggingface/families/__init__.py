@@ -7,6 +7,7 @@ To add a family, add its table and its entry in `FAMILIES`.
 from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families import (
+    bart,
     falcon,
     gemma,
     gpt2,
@@ -38,4 +39,9 @@ FAMILIES: tuple[Family, ...] = (
     stablelm.STABLELM,
     mpt.MPT,
     opt.OPT,
+    bart.M2M100,
+    bart.MARIAN,
+    bart.MBART,
+    bart.BART,
+    bart.PEGASUS,
 )

@@ -15,7 +15,7 @@ from typing import Any
 from onmt_llm.checkpoint.export_guard import Check, anything, only, where
 from onmt_llm.checkpoint.formats.ops import Op
 from onmt_llm.checkpoint.formats.rules import Rule, rule
-from onmt_llm.config.model import Activation, ModelConfig, RopeConfig
+from onmt_llm.config.model import Activation, ModelConfig, RopeConfig, Task
 from onmt_llm.errors import CheckpointError, UnsupportedError
 
 HARMLESS = (
@@ -116,6 +116,19 @@ def setting(ours: str, *keys: str, default: Any = REQUIRED) -> Row:
 
 def _equal(name: str, other: str) -> Check:
     return where(lambda config: getattr(config, name) == getattr(config, other), f", unlike {other}")
+
+
+def both(ours: str, *keys: str) -> Row:
+    """One setting of ours under several keys, which must be equal: that of the encoder and that of the decoder."""
+
+    def read(hf: HfConfig) -> Values:
+        first, *others = ((key, required(hf, key)) for key in keys)
+        for key, value in others:
+            if value != first[1]:
+                raise UnsupportedError(f"{key} in config.json must be {first[1]} as {first[0]}, but is {value}.")
+        return {ours: first[1]}
+
+    return Row(keys, read, lambda config: dict.fromkeys(keys, getattr(config, ours)), anything(ours))
 
 
 def activation(key: str, default: str) -> Row:
@@ -285,6 +298,9 @@ class Family:
         models: Well-known models of the family.
         harmless: Patterns of keys that change nothing, beyond `HARMLESS`.
         older: Older beginnings of tensor names and the current ones.
+        embedding: Names of the one embedding of a model with `share_embeddings`, the usual one first. A file holds it
+            under any of them; under several, the others are copies.
+        optional: Settings of ours that are false if a file lacks the tensor of that name.
     """
 
     model_type: str
@@ -295,11 +311,18 @@ class Family:
     models: str = ""
     harmless: tuple[str, ...] = ()
     older: tuple[tuple[str, str], ...] = ()
+    embedding: tuple[str, ...] = ()
+    optional: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
         """What converted models of this family name as their source, before their own name."""
         return f"Hugging Face {self.model_type}"
+
+    @property
+    def task(self) -> Task:
+        """What its models are for."""
+        return "seq2seq" if "encoder_layers" in self.expressible else "lm"
 
     @property
     def keys(self) -> list[str]:
@@ -353,9 +376,9 @@ def modules(names: Mapping[str, str], op: Op | None = None) -> list[Rule]:
     ]
 
 
-def block(theirs: str, names: Mapping[str, str], op: Op | None = None) -> list[Rule]:
-    """`modules` of each decoder block; `theirs` is the path of their blocks."""
-    return modules({f"decoder.layers.{{i}}.{name}": f"{theirs}.{{i}}.{other}" for name, other in names.items()}, op)
+def block(theirs: str, names: Mapping[str, str], op: Op | None = None, *, stack: str = "decoder") -> list[Rule]:
+    """`modules` of each block of a stack; `theirs` is the path of their blocks."""
+    return modules({f"{stack}.layers.{{i}}.{name}": f"{theirs}.{{i}}.{other}" for name, other in names.items()}, op)
 
 
 def fused(theirs: str, name: str, ours: Sequence[str], op: Op) -> list[Rule]:
