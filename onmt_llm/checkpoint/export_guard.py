@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig, MoEConfig, RopeConfig
 from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
 
@@ -51,6 +51,12 @@ def only(*values: object) -> Check:
 def where(holds: Callable[[ModelConfig], bool], reason: str = "") -> Check:
     """Any value, in a model for which `holds` is true; `reason` completes the sentence otherwise."""
     return lambda value, config: None if holds(config) else reason
+
+
+def without_experts(reason: str) -> dict[str, Check]:
+    """Only ordinary feed-forward layers; `reason` completes the sentence about a mixture of experts."""
+    others = [f"moe.{name}" for name in MoEConfig.model_fields if name != "experts"]
+    return {"moe.experts": where(lambda config: not config.moe.experts, reason), **anything(*others)}
 
 
 def obstacles(config: ModelConfig, expressible: Mapping[str, Check]) -> list[str]:
@@ -96,12 +102,18 @@ def canonical(config: ModelConfig) -> ModelConfig:
         "share_embeddings": config.encoder_layers > 0,
         "src_vocab_size": config.encoder_layers > 0 and config.src_vocab_size != config.vocab_size,
         "kv_heads": config.kv_heads != config.heads,
+        "qk_norm_over": config.qk_norm,
         "head_dim": config.size_per_head * config.heads != config.hidden_size,
         "attention_scale": config.attention_scale != config.size_per_head**-0.5,
     }
     plain = ModelConfig()
     update = {name: getattr(plain, name) for name, effect in with_effect.items() if not effect}
-    return config.model_copy(update={"rope": _canonical_rope(config), **update})
+    return config.model_copy(update={"rope": _canonical_rope(config), "moe": _canonical_moe(config), **update})
+
+
+def _canonical_moe(config: ModelConfig) -> MoEConfig:
+    moe = config.moe if config.moe_layers else MoEConfig()
+    return moe.model_copy(update={"expert_size": None}) if config.expert_size == config.ffn_size else moe
 
 
 def _canonical_rope(config: ModelConfig) -> RopeConfig:

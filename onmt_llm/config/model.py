@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from onmt_llm.config.numbers import Count, Heads, LayerCount, Positive, VocabularySize, Width
+from onmt_llm.config.numbers import (
+    Count,
+    Heads,
+    LayerCount,
+    Positive,
+    PositiveOrZero,
+    VocabularySize,
+    Width,
+    WidthOrZero,
+)
 from onmt_llm.config.section import DERIVED, Section
 from onmt_llm.errors import ConfigError, Problem, raise_problems
 from onmt_llm.log import logger
@@ -45,6 +54,25 @@ class RopeConfig(Section):
     """`llama3`: wavelengths shorter than original_max_position / high_freq_factor are not scaled."""
     original_max_position: Count = 8192
     """`llama3`: context length of the original training."""
+
+
+class MoEConfig(Section):
+    """Mixture of experts: feed-forward layers that send each token to a few of many experts (Shazeer et al. 2017)."""
+
+    experts: Annotated[int, Field(ge=0, le=2**12)] = 0
+    """Number of experts in each such layer; 0 = ordinary feed-forward layers."""
+    experts_per_token: Annotated[int, Field(ge=1, le=2**12)] = 2
+    """Number of experts that compute each token: those with the largest router probabilities. No token is dropped."""
+    expert_size: Width | None = None
+    """Inner width of an expert; null = `ffn_size`."""
+    normalize_weights: bool = True
+    """Divide the probabilities of a token's experts by their sum, which equals a softmax over these experts alone."""
+    shared_size: WidthOrZero = 0
+    """Inner width of a further expert that computes every token, weighted by a sigmoid gate (Qwen2-MoE); 0 = none."""
+    dense_layers: list[Annotated[int, Field(ge=0, le=1024)]] = []
+    """Numbers of the decoder blocks, from 0, with an ordinary feed-forward layer, of width `ffn_size`."""
+    balance_loss: PositiveOrZero = 0.001
+    """Weight of the load-balancing loss in training (Fedus et al. 2022), unless `lambda_balance` is set."""
 
 
 class FeatureConfig(Section):
@@ -80,6 +108,8 @@ class ModelConfig(Section):
     """Inner width of the feed-forward layer."""
     ffn_gated: bool = False
     """Gated feed-forward layer: down(act(gate(x)) * up(x)) instead of down(act(up(x)))."""
+    moe: MoEConfig = MoEConfig()
+    """Mixture of experts in place of feed-forward layers."""
     activation: Activation = "relu"
     """Activation of the feed-forward layer; `gelu_tanh` is the tanh approximation of GELU."""
     norm: Norm = "layernorm"
@@ -116,7 +146,9 @@ class ModelConfig(Section):
     shared_norm: bool = False
     """With `parallel_residual`: one norm for both sub-layers."""
     qk_norm: bool = False
-    """Apply RMSNorm to each head of q and k before position encoding."""
+    """Apply RMSNorm to q and k before position encoding."""
+    qk_norm_over: Literal["head", "all_heads"] = "head"
+    """`qk_norm`: normalise each head by itself, or all heads of a token together (OLMo 2, OLMoE)."""
     scale_attention: bool = True
     """Divide attention scores by sqrt(head_dim); T5 does not."""
     attention_scale: Positive | None = None
@@ -168,6 +200,24 @@ class ModelConfig(Section):
         return default if self.attention_scale is None else self.attention_scale
 
     @property
+    def expert_size(self) -> int:
+        """Inner width of an expert."""
+        return self.moe.expert_size or self.ffn_size
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """Numbers of the decoder blocks that have experts."""
+        dense = range(self.decoder_layers) if not self.moe.experts else self.moe.dense_layers
+        return [layer for layer in range(self.decoder_layers) if layer not in dense]
+
+    def mean_ffn_size(self, experts: int) -> float:
+        """Mean inner width of the decoder's feed-forward layers, where `experts` experts of each mixture count."""
+        if not self.moe_layers:
+            return self.ffn_size
+        share = len(self.moe_layers) / self.decoder_layers
+        return share * (experts * self.expert_size + self.moe.shared_size) + (1 - share) * self.ffn_size
+
+    @property
     def encoder_vocab_size(self) -> int:
         return self.src_vocab_size or self.vocab_size
 
@@ -181,7 +231,11 @@ class ModelConfig(Section):
         """The architecture in one line."""
         kind = "decoder-only" if self.is_decoder_only else "encoder-decoder"
         layers = f"{self.encoder_layers}+{self.decoder_layers} layers"
-        return f"{kind}, {layers}, width {self.hidden_size}, vocabulary {self.vocab_size:,}"
+        experts = f", {self.moe.experts} experts of which {self.moe.experts_per_token} compute a token"
+        return (
+            f"{kind}, {layers}, width {self.hidden_size}{experts if self.moe_layers else ''}, "
+            f"vocabulary {self.vocab_size:,}"
+        )
 
     @property
     def is_decoder_only(self) -> bool:
@@ -214,8 +268,28 @@ class ModelConfig(Section):
                 "relative_max_distance must be above half of relative_buckets, but is "
                 f"{self.relative_max_distance} with relative_buckets {self.relative_buckets}"
             )
+        self._check_experts()
         self._check_features()
         return self
+
+    def _check_experts(self) -> None:
+        moe = self.moe
+        if not moe.experts:
+            return
+        if not self.is_decoder_only:
+            raise ValueError(
+                f"moe.experts must be 0 in a model with an encoder, but is {moe.experts} with encoder_layers "
+                f"{self.encoder_layers}"
+            )
+        if moe.experts_per_token > moe.experts:
+            raise ValueError(
+                f"moe.experts_per_token must be at most moe.experts, but is {moe.experts_per_token} with moe.experts "
+                f"{moe.experts}"
+            )
+        if any(layer >= self.decoder_layers for layer in moe.dense_layers):
+            raise ValueError(
+                f"moe.dense_layers must be below decoder_layers, {self.decoder_layers}, but is {moe.dense_layers}"
+            )
 
     def _check_features(self) -> None:
         if not self.src_features:

@@ -44,6 +44,8 @@ HeadsOrAll = Annotated[int, Field(ge=0, le=2**14)]
 """Number of attention heads, from the first; 0 = all."""
 Width = Annotated[int, Field(ge=1, le=2**20)]
 """A dimension of a weight matrix: the width of a layer, the rank of an adapter."""
+WidthOrZero = Annotated[int, Field(ge=0, le=2**20)]
+"""A dimension where 0 has a special meaning."""
 VocabularySize = Annotated[int, Field(ge=0, le=10**7)]
 """Number of tokens in a vocabulary; 0 = not limited."""
 

@@ -134,8 +134,20 @@ def expanded_config(config: ModelConfig, blocks: Sequence[str], *, sign: Literal
         update={
             "encoder_layers": config.encoder_layers + sign * added["encoder"],
             "decoder_layers": config.decoder_layers + sign * added["decoder"],
+            "moe": config.moe.model_copy(update={"dense_layers": _dense_layers(config, blocks, sign)}),
         }
     )
+
+
+def _dense_layers(config: ModelConfig, blocks: Sequence[str], sign: Literal[1, -1]) -> list[int]:
+    """`moe.dense_layers` of the model with or without the new blocks, each of which is like the one it follows."""
+    doubled = [int(block.rpartition(".")[2]) for block in blocks if block.startswith("decoder")]
+    shallow = config.decoder_layers - (len(doubled) if sign == -1 else 0)
+    origins = [layer for layer in range(shallow) for _ in range(2 if layer in doubled else 1)]
+    dense = config.moe.dense_layers
+    if sign == 1:
+        return [layer for layer, origin in enumerate(origins) if origin in dense]
+    return sorted({origin for layer, origin in enumerate(origins) if layer in dense})
 
 
 def new_blocks(blocks: Sequence[str], kind: ExpansionType) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from ctranslate2 import specs
 from ctranslate2.specs import common_spec
 
-from onmt_llm.checkpoint.export_guard import anything, where
+from onmt_llm.checkpoint.export_guard import anything, where, without_experts
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.positions import build_sinusoidal_table
 
@@ -94,6 +94,7 @@ EXPRESSIBLE = {
         *("src_features", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
     ),
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
+    **without_experts(", and CTranslate2 has no mixture of experts"),
     "position": _position,
     "relative_shared": where(
         lambda config: (

@@ -1,8 +1,8 @@
 """Weight-name rules: how the tensors of another format map to ours, in both directions.
 
 A rule is our tensor names, their tensor names, and an operation between the two lists. Names may contain `{i}`, the
-number of the layer. `apply` first runs all operations on shapes only, so one error lists everything that is missing,
-unused or misshaped before any data is read; then it streams the tensors.
+number of the layer, and `{e}`, that of an expert. `apply` first runs all operations on shapes only, so one error lists
+everything that is missing, unused or misshaped before any data is read; then it streams the tensors.
 """
 
 from __future__ import annotations
@@ -52,17 +52,28 @@ def rule(ours: str | Sequence[str], theirs: str | Sequence[str], op: Op | None =
 
 def per_layer(rules: Iterable[Rule], layers: int) -> list[Rule]:
     """The rules, with those that contain `{i}` repeated for each layer."""
+    return repeated(rules, "{i}", layers)
 
-    def fill(names: tuple[str, ...], i: int) -> tuple[str, ...]:
-        return tuple(name.replace("{i}", str(i)) for name in names)
+
+def repeated(rules: Iterable[Rule], place: str, count: int) -> list[Rule]:
+    """The rules, with those that contain `place` repeated for each number below `count`."""
+
+    def fill(names: tuple[str, ...], number: int) -> tuple[str, ...]:
+        return tuple(name.replace(place, str(number)) for name in names)
 
     out = []
     for one in rules:
-        if any("{i}" in name for name in one.ours + one.theirs):
-            out += [replace(one, ours=fill(one.ours, i), theirs=fill(one.theirs, i)) for i in range(layers)]
+        if any(place in name for name in one.ours + one.theirs):
+            out += [replace(one, ours=fill(one.ours, n), theirs=fill(one.theirs, n)) for n in range(count)]
         else:
             out.append(one)
     return out
+
+
+def overridden(rules: Iterable[Rule], others: Sequence[Rule]) -> list[Rule]:
+    """`rules`, with `others` in place of those for the same tensors of ours."""
+    replaced = {name for one in others for name in one.ours}
+    return [*(one for one in rules if not replaced.intersection(one.ours)), *others]
 
 
 def apply(

@@ -89,8 +89,9 @@ class Attention(nn.Module):
         own_bias = config.position == "t5" and not cross and not config.relative_shared
         self.embed_relative = nn.Embedding(2 * config.relative_positions + 1, size) if shaw else None
         self.relative_bias = build_relative_bias(config) if own_bias else None
-        self.q_norm = build_head_norm(config) if config.qk_norm else None
-        self.k_norm = build_head_norm(config) if config.qk_norm else None
+        self.q_norm = build_head_norm(config, heads) if config.qk_norm else None
+        self.k_norm = build_head_norm(config, kv_heads) if config.qk_norm else None
+        self.norm_heads = config.qk_norm_over == "head"
 
     def forward(
         self,
@@ -143,6 +144,8 @@ class Attention(nn.Module):
         return self.o_proj(out_BNTH.transpose(1, 2).reshape(*x_BTD.shape[:2], -1))
 
     def _heads(self, x_BTX: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is not None and not self.norm_heads:
+            x_BTX, norm = norm(x_BTX), None
         x_BTNH = x_BTX.unflatten(-1, (-1, self.head_size))
         return x_BTNH if norm is None else norm(x_BTNH)
 

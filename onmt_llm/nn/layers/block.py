@@ -14,6 +14,7 @@ from onmt_llm.nn.activations.recompute import recompute
 from onmt_llm.nn.cpu.dropout import dropout_add
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, Attention
+from onmt_llm.nn.layers.experts import Experts
 from onmt_llm.nn.layers.position_wise import FeedForward, build_norm
 from onmt_llm.nn.masks import Mask
 
@@ -67,7 +68,8 @@ class Block(nn.Module):
         self.cross_norm = build_norm(config) if cross else None
         self.cross_attn = Attention(config, layer=layer, cross=True, dropout=attention_dropout) if cross else None
         self.mlp_norm = None if config.shared_norm else build_norm(config)
-        self.mlp = FeedForward(config, dropout=dropout)
+        sparse = layer in config.moe_layers
+        self.mlp = Experts(config, dropout=dropout) if sparse else FeedForward(config, dropout=dropout)
 
     def forward(self, x_BTD: Tensor, context: BlockContext, align: Alignment | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); `align` receives the weights of the cross attention."""

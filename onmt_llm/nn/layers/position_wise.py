@@ -74,13 +74,19 @@ def build_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
 
 
-def build_head_norm(config: ModelConfig) -> nn.Module:
-    """RMSNorm over one head of q or k (`qk_norm`), independent of the residual stream's norm."""
-    return RMSNorm(config.size_per_head, eps=config.norm_eps)
+def build_head_norm(config: ModelConfig, heads: int) -> nn.Module:
+    """RMSNorm over one or all of the `heads` of q or k (`qk_norm`), independent of the residual stream's norm."""
+    size = config.size_per_head * (heads if config.qk_norm_over == "all_heads" else 1)
+    return RMSNorm(size, eps=config.norm_eps)
 
 
 class FeedForward(nn.Module):
     """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020).
+
+    Args:
+        config: The model.
+        size: Inner width; None = `ffn_size`.
+        dropout: Of the inner activations.
 
     Attributes:
         silu_mul: Computes silu(gate) * up, by Liger's kernel if `kernels.py` has set it.
@@ -88,14 +94,14 @@ class FeedForward(nn.Module):
 
     silu_mul: Callable[[Tensor, Tensor], Tensor] = staticmethod(silu_mul)
 
-    def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig, *, size: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        size, inner, bias = config.hidden_size, config.ffn_size, config.ffn_bias
+        inner, bias = size or config.ffn_size, config.ffn_bias
         self.dropout = dropout
         self.activation = ACTIVATIONS[config.activation]
-        self.gate_proj = nn.Linear(size, inner, bias=bias) if config.ffn_gated else None
-        self.up_proj = nn.Linear(size, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, size, bias=bias)
+        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=bias) if config.ffn_gated else None
+        self.up_proj = nn.Linear(config.hidden_size, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gate_proj is not None:

@@ -150,12 +150,19 @@ class _SavedStorages:
 def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
     """The same architecture with heads of `head_size`, all other widths in proportion, and a tiny vocabulary."""
     share = head_size / config.size_per_head
+
+    def narrow(width: int) -> int:
+        return min(width, max(1, round(width * share)))
+
     rotary = config.rope.rotary_dim and max(2, round(config.rope.rotary_dim * share / 2) * 2)
     return config.model_copy(
         update={
-            "hidden_size": max(1, round(config.hidden_size * share)),
+            "hidden_size": narrow(config.hidden_size),
             "head_dim": head_size,
-            "ffn_size": max(1, round(config.ffn_size * share)),
+            "ffn_size": narrow(config.ffn_size),
+            "moe": config.moe.model_copy(
+                update={"expert_size": narrow(config.expert_size), "shared_size": narrow(config.moe.shared_size)}
+            ),
             "rope": RopeConfig(rotary_dim=rotary),
             "vocab_size": _TOKENS,
             "src_vocab_size": None,

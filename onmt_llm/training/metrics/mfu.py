@@ -3,7 +3,8 @@
 The operations of an update are those of the model: for each weight and position two forward, two for the gradient of
 its input, and two for the gradient of the weight if it is trained; in attention four for each pair of positions and
 column of the heads, and twice that backward. Below the first trained block there is no backward pass. Padding counts,
-since it is computed. Recomputation (activation checkpointing) and other models (a reference, a prior) do not count.
+since it is computed; of a mixture of experts only those that compute a position. Recomputation (activation
+checkpointing) and other models (a reference, a prior) do not count.
 
 Shapes: B rows, T and S positions, K documents of a row.
 """
@@ -56,7 +57,10 @@ class ModelFlops:
         config = model.config
         queries, keys = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
         outer, memory = 2 * config.hidden_size * queries, 2 * config.hidden_size * keys
-        block = outer + memory + (3 if config.ffn_gated else 2) * config.hidden_size * config.ffn_size
+        used = config.moe.experts_per_token
+        ffn = (3 if config.ffn_gated else 2) * config.mean_ffn_size(used)
+        routed = config.moe.experts * len(config.moe_layers) / max(config.decoder_layers, 1)
+        block = outer + memory + config.hidden_size * (ffn + routed)
         crossing = config.encoder_layers > 0 and config.decoder_layers > 0
         # Forward, and the gradients of the inputs; the gradients of the weights are added below.
         blocks = [len(uses) for uses in block_uses(model)]
@@ -68,6 +72,7 @@ class ModelFlops:
             if parameter.ndim != 2 or not parameter.requires_grad or ".layers." not in name or "relative" in name:
                 continue
             operations = (6.0 if ".lora_" in name else 2.0) * parameter.numel()
+            operations *= used / config.moe.experts if ".experts." in name else 1.0
             if name.startswith("encoder.") or "cross_attn.k_proj" in name or "cross_attn.v_proj" in name:
                 source += operations
             else:

@@ -34,14 +34,15 @@ def _check_size(model: ModelConfig) -> None:
         ConfigError: The model is too large.
     """
     attention = 2 * model.heads * model.size_per_head
-    block = model.hidden_size * (attention + (3 if model.ffn_gated else 2) * model.ffn_size)
+    ffn = (3 if model.ffn_gated else 2) * model.mean_ffn_size(model.moe.experts)
+    block = int(model.hidden_size * (attention + ffn))
     least = model.vocab_size * model.hidden_size + (model.encoder_layers + model.decoder_layers) * block
     free = available_memory()
     needed = torch.float32.itemsize * least
     if free is not None and needed > free:
         raise ConfigError(
-            f"hidden_size, ffn_size and the layers must make a model that memory can hold, but its {least:,} weights "
-            f"take {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free."
+            f"hidden_size, ffn_size, experts and layers must make a model that memory can hold, but its {least:,} "
+            f"weights take {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free."
         )
 
 

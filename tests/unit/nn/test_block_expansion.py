@@ -31,12 +31,14 @@ DECODER = {"decoder_layers": 4, "ffn_gated": True, "norm": "rmsnorm", "position"
 BOTH = {"encoder_layers": 2, "decoder_layers": 3, "position": "sinusoidal", "attn_bias": True}
 T5 = {"encoder_layers": 2, "decoder_layers": 2, "position": "t5", "relative_shared": False, "norm": "rmsnorm"}
 PARALLEL = {"decoder_layers": 2, "parallel_residual": True, "shared_norm": True, "position": "alibi"}
-MODELS = {"decoder": DECODER, "both": BOTH, "t5": T5, "parallel": PARALLEL}
+EXPERTS = {**DECODER, "moe": {"experts": 4, "dense_layers": [1, 2], "shared_size": 8}}
+MODELS = {"decoder": DECODER, "both": BOTH, "t5": T5, "parallel": PARALLEL, "experts": EXPERTS}
 BLOCKS = {
     "decoder": ["decoder.layers.1", "decoder.layers.3"],
     "both": ["encoder.layers.1", "decoder.layers.0", "decoder.layers.2"],
     "t5": ["encoder.layers.0", "decoder.layers.1"],
     "parallel": ["decoder.layers.1"],
+    "experts": ["decoder.layers.1", "decoder.layers.3"],
 }
 
 

@@ -17,8 +17,9 @@ from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family, HfConfig
 from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights
 from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource
-from onmt_llm.checkpoint.formats.rules import check_sizes
+from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, overridden
 from onmt_llm.checkpoint.formats.tokenizer_files import fit, from_huggingface, read_json
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, Problem, UnsupportedError, raise_problems
 from onmt_llm.log import logger
 
@@ -57,11 +58,17 @@ def open_huggingface(
         origin=f"{family.origin}, {model_dir.name}",
         model=model,
         source=source,
-        rules=family.rules(model),
+        rules=_rules(family, model, source),
         # If the output layer is tied, its copy in the file is ignored, as in transformers.
         ignore=(*family.ignore, "lm_head.weight") if model.tie_embeddings else family.ignore,
         tokenizer=tokenizer,
     )
+
+
+def _rules(family: Family, model: ModelConfig, source: TypedSource) -> list[Rule]:
+    """The rules of the family for the tensors that the files hold."""
+    here = set(source.names())
+    return overridden(family.rules(model), [one for one in family.others(model) if here.issuperset(one.theirs)])
 
 
 def _readable_family(hf_config: Mapping[str, Any]) -> Family:

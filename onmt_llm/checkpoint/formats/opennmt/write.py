@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from onmt_llm.atomic import atomic_file, check_output_file
-from onmt_llm.checkpoint.export_guard import anything, obstacles, open_for_export, where
+from onmt_llm.checkpoint.export_guard import anything, obstacles, open_for_export, where, without_experts
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.opennmt.options import (
     ACTIVATIONS,
@@ -60,6 +60,7 @@ EXPRESSIBLE = {
         *("scale_embeddings", "scale_logits", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
     ),
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
+    **without_experts(", and the export to OpenNMT-py writes no experts"),
     "activation": lambda value, config: (
         None
         if (value, config.ffn_gated) in ACTIVATIONS.values()

@@ -92,8 +92,9 @@ def test_the_configured_norm_is_built(options: dict, kind: type, bias: bool) -> 
 
 
 def test_heads_are_normalised_by_rms_norm_whatever_the_model_has() -> None:
-    norm = build_head_norm(tiny.config(norm="layernorm", head_dim=6))
-    assert isinstance(norm, RMSNorm) and norm.weight.shape == (6,)
+    for over, size in (("head", 6), ("all_heads", 12)):
+        norm = build_head_norm(tiny.config(norm="layernorm", head_dim=6, qk_norm_over=over), heads=2)
+        assert isinstance(norm, RMSNorm) and norm.weight.shape == (size,)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -47,6 +47,16 @@ def test_a_language_model(batch: Batch) -> None:
     assert ModelFlops.of(model)(batch) == pytest.approx(counted(model, batch), rel=0.02)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_mixture_of_experts(batch: Batch, frozen: bool) -> None:
+    moe = {"experts": 6, "experts_per_token": 2, "expert_size": 40, "shared_size": 32, "dense_layers": [0]}
+    model = built(decoder_layers=4, position="rotary", ffn_gated=True, moe=moe)
+    if frozen:
+        model.requires_grad_(False)
+        model.decoder.layers[0].requires_grad_(True)
+    assert ModelFlops.of(model)(batch) == pytest.approx(counted(model, batch), rel=0.02)
+
+
 def test_an_encoder_decoder(batch: Batch) -> None:
     model = built(encoder_layers=2, decoder_layers=1)
     source = torch.full((3, 11), 5)

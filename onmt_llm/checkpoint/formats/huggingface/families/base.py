@@ -6,10 +6,12 @@ write is what the family cannot express.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from onmt_llm.checkpoint.export_guard import Check, anything, only, where
@@ -97,7 +99,8 @@ def setting(ours: str, *keys: str, default: Any = REQUIRED) -> Row:
     """One setting of ours under one key.
 
     Args:
-        ours: Name of the setting. Several names, separated by spaces, are settings that must be equal.
+        ours: Name of the setting, `moe.experts` for a nested one. Several names, separated by spaces, are settings that
+            must be equal.
         keys: The key's name, and older names of it.
         default: Value of a key that is not set or null, as in transformers.
     """
@@ -111,7 +114,8 @@ def setting(ours: str, *keys: str, default: Any = REQUIRED) -> Row:
         return dict.fromkeys(names, value)
 
     others = {name: _equal(name, names[0]) for name in names[1:]}
-    return Row(keys, read, lambda config: {keys[0]: getattr(config, names[0])}, {**anything(names[0]), **others})
+    value = attrgetter(names[0])
+    return Row(keys, read, lambda config: {keys[0]: value(config)}, {**anything(names[0]), **others})
 
 
 def _equal(name: str, other: str) -> Check:
@@ -271,18 +275,28 @@ def _rope_parameters(rope: RopeConfig) -> Values:
     return values
 
 
-def window(*, default: int | None = None) -> Row:
-    """The sliding window of all layers; null = none. `default` is that of a key that is not there."""
-    return Row(
-        ("sliding_window",),
-        lambda hf: {"sliding_window": hf.get("sliding_window", default)},
-        lambda config: {"sliding_window": config.sliding_window},
-        anything("sliding_window"),
-    )
+def window(*, default: int | None = None, switch: str = "") -> Row:
+    """The sliding window of all layers; null = none.
+
+    Args:
+        default: Its value where the key is not there.
+        switch: Key that must be true for the window to count; "" = there is none.
+    """
+    keys = ("sliding_window", *([switch] if switch else []))
+
+    def read(hf: HfConfig) -> Values:
+        off = bool(switch) and not hf.get(switch, False)
+        return {"sliding_window": None if off else hf.get("sliding_window", default)}
+
+    def write(config: ModelConfig) -> Values:
+        return dict(zip(keys, (config.sliding_window, config.sliding_window is not None), strict=False))
+
+    return Row(keys, read, write, anything("sliding_window"))
 
 
 def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    """The value as in JSON, but with the quotes of Python."""
+    return repr(value) if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -301,6 +315,8 @@ class Family:
         embedding: Names of the one embedding of a model with `share_embeddings`, the usual one first. A file holds it
             under any of them; under several, the others are copies.
         optional: Settings of ours that are false if a file lacks the tensor of that name.
+        others: Rules for tensors that some files have instead: where these are all there, they replace those of `rules`
+            for the same tensors of ours.
     """
 
     model_type: str
@@ -313,6 +329,7 @@ class Family:
     older: tuple[tuple[str, str], ...] = ()
     embedding: tuple[str, ...] = ()
     optional: Mapping[str, str] = field(default_factory=dict)
+    others: Callable[[ModelConfig], list[Rule]] = lambda config: []
 
     @property
     def origin(self) -> str:
@@ -342,12 +359,25 @@ class Family:
             UnsupportedError: A value, or a key, means something that the map does not know.
         """
         check_keys(hf, [*self.keys, *self.harmless], self.model_type)
-        return ModelConfig.model_validate({name: value for row in self.rows for name, value in row.read(hf).items()})
+        values = {name: value for row in self.rows for name, value in row.read(hf).items()}
+        return ModelConfig.model_validate(_nested(values))
 
     def to_hf(self, config: ModelConfig) -> Values:
         """Our architecture -> `config.json`, without token ids and dtype."""
         written = {key: value for row in self.rows for key, value in row.write(config).items()}
         return {"architectures": [self.architecture], "model_type": self.model_type, **written}
+
+
+def _nested(values: Values) -> Values:
+    """Settings of sections, named `section.name`, as one value for each section."""
+    nested: Values = {}
+    for name, value in values.items():
+        section, _, inner = name.rpartition(".")
+        if section:
+            nested.setdefault(section, {})[inner] = value
+        else:
+            nested[name] = value
+    return nested
 
 
 def check_keys(hf: HfConfig, known: Sequence[str], what: str) -> None:

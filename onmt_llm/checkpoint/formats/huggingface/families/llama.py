@@ -19,7 +19,7 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     setting,
     window,
 )
-from onmt_llm.checkpoint.formats.rules import Rule, per_layer
+from onmt_llm.checkpoint.formats.rules import Rule, overridden, per_layer
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import UnsupportedError
 
@@ -69,8 +69,7 @@ def rules(config: ModelConfig) -> list[Rule]:
 
 def rules_but(*others: Rule) -> list[Rule]:
     """Llama's rules, with `others` in place of those for the same tensors of ours; `{i}` is not filled in."""
-    replaced = {name for one in others for name in one.ours}
-    return [*(one for one in RULES if not replaced.intersection(one.ours)), *others]
+    return overridden(RULES, others)
 
 
 def window_of_qwen() -> Row:

@@ -1,0 +1,101 @@
+"""A mixture of experts: feed-forward layers of which each token uses only a few (Shazeer et al. 2017).
+
+Each expert is a `FeedForward` of its own, so whatever addresses layers by name (LoRA, quantisation, block expansion)
+addresses experts too. `docs/decisions/` has the reasons, and measurements.
+
+Shapes: M tokens (B * T), D hidden_size, E experts, C experts of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.nn.layers.position_wise import FeedForward
+
+
+class Router(nn.Linear):
+    """Logits of the experts, in float32 whatever the type of the weights: a rounded logit may choose another expert."""
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        """(M, D) -> (M, E), float32."""
+        with torch.autocast(x_MD.device.type, enabled=False):
+            return F.linear(x_MD.float(), self.weight.float())
+
+
+class Experts(nn.Module):
+    """Sum of the experts that the router chooses for each token, weighted by its probabilities; no token is dropped.
+
+    With `moe.shared_size` there is one more expert, which computes all tokens and is weighted by a sigmoid.
+
+    Args:
+        config: The model.
+        dropout: Inside the experts.
+
+    Attributes:
+        recorded: Receives the router's logits (M, E) of each call; see `recorded_routing`.
+    """
+
+    recorded: list[Tensor] | None = None
+
+    def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        moe, size = config.moe, config.hidden_size
+        self.per_token, self.normalize = moe.experts_per_token, moe.normalize_weights
+        self.router = Router(size, moe.experts, bias=False)
+        self.experts = nn.ModuleList(
+            FeedForward(config, size=config.expert_size, dropout=dropout) for _ in range(moe.experts)
+        )
+        shared = moe.shared_size > 0
+        self.shared_expert = FeedForward(config, size=moe.shared_size, dropout=dropout) if shared else None
+        self.shared_gate = nn.Linear(size, 1, bias=False) if shared else None
+
+    @torch.compiler.disable
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D). Not compiled: the number of tokens of each expert depends on the data."""
+        x_MD = x_BTD.flatten(0, -2)
+        weights_MC, chosen_MC = self._route(x_MD)
+        y_MD = self._mix(x_MD, weights_MC, chosen_MC)
+        if self.shared_expert is not None and self.shared_gate is not None:
+            y_MD = y_MD + self.shared_gate(x_MD).sigmoid() * self.shared_expert(x_MD)
+        return y_MD.view(x_BTD.shape)
+
+    def _route(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (float32) and numbers of the experts of each token, (M, C)."""
+        logits_ME = self.router(x_MD)
+        if self.recorded is not None:
+            self.recorded.append(logits_ME)
+        weights_MC, chosen_MC = logits_ME.softmax(dim=-1, dtype=torch.float32).topk(self.per_token, dim=-1)
+        if self.normalize:
+            weights_MC = weights_MC / weights_MC.sum(dim=-1, keepdim=True)
+        return weights_MC, chosen_MC
+
+    def _mix(self, x_MD: Tensor, weights_MC: Tensor, chosen_MC: Tensor) -> Tensor:
+        """Each expert computes its tokens in one product; then the outputs return to the order of the tokens."""
+        pairs = chosen_MC.flatten().argsort(stable=True)
+        counts = torch.bincount(chosen_MC.flatten(), minlength=len(self.experts)).tolist()
+        inputs = x_MD.index_select(0, pairs // self.per_token).split(counts)
+        # In training experts without tokens run too: a gradient of zero updates momentum and decays the weights.
+        outputs = [expert(x) for expert, x in zip(self.experts, inputs, strict=True) if len(x) or self.training]
+        places = torch.empty_like(pairs).scatter_(0, pairs, torch.arange(len(pairs), device=pairs.device))
+        y_MCD = torch.cat(outputs).index_select(0, places).unflatten(0, chosen_MC.shape)
+        return torch.bmm(weights_MC.unsqueeze(1).to(y_MCD.dtype), y_MCD).squeeze(1)
+
+
+@contextmanager
+def recorded_routing(model: nn.Module) -> Iterator[Sequence[Tensor]]:
+    """A context in which the list receives the routers' logits (M, E) of each mixture, in the order of computation."""
+    layers = [module for module in model.modules() if isinstance(module, Experts)]
+    logits: list[Tensor] = []
+    try:
+        for layer in layers:
+            layer.recorded = logits
+        yield logits
+    finally:
+        for layer in layers:
+            layer.recorded = None
