@@ -11,9 +11,16 @@ import torch
 from pydantic import ValidationError
 
 from onmt_llm.atomic import check_output
-from onmt_llm.checkpoint.formats.gguf.read import find_gguf, open_gguf
+from onmt_llm.checkpoint.formats.gguf.read import open_gguf
+from onmt_llm.checkpoint.formats.gguf.tensors import find_gguf
 from onmt_llm.checkpoint.formats.huggingface.read import open_huggingface
-from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, TypedSource
+from onmt_llm.checkpoint.formats.imported import (
+    NOTHING_ASKED,
+    ImportedModel,
+    ImportedTokenizer,
+    ImportOptions,
+    TypedSource,
+)
 from onmt_llm.checkpoint.formats.llama_meta import open_llama_meta, shard_files
 from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
 from onmt_llm.checkpoint.formats.rules import apply
@@ -28,8 +35,7 @@ from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.text.vocab import Vocab
 
-Opener = Callable[..., ImportedModel]
-"""(path, *, tokenizer_model, vocab_file) -> ImportedModel"""
+Opener = Callable[[Path, ImportOptions], ImportedModel]
 
 SOURCES: dict[str, Opener] = {
     "llama_meta": open_llama_meta,
@@ -48,6 +54,7 @@ def convert(
     source: str = "auto",
     tokenizer_model: str | Path | None = None,
     vocab_file: str | Path | None = None,
+    ignore_unknown: bool = False,
     dtype: str | None = None,
     shard_size: str | int = "5GB",
     overwrite: bool = False,
@@ -60,6 +67,7 @@ def convert(
         source: A name in `SOURCES`, or "auto".
         tokenizer_model: Tokeniser file, if it is not beside the model; "none" = convert the weights alone.
         vocab_file: Vocabulary file, if the tokeniser does not define the vocabulary.
+        ignore_unknown: Log keys of the model's configuration that are not known, instead of refusing them.
         dtype: "fp32", "bf16" or "fp16"; None = as in the source (quantised sources become fp32).
         shard_size: Bytes per weight file, e.g. "5GB".
         overwrite: Replace a checkpoint at `output`.
@@ -75,7 +83,12 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'.")
     check_output(output, overwrite=overwrite)
-    imported = open_imported(model_dir, source=source, tokenizer_model=tokenizer_model, vocab_file=vocab_file)
+    options = ImportOptions(
+        tokenizer_model=None if tokenizer_model is None else Path(tokenizer_model),
+        vocab_file=None if vocab_file is None else Path(vocab_file),
+        ignore_unknown=ignore_unknown,
+    )
+    imported = open_imported(model_dir, source=source, options=options)
     config = checkpoint_config(imported, dtype)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
         for name, tensor in converted_tensors(imported, None if dtype is None else config.model.dtype):
@@ -90,8 +103,7 @@ def open_imported(
     model_dir: str | Path,
     *,
     source: str = "auto",
-    tokenizer_model: str | Path | None = None,
-    vocab_file: str | Path | None = None,
+    options: ImportOptions = NOTHING_ASKED,
 ) -> ImportedModel:
     """Open another toolkit's model without reading its weights; see `convert` for the arguments."""
     path = Path(model_dir)
@@ -107,14 +119,10 @@ def open_imported(
             )
         known = "config.json (hf), params.json with consolidated.00.pth (llama_meta), *.gguf, an OpenNMT-py .pt"
         raise CheckpointError(f"{path} must hold a model in a known format, but holds none of: {known}.")
-    if str(tokenizer_model) == str(NO_TOKENIZER) and source in ("gguf", "opennmt"):
+    if options.tokenizer_model == NO_TOKENIZER and source in ("gguf", "opennmt"):
         raise ConfigError(f"tokenizer_model cannot be 'none' for a model that holds its vocabulary ({source}).")
     try:
-        return SOURCES[source](
-            path,
-            tokenizer_model=None if tokenizer_model is None else Path(tokenizer_model),
-            vocab_file=None if vocab_file is None else Path(vocab_file),
-        )
+        return SOURCES[source](path, options)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'model'}: {e['msg']}" for e in error.errors())
         raise CheckpointError(f"{path} describes an impossible model: {problems}.") from error

@@ -87,6 +87,7 @@ def convert_model(loaded: Loaded[Any]) -> Path:
         source=options.source,
         tokenizer_model=options.tokenizer_model,
         vocab_file=options.vocab_file,
+        ignore_unknown=options.ignore_unknown,
         dtype=options.dtype,
         shard_size=options.shard_size,
         overwrite=options.force,

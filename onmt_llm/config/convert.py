@@ -32,6 +32,9 @@ class ConversionOptions(Section):
     model that reads no text but can be exported and released."""
     vocab_file: str | None = None
     """Vocabulary, if neither the weights nor the tokeniser contain it."""
+    ignore_unknown: bool = False
+    """Convert a model whose configuration has keys that are not known; they are logged and ignored. Without it they are
+    refused, since they may change what the model computes."""
     dtype: Dtype | None = None
     """Type of the written weights; null = as in the source."""
     shard_size: str = "5GB"

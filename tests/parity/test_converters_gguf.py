@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.convert import convert, open_imported
-from onmt_llm.checkpoint.formats.gguf.read import GgufPart, GgufTensors
+from onmt_llm.checkpoint.formats.gguf.tensors import GgufPart, GgufTensors
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import RopeConfig

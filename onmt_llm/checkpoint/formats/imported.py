@@ -23,6 +23,24 @@ class TypedSource(TensorSource, Protocol):
     def dtype(self, name: str) -> torch.dtype: ...
 
 
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the user says of another toolkit's model.
+
+    Attributes:
+        tokenizer_model: Tokeniser file, if it is not beside the model; `none` = convert the weights alone.
+        vocab_file: Vocabulary file, if the tokeniser does not define the vocabulary.
+        ignore_unknown: Log keys of its configuration that are not known, and go on.
+    """
+
+    tokenizer_model: Path | None = None
+    vocab_file: Path | None = None
+    ignore_unknown: bool = False
+
+
+NOTHING_ASKED = ImportOptions()
+
+
 @dataclass
 class ImportedTokenizer:
     """Vocabulary, tokeniser, special tokens and chat template of an imported model.

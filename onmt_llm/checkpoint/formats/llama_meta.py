@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
-from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer
+from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, ImportOptions
 from onmt_llm.checkpoint.formats.ops import Chain, InterleavedRotary, Op, Replicated, Shards
 from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, per_layer, rule
 from onmt_llm.checkpoint.formats.tokenizer_files import (
@@ -78,20 +78,18 @@ def rules(config: ModelConfig, count: int, embedding_dim: int) -> list[Rule]:
     return per_layer(table, config.decoder_layers)
 
 
-def open_llama_meta(
-    model_dir: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None
-) -> ImportedModel:
+def open_llama_meta(model_dir: Path, options: ImportOptions) -> ImportedModel:
     """Open a directory with consolidated.NN.pth and params.json.
 
     Args:
         model_dir: The directory.
-        tokenizer_model: tokenizer.model; None = beside the weights or one directory up.
-        vocab_file: Refused: the format has none.
+        options: The tokeniser is tokenizer.model beside the weights or one directory up, if none is named. A vocabulary
+            is refused: the format has none.
 
     Raises:
         CheckpointError: Shards or settings are missing or don't fit.
     """
-    if vocab_file is not None:
+    if options.vocab_file is not None:
         raise CheckpointError(
             "A Meta LLaMA model takes its vocabulary from its tokeniser; -vocab_file must not be given."
         )
@@ -111,7 +109,7 @@ def open_llama_meta(
         source=source,
         rules=rules(config, len(files), embedding_dim),
         ignore=IGNORE,
-        tokenizer=_tokenizer(model_dir, tokenizer_model, config.vocab_size),
+        tokenizer=_tokenizer(model_dir, options.tokenizer_model, config.vocab_size),
     )
 
 

@@ -16,7 +16,7 @@ from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family, HfConfig
 from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights
-from onmt_llm.checkpoint.formats.imported import ImportedModel, TypedSource
+from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportOptions, TypedSource
 from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, overridden
 from onmt_llm.checkpoint.formats.tokenizer_files import fit, from_huggingface, read_json
 from onmt_llm.config.model import ModelConfig
@@ -29,9 +29,7 @@ _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "M
 """Ends of the names of classes whose outputs are the logits of a vocabulary."""
 
 
-def open_huggingface(
-    model_dir: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None
-) -> ImportedModel:
+def open_huggingface(model_dir: Path, options: ImportOptions) -> ImportedModel:
     """Open a Hugging Face model directory of a supported family.
 
     Raises:
@@ -40,7 +38,7 @@ def open_huggingface(
     """
     hf_config = read_json(model_dir / "config.json")
     family = _readable_family(hf_config)
-    model = family.to_model(hf_config)
+    model = family.to_model(hf_config, ignore_unknown=options.ignore_unknown)
     source = renamed(plain_weights(hf_config, open_weights(model_dir), model_dir), family.older)
     check_sizes(model, source, model_dir)
     if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
@@ -50,7 +48,7 @@ def open_huggingface(
     if model.share_embeddings:
         source = without_copies(source, family.embedding)
     tokenizer = from_huggingface(
-        model_dir, rows=model.vocab_size, tokenizer_model=tokenizer_model, vocab_file=vocab_file
+        model_dir, rows=model.vocab_size, tokenizer_model=options.tokenizer_model, vocab_file=options.vocab_file
     )
     if model.src_vocab_size is not None and tokenizer.src_tokens is None:
         tokenizer.src_tokens = fit(tokenizer.tokens, model.src_vocab_size)

@@ -21,7 +21,7 @@ import torch
 from onmt_llm.checkpoint.adapters import short_names
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors, load_torch
-from onmt_llm.checkpoint.formats.imported import NUMBERS, ImportedModel, ImportedTokenizer, TypedSource
+from onmt_llm.checkpoint.formats.imported import NUMBERS, ImportedModel, ImportedTokenizer, ImportOptions, TypedSource
 from onmt_llm.checkpoint.formats.opennmt.options import (
     EMBEDDING,
     POSITIONS,
@@ -49,13 +49,12 @@ def find_opennmt(path: Path) -> Path | None:
     return next((file for file in candidates if file.suffix == ".pt" and file.is_file()), None)
 
 
-def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file: Path | None = None) -> ImportedModel:
+def open_opennmt(path: Path, wanted: ImportOptions) -> ImportedModel:
     """Open an OpenNMT-py v3 model or LoRA file.
 
     Args:
         path: The file, with or without `.pt`.
-        tokenizer_model: Subword model; the path in the checkpoint is not used.
-        vocab_file: Replaces the target vocabulary in the checkpoint.
+        wanted: A subword model, since the path in the checkpoint is not used; a vocabulary that replaces the target's.
 
     Raises:
         CheckpointError: The file is refused, damaged or incomplete.
@@ -78,7 +77,7 @@ def open_opennmt(path: Path, *, tokenizer_model: Path | None = None, vocab_file:
         source=source,
         rules=rules(config, layout),
         ignore=_ignored(config),
-        tokenizer=_tokenizer(options, vocab, config, tokenizer_model, vocab_file),
+        tokenizer=_tokenizer(options, vocab, config, wanted),
         alignment=alignment(options),
     )
     if is_lora:
@@ -148,11 +147,7 @@ def _refuse_quantised(file: Path, source: TypedSource) -> None:
 
 
 def _tokenizer(
-    options: OpenNMTOptions,
-    vocab: Mapping[str, Any],
-    config: ModelConfig,
-    tokenizer_model: Path | None,
-    vocab_file: Path | None,
+    options: OpenNMTOptions, vocab: Mapping[str, Any], config: ModelConfig, wanted: ImportOptions
 ) -> ImportedTokenizer:
     start = vocab.get("decoder_start_token", "<s>")
     target = list(vocab["tgt"])
@@ -163,8 +158,8 @@ def _tokenizer(
         pad=BLANK if BLANK in target else None,
         add_bos=bool(start),
     )
-    if vocab_file is not None:
-        replacement = Vocab.read(vocab_file, specials)
+    if wanted.vocab_file is not None:
+        replacement = Vocab.read(wanted.vocab_file, specials)
         target = [replacement[i] for i in range(len(replacement))]
     source = list(vocab["src"])
     tokenizer = ImportedTokenizer(tokens=fit(target, config.vocab_size), specials=specials)
@@ -174,7 +169,7 @@ def _tokenizer(
     tokenizer.feature_tokens = [fit(tokens, feature.vocab_size) for tokens, feature in features]
     if tokenizer.feature_tokens:
         tokenizer.feature_defaults = options.get("src_feats_defaults", None)
-    _set_tokenizer(tokenizer, options, tokenizer_model)
+    _set_tokenizer(tokenizer, options, wanted.tokenizer_model)
     return tokenizer
 
 

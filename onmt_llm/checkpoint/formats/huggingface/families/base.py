@@ -9,44 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
 from onmt_llm.checkpoint.export_guard import Check, anything, only, where
+from onmt_llm.checkpoint.formats.huggingface.families.keys import check_keys, file_name
 from onmt_llm.checkpoint.formats.ops import Op
 from onmt_llm.checkpoint.formats.rules import Rule, rule
 from onmt_llm.config.model import Activation, ModelConfig, RopeConfig, Task
 from onmt_llm.errors import CheckpointError, UnsupportedError
-
-HARMLESS = (
-    # names, versions, types
-    *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "model_type", "dtype"),
-    *("torch_dtype", "tokenizer_class", "transformers.js_config", "unsloth_*", "task_specific_params"),
-    # answered by `read` and `quantized`
-    *("architectures", "auto_map", "quantization_config"),
-    # token ids
-    *("*_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "prefix"),
-    # training
-    *("initializer_range", "*dropout", "*_pdrop", "gradient_checkpointing"),
-    # what a call returns, and how it is computed
-    *("return_dict*", "use_return_dict", "output_attentions", "output_hidden_states", "output_past"),
-    *("output_scores", "use_cache", "chunk_size_feed_forward", "use_bfloat16"),
-    *("tf_legacy_loss", "*attn_implementation*", "*flash_attn*", "*_experts_implementation*", "torchscript"),
-    *("pretraining_tp",),
-    # encoder-decoders, classifiers
-    *("is_encoder_decoder", "is_decoder", "tie_encoder_decoder", "cross_attention_hidden_size"),
-    *("add_cross_attention", "finetuning_task", "problem_type", "id2label", "label2id", "*num_labels"),
-    *("pruned_heads",),
-    # defaults of generation, which older versions of transformers kept here
-    *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
-    *("diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty"),
-    *("length_penalty", "num_return_sequences", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
-    *("remove_invalid_values", "exponential_decay_length_penalty"),
-)
-"""Patterns of keys that change nothing that a decoder computes, in any family."""
-
 
 HfConfig = Mapping[str, Any]
 Values = dict[str, Any]
@@ -92,7 +64,7 @@ def required(config: HfConfig, *keys: str) -> Any:
     for key in keys:
         if config.get(key) is not None:
             return config[key]
-    raise CheckpointError(f"config.json must have `{keys[0]}`, but does not.")
+    raise CheckpointError(f"{file_name(config)} must have `{keys[0]}`, but does not.")
 
 
 def setting(ours: str, *keys: str, default: Any = REQUIRED) -> Row:
@@ -162,7 +134,7 @@ def must_be(**theirs: Any) -> Row:
     def read(hf: HfConfig) -> Values:
         for key, value in theirs.items():
             if hf.get(key) not in (None, value):
-                raise UnsupportedError(f"{key} in config.json must be {_word(value)}, but is {_word(hf[key])}.")
+                raise UnsupportedError(f"{key} in {file_name(hf)} must be {_word(value)}, but is {_word(hf[key])}.")
         return {}
 
     return Row(tuple(theirs), read, lambda config: dict(theirs))
@@ -351,14 +323,14 @@ class Family:
         """The settings of `ModelConfig` that the family can express (see `export_guard`)."""
         return {**anything("dtype"), **{name: check for row in self.rows for name, check in row.checks.items()}}
 
-    def to_model(self, hf: HfConfig) -> ModelConfig:
+    def to_model(self, hf: HfConfig, *, ignore_unknown: bool = False) -> ModelConfig:
         """`config.json` -> our architecture.
 
         Raises:
             CheckpointError: A key is missing.
-            UnsupportedError: A value, or a key, means something that the map does not know.
+            UnsupportedError: A value means something that the map does not know; or a key, without `ignore_unknown`.
         """
-        check_keys(hf, [*self.keys, *self.harmless], self.model_type)
+        check_keys(hf, [*self.keys, *self.harmless], self.model_type, ignore_unknown=ignore_unknown)
         values = {name: value for row in self.rows for name, value in row.read(hf).items()}
         return ModelConfig.model_validate(_nested(values))
 
@@ -378,25 +350,6 @@ def _nested(values: Values) -> Values:
         else:
             nested[name] = value
     return nested
-
-
-def check_keys(hf: HfConfig, known: Sequence[str], what: str) -> None:
-    """Refuse keys of `config.json` that match none of the patterns in `known`, nor of those that are harmless anywhere.
-
-    Raises:
-        UnsupportedError: There are such keys; lists all.
-    """
-    unknown = [
-        key
-        for key, value in hf.items()
-        if value is not None and not any(fnmatchcase(key, pattern) for pattern in (*known, *HARMLESS))
-    ]
-    if unknown:
-        raise UnsupportedError(
-            f"The keys of config.json must be those that {what} models are known to have, but there is also "
-            f"{', '.join(sorted(unknown))}.",
-            hint="if they change nothing that the model computes, remove them from config.json",
-        )
 
 
 def modules(names: Mapping[str, str], op: Op | None = None) -> list[Rule]:

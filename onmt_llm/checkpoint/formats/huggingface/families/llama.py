@@ -10,38 +10,19 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     Values,
     activation,
     always,
-    block,
     heads,
-    modules,
     must_be,
     required,
     rotary,
     setting,
     window,
 )
+from onmt_llm.checkpoint.formats.names import decoder_rules
 from onmt_llm.checkpoint.formats.rules import Rule, overridden, per_layer
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import UnsupportedError
 
-RULES = [
-    *modules({"decoder.embed_tokens": "model.embed_tokens", "decoder.norm": "model.norm", "lm_head": "lm_head"}),
-    *block(
-        "model.layers",
-        {
-            "attn_norm": "input_layernorm",
-            "self_attn.q_proj": "self_attn.q_proj",
-            "self_attn.q_norm": "self_attn.q_norm",
-            "self_attn.k_proj": "self_attn.k_proj",
-            "self_attn.k_norm": "self_attn.k_norm",
-            "self_attn.v_proj": "self_attn.v_proj",
-            "self_attn.o_proj": "self_attn.o_proj",
-            "mlp_norm": "post_attention_layernorm",
-            "mlp.gate_proj": "mlp.gate_proj",
-            "mlp.up_proj": "mlp.up_proj",
-            "mlp.down_proj": "mlp.down_proj",
-        },
-    ),
-]
+RULES = decoder_rules("hf")
 """The names of all modules that a relative of Llama may have; a model uses those of its own."""
 
 IGNORE = ("*.rotary_emb.inv_freq",)

@@ -13,7 +13,6 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     Values,
     always,
     block,
-    check_keys,
     fused,
     heads,
     modules,
@@ -21,6 +20,7 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     required,
     setting,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.keys import check_keys
 from onmt_llm.checkpoint.formats.ops import SplitRows
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig

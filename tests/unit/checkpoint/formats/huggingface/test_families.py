@@ -56,6 +56,15 @@ def read(config: dict[str, Any]) -> ModelConfig:
     return family_of(config).to_model(config)
 
 
+def test_unknown_keys_are_refused_or_ignored_as_asked(caplog: pytest.LogCaptureFixture) -> None:
+    config = {**LLAMA, "some_new_switch": 3}
+    with pytest.raises(UnsupportedError, match="some_new_switch") as refused:
+        read(config)
+    assert "-ignore_unknown" in (refused.value.hint or "")
+    assert family_of(config).to_model(config, ignore_unknown=True) == read(LLAMA)
+    assert "some_new_switch" in caplog.text
+
+
 def test_keys_of_published_models() -> None:
     assert read({**LLAMA, "is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1}).num_kv_heads == 3
     assert read(PHI3).sliding_window == 2047
