@@ -1,7 +1,7 @@
 """Names of a decoder's modules in every format whose layers are like Llama's: one table, read in both directions.
 
-A format with names of its own for some modules replaces these rules (`rules.overridden`), for example where q, k and v are one
-matrix.
+A format with names of its own for some modules replaces their rules (`rules.overridden`), for example where q, k and v
+are one matrix.
 """
 
 from __future__ import annotations
