@@ -97,7 +97,6 @@ def line_prompts(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> Lin
     config: TranslateConfig = loaded.job
     if config.inference.src_feats_defaults is not None:
         codec.default_features = parse_defaults(config.inference.src_feats_defaults, len(codec.feature_vocabs))
-    is_lm = codec.config.model.is_decoder_only
     context = TransformContext(codec, tokenizer=codec.tokenizer, src_tokenizer=codec.src_tokenizer)
     text, tokens = inference_transforms(config.inference.transforms, loaded.options, context)
     needs_lines = {"tgt": config.inference.tgt, **config.generation.model_dump(include={"replace_unk", "report_align"})}
@@ -108,9 +107,7 @@ def line_prompts(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> Lin
             hint="leave one of them out",
         )
     encode = partial(encode_prompt, codec=codec, template=config.inference.template)
-    specials = codec.config.specials
-    bos = specials.bos if is_lm and specials.add_bos else None
-    return LinePrompts(lines, text=text, tokens=tokens, encode=encode, bos=bos)
+    return LinePrompts(lines, text=text, tokens=tokens, encode=encode, codec=codec)
 
 
 def answer_prompts(

@@ -51,6 +51,31 @@ class SpecialTokens(Section):
     """Prepend `bos` to the input of a language model."""
 
 
+class SequenceTokens(Section):
+    """Tokens that an encoder-decoder's sequences have besides those of the text and the end token of the target.
+
+    `{src_lang}` and `{tgt_lang}` stand for the tokens of the languages of a text and of its translation.
+    """
+
+    src_prefix: list[str] = Field(default_factory=list)
+    """Tokens before those of a source."""
+    src_suffix: list[str] = Field(default_factory=list)
+    """Tokens after those of a source."""
+    decoder_start: list[str] = Field(default_factory=list)
+    """Tokens that every target begins with, which the decoder is given; empty = `bos`."""
+
+
+class LanguageTokens(Section):
+    """Languages of a multilingual model."""
+
+    tokens: dict[str, str] = Field(default_factory=dict)
+    """The token of each language, by its code."""
+    src: str | None = None
+    """Code of the source language, unless another is requested; null = it must be."""
+    tgt: str | None = None
+    """Code of the target language, unless another is requested; null = it must be."""
+
+
 class AdapterSpec(Section):
     """LoRA weights for a base model that is stored elsewhere."""
 
@@ -117,12 +142,16 @@ class CheckpointConfig(Section):
     src_tokenizer: TokenizerSpec | None = None
     """Tokeniser of the source side, if it differs from `tokenizer`."""
     specials: SpecialTokens = SpecialTokens()
+    sequences: SequenceTokens = SequenceTokens()
+    languages: LanguageTokens = LanguageTokens()
     template: str | None = None
     """Chat template: the name of a built-in one, or `chat_template.jinja` beside this file."""
     stop: list[str] = Field(default_factory=list)
     """Stop strings."""
     stop_tokens: list[str] = Field(default_factory=list)
     """Stop tokens in addition to `eos`."""
+    banned_tokens: list[str] = Field(default_factory=list)
+    """Tokens that are never generated."""
     adapter: AdapterSpec | None = None
     expansion: ExpansionSpec | None = None
     source: str = ""

@@ -60,8 +60,7 @@ def _of_corpus(corpus: Corpus, codec: Codec) -> Iterator[Prompt]:
             tokens = side_tokens(question)
             if raw is None or not tokens or not answer:
                 continue
-            if codec.task == "lm" and codec.bos is not None and tokens[0] != codec.bos:
-                tokens = [codec.bos, *tokens]
+            tokens = codec.framed(tokens)
             reference = _text(raw.tgt) if raw.tgt else undo_all(corpus.transforms, _spoken(answer, corpus))
             yield Prompt(_question_text(raw), tokens, reference.strip(), corpus.transforms)
 

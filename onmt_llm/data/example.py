@@ -153,9 +153,10 @@ def num_tokens(side: Iterable[Segment], split: Callable[[str], list[str]] = str.
 class Encoder:
     """Converts the tokens of examples to ids.
 
-    A language model's sequence is [bos] + source + target + [eos], an encoder-decoder's target [bos] + target + [eos];
-    `tgt` is that without its last token, `labels` without its first. A token is trained if its segment is, EOS if the
-    last segment is (or as the example specifies). BOS and EOS are not added if a text has its own.
+    A language model's sequence is [bos] + source + target + [eos], an encoder-decoder's target start tokens + target +
+    [eos]; `tgt` is that without its last token, `labels` without its first. A token is trained if its segment is, EOS
+    if the last segment is (or as the example specifies), and so are all start tokens but the first. Start tokens and
+    EOS are not added if a text has its own. A source gets its prefix and suffix (`Codec.source_frame`).
 
     Args:
         codec: Text side of the model.
@@ -173,7 +174,9 @@ class Encoder:
         self._feature_vocabs = codec.feature_vocabs
         self._numbers = IdLookup(vocab)
         self._src_numbers = IdLookup(self._src_vocab)
-        self._bos = _bytes([vocab.bos_id]) if codec.bos is not None and vocab.bos_id is not None else b""
+        self._start = _bytes(vocab.ids(codec.start_tokens))
+        prefix, suffix = ((), ()) if self._is_lm else codec.source_frame
+        self._src_prefix, self._src_suffix = (_bytes(self._src_vocab.ids(tokens)) for tokens in (prefix, suffix))
         self._eos = _bytes([vocab.eos_id]) if vocab.eos_id is not None else b""
 
     def __call__(self, example: Example) -> Encoded | None:
@@ -188,7 +191,7 @@ class Encoder:
         ids = b"".join(parts) if len(parts) > 1 else parts[0] if parts else b""
         if not ids or (src is not None and not len(src)):
             return None
-        head = self._bos if not ids.startswith(self._bos) else b""
+        head = self._start if not ids.startswith(self._start) else b""
         tail = self._eos if ids[-_WIDTH:] != self._eos and not example.closed else b""
         sequence: Ids = np.frombuffer(b"".join((head, ids, tail)), dtype=np.int32)
         if len(sequence) < 2:
@@ -200,13 +203,18 @@ class Encoder:
             labels, trained = _masked(sequence, segments, parts, start=len(head)), None
             if tail and not trains_end:
                 labels[-1] = IGNORED
-        align = None if example.align is None else _label_positions(example.align, shift=len(head) // _WIDTH - 1)
+        align = None
+        if example.align is not None:
+            shifts = len(head) // _WIDTH - 1, len(self._src_prefix) // _WIDTH
+            align = _label_positions(example.align, shifts)
         return Encoded(src, sequence[:-1], labels[1:], unknown, features, align, trained)
 
     def _source(self, example: Example) -> tuple[Ids, Ids | None, int]:
         if not self._feature_vocabs:
             parts = [self._src_numbers(segment) for segment in example.src]
             ids = b"".join([part for part, _ in parts])
+            if ids:
+                ids = b"".join((self._src_prefix, ids, self._src_suffix))
             return np.frombuffer(ids, dtype=np.int32), None, sum([unknown for _, unknown in parts])
         tokens, *columns = split_features(side_tokens(example.src), len(self._feature_vocabs))
         ids_FS = [vocab.ids(column) for vocab, column in zip(self._feature_vocabs, columns, strict=True)]
@@ -267,7 +275,8 @@ class _Translation:
 
 def _check_specials(codec: Codec) -> None:
     vocab, specials, pairs = codec.vocab, codec.config.specials, codec.task == "seq2seq"
-    if vocab.bos_id is None and (specials.add_bos or pairs):
+    has_own_start = bool(codec.config.sequences.decoder_start)
+    if vocab.bos_id is None and (specials.add_bos or pairs) and not has_own_start:
         raise ConfigError(
             f"The vocabulary must hold the token that starts a target, but {specials.bos!r} is not in it."
         )
@@ -294,7 +303,11 @@ def _count_unknown(ids: list[int], unk_id: int | None) -> int:
     return 0 if unk_id is None else ids.count(unk_id)
 
 
-def _label_positions(pairs: list[tuple[int, int]], *, shift: int) -> Ids:
-    """Convert (source, target) token pairs to (label, source); with BOS, label t is target token t."""
-    rows = [(target + shift, source) for source, target in pairs if target + shift >= 0]
+def _label_positions(pairs: list[tuple[int, int]], shifts: tuple[int, int]) -> Ids:
+    """Convert (source, target) token pairs to (label, source), by the shifts of targets and of sources.
+
+    With one start token, label t is target token t.
+    """
+    shift, src_shift = shifts
+    rows = [(target + shift, source + src_shift) for source, target in pairs if target + shift >= 0]
     return np.array(rows, dtype=np.int32).reshape(-1, 2)

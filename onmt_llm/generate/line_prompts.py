@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from onmt_llm.data.example import Example, side_tokens
 from onmt_llm.data.transforms.transform import Transform
 from onmt_llm.generate.engine import Hypothesis
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.placeholders import from_line
 from onmt_llm.text.segment import Segment
 
@@ -36,7 +37,7 @@ class LinePrompts:
         text: Transforms of text, in order.
         tokens: Transforms of tokens, in order.
         encode: Tokenises a text.
-        bos: A token at the start of a prompt, which transforms of tokens do not see.
+        codec: Has the frame of a prompt, which transforms of tokens do not see.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class LinePrompts:
         text: Sequence[Transform],
         tokens: Sequence[Transform],
         encode: Callable[[str], list[str]],
-        bos: str | None = None,
+        codec: Codec,
     ) -> None:
         self._lines = lines
         self._text = text
         self._tokens = tokens
         self._encode = encode
-        self._bos = bos
+        self._codec = codec
         full = [place for place, line in enumerate(lines) if line.strip()]
         empty = [LinePrompt([place], []) for place in range(len(lines)) if not lines[place].strip()]
         self._prompts = sorted([*self._build(full), *empty], key=lambda prompt: prompt.lines[0])
@@ -94,21 +95,15 @@ class LinePrompts:
             examples = transform.batch(examples)
         if self._tokens:
             for example in examples:
-                example.src = [Segment(tokens=self._without_bos(self._encode(_text(example))))]
+                example.src = [Segment(tokens=self._codec.unframed(self._encode(_text(example))))]
             for transform in self._tokens:
                 examples = transform.batch(examples)
         ends = [*(example.line for example in examples[1:]), len(self._lines)]
         prompts = []
         for example, end in zip(examples, ends, strict=False):
-            tokens = self._with_bos(side_tokens(example.src)) if self._tokens else self._encode(_text(example))
+            tokens = self._codec.framed(side_tokens(example.src)) if self._tokens else self._encode(_text(example))
             prompts.append(LinePrompt([place for place in places if example.line <= place < end], tokens))
         return prompts
-
-    def _without_bos(self, tokens: list[str]) -> list[str]:
-        return tokens[1:] if self._bos is not None and tokens[:1] == [self._bos] else tokens
-
-    def _with_bos(self, tokens: list[str]) -> list[str]:
-        return tokens if self._bos is None else [self._bos, *tokens]
 
     def _parts(self, hypothesis: Hypothesis, lines: int) -> list[Hypothesis]:
         """A hypothesis per line, with the transforms undone; an answer to one line stays whole."""

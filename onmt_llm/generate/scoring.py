@@ -60,12 +60,13 @@ def score_pairs(engine: Engine, sources: Sequence[Sequence[str]], targets: Seque
         return _sums(
             [score[len(source) - 1 :] if source else [] for score, source in zip(scores, sources, strict=True)]
         )
-    start = engine.codec.config.specials.bos
-    head = [start] if start is not None else []
+    start = engine.codec.start_tokens
     places = [place for place, source in enumerate(sources) if source]
     result = [LineScore(0.0, 0)] * len(sources)
-    sequences = [[*head, *targets[place], *end] for place in places]
-    found = _sums(engine.score(sequences, sources=[sources[place] for place in places]))
+    sequences = [[*start, *targets[place], *end] for place in places]
+    scores = engine.score(sequences, sources=[sources[place] for place in places])
+    # the first of the scores is that of the second token; what the decoder is given is not scored
+    found = _sums([score[max(len(start) - 1, 0) :] for score in scores])
     for place, score in zip(places, found, strict=True):
         result[place] = score
     return result

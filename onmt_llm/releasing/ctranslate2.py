@@ -52,7 +52,8 @@ def release_ctranslate2(
     problems = obstacles(checkpoint.config.model, EXPRESSIBLE)
     too_large = oversized(checkpoint.config.model, quantization)
     problems += [too_large] if too_large else []
-    if not checkpoint.config.model.is_decoder_only and codec.vocab.bos_id is None:
+    starts = codec.fixed_start is not None or checkpoint.config.sequences.decoder_start
+    if not checkpoint.config.model.is_decoder_only and not starts:
         problems.append("no token starts its targets: specials.bos is not in the vocabulary")
     if problems:
         raise UnsupportedError(
@@ -105,7 +106,8 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
         spec.register_source_vocabulary(_tokens(codec.src_vocab, config.encoder_vocab_size))
         for vocab, feature in zip(codec.feature_vocabs, config.src_features, strict=True):
             spec.register_source_vocabulary(_tokens(vocab, feature.vocab_size))
-        spec.config.decoder_start_token = codec.vocab.specials.bos
+        # without one, CTranslate2 takes the first token of the prefix that each call gives
+        spec.config.decoder_start_token = codec.fixed_start
         layer, heads = checkpoint.config.alignment_layer, checkpoint.config.alignment_heads
         spec.decoder.alignment_layer = np.int16(layer % config.decoder_layers)
         spec.decoder.alignment_heads = np.int16(heads or config.heads)

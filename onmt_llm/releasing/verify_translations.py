@@ -96,26 +96,26 @@ def _greedy(codec: Codec) -> GenerationConfig:
 
 
 def _sources(codec: Codec, text: str) -> list[list[str]]:
-    longest = min(MAX_TOKENS, codec.config.model.max_position)
+    prefix, suffix = codec.source_frame
+    longest = min(MAX_TOKENS, codec.config.model.max_position) - len(prefix) - len(suffix)
     sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
-    sources = [tokens for tokens in (_encode(codec, sentence)[:longest] for sentence in sentences) if tokens]
-    if not sources:
+    bodies = [tokens for tokens in (_encode(codec, sentence)[:longest] for sentence in sentences) if tokens]
+    if not bodies:
         raise DataError("The text that a release is verified on must have at least one sentence, but has none.")
-    return sources
+    return [[*prefix, *body, *suffix] for body in bodies]
 
 
 def _encode(codec: Codec, sentence: str) -> list[str]:
     """Tokens of a sentence. For a model with source features, every token gets the next value of each feature."""
     vocabs = codec.feature_vocabs
     if not vocabs:
-        return codec.encode(sentence)
+        return codec.src_tokenizer.encode(sentence)
     plain = " ".join(word.split(SEPARATOR)[0] for word in sentence.split())
     tokens = codec.src_tokenizer.encode(plain)
     return [SEPARATOR.join([t, *(v[i % len(v)] for v in vocabs)]) for i, t in enumerate(tokens)]
 
 
 def _target(codec: Codec, answer: Hypothesis) -> list[str]:
-    specials = codec.vocab.specials
-    assert specials.bos is not None
-    ended = answer.finish_reason == "stop" and specials.eos in codec.vocab
-    return [specials.bos, *answer.tokens, *([specials.eos] if ended and specials.eos else [])]
+    eos = codec.vocab.specials.eos
+    ended = answer.finish_reason == "stop" and eos in codec.vocab
+    return [*codec.start_tokens, *answer.tokens, *([eos] if ended and eos else [])]

@@ -5,16 +5,18 @@ Training, data preparation and every engine turn text into tokens and back with 
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, SpecialTokens, read_config
+from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.config.model import Task
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.text.decoding import StreamDecoder, WithoutControlTokens
 from onmt_llm.text.features import parse_defaults, split_text, spread
+from onmt_llm.text.languages import PLACES, check_filled, fill
 from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
 from onmt_llm.text.templates.message import Message, Template
@@ -55,6 +57,7 @@ class Codec:
         default_features: Features of source words that have none; may be set.
         stop: Stop strings, at which an answer ends.
         stop_tokens: Tokens at which an answer ends, including `eos`; all are in the vocabulary.
+        sequences: Tokens of sequences besides those of the text, with those of the languages as far as they are known.
 
     Raises:
         CheckpointError: A token of the template, or one of `stop_tokens`, is not in the vocabulary.
@@ -73,7 +76,7 @@ class Codec:
         directory: Path | None = None,
     ) -> None:
         specials = config.specials
-        control = _control_tokens(specials, template)
+        control = _control_tokens(config, template)
         self.config = config
         self.vocab = vocab
         self.src_vocab = src_vocab or vocab
@@ -92,6 +95,7 @@ class Codec:
         self._directory = directory
         self._other_templates: dict[str, tuple[Template, Tokenizer]] = {}
         self._bos = specials.bos if specials.add_bos and config.model.is_decoder_only else None
+        self.sequences = fill(config.sequences, config.languages)
         _check_known(self.stop_tokens, vocab, "stop_tokens")
         if template:
             self._check_template(template, config.template)
@@ -140,6 +144,15 @@ class Codec:
                 )
         roles = [token for token in self.config.specials.model_dump().values() if isinstance(token, str)]
         _check_known(roles, self.vocab, "specials")
+        _check_known(self.config.banned_tokens, self.vocab, "banned_tokens")
+        sequences, languages = self.config.sequences, self.config.languages.tokens.values()
+        for tokens, vocab in (
+            ([*sequences.src_prefix, *sequences.src_suffix], self.src_vocab),
+            (sequences.decoder_start, self.vocab),
+        ):
+            fixed = [token for token in tokens if token not in PLACES]
+            _check_known(fixed, vocab, "sequences")
+            _check_known(languages if len(fixed) < len(tokens) else (), vocab, "languages")
 
     @property
     def task(self) -> Task:
@@ -151,6 +164,47 @@ class Codec:
         """The token that training examples begin with; None if they begin without one."""
         specials = self.config.specials
         return specials.bos if specials.add_bos or self.task == "seq2seq" else None
+
+    def for_languages(self, src: str | None = None, tgt: str | None = None) -> Codec:
+        """The same codec for a source and a target language, by their codes; None = the model's default.
+
+        Raises:
+            ConfigError: The model has no such language.
+        """
+        codec = copy.copy(self)
+        codec.sequences = fill(self.config.sequences, self.config.languages, src=src, tgt=tgt)
+        return codec
+
+    @property
+    def source_frame(self) -> tuple[list[str], list[str]]:
+        """Tokens before and after those of an input: of a source, or of a text that a language model continues.
+
+        Raises:
+            ConfigError: They depend on a language that is not given (`for_languages`).
+        """
+        if self.task == "lm":
+            return ([] if self._bos is None else [self._bos]), []
+        sides = self.sequences.src_prefix, self.sequences.src_suffix
+        prefix, suffix = (check_filled(side, self.config.languages) for side in sides)
+        return prefix, suffix
+
+    @property
+    def start_tokens(self) -> list[str]:
+        """Tokens that a target begins with, which the decoder is given; of a language model, those of a text.
+
+        Raises:
+            ConfigError: They depend on a language that is not given (`for_languages`).
+        """
+        start = self.sequences.decoder_start
+        if self.task == "lm" or not start:
+            return [] if self.bos is None else [self.bos]
+        return check_filled(start, self.config.languages)
+
+    @property
+    def fixed_start(self) -> str | None:
+        """The token that all targets begin with; None if it depends on the language, or if there is none."""
+        first = next(iter(self.config.sequences.decoder_start), self.bos)
+        return first if first in self.vocab else None
 
     @property
     def shares_vocab(self) -> bool:
@@ -164,7 +218,7 @@ class Codec:
 
     def control_tokens(self, template: Template | None) -> frozenset[str]:
         """Tokens that no text of a corpus may be encoded into: special tokens and the template's control tokens."""
-        return _control_tokens(self.config.specials, template)
+        return _control_tokens(self.config, template)
 
     def corpus_template(self, name: str) -> Template:
         """The template, built-in or from a file, that a corpus names.
@@ -177,12 +231,21 @@ class Codec:
         return template
 
     def encode(self, text: str) -> list[str]:
-        """Tokens of a source text: with `bos` if a language model uses one, with features if a model has some."""
+        """Tokens of a source text: in its frame (`bos` of a language model), with features if a model has some."""
         if self.feature_vocabs:
             text, features = split_text(text, len(self.feature_vocabs), self.default_features)
             return spread(self.src_tokenizer.encode(text), features)
-        tokens = self.src_tokenizer.encode(text)
-        return [self._bos, *tokens] if self._bos is not None else tokens
+        return self.framed(self.src_tokenizer.encode(text))
+
+    def framed(self, tokens: list[str]) -> list[str]:
+        """Tokens of an input in their frame (`source_frame`), unless they begin with its prefix already."""
+        prefix, suffix = self.source_frame
+        return [*prefix, *tokens, *suffix] if not prefix or tokens[: len(prefix)] != prefix else tokens
+
+    def unframed(self, tokens: list[str]) -> list[str]:
+        """Tokens of an input without their frame."""
+        prefix, suffix = self.source_frame
+        return tokens[len(prefix) : len(tokens) - len(suffix)] if tokens[: len(prefix)] == prefix else tokens
 
     def encode_segments(self, segments: Sequence[Segment], *, bos: bool = True) -> list[str]:
         """Tokens of the segments of one text, with `bos` first unless it is there already or not wanted."""
@@ -307,9 +370,12 @@ def check_template(name: str, template: Template, vocab: Vocab) -> None:
         )
 
 
-def _control_tokens(specials: SpecialTokens, template: Template | None) -> frozenset[str]:
-    roles = frozenset(token for token in (specials.bos, specials.eos, specials.pad) if token)
-    return roles | (template.control_tokens if template else frozenset())
+def _control_tokens(config: CheckpointConfig, template: Template | None) -> frozenset[str]:
+    specials, sequences = config.specials, config.sequences
+    roles = {token for token in (specials.bos, specials.eos, specials.pad) if token}
+    roles.update(*(tokens for _, tokens in sequences), config.languages.tokens.values())
+    roles.update(template.control_tokens if template else ())
+    return frozenset(roles.difference(PLACES))
 
 
 def _check_known(tokens: Iterable[str], vocab: Vocab, whose: str) -> None:

@@ -137,6 +137,53 @@ def test_beam_search(engines: tuple[Engine, Engine], length_penalty: str) -> Non
     assert same >= (2 if length_penalty == "avg" else 7)
 
 
+@pytest.mark.parametrize("start", [["w3", "{tgt_lang}"], ["{tgt_lang}"], ["w3", "w4", "{tgt_lang}"]], ids=len)
+def test_what_the_decoder_is_given(tmp_path: Path, start: list[str]) -> None:
+    """A start token that depends on the language, and forced tokens after it: in answers, scores, limits, streams."""
+    languages = {"tokens": {"de": "w30", "fr": "w31"}, "tgt": "de"}
+    sequences = {"src_suffix": ["</s>"], "decoder_start": start}
+    checkpoint = write_checkpoint(
+        tmp_path / "m", ModelConfig.model_validate(BASE), sequences=sequences, languages=languages
+    )
+    report = release(checkpoint, tmp_path / "ct2", text="w4 w5. w6 w7 w3 w9.")
+    assert report["figures"]["greedy_agreement"] == 1 and report["figures"]["max_abs_dlogp"] < 2e-4
+    opened = [open_engine(path, device="cpu") for path in (checkpoint, tmp_path / "ct2")]
+    greedy: dict[str, list[list[str]]] = {}
+    for code, token in (("de", "w30"), ("fr", "w31")):
+        ours, theirs = (engine.for_languages(tgt=code) for engine in opened)
+        given = ours.codec.start_tokens
+        assert theirs.codec.start_tokens == given == [*start[:-1], token]
+        for beam_size in (4, 1):
+            options = GenerationConfig(max_length=9, beam_size=beam_size, length_penalty="none", max_length_ratio=0)
+            found = [engine.generate(sources(ours), options) for engine in (ours, theirs)]
+            for source, (answer,), (other,) in zip(sources(ours), *found, strict=True):
+                assert (answer.tokens, answer.finish_reason) == (other.tokens, other.finish_reason)
+                assert len(answer.tokens) == 9 or answer.finish_reason == "stop"
+                end = ["</s>"] if answer.finish_reason == "stop" else []
+                (log_probs,) = ours.score([[*given, *answer.tokens, *end]], sources=[source])
+                assert [answer.score, other.score] == pytest.approx([sum(log_probs[len(given) - 1 :])] * 2, abs=2e-4)
+        greedy[code] = [answer.tokens for (answer,) in found[0]]
+        for engine in (ours, theirs):
+            streamed = "".join(delta.text for delta in engine.stream(sources(ours)[1], options))
+            assert streamed == " ".join(greedy[code][1])
+    assert greedy["de"] != greedy["fr"]
+
+
+def test_banned_tokens_are_never_generated(tmp_path: Path) -> None:
+    model = ModelConfig.model_validate(BASE)
+    (free,) = open_engine(write_checkpoint(tmp_path / "free", model), device="cpu").generate(
+        [sequence(1, 12)], GenerationConfig(max_length=9)
+    )[0]
+    checkpoint = write_checkpoint(tmp_path / "m", model, banned_tokens=[free.tokens[1], free.tokens[4]])
+    release(checkpoint, tmp_path / "ct2", verify="off")
+    for path in (checkpoint, tmp_path / "ct2"):
+        engine = open_engine(path, device="cpu")
+        for beam_size in (1, 4):
+            options = GenerationConfig(max_length=9, beam_size=beam_size)
+            for answers in engine.generate(sources(engine), options):
+                assert not {free.tokens[1], free.tokens[4]}.intersection(answers[0].tokens)
+
+
 def sources(engine: Engine) -> list[list[str]]:
     return [sequence(seed, length, engine=engine) for seed, length in enumerate((3, 12, 1, 5, 5, 30, 8, 8))]
 

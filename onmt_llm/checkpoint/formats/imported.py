@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from onmt_llm.checkpoint.formats.rules import Rule, TensorSource
-from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
+from onmt_llm.config.checkpoint import AdapterSpec, LanguageTokens, SequenceTokens, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
 
 NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -51,6 +51,9 @@ class ImportedTokenizer:
         spec: The tokeniser; its file is in `files` or `blobs`.
         template: Built-in name or `chat_template.jinja`; None = no template.
         stop_tokens: Tokens besides eos that end an answer.
+        banned_tokens: Tokens that are never generated.
+        sequences: Tokens around the text of an encoder-decoder.
+        languages: Languages of a multilingual model.
         files: Files to copy, by name in the checkpoint.
         blobs: Contents of files to write, by name in the checkpoint.
         src_tokens: The source vocabulary, if it differs.
@@ -63,6 +66,9 @@ class ImportedTokenizer:
     spec: TokenizerSpec = field(default_factory=TokenizerSpec)
     template: str | None = None
     stop_tokens: list[str] = field(default_factory=list)
+    banned_tokens: list[str] = field(default_factory=list)
+    sequences: SequenceTokens = field(default_factory=SequenceTokens)
+    languages: LanguageTokens = field(default_factory=LanguageTokens)
     files: dict[str, Path] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     src_tokens: list[str] | None = None

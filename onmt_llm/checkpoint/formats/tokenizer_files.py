@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checkpoint.formats.decoding_tokens import set_decoding
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
-from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
+from onmt_llm.config.checkpoint import SequenceTokens, SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.text.tokenizers.huggingface import HfTokenizer
@@ -67,6 +68,10 @@ def from_huggingface(
     tokens = Vocab.read(vocab_file, imported.specials) if vocab_file else None
     imported.tokens = fit([tokens[i] for i in range(len(tokens))] if tokens else imported.tokens, rows)
     imported.specials, imported.stop_tokens = _specials(imported, stated, ids)
+    if ids.get("is_encoder_decoder"):
+        set_decoding(imported, ids)
+    else:
+        imported.sequences = SequenceTokens()
     if file != NO_TOKENIZER:
         set_template(imported, _template_text(model_dir, stated))
     return imported
@@ -171,14 +176,23 @@ def _open_tokenizers(file: Path, bos: str | None) -> ImportedTokenizer:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception
         raise DataError(f"{file} is not a readable {HUGGINGFACE_FILE} ({error}).") from error
-    first = tokenizer.encode("a").tokens[:1]
+    prefix, suffix = _added_tokens(tokenizer)
     unk = getattr(tokenizer.model, "unk_token", None)
     return ImportedTokenizer(
         tokens=tokens_by_id(tokenizer.get_vocab(with_added_tokens=True)),
-        specials=SpecialTokens(unk=unk, bos=bos, eos=None, add_bos=bos is not None and first == [bos]),
+        specials=SpecialTokens(unk=unk, bos=bos, eos=None, add_bos=bos is not None and prefix[:1] == [bos]),
         spec=TokenizerSpec(kind="huggingface", file=HUGGINGFACE_FILE),
+        sequences=SequenceTokens(src_prefix=prefix, src_suffix=suffix),
         files={HUGGINGFACE_FILE: file},
     )
+
+
+def _added_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """The tokens that a tokenizer.json adds before and after those of a text."""
+    whole, text = tokenizer.encode("a").tokens, tokenizer.encode("a", add_special_tokens=False).tokens
+    places = range(len(whole) - len(text) + 1)
+    at = next((place for place in places if whole[place : place + len(text)] == text), 0)
+    return whole[:at], whole[at + len(text) :]
 
 
 def _specials(

@@ -55,6 +55,7 @@ def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
         "transforms": [_transform(name, data.transform_options) for name in data.transforms_of(corpus)],
         "model": {
             "add_bos": codec.config.specials.add_bos,
+            "sequences": codec.sequences.model_dump(mode="json"),
             "vocab": vocab_hash(codec.vocab),
             "src_vocab": None if codec.shares_vocab else vocab_hash(codec.src_vocab),
             "features": [vocab_hash(vocab) for vocab in codec.feature_vocabs],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.config.generate import Feature, GenerationConfig
@@ -47,7 +48,18 @@ class Ct2Decoding:
         self._model, self._codec = model, codec
         self._features, self._length_names = features, length_names
         # Rows of the embedding beyond the vocabulary have names of their own in the release; they are never produced.
-        self._filler = [[token] for token in model.tokens[len(codec.vocab) :]]
+        banned = [*codec.config.banned_tokens, *model.tokens[len(codec.vocab) :]]
+        self._banned = [[token] for token in banned]
+
+    @cached_property
+    def prefix(self) -> list[str]:
+        """Tokens that the decoder is given, without the first if the release has that."""
+        return self._codec.start_tokens[self._codec.fixed_start is not None :]
+
+    @cached_property
+    def forced(self) -> int:
+        """How many of these are part of CTranslate2's answers: they count in its lengths, but not in its scores."""
+        return 0 if self._codec.task == "lm" else len(self._codec.start_tokens) - 1
 
     def check(self, options: GenerationConfig, *, prefixes: bool = False) -> None:
         """Refuse options that contradict each other, or that CTranslate2 does not have."""
@@ -107,15 +119,15 @@ class Ct2Decoding:
         top_k = max(options.random_sampling_topk, 0)
         max_length, min_length = self._length_names
         return {
-            max_length: options.max_length,
-            min_length: options.min_length,
+            max_length: options.max_length + self.forced,
+            min_length: options.min_length + self.forced,
             "sampling_topk": (top_k if top_k < len(self._model.tokens) else 0) if options.samples else 1,
             "sampling_topp": options.random_sampling_topp or 1.0,
             "sampling_temperature": options.random_sampling_temp or 1.0,
             "repetition_penalty": options.repetition_penalty,
             "no_repeat_ngram_size": options.block_ngram_repeat,
             "disable_unk": options.ban_unk_token and self._codec.vocab.unk_id is not None,
-            "suppress_sequences": self._filler or None,
+            "suppress_sequences": self._banned or None,
             "end_token": end_ids(self._codec, options) or None,
         }
 
@@ -129,15 +141,16 @@ class Ct2Decoding:
 
     def hypothesis(self, ids: Sequence[int], score: float, options: GenerationConfig) -> Hypothesis:
         """One hypothesis, with its score converted to ours."""
-        ended = bool(ids) and ids[-1] in end_ids(self._codec, options)
-        answer = list(ids[:-1] if ended else ids)
+        own = list(ids[self.forced :])
+        ended = bool(own) and own[-1] in end_ids(self._codec, options)
+        answer = own[:-1] if ended else own
         text = _answer_text(self._codec, options)
         for token in answer:
             text.push(self._codec.vocab[token])
         text.finish()
         if options.beam_size > 1 and options.length_penalty == "avg":
             score *= max(len(ids), 1) ** options.alpha  # undoes CTranslate2's division
-        score /= length_penalty(options)(len(ids))
+        score /= length_penalty(options)(len(own))
         reason: FinishReason = "stop" if ended or text.stopped else "length"
         return Hypothesis(self._codec.vocab.tokens(answer[: text.token_count]), text.text, score, reason)
 
@@ -152,6 +165,8 @@ class Ct2Decoding:
         text, ends = _answer_text(self._codec, options), end_ids(self._codec, options)
         with ct2_errors(), closing(open_steps()) as steps:
             for step in steps:
+                if step.step < self.forced:
+                    continue
                 if step.token_id in ends:
                     yield Delta(text.finish(), 1, "stop")
                     return

@@ -65,6 +65,10 @@ class Ct2Translator:
         )
         return cls(model, codec)
 
+    def for_languages(self, src: str | None = None, tgt: str | None = None) -> Ct2Translator:
+        """See `Engine.for_languages`."""
+        return Ct2Translator(self._model, self._codec.for_languages(src, tgt))
+
     @property
     def codec(self) -> Codec:
         return self._codec
@@ -116,12 +120,13 @@ class Ct2Translator:
         places = [place for place, tokens in enumerate(known) if len(tokens) > 1]
         for place in places:
             self._check_start(known[place])
+        has_start = self._codec.fixed_start is not None  # else CTranslate2 takes the first token of the target
         for texts in (known, sources):
             self._decoding.check_lengths(texts)
         with ct2_errors():
             results = self._model.handle.score_batch(
                 [self._known(sources[place]) for place in places],
-                [self._without_end(known[place][1:]) for place in places],
+                [self._without_end(known[place][has_start:]) for place in places],
                 max_batch_size=SCORE_TOKENS,
                 batch_type="tokens",
                 max_input_length=0,
@@ -147,7 +152,11 @@ class Ct2Translator:
         options = _limited(options, max(map(len, prompts)))
         aligns = options.report_align or options.replace_unk
         results = self._model.handle.translate_batch(
-            prompts, max_input_length=0, return_attention=aligns, **self._decoding.batch_options(options)
+            prompts,
+            target_prefix=[self._decoding.prefix] * len(prompts),
+            max_input_length=0,
+            return_attention=aligns,
+            **self._decoding.batch_options(options),
         )
         return [self._read(result, options, aligns=aligns) for result in results]
 
@@ -158,14 +167,16 @@ class Ct2Translator:
         found = []
         for ids, score, attention in zip(answers, result.scores, result.attention, strict=True):
             hypothesis = self._decoding.hypothesis(ids, score, options)
-            places = tuple(int(np.argmax(row)) for row in attention[: len(hypothesis.tokens)])
+            rows = attention[self._decoding.forced :][: len(hypothesis.tokens)]
+            places = tuple(int(np.argmax(row)) for row in rows)
             found.append(replace(hypothesis, alignment=places))
         return sorted(found, key=lambda hypothesis: -hypothesis.score)
 
     def _open_steps(self, prompt: Sequence[str], options: GenerationConfig) -> Any:
         known = self._known(prompt)
         search = self._decoding.search_options(_limited(options, len(known)))
-        return self._model.handle.generate_tokens(known, max_input_length=0, **search)
+        prefix = self._decoding.prefix
+        return self._model.handle.generate_tokens(known, target_prefix=prefix, max_input_length=0, **search)
 
     def _known(self, tokens: Sequence[str]) -> list[str]:
         """The source with unknown tokens and features replaced by our vocabularies' rule."""
@@ -199,7 +210,7 @@ class Ct2Translator:
         return layer % model.decoder_layers, heads or model.heads
 
     def _check_start(self, sequence: Sequence[str]) -> None:
-        start = self._codec.vocab.specials.bos
+        start = self._codec.start_tokens[0]
         if sequence[0] != start:
             raise DataError(f"A target to be scored must begin with {start!r}, but begins with {sequence[0]!r}.")
 

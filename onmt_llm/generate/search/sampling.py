@@ -136,6 +136,7 @@ def build_constraints(
         prefixes: See `Constraints`.
     """
     vocab = codec.vocab
+    banned = [vocab.unk_id] if options.ban_unk_token and vocab.unk_id is not None else []
     limits = [options.max_length] * len(prompts)
     if not model.is_decoder_only:
         limits = [max_answer_length(options, len(prompt)) for prompt in prompts]
@@ -144,7 +145,7 @@ def build_constraints(
         max_lengths=limits,
         # An embedding may have more rows than tokens, which makes its size a multiple of a power of two.
         absent_ids=tuple(range(len(vocab), model.vocab_size)),
-        banned_ids=(vocab.unk_id,) if options.ban_unk_token and vocab.unk_id is not None else (),
+        banned_ids=(*banned, *codec.vocab.ids(codec.config.banned_tokens)),
         min_length=options.min_length,
         repetition_penalty=options.repetition_penalty,
         ngram=options.block_ngram_repeat,

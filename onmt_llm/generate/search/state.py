@@ -32,7 +32,7 @@ class Decoding:
         models: Decoder-only (the prompts are continued) or encoder-decoder (the prompts are sources); all of one kind
             and one vocabulary. An ensemble averages the log probabilities of its models and renormalises them.
         prompts: Token ids, none empty.
-        start_id: First token of every target of an encoder-decoder model.
+        start_ids: First tokens of every target of an encoder-decoder model.
         average_probabilities: An ensemble averages probabilities instead.
         attention: Keep the cross attention to the source, for coverage penalties.
 
@@ -47,13 +47,13 @@ class Decoding:
         models: Sequence[Transformer],
         prompts: Sequence[PromptIds],
         *,
-        start_id: int | None = None,
+        start_ids: Sequence[int] = (),
         average_probabilities: bool = False,
         attention: bool = False,
     ) -> None:
         self._average_probabilities = average_probabilities
         self._attention = attention
-        self._states = [_ModelState(model, prompts, start_id) for model in models]
+        self._states = [_ModelState(model, prompts, start_ids) for model in models]
         self.source_lengths = [len(prompt) for prompt in prompts]
         self.is_decoder_only = models[0].config.is_decoder_only
         self.attention_RS: Tensor | None = None
@@ -102,7 +102,7 @@ def combine(logits: Sequence[Tensor], *, average_probabilities: bool) -> Tensor:
 class _ModelState:
     """One model of the batch."""
 
-    def __init__(self, model: Transformer, prompts: Sequence[PromptIds], start_id: int | None) -> None:
+    def __init__(self, model: Transformer, prompts: Sequence[PromptIds], start_ids: Sequence[int]) -> None:
         self._model = model
         self._device = next(model.parameters()).device
         self._mask_BS: Tensor | None = None
@@ -111,9 +111,9 @@ class _ModelState:
         if model.config.is_decoder_only:
             self._first_BP, left_pad_B = self._pad_left(prompts)
         else:
-            assert start_id is not None, "an encoder-decoder model needs a start token"
+            assert start_ids, "an encoder-decoder model needs a start token"
             self._memory_BSD = self._encode(prompts)
-            self._first_BP = torch.full((len(prompts), 1), start_id, device=self._device)
+            self._first_BP = torch.tensor([list(start_ids)] * len(prompts), device=self._device)
         self.cache = KVCache(model.cache_layers, left_pad_B=left_pad_B)
 
     def read(self, ids_RT: Tensor | None, attention: bool) -> tuple[Tensor, Tensor | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from random import Random, SystemRandom
@@ -90,6 +91,13 @@ class TorchEngine:
         watch(target.type)
         models, codec = load_models(as_paths(path), device=target, compute_type=compute_type, dtype=dtype)
         return cls(models[0], codec, others=models[1:], average_probabilities=average_probabilities)
+
+    def for_languages(self, src: str | None = None, tgt: str | None = None) -> TorchEngine:
+        """See `Engine.for_languages`."""
+        engine = copy(self)
+        engine._codec = self._codec.for_languages(src, tgt)
+        engine._ensemble = self._ensemble.with_codec(engine._codec)
+        return engine
 
     @property
     def codec(self) -> Codec:

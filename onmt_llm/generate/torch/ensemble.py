@@ -37,6 +37,10 @@ class Ensemble:
         self._average_probabilities = average_probabilities
         self.config = models[0].config
 
+    def with_codec(self, codec: Codec) -> Ensemble:
+        """The same models with another codec."""
+        return Ensemble(self._models, codec, average_probabilities=self._average_probabilities)
+
     def prompt_ids(self, prompt: Sequence[str]) -> PromptIds:
         """A prompt as input of the models: token ids, or rows of token and feature ids."""
         if self.config.is_decoder_only:
@@ -48,12 +52,17 @@ class Ensemble:
         ids = [vocab.ids(column) for vocab, column in zip(vocabs, columns, strict=True)]
         return list(zip(self._codec.src_vocab.ids(tokens), *ids, strict=True))
 
+    @property
+    def _start_ids(self) -> list[int]:
+        """The tokens that the decoder is given first; a language model is given its prompt instead."""
+        return [] if self.config.is_decoder_only else self._codec.vocab.ids(self._codec.start_tokens)
+
     def start(self, prompts: Sequence[PromptIds], *, attention: bool = False) -> Decoding:
         """Prefill: the state of a batch before its first new token; `attention` as in `Decoding`."""
         return Decoding(
             self._models,
             prompts,
-            start_id=self._codec.vocab.bos_id,
+            start_ids=self._start_ids,
             average_probabilities=self._average_probabilities,
             attention=attention,
         )
@@ -112,16 +121,15 @@ class Ensemble:
         Returns:
             As many places per answer as the longest one has tokens, and one more.
         """
-        start = self._codec.vocab.bos_id
-        assert start is not None
+        start = self._start_ids
         weights = []
         for model in self._models:
             device = next(model.parameters()).device
             memory_BSD, mask_BS = encode_sources(model, sources, device)
-            tgt_BT, real_BT = pad_right([[start, *self._codec.vocab.ids(answer)] for answer in answers], device)
+            tgt_BT, real_BT = pad_right([[*start, *self._codec.vocab.ids(answer)] for answer in answers], device)
             real_BT = torch.ones_like(tgt_BT, dtype=torch.bool) if real_BT is None else real_BT
             _, weights_BTS = model.decode_with_alignment(
                 tgt_BT, memory_BSD, mask_BS, align=align, full_context_BT=real_BT if full_context else None
             )
-            weights.append(weights_BTS)
+            weights.append(weights_BTS[:, len(start) - 1 :])
         return torch.stack(weights).mean(dim=0).argmax(dim=-1).tolist()

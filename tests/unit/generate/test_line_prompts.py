@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onmt_llm.config.checkpoint import SequenceTokens
 from onmt_llm.config.section import Section
 from onmt_llm.data.transforms.affix import PrefixConfig, SuffixConfig
 from onmt_llm.data.transforms.build import inference_transforms
@@ -18,13 +19,12 @@ from tiny_codecs import make_context
 TOKENIZER = WhitespaceTokenizer()
 
 
-def ask(lines: list[str], names: list[str], bos: str | None = None, **options: Section) -> LinePrompts:
-    text, tokens = inference_transforms(names, options, make_context(task="seq2seq", tokenizer=TOKENIZER))
-
-    def encode(line: str) -> list[str]:
-        return [*([bos] if bos else []), *TOKENIZER.encode(line)]
-
-    return LinePrompts(lines, text=text, tokens=tokens, encode=encode, bos=bos)
+def ask(lines: list[str], names: list[str], sequences: SequenceTokens | None = None, **options: Section) -> LinePrompts:
+    context = make_context(task="seq2seq", tokenizer=TOKENIZER)
+    text, tokens = inference_transforms(names, options, context)
+    codec = context.codec
+    codec.sequences = sequences or codec.sequences
+    return LinePrompts(lines, text=text, tokens=tokens, encode=codec.encode, codec=codec)
 
 
 def answered(text: str) -> list[Hypothesis]:
@@ -47,8 +47,9 @@ def test_without_transforms_a_line_is_a_prompt() -> None:
 
 def test_affixes_as_text_and_as_tokens() -> None:
     prefix, suffix = PrefixConfig(src_prefix="to de:", tgt_prefix="de:"), SuffixConfig(src_suffix="</s> eng")
-    questions = ask(["a b"], ["prefix", "sentencepiece", "suffix"], bos="<s>", prefix=prefix, suffix=suffix)
-    assert questions.prompts == [["<s>", "to", "de:", "a", "b", "</s>", "eng"]]
+    sequences = SequenceTokens(src_prefix=["<s>"], src_suffix=["."])
+    questions = ask(["a b"], ["prefix", "sentencepiece", "suffix"], sequences, prefix=prefix, suffix=suffix)
+    assert questions.prompts == [["<s>", "to", "de:", "a", "b", "</s>", "eng", "."]]
     assert texts(questions.by_line([answered("de: x y")], echo)) == [["x y"]]
 
 

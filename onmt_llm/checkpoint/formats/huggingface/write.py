@@ -9,6 +9,7 @@ from typing import Any
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.export_guard import obstacles, open_for_export
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
+from onmt_llm.checkpoint.formats.decoding_tokens import decoding_ids
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.checkpoint.formats.rules import apply
@@ -102,9 +103,10 @@ def _add_json(directory: AtomicDirectory, name: str, content: dict[str, Any]) ->
     directory.add_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _ids(codec: Codec) -> dict[str, int | None]:
+def _ids(codec: Codec) -> dict[str, Any]:
     vocab = codec.vocab
-    return {"bos_token_id": vocab.bos_id, "eos_token_id": vocab.eos_id, "pad_token_id": vocab.pad_id}
+    ids = {"bos_token_id": vocab.bos_id, "eos_token_id": vocab.eos_id, "pad_token_id": vocab.pad_id}
+    return ids if codec.task == "lm" else {**ids, **decoding_ids(codec)}
 
 
 def _generation(codec: Codec) -> dict[str, Any]:

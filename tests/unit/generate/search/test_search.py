@@ -37,7 +37,7 @@ def greedy(
     model: Transformer, prompts: list[list[int]], max_length: int = 12, **constraints: object
 ) -> list[list[int]]:
     rows = [search.DecodingRow(prompt) for prompt in range(len(prompts))]
-    decoding = Decoding([model], prompts, start_id=1)
+    decoding = Decoding([model], prompts, start_ids=[1])
     rule = search.Constraints((END,), [max_length] * len(prompts), **constraints)  # type: ignore[arg-type]
     for _ in search.sample(decoding, rows, options=GenerationConfig(), constraints=rule):
         pass
@@ -103,7 +103,7 @@ def find(
     model: Transformer, prompts: list[list[int]], *, beam: int, length: int, penalty: str = "avg", **constraints: object
 ):
     return beam_search(
-        Decoding([model], prompts, start_id=1),
+        Decoding([model], prompts, start_ids=[1]),
         options=GenerationConfig(beam_size=beam, n_best=beam, length_penalty=penalty, alpha=0.6),
         constraints=search.Constraints((END,), [length] * len(prompts), **constraints),  # type: ignore[arg-type]
     )

@@ -1,0 +1,79 @@
+"""Languages of a multilingual model: the tokens of its sequences for a pair of languages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from onmt_llm.config.checkpoint import LanguageTokens, SequenceTokens
+from onmt_llm.errors import ConfigError
+
+PLACES = SRC_LANG, TGT_LANG = "{src_lang}", "{tgt_lang}"
+"""Where the tokens of the languages go."""
+
+
+def fill(
+    sequences: SequenceTokens, languages: LanguageTokens, *, src: str | None = None, tgt: str | None = None
+) -> SequenceTokens:
+    """The sequences with the tokens of these languages, as far as they are known.
+
+    Args:
+        sequences: With `{src_lang}` and `{tgt_lang}`.
+        languages: The model's.
+        src: Code of the source language, or its token; None = the model's default.
+        tgt: Code of the target language, or its token; None = the model's default.
+
+    Raises:
+        ConfigError: The model has no such language, or needs none.
+    """
+    tokens = {}
+    for option, place, code, default in (
+        ("src_lang", SRC_LANG, src, languages.src),
+        ("tgt_lang", TGT_LANG, tgt, languages.tgt),
+    ):
+        if code is not None and place not in places(sequences):
+            raise ConfigError(f"{option} must not be given for this model, which has no token for it, but is '{code}'.")
+        if (code or default) is not None:
+            tokens[place] = language_token(option, str(code or default), languages)
+    filled = {name: [tokens.get(token, token) for token in value] for name, value in sequences}
+    return SequenceTokens.model_validate(filled)
+
+
+def places(sequences: SequenceTokens) -> list[str]:
+    """Those of `{src_lang}` and `{tgt_lang}` that occur in the sequences."""
+    used = {token for _, tokens in sequences for token in tokens}
+    return [place for place in PLACES if place in used]
+
+
+def check_filled(tokens: Sequence[str], languages: LanguageTokens) -> list[str]:
+    """`tokens`, if the languages in them are known.
+
+    Raises:
+        ConfigError: A language has to be given.
+    """
+    missing = [place.strip("{}") for place in PLACES if place in tokens]
+    if missing:
+        few = ", ".join(list(languages.tokens)[:5])
+        raise ConfigError(
+            f"{missing[0]} must be given for this model of {len(languages.tokens)} languages, but is not.",
+            hint=f"-{missing[0]} CODE, such as {few}",
+        )
+    return list(tokens)
+
+
+def language_token(option: str, code: str, languages: LanguageTokens) -> str:
+    """The token of a language, by its code or by the token itself.
+
+    Raises:
+        ConfigError: The model has no such language; the hint names similar codes.
+    """
+    if code in languages.tokens:
+        return languages.tokens[code]
+    if code in languages.tokens.values():
+        return code
+    known = list(languages.tokens)
+    near = get_close_matches(code, known, n=5, cutoff=0.5) or [each for each in known if each[:2] == code[:2]]
+    raise ConfigError(
+        f"{option} must be one of the {len(known)} languages of the model, but is '{code}'.",
+        hint=f"similar ones are {', '.join(near)}" if near else f"the first ones are {', '.join(known[:10])}",
+    )
