@@ -8,6 +8,7 @@ field that is added to `ModelConfig` is refused by every exporter until it is ad
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,16 +105,33 @@ def canonical(config: ModelConfig) -> ModelConfig:
         "kv_heads": config.kv_heads != config.heads,
         "qk_norm_over": config.qk_norm,
         "head_dim": config.size_per_head * config.heads != config.hidden_size,
-        "attention_scale": config.attention_scale != config.size_per_head**-0.5,
     }
     plain = ModelConfig()
     update = {name: getattr(plain, name) for name, effect in with_effect.items() if not effect}
-    return config.model_copy(update={"rope": _canonical_rope(config), "moe": _canonical_moe(config), **update})
+    sections = {"rope": _canonical_rope(config), "moe": _canonical_moe(config)}
+    return config.model_copy(update={**sections, **_canonical_factors(config), **update})
 
 
 def _canonical_moe(config: ModelConfig) -> MoEConfig:
     moe = config.moe if config.moe_layers else MoEConfig()
     return moe.model_copy(update={"expert_size": None}) if config.expert_size == config.ffn_size else moe
+
+
+def _canonical_factors(config: ModelConfig) -> dict[str, Any]:
+    """Factors that are also what a switch means, as that switch."""
+    root = config.hidden_size**0.5
+    factors = {
+        "attention_scale": ("scale_attention", {True: config.size_per_head**-0.5, False: 1.0}),
+        "embedding_scale": ("scale_embeddings", {True: root, False: 1.0}),
+        "logit_scale": ("scale_logits", {True: 1 / root, False: 1.0}),
+    }
+    found: dict[str, Any] = {}
+    for name, (switch, meanings) in factors.items():
+        value = getattr(config, name)
+        for on, meaning in meanings.items():
+            if value is not None and math.isclose(value, meaning, rel_tol=1e-12):
+                found |= {name: None, switch: on}
+    return found
 
 
 def _canonical_rope(config: ModelConfig) -> RopeConfig:

@@ -14,7 +14,7 @@ from onmt_llm.cli.run import CheckedJob, run_job
 from onmt_llm.config.build_vocab import VocabConfig
 from onmt_llm.config.checkpoint import read_config
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.model import check_task
+from onmt_llm.config.overrides import check_task
 from onmt_llm.config.train import AUTO
 from onmt_llm.data.vocabulary.build import build_vocab
 from onmt_llm.errors import Problem

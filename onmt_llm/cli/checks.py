@@ -18,7 +18,7 @@ from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, opt
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.config.data import CorpusConfig, is_for_validation
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.model import check_task, conflicts
+from onmt_llm.config.overrides import check_task, conflicts
 from onmt_llm.config.train import AUTO, TrainConfig
 from onmt_llm.data.readers import open_reader
 from onmt_llm.data.transforms.build import faults

@@ -17,7 +17,7 @@ from onmt_llm.cli.train import training_inputs
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.model import check_task
+from onmt_llm.config.overrides import check_task
 from onmt_llm.data import pack
 from onmt_llm.data.inspection.html import report_page, samples_page
 from onmt_llm.data.inspection.report import measure, mixture, table, to_json

@@ -1,16 +1,14 @@
 """`ModelConfig`, the architecture of a model: the only options that `nn` knows, stored in every checkpoint.
 
-Values are words, never sentinels: `config.compat` translates OpenNMT-py's (`max_relative_positions: -1` ...). The
-functions compare the architecture that the user's options describe with that of a checkpoint (`override_opts`).
+Values are words, never sentinels: `config.compat` translates OpenNMT-py's (`max_relative_positions: -1` ...).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from onmt_llm.config.numbers import (
     Count,
@@ -23,8 +21,6 @@ from onmt_llm.config.numbers import (
     WidthOrZero,
 )
 from onmt_llm.config.section import DERIVED, Section
-from onmt_llm.errors import ConfigError, Problem, raise_problems
-from onmt_llm.log import logger
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 Norm = Literal["layernorm", "rmsnorm"]
@@ -166,10 +162,16 @@ class ModelConfig(Section):
     = all."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(hidden_size). If not set, a new model with sinusoidal positions does."""
+    embedding_scale: Positive | None = None
+    """Multiply embeddings by this number instead (Granite)."""
     embed_norm: bool = False
     """Normalise the embeddings, after positions are added (BART; BLOOM, which adds none)."""
+    residual_scale: Positive = 1.0
+    """Multiply the output of each sub-layer by this number before it is added to the residual stream (Granite)."""
     scale_logits: bool = False
     """Divide the input of the output layer by sqrt(hidden_size) (T5 with tied embeddings)."""
+    logit_scale: Positive | None = None
+    """Multiply the input of the output layer by this number instead (Cohere, Granite)."""
     src_features: list[FeatureConfig] = []
     """Features of the source tokens; set from `n_src_feats` and the vocabularies of the features."""
     feat_merge: Literal["concat", "sum"] = "concat"
@@ -218,6 +220,18 @@ class ModelConfig(Section):
         return share * (experts * self.expert_size + self.moe.shared_size) + (1 - share) * self.ffn_size
 
     @property
+    def embedding_factor(self) -> float:
+        """What embeddings are multiplied by."""
+        default = self.hidden_size**0.5 if self.scale_embeddings else 1.0
+        return default if self.embedding_scale is None else self.embedding_scale
+
+    @property
+    def logit_factor(self) -> float:
+        """What the input of the output layer is multiplied by."""
+        default = self.hidden_size**-0.5 if self.scale_logits else 1.0
+        return default if self.logit_scale is None else self.logit_scale
+
+    @property
     def encoder_vocab_size(self) -> int:
         return self.src_vocab_size or self.vocab_size
 
@@ -255,6 +269,10 @@ class ModelConfig(Section):
             raise ValueError("encoder_layers + decoder_layers must be >= 1, but both are 0")
         if self.shared_norm and not self.parallel_residual:
             raise ValueError("shared_norm must go with parallel_residual, which is false")
+        if self.embedding_scale is not None and self.scale_embeddings:
+            raise ValueError(f"embedding_scale must go with scale_embeddings: false, but is {self.embedding_scale}")
+        if self.logit_scale is not None and self.scale_logits:
+            raise ValueError(f"logit_scale must go with scale_logits: false, but is {self.logit_scale}")
         if self.attention_scale is not None and not self.scale_attention:
             raise ValueError(f"attention_scale must go with scale_attention: true, but is {self.attention_scale}")
         if self.position == "rotary" and self.rotary_size % 2:
@@ -304,97 +322,3 @@ class ModelConfig(Section):
         wrong = [feature.size for feature in self.src_features if feature.size != self.hidden_size]
         if self.feat_merge == "sum" and wrong:
             raise ValueError(f"feat_merge: sum must have features as wide as hidden_size, but one is {wrong[0]} wide")
-
-
-def apply_overrides(stored: ModelConfig, wanted: ModelConfig, *, override: bool, path: Path) -> ModelConfig:
-    """The checkpoint's architecture, overridden by the options that the user set.
-
-    Args:
-        stored: The checkpoint's architecture.
-        wanted: The user's; only the options that are set count.
-        override: Let the options that are set override the checkpoint's; else they must be equal.
-        path: The checkpoint, for messages.
-
-    Raises:
-        ConfigError: Without `override`, options differ; the message lists all of them.
-    """
-    found = differences(stored, wanted)
-    if not found:
-        return stored
-    if not override:
-        raise_problems(conflicts(stored, wanted, path))
-    for key, mine, theirs in found:
-        logger.warning("override_opts: %s is %s instead of the checkpoint's %s.", key, mine, theirs)
-    try:
-        return with_values(stored, wanted.model_dump(exclude_unset=True, exclude={"dtype"}))
-    except ValidationError as error:
-        raise ConfigError(f"{error.errors()[0]['ctx']['error']}, with the architecture of {path}.") from error
-
-
-def check_task(wanted: Task | None, stored: ModelConfig, path: Path) -> Task:
-    """The task of a checkpoint, which determines the task of training.
-
-    Raises:
-        ConfigError: The user asks for the other task.
-    """
-    task: Task = "lm" if stored.is_decoder_only else "seq2seq"
-    if wanted not in (None, task):
-        raise ConfigError(
-            f"model_task (or encoder_type, decoder_type) must mean {task}, since {path} is {TASK_NOUNS[task]}, but "
-            f"means {wanted}."
-        )
-    return task
-
-
-def conflicts(stored: ModelConfig, wanted: ModelConfig, path: Path) -> list[Problem]:
-    """A problem for each option that is set and differs from the checkpoint."""
-    return [
-        Problem(
-            f"{key} must be {theirs}, as in the checkpoint {path}, but is {mine}.",
-            hint="leave it out; or set override_opts: true, which forces options that change no tensor",
-        )
-        for key, mine, theirs in differences(stored, wanted)
-    ]
-
-
-def differences(stored: ModelConfig, wanted: ModelConfig) -> list[tuple[str, Any, Any]]:
-    """(name, the user's value, the stored value) of every option that is set and differs."""
-    written = wanted.model_dump(exclude_unset=True, exclude={"dtype"})
-    return list(_differences(_effective(stored), _effective(wanted), written)) if written else []
-
-
-def with_values(model: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
-    """The architecture with other values; those of `rope` are named `rope.theta`, or given as a mapping.
-
-    Raises:
-        ValidationError: The values are inconsistent.
-    """
-    merged = model.model_dump()
-    for key, value in values.items():
-        section, _, inner = key.rpartition(".")
-        if section:
-            merged[section][inner] = value
-        else:
-            merged[key] = {**merged[key], **value} if isinstance(value, Mapping) else value
-    return ModelConfig.model_validate(merged)
-
-
-def _effective(model: ModelConfig) -> dict[str, Any]:
-    """The architecture with its null values resolved, so that equal architectures compare equal."""
-    filled = {
-        "kv_heads": model.num_kv_heads,
-        "head_dim": model.size_per_head,
-        "src_vocab_size": model.encoder_vocab_size,
-        "vocab_size": model.vocab_size,
-    }
-    return {**model.model_dump(), **filled}
-
-
-def _differences(
-    stored: Mapping[str, Any], wanted: Mapping[str, Any], written: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in written:
-        if isinstance(written[key], Mapping):
-            yield from _differences(stored[key], wanted[key], written[key], f"{prefix}{key}.")
-        elif wanted[key] != stored[key]:
-            yield f"{prefix}{key}", wanted[key], stored[key]

@@ -90,5 +90,5 @@ def with_defaults(written: ModelConfig, task: Task, *, family: Literal["onmt_llm
         values.setdefault("encoder_layers", 2 if family == "opennmt" else values["decoder_layers"])
     values.setdefault("lm_head_bias", task == "seq2seq" or family == "opennmt")
     # unscaled embeddings have size 1 / sqrt(hidden_size) and would be lost beside sines of size 1
-    values.setdefault("scale_embeddings", written.position == "sinusoidal")
+    values.setdefault("scale_embeddings", written.position == "sinusoidal" and written.embedding_scale is None)
     return ModelConfig.model_validate(values)

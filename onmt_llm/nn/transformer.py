@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -195,8 +194,8 @@ class Transformer(nn.Module):
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits (B, T, V) of the next token, from the output of `decode`; any leading shape is allowed."""
         decoder, lm_head = _present(self.decoder, "logits", "decoder"), self.lm_head
-        if self.config.scale_logits:
-            hidden_BTD = hidden_BTD / math.sqrt(self.config.hidden_size)
+        if self.config.logit_factor != 1.0:
+            hidden_BTD = hidden_BTD * self.config.logit_factor
         return lm_head(hidden_BTD, decoder.embed_tokens) if isinstance(lm_head, TiedHead) else lm_head(hidden_BTD)
 
     def forward(

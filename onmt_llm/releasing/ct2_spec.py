@@ -47,6 +47,7 @@ class SpecVariable:
     Attributes:
         target: Path in the spec.
         sources: Our tensors, concatenated along rows; none = `make` computes it.
+        factor: What they are multiplied by.
         kind: A "matrix" is quantised, a "vector" is not.
         make: Computes a variable that has no tensor.
     """
@@ -55,6 +56,7 @@ class SpecVariable:
     sources: tuple[str, ...] = ()
     kind: StorageKind = "vector"
     make: functools.partial[np.ndarray] | None = None
+    factor: float = 1.0
 
 
 def stored_type(quantization: str, kind: StorageKind) -> str:
@@ -92,6 +94,7 @@ EXPRESSIBLE = {
         *("alibi_scaled", "parallel_residual", "shared_norm", "scale_attention", "attention_scale", "attn_bias"),
         *("attn_out_bias", "ffn_bias", "lm_head_bias", "scale_embeddings", "embed_norm", "scale_logits"),
         *("src_features", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
+        *("embedding_scale", "residual_scale", "logit_scale"),
     ),
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
     **without_experts(", and CTranslate2 has no mixture of experts"),
@@ -162,7 +165,7 @@ def _build_encoder(config: ModelConfig) -> Any:
         embeddings_merge=merge,
         **_shared_arguments(config),
     )
-    spec.scale_embeddings = config.scale_embeddings
+    spec.scale_embeddings = np.float32(config.embedding_factor) if config.embedding_factor != 1.0 else False
     for layer in spec.layer:
         _complete_attention(layer.self_attention, config)
     return spec
@@ -180,9 +183,9 @@ def _build_decoder(config: ModelConfig) -> Any:
         sliding_window=config.sliding_window,
         **_shared_arguments(config),
     )
-    spec.scale_embeddings = config.scale_embeddings
-    if config.scale_logits:
-        spec.scale_outputs = np.float32(config.hidden_size**-0.5)
+    spec.scale_embeddings = np.float32(config.embedding_factor) if config.embedding_factor != 1.0 else False
+    if config.logit_factor != 1.0:
+        spec.scale_outputs = np.float32(config.logit_factor)
     for layer in spec.layer:
         _complete_layer(layer, config)
     return spec
@@ -195,12 +198,12 @@ def _complete_layer(layer: Any, config: ModelConfig) -> None:
             setattr(layer, name, common_spec.LayerNormSpec(rms_norm=True))
     _complete_attention(layer.self_attention, config)
     if not config.is_decoder_only:
-        _scale_queries(layer.attention, config)
+        layer.attention.queries_scale = np.float32(config.attention_factor)
 
 
 def _complete_attention(attention: Any, config: ModelConfig) -> None:
     """Set what the library's constructor of self-attention leaves out."""
-    _scale_queries(attention, config)
+    attention.queries_scale = np.float32(config.attention_factor)
     if config.position == "t5":
         attention.relative_attention_max_distance = np.int32(config.relative_max_distance)
     if config.position == "rotary" and config.rope.scaling == "llama3":
@@ -211,12 +214,6 @@ def _complete_attention(attention: Any, config: ModelConfig) -> None:
         # only; specs refuse undeclared names.
         object.__setattr__(attention, "rotary_scaling_factor", np.float32(rope.factor))
         object.__setattr__(attention, "original_max_position_embeddings", np.int32(rope.original_max_position))
-
-
-def _scale_queries(attention: Any, config: ModelConfig) -> None:
-    """Set the factor of the scores, unless it is the library's own."""
-    if config.attention_factor != config.size_per_head**-0.5:
-        attention.queries_scale = np.float32(config.attention_factor)
 
 
 def spec_variables(config: ModelConfig) -> list[SpecVariable]:
@@ -263,7 +260,7 @@ def _layer(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariab
     attn, mlp = f"{source}.self_attn", f"{source}.mlp"
     qkv = (f"{attn}.q_proj", f"{attn}.k_proj", f"{attn}.v_proj")
     yield from _linear(f"{target}/self_attention/linear_0", qkv, bias=config.attn_bias)
-    yield from _linear(f"{target}/self_attention/linear_1", (f"{attn}.o_proj",), bias=config.attn_out_bias)
+    yield from _output(config, f"{target}/self_attention/linear_1", f"{attn}.o_proj", bias=config.attn_out_bias)
     yield from _head_norms(config, f"{target}/self_attention", attn)
     if config.position == "shaw":
         for part in ("keys", "values"):
@@ -276,7 +273,7 @@ def _layer(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariab
         yield from _linear(f"{target}/ffn/linear_0_noact", (f"{mlp}.up_proj",), bias=config.ffn_bias)
     else:
         yield from _linear(f"{target}/ffn/linear_0", (f"{mlp}.up_proj",), bias=config.ffn_bias)
-    yield from _linear(f"{target}/ffn/linear_1", (f"{mlp}.down_proj",), bias=config.ffn_bias)
+    yield from _output(config, f"{target}/ffn/linear_1", f"{mlp}.down_proj", bias=config.ffn_bias)
     if config.shared_norm:
         yield from _norm(config, f"{target}/shared_layer_norm", f"{source}.attn_norm")
     elif config.parallel_residual:
@@ -290,7 +287,7 @@ def _layer(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariab
 def _cross_attention(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariable]:
     yield from _linear(f"{target}/linear_0", (f"{source}.q_proj",), bias=config.attn_bias)
     yield from _linear(f"{target}/linear_1", (f"{source}.k_proj", f"{source}.v_proj"), bias=config.attn_bias)
-    yield from _linear(f"{target}/linear_2", (f"{source}.o_proj",), bias=config.attn_out_bias)
+    yield from _output(config, f"{target}/linear_2", f"{source}.o_proj", bias=config.attn_out_bias)
     yield from _head_norms(config, target, source)
 
 
@@ -300,10 +297,15 @@ def _head_norms(config: ModelConfig, target: str, source: str) -> Iterator[SpecV
         yield SpecVariable(f"{target}/k_norm/gamma", (f"{source}.k_norm.weight",))
 
 
-def _linear(target: str, sources: tuple[str, ...], *, bias: bool) -> Iterator[SpecVariable]:
-    yield SpecVariable(f"{target}/weight", tuple(f"{source}.weight" for source in sources), "matrix")
+def _linear(target: str, sources: tuple[str, ...], *, bias: bool, factor: float = 1.0) -> Iterator[SpecVariable]:
+    yield SpecVariable(f"{target}/weight", tuple(f"{source}.weight" for source in sources), "matrix", factor=factor)
     if bias:
-        yield SpecVariable(f"{target}/bias", tuple(f"{source}.bias" for source in sources))
+        yield SpecVariable(f"{target}/bias", tuple(f"{source}.bias" for source in sources), factor=factor)
+
+
+def _output(config: ModelConfig, target: str, source: str, *, bias: bool) -> Iterator[SpecVariable]:
+    """The last layer of a sub-layer, with `residual_scale`, which the library does not know, in its weights."""
+    yield from _linear(target, (source,), bias=bias, factor=config.residual_scale)
 
 
 def _norm(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariable]:

@@ -170,7 +170,8 @@ class QuantizedTensors:
 
     def _read(self, variable: SpecVariable) -> np.ndarray:
         parts = [self._checkpoint.tensor(name).float() for name in variable.sources]
-        return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).contiguous().numpy()
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+        return (whole if variable.factor == 1.0 else whole * variable.factor).contiguous().numpy()
 
 
 class StreamedVariable(model_spec.Variable):

@@ -13,6 +13,8 @@ from parity.test_converters_hf import FALCON, IDS, LLAMA, SIZES, save_model
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
+from onmt_llm.checkpoint.formats.ops import Offset
+from onmt_llm.checkpoint.formats.rules import Rule
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import UnsupportedError
@@ -26,6 +28,7 @@ GROUPED = {**LLAMA, "num_key_value_heads": 2}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 300}
 MPT = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "vocab_size": 300}
 OPT = {**SIZES, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
+SCALED = {"embedding_multiplier": 12.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22, "logits_scaling": 3.0}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 
 
@@ -104,6 +107,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "opt",
         {**OPT, "enable_bias": False, "activation_function": "gelu", "tie_word_embeddings": False},
     ),
+    "granite": ("granite", {**GROUPED, **SCALED}),
+    "granite biases, tied": (
+        "granite",
+        {**GROUPED, **SCALED, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "cohere": ("cohere", {**GROUPED, "logit_scale": 0.25}),
+    "cohere biases, untied": (
+        "cohere",
+        {**GROUPED, "attention_bias": True, "tie_word_embeddings": False, "logit_scale": 0.8333333333333334},
+    ),
 }
 UNREAD = {"model.decoder.embed_positions.weight": 2}
 """Tensors whose first rows nothing reads; they come back as zeros."""
@@ -113,6 +126,23 @@ NOT_IN_CTRANSLATE2 = dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "qwen2_moe"
 
 def test_every_family_is_here() -> None:
     assert {kind for kind, _ in MODELS.values()} == {one.model_type for one in FAMILIES if one.task == "lm"}
+
+
+def check_gradients(ours: torch.nn.Module, theirs: torch.nn.Module, rules: list[Rule]) -> None:
+    """The loss, and the gradient of every weight; the rules map gradients as they map weights."""
+    losses = []
+    for model in (ours, theirs):
+        output = model(IDS)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        losses.append(torch.nn.functional.cross_entropy(logits[0, :-1], IDS[0, 1:]))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+    found, expected = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    for one in rules:
+        if not found.keys().isdisjoint(one.ours) and not isinstance(one.op, Offset):
+            gradients = one.op.forward([expected[name].grad for name in one.theirs])
+            for name, gradient in zip(one.ours, gradients, strict=True):
+                torch.testing.assert_close(found[name].grad, gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -134,6 +164,10 @@ def test_family(tmp_path: Path, name: str) -> None:
     pieces = [model(IDS[:, :5], cache=cache)]
     pieces += [model(IDS[:, t : t + 1], cache=cache) for t in range(5, IDS.shape[1])]
     assert (torch.cat(pieces, dim=1) - expected).abs().max() <= 1e-5
+
+    with torch.enable_grad():
+        family = next(family for family in FAMILIES if family.model_type == kind)
+        check_gradients(model, theirs, family.rules(model.config))
 
     export_hf(tmp_path / "ours", tmp_path / "back")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()

@@ -63,6 +63,7 @@ class Block(nn.Module):
         self.dropout = dropout
         self.pre_norm = config.norm_position == "pre"
         self.parallel = config.parallel_residual
+        self.residual_scale = config.residual_scale
         self.attn_norm = build_norm(config)
         self.self_attn = Attention(config, layer=layer, dropout=attention_dropout)
         self.cross_norm = build_norm(config) if cross else None
@@ -119,8 +120,14 @@ class Block(nn.Module):
         return norm if self.pre_norm else None
 
     def _after(self, norm: nn.Module, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
-        x_BTD = dropout_add(x_BTD, out_BTD, self.dropout, self.training)
+        x_BTD = self._add(x_BTD, out_BTD)
         return x_BTD if self.pre_norm else norm(x_BTD)
+
+    def _add(self, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
+        """The residual stream with the output of a sub-layer."""
+        if self.residual_scale != 1.0:
+            out_BTD = out_BTD * self.residual_scale
+        return dropout_add(x_BTD, out_BTD, self.dropout, self.training)
 
     def _parallel(self, x_BTD: Tensor, context: BlockContext) -> Tensor:
         if self.mlp_norm is None:
@@ -130,5 +137,4 @@ class Block(nn.Module):
         else:
             attn_BTD = self._self_attention(self.attn_norm, x_BTD, context)
             mlp_BTD = self._sublayer("ffn", self.mlp_norm, self.mlp, x_BTD)
-        x_BTD = dropout_add(x_BTD, attn_BTD, self.dropout, self.training)
-        return dropout_add(x_BTD, mlp_BTD, self.dropout, self.training)
+        return self._add(self._add(x_BTD, attn_BTD), mlp_BTD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 
@@ -98,8 +97,8 @@ class Stack(nn.Module):
         x_BTD = add_noise(embedding(ids_BT), self.noise_alpha if self.training else 0.0, positions)
         if self.embed_features:
             x_BTD = self._add_features(x_BTD, features_BTF)
-        if self.config.scale_embeddings:
-            x_BTD = x_BTD * math.sqrt(self.config.hidden_size)
+        if self.config.embedding_factor != 1.0:
+            x_BTD = x_BTD * self.config.embedding_factor
         if self.sinusoid is not None:
             x_BTD = x_BTD + self.sinusoid.rows(positions, x_BTD.device, x_BTD.dtype)
         elif self.embed_positions is not None:

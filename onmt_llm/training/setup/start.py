@@ -13,7 +13,8 @@ from onmt_llm.checkpoint.load import open_base
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
 from onmt_llm.config.learning import ExpansionConfig
-from onmt_llm.config.model import TASK_NOUNS, ModelConfig, apply_overrides, check_task, differences, with_values
+from onmt_llm.config.model import TASK_NOUNS, ModelConfig
+from onmt_llm.config.overrides import apply_overrides, check_task, differences, with_values
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.run_codec import RunCodec, checkpoint_codec, new_codec, updated_codec
 from onmt_llm.errors import ConfigError, Problem, raise_problems

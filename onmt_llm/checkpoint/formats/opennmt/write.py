@@ -48,15 +48,7 @@ EXPRESSIBLE = {
         *("encoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "ffn_size"),
         *("ffn_gated", "norm", "norm_eps", "norm_bias", "position", "rope.theta", "rope.rotary_dim", "sinusoid"),
         *("relative_positions", "relative_buckets", "relative_max_distance", "relative_shared", "parallel_residual"),
-        *(
-            "shared_norm",
-            "scale_attention",
-            "attention_scale",
-            "attn_bias",
-            "attn_out_bias",
-            "ffn_bias",
-            "lm_head_bias",
-        ),
+        *("shared_norm", "scale_attention", "attn_bias", "attn_out_bias", "ffn_bias", "lm_head_bias"),
         *("scale_embeddings", "scale_logits", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
     ),
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
@@ -167,7 +159,7 @@ def layout_for(config: ModelConfig) -> Layout:
     return Layout(
         hidden=InterleavedRotary(width) if _sinusoid(config) == INTERLEAVED else Identity(),
         embedding=_scale(theirs / ours),
-        query=_scale(config.size_per_head**-0.5 / config.attention_factor),
+        query=_scale(1.0 if config.scale_attention else config.size_per_head**-0.5),
         head=_scale(root if config.scale_logits else 1.0),
     )
 

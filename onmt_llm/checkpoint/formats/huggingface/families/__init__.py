@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families import (
     bart,
+    cohere,
     falcon,
     gemma,
     gpt2,
     gpt_neox,
     gptj,
+    granite,
     llama,
     moe,
     mpt,
@@ -49,4 +51,6 @@ FAMILIES: tuple[Family, ...] = (
     bart.MBART,
     bart.BART,
     bart.PEGASUS,
+    granite.GRANITE,
+    cohere.COHERE,
 )

@@ -17,7 +17,7 @@ from onmt_llm.checkpoint.export_guard import Check, anything, only, where
 from onmt_llm.checkpoint.formats.huggingface.families.keys import check_keys, file_name
 from onmt_llm.checkpoint.formats.ops import Op
 from onmt_llm.checkpoint.formats.rules import Rule, rule
-from onmt_llm.config.model import Activation, ModelConfig, RopeConfig, Task
+from onmt_llm.config.model import Activation, ModelConfig, Task
 from onmt_llm.errors import CheckpointError, UnsupportedError
 
 HfConfig = Mapping[str, Any]
@@ -107,6 +107,37 @@ def both(ours: str, *keys: str) -> Row:
     return Row(keys, read, lambda config: dict.fromkeys(keys, getattr(config, ours)), anything(ours))
 
 
+_SWITCHES = {"attention_scale": "scale_attention", "embedding_scale": "scale_embeddings", "logit_scale": "scale_logits"}
+"""The setting of ours that each factor replaces."""
+
+
+def scale(ours: str, key: str, *, default: float = 1.0, inverse: bool = False) -> Row:
+    """A factor of attention scores, embeddings or logits, which is written whatever setting of ours it comes from.
+
+    Args:
+        ours: `attention_scale`, `embedding_scale` or `logit_scale`.
+        key: The key's name.
+        default: Value of a key that is not set or null.
+        inverse: Their value is a divisor.
+    """
+
+    def read(hf: HfConfig) -> Values:
+        value = hf.get(key)
+        value = default if value is None else value
+        return {ours: _reciprocal(value) if inverse and value and isinstance(value, int | float) else value}
+
+    def write(config: ModelConfig) -> Values:
+        value = getattr(config, ours.replace("_scale", "_factor"))
+        return {key: _reciprocal(value) if inverse else value}
+
+    return Row((key,), read, write, anything(ours, _SWITCHES[ours]))
+
+
+def _reciprocal(value: float) -> float:
+    """1 / value, in so few digits that the reciprocal of that is `value` again."""
+    return float(f"{1 / value:.15g}")
+
+
 def activation(key: str, default: str) -> Row:
     """The activation of the feed-forward layer."""
 
@@ -176,75 +207,6 @@ def heads(
 
     checks = anything("hidden_size", "heads", *["kv_heads"] * bool(kv), *["head_dim"] * bool(head_dim))
     return Row(keys, read, write, checks)
-
-
-def rotary(*, theta: str = "rope_theta", fraction: str = "", default: float = 1.0) -> Row:
-    """Rotary positions: `rope_parameters` (transformers 5), or the base and `rope_scaling` (older).
-
-    Args:
-        theta: Older key of the base.
-        fraction: Older key of the rotated part of a head; "" = models of the family rotate all of it.
-        default: Rotated part where no key says it.
-    """
-
-    def read(hf: HfConfig) -> Values:
-        settings = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
-        part = settings.get("partial_rotary_factor") or hf.get(fraction) or default
-        rotary_dim = None
-        if part != 1.0 and not fraction:
-            raise UnsupportedError(f"partial_rotary_factor in config.json must be 1, but is {part}.")
-        if part != 1.0:
-            head_dim = hf.get("head_dim") or int(required(hf, "hidden_size")) // int(
-                required(hf, "num_attention_heads")
-            )
-            rotary_dim = int(head_dim * part)
-        base = float(settings.get("rope_theta") or hf.get(theta) or 10000.0)
-        return {"position": "rotary", "rope": _rope(settings, base, rotary_dim)}
-
-    def write(config: ModelConfig) -> Values:
-        parameters = _rope_parameters(config.rope)
-        scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-        older = {theta: config.rope.theta, "rope_scaling": None if config.rope.scaling == "none" else scaling}
-        if not fraction:
-            return {"rope_parameters": parameters, **older}
-        part = _fraction(config.rotary_size, config.size_per_head)
-        return {"rope_parameters": {**parameters, "partial_rotary_factor": part}, **older, fraction: part}
-
-    rope = [f"rope.{name}" for name in RopeConfig.model_fields if name != "rotary_dim" or fraction]
-    keys = ("rope_parameters", "rope_scaling", theta, *([fraction] if fraction else []))
-    return Row(keys, read, write, {**anything(*rope), "position": only("rotary")})
-
-
-def _fraction(rotary_dim: int, head_dim: int) -> float:
-    """A part of the head that transformers, which rounds down, turns into `rotary_dim` again."""
-    part = rotary_dim / head_dim
-    return part if int(head_dim * part) == rotary_dim else (rotary_dim + 0.5) / head_dim
-
-
-def _rope(settings: Values, theta: float, rotary_dim: int | None) -> RopeConfig:
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind == "default":
-        return RopeConfig(theta=theta, rotary_dim=rotary_dim)
-    names = {"factor": "factor"}
-    if kind == "llama3":
-        names |= {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"}
-        names |= {"original_max_position": "original_max_position_embeddings"}
-    elif kind != "linear":
-        raise UnsupportedError(f"Rotary scaling must be default, linear or llama3, but is '{kind}'.")
-    scaling = {ours: required(settings, theirs) for ours, theirs in names.items()}
-    return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=kind, **scaling)
-
-
-def _rope_parameters(rope: RopeConfig) -> Values:
-    """`rope_parameters` of transformers 5."""
-    values: Values = {"rope_theta": rope.theta, "rope_type": "default"}
-    if rope.scaling != "none":
-        values |= {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling == "llama3":
-        values["low_freq_factor"] = rope.low_freq_factor
-        values["high_freq_factor"] = rope.high_freq_factor
-        values["original_max_position_embeddings"] = rope.original_max_position
-    return values
 
 
 def window(*, default: int | None = None, switch: str = "") -> Row:

@@ -18,9 +18,9 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     modules,
     must_be,
     required,
-    rotary,
     setting,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
 from onmt_llm.checkpoint.formats.ops import GroupedQKV
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig

@@ -1,4 +1,4 @@
-"""Llama and its relatives: Mistral (sliding window), Qwen2 (biases on q, k, v) and Qwen3 (norms of q and k)."""
+"""Llama and its relatives: Mistral (sliding window), Qwen2 (biases on q, k, v), Qwen3 (norms of q and k)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     heads,
     must_be,
     required,
-    rotary,
     setting,
     window,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
 from onmt_llm.checkpoint.formats.names import decoder_rules
 from onmt_llm.checkpoint.formats.rules import Rule, overridden, per_layer
 from onmt_llm.config.model import ModelConfig

@@ -9,9 +9,9 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     always,
     heads,
     must_be,
-    rotary,
     setting,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
 
 STABLELM = Family(
     "stablelm",

@@ -9,10 +9,10 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     block,
     heads,
     must_be,
-    rotary,
     setting,
     window,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 

@@ -1,0 +1,49 @@
+"""Cohere: parallel sub-layers with one LayerNorm without a bias, interleaved rotary positions, scaled logits."""
+
+from __future__ import annotations
+
+from onmt_llm.checkpoint.formats.huggingface.families import llama
+from onmt_llm.checkpoint.formats.huggingface.families.base import (
+    Family,
+    activation,
+    always,
+    block,
+    heads,
+    must_be,
+    scale,
+    setting,
+)
+from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
+from onmt_llm.checkpoint.formats.ops import InterleavedRotary
+from onmt_llm.checkpoint.formats.rules import Rule, per_layer
+from onmt_llm.config.model import ModelConfig
+
+ROTATED = {"self_attn.q_proj": "self_attn.q_proj", "self_attn.k_proj": "self_attn.k_proj"}
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    rotated = block("model.layers", ROTATED, InterleavedRotary(config.size_per_head))
+    return per_layer(llama.rules_but(*rotated), config.decoder_layers)
+
+
+COHERE = Family(
+    "cohere",
+    "CohereForCausalLM",
+    (
+        *llama.SIZES,
+        setting("tie_embeddings", "tie_word_embeddings", default=True),
+        heads(kv="num_key_value_heads", head_dim="head_dim"),
+        activation("hidden_act", "silu"),
+        setting("norm_eps", "layer_norm_eps", default=1e-5),
+        setting("max_position", "max_position_embeddings", default=8192),
+        rotary(default_theta=500000.0),
+        setting("attn_bias attn_out_bias", "attention_bias", default=False),
+        scale("logit_scale", "logit_scale", default=0.0625),
+        always(norm="layernorm", norm_bias=False, parallel_residual=True, shared_norm=True, ffn_gated=True),
+        must_be(use_qk_norm=False),
+    ),
+    rules,
+    llama.IGNORE,
+    models="Command R, Aya 23",
+    harmless=("model_max_length",),
+)
