@@ -156,6 +156,11 @@ def _shared_arguments(config: ModelConfig) -> dict[str, Any]:
     return shape
 
 
+def _embedding_scale(config: ModelConfig) -> np.float32 | bool:
+    """A number; False = 1, for which nothing is computed."""
+    return np.float32(config.embedding_factor) if config.embedding_factor != 1.0 else False
+
+
 def _build_encoder(config: ModelConfig) -> Any:
     merge = common_spec.EmbeddingsMerge.CONCAT if config.feat_merge == "concat" else common_spec.EmbeddingsMerge.ADD
     spec = specs.TransformerEncoderSpec(
@@ -165,7 +170,7 @@ def _build_encoder(config: ModelConfig) -> Any:
         embeddings_merge=merge,
         **_shared_arguments(config),
     )
-    spec.scale_embeddings = np.float32(config.embedding_factor) if config.embedding_factor != 1.0 else False
+    spec.scale_embeddings = _embedding_scale(config)
     for layer in spec.layer:
         _complete_attention(layer.self_attention, config)
     return spec
@@ -183,7 +188,7 @@ def _build_decoder(config: ModelConfig) -> Any:
         sliding_window=config.sliding_window,
         **_shared_arguments(config),
     )
-    spec.scale_embeddings = np.float32(config.embedding_factor) if config.embedding_factor != 1.0 else False
+    spec.scale_embeddings = _embedding_scale(config)
     if config.logit_factor != 1.0:
         spec.scale_outputs = np.float32(config.logit_factor)
     for layer in spec.layer:

@@ -29,6 +29,7 @@ GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size"
 MPT = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "vocab_size": 300}
 OPT = {**SIZES, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
 SCALED = {"embedding_multiplier": 12.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22, "logits_scaling": 3.0}
+BLOOM = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 
 
@@ -112,6 +113,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "granite",
         {**GROUPED, **SCALED, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     ),
+    "bloom": ("bloom", BLOOM),
+    "bloom 6 heads": ("bloom", {**BLOOM, "hidden_size": 36, "n_head": 6, "tie_word_embeddings": False}),
     "cohere": ("cohere", {**GROUPED, "logit_scale": 0.25}),
     "cohere biases, untied": (
         "cohere",
@@ -195,13 +198,14 @@ OLDER = {
     "gpt2": ("transformer.", "", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"]),
     "gpt_neox": ("lm_head.", "embed_out.", ["gpt_neox.layers.0.attention.bias"]),
     "opt": ("model.decoder.", "decoder.", []),
+    "bloom": ("transformer.", "", []),
 }
 
 
 @pytest.mark.parametrize("kind", OLDER)
 @torch.no_grad()
 def test_older_names_of_tensors(tmp_path: Path, kind: str) -> None:
-    """As in the published files of GPT-2, Pythia and OPT, with the masks that they store."""
+    """As in the published files of GPT-2, Pythia, OPT and BLOOM, with the masks that they store."""
     theirs = save_model(tmp_path / "hf", kind, {**MODELS[kind][1], **ENDS})
     new, old, masks = OLDER[kind]
     state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families import (
     bart,
+    bloom,
     cohere,
     falcon,
     gemma,
@@ -53,4 +54,5 @@ FAMILIES: tuple[Family, ...] = (
     bart.PEGASUS,
     granite.GRANITE,
     cohere.COHERE,
+    bloom.BLOOM,
 )

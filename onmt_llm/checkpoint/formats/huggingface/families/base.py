@@ -182,16 +182,17 @@ def heads(
     """Width of the model, number of heads, and where there are keys for them, key/value heads and width of a head.
 
     Args:
-        hidden: Key of the width.
-        count: Key of the number of heads.
+        hidden: Key of the width, and older names of it, separated by spaces.
+        count: Key of the number of heads, likewise.
         kv: Key of the number of key/value heads; null there = as many as heads.
         head_dim: Key of the width of a head.
         default: Width of a head in a `config.json` without `head_dim`; 0 = width / heads.
     """
-    keys = tuple(key for key in (hidden, count, kv, head_dim) if key)
+    widths, counts = hidden.split(), count.split()
+    keys = tuple(key for key in (*widths, *counts, kv, head_dim) if key)
 
     def read(hf: HfConfig) -> Values:
-        number, width = int(required(hf, count)), int(required(hf, hidden))
+        number, width = int(required(hf, *counts)), int(required(hf, *widths))
         kv_heads = int(hf.get(kv) or number)
         size = int(hf.get(head_dim) or default or width // number)
         return {
@@ -203,7 +204,7 @@ def heads(
 
     def write(config: ModelConfig) -> Values:
         values = (config.hidden_size, config.heads, config.num_kv_heads, config.size_per_head)
-        return {key: value for key, value in zip((hidden, count, kv, head_dim), values, strict=True) if key}
+        return {key: value for key, value in zip((widths[0], counts[0], kv, head_dim), values, strict=True) if key}
 
     checks = anything("hidden_size", "heads", *["kv_heads"] * bool(kv), *["head_dim"] * bool(head_dim))
     return Row(keys, read, write, checks)
