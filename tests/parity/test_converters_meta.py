@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -136,11 +137,23 @@ def test_llama3_params_and_row_cut_embedding(tmp_path: Path, tokenizer_model: by
     assert distance(tmp_path / "ours", theirs) <= 1e-4
 
 
+def test_llama3s_tiktoken_model(tmp_path: Path) -> None:
+    save_meta(tmp_path / "meta", reference(256 + 256), shards=1)
+    lines = [b"%s %d\n" % (base64.b64encode(bytes([byte])), byte) for byte in range(256)]
+    (tmp_path / "meta/tokenizer.model").write_bytes(b"".join(lines))
+    convert(tmp_path / "meta", tmp_path / "ours")
+    checkpoint = Checkpoint.open(tmp_path / "ours")
+    codec, specials = checkpoint.codec(), checkpoint.config.specials
+    assert codec.vocab.ids(codec.encode("aé")) == [256, ord("a"), *"é".encode()]
+    assert (specials.bos, specials.eos) == ("<|begin_of_text|>", "<|end_of_text|>")
+    assert checkpoint.config.stop_tokens == ["<|eom_id|>", "<|eot_id|>"]
+
+
 def test_incomplete_models_are_refused(tmp_path: Path, tokenizer_model: bytes) -> None:
     save_meta(tmp_path / "meta", reference(310), shards=2)
     with pytest.raises(CheckpointError, match=r"no tokenizer\.model"):
         convert(tmp_path / "meta", tmp_path / "ours")
-    (tmp_path / "meta/tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    (tmp_path / "meta/tokenizer.model").write_text("no model")
     with pytest.raises(DataError, match="must be a SentencePiece model"):
         convert(tmp_path / "meta", tmp_path / "ours")
     (tmp_path / "meta/tokenizer.model").write_bytes(tokenizer_model)

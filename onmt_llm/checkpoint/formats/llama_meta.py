@@ -1,4 +1,4 @@
-"""Read Meta's original LLaMA files: consolidated.00.pth ..., params.json and a SentencePiece tokenizer.model.
+"""Read Meta's original LLaMA files: consolidated.00.pth ..., params.json and tokenizer.model (SentencePiece, tiktoken).
 
 Weights are sharded for tensor parallelism: by rows of wq, wk, wv, w1, w3 and output, by columns of wo and w2, by
 columns (LLaMA 1 and 2) or rows (LLaMA 3) of the embedding. Rotary pairs are interleaved.
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
+from onmt_llm.checkpoint.formats.byte_level_bpe import LLAMA3_ENDS, is_tiktoken
 from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportedTokenizer, ImportOptions
 from onmt_llm.checkpoint.formats.ops import Chain, InterleavedRotary, Op, Replicated, Shards
 from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, per_layer, rule
@@ -174,4 +175,9 @@ def _tokenizer(model_dir: Path, tokenizer_model: Path | None, rows: int) -> Impo
             f"There is no {SENTENCEPIECE_FILE} in {model_dir} or above it.",
             hint="give it with -tokenizer_model; -tokenizer_model none converts the weights alone",
         )
-    return from_sentencepiece(file, rows=rows)
+    if not (file.is_file() and is_tiktoken(file)):
+        return from_sentencepiece(file, rows=rows)
+    imported = from_huggingface(file.parent, rows=rows, tokenizer_model=file)
+    imported.specials = imported.specials.model_copy(update={"eos": LLAMA3_ENDS[0]})
+    imported.stop_tokens = list(LLAMA3_ENDS[1:])
+    return imported

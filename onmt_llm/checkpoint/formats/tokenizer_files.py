@@ -7,8 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checkpoint.formats.byte_level_bpe import (
+    MERGES_FILE,
+    TEKKEN_FILE,
+    VOCABULARY_FILE,
+    from_tekken,
+    from_tiktoken,
+    from_vocab_and_merges,
+    is_tiktoken,
+)
 from onmt_llm.checkpoint.formats.decoding_tokens import set_decoding
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
+from onmt_llm.checkpoint.formats.word_piece import WORD_PIECE_FILE, from_vocab_txt
 from onmt_llm.config.checkpoint import SequenceTokens, SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.log import logger
@@ -21,10 +31,9 @@ HUGGINGFACE_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 NO_TOKENIZER = Path("none")
 """Given instead of a tokeniser file: convert the weights alone."""
-_OTHER_FILES = (
-    *("spiece.model", "sentencepiece.bpe.model", "source.spm", "tekken.json", "vocab.json", "vocab.txt"),
-    *("qwen.tiktoken", "tokenizer.model.v3"),
-)
+_FILES = (HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEKKEN_FILE)
+"""Tokenisers that are read, the first that a folder has; then vocab.json with merges.txt, and vocab.txt."""
+_OTHER_FILES = ("spiece.model", "sentencepiece.bpe.model", "source.spm", "qwen.tiktoken", "tokenizer.model.v3")
 """Tokenisers of other kinds, which are not read."""
 
 CHATML = (
@@ -58,8 +67,8 @@ def from_huggingface(
     ids = {**_read_json(model_dir / "config.json"), **_read_json(model_dir / "generation_config.json")}
     if file == NO_TOKENIZER:
         imported = without_tokenizer(rows)
-    elif file.suffix == ".json":
-        imported = _open_tokenizers(file, _content(stated.get("bos_token")))
+    elif (content := _tokenizer_json(file, stated, ids.get("model_type"))) is not None:
+        imported = _open_tokenizers(file, content, _content(stated.get("bos_token")))
     else:
         imported = from_sentencepiece(file, rows=rows, add_bos=bool(stated.get("add_bos_token", True)))
         for token, number in _read_json(model_dir / "added_tokens.json").items():
@@ -99,10 +108,7 @@ def from_sentencepiece(file: Path, *, rows: int, add_bos: bool = True) -> Import
         model = sentencepiece.SentencePieceProcessor(model_file=str(file))
         pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
     except (RuntimeError, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file} must be a SentencePiece model, but cannot be read as one.",
-            hint="Llama 3's tokenizer.model has another format: convert its Hugging Face files (-from hf)",
-        ) from error
+        raise DataError(f"{file} must be a SentencePiece model, but cannot be read as one.") from error
     SentencePieceTokenizer(file)
 
     def piece(number: int) -> str | None:
@@ -158,32 +164,56 @@ def _same_template(one: str, other: str) -> bool:
 
 def _find(model_dir: Path) -> Path:
     """The tokeniser file of a directory; `NO_TOKENIZER` if there is none of any kind."""
-    here = [name for name in (HUGGINGFACE_FILE, SENTENCEPIECE_FILE, *_OTHER_FILES) if (model_dir / name).is_file()]
-    if here and here[0] in _OTHER_FILES:
+    has_merges = (model_dir / MERGES_FILE).is_file()
+    known = (*_FILES, *_OTHER_FILES, *[VOCABULARY_FILE] * has_merges, WORD_PIECE_FILE, VOCABULARY_FILE)
+    here = next((name for name in known if (model_dir / name).is_file()), None)
+    if here in _OTHER_FILES or (here == VOCABULARY_FILE and not has_merges):
         raise UnsupportedError(
-            f"The tokeniser in {model_dir} must be {HUGGINGFACE_FILE} or {SENTENCEPIECE_FILE}, but is {here[0]}.",
+            f"The tokeniser in {model_dir} must be {', '.join(_FILES)}, {VOCABULARY_FILE} with {MERGES_FILE}, or "
+            f"{WORD_PIECE_FILE}, but is {here}.",
             hint=f"give a {HUGGINGFACE_FILE} with -tokenizer_model; -tokenizer_model none converts the weights alone",
         )
-    return model_dir / here[0] if here else NO_TOKENIZER
+    return model_dir / here if here else NO_TOKENIZER
 
 
-def _open_tokenizers(file: Path, bos: str | None) -> ImportedTokenizer:
-    """The tokeniser of a tokenizer.json that a codec can open. Encoding a text shows whether it adds `bos`."""
+def _tokenizer_json(file: Path, stated: Mapping[str, Any], model_type: str | None) -> bytes | None:
+    """The tokenizer.json that a tokeniser file is or becomes; None = it is another kind of file."""
+    if file.name == WORD_PIECE_FILE:
+        return from_vocab_txt(file, stated)
+    if file.suffix != ".json":
+        return from_tiktoken(file) if file.is_file() and is_tiktoken(file) else None
+    if file.is_file() and "model" not in (content := _read_json(file)):
+        if {"config", "vocab"} <= content.keys():
+            return from_tekken(file)
+        if file.with_name(MERGES_FILE).is_file():
+            return from_vocab_and_merges(file, stated, model_type=model_type)
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} must be a {HUGGINGFACE_FILE}, but cannot be read ({error}).") from error
+
+
+def _open_tokenizers(file: Path, content: bytes, bos: str | None) -> ImportedTokenizer:
+    """The tokeniser of a tokenizer.json that a codec can open. Encoding a text shows which tokens it adds.
+
+    Args:
+        file: Where it comes from.
+        content: The tokenizer.json.
+        bos: The token that begins a text; None = the one that the tokeniser puts there.
+    """
     import tokenizers
 
-    HfTokenizer(file)
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise DataError(f"{file} is not a readable {HUGGINGFACE_FILE} ({error}).") from error
+    HfTokenizer(file, content)
+    tokenizer = tokenizers.Tokenizer.from_buffer(content)
     prefix, suffix = _added_tokens(tokenizer)
     unk = getattr(tokenizer.model, "unk_token", None)
+    bos = bos or next(iter(prefix), None)
     return ImportedTokenizer(
         tokens=tokens_by_id(tokenizer.get_vocab(with_added_tokens=True)),
         specials=SpecialTokens(unk=unk, bos=bos, eos=None, add_bos=bos is not None and prefix[:1] == [bos]),
         spec=TokenizerSpec(kind="huggingface", file=HUGGINGFACE_FILE),
         sequences=SequenceTokens(src_prefix=prefix, src_suffix=suffix),
-        files={HUGGINGFACE_FILE: file},
+        blobs={HUGGINGFACE_FILE: content},
     )
 
 

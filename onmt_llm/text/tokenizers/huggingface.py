@@ -7,7 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +19,37 @@ from onmt_llm.text.vocab import tokens_by_id
 MAX_GROWTH = 64
 """Maximum number of characters into which normalisation may turn one; NFKC and SentencePiece need up to 18."""
 
+_JOINED = frozenset((".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re"))
+"""Pieces that the library's WordPiece decoder joins to the word before them, where it cleans up."""
+
 
 class HfTokenizer:
-    """A tokenizer.json whose pieces are byte-level (GPT-2, Llama 3) or SentencePiece-like (Llama 2, Mistral).
+    """A tokenizer.json whose pieces are byte-level (GPT-2), SentencePiece-like (Llama 2) or WordPiece (BERT).
 
     Special tokens are not recognised in text: `</s>` typed by a user is four ordinary characters.
 
     Args:
         file: The tokenizer.json.
+        content: Its content, if the file is not written yet.
 
     Raises:
         DataError: The file cannot be read.
-        UnsupportedError: Its pieces cannot be decoded one by one (WordPiece).
+        UnsupportedError: Its pieces cannot be decoded one by one.
     """
 
-    def __init__(self, file: str | Path) -> None:
+    def __init__(self, file: str | Path, content: bytes | None = None) -> None:
         self._file = str(file)
         # kept in memory, because the file may be gone when its content is needed again
-        self._content = _read(Path(file))
-        content = _parsed(self._content, self._file)
-        added = content.get("added_tokens") or []
-        self._model = _build(content, self._file)
-        self._added = {token["content"] for token in added}
+        self._content = _read(Path(file)) if content is None else content
+        parsed = _parsed(self._content, self._file)
+        added = parsed.get("added_tokens") or []
+        self._model = _build(parsed, self._file)
         self.control_tokens = frozenset(token["content"] for token in added if token.get("special"))
-        self._piece_bytes = _piece_decoder(content, self._file)
+        self._piece_bytes = _piece_decoder(parsed, self._file)
         self._has_dummy_prefix = self._prefixes("a", "▁a") or self._prefixes("a", "Ġa")
+        spaces_words = self._piece_bytes("a") == b" a"
+        self._strips_space = self._has_dummy_prefix or spaces_words
+        self._plain = frozenset() if spaces_words else frozenset(token["content"] for token in added)
 
     @property
     def fingerprint(self) -> str:
@@ -84,10 +90,10 @@ class HfTokenizer:
         return self.stream_decoder().decode(tokens)
 
     def stream_decoder(self) -> ByteStreamDecoder:
-        return ByteStreamDecoder(self._to_bytes, strip="one" if self._has_dummy_prefix else "none")
+        return ByteStreamDecoder(self._to_bytes, strip="one" if self._strips_space else "none")
 
     def _to_bytes(self, token: str) -> bytes:
-        return token.encode("utf-8") if token in self._added else self._piece_bytes(token)
+        return token.encode("utf-8") if token in self._plain else self._piece_bytes(token)
 
     @cached_property
     def _pieces(self) -> list[str]:
@@ -174,8 +180,20 @@ def _piece_decoder(content: dict[str, Any], file: str) -> Callable[[str], bytes]
         return byte_level_bytes
     if steps <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and steps:
         return sentencepiece_bytes
+    if steps == {"WordPiece"}:
+        return partial(_word_piece_bytes, prefix=decoder.get("prefix", "##"), cleanup=bool(decoder.get("cleanup")))
     names = ", ".join(sorted(str(step or "none") for step in steps)) or "none"
-    raise UnsupportedError(f"{file} must have a byte-level or a SentencePiece-like decoder, but has: {names}.")
+    raise UnsupportedError(f"{file} must have a byte-level, SentencePiece-like or WordPiece decoder, but has: {names}.")
+
+
+def _word_piece_bytes(piece: str, *, prefix: str, cleanup: bool) -> bytes:
+    """Bytes of a piece that continues a word (`prefix`), or that begins one and so follows a space.
+
+    `cleanup` is BERT's: no space before punctuation and English contractions.
+    """
+    if piece.startswith(prefix):
+        return piece.removeprefix(prefix).encode("utf-8")
+    return (piece if cleanup and piece in _JOINED else f" {piece}").encode("utf-8")
 
 
 def _without_dummy_prefix(part: Any) -> Any:

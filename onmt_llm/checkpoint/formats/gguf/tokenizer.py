@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onmt_llm.checkpoint.formats.byte_level_bpe import DIGITS_APART, GPT2, LLAMA3, QWEN2, Splitting, byte_level_bpe
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
 from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, fit, set_template
 from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
@@ -19,12 +20,13 @@ Metadata = Mapping[str, Any]
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """`tokenizer.ggml.token_type`; the numbers are SentencePiece's."""
 
-_GPT2 = ("default", "gpt-2", "gpt2")
-_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
-_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {"llama-bpe": rf"{_LETTERS}|\p{{N}}{{1,3}}|{_OTHERS}", "qwen2": rf"{_LETTERS}|\p{{N}}|{_OTHERS}"}
-"""Patterns from the models' own tokenizer.json; they differ in how many digits stay together."""
+_SPLITTINGS = {
+    **dict.fromkeys(("default", "gpt-2", "gpt2"), GPT2),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), DIGITS_APART),
+    "llama-bpe": LLAMA3,
+    "qwen2": QWEN2,
+}
+"""How text is split, by `tokenizer.ggml.pre`."""
 _SAME_AS = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 
 
@@ -38,7 +40,7 @@ def read_tokenizer(metadata: Metadata, *, rows: int) -> ImportedTokenizer:
     kind = _value(metadata, "model")
     tokens = fit(_value(metadata, "tokens"), rows)
     if kind == "gpt2":
-        tokenizer, file, content = "huggingface", HUGGINGFACE_FILE, _byte_level_bpe(metadata).encode("utf-8")
+        tokenizer, file, content = "huggingface", HUGGINGFACE_FILE, _byte_level_bpe(metadata)
     elif kind == "llama":
         tokenizer, file, content = "sentencepiece", SENTENCEPIECE_FILE, _sentencepiece(metadata)
     else:
@@ -91,39 +93,23 @@ def _pre(metadata: Metadata) -> str:
     return _SAME_AS.get(name, name)
 
 
-def _pre_tokenizer(library: Any, name: str) -> Any:
-    pre = library.pre_tokenizers
-    if name in _GPT2:
-        return pre.ByteLevel(add_prefix_space=False)
-    if name in _DIGITS_APART:
-        return pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
-    if name in _SPLITS:
-        split = pre.Split(library.Regex(_SPLITS[name]), behavior="isolated")
-        return pre.Sequence([split, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
-    known = ", ".join((*_GPT2, *_DIGITS_APART, *_SPLITS, *_SAME_AS))
+def _splitting(name: str) -> Splitting:
+    if name in _SPLITTINGS:
+        return _SPLITTINGS[name]
     raise UnsupportedError(
-        f"tokenizer.ggml.pre of a GGUF file must be one of {known}, but is '{name}'.",
+        f"tokenizer.ggml.pre of a GGUF file must be one of {', '.join((*_SPLITTINGS, *_SAME_AS))}, but is '{name}'.",
         hint="convert the model's Hugging Face files instead (-from hf)",
     )
 
 
-def _byte_level_bpe(metadata: Metadata) -> str:
+def _byte_level_bpe(metadata: Metadata) -> bytes:
     """tokenizer.json of a byte-level BPE."""
-    import tokenizers
-
-    name = _pre(metadata)
     tokens, types = _value(metadata, "tokens"), _types(metadata)
-    merges = [tuple(merge.split(" ", 1)) for merge in _value(metadata, "merges")]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe"))
-    if name == "qwen2":
-        tokenizer.normalizer = tokenizers.normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(tokenizers, name)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in (CONTROL, USER_DEFINED):
-            tokenizer.add_tokens([tokenizers.AddedToken(token, special=kind == CONTROL, normalized=False)])
-    return str(tokenizer.to_str())
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in _value(metadata, "merges"))]
+    added = {
+        token: kind == CONTROL for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)
+    }
+    return byte_level_bpe(tokens, merges, _splitting(_pre(metadata)), added)
 
 
 def _types(metadata: Metadata) -> list[int]:

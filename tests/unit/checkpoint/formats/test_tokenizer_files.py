@@ -103,10 +103,10 @@ def test_files_that_are_no_json_objects_are_refused(folder: Path, content: str, 
             read()
 
 
-@pytest.mark.parametrize("named", ["WordPiece", "none"])
+@pytest.mark.parametrize("named", ["BPEDecoder", "none"])
 def test_a_tokeniser_that_no_codec_opens_is_refused(folder: Path, named: str) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
-    decoder = {"type": "WordPiece", "prefix": "##", "cleanup": True} if named == "WordPiece" else None
+    decoder = {"type": "BPEDecoder", "suffix": "</w>"} if named == "BPEDecoder" else None
     write(folder, "tokenizer.json", **{**content, "decoder": decoder})
     with pytest.raises(UnsupportedError, match=rf"tokenizer.json must have a .* decoder, but has: {named}"):
         from_huggingface(folder, rows=8)
@@ -122,10 +122,10 @@ def test_a_folder_without_a_tokeniser_has_weights_alone(tmp_path: Path, caplog: 
     assert (imported.specials.bos, imported.specials.eos) == (imported.tokens[1], imported.tokens[2])
 
 
-@pytest.mark.parametrize("name", ["spiece.model", "tekken.json", "vocab.json"])
+@pytest.mark.parametrize("name", ["qwen.tiktoken", "vocab.json"])
 def test_a_tokeniser_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("")
-    with pytest.raises(UnsupportedError, match=rf"must be tokenizer.json or tokenizer.model, but is {name}"):
+    with pytest.raises(UnsupportedError, match=rf"must be tokenizer.json, .*, but is {name}"):
         from_huggingface(tmp_path, rows=8)
     assert from_huggingface(tmp_path, rows=8, tokenizer_model=Path("none")).spec.kind == "none"
 
@@ -135,10 +135,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read_json(tmp_path / "config.json")
     with pytest.raises(DataError, match="There is no tokeniser model at"):
         from_sentencepiece(tmp_path / "none.model", rows=8)
-    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\n")
-    with pytest.raises(DataError, match="must be a SentencePiece model") as error:
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    with pytest.raises(DataError, match="must be a SentencePiece model"):
         from_huggingface(tmp_path, rows=8)
-    assert "Llama 3" in str(error.value.hint)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"tokenizer.json"):
         from_huggingface(tmp_path, rows=8)

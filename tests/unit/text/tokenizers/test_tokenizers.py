@@ -189,7 +189,7 @@ def test_sampling_varies_and_still_decodes(models: Path) -> None:
         (TokenizerSpec(kind="sentencepiece", file="codes.bpe"), DataError, "must be a SentencePiece model"),
         (TokenizerSpec(kind="sentencepiece", file="pointer"), DataError, "Git LFS pointer"),
         (TokenizerSpec(kind="huggingface", file="sp.model"), DataError, "cannot be read as JSON"),
-        (TokenizerSpec(kind="huggingface", file="wordpiece.json"), UnsupportedError, "WordPiece"),
+        (TokenizerSpec(kind="huggingface", file="suffixes.json"), UnsupportedError, "BPEDecoder"),
         (TokenizerSpec(kind="bpe", file="sp.model"), DataError, "BPE codes"),
         (TokenizerSpec(kind="bpe", file="codes.bpe", options={"speed": 3}), ConfigError, "speed"),
         (TokenizerSpec(kind="onmt_tokenize", options={"mode": "loud"}), ConfigError, "loud"),
@@ -199,10 +199,10 @@ def test_sampling_varies_and_still_decodes(models: Path) -> None:
 )
 def test_errors_of_opening(models: Path, spec: TokenizerSpec, error: type[Exception], message: str) -> None:
     (models / "pointer").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
-    (models / "wordpiece.json").write_text(
+    (models / "suffixes.json").write_text(
         '{"version": "1.0", "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",'
         ' "max_input_chars_per_word": 9, "vocab": {"[UNK]": 0}},'
-        ' "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true}}',
+        ' "decoder": {"type": "BPEDecoder", "suffix": "</w>"}}',
         encoding="utf-8",
     )
     with pytest.raises(error, match=message):
