@@ -143,7 +143,7 @@ def export_peft(
     lora = Checkpoint.open(adapter)
     spec, layers = adapter_spec(lora), _layers(lora.config)
     found = [(layer, part) for layer in layers if (part := _their_adapter(layer, lora, spec)) is not None]
-    config = _their_settings(spec, found, [layer.theirs for layer in layers], base_name)
+    config = _their_settings(lora, found, [layer.theirs for layer in layers], base_name)
     with AtomicDirectory(output, overwrite=overwrite) as directory:
         with directory.translated_errors(), SafetensorsWriter(directory.directory / WEIGHTS_FILE) as writer:
             for layer, part in found:
@@ -368,13 +368,14 @@ def _joined(parts: Sequence[LayerAdapter | None], rows: Sequence[int]) -> LayerA
 
 
 def _their_settings(
-    spec: AdapterSpec, found: Sequence[tuple[PeftLayer, LayerAdapter]], every: Sequence[str], base_name: str | None
+    lora: Checkpoint, found: Sequence[tuple[PeftLayer, LayerAdapter]], every: Sequence[str], base_name: str | None
 ) -> dict[str, Any]:
+    spec = adapter_spec(lora)
     sizes = {layer.theirs: _size(part, spec.rslora) for layer, part in found}
     (rank, alpha), ranks, alphas = _most_common(sizes)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if lora.config.model.is_decoder_only else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": rank,

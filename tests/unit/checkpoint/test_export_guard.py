@@ -50,6 +50,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "mpt": {**SIZES, "ffn_size": 96, "activation": "gelu", "position": "alibi", "norm_bias": False},
     "gpt2": {**SIZES, "position": "learned", "max_position": 40, **BIASES},
     "transformer": {**SIZES, "encoder_layers": 2, "position": "sinusoidal", "scale_embeddings": True},
+    "bart": {
+        **{**SIZES, "encoder_layers": 2, "position": "learned", "max_position": 40, "norm_eps": 1e-5},
+        **{"share_embeddings": True, "tie_embeddings": True, "embed_norm": True, "norm_position": "post", **BIASES},
+    },
+    "marian": {
+        **{**SIZES, "encoder_layers": 2, "position": "sinusoidal", "norm_eps": 1e-5, "norm_position": "post"},
+        **{"lm_head_bias": True, **BIASES},
+    },
     "t5": {**SIZES, "encoder_layers": 2, "position": "t5", "relative_shared": True, "scale_attention": False},
 }
 BYTE_LEVEL = TokenizerSpec(kind="huggingface", file="tokenizer.json")
@@ -246,7 +254,7 @@ def test_every_exporter_asks_the_guard(tmp_path: Path) -> None:
 
 
 KINDS_OF = {
-    **{name: [name] for name in ("llama", "falcon", "phi", "mpt", "gpt2")},
+    **{name: [name] for name in ("llama", "falcon", "phi", "mpt", "gpt2", "bart", "marian")},
     **{name: ["llama"] for name in ("mistral", "phi3")},
 }
 

@@ -103,7 +103,10 @@ TWO_VOCABULARIES = Row(
     _read_vocabularies,
     _write_vocabularies,
     {
-        **anything("vocab_size", "src_vocab_size", "share_embeddings"),
+        **anything("vocab_size", "share_embeddings"),
+        "src_vocab_size": where(
+            lambda config: config.src_vocab_size is None or not config.share_embeddings, " with share_embeddings: true"
+        ),
         "tie_embeddings": where(
             lambda config: config.tie_embeddings or not config.share_embeddings, " with share_embeddings: true"
         ),
@@ -113,93 +116,60 @@ GELU = (activation("activation_function", "gelu"), setting("scale_embeddings", "
 BIAS = Row((), lambda hf: {"lm_head_bias": True}, lambda config: {}, anything("lm_head_bias"))
 LEARNED = always(position="learned", embed_norm=True)
 SINUSOIDAL = always(position="sinusoidal", sinusoid="standard")
-HARMLESS_KEYS = (
-    *("init_std", "*_layerdrop", "num_hidden_layers", "add_bias_logits", "extra_pos_embeddings"),
-    *("do_blenderbot_90_layernorm", "force_bos_token_to_be_generated"),
-)
-EMBEDDING = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
-OPTIONAL = {"final_logits_bias": "lm_head_bias"}
-COMPUTED = ("model.*.embed_positions.weight*",)
-"""Tables of sinusoids, which older files hold."""
+POST_NORM = always(norm_position="post")
 
-M2M100 = Family(
+
+def relative(model_type: str, architecture: str, models: str, *rows: Row) -> Family:
+    """A family of which only the rows, beyond `SIZES`, differ from the others'."""
+    return Family(
+        model_type,
+        architecture,
+        (*SIZES, *rows),
+        rules,
+        ("model.*.embed_positions.weight*",),  # tables of sinusoids, which older files hold
+        models=models,
+        harmless=(
+            *("init_std", "*_layerdrop", "num_hidden_layers", "add_bias_logits", "extra_pos_embeddings"),
+            *("do_blenderbot_90_layernorm", "force_bos_token_to_be_generated"),
+        ),
+        embedding=("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"),
+        optional={"final_logits_bias": "lm_head_bias"},
+    )
+
+
+M2M100 = relative(
     "m2m_100",
     "M2M100ForConditionalGeneration",
-    (
-        *SIZES,
-        *ONE_EMBEDDING,
-        activation("activation_function", "relu"),
-        setting("scale_embeddings", "scale_embedding", default=True),
-        always(position="sinusoidal", sinusoid="fairseq"),
-        must_be(pad_token_id=1),  # its positions begin at the next number
-    ),
-    rules,
-    COMPUTED,
-    models="M2M100, NLLB-200 dense",
-    harmless=HARMLESS_KEYS,
-    embedding=EMBEDDING,
+    "M2M100, NLLB-200 dense",
+    *ONE_EMBEDDING,
+    activation("activation_function", "relu"),
+    setting("scale_embeddings", "scale_embedding", default=True),
+    always(position="sinusoidal", sinusoid="fairseq"),
+    must_be(pad_token_id=1),  # its positions begin at the next number
 )
-MARIAN = Family(
+MARIAN = relative(
     "marian",
     "MarianMTModel",
-    (
-        *SIZES,
-        TWO_VOCABULARIES,
-        *GELU,
-        BIAS,
-        SINUSOIDAL,
-        always(norm_position="post"),
-        layout(static_position_embeddings=True),
-    ),
-    rules,
-    COMPUTED,
-    models="Opus-MT",
-    harmless=HARMLESS_KEYS,
-    embedding=EMBEDDING,
-    optional=OPTIONAL,
+    "Opus-MT",
+    *(TWO_VOCABULARIES, *GELU, BIAS, SINUSOIDAL, POST_NORM, layout(static_position_embeddings=True)),
 )
-MBART = Family(
+MBART = relative(
     "mbart",
     "MBartForConditionalGeneration",
-    (
-        *SIZES,
-        *ONE_EMBEDDING,
-        *GELU,
-        BIAS,
-        LEARNED,
-        layout(normalize_before=True, add_final_layer_norm=True, normalize_embedding=True),
-    ),
-    rules,
-    models="mBART, mBART-50",
-    harmless=HARMLESS_KEYS,
-    embedding=EMBEDDING,
-    optional=OPTIONAL,
+    "mBART, mBART-50",
+    *(*ONE_EMBEDDING, *GELU, BIAS, LEARNED),
+    layout(normalize_before=True, add_final_layer_norm=True, normalize_embedding=True),
 )
-BART = Family(
+BART = relative(
     "bart",
     "BartForConditionalGeneration",
-    (*SIZES, *ONE_EMBEDDING, *GELU, BIAS, LEARNED, always(norm_position="post"), layout(normalize_embedding=True)),
-    rules,
-    models="BART, DistilBART",
-    harmless=HARMLESS_KEYS,
-    embedding=EMBEDDING,
-    optional=OPTIONAL,
+    "BART, DistilBART",
+    *(*ONE_EMBEDDING, *GELU, BIAS, LEARNED, POST_NORM, layout(normalize_embedding=True)),
 )
-PEGASUS = Family(
+PEGASUS = relative(
     "pegasus",
     "PegasusForConditionalGeneration",
-    (
-        *SIZES,
-        *ONE_EMBEDDING,
-        *GELU,
-        BIAS,
-        SINUSOIDAL,
-        layout(normalize_before=True, add_final_layer_norm=True, static_position_embeddings=True),
-    ),
-    rules,
-    COMPUTED,
-    models="Pegasus",
-    harmless=HARMLESS_KEYS,
-    embedding=EMBEDDING,
-    optional=OPTIONAL,
+    "Pegasus",
+    *(*ONE_EMBEDDING, *GELU, BIAS, SINUSOIDAL),
+    layout(normalize_before=True, add_final_layer_norm=True, static_position_embeddings=True),
 )

@@ -51,6 +51,40 @@ PHI = {
     **{"rope_scaling": None, "rope_theta": 1e4, "vocab_size": 51200, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5},
 }
 
+OPUS_MT = {
+    **{"model_type": "marian", "_num_labels": 3, "activation_dropout": 0.0, "activation_function": "swish"},
+    **{"add_bias_logits": False, "add_final_layer_norm": False, "architectures": ["MarianMTModel"], "d_model": 512},
+    **{"bad_words_ids": [[58100]], "bos_token_id": 0, "classif_dropout": 0.0, "classifier_dropout": 0.0},
+    **{"decoder_attention_heads": 8, "decoder_ffn_dim": 2048, "decoder_layerdrop": 0.0, "decoder_layers": 6},
+    **{"decoder_start_token_id": 58100, "decoder_vocab_size": 58101, "dropout": 0.1, "encoder_attention_heads": 8},
+    **{"encoder_ffn_dim": 2048, "encoder_layerdrop": 0.0, "encoder_layers": 6, "eos_token_id": 0},
+    **{"forced_eos_token_id": 0, "id2label": {"0": "LABEL_0"}, "init_std": 0.02, "is_encoder_decoder": True},
+    **{"label2id": {"LABEL_0": 0}, "max_length": 512, "max_position_embeddings": 512, "normalize_before": False},
+    **{"normalize_embedding": False, "num_beams": 6, "num_hidden_layers": 6, "pad_token_id": 58100},
+    **{"scale_embedding": True, "share_encoder_decoder_embeddings": True, "static_position_embeddings": True},
+    **{"use_cache": True, "vocab_size": 58101},
+}
+PEGASUS = {
+    **OPUS_MT,
+    **{"model_type": "pegasus", "activation_function": "relu", "add_final_layer_norm": True, "normalize_before": True},
+    **{"do_blenderbot_90_layernorm": False, "extra_pos_embeddings": 1, "force_bos_token_to_be_generated": False},
+    **{"architectures": ["PegasusForConditionalGeneration"], "share_encoder_decoder_embeddings": None},
+    **{"decoder_vocab_size": None},
+}
+MBART = {
+    **{**PEGASUS, "model_type": "mbart", "architectures": ["MBartForConditionalGeneration"], "output_past": True},
+    **{"normalize_embedding": True, "static_position_embeddings": False, "gradient_checkpointing": False},
+}
+BART = {
+    **{**MBART, "model_type": "bart", "architectures": ["BartForConditionalGeneration"], "prefix": " "},
+    **{"add_final_layer_norm": False, "normalize_before": False, "early_stopping": True, "min_length": 56},
+}
+NLLB = {
+    **{**PEGASUS, "model_type": "m2m_100", "architectures": ["M2M100ForConditionalGeneration"], "pad_token_id": 1},
+    **{"add_final_layer_norm": None, "normalize_before": None, "static_position_embeddings": None},
+    **{"normalize_embedding": None, "tokenizer_class": "NllbTokenizer", "max_length": 200},
+}
+
 
 def read(config: dict[str, Any]) -> ModelConfig:
     return family_of(config).to_model(config)
@@ -71,6 +105,10 @@ def test_keys_of_published_models() -> None:
     assert read(MPT).ffn_size == 16384
     assert read(OPT).position == "learned"
     assert read(PHI).rope.rotary_dim == 32
+    assert read(OPUS_MT).norm_position == read(BART).norm_position == "post"
+    assert read(PEGASUS).norm_position == read(MBART).norm_position == "pre"
+    assert read(MBART).embed_norm and read(BART).embed_norm and not read(PEGASUS).embed_norm
+    assert read(NLLB).sinusoid == "fairseq"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +125,14 @@ def test_keys_of_published_models() -> None:
         ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({**LLAMA, "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({**LLAMA, "num_experts": 8}, "num_experts"),
+        ({**OPUS_MT, "tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({**NLLB, "tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({**NLLB, "pad_token_id": 0}, "pad_token_id"),
+        ({**NLLB, "num_experts": 128}, "num_experts"),
+        ({**NLLB, "decoder_ffn_dim": 4}, "decoder_ffn_dim"),
+        ({**MBART, "normalize_before": False}, "normalize_before"),
+        ({**BART, "is_encoder_decoder": False}, "is_encoder_decoder"),
+        ({**BART, "normalize_embedding": False}, "normalize_embedding"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(config: dict[str, Any], name: str) -> None:
