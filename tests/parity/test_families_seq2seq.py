@@ -71,6 +71,7 @@ def save_model(directory: Path, kind: str, settings: dict[str, Any]) -> Any:
             model.final_logits_bias.normal_()
     model.save_pretrained(directory)
     save_tokenizer(directory)
+    (directory / "tokenizer_config.json").write_text("{}")  # special tokens are those of the ids in config.json
     return model
 
 
@@ -112,7 +113,7 @@ def test_family(tmp_path: Path, name: str) -> None:
     assert torch.equal(logits_of(back), expected)
     family, there, here = family_of({"model_type": kind}), theirs.config.to_dict(), back.config.to_dict()
     for key in {*family.keys, "architectures", "eos_token_id", "pad_token_id"} & there.keys():
-        assert there[key] == here[key], key
+        assert there[key] == here[key] or {there[key], here[key]} == {"swish", "silu"}, key
     again = convert(tmp_path / "back", tmp_path / "again")
     assert Checkpoint.open(again).config.model == Checkpoint.open(tmp_path / "ours").config.model
 
