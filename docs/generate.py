@@ -73,7 +73,7 @@ def _families() -> str:
         rows.append(f"| {' | '.join(cells)} |\n")
     foot = (
         "\nWhat a model has beyond its family's defaults counts too: a variant that cannot be computed or written is"
-        " refused by name (rotary scaling other than `linear`\nand `llama3`, a window in some of the layers, a key of"
+        " refused by name (rotary scaling other than `linear`\nand `llama3`, a tower for images, a key of"
         " `config.json` that is not known).\n\nTo add one: [add a model family](../tutorials/add-a-model-family.md).\n"
     )
     return head + "".join(rows) + foot

@@ -91,6 +91,8 @@ def settings(config: ModelConfig) -> dict[str, Any]:
 def canonical(config: ModelConfig) -> ModelConfig:
     """The same model, with the default for every setting that has no effect or only repeats an implied value."""
     with_effect = {
+        "layer_types": len(set(config.layer_types)) > 1,
+        "rope_layers": not all(config.rope_layers),
         "rope": config.position == "rotary",
         "sinusoid": config.position == "sinusoidal",
         "relative_positions": config.position == "shaw",
@@ -138,10 +140,12 @@ def _canonical_rope(config: ModelConfig) -> RopeConfig:
     rope = config.rope
     names = {"none": ("theta",), "linear": ("theta", "factor"), "llama3": tuple(RopeConfig.model_fields)}[rope.scaling]
     rotary_dim = None if config.rotary_size == config.size_per_head else rope.rotary_dim
+    local_theta = None if config.sliding_window is None else rope.local_theta
     return RopeConfig(
-        **{name: getattr(rope, name) for name in names if name not in ("rotary_dim", "scaling")},
+        **{name: getattr(rope, name) for name in names if name not in ("rotary_dim", "scaling", "local_theta")},
         rotary_dim=rotary_dim,
         scaling=rope.scaling,
+        local_theta=None if (local_theta, rope.scaling) == (rope.theta, "none") else local_theta,
     )
 
 

@@ -24,6 +24,8 @@ from onmt_llm.config.section import DERIVED, Section
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 Norm = Literal["layernorm", "rmsnorm"]
+NormPosition = Literal["pre", "post", "both", "output"]
+LayerType = Literal["full_attention", "sliding_attention"]
 PositionEncoding = Literal["rotary", "alibi", "sinusoidal", "shaw", "t5", "learned", "none"]
 SinusoidKind = Literal["standard", "concat", "fairseq"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -38,6 +40,8 @@ class RopeConfig(Section):
 
     theta: Annotated[float, Field(gt=0, le=1e15)] = 10000.0
     """Base of the rotation frequencies."""
+    local_theta: Annotated[float, Field(gt=0, le=1e15)] | None = None
+    """Base in the layers with a sliding window, which `scaling` then leaves alone (Gemma 3); null = `theta`, scaled."""
     rotary_dim: Width | None = None
     """Rotated dimensions per head; null = all."""
     scaling: Literal["none", "linear", "llama3"] = "none"
@@ -50,6 +54,11 @@ class RopeConfig(Section):
     """`llama3`: wavelengths shorter than original_max_position / high_freq_factor are not scaled."""
     original_max_position: Count = 8192
     """`llama3`: context length of the original training."""
+
+    @property
+    def local(self) -> RopeConfig:
+        """The settings of layers with a sliding window."""
+        return self if self.local_theta is None else RopeConfig(theta=self.local_theta, rotary_dim=self.rotary_dim)
 
 
 class MoEConfig(Section):
@@ -110,9 +119,9 @@ class ModelConfig(Section):
     """Activation of the feed-forward layer; `gelu_tanh` is the tanh approximation of GELU."""
     norm: Norm = "layernorm"
     """Type of normalisation."""
-    norm_position: Literal["pre", "post"] = "pre"
-    """Normalise before each sub-layer (`pre`, with a final norm after the stack) or after each residual addition
-    (`post`)."""
+    norm_position: NormPosition = "pre"
+    """Normalise the input of each sub-layer (`pre`), its output (`output`; OLMo 2), or both (`both`; Gemma 2 and 3),
+    with a final norm after the stack; or the residual stream after each addition (`post`, without a final norm)."""
     norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-6
     """Epsilon of the norms."""
     norm_bias: bool = True
@@ -123,6 +132,8 @@ class ModelConfig(Section):
     """Number of positions of a `learned` table, and the context length that the model was trained for."""
     rope: RopeConfig = RopeConfig()
     """Settings of `position: rotary`."""
+    rope_layers: list[bool] = []
+    """`position: rotary`: whether each decoder layer uses it (SmolLM3, Cohere 2); empty = all do."""
     sinusoid: SinusoidKind = "standard"
     """`position: sinusoidal`: wavelengths up to 10000 * 2 pi. `standard` stops one wavelength below that (Vaswani et
     al. 2017; OpenNMT-py's SinusoidalInterleaved), `concat` includes it (tensor2tensor; OpenNMT-py's
@@ -160,6 +171,9 @@ class ModelConfig(Section):
     sliding_window: Count | None = None
     """Sliding-window attention in the decoder: each token attends to itself and to this many - 1 tokens before it; null
     = all."""
+    layer_types: list[LayerType] = []
+    """Attention of each decoder layer: only within `sliding_window`, or to all earlier tokens; empty = within the
+    window, if there is one."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(hidden_size). If not set, a new model with sinusoidal positions does."""
     embedding_scale: Positive | None = None
@@ -194,6 +208,16 @@ class ModelConfig(Section):
     @property
     def rotary_size(self) -> int:
         return self.rope.rotary_dim or self.size_per_head
+
+    @property
+    def decoder_types(self) -> list[LayerType]:
+        """`layer_types`, also where they are all alike."""
+        alike: LayerType = "full_attention" if self.sliding_window is None else "sliding_attention"
+        return self.layer_types or [alike] * self.decoder_layers
+
+    def window(self, kind: LayerType) -> int | None:
+        """The sliding window of layers of this type."""
+        return self.sliding_window if kind == "sliding_attention" else None
 
     @property
     def attention_factor(self) -> float:
@@ -287,8 +311,26 @@ class ModelConfig(Section):
                 f"{self.relative_max_distance} with relative_buckets {self.relative_buckets}"
             )
         self._check_experts()
+        self._check_layers()
         self._check_features()
         return self
+
+    def _check_layers(self) -> None:
+        """The lists with an entry for each decoder layer."""
+        for name, entries in (("layer_types", self.layer_types), ("rope_layers", self.rope_layers)):
+            if entries and len(entries) != self.decoder_layers:
+                raise ValueError(
+                    f"{name} must have as many entries as decoder_layers, {self.decoder_layers}, but has {len(entries)}"
+                )
+        within = self.layer_types.count("sliding_attention")
+        if self.layer_types and (within > 0) != (self.sliding_window is not None):
+            window = "null" if self.sliding_window is None else self.sliding_window
+            raise ValueError(
+                "sliding_window must be set if, and only if, layer_types has layers of type sliding_attention, but is "
+                f"{window} with {within} of them"
+            )
+        if self.rope_layers and self.position != "rotary":
+            raise ValueError(f"rope_layers must go with position: rotary, but it is {self.position}")
 
     def _check_experts(self) -> None:
         moe = self.moe

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -135,19 +135,32 @@ def expanded_config(config: ModelConfig, blocks: Sequence[str], *, sign: Literal
             "encoder_layers": config.encoder_layers + sign * added["encoder"],
             "decoder_layers": config.decoder_layers + sign * added["decoder"],
             "moe": config.moe.model_copy(update={"dense_layers": _dense_layers(config, blocks, sign)}),
+            **{name: _by_layer(config, name, blocks, sign) for name in ("layer_types", "rope_layers")},
         }
     )
 
 
+def _by_layer(config: ModelConfig, name: str, blocks: Sequence[str], sign: Literal[1, -1]) -> list[Any]:
+    """A list with an entry for each decoder layer, of the model with or without the new blocks."""
+    entries, origins = getattr(config, name), _origins(config, blocks, sign)
+    if not entries or sign == 1:
+        return [entries[origin] for origin in origins] if entries else []
+    return [entries[origins.index(layer)] for layer in dict.fromkeys(origins)]
+
+
 def _dense_layers(config: ModelConfig, blocks: Sequence[str], sign: Literal[1, -1]) -> list[int]:
-    """`moe.dense_layers` of the model with or without the new blocks, each of which is like the one it follows."""
-    doubled = [int(block.rpartition(".")[2]) for block in blocks if block.startswith("decoder")]
-    shallow = config.decoder_layers - (len(doubled) if sign == -1 else 0)
-    origins = [layer for layer in range(shallow) for _ in range(2 if layer in doubled else 1)]
-    dense = config.moe.dense_layers
+    """`moe.dense_layers` of the model with or without the new blocks."""
+    dense, origins = config.moe.dense_layers, _origins(config, blocks, sign)
     if sign == 1:
         return [layer for layer, origin in enumerate(origins) if origin in dense]
     return sorted({origin for layer, origin in enumerate(origins) if layer in dense})
+
+
+def _origins(config: ModelConfig, blocks: Sequence[str], sign: Literal[1, -1]) -> list[int]:
+    """The layer of the shallow model that each decoder layer of the deep one is or copies; see `expanded_config`."""
+    doubled = [int(block.rpartition(".")[2]) for block in blocks if block.startswith("decoder")]
+    shallow = config.decoder_layers - (len(doubled) if sign == -1 else 0)
+    return [layer for layer in range(shallow) for _ in range(2 if layer in doubled else 1)]
 
 
 def new_blocks(blocks: Sequence[str], kind: ExpansionType) -> list[str]:

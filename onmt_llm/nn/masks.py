@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.model import LayerType, ModelConfig
 from onmt_llm.nn.positions import Positions, alibi_bias, alibi_bias_falcon, alibi_slopes
 
 
@@ -121,20 +121,37 @@ def encoder_mask(
     return Mask(bias if mask.bias is None else bias.masked_fill(~mask.bias, float("-inf")))
 
 
-def decoder_mask(
+def decoder_masks(
     config: ModelConfig,
     positions: Positions,
     device: torch.device,
     *,
     left_pad_B: Tensor | None = None,
     doc_BT: Tensor | None = None,
-) -> Mask:
-    """Mask of a decoder: causal, within the sliding window and the document, without left padding; with its ALiBi.
+) -> dict[LayerType, Mask]:
+    """Masks of a decoder, for each type of its layers: causal, within the sliding window and the document, without left
+    padding; with its ALiBi.
 
     Right padding needs no mask: no real token follows it. A purely causal mask needs no tensor, unless biases will be
     added to it (Shaw, T5).
     """
-    window, alibi = config.sliding_window, config.position == "alibi"
+    windows = {kind: config.window(kind) for kind in config.decoder_types}
+    return {
+        kind: _decoder_mask(config, window, positions, device, left_pad_B=left_pad_B, doc_BT=doc_BT)
+        for kind, window in windows.items()
+    }
+
+
+def _decoder_mask(
+    config: ModelConfig,
+    window: int | None,
+    positions: Positions,
+    device: torch.device,
+    *,
+    left_pad_B: Tensor | None,
+    doc_BT: Tensor | None,
+) -> Mask:
+    alibi = config.position == "alibi"
     beyond_window = window is not None and positions.end > window
     if left_pad_B is None and not alibi:
         if positions.length == 1 and doc_BT is None and not beyond_window:

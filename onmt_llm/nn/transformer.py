@@ -17,7 +17,7 @@ from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.block import Block
 from onmt_llm.nn.layers.position_wise import FeedForward, TiedHead
 from onmt_llm.nn.layers.stack import Stack
-from onmt_llm.nn.masks import Mask, decoder_mask, encoder_mask, full_context_mask, memory_mask
+from onmt_llm.nn.masks import Mask, decoder_masks, encoder_mask, full_context_mask, memory_mask
 from onmt_llm.nn.positions import Positions, left_padded, packed
 
 
@@ -95,7 +95,8 @@ class Transformer(nn.Module):
             embedding = _present(self.decoder, "encode", "decoder").embed_tokens
         positions = Positions(0, src_BS.shape[1]) if doc_BS is None else packed(doc_BS)
         mask = encoder_mask(self.config, positions, src_mask_BS, src_BS.device, doc_BS=doc_BS)
-        return encoder(encoder.embed(src_BS, embedding, positions, features_BSF), positions, mask)
+        x_BSD = encoder.embed(src_BS, embedding, positions, features_BSF)
+        return encoder(x_BSD, positions, {"full_attention": mask})
 
     def decode(
         self,
@@ -175,9 +176,11 @@ class Transformer(nn.Module):
                 positions = left_padded(cache.length, tgt_BT.shape[1], left_pad_B)
         elif doc_BT is not None:
             positions = packed(doc_BT)
-        mask = decoder_mask(self.config, positions, tgt_BT.device, left_pad_B=left_pad_B, doc_BT=doc_BT)
+        masks = decoder_masks(self.config, positions, tgt_BT.device, left_pad_B=left_pad_B, doc_BT=doc_BT)
         x_BTD = decoder.embed(tgt_BT, decoder.embed_tokens, positions)
-        return decoder(x_BTD, positions, mask, memory_BSD=memory_BSD, memory_mask=memory_mask, cache=cache, align=align)
+        return decoder(
+            x_BTD, positions, masks, memory_BSD=memory_BSD, memory_mask=memory_mask, cache=cache, align=align
+        )
 
     def _alignment_layer(self, align: tuple[int, int]) -> int:
         layer, heads = align
@@ -271,7 +274,7 @@ def _check(config: ModelConfig) -> None:
     if config.decoder_layers and config.vocab_size < 1:
         raise ConfigError(f"vocab_size must be >= 1 to build a model, but is {config.vocab_size}.")
     both = config.encoder_layers > 0 and config.decoder_layers > 0
-    if config.parallel_residual and (config.norm_position == "post" or both):
+    if config.parallel_residual and (config.norm_position != "pre" or both):
         raise ConfigError(
             "parallel_residual must go with norm_position: pre and a single stack, but the model has "
             f"norm_position: {config.norm_position}, encoder_layers: {config.encoder_layers}, "

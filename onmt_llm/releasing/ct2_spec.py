@@ -88,17 +88,29 @@ def _sliding_window(window: int | None, config: ModelConfig) -> str | None:
 EXPRESSIBLE = {
     **anything(
         *("encoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size"),
-        *("ffn_gated", "activation", "norm", "norm_position", "norm_eps", "norm_bias", "max_position", "rope.theta"),
+        *("ffn_gated", "activation", "norm", "norm_eps", "norm_bias", "max_position", "rope.theta"),
         *("rope.rotary_dim", "rope.scaling", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor"),
         *("rope.original_max_position", "sinusoid", "relative_positions", "relative_buckets", "relative_max_distance"),
         *("alibi_scaled", "parallel_residual", "shared_norm", "scale_attention", "attention_scale", "attn_bias"),
         *("attn_out_bias", "ffn_bias", "lm_head_bias", "scale_embeddings", "embed_norm", "scale_logits"),
         *("src_features", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
-        *("embedding_scale", "residual_scale", "logit_scale"),
+        *("embedding_scale", "logit_scale", "layer_types", "rope.local_theta"),
     ),
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
     **without_experts(", and CTranslate2 has no mixture of experts"),
+    "norm_position": where(
+        lambda config: config.norm_position in ("pre", "post", *["both"] * config.is_decoder_only),
+        ", which CTranslate2 does not compute in such a model",
+    ),
+    "residual_scale": where(
+        lambda config: config.residual_scale == 1.0 or config.norm_position != "both",
+        " with norm_position: both, and CTranslate2 has no such factor after a norm",
+    ),
     "position": _position,
+    "rope_layers": where(
+        lambda config: not config.rope_layers or config.rope_layers[0],
+        ", and CTranslate2 encodes positions in another way if the first layer does not rotate",
+    ),
     "relative_shared": where(
         lambda config: (
             config.position != "t5" or config.relative_shared or max(config.encoder_layers, config.decoder_layers) < 2
@@ -134,7 +146,7 @@ def build_spec(config: ModelConfig) -> Any:
 def _shared_arguments(config: ModelConfig) -> dict[str, Any]:
     """Arguments that encoder and decoder specs share."""
     shape: dict[str, Any] = {
-        "pre_norm": config.norm_position == "pre",
+        "pre_norm": config.norm_position != "post",
         "activation": _ACTIVATIONS[config.activation],
         "relative_position": config.position == "shaw",
         "relative_attention_bias": config.position == "t5",
@@ -185,14 +197,16 @@ def _build_decoder(config: ModelConfig) -> Any:
         scale_alibi=config.alibi_scaled,
         parallel_residual=config.parallel_residual,
         shared_layer_norm=config.shared_norm,
+        pre_post_layer_norm=config.norm_position == "both",
         sliding_window=config.sliding_window,
         **_shared_arguments(config),
     )
     spec.scale_embeddings = _embedding_scale(config)
     if config.logit_factor != 1.0:
         spec.scale_outputs = np.float32(config.logit_factor)
-    for layer in spec.layer:
+    for number, layer in enumerate(spec.layer):
         _complete_layer(layer, config)
+        _set_type(layer.self_attention, config, number)
     return spec
 
 
@@ -219,6 +233,24 @@ def _complete_attention(attention: Any, config: ModelConfig) -> None:
         # only; specs refuse undeclared names.
         object.__setattr__(attention, "rotary_scaling_factor", np.float32(rope.factor))
         object.__setattr__(attention, "original_max_position_embeddings", np.int32(rope.original_max_position))
+
+
+def _set_type(attention: Any, config: ModelConfig, layer: int) -> None:
+    """Set what differs between the layers of a decoder: the window, and the rotary positions."""
+    if config.decoder_types[layer] == "full_attention":
+        if config.sliding_window is not None:
+            attention.sliding_window = np.int32(0)
+    elif config.position == "rotary" and config.rope.local_theta is not None:
+        attention.rotary_base = np.float32(config.rope.local_theta)
+        _remove(attention, "rotary_scaling", "rotary_low", "rotary_high", "original_max_position")
+    if config.rope_layers and not config.rope_layers[layer]:
+        _remove(attention, "rotary_", "original_max_position")
+
+
+def _remove(spec: Any, *beginnings: str) -> None:
+    """Remove the attributes whose names begin so."""
+    for name in [name for name in vars(spec) if name.startswith(beginnings)]:
+        delattr(spec, name)
 
 
 def spec_variables(config: ModelConfig) -> list[SpecVariable]:
@@ -251,7 +283,7 @@ def _stack(config: ModelConfig, side: str, layers: int) -> Iterator[SpecVariable
         yield SpecVariable(f"{side}/position_encodings/encodings", make=functools.partial(_sinusoids, config))
     if config.embed_norm:
         yield from _norm(config, f"{side}/layernorm_embedding", f"{side}.embed_norm")
-    if config.norm_position == "pre":
+    if config.norm_position != "post":
         yield from _norm(config, f"{side}/layer_norm", f"{side}.norm")
     for layer in range(layers):
         yield from _layer(config, f"{side}/layer_{layer}", f"{side}.layers.{layer}")
@@ -284,6 +316,11 @@ def _layer(config: ModelConfig, target: str, source: str) -> Iterator[SpecVariab
     elif config.parallel_residual:
         yield from _norm(config, f"{target}/input_layer_norm", f"{source}.attn_norm")
         yield from _norm(config, f"{target}/post_attention_layer_norm", f"{source}.mlp_norm")
+    elif config.norm_position == "both":
+        yield from _norm(config, f"{target}/input_layer_norm", f"{source}.attn_norm")
+        yield from _norm(config, f"{target}/post_attention_layer_norm", f"{source}.attn_out_norm")
+        yield from _norm(config, f"{target}/pre_feedforward_layer_norm", f"{source}.mlp_norm")
+        yield from _norm(config, f"{target}/post_feedforward_layer_norm", f"{source}.mlp_out_norm")
     else:
         yield from _norm(config, f"{target}/self_attention/layer_norm", f"{source}.attn_norm")
         yield from _norm(config, f"{target}/ffn/layer_norm", f"{source}.mlp_norm")

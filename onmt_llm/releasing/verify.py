@@ -155,19 +155,11 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
 def _not_compared(config: ModelConfig, longest: int) -> dict[str, list[str]]:
     """What the figures say nothing about, for the report; `longest` is the length of the longest text compared."""
     size = config.sliding_window
-    if size is None:
+    if size is None or longest > size:
         return {}
-    sentences = [
-        f"Answers to prompts of more than sliding_window = {size} tokens: CTranslate2 reads these in blocks, in which "
-        "it looks further back than the model does."
-    ]
-    if longest <= size:
-        sentences.append(
-            f"Texts of more than sliding_window = {size} tokens: the compared ones have at most {longest}."
-        )
-    for sentence in sentences:
-        logger.warning("Not compared: %s", sentence)
-    return {"not_compared": sentences}
+    sentence = f"Texts of more than sliding_window = {size} tokens: the compared ones have at most {longest}."
+    logger.warning("Not compared: %s", sentence)
+    return {"not_compared": [sentence]}
 
 
 def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:

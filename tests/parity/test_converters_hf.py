@@ -143,7 +143,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "window"), [({"max_window_layers": 0}, 4), ({"max_window_layers": 2}, None), ({}, None), (None, None)]
+    ("layers", "window"),
+    [*(({"max_window_layers": first}, size) for first, size in ((0, 4), (1, 4), (2, None))), ({}, None), (None, None)],
 )
 def test_qwen2_windows_without_layer_types(tmp_path: Path, layers: dict[str, int] | None, window: int | None) -> None:
     """As older versions of transformers wrote them: the first `max_window_layers` layers, 28 by default, have none."""
@@ -159,13 +160,48 @@ def test_qwen2_windows_without_layer_types(tmp_path: Path, layers: dict[str, int
     assert distance(tmp_path / "ours", theirs) <= 1e-5
 
 
-def test_a_window_in_some_layers_is_refused(tmp_path: Path) -> None:
-    half = {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-    save_model(tmp_path / "hf", "qwen2", {**LLAMA, **half})
-    for change in ({}, {"layer_types": None}):
-        change_config(tmp_path / "hf", change)
-        with pytest.raises(UnsupportedError, match="give 1 of 2 layers"):
-            convert(tmp_path / "hf", tmp_path / "ours")
+@pytest.mark.parametrize(
+    ("kind", "new", "old"),
+    [
+        ("gemma3_text", {}, {"sliding_window_pattern": 3, "rope_theta": 900.0, "rope_local_base_freq": 50.0}),
+        ("gemma3_text", {}, {"sliding_window_pattern": 2, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        ("cohere2", {"logit_scale": 0.9}, {"sliding_window_pattern": 3, "rope_theta": 900.0}),
+        ("smollm3", {}, {"no_rope_layer_interval": 3, "rope_theta": 900.0}),
+    ],
+)
+def test_older_keys_of_layers_that_differ(tmp_path: Path, kind: str, new: dict[str, Any], old: dict[str, Any]) -> None:
+    """As in the published files: no list of layers, and a base of each rotary table instead of `rope_parameters`."""
+    settings = {**LLAMA, **new, "num_hidden_layers": 3, "num_key_value_heads": 2, "sliding_window": 4}
+    settings |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    theirs = save_model(tmp_path / "hf", kind, {**settings, **old})
+    gone = ("layer_types", "no_rope_layers", "no_rope_layer_interval", "rope_parameters", "_sliding_window_pattern")
+    change_config(tmp_path / "hf", {**dict.fromkeys(gone), **old})
+    convert(tmp_path / "hf", tmp_path / "ours")
+    assert distance(tmp_path / "ours", theirs) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"layer_types": ["sliding_attention"]}, "num_hidden_layers = 2 entries, but has 1"),
+        ({"layer_types": ["chunked_attention", "full_attention"]}, "but there is also chunked_attention"),
+        ({"sliding_window": None}, "sliding_window .* must be set, since 2 layers"),
+        ({"query_pre_attn_scalar": 0}, "attention_scale"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        (
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "sliding_attention must be",
+        ),
+        ({"model_type": "gemma3", "text_config": {}, "vision_config": {"model_type": "siglip"}}, "read text only"),
+    ],
+)
+def test_what_gemma3_must_be(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    save_model(tmp_path / "hf", "gemma3_text", {**LLAMA, "num_key_value_heads": 2})
+    file = tmp_path / "hf/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
+        convert(tmp_path / "hf", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 def test_old_falcon_keys(tmp_path: Path) -> None:

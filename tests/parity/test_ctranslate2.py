@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import tiny
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.errors import UnsupportedError
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.open import open_engine
 from onmt_llm.releasing import release
@@ -107,8 +109,9 @@ def test_greedy_answers_and_scores(engines: tuple[Engine, Engine]) -> None:
         assert log_probs == pytest.approx(expected, abs=1e-4)
 
 
-def test_beyond_the_window(tmp_path: Path) -> None:
-    config = ModelConfig(**{**LLAMA, "kv_heads": 2, "sliding_window": 6})
+@pytest.mark.parametrize("kinds", [[], ["full_attention", "sliding_attention"]])
+def test_beyond_the_window(tmp_path: Path, kinds: list[Any]) -> None:
+    config = ModelConfig(**{**LLAMA, "kv_heads": 2, "sliding_window": 6, "layer_types": kinds})
     checkpoint = tiny.write_checkpoint(tmp_path / "model", config)
     release(checkpoint, tmp_path / "ct2", text=" ".join(VOCAB[3:]))
     ours, theirs = open_engine(checkpoint, device="cpu"), open_engine(tmp_path / "ct2", device="cpu")
@@ -118,6 +121,14 @@ def test_beyond_the_window(tmp_path: Path) -> None:
         np.testing.assert_allclose(theirs.logits(tokens), ours.logits(tokens), atol=1e-4)
     for log_probs, expected in zip(theirs.score(texts), ours.score(texts), strict=True):
         assert log_probs == pytest.approx(expected, abs=1e-4)
-    options = GenerationConfig(max_length=30, min_length=30)
-    for answer, expected in zip(theirs.generate(texts[:3], options), ours.generate(texts[:3], options), strict=True):
-        assert answer[0].tokens == expected[0].tokens
+    for options in (GenerationConfig(max_length=30, min_length=30), GenerationConfig(max_length=9, beam_size=3)):
+        expected = [answers[0].tokens for answers in ours.generate(texts, options)]
+        for size in (1, len(texts)):
+            assert [answers[0].tokens for answers in theirs.generate(texts, options, batch_size=size)] == expected
+    options = GenerationConfig(max_length=30)
+    assert [list(theirs.stream(tokens, options)) for tokens in texts] == [
+        list(ours.stream(tokens, options)) for tokens in texts
+    ]
+    for penalty in ({"repetition_penalty": 1.5}, {"block_ngram_repeat": 2}):
+        with pytest.raises(UnsupportedError, match="more than sliding_window = 6 tokens"):
+            theirs.generate(texts, GenerationConfig(**penalty))

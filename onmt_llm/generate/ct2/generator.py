@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,8 @@ class Ct2Generator:
     * The probability of banned tokens (`min_length`, `ban_unk_token`, repeated n-grams) goes to the other tokens.
     * `seed`: CTranslate2 seeds a thread when the thread first draws. So only the same call (same prompts, same
       `batch_size`) repeats exactly, and the model is loaded again for every seeded call after the first.
-    * With a sliding window, a longer prompt is read in blocks of the window's size, each of which sees the whole block
-      before it: more than the model saw in training. The log says so once. `score` and `logits` are exact: they read
-      what is beyond the window token by token, which is slow.
+    * What a prompt has beyond a sliding window is read token by token, which is slow; the log says so once. With
+      `repetition_penalty` or `block_ngram_repeat` such a prompt is refused.
     * In beam search a stop string cuts the finished answer instead of ending the search.
 
     Args:
@@ -91,7 +91,7 @@ class Ct2Generator:
         """See `Engine.generate`."""
         self._decoding.check(options, prefixes=prefixes is not None)
         known = [self._known(prompt) for prompt in prompts]
-        self._warn_beyond_window(known)
+        self._check_window(known, options)
         self._decoding.check_lengths(known)
         batches = self._batches(known, options, batch_size=batch_size, batch_type=batch_type)
         return self._decoding.generate(known, options, batches, self._generate_batch)
@@ -106,7 +106,7 @@ class Ct2Generator:
         elif options.beam_size > 1:
             yield self.generate([prompt], options)[0][0].as_delta()
         else:
-            self._warn_beyond_window([prompt])
+            self._check_window([prompt], options)
             self._decoding.check_lengths([prompt])
             yield from self._decoding.stream(lambda: self._open_steps(prompt, options), options, should_stop)
 
@@ -157,21 +157,17 @@ class Ct2Generator:
         return np.concatenate([rows, self._later_logits(known, window)]) if self._is_beyond_window(known) else rows
 
     def _later_logits(self, tokens: list[str], window: int | None) -> np.ndarray:
-        """Logits after each token beyond the window.
-
-        `forward_batch` fails there. But of two prompts CTranslate2 reads at once only what the shorter one has, and
-        then one token at a time, as it does in an answer; it returns the logits of these steps too.
-        """
+        """Logits after each token beyond the window, where `forward_batch` fails; see `_with_short_prompt`."""
         with ct2_errors():
             results = self._model.handle.generate_batch(
-                [tokens[:window], tokens],
+                self._with_short_prompt([tokens]),
                 max_length=1,
                 end_token=[],  # an end token would be banned in all steps
                 include_prompt_in_result=False,
                 cache_static_prompt=False,
                 return_logits_vocab=True,
             )
-        return np.stack([self._array(step) for step in results[1].logits[0][1:]])
+        return np.stack([self._array(step) for step in results[0].logits[0][1:]])
 
     def _array(self, values: Any) -> np.ndarray:
         """CTranslate2's values, which may be on the GPU or in half precision; numpy reads neither."""
@@ -180,17 +176,33 @@ class Ct2Generator:
 
     def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
         results = self._model.handle.generate_batch(
-            prompts,
+            self._with_short_prompt(prompts),
             include_prompt_in_result=False,
             cache_static_prompt=False,
             **self._decoding.batch_options(options),
         )
-        return [self._decoding.hypotheses(result.sequences_ids, result.scores, options) for result in results]
+        answers = results[: len(prompts)]
+        return [self._decoding.hypotheses(answer.sequences_ids, answer.scores, options) for answer in answers]
 
-    def _open_steps(self, prompt: Sequence[str], options: GenerationConfig) -> Any:
-        return self._model.handle.generate_tokens(
-            self._known(prompt), cache_static_prompt=False, **self._decoding.search_options(options)
+    def _open_steps(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[Any]:
+        steps = self._model.handle.generate_tokens(
+            self._with_short_prompt([self._known(prompt)]),
+            callback=lambda step: step.batch_id > 0,
+            cache_static_prompt=False,
+            **self._decoding.search_options(options),
         )
+        with closing(steps):
+            yield from (step for step in steps if step.batch_id == 0)
+
+    def _with_short_prompt(self, prompts: list[list[str]]) -> list[list[str]]:
+        """The prompts of a batch, after which comes one of the window's length if all are longer.
+
+        CTranslate2 reads a prompt that is longer than the window in blocks, in which it computes other attention than
+        the model does. But of several prompts it reads at once only what the shortest one has, and then one token at a
+        time, as it does in an answer.
+        """
+        window = self._codec.config.model.sliding_window
+        return [*prompts, prompts[0][:window]] if all(map(self._is_beyond_window, prompts)) else prompts
 
     def _known(self, tokens: Sequence[str]) -> list[str]:
         """The tokens with unknown ones replaced by our vocabulary's rule, so both engines read the same."""
@@ -205,18 +217,29 @@ class Ct2Generator:
         token. Penalties then count the forced tokens, and with a prompt of one token in the batch the others' prompts
         become part of their answers.
         """
-        penalties = options.repetition_penalty != 1.0 or options.block_ngram_repeat > 0
         lengths = [len(prompt) for prompt in prompts]
-        same_length = penalties or 1 in lengths
+        same_length = _has_penalties(options) or 1 in lengths
         return make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=same_length)
 
     def _is_beyond_window(self, tokens: Sequence[str]) -> bool:
         window = self._codec.config.model.sliding_window
         return window is not None and len(tokens) > window
 
-    def _warn_beyond_window(self, prompts: Sequence[Sequence[str]]) -> None:
-        if any(map(self._is_beyond_window, prompts)):
-            log_once("A prompt is longer than sliding_window: CTranslate2 then looks further back than the model does.")
+    def _check_window(self, prompts: Sequence[Sequence[str]], options: GenerationConfig) -> None:
+        if not any(map(self._is_beyond_window, prompts)):
+            return
+        window = self._codec.config.model.sliding_window
+        if _has_penalties(options):
+            raise UnsupportedError(
+                f"A prompt of more than sliding_window = {window} tokens must go without repetition_penalty and "
+                "block_ngram_repeat, since CTranslate2 would count its tokens as tokens of the answer.",
+                hint="use the torch engine (a checkpoint instead of the release), or leave the option out",
+            )
+        log_once("A prompt is longer than sliding_window: CTranslate2 reads the rest of it token by token.")
+
+
+def _has_penalties(options: GenerationConfig) -> bool:
+    return options.repetition_penalty != 1.0 or options.block_ngram_repeat > 0
 
 
 def _refuse_source(source: object) -> None:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from onmt_llm.config.model import FeatureConfig, ModelConfig
+from onmt_llm.config.model import FeatureConfig, LayerType, ModelConfig
 from onmt_llm.errors import DataError
 from onmt_llm.nn.activations.offload import Offload
 from onmt_llm.nn.activations.recompute import recompute
@@ -73,15 +73,19 @@ class Stack(nn.Module):
         self.embed_positions = nn.Embedding(config.max_position, size) if config.position == "learned" else None
         self.embed_norm = build_norm(config) if config.embed_norm else None
         self.layers = nn.ModuleList(
-            Block(config, layer=i, cross=cross, dropout=dropout, attention_dropout=attention_dropout)
+            Block(config, layer=i, causal=causal, cross=cross, dropout=dropout, attention_dropout=attention_dropout)
             for i in range(layers)
         )
         # Here if the layers share it; otherwise each attention has its own.
         self.relative_bias = build_relative_bias(config) if config.position == "t5" and config.relative_shared else None
-        self.norm = build_norm(config) if config.norm_position == "pre" else None
-        self.rotary = self.sinusoid = None
+        self.norm = None if config.norm_position == "post" else build_norm(config)
+        self.rotary: dict[LayerType, PositionTable] = {}
+        self.sinusoid = None
         if config.position == "rotary":
-            self.rotary = PositionTable(functools.partial(build_rotary_table, config.rope, config.rotary_size))
+            whole = PositionTable(functools.partial(build_rotary_table, config.rope, config.rotary_size))
+            local = PositionTable(functools.partial(build_rotary_table, config.rope.local, config.rotary_size))
+            is_one = config.rope.local_theta is None
+            self.rotary = {"full_attention": whole, "sliding_attention": whole if is_one else local}
         elif config.position == "sinusoidal":
             self.sinusoid = PositionTable(functools.partial(build_sinusoidal_table, size, kind=config.sinusoid))
 
@@ -112,7 +116,7 @@ class Stack(nn.Module):
         self,
         x_BTD: Tensor,
         positions: Positions,
-        mask: Mask,
+        masks: Mapping[LayerType, Mask],
         *,
         memory_BSD: Tensor | None = None,
         memory_mask: Mask | None = None,
@@ -124,17 +128,20 @@ class Stack(nn.Module):
         Args:
             x_BTD: See `embed`.
             positions: Of x.
-            mask: Of the self-attentions.
+            masks: Of the self-attentions, by the type of the layer.
             memory_BSD: Output of the encoder, for cross attention.
             memory_mask: Of the cross attentions.
             cache: Keys and values of earlier tokens; those of x are added.
             align: Receives the attention weights of single blocks, by their numbers.
         """
-        rotary = None if self.rotary is None else self.rotary.rows(positions, x_BTD.device, x_BTD.dtype)
+        tables = {self.rotary[kind] for kind in masks} if self.rotary else set()
+        rows = {table: table.rows(positions, x_BTD.device, x_BTD.dtype) for table in tables}
+        rotary = {kind: rows[self.rotary[kind]] for kind in masks} if self.rotary else {}
         relative_TS = relative_index(self.config, positions, x_BTD.device, causal=self.causal)
         if self.relative_bias is not None and relative_TS is not None:
-            mask = mask.plus(relative_bias(self.relative_bias, relative_TS))
-        context = BlockContext(mask, rotary, relative_TS, memory_BSD, memory_mask, cache)
+            bias = relative_bias(self.relative_bias, relative_TS)
+            masks = {kind: mask.plus(bias) for kind, mask in masks.items()}
+        context = BlockContext(masks, rotary, relative_TS, memory_BSD, memory_mask, cache)
         recomputes = "block" in self.recomputed and torch.is_grad_enabled() and cache is None
         with nullcontext() if self.offload is None else self.offload.hooks():
             for number, block in enumerate(self.layers):

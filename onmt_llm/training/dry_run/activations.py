@@ -152,7 +152,7 @@ def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
     share = head_size / config.size_per_head
 
     def narrow(width: int) -> int:
-        return width and max(1, round(width * share))
+        return min(width, max(1, round(width * share)))
 
     rotary = config.rope.rotary_dim and max(2, round(config.rope.rotary_dim * share / 2) * 2)
     return config.model_copy(
@@ -163,7 +163,7 @@ def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
             "moe": config.moe.model_copy(
                 update={"expert_size": narrow(config.expert_size), "shared_size": narrow(config.moe.shared_size)}
             ),
-            "rope": RopeConfig(rotary_dim=rotary),
+            "rope": RopeConfig(rotary_dim=rotary, local_theta=config.rope.local_theta),
             "vocab_size": _TOKENS,
             "src_vocab_size": None,
             "src_features": [],

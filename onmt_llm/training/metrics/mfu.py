@@ -12,8 +12,9 @@ Shapes: B rows, T and S positions, K documents of a row.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +41,15 @@ class ModelFlops:
         target: Per position of the decoder.
         label: Per trained position, in the output layer.
         encoder_pair: Per pair of positions that attend to each other in the encoder.
-        decoder_pair: The same in the decoder, from target to source and within the target.
-        window: Positions that each position attends back to; None = all.
+        decoder_pairs: The same in the decoder, from target to source and within the target, in the layers of each
+            sliding window; None = in those without.
     """
 
     source: float
     target: float
     label: float
     encoder_pair: float
-    decoder_pair: float
-    window: int | None = None
+    decoder_pairs: Mapping[int | None, float]
 
     @classmethod
     def of(cls, model: Transformer) -> ModelFlops:
@@ -63,9 +63,8 @@ class ModelFlops:
         block = outer + memory + config.hidden_size * (ffn + routed)
         crossing = config.encoder_layers > 0 and config.decoder_layers > 0
         # Forward, and the gradients of the inputs; the gradients of the weights are added below.
-        blocks = [len(uses) for uses in block_uses(model)]
-        backward = [sum(use.backward for use in uses) for uses in block_uses(model)]
-        in_encoder, in_decoder = (2.0 * blocks[i] + 2.0 * backward[i] for i in range(2))
+        uses = block_uses(model)
+        in_encoder, in_decoder = (sum(2.0 + 2.0 * use.backward for use in stack) for stack in uses)
         source = in_encoder * block + (in_decoder * memory if crossing else 0.0)
         target = in_decoder * (block + (outer if crossing else 0))
         for name, parameter in model.named_parameters():
@@ -82,22 +81,26 @@ class ModelFlops:
             source,
             target,
             label,
-            (4.0 * blocks[0] + 8.0 * backward[0]) * queries,
-            (4.0 * blocks[1] + 8.0 * backward[1]) * queries,
-            config.sliding_window,
+            queries * sum(use.pair for use in uses[0]),
+            {
+                window: queries * sum(use.pair for use in uses[1] if use.window == window)
+                for window in {use.window for use in uses[1]}
+            },
         )
 
     def __call__(self, batch: Batch) -> float:
         """Operations of an update with this batch."""
         lengths_BK = _lengths(batch.tgt_BT, batch.doc_BT)
         total = self.target * batch.tgt_BT.numel() + self.label * float((batch.labels_BT != IGNORE).sum())
-        total += self.decoder_pair * float(_causal_pairs(lengths_BK, self.window).sum())
+        total += sum(
+            pair * float(_causal_pairs(lengths_BK, window).sum()) for window, pair in self.decoder_pairs.items()
+        )
         if batch.src_BS is not None:
             sources_BK = _lengths(batch.src_BS, batch.src_doc_BS)
             documents = min(lengths_BK.shape[1], sources_BK.shape[1])
             crossing = (lengths_BK[:, :documents] * sources_BK[:, :documents]).sum()
             total += self.source * batch.src_BS.numel() + self.encoder_pair * float((sources_BK**2).sum())
-            total += self.decoder_pair * float(crossing)
+            total += sum(self.decoder_pairs.values()) * float(crossing)
         return total
 
 
@@ -108,10 +111,17 @@ class BlockUse:
     Attributes:
         backward: The backward pass goes through it, because it or something below it is trained.
         trained: All of its parameters are trained.
+        window: Sliding window of its self-attention.
     """
 
     backward: bool
     trained: bool
+    window: int | None
+
+    @property
+    def pair(self) -> float:
+        """Operations for each pair of positions and column of the heads."""
+        return 4.0 + 8.0 * self.backward
 
 
 def block_uses(model: Transformer) -> tuple[list[BlockUse], list[BlockUse]]:
@@ -128,10 +138,10 @@ def _stack_uses(stack: Stack | None, *, below: bool) -> list[BlockUse]:
     uses: list[BlockUse] = []
     below = below or any(_is_trained(part) for name, part in stack.named_children() if name not in ("layers", "norm"))
     for layer in stack.layers:
-        halves: list[nn.Module] = [layer.base, layer.twin] if isinstance(layer, TwinBlock) else [layer]
+        halves: list[Any] = [layer.base, layer.twin] if isinstance(layer, TwinBlock) else [layer]
         for half in halves:
             whole = all(parameter.requires_grad for parameter in half.parameters())
-            uses.append(BlockUse(below or _is_trained(half), whole))
+            uses.append(BlockUse(below or _is_trained(half), whole, stack.config.window(half.kind)))
         below = below or any(map(_is_trained, halves))
     return uses
 

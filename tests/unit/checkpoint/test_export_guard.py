@@ -83,7 +83,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "moe.balance_loss": [{"moe": {"experts": 3, "balance_loss": 0.5}}],
     "activation": [{"activation": name} for name in ("relu", "gelu", "gelu_tanh", "silu")],
     "norm": [{"norm": "layernorm"}, {"norm": "rmsnorm"}],
-    "norm_position": [{"norm_position": "post"}],
+    "norm_position": [{"norm_position": name} for name in ("post", "both", "output")],
     "norm_eps": [{"norm_eps": 0.3}],
     "norm_bias": [{"norm": "layernorm", "norm_bias": False}],
     "position": [
@@ -106,6 +106,11 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "rope.original_max_position": [
         {"position": "rotary", "rope": RopeConfig(scaling="llama3", **{**SCALED, "original_max_position": 16})}
     ],
+    "rope.local_theta": [
+        {"position": "rotary", "sliding_window": 3, "rope": RopeConfig(**rope, local_theta=30.0)}
+        for rope in ({}, {"scaling": "linear", **SCALED})
+    ],
+    "rope_layers": [{"position": "rotary", "rope_layers": [True, False]}],
     "sinusoid": [{"position": "sinusoidal", "sinusoid": kind} for kind in ("concat", "fairseq")],
     "relative_positions": [{"position": "shaw", "relative_positions": 2}],
     "relative_buckets": [{"position": "t5", "relative_buckets": 6}],
@@ -126,6 +131,10 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "ffn_bias": [{"ffn_bias": True}],
     "lm_head_bias": [{"lm_head_bias": True}],
     "sliding_window": [{"sliding_window": 3}, {"sliding_window": 1}],
+    "layer_types": [
+        {"sliding_window": 3, "layer_types": [f"{name}_attention" for name in names]}
+        for names in (("sliding", "full"), ("full", "sliding"), ("sliding", "sliding"))
+    ],
     "scale_embeddings": [{"scale_embeddings": True}, {"scale_embeddings": False}],
     "embed_norm": [{"embed_norm": True}],
     "scale_logits": [{"scale_logits": True}],

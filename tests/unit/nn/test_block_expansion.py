@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from onmt_llm.config.model import RopeConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import (
     add_twins,
@@ -180,6 +181,26 @@ def test_the_frozen_halves_may_be_quantised() -> None:
     pair = paired.get_submodule("decoder.layers.1")
     assert isinstance(pair.base.mlp.up_proj, Int8Linear) and not isinstance(pair.twin.mlp.up_proj, Int8Linear)
     torch.testing.assert_close(paired(ids()), build("decoder")(ids()), atol=0.1, rtol=0.1)
+
+
+def test_new_blocks_are_of_the_type_of_those_that_they_copy() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    config = tiny.config(
+        **{"vocab_size": 50, "position": "rotary", "rope": RopeConfig(local_theta=20.0), "rope_layers": [True, False]},
+        **{"decoder_layers": 2, "sliding_window": 3, "layer_types": kinds},
+    )
+    blocks = ["decoder.layers.0", "decoder.layers.1"]
+    model = tiny.build(config).eval()
+    expected = model(ids(9))
+    stack_blocks(model, blocks)
+    assert torch.equal(model(ids(9)), expected)
+    assert model.config.layer_types == [kinds[0], kinds[0], kinds[1], kinds[1]]
+    assert model.config.rope_layers == [True, True, False, False]
+    assert expanded_config(model.config, blocks, sign=-1) == config
+    init_weights(model, param_init=0.3, glorot=True)
+    again = Transformer(model.config).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(ids(9)), model(ids(9))) and not torch.allclose(model(ids(9)), expected)
 
 
 def test_depth_and_places() -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import tiny
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.masks import (
     Mask,
-    decoder_mask,
+    decoder_masks,
     encoder_mask,
     full_context_mask,
     memory_mask,
@@ -21,6 +22,12 @@ from onmt_llm.nn.positions import Positions, packed
 
 CPU = torch.device("cpu")
 DOC_BT = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]])
+
+
+def decoder_mask(config: ModelConfig, positions: Positions, **rows: torch.Tensor) -> Mask:
+    """The mask of a decoder whose layers are alike."""
+    (mask,) = decoder_masks(config, positions, CPU, **rows).values()
+    return mask
 
 
 def allowed(mask: Mask, queries: int, keys: int, rows: int = 1) -> torch.Tensor:
@@ -39,7 +46,7 @@ def test_a_decoder_sees_what_came_before_in_its_window_and_document(
     config = tiny.config(position=position, relative_positions=3, relative_buckets=4, sliding_window=window)
     doc_BT = DOC_BT if documents else None
     positions = packed(DOC_BT) if documents else Positions(0, 6)
-    found = allowed(decoder_mask(config, positions, CPU, doc_BT=doc_BT), 6, 6, rows=2)
+    found = allowed(decoder_mask(config, positions, doc_BT=doc_BT), 6, 6, rows=2)
     for row, query, key in product(range(2), range(6), range(6)):
         expected = key <= query and (window is None or key > query - window)
         if documents:
@@ -53,14 +60,14 @@ def test_a_decoder_sees_what_came_before_in_its_window_and_document(
 def test_left_padding_is_hidden_and_no_query_is_without_a_key(window: int | None) -> None:
     left_pad_B = torch.tensor([0, 3])
     config = tiny.config(position="rotary", sliding_window=window)
-    found = allowed(decoder_mask(config, Positions(0, 5), CPU, left_pad_B=left_pad_B), 5, 5, rows=2)
+    found = allowed(decoder_mask(config, Positions(0, 5), left_pad_B=left_pad_B), 5, 5, rows=2)
     assert found.any(-1).all()
     assert not found[1, 3:, :3].any() and found[1, 4, 3] and found[0, 1, 0]
 
 
 def test_one_new_token_needs_no_mask() -> None:
-    assert decoder_mask(tiny.llama(), Positions(7, 1), CPU) == Mask()
-    assert decoder_mask(tiny.llama(), Positions(0, 4), CPU) == Mask(causal=True)
+    assert decoder_mask(tiny.llama(), Positions(7, 1)) == Mask()
+    assert decoder_mask(tiny.llama(), Positions(0, 4)) == Mask(causal=True)
 
 
 @pytest.mark.parametrize("position", ["rotary", "alibi"])

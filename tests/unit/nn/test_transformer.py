@@ -22,6 +22,15 @@ DECODERS = {
     "partial-rotary-window-qk-norm": dict(
         position="rotary", sliding_window=3, qk_norm=True, rope=RopeConfig(rotary_dim=4), kv_heads=2
     ),
+    "window-in-some-layers": dict(
+        **dict(position="rotary", sliding_window=3, layer_types=["full_attention", "sliding_attention"]),
+        **dict(rope=RopeConfig(local_theta=50.0, scaling="linear", factor=4.0), norm="rmsnorm"),
+        **dict(norm_position="both", attention_scale=0.3, kv_heads=2),
+    ),
+    "rotary-in-some-layers": dict(position="rotary", rope_layers=[True, False], norm_position="output"),
+    "alibi-window-in-some-layers": dict(
+        position="alibi", sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    ),
     "alibi": dict(position="alibi"),
     "alibi-window-gqa": dict(position="alibi", sliding_window=4, kv_heads=2),
     "alibi-falcon": dict(position="alibi", alibi_scaled=True, kv_heads=2),
@@ -40,6 +49,11 @@ DECODERS = {
 ENCODER_DECODERS = {
     "marian": dict(encoder_layers=2, norm_position="post", share_embeddings=True, tie_embeddings=True),
     "modern": dict(encoder_layers=1, src_vocab_size=40, **tiny.LLAMA),
+    "both-norms-window-in-some-layers": dict(
+        **dict(encoder_layers=1, position="rotary", rope_layers=[False, True], norm_position="both"),
+        **dict(sliding_window=2, layer_types=["full_attention", "sliding_attention"]),
+    ),
+    "output-norms": dict(encoder_layers=1, norm_position="output"),
     "alibi": dict(encoder_layers=1, position="alibi"),
     "shaw": dict(encoder_layers=2, position="shaw", relative_positions=2, kv_heads=2),
     "t5": dict(encoder_layers=2, position="t5", relative_buckets=4, relative_max_distance=6, relative_shared=True),
@@ -153,7 +167,8 @@ def test_shaw_attention_is_that_of_the_paper() -> None:
     x, positions = torch.randn(1, 7, 32), Positions(0, 7)
     for causal in (True, False):
         index = relative_index(model.config, positions, x.device, causal=causal)
-        mask = masks.decoder_mask(model.config, positions, x.device) if causal else masks.Mask()
+        every = masks.decoder_masks(model.config, positions, x.device)
+        mask = every["full_attention"] if causal else masks.Mask()
         close(attention_(x, mask, relative_TS=index)[0], reference_shaw(model, x[0], causal))
 
 

@@ -114,9 +114,7 @@ def test_texts_longer_than_the_window_are_compared(tmp_path: Path, monkeypatch: 
     model = write_checkpoint(tmp_path / "model", window, scale=0.5)
     report = release(model, tmp_path / "out", text=TEXT)
     assert report["figures"]["n_tokens"] == 81
-    assert [sentence.split(":")[0] for sentence in report["not_compared"]] == [
-        "Answers to prompts of more than sliding_window = 20 tokens"
-    ]
+    assert "not_compared" not in report
     build = ctranslate2.build_spec
     monkeypatch.setattr(
         ctranslate2, "build_spec", lambda config: build(config.model_copy(update={"sliding_window": None}))
@@ -128,8 +126,8 @@ def test_texts_longer_than_the_window_are_compared(tmp_path: Path, monkeypatch: 
 def test_a_window_that_no_text_fills_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     window = LLAMA.model_copy(update={"sliding_window": 100})
     report = release(write_checkpoint(tmp_path / "model", window), tmp_path / "out", text=TEXT)
-    assert "the compared ones have at most 81" in report["not_compared"][1]
-    assert all(sentence in caplog.text for sentence in report["not_compared"])
+    (sentence,) = report["not_compared"]
+    assert "the compared ones have at most 81" in sentence and sentence in caplog.text
 
 
 def test_warn_and_off_publish_and_say_so(

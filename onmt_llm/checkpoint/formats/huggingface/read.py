@@ -131,6 +131,13 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
+    others = [key for key in ("vision_config", "audio_config") if hf_config.get(key) is not None]
+    if others:
+        text_type = (hf_config.get("text_config") or {}).get("model_type", "?")
+        raise UnsupportedError(
+            f"A model must read text only, but config.json of this '{model_type}' also has {' and '.join(others)}.",
+            hint=f"convert its language model, saved on its own (model_type '{text_type}')",
+        )
     known = ", ".join(family.model_type for family in FAMILIES)
     raise UnsupportedError(f"model_type in config.json must be one of {known}, but is '{model_type}'.")
 

@@ -210,25 +210,6 @@ def heads(
     return Row(keys, read, write, checks)
 
 
-def window(*, default: int | None = None, switch: str = "") -> Row:
-    """The sliding window of all layers; null = none.
-
-    Args:
-        default: Its value where the key is not there.
-        switch: Key that must be true for the window to count; "" = there is none.
-    """
-    keys = ("sliding_window", *([switch] if switch else []))
-
-    def read(hf: HfConfig) -> Values:
-        off = bool(switch) and not hf.get(switch, False)
-        return {"sliding_window": None if off else hf.get("sliding_window", default)}
-
-    def write(config: ModelConfig) -> Values:
-        return dict(zip(keys, (config.sliding_window, config.sliding_window is not None), strict=False))
-
-    return Row(keys, read, write, anything("sliding_window"))
-
-
 def _word(value: object) -> str:
     """The value as in JSON, but with the quotes of Python."""
     return repr(value) if isinstance(value, str) else json.dumps(value)

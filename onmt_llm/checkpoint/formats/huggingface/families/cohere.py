@@ -1,4 +1,7 @@
-"""Cohere: parallel sub-layers with one LayerNorm without a bias, interleaved rotary positions, scaled logits."""
+"""Cohere: parallel sub-layers with one LayerNorm without a bias, interleaved rotary positions, scaled logits.
+
+Cohere 2 has a sliding window and rotary positions in three of four layers, and neither in the fourth.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     scale,
     setting,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.layers import rotary_within_windows, windows
 from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
 from onmt_llm.checkpoint.formats.ops import InterleavedRotary
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
@@ -26,24 +30,44 @@ def rules(config: ModelConfig) -> list[Rule]:
     return per_layer(llama.rules_but(*rotated), config.decoder_layers)
 
 
+ROWS = (
+    *llama.SIZES,
+    setting("tie_embeddings", "tie_word_embeddings", default=True),
+    activation("hidden_act", "silu"),
+    setting("norm_eps", "layer_norm_eps", default=1e-5),
+    setting("max_position", "max_position_embeddings", default=8192),
+    setting("attn_bias attn_out_bias", "attention_bias", default=False),
+    scale("logit_scale", "logit_scale", default=0.0625),
+    always(norm="layernorm", norm_bias=False, parallel_residual=True, shared_norm=True, ffn_gated=True),
+)
 COHERE = Family(
     "cohere",
     "CohereForCausalLM",
     (
-        *llama.SIZES,
-        setting("tie_embeddings", "tie_word_embeddings", default=True),
+        *ROWS,
         heads(kv="num_key_value_heads", head_dim="head_dim"),
-        activation("hidden_act", "silu"),
-        setting("norm_eps", "layer_norm_eps", default=1e-5),
-        setting("max_position", "max_position_embeddings", default=8192),
         rotary(default_theta=500000.0),
-        setting("attn_bias attn_out_bias", "attention_bias", default=False),
-        scale("logit_scale", "logit_scale", default=0.0625),
-        always(norm="layernorm", norm_bias=False, parallel_residual=True, shared_norm=True, ffn_gated=True),
         must_be(use_qk_norm=False),
     ),
     rules,
     llama.IGNORE,
     models="Command R, Aya 23",
     harmless=("model_max_length",),
+)
+COHERE2 = Family(
+    "cohere2",
+    "Cohere2ForCausalLM",
+    (
+        *ROWS,
+        heads(kv="num_key_value_heads"),
+        rotary(),
+        windows(every=4),
+        rotary_within_windows(every=4),
+        must_be(rotary_pct=1.0, position_embedding_type="rope_gptj", use_embedding_sharing=True),
+        must_be(use_gated_activation=True, use_parallel_block=True, order_of_interleaved_layers="local_attn_first"),
+    ),
+    rules,
+    llama.IGNORE,
+    models="Command R7B, Command A",
+    harmless=("head_dim", "layer_switch", "use_parallel_embedding"),  # transformers reads none of them
 )

@@ -1,8 +1,13 @@
-"""Gemma: Llama with scaled embeddings, and with norms that multiply by 1 + weight."""
+"""Gemma: Llama with scaled embeddings, and with norms that multiply by 1 + weight.
+
+Gemma 3 also normalises the outputs of sub-layers, q and k, and has a sliding window in five of six layers.
+"""
 
 from __future__ import annotations
 
-from onmt_llm.checkpoint.export_guard import only
+from collections.abc import Callable, Mapping
+
+from onmt_llm.checkpoint.export_guard import anything, only, where
 from onmt_llm.checkpoint.formats.huggingface.families import llama
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     Family,
@@ -17,18 +22,28 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     must_be,
     setting,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.layers import windows
+from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary_by_type
 from onmt_llm.checkpoint.formats.ops import Offset
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 
-NORMS = [
-    *modules({"decoder.norm": "model.norm"}, Offset(1.0)),
-    *block("model.layers", {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}, Offset(1.0)),
-]
+NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+NORMS3 = {
+    "attn_norm": "input_layernorm",
+    "self_attn.q_norm": "self_attn.q_norm",
+    "self_attn.k_norm": "self_attn.k_norm",
+    "attn_out_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_out_norm": "post_feedforward_layernorm",
+}
 
 
-def rules(config: ModelConfig) -> list[Rule]:
-    return per_layer(llama.rules_but(*NORMS), config.decoder_layers)
+def rules_with(norms: Mapping[str, str]) -> Callable[[ModelConfig], list[Rule]]:
+    """Llama's rules, with these norms in each block."""
+    plus_one = Offset(1.0)
+    others = [*modules({"decoder.norm": "model.norm"}, plus_one), *block("model.layers", norms, plus_one)]
+    return lambda config: per_layer(llama.rules_but(*others), config.decoder_layers)
 
 
 def _read_activation(hf: HfConfig) -> Values:
@@ -52,7 +67,48 @@ GEMMA = Family(
         always(scale_embeddings=True),
         must_be(use_bidirectional_attention=False, hidden_activation="gelu_pytorch_tanh"),
     ),
-    rules,
+    rules_with(NORMS),
     llama.IGNORE,
     models="Gemma 1, CodeGemma",
+)
+
+
+def _query_scale() -> Row:
+    """`query_pre_attn_scalar`: attention scores are divided by its square root."""
+
+    def read(hf: HfConfig) -> Values:
+        value = hf.get("query_pre_attn_scalar", 256)
+        return {"attention_scale": value**-0.5 if isinstance(value, int | float) and value > 0 else value}
+
+    def write(config: ModelConfig) -> Values:
+        return {"query_pre_attn_scalar": round(config.attention_factor**-2)}
+
+    def holds(config: ModelConfig) -> bool:
+        number = round(config.attention_factor**-2)
+        return number > 0 and number**-0.5 == config.attention_factor
+
+    scale = where(holds, ", but attention scores are divided by the square root of a whole number")
+    return Row(("query_pre_attn_scalar",), read, write, {"attention_scale": scale, **anything("scale_attention")})
+
+
+GEMMA3 = Family(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    (
+        *llama.SIZES,
+        heads(kv="num_key_value_heads", head_dim="head_dim", default=256),
+        activation("hidden_activation", "gelu_pytorch_tanh"),
+        setting("norm_eps", "rms_norm_eps", default=1e-6),
+        setting("max_position", "max_position_embeddings", default=131072),
+        setting("tie_embeddings", "tie_word_embeddings", default=True),
+        setting("attn_bias attn_out_bias", "attention_bias", default=False),
+        rotary_by_type(theta=1000000.0, local_theta=10000.0),
+        windows(every=6),
+        _query_scale(),
+        always(norm="rmsnorm", norm_position="both", qk_norm=True, ffn_gated=True, scale_embeddings=True),
+        must_be(use_bidirectional_attention=False, attn_logit_softcapping=None, final_logit_softcapping=None),
+    ),
+    rules_with(NORMS3),
+    llama.IGNORE,
+    models="Gemma 3, text only",
 )

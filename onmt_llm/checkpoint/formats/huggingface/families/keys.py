@@ -21,7 +21,7 @@ HARMLESS = (
     *("initializer_range", "*dropout", "*_pdrop", "gradient_checkpointing"),
     # what a call returns, and how it is computed
     *("return_dict*", "use_return_dict", "output_attentions", "output_hidden_states", "output_past"),
-    *("output_scores", "use_cache", "chunk_size_feed_forward", "use_bfloat16"),
+    *("output_scores", "use_cache", "cache_implementation", "chunk_size_feed_forward", "use_bfloat16"),
     *("tf_legacy_loss", "*attn_implementation*", "*flash_attn*", "*_experts_implementation*", "torchscript"),
     *("pretraining_tp",),
     # encoder-decoders, classifiers

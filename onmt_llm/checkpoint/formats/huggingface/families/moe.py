@@ -18,8 +18,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     block,
     must_be,
     setting,
-    window,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.layers import window
 from onmt_llm.checkpoint.formats.ops import Chain, Reshape, SplitRows
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer, repeated, rule
 from onmt_llm.config.model import ModelConfig

@@ -14,8 +14,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     modules,
     must_be,
     setting,
-    window,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.layers import window
 from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
 from onmt_llm.checkpoint.formats.ops import SplitRows
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer

@@ -43,8 +43,50 @@ def rotary(
         part = _fraction(config.rotary_size, config.size_per_head)
         return {"rope_parameters": {**parameters, "partial_rotary_factor": part}, **older, fraction: part}
 
-    rope = [f"rope.{name}" for name in RopeConfig.model_fields if name != "rotary_dim" or fraction]
+    unknown = {"local_theta", *(() if fraction else ("rotary_dim",))}
+    rope = [f"rope.{name}" for name in RopeConfig.model_fields if name not in unknown]
     keys = ("rope_parameters", "rope_scaling", theta, *([fraction] if fraction else []))
+    return Row(keys, read, write, {**anything(*rope), "position": only("rotary")})
+
+
+def rotary_by_type(*, theta: float, local_theta: float) -> Row:
+    """Rotary positions of all layers: `rope_parameters` by the type of the layer (transformers 5), or a base for each
+    type, and `rope_scaling` of the layers without a sliding window (older).
+
+    Args:
+        theta: Base of the layers without a sliding window where no key says it.
+        local_theta: The same of those with one.
+    """
+    keys = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
+
+    def read(hf: HfConfig) -> Values:
+        by_type = hf.get("rope_parameters") or {}
+        settings = {**(hf.get("rope_scaling") or {}), **(by_type.get("full_attention") or {})}
+        rope = _rope(settings, float(settings.get("rope_theta") or hf.get("rope_theta") or theta), None)
+        settings = by_type.get("sliding_attention") or {}
+        base = float(settings.get("rope_theta") or hf.get("rope_local_base_freq") or local_theta)
+        local = _rope(settings, base, None)
+        if local.scaling != "none" and local != rope:
+            raise UnsupportedError(
+                f"Rotary scaling of the layers of type sliding_attention must be default or that of the others, but is "
+                f"'{local.scaling}'."
+            )
+        return {
+            "position": "rotary",
+            "rope": rope if local == rope else rope.model_copy(update={"local_theta": local.theta}),
+        }
+
+    def write(config: ModelConfig) -> Values:
+        rope, local = _rope_parameters(config.rope), _rope_parameters(config.rope.local)
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        values = (
+            {"full_attention": rope, "sliding_attention": local},
+            None if config.rope.scaling == "none" else scaling,
+            *(config.rope.theta, config.rope.local.theta),
+        )
+        return dict(zip(keys, values, strict=True))
+
+    rope = [f"rope.{name}" for name in RopeConfig.model_fields if name != "rotary_dim"]
     return Row(keys, read, write, {**anything(*rope), "position": only("rotary")})
 
 

@@ -10,8 +10,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     heads,
     must_be,
     setting,
-    window,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.layers import window
 from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
