@@ -8,10 +8,12 @@ spec is built here.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ctranslate2
 import numpy as np
 import torch
 from ctranslate2 import specs
@@ -36,6 +38,7 @@ _ROPE_SCALING = {
     "linear": specs.attention_spec.RotaryScalingType.Linear,
     "llama3": specs.attention_spec.RotaryScalingType.Llama3,
 }
+HAS_TABLE_PER_LAYER = [int(number) for number in re.findall(r"\d+", ctranslate2.__version__)] >= [4, 8, 3]
 _LARGEST_VARIABLE = 2**32 - 1
 """CTranslate2's file format counts a variable's bytes in 32 bits."""
 
@@ -77,6 +80,10 @@ def _position(position: str, config: ModelConfig) -> str | None:
     return None
 
 
+def _has_several_tables(config: ModelConfig) -> bool:
+    return config.position == "t5" and max(config.encoder_layers, config.decoder_layers) > 1
+
+
 def _sliding_window(window: int | None, config: ModelConfig) -> str | None:
     if window is not None and not config.is_decoder_only:
         return ", which CTranslate2 does not apply beside an encoder"
@@ -112,10 +119,8 @@ EXPRESSIBLE = {
         ", and CTranslate2 encodes positions in another way if the first layer does not rotate",
     ),
     "relative_shared": where(
-        lambda config: (
-            config.position != "t5" or config.relative_shared or max(config.encoder_layers, config.decoder_layers) < 2
-        ),
-        ", and all layers of a stack share one table of biases in CTranslate2",
+        lambda config: HAS_TABLE_PER_LAYER or config.relative_shared or not _has_several_tables(config),
+        ", and CTranslate2 before 4.8.3 uses the first layer's table of biases in all layers of a stack",
     ),
     "sliding_window": _sliding_window,
     "qk_norm": where(

@@ -53,7 +53,7 @@ ARCHITECTURES = {
     "shaw, grouped, rms": {"position": "shaw", "relative_positions": 3, "kv_heads": 2, "norm": "rmsnorm"},
     "t5": {**T5, "tie_embeddings": True, "scale_logits": True},
     "t5 1.1": {**T5, "ffn_gated": True, "activation": "gelu_tanh", "head_dim": 6},
-    "t5, a layer each, scaled": {**T5, "encoder_layers": 1, "decoder_layers": 1, "relative_shared": False},
+    "t5, a table per layer, scaled": {**T5, "scale_logits": True, "relative_shared": False},
     "features beside": {"src_features": FEATURES},
     "features added": {
         "src_features": [{**f, "size": 32} for f in FEATURES],

@@ -18,6 +18,7 @@ from onmt_llm.checkpoint.formats.byte_level_bpe import (
 )
 from onmt_llm.checkpoint.formats.decoding_tokens import set_decoding
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
+from onmt_llm.checkpoint.formats.t5_tokenizer import T5_FILE, from_t5, is_t5
 from onmt_llm.checkpoint.formats.word_piece import WORD_PIECE_FILE, from_vocab_txt
 from onmt_llm.config.checkpoint import SequenceTokens, SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
@@ -62,13 +63,16 @@ def from_huggingface(
         UnsupportedError: The tokeniser is one that no codec can open.
         DataError: The vocabulary file has more tokens than the model.
     """
-    file = tokenizer_model or _find(model_dir)
     stated = {**_read_json(model_dir / "special_tokens_map.json"), **_read_json(model_dir / "tokenizer_config.json")}
     ids = {**_read_json(model_dir / "config.json"), **_read_json(model_dir / "generation_config.json")}
+    t5 = is_t5(stated, ids)
+    file = tokenizer_model or _find(model_dir, *[T5_FILE] * t5)
     if file == NO_TOKENIZER:
         imported = without_tokenizer(rows)
     elif (content := _tokenizer_json(file, stated, ids.get("model_type"))) is not None:
         imported = _open_tokenizers(file, content, _content(stated.get("bos_token")))
+    elif t5:
+        imported = from_t5(file, stated, rows)
     else:
         imported = from_sentencepiece(file, rows=rows, add_bos=bool(stated.get("add_bos_token", True)))
         for token, number in _read_json(model_dir / "added_tokens.json").items():
@@ -162,12 +166,13 @@ def _same_template(one: str, other: str) -> bool:
     return one.strip().replace("\\n", "\n") == other.strip().replace("\\n", "\n")
 
 
-def _find(model_dir: Path) -> Path:
-    """The tokeniser file of a directory; `NO_TOKENIZER` if there is none of any kind."""
+def _find(model_dir: Path, *own: str) -> Path:
+    """The tokeniser file of a directory, which may be one of the model's `own` kind; `NO_TOKENIZER` if there is none of
+    any kind."""
     has_merges = (model_dir / MERGES_FILE).is_file()
-    known = (*_FILES, *_OTHER_FILES, *[VOCABULARY_FILE] * has_merges, WORD_PIECE_FILE, VOCABULARY_FILE)
+    known = (*_FILES, *own, *_OTHER_FILES, *[VOCABULARY_FILE] * has_merges, WORD_PIECE_FILE, VOCABULARY_FILE)
     here = next((name for name in known if (model_dir / name).is_file()), None)
-    if here in _OTHER_FILES or (here == VOCABULARY_FILE and not has_merges):
+    if here in {*_OTHER_FILES}.difference(own) or (here == VOCABULARY_FILE and not has_merges):
         raise UnsupportedError(
             f"The tokeniser in {model_dir} must be {', '.join(_FILES)}, {VOCABULARY_FILE} with {MERGES_FILE}, or "
             f"{WORD_PIECE_FILE}, but is {here}.",

@@ -35,6 +35,7 @@ class SentencePieceTokenizer:
         file: The `.model` file.
         nbest: Subword regularisation (Kudo 2018), for training only: sample among this many segmentations; -1 = all.
         alpha: Its smoothing parameter; 0 = no sampling.
+        extra_ids: Number of T5's sentinels, control tokens after the pieces: `<extra_id_N>`, ..., `<extra_id_0>`.
 
     Raises:
         DataError: The file is not a SentencePiece model.
@@ -43,9 +44,10 @@ class SentencePieceTokenizer:
 
     restarts_after_control = False
 
-    def __init__(self, file: str | Path, *, nbest: int = 1, alpha: float = 0.0) -> None:
+    def __init__(self, file: str | Path, *, nbest: int = 1, alpha: float = 0.0, extra_ids: int = 0) -> None:
         self._file = str(file)
         self._content = _read(Path(file))
+        self._sentinels = [f"<extra_id_{number}>" for number in reversed(range(extra_ids))]
         self._model, self._pieces = _load(self._content, self._file)
         samples = alpha > 0 and nbest != 1
         self._sampling = {"enable_sampling": True, "nbest_size": nbest, "alpha": alpha} if samples else {}
@@ -60,11 +62,13 @@ class SentencePieceTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(type(self).__name__, self._content, self._sampling)
+        sentinels = {"extra_ids": len(self._sentinels)} if self._sentinels else {}
+        return fingerprint(type(self).__name__, self._content, {**self._sampling, **sentinels})
 
     @cached_property
     def control_tokens(self) -> frozenset[str]:
-        return frozenset(piece for id_, piece in enumerate(self._pieces) if self._model.is_control(id_))
+        control = (piece for id_, piece in enumerate(self._pieces) if self._model.is_control(id_))
+        return frozenset((*control, *self._sentinels))
 
     @cached_property
     def _continuing(self) -> Any:
@@ -125,7 +129,7 @@ class SentencePieceTokenizer:
         return ByteStreamDecoder(sentencepiece_bytes, strip=self._strip)
 
     def vocab_tokens(self) -> list[str]:
-        return list(self._pieces)
+        return [*self._pieces, *self._sentinels]
 
     def check_newline(self) -> None:
         pieces = self.encode("a\nb")

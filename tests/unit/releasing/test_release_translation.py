@@ -15,7 +15,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.generate.engine import Hypothesis
-from onmt_llm.releasing import ctranslate2, release, verify_translations
+from onmt_llm.releasing import ct2_spec, ctranslate2, release, verify_translations
 
 VOCAB = tiny.tokens(64)
 TEXT = "\n".join(" ".join(VOCAB[3 + (7 * i * n) % 61] for i in range(12)) for n in range(1, 9))
@@ -101,7 +101,6 @@ def test_the_figures_are_right() -> None:
     [
         ({"position": "alibi"}, "position is alibi, which CTranslate2's encoders do not know"),
         ({"position": "none"}, "position is none"),
-        ({"position": "t5"}, "relative_shared is false"),
         ({"qk_norm": True}, "qk_norm is true"),
         ({"sliding_window": 8}, "sliding_window is 8"),
     ],
@@ -111,6 +110,15 @@ def test_what_the_format_cannot_express_is_refused_by_name(tmp_path: Path, chang
     with pytest.raises(UnsupportedError, match=named):
         release(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_older_versions_of_the_library_have_one_table_of_biases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ct2_spec, "HAS_TABLE_PER_LAYER", False)
+    model = write_checkpoint(tmp_path / "m", CONFIG.model_copy(update={"position": "t5"}))
+    with pytest.raises(UnsupportedError, match=r"relative_shared is false, and CTranslate2 before 4\.8\.3"):
+        release(model, tmp_path / "out")
 
 
 def test_the_source_vocabulary_has_the_length_of_its_embedding(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from onmt_llm.log import logger
 
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 BIN_FILE = "pytorch_model.bin"
+HEAD = "lm_head.weight"
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")
 """Ends of the names of classes whose outputs are the logits of a vocabulary."""
 
@@ -41,12 +42,12 @@ def open_huggingface(model_dir: Path, options: ImportOptions) -> ImportedModel:
     model = family.to_model(hf_config, ignore_unknown=options.ignore_unknown)
     source = renamed(plain_weights(hf_config, open_weights(model_dir), model_dir), family.older)
     check_sizes(model, source, model_dir)
-    if "tie_word_embeddings" not in hf_config and "lm_head.weight" not in source.names():
-        model = model.model_copy(update={"tie_embeddings": True})
     absent = {ours: False for name, ours in family.optional.items() if name not in source.names()}
     model = model.model_copy(update=absent)
     if model.share_embeddings:
         source = without_copies(source, family.embedding)
+    if _is_tied(model, "tie_word_embeddings" in hf_config, source, family) != model.tie_embeddings:
+        model = model.model_copy(update={"tie_embeddings": not model.tie_embeddings})
     tokenizer = from_huggingface(
         model_dir, rows=model.vocab_size, tokenizer_model=options.tokenizer_model, vocab_file=options.vocab_file
     )
@@ -57,8 +58,7 @@ def open_huggingface(model_dir: Path, options: ImportOptions) -> ImportedModel:
         model=model,
         source=source,
         rules=_rules(family, model, source),
-        # If the output layer is tied, its copy in the file is ignored, as in transformers.
-        ignore=(*family.ignore, "lm_head.weight") if model.tie_embeddings else family.ignore,
+        ignore=(*family.ignore, HEAD) if model.tie_embeddings else family.ignore,
         tokenizer=tokenizer,
     )
 
@@ -67,6 +67,27 @@ def _rules(family: Family, model: ModelConfig, source: TypedSource) -> list[Rule
     """The rules of the family for the tensors that the files hold."""
     here = set(source.names())
     return overridden(family.rules(model), [one for one in family.others(model) if here.issuperset(one.theirs)])
+
+
+def _is_tied(model: ModelConfig, stated: bool, source: TypedSource, family: Family) -> bool:
+    """Whether the output layer is the embedding.
+
+    As in transformers 5, an output layer in the file that differs from the embedding counts, whatever `config.json`
+    says: transformers 5 itself writes that a T5 1.1 is tied.
+
+    Args:
+        model: The architecture that `config.json` describes.
+        stated: `config.json` says whether they are tied.
+        source: The tensors.
+        family: The family.
+    """
+    here = source.names()
+    if HEAD not in here:
+        return model.tie_embeddings or not stated
+    embeddings = [one.theirs[0] for one in family.rules(model) if one.ours == ("decoder.embed_tokens.weight",)]
+    if not model.tie_embeddings or any(name not in here for name in embeddings):
+        return model.tie_embeddings
+    return all(torch.equal(source.tensor(name), source.tensor(HEAD)) for name in embeddings)
 
 
 def _readable_family(hf_config: Mapping[str, Any]) -> Family:

@@ -13,6 +13,7 @@ from onmt_llm.checkpoint.formats.decoding_tokens import decoding_ids
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.checkpoint.formats.rules import apply
+from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
 from onmt_llm.checkpoint.formats.tokenizer_files import CHATML, HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
@@ -126,16 +127,19 @@ def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Co
         raise UnsupportedError(
             f"transformers reads tokenisers of kind {' and '.join(names)}, but this one is '{kind}'."
         )
-    directory.add_file(checkpoint.path / file, names[kind])
+    is_t5 = file == T5_FILE
+    directory.add_file(checkpoint.path / file, file if is_t5 else names[kind])
     specials = config.specials
     roles = {"bos_token": specials.bos, "eos_token": specials.eos, "unk_token": specials.unk, "pad_token": specials.pad}
     settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if kind == "huggingface" else "LlamaTokenizer",
         **{role: token for role, token in roles.items() if token is not None},
-        "add_bos_token": specials.add_bos,
-        "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
     }
+    if is_t5:
+        settings |= {"tokenizer_class": T5_CLASSES[0], "extra_ids": config.tokenizer.options.get("extra_ids", 0)}
+    else:
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast" if kind == "huggingface" else "LlamaTokenizer"}
+        settings |= {"add_bos_token": specials.add_bos, "add_eos_token": False}
     if kind == "sentencepiece":
         settings["legacy"] = False
     _add_json(directory, "tokenizer_config.json", settings)

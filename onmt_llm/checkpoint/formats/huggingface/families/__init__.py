@@ -23,6 +23,7 @@ from onmt_llm.checkpoint.formats.huggingface.families import (
     phi,
     stablelm,
     starcoder2,
+    t5,
 )
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 
@@ -58,4 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     cohere.COHERE,
     cohere.COHERE2,
     bloom.BLOOM,
+    t5.T5,
+    t5.MT5,
+    t5.UMT5,
 )
