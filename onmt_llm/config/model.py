@@ -313,6 +313,11 @@ class ModelConfig(Section):
         self._check_experts()
         self._check_layers()
         self._check_features()
+        if self.share_embeddings and self.encoder_layers and self.src_vocab_size not in (None, self.vocab_size):
+            raise ValueError(
+                f"share_embeddings must go with one vocabulary, but src_vocab_size is {self.src_vocab_size} and "
+                f"vocab_size {self.vocab_size}"
+            )
         return self
 
     def _check_layers(self) -> None:

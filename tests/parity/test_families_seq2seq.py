@@ -19,7 +19,7 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint, seal
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.data.batching.batch import Batch
-from onmt_llm.errors import UnsupportedError
+from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.generate.open import open_engine
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.releasing import release
@@ -196,6 +196,9 @@ def test_older_files(tmp_path: Path, name: str) -> None:
     state |= {f"model.{stack}.embed_positions.weights": torch.zeros(1) for stack in ("encoder", "decoder")}
     torch.save(state, tmp_path / "hf/pytorch_model.bin")
     assert distance(convert(tmp_path / "hf", tmp_path / "ours"), theirs) <= 1e-5
+    torch.save({**state, "model.encoder.embed_tokens.weight": torch.zeros(300, 32)}, tmp_path / "hf/pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="embed_tokens"):
+        convert(tmp_path / "hf", tmp_path / "other")
     for copy in ("model.shared.weight", "model.encoder.embed_tokens.weight"):
         state.pop(copy)
     state.pop("final_logits_bias", None)

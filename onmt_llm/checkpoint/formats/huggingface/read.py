@@ -213,8 +213,17 @@ def renamed(source: TypedSource, prefixes: Sequence[tuple[str, str]]) -> TypedSo
 
 
 def without_copies(source: TypedSource, names: Sequence[str]) -> TypedSource:
-    """The tensors with one of those that are stored under several names, under the first of these names."""
+    """The tensors with one of those that are stored under several names, under the first of these names.
+
+    Raises:
+        CheckpointError: They are not copies of one another.
+    """
     here = [name for name in names if name in source.names()]
+    different = [name for name in here[1:] if not torch.equal(source.tensor(name), source.tensor(here[0]))]
+    if different:
+        raise CheckpointError(
+            f"Encoder and decoder must share one embedding, but {', '.join(different)} differs from {here[0]}."
+        )
     others = {name: name for name in source.names() if name not in here}
     return RenamedTensors(source, {**others, names[0]: here[0]}) if here else source
 

@@ -103,10 +103,7 @@ TWO_VOCABULARIES = Row(
     _read_vocabularies,
     _write_vocabularies,
     {
-        **anything("vocab_size", "share_embeddings"),
-        "src_vocab_size": where(
-            lambda config: config.src_vocab_size is None or not config.share_embeddings, " with share_embeddings: true"
-        ),
+        **anything("vocab_size", "src_vocab_size", "share_embeddings"),
         "tie_embeddings": where(
             lambda config: config.tie_embeddings or not config.share_embeddings, " with share_embeddings: true"
         ),
