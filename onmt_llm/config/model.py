@@ -160,6 +160,8 @@ class ModelConfig(Section):
     """Divide attention scores by sqrt(head_dim); T5 does not."""
     attention_scale: Positive | None = None
     """Multiply attention scores by this number instead (Gemma 2 and 3, Granite)."""
+    attention_softcap: Positive | None = None
+    """Soft cap c of attention scores: c * tanh(score / c), which no fused kernel computes (Gemma 2); null = none."""
     attn_bias: bool = False
     """Bias in the q, k and v projections."""
     attn_out_bias: bool = False
@@ -186,6 +188,8 @@ class ModelConfig(Section):
     """Divide the input of the output layer by sqrt(hidden_size) (T5 with tied embeddings)."""
     logit_scale: Positive | None = None
     """Multiply the input of the output layer by this number instead (Cohere, Granite)."""
+    logit_softcap: Positive | None = None
+    """Soft cap of the logits (Gemma 2); null = none."""
     src_features: list[FeatureConfig] = []
     """Features of the source tokens; set from `n_src_feats` and the vocabularies of the features."""
     feat_merge: Literal["concat", "sum"] = "concat"
@@ -299,6 +303,8 @@ class ModelConfig(Section):
             raise ValueError(f"logit_scale must go with scale_logits: false, but is {self.logit_scale}")
         if self.attention_scale is not None and not self.scale_attention:
             raise ValueError(f"attention_scale must go with scale_attention: true, but is {self.attention_scale}")
+        if self.attention_softcap is not None and self.position == "shaw":
+            raise ValueError(f"attention_softcap must be null with position: shaw, but is {self.attention_softcap}")
         if self.position == "rotary" and self.rotary_size % 2:
             raise ValueError(f"rotary_dim must be even, but is {self.rotary_size}")
         if self.position == "shaw" and self.relative_positions < 1:

@@ -15,7 +15,7 @@ from onmt_llm.nn.activations.offload import Offload
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.block import Block
-from onmt_llm.nn.layers.position_wise import FeedForward, TiedHead
+from onmt_llm.nn.layers.position_wise import FeedForward, TiedHead, capped
 from onmt_llm.nn.layers.stack import Stack
 from onmt_llm.nn.masks import Mask, decoder_masks, encoder_mask, full_context_mask, memory_mask
 from onmt_llm.nn.positions import Positions, left_padded, packed
@@ -199,7 +199,9 @@ class Transformer(nn.Module):
         decoder, lm_head = _present(self.decoder, "logits", "decoder"), self.lm_head
         if self.config.logit_factor != 1.0:
             hidden_BTD = hidden_BTD * self.config.logit_factor
-        return lm_head(hidden_BTD, decoder.embed_tokens) if isinstance(lm_head, TiedHead) else lm_head(hidden_BTD)
+        tied = isinstance(lm_head, TiedHead)
+        logits_BTV = lm_head(hidden_BTD, decoder.embed_tokens) if tied else lm_head(hidden_BTD)
+        return capped(logits_BTV, self.config.logit_softcap)
 
     def forward(
         self,

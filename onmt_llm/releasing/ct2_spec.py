@@ -101,7 +101,7 @@ EXPRESSIBLE = {
         *("alibi_scaled", "parallel_residual", "shared_norm", "scale_attention", "attention_scale", "attn_bias"),
         *("attn_out_bias", "ffn_bias", "lm_head_bias", "scale_embeddings", "embed_norm", "scale_logits"),
         *("src_features", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
-        *("embedding_scale", "logit_scale", "layer_types", "rope.local_theta"),
+        *("embedding_scale", "logit_scale", "logit_softcap", "layer_types", "rope.local_theta"),
     ),
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
     **without_experts(", and CTranslate2 has no mixture of experts"),
@@ -112,6 +112,9 @@ EXPRESSIBLE = {
     "residual_scale": where(
         lambda config: config.residual_scale == 1.0 or config.norm_position != "both",
         " with norm_position: both, and CTranslate2 has no such factor after a norm",
+    ),
+    "attention_softcap": where(
+        lambda config: config.attention_softcap is None, ", and CTranslate2 does not cap attention scores"
     ),
     "position": _position,
     "rope_layers": where(
@@ -209,6 +212,8 @@ def _build_decoder(config: ModelConfig) -> Any:
     spec.scale_embeddings = _embedding_scale(config)
     if config.logit_factor != 1.0:
         spec.scale_outputs = np.float32(config.logit_factor)
+    if config.logit_softcap is not None:
+        spec.final_logit_softcapping = np.float32(config.logit_softcap)
     for number, layer in enumerate(spec.layer):
         _complete_layer(layer, config)
         _set_type(layer.self_attention, config, number)

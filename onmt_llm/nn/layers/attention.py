@@ -17,7 +17,7 @@ from onmt_llm.nn.cpu.dropout import attend_with_dropout
 from onmt_llm.nn.cpu.dropout import dropout as drop
 from onmt_llm.nn.cpu.tiled_attention import attend_tiled, mask_tiles, torch_is_faster
 from onmt_llm.nn.kv_cache import KVCache
-from onmt_llm.nn.layers.position_wise import build_head_norm
+from onmt_llm.nn.layers.position_wise import build_head_norm, capped
 from onmt_llm.nn.masks import Mask
 from onmt_llm.nn.positions import rotate
 
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_heads * size, bias=config.attn_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_heads * size, bias=config.attn_bias)
         self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=config.attn_out_bias)
-        self.scale = config.attention_factor
+        self.scale, self.softcap = config.attention_factor, config.attention_softcap
         shaw = config.position == "shaw" and not cross
         own_bias = config.position == "t5" and not cross and not config.relative_shared
         self.embed_relative = nn.Embedding(2 * config.relative_positions + 1, size) if shaw else None
@@ -136,10 +136,10 @@ class Attention(nn.Module):
             relative = RelativeVectors(self.embed_relative.weight, relative_TS)
             out_BNTH = attend_relative(q_BNTH, k_BKSH, v_BKSH, mask, relative, self.scale, dropout)
         else:
-            out_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, mask, self.scale, dropout)
+            out_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, mask, self.scale, dropout, self.softcap)
         if align is not None:
             heads = align.heads or q_BNTH.shape[1]
-            weights_BTS = attention_weights(q_BNTH, k_BKSH, mask, self.scale)[:, :heads].mean(dim=1)
+            weights_BTS = attention_weights(q_BNTH, k_BKSH, mask, self.scale, self.softcap)[:, :heads].mean(dim=1)
             align.weights_BTS = weights_BTS.reshape(rows, -1, weights_BTS.shape[-1])
         return self.o_proj(out_BNTH.transpose(1, 2).reshape(*x_BTD.shape[:2], -1))
 
@@ -171,20 +171,29 @@ class Attention(nn.Module):
 
 
 def attend(
-    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float | None = None, dropout: float = 0.0
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    mask: Mask,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Tensor:
     """softmax(scale q k' + mask) v, by the fastest kernel of the device; returns (B, N, T, H).
 
-    Each group of N / K query heads shares a key head. The default scale is 1 / sqrt(H).
+    Each group of N / K query heads shares a key head. The default scale is 1 / sqrt(H). A soft cap of the scores
+    materialises all weights.
     """
-    if q_BNTH.shape[2] == 1 and q_BNTH.shape[1] != k_BKSH.shape[1]:
+    if q_BNTH.shape[2] == 1 and q_BNTH.shape[1] != k_BKSH.shape[1] and softcap is None:
         return _attend_one(q_BNTH, k_BKSH, v_BKSH, mask, scale, dropout)
     dtype = _result_dtype(q_BNTH)
     compute = _compute_dtype(q_BNTH.device.type, dtype)
     q, k, v = q_BNTH.to(compute), k_BKSH.to(compute), v_BKSH.to(compute)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    if softcap is not None:
+        return attend_plain(q, k, v, mask, factor, dropout, softcap).to(dtype)
     if q.device.type != "cpu":
         return _attend_on_gpu(q, k, v, mask, scale, dropout).to(dtype)
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
     if dropout > 0.0 and mask.is_trained:
         return attend_plain(q, k, v, mask, factor, dropout).to(dtype)
     out = attend_on_cpu(q, k, v, mask, factor, dropout)
@@ -192,10 +201,17 @@ def attend(
 
 
 def attend_plain(
-    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float, dropout: float = 0.0
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    mask: Mask,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Tensor:
-    """`attend` with all weights materialised, as a reference and where the mask needs a gradient."""
-    weights_BNTS = drop(attention_weights(q_BNTH, k_BKSH, mask, scale).to(q_BNTH.dtype), dropout, dropout > 0)
+    """`attend` with all weights materialised, as a reference, and where the mask needs a gradient or scores a cap."""
+    weights_BNTS = attention_weights(q_BNTH, k_BKSH, mask, scale, softcap).to(q_BNTH.dtype)
+    weights_BNTS = drop(weights_BNTS, dropout, dropout > 0)
     return weights_BNTS @ _repeat_heads(v_BKSH, q_BNTH.shape[1])
 
 
@@ -223,9 +239,9 @@ def attend_relative(
     return out_BNTH + by_distance_BNTR @ relative.table_RH.to(v_BKSH.dtype)
 
 
-def attention_weights(q_BNTH: Tensor, k_BKSH: Tensor, mask: Mask, scale: float) -> Tensor:
+def attention_weights(q_BNTH: Tensor, k_BKSH: Tensor, mask: Mask, scale: float, softcap: float | None = None) -> Tensor:
     """softmax(scale q k' + mask), (B, N, T, S) in float32, which `attend` does not materialise."""
-    return _softmax(_scores(q_BNTH, k_BKSH, scale), mask)
+    return _softmax(capped(_scores(q_BNTH, k_BKSH, scale), softcap), mask)
 
 
 def _scores(q_BNTH: Tensor, k_BKSH: Tensor, scale: float) -> Tensor:

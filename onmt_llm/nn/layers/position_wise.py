@@ -21,6 +21,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def capped(x: Tensor, softcap: float | None) -> Tensor:
+    """Within (-softcap, softcap), by the hyperbolic tangent; None = as it is."""
+    return x if softcap is None else softcap * torch.tanh(x / softcap)
+
+
 class TokenEmbedding(nn.Embedding):
     """A vector per token; `project` uses the transposed matrix as the output layer."""
 

@@ -126,6 +126,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "embedding_scale": [{"embedding_scale": 3.0, "scale_embeddings": False}],
     "residual_scale": [{"residual_scale": 0.5}],
     "logit_scale": [{"logit_scale": 0.5}],
+    "attention_softcap": [{"attention_softcap": 0.5}],
     "attn_bias": [{"attn_bias": True}, {"attn_bias": True, "attn_out_bias": True, "ffn_bias": True}],
     "attn_out_bias": [{"attn_out_bias": True}, {"attn_out_bias": False}],
     "ffn_bias": [{"ffn_bias": True}],
@@ -138,6 +139,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "scale_embeddings": [{"scale_embeddings": True}, {"scale_embeddings": False}],
     "embed_norm": [{"embed_norm": True}],
     "scale_logits": [{"scale_logits": True}],
+    "logit_softcap": [{"logit_softcap": 0.5}],
     "src_features": [
         {"src_features": FEATURES},
         {"src_features": [*FEATURES, FeatureConfig(vocab_size=6, size=8)]},

@@ -28,6 +28,7 @@ DECODERS = {
         **dict(norm_position="both", attention_scale=0.3, kv_heads=2),
     ),
     "rotary-in-some-layers": dict(position="rotary", rope_layers=[True, False], norm_position="output"),
+    "soft-caps": dict(position="rotary", attention_softcap=0.3, logit_softcap=0.5, kv_heads=2, sliding_window=4),
     "alibi-window-in-some-layers": dict(
         position="alibi", sliding_window=4, layer_types=["sliding_attention", "full_attention"]
     ),

@@ -77,12 +77,15 @@ def test_what_is_frozen_has_no_gradient_of_its_weights(batch: Batch) -> None:
 
 def test_documents_of_a_packed_row_and_a_window_look_less_far(batch: Batch) -> None:
     flops = ModelFlops.of(built(decoder_layers=1))
-    pair = flops.decoder_pair
+    pair = flops.decoder_pairs[None]
     doc = torch.zeros_like(batch.tgt_BT)
     doc[:, :3], doc[:, 3:5] = 1, 2  # and three positions of padding
     packed = replace(batch, doc_BT=doc)
     assert flops(batch) - flops(packed) == pytest.approx(pair * 3 * (36 - 6 - 3))
-    assert flops(batch) - replace(flops, window=2)(batch) == pytest.approx(pair * 3 * (36 - 15))
+    assert flops(batch) - replace(flops, decoder_pairs={2: pair})(batch) == pytest.approx(pair * 3 * (36 - 15))
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    mixed = ModelFlops.of(built(decoder_layers=3, sliding_window=2, layer_types=kinds))
+    assert mixed.decoder_pairs == {2: 2 * pair, None: pair}
 
 
 def test_the_share_is_of_the_seconds_and_the_peak(batch: Batch) -> None:

@@ -1,6 +1,7 @@
 """Gemma: Llama with scaled embeddings, and with norms that multiply by 1 + weight.
 
-Gemma 3 also normalises the outputs of sub-layers, q and k, and has a sliding window in five of six layers.
+Gemma 2 and 3 also normalise the outputs of sub-layers, and have a sliding window in every second layer (2), or in five
+of six (3). Gemma 2 caps attention scores and logits; Gemma 3 normalises q and k.
 """
 
 from __future__ import annotations
@@ -23,20 +24,19 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     setting,
 )
 from onmt_llm.checkpoint.formats.huggingface.families.layers import windows
-from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary_by_type
+from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary, rotary_by_type
 from onmt_llm.checkpoint.formats.ops import Offset
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig
 
 NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-NORMS3 = {
+BOTH_NORMS = {
     "attn_norm": "input_layernorm",
-    "self_attn.q_norm": "self_attn.q_norm",
-    "self_attn.k_norm": "self_attn.k_norm",
     "attn_out_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_out_norm": "post_feedforward_layernorm",
 }
+HEAD_NORMS = {"self_attn.q_norm": "self_attn.q_norm", "self_attn.k_norm": "self_attn.k_norm"}
 
 
 def rules_with(norms: Mapping[str, str]) -> Callable[[ModelConfig], list[Rule]]:
@@ -91,24 +91,53 @@ def _query_scale() -> Row:
     return Row(("query_pre_attn_scalar",), read, write, {"attention_scale": scale, **anything("scale_attention")})
 
 
+def _softcap(ours: str, key: str, default: float | None = None) -> Row:
+    """A soft cap; null = none, and `default` is the value of a key that is not there."""
+    return Row(
+        (key,), lambda hf: {ours: hf.get(key, default)}, lambda config: {key: getattr(config, ours)}, anything(ours)
+    )
+
+
+ROWS = (
+    *llama.SIZES,
+    heads(kv="num_key_value_heads", head_dim="head_dim", default=256),
+    activation("hidden_activation", "gelu_pytorch_tanh"),
+    setting("norm_eps", "rms_norm_eps", default=1e-6),
+    setting("tie_embeddings", "tie_word_embeddings", default=True),
+    setting("attn_bias attn_out_bias", "attention_bias", default=False),
+    _query_scale(),
+    always(norm="rmsnorm", norm_position="both", ffn_gated=True, scale_embeddings=True),
+    must_be(use_bidirectional_attention=False),
+)
+GEMMA2 = Family(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    (
+        *ROWS,
+        setting("max_position", "max_position_embeddings", default=8192),
+        rotary(),
+        windows(every=2),
+        _softcap("attention_softcap", "attn_logit_softcapping", default=50.0),
+        _softcap("logit_softcap", "final_logit_softcapping", default=30.0),
+    ),
+    rules_with(BOTH_NORMS),
+    llama.IGNORE,
+    models="Gemma 2",
+    harmless=("hidden_act",),  # transformers reads hidden_activation
+)
 GEMMA3 = Family(
     "gemma3_text",
     "Gemma3ForCausalLM",
     (
-        *llama.SIZES,
-        heads(kv="num_key_value_heads", head_dim="head_dim", default=256),
-        activation("hidden_activation", "gelu_pytorch_tanh"),
-        setting("norm_eps", "rms_norm_eps", default=1e-6),
+        *ROWS,
         setting("max_position", "max_position_embeddings", default=131072),
-        setting("tie_embeddings", "tie_word_embeddings", default=True),
-        setting("attn_bias attn_out_bias", "attention_bias", default=False),
         rotary_by_type(theta=1000000.0, local_theta=10000.0),
         windows(every=6),
-        _query_scale(),
-        always(norm="rmsnorm", norm_position="both", qk_norm=True, ffn_gated=True, scale_embeddings=True),
-        must_be(use_bidirectional_attention=False, attn_logit_softcapping=None, final_logit_softcapping=None),
+        _softcap("logit_softcap", "final_logit_softcapping"),
+        always(qk_norm=True),
+        must_be(attn_logit_softcapping=None),
     ),
-    rules_with(NORMS3),
+    rules_with(BOTH_NORMS | HEAD_NORMS),
     llama.IGNORE,
     models="Gemma 3, text only",
 )
