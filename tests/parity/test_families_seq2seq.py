@@ -42,7 +42,7 @@ TWO = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 300}
 T5 = {
     **{"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2},
     **{"vocab_size": 300, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12},
-    **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+    **{"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "dropout_rate": 0.0},
 }
 GATED = {"feed_forward_proj": "gated-gelu"}
 UNREAD = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
@@ -225,7 +225,7 @@ def test_a_token_id_that_the_family_fixes(tmp_path: Path) -> None:
 
 
 TRANSLATORS = {
-    **{name: MODELS[name] for name in ("marian", "mbart", "bart", "pegasus")},
+    **{name: MODELS[name] for name in ("marian", "mbart", "bart", "pegasus", "t5", "t5 1.1, untied", "umt5")},
     "m2m_100": ("m2m_100", {**BART, "forced_bos_token_id": 250}),
     "marian two vocabularies": MODELS["marian two vocabularies"],
 }
@@ -237,10 +237,13 @@ def test_translations(tmp_path: Path, name: str) -> None:
     """Greedy and with a beam of four, by both engines, from the token that the model's files name."""
     pytest.importorskip("ctranslate2")
     kind, settings = TRANSLATORS[name]
-    theirs = save_model(tmp_path / "hf", kind, settings)
+    theirs = save_model(tmp_path / "hf", kind, settings, untied="untied" in name)
+    end = theirs.config.eos_token_id
     if hasattr(theirs, "final_logits_bias"):  # let some translations end
-        theirs.final_logits_bias[0, theirs.config.eos_token_id] += 2.5
-        theirs.save_pretrained(tmp_path / "hf")
+        theirs.final_logits_bias[0, end] += 2.5
+    else:
+        theirs.lm_head.weight[end] *= 4
+    theirs.save_pretrained(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "ours")
     text = "".join(chr(code) for code in range(32, 127))
     assert release(tmp_path / "ours", tmp_path / "released", text=text)["verdict"] == "pass"
@@ -265,7 +268,6 @@ def test_translations(tmp_path: Path, name: str) -> None:
             )
             for (best,), row in zip(found, expected.tolist(), strict=True):
                 wanted = row[len(start) :]
-                end = theirs.config.eos_token_id
                 wanted = wanted[: wanted.index(end)] if end in wanted else wanted
                 assert row[: len(start)] == vocab.ids(start)
                 assert vocab.ids(best.tokens) == wanted

@@ -81,7 +81,7 @@ def from_huggingface(
     tokens = Vocab.read(vocab_file, imported.specials) if vocab_file else None
     imported.tokens = fit([tokens[i] for i in range(len(tokens))] if tokens else imported.tokens, rows)
     imported.specials, imported.stop_tokens = _specials(imported, stated, ids)
-    if ids.get("is_encoder_decoder"):
+    if ids.get("is_encoder_decoder", t5):
         set_decoding(imported, ids)
     else:
         imported.sequences = SequenceTokens()

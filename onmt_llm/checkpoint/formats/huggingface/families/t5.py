@@ -82,7 +82,7 @@ def _parts(name: str) -> Values:
 
 
 def _read_ffn(hf: HfConfig) -> Values:
-    parts = _parts(hf.get("feed_forward_proj") or "relu")
+    parts = _parts(str(hf.get("feed_forward_proj") or "relu"))
     must_be(**parts).read(hf)
     return {**ACTIVATION.read(parts), "ffn_gated": parts["is_gated_act"]}
 
@@ -117,6 +117,7 @@ LAYERS = (
     setting("relative_buckets", "relative_attention_num_buckets", default=32),
     setting("relative_max_distance", "relative_attention_max_distance", default=128),
     always(position="t5", norm="rmsnorm", scale_attention=False, share_embeddings=True),
+    must_be(is_encoder_decoder=True),
 )
 IGNORE = ("decoder.block.*.layer.1.EncDecAttention.relative_attention_bias.weight",)
 HARMLESS = (
