@@ -226,12 +226,12 @@ def resolve_dtype(dtype: str | torch.dtype | None, stored: Dtype) -> torch.dtype
 
 
 def check_layers(checkpoint: Checkpoint) -> None:
-    """Raise a `CheckpointError` if the configuration has more layers than there are tensors."""
+    """Raise a `CheckpointError` if the configuration has more layers or experts than there are tensors."""
     model, tensors = checkpoint.config.model, len(checkpoint.model_names())
-    if model.encoder_layers + model.decoder_layers > tensors:
+    if max(model.encoder_layers + model.decoder_layers, model.experts_in_all_layers) > tensors:
         raise CheckpointError(
-            f"The config.yaml of {checkpoint.path} must fit its weights, but has encoder_layers "
-            f"{model.encoder_layers} and decoder_layers {model.decoder_layers}, while there are only {tensors} tensors."
+            f"The config.yaml of {checkpoint.path} must fit its weights, but has {model.counts}, while there are only "
+            f"{tensors} tensors."
         )
 
 

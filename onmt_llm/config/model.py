@@ -240,8 +240,18 @@ class ModelConfig(Section):
         dense = range(self.decoder_layers) if not self.moe.experts else self.moe.dense_layers
         return [layer for layer in range(self.decoder_layers) if layer not in dense]
 
+    @property
+    def experts_in_all_layers(self) -> int:
+        return self.moe.experts * len(self.moe_layers)
+
+    @property
+    def counts(self) -> str:
+        """What decides the number of tensors, for messages about a configuration that does not fit them."""
+        experts = f" and moe.experts {self.moe.experts}" if self.moe.experts else ""
+        return f"encoder_layers {self.encoder_layers} and decoder_layers {self.decoder_layers}{experts}"
+
     def mean_ffn_size(self, experts: int) -> float:
-        """Mean inner width of the decoder's feed-forward layers, where `experts` experts of each mixture count."""
+        """Mean inner width of the decoder's feed-forward layers, `experts` of them in each block that has experts."""
         if not self.moe_layers:
             return self.ffn_size
         share = len(self.moe_layers) / self.decoder_layers

@@ -33,6 +33,7 @@ KINDS = {
     "llama": LLAMA,
     "falcon": FALCON,
     "phi3": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": None},
+    "mixtral": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "num_local_experts": 4},
     "gpt2": {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
 }
 LAYERS = ["q_proj", "k_proj", "o_proj", "down_proj"]
@@ -158,6 +159,8 @@ HERE: dict[str, tuple[str, dict[str, Any]]] = {
     "three a with dora": ("falcon", {"layers": ["q_proj", "k_proj", "v_proj", "o_proj"], "dora": True}),
     "phi3": ("phi3", {"layers": ["q_proj", "gate_proj", "up_proj", "down_proj"]}),
     "gpt2": ("gpt2", {"layers": ["q_proj", "v_proj", "o_proj", "up_proj"]}),
+    "experts": ("mixtral", {"layers": ["gate_proj", "up_proj", "down_proj"]}),
+    "outputs of experts, router": ("mixtral", {"layers": ["down_proj", "router", "q_proj"], "rslora": True}),
     "one of three": ("falcon", {"layers": ["v_proj", "up_proj"], "rslora": True}),
 }
 

@@ -30,7 +30,6 @@ from onmt_llm.checkpoint.formats.ops import Chain, Identity, Op, Transpose
 from onmt_llm.checkpoint.formats.tokenizer_files import read_json
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig
-from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.transformer import parameter_shapes
 
@@ -142,7 +141,8 @@ def export_peft(
     """
     lora = Checkpoint.open(adapter)
     spec, layers = adapter_spec(lora), _layers(lora.config)
-    found = [(layer, part) for layer in layers if (part := _their_adapter(layer, lora, spec)) is not None]
+    shapes = parameter_shapes(lora.config.model)
+    found = [(layer, part) for layer in layers if (part := _their_adapter(layer, lora, spec, shapes)) is not None]
     config = _their_settings(lora, found, [layer.theirs for layer in layers], base_name)
     with AtomicDirectory(output, overwrite=overwrite) as directory:
         with directory.translated_errors(), SafetensorsWriter(directory.directory / WEIGHTS_FILE) as writer:
@@ -195,7 +195,7 @@ def _open_weights(folder: Path) -> TypedSource:
 def _read_parts(
     settings: Mapping[str, Any], source: TypedSource, base: Checkpoint, folder: Path
 ) -> list[tuple[PeftLayer, LayerAdapter]]:
-    model = base.config.model
+    model, shapes = base.config.model, parameter_shapes(base.config.model)
     table = {layer.theirs: layer for layer in _layers(base.config)}
     tensors: dict[str, dict[str, Tensor]] = {}
     problems = []
@@ -210,7 +210,7 @@ def _read_parts(
             tensors.setdefault(path, {})[_ENDINGS[ending]] = source.tensor(name).float()
     wanted = {"a", "b", *(["magnitude"] if settings.get("use_dora") else [])}
     for path, own in tensors.items():
-        problems += _misfit(table[path], own, wanted, model)
+        problems += _misfit(table[path], own, wanted, shapes)
     if problems or not tensors:
         raise CheckpointError(
             f"The adapter {folder} does not fit its base:\n  " + "\n  ".join(problems or ["it holds no tensors"])
@@ -234,11 +234,13 @@ def _is_copy_of_base(source: TypedSource, name: str, table: Mapping[str, PeftLay
     return copy.shape == weight.shape and torch.equal(copy.to(weight.dtype), weight)
 
 
-def _misfit(layer: PeftLayer, own: Mapping[str, Tensor], wanted: set[str], model: ModelConfig) -> list[str]:
+def _misfit(
+    layer: PeftLayer, own: Mapping[str, Tensor], wanted: set[str], weights: Mapping[str, tuple[int, ...]]
+) -> list[str]:
     """Missing tensors of a layer, or sizes that differ from the base's."""
     if own.keys() != wanted:
         return [f"{layer.theirs} must have {', '.join(sorted(wanted))}, but has {', '.join(sorted(own))}"]
-    shapes = [parameter_shapes(model)[f"{name}.weight"] for name in layer.ours]
+    shapes = [weights[f"{name}.weight"] for name in layer.ours]
     outputs, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
     if layer.is_embedding:
         outputs, inputs = inputs, outputs
@@ -303,7 +305,9 @@ def _most_common(sizes: Mapping[str, tuple[int, float]]) -> tuple[tuple[int, flo
     return usual, ranks, alphas
 
 
-def _their_adapter(layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec) -> LayerAdapter | None:
+def _their_adapter(
+    layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec, shapes: Mapping[str, tuple[int, ...]]
+) -> LayerAdapter | None:
     """The adapter of one of their layers; None if none of our corresponding layers has one."""
     parts = [_our_adapter(name, lora, spec) for name in layer.ours]
     there = [part for part in parts if part is not None]
@@ -316,7 +320,6 @@ def _their_adapter(layer: PeftLayer, lora: Checkpoint, spec: AdapterSpec) -> Lay
             f"With DoRA, all of {', '.join(layer.ours)} must have an adapter, since they are one layer in peft "
             f"({layer.theirs}), but only some have one."
         )
-    shapes = parameter_shapes(lora.config.model)
     rows = [shapes[f"{name}.weight"][0] for name in layer.ours]
     joined = there[0] if len(parts) == 1 else _joined(parts, rows)
     lengths = [part.magnitude for part in there if part.magnitude is not None]

@@ -114,15 +114,17 @@ def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: b
         rows: The embedding is among the tensors.
 
     Raises:
-        CheckpointError: There are more layers than tensors, or the vocabulary is larger than any tensor.
+        CheckpointError: There are more layers or experts than tensors, or the vocabulary is larger than any tensor.
     """
     names = source.names()
-    if model.encoder_layers + model.decoder_layers > len(names):
+    shapes = [source.shape(name) for name in names]
+    matrices = sum(shape[0] if len(shape) == 3 else 1 for shape in shapes)
+    if model.encoder_layers + model.decoder_layers > len(names) or model.experts_in_all_layers > matrices:
         raise CheckpointError(
-            f"The configuration of {path} must fit its weights, but has encoder_layers {model.encoder_layers} and "
-            f"decoder_layers {model.decoder_layers}, while there are only {len(names)} tensors."
+            f"The configuration of {path} must fit its weights, but has {model.counts}, while there are only "
+            f"{len(names)} tensors."
         )
-    largest = max((max(source.shape(name), default=1) for name in names), default=0)
+    largest = max((max(shape, default=1) for shape in shapes), default=0)
     if rows and model.vocab_size > largest:
         raise CheckpointError(
             f"The configuration of {path} must fit its weights, but has vocab_size {model.vocab_size}, while no "

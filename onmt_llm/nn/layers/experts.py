@@ -89,7 +89,7 @@ class Experts(nn.Module):
 
 @contextmanager
 def recorded_routing(model: nn.Module) -> Iterator[Sequence[Tensor]]:
-    """A context in which the list receives the routers' logits (M, E) of each mixture, in the order of computation."""
+    """A context in which the list receives the routers' logits (M, E) of each layer, in the order of computation."""
     layers = [module for module in model.modules() if isinstance(module, Experts)]
     logits: list[Tensor] = []
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,6 +161,9 @@ FEW_TENSORS = source(a=torch.empty(32, 24), b=torch.empty(32), c=torch.empty(())
 def test_what_can_fit_passes() -> None:
     check_sizes(tiny.config(vocab_size=32), FEW_TENSORS, Path("m"))
     check_sizes(tiny.config(vocab_size=10**6), FEW_TENSORS, Path("m"), rows=False)
+    check_sizes(
+        tiny.config(moe={"experts": 4}), source(a=torch.empty(4, 24, 2), b=torch.empty(4, 2, 24)), Path("m"), rows=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,10 +171,11 @@ def test_what_can_fit_passes() -> None:
     [
         ({"decoder_layers": 1000}, "decoder_layers 1000, while there are only 3 tensors"),
         ({"encoder_layers": 2}, "encoder_layers 2 and decoder_layers 2"),
+        ({"moe": {"experts": 2}}, "moe.experts 2, while there are only 3 tensors"),
         ({"vocab_size": 33}, "vocab_size 33, while no tensor is longer than 32"),
     ],
 )
-def test_what_cannot_fit_is_refused_before_anything_is_allocated(changes: dict[str, int], problem: str) -> None:
+def test_what_cannot_fit_is_refused_before_anything_is_allocated(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(CheckpointError, match=f"The configuration of m must fit its weights.*{problem}"):
         check_sizes(tiny.config(**changes), FEW_TENSORS, Path("m"))
 

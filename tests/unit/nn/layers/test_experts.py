@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from onmt_llm.errors import ConfigError
 from onmt_llm.nn.layers.experts import Experts, recorded_routing
 from onmt_llm.nn.layers.position_wise import FeedForward
 from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora, lora_modules
@@ -128,6 +129,8 @@ def test_adapters_and_quantised_layers_reach_experts_by_name() -> None:
     expected = model(ids)
     quantize(model, ["experts.0.up_proj", "decoder.layers.1.mlp.experts.2.down_proj", "v_proj"], "int8")
     assert sum(isinstance(module, Int8Linear) for module in model.modules()) == 2 + 1 + 2
+    with pytest.raises(ConfigError, match="router' is a Router"):
+        quantize(model, ["router"], "int8")
     add_lora(model, ["up_proj", "router", "experts.1.down_proj"], rank=2, alpha=4.0)
     assert len(lora_modules(model)) == 2 * 3 + 2 + 2
     freeze_all_but_lora(model)

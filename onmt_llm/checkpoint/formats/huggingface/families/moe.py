@@ -107,7 +107,7 @@ def _shared_expert() -> Row:
 
 
 def experts(*keys: str, defaults: tuple[int, int], balance: float = 0.001) -> tuple[Row, ...]:
-    """The rows of all mixtures.
+    """The rows of all these families.
 
     Args:
         keys: Key of the number of experts, and other names of it.
