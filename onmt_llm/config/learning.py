@@ -106,7 +106,7 @@ class OptimConfig(Section):
 
 
 class LossConfig(Section):
-    """Extra terms of the training loss: a language-model prior and guided alignment."""
+    """Extra terms of the training loss: a language-model prior, guided alignment and the balance of experts."""
 
     lm_prior_model: str | None = None
     """Language model to use as a prior (Baziotis et al. 2020): a checkpoint or a CTranslate2 folder with the same
@@ -123,11 +123,18 @@ class LossConfig(Section):
     """Number of heads of that layer, from the first on, whose mean is guided; 0 = all."""
     full_context_alignment: bool = False
     """Let the guided attention see the whole target, in a second pass through its layer."""
+    lambda_balance: PositiveOrZero | None = None
+    """Mixture of experts: weight of the load-balancing loss of each micro-batch (Fedus et al. 2022); null = the model's
+    own, `moe.balance_loss`; 0 = off. Preference losses do without it."""
 
     @property
     def terms(self) -> dict[str, object]:
         """The options that ask for a term, by name."""
-        return {"lm_prior_model": self.lm_prior_model, "lambda_align": self.lambda_align}
+        return {
+            "lm_prior_model": self.lm_prior_model,
+            "lambda_align": self.lambda_align,
+            "lambda_balance": self.lambda_balance,
+        }
 
 
 class PreferenceConfig(Section):

@@ -75,7 +75,6 @@ IGNORED = {
     "save_format": "checkpoints are directories of safetensors",
     "nshards": "weights are written tensor by tensor, into files of at most `shard_size`",
     "decoder_bos": "the start token is stored in the checkpoint",
-    "num_experts_per_tok": "mixtures of experts are not supported yet",
     "attn_debug": "attention is not printed; report_align writes word alignments",
     "align_debug": "attention is not printed; report_align writes word alignments",
     "bucket_size_init": "all buckets have bucket_size examples",

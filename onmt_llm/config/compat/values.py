@@ -228,14 +228,8 @@ def _rotary_dim(user: dict[str, Any], result: Translation) -> None:
     result.put("rope", {"rotary_dim": user["rotary_dim"] or None}, "rotary_dim")
 
 
-def _num_experts(user: dict[str, Any], result: Translation) -> None:
-    if user["num_experts"]:
-        result.errors.append(
-            (
-                "num_experts",
-                f"'num_experts' must be 0, but is {user['num_experts']}: mixtures of experts are not supported yet.",
-            )
-        )
+def _experts(option: str, ours: str, user: dict[str, Any], result: Translation) -> None:
+    result.put("moe", {ours: user[option]}, option)
 
 
 def _sliding_window(user: dict[str, Any], result: Translation) -> None:
@@ -320,7 +314,10 @@ TRANSLATORS = {
     "add_qkvbias": Translator(_qkv_bias, "`attn_bias` and `attn_out_bias`"),
     "rotary_theta": Translator(_rotary_theta, "`rope.theta`"),
     "rotary_dim": Translator(_rotary_dim, "`rope.rotary_dim`"),
-    "num_experts": Translator(_num_experts, "0 only: mixtures of experts are not supported yet"),
+    "num_experts": Translator(partial(_experts, "num_experts", "experts"), "`moe.experts`"),
+    "num_experts_per_tok": Translator(
+        partial(_experts, "num_experts_per_tok", "experts_per_token"), "`moe.experts_per_token`"
+    ),
     "sliding_window": Translator(
         _sliding_window,
         "w tokens, including the token itself; w + 1, as OpenNMT-py trains, if `encoder_type` or `decoder_type` is set "

@@ -152,7 +152,7 @@ def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
     share = head_size / config.size_per_head
 
     def narrow(width: int) -> int:
-        return min(width, max(1, round(width * share)))
+        return width and max(1, round(width * share))
 
     rotary = config.rope.rotary_dim and max(2, round(config.rope.rotary_dim * share / 2) * 2)
     return config.model_copy(

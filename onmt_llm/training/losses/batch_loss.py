@@ -5,12 +5,15 @@ Shapes: B batch, T positions, S source positions, D width, M aligned pairs, K co
 
 from __future__ import annotations
 
-import dataclasses
+from contextlib import nullcontext
+from dataclasses import replace
 
 from torch import Tensor
 
 from onmt_llm.data.batching.batch import Batch
+from onmt_llm.nn.layers.experts import recorded_routing
 from onmt_llm.nn.transformer import Transformer
+from onmt_llm.training.losses.balance import balance_loss, real_tokens
 from onmt_llm.training.losses.cross_entropy import IGNORE, CorpusSpans, token_loss
 from onmt_llm.training.losses.objective import LIKELIHOOD, GuidedAlignment, Objective, alignment_loss
 from onmt_llm.training.losses.output_layer import OutputLayer
@@ -31,12 +34,13 @@ def batch_loss(
     """
     if objective.preference is not None:
         return objective.preference(model, batch, scale, corpora)
-    guide = objective.alignment
-    if guide is None or batch.align_M3 is None:
-        hidden_BTD, alignment = hidden_states(model, batch), None
-    else:
-        hidden_BTD, attention_BTS = _hidden_states_and_attention(model, batch, guide)
-        alignment = guide.weight * alignment_loss(attention_BTS, batch.align_M3)
+    guide, alignment = objective.alignment, None
+    with recorded_routing(model) if objective.balance else nullcontext([]) as routing:
+        if guide is None or batch.align_M3 is None:
+            hidden_BTD = hidden_states(model, batch)
+        else:
+            hidden_BTD, attention_BTS = _hidden_states_and_attention(model, batch, guide)
+            alignment = guide.weight * alignment_loss(attention_BTS, batch.align_M3)
     loss = token_loss(
         hidden_BTD,
         batch.labels_BT,
@@ -47,9 +51,13 @@ def batch_loss(
         corpora=None if batch.corpus_P2 is None or not corpora else CorpusSpans(batch.corpus_P2, corpora),
         chunk_tokens=objective.chunk_tokens,
     )
-    if alignment is None:
-        return loss
-    return dataclasses.replace(loss, scaled=loss.scaled + alignment * scale, total=loss.total + alignment.detach())
+    if alignment is not None:
+        loss = loss.plus(alignment, scale)
+    if routing:
+        # Times the tokens, by which the sum of all terms is divided.
+        balance = loss.tokens * balance_loss(routing, model.config.moe.experts_per_token, real_tokens(batch))
+        loss = replace(loss.plus(objective.balance * balance, scale), balance=balance.detach())
+    return loss
 
 
 def hidden_states(model: Transformer, batch: Batch) -> Tensor:

@@ -61,6 +61,7 @@ class Objective:
         label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016).
         terms: Additional terms, such as a language model as prior.
         alignment: Guided alignment, as an additional term for batches with alignments.
+        balance: Weight of the load-balancing loss of a mixture of experts.
         chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
         preference: A preference loss instead of the likelihood.
     """
@@ -68,6 +69,7 @@ class Objective:
     label_smoothing: float = 0.0
     terms: tuple[Term, ...] = ()
     alignment: GuidedAlignment | None = None
+    balance: float = 0.0
     chunk_tokens: int = 0
     preference: BatchLoss | None = None
 

@@ -1,6 +1,7 @@
 """Additional terms of the likelihood, computed from the logits of each chunk; `TERMS` says how each is opened.
 
-A term of another kind is guided alignment: it changes how the model is run, so `batch_loss` knows it by name.
+Two terms are of another kind, guided alignment and the load-balancing loss of experts: they need more of the model than
+its logits, so `batch_loss` knows them by name.
 
 Shapes: C positions of a chunk, V vocabulary.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -42,6 +42,7 @@ class TokenLoss:
         tokens: Trained positions.
         rewards: Sums of a preference loss; None under any other objective.
         by_corpus_K2: `nll` and `tokens` of each corpus (float64); None = corpora are not separated.
+        balance: Load-balancing loss of a mixture of experts, unweighted, times `tokens`, detached; None = not computed.
     """
 
     scaled: Tensor
@@ -51,3 +52,8 @@ class TokenLoss:
     tokens: int
     rewards: RewardSums | None = None
     by_corpus_K2: Tensor | None = None
+    balance: Tensor | None = None
+
+    def plus(self, term: Tensor, scale: float) -> TokenLoss:
+        """The loss with a further term, a sum with its gradient; `scale` is the loss scale."""
+        return replace(self, scaled=self.scaled + term * scale, total=self.total + term.detach())

@@ -126,7 +126,7 @@ class Reporter:
         scores = "".join(f"; {name}: {score:.2f}" for name, score in result.scores.items())
         logger.info(
             "Validation at step %d; acc: %.2f; ppl: %.4g; xent: %.4f; sents: %d%s%s",
-            *(step, totals.accuracy, totals.ppl, totals.xent, totals.examples, _rewards(totals), scores),
+            *(step, totals.accuracy, totals.ppl, totals.xent, totals.examples, _further(totals), scores),
         )
         for name, part in result.corpora.items():
             logger.info("  %s: acc: %.2f; ppl: %.4g; xent: %.4f", name, part.accuracy, part.ppl, part.xent)
@@ -169,7 +169,7 @@ class Reporter:
                 "Step %d/%d; acc: %.2f; ppl: %.4g; xent: %.4f; lr: %.3g; sents: %d%s; "
                 "%s; data wait %.0f%%; %s%s; ETA %s",
                 *(step, self._train_steps, totals.accuracy, totals.ppl, totals.xent, rate, totals.examples),
-                *(_rewards(totals), _pace(totals, seconds), 100 * metrics["data_wait"], share),
+                *(_further(totals), _pace(totals, seconds), 100 * metrics["data_wait"], share),
                 *(duration(elapsed), duration(left)),
             )
         self._send("progress", step, metrics | ({} if self._sources.data is None else self._sources.data()))
@@ -209,8 +209,10 @@ class Reporter:
             logger.warning("Metrics are no longer written by %s: %s", name, error)
 
 
-def _rewards(totals: Totals) -> str:
-    """Margin and accuracy of the rewards for a log line; empty without a preference loss."""
+def _further(totals: Totals) -> str:
+    """For a log line: margin and accuracy of the rewards of a preference loss, or the balance of experts."""
+    if totals.balance:
+        return "; balance: {balance:.4g}".format(**totals.balance_metrics)
     if not totals.rewards.preferences:
         return ""
     return "; margin: {reward_margin:.3g}; reward acc: {reward_accuracy:.1f}".format(**totals.reward_metrics)

@@ -47,7 +47,7 @@ class RewardTotals:
 
 _REWARDS = tuple(each.name for each in fields(RewardTotals))
 _OWN = ("loss", "nll", "correct", "src_tokens", "tokens", "examples", "positions", "batches")
-"""The first columns of `Totals.row`; the rewards follow, and two columns for each corpus."""
+"""The first columns of `Totals.row`; the rewards follow, the balance, and two columns for each corpus."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Totals:
         src_tokens: Tokens that the encoder read.
         batches: Micro-batches.
         rewards: Sums of a preference loss.
+        balance: Load-balancing loss of a mixture of experts, unweighted, times the trained tokens.
         by_corpus: `nll` and `tokens` of each corpus, in the order of the options; empty if corpora are not separated.
     """
 
@@ -76,6 +77,7 @@ class Totals:
     src_tokens: float = 0.0
     batches: float = 0.0
     rewards: RewardTotals = field(default=RewardTotals(), kw_only=True)
+    balance: float = field(default=0.0, kw_only=True)
     by_corpus: tuple[tuple[float, float], ...] = field(default=(), kw_only=True)
 
     @staticmethod
@@ -88,28 +90,32 @@ class Totals:
         rewards = summed.new_zeros(len(_REWARDS))
         if loss.rewards is not None:
             rewards = torch.stack([getattr(loss.rewards, name) for name in _REWARDS])
+        balance = summed.new_zeros(1) if loss.balance is None else loss.balance.double().reshape(1)
         by_corpus = summed.new_zeros(0) if loss.by_corpus_K2 is None else loss.by_corpus_K2.flatten()
-        return torch.cat([summed, counted.to(summed.device), rewards, by_corpus])
+        return torch.cat([summed, counted.to(summed.device), rewards, balance, by_corpus])
 
     @staticmethod
     def empty_row(device: torch.device, corpora: int = 0) -> Tensor:
         """The row to start a sum with, for batches with this number of separated corpora."""
-        return torch.zeros(len(_OWN) + len(_REWARDS) + 2 * corpora, dtype=torch.float64, device=device)
+        return torch.zeros(len(_OWN) + len(_REWARDS) + 1 + 2 * corpora, dtype=torch.float64, device=device)
 
     @classmethod
     def from_row(cls, row: Tensor) -> Totals:
         """The totals of a sum of rows."""
-        own, rewards, by_corpus = row.split([len(_OWN), len(_REWARDS), len(row) - len(_OWN) - len(_REWARDS)])
+        columns = [len(_OWN), len(_REWARDS), 1]
+        own, rewards, balance, by_corpus = row.split([*columns, len(row) - sum(columns)])
         return cls(
             **dict(zip(_OWN, own.tolist(), strict=True)),
             rewards=RewardTotals(*rewards.tolist()),
+            balance=float(balance),
             by_corpus=tuple((nll, tokens) for nll, tokens in by_corpus.unflatten(0, (-1, 2)).tolist()),
         )
 
     @classmethod
     def from_values(cls, values: Sequence[float], by_corpus: tuple[tuple[float, float], ...] = ()) -> Totals:
-        """The totals of `values()`, or of an older run's, which lack the rewards."""
-        return cls(*values[:8], rewards=RewardTotals(*values[8:]), by_corpus=by_corpus)
+        """The totals of `values()`, or of an older run's, which lack the last ones."""
+        own, rewards, balance = values[:8], values[8:15], values[15:]
+        return cls(*own, rewards=RewardTotals(*rewards), balance=sum(balance), by_corpus=by_corpus)
 
     def values(self) -> list[float]:
         """The sums without those of single corpora, in the order in which `state.json` holds them."""
@@ -117,6 +123,7 @@ class Totals:
             *(self.loss, self.nll, self.correct, self.tokens),
             *(self.examples, self.positions, self.src_tokens, self.batches),
             *(getattr(self.rewards, name) for name in _REWARDS),
+            self.balance,
         ]
 
     def __add__(self, other: Totals) -> Totals:
@@ -142,6 +149,12 @@ class Totals:
         return self.rewards.metrics(self.batches)
 
     @property
+    def balance_metrics(self) -> dict[str, float]:
+        """The load-balancing loss of a mixture of experts by name, unweighted; none if it is not computed. It equals
+        the number of experts of a token where all experts compute equally many tokens."""
+        return {"balance": self.balance / max(self.tokens, 1)} if self.balance else {}
+
+    @property
     def xent(self) -> float:
         """Negative log-likelihood per trained token, in nats."""
         return self.nll / max(self.tokens, 1)
@@ -160,7 +173,7 @@ class Totals:
     def metrics(self) -> dict[str, float]:
         """All metrics by name."""
         likelihood = {"xent": self.xent, "ppl": self.ppl, "accuracy": self.accuracy}
-        return {"loss": self.mean_loss, **likelihood, **self.reward_metrics}
+        return {"loss": self.mean_loss, **likelihood, **self.reward_metrics, **self.balance_metrics}
 
 
 @dataclass(frozen=True)

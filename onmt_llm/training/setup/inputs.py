@@ -15,6 +15,7 @@ from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.data.spec import PipelineSpec, split_corpora
 from onmt_llm.text.codec import Codec
 from onmt_llm.training.checks import check_validation
+from onmt_llm.training.losses.balance import open_balance
 from onmt_llm.training.losses.objective import Objective, open_alignment
 from onmt_llm.training.losses.preference import open_preference_loss
 from onmt_llm.training.losses.terms import open_terms
@@ -77,6 +78,7 @@ def open_objective(
         label_smoothing=optim.label_smoothing,
         terms=open_terms(config.loss, start.codec.vocab, device, packed=config.batching.packing != "off"),
         alignment=open_alignment(config.loss, start.model, train_corpora),
+        balance=open_balance(config.loss, start.model),
         chunk_tokens=config.performance.loss_chunk_tokens,
     )
 

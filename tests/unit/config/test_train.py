@@ -13,8 +13,12 @@ Sections = dict[str, dict[str, Any]]
 
 CONFLICTS: dict[str, tuple[Sections, str]] = {
     "smoothing in preference optimisation": (
-        {"corpora": {"objective": "dpo"}, "optimizer": {"label_smoothing": 0.1}, "loss": {"lambda_align": 1.0}},
-        "label_smoothing and lambda_align must be left out with objective: dpo",
+        {
+            "corpora": {"objective": "dpo"},
+            "optimizer": {"label_smoothing": 0.1},
+            "loss": {"lambda_align": 1.0, "lambda_balance": 0.1},
+        },
+        "label_smoothing and lambda_align and lambda_balance must be left out with objective: dpo",
     ),
     "rewards without preferences": (
         {"validation": {"early_stopping_criteria": ["reward_accuracy"]}},

@@ -71,7 +71,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "positions beyond the sentinels": ({"max_relative_positions": -3}, "max_relative_positions"),
     "an unknown order of sines": ({"position_encoding_type": "Fourier"}, "position_encoding_type"),
     "attention of another kind": ({"self_attn_type": "linear"}, "self_attn_type"),
-    "experts": ({"num_experts": 8}, "num_experts"),
     "a list for a single value": ({"layers": [1, 2]}, "layers"),
 }
 
@@ -97,6 +96,10 @@ TRANSLATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "two options in one mapping": (
         {"rotary_theta": 5000, "rotary_dim": 0},
         {"rope": {"theta": 5000, "rotary_dim": None}},
+    ),
+    "experts": (
+        {"num_experts": 8, "num_experts_per_tok": 3},
+        {"moe": {"experts": 8, "experts_per_token": 3}},
     ),
     "a type by torch's name": ({"model_dtype": "bfloat16"}, {"model_dtype": "bf16"}),
     "no GPU": ({"gpu": -1}, {"device": "cpu"}),

@@ -17,6 +17,7 @@ from options import train_config
 
 NAMES = ["q_proj", "down_proj"]
 WIDE = {"vocab_size": 50, "hidden_size": 128, "ffn_size": 192}
+MOE = {"moe": {"experts": 5, "expert_size": 96, "shared_size": 64, "dense_layers": [0]}}
 ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=False, base="", base_fingerprint="")
 
 
@@ -28,6 +29,12 @@ ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=Fa
         (tiny.LLAMA, LayerPlan(), {}),
         (tiny.LLAMA, LayerPlan(ADAPTER, quantised=tuple(NAMES), quant_type="int8"), {"use_ckpting": ["lora"]}),
         (tiny.LLAMA, LayerPlan(ADAPTER), {"use_ckpting": ["mha"], "attention_dropout": [0.1]}),
+        ({**tiny.LLAMA, **MOE}, LayerPlan(), {}),
+        (
+            {**tiny.LLAMA, **MOE},
+            LayerPlan(ADAPTER, quantised=tuple(NAMES), quant_type="int8"),
+            {"use_ckpting": ["mha"]},
+        ),
         ({"encoder_layers": 1}, LayerPlan(), {"dropout": [0.1], "attention_dropout": [0.1]}),
         ({"encoder_layers": 1, "norm_position": "post", "position": "shaw", "relative_positions": 2}, LayerPlan(), {}),
     ],

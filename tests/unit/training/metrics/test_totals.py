@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def loss(*, rewards: bool, corpora: bool) -> TokenLoss:
     names = [each.name for each in fields(RewardTotals)]
     sums = RewardSums(**{name: torch.tensor(getattr(REWARDS, name)).double() for name in names}) if rewards else None
     by_corpus = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64) if corpora else None
-    return TokenLoss(one, 2 * one, 3 * one, torch.tensor(4), 5, sums, by_corpus)
+    return TokenLoss(one, 2 * one, 3 * one, torch.tensor(4), 5, sums, by_corpus, 6 * one)
 
 
 @pytest.mark.parametrize("rewards", [False, True])
@@ -31,19 +31,21 @@ def test_rows_are_added_by_name(rewards: bool, corpora: bool) -> None:
     row = Totals.empty_row(CPU, 2 if corpora else 0)
     for _ in range(3):
         row += Totals.row(loss(rewards=rewards, corpora=corpora), batch)
-    one = Totals(2.0, 3.0, 4.0, 5.0, 2.0, 24.0, 12.0, 1.0)
-    if rewards:
-        one = Totals(*one.values()[:8], rewards=REWARDS)
-    if corpora:
-        one = Totals(*one.values()[:8], rewards=one.rewards, by_corpus=((1.0, 2.0), (3.0, 4.0)))
+    one = Totals(
+        *(2.0, 3.0, 4.0, 5.0, 2.0, 24.0, 12.0, 1.0),
+        rewards=REWARDS if rewards else RewardTotals(),
+        balance=6.0,
+        by_corpus=((1.0, 2.0), (3.0, 4.0)) if corpora else (),
+    )
     assert Totals.from_row(row) == one + one + one
 
 
 def test_values_of_a_saved_run_are_read_in_their_order() -> None:
-    totals = Totals(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, rewards=REWARDS)
-    assert totals.values() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 4.0, 4.0, 2.0, 6.0, 1.0, 3.0, 0.5]
+    totals = Totals(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, rewards=REWARDS, balance=9.0)
+    assert totals.values() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 4.0, 4.0, 2.0, 6.0, 1.0, 3.0, 0.5, 9.0]
     assert Totals.from_values(totals.values()) == totals
-    assert Totals.from_values(totals.values()[:8]).rewards == RewardTotals()
+    assert Totals.from_values(totals.values()[:8]) == replace(totals, rewards=RewardTotals(), balance=0.0)
+    assert Totals.from_values(totals.values()[:15]) == replace(totals, balance=0.0)
     assert Totals.from_values([]) == Totals()
 
 
