@@ -5,7 +5,8 @@ Shapes: B batch, T positions, S source positions, D width, M aligned pairs, K co
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from torch import Tensor
@@ -35,7 +36,10 @@ def batch_loss(
     if objective.preference is not None:
         return objective.preference(model, batch, scale, corpora)
     guide, alignment = objective.alignment, None
-    with recorded_routing(model) if objective.balance else nullcontext([]) as routing:
+    recorded: AbstractContextManager[Sequence[Tensor]] = nullcontext(())
+    if objective.balance:
+        recorded = recorded_routing(model)
+    with recorded as routing:
         if guide is None or batch.align_M3 is None:
             hidden_BTD = hidden_states(model, batch)
         else:
