@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -11,9 +12,10 @@ import torch
 from pydantic import ValidationError
 
 from onmt_llm.atomic import check_output
+from onmt_llm.checkpoint.formats.foreign import recognised, what_is_there
 from onmt_llm.checkpoint.formats.gguf.read import open_gguf
 from onmt_llm.checkpoint.formats.gguf.tensors import find_gguf
-from onmt_llm.checkpoint.formats.huggingface.read import open_huggingface
+from onmt_llm.checkpoint.formats.huggingface.read import find_huggingface, open_huggingface
 from onmt_llm.checkpoint.formats.imported import (
     NOTHING_ASKED,
     ImportedModel,
@@ -21,14 +23,15 @@ from onmt_llm.checkpoint.formats.imported import (
     ImportOptions,
     TypedSource,
 )
-from onmt_llm.checkpoint.formats.llama_meta import open_llama_meta, shard_files
+from onmt_llm.checkpoint.formats.litgpt import find_litgpt, open_litgpt
 from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
+from onmt_llm.checkpoint.formats.params_json import find_params_json, open_params_json
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.tokenizer_files import NO_TOKENIZER
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype
-from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.nn.device import DTYPES
 from onmt_llm.nn.transformer import parameter_shapes
@@ -37,14 +40,31 @@ from onmt_llm.text.vocab import Vocab
 
 Opener = Callable[[Path, ImportOptions], ImportedModel]
 
-SOURCES: dict[str, Opener] = {
-    "llama_meta": open_llama_meta,
-    "hf": open_huggingface,
-    "falcon": open_huggingface,
-    "gguf": open_gguf,
-    "opennmt": open_opennmt,
+
+@dataclass(frozen=True)
+class SourceFormat:
+    """A format that is read.
+
+    Attributes:
+        find: Whether there is a model of the format at a path: anything true.
+        open: Open it.
+        has_text: Its files hold the vocabulary, so there is no model without a tokeniser.
+    """
+
+    find: Callable[[Path], object]
+    open: Opener
+    has_text: bool = False
+
+
+SOURCES: dict[str, SourceFormat] = {
+    "hf": SourceFormat(find_huggingface, open_huggingface),
+    "falcon": SourceFormat(find_huggingface, open_huggingface),
+    "llama_meta": SourceFormat(find_params_json, open_params_json),
+    "litgpt": SourceFormat(find_litgpt, open_litgpt),
+    "gguf": SourceFormat(find_gguf, open_gguf, has_text=True),
+    "opennmt": SourceFormat(find_opennmt, open_opennmt, has_text=True),
 }
-"""Readable formats, and how to open a model of each."""
+"""Readable formats, in the order in which they are looked for."""
 
 
 def convert(
@@ -109,20 +129,11 @@ def open_imported(
     path = Path(model_dir)
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"The source format must be one of auto, {', '.join(SOURCES)}, but is '{source}'.")
-    if source == "auto":
-        source = _detect(path) or ""
-    if not source:
-        if (path / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{path} must hold a whole model, but holds a peft adapter.",
-                hint=f"onmt_llm_lora -action import -base_model BASE -lora_weights {path} -output NEW_DIRECTORY",
-            )
-        known = "config.json (hf), params.json with consolidated.00.pth (llama_meta), *.gguf, an OpenNMT-py .pt"
-        raise CheckpointError(f"{path} must hold a model in a known format, but holds none of: {known}.")
-    if options.tokenizer_model == NO_TOKENIZER and source in ("gguf", "opennmt"):
-        raise ConfigError(f"tokenizer_model cannot be 'none' for a model that holds its vocabulary ({source}).")
+    name = _detect(path) if source == "auto" else source
+    if options.tokenizer_model == NO_TOKENIZER and SOURCES[name].has_text:
+        raise ConfigError(f"tokenizer_model cannot be 'none' for a model that holds its vocabulary ({name}).")
     try:
-        return SOURCES[source](path, options)
+        return SOURCES[name].open(path, options)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'model'}: {e['msg']}" for e in error.errors())
         raise CheckpointError(f"{path} describes an impossible model: {problems}.") from error
@@ -130,15 +141,30 @@ def open_imported(
         raise CheckpointError(f"{path} describes its model with values of the wrong type ({error}).") from error
 
 
-def _detect(path: Path) -> str | None:
-    """The format of the model at `path`, by its files."""
-    if (path / "params.json").is_file() and shard_files(path):
-        return "llama_meta"
-    if (path / "config.json").is_file():
+_KNOWN = (
+    "config.json with weights (hf), params.json with weights (llama_meta), lit_model.pth (litgpt), *.gguf, "
+    "an OpenNMT-py .pt"
+)
+
+
+def _detect(path: Path) -> str:
+    """The format of the model at `path`, by its files.
+
+    Raises:
+        CheckpointError: There is none that is read; names the format if it is another.
+    """
+    found = next((name for name, one in SOURCES.items() if one.find(path)), None)
+    if found is not None:
+        return found
+    other = recognised(path)
+    if other is None and (path / "config.json").is_file():
         return "hf"
-    if find_gguf(path):
-        return "gguf"
-    return "opennmt" if find_opennmt(path) else None
+    if other is not None:
+        raise UnsupportedError(
+            f"{path} must be a model in a format that can be converted, but is {other.what}.",
+            hint=other.hint.format(path=path),
+        )
+    raise CheckpointError(f"{path} must hold a model in a known format ({_KNOWN}), but {what_is_there(path)}.")
 
 
 def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointConfig:

@@ -20,7 +20,7 @@ class ConversionOptions(Section):
     """Folder (or file) with the foreign weights; with `to`, one of our checkpoints."""
     output: str | None = None
     """Checkpoint directory to write."""
-    source: Literal["auto", "hf", "llama_meta", "falcon", "gguf", "opennmt"] = "auto"
+    source: Literal["auto", "hf", "llama_meta", "litgpt", "falcon", "gguf", "opennmt"] = "auto"
     """Format of the source (also `from`); `auto` detects it from the files."""
     to: Literal["hf", "opennmt"] | None = None
     """Convert in the other direction: write one of our checkpoints as a Hugging Face folder, or as a `.pt` file for

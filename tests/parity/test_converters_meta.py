@@ -1,4 +1,4 @@
-"""Meta's LLaMA layout, derived from a Hugging Face Llama by the known permutation, gives the same logits."""
+"""Meta's, Mistral's and torchtune's layouts of a Llama from transformers give the same logits, and ids of text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.errors import CheckpointError, DataError
+from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 
 transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -149,9 +150,108 @@ def test_llama3s_tiktoken_model(tmp_path: Path) -> None:
     assert checkpoint.config.stop_tokens == ["<|eom_id|>", "<|eot_id|>"]
 
 
+def plain_meta(directory: Path, model: Any, **params: Any) -> dict[str, torch.Tensor]:
+    """Write params.json; returns the tensors of one shard."""
+    save_meta(directory, model, shards=1, **params)
+    state: dict[str, torch.Tensor] = torch.load(directory / "consolidated.00.pth")
+    (directory / "consolidated.00.pth").unlink()
+    del state["rope.freqs"]
+    return state
+
+
+def test_mistrals_own_files(tmp_path: Path) -> None:
+    theirs = reference(310, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    state = plain_meta(tmp_path / "mistral", theirs, head_dim=8, hidden_dim=48, rope_theta=1e6)
+    save_file(state, tmp_path / "mistral/consolidated.safetensors")
+    vocab, tokens = tekken_vocabulary()
+    (tmp_path / "mistral/tekken.json").write_text(json.dumps(vocab))
+    convert(tmp_path / "mistral", tmp_path / "ours")
+    assert distance(tmp_path / "ours", theirs) <= 1e-4
+    checkpoint = Checkpoint.open(tmp_path / "ours")
+    specials = checkpoint.config.specials
+    assert (specials.bos, specials.eos, specials.add_bos) == ("<s>", "</s>", True)
+    assert_same_ids(checkpoint, tokens, first=4, pattern=vocab["config"]["pattern"], bos=1)
+
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4}
+    (tmp_path / "mistral/params.json").write_text(json.dumps({**sizes, "hidden_dim": 48}))
+    with pytest.raises(CheckpointError, match="rope_theta"):
+        convert(tmp_path / "mistral", tmp_path / "refused")
+    (tmp_path / "mistral/params.json").write_text(json.dumps({**sizes, "moe": {"k": 2}}))
+    with pytest.raises(UnsupportedError, match=r"moe in params.json"):
+        convert(tmp_path / "mistral", tmp_path / "refused")
+
+
+@pytest.mark.parametrize("file", ["meta_model_0.pt", "model-00001-of-00001.bin"])
+def test_what_torchtune_writes_of_metas_files(tmp_path: Path, tokenizer_model: bytes, file: str) -> None:
+    theirs = reference(310)
+    torch.save(plain_meta(tmp_path / "tuned", theirs), tmp_path / "tuned" / file)
+    (tmp_path / "tuned/tokenizer.model").write_bytes(tokenizer_model)
+    convert(tmp_path / "tuned", tmp_path / "ours")
+    assert distance(tmp_path / "ours", theirs) <= 1e-4
+    convert(tmp_path / "tuned" / file, tmp_path / "from_file")
+    assert distance(tmp_path / "from_file", theirs) <= 1e-4
+
+
+TORCHTUNE = {
+    **{"attention.w": "attn.", "attention_norm.weight": "sa_norm.scale", "ffn_norm.weight": "mlp_norm.scale"},
+    **{"feed_forward.": "mlp.", "attn.q.": "attn.q_proj.", "attn.k.": "attn.k_proj.", "attn.v.": "attn.v_proj."},
+    "attn.o.": "attn.output_proj.",
+}
+
+
+def test_torchtunes_own_names(tmp_path: Path, tokenizer_model: bytes) -> None:
+    theirs = reference(310)
+    state = {}
+    for name, tensor in plain_meta(tmp_path / "tuned", theirs).items():
+        for meta, tune in TORCHTUNE.items():
+            name = name.replace(meta, tune)
+        state["norm.scale" if name == "norm.weight" else name] = tensor
+    torch.save(state, tmp_path / "tuned/torchtune_model_1.pt")
+    (tmp_path / "tuned/tokenizer.model").write_bytes(tokenizer_model)
+    convert(tmp_path / "tuned", tmp_path / "ours")
+    assert distance(tmp_path / "ours", theirs) <= 1e-4
+    torch.save(state, tmp_path / "tuned/torchtune_model_2.pt")
+    with pytest.raises(CheckpointError, match=r"one model, but holds torchtune_model_1.pt, torchtune_model_2.pt"):
+        convert(tmp_path / "tuned", tmp_path / "refused")
+
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def tekken_vocabulary() -> tuple[dict[str, Any], list[bytes]]:
+    """A file like tekken.json, with 4 control tokens, and its tokens."""
+    merged = ["th", "the", " the", "in", "ing", "ü", " w", "rite", "12", "123"]
+    tokens = [
+        *(bytes([byte]) for byte in range(256)),
+        *(token.encode() for token in merged),
+        b"\xe6\xbc",
+        "漢".encode(),
+    ]
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(token).decode()} for i, token in enumerate(tokens)]
+    config = {"pattern": LLAMA3_PATTERN, "default_num_special_tokens": 4, "default_vocab_size": len(tokens) + 4}
+    named = ["<unk>", "<s>", "</s>", "[INST]"]
+    specials = [{"rank": i, "token_str": token, "is_control": True} for i, token in enumerate(named)]
+    return {"config": config, "vocab": vocab, "special_tokens": specials}, tokens
+
+
+def assert_same_ids(checkpoint: Checkpoint, tokens: list[bytes], *, first: int, pattern: str, bos: int) -> None:
+    """The codec's ids are those of tiktoken, from `first` on, after `bos`."""
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    theirs = tiktoken.Encoding("theirs", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    codec = checkpoint.codec()
+    for text in ("the thing", " Write\n\nthe  ünïcödé 漢字 123456 🙂", "don't\t", "rite write the"):
+        found = codec.encode(text)
+        assert codec.vocab.ids(found) == [bos, *(first + i for i in theirs.encode_ordinary(text))]
+        assert codec.decode(found) == text
+
+
 def test_incomplete_models_are_refused(tmp_path: Path, tokenizer_model: bytes) -> None:
     save_meta(tmp_path / "meta", reference(310), shards=2)
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.model"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.model, tekken\.json"):
         convert(tmp_path / "meta", tmp_path / "ours")
     (tmp_path / "meta/tokenizer.model").write_text("no model")
     with pytest.raises(DataError, match="must be a SentencePiece model"):

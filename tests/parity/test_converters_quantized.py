@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -62,6 +63,68 @@ def scaled(dtype: torch.dtype, shape: Callable[[Tensor], tuple[int, ...]]) -> Qu
     return quantize
 
 
+def words(codes: Tensor, bits: int) -> Tensor:
+    """Each column of codes as a stream of bits, from the lowest of the first 32-bit word."""
+    columns = codes.shape[1]
+    each = np.unpackbits(codes.to(torch.uint8).numpy()[:, None], axis=1, bitorder="little", count=bits)
+    stream = each.reshape(-1, columns)
+    stream = np.concatenate([stream, np.zeros((-len(stream) % 32, columns), np.uint8)])
+    packed = np.packbits(stream, axis=0, bitorder="little").reshape(-1, 4, columns)
+    return torch.from_numpy(packed.transpose(0, 2, 1).copy().view(np.int32)[..., 0])
+
+
+def groups_of(inputs: int, size: int, in_order: bool) -> Tensor:
+    """The group of each input."""
+    groups = torch.arange(inputs) // (inputs if size == -1 else size)
+    return groups if in_order else groups[torch.randperm(inputs)]
+
+
+def codes_and_scales(weight: Tensor, bits: int, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random codes (inputs, outputs), zeros and scales (groups, outputs), and what they stand for."""
+    (outputs, inputs), count = weight.shape, int(groups.max()) + 1
+    codes, zeros = torch.randint(2**bits, (inputs, outputs)), torch.randint(2**bits, (count, outputs))
+    scales = (0.01 + torch.rand(count, outputs)).half()
+    return codes, zeros, scales, ((codes - zeros[groups]) * scales[groups].float()).t()
+
+
+def gptq(bits: int, size: int = 16, *, stored_zero: int = -1, in_order: bool = True, listed: bool = True) -> Quantize:
+    def quantize(name: str, weight: Tensor) -> tuple[Tensors, Tensor]:
+        groups = groups_of(weight.shape[1], size, in_order)
+        codes, zeros, scales, decoded = codes_and_scales(weight, bits, groups)
+        stored = (zeros + stored_zero) % 2**bits
+        stem = name.removesuffix("weight")
+        parts = {f"{stem}qweight": words(codes, bits), f"{stem}qzeros": words(stored.t(), bits).t().contiguous()}
+        parts |= {f"{stem}scales": scales, **({f"{stem}g_idx": groups.int()} if listed else {})}
+        return parts, decoded
+
+    return quantize
+
+
+def awq(name: str, weight: Tensor) -> tuple[Tensors, Tensor]:
+    codes, zeros, scales, decoded = codes_and_scales(weight, 4, groups_of(weight.shape[1], 32, True))
+    stem = name.removesuffix("weight")
+
+    def pack(one: Tensor) -> Tensor:
+        eight = one.reshape(len(one), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]]
+        packed = (eight << torch.arange(0, 32, 4)).sum(-1)
+        return torch.where(packed >= 2**31, packed - 2**32, packed).int()
+
+    return {f"{stem}qweight": pack(codes), f"{stem}qzeros": pack(zeros), f"{stem}scales": scales}, decoded
+
+
+def pack_quantized(bits: int, *, zeros_stored: bool) -> Quantize:
+    def quantize(name: str, weight: Tensor) -> tuple[Tensors, Tensor]:
+        groups = groups_of(weight.shape[1], 32, True)
+        codes, zeros, scales, decoded = codes_and_scales(weight, bits, groups)
+        if not zeros_stored:
+            decoded = ((codes - 2 ** (bits - 1)) * scales[groups].float()).t()
+        parts = {f"{name}_packed": words(codes, bits).t().contiguous(), f"{name}_scale": scales.t().contiguous()}
+        parts |= {f"{name}_shape": torch.tensor(weight.shape)}
+        return {**parts, **({f"{name}_zero_point": words(zeros.t(), bits)} if zeros_stored else {})}, decoded
+
+    return quantize
+
+
 METHODS: dict[str, tuple[dict[str, Any], Quantize]] = {
     "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, bnb_4bit("nf4", False)),
     "nf4, nested": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, bnb_4bit("nf4", True)),
@@ -74,6 +137,21 @@ METHODS: dict[str, tuple[dict[str, Any], Quantize]] = {
         {"quant_method": "compressed-tensors"},
         scaled(torch.int8, lambda w: (len(w), w.shape[1] // 16)),
     ),
+    "GPTQ": ({"quant_method": "gptq", "bits": 4, "group_size": 16}, gptq(4)),
+    "GPTQ, no list of groups": ({"quant_method": "gptq", "bits": 8, "group_size": 16}, gptq(8, listed=False)),
+    "GPTQ, 3 bits": ({"quant_method": "gptq", "bits": 3, "group_size": 16}, gptq(3)),
+    "GPTQ, 2 bits, one group": ({"quant_method": "gptq", "bits": 2, "group_size": -1}, gptq(2, -1)),
+    "GPTQ, act-order": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True},
+        gptq(4, in_order=False),
+    ),
+    "GPTQ, second version": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 16, "checkpoint_format": "gptq_v2"},
+        gptq(4, stored_zero=0),
+    ),
+    "AWQ": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, awq),
+    "packed": ({"quant_method": "compressed-tensors"}, pack_quantized(4, zeros_stored=False)),
+    "packed, zeros": ({"quant_method": "compressed-tensors"}, pack_quantized(8, zeros_stored=True)),
     "int8, rows": ({"quant_method": "compressed-tensors"}, scaled(torch.int8, lambda w: (len(w), 1))),
 }
 

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from onmt_llm.checkpoint.directory import FileEntry, file_problems, refuse_damage
+from onmt_llm.checkpoint.files.lfs import refuse_pointer
 from onmt_llm.checksums import fast_digest, safetensors_header, tensor_prefix
 from onmt_llm.errors import CheckpointError, ConfigError
 
@@ -113,6 +114,7 @@ class SafetensorsSet:
         except FileNotFoundError as error:
             raise CheckpointError(f"The file {path} is missing.") from error
         except (SafetensorError, OSError) as error:
+            refuse_pointer(path)
             raise CheckpointError(
                 f"{path} is not a readable safetensors file ({error}).",
                 hint="it is damaged or incomplete: copy it again",

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from onmt_llm.checkpoint.files.lfs import refuse_pointer
 from onmt_llm.errors import CheckpointError
 
-_LFS_POINTER = b"version https://git-lfs"
 _ZIP, _TAR, _TAR_PLACE = b"PK\x03\x04", b"ustar", 257
 _LONGEST_START = _TAR_PLACE + len(_TAR)
 _AGAIN = "load it with the torch that wrote it, and save it again with torch.save"
@@ -64,8 +64,7 @@ def _check_file(path: Path) -> None:
             start = file.read(_LONGEST_START)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
-    if start.startswith(_LFS_POINTER):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights.", hint="git lfs pull")
+    refuse_pointer(path)
     if start[_TAR_PLACE:].startswith(_TAR):
         raise CheckpointError(
             f"{path} is a tar archive, the PyTorch format before 2016, which is not supported.", hint=_AGAIN
@@ -120,8 +119,8 @@ class TorchTensors:
         self._tensors = tensors
 
     @classmethod
-    def open(cls, paths: Sequence[Path]) -> TorchTensors:
-        """Merge several files, each a flat state dict.
+    def open(cls, paths: Sequence[Path], *, section: str = "") -> TorchTensors:
+        """Merge several files, each a flat state dict, or a mapping that has one as `section`.
 
         Raises:
             CheckpointError: A file is not a state dict, or two files have a tensor of the same name.
@@ -129,6 +128,8 @@ class TorchTensors:
         merged: dict[str, torch.Tensor] = {}
         for path in paths:
             content = load_torch(path)
+            if isinstance(content, Mapping) and section in content:
+                content = content[section]
             if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
                 raise CheckpointError(f"{path} must be a mapping from names to tensors, but is not.")
             _check_extent(path, content)

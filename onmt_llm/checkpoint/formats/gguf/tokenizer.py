@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onmt_llm.checkpoint.formats.byte_level_bpe import DIGITS_APART, GPT2, LLAMA3, QWEN2, Splitting, byte_level_bpe
+from onmt_llm.checkpoint.formats.byte_level_bpe import byte_level_bpe
+from onmt_llm.checkpoint.formats.gguf.splitting import begins_with_bos, splitting
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
 from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, fit, set_template
 from onmt_llm.config.checkpoint import SpecialTokens, TokenizerSpec
@@ -20,14 +21,9 @@ Metadata = Mapping[str, Any]
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """`tokenizer.ggml.token_type`; the numbers are SentencePiece's."""
 
-_SPLITTINGS = {
-    **dict.fromkeys(("default", "gpt-2", "gpt2"), GPT2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), DIGITS_APART),
-    "llama-bpe": LLAMA3,
-    "qwen2": QWEN2,
-}
-"""How text is split, by `tokenizer.ggml.pre`."""
-_SAME_AS = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+
+_OTHER_KINDS = {"t5": "SentencePiece Unigram", "bert": "WordPiece", "rwkv": "RWKV's", "none": "no tokeniser"}
+"""Kinds that are not read."""
 
 
 def read_tokenizer(metadata: Metadata, *, rows: int) -> ImportedTokenizer:
@@ -44,7 +40,11 @@ def read_tokenizer(metadata: Metadata, *, rows: int) -> ImportedTokenizer:
     elif kind == "llama":
         tokenizer, file, content = "sentencepiece", SENTENCEPIECE_FILE, _sentencepiece(metadata)
     else:
-        raise UnsupportedError(f"The tokeniser of a GGUF file must be of kind gpt2 or llama, but is '{kind}'.")
+        raise UnsupportedError(
+            f"The tokeniser of a GGUF file must be of kind gpt2 (byte-level BPE) or llama (SentencePiece BPE), but is "
+            f"'{kind}'{f' ({_OTHER_KINDS[kind]})' if kind in _OTHER_KINDS else ''}.",
+            hint="convert the model's Hugging Face files instead (-source hf)",
+        )
     imported = ImportedTokenizer(
         tokens=tokens,
         specials=_specials(metadata, tokens),
@@ -70,8 +70,8 @@ def _token(metadata: Metadata, tokens: list[str], role: str) -> str | None:
 
 def _specials(metadata: Metadata, tokens: list[str]) -> SpecialTokens:
     bos = _token(metadata, tokens, "bos")
-    # llama.cpp's defaults if the key is missing: SentencePiece models and LLaMA 3's tokeniser add bos.
-    adds_bos = metadata["tokenizer.ggml.model"] == "llama" or _pre(metadata) == "llama-bpe"
+    # llama.cpp's defaults if the key is missing: SentencePiece models, and LLaMA 3's and Mistral's tokenisers add bos.
+    adds_bos = metadata["tokenizer.ggml.model"] == "llama" or begins_with_bos(_pre(metadata))
     add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", adds_bos))
     return SpecialTokens(
         unk=_token(metadata, tokens, "unknown"),
@@ -89,17 +89,7 @@ def _other_stop_tokens(metadata: Metadata, tokens: list[str]) -> list[str]:
 
 
 def _pre(metadata: Metadata) -> str:
-    name = str(metadata.get("tokenizer.ggml.pre", "default"))
-    return _SAME_AS.get(name, name)
-
-
-def _splitting(name: str) -> Splitting:
-    if name in _SPLITTINGS:
-        return _SPLITTINGS[name]
-    raise UnsupportedError(
-        f"tokenizer.ggml.pre of a GGUF file must be one of {', '.join((*_SPLITTINGS, *_SAME_AS))}, but is '{name}'.",
-        hint="convert the model's Hugging Face files instead (-from hf)",
-    )
+    return str(metadata.get("tokenizer.ggml.pre", "default"))
 
 
 def _byte_level_bpe(metadata: Metadata) -> bytes:
@@ -109,7 +99,7 @@ def _byte_level_bpe(metadata: Metadata) -> bytes:
     added = {
         token: kind == CONTROL for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)
     }
-    return byte_level_bpe(tokens, merges, _splitting(_pre(metadata)), added)
+    return byte_level_bpe(tokens, merges, splitting(_pre(metadata)), added)
 
 
 def _types(metadata: Metadata) -> list[int]:

@@ -1,6 +1,7 @@
 """Quantised weights of Hugging Face models: the method that stored them, by `config.json` and by the tensors.
 
-Scaled fp8 and int8, and bitsandbytes' 8 and 4 bits, are turned back into numbers by their formulas; others are refused.
+Scaled fp8 and int8, bitsandbytes' 8 and 4 bits, GPTQ, AWQ and compressed-tensors (`packed`) are turned back into
+numbers by their formulas; others are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from onmt_llm.checkpoint.formats.huggingface.families.base import HfConfig
+from onmt_llm.checkpoint.formats.huggingface.packed import find_packed
 from onmt_llm.checkpoint.formats.imported import NUMBERS, TypedSource
+from onmt_llm.checkpoint.formats.tokenizer_files import read_json
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
 
@@ -133,7 +136,8 @@ class DequantizedTensors:
         self._used = {name for coding in codings.values() for name in coding.used}
 
     def names(self) -> list[str]:
-        return [name for name in self._source.names() if name not in self._used]
+        plain = [name for name in self._source.names() if name not in self._used and name not in self._codings]
+        return [*plain, *self._codings]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._codings[name].shape if name in self._codings else self._source.shape(name)
@@ -147,15 +151,16 @@ class DequantizedTensors:
         return self._source.tensor(name)
 
 
-def find_codings(source: TypedSource, block: Sequence[int] | None) -> dict[str, Coding]:
+def find_codings(source: TypedSource, settings: Mapping[str, Any]) -> dict[str, Coding]:
     """The coded weights that can be decoded exactly.
 
     Args:
         source: The tensors as stored.
-        block: Rows and columns that share a scale, if the configuration states them.
+        settings: `quantization_config` of config.json.
     """
     here = set(source.names())
-    found: dict[str, Coding] = {}
+    block = settings.get("weight_block_size")
+    found: dict[str, Coding] = {**find_packed(source, settings)}
     for name in here:
         if name.endswith(".weight"):
             coding = (
@@ -226,11 +231,20 @@ def _bnb_4bit(source: TypedSource, here: set[str], name: str) -> Bnb4Bit | None:
     return Bnb4Bit(shape, (*(part for part in parts if part != name), states[0]), name, state)
 
 
-_METHODS = {"gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fbgemm_fp8": "FBGEMM fp8", "hqq": "HQQ"}
+_METHODS = {
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "bitsandbytes": "bitsandbytes",
+    "fbgemm_fp8": "FBGEMM fp8",
+    "hqq": "HQQ",
+    "exl2": "EXL2",
+}
 """Names of methods, where they differ from `quant_method`."""
 
 _MARKS = {
     ".qweight": "GPTQ or AWQ",
+    ".q_weight": "EXL2",
+    ".trellis": "EXL3",
     ".SCB": "bitsandbytes (8 bits)",
     ".absmax": "bitsandbytes (4 bits)",
     ".weight_packed": "compressed-tensors",
@@ -240,6 +254,18 @@ _MARKS = {
 """Ends of tensor names that only a quantised model has."""
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+_OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files in which AutoGPTQ and AutoAWQ described what they stored, before config.json did."""
+
+
+def with_older_settings(hf_config: HfConfig, model_dir: Path) -> HfConfig:
+    """`config.json`, with the quantisation that a file of its own describes."""
+    for name, method in _OLDER_FILES.items():
+        if not _settings(hf_config) and (model_dir / name).is_file():
+            return {**hf_config, "quantization_config": {"quant_method": method, **read_json(model_dir / name)}}
+    return hf_config
 
 
 def plain_weights(hf_config: HfConfig, source: TypedSource, model_dir: Path) -> TypedSource:
@@ -256,7 +282,7 @@ def plain_weights(hf_config: HfConfig, source: TypedSource, model_dir: Path) -> 
             )
         return source
     stored = hf_config.get("dtype") or hf_config.get("torch_dtype")
-    codings = find_codings(source, _settings(hf_config).get("weight_block_size"))
+    codings = find_codings(source, _settings(hf_config))
     plain = DequantizedTensors(source, codings, _TYPES.get(str(stored), torch.bfloat16)) if codings else source
     left, coded = _method_by_names(plain), _coded(plain)
     if left or coded:
@@ -277,6 +303,8 @@ def _coded(source: TypedSource) -> list[str]:
 
 
 def _settings(hf_config: HfConfig) -> Mapping[str, Any]:
+    if isinstance(hf_config.get("quantization"), Mapping):
+        return {"quant_method": "MLX", **hf_config["quantization"]}
     settings = hf_config.get("quantization_config") or hf_config.get("compression_config")
     return settings if isinstance(settings, Mapping) else {}
 

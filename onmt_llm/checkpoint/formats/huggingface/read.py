@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from onmt_llm.checkpoint.files.safetensors import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
-from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family, HfConfig
-from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights
+from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights, with_older_settings
+from onmt_llm.checkpoint.formats.huggingface.weights import has_weights, open_weights, renamed, without_copies
 from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportOptions, TypedSource
 from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, overridden
 from onmt_llm.checkpoint.formats.tokenizer_files import fit, from_huggingface, read_json
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.errors import CheckpointError, Problem, UnsupportedError, raise_problems
+from onmt_llm.errors import Problem, UnsupportedError, raise_problems
 from onmt_llm.log import logger
 
-BIN_INDEX_FILE = "pytorch_model.bin.index.json"
-BIN_FILE = "pytorch_model.bin"
 HEAD = "lm_head.weight"
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")
 """Ends of the names of classes whose outputs are the logits of a vocabulary."""
+
+
+def find_huggingface(path: Path) -> bool:
+    """Whether there is a Hugging Face model at `path`: config.json, and weights of which it may be the description."""
+    return (path / "config.json").is_file() and has_weights(path)
 
 
 def open_huggingface(model_dir: Path, options: ImportOptions) -> ImportedModel:
@@ -37,7 +36,7 @@ def open_huggingface(model_dir: Path, options: ImportOptions) -> ImportedModel:
         CheckpointError: Files are missing or damaged.
         UnsupportedError: The architecture, or something in its configuration, is not supported.
     """
-    hf_config = read_json(model_dir / "config.json")
+    hf_config = with_older_settings(read_json(model_dir / "config.json"), model_dir)
     family = _readable_family(hf_config)
     model = family.to_model(hf_config, ignore_unknown=options.ignore_unknown)
     source = renamed(plain_weights(hf_config, open_weights(model_dir), model_dir), family.older)
@@ -161,79 +160,3 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
         )
     known = ", ".join(family.model_type for family in FAMILIES)
     raise UnsupportedError(f"model_type in config.json must be one of {known}, but is '{model_type}'.")
-
-
-def open_weights(model_dir: Path) -> TypedSource:
-    """The tensors of the directory: safetensors if there are any, otherwise PyTorch `.bin` files."""
-    if (model_dir / INDEX_FILE).is_file():
-        return open_index(model_dir / INDEX_FILE)
-    if (model_dir / WEIGHTS_FILE).is_file():
-        return SafetensorsSet(model_dir, [WEIGHTS_FILE])
-    if (model_dir / BIN_INDEX_FILE).is_file():
-        return TorchTensors.open([model_dir / name for name in _bin_shards(model_dir / BIN_INDEX_FILE)])
-    if (model_dir / BIN_FILE).is_file():
-        return TorchTensors.open([model_dir / BIN_FILE])
-    raise CheckpointError(
-        f"{model_dir} must hold {WEIGHTS_FILE}, {INDEX_FILE}, {BIN_FILE} or {BIN_INDEX_FILE}, but holds none."
-    )
-
-
-@dataclass(frozen=True)
-class RenamedTensors:
-    """Tensors under other names.
-
-    Attributes:
-        source: Holds the tensors.
-        originals: Its name for each of ours.
-    """
-
-    source: TypedSource
-    originals: Mapping[str, str]
-
-    def names(self) -> list[str]:
-        return list(self.originals)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.source.shape(self.originals[name])
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.source.dtype(self.originals[name])
-
-    def tensor(self, name: str) -> Tensor:
-        return self.source.tensor(self.originals[name])
-
-
-def renamed(source: TypedSource, prefixes: Sequence[tuple[str, str]]) -> TypedSource:
-    """The tensors under current names: where a name begins with the first of a pair, it begins with the second."""
-
-    def current(name: str) -> str:
-        return next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), name)
-
-    return RenamedTensors(source, {current(name): name for name in source.names()}) if prefixes else source
-
-
-def without_copies(source: TypedSource, names: Sequence[str]) -> TypedSource:
-    """The tensors with one of those that are stored under several names, under the first of these names.
-
-    Raises:
-        CheckpointError: They are not copies of one another.
-    """
-    here = [name for name in names if name in source.names()]
-    different = [name for name in here[1:] if not torch.equal(source.tensor(name), source.tensor(here[0]))]
-    if different:
-        raise CheckpointError(
-            f"Encoder and decoder must share one embedding, but {', '.join(different)} differs from {here[0]}."
-        )
-    others = {name: name for name in source.names() if name not in here}
-    return RenamedTensors(source, {**others, names[0]: here[0]}) if here else source
-
-
-def _bin_shards(index: Path) -> list[str]:
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} must be JSON with a `weight_map`, but is not ({error!r}).") from error
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise CheckpointError(f"The shards in {index} must be files beside it, but are: {', '.join(outside[:5])}.")
-    return names

@@ -21,6 +21,7 @@ import torch
 from onmt_llm.checkpoint.adapters import short_names
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors, load_torch
+from onmt_llm.checkpoint.formats.foreign import pickled
 from onmt_llm.checkpoint.formats.imported import NUMBERS, ImportedModel, ImportedTokenizer, ImportOptions, TypedSource
 from onmt_llm.checkpoint.formats.opennmt.options import (
     EMBEDDING,
@@ -102,7 +103,12 @@ def _sections(file: Path, content: object) -> tuple[OpenNMTOptions, Mapping[str,
         raise CheckpointError(f"{file} must hold a dictionary, but holds a {type(content).__name__}.")
     missing = [key for key in ("opt", "vocab") if content.get(key) is None]
     if missing:
-        raise CheckpointError(f"{file} must be an OpenNMT-py checkpoint, but has no {' and no '.join(missing)}.")
+        other = pickled(content)
+        raise CheckpointError(
+            f"{file} must be an OpenNMT-py checkpoint, but has no {' and no '.join(missing)}"
+            f"{f': it is {other}' if other else ''}.",
+            hint="weights of other programs are read from a folder with their description, such as config.json",
+        )
     vocab = content["vocab"]
     if not isinstance(vocab, dict) or not isinstance(vocab.get("tgt", vocab.get("src")), list):
         raise CheckpointError(

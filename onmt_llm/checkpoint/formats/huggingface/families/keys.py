@@ -14,7 +14,7 @@ HARMLESS = (
     *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "model_type", "dtype"),
     *("torch_dtype", "tokenizer_class", "transformers.js_config", "unsloth_*", "task_specific_params"),
     # answered by `read` and `quantized`
-    *("architectures", "auto_map", "quantization_config"),
+    *("architectures", "auto_map", "quantization_config", "compression_config", "quantization"),
     # token ids
     *("*_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "prefix"),
     # training
