@@ -208,6 +208,33 @@ def test_older_files(tmp_path: Path, name: str) -> None:
     assert distance(convert(tmp_path / "hf", tmp_path / "again"), theirs) <= 1e-5
 
 
+PUBLISHED = {"feed_forward_proj": "gated-gelu", "n_positions": 512, "output_past": True, "tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "tied", "scaled"),
+    [
+        ("t5", {"tie_word_embeddings": None}, True, True),
+        ("t5", {"dense_act_fn": "gelu_new", "is_gated_act": True}, False, False),
+        ("t5", {"scale_decoder_outputs": False, "tie_word_embeddings": True}, True, False),
+        ("mt5", {"tokenizer_class": "T5Tokenizer"}, False, False),
+        ("umt5", {"scalable_attention": True}, False, False),
+        ("umt5", {"tie_word_embeddings": True}, True, True),
+    ],
+)
+def test_outputs_of_published_t5_models(kind: str, settings: dict[str, Any], tied: bool, scaled: bool) -> None:
+    """Whether config.json means a tied and a scaled output layer."""
+    model = family_of({"model_type": kind}).to_model({**T5, **PUBLISHED, **settings, "model_type": kind})
+    assert (model.tie_embeddings, model.scale_logits) == (tied, scaled)
+    assert model.ffn_gated and model.activation == "gelu_tanh"
+
+
+def test_keys_that_contradict_feed_forward_proj() -> None:
+    for wrong in ({"dense_act_fn": "relu"}, {"is_gated_act": False}):
+        with pytest.raises(UnsupportedError, match=next(iter(wrong))):
+            family_of({"model_type": "t5"}).to_model({**T5, **PUBLISHED, **wrong})
+
+
 def test_a_token_id_that_the_family_fixes(tmp_path: Path) -> None:
     """M2M100's positions begin after that of padding, which must therefore be token 1."""
     save_model(tmp_path / "hf", "m2m_100", BART)

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from parity.test_families_seq2seq import T5, save_model
+import torch
+from parity.test_families_seq2seq import SRC_BS, SRC_MASK_BS, T5, TGT_BT, logits_of, save_model
+from safetensors.torch import load_file, save_file
 from ten_scripts import lines
 
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
+from onmt_llm.checkpoint.load import load_model
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.text.codec import Codec
 
@@ -115,3 +118,36 @@ def test_a_spiece_model_of_another_family_is_refused(tmp_path: Path, spiece: byt
     (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PegasusTokenizer"}))
     with pytest.raises(UnsupportedError, match=r"spiece\.model"):
         convert(tmp_path / "hf", tmp_path / "wrong")
+
+
+@torch.no_grad()
+def test_as_madlad_is_published(tmp_path: Path) -> None:
+    """Other ids, bytes for unknown characters, targets that begin with <unk>, and the embedding under another name."""
+    model = io.BytesIO()
+    settings = {"vocab_size": 900, "hard_vocab_limit": False, "byte_fallback": True, "num_threads": 1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines(1500, seed=1)),
+        model_writer=model,
+        **{**settings, "user_defined_symbols": ["<2de>"], "minloglevel": 2},
+    )
+    ends = {"decoder_start_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    theirs = save_model(tmp_path / "hf", "t5", {**T5, **ends, "vocab_size": 900}, untied=True)
+    (tmp_path / "hf/tokenizer.json").unlink()
+    (tmp_path / "hf/spiece.model").write_bytes(model.getvalue())
+    stated = {"extra_ids": 0, "pad_token": "<s>", "eos_token": "</s>", "tokenizer_class": "T5Tokenizer"}
+    (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps(stated))
+    file = tmp_path / "hf/model.safetensors"
+    weights = load_file(file)
+    weights["decoder.embed_tokens.weight"] = weights.pop("shared.weight")
+    weights["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(8, 4)
+    save_file(weights, file)
+
+    ours = convert(tmp_path / "hf", tmp_path / "ours")
+    expected = logits_of(theirs)
+    found = load_model(ours)(SRC_BS, TGT_BT, src_mask_BS=SRC_MASK_BS)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    codec, library = Codec.open(ours), sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    assert codec.start_tokens == ["<unk>"] and codec.config.specials.pad == "<s>"
+    texts = ["<2de> ☃ x", *lines(300, seed=2)]
+    assert [codec.src_vocab.ids(codec.encode(text)) for text in texts] == [[*library.encode(t), 2] for t in texts]
+    assert "<2de>" in codec.encode(texts[0]) and "<0x98>" in codec.encode(texts[0])
