@@ -21,7 +21,7 @@ from onmt_llm.releasing import ct2_spec
 
 REFERENCE = Path(__file__).parent / "reference"
 SIZES = {
-    **{"num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4},
+    **{"num_hidden_layers": 8, "n_layer": 8, "n_layers": 8, "num_attention_heads": 4, "n_head": 4, "n_heads": 4},
     **{"num_layers": 2, "num_heads": 4, "d_kv": 16, "d_ff": 256},
     **{"hidden_size": 64, "n_embd": 64, "d_model": 64, "intermediate_size": 256, "ffn_dim": 256, "vocab_size": 300},
     **{"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 256},
