@@ -126,7 +126,7 @@ class Corpus:
                 for record, encoded in decoded
             ]
         self.counts.read += len(records)
-        examples = [example for record in records if (example := self.parse(record)) is not None]
+        examples = [example for record in records for example in self.parse(record)]
         return self._transformed(examples) if self._objective == "sft" else self._with_preferences(examples)
 
     def _with_preferences(self, examples: Sequence[Example]) -> list[Example]:
@@ -147,23 +147,26 @@ class Corpus:
             transform.made = transform.truncated = 0
         return examples
 
-    def parse(self, record: Record) -> Example | None:
-        """Parse a record, without transforms; a skipped record returns None and is counted."""
+    def parse(self, record: Record) -> list[Example]:
+        """The examples of a record, without transforms; a skipped record has none and is counted."""
         for part in record.parts:
             # searching for one byte is faster than for the whole mark
             if _MARK[0] in part and (part.startswith(_MARK) or _LATER_MARK in part):
                 self._suspect("byte_order_mark", record.where)
                 break
         try:
-            example = self._parser(record)
+            examples = self._parser(record)
         except BadRecord as error:
             self._bad(error)
-            return None
-        if example == EMPTY:
+            return []
+        if not isinstance(examples, str):
+            self.counts.made += len(examples) - 1
+            return examples
+        if examples == EMPTY:
             self._skip_empty(record.where)
-        elif isinstance(example, str):
-            self._skip(example, record.where, quiet=example == LOW_SCORE)
-        return None if isinstance(example, str) else example
+        else:
+            self._skip(examples, record.where, quiet=examples == LOW_SCORE)
+        return []
 
     def encode(self, example: Example) -> Encoded | None:
         """Encode an example; returns None, and counts it, if it is empty or has no trained token."""
@@ -191,22 +194,22 @@ class Corpus:
         encoded.chosen = example.chosen
         return encoded
 
-    def raw(self, record: Record) -> Example | None:
-        """Parse a record, without transforms and without counting; None if it is skipped."""
-        example = self._parser(record) if self._decoder is None else self._spelled(self._decoder, record)
-        return None if isinstance(example, str) else example
+    def raw(self, record: Record) -> list[Example]:
+        """The examples of a record, without transforms and without counting; none if it is skipped."""
+        examples = self._parser(record) if self._decoder is None else self._spelled(self._decoder, record)
+        return [] if isinstance(examples, str) else examples
 
     @property
     def template(self) -> Template | None:
         """The chat template; None if there is none (yet)."""
         return None if self._decoder is not None else self._parser.template
 
-    def _spelled(self, decoder: TokenDecoder, record: Record) -> Example | None:
+    def _spelled(self, decoder: TokenDecoder, record: Record) -> list[Example]:
         """The first example of a record of tokens, with the tokens' texts."""
         encoded = next(decoder([record], CorpusCounts()), (record, None))[1]
         if encoded is None:
-            return None
-        return Example.of_tokens(encoded, self._vocabs, corpus=self.name, line=record.line)
+            return []
+        return [Example.of_tokens(encoded, self._vocabs, corpus=self.name, line=record.line)]
 
     def _align(self, example: Example) -> bool:
         """Check the alignment, after conversion from words to tokens if needed.

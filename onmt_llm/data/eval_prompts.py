@@ -55,7 +55,10 @@ def read_prompts(spec: PipelineSpec) -> tuple[list[Prompt], int]:
 def _of_corpus(corpus: Corpus, codec: Codec) -> Iterator[Prompt]:
     for record in iter(corpus.reader.read, None):
         for example in corpus.examples([record]):
-            raw = corpus.raw(record)
+            texts = corpus.raw(record)
+            if example.part < len(texts) - 1:
+                continue
+            raw = texts[-1] if texts else None
             question, answer = (example.src, example.tgt) if example.tgt else _split(example.src)
             tokens = side_tokens(question)
             if raw is None or not tokens or not answer:

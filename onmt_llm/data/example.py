@@ -89,6 +89,7 @@ class Example:
         chosen: The answer is the chosen one of two, or labelled as desirable; None = no preference data.
         rejected: The same prompt with the rejected answer.
         pair: Number that identifies the two answers of a pair during transforms.
+        part: Number of the example within its record, from 0: a conversation may have several training texts.
     """
 
     src: list[Segment]
@@ -104,6 +105,7 @@ class Example:
     chosen: bool | None = None
     rejected: Example | None = None
     pair: int | None = None
+    part: int = 0
 
     @classmethod
     def of_tokens(cls, encoded: Encoded, vocabs: tuple[Vocab, Vocab], *, corpus: str, line: int) -> Example:

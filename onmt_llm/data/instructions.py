@@ -24,7 +24,7 @@ from onmt_llm.text.templates.message import Message
 
 Form = Literal["lines", "alpaca", "sharegpt"]
 
-_ROLES = {name: role for name, role in ROLE_NAMES.items() if role != "tool"} | dict.fromkeys(
+_ROLES = {name: role for name, role in ROLE_NAMES.items() if role in ("system", "user", "assistant")} | dict.fromkeys(
     ("chatgpt", "bing", "bard"), "assistant"
 )
 _HEADINGS = ("### Instruction:", "### Response:")

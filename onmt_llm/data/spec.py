@@ -17,7 +17,7 @@ from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.message import Message
 from onmt_llm.text.vocab import Vocab
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
 
 ROLE_NAMES = {
     **{role: role for role in ROLES},
@@ -187,30 +187,35 @@ class LossMask:
         ]
 
     def mark_ends(
-        self, segments: Sequence[Segment], messages: Sequence[Message], stop_tokens: Collection[str]
-    ) -> list[Segment]:
-        """Apply the parts of the mask that do not depend on turns to a rendered conversation.
+        self, texts: Sequence[Sequence[Segment]], messages: Sequence[Message], stop_tokens: Collection[str]
+    ) -> list[list[Segment]]:
+        """Apply the parts of the mask that do not depend on turns to the texts of a conversation.
 
         Args:
-            segments: The rendered `mark(messages)`.
+            texts: The training texts of `mark(messages)`. Each goes on further than those before it.
             messages: The original messages, with only their own flags.
             stop_tokens: Tokens that end a turn.
         """
+        marked = [list(segments) for segments in texts]
         if self.prompts and all(message.train is None for message in messages):
-            segments = [segment.like(train_on=True) for segment in segments]
-        if self.on_eos == "turn":
-            return list(segments)
-        ends = [n for n, segment in enumerate(segments) if segment.tokens and segment.tokens[0] in stop_tokens]
-        trained = {"last": ends[-1:], "all": ends, "none": []}[self.on_eos]
-        return [
-            segment.like(train_on=number in trained) if number in ends else segment
-            for number, segment in enumerate(segments)
-        ]
+            marked[-1] = [segment.like(train_on=True) for segment in marked[-1]]
+        seen = 0
+        for segments in marked if self.on_eos != "turn" else ():
+            ends = [n for n, segment in enumerate(segments) if segment.tokens and segment.tokens[0] in stop_tokens]
+            last = ends[-1:] if segments is marked[-1] else []
+            trained = {"last": last, "all": ends[seen:], "none": []}[self.on_eos]
+            seen = len(ends)
+            for number in ends:
+                segments[number] = segments[number].like(train_on=number in trained)
+        return marked
 
-    @property
-    def end_of_text(self) -> bool | None:
-        """Whether the EOS after a conversation without end-of-turn tokens is trained; None = as its last part."""
-        return None if self.on_eos == "turn" else self.on_eos != "none"
+    def end_of_text(self, *, is_last: bool) -> bool | None:
+        """Whether the EOS after a text without end-of-turn tokens is trained; None = as the last part of the text.
+
+        Args:
+            is_last: It is the last text of its conversation.
+        """
+        return None if self.on_eos == "turn" else self.on_eos == "all" or (self.on_eos == "last" and is_last)
 
 
 def split_corpora(corpora: Mapping[str, CorpusConfig]) -> tuple[dict[str, CorpusConfig], dict[str, CorpusConfig]]:

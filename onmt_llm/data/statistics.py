@@ -21,7 +21,8 @@ class CorpusCounts:
 
     Attributes:
         read: Examples read.
-        made: Additional examples made by transforms, beyond one per input.
+        made: Additional examples, beyond one per record: of conversations that have several training texts, and made by
+            transforms.
         kept: Examples that became part of a batch.
         dropped: Examples dropped, by reason; those joined to another are `merged`.
         truncated: Examples that a transform truncated.

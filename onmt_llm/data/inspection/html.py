@@ -85,7 +85,8 @@ def _shown(trace: Trace) -> dict[str, Any]:
             }
         )
         before = stage.sides
-    return {**trace.__dict__, "stages": stages, "where": f"{trace.path}:{trace.line}"}
+    part = f", example {trace.part + 1} of {trace.parts}" if trace.parts > 1 else ""
+    return {**trace.__dict__, "stages": stages, "where": f"{trace.path}:{trace.line}{part}"}
 
 
 def _side(before: Sequence[TraceSpan], after: Sequence[TraceSpan]) -> dict[str, Any]:

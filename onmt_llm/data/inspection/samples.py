@@ -77,9 +77,9 @@ def _samples(corpus: Corpus) -> Iterator[tuple[Example, Example, Encoded]]:
     """Kept examples in order: as read, transformed, and encoded."""
     for record in iter(corpus.reader.read, None):
         for example in corpus.examples([record]):
-            encoded, raw = corpus.encode(example), corpus.raw(record)
-            if encoded is not None and raw is not None:
-                yield raw, example, encoded
+            encoded, texts = corpus.encode(example), corpus.raw(record)
+            if encoded is not None and texts:
+                yield texts[example.part], example, encoded
 
 
 def _line(side: Sequence[Segment]) -> str:
@@ -88,7 +88,8 @@ def _line(side: Sequence[Segment]) -> str:
 
 
 def _view(raw: Example, example: Example, encoded: Encoded, vocab: Vocab) -> str:
-    lines = [f"line {example.line}", f"text    | {_text(raw.src)}"]
+    part = f", example {example.part + 1} of its conversation" if example.part else ""
+    lines = [f"line {example.line}{part}", f"text    | {_text(raw.src)}"]
     if raw.tgt:
         lines.append(f"target  | {_text(raw.tgt)}")
     if encoded.src is not None:

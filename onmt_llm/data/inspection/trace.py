@@ -20,6 +20,9 @@ from onmt_llm.text.vocab import Vocab
 KEPT = "kept"
 HELD = "held_back"
 READ = "read"
+ExamplePlace = tuple[Path | None, int, int]
+"""File and line of a record, and the number of an example within it."""
+
 _GROUP = 16
 _LOOKED_AT = 200
 """Maximum number of records read per example wanted."""
@@ -77,6 +80,8 @@ class Trace:
         outcome: `kept`, or the reason why it was dropped.
         src: Input of the encoder; empty for a language model.
         tgt: Input of the decoder and the last label.
+        part: Number of the example within its record, from 0.
+        parts: Number of the record's examples as read: above 1 for a conversation with several training texts.
     """
 
     corpus: str
@@ -87,15 +92,17 @@ class Trace:
     outcome: str = KEPT
     src: list[Token] = field(default_factory=list)
     tgt: list[Token] = field(default_factory=list)
+    part: int = 0
+    parts: int = 1
 
     @property
-    def place(self) -> tuple[Path | None, int]:
-        """File and line."""
-        return self.path, self.line
+    def place(self) -> ExamplePlace:
+        """File, line and part."""
+        return self.path, self.line, self.part
 
     def branch(self) -> Trace:
         """A trace for another example of the same record."""
-        return Trace(self.corpus, self.path, self.line, self.raw, list(self.stages))
+        return replace(self, stages=list(self.stages), src=[], tgt=[])
 
 
 @dataclass(frozen=True)
@@ -164,13 +171,13 @@ def follow(corpus: Corpus, records: Sequence[Record], codec: Codec) -> list[Trac
         raw = tuple(part.decode("utf-8", "replace") for part in record.parts)
         trace = Trace(corpus.name, record.paths[0], record.line, raw)
         before = Counter(corpus.counts.dropped)
-        example = corpus.parse(record)
-        if example is None:
+        examples = corpus.parse(record)
+        if not examples:
             trace.outcome = _reason(corpus, before)
             ended.append(trace)
-        else:
-            trace.stages.append(_stage(READ, example))
-            on_the_way.append((trace, example))
+        for example in examples:
+            own = replace(trace, stages=[_stage(READ, example)], part=example.part, parts=len(examples))
+            on_the_way.append((own, example))
     for transform in corpus.transforms:
         if transform.needs_neighbours or transform.compares:
             on_the_way = list(_through(transform, on_the_way, ended))
@@ -182,7 +189,8 @@ def follow(corpus: Corpus, records: Sequence[Record], codec: Codec) -> list[Trac
     order: dict[tuple[Path | None, int], int] = {
         (record.paths[0], record.line): number for number, record in enumerate(records)
     }
-    return sorted([*ended, *(trace for trace, _ in on_the_way)], key=lambda trace: order[trace.place])
+    found = [*ended, *(trace for trace, _ in on_the_way)]
+    return sorted(found, key=lambda trace: (order[trace.path, trace.line], trace.part))
 
 
 def _through(
@@ -190,10 +198,10 @@ def _through(
 ) -> Iterator[tuple[Trace, Example]]:
     """Apply a transform: yields the resulting examples with their traces; traces of dropped ones go to `ended`."""
     left = {trace.place: trace for trace, _ in pairs}
-    used: set[tuple[Path | None, int]] = set()
+    used: set[ExamplePlace] = set()
     stages = {place: list(trace.stages) for place, trace in left.items()}
     for example in transform.batch([example for _, example in pairs]):
-        place = (example.path, example.line)
+        place = (example.path, example.line, example.part)
         place = place if place in left else next(iter(left))
         trace = left[place].branch() if place in used else left[place]
         used.add(place)

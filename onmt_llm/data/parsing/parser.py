@@ -6,8 +6,10 @@ Text from JSON is literal, so nothing in it can become a line break or a mask ma
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,18 @@ from onmt_llm.config.model import Task
 from onmt_llm.data.example import Example
 from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import parse_pharaoh
-from onmt_llm.data.parsing.json_object import kind, load_object, read_flag
+from onmt_llm.data.parsing.conversation import read_messages, read_text, read_variables
+from onmt_llm.data.parsing.json_object import load_object
 from onmt_llm.data.readers import BadRecord, Record, decode
 from onmt_llm.data.readers.rows import header, row_format
 from onmt_llm.data.spec import Keys, LossMask
 from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.log import log_once
 from onmt_llm.text.features import parse_defaults, split_text
 from onmt_llm.text.placeholders import MASK_BEFORE, from_line
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.builtin import AlpacaTemplate, get_template
-from onmt_llm.text.templates.message import Message, Template, mark_rounds, with_rounds_of
+from onmt_llm.text.templates.message import Message, Template
 
 DEFAULT_TEMPLATE = "alpaca"
 EMPTY = "empty"
@@ -84,8 +88,9 @@ class ExampleParser:
         if task == "lm" and corpus.path_align:
             raise ConfigError(f"Corpus '{name}' must have no path_align, since a language model is trained.")
 
-    def __call__(self, record: Record) -> Example | str:
-        """The example of a record, or the reason for skipping it.
+    def __call__(self, record: Record) -> list[Example] | str:
+        """The examples of a record, or the reason for skipping it. Only a conversation may have several, of which each
+        trains some of the answers (see `Template.training_texts`).
 
         Raises:
             BadRecord: Bad UTF-8, zero bytes, bad JSON, or an object of unknown shape; the message names file and line.
@@ -99,8 +104,8 @@ class ExampleParser:
         texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
         if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
             return LOW_SCORE
-        example = self._object(texts[0], record) if self._has_keys else self._text(texts, record)
-        return EMPTY if example is None else example
+        examples = self._object(texts[0], record) if self._has_keys else _listed(self._text(texts, record))
+        return examples or EMPTY
 
     def _score(self, text: str, record: Record) -> float:
         try:
@@ -148,24 +153,24 @@ class ExampleParser:
             src_features=features,
         )
 
-    def _object(self, text: str, record: Record) -> Example | None:
-        """The example of a JSON object or a row."""
+    def _object(self, text: str, record: Record) -> list[Example]:
+        """The examples of a JSON object or a row."""
         if not text.strip():
-            return None
+            return []
         item = self._load(text, record) if self._rows is None else self._row(text, record)
         keys = self._keys
         if self._has_preferences:
-            return self._preference(item, record)
+            return _listed(self._preference(item, record))
         for pair in keys.named:
             if all(key in item for key in pair):
                 return self._asked(item, pair, record)
         for key in keys.messages:
             if key in item:
-                return self._conversation(self._messages(item[key], record), record)
+                return self._conversation(self._messages(item[key], record), record, item)
         if keys.text in item:
             if self.task == "seq2seq":
                 raise self._bad(record, f"has '{keys.text}', but an encoder-decoder model needs 'prompt' and 'answer'")
-            return self._plain([Segment(self._string(item, keys.text, record))], record)
+            return _listed(self._plain([Segment(self._string(item, keys.text, record))], record))
         for pair in keys.pairs:
             if all(key in item for key in pair):
                 return self._asked(item, pair, record)
@@ -193,25 +198,26 @@ class ExampleParser:
 
     def _answered(self, item: Mapping[str, Any], prompt: Any, answer: Any, record: Record) -> Example | None:
         """A prompt and an answer, each as text or turns; only the answer is trained."""
-        keys = self._keys
         if isinstance(prompt, str) and isinstance(answer, str):
-            extra = self._string(item, keys.input, record) if item.get(keys.input) else ""
-            system = self._string(item, keys.system, record) if keys.system and item.get(keys.system) else ""
-            return self._prompt(system, prompt, extra, answer, record)
+            return next(iter(self._prompt(prompt, answer, record, item)), None)
         before = [Message("user", prompt)] if isinstance(prompt, str) else self._messages(prompt, record)
         turns = [answer] if isinstance(answer, dict) else answer
         after = [Message("assistant", answer)] if isinstance(answer, str) else self._messages(turns, record)
-        example = self._conversation([*before, *after], record)
-        if example is not None:
-            preferences.train_last(example.src, turns=sum(message.role == "assistant" for message in after))
-        return example
+        examples = self._conversation([*before, *after], record, item)
+        if not examples:
+            return None
+        wanted = sum(message.role == "assistant" for message in after)
+        if preferences.train_last(examples[-1].src, turns=wanted) < wanted and len(examples) > 1:
+            raise self._bad(
+                record,
+                f"has {wanted} turns of the assistant in one answer, which the chat template puts into separate texts",
+                hint="give the conversation before the last turn as the prompt",
+            )
+        return replace(examples[-1], part=0)
 
-    def _asked(self, item: Mapping[str, Any], pair: tuple[str, str], record: Record) -> Example | None:
+    def _asked(self, item: Mapping[str, Any], pair: tuple[str, str], record: Record) -> list[Example]:
         prompt, answer = (self._string(item, key, record) for key in pair)
-        extra = self._string(item, self._keys.input, record) if item.get(self._keys.input) else ""
-        system = self._keys.system
-        context = self._string(item, system, record) if system and item.get(system) else ""
-        return self._prompt(context, prompt, extra, answer, record)
+        return self._prompt(prompt, answer, record, item)
 
     def _load(self, text: str, record: Record) -> Mapping[str, Any]:
         try:
@@ -242,75 +248,84 @@ class ExampleParser:
         return dict(zip(names, fields, strict=True))
 
     def _string(self, item: Mapping[str, Any], key: str, record: Record) -> str:
-        value = item[key]
-        if not isinstance(value, str):
-            raise self._bad(record, f"must have text under '{key}', but has {kind(value)}")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise self._bad(record, f"must have Unicode text under '{key}', but holds half a surrogate pair") from error
-        return value
+        with self._read(record):
+            return read_text(item[key], key)
 
     def _messages(self, turns: Any, record: Record) -> list[Message]:
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise self._bad(record, "must have a list of turns as its conversation")
-        return [self._message(turn, record) for turn in turns]
+        with self._read(record):
+            return read_messages(turns, self._keys)
 
-    def _message(self, turn: Mapping[str, Any], record: Record) -> Message:
-        spelling = next((pair for pair in self._keys.turns if all(key in turn for key in pair)), None)
-        if spelling is None:
-            keys = ", ".join(sorted(turn)) or "no keys"
-            known = " or ".join(f"'{role}' and '{content}'" for role, content in reversed(self._keys.turns))
-            raise self._bad(record, f"must have {known} in every turn, but one has {keys}")
-        role = self._string(turn, spelling[0], record)
-        roles = self._keys.roles
-        if role not in roles:
-            known = f"must have roles among {', '.join(roles)}, but has '{role}'"
-            raise self._bad(record, known, hint=f"roles: {{assistant: [{role}]}} maps it to a known role")
-        try:
-            flag = read_flag(turn)
-        except ValueError as error:
-            raise self._bad(record, str(error)) from error
-        return Message(roles[role], self._string(turn, spelling[1], record), train=flag)
-
-    def _prompt(self, system: str, prompt: str, extra: str, answer: str, record: Record) -> Example | None:
+    def _prompt(self, prompt: str, answer: str, record: Record, item: Mapping[str, Any]) -> list[Example]:
+        keys = self._keys
+        extra = self._string(item, keys.input, record) if item.get(keys.input) else ""
+        system = self._string(item, keys.system, record) if keys.system and item.get(keys.system) else ""
         joined = f"{prompt}\n\n{extra}" if extra else prompt
         if self.template is None or self.task == "seq2seq":
-            return self._pair(f"{system}\n\n{joined}" if system else joined, answer, record)
+            return _listed(self._pair(f"{system}\n\n{joined}" if system else joined, answer, record))
         if not (prompt.strip() and answer.strip()):
-            return None
+            return []
         alpaca = isinstance(self.template, AlpacaTemplate) and not system
         question = AlpacaTemplate.question(prompt, extra) if alpaca else [Message("user", joined)]
         if system:
             question.insert(0, Message("system", system))
-        return self._conversation([*question, Message("assistant", answer)], record)
+        return self._conversation([*question, Message("assistant", answer)], record, item)
 
-    def _conversation(self, messages: Sequence[Message], record: Record) -> Example | None:
+    def _conversation(self, messages: Sequence[Message], record: Record, item: Mapping[str, Any]) -> list[Example]:
+        """The examples of a conversation: one for each of its training texts."""
         if self.task == "seq2seq":
             raise self._bad(record, "is a conversation, which only a language model can be trained on")
         if not any(message.content.strip() for message in messages):
-            return None
+            return []
         if self.template is None:
             self.template = self._open_template(DEFAULT_TEMPLATE)
-        marked, answers = self.trained.mark(messages), [replace(m, train=m.role == "assistant") for m in messages]
+        template, mask = self.template, self.trained
+        with self._read(record):
+            variables = read_variables(item, template.inputs, self._keys)
+        self._note_unread(variables, template)
         try:
-            segments = self.template.render(answers, generation_prompt=False)
-            mark_rounds(segments)
-            if marked != answers:
-                segments = with_rounds_of(self.template.render(marked, generation_prompt=False), segments)
+            texts = template.training_texts(mask.mark(messages), variables=variables)
         except (DataError, ConfigError) as error:
-            raise self._bad(record, f"does not fit the chat template: {error.message}") from error
-        return Example(
-            src=self.trained.mark_ends(segments, messages, self.template.stop_tokens),
-            corpus=self.name,
-            line=record.line,
-            path=record.paths[0],
-            closed=bool(self.template.stop_tokens),
-            train_end=self.trained.end_of_text,
-        )
+            raise self._bad(record, f"does not fit the chat template: {error.message}", hint=error.hint) from error
+        if len(texts) > 1:
+            log_once(
+                f"Corpus '{self.name}': the chat template changes earlier messages when a conversation goes on, so a "
+                "conversation becomes several examples. Each trains its answers in the context that the model sees "
+                "when it has to give them."
+            )
+        return [
+            Example(
+                src=segments,
+                corpus=self.name,
+                line=record.line,
+                path=record.paths[0],
+                closed=bool(template.stop_tokens),
+                train_end=mask.end_of_text(is_last=number == len(texts) - 1),
+                part=number,
+            )
+            for number, segments in enumerate(mask.mark_ends(texts, messages, template.stop_tokens))
+        ]
+
+    def _note_unread(self, variables: Mapping[str, Any], template: Template) -> None:
+        for name in variables.keys() - template.inputs:
+            log_once(
+                f"Corpus '{self.name}' has '{name}' for its chat template, which does not read it.",
+                level=logging.WARNING,
+            )
+
+    @contextmanager
+    def _read(self, record: Record) -> Iterator[None]:
+        """Report a wrong part of a record, which the error does not name."""
+        try:
+            yield
+        except DataError as error:
+            raise self._bad(record, error.message, hint=error.hint) from error
 
     def _bad(self, record: Record, problem: str, *, hint: str | None = None) -> BadRecord:
         return BadRecord(f"{record.where} {problem}.", reason="bad_record", hint=hint)
+
+
+def _listed(example: Example | None) -> list[Example]:
+    return [] if example is None else [example]
 
 
 def _zero_byte(raw: bytes, path: Path, line: int, offset: int) -> BadRecord:

@@ -74,13 +74,14 @@ def _shared(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def train_last(segments: Sequence[Segment], *, turns: int) -> None:
-    """Train only the last `turns` turns; a turn is a run of trained segments."""
-    inside = False
+def train_last(segments: Sequence[Segment], *, turns: int) -> int:
+    """Train only the last `turns` turns; a turn is a run of trained segments. Returns how many there are."""
+    inside, found = False, 0
     for segment in reversed(segments):
-        turns -= inside and not segment.train_on
+        found += segment.train_on and not inside
         inside = segment.train_on
-        segment.train_on = inside and turns > 0
+        segment.train_on = inside and found <= turns
+    return min(found, turns)
 
 
 def answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:

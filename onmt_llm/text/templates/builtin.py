@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
 from onmt_llm.optional import require
 from onmt_llm.registry import Registry
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates.message import Message, Template, merged, split_system, without_leading_bos
+from onmt_llm.text.templates.message import NO_VARIABLES, Message, Template, merged, split_system, without_leading_bos
 
 TEMPLATES: Registry[Callable[[SpecialTokens], Template]] = Registry("chat template")
 """The built-in templates: each takes a model's special tokens."""
@@ -43,7 +44,7 @@ def get_template(
 
 @TEMPLATES.register("alpaca")
 @TEMPLATES.register("vicuna")
-class AlpacaTemplate:
+class AlpacaTemplate(Template):
     """The layout of the Stanford Alpaca data and of OpenNMT-py's Vicuna recipe; it has no control tokens.
 
     A system message replaces the preamble.
@@ -74,7 +75,9 @@ class AlpacaTemplate:
             return [Message("user", instruction)]
         return [Message("system", cls.PREAMBLE_WITH_INPUT), Message("user", instruction + cls.INPUT + extra)]
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[Segment]:
         system, turns = split_system(messages)
         segments = [Segment(self.PREAMBLE, train_on=False)]
         if system is not None:
@@ -88,7 +91,7 @@ class AlpacaTemplate:
 
 
 @TEMPLATES.register("chatml")
-class ChatMLTemplate:
+class ChatMLTemplate(Template):
     """OpenAI's ChatML, the layout of most small models since 2023."""
 
     stop: tuple[str, ...] = ()
@@ -98,7 +101,9 @@ class ChatMLTemplate:
     def __init__(self, specials: SpecialTokens) -> None:
         pass
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[Segment]:
         split_system(messages)
         segments: list[Segment] = []
         for message in messages:
@@ -116,7 +121,7 @@ class ChatMLTemplate:
 
 
 @TEMPLATES.register("llama3")
-class Llama3Template:
+class Llama3Template(Template):
     """Llama 3's layout (Meta, `llama3/tokenizer.py`); contents lose their outer white space."""
 
     stop: tuple[str, ...] = ()
@@ -126,7 +131,9 @@ class Llama3Template:
     def __init__(self, specials: SpecialTokens) -> None:
         self._specials = specials
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[Segment]:
         split_system(messages)
         segments = [_control(self._specials.bos)] if self._specials.bos else []
         for message in messages:
@@ -144,10 +151,12 @@ class Llama3Template:
 
 
 @TEMPLATES.register("llama2")
-class Llama2Template:
+class Llama2Template(Template):
     """Llama 2's layout (Meta, `llama/generation.py`): every round is enclosed in `bos` and `eos`."""
 
     stop: tuple[str, ...] = ()
+    stop_tokens: tuple[str, ...] = ()
+    control_tokens: frozenset[str] = frozenset()
 
     def __init__(self, specials: SpecialTokens) -> None:
         self._specials = specials
@@ -155,7 +164,9 @@ class Llama2Template:
         self.stop_tokens = (self._eos,)
         self.control_tokens = frozenset({self._bos, self._eos})
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[Segment]:
         system, turns = split_system(messages)
         segments: list[Segment] = []
         for number, turn in enumerate(turns):

@@ -10,12 +10,12 @@ _PROBE = [Message(role, f"{role} ｟x｠\n") for role in ("system", "user", "ass
 
 
 def template_fingerprint(template: Template | None) -> str | None:
-    """A hash of a template: of its source, if it has one, and of a rendered conversation."""
+    """A hash of a template: of its source, if it has one, and of a conversation's training texts."""
     if template is None:
         return None
     try:
-        segments = template.render(_PROBE, generation_prompt=False)
-        rendered = [[segment.text, segment.tokens, segment.train_on] for segment in segments]
+        texts = template.training_texts(_PROBE)
+        rendered = [[segment.text, segment.tokens, segment.train_on] for segments in texts for segment in segments]
     except OnmtLlmError as error:  # a template may refuse any conversation
         rendered = [[str(error), None, False]]
     return fingerprint(type(template).__name__, None, [getattr(template, "source", ""), rendered])

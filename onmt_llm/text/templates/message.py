@@ -7,10 +7,11 @@ each of them, not the headings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
@@ -23,18 +24,24 @@ class Message:
 
     Attributes:
         role: "system" (only first), "user" or "assistant"; Jinja templates may allow more.
-        content: Its text, with real newlines.
+        content: Its text, with real newlines; of a list of parts, their texts joined.
         train: Whether the loss covers it; None = only if it is an answer.
+        extra: What else a Jinja template sees of it: `tool_calls`, `reasoning_content` ..., and `content` if that is no
+            text but a list of parts, or null beside tool calls.
     """
 
     role: str
     content: str
     train: bool | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trained(self) -> bool:
         """Whether the loss covers it."""
         return self.role == "assistant" if self.train is None else self.train
+
+
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
 class Template(Protocol):
@@ -45,6 +52,7 @@ class Template(Protocol):
         stop_tokens: Tokens at which an answer ends. A template that has some closes each answer itself; with one that
             has none (alpaca), the end of the example closes the answer.
         control_tokens: All tokens that `render` gives.
+        inputs: Names of the variables that a Jinja template takes besides the messages: `tools`, `enable_thinking` ...
     """
 
     @property
@@ -56,17 +64,61 @@ class Template(Protocol):
     @property
     def control_tokens(self) -> frozenset[str]: ...
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
+    @property
+    def inputs(self) -> frozenset[str]:
+        return frozenset()
+
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[Segment]:
         """A conversation as segments, without the `bos` with which every text of the model starts.
 
         Args:
             messages: The conversation.
             generation_prompt: End with the heading of an answer.
+            variables: What else a Jinja template sees: `tools`, `documents`, `enable_thinking` ...
 
         Raises:
             DataError: The layout does not allow a role, or the order of the roles.
         """
         ...
+
+    def training_texts(
+        self, messages: Sequence[Message], *, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[list[Segment]]:
+        """The texts on which a conversation is trained, with the starts of rounds marked.
+
+        It is one text, unless the layout of earlier messages depends on later ones. Then there are several. Each
+        trained turn is trained in one of them, after the text that the model sees when it has to answer.
+
+        Raises:
+            DataError: As `render`; or there are tool calls, which only Jinja templates lay out.
+        """
+        check_text_only(messages)
+        answers = self.render(only_answers(messages), generation_prompt=False, variables=variables)
+        mark_rounds(answers)
+        if all(message.trained == (message.role == "assistant") for message in messages):
+            return [answers]
+        return [with_rounds_of(self.render(messages, generation_prompt=False, variables=variables), answers)]
+
+
+def check_text_only(messages: Sequence[Message]) -> None:
+    """Refuse messages that a built-in template cannot lay out.
+
+    Raises:
+        DataError: One has tool calls.
+    """
+    for number, message in enumerate(messages, start=1):
+        if message.extra.get("tool_calls") or message.extra.get("function_call"):
+            raise DataError(
+                f"The messages of a built-in template must be text, but number {number} has tool calls.",
+                hint="name the model's own template (a .jinja file) as `template` of the corpus",
+            )
+
+
+def only_answers(messages: Sequence[Message]) -> list[Message]:
+    """The messages, of which exactly the answers are trained."""
+    return [replace(message, train=message.role == "assistant") for message in messages]
 
 
 def split_system(messages: Sequence[Message]) -> tuple[Message | None, Sequence[Message]]:

@@ -27,7 +27,8 @@ def read(vocab):
         model = make_codec(task, both, template=template and get_template(template))
         corpus = Corpus("c", make_spec({"c": config}, model, DataConfig(**data)))
         check_readers([corpus.reader])
-        found = [text(corpus.raw(record)) for record in iter(corpus.reader.read, None) if corpus.examples([record])]
+        records = [record for record in iter(corpus.reader.read, None) if corpus.examples([record])]
+        found = [text(example) for record in records for example in corpus.raw(record)]
         dropped = dict(corpus.counts.dropped)
         assert corpus.counts.read == len(found) + sum(dropped.values())
         return found, dropped
@@ -36,8 +37,7 @@ def read(vocab):
     return examples
 
 
-def text(example: Example | None) -> str:
-    assert example is not None
+def text(example: Example) -> str:
     return "|".join(
         "".join(s.text or "".join(s.tokens or ()) for s in side) for side in (example.src, example.tgt) if side
     )

@@ -7,6 +7,7 @@ methods, functions, filters or tests. `costs.py` has the units that each step co
 from __future__ import annotations
 
 import operator
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -292,6 +293,8 @@ class Operations:
         """owner.name(...)"""
         kind = type(owner)
         cost = METHODS[kind].get(name) if kind in METHODS else None
+        if name == "format" and kind is str:
+            return self._formatted(owner, args, kwargs)
         if cost is None:
             if kind is LoopContext and name == "changed":
                 self._read(args)
@@ -303,6 +306,20 @@ class Operations:
         if self.left < 0:
             self._spent()
         return getattr(owner, name)(*args, **kwargs)
+
+    def _formatted(self, layout: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """str.format with plain fields: {}, {0}, {name}. Others reach attributes, or pad without a bound."""
+        parts: list[Any] = []
+        numbers = map(str, range(len(args)))
+        for literal, field, layout_of_field, conversion in string.Formatter().parse(layout):
+            parts.append(literal)
+            if field is None:
+                continue
+            if layout_of_field or conversion or not (field == "" or field.isidentifier() or field.isdecimal()):
+                raise SecurityError("a field of 'format' must be {}, {0} or {name}")
+            name = field or next(numbers)
+            parts.append(args[int(name)] if name.isdecimal() else kwargs[name])
+        return self.concatenated(*parts)
 
 
 def is_number(value: Any) -> bool:

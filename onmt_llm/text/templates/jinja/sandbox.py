@@ -44,6 +44,9 @@ class Sandbox:
     Args:
         source: The template.
 
+    Attributes:
+        inputs: Names of the variables that it takes from outside.
+
     Raises:
         jinja2.TemplateError: The source is not a template. SyntaxError, ValueError, RecursionError and MemoryError
             mean the same.
@@ -63,6 +66,7 @@ class Sandbox:
         # jinja2 evaluates constant expressions while compiling; without a budget this fails, so they are charged later
         do.left = -1
         tree = environment.parse(source)
+        self.inputs = _inputs(tree).difference(environment.globals)
         self._outer_units = jinja_syntax.counted(tree)
         tree.set_environment(environment)
         self._template = environment.from_string(tree)
@@ -98,6 +102,18 @@ class Generation(jinja2.ext.Extension):
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _inputs(tree: jinja2.nodes.Template) -> frozenset[str]:
+    """The variables that a template takes from outside: those that it never sets, and those that it may find set."""
+    names = list(tree.find_all(jinja2.nodes.Name))
+    read, own = ({name.name for name in names if (name.ctx == "load") is is_read} for is_read in (True, False))
+    asked = {
+        node.node.name
+        for node in tree.find_all((jinja2.nodes.Test, jinja2.nodes.Filter))
+        if node.name in ("defined", "undefined", "default", "d") and isinstance(node.node, jinja2.nodes.Name)
+    }
+    return frozenset(read & (read - own | asked | {"tools", "documents"}))
 
 
 def compile_template(source: str, name: str) -> Sandbox:

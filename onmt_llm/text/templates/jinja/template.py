@@ -2,26 +2,40 @@
 
 The rendered text is split at control tokens. To tell control tokens of the template from ones that a user typed, a mark
 (the noncharacter U+FDD0) is inserted into the latter before rendering and removed afterwards. Answers are found by
-rendering the conversation up to each of them, so the template needs no `{% generation %}` blocks.
+rendering the conversation up to each of them (`turns`), so the template needs no `{% generation %}` blocks.
+
+Many templates change what they have written when the conversation goes on: they drop the thoughts of earlier answers,
+or move the system message to the last question. Such a conversation has several training texts. Answers that stand in
+the same text share one.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import DataError
 from onmt_llm.log import log_once
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.jinja.sandbox import brief, compile_template
-from onmt_llm.text.templates.message import Message, merged, without_leading_bos
+from onmt_llm.text.templates.jinja.turns import Turn, find_answer, find_message, lacks
+from onmt_llm.text.templates.message import (
+    NO_VARIABLES,
+    Message,
+    mark_rounds,
+    merged,
+    with_rounds_of,
+    without_leading_bos,
+)
 
 _MARK = "\ufdd0"
 _MARKS = re.compile(f"{_MARK}({_MARK}?)")
+_OURS = ("messages", "add_generation_prompt")
 
 
 class JinjaTemplate:
@@ -32,6 +46,9 @@ class JinjaTemplate:
         name: Its name in error messages.
         specials: The model's special tokens; the template sees `bos_token`, `eos_token`, `unk_token`, `pad_token`.
         control_tokens: More control tokens of the template; in a user's text they stay text.
+
+    Attributes:
+        inputs: Names of the variables that the template takes besides the messages: `tools`, `enable_thinking` ...
 
     Raises:
         DataError: The source is not a Jinja template, or is too long.
@@ -52,12 +69,14 @@ class JinjaTemplate:
         self._name = name
         self._specials = specials
         roles = {role: getattr(specials, role) for role in ("bos", "eos", "unk", "pad")}
-        self._variables = {f"{role}_token": token for role, token in roles.items() if token is not None}
-        known = (*control_tokens, *self._variables.values())
+        self._tokens = {f"{role}_token": token for role, token in roles.items() if token is not None}
+        self.inputs = self._sandbox.inputs.difference(self._tokens, _OURS)
+        known = (*control_tokens, *self._tokens.values())
         self.control_tokens = frozenset(token for token in known if len(token) > 1)
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
         self._control = re.compile(f"({pattern})")
+        self._closed = re.compile(rf"(?:{pattern})\s*\Z")
         self._typed = re.compile(f"(?={pattern})(.)", re.DOTALL)
 
     def __reduce__(self) -> tuple[Callable[[], JinjaTemplate], tuple[()]]:
@@ -95,70 +114,122 @@ class JinjaTemplate:
         ends = [segment.tokens[-1] for segment in segments if segment.tokens and segment.train_on]
         return tuple(ends[-1:])
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[Segment]:
-        """See `Template.render`. With a generation prompt, which is for inference, no segment is trained.
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[Segment]:
+        """See `Template.render`. With a generation prompt, which is for inference, no segment is trained; without one,
+        this is the last of the training texts.
 
         Raises:
-            DataError: The template refuses the messages, fails, or exceeds a limit; or its text of a conversation does
-                not start with its text of the same conversation without the last message, so answers cannot be found.
+            DataError: The template refuses the messages, fails, or exceeds a limit.
         """
-        chat = [{"role": self._marked(message.role), "content": self._marked(message.content)} for message in messages]
-        text = self._write(chat, generation_prompt)
-        segments: list[Segment] = []
-        position = 0
-        for start, end in [] if generation_prompt else self._trained(messages, chat, text):
-            segments += self._cut(text[position:start], train_on=False)
-            segments += self._cut(text[start:end], train_on=True)
-            position = end
-        segments += self._cut(text[position:], train_on=False)
-        return without_leading_bos(merged(segments), self._specials)
+        if not generation_prompt:
+            return self.training_texts(messages, variables=variables)[-1]
+        return self._segments(self._write(self._chat(messages), variables, prompt=True), [])
 
-    def _write(self, chat: list[dict[str, str]], generation_prompt: bool) -> str:
-        variables = {
-            **self._variables,
-            "messages": chat,
-            "add_generation_prompt": generation_prompt,
-            "tools": None,
-            "documents": None,
+    def training_texts(
+        self, messages: Sequence[Message], *, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[list[Segment]]:
+        """See `Template.training_texts`.
+
+        Raises:
+            DataError: As `render`.
+        """
+        chat = self._chat(messages)
+        turns = {
+            number: self._turn(messages, chat, number, variables)
+            for number, message in enumerate(messages)
+            if message.trained or message.role == "assistant"
         }
-        characters = sum([len(message["content"]) for message in chat])
+        answers = [turn for number, turn in turns.items() if messages[number].role == "assistant"]
+        left = [turn for number, turn in turns.items() if messages[number].trained]
+        whole = self._write(chat, variables)
+        texts = [] if left else [self._with_rounds(whole, [], answers)]
+        for text in (whole, *(turn.text for turn in reversed(left))):
+            if here := [turn for turn in left if text.startswith(turn.text)]:
+                texts.append(self._with_rounds(text, here, answers))
+                left = [turn for turn in left if turn not in here]
+        return texts[::-1]
+
+    def _chat(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        return [
+            self._marked({"role": message.role, "content": message.content, **message.extra}) for message in messages
+        ]
+
+    def _write(self, chat: list[dict[str, Any]], variables: Mapping[str, Any], *, prompt: bool = False) -> str:
+        given = {name: self._marked(value) for name, value in variables.items() if name in self.inputs}
+        known = {"tools": None, "documents": None, **given, **self._tokens}
         try:
-            return self._sandbox.render(variables, characters=characters, messages=len(chat))
+            return self._sandbox.render(
+                {**known, "messages": chat, "add_generation_prompt": prompt},
+                characters=_characters(chat) + _characters(given),
+                messages=len(chat),
+            )
         except Exception as error:  # a template may raise anything
             raise DataError(f"{self._name} cannot render this conversation: {brief(error)}.") from error
 
-    def _trained(self, messages: Sequence[Message], chat: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
-        """The spans of the trained turns in `text`, from their first character to the control token that ends them."""
-        spans = []
-        for number, message in enumerate(messages):
-            if not message.trained:
-                continue
-            is_answer = message.role == "assistant"
-            before = self._write(chat[:number], is_answer) if number else ""
-            after = self._write(chat[: number + 1], False)
-            if not (text.startswith(after) and after.startswith(before)):
-                raise DataError(
-                    f"{self._name} must only append text when a message is added, but changes the text around "
-                    f"message {number + 1}, so this answer cannot be marked for training.",
-                    hint="train on conversations of one round, or with a built-in template",
-                )
-            start = len(before)
-            if not is_answer:
-                # a template cannot render the heading of a question alone, so find where the question starts
-                start = self._content_start(after, start, chat[number]["content"].strip())
-            ends = [match.end() for match in self._control.finditer(after, start)]
-            spans.append((start, ends[-1] if ends else len(after)))
-        return spans
+    def _turn(
+        self, messages: Sequence[Message], chat: list[dict[str, Any]], number: int, variables: Mapping[str, Any]
+    ) -> Turn:
+        """A turn that is trained or ends a round."""
+        content = chat[number]["content"]
+        content = content if isinstance(content, str) else self._marked(messages[number].content)
+        written = self._write(chat[: number + 1], variables)
+        prompt = self._prompt(chat[:number], variables) if messages[number].role == "assistant" else None
+        if prompt is not None:
+            turn = find_answer(prompt, written, content, self._thoughts(messages[number]), self._end)
+        else:
+            before = self._write(chat[:number], variables) if number else ""
+            turn = find_message(before, written[: self._end(written, len(before))], content, self._control)
+        self._note_lost(turn, content, messages[number])
+        return turn
 
-    def _content_start(self, text: str, start: int, content: str) -> int:
-        """The start of `content` in the last text between control tokens that ends with it; otherwise `start`."""
-        found = start
-        edges = [(match.start(), match.end()) for match in self._control.finditer(text, start)]
-        for begin, end in pairwise([(start, start), *edges, (len(text), len(text))]):
-            stretch = text[begin[1] : end[0]].rstrip()
-            if stretch.endswith(content):
-                found = begin[1] + len(stretch) - len(content)
-        return found
+    def _prompt(self, chat: list[dict[str, Any]], variables: Mapping[str, Any]) -> str | None:
+        """The text that asks for an answer; None if the template does not ask for one here."""
+        try:
+            return self._write(chat, variables, prompt=True) if chat else None
+        except DataError:
+            return None
+
+    def _end(self, text: str, start: int) -> int:
+        """The end of the turn that starts at `start`: of the first `eos`, or of the control token at the end."""
+        ends = list(self._control.finditer(text, start))
+        first = next((match.end() for match in ends if match.group() == self._specials.eos), None)
+        last = ends[-1].end() if ends and self._closed.search(text, start) else len(text)
+        return first or last
+
+    def _note_lost(self, turn: Turn, content: str, message: Message) -> None:
+        shown = turn.text[turn.start :]
+        if lacks(shown, content) or lacks(shown, self._thoughts(message)):
+            log_once(
+                f"{self._name} leaves out part of some trained messages, such as the thoughts of answers, so that part "
+                "is not trained: does the template expect it elsewhere (reasoning_content, enable_thinking)?",
+                level=logging.WARNING,
+            )
+
+    def _thoughts(self, message: Message) -> str:
+        thoughts = message.extra.get("reasoning_content")
+        return self._marked(thoughts) if isinstance(thoughts, str) else ""
+
+    def _with_rounds(self, text: str, trained: Sequence[Turn], answers: Sequence[Turn]) -> list[Segment]:
+        """A text in which some turns are trained, with the starts of rounds marked."""
+        known = [turn for turn in answers if text.startswith(turn.text)]
+        segments = self._segments(text, known)
+        mark_rounds(segments)
+        return segments if known == trained else with_rounds_of(self._segments(text, trained), segments)
+
+    def _segments(self, text: str, trained: Sequence[Turn]) -> list[Segment]:
+        segments: list[Segment] = []
+        position = 0
+        for turn in trained:
+            segments += self._cut(text[position : turn.start], train_on=False)
+            end = len(turn.text)
+            if not self._closed.search(turn.text) and (after := self._control.match(text, end)):
+                end = after.end()  # the start of the next turn ends this one
+            segments += self._cut(text[max(position, turn.start) : end], train_on=True)
+            position = end
+        segments += self._cut(text[position:], train_on=False)
+        return without_leading_bos(merged(segments), self._specials)
 
     def _cut(self, text: str, *, train_on: bool) -> list[Segment]:
         """Rendered text as segments, split at control tokens."""
@@ -170,5 +241,19 @@ class JinjaTemplate:
             for index, part in enumerate(parts)
         ]
 
-    def _marked(self, typed: str) -> str:
-        return self._typed.sub(rf"\1{_MARK}", typed.replace(_MARK, _MARK * 2))
+    def _marked(self, typed: Any) -> Any:
+        """Data in which control tokens are marked as typed."""
+        if isinstance(typed, str):
+            return self._typed.sub(rf"\1{_MARK}", typed.replace(_MARK, _MARK * 2))
+        if isinstance(typed, Mapping):
+            return {self._marked(key): self._marked(value) for key, value in typed.items()}
+        return [self._marked(value) for value in typed] if isinstance(typed, (list, tuple)) else typed
+
+
+def _characters(data: Any) -> int:
+    """The number of characters in data."""
+    if isinstance(data, str):
+        return len(data)
+    if isinstance(data, Mapping):
+        return sum(map(_characters, data)) + sum(map(_characters, data.values()))
+    return sum(map(_characters, data)) if isinstance(data, list) else 0

@@ -17,9 +17,11 @@ from onmt_llm.text.templates.builtin import get_template
 
 
 def parse(corpus: CorpusConfig, *, task="lm", template=None, **options) -> list[Example | str]:
+    """The examples of all records, and the reasons for skipping some."""
     reader = open_reader("c", corpus)
     parser = ExampleParser("c", corpus, DataConfig(**options), task=task, template=template)
-    return [parser(record) for record in iter(reader.read, None)]
+    results = [parser(record) for record in iter(reader.read, None)]
+    return [each for result in results for each in ([result] if isinstance(result, str) else result)]
 
 
 def sides(example: Example | str) -> list[tuple[str | None, bool]]:

@@ -23,10 +23,11 @@ def turn(role: str, content: str) -> dict[str, str]:
 def parse(write, item: object, template: str | None = "chatml") -> Example:
     corpus = CorpusConfig(path_jsonl=write("j", json.dumps(item)))
     own = None if template is None else get_template(template)
-    (example,) = (
+    (examples,) = (
         ExampleParser("c", corpus, DataConfig(objective="dpo"), task="lm", template=own)(record)
         for record in iter(open_reader("c", corpus).read, None)
     )
+    (example,) = examples
     assert isinstance(example, Example)
     return example
 

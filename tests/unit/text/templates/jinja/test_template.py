@@ -30,7 +30,7 @@ def jinja(source: str, **specials: str | bool) -> JinjaTemplate:
 
 def test_same_segments_as_the_built_in_template() -> None:
     template, built_in = jinja(CHATML), get_template("chatml")
-    assert template.render(CHAT, generation_prompt=False) == built_in.render(CHAT, generation_prompt=False)
+    assert template.training_texts(CHAT) == built_in.training_texts(CHAT)
     asked = template.render(CHAT[:3], generation_prompt=True)
     known = built_in.render(CHAT[:3], generation_prompt=True)
     assert [(segment.text, segment.tokens) for segment in asked][-4:] == [(s.text, s.tokens) for s in known][-4:]
@@ -63,13 +63,9 @@ def test_names_that_chat_templates_use() -> None:
     assert text == '{"role": "user", "content": "é"}120[0, 1]'
 
 
-def test_answers_that_change_later_cannot_be_trained_but_can_be_asked() -> None:
-    source = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '...' }}|{% endfor %}"
-    template = jinja(source)
-    assert template.render(CHAT[:3], generation_prompt=True)[0].text == "One?|...|Two?|"
-    assert template.render(CHAT[:2], generation_prompt=False)[-1].train_on
-    with pytest.raises(DataError, match="around message 2"):
-        template.render(CHAT, generation_prompt=False)
+def test_fields_that_a_string_formats() -> None:
+    source = "{{ '{}-{}{{{n}}}'.format('a', 2, n='é') }}{{ '|{1}'.format(1, 2) }}"
+    assert jinja(source).render(CHAT[:1], generation_prompt=True)[0].text == "a-2{é}|2"
 
 
 @pytest.mark.parametrize(
@@ -105,9 +101,7 @@ def test_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "chat_template.jinja"
     file.write_text(CHATML, encoding="utf-8")
     template = get_template(file, control_tokens=CONTROL)
-    assert template.render(CHAT, generation_prompt=False) == get_template("chatml").render(
-        CHAT, generation_prompt=False
-    )
+    assert template.training_texts(CHAT) == get_template("chatml").training_texts(CHAT)
     with pytest.raises(DataError, match="cannot be read"):
         get_template(tmp_path / "none.jinja")
 

@@ -1,0 +1,118 @@
+"""Where a trained turn starts and ends in the text that a template writes.
+
+A template's text of an answered question usually starts with its prompt for the answer. Where it does not (most often
+the prompt opens the model's thoughts, and the answered text has none), the answer is joined to the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]", "<|START_THINKING|>": "<|END_THINKING|>"}
+"""Markup with which prompts open the model's thoughts, and the markup that closes them."""
+
+_LONGEST_MARKUP = 100
+
+_UNFINISHED_TAG = re.compile(r"[<\[][^<>\[\]\s]*$")
+_CLOSING_TAG = re.compile(r"</[^<>\s]+>|\[/[A-Z_]+\]|<\|END_\w+\|>")
+_FRAGMENT = re.compile(r"[^\n>\]]*[\n>\]]|[^\n>\]]+")
+_TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\n")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn, and the conversation before it.
+
+    Attributes:
+        text: The conversation up to the end of the turn.
+        start: Where the turn starts in `text`.
+    """
+
+    text: str
+    start: int
+
+
+def find_answer(prompt: str, written: str, content: str, thoughts: str, find_end: Callable[[str, int], int]) -> Turn:
+    """The answer to a prompt, as the model has to write it.
+
+    Args:
+        prompt: The text that asks the model for the answer.
+        written: The template's text of the conversation with the answer.
+        content: The answer in the data.
+        thoughts: The thoughts before it, if the data have them apart.
+        find_end: Finds where a turn ends that starts at some place of a text.
+    """
+    start = _shared(prompt, written)
+    opened, answer = prompt[start:], written[start : find_end(written, start)]
+    own = _without_opening(content, opened, answer)
+    longest = min(len(opened), _LONGEST_MARKUP)
+    repeated = next(n for n in range(longest, -1, -1) if answer.startswith(opened[len(opened) - n :]))
+    closes = _CLOSING_TAG.findall(opened[: len(opened) - repeated])
+    if own is None and any(tag in answer for tag in closes):
+        return Turn(written[:start] + answer, start)  # the prompt asks for no thoughts, but the answer has some
+    return Turn(prompt + _thought(prompt, answer[repeated:] if own is None else own, thoughts), len(prompt))
+
+
+def find_message(before: str, written: str, content: str, control: re.Pattern[str]) -> Turn:
+    """A message that no prompt asks for, such as a question: its heading does not belong to it.
+
+    Args:
+        before: The text without the message.
+        written: The text with the message, up to its end.
+        content: The message in the data.
+        control: Matches a control token.
+    """
+    start = _common_length(before, written)
+    place = 0
+    for match in [*control.finditer(written), None]:
+        stretch = written[place : match.start() if match else len(written)].rstrip()
+        if content.strip() and stretch.endswith(content.strip()):
+            start = place + len(stretch) - len(content.strip())
+        place = match.end() if match else place
+    return Turn(written, start)
+
+
+def lacks(written: str, content: str) -> bool:
+    """Whether a template has left out part of a message, apart from markup and white space."""
+    return any(part.strip() not in written for part in _TAG.split(content))
+
+
+def _without_opening(content: str, opened: str, answer: str) -> str | None:
+    """The answer of the data without what the prompt opens; None if it does not begin with that.
+
+    Templates drop the thoughts of an answer, because they take it for an earlier one.
+    """
+    opening, content = opened.strip(), content.strip()
+    last = next((part for part in reversed(_FRAGMENT.findall(content)) if part.strip()), "")
+    if not (opening and last and content.startswith(opening) and last in answer):
+        return None
+    own = content[len(opening) :] + answer[answer.rindex(last) + len(last) :]
+    return own.lstrip() if opened[-1:].isspace() else own
+
+
+def _thought(prompt: str, answer: str, thoughts: str) -> str:
+    """An answer that goes on with thoughts, and ends them, if the prompt has opened them."""
+    for opening, closing in _THOUGHTS.items():
+        if not prompt.rstrip().endswith(opening):
+            continue
+        if answer.lstrip().startswith(opening):
+            return answer.lstrip()[len(opening) :].lstrip()
+        if closing not in answer:
+            gap = "\n" if prompt[-1:].isspace() else ""
+            return f"{thoughts}{gap}{closing}{gap * 2}{answer}"
+    return answer
+
+
+def _shared(prompt: str, written: str) -> int:
+    """Length of the text that both start with; markup is not cut."""
+    length = _common_length(prompt, written)
+    tag = _UNFINISHED_TAG.search(prompt, 0, length) if length < len(prompt) else None
+    return tag.start() if tag else length
+
+
+def _common_length(one: str, other: str) -> int:
+    if other.startswith(one):
+        return len(one)
+    return next(n for n, (a, b) in enumerate(zip(one + "\0", other + "\1", strict=False)) if a != b)
