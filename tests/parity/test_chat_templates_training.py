@@ -66,6 +66,9 @@ TEMPLATES = {
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
+    "changes a question when it is answered": chatml("{{ m.content }}").replace(
+        "{% else %}{{ m.content }}", "{% else %}{{ 'Now: ' if loop.last }}{{ m.content }}"
+    ),
     "always asks for an answer": chatml("{{ m.content }}").replace("{% if add_generation_prompt %}", "{% if 1 %}"),
 }
 MARKUP = ("<|im_start|>", "<|im_end|>", "<|start|>", "<|message|>", "<|end|>", "<|return|>", "<|endoftext|>")
@@ -175,3 +178,11 @@ def test_generation_blocks_agree() -> None:
     runs = trained_runs(open_template("", source).training_texts([message(turn) for turn in chat]))
     assert [(len(before), len(before) + len(answer)) for before, answer in runs] == [tuple(span) for span in spans]
     assert len(runs) == 3 and whole.startswith(runs[-1][0])
+
+
+def test_texts_come_in_the_order_of_their_answers() -> None:
+    source = CHATML.replace("LAST_QUESTION", "0").replace("PROMPT", "<think>\n").replace("ANSWER", "{{ m.content }}")
+    chat = conversation("none", system=False, rounds=2)
+    chat[1]["content"] = "<think>\nTT1\n</think>\n\nAA1"  # only this one stands behind its prompt in the whole text
+    runs = trained_runs(open_template("", source).training_texts([message(turn) for turn in chat]))
+    assert [answer for _, answer in runs] == ["TT1\n</think>\n\nAA1<|im_end|>", "\n</think>\n\nAA2<|im_end|>"]

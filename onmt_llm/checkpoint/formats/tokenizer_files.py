@@ -23,6 +23,7 @@ from onmt_llm.checkpoint.formats.word_piece import WORD_PIECE_FILE, from_vocab_t
 from onmt_llm.config.checkpoint import SequenceTokens, SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.log import logger
+from onmt_llm.text.templates.builtin import TEMPLATES, get_template
 from onmt_llm.text.tokenizers.huggingface import HfTokenizer
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab, tokens_by_id, unused_token
@@ -149,8 +150,9 @@ def set_template(imported: ImportedTokenizer, text: str | None) -> None:
     if not text:
         return
     known = set(imported.tokens)
-    if _same_template(text, CHATML) and {"<|im_start|>", "<|im_end|>"} <= known:
-        imported.template = "chatml"
+    built_in = _built_in(text, imported.specials)
+    if built_in is not None and get_template(built_in, specials=imported.specials).control_tokens <= known:
+        imported.template = built_in
     else:
         imported.template = TEMPLATE_FILE
         imported.blobs[TEMPLATE_FILE] = text.encode("utf-8")
@@ -159,6 +161,14 @@ def set_template(imported: ImportedTokenizer, text: str | None) -> None:
         *imported.stop_tokens,
         *(t for t in ends if t != imported.specials.eos and t not in imported.stop_tokens),
     ]
+
+
+def _built_in(text: str, specials: SpecialTokens) -> str | None:
+    """The name of the built-in template that a Jinja text equals."""
+    if _same_template(text, CHATML):
+        return "chatml"
+    sources = {name: get_template(name, specials=specials).jinja for name in TEMPLATES}
+    return next((name for name, source in sources.items() if source and _same_template(text, source)), None)
 
 
 def _same_template(one: str, other: str) -> bool:

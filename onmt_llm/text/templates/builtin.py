@@ -13,6 +13,13 @@ from onmt_llm.registry import Registry
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.message import NO_VARIABLES, Message, Template, merged, split_system, without_leading_bos
 
+_ROLES_IN_JINJA = (
+    "{% for m in messages %}"
+    "{% if m['role'] not in ['user', 'assistant'] and not (loop.first and m['role'] == 'system') %}"
+    "{{ raise_exception('Messages must be of user and assistant, after at most one of system, but one is of '"
+    " ~ m['role']) }}{% endif %}{% endfor %}"
+)
+
 TEMPLATES: Registry[Callable[[SpecialTokens], Template]] = Registry("chat template")
 """The built-in templates: each takes a model's special tokens."""
 
@@ -66,7 +73,19 @@ class AlpacaTemplate(Template):
     control_tokens: frozenset[str] = frozenset()
 
     def __init__(self, specials: SpecialTokens | None = None) -> None:
-        pass
+        self._specials = specials or SpecialTokens()
+
+    @property
+    def jinja(self) -> str:
+        return (
+            f"{_bos_in_jinja(self._specials)}{_ROLES_IN_JINJA}"
+            "{% if messages and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
+            f"{{% else %}}{{{{ {self.PREAMBLE!r} }}}}{{% endif %}}{{% for m in messages %}}"
+            f"{{% if m['role'] == 'user' %}}{{{{ {self.INSTRUCTION!r} ~ m['content'] }}}}"
+            f"{{% elif m['role'] == 'assistant' %}}{{{{ {self.RESPONSE!r} ~ m['content'] }}}}{{% endif %}}"
+            "{% endfor %}"
+            f"{{% if add_generation_prompt %}}{{{{ {self.RESPONSE!r} }}}}{{% endif %}}"
+        )
 
     @classmethod
     def question(cls, instruction: str, extra: str = "") -> list[Message]:
@@ -99,7 +118,16 @@ class ChatMLTemplate(Template):
     control_tokens = frozenset({"<|im_start|>", "<|im_end|>"})
 
     def __init__(self, specials: SpecialTokens) -> None:
-        pass
+        self._specials = specials
+
+    @property
+    def jinja(self) -> str:
+        return (
+            f"{_bos_in_jinja(self._specials)}{_ROLES_IN_JINJA}"
+            "{% for m in messages %}"
+            "{{ '<|im_start|>' ~ m['role'] ~ '\\n' ~ m['content'] ~ '<|im_end|>' ~ '\\n' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+        )
 
     def render(
         self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
@@ -130,6 +158,16 @@ class Llama3Template(Template):
 
     def __init__(self, specials: SpecialTokens) -> None:
         self._specials = specials
+
+    @property
+    def jinja(self) -> str:
+        header = "'<|start_header_id|>' ~ m['role'] ~ '<|end_header_id|>\\n\\n'"
+        return (
+            f"{{{{ bos_token }}}}{_ROLES_IN_JINJA}{{% for m in messages %}}"
+            f"{{{{ {header} ~ m['content'] | trim ~ '<|eot_id|>' }}}}{{% endfor %}}"
+            "{% if add_generation_prompt %}"
+            "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+        )
 
     def render(
         self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
@@ -164,6 +202,20 @@ class Llama2Template(Template):
         self.stop_tokens = (self._eos,)
         self.control_tokens = frozenset({self._bos, self._eos})
 
+    @property
+    def jinja(self) -> str:
+        return (
+            f"{_ROLES_IN_JINJA}"
+            "{% set system = messages[0]['content'] if messages and messages[0]['role'] == 'system' %}"
+            "{% for m in messages if m['role'] != 'system' %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+            "{{ raise_exception('user and assistant must alternate') }}{% endif %}"
+            "{% set setting = '<<SYS>>\\n' ~ system ~ '\\n<</SYS>>\\n\\n' "
+            "if loop.first and system is defined else '' %}"
+            "{% if m['role'] == 'user' %}"
+            f"{{{{ {self._bos!r} ~ '[INST] ' ~ (setting ~ m['content']) | trim ~ ' [/INST]' }}}}"
+            f"{{% else %}}{{{{ ' ' ~ m['content'] | trim ~ ' ' ~ {self._eos!r} }}}}{{% endif %}}{{% endfor %}}"
+        )
+
     def render(
         self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
     ) -> list[Segment]:
@@ -186,6 +238,11 @@ class Llama2Template(Template):
                 answer = Segment(f" {turn.content.strip()} ", train_on=turn.trained)
                 segments += [answer, _control(self._eos, train_on=turn.trained)]
         return without_leading_bos(merged(segments), self._specials)
+
+
+def _bos_in_jinja(specials: SpecialTokens) -> str:
+    """What puts the `bos` that our models add to every text into a Jinja template's text, to which nothing adds one."""
+    return "{{ bos_token }}" if specials.add_bos and specials.bos else ""
 
 
 def _control(token: str, *, train_on: bool = False) -> Segment:

@@ -53,6 +53,7 @@ class Template(Protocol):
             has none (alpaca), the end of the example closes the answer.
         control_tokens: All tokens that `render` gives.
         inputs: Names of the variables that a Jinja template takes besides the messages: `tools`, `enable_thinking` ...
+        jinja: The template as other programs read it; None if it has no such form.
     """
 
     @property
@@ -63,6 +64,10 @@ class Template(Protocol):
 
     @property
     def control_tokens(self) -> frozenset[str]: ...
+
+    @property
+    def jinja(self) -> str | None:
+        return None
 
     @property
     def inputs(self) -> frozenset[str]:

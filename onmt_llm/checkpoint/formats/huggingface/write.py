@@ -14,7 +14,7 @@ from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
-from onmt_llm.checkpoint.formats.tokenizer_files import CHATML, HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
+from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.model import Dtype, ModelConfig
@@ -143,17 +143,8 @@ def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Co
     if kind == "sentencepiece":
         settings["legacy"] = False
     _add_json(directory, "tokenizer_config.json", settings)
-    template = _template(checkpoint)
+    template = codec.template.jinja if codec.template else None
     if template is not None:
         directory.add_text(TEMPLATE_FILE, template)
-
-
-def _template(checkpoint: Checkpoint) -> str | None:
-    name = checkpoint.config.template
-    if name == "chatml":
-        return CHATML
-    if name is not None and (checkpoint.path / name).is_file():
-        return (checkpoint.path / name).read_text(encoding="utf-8")
-    if name is not None:
-        logger.warning("The chat template '%s' has no Jinja text and is not exported.", name)
-    return None
+    elif config.template is not None:
+        logger.warning("The chat template '%s' has no Jinja text and is not exported.", config.template)

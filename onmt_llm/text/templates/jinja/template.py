@@ -23,7 +23,7 @@ from onmt_llm.errors import DataError
 from onmt_llm.log import log_once
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.templates.jinja.sandbox import brief, compile_template
-from onmt_llm.text.templates.jinja.turns import Turn, find_answer, find_message, lacks
+from onmt_llm.text.templates.jinja.turns import AnswerData, Turn, find_answer, find_message, lacks
 from onmt_llm.text.templates.message import (
     NO_VARIABLES,
     Message,
@@ -103,6 +103,11 @@ class JinjaTemplate:
             raise DataError(f"The chat template {file} cannot be read: {error}.") from error
         return cls(source, name=str(file), specials=specials, control_tokens=control_tokens)
 
+    @property
+    def jinja(self) -> str:
+        """The source."""
+        return self.source
+
     @cached_property
     def stop_tokens(self) -> tuple[str, ...]:
         """The control token that ends an answer, found by rendering one."""
@@ -142,14 +147,15 @@ class JinjaTemplate:
             if message.trained or message.role == "assistant"
         }
         answers = [turn for number, turn in turns.items() if messages[number].role == "assistant"]
-        left = [turn for number, turn in turns.items() if messages[number].trained]
+        left = trained = [turn for number, turn in turns.items() if messages[number].trained]
         whole = self._write(chat, variables)
-        texts = [] if left else [self._with_rounds(whole, [], answers)]
-        for text in (whole, *(turn.text for turn in reversed(left))):
-            if here := [turn for turn in left if text.startswith(turn.text)]:
-                texts.append(self._with_rounds(text, here, answers))
+        texts: dict[int, list[Segment]] = {}
+        for text in (whole, *(turn.text for turn in reversed(trained))):
+            here = [turn for turn in left if text.startswith(turn.text)]
+            if here:
+                texts[trained.index(here[-1])] = self._with_rounds(text, here, answers)
                 left = [turn for turn in left if turn not in here]
-        return texts[::-1]
+        return [texts[last] for last in sorted(texts)] or [self._with_rounds(whole, [], answers)]
 
     def _chat(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         return [
@@ -177,7 +183,9 @@ class JinjaTemplate:
         written = self._write(chat[: number + 1], variables)
         prompt = self._prompt(chat[:number], variables) if messages[number].role == "assistant" else None
         if prompt is not None:
-            turn = find_answer(prompt, written, content, self._thoughts(messages[number]), self._end)
+            asked = self._marked(messages[number - 1].content.strip())
+            data = AnswerData(asked, content, self._thoughts(messages[number]))
+            turn = find_answer(prompt, written, data, self._control, self._end)
         else:
             before = self._write(chat[:number], variables) if number else ""
             turn = find_message(before, written[: self._end(written, len(before))], content, self._control)
@@ -200,9 +208,12 @@ class JinjaTemplate:
 
     def _note_lost(self, turn: Turn, content: str, message: Message) -> None:
         shown = turn.text[turn.start :]
-        if lacks(shown, content) or lacks(shown, self._thoughts(message)):
+        names = [
+            str(call["function"].get("name")) for call in message.extra.get("tool_calls") or () if "function" in call
+        ]
+        if any(lacks(shown, part) for part in (content, self._thoughts(message), *names)):
             log_once(
-                f"{self._name} leaves out part of some trained messages, such as the thoughts of answers, so that part "
+                f"{self._name} leaves out part of some trained messages, such as thoughts or tool calls, so that part "
                 "is not trained: does the template expect it elsewhere (reasoning_content, enable_thinking)?",
                 level=logging.WARNING,
             )

@@ -10,13 +10,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from onmt_llm.errors import DataError
+
 _THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]", "<|START_THINKING|>": "<|END_THINKING|>"}
 """Markup with which prompts open the model's thoughts, and the markup that closes them."""
 
 _LONGEST_MARKUP = 100
 
 _UNFINISHED_TAG = re.compile(r"[<\[][^<>\[\]\s]*$")
-_CLOSING_TAG = re.compile(r"</[^<>\s]+>|\[/[A-Z_]+\]|<\|END_\w+\|>")
+_CLOSING_TAG = re.compile(r"</[^<>\s]+>|\[/[A-Z_]+\]|<\|END_THINKING\|>")
 _FRAGMENT = re.compile(r"[^\n>\]]*[\n>\]]|[^\n>\]]+")
 _TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\n")
 
@@ -34,25 +36,51 @@ class Turn:
     start: int
 
 
-def find_answer(prompt: str, written: str, content: str, thoughts: str, find_end: Callable[[str, int], int]) -> Turn:
+@dataclass(frozen=True)
+class AnswerData:
+    """What the data say about an answer.
+
+    Attributes:
+        question: The message before it.
+        content: Its text.
+        thoughts: The thoughts before it, if they are apart from its text.
+    """
+
+    question: str
+    content: str
+    thoughts: str
+
+
+def find_answer(
+    prompt: str, written: str, data: AnswerData, control: re.Pattern[str], find_end: Callable[[str, int], int]
+) -> Turn:
     """The answer to a prompt, as the model has to write it.
 
     Args:
         prompt: The text that asks the model for the answer.
         written: The template's text of the conversation with the answer.
-        content: The answer in the data.
-        thoughts: The thoughts before it, if the data have them apart.
+        data: What the data say about the answer.
+        control: Matches a control token.
         find_end: Finds where a turn ends that starts at some place of a text.
+
+    Raises:
+        DataError: The text before the answer is not the prompt, and the answer cannot be found in the text.
     """
     start = _shared(prompt, written)
     opened, answer = prompt[start:], written[start : find_end(written, start)]
-    own = _without_opening(content, opened, answer)
+    if data.question and prompt.rfind(data.question) + len(data.question) > start:
+        # an answered question is written in another way
+        found = find_message(prompt, written, data.content, control).start
+        if found == start:
+            raise DataError("the chat template changes a question when it is answered, and the answer too")
+        opened, answer = "", written[found : find_end(written, found)]
+    own = _without_opening(data.content, opened, answer)
     longest = min(len(opened), _LONGEST_MARKUP)
     repeated = next(n for n in range(longest, -1, -1) if answer.startswith(opened[len(opened) - n :]))
     closes = _CLOSING_TAG.findall(opened[: len(opened) - repeated])
     if own is None and any(tag in answer for tag in closes):
         return Turn(written[:start] + answer, start)  # the prompt asks for no thoughts, but the answer has some
-    return Turn(prompt + _thought(prompt, answer[repeated:] if own is None else own, thoughts), len(prompt))
+    return Turn(prompt + _thought(prompt, answer[repeated:] if own is None else own, data.thoughts), len(prompt))
 
 
 def find_message(before: str, written: str, content: str, control: re.Pattern[str]) -> Turn:
@@ -93,7 +121,7 @@ def _without_opening(content: str, opened: str, answer: str) -> str | None:
 
 
 def _thought(prompt: str, answer: str, thoughts: str) -> str:
-    """An answer that goes on with thoughts, and ends them, if the prompt has opened them."""
+    """An answer that continues the thoughts that the prompt has opened, and ends them."""
     for opening, closing in _THOUGHTS.items():
         if not prompt.rstrip().endswith(opening):
             continue

@@ -7,7 +7,8 @@ import pytest
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.segment import Segment
-from onmt_llm.text.templates.builtin import get_template
+from onmt_llm.text.templates.builtin import TEMPLATES, get_template
+from onmt_llm.text.templates.jinja.template import JinjaTemplate
 from onmt_llm.text.templates.message import Message
 
 CHAT = [
@@ -95,3 +96,56 @@ def test_llama2_alternates() -> None:
 def test_unknown_template_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'alpaca'"):
         get_template("alpacca")
+
+
+SYSTEM, QUESTION, ANSWER = (Message(role, f" {role} é\n</s><|im_end|> ") for role in ("system", "user", "assistant"))
+CONVERSATIONS = {
+    "a question": [QUESTION],
+    "an answer": [QUESTION, ANSWER],
+    "rounds": [QUESTION, ANSWER] * 2,
+    "an open round": [QUESTION, ANSWER, QUESTION],
+    "a system message": [SYSTEM, QUESTION, ANSWER],
+    "a system message and rounds": [SYSTEM, *[QUESTION, ANSWER] * 3],
+    "a late system message": [QUESTION, SYSTEM],
+    "two questions": [QUESTION, QUESTION],
+    "a tool": [QUESTION, Message("tool", "x")],
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("chat", CONVERSATIONS)
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_the_jinja_text_says_the_same(name: str, chat: str, add_bos: bool) -> None:
+    specials = SpecialTokens(add_bos=add_bos)
+    template = get_template(name, specials=specials)
+    assert template.jinja is not None
+    jinja = JinjaTemplate(template.jinja, specials=specials, control_tokens=template.control_tokens)
+    messages = CONVERSATIONS[chat]
+    for asks in (True, False):
+        found = []
+        for each in (template, jinja):
+            try:
+                found.append(shown(each.render(messages, generation_prompt=asks)))
+            except DataError:
+                found.append("refused")
+        assert found[0] == found[1]
+    if found[0] != "refused":
+        assert template.training_texts(messages) == jinja.training_texts(messages)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_the_jinja_text_begins_with_bos_where_the_model_does(name: str, add_bos: bool) -> None:
+    source = get_template(name, specials=SpecialTokens(add_bos=add_bos)).jinja
+    assert source is not None
+    specials = SpecialTokens(add_bos=False)
+    jinja = JinjaTemplate(source, specials=specials, control_tokens=["<s>"])
+    starts = shown(jinja.render([QUESTION], generation_prompt=True)).startswith("<s>")
+    assert starts == (add_bos or name in ("llama2", "llama3"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_tool_calls_need_a_jinja_template(name: str) -> None:
+    call = Message("assistant", "", extra={"content": None, "tool_calls": [{"function": {"name": "f"}}]})
+    with pytest.raises(DataError, match="number 2 has tool calls"):
+        get_template(name).training_texts([Message("user", "x"), call])
