@@ -66,8 +66,11 @@ TEMPLATES = {
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
-    "changes a question when it is answered": chatml("{{ m.content }}").replace(
+    "changes a question that is answered": chatml("{{ m.content }}").replace(
         "{% else %}{{ m.content }}", "{% else %}{{ 'Now: ' if loop.last }}{{ m.content }}"
+    ),
+    "ends a question in another way when it is answered": chatml("{{ m.content }}").replace(
+        "<|im_end|>\n{% endfor %}", "{{ '\n' if not loop.last }}<|im_end|>\n{% endfor %}"
     ),
     "always asks for an answer": chatml("{{ m.content }}").replace("{% if add_generation_prompt %}", "{% if 1 %}"),
 }

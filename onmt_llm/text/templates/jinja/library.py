@@ -244,10 +244,14 @@ class _Values:
 
     def map(self, value: Any, *args: Any, attribute: Any = None, default: Any = None, **kwargs: Any) -> list[Any]:
         named = attribute is not None
+        if not value:  # as in jinja2, where nothing has no elements
+            return []
         apply = self._getter(attribute, default) if named else _known(self._filters, "filter", args[0])
         return [apply(one, *args[1:], **kwargs) for one in self.all(value)]
 
     def select(self, value: Any, test: tuple[Any, ...], attribute: Any, wanted: bool) -> list[Any]:
+        if not value:
+            return []
         get = self._getter(attribute)
         holds: Test = _known(self._tests, "test", test[0]) if test else bool
         return [one for one in self.all(value) if bool(holds(get(one), *test[1:])) is wanted]

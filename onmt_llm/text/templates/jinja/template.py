@@ -35,6 +35,7 @@ from onmt_llm.text.templates.message import (
 
 _MARK = "\ufdd0"
 _MARKS = re.compile(f"{_MARK}({_MARK}?)")
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _OURS = ("messages", "add_generation_prompt")
 
 
@@ -158,9 +159,8 @@ class JinjaTemplate:
         return [texts[last] for last in sorted(texts)] or [self._with_rounds(whole, [], answers)]
 
     def _chat(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        return [
-            self._marked({"role": message.role, "content": message.content, **message.extra}) for message in messages
-        ]
+        chat = [{"role": message.role, "content": message.content, **_named(message)} for message in messages]
+        return [self._marked(turn) for turn in chat]
 
     def _write(self, chat: list[dict[str, Any]], variables: Mapping[str, Any], *, prompt: bool = False) -> str:
         given = {name: self._marked(value) for name, value in variables.items() if name in self.inputs}
@@ -219,7 +219,7 @@ class JinjaTemplate:
             )
 
     def _thoughts(self, message: Message) -> str:
-        thoughts = message.extra.get("reasoning_content")
+        thoughts = _named(message).get("reasoning_content")
         return self._marked(thoughts) if isinstance(thoughts, str) else ""
 
     def _with_rounds(self, text: str, trained: Sequence[Turn], answers: Sequence[Turn]) -> list[Segment]:
@@ -259,6 +259,12 @@ class JinjaTemplate:
         if isinstance(typed, Mapping):
             return {self._marked(key): self._marked(value) for key, value in typed.items()}
         return [self._marked(value) for value in typed] if isinstance(typed, (list, tuple)) else typed
+
+
+def _named(message: Message) -> Mapping[str, Any]:
+    """The other fields of a message, with its thoughts under the names that templates read, as in transformers."""
+    thoughts = next((message.extra[name] for name in _THOUGHTS if message.extra.get(name) is not None), None)
+    return message.extra if thoughts is None else {"thinking": thoughts, **message.extra, "reasoning_content": thoughts}
 
 
 def _characters(data: Any) -> int:

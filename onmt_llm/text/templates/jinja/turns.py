@@ -64,15 +64,16 @@ def find_answer(
         find_end: Finds where a turn ends that starts at some place of a text.
 
     Raises:
-        DataError: The text before the answer is not the prompt, and the answer cannot be found in the text.
+        DataError: An answered question is written in another way, and the answer cannot be found behind it.
     """
     start = _shared(prompt, written)
     opened, answer = prompt[start:], written[start : find_end(written, start)]
-    if data.question and prompt.rfind(data.question) + len(data.question) > start:
+    asked = data.question and prompt.rfind(data.question) + len(data.question) > start
+    if asked or find_end(prompt, start) < len(prompt):
         # an answered question is written in another way
         found = find_message(prompt, written, data.content, control).start
         if found == start:
-            raise DataError("the chat template changes a question when it is answered, and the answer too")
+            found = _after_heading(prompt, written, start, find_end)
         opened, answer = "", written[found : find_end(written, found)]
     own = _without_opening(data.content, opened, answer)
     longest = min(len(opened), _LONGEST_MARKUP)
@@ -105,6 +106,17 @@ def find_message(before: str, written: str, content: str, control: re.Pattern[st
 def lacks(written: str, content: str) -> bool:
     """Whether a template has left out part of a message, apart from markup and white space."""
     return any(part.strip() not in written for part in _TAG.split(content))
+
+
+def _after_heading(prompt: str, written: str, start: int, find_end: Callable[[str, int], int]) -> int:
+    """Where an answer starts that has the heading with which the prompt ends."""
+    while (end := find_end(prompt, start)) < len(prompt):
+        start = end
+    heading = prompt[start:]
+    place = written.rfind(heading) if heading.strip() else -1
+    if place < 0:
+        raise DataError("the chat template changes a question when it is answered, and the answer cannot be found")
+    return place + len(heading)
 
 
 def _without_opening(content: str, opened: str, answer: str) -> str | None:

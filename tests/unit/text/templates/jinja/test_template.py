@@ -63,6 +63,18 @@ def test_names_that_chat_templates_use() -> None:
     assert text == '{"role": "user", "content": "é"}120[0, 1]'
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_thoughts_have_the_names_that_templates_read(name: str) -> None:
+    message = Message("assistant", "a", extra={name: "why"})
+    source = "{% for m in messages %}{{ m.thinking }} {{ m.reasoning_content }}{% endfor %}"
+    assert jinja(source).render([message], generation_prompt=True)[0].text == "why why"
+
+
+def test_nothing_has_no_elements() -> None:
+    source = "{{ tools | selectattr('type') | length }}{{ tools | map(attribute='x') }}{{ tools | reject }}"
+    assert jinja(source).render(CHAT[:1], generation_prompt=True)[0].text == "0[][]"
+
+
 def test_fields_that_a_string_formats() -> None:
     source = "{{ '{}-{}{{{n}}}'.format('a', 2, n='é') }}{{ '|{1}'.format(1, 2) }}"
     assert jinja(source).render(CHAT[:1], generation_prompt=True)[0].text == "a-2{é}|2"
