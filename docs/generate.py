@@ -74,8 +74,8 @@ def _families() -> str:
         rows.append(f"| {' | '.join(cells)} |\n")
     foot = (
         "\nWhat a model has beyond its family's defaults counts too: a variant that cannot be computed or written is"
-        " refused by name (rotary scaling other than `linear`\nand `llama3`, a tower for images, a key of"
-        " `config.json` that is not known).\n\nTo add one: [add a model family](../tutorials/add-a-model-family.md).\n"
+        " refused by name (a tower for images, a key of\n`config.json` that is not known).\n\n"
+        "To add one: [add a model family](../tutorials/add-a-model-family.md).\n"
     )
     return head + "".join(rows) + foot
 

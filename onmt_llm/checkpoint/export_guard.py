@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.model import ModelConfig, MoEConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig, MoEConfig
+from onmt_llm.config.rope import ROPE_SETTINGS, RopeConfig
 from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
 
@@ -138,13 +139,12 @@ def _canonical_factors(config: ModelConfig) -> dict[str, Any]:
 
 def _canonical_rope(config: ModelConfig) -> RopeConfig:
     rope = config.rope
-    names = {"none": ("theta",), "linear": ("theta", "factor"), "llama3": tuple(RopeConfig.model_fields)}[rope.scaling]
     rotary_dim = None if config.rotary_size == config.size_per_head else rope.rotary_dim
     local_theta = None if config.sliding_window is None else rope.local_theta
+    kept = {name: getattr(rope, name) for name in ("theta", "scaling", *ROPE_SETTINGS[rope.scaling])}
     return RopeConfig(
-        **{name: getattr(rope, name) for name in names if name not in ("rotary_dim", "scaling", "local_theta")},
+        **kept,
         rotary_dim=rotary_dim,
-        scaling=rope.scaling,
         local_theta=None if (local_theta, rope.scaling) == (rope.theta, "none") else local_theta,
     )
 

@@ -20,6 +20,7 @@ from onmt_llm.config.numbers import (
     Width,
     WidthOrZero,
 )
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.config.section import DERIVED, Section
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -33,32 +34,6 @@ Task = Literal["lm", "seq2seq"]
 """`lm`: decoder-only; `seq2seq`: encoder-decoder."""
 
 TASK_NOUNS: Mapping[Task, str] = {"lm": "a language model", "seq2seq": "an encoder-decoder"}
-
-
-class RopeConfig(Section):
-    """Rotary position embedding (RoPE, Su et al. 2021), in the half-split layout."""
-
-    theta: Annotated[float, Field(gt=0, le=1e15)] = 10000.0
-    """Base of the rotation frequencies."""
-    local_theta: Annotated[float, Field(gt=0, le=1e15)] | None = None
-    """Base in the layers with a sliding window, which `scaling` then leaves alone (Gemma 3); null = `theta`, scaled."""
-    rotary_dim: Width | None = None
-    """Rotated dimensions per head; null = all."""
-    scaling: Literal["none", "linear", "llama3"] = "none"
-    """Scaling of positions beyond the trained context length."""
-    factor: Positive = 1.0
-    """`linear`, `llama3`: scaling factor."""
-    low_freq_factor: Positive = 1.0
-    """`llama3`: wavelengths longer than original_max_position / low_freq_factor are divided by `factor`."""
-    high_freq_factor: Positive = 4.0
-    """`llama3`: wavelengths shorter than original_max_position / high_freq_factor are not scaled."""
-    original_max_position: Count = 8192
-    """`llama3`: context length of the original training."""
-
-    @property
-    def local(self) -> RopeConfig:
-        """The settings of layers with a sliding window."""
-        return self if self.local_theta is None else RopeConfig(theta=self.local_theta, rotary_dim=self.rotary_dim)
 
 
 class MoEConfig(Section):
@@ -315,8 +290,8 @@ class ModelConfig(Section):
             raise ValueError(f"attention_scale must go with scale_attention: true, but is {self.attention_scale}")
         if self.attention_softcap is not None and self.position == "shaw":
             raise ValueError(f"attention_softcap must be null with position: shaw, but is {self.attention_softcap}")
-        if self.position == "rotary" and self.rotary_size % 2:
-            raise ValueError(f"rotary_dim must be even, but is {self.rotary_size}")
+        if self.position == "rotary":
+            self.rope.check(self.rotary_size)
         if self.position == "shaw" and self.relative_positions < 1:
             raise ValueError(f"relative_positions must be >= 1 with position: shaw, but is {self.relative_positions}")
         if self.position == "t5" and (self.relative_buckets < 4 or self.relative_buckets % 2):

@@ -6,6 +6,7 @@ never rounded by `model.to(torch.bfloat16)`, and exist for a model that was buil
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ class Positions:
         return table[self.start : self.end] if self.index_BT is None else table[self.index_BT]
 
     def lengths(self) -> Tensor:
-        """(B, T): length of the document that each token of a packed row belongs to."""
+        """(B, T): length of the sequence that each token belongs to, up to the last of these tokens: of its row, or of
+        its document in a packed row."""
         assert self.index_BT is not None
         number_BT = (self.index_BT == 0).cumsum(1)
-        counts = number_BT.new_zeros(len(number_BT), int(number_BT.max()) + 1)
-        return counts.scatter_add_(1, number_BT, torch.ones_like(number_BT)).gather(1, number_BT)
+        last = number_BT.new_zeros(len(number_BT), int(number_BT.max()) + 1)
+        return last.scatter_reduce_(1, number_BT, self.index_BT, "amax").gather(1, number_BT) + 1
 
 
 def left_padded(start: int, length: int, left_pad_B: Tensor) -> Positions:
@@ -89,19 +92,60 @@ class PositionTable:
         return positions.rows(table).to(dtype)
 
 
-def rotary_frequencies(rope: RopeConfig, rotary_dim: int, device: torch.device) -> Tensor:
-    """Angles per position, (rotary_dim / 2,), after context scaling.
+class RotaryTable:
+    """Cosines and sines of the angles by which `rotate` turns queries and keys.
+
+    With `dynamic` and `longrope` the frequencies depend on the length of a sequence. Beyond the original context they
+    are those of the sequence up to the last of the given tokens, as in transformers: keys that are already in a cache
+    keep theirs.
+
+    Args:
+        rope: Frequencies and their scaling.
+        rotary_dim: Rotated dimensions of a head (R).
+    """
+
+    def __init__(self, rope: RopeConfig, rotary_dim: int) -> None:
+        self._rope, self._rotary_dim = rope, rotary_dim
+        self._table = PositionTable(functools.partial(build_rotary_table, rope, rotary_dim))
+
+    def rows(self, positions: Positions, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(T, 2, R) if all rows agree, else (B, T, 2, R)."""
+        rope = self._rope
+        if rope.scaling not in ("dynamic", "longrope") or positions.end <= rope.original_max_position:
+            return self._table.rows(positions, device, dtype)
+        with torch.no_grad():
+            index, lengths = torch.arange(positions.start, positions.end, device=device), torch.tensor(positions.end)
+            if positions.index_BT is not None:
+                index, lengths = positions.index_BT, positions.lengths()
+            frequencies = rotary_frequencies(rope, self._rotary_dim, device, lengths.to(device))
+            return _cosines_and_sines(index, frequencies, rope.magnitude).to(dtype)
+
+
+def rotary_frequencies(
+    rope: RopeConfig, rotary_dim: int, device: torch.device, lengths: Tensor | None = None
+) -> Tensor:
+    """Angles per position, (..., rotary_dim / 2), after context scaling, for sequences of these lengths (...).
 
     In float32, like the implementations with which the published models were trained: at position 8000 the rounding of
     these values alone changes a cosine by 1e-4, so more precision here would mean less agreement.
+
+    Args:
+        rope: Frequencies and their scaling.
+        rotary_dim: Rotated dimensions of a head.
+        device: Of the result.
+        lengths: For `dynamic` and `longrope`; None = within the original context.
     """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
+    if rope.scaling == "longrope":
+        return 1.0 / (_longrope_divisors(rope, lengths, device) * rope.theta**exponents)
+    if rope.scaling == "dynamic" and lengths is not None:
+        return 1.0 / _dynamic_theta(rope, lengths, rotary_dim)[..., None] ** exponents
     frequencies = 1.0 / rope.theta**exponents
     if rope.scaling == "linear":
         return frequencies / rope.factor
     if rope.scaling == "llama3":
         return _scale_llama3(rope, frequencies)
-    return frequencies
+    return _scale_yarn(rope, frequencies, rotary_dim) if rope.scaling == "yarn" else frequencies
 
 
 def _scale_llama3(rope: RopeConfig, frequencies: Tensor) -> Tensor:
@@ -111,12 +155,49 @@ def _scale_llama3(rope: RopeConfig, frequencies: Tensor) -> Tensor:
     return frequencies * (keep + (1 - keep) / rope.factor)
 
 
+def _scale_yarn(rope: RopeConfig, frequencies: Tensor, rotary_dim: int) -> Tensor:
+    """YaRN (Peng et al. 2023): as Llama 3.1, but interpolated by dimension instead of by frequency."""
+
+    def dimension(turns: float) -> float:
+        """Number of the frequency with so many turns in the original context."""
+        wavelength = rope.original_max_position / turns
+        return rotary_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
+    numbers = torch.arange(rotary_dim // 2, dtype=torch.float32, device=frequencies.device)
+    keep = 1 - ((numbers - low) / (high - low if high != low else 0.001)).clamp(0.0, 1.0)
+    return frequencies * keep + frequencies / rope.factor * (1 - keep)
+
+
+def _longrope_divisors(rope: RopeConfig, lengths: Tensor | None, device: torch.device) -> Tensor:
+    """LongRoPE (Ding et al. 2024): one divisor per frequency, others for sequences beyond the original context."""
+    short, long = (
+        torch.tensor(numbers, dtype=torch.float32, device=device) for numbers in (rope.short_factor, rope.long_factor)
+    )
+    return short if lengths is None else torch.where((lengths > rope.original_max_position)[..., None], long, short)
+
+
+def _dynamic_theta(rope: RopeConfig, lengths: Tensor, rotary_dim: int) -> Tensor:
+    """Dynamic NTK scaling: the base of the frequencies grows with the length beyond the original context."""
+    original = rope.original_max_position
+    growth = rope.factor * lengths.clamp(min=original).float() / original - (rope.factor - 1)
+    return rope.theta * growth ** (rotary_dim / (rotary_dim - 2))
+
+
 def build_rotary_table(rope: RopeConfig, rotary_dim: int, rows: int, device: torch.device) -> Tensor:
     """(P, 2, R): for both halves the cosines, and the sines with the sign that `rotate` needs."""
-    positions = torch.arange(rows, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, rotary_frequencies(rope, rotary_dim, device))
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)), dim=1)
+    frequencies = rotary_frequencies(rope, rotary_dim, device)
+    return _cosines_and_sines(torch.arange(rows, device=device), frequencies, rope.magnitude)
+
+
+def _cosines_and_sines(index: Tensor, frequencies: Tensor, magnitude: float) -> Tensor:
+    """(..., 2, R) for positions (...) and frequencies (R / 2) or (..., R / 2)."""
+    angles = index[..., None].float() * frequencies
+    cos, sin = magnitude * angles.cos(), magnitude * angles.sin()
+    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)), dim=-2)
 
 
 def rotate(x_BTNH: Tensor, rotary: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from ctranslate2 import specs
 from ctranslate2.specs import common_spec
 
-from onmt_llm.checkpoint.export_guard import anything, where, without_experts
+from onmt_llm.checkpoint.export_guard import anything, only, where, without_experts
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.positions import build_sinusoidal_table
 
@@ -96,13 +96,14 @@ EXPRESSIBLE = {
     **anything(
         *("encoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size"),
         *("ffn_gated", "activation", "norm", "norm_eps", "norm_bias", "max_position", "rope.theta"),
-        *("rope.rotary_dim", "rope.scaling", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor"),
+        *("rope.rotary_dim", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor"),
         *("rope.original_max_position", "sinusoid", "relative_positions", "relative_buckets", "relative_max_distance"),
         *("alibi_scaled", "parallel_residual", "shared_norm", "scale_attention", "attention_scale", "attn_bias"),
         *("attn_out_bias", "ffn_bias", "lm_head_bias", "scale_embeddings", "embed_norm", "scale_logits"),
         *("src_features", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
         *("embedding_scale", "logit_scale", "logit_softcap", "layer_types", "rope.local_theta"),
     ),
+    "rope.scaling": only("none", *_ROPE_SCALING),
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
     **without_experts(", and CTranslate2 has no mixture of experts"),
     "norm_position": where(

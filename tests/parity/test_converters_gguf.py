@@ -14,7 +14,7 @@ from onmt_llm.checkpoint.convert import convert, open_imported
 from onmt_llm.checkpoint.formats.gguf.tensors import GgufPart, GgufTensors
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.model import RopeConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.positions import rotary_frequencies
 

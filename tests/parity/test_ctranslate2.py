@@ -10,7 +10,8 @@ import pytest
 
 import tiny
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.open import open_engine

@@ -180,12 +180,62 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.25, 1.5, 2.0],
+    "long_factor": [1.5, 2.5, 4.0, 6.0],
+    "original_max_position_embeddings": 8,
+}
+PHI3_LONG = {**GROUPED, "original_max_position_embeddings": 8}
+MODELS |= {
+    "llama yarn": ("llama", {**GROUPED, "rope_parameters": YARN}),
+    "qwen2 yarn, all settings": (
+        "qwen2",
+        {
+            **GROUPED,
+            "rope_parameters": {**YARN, "beta_fast": 2.0, "beta_slow": 0.5, "truncate": False, "attention_factor": 1.3},
+        },
+    ),
+    "mistral yarn of DeepSeek": (
+        "mistral",
+        {**GROUPED, "rope_parameters": {**YARN, "beta_fast": 2.0, "mscale": 0.7, "mscale_all_dim": 1.1}},
+    ),
+    "llama dynamic": (
+        "llama",
+        {**GROUPED, "max_position_embeddings": 8, "rope_parameters": {"rope_type": "dynamic", "factor": 3.0}},
+    ),
+    "stablelm dynamic, part": (
+        "stablelm",
+        {
+            **GROUPED,
+            "max_position_embeddings": 8,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "llama longrope": ("llama", {**GROUPED, "rope_parameters": {**LONG, "factor": 4.0}}),
+    "phi3 longrope": ("phi3", {**PHI3_LONG, "rope_parameters": LONG}),
+    "phi3 longrope, part": (
+        "phi3",
+        {
+            **PHI3_LONG,
+            "hidden_size": 40,
+            "rope_parameters": {**LONG, "partial_rotary_factor": 0.8, "attention_factor": 1.2},
+        },
+    ),
+}
 UNREAD = {"model.decoder.embed_positions.weight": 2}
 """Tensors whose first rows nothing reads; they come back as zeros."""
 NOT_IN_CTRANSLATE2 = {
     **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "qwen2_moe"), "moe.experts is 6"),
     "gemma2 all capped": "attention_softcap is 0.5, and CTranslate2 does not",
     "olmo2": "norm_position is output, .*qk_norm_over is all_heads",
+}
+NOT_IN_CTRANSLATE2 |= {
+    name: f"rope.scaling is {scaling}"
+    for name in MODELS
+    for scaling in ("yarn", "dynamic", "longrope")
+    if scaling in name
 }
 """Families, or models above, that CTranslate2 cannot compute, and a part of the sentence that refuses them."""
 
@@ -231,10 +281,11 @@ def test_family(tmp_path: Path, name: str) -> None:
 
     model = load_model(tmp_path / "ours")
     assert (model(IDS) - expected).abs().max() <= 1e-5
-    cache = KVCache(model.config.decoder_layers)
-    pieces = [model(IDS[:, :5], cache=cache)]
-    pieces += [model(IDS[:, t : t + 1], cache=cache) for t in range(5, IDS.shape[1])]
-    assert (torch.cat(pieces, dim=1) - expected).abs().max() <= 1e-5
+    cache, their_cache = KVCache(model.config.decoder_layers), transformers.DynamicCache(config=theirs.config)
+    pieces = [IDS[:, :5], *IDS[:, 5:].split(1, dim=1)]
+    ours = torch.cat([model(piece, cache=cache) for piece in pieces], dim=1)
+    decoded = torch.cat([theirs(piece, past_key_values=their_cache).logits for piece in pieces], dim=1)
+    assert (ours - decoded).abs().max() <= 1e-5
 
     with torch.enable_grad():
         family = next(family for family in FAMILIES if family.model_type == kind)

@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.transformer import Transformer
 

@@ -28,7 +28,8 @@ from onmt_llm.cli import convert as convert_command
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.compat.opennmt_table import read_options
-from onmt_llm.config.model import FeatureConfig, ModelConfig, RopeConfig
+from onmt_llm.config.model import FeatureConfig, ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.transformer import parameter_shapes

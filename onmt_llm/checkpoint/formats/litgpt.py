@@ -30,7 +30,8 @@ from onmt_llm.checkpoint.formats.names import decoder_rules
 from onmt_llm.checkpoint.formats.ops import IDENTITY, GroupedQKV, Offset, SplitRows
 from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, overridden, per_layer, rule
 from onmt_llm.checkpoint.formats.tokenizer_files import from_huggingface
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 
 CONFIG_FILE, WEIGHTS_FILE = "model_config.yaml", "lit_model.pth"

@@ -40,7 +40,8 @@ from onmt_llm.checkpoint.formats.tokenizer_files import (
     read_json,
     without_tokenizer,
 )
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 
 PARAMS_FILE = "params.json"

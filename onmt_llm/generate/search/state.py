@@ -77,7 +77,7 @@ class Decoding:
     def reorder(self, rows_R: Tensor) -> None:
         """`select` directly before a `step`, for neighbouring rows that share the memory of their source."""
         for part in self._states:
-            part.cache.reorder(rows_R, cross=False)
+            part.reorder(rows_R)
 
     def select_memories(self, prompts_B: Tensor) -> None:
         """Keep the memories of these sources; the rows must then be selected accordingly."""
@@ -108,6 +108,9 @@ class _ModelState:
         self._mask_BS: Tensor | None = None
         self._memory_BSD: Tensor | None = None
         left_pad_B: Tensor | None = None
+        rope = model.config.rope
+        self._original_context = rope.original_max_position if rope.scaling == "longrope" else None
+        self._read_RT: Tensor | None = None
         if model.config.is_decoder_only:
             self._first_BP, left_pad_B = self._pad_left(prompts)
         else:
@@ -119,6 +122,8 @@ class _ModelState:
     def read(self, ids_RT: Tensor | None, attention: bool) -> tuple[Tensor, Tensor | None]:
         """Logits after these tokens (None = the prompts or start tokens), and the attention at the last of them."""
         ids_RT = self._first_BP if ids_RT is None else ids_RT
+        if self._original_context is not None and self._model.config.is_decoder_only:
+            ids_RT = self._renewed(ids_RT, self._original_context)
         # The memory is passed once: from then on the cache has its keys and values.
         memory_BSD, self._memory_BSD = self._memory_BSD, None
         weights_RS: Tensor | None = None
@@ -131,6 +136,23 @@ class _ModelState:
         else:
             hidden_RTD = self._model.decode(ids_RT, memory_BSD, self._mask_BS, cache=self.cache)
         return self._model.logits(hidden_RTD[:, -1:])[:, 0].float(), weights_RS
+
+    def _renewed(self, ids_RT: Tensor, original_context: int) -> Tensor:
+        """These tokens; or those of the whole rows, for an empty cache, when one grows beyond the original context:
+        `longrope` then has other frequencies, with which its keys must be computed again (as Phi-3 of transformers)."""
+        new = ids_RT.shape[1]
+        self._read_RT = ids_RT if self._read_RT is None else torch.cat((self._read_RT, ids_RT), dim=1)
+        pad_R = torch.zeros(1, device=self._device) if self.cache.left_pad_B is None else self.cache.left_pad_B
+        length_R = self._read_RT.shape[1] - pad_R
+        if not bool(((length_R > original_context) & (length_R - new <= original_context)).any()):
+            return ids_RT
+        self.cache = KVCache(self._model.cache_layers, left_pad_B=self.cache.left_pad_B)
+        return self._read_RT
+
+    def reorder(self, rows_R: Tensor) -> None:
+        self.cache.reorder(rows_R, cross=False)
+        if self._read_RT is not None:
+            self._read_RT = self._read_RT[rows_R]
 
     def select_memories(self, idx_B: Tensor) -> None:
         self.cache.reorder_cross(idx_B)

@@ -22,7 +22,7 @@ from onmt_llm.nn.masks import Mask
 from onmt_llm.nn.positions import (
     Positions,
     PositionTable,
-    build_rotary_table,
+    RotaryTable,
     build_sinusoidal_table,
     relative_index,
 )
@@ -79,11 +79,11 @@ class Stack(nn.Module):
         # Here if the layers share it; otherwise each attention has its own.
         self.relative_bias = build_relative_bias(config) if config.position == "t5" and config.relative_shared else None
         self.norm = None if config.norm_position == "post" else build_norm(config)
-        self.rotary: dict[LayerType, PositionTable] = {}
+        self.rotary: dict[LayerType, RotaryTable] = {}
         self.sinusoid = None
         if config.position == "rotary":
-            whole = PositionTable(functools.partial(build_rotary_table, config.rope, config.rotary_size))
-            local = PositionTable(functools.partial(build_rotary_table, config.rope.local, config.rotary_size))
+            whole = RotaryTable(config.rope, config.rotary_size)
+            local = RotaryTable(config.rope.local, config.rotary_size)
             is_one = config.rope.local_theta is None
             self.rotary = {"full_attention": whole, "sliding_attention": whole if is_one else local}
         elif config.position == "sinusoidal":

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.quantized import quantize

@@ -26,7 +26,8 @@ from onmt_llm.checkpoint.formats.peft import export_peft
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens, TokenizerSpec
-from onmt_llm.config.model import FeatureConfig, ModelConfig, RopeConfig
+from onmt_llm.config.model import FeatureConfig, ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.nn.device import DTYPES
 from onmt_llm.nn.transformer import parameter_shapes
@@ -63,6 +64,7 @@ KINDS: dict[str, dict[str, Any]] = {
 BYTE_LEVEL = TokenizerSpec(kind="huggingface", file="tokenizer.json")
 FEATURES = [FeatureConfig(vocab_size=6, size=4)]
 SCALED = {"theta": 300.0, "factor": 3.0, "original_max_position": 8}
+LONG = {**SCALED, "short_factor": [1.0, 1.0, 2.0], "long_factor": [2.0, 3.0, 4.0]}
 CHANGES: dict[str, list[dict[str, Any]]] = {
     "encoder_layers": [{"encoder_layers": 1}],
     "decoder_layers": [{"decoder_layers": 3}, {"decoder_layers": 0, "encoder_layers": 1}],
@@ -93,10 +95,23 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "max_position": [{"max_position": 64}],
     "rope.theta": [{"position": "rotary", "rope": RopeConfig(theta=300.0)}],
     "rope.rotary_dim": [{"position": "rotary", "rope": RopeConfig(rotary_dim=4)}],
-    "rope.scaling": [{"position": "rotary", "rope": RopeConfig(scaling="linear")}],
-    "rope.factor": [
-        {"position": "rotary", "rope": RopeConfig(scaling=kind, **SCALED)} for kind in ("linear", "llama3")
+    "rope.scaling": [
+        {"position": "rotary", "rope": RopeConfig(scaling="linear")},
+        {"position": "rotary", "max_position": 8, "rope": RopeConfig(scaling="dynamic", **SCALED)},
     ],
+    "rope.factor": [
+        {"position": "rotary", "rope": RopeConfig(scaling=kind, **SCALED)} for kind in ("linear", "llama3", "yarn")
+    ],
+    **{
+        f"rope.{name}": [{"position": "rotary", "rope": RopeConfig(scaling="yarn", **{**SCALED, name: value})}]
+        for name, value in {"beta_fast": 2.0, "beta_slow": 0.5, "truncate": False, "attention_factor": 1.3}.items()
+    },
+    **{
+        f"rope.{name}": [
+            {"position": "rotary", "max_position": 32, "rope": RopeConfig(scaling="longrope", **{**LONG, name: value})}
+        ]
+        for name, value in {"short_factor": [1.0, 2.0, 1.0], "long_factor": [5.0, 4.0, 3.0]}.items()
+    },
     "rope.low_freq_factor": [
         {"position": "rotary", "rope": RopeConfig(scaling="llama3", low_freq_factor=2.0, **SCALED)}
     ],

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from onmt_llm.config.model import RopeConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.nn.positions import (
     alibi_slopes,
     build_rotary_table,

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import tiny
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.nn import masks
 from onmt_llm.nn.kv_cache import KVCache

@@ -27,7 +27,8 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
 from onmt_llm.checkpoint.formats.names import decoder_rules
 from onmt_llm.checkpoint.formats.ops import IDENTITY, InterleavedRotary, SplitRows
 from onmt_llm.checkpoint.formats.rules import Rule, overridden, per_layer, rule
-from onmt_llm.config.model import ModelConfig, RopeConfig
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.nn.positions import rotary_frequencies
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from onmt_llm.checkpoint.formats.imported import TypedSource
-from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, RopeConfig, SinusoidKind
+from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, SinusoidKind
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.positions import build_sinusoidal_table
 

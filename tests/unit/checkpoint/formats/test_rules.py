@@ -26,7 +26,7 @@ from onmt_llm.checkpoint.formats.ops import (
     SplitRows,
 )
 from onmt_llm.checkpoint.formats.rules import apply, check, check_sizes, per_layer, rule
-from onmt_llm.config.model import RopeConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError
 from onmt_llm.nn.positions import rotary_frequencies, rotate
 

@@ -111,10 +111,49 @@ def test_keys_of_published_models() -> None:
     assert read(NLLB).sinusoid == "fairseq"
 
 
+FACTORS = {"short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {**PHI3, "max_position_embeddings": 131072, "rope_scaling": {"type": "longrope", **FACTORS}},
+            {"scaling": "longrope", "factor": 32.0, "original_max_position": 4096, "magnitude": 1.190238},
+        ),
+        (
+            {**PHI3, "max_position_embeddings": 131072, "rope_scaling": {"type": "su", **FACTORS}},
+            {"scaling": "longrope", "factor": 32.0, "long_factor": [4.0] * 48},
+        ),
+        (
+            {
+                **LLAMA,
+                "rope_theta": 1e6,
+                "max_position_embeddings": 32768,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            {"scaling": "yarn", "factor": 4.0, "original_max_position": 32768, "theta": 1e6, "magnitude": 1.138629},
+        ),
+        (
+            {**LLAMA, "max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            {"scaling": "dynamic", "factor": 2.0, "original_max_position": 4096, "magnitude": 1.0},
+        ),
+    ],
+)
+def test_rotary_scaling_of_published_models(config: dict[str, Any], expected: dict[str, Any]) -> None:
+    rope = read(config).rope
+    found = {name: getattr(rope, name) for name in expected}
+    assert found == {
+        **expected,
+        **({"magnitude": pytest.approx(expected["magnitude"])} if "magnitude" in expected else {}),
+    }
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "'longrope'"),
+        ({**PHI3, "rope_scaling": {"type": "proportional"}}, "'proportional'"),
+        ({**LLAMA, "rope_scaling": {"type": "yarn", "factor": 2.0, "mrope_section": [8, 8]}}, "mrope_section"),
         ({**PHI3, "lm_head_bias": True}, "lm_head_bias"),
         ({**PHI, "qk_layernorm": True}, "qk_layernorm"),
         ({**MPT, "attn_config": {**ATTENTION, "clip_qkv": 6}}, "clip_qkv"),
