@@ -23,7 +23,7 @@ from onmt_llm.config.numbers import (
 from onmt_llm.config.rope import RopeConfig
 from onmt_llm.config.section import DERIVED, Section
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
 Norm = Literal["layernorm", "rmsnorm"]
 NormPosition = Literal["pre", "post", "both", "output"]
 LayerType = Literal["full_attention", "sliding_attention"]
@@ -91,7 +91,8 @@ class ModelConfig(Section):
     moe: MoEConfig = MoEConfig()
     """Mixture of experts in place of feed-forward layers."""
     activation: Activation = "relu"
-    """Activation of the feed-forward layer; `gelu_tanh` is the tanh approximation of GELU."""
+    """Activation of the feed-forward layer; `relu2` is the square of ReLU, `gelu_tanh` the tanh approximation of
+    GELU."""
     norm: Norm = "layernorm"
     """Type of normalisation."""
     norm_position: NormPosition = "pre"

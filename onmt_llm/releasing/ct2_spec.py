@@ -84,6 +84,12 @@ def _has_several_tables(config: ModelConfig) -> bool:
     return config.position == "t5" and max(config.encoder_layers, config.decoder_layers) > 1
 
 
+def _rope_scaling(scaling: str, config: ModelConfig) -> str | None:
+    if scaling == "longrope":
+        return ", and after a text beyond the original context CTranslate2 keeps the long factors for shorter ones too"
+    return None if scaling in ("none", *_ROPE_SCALING) else ""
+
+
 def _sliding_window(window: int | None, config: ModelConfig) -> str | None:
     if window is not None and not config.is_decoder_only:
         return ", which CTranslate2 does not apply beside an encoder"
@@ -95,7 +101,7 @@ def _sliding_window(window: int | None, config: ModelConfig) -> str | None:
 EXPRESSIBLE = {
     **anything(
         *("encoder_layers", "vocab_size", "src_vocab_size", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size"),
-        *("ffn_gated", "activation", "norm", "norm_eps", "norm_bias", "max_position", "rope.theta"),
+        *("ffn_gated", "norm", "norm_eps", "norm_bias", "max_position", "rope.theta"),
         *("rope.rotary_dim", "rope.factor", "rope.low_freq_factor", "rope.high_freq_factor"),
         *("rope.original_max_position", "sinusoid", "relative_positions", "relative_buckets", "relative_max_distance"),
         *("alibi_scaled", "parallel_residual", "shared_norm", "scale_attention", "attention_scale", "attn_bias"),
@@ -103,7 +109,8 @@ EXPRESSIBLE = {
         *("src_features", "feat_merge", "tie_embeddings", "share_embeddings", "dtype"),
         *("embedding_scale", "logit_scale", "logit_softcap", "layer_types", "rope.local_theta"),
     ),
-    "rope.scaling": only("none", *_ROPE_SCALING),
+    "activation": only(*_ACTIVATIONS),
+    "rope.scaling": _rope_scaling,
     "decoder_layers": where(lambda config: config.decoder_layers > 0),
     **without_experts(", and CTranslate2 has no mixture of experts"),
     "norm_position": where(

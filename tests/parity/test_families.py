@@ -166,6 +166,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bloom": ("bloom", BLOOM),
     "bloom 6 heads": ("bloom", {**BLOOM, "hidden_size": 36, "n_head": 6, "tie_word_embeddings": False}),
+    "ernie4_5": ("ernie4_5", {**GROUPED, "head_dim": 16}),
+    "ernie4_5 biases, untied": ("ernie4_5", {**GROUPED, "head_dim": 8, "use_bias": True, "tie_word_embeddings": False}),
+    "helium": ("helium", {**GROUPED, "head_dim": 8}),
+    "helium biases": ("helium", {**GROUPED, "head_dim": 8, "attention_bias": True, "mlp_bias": True}),
+    "glm": ("glm", {**GROUPED, "head_dim": 16}),
+    "glm no biases": ("glm", {**GROUPED, **rope(1.0), "head_dim": 8, "attention_bias": False}),
+    "nemotron": ("nemotron", GROUPED),
+    "nemotron biases": ("nemotron", {**GROUPED, **rope(0.25), "attention_bias": True, "mlp_bias": True}),
+    "arcee": ("arcee", GROUPED),
+    "arcee biases": ("arcee", {**GROUPED, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "cohere": ("cohere", {**GROUPED, "logit_scale": 0.25}),
     "cohere biases, untied": (
         "cohere",
@@ -228,6 +238,7 @@ UNREAD = {"model.decoder.embed_positions.weight": 2}
 """Tensors whose first rows nothing reads; they come back as zeros."""
 NOT_IN_CTRANSLATE2 = {
     **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "qwen2_moe"), "moe.experts is 6"),
+    **dict.fromkeys(("nemotron", "arcee"), "activation is relu2"),
     "gemma2 all capped": "attention_softcap is 0.5, and CTranslate2 does not",
     "olmo2": "norm_position is output, .*qk_norm_over is all_heads",
 }
@@ -271,7 +282,9 @@ def check_gradients(ours: torch.nn.Module, theirs: torch.nn.Module, rules: list[
 def test_family(tmp_path: Path, name: str) -> None:
     kind, settings = MODELS[name]
     theirs = save_model(tmp_path / "hf", kind, {**settings, **ENDS})
-    if kind.startswith("gemma"):  # 1 + weight is exact for weights of a published file, which are bfloat16
+    if kind.startswith(
+        ("gemma", "nemotron")
+    ):  # 1 + weight is exact for weights of a published file, which are bfloat16
         for parameter in theirs.parameters():
             parameter.copy_(parameter.bfloat16())
         theirs.save_pretrained(tmp_path / "hf")

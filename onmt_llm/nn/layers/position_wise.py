@@ -13,8 +13,15 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.cpu.dropout import dropout, relu_dropout
 from onmt_llm.nn.cpu.fused import rms_norm, silu_mul
 
+
+def _squared_relu(x: Tensor) -> Tensor:
+    """So et al. 2021."""
+    return F.relu(x).square()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "relu2": _squared_relu,
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
     "silu": F.silu,

@@ -83,7 +83,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "moe.shared_size": [{"moe": {"experts": 3, "shared_size": 16}}],
     "moe.dense_layers": [{"moe": {"experts": 3, "dense_layers": [1]}}],
     "moe.balance_loss": [{"moe": {"experts": 3, "balance_loss": 0.5}}],
-    "activation": [{"activation": name} for name in ("relu", "gelu", "gelu_tanh", "silu")],
+    "activation": [{"activation": name} for name in ("relu", "relu2", "gelu", "gelu_tanh", "silu")],
     "norm": [{"norm": "layernorm"}, {"norm": "rmsnorm"}],
     "norm_position": [{"norm_position": name} for name in ("post", "both", "output")],
     "norm_eps": [{"norm_eps": 0.3}],

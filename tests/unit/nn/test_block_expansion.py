@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from onmt_llm.config.model import RopeConfig
+from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import (
     add_twins,

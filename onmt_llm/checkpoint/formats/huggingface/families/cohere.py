@@ -5,12 +5,11 @@ Cohere 2 has a sliding window and rotary positions in three of four layers, and 
 
 from __future__ import annotations
 
-from onmt_llm.checkpoint.formats.huggingface.families import llama
+from onmt_llm.checkpoint.formats.huggingface.families import interleaved, llama
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     Family,
     activation,
     always,
-    block,
     heads,
     must_be,
     scale,
@@ -18,17 +17,6 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
 )
 from onmt_llm.checkpoint.formats.huggingface.families.layers import rotary_within_windows, windows
 from onmt_llm.checkpoint.formats.huggingface.families.rotary import rotary
-from onmt_llm.checkpoint.formats.ops import InterleavedRotary
-from onmt_llm.checkpoint.formats.rules import Rule, per_layer
-from onmt_llm.config.model import ModelConfig
-
-ROTATED = {"self_attn.q_proj": "self_attn.q_proj", "self_attn.k_proj": "self_attn.k_proj"}
-
-
-def rules(config: ModelConfig) -> list[Rule]:
-    rotated = block("model.layers", ROTATED, InterleavedRotary(config.size_per_head))
-    return per_layer(llama.rules_but(*rotated), config.decoder_layers)
-
 
 ROWS = (
     *llama.SIZES,
@@ -49,7 +37,7 @@ COHERE = Family(
         rotary(default_theta=500000.0),
         must_be(use_qk_norm=False),
     ),
-    rules,
+    interleaved.rules,
     llama.IGNORE,
     models="Command R, Aya 23",
     harmless=("model_max_length",),
@@ -66,7 +54,7 @@ COHERE2 = Family(
         must_be(rotary_pct=1.0, position_embedding_type="rope_gptj", use_embedding_sharing=True),
         must_be(use_gated_activation=True, use_parallel_block=True, order_of_interleaved_layers="local_attn_first"),
     ),
-    rules,
+    interleaved.rules,
     llama.IGNORE,
     models="Command R7B, Command A",
     harmless=("head_dim", "layer_switch", "use_parallel_embedding"),  # transformers reads none of them

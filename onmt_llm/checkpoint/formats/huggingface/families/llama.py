@@ -1,5 +1,5 @@
 """Llama and its relatives: Mistral (sliding window), Qwen2 (biases on q, k, v), Qwen3 (norms of q and k),
-SmolLM3 (layers without rotary positions)."""
+SmolLM3 (layers without rotary positions), Granite (factors)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     always,
     heads,
     must_be,
+    scale,
     setting,
 )
 from onmt_llm.checkpoint.formats.huggingface.families.layers import (
@@ -109,4 +110,20 @@ SMOLLM3 = Family(
     IGNORE,
     models="SmolLM3",
     harmless=("max_window_layers",),
+)
+GRANITE = Family(
+    "granite",
+    "GraniteForCausalLM",
+    (
+        *LLAMA_ROWS,
+        setting("attn_bias attn_out_bias", "attention_bias", default=False),
+        setting("ffn_bias", "mlp_bias", default=False),
+        scale("embedding_scale", "embedding_multiplier"),
+        scale("attention_scale", "attention_multiplier"),
+        setting("residual_scale", "residual_multiplier", default=1.0),
+        scale("logit_scale", "logits_scaling", inverse=True),
+    ),
+    rules,
+    IGNORE,
+    models="Granite 3, dense",
 )

@@ -33,9 +33,13 @@ def phi3_rules(config: ModelConfig) -> list[Rule]:
     """q, k and v are one matrix, and so are the two of the gated layer."""
     query, key = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
     qkv = fused("model.layers", "self_attn.qkv_proj", QKV, SplitRows((query, key, key)))
-    gate_up = SplitRows((config.ffn_size, config.ffn_size))
-    gated = fused("model.layers", "mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"), gate_up)
-    return per_layer(llama.rules_but(*qkv, *gated), config.decoder_layers)
+    return per_layer(llama.rules_but(*qkv, *gated_rules(config)), config.decoder_layers)
+
+
+def gated_rules(config: ModelConfig) -> list[Rule]:
+    """The two matrices of the gated layer, which are one."""
+    split = SplitRows((config.ffn_size, config.ffn_size))
+    return fused("model.layers", "mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"), split)
 
 
 PHI = Family(
