@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _OF_FILES = ("src", "tgt", "tgt_file_prefix", "output", "with_score", "verbose")
 """Options of `onmt_llm_translate` about its files."""
-_OF_CALLS = frozenset({"template", "transforms", "phrase_table", "batch_size", "batch_type"})
+_OF_CALLS = frozenset({"src_lang", "tgt_lang", "template", "transforms", "phrase_table", "batch_size", "batch_type"})
 """Options outside the section `generation` that each call may set; the others take effect when a model is opened."""
 
 
@@ -123,7 +123,8 @@ class TextEngine:
             ConfigError: An option is unknown, wrong, or has to be given to `open_engine`.
         """
         loaded = self._with("ask", options)
-        return self._engine.generate([self._prompt("ask", text, loaded)], loaded.job.generation)[0][0].text
+        engine = self._between(loaded)
+        return engine.generate([_prompt("ask", text, engine.codec, loaded)], loaded.job.generation)[0][0].text
 
     def stream_text(self, text: str, *, should_stop: Callable[[], bool] | None = None, **options: Any) -> Iterator[str]:
         """Answer one text piece by piece; together, the pieces are what `ask` returns (without beam search).
@@ -142,8 +143,9 @@ class TextEngine:
             ConfigError: As in `ask`.
         """
         loaded = self._with("stream_text", options)
-        prompt = self._prompt("stream_text", text, loaded)
-        deltas = self._engine.stream(prompt, loaded.job.generation, should_stop=should_stop)
+        engine = self._between(loaded)
+        prompt = _prompt("stream_text", text, engine.codec, loaded)
+        deltas = engine.stream(prompt, loaded.job.generation, should_stop=should_stop)
         return (delta.text for delta in deltas if delta.text)
 
     def translate(self, texts: Iterable[str], **options: Any) -> list[str]:
@@ -205,13 +207,12 @@ class TextEngine:
         encode = self.codec.tokenizer.encode
         forced = prefixes and [encode(from_line(each)) if isinstance(each, str) else each for each in prefixes]
         config: TranslateConfig = loaded.job
+        engine = self._between(loaded)
         if texts:
-            lines = line_prompts(texts, self.codec, loaded)
+            lines = line_prompts(texts, engine.codec, loaded)
             table = phrase_table(config)
-            return [
-                list(answers) for answers in answer_prompts(self._engine, lines, config, prefixes=forced, table=table)
-            ]
-        return self._engine.generate(
+            return [list(answers) for answers in answer_prompts(engine, lines, config, prefixes=forced, table=table)]
+        return engine.generate(
             listed,
             config.generation,
             batch_size=config.engine.batch_size,
@@ -243,8 +244,10 @@ class TextEngine:
             ConfigError: As in `ask`.
         """
         loaded = self._with("stream", changes, options)
-        tokens = encode_prompt(prompt, self.codec, loaded.job.inference.template) if isinstance(prompt, str) else prompt
-        return self._engine.stream(tokens, loaded.job.generation, should_stop=should_stop)
+        engine = self._between(loaded)
+        template = loaded.job.inference.template
+        tokens = encode_prompt(prompt, engine.codec, template) if isinstance(prompt, str) else prompt
+        return engine.stream(tokens, loaded.job.generation, should_stop=should_stop)
 
     def chat(self, *, system: str | None = None, max_context_length: int | None = None, **options: Any) -> ChatSession:
         """A conversation with the model.
@@ -265,7 +268,7 @@ class TextEngine:
         """
         loaded = self._with("chat", options)
         return ChatSession(
-            self._engine,
+            self._between(loaded),
             loaded.job.generation,
             template=loaded.job.inference.template,
             system=system,
@@ -285,15 +288,10 @@ class TextEngine:
         _refuse_text(sequence)
         return self._engine.logits(sequence, source=source)
 
-    def _prompt(self, method: str, text: str, loaded: Loaded[Any]) -> list[str]:
-        """Tokens of a text in the chat template, if there is one; none for an empty text."""
-        if not isinstance(text, str):
-            raise ConfigError(
-                f"{method} must be given a text, but got {text!r:.60}.", hint="engine.translate answers a list of texts"
-            )
+    def _between(self, loaded: Loaded[Any]) -> Engine:
+        """The engine for the languages of a call."""
         inference = loaded.job.inference
-        has_template = "template" not in inference.model_fields_set and self.codec.template is not None
-        return encode_prompt(text, self.codec, "auto" if has_template else inference.template) if text.strip() else []
+        return self._engine.for_languages(inference.src_lang, inference.tgt_lang)
 
     def _with(self, method: str, changes: Mapping[str, Any], generation: GenerationConfig | None = None) -> Loaded[Any]:
         """The options of a call.
@@ -319,6 +317,17 @@ class TextEngine:
                 if now[name] != before[name] and name not in _OF_CALLS:
                     raise ConfigError(f"'{name}' must be given to open_engine, but is given to {method}.")
         return loaded
+
+
+def _prompt(method: str, text: str, codec: Codec, loaded: Loaded[Any]) -> list[str]:
+    """Tokens of a text in the chat template, if there is one; none for an empty text."""
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"{method} must be given a text, but got {text!r:.60}.", hint="engine.translate answers a list of texts"
+        )
+    inference = loaded.job.inference
+    has_template = "template" not in inference.model_fields_set and codec.template is not None
+    return encode_prompt(text, codec, "auto" if has_template else inference.template) if text.strip() else []
 
 
 def _listed(values: Any) -> list[Any] | None:

@@ -174,6 +174,7 @@ def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointC
         model=imported.model.model_copy(update={"dtype": stored}),
         src_feats_defaults=imported.tokenizer.feature_defaults,
         tokenizer=imported.tokenizer.spec,
+        src_tokenizer=imported.tokenizer.src_spec,
         specials=imported.tokenizer.specials,
         sequences=imported.tokenizer.sequences,
         languages=imported.tokenizer.languages,

@@ -46,7 +46,8 @@ def _perplexity(loaded: Loaded[Any]) -> int:
     model, source = required(loaded, "measure", "model", USAGE), required(loaded, "measure", "src", USAGE)
     lines = list(read_lines(source))
     answers = list(read_lines(config.measure.tgt)) if config.measure.tgt else None
-    found = measure(open_models([model], config.engine), lines, answers)
+    engine = open_models([model], config.engine).for_languages(config.measure.src_lang, config.measure.tgt_lang)
+    found = measure(engine, lines, answers)
     total = found.total
     if config.measure.output:
         _write(Path(config.measure.output), found)

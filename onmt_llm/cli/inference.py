@@ -58,7 +58,9 @@ def model_mode(model: str) -> Mode:
 def open_configured_engine(loaded: Loaded[Any]) -> Engine:
     """The engine of a translate configuration that names a model."""
     with damage_ignored(loaded.job.integrity.ignore_damage):  # also where another command loaded the configuration
-        return open_models(loaded.job.inference.model, loaded.job.engine)
+        inference = loaded.job.inference
+        engine = open_models(inference.model, loaded.job.engine)
+        return engine.for_languages(inference.src_lang, inference.tgt_lang)
 
 
 def open_models(models: Sequence[str], options: EngineConfig) -> Engine:

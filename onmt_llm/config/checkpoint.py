@@ -75,6 +75,12 @@ class LanguageTokens(Section):
     tgt: str | None = None
     """Code of the target language, unless another is requested; null = it must be."""
 
+    @property
+    def example(self) -> tuple[str, str]:
+        """A source and a target language to try the model with; "" = it has none."""
+        codes = list(self.tokens) or [""]
+        return self.src or codes[0], self.tgt or codes[-1]
+
 
 class AdapterSpec(Section):
     """LoRA weights for a base model that is stored elsewhere."""

@@ -74,6 +74,10 @@ class CorpusConfig(Section):
     weight: Positive = 1
     """Sampling weight of this corpus. Whole numbers: this many consecutive examples before the next corpus. If any
     weight is fractional (0.7, 0.3), the corpora are interleaved evenly in these proportions."""
+    src_lang: str | None = None
+    """As the global `src_lang`, for this corpus; null = the global value."""
+    tgt_lang: str | None = None
+    """As the global `tgt_lang`, for this corpus; null = the global value."""
     transforms: list[str] | None = None
     """Transforms of this corpus; null = the global `transforms`."""
     template: str | None = None
@@ -127,6 +131,11 @@ class DataConfig(Section):
     desirable)."""
     transforms: list[str] = Field(default_factory=list)
     """Transforms of every corpus that sets none itself, in this order."""
+    src_lang: str = ""
+    """Language of the sources, by its code in a multilingual model (`eng_Latn`, `en_XX`, `en`); empty = the model's
+    default. The transform `normalize` has rules for some languages."""
+    tgt_lang: str = ""
+    """Language of the targets, likewise."""
     plugins: list[str] = Field(default_factory=list)
     """Python modules, or paths of .py files, to import first; they may register their own transforms."""
     epochs: CountOrZero = 0

@@ -16,6 +16,10 @@ class MeasureConfig(Section):
     """Texts for a language model, or source sentences, one per line; `-` = standard input."""
     tgt: str | None = None
     """Target sentences, one per line: measure their perplexity given `src`."""
+    src_lang: str = ""
+    """Language of `src`, by its code in a multilingual model; empty = the model's default."""
+    tgt_lang: str = ""
+    """Language of `tgt`, likewise."""
     output: str | None = None
     """File for the figures of each line: perplexity, log probability and number of tokens, tab-separated."""
 

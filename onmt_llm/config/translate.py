@@ -37,6 +37,11 @@ class InferenceConfig(Section):
     """Accepted without effect: the number of features per source word is stored in the checkpoint."""
     src_feats_defaults: str | None = None
     """Features for the words of lines without features, `value￨value`; null = the checkpoint's."""
+    src_lang: str = ""
+    """Language of the inputs, by its code in a multilingual model (`eng_Latn`, `en_XX`, `en`); empty = the model's
+    default. The transform `normalize` has rules for some languages."""
+    tgt_lang: str = ""
+    """Language to translate into, likewise."""
     with_score: bool = False
     """Append the score of each answer, tab-separated, and then that of the reference (`tgt`)."""
     phrase_table: str | None = None

@@ -40,6 +40,7 @@ class Corpus:
         shuffled: Whether the records may be shuffled, if the options ask for it.
 
     Attributes:
+        codec: The model's, for the languages of the corpus.
         reader: Reader of its records.
         transforms: Its transforms, in order.
         control_tokens: Tokens that are never produced from text and are not part of a model's answer.
@@ -54,8 +55,9 @@ class Corpus:
     """
 
     def __init__(self, name: str, spec: PipelineSpec, *, shuffled: bool = False) -> None:
-        config, data, codec = spec.corpora[name], spec.data, spec.codec
+        config, data, codec = spec.corpora[name], spec.data, spec.codec_of(name)
         self.name = name
+        self.codec = codec
         self.weight = config.weight
         tokens = open_tokens(name, spec) if config.path_packed or config.path_tokens else None
         self.reader: Reader
@@ -86,7 +88,7 @@ class Corpus:
             self.control_tokens = codec.control_tokens(None)
 
     def _open_text(self, spec: PipelineSpec) -> None:
-        name, data, codec = self.name, spec.data, spec.codec
+        name, data, codec = self.name, spec.data, self.codec
         config = spec.corpora[name]
         self._parser = ExampleParser(
             name, config, data, task=codec.task, template=codec.template, open_template=codec.corpus_template

@@ -24,12 +24,14 @@ class Prompt:
         tokens: Input of the model: a source, or the beginning of a text (with BOS).
         reference: The reference answer, detokenised.
         transforms: Transforms to undo in the model's answer.
+        codec: The model's, for the languages of the prompt and its answer.
     """
 
     text: str
     tokens: list[str]
     reference: str
     transforms: Sequence[Transform]
+    codec: Codec
 
 
 def read_prompts(spec: PipelineSpec) -> tuple[list[Prompt], int]:
@@ -46,13 +48,13 @@ def read_prompts(spec: PipelineSpec) -> tuple[list[Prompt], int]:
     prompts: list[Prompt] = []
     read = 0
     for corpus in opened:
-        prompts += _of_corpus(corpus, spec.codec)
+        prompts += _of_corpus(corpus)
         read += corpus.counts.read
         corpus.reader.close()
     return prompts, read - len(prompts)
 
 
-def _of_corpus(corpus: Corpus, codec: Codec) -> Iterator[Prompt]:
+def _of_corpus(corpus: Corpus) -> Iterator[Prompt]:
     for record in iter(corpus.reader.read, None):
         for example in corpus.examples([record]):
             texts = corpus.raw(record)
@@ -63,9 +65,9 @@ def _of_corpus(corpus: Corpus, codec: Codec) -> Iterator[Prompt]:
             tokens = side_tokens(question)
             if raw is None or not tokens or not answer:
                 continue
-            tokens = codec.framed(tokens)
+            tokens = corpus.codec.framed(tokens)
             reference = _text(raw.tgt) if raw.tgt else undo_all(corpus.transforms, _spoken(answer, corpus))
-            yield Prompt(_question_text(raw), tokens, reference.strip(), corpus.transforms)
+            yield Prompt(_question_text(raw), tokens, reference.strip(), corpus.transforms, corpus.codec)
 
 
 def _split(text: list[Segment]) -> tuple[list[Segment], list[Segment]]:

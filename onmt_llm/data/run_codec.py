@@ -164,9 +164,7 @@ def updated_codec(config: TrainConfig, old: RunCodec, path: Path) -> RunCodec:
     src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec) or codec.tokenizer
     if src_tokenizer is None and not codec.shares_tokenizer:
         src_tokenizer = codec.src_tokenizer
-    control = {*_roles(codec.config.specials), *codec.config.stop_tokens}
-    if codec.template is not None:
-        control |= codec.template.control_tokens
+    control = {*_roles(codec.config.specials), *codec.config.stop_tokens, *codec.control_tokens(codec.template)}
     wanted = [token for token in codec.vocab if token in control]
     wanted += added_tokens(config.corpora.data, config.corpora)
     tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)

@@ -71,6 +71,17 @@ class PipelineSpec:
                 "packing_length must be given with batch_type 'sents', where batch_size counts rows, but is not."
             )
 
+    def codec_of(self, name: str) -> Codec:
+        """The codec for the languages of a corpus.
+
+        Raises:
+            ConfigError: The model has no such language.
+        """
+        corpus, data = self.corpora[name], self.data
+        src = data.src_lang if corpus.src_lang is None else corpus.src_lang
+        tgt = data.tgt_lang if corpus.tgt_lang is None else corpus.tgt_lang
+        return self.codec.for_languages(src, tgt)
+
     def loss_mask(self, name: str) -> LossMask:
         """The parts of a corpus' conversations that are trained."""
         return LossMask.of(self.data, self.corpora[name])

@@ -69,8 +69,8 @@ class Engine(Protocol):
     @property
     def codec(self) -> Codec: ...
 
-    def for_languages(self, src: str | None = None, tgt: str | None = None) -> Engine:
-        """The same model between two languages, by their codes; None = the model's default (`Codec.for_languages`).
+    def for_languages(self, src: str = "", tgt: str = "") -> Engine:
+        """The same model between two languages, by their codes; "" = the model's default (`Codec.for_languages`).
 
         Raises:
             ConfigError: The model has no such language.

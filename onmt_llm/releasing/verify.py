@@ -164,10 +164,13 @@ def _not_compared(config: ModelConfig, longest: int) -> dict[str, list[str]]:
 
 def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:
     # The first engine is freed before the second is loaded.
-    reference = translate(TorchEngine.open([model], device="cpu", dtype=dtype), text)
+    torch_engine = TorchEngine.open([model], device="cpu", dtype=dtype)
+    languages = torch_engine.codec.config.languages.example
+    reference = translate(torch_engine.for_languages(*languages), text)
+    del torch_engine
     engine = Ct2Translator.open(
         directory, device="cpu", compute_type=stored_compute_type(quantization, "cpu"), is_new=True
-    )
+    ).for_languages(*languages)
     figures = compare_translations(reference, engine)
     logger.info(
         "Compared on %d tokens of %d translations; %s ran as %s on the CPU.",

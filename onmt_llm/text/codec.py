@@ -16,7 +16,7 @@ from onmt_llm.config.model import Task
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.text.decoding import StreamDecoder, WithoutControlTokens
 from onmt_llm.text.features import parse_defaults, split_text, spread
-from onmt_llm.text.languages import PLACES, check_filled, fill
+from onmt_llm.text.languages import PLACES, check_filled, fill, log_defaults
 from onmt_llm.text.segment import Segment, tokenize_segments
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
 from onmt_llm.text.templates.message import Message, Template
@@ -57,6 +57,7 @@ class Codec:
         default_features: Features of source words that have none; may be set.
         stop: Stop strings, at which an answer ends.
         stop_tokens: Tokens at which an answer ends, including `eos`; all are in the vocabulary.
+        languages: Codes of the requested source and target languages (`for_languages`).
         sequences: Tokens of sequences besides those of the text, with those of the languages as far as they are known.
 
     Raises:
@@ -95,6 +96,7 @@ class Codec:
         self._directory = directory
         self._other_templates: dict[str, tuple[Template, Tokenizer]] = {}
         self._bos = specials.bos if specials.add_bos and config.model.is_decoder_only else None
+        self.languages = "", ""
         self.sequences = fill(config.sequences, config.languages)
         _check_known(self.stop_tokens, vocab, "stop_tokens")
         if template:
@@ -165,14 +167,19 @@ class Codec:
         specials = self.config.specials
         return specials.bos if specials.add_bos or self.task == "seq2seq" else None
 
-    def for_languages(self, src: str | None = None, tgt: str | None = None) -> Codec:
-        """The same codec for a source and a target language, by their codes; None = the model's default.
+    def for_languages(self, src: str = "", tgt: str = "") -> Codec:
+        """The same codec for a source and a target language, by their codes; "" = the model's default.
+
+        A model without tokens of languages takes any codes; transforms may depend on them.
 
         Raises:
             ConfigError: The model has no such language.
         """
+        stored, languages = self.config.sequences, self.config.languages
         codec = copy.copy(self)
-        codec.sequences = fill(self.config.sequences, self.config.languages, src=src, tgt=tgt)
+        codec.languages = src, tgt
+        codec.sequences = fill(stored, languages, src=src, tgt=tgt)
+        log_defaults(stored, languages, src=src, tgt=tgt)
         return codec
 
     @property

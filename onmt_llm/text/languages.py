@@ -7,36 +7,39 @@ from difflib import get_close_matches
 
 from onmt_llm.config.checkpoint import LanguageTokens, SequenceTokens
 from onmt_llm.errors import ConfigError
+from onmt_llm.log import log_once
 
 PLACES = SRC_LANG, TGT_LANG = "{src_lang}", "{tgt_lang}"
 """Where the tokens of the languages go."""
 
 
-def fill(
-    sequences: SequenceTokens, languages: LanguageTokens, *, src: str | None = None, tgt: str | None = None
-) -> SequenceTokens:
+def fill(sequences: SequenceTokens, languages: LanguageTokens, *, src: str = "", tgt: str = "") -> SequenceTokens:
     """The sequences with the tokens of these languages, as far as they are known.
 
     Args:
         sequences: With `{src_lang}` and `{tgt_lang}`.
         languages: The model's.
-        src: Code of the source language, or its token; None = the model's default.
-        tgt: Code of the target language, or its token; None = the model's default.
+        src: Code of the source language, or its token; "" = the model's default.
+        tgt: Code of the target language, or its token; "" = the model's default.
 
     Raises:
-        ConfigError: The model has no such language, or needs none.
+        ConfigError: The model has no such language.
     """
-    tokens = {}
-    for option, place, code, default in (
-        ("src_lang", SRC_LANG, src, languages.src),
-        ("tgt_lang", TGT_LANG, tgt, languages.tgt),
-    ):
-        if code is not None and place not in places(sequences):
-            raise ConfigError(f"{option} must not be given for this model, which has no token for it, but is '{code}'.")
-        if (code or default) is not None:
-            tokens[place] = language_token(option, str(code or default), languages)
+    codes = {SRC_LANG: src or languages.src, TGT_LANG: tgt or languages.tgt}
+    tokens = {
+        place: language_token(place.strip("{}"), code, languages)
+        for place, code in codes.items()
+        if code and place in places(sequences)
+    }
     filled = {name: [tokens.get(token, token) for token in value] for name, value in sequences}
     return SequenceTokens.model_validate(filled)
+
+
+def log_defaults(sequences: SequenceTokens, languages: LanguageTokens, *, src: str, tgt: str) -> None:
+    """Log once which languages are the model's own, since others are not requested."""
+    for place, code, default in ((SRC_LANG, src, languages.src), (TGT_LANG, tgt, languages.tgt)):
+        if place in places(sequences) and default and not code:
+            log_once(f"{place.strip('{}')} is '{default}', the model's own, since no other is given.")
 
 
 def places(sequences: SequenceTokens) -> list[str]:

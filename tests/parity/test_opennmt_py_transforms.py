@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ def theirs(corpus: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 def ours(name: str, options: dict[str, Any], corpus: Pairs) -> Pairs:
     context = make_context(task="seq2seq", training=True)
+    options = dict(options)
+    languages = options.pop("src_lang", ""), options.pop("tgt_lang", "")
+    context = replace(context, codec=context.codec.for_languages(*languages))
     transforms = build_transforms([name], {}, CorpusConfig(options=options), context)
     transform = next(each for each in transforms if each.name == name)
     examples = [

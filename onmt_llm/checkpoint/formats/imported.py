@@ -49,6 +49,7 @@ class ImportedTokenizer:
         tokens: The vocabulary, in the order of ids.
         specials: Special tokens by role.
         spec: The tokeniser; its file is in `files` or `blobs`.
+        src_spec: The tokeniser of the source side, if it differs.
         template: Built-in name or `chat_template.jinja`; None = no template.
         stop_tokens: Tokens besides eos that end an answer.
         banned_tokens: Tokens that are never generated.
@@ -64,6 +65,7 @@ class ImportedTokenizer:
     tokens: list[str]
     specials: SpecialTokens = field(default_factory=SpecialTokens)
     spec: TokenizerSpec = field(default_factory=TokenizerSpec)
+    src_spec: TokenizerSpec | None = None
     template: str | None = None
     stop_tokens: list[str] = field(default_factory=list)
     banned_tokens: list[str] = field(default_factory=list)

@@ -18,6 +18,7 @@ from onmt_llm.checkpoint.formats.byte_level_bpe import (
 )
 from onmt_llm.checkpoint.formats.decoding_tokens import set_decoding
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
+from onmt_llm.checkpoint.formats.multilingual import FAIRSEQ_FILE, SOURCE_FILE, class_of, from_pieces, set_languages
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_FILE, from_t5, is_t5
 from onmt_llm.checkpoint.formats.word_piece import WORD_PIECE_FILE, from_vocab_txt
 from onmt_llm.config.checkpoint import SequenceTokens, SpecialTokens, TokenizerSpec
@@ -33,9 +34,9 @@ HUGGINGFACE_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 NO_TOKENIZER = Path("none")
 """Given instead of a tokeniser file: convert the weights alone."""
-_FILES = (HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEKKEN_FILE)
+_FILES = (SOURCE_FILE, HUGGINGFACE_FILE, SENTENCEPIECE_FILE, FAIRSEQ_FILE, TEKKEN_FILE)
 """Tokenisers that are read, the first that a folder has; then vocab.json with merges.txt, and vocab.txt."""
-_OTHER_FILES = ("spiece.model", "sentencepiece.bpe.model", "source.spm", "qwen.tiktoken", "tokenizer.model.v3")
+_OTHER_FILES = ("spiece.model", "qwen.tiktoken", "tokenizer.model.v3")
 """Tokenisers of other kinds, which are not read."""
 
 CHATML = (
@@ -68,12 +69,20 @@ def from_huggingface(
     ids = {**_read_json(model_dir / "config.json"), **_read_json(model_dir / "generation_config.json")}
     t5 = is_t5(stated, ids)
     file = tokenizer_model or _find(model_dir, *[T5_FILE] * t5)
+    name = class_of(file.parent, stated, ids)
     if file == NO_TOKENIZER:
         imported = without_tokenizer(rows)
+    elif name is not None and file.suffix != ".json":
+        imported = from_pieces(name, file, stated)
     elif (content := _tokenizer_json(file, stated, ids.get("model_type"))) is not None:
         imported = _open_tokenizers(file, content, _content(stated.get("bos_token")))
     elif t5:
         imported = from_t5(file, stated, rows)
+    elif file.name in (FAIRSEQ_FILE, SOURCE_FILE):
+        raise UnsupportedError(
+            f"{file} must belong to an NLLB, M2M100, mBART or Marian model, whose ids are known, but model_type in "
+            f"config.json is '{ids.get('model_type')}'."
+        )
     else:
         imported = from_sentencepiece(file, rows=rows, add_bos=bool(stated.get("add_bos_token", True)))
         for token, number in _read_json(model_dir / "added_tokens.json").items():
@@ -83,6 +92,8 @@ def from_huggingface(
     imported.tokens = fit([tokens[i] for i in range(len(tokens))] if tokens else imported.tokens, rows)
     imported.specials, imported.stop_tokens = _specials(imported, stated, ids)
     if ids.get("is_encoder_decoder", t5):
+        if name is not None:
+            set_languages(imported, name, stated)
         set_decoding(imported, ids)
     else:
         imported.sequences = SequenceTokens()

@@ -14,10 +14,6 @@ from onmt_llm.optional import require
 class NormalizeConfig(Section):
     """Options of `normalize`: Moses punctuation normalisation."""
 
-    src_lang: str = ""
-    """Language of the source, by code (`en`), for language-specific rules; empty = none."""
-    tgt_lang: str = ""
-    """Language of the target."""
     penn: bool = True
     """Replace the quotes of the Penn Treebank (` and '') with ordinary ones."""
     norm_quote_commas: bool = True
@@ -32,7 +28,7 @@ class NormalizeConfig(Section):
 
 @TRANSFORMS.register("normalize")
 class Normalize(Transform[NormalizeConfig]):
-    """Normalises punctuation; line breaks are kept.
+    """Normalises punctuation by the rules of the languages (`src_lang`, `tgt_lang`); line breaks are kept.
 
     Args:
         src: Normalises a line of the source.
@@ -52,7 +48,8 @@ class Normalize(Transform[NormalizeConfig]):
 
     @classmethod
     def build(cls, config: NormalizeConfig, corpus: CorpusConfig, context: TransformContext) -> Normalize:
-        return cls(_normalizer(config, config.src_lang), _normalizer(config, config.tgt_lang))
+        src, tgt = context.codec.languages
+        return cls(_normalizer(config, src), _normalizer(config, tgt))
 
     def __call__(self, example: Example) -> Example | None:
         return rewrite_both(example, self.src, self.tgt)
@@ -62,7 +59,7 @@ def _normalizer(config: NormalizeConfig, language: str) -> Callable[[str], str]:
     normalize = (
         require("sacremoses", "transform 'normalize'")
         .MosesPunctNormalizer(
-            lang=language,
+            lang=language.partition("_")[0],  # en of en_XX
             penn=config.penn,
             norm_quote_commas=config.norm_quote_commas,
             norm_numbers=config.norm_numbers,

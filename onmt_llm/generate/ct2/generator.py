@@ -66,7 +66,7 @@ class Ct2Generator:
         codec = Codec.open(directory)
         return cls(Ct2Model(directory, "Generator", device=device, compute_type=compute_type, threads=threads), codec)
 
-    def for_languages(self, src: str | None = None, tgt: str | None = None) -> Ct2Generator:
+    def for_languages(self, src: str = "", tgt: str = "") -> Ct2Generator:
         """See `Engine.for_languages`."""
         return Ct2Generator(self._model, self._codec.for_languages(src, tgt))
 

@@ -65,7 +65,7 @@ class Ct2Translator:
         )
         return cls(model, codec)
 
-    def for_languages(self, src: str | None = None, tgt: str | None = None) -> Ct2Translator:
+    def for_languages(self, src: str = "", tgt: str = "") -> Ct2Translator:
         """See `Engine.for_languages`."""
         return Ct2Translator(self._model, self._codec.for_languages(src, tgt))
 

@@ -92,7 +92,7 @@ class TorchEngine:
         models, codec = load_models(as_paths(path), device=target, compute_type=compute_type, dtype=dtype)
         return cls(models[0], codec, others=models[1:], average_probabilities=average_probabilities)
 
-    def for_languages(self, src: str | None = None, tgt: str | None = None) -> TorchEngine:
+    def for_languages(self, src: str = "", tgt: str = "") -> TorchEngine:
         """See `Engine.for_languages`."""
         engine = copy(self)
         engine._codec = self._codec.for_languages(src, tgt)

@@ -15,6 +15,7 @@ from onmt_llm.config.learning import ValidationConfig
 from onmt_llm.data.eval_prompts import Prompt
 from onmt_llm.data.transforms.build import undo_all
 from onmt_llm.errors import DataError
+from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.generate.scorers import Scorer
 from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
@@ -88,17 +89,29 @@ class GenerationValidator:
         model.eval()
         try:
             with precision.compute(world.device):
-                answers = TorchEngine(model, self._codec).generate(
-                    [prompt.tokens for prompt in mine],
-                    self._options,
-                    batch_size=self._batching.valid_batch_size,
-                    batch_type=self._batching.batch_type,
-                )
+                answers = self._answers(model, mine)
         finally:
             model.train()
         texts = [self._text(prompt, best[0].tokens) for prompt, best in zip(mine, answers, strict=True)]
         parts = [record["texts"] for record in world.gather({"texts": texts})]
         return [parts[place % world.size][place // world.size] for place in range(len(self._prompts))]
+
+    def _answers(self, model: Transformer, prompts: Sequence[Prompt]) -> list[list[Hypothesis]]:
+        """Answers to prompts; those between the same languages are decoded together."""
+        pairs: dict[tuple[str, str], list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            pairs.setdefault(prompt.codec.languages, []).append(place)
+        answers: list[list[Hypothesis]] = [[] for _ in prompts]
+        for places in pairs.values():
+            found = TorchEngine(model, prompts[places[0]].codec).generate(
+                [prompts[place].tokens for place in places],
+                self._options,
+                batch_size=self._batching.valid_batch_size,
+                batch_type=self._batching.batch_type,
+            )
+            for place, hypotheses in zip(places, found, strict=True):
+                answers[place] = hypotheses
+        return answers
 
     def _text(self, prompt: Prompt, tokens: Sequence[str]) -> str:
         control = self._codec.tokenizer.control_tokens

@@ -125,7 +125,7 @@ def test_a_folder_without_a_tokeniser_has_weights_alone(tmp_path: Path, caplog: 
 @pytest.mark.parametrize("name", ["qwen.tiktoken", "vocab.json"])
 def test_a_tokeniser_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("")
-    with pytest.raises(UnsupportedError, match=rf"must be tokenizer.json, .*, but is {name}"):
+    with pytest.raises(UnsupportedError, match=rf"must be .*tokenizer.json, .*, but is {name}"):
         from_huggingface(tmp_path, rows=8)
     assert from_huggingface(tmp_path, rows=8, tokenizer_model=Path("none")).spec.kind == "none"
 

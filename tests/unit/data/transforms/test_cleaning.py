@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
@@ -93,7 +95,7 @@ class TestNormalize:
         pytest.importorskip("sacremoses")
 
     def test_by_language_of_each_side(self):
-        transform = build("normalize", src_lang="en", tgt_lang="de")
+        transform = build("normalize", replace(TRAINING, codec=TRAINING.codec.for_languages("en_XX", "de")))
         example = transform(pair("He said “yes”, for 1\u00a0000 – 2", "Er sagte „ja“, für 1\u00a0000 – 2"))
         assert sides(example) == ('He said "yes," for 1.000 - 2', 'Er sagte "ja", für 1,000 - 2')
 
