@@ -14,6 +14,7 @@ import torch
 import onmt_llm
 from onmt_llm.checkpoint.convert import checkpoint_config, convert, open_imported, write_tokenizer
 from onmt_llm.checkpoint.formats import language_codes
+from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.errors import ConfigError
 from onmt_llm.releasing import release
@@ -280,3 +281,25 @@ def test_languages_are_asked_for_by_name(folder: tuple[str, Path, Any, Any], tmp
         engine.translate(["a"], src_lang=src, tgt_lang=f"{tgt}x")
     assert tgt in str(error.value.hint)
     assert engine.translate(["a"], src_lang=src, tgt_lang=tgt)
+
+
+def test_back_to_transformers(folder: tuple[str, Path, Any, Any], tmp_path: Path) -> None:
+    """Files of the tokeniser, languages and what the decoder is given."""
+    name, directory, tokenizer, model = folder
+    src, tgt = LANGUAGES[name]
+    convert(directory, tmp_path / "ours")
+    export_hf(tmp_path / "ours", tmp_path / "back")
+    languages = {"src_lang": src, "tgt_lang": tgt} if src else {}
+    back = getattr(transformers, name.partition(",")[0]).from_pretrained(tmp_path / "back", **languages)
+    for text in lines(200, 8):
+        assert back(text)["input_ids"] == tokenizer(text)["input_ids"]
+        target = tokenizer(text_target=text)["input_ids"]
+        assert back(text_target=text)["input_ids"] == target
+        assert back.decode(target, skip_special_tokens=True) == tokenizer.decode(target, skip_special_tokens=True)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "back")
+    for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id"):
+        assert getattr(config, key, None) == getattr(model.config, key, None), key
+    first, second = (codec_of(path, tmp_path / f"codec {path.name}").config for path in (directory, tmp_path / "back"))
+    assert first.specials == second.specials.model_copy(update={"add_bos": first.specials.add_bos})
+    for key in ("sequences", "languages", "banned_tokens", "tokenizer", "src_tokenizer"):
+        assert getattr(first, key) == getattr(second, key), key

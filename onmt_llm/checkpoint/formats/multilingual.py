@@ -13,6 +13,7 @@ generation_config.json (`decoding_tokens`).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from typing import Any
 from onmt_llm.checkpoint.formats import language_codes
 from onmt_llm.checkpoint.formats.byte_level_bpe import VOCABULARY_FILE
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
-from onmt_llm.config.checkpoint import LanguageTokens, SequenceTokens, SpecialTokens, TokenizerSpec
+from onmt_llm.config.checkpoint import CheckpointConfig, LanguageTokens, SequenceTokens, SpecialTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError
+from onmt_llm.text.codec import Codec
 from onmt_llm.text.languages import SRC_LANG, TGT_LANG
 from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 from onmt_llm.text.vocab import Vocab
@@ -132,6 +134,51 @@ def _marian(model_dir: Path) -> ImportedTokenizer:
         src_spec=TokenizerSpec(kind="sentencepiece", file=SOURCE_FILE),
         files=files,
     )
+
+
+def tokenizer_class(config: CheckpointConfig) -> str | None:
+    """The class in `SIDES` of a checkpoint's tokeniser; None = another."""
+    if config.tokenizer.file == TARGET_FILE:
+        return MARIAN_TOKENIZER
+    tokens, sequences = set(config.languages.tokens.values()), config.sequences
+    for name, side in SIDES.items():
+        forms = (_SUFFIX, side.sequences) if name == "NllbTokenizer" else (side.sequences,)
+        codes = {f"__{code}__" if name == M2M_TOKENIZER else code for code in side.codes}
+        if tokens & codes and sequences.model_copy(update={"decoder_start": []}) in forms:
+            return name
+    return None
+
+
+def settings_of(name: str, config: CheckpointConfig) -> dict[str, Any]:
+    """What tokenizer_config.json says about the class and its languages."""
+    languages = config.languages
+    if name == MARIAN_TOKENIZER:
+        return {"tokenizer_class": name, "separate_vocabs": config.model.src_vocab_size is not None}
+    settings: dict[str, Any] = {"tokenizer_class": name, "src_lang": languages.src, "tgt_lang": languages.tgt}
+    if name == "NllbTokenizer":
+        settings["legacy_behaviour"] = not config.sequences.src_prefix
+    return (
+        settings if name == M2M_TOKENIZER else {**settings, "additional_special_tokens": [*languages.tokens.values()]}
+    )
+
+
+def piece_files(name: str, directory: Path, codec: Codec) -> dict[str, Path | str]:
+    """The files from which `from_pieces` makes a tokeniser, by name: paths to copy, or contents."""
+    files: dict[str, Path | str] = {}
+    for spec in (codec.config.tokenizer, codec.config.src_tokenizer):
+        if spec is not None and spec.file is not None:
+            files[spec.file] = directory / spec.file
+    if name == MARIAN_TOKENIZER:
+        tables = {VOCABULARY_FILE: list(codec.src_vocab)}
+        tables |= {} if codec.shares_vocab else {TARGET_VOCABULARY_FILE: list(codec.vocab)}
+    elif name == M2M_TOKENIZER:
+        first = min(map(codec.vocab.id, codec.config.languages.tokens.values()))
+        tables = {VOCABULARY_FILE: list(codec.vocab)[:first]}
+    else:
+        tables = {}
+    for file, tokens in tables.items():
+        files[file] = json.dumps({token: number for number, token in enumerate(tokens)}, ensure_ascii=False)
+    return files
 
 
 def set_languages(imported: ImportedTokenizer, name: str, stated: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.decoding_tokens import decoding_ids
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
+from onmt_llm.checkpoint.formats.multilingual import piece_files, settings_of, tokenizer_class
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
 from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
@@ -127,8 +128,15 @@ def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Co
         raise UnsupportedError(
             f"transformers reads tokenisers of kind {' and '.join(names)}, but this one is '{kind}'."
         )
-    is_t5 = file == T5_FILE
-    directory.add_file(checkpoint.path / file, file if is_t5 else names[kind])
+    is_t5, name = file == T5_FILE, tokenizer_class(config)
+    files: dict[str, Path | str] = {file if is_t5 else names[kind]: checkpoint.path / file}
+    if name is not None and kind == "sentencepiece":
+        files = piece_files(name, checkpoint.path, codec)
+    for target, content in files.items():
+        if isinstance(content, str):
+            directory.add_text(target, content)
+        else:
+            directory.add_file(content, target)
     specials = config.specials
     roles = {"bos_token": specials.bos, "eos_token": specials.eos, "unk_token": specials.unk, "pad_token": specials.pad}
     settings: dict[str, Any] = {
@@ -137,10 +145,12 @@ def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Co
     }
     if is_t5:
         settings |= {"tokenizer_class": T5_CLASSES[0], "extra_ids": config.tokenizer.options.get("extra_ids", 0)}
+    elif name is not None:
+        settings |= settings_of(name, config)
     else:
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast" if kind == "huggingface" else "LlamaTokenizer"}
         settings |= {"add_bos_token": specials.add_bos, "add_eos_token": False}
-    if kind == "sentencepiece":
+    if kind == "sentencepiece" and name is None:
         settings["legacy"] = False
     _add_json(directory, "tokenizer_config.json", settings)
     template = codec.template.jinja if codec.template else None
