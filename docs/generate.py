@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from onmt_llm.checkpoint.export_guard import obstacles
+from onmt_llm.checkpoint.formats.gguf import architectures as gguf
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.opennmt import write as opennmt
 from onmt_llm.cli.jobs import JOBS
@@ -50,16 +51,36 @@ def pages() -> dict[Path, str]:
     return result
 
 
+_SENTENCEPIECE = "`tokenizer.model`"
+_MERGES = "`vocab.json` with `merges.txt`"
+_FAIRSEQ = "`sentencepiece.bpe.model`"
+TOKENIZERS = {
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "ernie4_5", "helium"), _SENTENCEPIECE),
+    **dict.fromkeys(("gpt2", "gptj", "opt", "phi", "bart", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), _MERGES),
+    **dict.fromkeys(("t5", "mt5", "umt5"), "`spiece.model`"),
+    "llama": f"{_SENTENCEPIECE}, tiktoken",
+    "mistral": f"{_SENTENCEPIECE}, `tekken.json`",
+    "m2m_100": f"{_FAIRSEQ}, also with `vocab.json`",
+    "mbart": _FAIRSEQ,
+    "marian": "`source.spm`, `target.spm`, `vocab.json`",
+}
+"""Tokeniser files that models of a family may have besides tokenizer.json."""
+
+
 def _families() -> str:
     """The families of Hugging Face models and what a model with each family's defaults converts to."""
     head = (
         "# Families of Hugging Face models\n\nGenerated from the table of families by `make docs`. Each row is a"
         " `model_type` of `config.json`; a model of it becomes a checkpoint like any other.\n"
-        "`tests/parity/test_families.py` and `test_families_seq2seq.py` compare each with transformers: the logits (to"
-        " 1e-5 in float32), also with a cache and past a sliding window; the\nfolder that `-to hf` writes, tensor by"
-        " tensor; and a CTranslate2 release.\n\n"
-        "| `model_type` | models | in | `-to hf` | CTranslate2 | `-to opennmt` |\n|---|---|---|---|---|---|\n"
+        "`tests/parity/test_families.py`, `test_families_seq2seq.py` and `test_moe.py` compare each with transformers:"
+        " the logits (to 1e-5 in float32), also with a cache and past a sliding\nwindow; the loss and the gradients"
+        " (train); the folder that `-to hf` writes, tensor by tensor (out); and a CTranslate2 release."
+        " `test_gguf_families.py` does so with GGUF files.\nTokenisers are those that a model may have besides"
+        " `tokenizer.json`; their ids are compared with the libraries that they are made for.\n\n"
+        "| `model_type` | models | in, out, train | tokenisers | GGUF | CTranslate2 | `-to opennmt` |\n"
+        "|---|---|---|---|---|---|---|\n"
     )
+    in_gguf = {name for names in gguf.MODEL_TYPES.values() for name in names}
     rows = []
     for family in FAMILIES:
         model = family.to_model({key: value for key, value in SIZES.items() if key in family.keys})
@@ -68,7 +89,8 @@ def _families() -> str:
             f"`{family.model_type}`",
             family.models,
             "yes",
-            "yes",
+            TOKENIZERS.get(family.model_type, ""),
+            "in" if family.model_type in in_gguf else "no",
             *(f"no: {one}" if one else "yes" for one in found),
         ]
         rows.append(f"| {' | '.join(cells)} |\n")

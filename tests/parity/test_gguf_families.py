@@ -13,7 +13,7 @@ from parity.test_converters_hf import FALCON, IDS, save_model
 from parity.test_families import ENDS, MODELS
 
 from onmt_llm.checkpoint.convert import convert
-from onmt_llm.checkpoint.formats.gguf.architectures import ARCHITECTURES
+from onmt_llm.checkpoint.formats.gguf.architectures import ARCHITECTURES, MODEL_TYPES
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import UnsupportedError
@@ -57,6 +57,7 @@ def same(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
 GROUPED_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
 CASES: dict[str, tuple[str, str, dict[str, Any], Change]] = {
     "llama": ("llama", "llama", MODELS["llama"][1], interleaved),
+    "mistral": ("llama", "mistral", {**MODELS["llama"][1], "sliding_window": None}, interleaved),
     "qwen2": ("qwen2", "qwen2", {**MODELS["llama"][1], "tie_word_embeddings": True}, same),
     "qwen3": ("qwen3", "qwen3", MODELS["qwen3"][1], same),
     "gemma": ("gemma", "gemma", MODELS["gemma"][1], one_more),
@@ -132,7 +133,9 @@ def _kv_heads(config: Any) -> int:
 
 
 def test_every_architecture_is_here() -> None:
-    assert {architecture for architecture, *_ in CASES.values()} == set(ARCHITECTURES)
+    assert set(MODEL_TYPES) == set(ARCHITECTURES)
+    found = {(architecture, kind) for architecture, kind, *_ in CASES.values()}
+    assert found == {(architecture, kind) for architecture, kinds in MODEL_TYPES.items() for kind in kinds}
 
 
 @pytest.mark.parametrize("name", CASES)

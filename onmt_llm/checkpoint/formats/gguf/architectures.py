@@ -142,6 +142,15 @@ ARCHITECTURES: Mapping[str, tuple[Row, ...]] = {
 }
 """For each `general.architecture`, the rows of its map; where two set the same, the later one counts."""
 
+MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ("qwen2", "qwen3", "gemma", "phi3", "falcon", "stablelm", "starcoder2", "gpt2", "mpt")},
+    "llama": ("llama", "mistral"),
+    "phi2": ("phi",),
+    "gptneox": ("gpt_neox",),
+    "starcoder": ("gpt_bigcode",),
+}
+"""The Hugging Face families whose models are stored in files of each architecture."""
+
 _INTERLEAVED = ("llama",)
 """Architectures in which the rotary pairs of q and k are interleaved; in the others they are in halves."""
 
