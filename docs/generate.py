@@ -55,7 +55,9 @@ _SENTENCEPIECE = "`tokenizer.model`"
 _MERGES = "`vocab.json` with `merges.txt`"
 _FAIRSEQ = "`sentencepiece.bpe.model`"
 TOKENIZERS = {
-    **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "ernie4_5", "helium"), _SENTENCEPIECE),
+    **dict.fromkeys(
+        ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "ernie4_5", "helium"), _SENTENCEPIECE
+    ),
     **dict.fromkeys(("gpt2", "gptj", "opt", "phi", "bart", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), _MERGES),
     **dict.fromkeys(("t5", "mt5", "umt5"), "`spiece.model`"),
     "llama": f"{_SENTENCEPIECE}, tiktoken",

@@ -29,6 +29,7 @@ from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.releasing.ct2_spec import (
     BYTES,
     EXPRESSIBLE,
+    INT8,
     SpecVariable,
     build_spec,
     oversized,
@@ -38,6 +39,8 @@ from onmt_llm.releasing.ct2_spec import (
 from onmt_llm.releasing.verify import ReleaseReport, Verify, verify_release
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.vocab import Vocab
+
+INT8_LIMIT = 63
 
 
 def release_ctranslate2(
@@ -156,15 +159,18 @@ class QuantizedTensors:
     def stored(self, variable: SpecVariable) -> Any:
         """A `LinearSpec` (weight and, with integers, weight_scale) or a `LayerNormSpec` (gamma) in its final type.
 
-        The library's own quantisation is used, so that the values are what it expects. It works in place, so it gets a
-        copy of the checkpoint's data.
+        The library converts all types but int8 (see `int8_rows`). It works in place, so it gets a copy of the
+        checkpoint's data.
         """
         if self._last is None or self._last[0].sources != variable.sources or variable.make is not None:
             array = np.array(variable.make()) if variable.make is not None else self._read(variable)
             holder = common_spec.LinearSpec() if variable.kind == "matrix" else common_spec.LayerNormSpec(rms_norm=True)
             setattr(holder, "weight" if variable.kind == "matrix" else "gamma", array)
-            holder.validate()
-            holder.optimize(self.quantization)
+            if variable.kind == "matrix" and self.quantization in INT8:
+                holder.weight, holder.weight_scale = map(model_spec.NumpyVariable, int8_rows(array))
+            else:
+                holder.validate()
+                holder.optimize(self.quantization)
             self._last = (variable, holder)
         return self._last[1]
 
@@ -172,6 +178,22 @@ class QuantizedTensors:
         parts = [self._checkpoint.tensor(name).float() for name in variable.sources]
         whole = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
         return (whole if variable.factor == 1.0 else whole * variable.factor).contiguous().numpy()
+
+
+def int8_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix in int8, with a scale per row, and the scales (values times scale = int8).
+
+    The largest value of a row becomes 63, not 127: without VNNI, the products of two inputs (0 to 255) and two weights
+    are added in 16 bits, which would overflow (decision 025).
+
+    Args:
+        matrix: float32, shape (rows, columns); overwritten.
+    """
+    largest = np.abs(matrix).max(axis=1)
+    tiny = INT8_LIMIT / np.finfo(np.float32).max  # of smaller rows the scale would be infinite
+    scales = (INT8_LIMIT / np.where(largest > 0, np.maximum(largest, tiny), INT8_LIMIT)).astype(np.float32)
+    matrix *= scales[:, None]
+    return np.rint(matrix, out=matrix).astype(np.int8), scales
 
 
 class StreamedVariable(model_spec.Variable):

@@ -187,7 +187,6 @@ def test_older_keys_of_layers_that_differ(tmp_path: Path, kind: str, new: dict[s
         ({"layer_types": ["chunked_attention", "full_attention"]}, "but there is also chunked_attention"),
         ({"sliding_window": None}, "sliding_window .* must be set, since 2 layers"),
         ({"query_pre_attn_scalar": 0}, "attention_scale"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         (
             {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
             "sliding_attention must be",
@@ -310,7 +309,7 @@ def test_what_cannot_be_computed_is_refused(tmp_path: Path) -> None:
     good = json.loads(file.read_text())
     for change, part in (
         ({"model_type": "mamba"}, "mamba"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "ntk", "factor": 2.0, "rope_theta": 1e4}}, "ntk"),
         ({"hidden_act": "tanh"}, "tanh"),
         ({"rope_interleaved": True}, "rope_interleaved in config.json must be false, but is true"),
         ({"attn_logit_softcapping": 50.0, "altup": {}}, "also altup, attn_logit_softcapping"),
@@ -335,7 +334,7 @@ def test_a_model_that_no_family_expresses_is_not_exported(tmp_path: Path) -> Non
     save_model(tmp_path / "hf", *MODELS["llama"])
     convert(tmp_path / "hf", tmp_path / "ours")
     checkpoint = Checkpoint.open(tmp_path / "ours")
-    model = checkpoint.config.model.model_copy(update={"scale_logits": True})
+    model = checkpoint.config.model.model_copy(update={"position": "shaw", "relative_positions": 4})
     checkpoint.config = checkpoint.config.model_copy(update={"model": model})
-    with pytest.raises(UnsupportedError, match="scale_logits is true"):
+    with pytest.raises(UnsupportedError, match="position is shaw"):
         export_hf(checkpoint, tmp_path / "back")

@@ -242,7 +242,7 @@ CASES: dict[str, Case] = {
     "conversation of text": chat("hello", "must have a list of turns"),
     "turns of text": chat(["hello"], "must have a list of turns"),
     "turn without content": chat([{"role": "user"}], "'role' and 'content'", "one has role"),
-    "content of parts": chat([{"role": "user", "content": [{"type": "text"}]}], "under 'content', but has a list"),
+    "content of parts": chat([{"role": "user", "content": [{"type": "text"}]}], "under 'text'"),
     "unknown role": chat([{"role": "robot", "content": "x"}], "but has 'robot'", "roles: {assistant: [robot]}"),
     "system text in the middle": chat([TURN, {"role": "system", "content": "x"}], "chat template"),
     # JSON arrays

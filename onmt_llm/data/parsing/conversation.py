@@ -101,14 +101,16 @@ def _message(turn: Mapping[str, Any], keys: Keys) -> Message:
 
 def _text_of_parts(parts: list[Any]) -> str:
     """The texts of a content that is a list of parts: text, or objects such as {"type": "text", "text": "..."}."""
-    return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in _parts(parts))
+    return "".join(map(_text_of_part, parts))
 
 
-def _parts(parts: list[Any]) -> list[str | dict[str, Any]]:
-    for part in parts:
-        if not isinstance(part, (str, dict)):
-            raise DataError(f"must have text or objects as the parts of a content, but has {kind(part)}")
-    return parts
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise DataError(f"must have text or objects as the parts of a content, but has {kind(part)}")
+    is_text = "text" in part or part.get("type", "text") == "text"
+    return read_text(part.get("text"), "text") if is_text else ""
 
 
 def _objects(key: str, value: Any) -> list[Any]:

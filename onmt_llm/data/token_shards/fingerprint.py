@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.checksums import sha256_of_file
+from onmt_llm.config.checkpoint import SequenceTokens
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.readers.files import expand
@@ -33,6 +34,8 @@ _NOT_OF_DATA = {
     *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),
 }
 """Options that do not affect examples. All others, including future ones, may."""
+_NEWER = {"src_lang", "tgt_lang"}
+"""Options that packs of earlier versions do not know: left out where they are not set."""
 
 _ENDS_AND_MIDDLE = 1 << 16
 _TOKENS = 1
@@ -42,9 +45,10 @@ _TOKENS = 1
 def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
     """Everything that determines the tokens, except the corpus files."""
     data, codec = spec.data, spec.codec
-    own = {key: value for key, value in corpus.model_dump(mode="json").items() if key not in _NOT_OF_CORPUS}
+    own = _options(corpus, _NOT_OF_CORPUS)
     paths = sorted(key for key, value in own.items() if key.startswith("path_") and value)
-    shared = {key: value for key, value in data.model_dump(mode="json").items() if key not in _NOT_OF_DATA}
+    shared = _options(data, _NOT_OF_DATA)
+    sequences = {} if codec.sequences == SequenceTokens() else {"sequences": codec.sequences.model_dump(mode="json")}
     return {
         "version": [_TOKENS, __version__],
         "task": codec.task,
@@ -55,7 +59,7 @@ def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
         "transforms": [_transform(name, data.transform_options) for name in data.transforms_of(corpus)],
         "model": {
             "add_bos": codec.config.specials.add_bos,
-            "sequences": codec.sequences.model_dump(mode="json"),
+            **sequences,
             "vocab": vocab_hash(codec.vocab),
             "src_vocab": None if codec.shares_vocab else vocab_hash(codec.src_vocab),
             "features": [vocab_hash(vocab) for vocab in codec.feature_vocabs],
@@ -64,6 +68,11 @@ def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
             "template": template_fingerprint(codec.template),
         },
     }
+
+
+def _options(section: Section, left_out: set[str]) -> dict[str, Any]:
+    values = section.model_dump(mode="json").items()
+    return {key: value for key, value in values if key not in left_out and (value or key not in _NEWER)}
 
 
 def vocab_hash(vocab: Vocab) -> str:

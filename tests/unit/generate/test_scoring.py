@@ -20,7 +20,11 @@ class Fixed:
 
     def __init__(self, model: Any, *, bos: str | None = "<s>", eos: str | None = "</s>") -> None:
         specials = SimpleNamespace(bos=bos, eos=eos)
-        self.codec = SimpleNamespace(config=SimpleNamespace(model=model, specials=specials), vocab=PROBABILITIES)
+        self.codec = SimpleNamespace(
+            config=SimpleNamespace(model=model, specials=specials),
+            vocab=PROBABILITIES,
+            start_tokens=[bos] if bos else [],
+        )
         self.given: list[tuple[list[list[str]], list[list[str]] | None]] = []
 
     def score(self, sequences: Sequence[Sequence[str]], *, sources: Any = None) -> list[list[float]]:

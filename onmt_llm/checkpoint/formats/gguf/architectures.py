@@ -143,7 +143,9 @@ ARCHITECTURES: Mapping[str, tuple[Row, ...]] = {
 """For each `general.architecture`, the rows of its map; where two set the same, the later one counts."""
 
 MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
-    **{name: (name,) for name in ("qwen2", "qwen3", "gemma", "phi3", "falcon", "stablelm", "starcoder2", "gpt2", "mpt")},
+    **{
+        name: (name,) for name in ("qwen2", "qwen3", "gemma", "phi3", "falcon", "stablelm", "starcoder2", "gpt2", "mpt")
+    },
     "llama": ("llama", "mistral"),
     "phi2": ("phi",),
     "gptneox": ("gpt_neox",),

@@ -19,6 +19,7 @@ from onmt_llm.nn.layers.position_wise import (
 
 FORMULAS = {
     "relu": lambda x: x.clamp(min=0),
+    "relu2": lambda x: x.clamp(min=0) ** 2,
     "gelu": lambda x: x * torch.distributions.Normal(0, 1).cdf(x),
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": lambda x: x / (1 + (-x).exp()),
