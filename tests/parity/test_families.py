@@ -277,7 +277,13 @@ def check_gradients(ours: torch.nn.Module, theirs: torch.nn.Module, rules: list[
                 torch.testing.assert_close(found[name].grad, gradient, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+FIRST = {kind: name for name, (kind, _) in reversed(MODELS.items())}
+"""The first model of each family; the quick tests take only these."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FIRST.values() else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 @torch.no_grad()
 def test_family(tmp_path: Path, name: str) -> None:
     kind, settings = MODELS[name]
