@@ -83,10 +83,12 @@ def test_a_language_is_given_by_code_or_token() -> None:
         model.encode("a")
     with pytest.raises(ConfigError, match="tgt_lang"):
         _ = model.for_languages("en").start_tokens
-    with pytest.raises(ConfigError, match="src_lang"):
-        codec(T5).for_languages("en")
-    with pytest.raises(ConfigError, match="tgt_lang"):
-        codec({}, task="lm").for_languages(tgt="en")
+
+
+def test_a_model_without_language_tokens_takes_any_codes() -> None:
+    for model in (codec(T5), codec({}, task="lm")):
+        bound = model.for_languages("en", "xx")
+        assert (bound.sequences, bound.languages) == (model.sequences, ("en", "xx"))
 
 
 def test_a_text_is_never_a_language_token() -> None:
