@@ -174,8 +174,8 @@ def _kind(file: Path, stated: Mapping[str, Any], model_type: str | None) -> str:
 def _around(stated: Mapping[str, Any], kind: str) -> tuple[str, str]:
     """The tokens before and after those of a text."""
     if kind in _BETWEEN_TOKENS:
-        return _content(stated.get("cls_token")) or "<s>", _content(stated.get("sep_token")) or "</s>"
-    first, last = (_content(stated.get(f"{role}_token")) for role in ("bos", "eos"))
+        return token_content(stated.get("cls_token")) or "<s>", token_content(stated.get("sep_token")) or "</s>"
+    first, last = (token_content(stated.get(f"{role}_token")) for role in ("bos", "eos"))
     return first * bool(stated.get("add_bos_token")), last * bool(stated.get("add_eos_token"))
 
 
@@ -193,10 +193,10 @@ def _added_tokens(file: Path, stated: Mapping[str, Any]) -> dict[int, str]:
 def _special_tokens(stated: Mapping[str, Any]) -> list[str]:
     values = [value for key, value in stated.items() if key.endswith("_token")]
     values += stated.get("additional_special_tokens") or []
-    return [name for name in map(_content, values) if name]
+    return [name for name in map(token_content, values) if name]
 
 
-def _content(token: object) -> str:
+def token_content(token: object) -> str:
     """The text of a special token, which is a string or an object with `content`; "" = none."""
     value = token.get("content") if isinstance(token, dict) else token
     return value if isinstance(value, str) else ""

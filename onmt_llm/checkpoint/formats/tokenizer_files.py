@@ -15,6 +15,7 @@ from onmt_llm.checkpoint.formats.byte_level_bpe import (
     from_tiktoken,
     from_vocab_and_merges,
     is_tiktoken,
+    token_content,
 )
 from onmt_llm.checkpoint.formats.decoding_tokens import set_decoding
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer
@@ -75,7 +76,7 @@ def from_huggingface(
     elif name is not None and file.suffix != ".json":
         imported = from_pieces(name, file, stated)
     elif (content := _tokenizer_json(file, stated, ids.get("model_type"))) is not None:
-        imported = _open_tokenizers(file, content, _content(stated.get("bos_token")))
+        imported = _open_tokenizers(file, content, token_content(stated.get("bos_token")))
     elif t5:
         imported = from_t5(file, stated, rows)
     elif file.name in (FAIRSEQ_FILE, SOURCE_FILE):
@@ -258,7 +259,7 @@ def _specials(
     known, rows = set(imported.tokens), len(imported.tokens)
 
     def by_name(role: str) -> str | None:
-        token = _content(stated.get(f"{role}_token"))
+        token = token_content(stated.get(f"{role}_token"))
         return token if token in known else None
 
     def by_id(role: str) -> list[str]:
@@ -293,12 +294,6 @@ def _template_text(model_dir: Path, stated: Mapping[str, Any]) -> str | None:
             (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
         )
     return template if isinstance(template, str) else None
-
-
-def _content(token: object) -> str | None:
-    """The text of a special token, which is a string or an object with `content`."""
-    value = token.get("content") if isinstance(token, dict) else token
-    return value if isinstance(value, str) else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
