@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from onmt_llm.checkpoint.formats.huggingface.families import falcon, mpt
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     Family,
     HfConfig,
@@ -15,6 +14,7 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     required,
     setting,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.gpt import falcon, mpt
 from onmt_llm.checkpoint.formats.rules import Rule
 from onmt_llm.config.model import ModelConfig
 

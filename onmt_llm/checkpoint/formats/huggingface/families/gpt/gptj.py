@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.export_guard import anything, only
-from onmt_llm.checkpoint.formats.huggingface.families import gpt2
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     Family,
     HfConfig,
@@ -16,6 +15,7 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     must_be,
     setting,
 )
+from onmt_llm.checkpoint.formats.huggingface.families.gpt import gpt2
 from onmt_llm.checkpoint.formats.ops import InterleavedRotary
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer
 from onmt_llm.config.model import ModelConfig

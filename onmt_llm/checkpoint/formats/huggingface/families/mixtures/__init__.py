@@ -1,0 +1,13 @@
+"""Mixtures of experts."""
+
+from __future__ import annotations
+
+from onmt_llm.checkpoint.formats.huggingface.families.base import Family
+from onmt_llm.checkpoint.formats.huggingface.families.mixtures import mixtral
+
+FAMILIES: tuple[Family, ...] = (
+    mixtral.MIXTRAL,
+    mixtral.QWEN3_MOE,
+    mixtral.OLMOE,
+    mixtral.QWEN2_MOE,
+)
