@@ -20,7 +20,7 @@ import xxhash
 _BLOCK = 1 << 20
 
 
-class _Hash(Protocol):
+class Hash(Protocol):
     def update(self, data: Any, /) -> None: ...
 
     def hexdigest(self) -> str: ...
@@ -28,7 +28,12 @@ class _Hash(Protocol):
 
 def fast_digest(*buffers: Any) -> str:
     """XXH3 (128 bits, hexadecimal) of the concatenation of objects with the buffer protocol."""
-    return _digest(xxhash.xxh3_128(), buffers)
+    return _digest(fast_hash(), buffers)
+
+
+def fast_hash(start: bytes = b"") -> Hash:
+    """XXH3 (128 bits) of `start` and what is added by `update`, as `fast_digest`."""
+    return xxhash.xxh3_128(start)
 
 
 def fast_digest_of_file(path: str | Path, *, without: int = 0) -> str:
@@ -42,7 +47,7 @@ def fast_digest_of_file(path: str | Path, *, without: int = 0) -> str:
         OSError: The file cannot be read.
     """
     size = max(0, os.path.getsize(path) - without) if without else None
-    return _digest(xxhash.xxh3_128(), _blocks(path, 0, size))
+    return _digest(fast_hash(), _blocks(path, 0, size))
 
 
 def fast_digest_of_part(path: str | Path, start: int, size: int, *, prefix: bytes = b"") -> str:
@@ -51,7 +56,7 @@ def fast_digest_of_part(path: str | Path, start: int, size: int, *, prefix: byte
     Raises:
         OSError: The file cannot be read.
     """
-    return _digest(xxhash.xxh3_128(prefix), _blocks(path, start, size))
+    return _digest(fast_hash(prefix), _blocks(path, start, size))
 
 
 def sha256_of_file(path: str | Path) -> str:
@@ -111,7 +116,7 @@ def tensor_digests(path: Path, header: bytes) -> dict[str, str]:
     return digests
 
 
-def _digest(digest: _Hash, buffers: Iterable[Any]) -> str:
+def _digest(digest: Hash, buffers: Iterable[Any]) -> str:
     for buffer in buffers:
         digest.update(buffer)
     return digest.hexdigest()

@@ -122,19 +122,19 @@ def build_model(
             check_twins(weights, shapes)
         add_twins(model, addition.blocks, addition.lerp)
         placement = replace(placement, quant_layers=base_paths(quantised, addition.blocks))
-        _load_weights(model, pair_reader(checkpoint, weights), placement)
+        load_weights(model, pair_reader(checkpoint, weights), placement)
     elif addition is not None:
         initializer = None
         if addition.init != "default":
             initializer = AdapterInitializer(model, addition, weights, placement.quant_type)
-        _load_weights(model, checkpoint.tensor, placement, initializer)
+        load_weights(model, checkpoint.tensor, placement, initializer)
         add_adapter(model, addition)
         if weights is not None:
             load_adapter(model, weights)
         elif initializer is not None:
             initializer.set_initial(model)
     else:
-        _load_weights(model, checkpoint.tensor, placement)
+        load_weights(model, checkpoint.tensor, placement)
     return model
 
 
@@ -235,19 +235,26 @@ def check_layers(checkpoint: Checkpoint) -> None:
         )
 
 
-def _load_weights(
-    model: Transformer,
+def load_weights(
+    model: nn.Module,
     read: Callable[[str], torch.Tensor],
     placement: Placement,
     initializer: AdapterInitializer | None = None,
 ) -> None:
-    """Give every parameter its weights. A layer is quantised as soon as it is complete."""
+    """Give every parameter on the meta device its weights. A layer is quantised as soon as it is complete.
+
+    Args:
+        model: A model, or a part of one.
+        read: Returns the tensor of a parameter of `model` by its name.
+        placement: Number formats and device.
+        initializer: Of an adapter that starts from the weights.
+    """
     exact = tuple(f"{path}." for path in placement.float32_modules)
     for path, module in list(model.named_modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 dtype = torch.float32 if path.startswith(exact) else resolve_dtype(placement.dtype, "fp32")
-                tensor = read(f"{path}.{leaf}").to(device=placement.device, dtype=dtype)
+                tensor = read(f"{path}.{leaf}" if path else leaf).to(device=placement.device, dtype=dtype)
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
         quantised = path in placement.quant_layers
         if initializer is not None:

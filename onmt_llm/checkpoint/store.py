@@ -149,6 +149,15 @@ class Checkpoint:
         _check_finite(self.path, name, tensor)
         return tensor
 
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor in blocks of rows, each in its own memory; verified as in `tensor`, at the latest after the last.
+
+        A consumer that does not read all blocks may have read damaged ones.
+        """
+        for block in self._part_of(name).blocks(name):
+            _check_finite(self.path, name, block)
+            yield block
+
     def check_fits(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse weights that do not fit the configuration.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +18,9 @@ from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.generate.ct2.generator import Ct2Generator
 from onmt_llm.generate.ct2.model import stored_compute_type
 from onmt_llm.generate.ct2.translator import Ct2Translator
-from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
+from onmt_llm.releasing.blockwise import Blockwise
 from onmt_llm.releasing.verify_translations import BOUNDS as TRANSLATION_BOUNDS
 from onmt_llm.releasing.verify_translations import compare_translations, translate
 from onmt_llm.text.codec import Codec
@@ -31,6 +30,9 @@ ReleaseReport = dict[str, Any]
 
 WINDOW = 256
 """Tokens per window; the windows are independent."""
+
+_ROWS = 32
+"""Positions that are compared at a time: over a large vocabulary, intermediate results take much memory."""
 
 BOUNDS: dict[str, dict[str, float]] = {
     "float32": {"max_abs_dlogit": 1e-3},
@@ -47,7 +49,11 @@ BOUNDS: dict[str, dict[str, float]] = {
 
 @dataclass
 class Comparison:
-    """Sums of differences between two models' predictions, over all positions of a text."""
+    """Sums of differences between two models' predictions, over all positions of a text.
+
+    Attributes:
+        compute_type: What the release really ran in.
+    """
 
     max_abs_dlogit: float = 0.0
     kl_sum: float = 0.0
@@ -55,18 +61,24 @@ class Comparison:
     positions: int = 0
     nll_sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     predicted: int = 0
+    compute_type: str = ""
 
     def add(self, ours_TV: np.ndarray, theirs_TV: np.ndarray, ids_T: Sequence[int]) -> None:
         """Add one window: both models' logits (T, V) for the token after each of the ids."""
+        for start in range(0, len(ids_T), _ROWS):
+            end = start + _ROWS
+            self._add_rows(ours_TV[start:end], theirs_TV[start:end], ids_T[start + 1 : end + 1])
+
+    def _add_rows(self, ours_TV: np.ndarray, theirs_TV: np.ndarray, next_ids: Sequence[int]) -> None:
         self.max_abs_dlogit = max(self.max_abs_dlogit, _largest(np.abs(ours_TV - theirs_TV)))
         p_TV, q_TV = _log_softmax(ours_TV), _log_softmax(theirs_TV)
         self.kl_sum += float((np.exp(p_TV) * (p_TV - q_TV)).sum())
         self.agreed += int((ours_TV.argmax(-1) == theirs_TV.argmax(-1)).sum())
-        self.positions += len(ids_T)
-        rows = np.arange(len(ids_T) - 1)
+        self.positions += len(ours_TV)
+        rows = np.arange(len(next_ids))
         for which, log_TV in enumerate((p_TV, q_TV)):
-            self.nll_sums[which] -= float(log_TV[rows, list(ids_T[1:])].sum())
-        self.predicted += len(ids_T) - 1
+            self.nll_sums[which] -= float(log_TV[rows, list(next_ids)].sum())
+        self.predicted += len(next_ids)
 
     def figures(self) -> dict[str, float]:
         """The figures of the report."""
@@ -80,6 +92,45 @@ class Comparison:
             "perplexity_ratio": theirs / ours,
             "n_tokens": self.positions,
         }
+
+
+class Reference:
+    """A language model's predictions on a text: computed once, to compare any number of releases with.
+
+    The model is run block by block in float32, so it is never in memory as a whole.
+
+    Args:
+        checkpoint: The model.
+        text: The text; None = the package's verification_text.txt.
+
+    Attributes:
+        windows: The text's tokens, in independent windows.
+
+    Raises:
+        DataError: The text is too short.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, text: str | None = None) -> None:
+        codec = checkpoint.codec()
+        self.windows = _windows(checkpoint, codec, bundled_text() if text is None else text)
+        self._ids = [codec.vocab.ids(window) for window in self.windows]
+        self._model = Blockwise(checkpoint)
+        self._hidden = self._model.run(self._ids)
+
+    def compare(self, directory: Path, quantization: str, compute_type: str | None = None) -> Comparison:
+        """Compare with a finished release that is not published yet.
+
+        Args:
+            directory: The release.
+            quantization: Its quantisation.
+            compute_type: What CTranslate2 computes in; None = what suits the quantisation on a CPU.
+        """
+        compute_type = compute_type or stored_compute_type(quantization, "cpu")
+        engine = Ct2Generator.open(directory, device="cpu", compute_type=compute_type, is_new=True)
+        comparison = Comparison(compute_type=engine.compute_type)
+        for window, ids, hidden_TD in zip(self.windows, self._ids, self._hidden, strict=True):
+            comparison.add(self._model.logits(hidden_TD).numpy(), engine.logits(window), ids)
+        return comparison
 
 
 def verify_release(model: Path, directory: Path, quantization: str, *, strict: bool, text: str | None) -> ReleaseReport:
@@ -129,26 +180,19 @@ def exceeded_bounds(figures: dict[str, float], bounds: dict[str, float]) -> list
 def _measure(model: Path, directory: Path, quantization: str, text: str | None) -> dict[str, Any]:
     checkpoint = Checkpoint.open(model)
     text = bundled_text() if text is None else text
-    dtype = _reference_dtype(checkpoint, quantization)
     if not checkpoint.config.model.is_decoder_only:
-        return _measure_translations(model, directory, quantization, text, dtype)
-    windows = _windows(checkpoint, checkpoint.codec(), text)
-    with TemporaryDirectory(dir=directory.parent, prefix=".verify-") as scratch:
-        # One model after the other, since both may not fit in memory.
-        reference = _saved_logits(TorchEngine.open([model], device="cpu", dtype=dtype), windows, Path(scratch))
-        engine = Ct2Generator.open(
-            directory, device="cpu", compute_type=stored_compute_type(quantization, "cpu"), is_new=True
-        )
-        comparison = compare(reference, engine, windows)
+        return _measure_translations(checkpoint, directory, quantization, text)
+    reference = Reference(checkpoint, text)
+    comparison = reference.compare(directory, quantization)
     logger.info(
-        "Compared on %d tokens; %s ran as %s on the CPU.", comparison.positions, quantization, engine.compute_type
+        "Compared on %d tokens; %s ran as %s on the CPU.", comparison.positions, quantization, comparison.compute_type
     )
     return {
-        "compute_type": engine.compute_type,
-        "reference_dtype": dtype,
+        "compute_type": comparison.compute_type,
+        "reference_dtype": "fp32",
         "figures": comparison.figures(),
         "bounds": BOUNDS[quantization],
-        **_not_compared(checkpoint.config.model, max(map(len, windows))),
+        **_not_compared(checkpoint.config.model, max(map(len, reference.windows))),
     }
 
 
@@ -162,9 +206,10 @@ def _not_compared(config: ModelConfig, longest: int) -> dict[str, list[str]]:
     return {"not_compared": [sentence]}
 
 
-def _measure_translations(model: Path, directory: Path, quantization: str, text: str, dtype: str) -> dict[str, Any]:
-    # The first engine is freed before the second is loaded.
-    torch_engine = TorchEngine.open([model], device="cpu", dtype=dtype)
+def _measure_translations(checkpoint: Checkpoint, directory: Path, quantization: str, text: str) -> dict[str, Any]:
+    # The first engine, which holds the whole model, is freed before the second is loaded.
+    dtype = _reference_dtype(checkpoint, quantization)
+    torch_engine = TorchEngine.open([checkpoint.path], device="cpu", dtype=dtype)
     languages = torch_engine.codec.config.languages.example
     reference = translate(torch_engine.for_languages(*languages), text)
     del torch_engine
@@ -185,23 +230,6 @@ def _measure_translations(model: Path, directory: Path, quantization: str, text:
         "figures": figures,
         "bounds": TRANSLATION_BOUNDS[quantization],
     }
-
-
-def compare(reference: Iterator[np.ndarray], engine: Engine, windows: Sequence[Sequence[str]]) -> Comparison:
-    """Compare given logits with those of an engine, window by window."""
-    comparison = Comparison()
-    for ours, window in zip(reference, windows, strict=True):
-        comparison.add(ours, engine.logits(window), engine.codec.vocab.ids(window))
-    return comparison
-
-
-def _saved_logits(engine: Engine, windows: Sequence[Sequence[str]], scratch: Path) -> Iterator[np.ndarray]:
-    """Compute all logits now, onto the disk; give them back one window at a time when the model is gone."""
-    files = []
-    for number, window in enumerate(windows):
-        files.append(scratch / f"{number}.npy")
-        np.save(files[-1], engine.logits(window))
-    return (np.load(file) for file in files)
 
 
 def _windows(checkpoint: Checkpoint, codec: Codec, text: str) -> list[list[str]]:

@@ -13,17 +13,19 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from onmt_llm.checkpoint.directory import FileEntry, file_problems, refuse_damage
 from onmt_llm.checkpoint.files.lfs import refuse_pointer
-from onmt_llm.checksums import fast_digest, safetensors_header, tensor_prefix
-from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.checksums import fast_digest, fast_hash, safetensors_header, tensor_prefix
+from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
+from onmt_llm.nn.cpu.fused import row_blocks as row_slices
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -38,13 +40,32 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-_DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # read, never written
+_DTYPES |= {  # read, never written
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
+}
+
+
+BLOCK_BYTES = 1 << 24
+"""Bytes of a tensor that are read or computed at a time."""
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's content, row-major and in the byte order of the machine (little endian wherever torch runs)."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Views of consecutive rows, of about 16 MiB each (or of one row), which cover a tensor."""
+    rows = tensor if tensor.ndim else tensor[None]
+    for block in row_slices(len(rows), max(1, rows[:1].nbytes), BLOCK_BYTES):
+        yield rows[block] if tensor.ndim else tensor
 
 
 def tensor_digest(name: str, tensor: torch.Tensor) -> str:
@@ -58,10 +79,19 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
+class _Place(NamedTuple):
+    """Where a tensor is: its file, the offset of its content there, its type and shape."""
+
+    file: str
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
 class SafetensorsSet:
     """The tensors of several safetensors files, read lazily and verified when read.
 
-    A file is mapped only while a tensor is copied out of it, so resident memory does not grow with the file.
+    Tensors are read into memory of their own; nothing stays mapped, so resident memory does not grow with the files.
 
     Args:
         directory: Where the files are.
@@ -75,7 +105,7 @@ class SafetensorsSet:
     def __init__(self, directory: Path, files: Iterable[str], *, listed: Mapping[str, FileEntry] | None = None) -> None:
         self.directory = directory
         self.files = sorted(set(files))
-        self._headers: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}
+        self._headers: dict[str, _Place] = {}
         self._digests: dict[str, str] = {}
         for file in self.files:
             if Path(file).name != file:
@@ -103,14 +133,8 @@ class SafetensorsSet:
     def _read_header(self, file: str) -> None:
         path = self.directory / file
         try:
-            with safe_open(path, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118 (not a dict)
-                    if name in self._headers:
-                        raise CheckpointError(
-                            f"Tensor '{name}' is both in {self._headers[name][0]} and in {file} ({path.parent})."
-                        )
-                    part = handle.get_slice(name)
-                    self._headers[name] = (file, _DTYPES.get(part.get_dtype(), torch.uint8), tuple(part.get_shape()))
+            with safe_open(path, framework="pt"):  # checks the header
+                header = safetensors_header(path)
         except FileNotFoundError as error:
             raise CheckpointError(f"The file {path} is missing.") from error
         except (SafetensorError, OSError) as error:
@@ -119,6 +143,19 @@ class SafetensorsSet:
                 f"{path} is not a readable safetensors file ({error}).",
                 hint="it is damaged or incomplete: copy it again",
             ) from error
+        for name, info in json.loads(header[8:]).items():
+            if name in self._headers:
+                raise CheckpointError(
+                    f"Tensor '{name}' is both in {self._headers[name].file} and in {file} ({path.parent})."
+                )
+            if name != "__metadata__":
+                if info["dtype"] not in _DTYPES:
+                    raise UnsupportedError(
+                        f"The tensors of {path} must be of one of the types {', '.join(_DTYPES)}, but '{name}' is of "
+                        f"the type {info['dtype']}."
+                    )
+                start = len(header) + info["data_offsets"][0]
+                self._headers[name] = _Place(file, start, _DTYPES[info["dtype"]], tuple(info["shape"]))
 
     def names(self) -> list[str]:
         return sorted(self._headers)
@@ -127,23 +164,47 @@ class SafetensorsSet:
         return name in self._headers
 
     def file_of(self, name: str) -> str:
-        return self._headers[name][0]
+        return self._headers[name].file
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._headers[name][2]
+        return self._headers[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._headers[name][1]
+        return self._headers[name].dtype
 
     def tensor(self, name: str) -> torch.Tensor:
         """A copy of the tensor `name`, in its own memory."""
+        place = self._place(name)
+        tensor = torch.empty(place.shape, dtype=place.dtype)
+        for _ in self._fill(name, row_blocks(tensor)):
+            pass
+        return tensor
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The tensor `name` in blocks of rows (see `row_blocks`), verified when all of them have been read."""
+        place = self._place(name)
+        shapes = (block.shape for block in row_blocks(torch.empty(place.shape, dtype=place.dtype, device="meta")))
+        return self._fill(name, (torch.empty(shape, dtype=place.dtype) for shape in shapes))
+
+    def _place(self, name: str) -> _Place:
         if name not in self._headers:
             raise CheckpointError(f"There is no tensor '{name}' in {self.directory}.")
-        with safe_open(self.directory / self.file_of(name), framework="pt") as handle:
-            tensor: torch.Tensor = handle.get_tensor(name).clone()
-        if name in self._digests and fast_tensor_digest(name, tensor) != self._digests[name]:
-            refuse_damage(self.directory, [f"{name} in {self.file_of(name)} has other values than when it was written"])
-        return tensor
+        return self._headers[name]
+
+    def _fill(self, name: str, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Read a tensor's content into `blocks`, one after the other, and verify it at the end."""
+        place = self._headers[name]
+        digest = fast_hash(tensor_prefix(name, DTYPE_NAMES.get(place.dtype, ""), place.shape))
+        with open(self.directory / place.file, "rb") as file:
+            file.seek(place.start)
+            for block in blocks:
+                content = tensor_bytes(block)
+                if file.readinto(content) != content.nbytes:
+                    raise CheckpointError(f"{self.directory / place.file} ends within the tensor '{name}'.")
+                digest.update(content)
+                yield block
+        if name in self._digests and digest.hexdigest() != self._digests[name]:
+            refuse_damage(self.directory, [f"{name} in {place.file} has other values than when it was written"])
 
 
 def fast_tensor_digest(name: str, tensor: torch.Tensor) -> str:

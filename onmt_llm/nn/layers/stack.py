@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -134,14 +135,8 @@ class Stack(nn.Module):
             cache: Keys and values of earlier tokens; those of x are added.
             align: Receives the attention weights of single blocks, by their numbers.
         """
-        tables = {self.rotary[kind] for kind in masks} if self.rotary else set()
-        rows = {table: table.rows(positions, x_BTD.device, x_BTD.dtype) for table in tables}
-        rotary = {kind: rows[self.rotary[kind]] for kind in masks} if self.rotary else {}
-        relative_TS = relative_index(self.config, positions, x_BTD.device, causal=self.causal)
-        if self.relative_bias is not None and relative_TS is not None:
-            bias = relative_bias(self.relative_bias, relative_TS)
-            masks = {kind: mask.plus(bias) for kind, mask in masks.items()}
-        context = BlockContext(masks, rotary, relative_TS, memory_BSD, memory_mask, cache)
+        context = self.context(x_BTD, positions, masks)
+        context = replace(context, memory_BSD=memory_BSD, memory_mask=memory_mask, cache=cache)
         recomputes = "block" in self.recomputed and torch.is_grad_enabled() and cache is None
         with nullcontext() if self.offload is None else self.offload.hooks():
             for number, block in enumerate(self.layers):
@@ -151,6 +146,17 @@ class Stack(nn.Module):
                 else:
                     x_BTD = block(x_BTD, context, alignment)
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def context(self, x_BTD: Tensor, positions: Positions, masks: Mapping[LayerType, Mask]) -> BlockContext:
+        """What all blocks need to know of the positions; arguments as in `forward`."""
+        tables = {self.rotary[kind] for kind in masks} if self.rotary else set()
+        rows = {table: table.rows(positions, x_BTD.device, x_BTD.dtype) for table in tables}
+        rotary = {kind: rows[self.rotary[kind]] for kind in masks} if self.rotary else {}
+        relative_TS = relative_index(self.config, positions, x_BTD.device, causal=self.causal)
+        if self.relative_bias is not None and relative_TS is not None:
+            bias = relative_bias(self.relative_bias, relative_TS)
+            masks = {kind: mask.plus(bias) for kind, mask in masks.items()}
+        return BlockContext(masks, rotary, relative_TS)
 
     def _check_positions(self, positions: Positions) -> None:
         limit = self.config.max_position
