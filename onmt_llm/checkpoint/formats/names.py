@@ -15,6 +15,7 @@ _TABLE = """
 ours                     hf                        gguf           meta             torchtune         litgpt
 decoder.embed_tokens     model.embed_tokens        token_embd     tok_embeddings   tok_embeddings    transformer.wte
 decoder.embed_positions  -                         position_embd  -                -                 -
+decoder.embed_norm       -                         token_embd_norm -             -                -
 decoder.norm             model.norm                output_norm    norm             norm              transformer.ln_f
 lm_head                  lm_head                   output         output           output            lm_head
 decoder.layers.{i}       model.layers.{i}          blk.{i}        layers.{i}       layers.{i}        transformer.h.{i}
@@ -25,10 +26,12 @@ decoder.layers.{i}       model.layers.{i}          blk.{i}        layers.{i}    
 .self_attn.q_norm        .self_attn.q_norm         .attn_q_norm   -                .attn.q_norm      .attn.norm_q
 .self_attn.k_norm        .self_attn.k_norm         .attn_k_norm   -                .attn.k_norm      .attn.norm_k
 .self_attn.o_proj        .self_attn.o_proj         .attn_output   .attention.wo    .attn.output_proj .attn.proj
+.attn_out_norm           -                         .post_attention_norm -        -                -
 .mlp_norm                .post_attention_layernorm .ffn_norm      .ffn_norm        .mlp_norm         .norm_2
 .mlp.gate_proj           .mlp.gate_proj            .ffn_gate      .feed_forward.w1 .mlp.w1           .mlp.fc_1
 .mlp.up_proj             .mlp.up_proj              .ffn_up        .feed_forward.w3 .mlp.w3           .mlp.fc_2
 .mlp.down_proj           .mlp.down_proj            .ffn_down      .feed_forward.w2 .mlp.w2           .mlp.proj
+.mlp_out_norm            -                         .post_ffw_norm -              -                -
 """
 """A column per format; names that begin with a dot continue that of the layer, and `-` is a module that it lacks."""
 

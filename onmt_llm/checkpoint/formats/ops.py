@@ -233,6 +233,19 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class Each:
+    """An operation for each of several tensors."""
+
+    ops: tuple[Op, ...]
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [op.forward([tensor])[0] for op, tensor in zip(self.ops, theirs, strict=True)]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [op.backward([tensor])[0] for op, tensor in zip(self.ops, ours, strict=True)]
+
+
+@dataclass(frozen=True)
 class Inverse:
     """An operation, reversed."""
 

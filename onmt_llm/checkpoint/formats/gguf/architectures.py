@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
-
-from onmt_llm.checkpoint.export_guard import anything
+from onmt_llm.checkpoint.export_guard import anything, where
+from onmt_llm.checkpoint.formats.gguf.layers import WINDOW, layers_without_rotary, windows, windows_with_rotary
+from onmt_llm.checkpoint.formats.gguf.mixtures import EXPERT_SIZE, SHARED_SIZE, expert_rules, experts
+from onmt_llm.checkpoint.formats.gguf.rope import ROTARY, rotary_with_windows
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     QKV,
     HfConfig,
@@ -22,15 +23,13 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     fused,
     heads,
     must_be,
+    scale,
     setting,
 )
 from onmt_llm.checkpoint.formats.names import decoder_rules
-from onmt_llm.checkpoint.formats.ops import IDENTITY, InterleavedRotary, SplitRows
+from onmt_llm.checkpoint.formats.ops import IDENTITY, Chain, Each, InterleavedRotary, SplitRows
 from onmt_llm.checkpoint.formats.rules import Rule, overridden, per_layer, rule
-from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.rope import RopeConfig
-from onmt_llm.errors import UnsupportedError
-from onmt_llm.nn.positions import rotary_frequencies
+from onmt_llm.config.model import ModelConfig, NormPosition
 
 HARMLESS_KEYS = (
     *("vocab_size", "attention.value_length", "attention.causal", "tensor_data_layout", "expert_used_count"),
@@ -38,72 +37,45 @@ HARMLESS_KEYS = (
 )
 """Keys that change nothing that a model computes, or repeat what its tensors show."""
 
-ROPE_FREQS = "rope_freqs.weight"
-"""A tensor with the divisors of the rotary frequencies; given to the rows among the keys."""
 
-
-def _decimal(value: float) -> float:
-    """The intended decimal number: GGUF stores 1e-5 as the nearest float32."""
-    return float(f"{value:.7g}")
-
-
-def _epsilon(key: str) -> Row:
-    plain = setting("norm_eps", key)
+def _softcap(ours: str, key: str, default: float = 0.0) -> Row:
+    """A soft cap; 0 = none, and `default` is the value of a file without the key."""
     return Row(
-        plain.keys, lambda found: {"norm_eps": _decimal(plain.read(found)["norm_eps"])}, plain.write, plain.checks
+        (key,),
+        lambda found: {ours: found.get(key, default) or None},
+        lambda config: {key: getattr(config, ours) or 0.0},
+        anything(ours),
     )
 
 
-def _read_rope(found: HfConfig) -> Values:
-    head_dim = found.get("attention.key_length") or found["embedding_length"] // found["attention.head_count"]
-    rotary_dim = int(found.get("rope.dimension_count", head_dim))
-    theta = _decimal(found.get("rope.freq_base", 10000.0))
-    plain = RopeConfig(theta=theta, rotary_dim=None if rotary_dim == head_dim else rotary_dim)
-    kind = found.get("rope.scaling.type", "none")
-    if ROPE_FREQS in found:
-        rope = _llama3_rope(found[ROPE_FREQS].float(), plain, rotary_dim)
-    elif kind == "linear":
-        rope = plain.model_copy(update={"scaling": "linear", "factor": _decimal(found["rope.scaling.factor"])})
-    elif kind != "none":
-        raise UnsupportedError(f"Rotary scaling must be none, linear or llama3, but is '{kind}'.")
-    else:
-        rope = plain
-    return {"position": "rotary", "rope": rope}
+def _attention_scale() -> Row:
+    """The factor of attention scores; 0 or no key = 1 / sqrt(width of a head)."""
+    key = "attention.scale"
+    plain = scale("attention_scale", key)
+    return Row(plain.keys, lambda found: plain.read(found) if found.get(key) else {}, plain.write, plain.checks)
 
 
-def _llama3_rope(divisors: torch.Tensor, plain: RopeConfig, rotary_dim: int) -> RopeConfig:
-    """LLaMA 3.1's scaling: GGUF stores only the divisor of each frequency; the rest are published constants.
+def _scale_of_gemma(layers_of_27b: int) -> Row:
+    """Attention scores are divided by sqrt(width of a head); in the model of 27B, known by its number of layers, by
+    sqrt(width of the model / heads)."""
 
-    Raises:
-        UnsupportedError: The divisors do not follow LLaMA 3.1's formula.
-    """
-    rope = plain.model_copy(update={"scaling": "llama3", "factor": _decimal(float(divisors.max()))})
-    cpu = torch.device("cpu")
-    expected = rotary_frequencies(plain, rotary_dim, cpu) / rotary_frequencies(rope, rotary_dim, cpu)
-    if divisors.shape != expected.shape or not torch.allclose(expected, divisors, rtol=1e-4):
-        raise UnsupportedError(
-            "The GGUF file scales rotary frequencies in another way than LLaMA 3.1 (rope_freqs.weight)."
-        )
-    return rope
+    def divisor(width: int, heads: int, size: int, layers: int) -> int:
+        return width // heads if layers == layers_of_27b else size
+
+    def read(found: HfConfig) -> Values:
+        width, number, layers = (found[key] for key in ("embedding_length", "attention.head_count", "block_count"))
+        size = found.get("attention.key_length") or width // number
+        return {"attention_scale": divisor(width, number, size, layers) ** -0.5}
+
+    def holds(config: ModelConfig) -> bool:
+        sizes = config.hidden_size, config.heads, config.size_per_head, config.decoder_layers
+        return config.attention_factor == divisor(*sizes) ** -0.5
+
+    check = where(holds, ", but must be that of the published model with as many layers")
+    return Row((), read, lambda config: {}, {"attention_scale": check, "scale_attention": check})
 
 
-def _write_rope(config: ModelConfig) -> Values:
-    return {"rope.freq_base": config.rope.theta, "rope.dimension_count": config.rotary_size}
-
-
-_ROTARY = Row(
-    ("rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", ROPE_FREQS),
-    _read_rope,
-    _write_rope,
-    anything("position", "rope.theta", "rope.rotary_dim"),
-)
-_WINDOW = Row(
-    ("attention.sliding_window",),
-    lambda found: {"sliding_window": found.get("attention.sliding_window") or None},
-    lambda config: {"attention.sliding_window": config.sliding_window or 0},
-    anything("sliding_window"),
-)
-_SIZES = (
+_SHAPE = (
     setting("decoder_layers", "block_count"),
     heads(
         hidden="embedding_length",
@@ -113,24 +85,52 @@ _SIZES = (
     ),
     setting("ffn_size", "feed_forward_length"),
     setting("max_position", "context_length", default=2048),
-    must_be(expert_count=0),
 )
-_RMS = (_epsilon("attention.layer_norm_rms_epsilon"), always(norm="rmsnorm", ffn_gated=True))
-_LAYER = (_epsilon("attention.layer_norm_epsilon"), always(norm="layernorm"))
+_SIZES = (*_SHAPE, must_be(expert_count=0))
+_RMS = (setting("norm_eps", "attention.layer_norm_rms_epsilon"), always(norm="rmsnorm", ffn_gated=True))
+_LAYER = (setting("norm_eps", "attention.layer_norm_epsilon"), always(norm="layernorm"))
 _PARALLEL = setting("parallel_residual", "use_parallel_residual", default=True)
-_LLAMA = (*_SIZES, *_RMS, _ROTARY, always(activation="silu"))
+_LLAMA = (*_SIZES, *_RMS, ROTARY, always(activation="silu"))
+_GEMMA = (*_SIZES, *_RMS, always(activation="gelu_tanh", scale_embeddings=True))
+_COHERE = (
+    *(*_SIZES, *_LAYER, ROTARY, scale("logit_scale", "logit_scale")),
+    always(activation="silu", ffn_gated=True, parallel_residual=True),
+)
+_EXPERTS = (*_SHAPE, *_RMS, ROTARY, always(activation="silu"))
 
 ARCHITECTURES: Mapping[str, tuple[Row, ...]] = {
-    "llama": _LLAMA,
+    "llama": (*_EXPERTS, experts(normalized=True, optional=True)),
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "gemma": (*_SIZES, *_RMS, _ROTARY, always(activation="gelu_tanh", scale_embeddings=True)),
-    "phi3": (*_LLAMA, _WINDOW),
-    "phi2": (*_SIZES, *_LAYER, _ROTARY, always(activation="gelu_tanh", parallel_residual=True)),
-    "gptneox": (*_SIZES, *_LAYER, _ROTARY, always(activation="gelu"), _PARALLEL),
-    "falcon": (*_SIZES, *_LAYER, _ROTARY, always(activation="gelu", parallel_residual=True)),
-    "stablelm": (*_SIZES, *_LAYER, _ROTARY, always(activation="silu", ffn_gated=True), _PARALLEL),
-    "starcoder2": (*_SIZES, *_LAYER, _ROTARY, always(activation="gelu_tanh")),
+    "gemma": (*_GEMMA, ROTARY),
+    "gemma2": (
+        *(*_GEMMA, ROTARY, windows(every=2, default=4096), _scale_of_gemma(layers_of_27b=46)),
+        _softcap("attention_softcap", "attn_logit_softcapping", default=50.0),
+        _softcap("logit_softcap", "final_logit_softcapping", default=30.0),
+    ),
+    "gemma3": (
+        *(*_GEMMA, rotary_with_windows(local_theta=10000.0), windows(every=6), _scale_of_gemma(layers_of_27b=62)),
+        _softcap("logit_softcap", "final_logit_softcapping"),
+    ),
+    "granite": (
+        *(*_LLAMA, _attention_scale(), scale("embedding_scale", "embedding_scale")),
+        setting("residual_scale", "residual_scale", default=1.0),
+        scale("logit_scale", "logit_scale", inverse=True),
+        must_be(**{"rope.scaling.finetuned": True}),  # false: no rotary positions
+    ),
+    "smollm3": (*_LLAMA, layers_without_rotary(every=4)),
+    "olmo2": (*_LLAMA, always(qk_norm_over="all_heads")),
+    "command-r": _COHERE,
+    "cohere2": (*_COHERE, windows_with_rotary(every=4)),
+    "qwen2moe": (*_EXPERTS, experts(normalized=False), EXPERT_SIZE, SHARED_SIZE),
+    "qwen3moe": (*_EXPERTS, experts(normalized=True), EXPERT_SIZE),
+    "olmoe": (*_EXPERTS, experts(normalized=False, balance=0.01), always(qk_norm_over="all_heads")),
+    "phi3": (*_LLAMA, WINDOW),
+    "phi2": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu_tanh", parallel_residual=True)),
+    "gptneox": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu"), _PARALLEL),
+    "falcon": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu", parallel_residual=True)),
+    "stablelm": (*_SIZES, *_LAYER, ROTARY, always(activation="silu", ffn_gated=True), _PARALLEL),
+    "starcoder2": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu_tanh")),
     "starcoder": (*_SIZES, *_LAYER, always(activation="gelu_tanh", position="learned")),
     "gpt2": (*_SIZES, *_LAYER, always(activation="gelu_tanh", position="learned")),
     "mpt": (
@@ -139,21 +139,41 @@ ARCHITECTURES: Mapping[str, tuple[Row, ...]] = {
         always(activation="gelu", position="alibi"),
         must_be(**{"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": 0.0}),
     ),
+    "bloom": (*_SIZES, *_LAYER, always(activation="gelu_tanh", position="alibi")),
+    "nemotron": (
+        *(*_SIZES, *_LAYER, ROTARY, always(activation="relu2")),
+        setting("norm_eps", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"),  # files have both
+    ),
+    "arcee": (*_LLAMA, always(activation="relu2", ffn_gated=False)),
+    "ernie4_5": _LLAMA,
+    "chatglm": _LLAMA,
+    "glm4": _LLAMA,
 }
 """For each `general.architecture`, the rows of its map; where two set the same, the later one counts."""
 
+_SAME_NAMES = (
+    *("qwen2", "qwen3", "gemma", "gemma2", "granite", "smollm3", "olmo2", "cohere2", "olmoe", "phi3", "falcon"),
+    *("stablelm", "starcoder2", "gpt2", "mpt", "bloom", "nemotron", "arcee", "ernie4_5"),
+)
 MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
-    **{
-        name: (name,) for name in ("qwen2", "qwen3", "gemma", "phi3", "falcon", "stablelm", "starcoder2", "gpt2", "mpt")
-    },
-    "llama": ("llama", "mistral"),
+    **{name: (name,) for name in _SAME_NAMES},
+    "llama": ("llama", "mistral", "mixtral"),
+    "gemma3": ("gemma3_text",),
+    "command-r": ("cohere",),
+    "qwen2moe": ("qwen2_moe",),
+    "qwen3moe": ("qwen3_moe",),
     "phi2": ("phi",),
     "gptneox": ("gpt_neox",),
     "starcoder": ("gpt_bigcode",),
+    "chatglm": ("glm",),
+    "glm4": (),
 }
 """The Hugging Face families whose models are stored in files of each architecture."""
 
-_INTERLEAVED = ("llama",)
+_INTERLEAVED = (
+    *("llama", "granite", "smollm3", "arcee"),  # llama.cpp's converter changes the order
+    *("command-r", "cohere2", "ernie4_5", "chatglm", "glm4"),  # so do the models have them
+)
 """Architectures in which the rotary pairs of q and k are interleaved; in the others they are in halves."""
 
 
@@ -166,6 +186,7 @@ def shown_by_tensors(names: Collection[str], values: Mapping[str, Any]) -> Value
     """
     here = set(names)
     two_norms = not here.isdisjoint(("blk.0.ffn_norm.weight", "blk.0.attn_norm_2.weight"))
+    layers = range(values["decoder_layers"]) if values.get("moe.experts") else ()
     return {
         "tie_embeddings": "output.weight" not in here,
         "lm_head_bias": "output.bias" in here,
@@ -175,18 +196,28 @@ def shown_by_tensors(names: Collection[str], values: Mapping[str, Any]) -> Value
         "ffn_bias": "blk.0.ffn_up.bias" in here,
         "qk_norm": "blk.0.attn_q_norm.weight" in here,
         "shared_norm": bool(values.get("parallel_residual")) and not two_norms,
+        "norm_position": _norm_position(here),
+        "embed_norm": "token_embd_norm.weight" in here,
+        "moe.dense_layers": [layer for layer in layers if f"blk.{layer}.ffn_gate_inp.weight" not in here],
     }
+
+
+def _norm_position(here: Collection[str]) -> NormPosition:
+    if "blk.0.post_attention_norm.weight" not in here:
+        return "pre"
+    return "both" if "blk.0.attn_norm.weight" in here else "output"
 
 
 def rules(architecture: str, config: ModelConfig, names: Collection[str]) -> list[Rule]:
     """Weight-name rules for a file with tensors of these names."""
     order = InterleavedRotary(config.size_per_head, config.rope.rotary_dim)
     rotary = order if architecture in _INTERLEAVED else IDENTITY
-    table = decoder_rules("gguf", {"q_proj": rotary, "k_proj": rotary})
+    table = [*decoder_rules("gguf", {"q_proj": rotary, "k_proj": rotary}), *expert_rules(config)]
     query, key = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
     if "blk.0.attn_qkv.weight" in names:
-        table = overridden(table, fused("blk", "attn_qkv", QKV, SplitRows((query, key, key))))
-    if config.ffn_gated and "blk.0.ffn_gate.weight" not in names:
+        split = Chain((SplitRows((query, key, key)), Each((rotary, rotary, IDENTITY))))
+        table = overridden(table, fused("blk", "attn_qkv", QKV, split))
+    if config.ffn_gated and "blk.0.ffn_up.weight" in names and "blk.0.ffn_gate.weight" not in names:
         gated = SplitRows((config.ffn_size, config.ffn_size))
         table = overridden(table, fused("blk", "ffn_up", ("mlp.gate_proj", "mlp.up_proj"), gated))
     if "blk.0.attn_norm_2.weight" in names:  # Falcon 40B: the first is the feed-forward layer's

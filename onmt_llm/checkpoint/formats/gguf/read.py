@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from onmt_llm.checkpoint.formats.gguf.architectures import (
     ARCHITECTURES,
     HARMLESS_KEYS,
-    ROPE_FREQS,
     rules,
     shown_by_tensors,
 )
+from onmt_llm.checkpoint.formats.gguf.rope import ROPE_FREQS
 from onmt_llm.checkpoint.formats.gguf.tensors import GgufTensors, find_gguf, gguf_parts, open_part
 from onmt_llm.checkpoint.formats.gguf.tokenizer import read_tokenizer
+from onmt_llm.checkpoint.formats.huggingface.families.base import nested
 from onmt_llm.checkpoint.formats.huggingface.families.keys import Settings, check_keys
 from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportOptions
 from onmt_llm.checkpoint.formats.rules import check_sizes
@@ -61,7 +63,9 @@ def _config(architecture: str, source: GgufTensors, file: str, *, ignore_unknown
     names, prefix = source.names(), f"{architecture}."
     if "token_embd.weight" not in names:
         raise CheckpointError("The GGUF file must hold token_embd.weight, but does not.")
-    metadata = {key.removeprefix(prefix): value for key, value in source.metadata.items() if key.startswith(prefix)}
+    metadata = {
+        key.removeprefix(prefix): _decimal(value) for key, value in source.metadata.items() if key.startswith(prefix)
+    }
     found = Settings(metadata, file=file)
     if ROPE_FREQS in names:
         found[ROPE_FREQS] = source.tensor(ROPE_FREQS)
@@ -70,4 +74,9 @@ def _config(architecture: str, source: GgufTensors, file: str, *, ignore_unknown
     check_keys(found, known, architecture, ignore_unknown=ignore_unknown)
     values = {name: value for row in rows for name, value in row.read(found).items()}
     values |= {"vocab_size": source.shape("token_embd.weight")[0], **shown_by_tensors(names, values)}
-    return ModelConfig.model_validate(values)
+    return ModelConfig.model_validate(nested(values))
+
+
+def _decimal(value: Any) -> Any:
+    """The decimal number that was meant: GGUF stores 1e-5 as the nearest float32."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value

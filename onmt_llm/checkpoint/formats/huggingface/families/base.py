@@ -277,7 +277,7 @@ class Family:
         """
         check_keys(hf, [*self.keys, *self.harmless], self.model_type, ignore_unknown=ignore_unknown)
         values = {name: value for row in self.rows for name, value in row.read(hf).items()}
-        return ModelConfig.model_validate(_nested(values))
+        return ModelConfig.model_validate(nested(values))
 
     def to_hf(self, config: ModelConfig) -> Values:
         """Our architecture -> `config.json`, without token ids and dtype."""
@@ -285,7 +285,7 @@ class Family:
         return {"architectures": [self.architecture], "model_type": self.model_type, **written}
 
 
-def _nested(values: Values) -> Values:
+def nested(values: Values) -> Values:
     """Settings of sections, named `section.name`, as one value for each section."""
     nested: Values = {}
     for name, value in values.items():

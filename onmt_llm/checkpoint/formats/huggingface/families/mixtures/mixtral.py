@@ -66,13 +66,13 @@ def stacked(config: ModelConfig) -> list[Rule]:
     outputs = [f"{EXPERT}.down_proj.weight".replace("{e}", str(e)) for e in range(count)]
     fused = [
         rule("decoder.layers.{i}.mlp.router.weight", f"{MLP}.gate.weight"),
-        rule(inputs, f"{MLP}.experts.gate_up_proj", _matrices(count, (inner, inner), width)),
-        rule(outputs, f"{MLP}.experts.down_proj", _matrices(count, (width,), inner)),
+        rule(inputs, f"{MLP}.experts.gate_up_proj", matrices(count, (inner, inner), width)),
+        rule(outputs, f"{MLP}.experts.down_proj", matrices(count, (width,), inner)),
     ]
     return per_layer(fused, config.decoder_layers)
 
 
-def _matrices(experts: int, rows: tuple[int, ...], columns: int) -> Chain:
+def matrices(experts: int, rows: tuple[int, ...], columns: int) -> Chain:
     """Matrices of `rows` for each expert, from one tensor."""
     flat = experts * sum(rows), columns
     return Chain((Reshape((experts, sum(rows), columns), flat), SplitRows(rows * experts)))

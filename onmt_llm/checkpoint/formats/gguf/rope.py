@@ -1,0 +1,123 @@
+"""Rotary positions in GGUF files: the base, the rotated part of a head, and the scaling.
+
+Keys are without the architecture's prefix. (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from onmt_llm.checkpoint.export_guard import anything, only
+from onmt_llm.checkpoint.formats.huggingface.families.base import HfConfig, Row, Values, required
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.rope import RopeConfig
+from onmt_llm.errors import UnsupportedError
+from onmt_llm.nn.positions import rotary_frequencies
+
+ROPE_FREQS = "rope_freqs.weight"
+"""A tensor with the divisors of the rotary frequencies; given to the rows among the keys."""
+
+KEYS = (
+    *("rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", ROPE_FREQS),
+    *("rope.scaling.original_context_length", "rope.scaling.yarn_attn_factor"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+)
+
+
+def _read(found: HfConfig) -> Values:
+    head_dim = found.get("attention.key_length") or found["embedding_length"] // found["attention.head_count"]
+    rotary_dim = int(found.get("rope.dimension_count", head_dim))
+    theta = found.get("rope.freq_base", 10000.0)
+    plain = RopeConfig(theta=theta, rotary_dim=None if rotary_dim == head_dim else rotary_dim)
+    kind = found.get("rope.scaling.type", "none")
+    if ROPE_FREQS in found:
+        rope = _llama3(found[ROPE_FREQS].float(), plain, rotary_dim)
+    elif kind in _SCALINGS:
+        rope = plain.model_copy(update={"scaling": kind, **_SCALINGS[kind](found)})
+    else:
+        raise UnsupportedError(f"Rotary scaling must be {', '.join(_SCALINGS)} or llama3, but is '{kind}'.")
+    return {"position": "rotary", "rope": rope}
+
+
+def _linear(found: HfConfig) -> Values:
+    return {"factor": required(found, "rope.scaling.factor")}
+
+
+def _yarn(found: HfConfig) -> Values:
+    """Settings without a key have the defaults of ours, which are llama.cpp's."""
+    names = {
+        "rope.scaling.yarn_attn_factor": "attention_factor",
+        "rope.scaling.yarn_beta_fast": "beta_fast",
+        "rope.scaling.yarn_beta_slow": "beta_slow",
+    }
+    return {
+        **_linear(found),
+        "original_max_position": int(required(found, "rope.scaling.original_context_length", "context_length")),
+        **{ours: found[key] for key, ours in names.items() if key in found},
+    }
+
+
+_SCALINGS: Mapping[str, Callable[[HfConfig], Values]] = {"none": lambda found: {}, "linear": _linear, "yarn": _yarn}
+
+
+def _llama3(divisors: torch.Tensor, plain: RopeConfig, rotary_dim: int) -> RopeConfig:
+    """LLaMA 3.1's scaling: GGUF stores only the divisor of each frequency; the rest are published constants.
+
+    Raises:
+        UnsupportedError: The divisors do not follow LLaMA 3.1's formula.
+    """
+    rope = plain.model_copy(update={"scaling": "llama3", "factor": float(f"{divisors.max():.7g}")})
+    cpu = torch.device("cpu")
+    expected = rotary_frequencies(plain, rotary_dim, cpu) / rotary_frequencies(rope, rotary_dim, cpu)
+    if divisors.shape != expected.shape or not torch.allclose(expected, divisors, rtol=1e-4):
+        raise UnsupportedError(
+            "The GGUF file scales rotary frequencies in another way than LLaMA 3.1 (rope_freqs.weight)."
+        )
+    return rope
+
+
+def _write(config: ModelConfig) -> Values:
+    rope = config.rope
+    values: Values = {"rope.freq_base": rope.theta, "rope.dimension_count": config.rotary_size}
+    if rope.scaling in ("linear", "yarn"):
+        values |= {"rope.scaling.type": rope.scaling, "rope.scaling.factor": rope.factor}
+    if rope.scaling == "yarn":
+        values |= {
+            "rope.scaling.original_context_length": rope.original_max_position,
+            "rope.scaling.yarn_beta_fast": rope.beta_fast,
+            "rope.scaling.yarn_beta_slow": rope.beta_slow,
+        }
+    if rope.scaling == "yarn" and rope.attention_factor is not None:
+        values["rope.scaling.yarn_attn_factor"] = rope.attention_factor
+    return values
+
+
+_EXPRESSED = ("theta", "rotary_dim", "factor", "original_max_position", "beta_fast", "beta_slow", "attention_factor")
+_CHECKS = {
+    **anything("position", *(f"rope.{name}" for name in _EXPRESSED)),
+    "rope.scaling": only("none", "linear", "yarn"),
+}
+ROTARY = Row(KEYS, _read, _write, _CHECKS)
+"""The rotary positions of all layers."""
+
+
+def rotary_with_windows(*, local_theta: float) -> Row:
+    """Layers with a sliding window have a base of their own, and no scaling.
+
+    Args:
+        local_theta: That base where no key says it.
+    """
+    key = "rope.freq_base_swa"
+
+    def read(found: HfConfig) -> Values:
+        values = _read(found)
+        rope, local = values["rope"], found.get(key, local_theta)
+        same = local == rope.theta and rope.scaling == "none"
+        return {**values, "rope": rope if same else rope.model_copy(update={"local_theta": local})}
+
+    def write(config: ModelConfig) -> Values:
+        return {**_write(config), key: config.rope.local.theta}
+
+    return Row((*KEYS, key), read, write, {**_CHECKS, **anything("rope.local_theta")})
