@@ -274,9 +274,12 @@ def stepwise_logits(model_file: Path, batch: dict[str, np.ndarray]) -> np.ndarra
 
 
 def search(model_file: Path, sources: list[str]) -> dict[str, Any]:
-    """The five best answers of beam search, under two length penalties."""
+    """The five best answers of beam search, under two length penalties, with the model's own prefix and suffix."""
     from onmt.inference_engine import InferenceEnginePY
 
+    stored = vars(load_checkpoint(str(model_file))["opt"])
+    around = {name: stored.get(name, "") for name in ("src_prefix", "src_suffix", "tgt_prefix")}
+    transforms = [name for name in stored.get("transforms") or [] if name in ("prefix", "suffix")]
     found: dict[str, Any] = {"sources": sources}
     for penalty, alpha in (("avg", 1.0), ("wu", 0.6)):
         options = inference_options(
@@ -289,8 +292,11 @@ def search(model_file: Path, sources: list[str]) -> dict[str, Any]:
             max_length_ratio=0,
             batch_size=16,
             batch_type="sents",
-            transforms=[],
-            _all_transform=set(),
+            transforms=transforms,
+            _all_transform=set(transforms),
+            tgt_file_prefix=bool(around["tgt_prefix"]),
+            tgt_suffix="",
+            **around,
         )
         engine = InferenceEnginePY(options)
         scores, answers = engine.infer_list(sources)

@@ -6,6 +6,7 @@ tests/oracle/make_opennmt_fixtures.py. The slow tests run OpenNMT-py itself, whe
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+import onmt_llm
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.formats.imported import NOTHING_ASKED
 from onmt_llm.checkpoint.formats.opennmt.read import open_opennmt
@@ -28,6 +30,7 @@ from onmt_llm.cli import convert as convert_command
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens
 from onmt_llm.config.compat.opennmt_table import read_options
+from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig
 from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
@@ -35,6 +38,7 @@ from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.training.setup.start import open_start
+from tests.tiny import write_checkpoint
 
 HERE = Path(__file__).parents[1]
 DATA = HERE / "data" / "opennmt"
@@ -226,6 +230,25 @@ def test_what_is_refused_by_name(tmp_path: Path) -> None:
         convert(tmp_path / "model.pt", tmp_path / "ours")
 
 
+FRAMES: dict[str, dict[str, Any]] = {
+    "NLLB": {
+        "sequences": {
+            **{"src_prefix": ["{src_lang}"], "src_suffix": ["</s>"], "decoder_start": ["</s>", "{tgt_lang}"]},
+        },
+        "languages": {"tokens": {"de": "__de__", "fr": "__fr__"}, "src": "de", "tgt": "fr"},
+        "specials": {"pad": "<pad>", "add_bos": False},
+    },
+    "mBART": {
+        "sequences": {"src_suffix": ["</s>", "{src_lang}"], "decoder_start": ["{tgt_lang}"]},
+        "languages": {"tokens": {"de": "__de__", "fr": "__fr__"}, "src": "de", "tgt": "fr"},
+        "specials": {"pad": "<pad>", "add_bos": False},
+    },
+    "T5": {
+        "sequences": {"src_suffix": ["</s>"], "decoder_start": ["<pad>"]},
+        "specials": {"bos": None, "pad": "<pad>", "add_bos": False},
+    },
+}
+"""Tokens around the texts of models like those."""
 BASE: dict[str, Any] = {"hidden_size": 24, "heads": 4, "ffn_size": 32, "vocab_size": 30, "decoder_layers": 2}
 OWN: dict[str, dict[str, Any]] = {
     "tied_and_not_scaled": {
@@ -389,6 +412,31 @@ def test_opennmt_py_computes_the_same_from_our_exports(tmp_path: Path) -> None:
         if distance(theirs, logits, batch) > tolerance:
             far[name] = distance(theirs, logits, batch)
     assert not far
+
+
+@pytest.mark.slow
+@with_opennmt_py
+@pytest.mark.parametrize("name", FRAMES)
+def test_opennmt_py_translates_with_the_tokens_around_our_texts(name: str, tmp_path: Path) -> None:
+    config = ModelConfig(**{**BASE, **OWN["t5"], "scale_attention": True, "scale_logits": False})
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<extra_id_0>", "__de__", "__fr__"]
+    own = write_checkpoint(tmp_path / "own", config, [*names, *(f"t{i}" for i in range(23))], **FRAMES[name])
+    file = export_opennmt(own, tmp_path / "there.pt")
+    vocab = torch.load(file, weights_only=False)["vocab"]["tgt"]
+    sources = [" ".join(f"t{(i * j) % 23}" for j in range(1, 3 + i % 5)) for i in range(20)]
+    (tmp_path / "there.beams.json").write_text(json.dumps({"sources": sources}), encoding="utf-8")
+    run_oracle("search", str(tmp_path))
+    theirs = json.loads((tmp_path / "there.searched.json").read_text(encoding="utf-8"))["avg"]
+    engine = onmt_llm.open_engine(own, device="cpu")
+    options = GenerationConfig(
+        beam_size=5, n_best=5, length_penalty="avg", alpha=1.0, max_length=20, max_length_ratio=0
+    )
+    for line, answers, scores in zip(sources, theirs["answers"], theirs["scores"], strict=True):
+        (found,) = engine.generate([engine.codec.encode(line)], options)
+        ids = [engine.codec.vocab.ids(answer.tokens) for answer in found]
+        assert ids == [[vocab.index(token) for token in answer.split()] for answer in answers]
+        if len(engine.codec.start_tokens) == 1:  # OpenNMT-py adds the scores of tokens that it is given
+            assert [answer.score for answer in found] == pytest.approx(scores, abs=1e-4)
 
 
 @pytest.mark.slow

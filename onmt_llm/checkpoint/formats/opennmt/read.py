@@ -34,7 +34,7 @@ from onmt_llm.checkpoint.formats.opennmt.options import (
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
 from onmt_llm.checkpoint.formats.rules import check_sizes
 from onmt_llm.checkpoint.formats.tokenizer_files import fit
-from onmt_llm.config.checkpoint import AdapterSpec, SpecialTokens, TokenizerSpec
+from onmt_llm.config.checkpoint import AdapterSpec, SequenceTokens, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.log import logger
@@ -175,8 +175,21 @@ def _tokenizer(
     tokenizer.feature_tokens = [fit(tokens, feature.vocab_size) for tokens, feature in features]
     if tokenizer.feature_tokens:
         tokenizer.feature_defaults = options.get("src_feats_defaults", None)
+    if not config.is_decoder_only:
+        tokenizer.sequences = _sequences(options, start)
     _set_tokenizer(tokenizer, options, wanted.tokenizer_model)
     return tokenizer
+
+
+def _sequences(options: OpenNMTOptions, start: str) -> SequenceTokens:
+    """Tokens around a text that the transforms `prefix` and `suffix` add, unless each corpus has its own."""
+    transforms = options.get("transforms", ())
+    around = {
+        name: str(options.get(name, "")).split() if name[4:] in transforms else []
+        for name in ("src_prefix", "src_suffix", "tgt_prefix")
+    }
+    forced = around.pop("tgt_prefix")
+    return SequenceTokens(**around, decoder_start=[start, *forced] if forced else [])
 
 
 def _set_tokenizer(tokenizer: ImportedTokenizer, options: OpenNMTOptions, model: Path | None) -> None:

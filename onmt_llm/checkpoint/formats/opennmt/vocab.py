@@ -10,6 +10,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import SpecialTokens
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
+from onmt_llm.text.codec import Codec
 
 UNK, BLANK, BOS, EOS = "<unk>", "<blank>", "<s>", "</s>"
 _UNUSED = re.compile(r"<0x00>|<\|unused_\d+\|>|averyunlikelytoken\d+|<(?:unused|extra_id|reserved_special_token)_?\d+>")
@@ -26,13 +27,13 @@ def opennmt_vocab(checkpoint: Checkpoint) -> dict[str, Any]:
     model = config.model
     target = fit(list(codec.vocab), model.vocab_size)
     source = target if model.is_decoder_only else fit(list(codec.src_vocab), model.encoder_vocab_size)
-    starts = config.specials.bos is not None and (config.specials.add_bos or not model.is_decoder_only)
-    new_names = opennmt_names(target, config.specials)
+    start = start_token(codec)
+    new_names = opennmt_names(target, config.specials, start)
     vocab: dict[str, Any] = {
-        "src": rename(source, opennmt_names(source, config.specials)),
+        "src": rename(source, opennmt_names(source, config.specials, start)),
         "tgt": rename(target, new_names),
         "data_task": "lm" if model.is_decoder_only else "seq2seq",
-        "decoder_start_token": new_names.get(str(config.specials.bos), config.specials.bos) if starts else "",
+        "decoder_start_token": "" if start is None else new_names.get(start, start),
     }
     if model.src_features:
         vocab["src_feats"] = [
@@ -42,15 +43,22 @@ def opennmt_vocab(checkpoint: Checkpoint) -> dict[str, Any]:
     return vocab
 
 
-def opennmt_names(tokens: list[str], specials: SpecialTokens) -> dict[str, str]:
+def start_token(codec: Codec) -> str | None:
+    """The token that every target starts with, or the place of a language; None = there is none."""
+    begin = codec.sequences.decoder_start if codec.task == "seq2seq" else []
+    return begin[0] if begin else codec.bos
+
+
+def opennmt_names(tokens: list[str], specials: SpecialTokens, start: str | None = None) -> dict[str, str]:
     """OpenNMT-py's names for our special tokens and for a padding token.
 
     A token with two roles gets the name of the first: end, unknown, start, padding. Padding is masked in attention, so
-    it must be a token that never occurs in text.
+    it must be a token that never occurs in text, and none that targets start with.
     """
     known = set(tokens)
     names: dict[str, str] = {}
-    for token, name in ((specials.eos, EOS), (specials.unk, UNK), (specials.bos, BOS), (specials.pad, BLANK)):
+    bos, pad = (start, None) if start is not None and specials.pad == start else (specials.bos, specials.pad)
+    for token, name in ((specials.eos, EOS), (specials.unk, UNK), (bos, BOS), (pad, BLANK)):
         if token in known:
             names.setdefault(str(token), name)
     if BLANK not in names.values():
@@ -58,7 +66,7 @@ def opennmt_names(tokens: list[str], specials: SpecialTokens) -> dict[str, str]:
         blank = next((token for token in candidates if token not in names), None)
         if blank is None:
             raise UnsupportedError(
-                "OpenNMT-py needs a padding token, but every token of the vocabulary can occur in text.",
+                "OpenNMT-py needs a padding token, but every token of the vocabulary can occur in a text or its frame.",
                 hint="set `pad` in the `specials` of config.yaml",
             )
         names[blank] = BLANK

@@ -31,6 +31,7 @@ from onmt_llm.checkpoint.formats.opennmt.options import (
     TABLES,
 )
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
+from onmt_llm.checkpoint.formats.opennmt.text import text_obstacles, text_options, tokenizer_files
 from onmt_llm.checkpoint.formats.opennmt.vocab import opennmt_vocab
 from onmt_llm.checkpoint.formats.ops import Identity, InterleavedRotary, Op, Scale
 from onmt_llm.checkpoint.formats.rules import apply
@@ -97,14 +98,14 @@ def export_opennmt(
     """
     checkpoint = open_for_export(checkpoint)
     config = checkpoint.config.model
-    found = obstacles(config, EXPRESSIBLE)
+    found = [*obstacles(config, EXPRESSIBLE), *text_obstacles(checkpoint)]
     if found:
         raise UnsupportedError(f"OpenNMT-py cannot compute this model ({', '.join(found)}).")
     file = Path(output) if Path(output).suffix == ".pt" else Path(f"{output}.pt")
     check_output_file(file, overwrite=overwrite)
     vocab = opennmt_vocab(checkpoint)
-    tokenizer = _tokenizer_file(checkpoint, file)
-    values = {**model_options(config), **text_options(checkpoint, vocab, tokenizer), **_alignment(checkpoint)}
+    tokenizers = tokenizer_files(checkpoint, file)
+    values = {**model_options(config), **text_options(checkpoint, vocab, tokenizers), **_alignment(checkpoint)}
     options = Namespace(**values)
     content: dict[str, Any] = {"vocab": vocab, "opt": options}
     stream = ((name, tensor.to(_dtype_of(name, dtype, config))) for name, tensor in _tensors(checkpoint))
@@ -123,9 +124,8 @@ def export_opennmt(
         sidecar.unlink()
     with atomic_file(file) as temporary:
         torch.save(content, temporary)
-    if tokenizer is not None:
-        source = checkpoint.path / str(checkpoint.config.tokenizer.file)
-        with atomic_file(tokenizer) as temporary:
+    for source, target in tokenizers.values():
+        with atomic_file(target) as temporary:
             temporary.write_bytes(source.read_bytes())
     logger.info("%s -> %s (OpenNMT-py 3.5)", checkpoint.path, file)
     return file
@@ -332,35 +332,6 @@ _UNUSED: dict[str, Any] = {
 """Options that OpenNMT-py reads from every checkpoint, at values without effect."""
 
 
-def text_options(checkpoint: Checkpoint, vocab: dict[str, Any], tokenizer: Path | None) -> dict[str, Any]:
-    """Options for transforms and vocabulary; the tokeniser's model is named by its file beside the checkpoint."""
-    spec = checkpoint.config.tokenizer
-    transforms: list[str] = [spec.kind] if spec.kind in ("sentencepiece", "bpe", "onmt_tokenize") else []
-    if spec.kind == "huggingface":
-        logger.warning("OpenNMT-py cannot run the tokeniser %s: give it tokenised text.", spec.file)
-    features: dict[str, Any] = {}
-    if "src_feats" in vocab:
-        transforms.append("inferfeats")
-        features["src_feats_defaults"] = checkpoint.config.src_feats_defaults
-    options: dict[str, Any] = {
-        **features,
-        "data_task": vocab["data_task"],
-        "decoder_start_token": vocab["decoder_start_token"],
-        "share_vocab": vocab["src"] == vocab["tgt"],
-        "transforms": transforms,
-        "_all_transform": set(transforms),
-    }
-    settings = {name: value for name, value in spec.options.items() if name not in ("subword_type", "gpt2_pretok")}
-    for side in ("src", "tgt"):
-        options[f"{side}_subword_model"] = None if tokenizer is None else tokenizer.name
-        if spec.kind == "onmt_tokenize":
-            options[f"{side}_onmttok_kwargs"] = str(settings)
-            options[f"{side}_subword_type"] = spec.options.get("subword_type", "none")
-    if spec.kind == "onmt_tokenize":
-        options["gpt2_pretok"] = bool(spec.options.get("gpt2_pretok", False))
-    return options
-
-
 def _alignment(checkpoint: Checkpoint) -> dict[str, Any]:
     """Options for report_align, which only encoder-decoder models have."""
     config = checkpoint.config
@@ -368,11 +339,3 @@ def _alignment(checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
     names = ("alignment_layer", "alignment_heads", "full_context_alignment")
     return {name: getattr(config, name) for name in names}
-
-
-def _tokenizer_file(checkpoint: Checkpoint, file: Path) -> Path | None:
-    """Where the tokeniser's model goes; None if OpenNMT-py cannot run it."""
-    spec = checkpoint.config.tokenizer
-    if spec.file is None or spec.kind == "huggingface":
-        return None
-    return file.with_name(f"{file.stem}.{Path(spec.file).name}")
