@@ -22,6 +22,7 @@ from onmt_llm.data.transforms.subword import tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import logger
 from onmt_llm.text.codec import SRC_VOCAB_FILE, VOCAB_FILE, Codec, check_template, model_template
+from onmt_llm.text.languages import with_start
 from onmt_llm.text.new_vocab import no_vocabulary, padded, padded_to, read_frequent, with_specials
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
 from onmt_llm.text.templates.message import Template
@@ -128,8 +129,9 @@ def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig
         DataError: A file of the checkpoint, or the template, cannot be read.
     """
     template = _trained_template(config.corpora.data)
-    specials = _specials_with_start(codec.config.specials, config.vocabulary.decoder_start_token, codec.vocab)
-    stored = stored.model_copy(update={"specials": specials, "template": _stored_name(template) or stored.template})
+    stored = with_start(stored, config.vocabulary.decoder_start_token, codec.vocab)
+    stored = stored.model_copy(update={"template": _stored_name(template) or stored.template})
+    specials = stored.specials
     files = {file.name: _content(file) for file in codec.files()}
     if not config.start.update_vocab:
         for name in ("src_vocab", "tgt_vocab"):
@@ -352,15 +354,6 @@ def _new_specials(vocabulary: VocabularyConfig) -> SpecialTokens:
         eos=first("</s>") or "</s>",
         pad=first("<blank>", "<pad>"),
     )
-
-
-def _specials_with_start(specials: SpecialTokens, start: str | None, vocab: Vocab) -> SpecialTokens:
-    if start in (None, specials.bos):
-        return specials
-    if start not in vocab:
-        raise ConfigError(f"decoder_start_token must be in the checkpoint's vocabulary, but '{start}' is not.")
-    logger.info("decoder_start_token: '%s' instead of the checkpoint's '%s'.", start, specials.bos)
-    return specials.model_copy(update={"bos": start})
 
 
 def _with_specials(vocab: Vocab, specials: SpecialTokens) -> Vocab:

@@ -1,13 +1,14 @@
-"""Languages of a multilingual model: the tokens of its sequences for a pair of languages."""
+"""The tokens of a model's sequences: those of a pair of languages, and the one that targets start with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from onmt_llm.config.checkpoint import LanguageTokens, SequenceTokens
+from onmt_llm.config.checkpoint import CheckpointConfig, LanguageTokens, SequenceTokens
 from onmt_llm.errors import ConfigError
-from onmt_llm.log import log_once
+from onmt_llm.log import log_once, logger
+from onmt_llm.text.vocab import Vocab
 
 PLACES = SRC_LANG, TGT_LANG = "{src_lang}", "{tgt_lang}"
 """Where the tokens of the languages go."""
@@ -80,3 +81,30 @@ def language_token(option: str, code: str, languages: LanguageTokens) -> str:
         f"{option} must be one of the {len(known)} languages of the model, but is '{code}'.",
         hint=f"similar ones are {', '.join(near)}" if near else f"the first ones are {', '.join(known[:10])}",
     )
+
+
+def with_start(stored: CheckpointConfig, start: str | None, vocab: Vocab) -> CheckpointConfig:
+    """The configuration with another token that every target starts with; None = its own.
+
+    Raises:
+        ConfigError: The vocabulary lacks the token, or targets start with their language.
+    """
+    is_lm, specials = stored.model.is_decoder_only, stored.specials
+    begin = [] if is_lm else stored.sequences.decoder_start
+    own = begin[0] if begin else specials.bos if specials.add_bos or not is_lm else None
+    if start in (None, own):
+        return stored
+    if start not in vocab:
+        raise ConfigError(f"decoder_start_token must be in the checkpoint's vocabulary, but '{start}' is not.")
+    if own in PLACES:
+        raise ConfigError(
+            f"decoder_start_token must not be given for a model whose targets start with their language, but is "
+            f"'{start}'.",
+            hint="tgt_lang chooses the language",
+        )
+    logger.info("decoder_start_token: '%s' instead of the checkpoint's '%s'.", start, own)
+    if not begin:
+        update = {"bos": start, "add_bos": is_lm or specials.add_bos}
+        return stored.model_copy(update={"specials": specials.model_copy(update=update)})
+    sequences = stored.sequences.model_copy(update={"decoder_start": [start, *begin[1:]]})
+    return stored.model_copy(update={"sequences": sequences})

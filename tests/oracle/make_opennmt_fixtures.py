@@ -296,6 +296,7 @@ def search(model_file: Path, sources: list[str]) -> dict[str, Any]:
             _all_transform=set(transforms),
             tgt_file_prefix=bool(around["tgt_prefix"]),
             tgt_suffix="",
+            output=os.devnull,
             **around,
         )
         engine = InferenceEnginePY(options)

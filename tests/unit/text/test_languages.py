@@ -11,6 +11,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.example import Encoded, Encoder, Example
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.codec import Codec
+from onmt_llm.text.languages import with_start
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
@@ -93,3 +94,38 @@ def test_a_model_without_language_tokens_takes_any_codes() -> None:
 
 def test_a_text_is_never_a_language_token() -> None:
     assert "__fr__" not in codec(NLLB, src="en", tgt="fr").tokenizer.encode("a __fr__ b")
+
+
+def started(start: str | None, **settings: Any) -> list[str]:
+    vocab = Vocab(["<unk>", "<s>", "</s>", "<x>", "__fr__"], SpecialTokens())
+    layers = {"encoder_layers": 1, **settings.pop("model", {})}
+    config = CheckpointConfig.model_validate({"model": layers, **settings})
+    return Codec(with_start(config, start, vocab), vocab, WhitespaceTokenizer()).start_tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "before", "after"),
+    [
+        ({}, ["<s>"], ["<x>"]),
+        ({"sequences": {"decoder_start": ["</s>"]}}, ["</s>"], ["<x>"]),
+        ({"sequences": {"decoder_start": ["</s>", "__fr__"]}}, ["</s>", "__fr__"], ["<x>", "__fr__"]),
+        ({"model": {"encoder_layers": 0}}, ["<s>"], ["<x>"]),
+        ({"model": {"encoder_layers": 0}, "specials": {"add_bos": False}}, [], ["<x>"]),
+    ],
+)
+def test_a_start_token_of_the_options_is_the_first(
+    settings: dict[str, Any], before: list[str], after: list[str]
+) -> None:
+    assert started(None, **settings) == before and started("<x>", **settings) == after
+    with pytest.raises(ConfigError, match="must be in the checkpoint's vocabulary, but '<y>' is not"):
+        started("<y>", **settings)
+
+
+def test_a_start_token_does_not_replace_a_language() -> None:
+    settings = {
+        "sequences": {"decoder_start": ["{tgt_lang}"]},
+        "languages": {"tokens": {"fr": "__fr__"}, "tgt": "fr"},
+    }
+    assert started(None, **settings) == ["__fr__"]
+    with pytest.raises(ConfigError, match="start with their language"):
+        started("<x>", **settings)

@@ -51,7 +51,11 @@ def export_hf(
     config = checkpoint.config.model
     family = family_for_export(config, checkpoint.config.source)
     codec = checkpoint.codec()
-    settings = _settings(family, codec, HF_DTYPES[dtype or config.dtype])
+    files: dict[str, Path | str] = {
+        "config.json": _json(_settings(family, codec, HF_DTYPES[dtype or config.dtype])),
+        "generation_config.json": _json(_generation(codec)),
+        **_tokenizer_files(checkpoint, codec),
+    }
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
     with AtomicDirectory(output, overwrite=overwrite) as directory:
         writer = ShardedWriter(directory.directory, shard_size)
@@ -59,9 +63,11 @@ def export_hf(
             with directory.translated_errors():
                 writer.add(name, tensor if dtype is None else tensor.to(resolve_dtype(dtype, config.dtype)))
         writer.close()
-        _add_json(directory, "config.json", settings)
-        _add_json(directory, "generation_config.json", _generation(codec))
-        _add_tokenizer(directory, checkpoint, codec)
+        for name, content in files.items():
+            if isinstance(content, str):
+                directory.add_text(name, content)
+            else:
+                directory.add_file(content, name)
     return Path(output)
 
 
@@ -101,8 +107,8 @@ def _settings(family: Family, codec: Codec, dtype: str) -> dict[str, Any]:
     return {**written, "dtype": dtype, "torch_dtype": dtype, **ids}
 
 
-def _add_json(directory: AtomicDirectory, name: str, content: dict[str, Any]) -> None:
-    directory.add_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _ids(codec: Codec) -> dict[str, Any]:
@@ -117,13 +123,18 @@ def _generation(codec: Codec) -> dict[str, Any]:
     return {**_ids(codec), "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None)}
 
 
-def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Codec) -> None:
-    """Add the tokeniser under the name that transformers expects, its special tokens and the chat template."""
+def _tokenizer_files(checkpoint: Checkpoint, codec: Codec) -> dict[str, Path | str]:
+    """The tokeniser under the name that transformers expects, its special tokens and the chat template: files to copy,
+    or contents.
+
+    Raises:
+        UnsupportedError: transformers has no such tokeniser.
+    """
     config = checkpoint.config
     names = {"huggingface": HUGGINGFACE_FILE, "sentencepiece": SENTENCEPIECE_FILE}
     kind, file = config.tokenizer.kind, config.tokenizer.file
     if kind == "none":
-        return
+        return {}
     if kind not in names or file is None:
         raise UnsupportedError(
             f"transformers reads tokenisers of kind {' and '.join(names)}, but this one is '{kind}'."
@@ -132,11 +143,6 @@ def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Co
     files: dict[str, Path | str] = {file if is_t5 else names[kind]: checkpoint.path / file}
     if name is not None and kind == "sentencepiece":
         files = piece_files(name, checkpoint.path, codec)
-    for target, content in files.items():
-        if isinstance(content, str):
-            directory.add_text(target, content)
-        else:
-            directory.add_file(content, target)
     specials = config.specials
     roles = {"bos_token": specials.bos, "eos_token": specials.eos, "unk_token": specials.unk, "pad_token": specials.pad}
     settings: dict[str, Any] = {
@@ -152,9 +158,10 @@ def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint, codec: Co
         settings |= {"add_bos_token": specials.add_bos, "add_eos_token": False}
     if kind == "sentencepiece" and name is None:
         settings["legacy"] = False
-    _add_json(directory, "tokenizer_config.json", settings)
+    files["tokenizer_config.json"] = _json(settings)
     template = codec.template.jinja if codec.template else None
     if template is not None:
-        directory.add_text(TEMPLATE_FILE, template)
+        files[TEMPLATE_FILE] = template
     elif config.template is not None:
         logger.warning("The chat template '%s' has no Jinja text and is not exported.", config.template)
+    return files

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from onmt_llm.checkpoint.formats.opennmt.vocab import start_token
 from onmt_llm.checkpoint.store import Checkpoint
@@ -17,7 +17,6 @@ from onmt_llm.log import logger
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.languages import PLACES
 
-Side = Literal["src", "tgt"]
 KINDS = ("sentencepiece", "bpe", "onmt_tokenize")
 """Tokenisers that OpenNMT-py runs, as it calls their transforms."""
 
@@ -47,7 +46,7 @@ def text_obstacles(checkpoint: Checkpoint) -> list[str]:
 
 
 def text_options(
-    checkpoint: Checkpoint, vocab: Mapping[str, Any], tokenizers: Mapping[Side, tuple[Path, Path]]
+    checkpoint: Checkpoint, vocab: Mapping[str, Any], tokenizers: Mapping[str, tuple[Path, Path]]
 ) -> dict[str, Any]:
     """Options for transforms and vocabulary; subword models are named by their files beside the checkpoint."""
     kind = checkpoint.config.tokenizer.kind
@@ -81,7 +80,7 @@ def text_options(
     }
 
 
-def tokenizer_files(checkpoint: Checkpoint, file: Path) -> dict[Side, tuple[Path, Path]]:
+def tokenizer_files(checkpoint: Checkpoint, file: Path) -> dict[str, tuple[Path, Path]]:
     """For each side, the subword model and where it goes; empty if OpenNMT-py cannot run it."""
     return {
         side: (checkpoint.path / spec.file, file.with_name(f"{file.stem}.{Path(spec.file).name}"))
@@ -90,12 +89,12 @@ def tokenizer_files(checkpoint: Checkpoint, file: Path) -> dict[Side, tuple[Path
     }
 
 
-def _specs(checkpoint: Checkpoint) -> dict[Side, TokenizerSpec]:
+def _specs(checkpoint: Checkpoint) -> dict[str, TokenizerSpec]:
     config = checkpoint.config
     return {"src": config.src_tokenizer or config.tokenizer, "tgt": config.tokenizer}
 
 
-def _tokenizer_options(checkpoint: Checkpoint, tokenizers: Mapping[Side, tuple[Path, Path]]) -> dict[str, Any]:
+def _tokenizer_options(checkpoint: Checkpoint, tokenizers: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for side, spec in _specs(checkpoint).items():
         options[f"{side}_subword_model"] = tokenizers[side][1].name if side in tokenizers else None
