@@ -1,7 +1,7 @@
 """Write CTranslate2 releases of language models and encoder-decoder models, verified against the model.
 
-A variable of the spec is read, fused and quantised only when it is written, so the memory needed is that of the largest
-variable, not of the model.
+A variable of the spec is read, fused and quantised only when it is written, a few rows at a time, so the memory needed
+is that of the largest variable as it is stored in the release.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ctranslate2.specs import common_spec, model_spec
+from ctranslate2.specs import model_spec
 
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.export_guard import obstacles
+from onmt_llm.checkpoint.files.safetensors import tensor_bytes
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError
@@ -29,7 +30,6 @@ from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.releasing.ct2_spec import (
     BYTES,
     EXPRESSIBLE,
-    INT8,
     SpecVariable,
     build_spec,
     oversized,
@@ -41,6 +41,8 @@ from onmt_llm.text.codec import Codec
 from onmt_llm.text.vocab import Vocab
 
 INT8_LIMIT = 63
+INT16_LIMIT = 1 << 10
+"""With 10 bits each, products have 20 bits, and 12 are left to add them up."""
 
 
 def release_ctranslate2(
@@ -135,8 +137,15 @@ def _set_special_tokens(target: Any, codec: Codec) -> None:
         setattr(target, f"{role}_token", token if token in codec.vocab else substitute)
 
 
+class Stored(NamedTuple):
+    """The content of a variable as CTranslate2 stores it: values and, of integers, what they were multiplied by."""
+
+    values: torch.Tensor
+    scales: torch.Tensor | None = None
+
+
 class QuantizedTensors:
-    """Reads tensors as float32, fuses them, and has CTranslate2 quantise them. Caches only the last result.
+    """Reads tensors, fuses and quantises them block by block. Caches only the last result.
 
     Args:
         checkpoint: Holds the tensors.
@@ -148,7 +157,7 @@ class QuantizedTensors:
         self._checkpoint = checkpoint
         self._shapes = shapes
         self.quantization = quantization
-        self._last: tuple[SpecVariable, Any] | None = None
+        self._last: tuple[SpecVariable, Stored] | None = None
 
     def shape(self, variable: SpecVariable) -> tuple[int, ...]:
         if variable.make is not None:
@@ -156,28 +165,46 @@ class QuantizedTensors:
         shapes = [self._shapes[name] for name in variable.sources]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def stored(self, variable: SpecVariable) -> Any:
-        """A `LinearSpec` (weight and, with integers, weight_scale) or a `LayerNormSpec` (gamma) in its final type.
-
-        The library converts all types but int8 (see `int8_rows`). It works in place, so it gets a copy of the
-        checkpoint's data.
-        """
+    def stored(self, variable: SpecVariable) -> Stored:
+        """A variable in its final type."""
         if self._last is None or self._last[0].sources != variable.sources or variable.make is not None:
-            array = np.array(variable.make()) if variable.make is not None else self._read(variable)
-            holder = common_spec.LinearSpec() if variable.kind == "matrix" else common_spec.LayerNormSpec(rms_norm=True)
-            setattr(holder, "weight" if variable.kind == "matrix" else "gamma", array)
-            if variable.kind == "matrix" and self.quantization in INT8:
-                holder.weight, holder.weight_scale = map(model_spec.NumpyVariable, int8_rows(array))
-            else:
-                holder.validate()
-                holder.optimize(self.quantization)
-            self._last = (variable, holder)
+            self._last = None  # before the next one is made
+            self._last = (variable, self._convert(variable))
         return self._last[1]
 
-    def _read(self, variable: SpecVariable) -> np.ndarray:
-        parts = [self._checkpoint.tensor(name).float() for name in variable.sources]
-        whole = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
-        return (whole if variable.factor == 1.0 else whole * variable.factor).contiguous().numpy()
+    def _convert(self, variable: SpecVariable) -> Stored:
+        dtype = stored_type(self.quantization, variable.kind)
+        values = torch.empty(self.shape(variable), dtype=getattr(torch, dtype))
+        if dtype == "int16":
+            scale = INT16_LIMIT / torch.stack([block.abs().max() for block in self._blocks(variable)]).max()
+            _fill(values, (block.mul_(scale).round_() for block in self._blocks(variable)))
+            return Stored(values, scale)
+        if dtype != "int8":
+            _fill(values, self._blocks(variable))
+            return Stored(values)
+        scales = torch.empty(len(values))
+        start = 0
+        for block in self._blocks(variable):
+            rows = slice(start, start + len(block))
+            values[rows], scales[rows] = map(torch.from_numpy, int8_rows(block.numpy()))
+            start = rows.stop
+        return Stored(values, scales)
+
+    def _blocks(self, variable: SpecVariable) -> Iterator[torch.Tensor]:
+        """Consecutive rows in float32, in memory of their own."""
+        if variable.make is not None:
+            yield torch.from_numpy(np.array(variable.make(), dtype=np.float32))
+        for name in variable.sources:
+            for block in self._checkpoint.blocks(name):
+                yield block.float().mul_(variable.factor)
+
+
+def _fill(values: torch.Tensor, blocks: Iterable[torch.Tensor]) -> None:
+    """Copy blocks of rows, one after the other."""
+    start = 0
+    for block in blocks:
+        values[start : start + len(block)] = block
+        start += len(block)
 
 
 def int8_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -203,10 +230,10 @@ class StreamedVariable(model_spec.Variable):
         identity: Variables with equal identities have the same content and are written once.
         shape: Its shape.
         dtype: CTranslate2's name of its type.
-        make: Computes the variable with its content.
+        make: Computes its content.
     """
 
-    def __init__(self, identity: object, shape: tuple[int, ...], dtype: str, make: Callable[[], Any]) -> None:
+    def __init__(self, identity: object, shape: tuple[int, ...], dtype: str, make: Callable[[], torch.Tensor]) -> None:
         self._identity = identity
         self._shape = shape
         self._dtype = dtype
@@ -221,15 +248,16 @@ class StreamedVariable(model_spec.Variable):
         return self._dtype
 
     def numpy(self) -> np.ndarray:
-        return self._make().numpy()
+        raise AssertionError("the content is only written")
 
     def num_bytes(self) -> int:
         return math.prod(self._shape) * BYTES[self._dtype]
 
-    def to_bytes(self) -> bytes:
-        variable = self._make()
-        assert variable.dtype == self._dtype and tuple(variable.shape) == self._shape
-        return variable.to_bytes()
+    def to_bytes(self) -> memoryview:  # type: ignore[override]
+        """The content, without a copy of it."""
+        content = self._make()
+        assert content.dtype == getattr(torch, self._dtype) and content.shape == self._shape
+        return tensor_bytes(content)
 
     def _to(self, dtype: str) -> model_spec.Variable:
         raise AssertionError("the content is converted before it becomes a variable")
@@ -243,17 +271,15 @@ def fill(spec: Any, variable: SpecVariable, source: QuantizedTensors) -> None:
     scope, attribute = variable.target.rsplit("/", 1)
     layer = model_spec.index_spec(spec, scope)
     shape, dtype = source.shape(variable), stored_type(source.quantization, variable.kind)
-    content = "weight" if variable.kind == "matrix" else "gamma"
-    setattr(layer, attribute, _streamed(source, variable, content, shape, dtype))
-    if dtype == "int8":
-        setattr(layer, f"{attribute}_scale", _streamed(source, variable, "weight_scale", shape[:1], "float32"))
-    elif dtype == "int16":
-        setattr(layer, f"{attribute}_scale", _streamed(source, variable, "weight_scale", (), "float32"))
+    setattr(layer, attribute, _streamed(source, variable, "values", shape, dtype))
+    if dtype in ("int8", "int16"):
+        scales = shape[:1] if dtype == "int8" else ()
+        setattr(layer, f"{attribute}_scale", _streamed(source, variable, "scales", scales, "float32"))
 
 
 def _streamed(
-    source: QuantizedTensors, variable: SpecVariable, attribute: str, shape: tuple[int, ...], dtype: str
+    source: QuantizedTensors, variable: SpecVariable, part: str, shape: tuple[int, ...], dtype: str
 ) -> StreamedVariable:
     made = (variable.make.func, variable.make.args, variable.make.keywords) if variable.make is not None else None
-    identity = (attribute, variable.sources, made)
-    return StreamedVariable(identity, shape, dtype, lambda: getattr(source.stored(variable), attribute))
+    identity = (part, dtype, variable.sources, made)
+    return StreamedVariable(identity, shape, dtype, lambda: getattr(source.stored(variable), part))

@@ -51,7 +51,7 @@ _DTYPES |= {  # read, never written
 }
 
 
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 22
 """Bytes of a tensor that are read or computed at a time."""
 
 
@@ -62,7 +62,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Views of consecutive rows, of about 16 MiB each (or of one row), which cover a tensor."""
+    """Views of consecutive rows, of about 4 MiB each (or of one row), which cover a tensor."""
     rows = tensor if tensor.ndim else tensor[None]
     for block in row_slices(len(rows), max(1, rows[:1].nbytes), BLOCK_BYTES):
         yield rows[block] if tensor.ndim else tensor
