@@ -253,7 +253,7 @@ class StreamedVariable(model_spec.Variable):
     def num_bytes(self) -> int:
         return math.prod(self._shape) * BYTES[self._dtype]
 
-    def to_bytes(self) -> memoryview:  # type: ignore[override]
+    def to_bytes(self) -> memoryview:
         """The content, without a copy of it."""
         content = self._make()
         assert content.dtype == getattr(torch, self._dtype) and content.shape == self._shape
