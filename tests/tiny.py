@@ -112,8 +112,8 @@ def write_checkpoint(
     return directory
 
 
-def write_chat_model(directory: Path) -> Path:
-    """Write a LLaMA-like checkpoint with random weights, a tokeniser of bytes and a chat template.
+def write_chat_model(directory: Path, template: str | None = "vicuna") -> Path:
+    """Write a LLaMA-like checkpoint with random weights, a tokeniser of bytes and a chat template, or none.
 
     Returns:
         `directory`.
@@ -129,7 +129,7 @@ def write_chat_model(directory: Path) -> Path:
     model = llama(vocab_size=len(vocab))
     spec = TokenizerSpec(kind="huggingface", file="tokenizer.json")
     network = build(model)
-    with CheckpointWriter(directory, CheckpointConfig(model=model, tokenizer=spec, template="vicuna")) as writer:
+    with CheckpointWriter(directory, CheckpointConfig(model=model, tokenizer=spec, template=template)) as writer:
         for name, parameter in network.named_parameters():
             writer.add(name, parameter)
         writer.add_text("tokenizer.json", json.dumps(tokenizer))

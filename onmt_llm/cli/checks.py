@@ -73,6 +73,7 @@ def corpora_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         yield Problem(f"{sentence}, for validation.", loaded.where("data"))
     if any(corpus.transforms is None for corpus in data.data.values()) or not data.data:
         yield from transform_problems(loaded, data.transforms, ("transforms",))
+    yield from template_problems(loaded, data.template, ("template",))
     for name, corpus in data.data.items():
         yield from transform_problems(loaded, corpus.transforms or (), ("data", name, "transforms"))
         yield from template_problems(loaded, corpus.template, ("data", name, "template"))

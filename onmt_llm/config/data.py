@@ -81,7 +81,8 @@ class CorpusConfig(Section):
     transforms: list[str] | None = None
     """Transforms of this corpus; null = the global `transforms`."""
     template: str | None = None
-    """Chat template for `conversations` and prompt/answer examples; null = the checkpoint's, or `alpaca`."""
+    """Chat template for conversations and for prompts with answers; null = the global `template`, or the checkpoint's.
+    Without any, conversations are laid out by `alpaca`, and an answer follows its prompt directly."""
     messages_key: str = "conversations"
     """JSON and tables: key of the list of messages (`conversations` and `messages` are always recognised)."""
     role_key: str | None = None
@@ -136,6 +137,9 @@ class DataConfig(Section):
     default. The transform `normalize` has rules for some languages."""
     tgt_lang: str = ""
     """Language of the targets, likewise."""
+    template: str | None = None
+    """Chat template of the model, `alpaca`, `chatml`, `llama2`, `llama3` or a Jinja file: that of all corpora that name
+    none, and of the checkpoints of the run. null = the one with which the corpora are trained, or the checkpoint's."""
     plugins: list[str] = Field(default_factory=list)
     """Python modules, or paths of .py files, to import first; they may register their own transforms."""
     epochs: CountOrZero = 0

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens, TokenizerSpec, is_own_file
-from onmt_llm.config.data import CorpusConfig, VocabularyConfig
+from onmt_llm.config.data import DataConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig, Task
 from onmt_llm.config.train import TrainConfig
+from onmt_llm.data.run_template import run_template
+from onmt_llm.data.spec import split_corpora
 from onmt_llm.data.transforms.build import added_tokens
 from onmt_llm.data.transforms.subword import tokenizer_specs
 from onmt_llm.errors import ConfigError, DataError
@@ -77,7 +79,7 @@ def new_codec(config: TrainConfig) -> RunCodec:
     }
     feature_vocabs = _feature_vocabs(config, specials)
     features = [_feature(config, len(vocab)) for vocab in feature_vocabs]
-    template = _trained_template(config.corpora.data)
+    template = run_template(config.corpora, own=None, task=decision.task)
     files: dict[str, bytes] = {}
     checkpoint_config = CheckpointConfig(
         model=ModelConfig.model_validate({**config.architecture.model_dump(), **sizes, "src_features": features}),
@@ -101,18 +103,18 @@ def new_codec(config: TrainConfig) -> RunCodec:
     return RunCodec(codec, {**files, **_template_file(template)})
 
 
-def counting_codec(
-    vocabulary: VocabularyConfig, corpora: Mapping[str, CorpusConfig], task: Task, features: int
-) -> Codec:
+def counting_codec(vocabulary: VocabularyConfig, data: DataConfig, task: Task) -> Codec:
     """The codec for counting tokens before there is a vocabulary: it contains only the control tokens."""
     specials = SpecialTokens(bos=vocabulary.decoder_start_token or "<s>")
-    templates = [get_template(corpus.template, specials=specials) for corpus in corpora.values() if corpus.template]
+    corpora, _ = split_corpora(data.data)
+    names = {data.template, *(corpus.template for corpus in corpora.values())}
+    templates = [get_template(name, specials=specials) for name in names if name]
     control = sorted({token for template in templates for token in template.control_tokens})
     roles = [token for token in (specials.unk, specials.bos, specials.eos) if token]
     vocab = Vocab(list(dict.fromkeys([*roles, *control])), specials)
     model = ModelConfig(encoder_layers=0 if task == "lm" else 1)
     config = CheckpointConfig(model=model, specials=specials)
-    return Codec(config, vocab, WhitespaceTokenizer(), feature_vocabs=[vocab] * features)
+    return Codec(config, vocab, WhitespaceTokenizer(), feature_vocabs=[vocab] * data.n_src_feats)
 
 
 def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig, *, path: Path) -> RunCodec:
@@ -128,7 +130,7 @@ def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig
         ConfigError: The options name another tokeniser than the checkpoint's, or a token that it does not know.
         DataError: A file of the checkpoint, or the template, cannot be read.
     """
-    template = _trained_template(config.corpora.data)
+    template = run_template(config.corpora, own=stored.template, task=codec.task)
     stored = with_start(stored, config.vocabulary.decoder_start_token, codec.vocab)
     stored = stored.model_copy(update={"template": _stored_name(template) or stored.template})
     specials = stored.specials
@@ -199,7 +201,7 @@ def updated_codec(config: TrainConfig, old: RunCodec, path: Path) -> RunCodec:
 
 
 def _open_template(name: str | None, config: CheckpointConfig, tokenizer: Tokenizer, vocab: Vocab) -> Template | None:
-    """The template that the corpora name, as the checkpoints of the run will open it."""
+    """The template of the run, as its checkpoints will open it."""
     if name is None:
         return None
     template = model_template(config.model_copy(update={"template": name}), tokenizer, vocab, Path())
@@ -366,12 +368,6 @@ def _padded(tokens: list[str], rows: int) -> list[str]:
     if rows and rows < len(tokens):
         raise ConfigError(f"vocab_size must be at least the size of the vocabulary, {len(tokens)}, but is {rows}.")
     return padded_to(tokens, rows) if rows else tokens
-
-
-def _trained_template(corpora: Mapping[str, CorpusConfig]) -> str | None:
-    """The chat template of all JSON and row corpora; engines must use the one that the model was trained with."""
-    named = {corpus.template for corpus in corpora.values() if corpus.has_keys}
-    return named.pop() if len(named) == 1 else None
 
 
 def _stored_name(template: str | None) -> str | None:

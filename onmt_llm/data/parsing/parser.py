@@ -50,7 +50,8 @@ class ExampleParser:
         open_template: Opens the template that the corpus names.
 
     Attributes:
-        template: The chat template; None until the first conversation opens the default one (alpaca).
+        template: The chat template; None until the first conversation opens the default one (alpaca), which prompts
+            with answers do not go through.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class ExampleParser:
         self.trained = replace(LossMask.of(data, corpus), prompts=not self.zero_out)
         self.num_features = data.n_src_feats
         self.default_features = parse_defaults(data.src_feats_defaults, data.n_src_feats)
-        self.template = open_template(corpus.template) if corpus.template else template
+        named = corpus.template or data.template
+        self.template = open_template(named) if named else template
+        self._pairs_are_plain = self.template is None or task == "seq2seq"
         self._open_template = open_template
         self._keys = Keys.of(name, corpus)
         self._max_bytes = data.max_record_bytes
@@ -260,7 +263,7 @@ class ExampleParser:
         extra = self._string(item, keys.input, record) if item.get(keys.input) else ""
         system = self._string(item, keys.system, record) if keys.system and item.get(keys.system) else ""
         joined = f"{prompt}\n\n{extra}" if extra else prompt
-        if self.template is None or self.task == "seq2seq":
+        if self._pairs_are_plain:
             return _listed(self._pair(f"{system}\n\n{joined}" if system else joined, answer, record))
         if not (prompt.strip() and answer.strip()):
             return []

@@ -34,7 +34,8 @@ _NOT_OF_DATA = {
     *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),
 }
 """Options that do not affect examples. All others, including future ones, may."""
-_NEWER = {"src_lang", "tgt_lang"}
+_NEWER_OF_CORPUS = {"src_lang", "tgt_lang"}
+_NEWER_OF_DATA = {"src_lang", "tgt_lang", "template"}
 """Options that packs of earlier versions do not know: left out where they are not set."""
 
 _ENDS_AND_MIDDLE = 1 << 16
@@ -45,9 +46,9 @@ _TOKENS = 1
 def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
     """Everything that determines the tokens, except the corpus files."""
     data, codec = spec.data, spec.codec
-    own = _options(corpus, _NOT_OF_CORPUS)
+    own = _options(corpus, _NOT_OF_CORPUS, _NEWER_OF_CORPUS)
     paths = sorted(key for key, value in own.items() if key.startswith("path_") and value)
-    shared = _options(data, _NOT_OF_DATA)
+    shared = _options(data, _NOT_OF_DATA, _NEWER_OF_DATA)
     sequences = {} if codec.sequences == SequenceTokens() else {"sequences": codec.sequences.model_dump(mode="json")}
     return {
         "version": [_TOKENS, __version__],
@@ -70,9 +71,9 @@ def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
     }
 
 
-def _options(section: Section, left_out: set[str]) -> dict[str, Any]:
+def _options(section: Section, left_out: set[str], newer: set[str]) -> dict[str, Any]:
     values = section.model_dump(mode="json").items()
-    return {key: value for key, value in values if key not in left_out and (value or key not in _NEWER)}
+    return {key: value for key, value in values if key not in left_out and (value or key not in newer)}
 
 
 def vocab_hash(vocab: Vocab) -> str:

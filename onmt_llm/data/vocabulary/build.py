@@ -55,7 +55,7 @@ def build_vocab(config: VocabConfig) -> dict[Path, int]:
     n_sample = data.n_sample or DEFAULT_SAMPLE
     if n_sample > 0:
         logger.info("The first %d records of each corpus are counted; n_sample -1 counts all.", n_sample)
-    codec = counting_codec(config.vocabulary, corpora, task, data.n_src_feats)
+    codec = counting_codec(config.vocabulary, data, task)
     spec = PipelineSpec(corpora, data, codec, seed=max(counting.seed, 0))
     unseen: list[str] = []
     if counting.learn_subwords:
