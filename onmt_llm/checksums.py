@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import xxhash
 
 _BLOCK = 1 << 20
+_SAMPLE = 1 << 16
 
 
 class Hash(Protocol):
@@ -66,6 +67,17 @@ def sha256_of_file(path: str | Path) -> str:
         OSError: The file cannot be read.
     """
     return _digest(hashlib.sha256(), _blocks(path))
+
+
+def sha256_of_sample(path: str | Path) -> str:
+    """SHA-256 (hexadecimal) of 64 KiB at the beginning, in the middle and at the end of a file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    size = os.path.getsize(path)
+    starts = (0, size // 2, max(size - _SAMPLE, 0))
+    return _digest(hashlib.sha256(), (block for start in starts for block in _blocks(path, start, _SAMPLE)))
 
 
 def fingerprint(kind: str, content: bytes | None, options: Any = None) -> str:

@@ -65,7 +65,14 @@ def convert_model(loaded: Loaded[Any]) -> Path:
     if options.to == "hf":
         from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 
-        return export_hf(model, output, dtype=options.dtype, shard_size=options.shard_size, overwrite=options.force)
+        return export_hf(
+            model,
+            output,
+            dtype=options.dtype,
+            shard_size=options.shard_size,
+            card=loaded.job.card,
+            overwrite=options.force,
+        )
     if options.to == "opennmt":
         from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
 

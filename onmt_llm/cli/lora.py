@@ -45,7 +45,8 @@ def _lora(loaded: Loaded[Any]) -> int:
     from onmt_llm.checkpoint.merge import concat_lora, merge
 
     if options.action == "export":
-        export_peft(adapter, output, base_name=options.base_model, overwrite=options.force)
+        card = loaded.job.card
+        export_peft(adapter, output, base_name=options.base_model or card.hub_base, card=card, overwrite=options.force)
         logger.info("%s -> %s (peft)", adapter, output)
         return 0
     base = required(loaded, "adapters", "base_model", USAGE)

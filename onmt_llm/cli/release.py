@@ -57,6 +57,7 @@ def release_model(loaded: Loaded[Any]) -> ReleaseReport:
         quantization=options.quantization,
         verify=options.verify,
         text=text,
+        card=loaded.job.card,
         force=options.force,
     )
     for name, value in report.get("figures", {}).items():

@@ -22,8 +22,10 @@ from onmt_llm.errors import CheckpointError
 FORMAT_VERSION = 2
 """2: the directory has a manifest."""
 CONFIG_FILE = "config.yaml"
+CARD_FILE = "README.md"
+"""The model card, which belongs to one export or release and is never copied to another model."""
 _OWN_FILES = re.compile(
-    r"\..*|config\.yaml|(manifest|fingerprint)\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
+    r"\..*|config\.yaml|README\.md|(manifest|fingerprint)\.json|adapter\.safetensors|model.*\.safetensors(\.index\.json)?"
 )
 
 TokenizerKind = Literal["sentencepiece", "bpe", "onmt_tokenize", "huggingface", "whitespace", "none"]
@@ -210,5 +212,5 @@ def config_text(config: CheckpointConfig) -> str:
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a checkpoint keeps weights or configuration under this name."""
+    """Whether a checkpoint keeps weights, configuration or its model card under this name."""
     return _OWN_FILES.fullmatch(name) is not None

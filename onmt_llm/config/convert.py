@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from onmt_llm.config.card import CardOptions
 from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.model import Dtype
 from onmt_llm.config.section import Section
@@ -47,6 +48,7 @@ class ConvertConfig(Section):
     """Convert LLaMA, Falcon, GGUF and OpenNMT-py weights to a checkpoint, and back to Hugging Face or OpenNMT-py."""
 
     conversion: ConversionOptions = ConversionOptions()
+    card: CardOptions = CardOptions()
     integrity: IntegrityConfig = IntegrityConfig()
 
 
@@ -72,6 +74,7 @@ class LoraToolConfig(Section):
     """Merge a LoRA adapter or expanded blocks into the base model; import and export peft adapters."""
 
     adapters: LoraToolOptions = LoraToolOptions()
+    card: CardOptions = CardOptions()
     integrity: IntegrityConfig = IntegrityConfig()
 
 
@@ -125,4 +128,5 @@ class ReleaseConfig(Section):
     """Release a trained model for serving, verified against the original."""
 
     release: ReleaseOptions = ReleaseOptions()
+    card: CardOptions = CardOptions()
     integrity: IntegrityConfig = IntegrityConfig()

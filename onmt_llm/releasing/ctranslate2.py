@@ -22,6 +22,7 @@ from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.export_guard import obstacles
 from onmt_llm.checkpoint.files.safetensors import tensor_bytes
+from onmt_llm.checkpoint.provenance import copy_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError
@@ -70,6 +71,7 @@ def release_ctranslate2(
             write_model(checkpoint, codec, release.directory, quantization=quantization)
             release.add_text(CONFIG_FILE, config_text(checkpoint.config))
             codec.copy_files(release.directory)
+            copy_provenance(checkpoint.path, release.directory)
         packages = {name: version(name) for name in ("ctranslate2", "torch", "numpy")}
         report: ReleaseReport = {
             "format": "ctranslate2",

@@ -7,8 +7,10 @@ from typing import Protocol
 
 from onmt_llm.checkpoint.directory import find_damage, write_manifest
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
 from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.registry import nearest
+from onmt_llm.releasing.card import write_card
 from onmt_llm.releasing.ctranslate2 import release_ctranslate2
 from onmt_llm.releasing.plain import release_pytorch, release_safetensors
 from onmt_llm.releasing.verify import ReleaseReport, Verify
@@ -45,9 +47,10 @@ def release(
     quantization: str | None = None,
     verify: Verify = "strict",
     text: str | None = None,
+    card: CardOptions = NOTHING_TO_ADD,
     force: bool = False,
 ) -> ReleaseReport:
-    """Release a checkpoint for serving.
+    """Release a checkpoint for serving; a release that is a directory gets a model card.
 
     Args:
         model: Checkpoint with all of the model's weights.
@@ -57,6 +60,7 @@ def release(
         verify: "strict" fails if a difference from the model exceeds its bound, "warn" only warns, "off" does not
             compare.
         text: Text to compare on; None = text that comes with the package.
+        card: What the model card says besides the facts in the checkpoint.
         force: Replace an existing output.
 
     Returns:
@@ -78,7 +82,11 @@ def release(
     checkpoint = Checkpoint.open(model)
     if checkpoint.has_adapter:
         raise _unmerged(checkpoint)
-    return FORMATS[format](checkpoint, Path(output), quantization=quantization, verify=verify, text=text, force=force)
+    path = Path(output)
+    report = FORMATS[format](checkpoint, path, quantization=quantization, verify=verify, text=text, force=force)
+    if path.is_dir():
+        write_card(checkpoint, path, report, card)
+    return report
 
 
 def seal_release(directory: Path) -> list[str]:

@@ -182,6 +182,7 @@ def _validate(components: TrainingComponents, validate: Validate, reporter: Repo
         result = validate(progress.step)
     progress.validated = progress.step
     progress.best_ppl = min(progress.best_ppl, result.totals.ppl)
+    progress.scores = {name: float(score) for name, score in result.metrics.items() if math.isfinite(score)}
     early = components.early_stopping(progress, result.metrics)
     reporter.validation(progress.step, result, patience=components.early_stopping.left(progress))
     return early

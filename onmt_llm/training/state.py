@@ -41,6 +41,7 @@ class Progress:
         best_step: Step of the best validation by the criteria of early stopping; 0 before the first.
         best_ppl: Best validation perplexity so far; inf before the first.
         best: Scores of the best validation, by criterion of early stopping.
+        scores: Finite scores of the last validation, by metric.
         worse_validations: Later validations that were worse by all criteria.
         stalled_validations: Later validations that were neither better nor worse by all criteria.
         loss_scale: Current loss scale (float16).
@@ -56,6 +57,7 @@ class Progress:
     best_step: int = 0
     best_ppl: float = math.inf
     best: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
     worse_validations: int = 0
     stalled_validations: int = 0
     loss_scale: float = 1.0

@@ -22,13 +22,17 @@ from torch import Tensor
 
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant, short_names
+from onmt_llm.checkpoint.card import CARD_FILE, model_card
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
+from onmt_llm.checkpoint.formats.huggingface.card import peft_card
 from onmt_llm.checkpoint.formats.huggingface.write import family_for_export
 from onmt_llm.checkpoint.formats.imported import TypedSource
 from onmt_llm.checkpoint.formats.ops import Chain, Identity, Op, Transpose
 from onmt_llm.checkpoint.formats.tokenizer_files import read_json
+from onmt_llm.checkpoint.provenance import copy_provenance, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
+from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.nn.transformer import parameter_shapes
@@ -123,9 +127,14 @@ def import_peft(folder: str | Path, base: str | Path, output: str | Path, *, ove
 
 
 def export_peft(
-    adapter: str | Path, output: str | Path, *, base_name: str | None = None, overwrite: bool = False
+    adapter: str | Path,
+    output: str | Path,
+    *,
+    base_name: str | None = None,
+    card: CardOptions = NOTHING_TO_ADD,
+    overwrite: bool = False,
 ) -> Path:
-    """Write an adapter for peft, in float32.
+    """Write an adapter for peft, in float32, with a model card.
 
     PiSSA and LoftQ become plain LoRA of twice the rank, so the base is used unchanged.
 
@@ -133,6 +142,7 @@ def export_peft(
         adapter: The adapter's checkpoint.
         output: The folder to write.
         base_name: The base that peft loads: a name on the Hugging Face Hub, or a folder.
+        card: What the model card says besides the facts in the checkpoint.
         overwrite: Replace an adapter at `output`.
 
     Raises:
@@ -150,6 +160,11 @@ def export_peft(
                 for ending, tensor in _their_tensors(layer, part).items():
                     writer.add(f"{PREFIX}{layer.theirs}{ending}", tensor.float())
         directory.add_text(CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+        copy_provenance(lora.path, directory.directory)
+        provenance, name = read_provenance(lora.path), Path(output).resolve().name
+        directory.add_text(
+            CARD_FILE, model_card(name, lora.config, provenance, peft_card(lora.config, base_name), card)
+        )
     return Path(output)
 
 

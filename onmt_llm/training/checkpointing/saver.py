@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from onmt_llm.atomic import write_failed
+from onmt_llm.checkpoint.provenance import PROVENANCE_FILE, provenance_text
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
 from onmt_llm.data.pipeline import Pipeline
@@ -26,6 +27,7 @@ from onmt_llm.nn.lora.model import lora_state
 from onmt_llm.output_checks import check_space
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.training.checkpointing.background import BackgroundTask
+from onmt_llm.training.checkpointing.provenance import RunHistory
 from onmt_llm.training.checkpointing.resume import run_options
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.process.rng import rng_state
@@ -48,6 +50,7 @@ class Snapshot:
         model: Weights, adapter or twins.
         ema: Their running averages, if any.
         state: The training state.
+        provenance: Content of `provenance.json`.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Snapshot:
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     state: TrainingState
+    provenance: str
 
     @property
     def tensors(self) -> Iterator[Tensor]:
@@ -156,7 +160,12 @@ class CheckpointSaver:
             ),
         )
         best = progress.best_step if self.components.save_best else 0
-        return Snapshot(path, progress.step, best, dict(self._tensors()), ema, state)
+        provenance = provenance_text(self._history.at(progress, self.components, self.seed))
+        return Snapshot(path, progress.step, best, dict(self._tensors()), ema, state, provenance)
+
+    @functools.cached_property
+    def _history(self) -> RunHistory:
+        return RunHistory.open(self.setup)
 
     def _copied(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with copies in CPU memory of everything that training changes."""
@@ -193,9 +202,9 @@ class CheckpointSaver:
             # The averages first: an existing checkpoint can then always be resumed exactly.
             if snapshot.ema:
                 with self._writer(ema_path(path)) as writer:
-                    self._write_model(writer, snapshot.ema)
+                    self._write_model(writer, snapshot.ema, snapshot.provenance)
             with self._writer(path) as writer:
-                self._write_model(writer, snapshot.model)
+                self._write_model(writer, snapshot.model, snapshot.provenance)
                 write_state(writer.directory / STATE_DIRECTORY, snapshot.state)
         except (OSError, CheckpointError) as error:
             failure = write_failed(path, error) if isinstance(error, OSError) else error
@@ -227,9 +236,10 @@ class CheckpointSaver:
     def _writer(self, path: Path) -> CheckpointWriter:
         return CheckpointWriter(path, self._config(), overwrite=True)
 
-    def _write_model(self, writer: CheckpointWriter, tensors: dict[str, Tensor]) -> None:
+    def _write_model(self, writer: CheckpointWriter, tensors: dict[str, Tensor], provenance: str) -> None:
         for name, tensor in tensors.items():
             writer.add(name, tensor)
+        writer.add_text(PROVENANCE_FILE, provenance)
         start = self.setup.start
         codec = start.codec
         features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(codec.feature_vocabs)}

@@ -92,6 +92,7 @@ def test_a_release_carries_all_that_an_engine_needs(model: Path, tmp_path: Path)
         "config.yaml",
         "vocab.txt",
         "release_report.json",
+        "README.md",
     } == names - {"manifest.json"}
     model_config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (model_config["bos_token"], model_config["eos_token"], model_config["unk_token"]) == ("<s>", "</s>", "<unk>")

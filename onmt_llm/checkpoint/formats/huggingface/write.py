@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.checkpoint.card import CARD_FILE, model_card
 from onmt_llm.checkpoint.export_guard import obstacles, open_for_export
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.decoding_tokens import decoding_ids
+from onmt_llm.checkpoint.formats.huggingface.card import transformers_card
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.checkpoint.formats.multilingual import piece_files, settings_of, tokenizer_class
@@ -17,7 +19,9 @@ from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
 from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
+from onmt_llm.checkpoint.provenance import copy_provenance, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
@@ -32,15 +36,17 @@ def export_hf(
     *,
     dtype: Dtype | None = None,
     shard_size: str | int = "5GB",
+    card: CardOptions = NOTHING_TO_ADD,
     overwrite: bool = False,
 ) -> Path:
-    """Write a checkpoint as a directory that `transformers` loads.
+    """Write a checkpoint as a directory that `transformers` loads, with a model card.
 
     Args:
         checkpoint: A whole model; merge an adapter first.
         output: The directory to write.
         dtype: "fp32", "bf16" or "fp16"; None = unchanged.
         shard_size: Bytes per weight file.
+        card: What the model card says besides the facts in the checkpoint.
         overwrite: Replace a model at `output`.
 
     Raises:
@@ -68,6 +74,10 @@ def export_hf(
                 directory.add_text(name, content)
             else:
                 directory.add_file(content, name)
+        copy_provenance(checkpoint.path, directory.directory)
+        provenance, name = read_provenance(checkpoint.path), Path(output).resolve().name
+        text = model_card(name, checkpoint.config, provenance, transformers_card(codec), card)
+        directory.add_text(CARD_FILE, text)
     return Path(output)
 
 

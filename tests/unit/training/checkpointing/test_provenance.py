@@ -1,0 +1,61 @@
+"""`provenance.json`: what checkpoints record of the runs that they come from, and what of it survives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.checkpoint.merge import merge
+from onmt_llm.checkpoint.provenance import PROVENANCE_FILE, TrainingRun, read_provenance
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.checksums import sha256_of_sample
+from onmt_llm.releasing import release
+
+DECODER = {"encoder_layers": 0, "position": "rotary", "norm": "rmsnorm"}
+
+
+def runs(directory: Path | str) -> list[TrainingRun]:
+    return read_provenance(Path(directory)).runs
+
+
+def train(task: Any, name: str, **sections: Any) -> Path:
+    return Path(str(task.run(name, architecture=DECODER, **sections).checkpoint))
+
+
+def test_a_checkpoint_names_corpora_settings_and_scores_but_no_paths(copy_task: Any) -> None:
+    checkpoint = train(copy_task, "a", run={"valid_steps": 3})
+    (run,) = runs(checkpoint)
+    assert (run.base, run.step, run.validated) == ("", 6, 6)
+    assert run.settings["learning_rate"] == 0.01 and run.settings["seed"] == 7 and "lora_rank" not in run.settings
+    (validation,) = (row for row in copy_task.validations("a") if row["step"] == 6)
+    assert run.scores["ppl"] == validation["ppl"]
+    (corpus,) = run.corpora
+    assert (corpus.name, corpus.weight, [file.name for file in corpus.files]) == (
+        "train",
+        1,
+        ["train.src", "train.tgt"],
+    )
+    assert corpus.files[0].sample == sha256_of_sample(copy_task.folder / "train.src")
+    assert str(copy_task.folder) not in (checkpoint / PROVENANCE_FILE).read_text()
+
+
+def test_a_resumed_run_is_one_run(copy_task: Any) -> None:
+    settings = {"train_from": "auto", "train_steps": 3}
+    train(copy_task, "a", run=settings)
+    (run,) = runs(train(copy_task, "a", run={**settings, "train_steps": 6}))
+    assert (run.base, run.step) == ("", 6)
+
+
+def test_fine_tuning_adds_a_run_that_survives_merging_and_releasing(copy_task: Any, tmp_path: Path) -> None:
+    base = train(copy_task, "base")
+    lora = {"lora_layers": ["q_proj"], "lora_rank": 2, "lora_alpha": 4.0}
+    adapter = train(copy_task, "adapter", lora=lora, run={"train_from": str(base)})
+    first, second = runs(adapter)
+    assert [first] == runs(base)
+    assert (second.base, second.base_fingerprint) == (base.name, Checkpoint.open(base).fingerprint)
+    assert (second.settings["lora_rank"], second.settings["lora_layers"]) == (2, ["q_proj"])
+    merged = merge(base, adapter, tmp_path / "merged")
+    release(merged, tmp_path / "ct2", verify="off")
+    release(merged, tmp_path / "safetensors")
+    for place in (merged, tmp_path / "ct2", tmp_path / "safetensors"):
+        assert runs(place) == [first, second]
