@@ -23,7 +23,7 @@ from onmt_llm.config.numbers import (
 from onmt_llm.config.rope import RopeConfig
 from onmt_llm.config.section import DERIVED, Section
 
-Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu", "clamped_swiglu"]
 Norm = Literal["layernorm", "rmsnorm"]
 NormPosition = Literal["pre", "post", "both", "output"]
 LayerType = Literal["full_attention", "sliding_attention"]
@@ -47,6 +47,8 @@ class MoEConfig(Section):
     """Inner width of an expert; null = `ffn_size`."""
     normalize_weights: bool = True
     """Divide the probabilities of a token's experts by their sum, which equals a softmax over these experts alone."""
+    router_bias: bool = False
+    """Bias in the router (gpt-oss)."""
     shared_size: WidthOrZero = 0
     """Inner width of a further expert that computes every token, weighted by a sigmoid gate (Qwen2-MoE); 0 = none."""
     dense_layers: list[Annotated[int, Field(ge=0, le=1024)]] = []
@@ -91,8 +93,9 @@ class ModelConfig(Section):
     moe: MoEConfig = MoEConfig()
     """Mixture of experts in place of feed-forward layers."""
     activation: Activation = "relu"
-    """Activation of the feed-forward layer; `relu2` is the square of ReLU, `gelu_tanh` the tanh approximation of
-    GELU."""
+    """Activation of the feed-forward layer; `relu2` is the square of ReLU, `gelu_tanh` the tanh approximation of GELU.
+    `clamped_swiglu` (gpt-oss), which needs `ffn_gated`, limits gate and up to 7 and computes
+    gate * sigmoid(1.702 * gate) * (up + 1)."""
     norm: Norm = "layernorm"
     """Type of normalisation."""
     norm_position: NormPosition = "pre"
@@ -138,6 +141,9 @@ class ModelConfig(Section):
     """Multiply attention scores by this number instead (Gemma 2 and 3, Granite)."""
     attention_softcap: Positive | None = None
     """Soft cap c of attention scores: c * tanh(score / c), which no fused kernel computes (Gemma 2); null = none."""
+    attention_sinks: bool = False
+    """A learned score for each head joins the softmax of self-attention without a value of its own, so that a token
+    may attend to nothing (gpt-oss)."""
     attn_bias: bool = False
     """Bias in the q, k and v projections."""
     attn_out_bias: bool = False
@@ -291,6 +297,10 @@ class ModelConfig(Section):
             raise ValueError(f"attention_scale must go with scale_attention: true, but is {self.attention_scale}")
         if self.attention_softcap is not None and self.position == "shaw":
             raise ValueError(f"attention_softcap must be null with position: shaw, but is {self.attention_softcap}")
+        if self.attention_sinks and (self.attention_softcap is not None or self.position == "shaw"):
+            raise ValueError("attention_sinks must be false with attention_softcap or position: shaw, but is true")
+        if self.activation == "clamped_swiglu" and not self.ffn_gated:
+            raise ValueError("activation: clamped_swiglu must go with ffn_gated: true, but it is false")
         if self.position == "rotary":
             self.rope.check(self.rotary_size)
         if self.position == "shaw" and self.relative_positions < 1:

@@ -31,6 +31,7 @@ OPT = {**SIZES, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_d
 SCALED = {"embedding_multiplier": 12.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22, "logits_scaling": 3.0}
 GEMMA3 = {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}
 BLOOM = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 
 
@@ -85,6 +86,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe dense layers, no biases": (
         "qwen2_moe",
         {**GROUPED, **experts(shared_expert_intermediate_size=20), "mlp_only_layers": [0], "qkv_bias": False},
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **{**GROUPED, **experts(of="num_local_experts", size=""), "num_hidden_layers": 3, "head_dim": 16},
+            **{"sliding_window": 4, "rope_parameters": {**YARN, "truncate": False}},
+        },
+    ),
+    "gpt_oss no biases, all windows": (
+        "gpt_oss",
+        {
+            **{**LLAMA, **experts(of="num_local_experts", size=""), **layers("sliding sliding"), **rope(1.0)},
+            **{"sliding_window": 3, "attention_bias": False, "head_dim": 8, "num_key_value_heads": 4},
+            "tie_word_embeddings": True,
+        },
     ),
     "qwen2 window in the last layers": (
         "qwen2",
@@ -190,7 +206,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8}
 LONG = {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.25, 1.5, 2.0],
@@ -237,7 +252,7 @@ MODELS |= {
 UNREAD = {"model.decoder.embed_positions.weight": 2}
 """Tensors whose first rows nothing reads; they come back as zeros."""
 NOT_IN_CTRANSLATE2 = {
-    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "qwen2_moe"), "moe.experts is 6"),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "gpt_oss"), "moe.experts is 6"),
     **dict.fromkeys(("nemotron", "arcee"), "activation is relu2"),
     "gemma2 all capped": "attention_softcap is 0.5, and CTranslate2 does not",
     "olmo2": "norm_position is output, .*qk_norm_over is all_heads",

@@ -135,6 +135,41 @@ class SplitRows:
 
 
 @dataclass(frozen=True)
+class Alternating:
+    """The rows of several of our tensors alternate in one of theirs."""
+
+    count: int
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        (mixed,) = theirs
+        return [mixed[first :: self.count] for first in range(self.count)]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.stack(list(ours), dim=1).flatten(0, 1)]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """One of theirs holds `count` tensors, one after the other in a first dimension; `op` makes some of ours of each.
+
+    Attributes:
+        count: Length of that dimension.
+        op: From one of them to ours.
+    """
+
+    count: int
+    op: Op = IDENTITY
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        (stack,) = theirs
+        return [tensor for one in stack.unbind() for tensor in self.op.forward([one])]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        each = len(ours) // self.count
+        return [torch.stack([self.op.backward(ours[i : i + each])[0] for i in range(0, len(ours), each)])]
+
+
+@dataclass(frozen=True)
 class DropRows:
     """Their first rows are left out, and become zeros on the way back: nothing reads them."""
 

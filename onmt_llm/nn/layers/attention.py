@@ -18,6 +18,7 @@ from onmt_llm.nn.cpu.dropout import dropout as drop
 from onmt_llm.nn.cpu.tiled_attention import attend_tiled, mask_tiles, torch_is_faster
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.position_wise import build_head_norm, capped
+from onmt_llm.nn.layers.sinks import attend_one_with_sinks, with_sink_key
 from onmt_llm.nn.masks import Mask
 from onmt_llm.nn.positions import rotate
 
@@ -87,6 +88,7 @@ class Attention(nn.Module):
         self.scale, self.softcap = config.attention_factor, config.attention_softcap
         shaw = config.position == "shaw" and not cross
         own_bias = config.position == "t5" and not cross and not config.relative_shared
+        self.sinks = nn.Parameter(torch.zeros(heads)) if config.attention_sinks and not cross else None
         self.embed_relative = nn.Embedding(2 * config.relative_positions + 1, size) if shaw else None
         self.relative_bias = build_relative_bias(config) if own_bias else None
         self.q_norm = build_head_norm(config, heads) if config.qk_norm else None
@@ -135,6 +137,8 @@ class Attention(nn.Module):
             assert relative_TS is not None
             relative = RelativeVectors(self.embed_relative.weight, relative_TS)
             out_BNTH = attend_relative(q_BNTH, k_BKSH, v_BKSH, mask, relative, self.scale, dropout)
+        elif self.sinks is not None:
+            out_BNTH = attend_with_sinks(q_BNTH, k_BKSH, v_BKSH, mask, self.sinks, self.scale, dropout)
         else:
             out_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, mask, self.scale, dropout, self.softcap)
         if align is not None:
@@ -198,6 +202,17 @@ def attend(
         return attend_plain(q, k, v, mask, factor, dropout).to(dtype)
     out = attend_on_cpu(q, k, v, mask, factor, dropout)
     return (_attend_by_torch(q, k, v, mask, scale, dropout) if out is None else out).to(dtype)
+
+
+def attend_with_sinks(
+    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, sinks_N: Tensor, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """`attend` with one more score for each head in the softmax, its sink, whose value is zero."""
+    length, size = q_BNTH.shape[2:]
+    if length == 1 and dropout == 0.0:
+        return attend_one_with_sinks(q_BNTH, k_BKSH, v_BKSH, mask, sinks_N, scale)
+    q, k, v, mask = with_sink_key(q_BNTH, k_BKSH, v_BKSH, mask, sinks_N, scale)
+    return attend(q, k, v, mask, scale, dropout)[:, :, -length:, :size]
 
 
 def attend_plain(

@@ -25,7 +25,7 @@ class Router(nn.Linear):
     def forward(self, x_MD: Tensor) -> Tensor:
         """(M, D) -> (M, E), float32."""
         with torch.autocast(x_MD.device.type, enabled=False):
-            return F.linear(x_MD.float(), self.weight.float())
+            return F.linear(x_MD.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
 
 class Experts(nn.Module):
@@ -47,7 +47,7 @@ class Experts(nn.Module):
         super().__init__()
         moe, size = config.moe, config.hidden_size
         self.per_token, self.normalize = moe.experts_per_token, moe.normalize_weights
-        self.router = Router(size, moe.experts, bias=False)
+        self.router = Router(size, moe.experts, bias=moe.router_bias)
         self.experts = nn.ModuleList(
             FeedForward(config, size=config.expert_size, dropout=dropout) for _ in range(moe.experts)
         )

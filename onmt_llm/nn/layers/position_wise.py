@@ -19,13 +19,21 @@ def _squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+def clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gpt-oss' gated activation: neither gate nor up grows beyond 7, and up has an offset."""
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "relu2": _squared_relu,
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
+    "clamped_swiglu": clamped_swiglu,
 }
+"""Of the inner values; `clamped_swiglu` of gate and up together."""
 
 
 def capped(x: Tensor, softcap: float | None) -> Tensor:
@@ -117,10 +125,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gate_proj is not None:
-            gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-            inner = self.silu_mul(gate, up) if self.activation is F.silu else self.activation(gate) * up
+            inner = self._gated(self.gate_proj(x_BTD), self.up_proj(x_BTD))
         elif self.activation is F.relu:
             return self.down_proj(relu_dropout(self.up_proj(x_BTD), self.dropout, self.training))
         else:
             inner = self.activation(self.up_proj(x_BTD))
         return self.down_proj(dropout(inner, self.dropout, self.training))
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.activation is F.silu:
+            return self.silu_mul(gate, up)
+        return clamped_swiglu(gate, up) if self.activation is clamped_swiglu else self.activation(gate) * up

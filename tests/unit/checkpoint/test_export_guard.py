@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from onmt_llm.checkpoint.formats.peft import export_peft
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens, TokenizerSpec
-from onmt_llm.config.model import FeatureConfig, ModelConfig
+from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig
 from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.nn.device import DTYPES
@@ -80,10 +80,11 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "moe.experts_per_token": [{"moe": {"experts": 3, "experts_per_token": 1}}],
     "moe.expert_size": [{"moe": {"experts": 3, "expert_size": 16}}],
     "moe.normalize_weights": [{"moe": {"experts": 3, "normalize_weights": False}}],
+    "moe.router_bias": [{"moe": {"experts": 3, "router_bias": True}}],
     "moe.shared_size": [{"moe": {"experts": 3, "shared_size": 16}}],
     "moe.dense_layers": [{"moe": {"experts": 3, "dense_layers": [1]}}],
     "moe.balance_loss": [{"moe": {"experts": 3, "balance_loss": 0.5}}],
-    "activation": [{"activation": name} for name in ("relu", "relu2", "gelu", "gelu_tanh", "silu")],
+    "activation": [{"activation": name} for name in get_args(Activation)],
     "norm": [{"norm": "layernorm"}, {"norm": "rmsnorm"}],
     "norm_position": [{"norm_position": name} for name in ("post", "both", "output")],
     "norm_eps": [{"norm_eps": 0.3}],
@@ -142,6 +143,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "residual_scale": [{"residual_scale": 0.5}],
     "logit_scale": [{"logit_scale": 0.5}],
     "attention_softcap": [{"attention_softcap": 0.5}],
+    "attention_sinks": [{"attention_sinks": True}],
     "attn_bias": [{"attn_bias": True}, {"attn_bias": True, "attn_out_bias": True, "ffn_bias": True}],
     "attn_out_bias": [{"attn_out_bias": True}, {"attn_out_bias": False}],
     "ffn_bias": [{"ffn_bias": True}],

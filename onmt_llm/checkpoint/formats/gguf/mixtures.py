@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from onmt_llm.checkpoint.export_guard import anything, only, where
 from onmt_llm.checkpoint.formats.huggingface.families.base import HfConfig, Row, Values, block, required
-from onmt_llm.checkpoint.formats.huggingface.families.mixtures.mixtral import EXPERT, matrices
-from onmt_llm.checkpoint.formats.ops import Reshape
+from onmt_llm.checkpoint.formats.huggingface.families.mixtures.experts import of_all
+from onmt_llm.checkpoint.formats.ops import Reshape, Stacked
 from onmt_llm.checkpoint.formats.rules import Rule, rule
 from onmt_llm.config.model import ModelConfig
 
@@ -78,16 +78,14 @@ _NAMES = {
 
 def expert_rules(config: ModelConfig) -> list[Rule]:
     """Rules of the experts of each layer, with `{i}` for its number."""
-    count, inner, width = config.moe.experts, config.expert_size, config.hidden_size
+    count = config.moe.experts
     gate = rule(
-        "decoder.layers.{i}.mlp.shared_gate.weight", "blk.{i}.ffn_gate_inp_shexp.weight", Reshape((width,), (1, width))
+        "decoder.layers.{i}.mlp.shared_gate.weight",
+        "blk.{i}.ffn_gate_inp_shexp.weight",
+        Reshape((config.hidden_size,), (1, config.hidden_size)),
     )
     stacked = [
-        rule(
-            [f"{EXPERT}.{name}_proj.weight".replace("{e}", str(number)) for number in range(count)],
-            f"blk.{{i}}.ffn_{name}_exps.weight",
-            matrices(count, (rows,), columns),
-        )
-        for name, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner))
+        rule(of_all("weight", name, experts=count), f"blk.{{i}}.ffn_{name}_exps.weight", Stacked(count))
+        for name in ("gate", "up", "down")
     ]
     return [*block("blk", _NAMES), gate, *stacked]

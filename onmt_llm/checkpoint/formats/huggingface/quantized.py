@@ -1,7 +1,7 @@
 """Quantised weights of Hugging Face models: the method that stored them, by `config.json` and by the tensors.
 
-Scaled fp8 and int8, bitsandbytes' 8 and 4 bits, GPTQ, AWQ and compressed-tensors (`packed`) are turned back into
-numbers by their formulas; others are refused.
+Scaled fp8 and int8, bitsandbytes' 8 and 4 bits, GPTQ, AWQ and compressed-tensors (`packed`), and MXFP4 (`mxfp4`) are
+turned back into numbers by their formulas; others are refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from onmt_llm.checkpoint.formats.huggingface.families.base import HfConfig
+from onmt_llm.checkpoint.formats.huggingface.mxfp4 import find_mxfp4
 from onmt_llm.checkpoint.formats.huggingface.packed import find_packed
 from onmt_llm.checkpoint.formats.imported import NUMBERS, TypedSource
 from onmt_llm.checkpoint.formats.tokenizer_files import read_json
@@ -44,7 +45,7 @@ class Coding(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def decode(self, source: TypedSource, name: str) -> Tensor:
-        """The weight in float32."""
+        """The weight in float32, or in a smaller type that holds it exactly."""
         ...
 
 
@@ -160,7 +161,7 @@ def find_codings(source: TypedSource, settings: Mapping[str, Any]) -> dict[str, 
     """
     here = set(source.names())
     block = settings.get("weight_block_size")
-    found: dict[str, Coding] = {**find_packed(source, settings)}
+    found: dict[str, Coding] = {**find_packed(source, settings), **find_mxfp4(source)}
     for name in here:
         if name.endswith(".weight"):
             coding = (
@@ -236,6 +237,7 @@ _METHODS = {
     "awq": "AWQ",
     "bitsandbytes": "bitsandbytes",
     "fbgemm_fp8": "FBGEMM fp8",
+    "mxfp4": "MXFP4",
     "hqq": "HQQ",
     "exl2": "EXL2",
 }
@@ -248,6 +250,7 @@ _MARKS = {
     ".SCB": "bitsandbytes (8 bits)",
     ".absmax": "bitsandbytes (4 bits)",
     ".weight_packed": "compressed-tensors",
+    "_blocks": "MXFP4",
     ".weight_scale_inv": "fp8 (scales per block)",
     ".weight_scale": "compressed-tensors or fp8",
 }

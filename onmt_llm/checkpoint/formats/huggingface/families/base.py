@@ -152,7 +152,7 @@ def activation(key: str, default: str) -> Row:
         names = [name for name, ours in ACTIVATIONS.items() if ours == config.activation]
         return {key: default if default in names else names[0]}
 
-    return Row((key,), read, write, anything("activation"))
+    return Row((key,), read, write, {"activation": only(*ACTIVATIONS.values())})
 
 
 def always(**ours: Any) -> Row:

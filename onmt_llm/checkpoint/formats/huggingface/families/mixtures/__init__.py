@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
-from onmt_llm.checkpoint.formats.huggingface.families.mixtures import mixtral
+from onmt_llm.checkpoint.formats.huggingface.families.mixtures import gpt_oss, mixtral
 
 FAMILIES: tuple[Family, ...] = (
     mixtral.MIXTRAL,
     mixtral.QWEN3_MOE,
     mixtral.OLMOE,
     mixtral.QWEN2_MOE,
+    gpt_oss.GPT_OSS,
 )

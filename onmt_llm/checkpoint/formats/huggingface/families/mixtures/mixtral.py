@@ -20,11 +20,11 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     setting,
 )
 from onmt_llm.checkpoint.formats.huggingface.families.layers import window
-from onmt_llm.checkpoint.formats.ops import Chain, Reshape, SplitRows
+from onmt_llm.checkpoint.formats.huggingface.families.mixtures.experts import HARMLESS, experts, of_all
+from onmt_llm.checkpoint.formats.ops import SplitRows, Stacked
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer, repeated, rule
 from onmt_llm.config.model import ModelConfig
 
-EXPERT = "decoder.layers.{i}.mlp.experts.{e}"
 MLP = "model.layers.{i}.mlp"
 OF_MIXTRAL = block(
     "model.layers",
@@ -61,21 +61,17 @@ def rules_with(experts: list[Rule]) -> Callable[[ModelConfig], list[Rule]]:
 
 def stacked(config: ModelConfig) -> list[Rule]:
     """Rules for the experts of a layer in one tensor (E, O, D), in which gate and up of each expert are neighbours."""
-    count, inner, width = config.moe.experts, config.expert_size, config.hidden_size
-    inputs = [f"{EXPERT}.{name}_proj.weight".replace("{e}", str(e)) for e in range(count) for name in ("gate", "up")]
-    outputs = [f"{EXPERT}.down_proj.weight".replace("{e}", str(e)) for e in range(count)]
+    count, inner = config.moe.experts, config.expert_size
     fused = [
         rule("decoder.layers.{i}.mlp.router.weight", f"{MLP}.gate.weight"),
-        rule(inputs, f"{MLP}.experts.gate_up_proj", matrices(count, (inner, inner), width)),
-        rule(outputs, f"{MLP}.experts.down_proj", matrices(count, (width,), inner)),
+        rule(
+            of_all("weight", "gate", "up", experts=count),
+            f"{MLP}.experts.gate_up_proj",
+            Stacked(count, SplitRows((inner, inner))),
+        ),
+        rule(of_all("weight", "down", experts=count), f"{MLP}.experts.down_proj", Stacked(count)),
     ]
     return per_layer(fused, config.decoder_layers)
-
-
-def matrices(experts: int, rows: tuple[int, ...], columns: int) -> Chain:
-    """Matrices of `rows` for each expert, from one tensor."""
-    flat = experts * sum(rows), columns
-    return Chain((Reshape((experts, sum(rows), columns), flat), SplitRows(rows * experts)))
 
 
 def _sparse_layers() -> Row:
@@ -106,24 +102,6 @@ def _shared_expert() -> Row:
     return Row(size.keys, size.read, size.write, {"moe.shared_size": some})
 
 
-def experts(*keys: str, defaults: tuple[int, int], balance: float = 0.001) -> tuple[Row, ...]:
-    """The rows of all these families.
-
-    Args:
-        keys: Key of the number of experts, and other names of it.
-        defaults: Number of experts, and of those that compute a token.
-        balance: Default weight of the load-balancing loss.
-    """
-    count = setting("moe.experts", *keys, default=defaults[0])
-    some = where(lambda config: config.moe.experts > 0, ", but the family has experts")
-    return (
-        Row(count.keys, count.read, count.write, {"moe.experts": some}),
-        setting("moe.experts_per_token", "num_experts_per_tok", default=defaults[1]),
-        setting("moe.balance_loss", "router_aux_loss_coef", default=balance),
-    )
-
-
-HARMLESS = ("output_router_logits",)
 QWEN_ROWS = (
     *llama.LLAMA_ROWS,
     setting("moe.normalize_weights", "norm_topk_prob", default=False),
