@@ -25,6 +25,7 @@ from onmt_llm.checkpoint.formats.rules import Rule, per_layer, rule
 from onmt_llm.config.model import ModelConfig
 
 _LAYER = "model.layers.{i}"
+_LONGEST = 131072
 _YARN = {
     "rope_type": "yarn",
     "factor": 32.0,
@@ -63,8 +64,9 @@ def _rotary() -> Row:
     row = rotary(default_theta=150000.0)
 
     def read(hf: HfConfig) -> Values:
-        stated = hf.get("rope_parameters") or hf.get("rope_scaling")
-        return row.read(hf if stated else {**hf, "rope_parameters": _YARN})
+        if not hf.get("rope_parameters") and not hf.get("rope_scaling"):
+            hf = {**hf, "rope_parameters": _YARN}
+        return row.read({**hf, "max_position_embeddings": hf.get("max_position_embeddings") or _LONGEST})
 
     return Row(row.keys, read, row.write, row.checks)
 
@@ -77,7 +79,7 @@ GPT_OSS = Family(
         *experts("num_local_experts", "num_experts", defaults=(128, 4)),
         heads(kv="num_key_value_heads", head_dim="head_dim", default=64),
         setting("norm_eps", "rms_norm_eps", default=1e-5),
-        setting("max_position", "max_position_embeddings", default=131072),
+        setting("max_position", "max_position_embeddings", default=_LONGEST),
         setting("attn_bias attn_out_bias", "attention_bias", default=True),
         windows(every=2, default=128),
         _rotary(),
