@@ -1,4 +1,4 @@
-"""`onmt_llm_convert`: convert other toolkits' models to checkpoints, and back to Hugging Face and OpenNMT-py."""
+"""`onmt_llm_convert`: convert other toolkits' models to checkpoints, and back to Hugging Face, GGUF and OpenNMT-py."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, Problem
 from onmt_llm.log import logger
 
+FILE_ENDS = {"gguf": ".gguf", "opennmt": ".pt"}
+"""Ends of the names of formats that are written as a file."""
 USAGE = "onmt_llm_convert -model_dir MODEL -output CHECKPOINT"
 
 
@@ -23,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     options: ConversionOptions = loaded.job.conversion
-    writes = output_option(loaded, "conversion", "output", is_folder=options.to != "opennmt")
-    if writes and options.to == "opennmt" and not str(options.output).endswith(".pt"):
-        writes = [Output("output", f"{options.output}.pt")]
+    end = FILE_ENDS.get(options.to or "")
+    writes = output_option(loaded, "conversion", "output", is_folder=end is None)
+    if writes and end and not str(options.output).endswith(end):
+        writes = [Output("output", f"{options.output}{end}")]
     models = list(model_files(loaded, "conversion", ("model_dir",)))
     if options.to is None and options.model_dir and Path(options.model_dir).is_file():
         # a file is read under this name only: MODEL.pt may become the checkpoint MODEL
@@ -42,6 +45,9 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     options: ConversionOptions = loaded.job.conversion
     yield from missing_options(loaded, "conversion", ("model_dir", "output"), USAGE)
     yield from missing_files(loaded, _text_files(loaded))
+    if options.to == "gguf" and options.dtype is not None:
+        sentence = f"'dtype' must be left out with 'to: gguf', but is {options.dtype}."
+        yield Problem(sentence, loaded.where("dtype"), hint="use 'quantization'")
     if options.to is not None:
         yield from missing_models(loaded, "conversion", ("model_dir",))
     elif options.model_dir and not any(Path(options.model_dir + end).exists() for end in ("", ".pt")):
@@ -73,6 +79,10 @@ def convert_model(loaded: Loaded[Any]) -> Path:
             card=loaded.job.card,
             overwrite=options.force,
         )
+    if options.to == "gguf":
+        from onmt_llm.checkpoint.formats.gguf.write import export_gguf
+
+        return export_gguf(model, output, type=options.quantization or "f16", overwrite=options.force)
     if options.to == "opennmt":
         from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
 

@@ -14,20 +14,25 @@ Quantization = Literal[
 ]
 
 
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
+
+
 class ConversionOptions(Section):
     """Source, target and format of the conversion."""
 
     model_dir: str | None = None
     """Folder (or file) with the foreign weights; with `to`, one of our checkpoints."""
     output: str | None = None
-    """Checkpoint directory to write."""
+    """Checkpoint directory to write; with `to`, the folder or file of the other format."""
     source: Literal["auto", "hf", "llama_meta", "litgpt", "falcon", "gguf", "opennmt"] = "auto"
     """Format of the source (also `from`); `auto` detects it from the files."""
-    to: Literal["hf", "opennmt"] | None = None
-    """Convert in the other direction: write one of our checkpoints as a Hugging Face folder, or as a `.pt` file for
-    OpenNMT-py 3.5."""
+    to: Literal["hf", "gguf", "opennmt"] | None = None
+    """Convert in the other direction: write one of our checkpoints as a Hugging Face folder, as a GGUF file for
+    llama.cpp and Ollama, or as a `.pt` file for OpenNMT-py 3.5."""
     format: Literal["pytorch", "safetensors"] | None = None
     """`to: opennmt`: store the weights in the `.pt` file (default), or in safetensors files beside it."""
+    quantization: GgufType | None = None
+    """`to: gguf`: number type of the matrices; null = f16."""
     tokenizer_model: str | None = None
     """SentencePiece model or tokenizer.json, if not found beside the weights; `none` converts the weights alone, for a
     model that reads no text but can be exported and released."""
@@ -37,7 +42,7 @@ class ConversionOptions(Section):
     """Convert a model whose configuration has keys that are not known; they are logged and ignored. Without it they are
     refused, since they may change what the model computes."""
     dtype: Dtype | None = None
-    """Type of the written weights; null = as in the source."""
+    """Type of the written weights; null = as in the source. `to: gguf` has `quantization` instead."""
     shard_size: str = "5GB"
     """Maximum size of a weight file; larger models are written in several files."""
     force: bool = False
@@ -45,7 +50,7 @@ class ConversionOptions(Section):
 
 
 class ConvertConfig(Section):
-    """Convert LLaMA, Falcon, GGUF and OpenNMT-py weights to a checkpoint, and back to Hugging Face or OpenNMT-py."""
+    """Convert LLaMA, Falcon, GGUF and OpenNMT-py weights to checkpoints, and back to Hugging Face, GGUF, OpenNMT-py."""
 
     conversion: ConversionOptions = ConversionOptions()
     card: CardOptions = CardOptions()

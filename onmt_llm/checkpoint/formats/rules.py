@@ -97,11 +97,16 @@ def apply(
         CheckpointError: Tensors are missing, unused or misshaped; lists all, before reading any.
     """
     if expected is None:
-        here = set(source.names())
-        rules = [one for one in rules if here.issuperset(one.theirs)]
-        expected = {name: shape for one in rules for name, shape in _shapes(one, source).items()}
+        expected = shapes(rules, source)
     check(rules, source, expected, ignore=ignore, what=what)
     return _stream(rules, source, expected)
+
+
+def shapes(rules: Iterable[Rule], source: TensorSource) -> dict[str, tuple[int, ...]]:
+    """Shapes of all our tensors that the rules make of those that `source` holds."""
+    here = set(source.names())
+    applied = [one for one in rules if here.issuperset(one.theirs)]
+    return {name: shape for one in applied for name, shape in _shapes(one, source).items()}
 
 
 def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: bool = True) -> None:
@@ -117,14 +122,14 @@ def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: b
         CheckpointError: There are more layers or experts than tensors, or the vocabulary is larger than any tensor.
     """
     names = source.names()
-    shapes = [source.shape(name) for name in names]
-    matrices = sum(shape[0] if len(shape) == 3 else 1 for shape in shapes)
+    found = [source.shape(name) for name in names]
+    matrices = sum(shape[0] if len(shape) == 3 else 1 for shape in found)
     if model.encoder_layers + model.decoder_layers > len(names) or model.experts_in_all_layers > matrices:
         raise CheckpointError(
             f"The configuration of {path} must fit its weights, but has {model.counts}, while there are only "
             f"{len(names)} tensors."
         )
-    largest = max((max(shape, default=1) for shape in shapes), default=0)
+    largest = max((max(shape, default=1) for shape in found), default=0)
     if rows and model.vocab_size > largest:
         raise CheckpointError(
             f"The configuration of {path} must fit its weights, but has vocab_size {model.vocab_size}, while no "

@@ -177,6 +177,12 @@ _INTERLEAVED = (
 """Architectures in which the rotary pairs of q and k are interleaved; in the others they are in halves."""
 
 
+_ONE_QKV = ("phi3", "gptneox", "falcon", "starcoder", "gpt2", "mpt", "bloom")
+"""Architectures in whose files q, k and v are one matrix."""
+_ONE_GATE = ("phi3", "chatglm", "glm4")
+"""Architectures in whose files the two halves of a gated layer are one matrix."""
+
+
 def shown_by_tensors(names: Collection[str], values: Mapping[str, Any]) -> Values:
     """Settings that show in which tensors there are.
 
@@ -206,6 +212,18 @@ def _norm_position(here: Collection[str]) -> NormPosition:
     if "blk.0.post_attention_norm.weight" not in here:
         return "pre"
     return "both" if "blk.0.attn_norm.weight" in here else "output"
+
+
+def layout(architecture: str, config: ModelConfig) -> frozenset[str]:
+    """Names of tensors that decide how `rules` reads the others, of a model that is to be written."""
+    names = {"blk.0.ffn_up.weight"} if 0 not in config.moe_layers else set()
+    if architecture in _ONE_QKV:
+        names.add("blk.0.attn_qkv.weight")
+    if config.ffn_gated and architecture not in _ONE_GATE:
+        names.add("blk.0.ffn_gate.weight")
+    if architecture == "falcon" and not config.shared_norm:
+        names.add("blk.0.attn_norm_2.weight")
+    return frozenset(names)
 
 
 def rules(architecture: str, config: ModelConfig, names: Collection[str]) -> list[Rule]:

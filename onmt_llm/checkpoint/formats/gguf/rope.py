@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from onmt_llm.checkpoint.export_guard import anything, only
+from onmt_llm.checkpoint.export_guard import anything, only, where
 from onmt_llm.checkpoint.formats.huggingface.families.base import HfConfig, Row, Values, required
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.rope import RopeConfig
@@ -69,13 +69,18 @@ def _llama3(divisors: torch.Tensor, plain: RopeConfig, rotary_dim: int) -> RopeC
         UnsupportedError: The divisors do not follow LLaMA 3.1's formula.
     """
     rope = plain.model_copy(update={"scaling": "llama3", "factor": float(f"{divisors.max():.7g}")})
-    cpu = torch.device("cpu")
-    expected = rotary_frequencies(plain, rotary_dim, cpu) / rotary_frequencies(rope, rotary_dim, cpu)
+    expected = _divisors(plain, rope, rotary_dim)
     if divisors.shape != expected.shape or not torch.allclose(expected, divisors, rtol=1e-4):
         raise UnsupportedError(
             "The GGUF file scales rotary frequencies in another way than LLaMA 3.1 (rope_freqs.weight)."
         )
     return rope
+
+
+def _divisors(plain: RopeConfig, scaled: RopeConfig, rotary_dim: int) -> torch.Tensor:
+    """By what scaling divides each frequency: (rotary_dim / 2,)."""
+    cpu = torch.device("cpu")
+    return rotary_frequencies(plain, rotary_dim, cpu) / rotary_frequencies(scaled, rotary_dim, cpu)
 
 
 def _write(config: ModelConfig) -> Values:
@@ -89,15 +94,22 @@ def _write(config: ModelConfig) -> Values:
             "rope.scaling.yarn_beta_fast": rope.beta_fast,
             "rope.scaling.yarn_beta_slow": rope.beta_slow,
         }
+    if rope.scaling == "llama3":
+        values[ROPE_FREQS] = _divisors(RopeConfig(theta=rope.theta, rotary_dim=rope.rotary_dim), rope, config.rotary_size)
     if rope.scaling == "yarn" and rope.attention_factor is not None:
         values["rope.scaling.yarn_attn_factor"] = rope.attention_factor
     return values
 
 
-_EXPRESSED = ("theta", "rotary_dim", "factor", "original_max_position", "beta_fast", "beta_slow", "attention_factor")
+_EXPRESSED = ("theta", "rotary_dim", "factor", "beta_fast", "beta_slow", "attention_factor")
 _CHECKS = {
-    **anything("position", *(f"rope.{name}" for name in _EXPRESSED)),
-    "rope.scaling": only("none", "linear", "yarn"),
+    **anything(*(f"rope.{name}" for name in _EXPRESSED)),
+    "position": only("rotary"),
+    "rope.scaling": only("none", "linear", "yarn", "llama3"),
+    "rope.original_max_position": where(
+        lambda config: config.rope.scaling != "llama3" or config.rope.original_max_position == 8192,
+        ", but must be that of LLaMA 3.1, 8192",
+    ),
 }
 ROTARY = Row(KEYS, _read, _write, _CHECKS)
 """The rotary positions of all layers."""

@@ -1,0 +1,182 @@
+"""Write GGUF files, llama.cpp's format: the architectures of `architectures`, read backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from onmt_llm.atomic import atomic_file, check_output_file
+from onmt_llm.checkpoint.export_guard import Check, anything, obstacles, only, open_for_export, settings
+from onmt_llm.checkpoint.formats.gguf.architectures import (
+    ARCHITECTURES,
+    MODEL_TYPES,
+    layout,
+    rules,
+    shown_by_tensors,
+)
+from onmt_llm.checkpoint.formats.gguf.number_types import FILE_TYPES, QuantizedRows, size_in_bytes, tensor_type
+from onmt_llm.checkpoint.formats.gguf.tokenizer_keys import tokenizer_keys
+from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
+from onmt_llm.checkpoint.formats.huggingface.families.base import Values
+from onmt_llm.checkpoint.formats.rules import apply, shapes
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.log import logger
+from onmt_llm.nn.transformer import parameter_shapes
+from onmt_llm.optional import require
+from onmt_llm.version import __version__
+
+_BIASES = ("attn_bias", "attn_out_bias", "ffn_bias")
+LOADED: Mapping[str, Mapping[str, Check]] = {
+    "falcon": dict.fromkeys(_BIASES, only(False)),
+    "gptneox": {**dict.fromkeys(_BIASES, only(True)), "tie_embeddings": only(False)},
+    "phi2": {"tie_embeddings": only(False)},
+    "stablelm": {"tie_embeddings": only(False)},
+}
+"""What llama.cpp's loader of an architecture requires of the tensors, where models of transformers have others too."""
+
+
+def export_gguf(
+    checkpoint: Checkpoint | str | Path, output: str | Path, *, type: str = "f16", overwrite: bool = False
+) -> Path:
+    """Write a checkpoint as one GGUF file, one tensor in memory at a time.
+
+    Args:
+        checkpoint: A whole model; merge an adapter first.
+        output: The file to write; `.gguf` is appended if it is missing.
+        type: Number type of the matrices, a name in `FILE_TYPES`. Vectors, norms, learned positions and routers are
+            float32; see `tensor_type`.
+        overwrite: Replace a file at `output`.
+
+    Raises:
+        CheckpointError: The checkpoint holds an adapter, or the output exists.
+        ConfigError: Unknown type.
+        UnsupportedError: No architecture of llama.cpp computes this model, or none of its tokenisers splits its text.
+    """
+    if type not in FILE_TYPES:
+        raise ConfigError(f"The type of a GGUF file must be one of {', '.join(FILE_TYPES)}, but is '{type}'.")
+    gguf = require("gguf", "writing a GGUF file")
+    output = Path(output) if str(output).endswith(".gguf") else Path(f"{output}.gguf")
+    checkpoint = open_for_export(checkpoint)
+    check_output_file(output, overwrite=overwrite)
+    config = checkpoint.config.model
+    architecture = architecture_for_export(config, checkpoint.config.source)
+    if architecture == "phi3" and config.sliding_window is not None and config.sliding_window < config.max_position:
+        logger.warning(
+            "llama.cpp computes phi3 models without their sliding window: it attends to all of a text of more than %d "
+            "tokens.",
+            config.sliding_window,
+        )
+    checkpoint.check_fits(parameter_shapes(config))
+    codec = checkpoint.codec()
+    keys, tensors = _model_keys(architecture, config)
+    backwards = [one.reversed for one in rules(architecture, config, layout(architecture, config))]
+    sizes = {**shapes(backwards, checkpoint), **{name: tuple(tensor.shape) for name, tensor in tensors.items()}}
+    kinds = _types(sizes, type)
+    general = {**_general(checkpoint, output.stem), "file_type": int(gguf.LlamaFileType[FILE_TYPES[type]])}
+    metadata = {
+        **{f"general.{key}": value for key, value in general.items()},
+        **{f"{architecture}.{key}": value for key, value in keys.items()},
+        **{f"tokenizer.{key}": value for key, value in tokenizer_keys(codec, checkpoint.path).items()},
+    }
+    with atomic_file(output) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        _add_keys(writer, metadata)
+        for name, shape in sizes.items():
+            kind = gguf.GGMLQuantizationType[kinds[name].upper()]
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size_in_bytes(shape, kinds[name]), kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        stream = apply(backwards, checkpoint, shapes(backwards, checkpoint), what=str(checkpoint.path))
+        for name, tensor in chain(stream, tensors.items()):
+            writer.write_tensor_data(QuantizedRows(name, tensor, kinds[name]))
+            del tensor  # before the next one is read
+        writer.close()
+    logger.info("%s -> %s (GGUF %s, %s)", checkpoint.path, output, architecture, type)
+    return output
+
+
+def architecture_for_export(config: ModelConfig, source: str = "") -> str:
+    """The architecture that the model came from, if it expresses `config`; otherwise the first that does.
+
+    A model that was not read from a file of the architecture must be one that a family of transformers with this
+    architecture expresses too: in its models, llama.cpp computes the settings that only tensors show.
+
+    Args:
+        config: The architecture of the model.
+        source: What the checkpoint was converted from.
+
+    Raises:
+        UnsupportedError: None expresses it; the message lists the obstacles of each.
+    """
+    reasons = []
+    for architecture in sorted(ARCHITECTURES, key=lambda name: not _came_from(source, name)):
+        found = obstacles(config, expressible(architecture))
+        if not found and not source.startswith(f"GGUF {architecture},"):
+            families = (family for family in FAMILIES if family.model_type in MODEL_TYPES[architecture])
+            by_family = (obstacles(config, family.expressible) for family in families)
+            found = min(by_family, key=len, default=["it is only read"])
+        if not found:
+            return architecture
+        reasons.append(f"{architecture}: {', '.join(found)}")
+    raise UnsupportedError("No GGUF architecture expresses this model (" + "; ".join(reasons) + ").")
+
+
+def _came_from(source: str, architecture: str) -> bool:
+    origins = [f"GGUF {architecture},", *(f"Hugging Face {name}," for name in MODEL_TYPES[architecture])]
+    return source.startswith(tuple(origins))
+
+
+def expressible(architecture: str) -> Mapping[str, Check]:
+    """The settings of `ModelConfig` that files of an architecture can express (see `export_guard`)."""
+    shown = shown_by_tensors((), settings(ModelConfig()))
+    found = anything("dtype", "vocab_size", *shown)
+    for row in ARCHITECTURES[architecture]:
+        found |= row.checks
+    return {**found, **LOADED.get(architecture, {})}
+
+
+def _model_keys(architecture: str, config: ModelConfig) -> tuple[Values, dict[str, torch.Tensor]]:
+    """Metadata of the architecture without its prefix, and tensors that hold settings (`rope_freqs.weight`).
+
+    Numbers that are 0 are left out: they are what llama.cpp takes where there is no key.
+    """
+    written = {key: value for row in ARCHITECTURES[architecture] for key, value in row.write(config).items()}
+    tensors = {key: value for key, value in written.items() if isinstance(value, torch.Tensor)}
+    keys = {key: value for key, value in written.items() if key not in tensors and value is not None}
+    keys = {key: value for key, value in keys.items() if isinstance(value, bool) or value != 0}
+    return {**keys, "attention.value_length": config.size_per_head, "vocab_size": config.vocab_size}, tensors
+
+
+def _types(sizes: Mapping[str, tuple[int, ...]], file_type: str) -> dict[str, str]:
+    """The number type of each tensor."""
+    output = "output.weight" if "output.weight" in sizes else "token_embd.weight"
+    return {name: tensor_type(name, shape, file_type, is_output=name == output) for name, shape in sizes.items()}
+
+
+def _general(checkpoint: Checkpoint, name: str) -> Values:
+    source = checkpoint.config.source
+    gguf = require("gguf", "writing a GGUF file")
+    return {
+        "type": "model",
+        "name": name,
+        "description": f"Written by onmt_llm {__version__}{f' from {source}' if source else ''}",
+        "quantization_version": gguf.GGML_QUANT_VERSION,
+    }
+
+
+def _add_keys(writer: Any, metadata: Mapping[str, Any]) -> None:
+    """Add metadata; the type of a value decides the type in the file: numbers are uint32 or float32."""
+    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in metadata.items():
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            writer.add_array(key, list(value))
+        else:
+            adders[type(value)](key, value)
