@@ -77,8 +77,10 @@ _NAMES = {
 
 
 def expert_rules(config: ModelConfig) -> list[Rule]:
-    """Rules of the experts of each layer, with `{i}` for its number."""
+    """Rules of the experts of each layer, with `{i}` for its number; none without experts."""
     count = config.moe.experts
+    if not count:
+        return []
     gate = rule(
         "decoder.layers.{i}.mlp.shared_gate.weight",
         "blk.{i}.ffn_gate_inp_shexp.weight",

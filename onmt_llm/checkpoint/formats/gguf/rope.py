@@ -95,7 +95,9 @@ def _write(config: ModelConfig) -> Values:
             "rope.scaling.yarn_beta_slow": rope.beta_slow,
         }
     if rope.scaling == "llama3":
-        values[ROPE_FREQS] = _divisors(RopeConfig(theta=rope.theta, rotary_dim=rope.rotary_dim), rope, config.rotary_size)
+        values[ROPE_FREQS] = _divisors(
+            RopeConfig(theta=rope.theta, rotary_dim=rope.rotary_dim), rope, config.rotary_size
+        )
     if rope.scaling == "yarn" and rope.attention_factor is not None:
         values["rope.scaling.yarn_attn_factor"] = rope.attention_factor
     return values
