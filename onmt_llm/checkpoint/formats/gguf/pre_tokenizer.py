@@ -16,7 +16,7 @@ from onmt_llm.checkpoint.formats.byte_level_bpe import Splitting, byte_level_bpe
 from onmt_llm.checkpoint.formats.gguf.splitting import SPLITTINGS
 from onmt_llm.errors import UnsupportedError
 
-Json = Mapping[str, Any]
+_Json = Mapping[str, Any]
 
 PROBE = (
     " one  two   three\n\n\nfour \n \t five\r\n\r six\n  \n\xa0seven\u3000eight \t\n"
@@ -30,7 +30,7 @@ _OTHER_IN_LLAMA_CPP = ("default",)
 """Names for which llama.cpp has another splitting than models that are stored with them."""
 
 
-def pre_tokenizer_name(content: Json, file: Path) -> str:
+def pre_tokenizer_name(content: _Json, file: Path) -> str:
     """The name for `tokenizer.ggml.pre` of a byte-level BPE.
 
     Args:
@@ -58,7 +58,7 @@ def _words_of(splitting: Splitting) -> tuple[str, ...]:
     return _words(json.loads(byte_level_bpe([], [], splitting, {})))
 
 
-def _words(content: Json) -> tuple[str, ...]:
+def _words(content: _Json) -> tuple[str, ...]:
     """The words into which a tokenizer.json splits `PROBE`. Unicode normalisation, which llama.cpp leaves out for every
     model, is not applied."""
     import tokenizers
@@ -76,7 +76,7 @@ def _words(content: Json) -> tuple[str, ...]:
     return tuple(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
 
 
-def keeps_text(content: Json, file: Path, *, crosses_words: bool) -> bool:
+def keeps_text(content: _Json, file: Path, *, crosses_words: bool) -> bool:
     """Whether a SentencePiece-like tokenizer.json begins a text with a space.
 
     Args:

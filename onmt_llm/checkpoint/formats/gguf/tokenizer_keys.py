@@ -9,21 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from onmt_llm.checkpoint.formats.gguf.pre_tokenizer import keeps_text, pre_tokenizer_name
 from onmt_llm.checkpoint.formats.gguf.tokenizer import CONTROL, NORMAL, USER_DEFINED
+from onmt_llm.checkpoint.formats.huggingface.families.base import Values
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.tokenizers.sentencepiece_proto import BPE, BYTE, UNKNOWN, UNUSED, read_facts
 from onmt_llm.text.vocab import unused_token
 
-Keys = dict[str, Any]
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
-def tokenizer_keys(codec: Codec, directory: Path) -> Keys:
+def tokenizer_keys(codec: Codec, directory: Path) -> Values:
     """The metadata below `tokenizer.`.
 
     Args:
@@ -48,7 +47,7 @@ def tokenizer_keys(codec: Codec, directory: Path) -> Keys:
     return {**{f"ggml.{key}": value for key, value in {**keys, **_special_tokens(codec)}.items()}, **_template(codec)}
 
 
-def _special_tokens(codec: Codec) -> Keys:
+def _special_tokens(codec: Codec) -> Values:
     """Ids of the special tokens, and what is added to a text.
 
     A key that is missing has a default in llama.cpp (11 is the end token of a byte-level BPE), so there is always an
@@ -72,7 +71,7 @@ def _special_tokens(codec: Codec) -> Keys:
     return {**{key: number for key, number in ids.items() if number is not None}, **added}
 
 
-def _template(codec: Codec) -> Keys:
+def _template(codec: Codec) -> Values:
     text = codec.template.jinja if codec.template else None
     if codec.template and text is None:
         logger.warning("The chat template '%s' has no Jinja text and is not exported.", codec.config.template)
@@ -102,7 +101,7 @@ def _kinds(codec: Codec, tokens: Sequence[str], known: Mapping[str, int]) -> lis
     return [CONTROL if token in control else known.get(token, UNUSED) for token in tokens]
 
 
-def _from_json(codec: Codec, file: Path) -> Keys:
+def _from_json(codec: Codec, file: Path) -> Values:
     """Keys of a tokenizer.json."""
     content = json.loads(file.read_text(encoding="utf-8"))
     model = content["model"]
@@ -161,7 +160,7 @@ def _scores_of_merges(pairs: Sequence[Sequence[str]], vocab: Collection[str], fi
     return {piece: -float(min(here)) for piece, here in ranks.items()}
 
 
-def _from_sentencepiece(codec: Codec, file: Path) -> Keys:
+def _from_sentencepiece(codec: Codec, file: Path) -> Values:
     """Keys of a tokenizer.model."""
     import sentencepiece
 
@@ -177,7 +176,7 @@ def _from_sentencepiece(codec: Codec, file: Path) -> Keys:
     return _spm_keys(codec, dict(facts.pieces), scores, add_space_prefix=facts.add_dummy_prefix)
 
 
-def _spm_keys(codec: Codec, kinds: Mapping[str, int], scores: Mapping[str, float], *, add_space_prefix: bool) -> Keys:
+def _spm_keys(codec: Codec, kinds: Mapping[str, int], scores: Mapping[str, float], *, add_space_prefix: bool) -> Values:
     """Keys of a tokeniser with SentencePiece's algorithm.
 
     Raises:
