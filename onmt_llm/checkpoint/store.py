@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -53,6 +53,22 @@ if TYPE_CHECKING:
 ADAPTER_FILE = "adapter.safetensors"
 
 
+class TensorReader(Protocol):
+    """Reads tensors by name: a `SafetensorsSet`, or something that computes them from one."""
+
+    def names(self) -> list[str]: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]: ...
+
+
 class Checkpoint:
     """A checkpoint directory, opened for reading. Tensors are read one at a time, on request.
 
@@ -74,7 +90,7 @@ class Checkpoint:
         self,
         path: Path,
         config: CheckpointConfig,
-        weights: SafetensorsSet | None,
+        weights: TensorReader | None,
         adapter: SafetensorsSet | None,
         manifest: Manifest | None = None,
     ):
@@ -121,6 +137,12 @@ class Checkpoint:
         """The same checkpoint with another architecture of the same tensor shapes."""
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"model": model})
+        return other
+
+    def with_weights(self, model: ModelConfig, weights: TensorReader) -> Checkpoint:
+        """The same checkpoint with the tensors, and the architecture, of another model that computes the same."""
+        other = self.with_model(model)
+        other._weights = weights
         return other
 
     def names(self) -> list[str]:
@@ -209,10 +231,10 @@ class Checkpoint:
             self._fingerprint = _identity({name: tensor_digest(name, self.tensor(name)) for name in names}, names)
         return self._fingerprint
 
-    def _parts(self) -> list[SafetensorsSet]:
+    def _parts(self) -> list[TensorReader]:
         return [part for part in (self._weights, self._adapter) if part is not None]
 
-    def _part_of(self, name: str) -> SafetensorsSet:
+    def _part_of(self, name: str) -> TensorReader:
         part = self._adapter if self._adapter and name in self._adapter else self._weights or self._adapter
         assert part is not None
         return part

@@ -48,13 +48,13 @@ def release_model(loaded: Loaded[Any]) -> ReleaseReport:
     options: ReleaseOptions = loaded.job.release
     model, output = (required(loaded, "release", name, USAGE) for name in ("model", "output"))
     text = None if options.verify_text is None else _read(Path(options.verify_text))
-    from onmt_llm.releasing import release  # torch and ctranslate2 are imported here
+    from onmt_llm.releasing import NumberFormat, release  # torch and ctranslate2 are imported here
 
     report = release(
         model,
         output,
         format=options.format,
-        quantization=options.quantization,
+        quantization=NumberFormat(options.quantization, options.quality, options.keep_float),
         verify=options.verify,
         text=text,
         card=loaded.job.card,

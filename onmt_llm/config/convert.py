@@ -13,6 +13,8 @@ Quantization = Literal[
     "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32"
 ]
 
+Quality = Literal["plain", "rotated"]
+
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 
@@ -120,6 +122,13 @@ class ReleaseOptions(Section):
     """Format of the release."""
     quantization: Quantization | None = None
     """Quantisation by CTranslate2; null = float32."""
+    quality: Quality | None = None
+    """What is done to the weights before they are rounded to int8. `plain`: nothing; `rotated`: the channels of the
+    residual stream are mixed, so that none is much larger than the others: less is lost, at the same speed. null =
+    `rotated`, or `plain` for a model that cannot be rotated."""
+    keep_float: list[str] = []
+    """Layers that are not quantised, by name as in `lora_layers`: with `down_proj` int8 loses least, at a lower
+    speed."""
     verify: Literal["strict", "warn", "off"] = "strict"
     """Compare the release with the model on real text. `strict`: publish nothing if they differ by more than the bound;
     `warn`: only warn."""

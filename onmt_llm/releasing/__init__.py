@@ -5,10 +5,13 @@
 - `plain`: `safetensors` and `pytorch`, which keep the weights unchanged;
 - `ctranslate2`: the CTranslate2 format, written one variable at a time. `ct2_spec` says what it can express and
   maps every variable of its spec to our tensors;
+- `number_format`: the options of how numbers are stored;
+- `int8`: how an int8 release keeps its accuracy; `rotation` mixes the channels of the residual stream;
 - `verify`: runs release and model on the same text (`verification_text.txt`) and compares logits, KL and perplexity;
   `verify_translations` compares scores of translations for encoder-decoder models.
 """
 
 from onmt_llm.releasing.formats import FORMATS, release
+from onmt_llm.releasing.number_format import NumberFormat
 
-__all__ = ["FORMATS", "release"]
+__all__ = ["FORMATS", "NumberFormat", "release"]

@@ -22,10 +22,10 @@ from ctranslate2.specs import common_spec
 from onmt_llm.checkpoint.export_guard import anything, only, where, without_experts
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.positions import build_sinusoidal_table
+from onmt_llm.releasing.number_format import INT8
 
 StorageKind = Literal["matrix", "vector"]
 
-INT8 = ("int8", "int8_float32", "int8_float16", "int8_bfloat16")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1}
 
 _ACTIVATIONS = {

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,20 +38,23 @@ from onmt_llm.releasing.ct2_spec import (
     spec_variables,
     stored_type,
 )
+from onmt_llm.releasing.int8 import float_variables, int8_rows, prepared
+from onmt_llm.releasing.number_format import NumberFormat
 from onmt_llm.releasing.verify import ReleaseReport, Verify, verify_release
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.vocab import Vocab
 
-INT8_LIMIT = 63
+_FLOAT = "unquantized"
+"""Name in the file of a `weight` that stays in float."""
 INT16_LIMIT = 1 << 10
 """With 10 bits each, products have 20 bits, and 12 are left to add them up."""
 
 
 def release_ctranslate2(
-    checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
+    checkpoint: Checkpoint, output: Path, *, numbers: NumberFormat, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
     """Write a directory for `ctranslate2.Generator` or `Translator`, and for `open_engine`; see `release`."""
-    quantization = quantization or "float32"
+    quantization = numbers.quantization or "float32"
     if quantization not in model_spec.ACCEPTED_MODEL_TYPES:
         known = ", ".join(model_spec.ACCEPTED_MODEL_TYPES)
         raise ConfigError(f"quantization must be one of {known}, but is '{quantization}'.")
@@ -66,9 +70,11 @@ def release_ctranslate2(
             f"The format ctranslate2 cannot hold {checkpoint.path}: {'; '.join(problems)}.",
             hint="use --format safetensors",
         )
+    quality, source = prepared(checkpoint, numbers)
+    keep_float = float_variables(source.config.model, numbers.keep_float)
     with AtomicDirectory(output, overwrite=force) as release:
         with release.translated_errors():
-            write_model(checkpoint, codec, release.directory, quantization=quantization)
+            write_model(source, codec, release.directory, quantization=quantization, keep_float=keep_float)
             release.add_text(CONFIG_FILE, config_text(checkpoint.config))
             codec.copy_files(release.directory)
             copy_provenance(checkpoint.path, release.directory)
@@ -77,6 +83,7 @@ def release_ctranslate2(
             "format": "ctranslate2",
             "source": str(checkpoint.path),
             "quantization": quantization,
+            **({"quality": quality, "keep_float": list(numbers.keep_float)} if numbers.is_int8 else {}),
             "versions": {"python": platform.python_version(), **packages},
         }
         if verify == "off":
@@ -91,8 +98,17 @@ def release_ctranslate2(
         return report
 
 
-def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quantization: str) -> None:
+def write_model(
+    checkpoint: Checkpoint, codec: Codec, directory: Path, *, quantization: str, keep_float: Collection[str] = ()
+) -> None:
     """Write model.bin, config.json and the vocabularies.
+
+    Args:
+        checkpoint: The model.
+        codec: Its vocabularies.
+        directory: Where the files are written.
+        quantization: Number format.
+        keep_float: Targets of the matrices that are not quantised.
 
     Raises:
         CheckpointError: The checkpoint's tensors do not match its configuration.
@@ -103,7 +119,7 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
     tensors = QuantizedTensors(checkpoint, shapes, quantization)
     spec = build_spec(config)
     for variable in spec_variables(config):
-        fill(spec, variable, tensors)
+        fill(spec, replace(variable, kind="vector") if variable.target in keep_float else variable, tensors)
     _set_special_tokens(spec.config, codec)
     spec.config.layer_norm_epsilon = config.norm_eps
     if config.is_decoder_only:
@@ -120,7 +136,20 @@ def write_model(checkpoint: Checkpoint, codec: Codec, directory: Path, *, quanti
         spec.decoder.alignment_heads = np.int16(heads or config.heads)
     spec.validate()
     spec.optimize()  # without a quantisation, this only finds shared variables: tied embeddings
+    for target in keep_float:
+        _hide_from_quantization(spec, target)
     spec.save(str(directory))
+
+
+def _hide_from_quantization(spec: Any, target: str) -> None:
+    """Store a weight under another name, with an alias.
+
+    CTranslate2 quantises every variable called `weight` when it loads an int8 model, and resolves aliases afterwards.
+    """
+    scope, attribute = target.rsplit("/", 1)
+    layer = model_spec.index_spec(spec, scope)
+    object.__setattr__(layer, _FLOAT, getattr(layer, attribute))  # specs refuse undeclared names
+    setattr(layer, attribute, f"{scope}/{_FLOAT}")
 
 
 def _tokens(vocab: Vocab, size: int) -> list[str]:
@@ -169,9 +198,11 @@ class QuantizedTensors:
 
     def stored(self, variable: SpecVariable) -> Stored:
         """A variable in its final type."""
-        if self._last is None or self._last[0].sources != variable.sources or variable.make is not None:
+        last = None if self._last is None else self._last[0]
+        if last is None or (last.sources, last.kind) != (variable.sources, variable.kind) or variable.make is not None:
             self._last = None  # before the next one is made
             self._last = (variable, self._convert(variable))
+        assert self._last is not None
         return self._last[1]
 
     def _convert(self, variable: SpecVariable) -> Stored:
@@ -207,22 +238,6 @@ def _fill(values: torch.Tensor, blocks: Iterable[torch.Tensor]) -> None:
     for block in blocks:
         values[start : start + len(block)] = block
         start += len(block)
-
-
-def int8_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix in int8, with a scale per row, and the scales (values times scale = int8).
-
-    The largest value of a row becomes 63, not 127: without VNNI, the products of two inputs (0 to 255) and two weights
-    are added in 16 bits, which would overflow (decision 025).
-
-    Args:
-        matrix: float32, shape (rows, columns); overwritten.
-    """
-    largest = np.abs(matrix).max(axis=1)
-    tiny = INT8_LIMIT / np.finfo(np.float32).max  # of smaller rows the scale would be infinite
-    scales = (INT8_LIMIT / np.where(largest > 0, np.maximum(largest, tiny), INT8_LIMIT)).astype(np.float32)
-    matrix *= scales[:, None]
-    return np.rint(matrix, out=matrix).astype(np.int8), scales
 
 
 class StreamedVariable(model_spec.Variable):

@@ -12,6 +12,7 @@ from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.registry import nearest
 from onmt_llm.releasing.card import write_card
 from onmt_llm.releasing.ctranslate2 import release_ctranslate2
+from onmt_llm.releasing.number_format import NumberFormat
 from onmt_llm.releasing.plain import release_pytorch, release_safetensors
 from onmt_llm.releasing.verify import ReleaseReport, Verify
 from onmt_llm.text.codec import Codec
@@ -25,7 +26,7 @@ class Writer(Protocol):
         checkpoint: Checkpoint,
         output: Path,
         *,
-        quantization: str | None,
+        numbers: NumberFormat,
         verify: Verify,
         text: str | None,
         force: bool,
@@ -44,7 +45,7 @@ def release(
     output: str | Path,
     *,
     format: str = "ctranslate2",
-    quantization: str | None = None,
+    quantization: str | NumberFormat | None = None,
     verify: Verify = "strict",
     text: str | None = None,
     card: CardOptions = NOTHING_TO_ADD,
@@ -56,7 +57,8 @@ def release(
         model: Checkpoint with all of the model's weights.
         output: Directory to write (`pytorch`: a file). It gets its name only when it is complete.
         format: "ctranslate2", "safetensors" or "pytorch".
-        quantization: Number format of `ctranslate2`: "int8", "int8_float16", "float16" ...; None = float32.
+        quantization: Number format of `ctranslate2`: "int8", "int8_float16", "float16" ..., or with more settings a
+            `NumberFormat`; None = float32.
         verify: "strict" fails if a difference from the model exceeds its bound, "warn" only warns, "off" does not
             compare.
         text: Text to compare on; None = text that comes with the package.
@@ -83,7 +85,9 @@ def release(
     if checkpoint.has_adapter:
         raise _unmerged(checkpoint)
     path = Path(output)
-    report = FORMATS[format](checkpoint, path, quantization=quantization, verify=verify, text=text, force=force)
+    numbers = quantization if isinstance(quantization, NumberFormat) else NumberFormat(quantization)
+    numbers.check()
+    report = FORMATS[format](checkpoint, path, numbers=numbers, verify=verify, text=text, force=force)
     if path.is_dir():
         write_card(checkpoint, path, report, card)
     return report

@@ -16,14 +16,15 @@ from onmt_llm.checkpoint.files.torch_pickle import load_torch
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.checksums import fast_digest
 from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.releasing.number_format import NumberFormat
 from onmt_llm.releasing.verify import ReleaseReport, Verify
 
 
 def release_safetensors(
-    checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
+    checkpoint: Checkpoint, output: Path, *, numbers: NumberFormat, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
     """Write a checkpoint directory without training state; verified by the content of its tensors."""
-    _refuse_quantization("safetensors", quantization)
+    _refuse_quantization("safetensors", numbers.quantization)
     with CheckpointWriter(output, checkpoint.config, overwrite=force) as writer:
         for name, tensor in checkpoint.tensors():
             writer.add(name, tensor)
@@ -46,7 +47,7 @@ def release_safetensors(
 
 
 def release_pytorch(
-    checkpoint: Checkpoint, output: Path, *, quantization: str | None, verify: Verify, text: str | None, force: bool
+    checkpoint: Checkpoint, output: Path, *, numbers: NumberFormat, verify: Verify, text: str | None, force: bool
 ) -> ReleaseReport:
     """Write one file for `torch.load(..., weights_only=True)`: tensors, vocabulary, configuration, tokeniser files.
 
@@ -54,7 +55,7 @@ def release_pytorch(
     `files` (name -> the file's bytes as a uint8 tensor) and `xxh3`, a checksum of all (`find_pytorch_damage`). The
     whole model is in memory during writing.
     """
-    _refuse_quantization("pytorch", quantization)
+    _refuse_quantization("pytorch", numbers.quantization)
     check_output_file(output, overwrite=force)
     tensors = dict(checkpoint.tensors())
     content: dict[str, Any] = {

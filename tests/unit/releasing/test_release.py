@@ -30,17 +30,6 @@ def write_checkpoint(directory: Path, config: ModelConfig = LLAMA, *, scale: flo
     return tiny.write_checkpoint(directory, config, VOCAB, seed=1, scale=scale, **changes)
 
 
-def test_int8_rows_leave_room_for_sums_in_16_bits() -> None:
-    matrix = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
-    matrix[1], matrix[2] = 0, matrix[2] * 1e-38
-    values, scales = ctranslate2.int8_rows(matrix.copy())
-    assert values.dtype == np.int8 and np.abs(values).max(axis=1).tolist()[0] == ctranslate2.INT8_LIMIT
-    assert 2 * 255 * int(np.abs(values).max()) < 2**15
-    assert np.isfinite(scales).all() and not values[1].any()
-    step = np.abs(matrix).max(axis=1, keepdims=True) / ctranslate2.INT8_LIMIT
-    assert (np.abs(values / scales[:, None] - matrix) <= 0.51 * step + 1e-37).all()
-
-
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model")
