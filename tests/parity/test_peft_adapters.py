@@ -34,6 +34,10 @@ KINDS = {
     "falcon": FALCON,
     "phi3": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": None},
     "mixtral": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "num_local_experts": 4},
+    "gpt_oss": {
+        **{**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 8},
+        "sliding_window": 4,
+    },
     "gpt2": {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
 }
 LAYERS = ["q_proj", "k_proj", "o_proj", "down_proj"]
@@ -161,6 +165,7 @@ HERE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"layers": ["q_proj", "v_proj", "o_proj", "up_proj"]}),
     "experts": ("mixtral", {"layers": ["gate_proj", "up_proj", "down_proj"]}),
     "outputs of experts, router": ("mixtral", {"layers": ["down_proj", "router", "q_proj"], "rslora": True}),
+    "sinks": ("gpt_oss", {"layers": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
     "one of three": ("falcon", {"layers": ["v_proj", "up_proj"], "rslora": True}),
 }
 
@@ -196,5 +201,8 @@ def test_what_cannot_be_said_is_refused(tmp_path: Path) -> None:
         import_peft(tmp_path / "peft", base.path, tmp_path / "ours")
     adapter = train_here(save_base(tmp_path / "f", "falcon"), tmp_path / "half", layers=["q_proj"], dora=True)
     with pytest.raises(UnsupportedError, match=r"all of .*v_proj must have an adapter"):
+        export_peft(adapter, tmp_path / "never")
+    adapter = train_here(save_base(tmp_path / "g", "gpt_oss"), tmp_path / "experts", layers=["q_proj", "down_proj"])
+    with pytest.raises(UnsupportedError, match=r"none for .*experts\.0\.down_proj and 7 others"):
         export_peft(adapter, tmp_path / "never")
     assert not (tmp_path / "never").exists() and not (tmp_path / "ours").exists()

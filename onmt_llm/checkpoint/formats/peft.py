@@ -152,6 +152,7 @@ def export_peft(
     lora = Checkpoint.open(adapter)
     spec, layers = adapter_spec(lora), _layers(lora.config)
     shapes = parameter_shapes(lora.config.model)
+    _check_layers(lora, layers)
     found = [(layer, part) for layer in layers if (part := _their_adapter(layer, lora, spec, shapes)) is not None]
     config = _their_settings(lora, found, [layer.theirs for layer in layers], base_name)
     with AtomicDirectory(output, overwrite=overwrite) as directory:
@@ -169,14 +170,28 @@ def export_peft(
 
 
 def _layers(config: CheckpointConfig) -> list[PeftLayer]:
-    """The layers of the transformers model that can have an adapter, from the rules of its family."""
+    """The layers of the transformers model that can have an adapter, from the rules of its family.
+
+    A tensor without the ending of a layer's weight is not a layer there: gpt-oss' experts.
+    """
     here, table = parameter_shapes(config.model), []
     for one in family_for_export(config.model, config.source).rules(config.model):
         matrices = all(name in here and len(here[name]) == 2 for name in one.ours)
-        if matrices and len(one.theirs) == 1:
+        if matrices and len(one.theirs) == 1 and one.theirs[0].endswith(".weight"):
             ours = tuple(name.removesuffix(".weight") for name in one.ours)
             table.append(PeftLayer(one.theirs[0].removesuffix(".weight"), ours, _on_outputs(one.op)))
     return table
+
+
+def _check_layers(lora: Checkpoint, layers: Sequence[PeftLayer]) -> None:
+    known = {name for layer in layers for name in layer.ours}
+    others = sorted({name.rpartition(".")[0] for name in lora.adapter_names()} - known)
+    if others:
+        raise UnsupportedError(
+            f"peft must have a layer for each adapter of {lora.path}, but has none for {others[0]}"
+            f"{f' and {len(others) - 1} others' if len(others) > 1 else ''}.",
+            hint="-action merge makes a whole model",
+        )
 
 
 def _on_outputs(op: Op) -> Op:

@@ -18,7 +18,12 @@ from tiny import GATED_LM
 
 IDS = torch.tensor([[2, 5, 7, 9, 6, 4]])
 MOE = {"experts": 4, "experts_per_token": 2, "expert_size": 12, "shared_size": 8, "dense_layers": [0]}
-SHAPE = {**GATED_LM, "decoder_layers": 3, "moe": {**MOE, "balance_loss": 0.5}}
+SHAPE = {
+    **{**GATED_LM, "decoder_layers": 3, "moe": {**MOE, "balance_loss": 0.5, "router_bias": True}},
+    **{"attention_sinks": True, "activation": "clamped_swiglu", "sliding_window": 4, "ffn_bias": True},
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+"""With all that mixtures have: a shared expert as Qwen2-MoE, sinks and biases as gpt-oss."""
 LORA = {"lora_layers": ["up_proj", "experts.3.down_proj", "router"], "lora_rank": 2, "lora_alpha": 4.0}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora": LORA, "quantization": {"quant_layers": ["gate_proj", "experts.0.up_proj"], "quant_type": "int8"}},
