@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -62,13 +63,19 @@ def go(task: Any, tokeniser: Path, name: str, steps: int, *, save_async: bool, *
     assert train(config.model_copy(update={"corpora": data})).step == steps
 
 
-@pytest.mark.parametrize("save_async", [True, False], ids=["background", "waiting"])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("keep", [1, 2, 3])
+EVERY_CASE = list(itertools.product([1, 2, 3], ["full", "lora"], ["background", "waiting"]))
+QUICK = {(1, "full", "background"), (2, "lora", "background"), (3, "full", "waiting")}
+
+
+@pytest.mark.parametrize(
+    ("keep", "kind", "saving"),
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in EVERY_CASE],
+)
 def test_a_run_that_is_resumed_three_times_ends_as_if_it_had_never_stopped(
-    copy_task: Any, tokeniser: Path, keep: int, lora: bool, save_async: bool
+    copy_task: Any, tokeniser: Path, keep: int, kind: str, saving: str
 ) -> None:
     base = {}
+    lora, save_async = kind == "lora", saving == "background"
     if lora:
         go(copy_task, tokeniser, "base", 1, save_async=False)
         base = {"init_from": str(copy_task.folder / "base/m_step_1")}

@@ -56,7 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", list(CASES))
 def test_runs_resume_to_the_bit_and_leave_the_base_as_it_is(copy_task: Any, case: str, dtype: str) -> None:
     shape, kind = (SEQ2SEQ if "stacks" in case else GATED_LM), CASES[case]["expansion"].get("expand_type", "concat")
