@@ -232,8 +232,8 @@ def _kv_heads(config: Any) -> int:
 def test_every_architecture_is_here() -> None:
     assert set(MODEL_TYPES) == set(ARCHITECTURES)
     found = {(architecture, kind) for architecture, kind, *_ in CASES.values() if kind in FAMILY_NAMES}
-    assert found == {(architecture, kind) for architecture, kinds in MODEL_TYPES.items() for kind in kinds}
-    assert {architecture for architecture, *_ in CASES.values()} == set(ARCHITECTURES)
+    assert found == {(name, kind) for name, kinds in MODEL_TYPES.items() for kind in kinds if name != "t5"}
+    assert {architecture for architecture, *_ in CASES.values()} == set(ARCHITECTURES) - {"t5"}  # test_gguf_t5.py
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,7 +14,7 @@ from onmt_llm.text.tokenizers.sentencepiece import SentencePieceTokenizer
 T5_FILE = "spiece.model"
 T5_CLASSES = ("T5Tokenizer", "MT5Tokenizer")
 _T5_MODELS = ("t5", "mt5", "umt5")
-_EXTRA_IDS = 100
+EXTRA_IDS = 100
 """Number of sentinels where tokenizer_config.json does not say it; none, if the embedding has no rows for them."""
 _EOS = "</s>"
 
@@ -46,7 +46,7 @@ def from_t5(file: Path, stated: Mapping[str, Any], rows: int) -> ImportedTokeniz
     if _EOS not in pieces:
         raise CheckpointError(f"The pieces of a T5 must hold {_EOS}, which ends its texts, but those of {file} do not.")
     free = max(rows - len(pieces), 0)
-    extra_ids = stated.get("extra_ids", _EXTRA_IDS if free >= _EXTRA_IDS else 0)
+    extra_ids = stated.get("extra_ids", EXTRA_IDS if free >= EXTRA_IDS else 0)
     if not isinstance(extra_ids, int) or not 0 <= extra_ids <= free:
         raise CheckpointError(
             f"extra_ids in tokenizer_config.json must be a number of at most {free}, since the embedding has so many "

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from onmt_llm.checkpoint.export_guard import anything, where
+from onmt_llm.checkpoint.formats.gguf import t5
 from onmt_llm.checkpoint.formats.gguf.layers import WINDOW, layers_without_rotary, windows, windows_with_rotary
 from onmt_llm.checkpoint.formats.gguf.mixtures import EXPERT_SIZE, SHARED_SIZE, expert_rules, experts
 from onmt_llm.checkpoint.formats.gguf.rope import ROTARY, rotary_with_windows
@@ -148,6 +149,7 @@ ARCHITECTURES: Mapping[str, tuple[Row, ...]] = {
     "ernie4_5": _LLAMA,
     "chatglm": _LLAMA,
     "glm4": _LLAMA,
+    "t5": t5.ROWS,
 }
 """For each `general.architecture`, the rows of its map; where two set the same, the later one counts."""
 
@@ -167,6 +169,7 @@ MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "starcoder": ("gpt_bigcode",),
     "chatglm": ("glm",),
     "glm4": (),
+    "t5": ("t5", "mt5", "umt5"),
 }
 """The Hugging Face families whose models are stored in files of each architecture."""
 
@@ -191,6 +194,8 @@ def shown_by_tensors(names: Collection[str], values: Mapping[str, Any]) -> Value
         values: Settings that the metadata says.
     """
     here = set(names)
+    if t5.is_t5(here):
+        return t5.shown_by_tensors(here)
     two_norms = not here.isdisjoint(("blk.0.ffn_norm.weight", "blk.0.attn_norm_2.weight"))
     layers = range(values["decoder_layers"]) if values.get("moe.experts") else ()
     return {
@@ -228,6 +233,8 @@ def layout(architecture: str, config: ModelConfig) -> frozenset[str]:
 
 def rules(architecture: str, config: ModelConfig, names: Collection[str]) -> list[Rule]:
     """Weight-name rules for a file with tensors of these names."""
+    if config.encoder_layers:
+        return t5.rules(config)
     order = InterleavedRotary(config.size_per_head, config.rope.rotary_dim)
     rotary = order if architecture in _INTERLEAVED else IDENTITY
     table = [*decoder_rules("gguf", {"q_proj": rotary, "k_proj": rotary}), *expert_rules(config)]

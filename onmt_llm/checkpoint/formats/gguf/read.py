@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checkpoint.formats.gguf import t5
 from onmt_llm.checkpoint.formats.gguf.architectures import (
     ARCHITECTURES,
     HARMLESS_KEYS,
@@ -50,8 +51,12 @@ def open_gguf(path: Path, options: ImportOptions) -> ImportedModel:
         source=source,
         rules=rules(architecture, config, source.names()),
         # A tied output layer needs no copy; rotary frequencies are computed.
-        ignore=(ROPE_FREQS, "blk.*.attn_rot_embd"),
-        tokenizer=read_tokenizer(source.metadata, rows=config.vocab_size),
+        ignore=(ROPE_FREQS, "blk.*.attn_rot_embd", *t5.UNUSED),
+        tokenizer=read_tokenizer(
+            source.metadata,
+            rows=config.vocab_size,
+            start=int(source.metadata.get(f"{architecture}.{t5.START}", 0)) if config.encoder_layers else None,
+        ),
     )
 
 

@@ -48,11 +48,14 @@ _DEEPSEEK3 = Splitting(
     )
 )
 
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
+_WITH_BOS = (*_LLAMA3_NAMES, "tekken")
+
 SPLITTINGS: Mapping[str, Splitting] = {
     **dict.fromkeys(("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"), GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), DIGITS_APART),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"), LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), replace(LLAMA3, whole_words=False)),
+    **dict.fromkeys((*_LLAMA3_NAMES, "glm4", "glm5"), LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), replace(LLAMA3, whole_words=False)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), QWEN2),
     "stablelm2": replace(QWEN2, nfc=False),
     "tekken": _TEKKEN,
@@ -82,4 +85,4 @@ def splitting(name: str) -> Splitting:
 
 def begins_with_bos(name: str) -> bool:
     """Whether a text begins with bos where no key says so, as in llama.cpp."""
-    return name in SPLITTINGS and SPLITTINGS[name].whole_words
+    return name in _WITH_BOS

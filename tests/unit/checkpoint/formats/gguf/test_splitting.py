@@ -52,7 +52,13 @@ def test_every_text_comes_back(name: str) -> None:
     assert SPLITTINGS[name] in [SPLITTINGS[kind] for kind in (*WORDS, "stablelm2", "dbrx")]
     found = tokenizer(name)
     assert found.decode(found.encode(TEXT).ids) == TEXT
-    assert json.loads(found.to_str())["model"]["ignore_merges"] == begins_with_bos(name)
+    assert json.loads(found.to_str())["model"]["ignore_merges"] or not begins_with_bos(name)
+
+
+def test_texts_of_llama3_and_mistral_begin_with_bos() -> None:
+    found = {name for name in SPLITTINGS if begins_with_bos(name)}
+    names = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 tekken"
+    assert found == set(names.split())  # add_bos in llama.cpp's src/llama-vocab.cpp
 
 
 def test_an_unknown_name_is_refused() -> None:
