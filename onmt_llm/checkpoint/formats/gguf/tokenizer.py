@@ -177,10 +177,10 @@ def _sentencepiece(metadata: Metadata, pieces: Sequence[str], model_type: str) -
     trainer.vocab_size = len(pieces)
     trainer.byte_fallback = "<0x0A>" in pieces
     for role, key in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        number, token = _id(metadata, key), _token(metadata, pieces, key)
+        number, piece = _id(metadata, key), _token(metadata, pieces, key)
         setattr(trainer, f"{role}_id", -1 if number is None else number)
-        if token is not None:
-            setattr(trainer, f"{role}_piece", token)
+        if piece is not None:
+            setattr(trainer, f"{role}_piece", piece)
     normalizer.precompiled_charsmap = _charsmap(metadata)
     normalizer.name = "user_defined" if normalizer.precompiled_charsmap else "identity"
     normalizer.add_dummy_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
