@@ -34,6 +34,7 @@ EXTRAS = {
     "optim": ["pytorch-optimizer>=4.1"],
     "gguf": ["gguf>=0.17", "protobuf>=5"],
     "hf": ["transformers>=5", "protobuf>=5"],
+    "hub": ["huggingface_hub>=1.0"],
     "bpe": ["subword-nmt>=0.3.8"],
     "fuzzy": ["rapidfuzz>=3.9"],
     "terms": ["spacy>=3.7"],

@@ -121,6 +121,16 @@ COMMANDS = {
             ("average -models run/m_step_900 run/m_step_1000 -output mean", "average several checkpoints"),
         ),
     ),
+    "onmt_llm_hub": Command(
+        "hub",
+        "Upload models to the Hugging Face Hub, and download them.",
+        "upload | download ... [-OPTION VALUE ...]",
+        (),
+        (
+            ("upload -folder hf -repo me/my-model", "upload an export, a release, an adapter or a checkpoint"),
+            ("download -repo me/my-model -output model", "download it, verified"),
+        ),
+    ),
     "onmt_llm_eval": Command(
         "eval",
         "Measure the perplexity of a text.",

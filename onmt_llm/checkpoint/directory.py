@@ -179,6 +179,14 @@ def write_manifest(directory: Path, *, fingerprint: str | None = None) -> None:
     write_text(directory / MANIFEST_FILE, manifest_text(directory, fingerprint=fingerprint))
 
 
+def manifest_without_state(directory: Path) -> str:
+    """The content of `manifest.json` of a copy of `directory` without its training state."""
+    content = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    kept = {name: entry for name, entry in content["files"].items() if not name.startswith(STATE_PREFIX)}
+    content = {**content, "files": kept}
+    return json.dumps({**content, "checksum": _checksum(content)}, indent=1)
+
+
 def read_manifest(directory: Path) -> Manifest | None:
     """The manifest of `directory`; None if there is none, or if it is damaged and damage is ignored.
 

@@ -54,6 +54,7 @@ JOBS = {
     "onmt_llm_checkpoint": JobSchema(
         "convert", "CheckpointToolConfig", short={"m": "models", "o": "output", "f": "fp32"}
     ),
+    "onmt_llm_hub": JobSchema("hub", "HubConfig"),
     "onmt_llm_eval": JobSchema("evaluate", "EvalConfig"),
     "onmt_llm_plot": JobSchema("plot", "PlotConfig"),
     "release_model": JobSchema(

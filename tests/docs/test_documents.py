@@ -51,7 +51,7 @@ def test_every_command_line_parses(document: Path) -> None:
         if name in JOBS:
             job = JOBS[name]
             cut = next((i for i, word in enumerate(words) if word in (">", "|", "&", "2>&1")), len(words))
-            options = words[name in ("onmt_llm_checkpoint", "onmt_llm_data", "onmt_llm_eval") : cut]
+            options = words[name in ("onmt_llm_checkpoint", "onmt_llm_data", "onmt_llm_eval", "onmt_llm_hub") : cut]
             options = ["-runs", *options] if name == "onmt_llm_plot" else options
             table = options_of(job.section, job.extra())
             parsed = flags.parse(options, table, flags.CommandLine(name, SWITCHES, job.short))

@@ -63,6 +63,7 @@ def test_nothing_of_how_far_a_run_is_gets_lost(tmp_path: Path) -> None:
         best_step=4,
         best_ppl=3.25,
         best={"ppl": 3.25, "BLEU": float("inf")},
+        scores={"ppl": 3.5},
         worse_validations=1,
         stalled_validations=2,
         loss_scale=64.0,
