@@ -111,8 +111,8 @@ def convert(
     imported = open_imported(model_dir, source=source, options=options)
     config = checkpoint_config(imported, dtype)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
-        for name, tensor in converted_tensors(imported, None if dtype is None else config.model.dtype):
-            writer.add(name, tensor)
+        for name, tensor in converted_tensors(imported):
+            writer.add(name, tensor, _stored_type(tensor.dtype, config.model.dtype if dtype else None))
             del tensor  # before the next one is read
         write_tokenizer(writer, imported.tokenizer)
     logger.info("%s -> %s (%s)", imported.origin, output, config.model.dtype)
@@ -187,22 +187,19 @@ def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointC
     )
 
 
-def converted_tensors(imported: ImportedModel, dtype: Dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+def converted_tensors(imported: ImportedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """The imported model's tensors under our names, one at a time.
-
-    Args:
-        imported: The model.
-        dtype: Type of the tensors; None = unchanged.
 
     Raises:
         CheckpointError: Tensors are missing, unused or misshaped; lists all, before reading any.
     """
     expected = imported.expected or parameter_shapes(imported.model)
-    stream = apply(imported.rules, imported.source, expected, ignore=imported.ignore, what=imported.origin)
-    for name, tensor in stream:
-        keeps_type = dtype is None and tensor.dtype in DTYPES.values()
-        yield name, tensor if keeps_type else tensor.to(DTYPES[dtype or "fp32"])
-        del tensor  # before the next one is read
+    return apply(imported.rules, imported.source, expected, ignore=imported.ignore, what=imported.origin)
+
+
+def _stored_type(found: torch.dtype, wanted: Dtype | None) -> torch.dtype:
+    """The type in which a tensor is stored: as it is, if none is wanted and there is a `Dtype` for it."""
+    return found if wanted is None and found in DTYPES.values() else DTYPES[wanted or "fp32"]
 
 
 def _main_dtype(source: TypedSource) -> Dtype:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from onmt_llm.checkpoint.adapters import adapter_spec, check_twins, expansion_spec, lora_variant, twin_name
+from onmt_llm.checkpoint.files.blocks import with_rows
 from onmt_llm.checkpoint.load import check_base
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
@@ -63,11 +64,10 @@ def merge_lora(
     config = _merged_config(whole, lora, with_adapter=False)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
         for name in whole.model_names():
-            tensor = whole.tensor(name)
             layer, _, kind = name.rpartition(".")
-            if kind == "weight" and layer in layers:
-                tensor = merged_weight(tensor, lora, layer)
-            writer.add(name, tensor)
+            is_merged = kind == "weight" and layer in layers
+            blocks = _merged_blocks(whole, lora, layer) if is_merged else whole.blocks(name)
+            writer.add_blocks(name, blocks, dtype=whole.dtype(name), shape=whole.shape(name))
         copy_files(writer, whole, _text_source(whole, lora))
     return Path(output)
 
@@ -103,10 +103,10 @@ def merge_twins(
     config = twins.config.model_copy(update={"model": whole.config.model, "expansion": None, "source": source})
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
         for name in whole.model_names():
-            tensor, twin = whole.tensor(name), twin_name(name, spec.blocks)
+            blocks, twin = whole.blocks(name), twin_name(name, spec.blocks)
             if twin is not None:
-                tensor = torch.lerp(tensor.float(), twins.tensor(twin).float(), spec.lerp).to(tensor.dtype)
-            writer.add(name, tensor)
+                blocks = _interpolated(blocks, twins.tensor(twin), spec.lerp)
+            writer.add_blocks(name, blocks, dtype=whole.dtype(name), shape=whole.shape(name))
         copy_files(writer, whole, twins)
     logger.warning(
         "The weights of %d blocks and their twins are interpolated (lerp %g), where training interpolated their hidden "
@@ -132,34 +132,40 @@ def concat_lora(
     config = _merged_config(whole, lora, with_adapter=True)
     with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
         for name in whole.model_names():
-            writer.add(name, whole.tensor(name))
+            writer.add_blocks(name, whole.blocks(name), dtype=whole.dtype(name), shape=whole.shape(name))
         for name in lora.adapter_names():
             writer.add(name, lora.tensor(name))
         copy_files(writer, whole, _text_source(whole, lora))
     return Path(output)
 
 
-def merged_weight(weight: torch.Tensor, lora: Checkpoint, layer: str) -> torch.Tensor:
-    """The weight of `layer` with its adapter merged, in the type of `weight`.
+def _merged_blocks(base: Checkpoint, lora: Checkpoint, layer: str) -> Iterator[torch.Tensor]:
+    """The weight of `layer` with its adapter merged, in blocks of rows.
 
-    Args:
-        weight: (out, in) of a linear layer, or (tokens, size) of an embedding, whose adapter applies to the transpose.
-        lora: Holds the adapter.
-        layer: Dotted path of the layer.
+    It is (out, in) of a linear layer, or (tokens, size) of an embedding, whose adapter applies to the transpose: with
+    DoRA its norms are over all tokens, so all of it is in memory.
     """
-    spec = adapter_spec(lora)
-    here = set(lora.adapter_names())
+    spec, here, name = adapter_spec(lora), set(lora.adapter_names()), f"{layer}.weight"
     names = (*TRAINED_TENSORS, *INITIAL_TENSORS)
     own = {name: lora.tensor(f"{layer}.{name}") for name in names if f"{layer}.{name}" in here}
     _, scale = lora_variant(spec).size(layer, spec.rank, spec.alpha)
-    full = weight.float().t() if _is_embedding(layer) else weight.float()
     share = removed_product(own, init=spec.init, quantised=False)
-    if share is not None:
-        full = add_product(full, *share, -scale)
-    merged = add_product(full, own["lora_a"], own["lora_b"], scale)
-    if "lora_magnitude" in own:
-        merged = rescale_rows(merged, own["lora_magnitude"])
-    return (merged.t() if _is_embedding(layer) else merged).to(weight.dtype)
+    products = [*([] if share is None else [(*share, -scale)]), (own["lora_a"], own["lora_b"], scale)]
+    magnitude, is_embedding = own.get("lora_magnitude"), _is_embedding(layer)
+    blocks = [base.tensor(name)] if is_embedding and magnitude is not None else base.blocks(name)
+    for rows, block in with_rows(blocks):
+        merged = block.float().t() if is_embedding else block.float()
+        for a, b, factor in products:
+            merged = add_product(merged, a[:, rows] if is_embedding else a, b if is_embedding else b[rows], factor)
+        if magnitude is not None:
+            merged = rescale_rows(merged, magnitude if is_embedding else magnitude[rows])
+        yield (merged.t() if is_embedding else merged).to(block.dtype)
+
+
+def _interpolated(blocks: Iterable[torch.Tensor], twin: torch.Tensor, share: float) -> Iterator[torch.Tensor]:
+    """The blocks of rows of a tensor, of which a share is its twin's."""
+    for rows, block in with_rows(blocks):
+        yield torch.lerp(block.float(), twin[rows].float(), share).to(block.dtype)
 
 
 def _is_embedding(layer: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -34,7 +34,9 @@ from onmt_llm.checkpoint.directory import (
     resolve_path,
     write_manifest,
 )
+from onmt_llm.checkpoint.files.blocks import row_blocks, tensor_bytes
 from onmt_llm.checkpoint.files.safetensors import (
+    DTYPE_NAMES,
     INDEX_FILE,
     WEIGHTS_FILE,
     SafetensorsSet,
@@ -43,6 +45,7 @@ from onmt_llm.checkpoint.files.safetensors import (
     open_index,
     tensor_digest,
 )
+from onmt_llm.checksums import tensor_prefix
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, is_own_file, read_config
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError
@@ -168,7 +171,8 @@ class Checkpoint:
             CheckpointError: It differs from what was written, or its values are not finite.
         """
         tensor = self._part_of(name).tensor(name)
-        _check_finite(self.path, name, tensor)
+        for _ in _checked(self.path, name, [tensor]):
+            pass
         return tensor
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
@@ -176,9 +180,7 @@ class Checkpoint:
 
         A consumer that does not read all blocks may have read damaged ones.
         """
-        for block in self._part_of(name).blocks(name):
-            _check_finite(self.path, name, block)
-            yield block
+        return _checked(self.path, name, self._part_of(name).blocks(name))
 
     def check_fits(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse weights that do not fit the configuration.
@@ -260,13 +262,22 @@ def _identity(digests: dict[str, str], names: list[str]) -> str:
     return hashlib.sha256("\n".join(digests[name] for name in sorted(names)).encode()).hexdigest()
 
 
-def _check_finite(where: Path, name: str, tensor: torch.Tensor) -> None:
+def _checked(where: Path, name: str, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The blocks of a tensor, whose values must be finite."""
+    refused = False
+    for block in blocks:
+        if not refused and not _is_finite(block):
+            refused = True  # once, if damage is ignored
+            refuse(
+                f"The weights of {where} must be finite numbers, but {name} has others.",
+                hint="use an earlier checkpoint, or convert again to a type with a larger range (fp32, bf16)",
+            )
+        yield block
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
     # NaN and infinity show in the minimum or maximum; this is thirty times as fast as isfinite on all values.
-    if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
-        refuse(
-            f"The weights of {where} must be finite numbers, but {name} has others.",
-            hint="use an earlier checkpoint, or convert again to a type with a larger range (fp32, bf16)",
-        )
+    return not (tensor.is_floating_point() and tensor.numel()) or all(map(torch.isfinite, torch.aminmax(tensor)))
 
 
 def seal(path: str | Path) -> list[str]:
@@ -335,23 +346,37 @@ class CheckpointWriter:
                     self._adapter.abandon()
         self._output.__exit__(kind, error, trace)
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor of the model, or of its adapter (by its name), and keep no reference to it.
+    def add(self, name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        """Write one tensor, in another type if one is given, and keep no reference to it; see `add_blocks`."""
+        dtype = dtype or tensor.dtype
+        blocks = (block.to(dtype) for block in row_blocks(tensor.detach()))
+        self.add_blocks(name, blocks, dtype=dtype, shape=tensor.shape)
+
+    def add_blocks(
+        self, name: str, blocks: Iterable[torch.Tensor], *, dtype: torch.dtype, shape: Sequence[int]
+    ) -> None:
+        """Write one tensor of the model, or of its adapter (by its name), that comes in blocks of rows.
 
         Raises:
             CheckpointError: Its values are not all finite, or it was written before.
         """
         if name in self._digests:
             raise CheckpointError(f"Tensor '{name}' must be written to {self.path} only once, but is added twice.")
-        tensor = tensor.detach().cpu().contiguous()
-        _check_finite(self.path, name, tensor)
+        digest = hashlib.sha256(tensor_prefix(name, DTYPE_NAMES[dtype], shape))
         with self._output.translated_errors():
-            if is_adapter_name(name):
-                self._adapter = self._adapter or SafetensorsWriter(self.directory / ADAPTER_FILE)
-                self._adapter.add(name, tensor)
-            else:
-                self._weights.add(name, tensor)
-        self._digests[name] = tensor_digest(name, tensor)
+            writer = self._writer_of(name)
+            writer.begin(name, dtype, shape)
+        for block in _checked(self.path, name, blocks):
+            with self._output.translated_errors():
+                writer.write(block)
+            digest.update(tensor_bytes(block))
+        self._digests[name] = digest.hexdigest()
+
+    def _writer_of(self, name: str) -> ShardedWriter | SafetensorsWriter:
+        if not is_adapter_name(name):
+            return self._weights
+        self._adapter = self._adapter or SafetensorsWriter(self.directory / ADAPTER_FILE)
+        return self._adapter
 
     def add_file(self, source: str | Path, name: str) -> None:
         """Copy a file beside the weights, under `name`."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from onmt_llm.checkpoint.files.blocks import with_rows
 from onmt_llm.checkpoint.load import Placement, check_layers, load_weights, resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import UnsupportedError
@@ -84,12 +85,10 @@ class Blockwise:
         checkpoint, config = self._checkpoint, self._checkpoint.config.model
         bias = checkpoint.tensor("lm_head.bias").to(self._dtype) if config.lm_head_bias else None
         logits_TV = hidden_TD.new_empty(len(hidden_TD), config.vocab_size)
-        start = 0
-        for rows in checkpoint.blocks(EMBEDDING if config.tie_embeddings else "lm_head.weight"):
-            places = slice(start, start + len(rows))
-            self._model.lm_head = _linear(rows.to(self._dtype), None if bias is None else bias[places])
-            logits_TV[:, places] = self._model.logits(hidden_TD)
-            start = places.stop
+        name = EMBEDDING if config.tie_embeddings else "lm_head.weight"
+        for rows, block in with_rows(checkpoint.blocks(name)):
+            self._model.lm_head = _linear(block.to(self._dtype), None if bias is None else bias[rows])
+            logits_TV[:, rows] = self._model.logits(hidden_TD)
         return logits_TV
 
     def _loaded(self, part: Part, path: str) -> Part:
@@ -117,10 +116,8 @@ class Blockwise:
 
     def _rows(self, name: str, numbers: Tensor) -> Iterator[Tensor]:
         """Rows of a matrix by their ascending numbers."""
-        start = 0
-        for block in self._checkpoint.blocks(name):
-            yield block[numbers[(numbers >= start) & (numbers < start + len(block))] - start]
-            start += len(block)
+        for rows, block in with_rows(self._checkpoint.blocks(name)):
+            yield block[numbers[(numbers >= rows.start) & (numbers < rows.stop)] - rows.start]
 
     def _contexts(self, edges: Stack, states: Sequence[Tensor]) -> dict[int, BlockContext]:
         """What the blocks need to know of texts, by their lengths."""

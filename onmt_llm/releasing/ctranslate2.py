@@ -22,7 +22,7 @@ from ctranslate2.specs import model_spec
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.export_guard import obstacles
-from onmt_llm.checkpoint.files.safetensors import tensor_bytes
+from onmt_llm.checkpoint.files.blocks import tensor_bytes, with_rows
 from onmt_llm.checkpoint.provenance import copy_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
@@ -216,11 +216,8 @@ class QuantizedTensors:
             _fill(values, self._blocks(variable))
             return Stored(values)
         scales = torch.empty(len(values))
-        start = 0
-        for block in self._blocks(variable):
-            rows = slice(start, start + len(block))
+        for rows, block in with_rows(self._blocks(variable)):
             values[rows], scales[rows] = map(torch.from_numpy, int8_rows(block.numpy()))
-            start = rows.stop
         return Stored(values, scales)
 
     def _blocks(self, variable: SpecVariable) -> Iterator[torch.Tensor]:
@@ -234,10 +231,8 @@ class QuantizedTensors:
 
 def _fill(values: torch.Tensor, blocks: Iterable[torch.Tensor]) -> None:
     """Copy blocks of rows, one after the other."""
-    start = 0
-    for block in blocks:
-        values[start : start + len(block)] = block
-        start += len(block)
+    for rows, block in with_rows(blocks):
+        values[rows] = block
 
 
 class StreamedVariable(model_spec.Variable):

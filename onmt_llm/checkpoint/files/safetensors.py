@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from onmt_llm.checkpoint.directory import FileEntry, file_problems, refuse_damage
+from onmt_llm.checkpoint.files.blocks import nbytes, row_blocks, tensor_bytes
 from onmt_llm.checkpoint.files.lfs import refuse_pointer
 from onmt_llm.checksums import fast_digest, fast_hash, safetensors_header, tensor_prefix
 from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
-from onmt_llm.nn.cpu.fused import row_blocks as row_slices
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -49,23 +49,6 @@ _DTYPES |= {  # read, never written
     "U64": torch.uint64,
     "C64": torch.complex64,
 }
-
-
-BLOCK_BYTES = 1 << 22
-"""Bytes of a tensor that are read or computed at a time."""
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's content, row-major and in the byte order of the machine (little endian wherever torch runs)."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Views of consecutive rows, of about 4 MiB each (or of one row), which cover a tensor."""
-    rows = tensor if tensor.ndim else tensor[None]
-    for block in row_slices(len(rows), max(1, rows[:1].nbytes), BLOCK_BYTES):
-        yield rows[block] if tensor.ndim else tensor
 
 
 def tensor_digest(name: str, tensor: torch.Tensor) -> str:
@@ -227,6 +210,7 @@ class SafetensorsWriter:
     def __init__(self, path: Path, *, header_room: int = 1 << 16) -> None:
         self.path = path
         self.nbytes = 0
+        self._end = 0
         self.header: dict[str, dict[str, object]] = {}
         self._room = header_room
         self._file = open(path, "xb")  # noqa: SIM115 (closed by close())
@@ -244,18 +228,31 @@ class SafetensorsWriter:
             self._file.close()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor."""
+        self.begin(name, tensor.dtype, tensor.shape)
+        for block in row_blocks(tensor):
+            self.write(block)
+
+    def begin(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> None:
+        """Begin a tensor, whose content the next calls of `write` add."""
         assert name not in self.header, name
-        data = tensor_bytes(tensor)
+        assert self.nbytes == self._end, "the tensor before must be complete"
+        self._end += nbytes(dtype, shape)
         self.header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [self.nbytes, self.nbytes + data.nbytes],
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [self.nbytes, self._end],
         }
+
+    def write(self, block: torch.Tensor) -> None:
+        """Write the next rows of the tensor that was begun."""
+        data = tensor_bytes(block)
         self._file.write(data)
         self.nbytes += data.nbytes
 
     def close(self) -> None:
         """Write the header and flush the file to disk."""
+        assert self.nbytes == self._end, "the last tensor must be complete"
         header = json.dumps({"__metadata__": {"format": "pt"}, **self.header}, separators=(",", ":")).encode()
         if len(header) + 8 <= self._room:
             self._file.truncate(self._room + self.nbytes)
@@ -300,15 +297,25 @@ class ShardedWriter:
         self._limit = parse_size(shard_size)
         self._shards: list[SafetensorsWriter] = []
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor, into a new shard if it would exceed the limit of the current one."""
+    def add(self, name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        """Write one tensor, in another type if one is given."""
+        self.begin(name, dtype or tensor.dtype, tensor.shape)
+        for block in row_blocks(tensor):
+            self.write(block.to(dtype or tensor.dtype))
+
+    def begin(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> None:
+        """Begin a tensor, in a new shard if it would exceed the limit of the current one."""
         current = self._shards[-1] if self._shards else None
-        if current is None or (current.nbytes and current.nbytes + tensor.nbytes > self._limit):
+        if current is None or (current.nbytes and current.nbytes + nbytes(dtype, shape) > self._limit):
             if current is not None:
                 current.close()
             current = SafetensorsWriter(self._directory / f"model-{len(self._shards) + 1:05d}.safetensors")
             self._shards.append(current)
-        current.add(name, tensor)
+        current.begin(name, dtype, shape)
+
+    def write(self, block: torch.Tensor) -> None:
+        """Write the next rows of the tensor that was begun."""
+        self._shards[-1].write(block)
 
     def close(self) -> list[str]:
         """Finish the last shard, rename all shards to their final names, write the index.

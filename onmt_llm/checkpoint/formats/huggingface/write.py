@@ -67,7 +67,8 @@ def export_hf(
         writer = ShardedWriter(directory.directory, shard_size)
         for name, tensor in stream:
             with directory.translated_errors():
-                writer.add(name, tensor if dtype is None else tensor.to(resolve_dtype(dtype, config.dtype)))
+                writer.add(name, tensor, None if dtype is None else resolve_dtype(dtype, config.dtype))
+            del tensor  # before the next one is read
         writer.close()
         for name, content in files.items():
             if isinstance(content, str):

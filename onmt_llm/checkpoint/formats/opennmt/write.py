@@ -232,7 +232,8 @@ def _write_safetensors(stream: Iterator[tuple[str, torch.Tensor]], file: Path, s
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         writer = ShardedWriter(Path(folder), shard_size)
         for name, tensor in stream:
-            writer.add(name, tensor.contiguous())
+            writer.add(name, tensor)
+            del tensor  # before the next one is read
         writer.close()
         shards = sorted(Path(folder).glob("*.safetensors"))
         return [shard.replace(file.with_name(f"{file.stem}.{i:02d}.safetensors")) for i, shard in enumerate(shards)]
