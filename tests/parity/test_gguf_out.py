@@ -24,7 +24,12 @@ from onmt_llm.errors import CheckpointError, UnsupportedError
 
 gguf = pytest.importorskip("gguf")
 
-NOT_LOADED = {"gptneox sequential": "attn_bias is false, attn_out_bias is false, tie_embeddings is true"}
+NOT_LOADED = {
+    "gptneox sequential": "gptneox: attn_bias is false, attn_out_bias is false, tie_embeddings is true",
+    "olmoe": "olmoe: kv_heads is 2",
+    "chatglm": "chatglm: head_dim is 16",
+    "qwen2 yarn": "qwen2: rope.attention_factor is 1.3",
+}
 """Cases that llama.cpp does not load, and why."""
 UNUSED = {"nemotron.attention.layer_norm_rms_epsilon"}
 """Keys that llama.cpp's converter writes, and its loader does not read."""
@@ -109,6 +114,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: 
     ours, output = convert(tmp_path / "theirs.gguf", tmp_path / "ours"), tmp_path / "out.gguf"
     cases: dict[str, dict[str, Any]] = {
         "llama: rope.scaling is dynamic": {"rope": RopeConfig(scaling="dynamic", factor=2.0)},
+        "llama: sliding_window is 16.* phi3: sliding_window is 16, which llama.cpp leaves out": {"sliding_window": 16},
         "llama: activation is relu": {"activation": "relu"},
         "llama: position is alibi": {"position": "alibi"},
     }

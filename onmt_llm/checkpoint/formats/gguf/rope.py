@@ -5,6 +5,7 @@ Keys are without the architecture's prefix. (https://github.com/ggml-org/ggml/bl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -103,7 +104,12 @@ def _write(config: ModelConfig) -> Values:
     return values
 
 
-_EXPRESSED = ("theta", "rotary_dim", "factor", "beta_fast", "beta_slow", "attention_factor")
+def _plain_magnitude(rope: RopeConfig) -> float:
+    """`magnitude` of a model that does not set it: llama.cpp computes it, and leaves the key unread."""
+    return rope.model_copy(update={"attention_factor": None}).magnitude
+
+
+_EXPRESSED = ("theta", "rotary_dim", "factor", "beta_fast", "beta_slow")
 _CHECKS = {
     **anything(*(f"rope.{name}" for name in _EXPRESSED)),
     "position": only("rotary"),
@@ -111,6 +117,10 @@ _CHECKS = {
     "rope.original_max_position": where(
         lambda config: config.rope.scaling != "llama3" or config.rope.original_max_position == 8192,
         ", but must be that of LLaMA 3.1, 8192",
+    ),
+    "rope.attention_factor": where(
+        lambda config: math.isclose(config.rope.magnitude, _plain_magnitude(config.rope), rel_tol=1e-6),
+        ", for which llama.cpp has another value than the file",
     ),
 }
 ROTARY = Row(KEYS, _read, _write, _CHECKS)

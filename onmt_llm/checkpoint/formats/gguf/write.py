@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from onmt_llm.atomic import atomic_file, check_output_file
-from onmt_llm.checkpoint.export_guard import Check, anything, obstacles, only, open_for_export, settings
+from onmt_llm.checkpoint.export_guard import Check, anything, obstacles, only, open_for_export, settings, where
 from onmt_llm.checkpoint.formats.gguf.architectures import (
     ARCHITECTURES,
     MODEL_TYPES,
@@ -32,14 +32,41 @@ from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.optional import require
 from onmt_llm.version import __version__
 
-_BIASES = ("attn_bias", "attn_out_bias", "ffn_bias")
+_NO_BIASES = dict.fromkeys(("attn_bias", "attn_out_bias", "ffn_bias"), only(False))
+_NO_ATTENTION_BIASES = dict.fromkeys(("attn_bias", "attn_out_bias"), only(False))
+_TIED, _UNTIED = {"tie_embeddings": only(True)}, {"tie_embeddings": only(False)}
+_HEADS_FILL_WIDTH = {"head_dim": only(None)}
+_NO_DENSE_LAYERS = {"moe.dense_layers": only([])}
 LOADED: Mapping[str, Mapping[str, Check]] = {
-    "falcon": dict.fromkeys(_BIASES, only(False)),
-    "gptneox": {**dict.fromkeys(_BIASES, only(True)), "tie_embeddings": only(False)},
-    "phi2": {"tie_embeddings": only(False)},
-    "stablelm": {"tie_embeddings": only(False)},
+    "qwen2": _HEADS_FILL_WIDTH,
+    "qwen3": {"attn_out_bias": only(False)},
+    "gemma": {**_TIED, **_NO_ATTENTION_BIASES},
+    "gemma2": {**_TIED, **_NO_ATTENTION_BIASES},
+    "gemma3": _NO_ATTENTION_BIASES,
+    "smollm3": {"attn_out_bias": only(False), "ffn_bias": only(False)},
+    "olmo2": {**_UNTIED, **_HEADS_FILL_WIDTH, **_NO_ATTENTION_BIASES},
+    "command-r": {**_TIED, **_HEADS_FILL_WIDTH, **_NO_ATTENTION_BIASES},
+    "cohere2": {**_TIED, **_HEADS_FILL_WIDTH, **_NO_ATTENTION_BIASES},
+    "qwen2moe": {
+        **{**_UNTIED, **_HEADS_FILL_WIDTH, **_NO_DENSE_LAYERS},
+        "moe.shared_size": where(lambda config: config.moe.shared_size > 0),
+    },
+    "qwen3moe": {"attn_out_bias": only(False), **_NO_DENSE_LAYERS},
+    "olmoe": {**_UNTIED, **_HEADS_FILL_WIDTH, **_NO_ATTENTION_BIASES, "kv_heads": only(None)},
+    "phi2": _UNTIED,
+    "gptneox": {**dict.fromkeys(_NO_BIASES, only(True)), **_UNTIED},
+    "falcon": _NO_BIASES,
+    "stablelm": _UNTIED,
+    "starcoder2": {"attn_out_bias": only(True), "ffn_bias": only(True)},
+    "nemotron": {**_UNTIED, **_HEADS_FILL_WIDTH},
+    "arcee": {"attn_out_bias": only(False), "ffn_bias": only(False)},
+    "ernie4_5": {"ffn_bias": only(False)},
+    "chatglm": _HEADS_FILL_WIDTH,
 }
-"""What llama.cpp's loader of an architecture requires of the tensors, where models of transformers have others too."""
+"""What llama.cpp requires of the tensors of an architecture, where models of transformers may have others.
+(`create_tensor` in https://github.com/ggml-org/llama.cpp/tree/master/src/models)"""
+_WINDOW_LEFT_OUT = ("phi3",)
+"""Architectures that have a sliding window which llama.cpp does not compute."""
 
 
 def export_gguf(
@@ -67,11 +94,11 @@ def export_gguf(
     check_output_file(output, overwrite=overwrite)
     config = checkpoint.config.model
     architecture = architecture_for_export(config, checkpoint.config.source)
-    if architecture == "phi3" and config.sliding_window is not None and config.sliding_window < config.max_position:
+    if architecture in _WINDOW_LEFT_OUT and (config.sliding_window or config.max_position) < config.max_position:
         logger.warning(
-            "llama.cpp computes phi3 models without their sliding window: it attends to all of a text of more than %d "
-            "tokens.",
-            config.sliding_window,
+            "llama.cpp computes %s models without their sliding window: each token attends to all before it, also in "
+            "texts of more than %d tokens.",
+            *(architecture, config.sliding_window),
         )
     checkpoint.check_fits(parameter_shapes(config))
     codec = checkpoint.codec()
@@ -119,6 +146,8 @@ def architecture_for_export(config: ModelConfig, source: str = "") -> str:
     reasons = []
     for architecture in sorted(ARCHITECTURES, key=lambda name: not _came_from(source, name)):
         found = obstacles(config, expressible(architecture))
+        if architecture in _WINDOW_LEFT_OUT and config.sliding_window and not _came_from(source, architecture):
+            found.append(f"sliding_window is {config.sliding_window}, which llama.cpp leaves out")
         if not found and not source.startswith(f"GGUF {architecture},"):
             families = (family for family in FAMILIES if family.model_type in MODEL_TYPES[architecture])
             by_family = (obstacles(config, family.expressible) for family in families)
