@@ -25,7 +25,7 @@ from onmt_llm.checkpoint.formats.imported import (
 )
 from onmt_llm.checkpoint.formats.litgpt import find_litgpt, open_litgpt
 from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
-from onmt_llm.checkpoint.formats.params_json import find_params_json, open_params_json
+from onmt_llm.checkpoint.formats.params_json.read import find_params_json, open_params_json
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.tokenizer_files import NO_TOKENIZER
 from onmt_llm.checkpoint.store import CheckpointWriter

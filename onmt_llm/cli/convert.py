@@ -48,12 +48,24 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     if options.to == "gguf" and options.dtype is not None:
         sentence = f"'dtype' must be left out with 'to: gguf', but is {options.dtype}."
         yield Problem(sentence, loaded.where("dtype"), hint="use 'quantization'")
+    if options.to in _ELSEWHERE:
+        hint = _ELSEWHERE[options.to].format(model=options.model_dir, output=options.output)
+        yield Problem(f"'to' must not be {options.to}, which another command writes.", loaded.where("to"), hint=hint)
     if options.to is not None:
         yield from missing_models(loaded, "conversion", ("model_dir",))
     elif options.model_dir and not any(Path(options.model_dir + end).exists() for end in ("", ".pt")):
         sentence = f"'model_dir' must be a folder or a file that exists, but '{options.model_dir}' is not."
         yield Problem(sentence, loaded.where("model_dir"), kind=CheckpointError)
 
+
+_ELSEWHERE = {
+    "ctranslate2": "release_model -model {model} -output {output}",
+    "litgpt": (
+        "onmt_llm_convert -to hf -model_dir {model} -output {output}, then litgpt convert_to_litgpt {output} "
+        "--model_name NAME, with the name that litgpt gives the model"
+    ),
+}
+"""Formats that other commands write, and the commands."""
 
 JOB = CheckedJob("onmt_llm_convert", _paths, _problems)
 
@@ -79,6 +91,15 @@ def convert_model(loaded: Loaded[Any]) -> Path:
             card=loaded.job.card,
             overwrite=options.force,
         )
+    if options.to == "meta":
+        from onmt_llm.checkpoint.formats.params_json.write import export_meta
+
+        return export_meta(model, output, dtype=options.dtype, overwrite=options.force)
+    if options.to == "peft":
+        from onmt_llm.checkpoint.formats.peft import export_peft
+
+        card = loaded.job.card
+        return export_peft(model, output, base_name=card.hub_base, card=card, overwrite=options.force)
     if options.to == "gguf":
         from onmt_llm.checkpoint.formats.gguf.write import export_gguf
 

@@ -28,9 +28,10 @@ class ConversionOptions(Section):
     """Checkpoint directory to write; with `to`, the folder or file of the other format."""
     source: Literal["auto", "hf", "llama_meta", "litgpt", "falcon", "gguf", "opennmt"] = "auto"
     """Format of the source (also `from`); `auto` detects it from the files."""
-    to: Literal["hf", "gguf", "opennmt"] | None = None
+    to: Literal["hf", "gguf", "opennmt", "meta", "peft", "ctranslate2", "litgpt"] | None = None
     """Convert in the other direction: write one of our checkpoints as a Hugging Face folder, as a GGUF file for
-    llama.cpp and Ollama, or as a `.pt` file for OpenNMT-py 3.5."""
+    llama.cpp and Ollama, as a `.pt` file for OpenNMT-py 3.5, or in Meta's format (`consolidated.00.pth`); or an adapter
+    for peft. `ctranslate2` and `litgpt` are refused, with the command that writes them."""
     format: Literal["pytorch", "safetensors"] | None = None
     """`to: opennmt`: store the weights in the `.pt` file (default), or in safetensors files beside it."""
     quantization: GgufType | None = None

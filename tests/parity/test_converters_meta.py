@@ -12,9 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import tiny
 from onmt_llm.checkpoint.convert import convert
+from onmt_llm.checkpoint.directory import write_manifest
+from onmt_llm.checkpoint.formats.params_json.write import export_meta
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.checkpoint import TokenizerSpec, config_text
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 
 transformers = pytest.importorskip("transformers")
@@ -46,14 +50,14 @@ def tokenizer_model() -> bytes:
     return sentencepiece_model()
 
 
-def reference(vocab: int, **settings: Any) -> Any:
+def reference(vocab: int, *, width: int = 48, **settings: Any) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=HEADS * HEAD_DIM,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
-        intermediate_size=48,
+        intermediate_size=width,
         vocab_size=vocab,
         rms_norm_eps=1e-5,
         **settings,
@@ -148,6 +152,56 @@ def test_llama3s_tiktoken_model(tmp_path: Path) -> None:
     assert codec.vocab.ids(codec.encode("aé")) == [256, ord("a"), *"é".encode()]
     assert (specials.bos, specials.eos) == ("<|begin_of_text|>", "<|end_of_text|>")
     assert checkpoint.config.stop_tokens == ["<|eom_id|>", "<|eot_id|>"]
+
+
+def feed_forward(params: dict[str, Any]) -> int:
+    """The width that Meta's code computes (llama-models, `FeedForward`)."""
+    width = int(2 * 4 * params["dim"] / 3)
+    if params.get("ffn_dim_multiplier") is not None:
+        width = int(params["ffn_dim_multiplier"] * width)
+    multiple: int = params["multiple_of"]
+    return multiple * ((width + multiple - 1) // multiple)
+
+
+@pytest.mark.parametrize("width", [48, 86, 256, 100])
+def test_metas_format_is_written_as_meta_writes_it(tmp_path: Path, tokenizer_model: bytes, width: int) -> None:
+    scaling = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    theirs = reference(310, width=width, rope_parameters=scaling, max_position_embeddings=131072)
+    scaled = {"rope_theta": 500000.0, "use_scaled_rope": True, "rope_scaling_factor": 32.0}
+    save_meta(tmp_path / "meta", theirs, shards=1, **scaled)
+    (tmp_path / "meta/tokenizer.model").write_bytes(tokenizer_model)
+    convert(tmp_path / "meta", tmp_path / "ours")
+    export_meta(tmp_path / "ours", tmp_path / "out")
+    before, after = (torch.load(tmp_path / name / "consolidated.00.pth") for name in ("meta", "out"))
+    del before["rope.freqs"]
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == tokenizer_model
+    params = json.loads((tmp_path / "out/params.json").read_text())
+    assert feed_forward(params) == width and params.items() >= scaled.items()
+    convert(tmp_path / "out", tmp_path / "again")
+    assert distance(tmp_path / "again", theirs) == distance(tmp_path / "ours", theirs) <= 1e-4
+
+
+def test_a_tied_model_gets_the_output_layer_that_meta_needs(tmp_path: Path) -> None:
+    model = tiny.write_checkpoint(tmp_path / "ours", tiny.llama(tie_embeddings=True, dtype="bf16"))
+    written = Checkpoint.open(model)
+    tokenless = written.config.model_copy(update={"tokenizer": TokenizerSpec(kind="none")})
+    (model / "config.yaml").write_text(config_text(tokenless))
+    write_manifest(model)
+    state = torch.load(export_meta(model, tmp_path / "out") / "consolidated.00.pth")
+    assert torch.equal(state["output.weight"], state["tok_embeddings.weight"])
+    assert state["output.weight"].dtype == torch.bfloat16
+    assert state["output.weight"].data_ptr() == state["tok_embeddings.weight"].data_ptr()
+
+
+def test_what_metas_format_cannot_express_is_refused_by_name(tmp_path: Path) -> None:
+    model = tiny.write_checkpoint(tmp_path / "ours", tiny.llama(attn_bias=True, sliding_window=8))
+    with pytest.raises(
+        UnsupportedError, match="sliding_window is 8, attn_bias is true|attn_bias is true, sliding_window"
+    ):
+        export_meta(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def plain_meta(directory: Path, model: Any, **params: Any) -> dict[str, torch.Tensor]:

@@ -37,3 +37,11 @@ def test_what_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "model_dir: " in capsys.readouterr().err
     assert main(["-model_dir", model, "-vocab_file", "nowhere", "-output", str(tmp_path / "x")]) == 3
     assert "'vocab_file' must be a file that exists" in capsys.readouterr().err
+
+
+def test_what_another_command_writes_is_refused_with_that_command(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for to, command in {"ctranslate2": "release_model -model ", "litgpt": "onmt_llm_convert -to hf "}.items():
+        assert main(["-model_dir", model, "-to", to, "-output", str(tmp_path / "x")]) == 2
+        assert command in capsys.readouterr().err

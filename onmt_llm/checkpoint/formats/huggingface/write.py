@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.atomic import AtomicDirectory, check_output
 from onmt_llm.checkpoint.card import CARD_FILE, model_card
 from onmt_llm.checkpoint.export_guard import obstacles, open_for_export
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
@@ -53,6 +53,7 @@ def export_hf(
         CheckpointError: The checkpoint holds an adapter, or the output exists.
         UnsupportedError: No supported Hugging Face architecture computes this model.
     """
+    check_output(Path(output), overwrite=overwrite)
     checkpoint = open_for_export(checkpoint)
     config = checkpoint.config.model
     family = family_for_export(config, checkpoint.config.source)

@@ -221,6 +221,12 @@ def rules(config: ModelConfig, source: NumberedTensors, embedding_dim: int) -> l
     return per_layer([sharded(one) for one in decoder_rules(format)], config.decoder_layers)
 
 
+def one_shard_rules(config: ModelConfig) -> list[Rule]:
+    """The rules of Meta's names for a model in one shard, whose tensors have no number."""
+    order = InterleavedRotary(config.size_per_head)
+    return per_layer(decoder_rules("meta", {"q_proj": order, "k_proj": order}), config.decoder_layers)
+
+
 def _config(found: HfConfig, source: NumberedTensors) -> tuple[ModelConfig, int]:
     """The architecture, with sizes taken from the tensors, and the dimension along which the embedding is sharded."""
     missing = [key for key in ("dim", "n_layers", "n_heads") if not isinstance(found.get(key), int) or found[key] < 1]
