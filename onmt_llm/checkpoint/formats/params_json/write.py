@@ -118,7 +118,7 @@ def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint) -> None:
         return
     if spec.kind not in names or spec.file is None:
         raise UnsupportedError(
-            f"Meta's format has tokenisers of kind {' and '.join(names)}, but {checkpoint.path} has one of '{spec.kind}'."
+            f"Meta's format has tokenisers of kind {' and '.join(names)}, but that of this model is '{spec.kind}'."
         )
     directory.add_file(checkpoint.path / spec.file, names[spec.kind])
     if spec.kind == "huggingface":
