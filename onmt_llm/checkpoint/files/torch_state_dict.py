@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-
 
 def write_state_dict(
-    path: Path, layout: Layout, tensors: Iterable[tuple[str, torch.Tensor]], *, same: Mapping[str, str] | None = None
+    path: Path,
+    layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    same: Mapping[str, str] | None = None,
 ) -> None:
     """Write a state dict for `torch.load`, with one tensor in memory at a time.
 
