@@ -19,20 +19,22 @@ if TYPE_CHECKING:
 
 USAGE = "release_model -model CHECKPOINT -output DIRECTORY -quantization int8"
 
+TEXTS = ("verify_text", "calibration_text")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run_job(JOB, _release, argv)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
-    reads = [*model_files(loaded, "release", ("model",)), *option_files(loaded, "release", ("verify_text",))]
+    reads = [*model_files(loaded, "release", ("model",)), *option_files(loaded, "release", TEXTS)]
     return Paths(reads, output_option(loaded, "release", "output", is_folder=loaded.job.release.format != "pytorch"))
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     yield from missing_options(loaded, "release", ("model", "output"), USAGE)
     yield from missing_models(loaded, "release", ("model",))
-    yield from missing_files(loaded, option_files(loaded, "release", ("verify_text",)))
+    yield from missing_files(loaded, option_files(loaded, "release", TEXTS))
 
 
 JOB = CheckedJob("release_model", _paths, _problems)
@@ -47,14 +49,14 @@ def release_model(loaded: Loaded[Any]) -> ReleaseReport:
     """Release as the configuration says, and log the differences from the model."""
     options: ReleaseOptions = loaded.job.release
     model, output = (required(loaded, "release", name, USAGE) for name in ("model", "output"))
-    text = None if options.verify_text is None else _read(Path(options.verify_text))
+    text, calibration_text = _read(loaded, "verify_text"), _read(loaded, "calibration_text")
     from onmt_llm.releasing import NumberFormat, release  # torch and ctranslate2 are imported here
 
     report = release(
         model,
         output,
         format=options.format,
-        quantization=NumberFormat(options.quantization, options.quality, options.keep_float),
+        quantization=NumberFormat(options.quantization, options.quality, calibration_text, options.keep_float),
         verify=options.verify,
         text=text,
         card=loaded.job.card,
@@ -66,11 +68,13 @@ def release_model(loaded: Loaded[Any]) -> ReleaseReport:
     return report
 
 
-def _read(path: Path) -> str:
+def _read(loaded: Loaded[Any], option: str) -> str | None:
+    """The text of the file that an option names."""
+    path = getattr(loaded.job.release, option)
     try:
-        return path.read_text(encoding="utf-8")
+        return None if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"verify_text must be a UTF-8 text file, but {path} cannot be read ({error}).") from error
+        raise DataError(f"{option} must be a UTF-8 text file, but {path} cannot be read ({error}).") from error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ Quantization = Literal[
     "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32"
 ]
 
-Quality = Literal["plain", "rotated"]
+Quality = Literal["plain", "rotated", "calibrated"]
 
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
@@ -124,9 +124,13 @@ class ReleaseOptions(Section):
     quantization: Quantization | None = None
     """Quantisation by CTranslate2; null = float32."""
     quality: Quality | None = None
-    """What is done to the weights before they are rounded to int8. `plain`: nothing; `rotated`: the channels of the
-    residual stream are mixed, so that none is much larger than the others: less is lost, at the same speed. null =
-    `rotated`, or `plain` for a model that cannot be rotated."""
+    """How int8 weights are rounded. `plain`: each by itself; `rotated`: after the channels of the residual stream were
+    mixed, so that none is much larger than the others: less is lost, at the same speed; `calibrated`: in addition so
+    that the outputs change least on `calibration_text`. null = `rotated`, or `plain` for a model that cannot be
+    rotated."""
+    calibration_text: str | None = None
+    """Text file for `quality: calibrated`, with text of the kind that the model will read; up to 8,192 tokens are
+    used."""
     keep_float: list[str] = []
     """Layers that are not quantised, by name as in `lora_layers`: with `down_proj` int8 loses least, at a lower
     speed."""

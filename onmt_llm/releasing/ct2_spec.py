@@ -61,6 +61,18 @@ class SpecVariable:
     make: functools.partial[np.ndarray] | None = None
     factor: float = 1.0
 
+    @property
+    def layers(self) -> list[str]:
+        """Paths of the layers that a matrix belongs to; a tied output layer is one too."""
+        if self.target == "decoder/projection/weight":
+            return ["lm_head"]
+        return [source.removesuffix(".weight") for source in self.sources]
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether rows are looked up in it, even if it is an output layer too."""
+        return any(".embed_" in source for source in self.sources)
+
 
 def stored_type(quantization: str, kind: StorageKind) -> str:
     """Type in which CTranslate2 stores matrices and vectors for a quantisation."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.generate.ct2.model import REPORT_FILE
 from onmt_llm.nn.transformer import parameter_shapes
+from onmt_llm.releasing.calibration import Calibration
 from onmt_llm.releasing.ct2_spec import (
     BYTES,
     EXPRESSIBLE,
@@ -74,7 +76,16 @@ def release_ctranslate2(
     keep_float = float_variables(source.config.model, numbers.keep_float)
     with AtomicDirectory(output, overwrite=force) as release:
         with release.translated_errors():
-            write_model(source, codec, release.directory, quantization=quantization, keep_float=keep_float)
+            with TemporaryDirectory(dir=release.directory.parent, prefix=".calibration-") as scratch:
+                calibration = None
+                if numbers.calibration_text is not None:
+                    calibration = Calibration(source, numbers.calibration_text, Path(scratch), skipped=keep_float)
+                write_model(
+                    *(source, codec, release.directory),
+                    quantization=quantization,
+                    keep_float=keep_float,
+                    calibration=calibration,
+                )
             release.add_text(CONFIG_FILE, config_text(checkpoint.config))
             codec.copy_files(release.directory)
             copy_provenance(checkpoint.path, release.directory)
@@ -99,7 +110,13 @@ def release_ctranslate2(
 
 
 def write_model(
-    checkpoint: Checkpoint, codec: Codec, directory: Path, *, quantization: str, keep_float: Collection[str] = ()
+    checkpoint: Checkpoint,
+    codec: Codec,
+    directory: Path,
+    *,
+    quantization: str,
+    keep_float: Collection[str] = (),
+    calibration: Calibration | None = None,
 ) -> None:
     """Write model.bin, config.json and the vocabularies.
 
@@ -109,6 +126,7 @@ def write_model(
         directory: Where the files are written.
         quantization: Number format.
         keep_float: Targets of the matrices that are not quantised.
+        calibration: Holds matrices that are rounded already.
 
     Raises:
         CheckpointError: The checkpoint's tensors do not match its configuration.
@@ -116,7 +134,7 @@ def write_model(
     config = checkpoint.config.model
     shapes = parameter_shapes(config)
     checkpoint.check_fits(shapes)
-    tensors = QuantizedTensors(checkpoint, shapes, quantization)
+    tensors = QuantizedTensors(checkpoint, shapes, quantization, calibration)
     spec = build_spec(config)
     for variable in spec_variables(config):
         fill(spec, replace(variable, kind="vector") if variable.target in keep_float else variable, tensors)
@@ -182,12 +200,20 @@ class QuantizedTensors:
         checkpoint: Holds the tensors.
         shapes: Their shapes by name.
         quantization: Number format of the release.
+        calibration: Holds matrices that are rounded already.
     """
 
-    def __init__(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], quantization: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        shapes: Mapping[str, tuple[int, ...]],
+        quantization: str,
+        calibration: Calibration | None = None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._shapes = shapes
         self.quantization = quantization
+        self._calibration = calibration
         self._last: tuple[SpecVariable, Stored] | None = None
 
     def shape(self, variable: SpecVariable) -> tuple[int, ...]:
@@ -207,6 +233,8 @@ class QuantizedTensors:
 
     def _convert(self, variable: SpecVariable) -> Stored:
         dtype = stored_type(self.quantization, variable.kind)
+        if dtype == "int8" and self._calibration is not None and (rounded := self._calibration.rounded(variable)):
+            return Stored(*rounded)
         values = torch.empty(self.shape(variable), dtype=getattr(torch, dtype))
         if dtype == "int16":
             scale = INT16_LIMIT / torch.stack([block.abs().max() for block in self._blocks(variable)]).max()
@@ -217,7 +245,7 @@ class QuantizedTensors:
             return Stored(values)
         scales = torch.empty(len(values))
         for rows, block in with_rows(self._blocks(variable)):
-            values[rows], scales[rows] = map(torch.from_numpy, int8_rows(block.numpy()))
+            values[rows], scales[rows] = int8_rows(block)
         return Stored(values, scales)
 
     def _blocks(self, variable: SpecVariable) -> Iterator[torch.Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.convert import Quality
@@ -14,32 +14,40 @@ from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.nn import wrap
 from onmt_llm.nn.transformer import Transformer
-from onmt_llm.releasing.ct2_spec import SpecVariable, spec_variables
+from onmt_llm.releasing.ct2_spec import spec_variables
 from onmt_llm.releasing.number_format import NumberFormat
 from onmt_llm.releasing.rotation import rotated, rotation_obstacle
 
 LARGEST = 127
+PAIR_LIMIT = 128
+"""Of the sum of two neighbouring weights of one sign: 255 * 128 < 2^15."""
 
 
 def prepared(checkpoint: Checkpoint, numbers: NumberFormat) -> tuple[Quality, Checkpoint]:
-    """The quality of a release, and the model that it is written from.
+    """The quality of a release, and the model that it is written from, which is rotated if it can be.
 
     Raises:
         UnsupportedError: The quality was asked for, and this model cannot have it.
     """
     if not numbers.is_int8 or numbers.quality == "plain":
         return "plain", checkpoint
-    obstacle = rotation_obstacle(checkpoint.config.model)
+    config = checkpoint.config.model
+    if numbers.quality == "calibrated" and not config.is_decoder_only:
+        raise _unsupported(numbers.quality, f"a decoder-only model, but {checkpoint.path} has an encoder")
+    obstacle = rotation_obstacle(config)
     if obstacle is None:
-        return "rotated", rotated(checkpoint)
-    if numbers.quality is not None:
-        raise UnsupportedError(
-            f"quality: {numbers.quality} must go with a model that can be rotated, but {checkpoint.path} cannot be: "
-            f"{obstacle}.",
-            hint="use --quality plain",
-        )
-    logger.info("The model is quantised as it is; it cannot be rotated: %s.", obstacle)
-    return "plain", checkpoint
+        return numbers.quality or "rotated", rotated(checkpoint)
+    if numbers.quality == "rotated":
+        message = f"a model that can be rotated, but {checkpoint.path} cannot be: {obstacle}"
+        raise _unsupported(numbers.quality, message)
+    logger.info("The model is quantised without rotating it; it cannot be rotated: %s.", obstacle)
+    return numbers.quality or "plain", checkpoint
+
+
+def _unsupported(quality: Quality, message: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"quality: {quality} must go with {message}.", hint="without this option the best possible one is chosen"
+    )
 
 
 def float_variables(config: ModelConfig, names: Collection[str]) -> list[str]:
@@ -52,7 +60,7 @@ def float_variables(config: ModelConfig, names: Collection[str]) -> list[str]:
         kept = wrap.match(Transformer(config), sorted(names))
     targets = []
     for variable in spec_variables(config):
-        layers = _layers(variable) if variable.kind == "matrix" else []
+        layers = variable.layers if variable.kind == "matrix" else []
         chosen = [layer for layer in layers if any(layer == path or layer.startswith(f"{path}.") for path in kept)]
         if chosen and len(chosen) < len(layers):
             raise ConfigError(
@@ -63,33 +71,30 @@ def float_variables(config: ModelConfig, names: Collection[str]) -> list[str]:
     return targets
 
 
-def _layers(variable: SpecVariable) -> list[str]:
-    """Paths of the layers that a matrix belongs to; a tied output layer is one too."""
-    if variable.target == "decoder/projection/weight":
-        return ["lm_head"]
-    return [source.removesuffix(".weight") for source in variable.sources]
-
-
-def int8_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix in int8, with a scale per row, and the scales (values times scale = int8).
-
-    Without VNNI, processors add the products of two neighbouring weights with two inputs (0 to 255) in 16 bits, which
-    must not overflow (decision 026). So in each row the largest sum of two neighbours of one sign becomes 127; rounding
-    makes it at most 128, and 255 * 128 < 2^15.
+def int8_rows(matrix_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in int8, and the scale of each (values times scale = int8).
 
     Args:
-        matrix: float32, shape (rows, columns); overwritten.
+        matrix_RC: float32; overwritten.
     """
-    largest = np.maximum(_largest_pairs(matrix), _largest_pairs(-matrix))
-    tiny = LARGEST / np.finfo(np.float32).max  # of smaller rows the scale would be infinite
-    scales = (LARGEST / np.where(largest > 0, np.maximum(largest, tiny), LARGEST)).astype(np.float32)
-    matrix *= scales[:, None]
-    return np.rint(matrix, out=matrix).astype(np.int8), scales
+    scales_R = int8_scales(matrix_RC)
+    return matrix_RC.mul_(scales_R[:, None]).round_().to(torch.int8), scales_R
 
 
-def _largest_pairs(matrix: np.ndarray) -> np.ndarray:
+def int8_scales(matrix_RC: Tensor) -> Tensor:
+    """A scale for each row, with which no processor overflows (decision 026).
+
+    Without VNNI, processors add the products of two neighbouring weights with two inputs (0 to 255) in 16 bits. So the
+    largest sum of two neighbours of one sign becomes 127; rounding makes it at most `PAIR_LIMIT`.
+    """
+    largest_R = torch.maximum(_largest_pairs(matrix_RC), _largest_pairs(-matrix_RC))
+    tiny = 2 * LARGEST / torch.finfo(torch.float32).max  # of smaller rows the scale would be infinite
+    return LARGEST / torch.where(largest_R > 0, largest_R.clamp(min=tiny), LARGEST)
+
+
+def _largest_pairs(matrix_RC: Tensor) -> Tensor:
     """For each row, the largest sum of two neighbours (columns 2i and 2i + 1), of which negative ones count as 0."""
-    positive = np.maximum(matrix, 0)
-    even, odd = positive[:, ::2], positive[:, 1::2]
-    even[:, : odd.shape[1]] += odd
-    return even.max(axis=1)
+    positive_RC = matrix_RC.clamp(min=0)
+    even_RP, odd_RP = positive_RC[:, ::2], positive_RC[:, 1::2]
+    even_RP[:, : odd_RP.shape[1]] += odd_RP
+    return even_RP.amax(dim=1)

@@ -18,11 +18,13 @@ class NumberFormat:
     Attributes:
         quantization: CTranslate2's name of a number format; None = float32.
         quality: What is done to the weights before they are rounded to int8; None = "rotated" where it can be done.
+        calibration_text: Text that a "calibrated" release is made with.
         keep_float: Names of layers that are not quantised, as `nn.wrap.match` understands them.
     """
 
     quantization: str | None = None
     quality: Quality | None = None
+    calibration_text: str | None = None
     keep_float: Sequence[str] = ()
 
     @property
@@ -30,10 +32,10 @@ class NumberFormat:
         return self.quantization in INT8
 
     def check(self) -> None:
-        """Refuse settings of int8 where nothing is int8.
+        """Refuse settings that do not go together.
 
         Raises:
-            ConfigError: They are given, and the quantisation is another.
+            ConfigError: Some are for int8, but nothing is int8, or calibration and its text are not given together.
         """
         given = [f"quality: {self.quality}"] if self.quality else []
         given += [f"keep_float: {', '.join(self.keep_float)}"] if self.keep_float else []
@@ -41,4 +43,10 @@ class NumberFormat:
             raise ConfigError(
                 f"{' and '.join(given)} must go with a quantization to int8, but quantization is "
                 f"{self.quantization or 'not set'}."
+            )
+        if (self.quality == "calibrated") != (self.calibration_text is not None):
+            raise ConfigError(
+                "quality: calibrated and calibration_text must go together, but quality is "
+                f"{self.quality or 'not set'} {'without' if self.calibration_text is None else 'with'} a text.",
+                hint="give --calibration_text FILE with text of the kind that the model will read",
             )

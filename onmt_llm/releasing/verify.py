@@ -112,7 +112,7 @@ class Reference:
 
     def __init__(self, checkpoint: Checkpoint, text: str | None = None) -> None:
         codec = checkpoint.codec()
-        self.windows = _windows(checkpoint, codec, bundled_text() if text is None else text)
+        self.windows = text_windows(checkpoint, codec, bundled_text() if text is None else text)
         self._ids = [codec.vocab.ids(window) for window in self.windows]
         self._model = Blockwise(checkpoint)
         self._hidden = self._model.run(self._ids)
@@ -232,7 +232,7 @@ def _measure_translations(checkpoint: Checkpoint, directory: Path, quantization:
     }
 
 
-def _windows(checkpoint: Checkpoint, codec: Codec, text: str) -> list[list[str]]:
+def text_windows(checkpoint: Checkpoint, codec: Codec, text: str) -> list[list[str]]:
     """The text's tokens in windows that both the model and CTranslate2 can process at once."""
     config = checkpoint.config.model
     size = min(WINDOW, config.max_position)

@@ -8,11 +8,15 @@ from typing import Any
 import ctranslate2
 import numpy as np
 import pytest
+import torch
 
 import tiny
-from onmt_llm.errors import ConfigError
+from onmt_llm.checkpoint.store import CheckpointWriter
+from onmt_llm.config.checkpoint import CheckpointConfig
+from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.generate.open import open_engine
 from onmt_llm.releasing import NumberFormat, release
+from onmt_llm.releasing.gptq import InputStatistics, round_rows
 from onmt_llm.releasing.int8 import int8_rows
 
 TOKENS = ["<s>", *tiny.tokens(24)[3:]]
@@ -23,7 +27,7 @@ LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "mlp", "lm_head", "embed_token
 def test_no_two_neighbours_overflow_16_bits(columns: int) -> None:
     matrix = np.random.default_rng(0).standard_t(3, size=(500, columns)).astype(np.float32)
     matrix[1], matrix[2] = 0, matrix[2] * 1e-38
-    values, scales = int8_rows(matrix.copy())
+    values, scales = (tensor.numpy() for tensor in int8_rows(torch.from_numpy(matrix.copy())))
     assert values.dtype == np.int8 and np.isfinite(scales).all() and not values[1].any()
     pairs = np.pad(values, ((0, 0), (0, columns % 2))).astype(np.int32).reshape(500, -1, 2)
     for sign in (1, -1):
@@ -41,7 +45,7 @@ def test_layers_in_float_are_computed_in_float_by_stock_ctranslate2(tmp_path: Pa
     errors = []
     for number in range(len(LAYERS), 2, -1):
         directory = tmp_path / str(number)
-        release(model, directory, quantization=NumberFormat("int8", quality, LAYERS[:number]), verify="off")
+        release(model, directory, quantization=NumberFormat("int8", quality, keep_float=LAYERS[:number]), verify="off")
         generator = ctranslate2.Generator(str(directory), compute_type="int8")
         errors.append(np.abs(np.array(generator.forward_batch([TOKENS]))[0] - ours).max())
     assert errors[0] < 1e-4 < 1e-2 < errors[-1]
@@ -55,5 +59,76 @@ def test_what_keep_float_refuses(tmp_path: Path) -> None:
         assert message in f"{caught.value} {caught.value.hint}"
     for format, quantization in (("ctranslate2", "float16"), ("ctranslate2", None), ("safetensors", None)):
         with pytest.raises(ConfigError, match="quality: rotated and keep_float: mlp must go with a quantization"):
-            release(model, tmp_path / "out", format=format, quantization=NumberFormat(quantization, "rotated", ["mlp"]))
+            release(
+                model,
+                tmp_path / "out",
+                format=format,
+                quantization=NumberFormat(quantization, "rotated", keep_float=["mlp"]),
+            )
     assert not (tmp_path / "out").exists()
+
+
+def test_rounding_by_inputs_changes_outputs_less_and_overflows_nowhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_RC = torch.randn(60, 301, generator=generator)
+    weight_RC[:, 10:12] = 4.0
+    x_TC = torch.randn(900, 40, generator=generator) @ torch.randn(40, 301, generator=generator)
+    x_TC += 0.1 * torch.randn(900, 301, generator=generator)
+    statistics = InputStatistics()
+    for part in x_TC.split(250):
+        statistics.add(part)
+    errors = []
+    for values, scales in (int8_rows(weight_RC.clone()), round_rows(weight_RC.clone(), statistics.factor())):
+        pairs = torch.nn.functional.pad(values.int(), (0, 1)).unflatten(1, (-1, 2))
+        assert max(sign.clamp(min=0).sum(dim=-1).max() for sign in (pairs, -pairs)) <= 128
+        errors.append((x_TC @ (values / scales[:, None] - weight_RC).T).square().mean())
+    assert errors[1] < 0.3 * errors[0]
+
+
+def write_outlier_model(directory: Path) -> Path:
+    """A model whose residual stream has a few channels that are 60 times as large as the others.
+
+    They are made by the embedding, and the weights that read them are small, as in trained models.
+    """
+    model = tiny.llama(vocab_size=64, hidden_size=64, ffn_size=96, decoder_layers=2)
+    network = tiny.build(model, seed=3)
+    with CheckpointWriter(directory, CheckpointConfig(model=model)) as writer:
+        for name, parameter in network.named_parameters():
+            tensor = torch.ones(64) if "norm" in name else 0.25 * torch.randn_like(parameter)
+            if name.endswith("embed_tokens.weight"):
+                tensor[:, [5, 40]] = torch.tensor([15.0, -15.0])
+            elif tensor.ndim == 2 and not name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor[:, [5, 40]] *= 0.1
+            writer.add(name, tensor)
+        tiny.write_vocab(writer.directory / "vocab.txt", tiny.tokens(64))
+    return directory
+
+
+def text(seed: int, words: int) -> str:
+    return " ".join(f"w{number}" for number in np.random.default_rng(seed).integers(0, 61, words))
+
+
+def test_each_quality_loses_less_than_the_one_before(tmp_path: Path) -> None:
+    model = write_outlier_model(tmp_path / "m")
+    losses = []
+    for number, quality in enumerate(("plain", "rotated", "calibrated")):
+        calibration = text(1, 3000) if quality == "calibrated" else None
+        numbers = NumberFormat("int8", quality, calibration)
+        report = release(model, tmp_path / str(number), quantization=numbers, verify="warn", text=text(2, 2000))
+        assert report["quality"] == quality
+        losses.append(report["figures"]["mean_kl"])
+    assert losses[1] < 0.7 * losses[0] and losses[2] < 0.9 * losses[1]
+
+
+def test_what_calibration_refuses(tmp_path: Path) -> None:
+    model = tiny.write_checkpoint(tmp_path / "m", tiny.llama(vocab_size=64), tiny.tokens(64))
+    translator = tiny.write_checkpoint(tmp_path / "t", tiny.seq2seq())
+    with pytest.raises(ConfigError, match="quality: calibrated and calibration_text must go together, but quality is"):
+        release(model, tmp_path / "out", quantization=NumberFormat("int8", "calibrated"))
+    with pytest.raises(ConfigError, match="quality is rotated with a text"):
+        release(model, tmp_path / "out", quantization=NumberFormat("int8", "rotated", "w1"))
+    with pytest.raises(DataError, match="calibration_text must have at least 1,024 tokens, but has 51"):
+        release(model, tmp_path / "out", quantization=NumberFormat("int8", "calibrated", text(1, 50)))
+    with pytest.raises(UnsupportedError, match="quality: calibrated must go with a decoder-only model"):
+        release(translator, tmp_path / "out", quantization=NumberFormat("int8", "calibrated", "w1"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "t"]

@@ -1,0 +1,106 @@
+"""Calibrate an int8 release: round the weights of all layers by their inputs on a text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.errors import DataError
+from onmt_llm.log import logger
+from onmt_llm.releasing.blockwise import Blockwise
+from onmt_llm.releasing.ct2_spec import SpecVariable, spec_variables
+from onmt_llm.releasing.gptq import InputStatistics, round_rows
+from onmt_llm.releasing.verify import text_windows
+
+MOST_TOKENS = 8192
+"""Of a longer text, so many tokens are read, in windows that are spread over it."""
+FEWEST_TOKENS = 1024
+
+
+class Calibration:
+    """The rounded weights of a decoder's layers, in files of a folder.
+
+    The model runs block by block. When all texts have passed a block, its matrices are rounded and written, and the
+    statistics of their inputs are dropped.
+
+    Args:
+        checkpoint: The model to quantise.
+        text: What it is run on.
+        folder: Where the files are written.
+        skipped: Targets of matrices that are not quantised.
+
+    Attributes:
+        tokens: Number of tokens that were read.
+
+    Raises:
+        DataError: The text is too short.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, text: str, folder: Path, *, skipped: Collection[str] = ()) -> None:
+        codec = checkpoint.codec()
+        windows = [codec.vocab.ids(window) for window in _spread(text_windows(checkpoint, codec, text))]
+        self.tokens = sum(map(len, windows))
+        if self.tokens < FEWEST_TOKENS:
+            raise DataError(
+                f"calibration_text must have at least {FEWEST_TOKENS:,} tokens, but has {self.tokens:,}.",
+                hint="give more text of the kind that the model will read",
+            )
+        logger.info("Calibrating on %d tokens.", self.tokens)
+        self._checkpoint, self._folder = checkpoint, folder
+        self._variables = {
+            variable.layers[0]: variable
+            for variable in spec_variables(checkpoint.config.model)
+            if variable.kind == "matrix" and variable.target not in skipped and not variable.is_embedding
+        }
+        self._inputs: dict[str, InputStatistics] = {}
+        self._files: dict[tuple[str, ...], Path] = {}
+        self._block = ""
+        for hidden_TD in Blockwise(checkpoint).run(windows, watch=self._watch):
+            self._watch("lm_head", hidden_TD)
+        self._round()
+
+    def rounded(self, variable: SpecVariable) -> tuple[Tensor, Tensor] | None:
+        """Values (int8) and scales of a matrix; None if it does not belong to a layer, such as an embedding."""
+        file = self._files.get(variable.sources)
+        if file is None:
+            return None
+        tensors = load_file(file)
+        return tensors["values"], tensors["scales"]
+
+    def _watch(self, layer: str, x_TC: Tensor) -> None:
+        """See a layer's input. A matrix that several layers form is watched at the first of them."""
+        if layer not in self._variables:
+            return
+        block = ".".join(layer.split(".")[:3])
+        if block != self._block:
+            self._round()
+            self._block = block
+        self._inputs.setdefault(layer, InputStatistics()).add(x_TC)
+
+    def _round(self) -> None:
+        """Round the matrices whose inputs are known."""
+        while self._inputs:
+            layer, statistics = self._inputs.popitem()
+            variable = self._variables[layer]
+            factor_CC = statistics.factor()
+            parts = [
+                round_rows(rows.float().mul_(variable.factor), factor_CC)
+                for source in variable.sources
+                for rows in self._checkpoint.blocks(source)
+            ]
+            values_RC, scales_R = (torch.cat(one) for one in zip(*parts, strict=True))
+            file = self._folder / f"{layer}.safetensors"
+            save_file({"values": values_RC, "scales": scales_R}, file)
+            self._files[variable.sources] = file
+
+
+def _spread(windows: list[list[str]]) -> list[list[str]]:
+    """Windows at equal distances that together have at most about `MOST_TOKENS` tokens."""
+    count = max(1, MOST_TOKENS // max(map(len, windows)))
+    step = max(1.0, len(windows) / count)
+    return [windows[int(number * step)] for number in range(min(count, len(windows)))]
