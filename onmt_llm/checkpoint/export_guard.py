@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.model import ModelConfig, MoEConfig
+from onmt_llm.config.latent import LatentConfig
+from onmt_llm.config.mixture import MoEConfig
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.rope import ROPE_SETTINGS, RopeConfig
 from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
@@ -111,13 +113,23 @@ def canonical(config: ModelConfig) -> ModelConfig:
     }
     plain = ModelConfig()
     update = {name: getattr(plain, name) for name, effect in with_effect.items() if not effect}
-    sections = {"rope": _canonical_rope(config), "moe": _canonical_moe(config)}
+    sections = {"rope": _canonical_rope(config), "moe": _canonical_moe(config), "latent": _canonical_latent(config)}
     return config.model_copy(update={**sections, **_canonical_factors(config), **update})
 
 
 def _canonical_moe(config: ModelConfig) -> MoEConfig:
-    moe = config.moe if config.moe_layers else MoEConfig()
-    return moe.model_copy(update={"expert_size": None}) if config.expert_size == config.ffn_size else moe
+    moe, plain = config.moe if config.moe_layers else MoEConfig(), MoEConfig()
+    with_effect = {
+        "expert_size": config.expert_size != config.ffn_size,
+        "shared_gate": moe.shared_size > 0,
+        "groups_per_token": moe.groups > 1,
+    }
+    return moe.model_copy(update={name: getattr(plain, name) for name, effect in with_effect.items() if not effect})
+
+
+def _canonical_latent(config: ModelConfig) -> LatentConfig:
+    latent = config.latent if config.latent.kv_rank else LatentConfig()
+    return latent.model_copy(update={"value_dim": None}) if config.value_size == config.size_per_head else latent
 
 
 def _canonical_factors(config: ModelConfig) -> dict[str, Any]:

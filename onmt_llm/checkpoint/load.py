@@ -33,6 +33,7 @@ from onmt_llm.log import logger
 from onmt_llm.nn import wrap
 from onmt_llm.nn.block_expansion import add_twins
 from onmt_llm.nn.device import DTYPES
+from onmt_llm.nn.layers.experts import SelectionBias
 from onmt_llm.nn.lora.model import load_lora_state
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
@@ -253,7 +254,8 @@ def load_weights(
     for path, module in list(model.named_modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
-                dtype = torch.float32 if path.startswith(exact) else resolve_dtype(placement.dtype, "fp32")
+                is_exact = path.startswith(exact) or isinstance(module, SelectionBias)
+                dtype = torch.float32 if is_exact else resolve_dtype(placement.dtype, "fp32")
                 tensor = read(f"{path}.{leaf}" if path else leaf).to(device=placement.device, dtype=dtype)
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
         quantised = path in placement.quant_layers

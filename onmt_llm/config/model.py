@@ -10,15 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from onmt_llm.config.latent import LatentConfig
+from onmt_llm.config.mixture import MoEConfig
 from onmt_llm.config.numbers import (
     Count,
     Heads,
     LayerCount,
     Positive,
-    PositiveOrZero,
     VocabularySize,
     Width,
-    WidthOrZero,
 )
 from onmt_llm.config.rope import RopeConfig
 from onmt_llm.config.section import DERIVED, Section
@@ -34,27 +34,6 @@ Task = Literal["lm", "seq2seq"]
 """`lm`: decoder-only; `seq2seq`: encoder-decoder."""
 
 TASK_NOUNS: Mapping[Task, str] = {"lm": "a language model", "seq2seq": "an encoder-decoder"}
-
-
-class MoEConfig(Section):
-    """Mixture of experts: feed-forward layers that send each token to a few of many experts (Shazeer et al. 2017)."""
-
-    experts: Annotated[int, Field(ge=0, le=2**12)] = 0
-    """Number of experts in each such layer; 0 = ordinary feed-forward layers."""
-    experts_per_token: Annotated[int, Field(ge=1, le=2**12)] = 2
-    """Number of experts that compute each token: those with the largest router probabilities. No token is dropped."""
-    expert_size: Width | None = None
-    """Inner width of an expert; null = `ffn_size`."""
-    normalize_weights: bool = True
-    """Divide the probabilities of a token's experts by their sum, which equals a softmax over these experts alone."""
-    router_bias: bool = False
-    """Bias in the router (gpt-oss)."""
-    shared_size: WidthOrZero = 0
-    """Inner width of a further expert that computes every token, weighted by a sigmoid gate (Qwen2-MoE); 0 = none."""
-    dense_layers: list[Annotated[int, Field(ge=0, le=1024)]] = []
-    """Numbers of the decoder blocks, from 0, with an ordinary feed-forward layer, of width `ffn_size`."""
-    balance_loss: PositiveOrZero = 0.001
-    """Weight of the load-balancing loss in training (Fedus et al. 2022), unless `lambda_balance` is set."""
 
 
 class FeatureConfig(Section):
@@ -86,6 +65,8 @@ class ModelConfig(Section):
     """Number of key/value heads; null = `heads`, 1 = multi-query attention."""
     head_dim: Width | None = None
     """Width of a head (H); null = hidden_size / heads."""
+    latent: LatentConfig = LatentConfig()
+    """Latent attention in place of ordinary self-attention."""
     ffn_size: Width = 2048
     """Inner width of the feed-forward layer."""
     ffn_gated: bool = False
@@ -190,6 +171,11 @@ class ModelConfig(Section):
     @property
     def size_per_head(self) -> int:
         return self.head_dim or self.hidden_size // self.heads
+
+    @property
+    def value_size(self) -> int:
+        """Width of a head's values."""
+        return self.latent.value_dim or self.size_per_head
 
     @property
     def rotary_size(self) -> int:
@@ -312,7 +298,10 @@ class ModelConfig(Section):
                 "relative_max_distance must be above half of relative_buckets, but is "
                 f"{self.relative_max_distance} with relative_buckets {self.relative_buckets}"
             )
-        self._check_experts()
+        if self.moe.experts:
+            self.moe.check(encoder_layers=self.encoder_layers, decoder_layers=self.decoder_layers)
+        if self.latent.kv_rank:
+            self._check_latent()
         self._check_layers()
         self._check_features()
         if self.share_embeddings and self.encoder_layers and self.src_vocab_size not in (None, self.vocab_size):
@@ -339,23 +328,21 @@ class ModelConfig(Section):
         if self.rope_layers and self.position != "rotary":
             raise ValueError(f"rope_layers must go with position: rotary, but it is {self.position}")
 
-    def _check_experts(self) -> None:
-        moe = self.moe
-        if not moe.experts:
-            return
-        if not self.is_decoder_only:
+    def _check_latent(self) -> None:
+        found = {
+            "an encoder": not self.is_decoder_only,
+            "kv_heads": self.num_kv_heads != self.heads,
+            "qk_norm": self.qk_norm,
+            "attention_sinks": self.attention_sinks,
+            f"position: {self.position}": self.position != "rotary",
+        }
+        others = [name for name, is_on in found.items() if is_on]
+        if others:
+            raise ValueError(f"latent.kv_rank must be 0 with {', '.join(others)}, but is {self.latent.kv_rank}")
+        if self.rotary_size >= self.size_per_head:
             raise ValueError(
-                f"moe.experts must be 0 in a model with an encoder, but is {moe.experts} with encoder_layers "
-                f"{self.encoder_layers}"
-            )
-        if moe.experts_per_token > moe.experts:
-            raise ValueError(
-                f"moe.experts_per_token must be at most moe.experts, but is {moe.experts_per_token} with moe.experts "
-                f"{moe.experts}"
-            )
-        if any(layer >= self.decoder_layers for layer in moe.dense_layers):
-            raise ValueError(
-                f"moe.dense_layers must be below decoder_layers, {self.decoder_layers}, but is {moe.dense_layers}"
+                f"rope.rotary_dim must be below head_dim, {self.size_per_head}, with latent.kv_rank, but is "
+                f"{self.rotary_size}"
             )
 
     def _check_features(self) -> None:

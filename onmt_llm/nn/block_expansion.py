@@ -23,6 +23,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn import wrap
 from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.block import Block, BlockContext
+from onmt_llm.nn.layers.latent_attention import LatentAttention
 from onmt_llm.nn.transformer import Transformer
 
 ExpansionType = Literal["concat", "stack"]
@@ -187,5 +188,5 @@ def _zero_outputs(block: nn.Module) -> nn.Module:
 def _set_cache_layer(block: nn.Module, place: int) -> None:
     """Set the layer of the KV cache that this block uses."""
     for module in block.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | LatentAttention):
             module.layer = place

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onmt_llm.nn.layers.attention import Attention
+from onmt_llm.nn.layers.experts import SelectionBias
 from onmt_llm.nn.layers.position_wise import TiedHead
 
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
@@ -32,7 +33,7 @@ def init_weights(
     | embeddings: of a decoder alone    | Xavier uniform | uniform(-p, p)         | 1 / sqrt(width)                   |
     | T5's biases of distances          | Xavier uniform | uniform(-p, p)         | 0                                 |
     | biases of linears                 | 0              | uniform(-p, p)         | 0                                 |
-    | attention sinks                   | 0              | 0                      | 0                                 |
+    | attention sinks, selection biases | 0              | 0                      | 0                                 |
     | norms: weight, bias               | 1, 0           | 1, 0                   | 1, 0                              |
 
     By default the output of a layer has the variance of its input, whatever the width (LeCun et al. 1998). A fixed 0.02
@@ -62,6 +63,8 @@ def init_weights(
             module.reset_parameters()
         elif isinstance(module, Attention) and module.sinks is not None:
             module.sinks.zero_()
+        elif isinstance(module, SelectionBias):
+            module.bias.zero_()
         if isinstance(module, nn.Linear | TiedHead) and module.bias is not None:
             module.bias.uniform_(-param_init, param_init) if param_init else module.bias.zero_()
 

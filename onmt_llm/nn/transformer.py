@@ -15,6 +15,7 @@ from onmt_llm.nn.activations.offload import Offload
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.block import Block
+from onmt_llm.nn.layers.latent_attention import LatentAttention
 from onmt_llm.nn.layers.position_wise import FeedForward, TiedHead, capped
 from onmt_llm.nn.layers.stack import Stack
 from onmt_llm.nn.masks import Mask, decoder_masks, encoder_mask, full_context_mask, memory_mask
@@ -71,7 +72,7 @@ class Transformer(nn.Module):
     def cache_layers(self) -> int:
         """Layers of a `KVCache` for this model: the self-attentions of its decoder."""
         modules = [] if self.decoder is None else self.decoder.modules()
-        return sum(isinstance(module, Attention) and not module.cross for module in modules)
+        return sum(isinstance(module, Attention | LatentAttention) and not module.cross for module in modules)
 
     def encode(
         self,
@@ -238,7 +239,7 @@ class Transformer(nn.Module):
 def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> None:
     """Change the dropout rates of a model during training (schedules); LoRA's own dropout stays."""
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | LatentAttention):
             module.dropout = attention_dropout
         elif isinstance(module, Block | FeedForward | Stack):
             module.dropout = dropout

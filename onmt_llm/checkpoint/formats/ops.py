@@ -94,6 +94,29 @@ class InterleavedRotary:
 
 
 @dataclass(frozen=True)
+class RotatedLast:
+    """The rotated rows of a head are its last ones; ours are its first.
+
+    Attributes:
+        head_dim: Rows per head.
+        rotary_dim: Rotated rows of a head.
+    """
+
+    head_dim: int
+    rotary_dim: int
+
+    def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        return [self._roll(tensor, self.rotary_dim) for tensor in theirs]
+
+    def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [self._roll(tensor, -self.rotary_dim) for tensor in ours]
+
+    def _roll(self, tensor: Tensor, rows: int) -> Tensor:
+        heads = tensor.reshape(-1, self.head_dim, *tensor.shape[1:])
+        return heads.roll(rows, dims=1).reshape(tensor.shape)
+
+
+@dataclass(frozen=True)
 class GroupedQKV:
     """q, k and v in one matrix, group by group: rows (K, N/K + 2, H); each group has its queries, one key, one value.
 

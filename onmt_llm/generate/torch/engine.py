@@ -199,7 +199,8 @@ class TorchEngine:
         config = self.model.config
         weight = next(self.model.parameters())
         free = available_memory() if weight.device.type == "cpu" else None
-        kept = 2 * config.decoder_layers * config.num_kv_heads * config.size_per_head * weight.element_size()
+        widths = config.num_kv_heads * (config.size_per_head + config.value_size)
+        kept = config.decoder_layers * widths * weight.element_size()
         read = length if config.is_decoder_only else 1
         rows = prompts * (options.beam_size if _uses_beams(options) else options.n_best)
         # logits and their log probabilities are float32

@@ -15,6 +15,7 @@ from onmt_llm.nn.cpu.dropout import dropout_add
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.experts import Experts
+from onmt_llm.nn.layers.latent_attention import LatentAttention
 from onmt_llm.nn.layers.position_wise import FeedForward, build_norm
 from onmt_llm.nn.masks import Mask
 
@@ -79,7 +80,8 @@ class Block(nn.Module):
         self.residual_scale = config.residual_scale
         before, after = self.norm_position != "output", self.norm_position in ("both", "output")
         self.attn_norm = build_norm(config) if before else None
-        self.self_attn = Attention(config, layer=layer, dropout=attention_dropout)
+        attention = LatentAttention if config.latent.kv_rank else Attention
+        self.self_attn = attention(config, layer=layer, dropout=attention_dropout)
         self.attn_out_norm = build_norm(config) if after else None
         self.cross_norm = build_norm(config) if cross and before else None
         self.cross_attn = Attention(config, layer=layer, cross=True, dropout=attention_dropout) if cross else None

@@ -8,7 +8,7 @@ Shapes: M tokens (B * T), D hidden_size, E experts, C experts of a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,10 +28,29 @@ class Router(nn.Linear):
             return F.linear(x_MD.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
 
+class SelectionBias(nn.Module):
+    """Added to the scores of the experts for their choice alone: it has no gradient, and stays in float32."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(experts), requires_grad=False)
+
+    def forward(self, scores_ME: Tensor) -> Tensor:
+        """(M, E) -> (M, E)."""
+        return scores_ME + self.bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectionBias:
+        """Follow `.to(device)`, but not `.to(dtype)`: biases of several units differ by hundredths."""
+        bias = self.bias.detach()
+        self.bias = nn.Parameter(bias.to(fn(bias).device), requires_grad=False)
+        return self
+
+
 class Experts(nn.Module):
     """Sum of the experts that the router chooses for each token, weighted by its probabilities; no token is dropped.
 
-    With `moe.shared_size` there is one more expert, which computes all tokens and is weighted by a sigmoid.
+    With `moe.shared_size` there is one more expert, which computes all tokens; with `moe.shared_gate` a sigmoid weights
+    it.
 
     Args:
         config: The model.
@@ -46,14 +65,16 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
         moe, size = config.moe, config.hidden_size
-        self.per_token, self.normalize = moe.experts_per_token, moe.normalize_weights
+        self.per_token, self.normalize, self.scale = moe.experts_per_token, moe.normalize_weights, moe.routed_scale
+        self.groups, self.groups_per_token, self.is_sigmoid = moe.groups, moe.groups_per_token, moe.scoring == "sigmoid"
         self.router = Router(size, moe.experts, bias=moe.router_bias)
+        self.selection = SelectionBias(moe.experts) if moe.selection_bias else None
         self.experts = nn.ModuleList(
             FeedForward(config, size=config.expert_size, dropout=dropout) for _ in range(moe.experts)
         )
         shared = moe.shared_size > 0
         self.shared_expert = FeedForward(config, size=moe.shared_size, dropout=dropout) if shared else None
-        self.shared_gate = nn.Linear(size, 1, bias=False) if shared else None
+        self.shared_gate = nn.Linear(size, 1, bias=False) if shared and moe.shared_gate else None
 
     @torch.compiler.disable
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -61,8 +82,9 @@ class Experts(nn.Module):
         x_MD = x_BTD.flatten(0, -2)
         weights_MC, chosen_MC = self._route(x_MD)
         y_MD = self._mix(x_MD, weights_MC, chosen_MC)
-        if self.shared_expert is not None and self.shared_gate is not None:
-            y_MD = y_MD + self.shared_gate(x_MD).sigmoid() * self.shared_expert(x_MD)
+        if self.shared_expert is not None:
+            shared_MD = self.shared_expert(x_MD)
+            y_MD = y_MD + (shared_MD if self.shared_gate is None else self.shared_gate(x_MD).sigmoid() * shared_MD)
         return y_MD.view(x_BTD.shape)
 
     def _route(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,10 +92,27 @@ class Experts(nn.Module):
         logits_ME = self.router(x_MD)
         if self.recorded is not None:
             self.recorded.append(logits_ME)
-        weights_MC, chosen_MC = logits_ME.softmax(dim=-1, dtype=torch.float32).topk(self.per_token, dim=-1)
+        scores_ME = logits_ME.sigmoid() if self.is_sigmoid else logits_ME.softmax(dim=-1, dtype=torch.float32)
+        if self.selection is None and self.groups == 1:
+            weights_MC, chosen_MC = scores_ME.topk(self.per_token, dim=-1)
+        else:
+            chosen_MC = self._choose(scores_ME.detach())
+            weights_MC = scores_ME.gather(-1, chosen_MC)
         if self.normalize:
             weights_MC = weights_MC / weights_MC.sum(dim=-1, keepdim=True)
-        return weights_MC, chosen_MC
+        return weights_MC if self.scale == 1.0 else weights_MC * self.scale, chosen_MC
+
+    def _choose(self, scores_ME: Tensor) -> Tensor:
+        """The best experts of each token in its best groups, (M, C)."""
+        if self.selection is not None:
+            scores_ME = self.selection(scores_ME)
+        if self.groups > 1:
+            scores_MGX = scores_ME.unflatten(-1, (self.groups, -1))
+            groups_MG = scores_MGX.topk(2 if self.is_sigmoid else 1, dim=-1).values.sum(dim=-1)
+            best_MX = groups_MG.topk(self.groups_per_token, dim=-1).indices
+            others_MG = torch.ones_like(groups_MG, dtype=torch.bool).scatter_(-1, best_MX, False)
+            scores_ME = scores_MGX.masked_fill(others_MG.unsqueeze(-1), float("-inf")).flatten(-2)
+        return scores_ME.topk(self.per_token, dim=-1).indices
 
     def _mix(self, x_MD: Tensor, weights_MC: Tensor, chosen_MC: Tensor) -> Tensor:
         """Each expert computes its tokens in one product; then the outputs return to the order of the tokens."""

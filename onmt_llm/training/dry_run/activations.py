@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from onmt_llm.config.latent import LatentConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.rope import RopeConfig
 from onmt_llm.config.train import TrainConfig
@@ -160,6 +161,7 @@ def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
         update={
             "hidden_size": narrow(config.hidden_size),
             "head_dim": head_size,
+            "latent": LatentConfig(**{name: value and narrow(value) for name, value in config.latent}),
             "ffn_size": narrow(config.ffn_size),
             "moe": config.moe.model_copy(
                 update={"expert_size": narrow(config.expert_size), "shared_size": narrow(config.moe.shared_size)}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.nn.block_expansion import TwinBlock
 from onmt_llm.nn.layers.stack import Stack
@@ -55,12 +56,14 @@ class ModelFlops:
     def of(cls, model: Transformer) -> ModelFlops:
         """The operations of a model with its frozen weights, adapters and twins."""
         config = model.config
-        queries, keys = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
+        queries = config.heads * (config.size_per_head + config.value_size) / 2
+        keys = config.num_kv_heads * config.size_per_head
         outer, memory = 2 * config.hidden_size * queries, 2 * config.hidden_size * keys
         used = config.moe.experts_per_token
         ffn = (3 if config.ffn_gated else 2) * config.mean_ffn_size(used)
         routed = config.moe.experts * len(config.moe_layers) / max(config.decoder_layers, 1)
-        block = outer + memory + config.hidden_size * (ffn + routed)
+        attention = _latent_weights(config) if config.latent.kv_rank else outer + memory
+        block = attention + config.hidden_size * (ffn + routed)
         crossing = config.encoder_layers > 0 and config.decoder_layers > 0
         # Forward, and the gradients of the inputs; the gradients of the weights are added below.
         uses = block_uses(model)
@@ -102,6 +105,16 @@ class ModelFlops:
             total += self.source * batch.src_BS.numel() + self.encoder_pair * float((sources_BK**2).sum())
             total += sum(self.decoder_pairs.values()) * float(crossing)
         return total
+
+
+def _latent_weights(config: ModelConfig) -> int:
+    """Number of weights in the projections of a latent attention."""
+    latent, heads = config.latent, config.heads
+    queries, values = heads * config.size_per_head, heads * config.value_size
+    rest = queries - heads * config.rotary_size
+    to_queries = latent.q_rank * (config.hidden_size + queries) or config.hidden_size * queries
+    to_keys = config.hidden_size * (config.rotary_size + latent.kv_rank) + latent.kv_rank * (rest + values)
+    return to_queries + to_keys + values * config.hidden_size
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import add_twins, freeze_all_but, stack_blocks
 from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.init import init_weights
+from onmt_llm.nn.layers.experts import SelectionBias
 from onmt_llm.nn.lora.model import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES, num_parameters
 from onmt_llm.nn.transformer import Transformer, parameter_shapes, set_embedding_noise
@@ -33,7 +34,7 @@ def _check_size(model: ModelConfig) -> None:
     Raises:
         ConfigError: The model is too large.
     """
-    attention = 2 * model.heads * model.size_per_head
+    attention = model.heads * model.value_size * (1 if model.latent.kv_rank else 2)
     ffn = (3 if model.ffn_gated else 2) * model.mean_ffn_size(model.moe.experts)
     block = int(model.hidden_size * (attention + ffn))
     least = model.vocab_size * model.hidden_size + (model.encoder_layers + model.decoder_layers) * block
@@ -137,8 +138,16 @@ def freeze_untrained(model: Transformer, config: TrainConfig, layers: LayerPlan)
         freeze_all_but(model, layers.new_blocks)
     else:
         model.requires_grad_(True)
+        freeze_selection(model)
         freeze_word_vectors(model, config.embeddings)
         freeze_stacks(model, encoder=config.run.freeze_encoder, decoder=config.run.freeze_decoder)
+
+
+def freeze_selection(model: nn.Module) -> None:
+    """Freeze the biases of the choice of experts, which no gradient reaches."""
+    for module in model.modules():
+        if isinstance(module, SelectionBias):
+            module.requires_grad_(False)
 
 
 def freeze_stacks(model: Transformer, *, encoder: bool, decoder: bool) -> None:

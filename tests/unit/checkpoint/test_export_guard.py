@@ -74,12 +74,22 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "heads": [{"heads": 2}],
     "kv_heads": [{"kv_heads": 2}, {"kv_heads": 1}],
     "head_dim": [{"head_dim": 8}],
+    **{
+        f"latent.{name}": [{"position": "rotary", "rope": RopeConfig(rotary_dim=2), "latent": {"kv_rank": 6, **values}}]
+        for name, values in {"kv_rank": {}, "q_rank": {"q_rank": 8}, "value_dim": {"value_dim": 4}}.items()
+    },
     "ffn_size": [{"ffn_size": 20}],
     "ffn_gated": [{"ffn_gated": True}, {"ffn_gated": False}],
     "moe.experts": [{"moe": {"experts": 3}}],
     "moe.experts_per_token": [{"moe": {"experts": 3, "experts_per_token": 1}}],
     "moe.expert_size": [{"moe": {"experts": 3, "expert_size": 16}}],
     "moe.normalize_weights": [{"moe": {"experts": 3, "normalize_weights": False}}],
+    "moe.scoring": [{"moe": {"experts": 3, "scoring": "sigmoid"}}],
+    "moe.selection_bias": [{"moe": {"experts": 3, "selection_bias": True}}],
+    "moe.groups": [{"moe": {"experts": 4, "groups": 2}}],
+    "moe.groups_per_token": [{"moe": {"experts": 4, "groups": 2, "groups_per_token": 2}}],
+    "moe.routed_scale": [{"moe": {"experts": 3, "routed_scale": 2.0}}],
+    "moe.shared_gate": [{"moe": {"experts": 3, "shared_size": 16, "shared_gate": False}}],
     "moe.router_bias": [{"moe": {"experts": 3, "router_bias": True}}],
     "moe.shared_size": [{"moe": {"experts": 3, "shared_size": 16}}],
     "moe.dense_layers": [{"moe": {"experts": 3, "dense_layers": [1]}}],

@@ -24,6 +24,14 @@ SHAPE = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 """With all that mixtures have: a shared expert as Qwen2-MoE, sinks and biases as gpt-oss."""
+DEEPSEEK = {
+    **{**GATED_LM, "decoder_layers": 3, "head_dim": 12, "rope": {"rotary_dim": 4}},
+    **{"latent": {"kv_rank": 10, "q_rank": 14, "value_dim": 6}},
+    "moe": {
+        **{**MOE, "scoring": "sigmoid", "selection_bias": True, "groups": 2, "groups_per_token": 1},
+        **{"routed_scale": 2.0, "shared_gate": False, "balance_loss": 0.0},
+    },
+}
 LORA = {"lora_layers": ["up_proj", "experts.3.down_proj", "router"], "lora_rank": 2, "lora_alpha": 4.0}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora": LORA, "quantization": {"quant_layers": ["gate_proj", "experts.0.up_proj"], "quant_type": "int8"}},
@@ -35,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def run(task: Any, name: str, *, more: dict[str, Any] | None = None, **sections: Any) -> Path:
     settings = {"save_model": str(task.folder / name), "seed": 7, "train_steps": 4, "save_checkpoint_steps": 2}
-    result = task.run(name, architecture=SHAPE, run={**settings, **(more or {})}, **sections)
+    result = task.run(name, run={**settings, **(more or {})}, **{"architecture": SHAPE, **sections})
     assert result.checkpoint is not None
     return result.checkpoint
 
@@ -62,6 +70,25 @@ def test_a_new_model_trains_and_resumes_to_the_bit(copy_task: Any, more: dict[st
     for row in (row for row in rows if row["split"] == "train"):
         assert 1.9 < row["balance"] < 4.0
         assert row["loss"] == pytest.approx(row["xent"] + 0.5 * row["balance"], rel=1e-4)
+
+
+@pytest.mark.parametrize("more", [{}, {"model_dtype": "bf16", "use_ckpting": ["mha"]}])
+def test_latent_attention(copy_task: Any, more: dict[str, Any]) -> None:
+    run(copy_task, "whole", more=more, architecture=DEEPSEEK)
+    run(copy_task, "half", more={**more, "train_steps": 2}, architecture=DEEPSEEK)
+    run(copy_task, "half", more={**more, "train_from": "auto"}, architecture=DEEPSEEK)
+    first, whole, resumed = (copy_task.tensors(name) for name in ("whole_step_2", "whole_step_4", "half_step_4"))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    kept = {name for name, tensor in whole.items() if torch.equal(tensor, first[name])}
+    assert kept == {f"decoder.layers.{layer}.mlp.selection.bias" for layer in (1, 2)}
+    base = str(copy_task.folder / "whole_step_4")
+    lora = {"lora": {**LORA, "lora_layers": ["q_b_proj", "kv_a_proj", "kv_b_proj", "experts.2.up_proj"]}}
+    tuned = run(copy_task, "tuned", **lora, more={**more, "train_from": base}, architecture=DEEPSEEK)
+    merge(base, tuned, copy_task.folder / "merged")
+    with torch.no_grad():
+        merged, unmerged, plain = (load_model(path)(IDS) for path in (copy_task.folder / "merged", tuned, base))
+    assert (merged - plain).abs().max() > 1e-3
+    torch.testing.assert_close(merged, unmerged, atol=0.05 if more else 1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -67,6 +67,17 @@ def test_the_softmax_over_the_chosen_experts_is_the_normalised_one_over_all() ->
     torch.testing.assert_close(weights_MC, best_MC.softmax(-1))
 
 
+def test_biases_choose_experts_but_do_not_weight_them() -> None:
+    layer = experts(experts_per_token=1, scoring="sigmoid", selection_bias=True, normalize_weights=False)
+    layer.selection.bias.copy_(torch.tensor([0.0, 0.0, 5.0, 5.001, 0.0]))
+    layer.to(torch.bfloat16)
+    assert layer.selection.bias.dtype == torch.float32
+    layer.router = nn.Identity()
+    weights_MC, chosen_MC = layer._route(torch.zeros(2, 5))
+    assert chosen_MC.flatten().tolist() == [3, 3]
+    torch.testing.assert_close(weights_MC, torch.full((2, 1), 0.5))
+
+
 def test_gradients_are_those_of_the_definition_and_no_expert_is_without() -> None:
     layer = experts(experts=8, shared_size=16).train()
     x = torch.randn(1, 2, 32, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -49,6 +50,32 @@ PHI = {
     **{"model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240, "num_attention_heads": 32},
     **{"num_hidden_layers": 32, "num_key_value_heads": 32, "partial_rotary_factor": 0.4, "qk_layernorm": False},
     **{"rope_scaling": None, "rope_theta": 1e4, "vocab_size": 51200, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5},
+}
+GPT_OSS = {
+    **{"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "attention_bias": True, "vocab_size": 201088},
+    **{"experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880, "sliding_window": 128},
+    **{"initial_context_length": 4096, "intermediate_size": 2880, "num_attention_heads": 64, "num_hidden_layers": 24},
+    **{"max_position_embeddings": 131072, "num_experts_per_tok": 4, "num_key_value_heads": 8, "swiglu_limit": 7.0},
+    **{"num_local_experts": 32, "output_router_logits": False, "rms_norm_eps": 1e-05, "router_aux_loss_coef": 0.9},
+    **{"quantization_config": {"quant_method": "mxfp4"}, "rope_theta": 150000, "tie_word_embeddings": False},
+    "rope_scaling": {
+        **{"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "rope_type": "yarn", "truncate": False},
+        "original_max_position_embeddings": 4096,
+    },
+}
+DEEPSEEK_V2_LITE = {
+    **{"model_type": "deepseek_v2", "attention_bias": False, "aux_loss_alpha": 0.001, "ep_size": 1, "seq_aux": True},
+    **{"first_k_dense_replace": 1, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 10944},
+    **{"kv_lora_rank": 512, "max_position_embeddings": 163840, "moe_intermediate_size": 1408, "moe_layer_freq": 1},
+    **{"n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": False, "num_hidden_layers": 27},
+    **{"num_attention_heads": 16, "num_experts_per_tok": 6, "num_key_value_heads": 16, "pretraining_tp": 1},
+    **{"q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06},
+    **{"routed_scaling_factor": 1.0, "scoring_func": "softmax", "topk_group": 1, "topk_method": "greedy"},
+    **{"rope_theta": 10000, "tie_word_embeddings": False, "v_head_dim": 128, "vocab_size": 102400},
+    "rope_scaling": {
+        **{"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707, "type": "yarn"},
+        "original_max_position_embeddings": 4096,
+    },
 }
 
 OPUS_MT = {
@@ -109,6 +136,12 @@ def test_keys_of_published_models() -> None:
     assert read(PEGASUS).norm_position == read(MBART).norm_position == "pre"
     assert read(MBART).embed_norm and read(BART).embed_norm and not read(PEGASUS).embed_norm
     assert read(NLLB).sinusoid == "fairseq"
+    oss, lite = read(GPT_OSS), read(DEEPSEEK_V2_LITE)
+    assert oss.decoder_types[:3] == ["sliding_attention", "full_attention", "sliding_attention"]
+    assert oss.rope.magnitude == pytest.approx(0.1 * math.log(32) + 1)
+    assert (lite.head_dim, lite.rotary_size, lite.value_size, lite.moe.shared_size) == (192, 64, 128, 2816)
+    assert lite.moe_layers == list(range(1, 27)) and lite.rope.magnitude == 1.0
+    assert lite.attention_factor == pytest.approx(192**-0.5 * (0.0707 * math.log(40) + 1) ** 2)
 
 
 FACTORS = {"short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
@@ -165,6 +198,12 @@ def test_rotary_scaling_of_published_models(config: dict[str, Any], expected: di
         ({**LLAMA, "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({**LLAMA, "num_experts": 8}, "num_experts"),
         ({**OPUS_MT, "tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({**GPT_OSS, "swiglu_limit": 6.0}, "swiglu_limit"),
+        ({**GPT_OSS, "hidden_act": "gelu"}, "hidden_act"),
+        ({**DEEPSEEK_V2_LITE, "num_key_value_heads": 8}, "num_key_value_heads"),
+        ({**DEEPSEEK_V2_LITE, "topk_method": "noaux_tc"}, "topk_method"),
+        ({**DEEPSEEK_V2_LITE, "norm_topk_prob": True}, "norm_topk_prob"),
+        ({**DEEPSEEK_V2_LITE, "moe_layer_freq": 2}, "moe_layer_freq"),
         ({**NLLB, "tie_word_embeddings": False}, "tie_word_embeddings"),
         ({**NLLB, "pad_token_id": 0}, "pad_token_id"),
         ({**NLLB, "num_experts": 128}, "num_experts"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
-from onmt_llm.checkpoint.formats.huggingface.families.mixtures import gpt_oss, mixtral
+from onmt_llm.checkpoint.formats.huggingface.families.mixtures import deepseek, gpt_oss, mixtral
 
 FAMILIES: tuple[Family, ...] = (
     mixtral.MIXTRAL,
@@ -11,4 +11,6 @@ FAMILIES: tuple[Family, ...] = (
     mixtral.OLMOE,
     mixtral.QWEN2_MOE,
     gpt_oss.GPT_OSS,
+    deepseek.DEEPSEEK_V2,
+    deepseek.DEEPSEEK_V3,
 )

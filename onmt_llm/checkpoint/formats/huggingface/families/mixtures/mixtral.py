@@ -20,12 +20,10 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     setting,
 )
 from onmt_llm.checkpoint.formats.huggingface.families.layers import window
-from onmt_llm.checkpoint.formats.huggingface.families.mixtures.experts import HARMLESS, experts, of_all
-from onmt_llm.checkpoint.formats.ops import SplitRows, Stacked
-from onmt_llm.checkpoint.formats.rules import Rule, per_layer, repeated, rule
+from onmt_llm.checkpoint.formats.huggingface.families.mixtures.experts import HARMLESS, expert_width, experts, stacked
+from onmt_llm.checkpoint.formats.rules import Rule, per_layer, repeated
 from onmt_llm.config.model import ModelConfig
 
-MLP = "model.layers.{i}.mlp"
 OF_MIXTRAL = block(
     "model.layers",
     {
@@ -59,21 +57,6 @@ def rules_with(experts: list[Rule]) -> Callable[[ModelConfig], list[Rule]]:
     return rules
 
 
-def stacked(config: ModelConfig) -> list[Rule]:
-    """Rules for the experts of a layer in one tensor (E, O, D), in which gate and up of each expert are neighbours."""
-    count, inner = config.moe.experts, config.expert_size
-    fused = [
-        rule("decoder.layers.{i}.mlp.router.weight", f"{MLP}.gate.weight"),
-        rule(
-            of_all("weight", "gate", "up", experts=count),
-            f"{MLP}.experts.gate_up_proj",
-            Stacked(count, SplitRows((inner, inner))),
-        ),
-        rule(of_all("weight", "down", experts=count), f"{MLP}.experts.down_proj", Stacked(count)),
-    ]
-    return per_layer(fused, config.decoder_layers)
-
-
 def _sparse_layers() -> Row:
     """Which layers have experts: every `decoder_sparse_step`-th, but none of `mlp_only_layers`."""
 
@@ -86,13 +69,6 @@ def _sparse_layers() -> Row:
         return {"decoder_sparse_step": 1, "mlp_only_layers": config.moe.dense_layers}
 
     return Row(("decoder_sparse_step", "mlp_only_layers"), read, write, anything("moe.dense_layers"))
-
-
-def _expert_size(default: int) -> Row:
-    """The inner width of an expert where it has its own key."""
-    key = "moe_intermediate_size"
-    size = setting("moe.expert_size", key, default=default)
-    return Row(size.keys, size.read, lambda config: {key: config.expert_size}, size.checks)
 
 
 def _shared_expert() -> Row:
@@ -131,7 +107,7 @@ QWEN3_MOE = Family(
     (
         *QWEN_ROWS,
         *experts("num_experts", "num_local_experts", defaults=(128, 8)),
-        _expert_size(default=768),
+        expert_width(default=768),
         setting("attn_bias attn_out_bias", "attention_bias", default=False),
         always(qk_norm=True),
         window(default=4096, switch="use_sliding_window"),
@@ -166,7 +142,7 @@ QWEN2_MOE = Family(
     (
         *QWEN_ROWS,
         *experts("num_experts", "num_local_experts", defaults=(60, 4)),
-        _expert_size(default=1408),
+        expert_width(default=1408),
         _shared_expert(),
         setting("attn_bias", "qkv_bias", default=True),
         must_be(use_sliding_window=False),
