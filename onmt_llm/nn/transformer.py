@@ -15,6 +15,7 @@ from onmt_llm.nn.activations.offload import Offload
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.attention import Alignment, Attention
 from onmt_llm.nn.layers.block import Block
+from onmt_llm.nn.layers.experts import SelectionBias
 from onmt_llm.nn.layers.latent_attention import LatentAttention
 from onmt_llm.nn.layers.position_wise import FeedForward, TiedHead, capped
 from onmt_llm.nn.layers.stack import Stack
@@ -258,6 +259,14 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = Transformer(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Train all parameters, except the biases of the choice of experts, which no gradient reaches."""
+    model.requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, SelectionBias):
+            module.requires_grad_(False)
 
 
 def set_embedding_noise(model: Transformer, alpha: float) -> None:

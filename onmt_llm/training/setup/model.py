@@ -14,10 +14,9 @@ from onmt_llm.errors import ConfigError
 from onmt_llm.nn.block_expansion import add_twins, freeze_all_but, stack_blocks
 from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.init import init_weights
-from onmt_llm.nn.layers.experts import SelectionBias
 from onmt_llm.nn.lora.model import freeze_all_but_lora
 from onmt_llm.nn.quantized import QUANT_TYPES, num_parameters
-from onmt_llm.nn.transformer import Transformer, parameter_shapes, set_embedding_noise
+from onmt_llm.nn.transformer import Transformer, parameter_shapes, set_embedding_noise, unfreeze
 from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.optim.precision import Precision, choose_precision, trainable_to_float32
@@ -137,17 +136,9 @@ def freeze_untrained(model: Transformer, config: TrainConfig, layers: LayerPlan)
     elif layers.expansion is not None:
         freeze_all_but(model, layers.new_blocks)
     else:
-        model.requires_grad_(True)
-        freeze_selection(model)
+        unfreeze(model)
         freeze_word_vectors(model, config.embeddings)
         freeze_stacks(model, encoder=config.run.freeze_encoder, decoder=config.run.freeze_decoder)
-
-
-def freeze_selection(model: nn.Module) -> None:
-    """Freeze the biases of the choice of experts, which no gradient reaches."""
-    for module in model.modules():
-        if isinstance(module, SelectionBias):
-            module.requires_grad_(False)
 
 
 def freeze_stacks(model: Transformer, *, encoder: bool, decoder: bool) -> None:
