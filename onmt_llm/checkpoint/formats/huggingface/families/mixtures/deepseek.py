@@ -90,8 +90,10 @@ def _latent() -> Row:
         ranks = config.latent.kv_rank, config.latent.q_rank or None
         return dict(zip(keys, (*sizes, config.rotary_size, config.value_size, *ranks), strict=True))
 
-    keys = ("hidden_size", "num_attention_heads", "num_key_value_heads", "qk_nope_head_dim", "qk_rope_head_dim")
-    keys = (*keys, "v_head_dim", "kv_lora_rank", "q_lora_rank")
+    keys = (
+        *("hidden_size", "num_attention_heads", "num_key_value_heads", "qk_nope_head_dim", "qk_rope_head_dim"),
+        *("v_head_dim", "kv_lora_rank", "q_lora_rank"),
+    )
     some = where(lambda config: config.latent.kv_rank > 0, ", but the family has latent attention")
     checks = anything("hidden_size", "heads", "head_dim", "latent.q_rank", "latent.value_dim")
     return Row(keys, read, write, {**checks, "latent.kv_rank": some})
