@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_secret"
 CUT = 0
@@ -258,6 +261,28 @@ _ROUTES: dict[str, Callable[..., None]] = {
     r"PUT /large/(\w+)": _Handler._store,
     f"(?:HEAD|GET) /{_NAME}/resolve/([^/]+)/(.+)": _Handler._resolve,
 }
+
+
+def use(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let `huggingface_hub` talk to this hub in this process, with its token, and without waiting between attempts.
+
+    Args:
+        hub: The hub, which listens.
+        monkeypatch: Undoes it.
+        folder: A folder without a stored token.
+    """
+    constants = pytest.importorskip("huggingface_hub.constants")
+    settings = {
+        "ENDPOINT": hub.address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(folder / "no-token"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A block with a title is written to that file. A shell block is run; a command of
 process, because importing torch would take most of the time. A text block is the output of the shell block before it:
 each of its lines must occur there, in order, with any numbers in place of decimal ones. If it begins with `error:`, the
 last command must fail. A diff is applied to a copy of package and tests, which the commands use. A block of `sh` is not
-run (a server, a download).
+run (a server, a download). The Hugging Face Hub is a small one on this machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import fake_hub
 import pytest
 
 from onmt_llm.commands import COMMANDS
@@ -35,8 +36,13 @@ PACKAGES = {
     "add-a-scorer.md": ["sacrebleu"],
     "add-a-model-family.md": ["transformers", "tokenizers"],
     "fine-tune.md": ["transformers", "tokenizers", "ctranslate2"],
+    "take-your-model-elsewhere.md": ["transformers", "tokenizers", "ctranslate2", "peft", "gguf", "huggingface_hub"],
     "translation.md": ["sacrebleu", "matplotlib", "sentencepiece", "ctranslate2"],
 }
+
+
+CONTINUED = {"take-your-model-elsewhere.md": ("fine-tune.md", "## 5.")}
+"""Pages that begin in the folder of another one, and the heading there at which they take over."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,13 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    for language, title, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        yield Block(language, title, text)
+    """The blocks of a page, after those of the page that it continues."""
+    text = page.read_text(encoding="utf-8")
+    if page.name in CONTINUED:
+        name, heading = CONTINUED[page.name]
+        text = page.with_name(name).read_text(encoding="utf-8").partition(heading)[0] + text
+    for language, title, content in BLOCK.findall(text):
+        yield Block(language, title, content)
 
 
 def command_lines(block: Block) -> list[str]:
@@ -160,4 +171,7 @@ def test_a_tutorial_does_what_it_says(
         captured = capfd.readouterr()
         return captured.err + captured.out  # a command prints its result last
 
-    follow(page, Reader(tmp_path, printed))
+    with fake_hub.serving() as hub:
+        if "huggingface_hub" in PACKAGES.get(page.name, ()):
+            fake_hub.use(hub, monkeypatch, tmp_path)
+        follow(page, Reader(tmp_path, printed))

@@ -23,20 +23,8 @@ REPO = "me/model"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    constants = pytest.importorskip("huggingface_hub.constants")
     with fake_hub.serving() as server:
-        settings = {
-            "ENDPOINT": server.address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-        }
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
-        monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
-        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        fake_hub.use(server, monkeypatch, tmp_path)
         yield server
 
 
