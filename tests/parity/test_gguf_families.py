@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Change]] = {
     "gemma": ("gemma", "gemma", MODELS["gemma"][1], one_more),
     "phi2": ("phi2", "phi", MODELS["phi"][1], same),
     "phi3": ("phi3", "phi3", MODELS["phi3 grouped, window, part"][1], same),
+    "phi3 longrope": ("phi3", "phi3", {**MODELS["phi3 longrope"][1], "sliding_window": 64}, same),
     "gptneox": ("gptneox", "gpt_neox", MODELS["gpt_neox"][1], one_after_the_other),
     "gptneox sequential": ("gptneox", "gpt_neox", MODELS["gpt_neox sequential"][1], one_after_the_other),
     "falcon 7B": ("falcon", "falcon", FALCON, one_after_the_other),
@@ -189,6 +191,14 @@ def add_rope(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(
+            math.sqrt(1 + math.log(config.max_position_embeddings / original) / math.log(original))
+        )
+        for name in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{name}.weight", torch.tensor(rope[f"{name}_factor"]).numpy())
     for key, method in (
         ("attention_factor", "add_rope_scaling_yarn_attn_factor"),
         ("beta_fast", "add_rope_scaling_yarn_beta_fast"),

@@ -14,7 +14,7 @@ from onmt_llm.checkpoint.export_guard import anything, where
 from onmt_llm.checkpoint.formats.gguf import t5
 from onmt_llm.checkpoint.formats.gguf.layers import WINDOW, layers_without_rotary, windows, windows_with_rotary
 from onmt_llm.checkpoint.formats.gguf.mixtures import EXPERT_SIZE, SHARED_SIZE, expert_rules, experts
-from onmt_llm.checkpoint.formats.gguf.rope import ROTARY, rotary_with_windows
+from onmt_llm.checkpoint.formats.gguf.rope import ROTARY, ROTARY_OR_LONG, rotary_with_windows
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     QKV,
     HfConfig,
@@ -126,7 +126,7 @@ ARCHITECTURES: Mapping[str, tuple[Row, ...]] = {
     "qwen2moe": (*_EXPERTS, experts(normalized=False), EXPERT_SIZE, SHARED_SIZE),
     "qwen3moe": (*_EXPERTS, experts(normalized=True), EXPERT_SIZE),
     "olmoe": (*_EXPERTS, experts(normalized=False, balance=0.01), always(qk_norm_over="all_heads")),
-    "phi3": (*_LLAMA, WINDOW),
+    "phi3": (*_LLAMA, ROTARY_OR_LONG, WINDOW),
     "phi2": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu_tanh", parallel_residual=True)),
     "gptneox": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu"), _PARALLEL),
     "falcon": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu", parallel_residual=True)),

@@ -12,7 +12,7 @@ from onmt_llm.checkpoint.formats.gguf.architectures import (
     rules,
     shown_by_tensors,
 )
-from onmt_llm.checkpoint.formats.gguf.rope import ROPE_FREQS
+from onmt_llm.checkpoint.formats.gguf.rope import ROPE_TENSORS
 from onmt_llm.checkpoint.formats.gguf.tensors import GgufTensors, find_gguf, gguf_parts, open_part
 from onmt_llm.checkpoint.formats.gguf.tokenizer import read_tokenizer
 from onmt_llm.checkpoint.formats.huggingface.families.base import nested
@@ -51,7 +51,7 @@ def open_gguf(path: Path, options: ImportOptions) -> ImportedModel:
         source=source,
         rules=rules(architecture, config, source.names()),
         # A tied output layer needs no copy; rotary frequencies are computed.
-        ignore=(ROPE_FREQS, "blk.*.attn_rot_embd", *t5.UNUSED),
+        ignore=(*ROPE_TENSORS, "blk.*.attn_rot_embd", *t5.UNUSED),
         tokenizer=read_tokenizer(
             source.metadata,
             rows=config.vocab_size,
@@ -72,8 +72,7 @@ def _config(architecture: str, source: GgufTensors, file: str, *, ignore_unknown
         key.removeprefix(prefix): _decimal(value) for key, value in source.metadata.items() if key.startswith(prefix)
     }
     found = Settings(metadata, file=file)
-    if ROPE_FREQS in names:
-        found[ROPE_FREQS] = source.tensor(ROPE_FREQS)
+    found |= {name: source.tensor(name) for name in ROPE_TENSORS if name in names}
     rows = ARCHITECTURES[architecture]
     known = [*(key for row in rows for key in row.keys), *HARMLESS_KEYS]
     check_keys(found, known, architecture, ignore_unknown=ignore_unknown)

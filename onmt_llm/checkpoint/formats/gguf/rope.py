@@ -18,11 +18,14 @@ from onmt_llm.errors import UnsupportedError
 from onmt_llm.nn.positions import rotary_frequencies
 
 ROPE_FREQS = "rope_freqs.weight"
-"""A tensor with the divisors of the rotary frequencies; given to the rows among the keys."""
+_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+ROPE_TENSORS = (ROPE_FREQS, _SHORT, _LONG)
+"""Tensors with divisors of the rotary frequencies; given to the rows among the keys."""
+_ORIGINAL, _MAGNITUDE = "rope.scaling.original_context_length", "rope.scaling.attn_factor"
 
 KEYS = (
-    *("rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", ROPE_FREQS),
-    *("rope.scaling.original_context_length", "rope.scaling.yarn_attn_factor"),
+    *("rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", *ROPE_TENSORS),
+    *(_ORIGINAL, _MAGNITUDE, "rope.scaling.yarn_attn_factor"),
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 )
 
@@ -35,10 +38,14 @@ def _read(found: HfConfig) -> Values:
     kind = found.get("rope.scaling.type", "none")
     if ROPE_FREQS in found:
         rope = _llama3(found[ROPE_FREQS].float(), plain, rotary_dim)
+    elif _LONG in found:
+        rope = plain.model_copy(update={"scaling": "longrope", **_longrope(found)})
+    elif found.get(_MAGNITUDE, 1.0) != 1.0:
+        raise UnsupportedError(f"{_MAGNITUDE} must go with {_LONG}, but is {found[_MAGNITUDE]} without it.")
     elif kind in _SCALINGS:
         rope = plain.model_copy(update={"scaling": kind, **_SCALINGS[kind](found)})
     else:
-        raise UnsupportedError(f"Rotary scaling must be {', '.join(_SCALINGS)} or llama3, but is '{kind}'.")
+        raise UnsupportedError(f"Rotary scaling must be {', '.join(_SCALINGS)}, llama3 or longrope, but is '{kind}'.")
     return {"position": "rotary", "rope": rope}
 
 
@@ -55,9 +62,27 @@ def _yarn(found: HfConfig) -> Values:
     }
     return {
         **_linear(found),
-        "original_max_position": int(required(found, "rope.scaling.original_context_length", "context_length")),
+        "original_max_position": int(required(found, _ORIGINAL, "context_length")),
         **{ours: found[key] for key, ours in names.items() if key in found},
     }
+
+
+def _longrope(found: HfConfig) -> Values:
+    """Divisors for short and for long texts. A magnitude that the two context lengths imply is left to be computed."""
+    original, longest = int(required(found, _ORIGINAL)), int(required(found, "context_length"))
+    rope = RopeConfig(scaling="longrope", factor=longest / original, original_max_position=original)
+    magnitude = found.get(_MAGNITUDE, 1.0)
+    return {
+        "factor": rope.factor,
+        "original_max_position": original,
+        "short_factor": _numbers(required(found, _SHORT)),
+        "long_factor": _numbers(found[_LONG]),
+        "attention_factor": None if math.isclose(magnitude, rope.magnitude, rel_tol=1e-6) else magnitude,
+    }
+
+
+def _numbers(tensor: torch.Tensor) -> list[float]:
+    return [float(f"{number:.7g}") for number in tensor.tolist()]
 
 
 _SCALINGS: Mapping[str, Callable[[HfConfig], Values]] = {"none": lambda found: {}, "linear": _linear, "yarn": _yarn}
@@ -91,7 +116,7 @@ def _write(config: ModelConfig) -> Values:
         values |= {"rope.scaling.type": rope.scaling, "rope.scaling.factor": rope.factor}
     if rope.scaling == "yarn":
         values |= {
-            "rope.scaling.original_context_length": rope.original_max_position,
+            _ORIGINAL: rope.original_max_position,
             "rope.scaling.yarn_beta_fast": rope.beta_fast,
             "rope.scaling.yarn_beta_slow": rope.beta_slow,
         }
@@ -99,6 +124,13 @@ def _write(config: ModelConfig) -> Values:
         values[ROPE_FREQS] = _divisors(
             RopeConfig(theta=rope.theta, rotary_dim=rope.rotary_dim), rope, config.rotary_size
         )
+    if rope.scaling == "longrope":
+        values |= {
+            _ORIGINAL: rope.original_max_position,
+            _MAGNITUDE: rope.magnitude,
+            _SHORT: torch.tensor(rope.short_factor),
+            _LONG: torch.tensor(rope.long_factor),
+        }
     if rope.scaling == "yarn" and rope.attention_factor is not None:
         values["rope.scaling.yarn_attn_factor"] = rope.attention_factor
     return values
@@ -125,6 +157,26 @@ _CHECKS = {
 }
 ROTARY = Row(KEYS, _read, _write, _CHECKS)
 """The rotary positions of all layers."""
+
+
+def _implied(config: ModelConfig) -> bool:
+    """The factor of `longrope`, which has no key, is the quotient of the two context lengths."""
+    rope = config.rope
+    return rope.scaling != "longrope" or rope.factor * rope.original_max_position == config.max_position
+
+
+ROTARY_OR_LONG = Row(
+    KEYS,
+    _read,
+    _write,
+    {
+        **_CHECKS,
+        "rope.scaling": only("none", "linear", "yarn", "llama3", "longrope"),
+        **anything("rope.short_factor", "rope.long_factor"),
+        "rope.factor": where(_implied, ", but must be max_position / rope.original_max_position"),
+    },
+)
+"""The same where llama.cpp also computes `longrope` (Phi-3)."""
 
 
 def rotary_with_windows(*, local_theta: float) -> Row:

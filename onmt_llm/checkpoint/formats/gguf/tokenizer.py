@@ -20,7 +20,7 @@ from onmt_llm.optional import require
 
 Metadata = Mapping[str, Any]
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)
 """`tokenizer.ggml.token_type`; the numbers are SentencePiece's."""
 
 _ROLES = {
@@ -71,6 +71,8 @@ def _value(metadata: Metadata, key: str) -> Any:
 
 def _id(metadata: Metadata, role: str) -> int | None:
     default = _ROLES[_value(metadata, "model")].get(role)
+    if role == "unknown" and UNKNOWN in (types := _types(metadata)):
+        default = types.index(UNKNOWN)
     number = metadata.get(f"tokenizer.ggml.{role}_token_id", default)
     return None if number is None else int(number)
 
@@ -170,8 +172,9 @@ def _sentencepiece(metadata: Metadata, pieces: Sequence[str], model_type: str) -
     """
     schema = require("sentencepiece.sentencepiece_model_pb2", "a GGUF file with a SentencePiece tokeniser", "protobuf")
     model = schema.ModelProto()
-    for token, kind, score in zip(pieces, _types(metadata), _value(metadata, "scores"), strict=False):
-        model.pieces.add(piece=token, score=score, type=kind)
+    unknown, scores = _id(metadata, "unknown"), _value(metadata, "scores")
+    for number, (token, kind) in enumerate(zip(pieces, _types(metadata), strict=False)):
+        model.pieces.add(piece=token, score=scores[number], type=UNKNOWN if number == unknown else kind)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type = getattr(schema.TrainerSpec, model_type)
     trainer.vocab_size = len(pieces)
