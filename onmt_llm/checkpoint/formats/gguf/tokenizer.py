@@ -173,8 +173,8 @@ def _sentencepiece(metadata: Metadata, pieces: Sequence[str], model_type: str) -
     schema = require("sentencepiece.sentencepiece_model_pb2", "a GGUF file with a SentencePiece tokeniser", "protobuf")
     model = schema.ModelProto()
     unknown, scores = _id(metadata, "unknown"), _value(metadata, "scores")
-    for number, (token, kind) in enumerate(zip(pieces, _types(metadata), strict=False)):
-        model.pieces.add(piece=token, score=scores[number], type=UNKNOWN if number == unknown else kind)
+    for place, (token, kind) in enumerate(zip(pieces, _types(metadata), strict=False)):
+        model.pieces.add(piece=token, score=scores[place], type=UNKNOWN if place == unknown else kind)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type = getattr(schema.TrainerSpec, model_type)
     trainer.vocab_size = len(pieces)
