@@ -9,7 +9,8 @@
 - `int8`: how an int8 release keeps its accuracy; `rotation` mixes the channels of the residual stream,
   `calibration` runs a text through the model (`blockwise`) and rounds the weights by what it sees (`gptq`);
 - `verify`: runs release and model on the same text (`verification_text.txt`) and compares logits, KL and perplexity;
-  `verify_translations` compares scores of translations for encoder-decoder models.
+  `verify_translations` compares scores of translations for encoder-decoder models, `int8_products` checks that int8
+  products overflow on no processor.
 """
 
 from onmt_llm.releasing.formats import FORMATS, release

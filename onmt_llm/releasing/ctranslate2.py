@@ -100,9 +100,8 @@ def release_ctranslate2(
         if verify == "off":
             report["verdict"] = "not verified"
         else:
-            report |= verify_release(
-                checkpoint.path, release.directory, quantization, strict=verify == "strict", text=text
-            )
+            made = replace(numbers, quality=quality)
+            report |= verify_release(checkpoint.path, release.directory, made, strict=verify == "strict", text=text)
         with release.translated_errors():
             release.add_text(REPORT_FILE, json.dumps(report, indent=2) + "\n")
             release.add_text(MANIFEST_FILE, manifest_text(release.directory))

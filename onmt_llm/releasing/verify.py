@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from onmt_llm.checkpoint.directory import CT2_MODEL_FILE
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.convert import Quality
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.generate.ct2.generator import Ct2Generator
@@ -21,6 +23,9 @@ from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.releasing.blockwise import Blockwise
+from onmt_llm.releasing.int8 import PAIR_LIMIT
+from onmt_llm.releasing.int8_products import int8_instructions, largest_neighbour_sum
+from onmt_llm.releasing.number_format import NumberFormat
 from onmt_llm.releasing.verify_translations import BOUNDS as TRANSLATION_BOUNDS
 from onmt_llm.releasing.verify_translations import compare_translations, translate
 from onmt_llm.text.codec import Codec
@@ -44,7 +49,15 @@ BOUNDS: dict[str, dict[str, float]] = {
     "int8_float16": {"mean_kl": 0.1, "perplexity_ratio": 1.05},
     "int8_bfloat16": {"mean_kl": 0.1, "perplexity_ratio": 1.05},
 }
-"""Upper bounds of the figures for each quantisation. On SmolLM2-135M, int8 has KL 0.044 and ratio 1.027."""
+"""Upper bounds of the figures for each quantisation; those of int8 are for the quality "plain"."""
+
+INT8_BOUNDS: dict[Quality, dict[str, float]] = {
+    "plain": {},
+    "rotated": {"mean_kl": 0.05, "perplexity_ratio": 1.04},
+    "calibrated": {"mean_kl": 0.04, "perplexity_ratio": 1.03},
+}
+"""What each quality changes in the bounds of int8 releases of language models; docs/benchmarks/int8_quality.md has
+measurements."""
 
 
 @dataclass
@@ -133,13 +146,15 @@ class Reference:
         return comparison
 
 
-def verify_release(model: Path, directory: Path, quantization: str, *, strict: bool, text: str | None) -> ReleaseReport:
+def verify_release(
+    model: Path, directory: Path, numbers: NumberFormat, *, strict: bool, text: str | None
+) -> ReleaseReport:
     """Compare a finished release with its checkpoint.
 
     Args:
         model: The checkpoint.
         directory: The release, not published yet.
-        quantization: Its quantisation, which determines the bounds.
+        numbers: Its quantisation and quality, which determine the bounds.
         strict: Fail if a figure exceeds its bound, instead of only warning.
         text: Text to compare on; None = the package's verification_text.txt.
 
@@ -150,17 +165,41 @@ def verify_release(model: Path, directory: Path, quantization: str, *, strict: b
         CheckpointError: `strict`, and a figure exceeds its bound.
         DataError: The text is too short.
     """
+    quantization = numbers.quantization or "float32"
     measured = _measure(model, directory, quantization, text)
+    if numbers.is_int8:
+        measured = _with_int8(measured, directory, numbers.quality or "plain")
     failures = exceeded_bounds(measured["figures"], measured["bounds"])
     if failures and strict:
         raise CheckpointError(
             f"The {quantization} release must predict what its model predicts, but {'; '.join(failures)}. "
             "Nothing was published.",
-            hint="try another quantization, or check the figures and publish with --verify warn",
+            hint=f"try {_better(numbers)}, or check the figures and publish with --verify warn",
         )
     if failures:
         logger.warning("The release exceeds its bounds: %s.", "; ".join(failures))
     return {**measured, "verdict": "fail" if failures else "pass"}
+
+
+def _with_int8(measured: dict[str, Any], directory: Path, quality: Quality) -> dict[str, Any]:
+    """The measurements with what concerns int8: no sum overflows, and stricter bounds for a better quality."""
+    bounds = measured["bounds"]
+    stricter = {name: bound for name, bound in INT8_BOUNDS[quality].items() if "mean_kl" in bounds}
+    largest = largest_neighbour_sum(directory / CT2_MODEL_FILE)
+    return {
+        **measured,
+        "int8_instructions": int8_instructions(),
+        "figures": {**measured["figures"], "int8_neighbour_sum": largest},
+        "bounds": {**bounds, **stricter, "int8_neighbour_sum": PAIR_LIMIT},
+    }
+
+
+def _better(numbers: NumberFormat) -> str:
+    """What may lose less."""
+    if not numbers.is_int8:
+        return "another quantization"
+    calibrate = "--quality calibrated, " if numbers.quality != "calibrated" else ""
+    return f"{calibrate}--keep_float down_proj or another quantization"
 
 
 def bundled_text() -> str:

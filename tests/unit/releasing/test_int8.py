@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,15 @@ import torch
 import tiny
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
-from onmt_llm.errors import ConfigError, DataError, UnsupportedError
+from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from onmt_llm.generate.open import open_engine
-from onmt_llm.releasing import NumberFormat, release
+from onmt_llm.releasing import NumberFormat, int8, release
 from onmt_llm.releasing.gptq import InputStatistics, round_rows
 from onmt_llm.releasing.int8 import int8_rows
 
 TOKENS = ["<s>", *tiny.tokens(24)[3:]]
+AVX2 = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+"""Let Intel's and oneDNN's kernels compute as on a processor without VNNI."""
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "mlp", "lm_head", "embed_tokens")
 
 
@@ -132,3 +137,40 @@ def test_what_calibration_refuses(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="quality: calibrated must go with a decoder-only model"):
         release(translator, tmp_path / "out", quantization=NumberFormat("int8", "calibrated", "w1"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "t"]
+
+
+def test_weights_that_could_overflow_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.write_checkpoint(tmp_path / "m", tiny.llama(vocab_size=64), tiny.tokens(64))
+    report = release(model, tmp_path / "good", quantization="int8", text=text(2, 100))
+    assert 100 < report["figures"]["int8_neighbour_sum"] <= report["bounds"]["int8_neighbour_sum"] == 128
+    assert report["int8_instructions"]
+    monkeypatch.setattr(int8, "int8_scales", lambda matrix_RC: 127 / matrix_RC.abs().amax(dim=1))  # CTranslate2's own
+    with pytest.raises(CheckpointError, match=r"int8_neighbour_sum is 2\d\d \(at most 128\)"):
+        release(model, tmp_path / "out", quantization="int8", text=text(2, 100))
+
+
+SATURATION = """
+import sys, ctranslate2, numpy as np
+np.save(sys.argv[2], np.array(ctranslate2.Generator(sys.argv[1], compute_type="int8").forward_batch([sys.argv[3:]])))
+"""
+
+
+def test_processors_without_vnni_compute_the_same(tmp_path: Path) -> None:
+    """All weights and inputs are positive and large; in every second row the large neighbours are not added first."""
+    model = tiny.llama(vocab_size=64, hidden_size=64, ffn_size=96)
+    with CheckpointWriter(tmp_path / "m", CheckpointConfig(model=model)) as writer:
+        for name, parameter in tiny.build(model).named_parameters():
+            tensor = torch.ones_like(parameter)
+            if parameter.ndim == 2 and "embed" not in name:
+                tensor = 0.01 * tensor
+                tensor[::2, ::4] = tensor[::2, 3::4] = 0.0001
+            writer.add(name, tensor * torch.linspace(0.5, 1.5, len(parameter)).view(-1, *[1] * (parameter.ndim - 1)))
+        tiny.write_vocab(writer.directory / "vocab.txt", tiny.tokens(64))
+    release(tmp_path / "m", tmp_path / "ct2", quantization=NumberFormat("int8", "plain"), verify="off")
+    found = []
+    for number, limits in enumerate(({}, AVX2)):
+        file = tmp_path / f"{number}.npy"
+        command = [sys.executable, "-c", SATURATION, str(tmp_path / "ct2"), str(file), *TOKENS[:5]]
+        subprocess.run(command, env={**os.environ, **limits}, check=True)
+        found.append(np.load(file))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)

@@ -33,7 +33,7 @@ def test_every_quantization_passes_its_bounds(tmp_path: Path, quantization: str)
     report = release(write_checkpoint(tmp_path / "m"), tmp_path / "out", quantization=quantization, text=TEXT)
     assert report == json.loads((tmp_path / "out" / "release_report.json").read_text())
     figures = report["figures"]
-    assert report["verdict"] == "pass" and report["bounds"] == verify_translations.BOUNDS[quantization]
+    assert report["verdict"] == "pass" and verify_translations.BOUNDS[quantization].items() <= report["bounds"].items()
     assert figures["n_sentences"] == 8 and figures["n_tokens"] > 8
     assert 0 < figures["mean_abs_dlogp"] <= figures["max_abs_dlogp"] < 1
     # a random model's answers do not end, and diverge for good after the first token that differs
