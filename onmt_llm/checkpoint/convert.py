@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -12,10 +11,6 @@ import torch
 from pydantic import ValidationError
 
 from onmt_llm.atomic import check_output
-from onmt_llm.checkpoint.formats.foreign import recognised, what_is_there
-from onmt_llm.checkpoint.formats.gguf.read import open_gguf
-from onmt_llm.checkpoint.formats.gguf.tensors import find_gguf
-from onmt_llm.checkpoint.formats.huggingface.read import find_huggingface, open_huggingface
 from onmt_llm.checkpoint.formats.imported import (
     NOTHING_ASKED,
     ImportedModel,
@@ -23,48 +18,18 @@ from onmt_llm.checkpoint.formats.imported import (
     ImportOptions,
     TypedSource,
 )
-from onmt_llm.checkpoint.formats.litgpt import find_litgpt, open_litgpt
-from onmt_llm.checkpoint.formats.opennmt.read import find_opennmt, open_opennmt
-from onmt_llm.checkpoint.formats.params_json.read import find_params_json, open_params_json
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.tokenizer_files import NO_TOKENIZER
+from onmt_llm.checkpoint.sources import SOURCES, detect
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.config.model import Dtype
-from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
+from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.log import logger
 from onmt_llm.nn.device import DTYPES
 from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.text.vocab import Vocab
-
-Opener = Callable[[Path, ImportOptions], ImportedModel]
-
-
-@dataclass(frozen=True)
-class SourceFormat:
-    """A format that is read.
-
-    Attributes:
-        find: Whether there is a model of the format at a path: anything true.
-        open: Open it.
-        has_text: Its files hold the vocabulary, so there is no model without a tokeniser.
-    """
-
-    find: Callable[[Path], object]
-    open: Opener
-    has_text: bool = False
-
-
-SOURCES: dict[str, SourceFormat] = {
-    "hf": SourceFormat(find_huggingface, open_huggingface),
-    "falcon": SourceFormat(find_huggingface, open_huggingface),
-    "llama_meta": SourceFormat(find_params_json, open_params_json),
-    "litgpt": SourceFormat(find_litgpt, open_litgpt),
-    "gguf": SourceFormat(find_gguf, open_gguf, has_text=True),
-    "opennmt": SourceFormat(find_opennmt, open_opennmt, has_text=True),
-}
-"""Readable formats, in the order in which they are looked for."""
 
 
 def convert(
@@ -129,7 +94,7 @@ def open_imported(
     path = Path(model_dir)
     if source not in ("auto", *SOURCES):
         raise ConfigError(f"The source format must be one of auto, {', '.join(SOURCES)}, but is '{source}'.")
-    name = _detect(path) if source == "auto" else source
+    name = detect(path) if source == "auto" else source
     if options.tokenizer_model == NO_TOKENIZER and SOURCES[name].has_text:
         raise ConfigError(f"tokenizer_model cannot be 'none' for a model that holds its vocabulary ({name}).")
     try:
@@ -139,32 +104,6 @@ def open_imported(
         raise CheckpointError(f"{path} describes an impossible model: {problems}.") from error
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} describes its model with values of the wrong type ({error}).") from error
-
-
-_KNOWN = (
-    "config.json with weights (hf), params.json with weights (llama_meta), lit_model.pth (litgpt), *.gguf, "
-    "an OpenNMT-py .pt"
-)
-
-
-def _detect(path: Path) -> str:
-    """The format of the model at `path`, by its files.
-
-    Raises:
-        CheckpointError: There is none that is read; names the format if it is another.
-    """
-    found = next((name for name, one in SOURCES.items() if one.find(path)), None)
-    if found is not None:
-        return found
-    other = recognised(path)
-    if other is None and (path / "config.json").is_file():
-        return "hf"
-    if other is not None:
-        raise UnsupportedError(
-            f"{path} must be a model in a format that can be converted, but is {other.what}.",
-            hint=other.hint.format(path=path),
-        )
-    raise CheckpointError(f"{path} must hold a model in a known format ({_KNOWN}), but {what_is_there(path)}.")
 
 
 def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointConfig:

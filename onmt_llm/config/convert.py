@@ -26,7 +26,7 @@ class ConversionOptions(Section):
     """Folder (or file) with the foreign weights; with `to`, one of our checkpoints."""
     output: str | None = None
     """Checkpoint directory to write; with `to`, the folder or file of the other format."""
-    source: Literal["auto", "hf", "llama_meta", "litgpt", "falcon", "gguf", "opennmt"] = "auto"
+    source: Literal["auto", "hf", "llama_meta", "litgpt", "falcon", "gguf", "opennmt", "eole"] = "auto"
     """Format of the source (also `from`); `auto` detects it from the files."""
     to: Literal["hf", "gguf", "opennmt", "meta", "peft", "ctranslate2", "litgpt"] | None = None
     """Convert in the other direction: write one of our checkpoints as a Hugging Face folder, as a GGUF file for

@@ -56,7 +56,11 @@ UNREAD_FORMATS = (
     UnreadFormat("a fairseq model", ("dict.*.txt", "dict.txt")),
     UnreadFormat("a Sockeye model", ("params.best", "params.0*")),
     UnreadFormat("a JoeyNMT model", ("best.ckpt", "*.ckpt&config.yaml")),
-    UnreadFormat("an eole model", ("model.00.safetensors&vocab.json",)),
+    UnreadFormat(
+        "an eole model without its config.json or its vocab.json",
+        ("model.00.safetensors",),
+        "copy both from the folder of the run or of the conversion",
+    ),
     UnreadFormat("a CTranslate2 model", ("model.bin&*vocabulary*",), _ORIGINAL),
     UnreadFormat("an ONNX model", ("*.onnx", "onnx/*.onnx"), _ORIGINAL),
     UnreadFormat("a TensorRT engine", ("*.engine", "*.plan"), _ORIGINAL),

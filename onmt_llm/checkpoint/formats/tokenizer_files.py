@@ -76,7 +76,7 @@ def from_huggingface(
     elif name is not None and file.suffix != ".json":
         imported = from_pieces(name, file, stated)
     elif (content := _tokenizer_json(file, stated, ids.get("model_type"))) is not None:
-        imported = _open_tokenizers(file, content, token_content(stated.get("bos_token")))
+        imported = from_tokenizer_json(file, content, token_content(stated.get("bos_token")))
     elif t5:
         imported = from_t5(file, stated, rows)
     elif file.name in (FAIRSEQ_FILE, SOURCE_FILE):
@@ -220,7 +220,7 @@ def _tokenizer_json(file: Path, stated: Mapping[str, Any], model_type: str | Non
         raise DataError(f"{file} must be a {HUGGINGFACE_FILE}, but cannot be read ({error}).") from error
 
 
-def _open_tokenizers(file: Path, content: bytes, bos: str | None) -> ImportedTokenizer:
+def from_tokenizer_json(file: Path, content: bytes, bos: str | None) -> ImportedTokenizer:
     """The tokeniser of a tokenizer.json that a codec can open. Encoding a text shows which tokens it adds.
 
     Args:

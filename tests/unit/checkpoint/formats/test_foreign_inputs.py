@@ -268,7 +268,7 @@ REFUSED: dict[str, tuple[Make, int, str, str]] = {
     ),
     "Sockeye": (files("params.best", "vocab.src.0.json", "version"), 2, "Sockeye", "Hugging Face folder"),
     "JoeyNMT": (files("best.ckpt", "config.yaml", "src_vocab.txt"), 2, "JoeyNMT", "Hugging Face folder"),
-    "eole": (files("config.json", "vocab.json", "model.00.safetensors"), 2, "an eole model", "Hugging Face folder"),
+    "eole": (files("vocab.json", "model.00.safetensors"), 2, "an eole model without", "folder of the run"),
     "CTranslate2": (files("model.bin", "config.json", "shared_vocabulary.json"), 2, "CTranslate2", "made from"),
     "ONNX": (files("model.onnx", "model.onnx_data"), 2, "ONNX", "made from"),
     "ONNX, optimum": (config("onnx/decoder_model.onnx"), 2, "ONNX", "made from"),
