@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from onmt_llm.atomic import check_output
+from onmt_llm.checkpoint.files.blocks import nbytes
 from onmt_llm.checkpoint.formats.imported import (
     NOTHING_ASKED,
     ImportedModel,
@@ -20,6 +21,7 @@ from onmt_llm.checkpoint.formats.imported import (
 )
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.tokenizer_files import NO_TOKENIZER
+from onmt_llm.checkpoint.progress import Progress
 from onmt_llm.checkpoint.sources import SOURCES, detect
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
@@ -75,9 +77,15 @@ def convert(
     )
     imported = open_imported(model_dir, source=source, options=options)
     config = checkpoint_config(imported, dtype)
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+    expected = imported.expected or parameter_shapes(imported.model)
+    sizes = [nbytes(DTYPES[config.model.dtype], shape) for shape in expected.values()]
+    with (
+        CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
+        Progress("convert", sizes) as progress,
+    ):
         for name, tensor in converted_tensors(imported):
             writer.add(name, tensor, _stored_type(tensor.dtype, config.model.dtype if dtype else None))
+            progress.add(nbytes(DTYPES[config.model.dtype], tensor.shape))
             del tensor  # before the next one is read
         write_tokenizer(writer, imported.tokenizer)
     logger.info("%s -> %s (%s)", imported.origin, output, config.model.dtype)

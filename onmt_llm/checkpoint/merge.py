@@ -10,6 +10,7 @@ import torch
 from onmt_llm.checkpoint.adapters import adapter_spec, check_twins, expansion_spec, lora_variant, twin_name
 from onmt_llm.checkpoint.files.blocks import with_rows
 from onmt_llm.checkpoint.load import check_base
+from onmt_llm.checkpoint.progress import Progress
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
 from onmt_llm.errors import CheckpointError
@@ -62,12 +63,16 @@ def merge_lora(
     whole, lora = _open_pair(base, adapter)
     layers = {name.rpartition(".")[0] for name in lora.adapter_names()}
     config = _merged_config(whole, lora, with_adapter=False)
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+    with (
+        CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
+        Progress("merge", whole.sizes) as progress,
+    ):
         for name in whole.model_names():
             layer, _, kind = name.rpartition(".")
             is_merged = kind == "weight" and layer in layers
             blocks = _merged_blocks(whole, lora, layer) if is_merged else whole.blocks(name)
             writer.add_blocks(name, blocks, dtype=whole.dtype(name), shape=whole.shape(name))
+            progress.add(whole.nbytes(name))
         copy_files(writer, whole, _text_source(whole, lora))
     return Path(output)
 
@@ -101,12 +106,16 @@ def merge_twins(
     check_twins(twins, {name: whole.shape(name) for name in whole.model_names()})
     source = f"{whole.config.source or whole.path.name} + twins {twins.path.name}"
     config = twins.config.model_copy(update={"model": whole.config.model, "expansion": None, "source": source})
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+    with (
+        CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
+        Progress("merge", whole.sizes) as progress,
+    ):
         for name in whole.model_names():
             blocks, twin = whole.blocks(name), twin_name(name, spec.blocks)
             if twin is not None:
                 blocks = _interpolated(blocks, twins.tensor(twin), spec.lerp)
             writer.add_blocks(name, blocks, dtype=whole.dtype(name), shape=whole.shape(name))
+            progress.add(whole.nbytes(name))
         copy_files(writer, whole, twins)
     logger.warning(
         "The weights of %d blocks and their twins are interpolated (lerp %g), where training interpolated their hidden "
@@ -130,9 +139,13 @@ def concat_lora(
     """
     whole, lora = _open_pair(base, adapter)
     config = _merged_config(whole, lora, with_adapter=True)
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+    with (
+        CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
+        Progress("merge", whole.sizes) as progress,
+    ):
         for name in whole.model_names():
             writer.add_blocks(name, whole.blocks(name), dtype=whole.dtype(name), shape=whole.shape(name))
+            progress.add(whole.nbytes(name))
         for name in lora.adapter_names():
             writer.add(name, lora.tensor(name))
         copy_files(writer, whole, _text_source(whole, lora))

@@ -29,12 +29,11 @@ from onmt_llm.checkpoint.directory import (
     find_damage,
     manifest_text,
     open_directory,
-    refuse,
     refuse_damage,
     resolve_path,
     write_manifest,
 )
-from onmt_llm.checkpoint.files.blocks import row_blocks, tensor_bytes
+from onmt_llm.checkpoint.files.blocks import finite, nbytes, row_blocks, tensor_bytes
 from onmt_llm.checkpoint.files.safetensors import (
     DTYPE_NAMES,
     INDEX_FILE,
@@ -164,6 +163,15 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         return self._part_of(name).dtype(name)
 
+    def nbytes(self, name: str) -> int:
+        """Bytes of one tensor."""
+        return nbytes(self.dtype(name), self.shape(name))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each tensor."""
+        return [self.nbytes(name) for name in self.names()]
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, read into its own memory and verified.
 
@@ -171,7 +179,7 @@ class Checkpoint:
             CheckpointError: It differs from what was written, or its values are not finite.
         """
         tensor = self._part_of(name).tensor(name)
-        for _ in _checked(self.path, name, [tensor]):
+        for _ in finite(self.path, name, [tensor]):
             pass
         return tensor
 
@@ -180,7 +188,7 @@ class Checkpoint:
 
         A consumer that does not read all blocks may have read damaged ones.
         """
-        return _checked(self.path, name, self._part_of(name).blocks(name))
+        return finite(self.path, name, self._part_of(name).blocks(name))
 
     def check_fits(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse weights that do not fit the configuration.
@@ -260,24 +268,6 @@ def _weight_files(directory: Path, listed: Mapping[str, FileEntry] | None) -> Sa
 
 def _identity(digests: dict[str, str], names: list[str]) -> str:
     return hashlib.sha256("\n".join(digests[name] for name in sorted(names)).encode()).hexdigest()
-
-
-def _checked(where: Path, name: str, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The blocks of a tensor, whose values must be finite."""
-    refused = False
-    for block in blocks:
-        if not refused and not _is_finite(block):
-            refused = True  # once, if damage is ignored
-            refuse(
-                f"The weights of {where} must be finite numbers, but {name} has others.",
-                hint="use an earlier checkpoint, or convert again to a type with a larger range (fp32, bf16)",
-            )
-        yield block
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    # NaN and infinity show in the minimum or maximum; this is thirty times as fast as isfinite on all values.
-    return not (tensor.is_floating_point() and tensor.numel()) or all(map(torch.isfinite, torch.aminmax(tensor)))
 
 
 def seal(path: str | Path) -> list[str]:
@@ -366,7 +356,7 @@ class CheckpointWriter:
         with self._output.translated_errors():
             writer = self._writer_of(name)
             writer.begin(name, dtype, shape)
-        for block in _checked(self.path, name, blocks):
+        for block in finite(self.path, name, blocks):
             with self._output.translated_errors():
                 writer.write(block)
             digest.update(tensor_bytes(block))

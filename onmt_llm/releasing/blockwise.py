@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from onmt_llm.checkpoint.files.blocks import with_rows
 from onmt_llm.checkpoint.load import Placement, check_layers, load_weights, resolve_dtype
+from onmt_llm.checkpoint.progress import Progress
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.nn.layers.block import BlockContext
@@ -70,13 +71,16 @@ class Blockwise:
         edges = self._loaded(self._edges(), "decoder")
         states = self._embed(edges, windows)
         contexts = self._contexts(edges, states)
-        for number in range(self._checkpoint.config.model.decoder_layers):
-            path = f"decoder.layers.{number}"
-            block = self._loaded(self._model.get_submodule(path), path)
-            with _watched(block, path, watch):
-                for place, state in enumerate(states):
-                    states[place] = block(state, contexts[state.shape[1]])
-            del block  # before the next one is loaded
+        paths = [f"decoder.layers.{number}" for number in range(self._checkpoint.config.model.decoder_layers)]
+        sizes = {path: self._sizes(path) for path in paths}
+        with Progress("reference", [size for one in sizes.values() for size in one]) as progress:
+            for path in paths:
+                block = self._loaded(self._model.get_submodule(path), path)
+                with _watched(block, path, watch):
+                    for place, state in enumerate(states):
+                        states[place] = block(state, contexts[state.shape[1]])
+                del block  # before the next one is loaded
+                progress.add(*sizes[path])
         return [(state if edges.norm is None else edges.norm(state))[0] for state in states]
 
     @torch.no_grad()
@@ -90,6 +94,11 @@ class Blockwise:
             self._model.lm_head = _linear(block.to(self._dtype), None if bias is None else bias[rows])
             logits_TV[:, rows] = self._model.logits(hidden_TD)
         return logits_TV
+
+    def _sizes(self, path: str) -> list[int]:
+        """Bytes of the tensors of a part of the model."""
+        names = self._model.get_submodule(path).named_parameters(prefix=path)
+        return [self._checkpoint.nbytes(name) for name, _ in names]
 
     def _loaded(self, part: Part, path: str) -> Part:
         """A copy of a part of the model, with its weights."""

@@ -24,6 +24,7 @@ from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.export_guard import obstacles
 from onmt_llm.checkpoint.files.blocks import tensor_bytes, with_rows
+from onmt_llm.checkpoint.progress import Progress
 from onmt_llm.checkpoint.provenance import copy_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
@@ -133,7 +134,8 @@ def write_model(
     config = checkpoint.config.model
     shapes = parameter_shapes(config)
     checkpoint.check_fits(shapes)
-    tensors = QuantizedTensors(checkpoint, shapes, quantization, calibration)
+    progress = Progress("release", checkpoint.sizes)
+    tensors = QuantizedTensors(checkpoint, shapes, quantization, progress, calibration)
     spec = build_spec(config)
     for variable in spec_variables(config):
         fill(spec, replace(variable, kind="vector") if variable.target in keep_float else variable, tensors)
@@ -155,7 +157,8 @@ def write_model(
     spec.optimize()  # without a quantisation, this only finds shared variables: tied embeddings
     for target in keep_float:
         _hide_from_quantization(spec, target)
-    spec.save(str(directory))
+    with progress:
+        spec.save(str(directory))
 
 
 def _hide_from_quantization(spec: Any, target: str) -> None:
@@ -199,6 +202,7 @@ class QuantizedTensors:
         checkpoint: Holds the tensors.
         shapes: Their shapes by name.
         quantization: Number format of the release.
+        progress: Counts what is written.
         calibration: Holds matrices that are rounded already.
     """
 
@@ -207,9 +211,11 @@ class QuantizedTensors:
         checkpoint: Checkpoint,
         shapes: Mapping[str, tuple[int, ...]],
         quantization: str,
+        progress: Progress,
         calibration: Calibration | None = None,
     ) -> None:
         self._checkpoint = checkpoint
+        self._progress = progress
         self._shapes = shapes
         self.quantization = quantization
         self._calibration = calibration
@@ -227,6 +233,7 @@ class QuantizedTensors:
         if last is None or (last.sources, last.kind) != (variable.sources, variable.kind) or variable.make is not None:
             self._last = None  # before the next one is made
             self._last = (variable, self._convert(variable))
+            self._progress.add(*map(self._checkpoint.nbytes, variable.sources))
         assert self._last is not None
         return self._last[1]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
+from onmt_llm.checkpoint.directory import refuse
 from onmt_llm.nn.cpu.fused import row_blocks as row_slices
 
 BLOCK_BYTES = 1 << 22
@@ -31,6 +33,33 @@ def with_rows(blocks: Iterable[torch.Tensor]) -> Iterator[tuple[slice, torch.Ten
 def nbytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
     """Bytes of a tensor."""
     return dtype.itemsize * math.prod(shape)
+
+
+def finite(where: Path, name: str, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The blocks of a tensor, whose values must be finite.
+
+    Args:
+        where: Where the tensor is or goes, for the message.
+        name: Its name.
+        blocks: Its rows.
+
+    Raises:
+        CheckpointError: They are not, and damage is not ignored.
+    """
+    refused = False
+    for block in blocks:
+        if not refused and not _is_finite(block):
+            refused = True  # once, if damage is ignored
+            refuse(
+                f"The weights of {where} must be finite numbers, but {name} has others.",
+                hint="use an earlier checkpoint, or convert again to a type with a larger range (fp32, bf16)",
+            )
+        yield block
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # NaN and infinity show in the minimum or maximum; this is thirty times as fast as isfinite on all values.
+    return not (tensor.is_floating_point() and tensor.numel()) or all(map(torch.isfinite, torch.aminmax(tensor)))
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

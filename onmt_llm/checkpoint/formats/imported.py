@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from onmt_llm.checkpoint.files.blocks import tensor_bytes
 from onmt_llm.checkpoint.formats.rules import Rule, TensorSource
+from onmt_llm.checksums import fast_digest
 from onmt_llm.config.checkpoint import AdapterSpec, LanguageTokens, SequenceTokens, SpecialTokens, TokenizerSpec
 from onmt_llm.config.model import ModelConfig
 
@@ -21,6 +23,15 @@ class TypedSource(TensorSource, Protocol):
     """A source that knows a tensor's type without reading it."""
 
     def dtype(self, name: str) -> torch.dtype: ...
+
+
+def are_copies(source: TypedSource, first: str, *others: str) -> bool:
+    """Whether tensors have the same type, shape and content; one of them is in memory at a time."""
+    return len({_identity(source.tensor(name)) for name in (first, *others)}) == 1
+
+
+def _identity(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, str]:
+    return tensor.dtype, tensor.shape, fast_digest(tensor_bytes(tensor))
 
 
 @dataclass(frozen=True)

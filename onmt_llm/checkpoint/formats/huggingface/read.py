@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family, HfConfig
 from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights, with_older_settings
 from onmt_llm.checkpoint.formats.huggingface.weights import has_weights, open_weights, renamed, without_copies
-from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportOptions, TypedSource
+from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportOptions, TypedSource, are_copies
 from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, overridden
 from onmt_llm.checkpoint.formats.tokenizer_files import fit, from_huggingface, read_json
 from onmt_llm.config.model import ModelConfig
@@ -86,7 +84,7 @@ def _is_tied(model: ModelConfig, stated: bool, source: TypedSource, family: Fami
     embeddings = [one.theirs[0] for one in family.rules(model) if one.ours == ("decoder.embed_tokens.weight",)]
     if not model.tie_embeddings or any(name not in here for name in embeddings):
         return model.tie_embeddings
-    return all(torch.equal(source.tensor(name), source.tensor(HEAD)) for name in embeddings)
+    return are_copies(source, HEAD, *embeddings)
 
 
 def _readable_family(hf_config: Mapping[str, Any]) -> Family:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onmt_llm.checkpoint.files.safetensors import INDEX_FILE, WEIGHTS_FILE, SafetensorsSet, open_index
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
-from onmt_llm.checkpoint.formats.imported import TypedSource
+from onmt_llm.checkpoint.formats.imported import TypedSource, are_copies
 from onmt_llm.errors import CheckpointError
 
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
@@ -113,7 +113,7 @@ def without_copies(source: TypedSource, names: Sequence[str]) -> TypedSource:
         CheckpointError: They are not copies of one another.
     """
     here = [name for name in names if name in source.names()]
-    different = [name for name in here[1:] if not torch.equal(source.tensor(name), source.tensor(here[0]))]
+    different = [name for name in here[1:] if not are_copies(source, here[0], name)]
     if different:
         raise CheckpointError(
             f"Encoder and decoder must share one embedding, but {', '.join(different)} differs from {here[0]}."

@@ -19,6 +19,7 @@ from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
 from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
+from onmt_llm.checkpoint.progress import Progress
 from onmt_llm.checkpoint.provenance import copy_provenance, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
@@ -64,11 +65,12 @@ def export_hf(
         **_tokenizer_files(checkpoint, codec),
     }
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
-    with AtomicDirectory(output, overwrite=overwrite) as directory:
+    with AtomicDirectory(output, overwrite=overwrite) as directory, Progress("export", checkpoint.sizes) as progress:
         writer = ShardedWriter(directory.directory, shard_size)
         for name, tensor in stream:
             with directory.translated_errors():
                 writer.add(name, tensor, None if dtype is None else resolve_dtype(dtype, config.dtype))
+            progress.add(tensor.nbytes)
             del tensor  # before the next one is read
         writer.close()
         for name, content in files.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from onmt_llm.checkpoint.formats.imported import TypedSource
+from onmt_llm.checkpoint.formats.imported import TypedSource, are_copies
 from onmt_llm.config.model import Activation, FeatureConfig, ModelConfig, SinusoidKind
 from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
@@ -152,7 +152,7 @@ def _is_tied(source: TypedSource, option: bool, one: str, other: str) -> bool:
     names = source.names()
     if not option or one not in names or other not in names:
         return option
-    return torch.equal(source.tensor(one), source.tensor(other))
+    return are_copies(source, one, other)
 
 
 def alignment(options: OpenNMTOptions) -> dict[str, Any]:
