@@ -21,7 +21,7 @@ from onmt_llm.checkpoint.formats.imported import (
 )
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.tokenizer_files import NO_TOKENIZER
-from onmt_llm.checkpoint.progress import Progress
+from onmt_llm.checkpoint.progress import TensorProgress
 from onmt_llm.checkpoint.sources import SOURCES, detect
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
@@ -81,7 +81,7 @@ def convert(
     sizes = [nbytes(DTYPES[config.model.dtype], shape) for shape in expected.values()]
     with (
         CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
-        Progress("convert", sizes) as progress,
+        TensorProgress("convert", sizes) as progress,
     ):
         for name, tensor in converted_tensors(imported):
             writer.add(name, tensor, _stored_type(tensor.dtype, config.model.dtype if dtype else None))

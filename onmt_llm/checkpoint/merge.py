@@ -10,7 +10,6 @@ import torch
 from onmt_llm.checkpoint.adapters import adapter_spec, check_twins, expansion_spec, lora_variant, twin_name
 from onmt_llm.checkpoint.files.blocks import with_rows
 from onmt_llm.checkpoint.load import check_base
-from onmt_llm.checkpoint.progress import Progress
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig, ExpansionSpec
 from onmt_llm.errors import CheckpointError
@@ -65,7 +64,7 @@ def merge_lora(
     config = _merged_config(whole, lora, with_adapter=False)
     with (
         CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
-        Progress("merge", whole.sizes) as progress,
+        whole.progress("merge") as progress,
     ):
         for name in whole.model_names():
             layer, _, kind = name.rpartition(".")
@@ -108,7 +107,7 @@ def merge_twins(
     config = twins.config.model_copy(update={"model": whole.config.model, "expansion": None, "source": source})
     with (
         CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
-        Progress("merge", whole.sizes) as progress,
+        whole.progress("merge") as progress,
     ):
         for name in whole.model_names():
             blocks, twin = whole.blocks(name), twin_name(name, spec.blocks)
@@ -141,7 +140,7 @@ def concat_lora(
     config = _merged_config(whole, lora, with_adapter=True)
     with (
         CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
-        Progress("merge", whole.sizes) as progress,
+        whole.progress("merge") as progress,
     ):
         for name in whole.model_names():
             writer.add_blocks(name, whole.blocks(name), dtype=whole.dtype(name), shape=whole.shape(name))

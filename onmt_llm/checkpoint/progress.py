@@ -15,7 +15,7 @@ from onmt_llm.log import logger
 LINE_SECONDS = 30.0
 
 
-class Progress:
+class TensorProgress:
     """Counts the bytes and tensors that are done, and shows rate and time left.
 
     Args:
@@ -29,7 +29,7 @@ class Progress:
         self._bar: Any = None
         self._cleanup = ExitStack()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TensorProgress:
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
             from tqdm import tqdm
             from tqdm.contrib.logging import logging_redirect_tqdm

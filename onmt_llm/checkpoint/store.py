@@ -44,6 +44,7 @@ from onmt_llm.checkpoint.files.safetensors import (
     open_index,
     tensor_digest,
 )
+from onmt_llm.checkpoint.progress import TensorProgress
 from onmt_llm.checksums import tensor_prefix
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, is_own_file, read_config
 from onmt_llm.config.model import ModelConfig
@@ -167,10 +168,9 @@ class Checkpoint:
         """Bytes of one tensor."""
         return nbytes(self.dtype(name), self.shape(name))
 
-    @property
-    def sizes(self) -> list[int]:
-        """Bytes of each tensor."""
-        return [self.nbytes(name) for name in self.names()]
+    def progress(self, what: str) -> TensorProgress:
+        """Counts the tensors, as they are processed."""
+        return TensorProgress(what, [self.nbytes(name) for name in self.names()])
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, read into its own memory and verified.

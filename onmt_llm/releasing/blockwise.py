@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from onmt_llm.checkpoint.files.blocks import with_rows
 from onmt_llm.checkpoint.load import Placement, check_layers, load_weights, resolve_dtype
-from onmt_llm.checkpoint.progress import Progress
+from onmt_llm.checkpoint.progress import TensorProgress
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.nn.layers.block import BlockContext
@@ -73,7 +73,7 @@ class Blockwise:
         contexts = self._contexts(edges, states)
         paths = [f"decoder.layers.{number}" for number in range(self._checkpoint.config.model.decoder_layers)]
         sizes = {path: self._sizes(path) for path in paths}
-        with Progress("reference", [size for one in sizes.values() for size in one]) as progress:
+        with TensorProgress("reference", [size for one in sizes.values() for size in one]) as progress:
             for path in paths:
                 block = self._loaded(self._model.get_submodule(path), path)
                 with _watched(block, path, watch):

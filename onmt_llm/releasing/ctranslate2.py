@@ -24,7 +24,7 @@ from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.export_guard import obstacles
 from onmt_llm.checkpoint.files.blocks import tensor_bytes, with_rows
-from onmt_llm.checkpoint.progress import Progress
+from onmt_llm.checkpoint.progress import TensorProgress
 from onmt_llm.checkpoint.provenance import copy_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CONFIG_FILE, config_text
@@ -134,7 +134,7 @@ def write_model(
     config = checkpoint.config.model
     shapes = parameter_shapes(config)
     checkpoint.check_fits(shapes)
-    progress = Progress("release", checkpoint.sizes)
+    progress = checkpoint.progress("release")
     tensors = QuantizedTensors(checkpoint, shapes, quantization, progress, calibration)
     spec = build_spec(config)
     for variable in spec_variables(config):
@@ -211,7 +211,7 @@ class QuantizedTensors:
         checkpoint: Checkpoint,
         shapes: Mapping[str, tuple[int, ...]],
         quantization: str,
-        progress: Progress,
+        progress: TensorProgress,
         calibration: Calibration | None = None,
     ) -> None:
         self._checkpoint = checkpoint

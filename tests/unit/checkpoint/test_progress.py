@@ -1,4 +1,4 @@
-"""`Progress`: log lines with rate and time left, and a bar in a terminal."""
+"""`TensorProgress`: log lines with rate and time left, and a bar in a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from onmt_llm.checkpoint import progress
-from onmt_llm.checkpoint.progress import Progress
+from onmt_llm.checkpoint.progress import TensorProgress
 
 
 class Clock:
@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_lines_tell_how_far_a_long_conversion_is(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "onmt_llm")
-    with Progress("merge", [10_000_000, 30_000_000, 40_000_000]) as bar:
+    with TensorProgress("merge", [10_000_000, 30_000_000, 40_000_000]) as bar:
         clock.now += 20
         bar.add(10_000_000)
         clock.now += 20
@@ -45,7 +45,7 @@ def test_lines_tell_how_far_a_long_conversion_is(clock: Clock, caplog: pytest.Lo
 
 def test_a_short_conversion_says_nothing(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "onmt_llm")
-    with Progress("merge", [1, 1]) as bar:
+    with TensorProgress("merge", [1, 1]) as bar:
         clock.now += 20
         bar.add(1, 1)
     assert not caplog.records
@@ -56,7 +56,7 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with Progress("merge", [4_000_000, 4_000_000]) as bar:
+    with TensorProgress("merge", [4_000_000, 4_000_000]) as bar:
         bar.add(4_000_000)
         bar._bar.refresh()
     shown = terminal.getvalue()

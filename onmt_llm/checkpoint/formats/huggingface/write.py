@@ -19,7 +19,6 @@ from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
 from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
-from onmt_llm.checkpoint.progress import Progress
 from onmt_llm.checkpoint.provenance import copy_provenance, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
@@ -65,7 +64,7 @@ def export_hf(
         **_tokenizer_files(checkpoint, codec),
     }
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
-    with AtomicDirectory(output, overwrite=overwrite) as directory, Progress("export", checkpoint.sizes) as progress:
+    with AtomicDirectory(output, overwrite=overwrite) as directory, checkpoint.progress("export") as progress:
         writer = ShardedWriter(directory.directory, shard_size)
         for name, tensor in stream:
             with directory.translated_errors():
