@@ -36,6 +36,8 @@ LANGUAGES = {
     "M2M100Tokenizer": ("de", "fr"),
     "MarianTokenizer": ("", "fra"),
     "MarianTokenizer, two languages": ("", ""),
+    "MarianTokenizer, two vocabularies": ("", ""),
+    "MarianTokenizer, two vocabularies, another output layer": ("", ""),
 }
 SHAPE = {
     **{"d_model": 32, "max_position_embeddings": 64, "encoder_layers": 1, "decoder_layers": 2},
@@ -83,10 +85,15 @@ def write_files(directory: Path, name: str) -> Any:
     kind, _, two = name.partition(",")
     directory.mkdir()
     if kind == "MarianTokenizer":
-        pieces = [*train(directory / "source.spm", 620, "unigram"), *train(directory / "target.spm", 640, "bpe")]
+        sides = train(directory / "source.spm", 620, "unigram"), train(directory / "target.spm", 640, "bpe")
         codes = [] if two else [">>fra<<", ">>deu_Latn<<"]
-        vocab = ["</s>", "<unk>", *codes, *dict.fromkeys(pieces)][:-9]  # some pieces have no row
-        write_json(directory / "vocab.json", {token: number for number, token in enumerate([*vocab, "<pad>"])})
+        separate = "vocabularies" in two
+        tables = zip(("vocab", "target_vocab"), sides, strict=True) if separate else [("vocab", sides[0] + sides[1])]
+        for file, pieces in tables:
+            # some pieces have no row; transformers gives both sides the id of the source's padding
+            vocab = ["</s>", "<unk>", *codes, *dict.fromkeys(pieces)][: 590 if separate else -9]
+            write_json(directory / f"{file}.json", {token: number for number, token in enumerate([*vocab, "<pad>"])})
+        write_json(directory / "tokenizer_config.json", {"tokenizer_class": kind, "separate_vocabs": separate})
         return transformers.MarianTokenizer.from_pretrained(directory)
     pieces = train(directory / "sentencepiece.bpe.model", 640, "bpe" if kind == "NllbTokenizer" else "unigram")
     src, tgt = LANGUAGES[name]
@@ -113,9 +120,12 @@ def save_model(directory: Path, name: str, tokenizer: Any) -> Any:
     torch.manual_seed(0)
     rows = max(len(tokenizer), *(tokenizer.convert_tokens_to_ids(["__zu__", "</s>"]))) + 9
     if name.startswith("Marian"):
-        pad = len(tokenizer) - 1
+        pad = tokenizer.pad_token_id
+        separate = tokenizer.separate_vocabs
+        rows = len(tokenizer.target_encoder) if separate else pad + 1
         ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": 0, "forced_eos_token_id": None}
-        settings = {"vocab_size": pad + 1, "decoder_vocab_size": pad + 1, "bad_words_ids": [[pad]], **ids}
+        settings = {"vocab_size": pad + 1, "decoder_vocab_size": rows, "bad_words_ids": [[pad]], **ids}
+        settings |= {"share_encoder_decoder_embeddings": not separate, "tie_word_embeddings": "output" not in name}
         kind = "marian"
     else:
         kind = "mbart" if name.startswith("MBart") else "m2m_100"

@@ -96,7 +96,7 @@ def from_pieces(name: str, file: Path, stated: Mapping[str, Any]) -> ImportedTok
         DataError: A file cannot be read.
     """
     if name == MARIAN_TOKENIZER:
-        return _marian(file.parent)
+        return _marian(file.parent, stated)
     pieces = SentencePieceTokenizer(file).vocab_tokens()
     if name == M2M_TOKENIZER:
         codes = language_codes.WMT_21_LANGUAGES if stated.get("language_codes") == "wmt21" else SIDES[name].codes
@@ -117,8 +117,8 @@ def from_pieces(name: str, file: Path, stated: Mapping[str, Any]) -> ImportedTok
     )
 
 
-def _marian(model_dir: Path) -> ImportedTokenizer:
-    """Two SentencePiece models with one vocabulary, or with one of each."""
+def _marian(model_dir: Path, stated: Mapping[str, Any]) -> ImportedTokenizer:
+    """Two SentencePiece models with one vocabulary, or with one of each (`separate_vocabs`)."""
     files = {name: model_dir / name for name in (SOURCE_FILE, TARGET_FILE)}
     for file in files.values():
         if not file.is_file():
@@ -126,9 +126,10 @@ def _marian(model_dir: Path) -> ImportedTokenizer:
                 f"A {MARIAN_TOKENIZER} must have {SOURCE_FILE} and {TARGET_FILE}, but there is no {file}."
             )
     tokens, target = _table(model_dir / VOCABULARY_FILE), model_dir / TARGET_VOCABULARY_FILE
+    has_two = stated.get("separate_vocabs", target.is_file())
     return ImportedTokenizer(
-        tokens=_table(target) if target.is_file() else tokens,
-        src_tokens=tokens if target.is_file() else None,
+        tokens=_table(target) if has_two else tokens,
+        src_tokens=tokens if has_two else None,
         specials=SpecialTokens(bos=None, pad="<pad>", add_bos=False),
         spec=TokenizerSpec(kind="sentencepiece", file=TARGET_FILE),
         src_spec=TokenizerSpec(kind="sentencepiece", file=SOURCE_FILE),
@@ -149,14 +150,14 @@ def tokenizer_class(config: CheckpointConfig) -> str | None:
     return None
 
 
-def settings_of(name: str, config: CheckpointConfig) -> dict[str, Any]:
+def settings_of(name: str, codec: Codec) -> dict[str, Any]:
     """What tokenizer_config.json says about the class and its languages."""
-    languages = config.languages
+    languages = codec.config.languages
     if name == MARIAN_TOKENIZER:
-        return {"tokenizer_class": name, "separate_vocabs": config.model.src_vocab_size is not None}
+        return {"tokenizer_class": name, "separate_vocabs": not codec.shares_vocab}
     settings: dict[str, Any] = {"tokenizer_class": name, "src_lang": languages.src, "tgt_lang": languages.tgt}
     if name == "NllbTokenizer":
-        settings["legacy_behaviour"] = not config.sequences.src_prefix
+        settings["legacy_behaviour"] = not codec.config.sequences.src_prefix
     return (
         settings if name == M2M_TOKENIZER else {**settings, "additional_special_tokens": [*languages.tokens.values()]}
     )

@@ -165,7 +165,7 @@ def _tokenizer_files(checkpoint: Checkpoint, codec: Codec) -> dict[str, Path | s
     if is_t5:
         settings |= {"tokenizer_class": T5_CLASSES[0], "extra_ids": config.tokenizer.options.get("extra_ids", 0)}
     elif name is not None:
-        settings |= settings_of(name, config)
+        settings |= settings_of(name, codec)
     else:
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast" if kind == "huggingface" else "LlamaTokenizer"}
         settings |= {"add_bos_token": specials.add_bos, "add_eos_token": False}
