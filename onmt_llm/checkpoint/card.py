@@ -31,8 +31,9 @@ class CardFormat:
     Attributes:
         name: The format, in words.
         library: `library_name` of the front matter: the library that loads the model.
-        usage: How the model is used: a Python example, in which `{folder}` stands for the model.
+        usage: How the model is used: an example, in which `{folder}` stands for the model.
         relation: `base_model_relation`, if the base is on the Hub; empty = `finetune` if the model was trained here.
+        language: The language of the example.
         report: The report of the release.
     """
 
@@ -40,6 +41,7 @@ class CardFormat:
     library: str
     usage: str = ""
     relation: str = ""
+    language: str = "python"
     report: Mapping[str, Any] | None = None
 
 
@@ -61,7 +63,7 @@ def model_card(
     scores = list(_scores(provenance, form.report or {}))
     sections += ["## Scores", *scores] if scores else []
     if form.usage:
-        sections += ["## Use", f"```python\n{form.usage.replace('{folder}', name).strip()}\n```"]
+        sections += ["## Use", f"```{form.language}\n{form.usage.replace('{folder}', name).strip()}\n```"]
     sections += ["## Versions", _versions(provenance, form.report or {})]
     return "\n\n".join(sections) + "\n"
 

@@ -48,6 +48,9 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     if options.to == "gguf" and options.dtype is not None:
         sentence = f"'dtype' must be left out with 'to: gguf', but is {options.dtype}."
         yield Problem(sentence, loaded.where("dtype"), hint="use 'quantization'")
+    if options.to != "gguf" and options.quantization is not None:
+        sentence = f"'quantization' must go with 'to: gguf', but is {options.quantization} without it."
+        yield Problem(sentence, loaded.where("quantization"), hint="use 'dtype'")
     if options.to in _ELSEWHERE:
         hint = _ELSEWHERE[options.to].format(model=options.model_dir, output=options.output)
         yield Problem(f"'to' must not be {options.to}, which another command writes.", loaded.where("to"), hint=hint)
@@ -101,9 +104,11 @@ def convert_model(loaded: Loaded[Any]) -> Path:
         card = loaded.job.card
         return export_peft(model, output, base_name=card.hub_base, card=card, overwrite=options.force)
     if options.to == "gguf":
-        from onmt_llm.checkpoint.formats.gguf.write import export_gguf
+        from onmt_llm.checkpoint.formats.gguf.write import export_gguf, write_modelfile
 
-        return export_gguf(model, output, type=options.quantization or "f16", overwrite=options.force)
+        file = export_gguf(model, output, type=options.quantization or "f16", overwrite=options.force)
+        write_modelfile(model, file, file.with_suffix(".Modelfile"))
+        return file
     if options.to == "opennmt":
         from onmt_llm.checkpoint.formats.opennmt.write import export_opennmt
 

@@ -119,10 +119,11 @@ class ReleaseOptions(Section):
     """Checkpoint directory; merge adapters first."""
     output: str | None = None
     """Folder (or, for `pytorch`, file) to write."""
-    format: Literal["ctranslate2", "safetensors", "pytorch"] = "ctranslate2"
-    """Format of the release."""
-    quantization: Quantization | None = None
-    """Quantisation by CTranslate2; null = float32."""
+    format: Literal["ctranslate2", "gguf", "safetensors", "pytorch"] = "ctranslate2"
+    """Format of the release; `gguf` is for llama.cpp and Ollama."""
+    quantization: Quantization | GgufType | None = None
+    """Number type of the matrices. `ctranslate2`: `int8` to `float32`, null = float32. `gguf`: `f32` to `q5_1`, null =
+    f16."""
     quality: Quality | None = None
     """How int8 weights are rounded. `plain`: each by itself; `rotated`: after the channels of the residual stream were
     mixed, so that none is much larger than the others: less is lost, at the same speed; `calibrated`: in addition so

@@ -17,7 +17,11 @@ import onmt_llm
 engine = onmt_llm.open_engine("{folder}")
 print(engine.{method}("Hello!", max_length=64))
 """
-_LIBRARIES = {"ctranslate2": "ctranslate2"}
+_USAGE_OF_GGUF = """
+ollama create {folder} -f Modelfile && ollama run {folder}
+llama-cli -m {folder}.gguf
+"""
+_LIBRARIES = {"ctranslate2": "ctranslate2", "gguf": "llama.cpp"}
 """Libraries that load a format besides onmt_llm."""
 
 
@@ -31,6 +35,7 @@ def write_card(checkpoint: Checkpoint, release: Path, report: ReleaseReport, opt
         options: What no file of the model says.
     """
     form, number = report["format"], report.get("quantization")
+    usage = "" if checkpoint.config.tokenizer.kind == "none" else _USAGE
     method = "ask" if checkpoint.config.model.is_decoder_only else "translate"
     card = model_card(
         release.resolve().name,
@@ -39,8 +44,9 @@ def write_card(checkpoint: Checkpoint, release: Path, report: ReleaseReport, opt
         CardFormat(
             f"in the format {form}" + (f", {number}" if number else ""),
             _LIBRARIES.get(form, "onmt_llm"),
-            "" if checkpoint.config.tokenizer.kind == "none" else _USAGE.replace("{method}", method),
-            relation="quantized" if str(number).startswith("int") else "",
+            _USAGE_OF_GGUF if form == "gguf" else usage.replace("{method}", method),
+            relation="quantized" if str(number).startswith(("int", "q")) else "",
+            language="shell" if form == "gguf" else "python",
             report=report,
         ),
         options,

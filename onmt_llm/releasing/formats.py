@@ -12,6 +12,7 @@ from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.registry import nearest
 from onmt_llm.releasing.card import write_card
 from onmt_llm.releasing.ctranslate2 import release_ctranslate2
+from onmt_llm.releasing.gguf import release_gguf
 from onmt_llm.releasing.number_format import NumberFormat
 from onmt_llm.releasing.plain import release_pytorch, release_safetensors
 from onmt_llm.releasing.verify import ReleaseReport, Verify
@@ -35,6 +36,7 @@ class Writer(Protocol):
 
 FORMATS: dict[str, Writer] = {
     "ctranslate2": release_ctranslate2,
+    "gguf": release_gguf,
     "pytorch": release_pytorch,
     "safetensors": release_safetensors,
 }
@@ -56,9 +58,9 @@ def release(
     Args:
         model: Checkpoint with all of the model's weights.
         output: Directory to write (`pytorch`: a file). It gets its name only when it is complete.
-        format: "ctranslate2", "safetensors" or "pytorch".
-        quantization: Number format of `ctranslate2`: "int8", "int8_float16", "float16" ..., or with more settings a
-            `NumberFormat`; None = float32.
+        format: "ctranslate2", "gguf", "safetensors" or "pytorch".
+        quantization: Number format of `ctranslate2` ("int8", "int8_float16", "float16" ...; None = float32) or `gguf`
+            ("q8_0", "q4_0" ...; None = f16), or with more settings a `NumberFormat`.
         verify: "strict" fails if a difference from the model exceeds its bound, "warn" only warns, "off" does not
             compare.
         text: Text to compare on; None = text that comes with the package.

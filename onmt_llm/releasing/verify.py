@@ -145,6 +145,13 @@ class Reference:
             comparison.add(self._model.logits(hidden_TD).numpy(), engine.logits(window), ids)
         return comparison
 
+    def compare_checkpoint(self, checkpoint: Checkpoint) -> Comparison:
+        """Compare with another checkpoint with the same vocabulary, which is run block by block too."""
+        other, comparison = Blockwise(checkpoint), Comparison(compute_type="float32")
+        for ids, ours_TD, theirs_TD in zip(self._ids, self._hidden, other.run(self._ids), strict=True):
+            comparison.add(self._model.logits(ours_TD).numpy(), other.logits(theirs_TD).numpy(), ids)
+        return comparison
+
 
 def verify_release(
     model: Path, directory: Path, numbers: NumberFormat, *, strict: bool, text: str | None
@@ -169,6 +176,11 @@ def verify_release(
     measured = _measure(model, directory, quantization, text)
     if numbers.is_int8:
         measured = _with_int8(measured, directory, numbers.quality or "plain")
+    return judged(measured, quantization, strict=strict)
+
+
+def judged(measured: dict[str, Any], quantization: str, *, strict: bool) -> ReleaseReport:
+    """What was measured, with the verdict: whether all figures are within their bounds; see `verify_release`."""
     failures = exceeded_bounds(measured["figures"], measured["bounds"])
     if failures and strict:
         raise CheckpointError(

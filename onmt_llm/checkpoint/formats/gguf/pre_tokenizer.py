@@ -19,7 +19,7 @@ from onmt_llm.errors import UnsupportedError
 _Json = Mapping[str, Any]
 
 PROBE = (
-    " one  two   three\n\n\nfour \n \t five\r\n\r six\n  \n\xa0seven\u3000eight \t\n"
+    "one  two   three\n\n\nfour \n \t five\r\n\r six\n  \n\xa0seven\u3000eight \t\n"
     " It's, IT'S 'tis don'T we'll you'Re I've'd; fooBar FOOBar Foo_Bar éÉ e\u0301 ﬁ ½ Ⅷ ² ß İ"
     " 7 42 365 2026 31415 271828 1.5 1,000..2 v2.0 x1y22z333 2026年 ٣٤ ४५"
     ' (a) [b]{c} $d+e=f^g~h|i<j>`k` -- ... !? :-) a/b//c\\d #e @f {"x":[1,2]};\n\t} ¿qué? «où» „so“ …、。，'

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from onmt_llm.atomic import atomic_file, check_output_file
+from onmt_llm.atomic import atomic_file, check_output_file, write_text
 from onmt_llm.checkpoint.export_guard import Check, anything, obstacles, only, open_for_export, settings, where
 from onmt_llm.checkpoint.formats.gguf.architectures import (
     ARCHITECTURES,
@@ -19,6 +19,7 @@ from onmt_llm.checkpoint.formats.gguf.architectures import (
     rules,
     shown_by_tensors,
 )
+from onmt_llm.checkpoint.formats.gguf.modelfile import modelfile
 from onmt_llm.checkpoint.formats.gguf.number_types import FILE_TYPES, QuantizedRows, size_in_bytes, tensor_type
 from onmt_llm.checkpoint.formats.gguf.tokenizer_keys import tokenizer_keys
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
@@ -128,6 +129,11 @@ def export_gguf(
         writer.close()
     logger.info("%s -> %s (GGUF %s, %s)", checkpoint.path, output, architecture, type)
     return output
+
+
+def write_modelfile(checkpoint: Checkpoint | str | Path, gguf_file: Path, output: Path) -> None:
+    """Write the Modelfile for Ollama of a GGUF file in the same directory; see `modelfile`."""
+    write_text(output, modelfile(open_for_export(checkpoint).codec(), gguf_file.name))
 
 
 def architecture_for_export(config: ModelConfig, source: str = "") -> str:
