@@ -24,10 +24,10 @@ def modelfile(codec: Codec, gguf_name: str) -> str:
         gguf_name: Name of the GGUF file in the same directory.
     """
     name = codec.config.template
-    template = _GO_TEMPLATES[name](codec.config.specials) if name in _GO_TEMPLATES else None
+    in_go = _GO_TEMPLATES.get(name or "")
     lines = [f"FROM ./{gguf_name}"]
-    if template is not None:
-        lines += [*_COMMENTS.get(str(name), ()), f'TEMPLATE """{template}"""']
+    if in_go is not None:
+        lines += [*_COMMENTS.get(name or "", ()), f'TEMPLATE """{in_go(codec.config.specials)}"""']
     elif name is not None:
         lines += [
             "# The chat template is the Jinja text in the GGUF file. If Ollama does not recognise it, add a TEMPLATE."
