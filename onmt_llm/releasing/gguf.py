@@ -65,7 +65,8 @@ def release_gguf(
         if verify == "off":
             report["verdict"] = "not verified"
         else:
-            report |= judged(_measure(checkpoint, file, type, text), type, strict=verify == "strict")
+            measured = _measure(checkpoint, file, type, text)
+            report |= judged(measured, type, strict=verify == "strict", instead="another quantization")
         release.add_text(REPORT_FILE, json.dumps(report, indent=2) + "\n")
         with release.translated_errors():
             release.add_text(MANIFEST_FILE, manifest_text(release.directory))

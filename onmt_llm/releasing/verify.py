@@ -176,17 +176,27 @@ def verify_release(
     measured = _measure(model, directory, quantization, text)
     if numbers.is_int8:
         measured = _with_int8(measured, directory, numbers.quality or "plain")
-    return judged(measured, quantization, strict=strict)
+    return judged(measured, quantization, strict=strict, instead=_better(numbers))
 
 
-def judged(measured: dict[str, Any], quantization: str, *, strict: bool) -> ReleaseReport:
-    """What was measured, with the verdict: whether all figures are within their bounds; see `verify_release`."""
+def judged(measured: dict[str, Any], quantization: str, *, strict: bool, instead: str) -> ReleaseReport:
+    """What was measured, with the verdict: whether all figures are within their bounds; see `verify_release`.
+
+    Args:
+        measured: `figures` and `bounds`.
+        quantization: The quantisation, for the message.
+        strict: Fail if a figure exceeds its bound, instead of only warning.
+        instead: What to try otherwise.
+
+    Raises:
+        CheckpointError: `strict`, and a figure exceeds its bound.
+    """
     failures = exceeded_bounds(measured["figures"], measured["bounds"])
     if failures and strict:
         raise CheckpointError(
             f"The {quantization} release must predict what its model predicts, but {'; '.join(failures)}. "
             "Nothing was published.",
-            hint=f"try {_better(numbers)}, or check the figures and publish with --verify warn",
+            hint=f"try {instead}, or check the figures and publish with --verify warn",
         )
     if failures:
         logger.warning("The release exceeds its bounds: %s.", "; ".join(failures))
