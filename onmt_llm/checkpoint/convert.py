@@ -128,6 +128,7 @@ def checkpoint_config(imported: ImportedModel, dtype: str | None) -> CheckpointC
         template=imported.tokenizer.template,
         stop_tokens=imported.tokenizer.stop_tokens,
         banned_tokens=imported.tokenizer.banned_tokens,
+        sampling=imported.sampling,
         adapter=imported.adapter,
         source=imported.origin,
         **imported.alignment,

@@ -15,7 +15,16 @@ from pydantic import Field, ValidationError
 
 from onmt_llm.config.loading.yaml_file import MAX_BYTES, load_plain
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.config.numbers import Count, Fraction, FractionBelowOne, HeadsOrAll, LayerIndex, Positive, Width
+from onmt_llm.config.numbers import (
+    Count,
+    CountOrZero,
+    Fraction,
+    FractionBelowOne,
+    HeadsOrAll,
+    LayerIndex,
+    Positive,
+    Width,
+)
 from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
 
@@ -82,6 +91,22 @@ class LanguageTokens(Section):
         """A source and a target language to try the model with; "" = it has none."""
         codes = list(self.tokens) or [""]
         return self.src or codes[0], self.tgt or codes[-1]
+
+
+class SamplingDefaults(Section):
+    """How the authors of a model sample its answers, by the names of transformers: exports write it for other programs.
+    Here the options of each command decide."""
+
+    do_sample: bool = False
+    """Sample; otherwise always the most likely token."""
+    temperature: Positive | None = None
+    """Sampling temperature."""
+    top_k: CountOrZero | None = None
+    """Sample from the k most likely tokens; 0 = all."""
+    top_p: Fraction | None = None
+    """Sample from the most likely tokens whose probabilities add up to this."""
+    repetition_penalty: Positive | None = None
+    """Penalty of tokens already present (Keskar et al. 2019)."""
 
 
 class AdapterSpec(Section):
@@ -160,6 +185,7 @@ class CheckpointConfig(Section):
     """Stop tokens in addition to `eos`."""
     banned_tokens: list[str] = Field(default_factory=list)
     """Tokens that are never generated."""
+    sampling: SamplingDefaults = SamplingDefaults()
     adapter: AdapterSpec | None = None
     expansion: ExpansionSpec | None = None
     source: str = ""

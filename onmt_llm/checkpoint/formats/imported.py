@@ -12,7 +12,14 @@ import torch
 from onmt_llm.checkpoint.files.blocks import tensor_bytes
 from onmt_llm.checkpoint.formats.rules import Rule, TensorSource
 from onmt_llm.checksums import fast_digest
-from onmt_llm.config.checkpoint import AdapterSpec, LanguageTokens, SequenceTokens, SpecialTokens, TokenizerSpec
+from onmt_llm.config.checkpoint import (
+    AdapterSpec,
+    LanguageTokens,
+    SamplingDefaults,
+    SequenceTokens,
+    SpecialTokens,
+    TokenizerSpec,
+)
 from onmt_llm.config.model import ModelConfig
 
 NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -103,6 +110,7 @@ class ImportedModel:
         expected: Shapes of our tensors if it is an adapter; None = those of the whole model.
         adapter: Settings of an adapter.
         alignment: Alignment settings of `CheckpointConfig`, if the model was trained with alignments.
+        sampling: How its authors sample.
     """
 
     origin: str
@@ -114,3 +122,4 @@ class ImportedModel:
     expected: Mapping[str, tuple[int, ...]] | None = None
     adapter: AdapterSpec | None = None
     alignment: Mapping[str, Any] = field(default_factory=dict)
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)

@@ -9,6 +9,7 @@ from typing import Any
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family, HfConfig
 from onmt_llm.checkpoint.formats.huggingface.quantized import declared_method, plain_weights, with_older_settings
+from onmt_llm.checkpoint.formats.huggingface.sampling import read_sampling
 from onmt_llm.checkpoint.formats.huggingface.weights import has_weights, open_weights, renamed, without_copies
 from onmt_llm.checkpoint.formats.imported import ImportedModel, ImportOptions, TypedSource, are_copies
 from onmt_llm.checkpoint.formats.rules import Rule, check_sizes, overridden
@@ -57,6 +58,7 @@ def open_huggingface(model_dir: Path, options: ImportOptions) -> ImportedModel:
         rules=_rules(family, model, source),
         ignore=(*family.ignore, HEAD) if model.tie_embeddings else family.ignore,
         tokenizer=tokenizer,
+        sampling=read_sampling(model_dir),
     )
 
 

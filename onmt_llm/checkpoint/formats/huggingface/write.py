@@ -14,6 +14,7 @@ from onmt_llm.checkpoint.formats.decoding_tokens import decoding_ids
 from onmt_llm.checkpoint.formats.huggingface.card import transformers_card
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
+from onmt_llm.checkpoint.formats.huggingface.sampling import GENERATION_FILE, sampling_settings
 from onmt_llm.checkpoint.formats.multilingual import piece_files, settings_of, tokenizer_class
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
@@ -60,7 +61,7 @@ def export_hf(
     codec = checkpoint.codec()
     files: dict[str, Path | str] = {
         "config.json": _json(_settings(family, codec, HF_DTYPES[dtype or config.dtype])),
-        "generation_config.json": _json(_generation(codec)),
+        GENERATION_FILE: _json(_generation(codec)),
         **_tokenizer_files(checkpoint, codec),
     }
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
@@ -131,9 +132,10 @@ def _ids(codec: Codec) -> dict[str, Any]:
 
 
 def _generation(codec: Codec) -> dict[str, Any]:
-    """generation_config.json, with all ids that end an answer."""
+    """generation_config.json, with all ids that end an answer, and how the model samples."""
     ends = [codec.vocab.id(token) for token in codec.stop_tokens]
-    return {**_ids(codec), "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None)}
+    ids = {**_ids(codec), "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None)}
+    return {**ids, **sampling_settings(codec.config.sampling)}
 
 
 def _tokenizer_files(checkpoint: Checkpoint, codec: Codec) -> dict[str, Path | str]:
