@@ -10,16 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from onmt_llm.checkpoint.provenance import Provenance, TrainingRun
+from onmt_llm.checkpoint.provenance import (
+    PROVENANCE_FILE,
+    Provenance,
+    TrainingRun,
+    provenance_text,
+    read_provenance,
+)
+from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.card import CardOptions
 from onmt_llm.config.checkpoint import CARD_FILE, CheckpointConfig
 from onmt_llm.version import __version__
-
-__all__ = ["CARD_FILE", "CardFormat", "model_card"]
 
 _DATASET = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
@@ -30,7 +36,7 @@ class CardFormat:
 
     Attributes:
         name: The format, in words.
-        library: `library_name` of the front matter: the library that loads the model.
+        library: `library_name` of the front matter: the library that loads the model; empty = none is named.
         usage: How the model is used: an example, in which `{folder}` stands for the model.
         relation: `base_model_relation`, if the base is on the Hub; empty = `finetune` if the model was trained here.
         language: The language of the example.
@@ -43,6 +49,20 @@ class CardFormat:
     relation: str = ""
     language: str = "python"
     report: Mapping[str, Any] | None = None
+
+
+def card_files(checkpoint: Checkpoint, output: Path, form: CardFormat, options: CardOptions) -> dict[str, str]:
+    """The model card and `provenance.json` of an export, by name.
+
+    Args:
+        checkpoint: The model that is exported.
+        output: The directory that is written; its name is that of the model.
+        form: The format of the export.
+        options: What no file of the model says.
+    """
+    provenance = read_provenance(checkpoint.path)
+    card = model_card(output.resolve().name, checkpoint.config, provenance, form, options)
+    return {CARD_FILE: card, **({PROVENANCE_FILE: provenance_text(provenance)} if provenance.runs else {})}
 
 
 def model_card(

@@ -97,7 +97,7 @@ def convert_model(loaded: Loaded[Any]) -> Path:
     if options.to == "meta":
         from onmt_llm.checkpoint.formats.params_json.write import export_meta
 
-        return export_meta(model, output, dtype=options.dtype, overwrite=options.force)
+        return export_meta(model, output, dtype=options.dtype, card=loaded.job.card, overwrite=options.force)
     if options.to == "peft":
         from onmt_llm.checkpoint.formats.peft import export_peft
 

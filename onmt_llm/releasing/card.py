@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from onmt_llm.atomic import write_text
-from onmt_llm.checkpoint.card import CARD_FILE, CardFormat, model_card
-from onmt_llm.checkpoint.provenance import read_provenance
+from onmt_llm.checkpoint.card import CardFormat, card_files
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.card import CardOptions
+from onmt_llm.config.checkpoint import CARD_FILE
 from onmt_llm.releasing.verify import ReleaseReport
 
 _USAGE = """
@@ -37,18 +37,12 @@ def write_card(checkpoint: Checkpoint, release: Path, report: ReleaseReport, opt
     form, number = report["format"], report.get("quantization")
     usage = "" if checkpoint.config.tokenizer.kind == "none" else _USAGE
     method = "ask" if checkpoint.config.model.is_decoder_only else "translate"
-    card = model_card(
-        release.resolve().name,
-        checkpoint.config,
-        read_provenance(checkpoint.path),
-        CardFormat(
-            f"in the format {form}" + (f", {number}" if number else ""),
-            _LIBRARIES.get(form, "onmt_llm"),
-            _USAGE_OF_GGUF if form == "gguf" else usage.replace("{method}", method),
-            relation="quantized" if str(number).startswith(("int", "q")) else "",
-            language="shell" if form == "gguf" else "python",
-            report=report,
-        ),
-        options,
+    card = CardFormat(
+        f"in the format {form}" + (f", {number}" if number else ""),
+        _LIBRARIES.get(form, "onmt_llm"),
+        _USAGE_OF_GGUF if form == "gguf" else usage.replace("{method}", method),
+        relation="quantized" if str(number).startswith(("int", "q")) else "",
+        language="shell" if form == "gguf" else "python",
+        report=report,
     )
-    write_text(release / CARD_FILE, card)
+    write_text(release / CARD_FILE, card_files(checkpoint, release, card, options)[CARD_FILE])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.checkpoint.adapters import adapter_spec, lora_variant, short_names
-from onmt_llm.checkpoint.card import CARD_FILE, model_card
+from onmt_llm.checkpoint.card import card_files
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
 from onmt_llm.checkpoint.files.torch_pickle import TorchTensors
 from onmt_llm.checkpoint.formats.huggingface.card import peft_card
@@ -30,7 +30,6 @@ from onmt_llm.checkpoint.formats.huggingface.write import family_for_export
 from onmt_llm.checkpoint.formats.imported import TypedSource
 from onmt_llm.checkpoint.formats.ops import Chain, Identity, Op, Transpose
 from onmt_llm.checkpoint.formats.tokenizer_files import read_json
-from onmt_llm.checkpoint.provenance import copy_provenance, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig
@@ -161,11 +160,8 @@ def export_peft(
                 for ending, tensor in _their_tensors(layer, part).items():
                     writer.add(f"{PREFIX}{layer.theirs}{ending}", tensor.float())
         directory.add_text(CONFIG_FILE, json.dumps(config, indent=2) + "\n")
-        copy_provenance(lora.path, directory.directory)
-        provenance, name = read_provenance(lora.path), Path(output).resolve().name
-        directory.add_text(
-            CARD_FILE, model_card(name, lora.config, provenance, peft_card(lora.config, base_name), card)
-        )
+        for name, text in card_files(lora, Path(output), peft_card(lora.config, base_name), card).items():
+            directory.add_text(name, text)
     return Path(output)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import AtomicDirectory, check_output
-from onmt_llm.checkpoint.card import CARD_FILE, model_card
+from onmt_llm.checkpoint.card import card_files
 from onmt_llm.checkpoint.export_guard import obstacles, open_for_export
 from onmt_llm.checkpoint.files.safetensors import ShardedWriter
 from onmt_llm.checkpoint.formats.decoding_tokens import decoding_ids
@@ -20,7 +20,6 @@ from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
 from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
-from onmt_llm.checkpoint.provenance import copy_provenance, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
 from onmt_llm.config.model import Dtype, ModelConfig
@@ -63,6 +62,7 @@ def export_hf(
         "config.json": _json(_settings(family, codec, HF_DTYPES[dtype or config.dtype])),
         GENERATION_FILE: _json(_generation(codec)),
         **_tokenizer_files(checkpoint, codec),
+        **card_files(checkpoint, Path(output), transformers_card(codec), card),
     }
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
     with AtomicDirectory(output, overwrite=overwrite) as directory, checkpoint.progress("export") as progress:
@@ -78,10 +78,6 @@ def export_hf(
                 directory.add_text(name, content)
             else:
                 directory.add_file(content, name)
-        copy_provenance(checkpoint.path, directory.directory)
-        provenance, name = read_provenance(checkpoint.path), Path(output).resolve().name
-        text = model_card(name, checkpoint.config, provenance, transformers_card(codec), card)
-        directory.add_text(CARD_FILE, text)
     return Path(output)
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.atomic import AtomicDirectory, check_output
+from onmt_llm.checkpoint.card import CardFormat, card_files
 from onmt_llm.checkpoint.export_guard import Check, anything, obstacles, only, open_for_export, without_experts
 from onmt_llm.checkpoint.files.torch_state_dict import write_state_dict
 from onmt_llm.checkpoint.formats.params_json.read import PARAMS_FILE, one_shard_rules
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
-from onmt_llm.checkpoint.provenance import copy_provenance
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import UnsupportedError
@@ -49,7 +50,12 @@ EXPRESSIBLE: dict[str, Check] = {
 
 
 def export_meta(
-    checkpoint: Checkpoint | str | Path, output: str | Path, *, dtype: Dtype | None = None, overwrite: bool = False
+    checkpoint: Checkpoint | str | Path,
+    output: str | Path,
+    *,
+    dtype: Dtype | None = None,
+    card: CardOptions = NOTHING_TO_ADD,
+    overwrite: bool = False,
 ) -> Path:
     """Write a checkpoint in Meta's format, as one shard, with one tensor in memory at a time.
 
@@ -60,6 +66,7 @@ def export_meta(
         checkpoint: A whole model; merge an adapter first.
         output: The directory to write.
         dtype: "fp32", "bf16" or "fp16"; None = unchanged.
+        card: What the model card says besides the facts in the checkpoint.
         overwrite: Replace a model at `output`.
 
     Raises:
@@ -81,7 +88,8 @@ def export_meta(
         write_state_dict(directory.directory / WEIGHTS_FILE, stored, stream, same=tied)
         directory.add_text(PARAMS_FILE, json.dumps(_params(config), indent=1) + "\n")
         _add_tokenizer(directory, checkpoint)
-        copy_provenance(checkpoint.path, directory.directory)
+        for name, text in card_files(checkpoint, Path(output), CardFormat("in Meta's format", ""), card).items():
+            directory.add_text(name, text)
     return Path(output)
 
 
