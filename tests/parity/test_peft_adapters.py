@@ -38,6 +38,11 @@ KINDS = {
         **{**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 8},
         "sliding_window": 4,
     },
+    "deepseek_v2": {
+        **{**SIZES, "intermediate_size": 48, "n_routed_experts": 4, "moe_intermediate_size": 24, "v_head_dim": 6},
+        **{"kv_lora_rank": 20, "q_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 4},
+        **{"num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    },
     "gpt2": {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
 }
 LAYERS = ["q_proj", "k_proj", "o_proj", "down_proj"]
@@ -166,6 +171,7 @@ HERE: dict[str, tuple[str, dict[str, Any]]] = {
     "experts": ("mixtral", {"layers": ["gate_proj", "up_proj", "down_proj"]}),
     "outputs of experts, router": ("mixtral", {"layers": ["down_proj", "router", "q_proj"], "rslora": True}),
     "sinks": ("gpt_oss", {"layers": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
+    "latent": ("deepseek_v2", {"layers": ["q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj"]}),
     "one of three": ("falcon", {"layers": ["v_proj", "up_proj"], "rslora": True}),
 }
 
