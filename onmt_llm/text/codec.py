@@ -92,7 +92,8 @@ class Codec:
             self.src_tokenizer = ControlGuard(unguarded(src_tokenizer), control)
         self.stop = _unique([*config.stop, *(template.stop if template else ())])
         ends = [token for token in (specials.eos,) if token is not None and token in vocab]
-        self.stop_tokens = _unique([*ends, *config.stop_tokens, *(template.stop_tokens if template else ())])
+        own = (*template.stop_tokens, *template.next_turn_tokens) if template else ()
+        self.stop_tokens = _unique([*ends, *config.stop_tokens, *own])
         self._directory = directory
         self._other_templates: dict[str, tuple[Template, Tokenizer]] = {}
         self._bos = specials.bos if specials.add_bos and config.model.is_decoder_only else None

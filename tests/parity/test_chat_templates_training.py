@@ -169,6 +169,40 @@ def test_only_marked_answers_are_trained(name: str, trained: set[int]) -> None:
     assert re.findall(r"AA(\d)", "".join(answer for _, answer in runs)) == [str(n + 1) for n in sorted(trained)]
 
 
+@pytest.mark.parametrize("question", ["a", "think", "assistant", "<think>", "?"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_question_may_be_a_word_of_the_heading_of_the_answer(name: str, question: str) -> None:
+    source, chat = TEMPLATES[name], conversation("none", system=False, rounds=2)
+    chat[0]["content"] = chat[2]["content"] = question
+    runs = trained_runs(open_template(name, source).training_texts([message(turn) for turn in chat]))
+    assert [context for context, _ in runs] == [theirs(source, chat[:place], prompt=True) for place in (1, 3)]
+    assert all(f"AA{number}" in answer for number, (_, answer) in enumerate(runs, start=1))
+
+
+def test_an_answer_that_the_template_does_not_write_is_not_trained() -> None:
+    source = chatml("{{ m.content }}", prompt="<think>\n").replace(
+        "{%- for m in messages %}", "{%- for m in messages if m.content %}"
+    )
+    chat = conversation("none", system=False, rounds=2)
+    chat[1]["content"] = ""
+    runs = trained_runs(open_template("", source).training_texts([message(turn) for turn in chat]))
+    assert [re.findall(r"AA\d", answer) for _, answer in runs] == [["AA2"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "stops", "next_turn"),
+    [
+        ("never changes", ("<|im_end|>",), ()),
+        ("ends the last answer with another token", ("<|return|>",), ("<|end|>",)),
+        ("ends an answer with the next heading", (), ("<|user|>",)),
+        ("opens and closes thoughts in the prompt", ("<|im_end|>",), ()),
+    ],
+)
+def test_tokens_that_end_an_answer(name: str, stops: tuple[str, ...], next_turn: tuple[str, ...]) -> None:
+    template = open_template(name, TEMPLATES[name])
+    assert (template.stop_tokens, template.next_turn_tokens) == (stops, next_turn)
+
+
 def test_generation_blocks_agree() -> None:
     source = (
         CHATML.replace("LAST_QUESTION", "0")

@@ -51,6 +51,8 @@ class Template(Protocol):
         stop: Stop strings, at which an answer ends.
         stop_tokens: Tokens at which an answer ends. A template that has some closes each answer itself; with one that
             has none (alpaca), the end of the example closes the answer.
+        next_turn_tokens: Tokens that end an answer, and generation, besides these, where another message follows: the
+            heading of a question (GLM).
         control_tokens: All tokens that `render` gives.
         inputs: Names of the variables that a Jinja template takes besides the messages: `tools`, `enable_thinking` ...
         jinja: The template as other programs read it; None if it has no such form.
@@ -61,6 +63,10 @@ class Template(Protocol):
 
     @property
     def stop_tokens(self) -> tuple[str, ...]: ...
+
+    @property
+    def next_turn_tokens(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def control_tokens(self) -> frozenset[str]: ...

@@ -37,6 +37,7 @@ _MARK = "\ufdd0"
 _MARKS = re.compile(f"{_MARK}({_MARK}?)")
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _OURS = ("messages", "add_generation_prompt")
+_QUESTION, _ANSWER = Message("user", "A question?"), Message("assistant", "Its answer.")
 
 
 class JinjaTemplate:
@@ -113,12 +114,23 @@ class JinjaTemplate:
     def stop_tokens(self) -> tuple[str, ...]:
         """The control token that ends an answer, found by rendering one."""
         try:
-            segments = self.render([Message("user", "a"), Message("assistant", "b")], generation_prompt=False)
+            segments = self.render([_QUESTION, _ANSWER], generation_prompt=False)
         except DataError as error:
             log_once(f"{self._name} does not show how an answer ends: {error.message}")
             return ()
         ends = [segment.tokens[-1] for segment in segments if segment.tokens and segment.train_on]
         return tuple(ends[-1:])
+
+    @cached_property
+    def next_turn_tokens(self) -> tuple[str, ...]:
+        """The control token behind an answer that a question follows, if it is none of `stop_tokens`."""
+        try:
+            text = self._write(self._chat([_QUESTION, _ANSWER, _QUESTION]), NO_VARIABLES)
+        except DataError:
+            return ()  # stop_tokens says so
+        _, _, behind = text.partition(_ANSWER.content)
+        token = self._control.match(behind.lstrip())
+        return () if token is None or token.group() in self.stop_tokens else (token.group(),)
 
     def render(
         self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
@@ -184,7 +196,8 @@ class JinjaTemplate:
         prompt = self._prompt(chat[:number], variables) if messages[number].role == "assistant" else None
         if prompt is not None:
             asked = self._marked(messages[number - 1].content.strip())
-            data = AnswerData(asked, content, self._thoughts(messages[number]))
+            unasked = partial(self._write, chat[:number], variables)
+            data = AnswerData(asked, content, self._thoughts(messages[number]), unasked)
             turn = find_answer(prompt, written, data, self._control, self._end)
         else:
             before = self._write(chat[:number], variables) if number else ""
@@ -235,7 +248,7 @@ class JinjaTemplate:
         for turn in trained:
             segments += self._cut(text[position : turn.start], train_on=False)
             end = len(turn.text)
-            if not self._closed.search(turn.text) and (after := self._control.match(text, end)):
+            if end > turn.start and not self._closed.search(turn.text) and (after := self._control.match(text, end)):
                 end = after.end()  # the start of the next turn ends this one
             segments += self._cut(text[max(position, turn.start) : end], train_on=True)
             position = end

@@ -44,11 +44,13 @@ class AnswerData:
         question: The message before it.
         content: Its text.
         thoughts: The thoughts before it, if they are apart from its text.
+        write_unasked: Writes the conversation before it without the heading that asks for it.
     """
 
     question: str
     content: str
     thoughts: str
+    write_unasked: Callable[[], str]
 
 
 def find_answer(
@@ -68,8 +70,9 @@ def find_answer(
     """
     start = _shared(prompt, written)
     opened, answer = prompt[start:], written[start : find_end(written, start)]
-    asked = data.question and prompt.rfind(data.question) + len(data.question) > start
-    if asked or find_end(prompt, start) < len(prompt):
+    if not data.content.strip() and not answer.strip():
+        return Turn(written, len(written))  # the template does not write it
+    if _asks(prompt, start, data) or find_end(prompt, start) < len(prompt):
         # an answered question is written in another way
         found = find_message(prompt, written, data.content, control).start
         if found == start:
@@ -106,6 +109,14 @@ def find_message(before: str, written: str, content: str, control: re.Pattern[st
 def lacks(written: str, content: str) -> bool:
     """Whether a template has left out part of a message, apart from markup and white space."""
     return any(part.strip() not in written for part in _TAG.split(content))
+
+
+def _asks(prompt: str, start: int, data: AnswerData) -> bool:
+    """Whether the question is in the part of the prompt from `start` on, and not only a word of its heading like it."""
+    if not data.question or prompt.rfind(data.question) + len(data.question) <= start:
+        return False
+    heading = _common_length(prompt, data.write_unasked())
+    return prompt.rfind(data.question, 0, heading) + len(data.question) > start
 
 
 def _after_heading(prompt: str, written: str, start: int, find_end: Callable[[str, int], int]) -> int:
