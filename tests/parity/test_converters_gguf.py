@@ -115,15 +115,15 @@ def test_logits_are_those_of_transformers(tmp_path: Path, matrix: str) -> None:
     assert Checkpoint.open(tmp_path / "ours").dtype("decoder.embed_tokens.weight") == stored
 
 
-@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "IQ4_XS", "IQ3_S", "IQ1_M", "TQ2_0"])
 def test_k_quants_are_dequantised(kind: str) -> None:
     kind_id = gguf.GGMLQuantizationType[kind]
     block, size = gguf.GGML_QUANT_SIZES[kind_id]
     raw = np.random.default_rng(0).integers(0, 255, (4, size), dtype=np.uint8)
-    tensor = gguf.gguf_reader.ReaderTensor("w", kind_id, np.array([block, 4]), 4 * block, raw.size, 0, raw, None)
+    tensor = gguf.gguf_reader.ReaderTensor("w", kind_id, np.array([block, 2, 2]), 4 * block, raw.size, 0, raw, None)
     source = GgufTensors([GgufPart({}, {"w": tensor})])
-    assert source.shape("w") == (4, block) and source.dtype("w") == torch.float32
-    assert np.array_equal(source.tensor("w").numpy(), gguf.dequantize(raw, kind_id), equal_nan=True)
+    assert source.shape("w") == (2, 2, block) and source.dtype("w") == torch.float32
+    assert np.array_equal(source.tensor("w").numpy().reshape(4, block), gguf.dequantize(raw, kind_id), equal_nan=True)
 
 
 @pytest.mark.parametrize("pre", ["smollm", "default", "llama-bpe", "qwen2"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ transformers = pytest.importorskip("transformers")
 FAMILY_NAMES = {family.model_type for family in FAMILIES}
 Change = Callable[[str, torch.Tensor, Any], torch.Tensor]
 """(name in transformers, tensor, configuration) -> the tensor as llama.cpp's converter stores it."""
+Tensors = dict[str, torch.Tensor]
+Arrange = Callable[[Tensors], Tensors]
+"""Tensors by their names in a GGUF file -> the same in another layout."""
 
 
 def interleaved(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
@@ -111,6 +114,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Change]] = {
     "qwen2 yarn": ("qwen2", "qwen2", MODELS["qwen2 yarn, all settings"][1] | YARN_TRUNCATED, same),
     "ernie4_5": ("ernie4_5", "ernie4_5", MODELS["ernie4_5"][1], same),
     "chatglm": ("chatglm", "glm", MODELS["glm"][1], same),
+    "gpt-oss": ("gpt-oss", "gpt_oss", MODELS["gpt_oss"][1], same),
     "glm4": ("glm4", "glm4", {**GROUPED, "head_dim": 16, "attention_bias": True}, same),
 }
 
@@ -130,12 +134,21 @@ NUMBERS = {
     "shared_expert_intermediate_size": "add_expert_shared_feed_forward_length",
 }
 """Keys of `config.json`, and the methods of `GGUFWriter` for the same numbers."""
-WINDOWS = ("phi3", "gemma2", "gemma3", "cohere2")
+WINDOWS = ("phi3", "gemma2", "gemma3", "cohere2", "gpt-oss")
 """Architectures with a key of the sliding window."""
 
 
-def write_gguf(file: Path, architecture: str, directory: Path, change: Change) -> None:
-    """Metadata and tensors of a model of transformers in `directory`, as llama.cpp's converter writes them."""
+def write_gguf(
+    file: Path,
+    architecture: str,
+    directory: Path,
+    change: Change,
+    *,
+    arrange: Arrange = lambda tensors: tensors,
+    keys: Mapping[str, Any] | None = None,
+) -> None:
+    """Metadata and tensors of a model of transformers in `directory`, as llama.cpp's converter writes them, and further
+    keys."""
     config = transformers.AutoConfig.from_pretrained(directory)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     tensors = load_file(directory / "model.safetensors")
@@ -159,6 +172,10 @@ def write_gguf(file: Path, architecture: str, directory: Path, change: Change) -
     for key, method in NUMBERS.items():
         if getattr(config, key, None) is not None:
             getattr(writer, method)(getattr(config, key))
+    for key, value in (keys or {}).items():
+        writer.add_key_value(f"{architecture}.{key}", value, gguf.GGUFValueType.get_type(value))
+    if architecture == "gpt-oss":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
     if architecture in ("gptneox", "stablelm"):
         writer.add_parallel_residual(config.use_parallel_residual)
     if architecture in WINDOWS:
@@ -166,10 +183,13 @@ def write_gguf(file: Path, architecture: str, directory: Path, change: Change) -
     if architecture == "mpt":
         writer.add_max_alibi_bias(8.0)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    found = {}
     for name, tensor in with_stacked_experts(tensors).items():
         ends = (".weight", ".bias")
         theirs = names.get_name(name, ends) or names.get_name(name.removeprefix("transformer."), ends)
-        writer.add_tensor(theirs, change(name, tensor, config).contiguous().numpy())
+        found[theirs] = change(name, tensor, config)
+    for name, tensor in arrange(found).items():
+        writer.add_tensor(name, tensor.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -208,11 +228,14 @@ def add_rope(writer: Any, config: Any) -> None:
             getattr(writer, method)(rope[key])
 
 
-def with_stacked_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_stacked_experts(tensors: Tensors) -> Tensors:
     """The tensors, where those of all experts of a layer are one."""
     experts: dict[str, list[tuple[int, torch.Tensor]]] = {}
-    others = {}
+    others: Tensors = {}
     for name, tensor in tensors.items():
+        if name.endswith("sinks") or "mlp.experts.gate_up_proj" in name or "mlp.experts.down_proj" in name:
+            others |= of_gpt_oss(name, tensor)
+            continue
         if (match := re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name)) is None:
             others[name] = tensor
         else:
@@ -225,7 +248,19 @@ def with_stacked_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Te
     }
 
 
-def _down_width(tensors: dict[str, torch.Tensor]) -> int:
+def of_gpt_oss(name: str, tensor: torch.Tensor) -> Tensors:
+    """The experts of gpt-oss: each matrix by itself, and not transposed."""
+    if name.endswith("sinks"):
+        return {f"{name}.weight": tensor}
+    stem, kind = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")
+    tensor = tensor if kind == "bias" else tensor.transpose(1, 2)
+    if "gate_up" not in name:
+        return {f"{stem}.{kind}": tensor}
+    gate, up = (stem.replace("gate_up", part) for part in ("gate", "up"))
+    return {f"{gate}.{kind}": tensor[:, ::2], f"{up}.{kind}": tensor[:, 1::2]}
+
+
+def _down_width(tensors: Tensors) -> int:
     """The width of the feed-forward layer of GPT-2 and its like, which have no key for it."""
     ends = ("mlp.c_proj.weight", "down_proj.weight", "dense_4h_to_h.weight")
     down = next(tensor for name, tensor in tensors.items() if name.endswith(ends))
@@ -261,6 +296,64 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     hf = convert(tmp_path / "hf", tmp_path / "from_hf", tokenizer_model="none")
     stored, other = (Checkpoint.open(one).config.model for one in (tmp_path / "ours", hf))
     assert stored.model_copy(update={"max_position": other.max_position}) == other
+
+
+def each_by_itself(tensors: Tensors) -> Tensors:
+    """The experts of files from before March 2024."""
+    stacks = {name: tensor for name, tensor in tensors.items() if "_exps" in name}
+    found = {name: tensor for name, tensor in tensors.items() if "_exps" not in name}
+    for name, stack in stacks.items():
+        found |= {name.replace("_exps", f".{number}"): tensor for number, tensor in enumerate(stack)}
+    return found
+
+
+def gate_and_up_in_one(tensors: Tensors) -> Tensors:
+    """As llama.cpp's converter writes them with --fuse-gate-up-exps."""
+    found = {name: tensor for name, tensor in tensors.items() if "gate_exps" not in name and "up_exps" not in name}
+    for name in (name for name in tensors if "gate_exps" in name):
+        pair = [tensors[name], tensors[name.replace("gate", "up")]]
+        found[name.replace("gate_exps", "gate_up_exps")] = torch.cat(pair, dim=1)
+    return found
+
+
+@pytest.mark.parametrize("arrange", [each_by_itself, gate_and_up_in_one])
+def test_other_layouts_of_experts(tmp_path: Path, arrange: Arrange) -> None:
+    architecture, kind, settings, change = CASES["mixtral"]
+    save_model(tmp_path / "hf", kind, {**settings, **ENDS})
+    fingerprints = []
+    for name, one in (("usual", lambda tensors: tensors), ("other", arrange)):
+        write_gguf(tmp_path / f"{name}.gguf", architecture, tmp_path / "hf", change, arrange=one)
+        fingerprints.append(Checkpoint.open(convert(tmp_path / f"{name}.gguf", tmp_path / name)).fingerprint)
+    assert fingerprints[0] == fingerprints[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "sentence"),
+    [
+        ("granite", "rope.scaling.finetuned", False, "rope.scaling.finetuned in .* must be true, but is false"),
+        ("llama", "rope.scaling.attn_factor", 1.5, r"attn_factor must go with rope_factors_long\.weight, but is 1\.5"),
+        ("qwen3moe", "expert_weights_scale", 2.5, "there is also expert_weights_scale"),
+        ("qwen2 yarn", "rope.scaling.yarn_log_multiplier", 0.1, "there is also rope.scaling.yarn_log_multiplier"),
+        ("glm4", "nextn_predict_layers", 1, "there is also nextn_predict_layers"),
+    ],
+)
+def test_keys_of_other_models_are_refused(tmp_path: Path, name: str, key: str, value: Any, sentence: str) -> None:
+    architecture, kind, settings, change = CASES[name]
+    save_model(tmp_path / "hf", kind, {**settings, **ENDS})
+    write_gguf(tmp_path / "model.gguf", architecture, tmp_path / "hf", change, keys={key: value})
+    with pytest.raises(UnsupportedError, match=sentence):
+        convert(tmp_path / "model.gguf", tmp_path / "ours")
+
+
+def test_gemma_2_of_27b_divides_by_another_number() -> None:
+    """What its file does not say: Gemma 2 27B has query_pre_attn_scalar 144, the others the width of a head."""
+    sizes = {"embedding_length": 4608, "attention.head_count": 32, "attention.key_length": 128}
+    for layers, divisor in ((46, 144), (42, 128)):
+        found = {**sizes, "block_count": layers, "feed_forward_length": 9, "attention.layer_norm_rms_epsilon": 1e-6}
+        values = {name: value for row in ARCHITECTURES["gemma2"] for name, value in row.read(found).items()}
+        assert values["attention_scale"] == divisor**-0.5
+        assert (values["attention_softcap"], values["logit_softcap"], values["sliding_window"]) == (50.0, 30.0, 4096)
+        assert values["layer_types"][:3] == ["sliding_attention", "full_attention", "sliding_attention"]
 
 
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:

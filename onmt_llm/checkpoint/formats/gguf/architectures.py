@@ -14,7 +14,7 @@ from onmt_llm.checkpoint.export_guard import anything, where
 from onmt_llm.checkpoint.formats.gguf import t5
 from onmt_llm.checkpoint.formats.gguf.layers import WINDOW, layers_without_rotary, windows, windows_with_rotary
 from onmt_llm.checkpoint.formats.gguf.mixtures import EXPERT_SIZE, SHARED_SIZE, expert_rules, experts
-from onmt_llm.checkpoint.formats.gguf.rope import ROTARY, ROTARY_OR_LONG, rotary_with_windows
+from onmt_llm.checkpoint.formats.gguf.rope import ROTARY, ROTARY_OR_LONG, rotary_not_truncated, rotary_with_windows
 from onmt_llm.checkpoint.formats.huggingface.families.base import (
     QKV,
     HfConfig,
@@ -126,6 +126,11 @@ ARCHITECTURES: Mapping[str, tuple[Row, ...]] = {
     "qwen2moe": (*_EXPERTS, experts(normalized=False), EXPERT_SIZE, SHARED_SIZE),
     "qwen3moe": (*_EXPERTS, experts(normalized=True), EXPERT_SIZE),
     "olmoe": (*_EXPERTS, experts(normalized=False, balance=0.01), always(qk_norm_over="all_heads")),
+    "gpt-oss": (
+        *(*_SHAPE, *_RMS, rotary_not_truncated(), experts(normalized=True), windows(every=2)),
+        setting("ffn_size", "expert_feed_forward_length", "feed_forward_length"),
+        always(activation="clamped_swiglu", attention_sinks=True),
+    ),
     "phi3": (*_LLAMA, ROTARY_OR_LONG, WINDOW),
     "phi2": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu_tanh", parallel_residual=True)),
     "gptneox": (*_SIZES, *_LAYER, ROTARY, always(activation="gelu"), _PARALLEL),
@@ -168,6 +173,7 @@ MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "gptneox": ("gpt_neox",),
     "starcoder": ("gpt_bigcode",),
     "chatglm": ("glm",),
+    "gpt-oss": ("gpt_oss",),
     "glm4": (),
     "t5": ("t5", "mt5", "umt5"),
 }
@@ -204,11 +210,12 @@ def shown_by_tensors(names: Collection[str], values: Mapping[str, Any]) -> Value
         "norm_bias": "output_norm.bias" in here or values["norm"] != "layernorm",
         "attn_bias": not here.isdisjoint(("blk.0.attn_q.bias", "blk.0.attn_qkv.bias")),
         "attn_out_bias": "blk.0.attn_output.bias" in here,
-        "ffn_bias": "blk.0.ffn_up.bias" in here,
+        "ffn_bias": not here.isdisjoint(("blk.0.ffn_up.bias", "blk.0.ffn_up_exps.bias")),
         "qk_norm": "blk.0.attn_q_norm.weight" in here,
         "shared_norm": bool(values.get("parallel_residual")) and not two_norms,
-        "norm_position": _norm_position(here),
+        "norm_position": "pre" if values.get("attention_sinks") else _norm_position(here),
         "embed_norm": "token_embd_norm.weight" in here,
+        "moe.router_bias": "blk.0.ffn_gate_inp.bias" in here,
         "moe.dense_layers": [layer for layer in layers if f"blk.{layer}.ffn_gate_inp.weight" not in here],
     }
 
@@ -237,7 +244,7 @@ def rules(architecture: str, config: ModelConfig, names: Collection[str]) -> lis
         return t5.rules(config)
     order = InterleavedRotary(config.size_per_head, config.rope.rotary_dim)
     rotary = order if architecture in _INTERLEAVED else IDENTITY
-    table = [*decoder_rules("gguf", {"q_proj": rotary, "k_proj": rotary}), *expert_rules(config)]
+    table = [*decoder_rules("gguf", {"q_proj": rotary, "k_proj": rotary}), *expert_rules(config, names)]
     query, key = config.heads * config.size_per_head, config.num_kv_heads * config.size_per_head
     if "blk.0.attn_qkv.weight" in names:
         split = Chain((SplitRows((query, key, key)), Each((rotary, rotary, IDENTITY))))
@@ -247,6 +254,8 @@ def rules(architecture: str, config: ModelConfig, names: Collection[str]) -> lis
         table = overridden(table, fused("blk", "ffn_up", ("mlp.gate_proj", "mlp.up_proj"), gated))
     if "blk.0.attn_norm_2.weight" in names:  # Falcon 40B: the first is the feed-forward layer's
         table = overridden(table, _falcon_norms())
+    if config.attention_sinks:  # gpt-oss: the norm of the feed-forward layer's input has the name of another one
+        table = overridden(table, _OF_GPT_OSS)
     return per_layer(table, config.decoder_layers)
 
 
@@ -256,3 +265,9 @@ def _falcon_norms() -> list[Rule]:
         for ours, theirs in (("attn_norm", "attn_norm_2"), ("mlp_norm", "attn_norm"))
         for kind in ("weight", "bias")
     ]
+
+
+_OF_GPT_OSS = [
+    rule("decoder.layers.{i}.mlp_norm.weight", "blk.{i}.post_attention_norm.weight"),
+    rule("decoder.layers.{i}.self_attn.sinks", "blk.{i}.attn_sinks.weight"),
+]

@@ -5,13 +5,13 @@ What is done with the weights of the chosen experts has no key: llama.cpp knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from onmt_llm.checkpoint.export_guard import anything, only, where
 from onmt_llm.checkpoint.formats.huggingface.families.base import HfConfig, Row, Values, block, required
 from onmt_llm.checkpoint.formats.huggingface.families.mixtures.experts import of_all
-from onmt_llm.checkpoint.formats.ops import Reshape, Stacked
-from onmt_llm.checkpoint.formats.rules import Rule, rule
+from onmt_llm.checkpoint.formats.ops import Reshape, SplitRows, Stacked
+from onmt_llm.checkpoint.formats.rules import Rule, repeated, rule
 from onmt_llm.config.model import ModelConfig
 
 COUNT, USED = "expert_count", "expert_used_count"
@@ -76,8 +76,13 @@ _NAMES = {
 }
 
 
-def expert_rules(config: ModelConfig) -> list[Rule]:
-    """Rules of the experts of each layer, with `{i}` for its number; none without experts."""
+def expert_rules(config: ModelConfig, names: Collection[str]) -> list[Rule]:
+    """Rules of the experts of each layer, with `{i}` for its number; none without experts.
+
+    Args:
+        config: The model.
+        names: Of the tensors, which may also be two matrices of all experts in one, or those of each expert.
+    """
     count = config.moe.experts
     if not count:
         return []
@@ -86,8 +91,17 @@ def expert_rules(config: ModelConfig) -> list[Rule]:
         "blk.{i}.ffn_gate_inp_shexp.weight",
         Reshape((config.hidden_size,), (1, config.hidden_size)),
     )
+    if any(name.endswith(".ffn_gate.0.weight") for name in names):  # before March 2024
+        each = {f"mlp.experts.{{e}}.{name}_proj": f"ffn_{name}.{{e}}" for name in ("gate", "up", "down")}
+        return [*block("blk", _NAMES), *repeated(block("blk", each), "{e}", count)]
+    if any(name.endswith(".ffn_gate_up_exps.weight") for name in names):
+        split = SplitRows((config.expert_size, config.expert_size))
+        stacks = {("gate", "up"): ("gate_up", Stacked(count, split)), ("down",): ("down", Stacked(count))}
+    else:
+        stacks = {(name,): (name, Stacked(count)) for name in ("gate", "up", "down")}
     stacked = [
-        rule(of_all("weight", name, experts=count), f"blk.{{i}}.ffn_{name}_exps.weight", Stacked(count))
-        for name in ("gate", "up", "down")
+        rule(of_all(kind, *layers, experts=count), f"blk.{{i}}.ffn_{name}_exps.{kind}", op)
+        for layers, (name, op) in stacks.items()
+        for kind in ("weight", "bias")
     ]
     return [*block("blk", _NAMES), gate, *stacked]

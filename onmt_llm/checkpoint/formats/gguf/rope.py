@@ -179,6 +179,18 @@ ROTARY_OR_LONG = Row(
 """The same where llama.cpp also computes `longrope` (Phi-3)."""
 
 
+def rotary_not_truncated() -> Row:
+    """`yarn` is that of gpt-oss, which does not round the range of its frequencies; llama.cpp has no key for that."""
+
+    def read(found: HfConfig) -> Values:
+        values = _read(found)
+        yarn = values["rope"].scaling == "yarn"
+        return {**values, "rope": values["rope"].model_copy(update={"truncate": not yarn})}
+
+    truncate = where(lambda config: config.rope.truncate == (config.rope.scaling != "yarn"))
+    return Row(KEYS, read, _write, {**_CHECKS, "rope.truncate": truncate})
+
+
 def rotary_with_windows(*, local_theta: float) -> Row:
     """Layers with a sliding window have a base of their own, and no scaling.
 
