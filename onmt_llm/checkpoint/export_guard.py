@@ -109,6 +109,7 @@ def canonical(config: ModelConfig) -> ModelConfig:
         "src_vocab_size": config.encoder_layers > 0 and config.src_vocab_size != config.vocab_size,
         "kv_heads": config.kv_heads != config.heads,
         "qk_norm_over": config.qk_norm,
+        "qk_norm_type": config.qk_norm,
         "head_dim": config.size_per_head * config.heads != config.hidden_size,
     }
     plain = ModelConfig()

@@ -113,7 +113,9 @@ class ModelConfig(Section):
     shared_norm: bool = False
     """With `parallel_residual`: one norm for both sub-layers."""
     qk_norm: bool = False
-    """Apply RMSNorm to q and k before position encoding."""
+    """Normalise q and k before position encoding."""
+    qk_norm_type: Norm = "rmsnorm"
+    """`qk_norm`: its type; `layernorm` has no bias, and weights of its own for each head (Cohere)."""
     qk_norm_over: Literal["head", "all_heads"] = "head"
     """`qk_norm`: normalise each head by itself, or all heads of a token together (OLMo 2, OLMoE)."""
     scale_attention: bool = True
@@ -275,6 +277,8 @@ class ModelConfig(Section):
             raise ValueError("encoder_layers + decoder_layers must be >= 1, but both are 0")
         if self.shared_norm and not self.parallel_residual:
             raise ValueError("shared_norm must go with parallel_residual, which is false")
+        if self.qk_norm_type == "layernorm" and self.qk_norm_over == "all_heads":
+            raise ValueError("qk_norm_type must be rmsnorm with qk_norm_over: all_heads, but is layernorm")
         if self.embedding_scale is not None and self.scale_embeddings:
             raise ValueError(f"embedding_scale must go with scale_embeddings: false, but is {self.embedding_scale}")
         if self.logit_scale is not None and self.scale_logits:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onmt_llm.nn.layers.attention import Attention
 from onmt_llm.nn.layers.experts import SelectionBias
-from onmt_llm.nn.layers.position_wise import TiedHead
+from onmt_llm.nn.layers.position_wise import HeadLayerNorm, TiedHead
 
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
 _FACTORS = {"q_proj": 0.2, "k_proj": 0.2, "lm_head": 0.4, "relative_bias": 0.0}
@@ -59,7 +59,7 @@ def init_weights(
             layers = next((n for prefix, n in depth.items() if name.startswith(prefix + ".")), 1)
             std = _std(name, module.weight.shape[1], layers, embeddings if isinstance(module, nn.Embedding) else 1.0)
             _init_matrix(module.weight, param_init=param_init, glorot=glorot, std=std)
-        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm | HeadLayerNorm):
             module.reset_parameters()
         elif isinstance(module, Attention) and module.sinks is not None:
             module.sinks.zero_()

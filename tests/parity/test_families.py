@@ -95,6 +95,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2_moe",
         {**GROUPED, **experts(shared_expert_intermediate_size=20), "mlp_only_layers": [0], "qkv_bias": False},
     ),
+    "qwen2_moe windows": (
+        "qwen2_moe",
+        {
+            **{**GROUPED, **experts(shared_expert_intermediate_size=20), "num_hidden_layers": 4},
+            **{"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+        },
+    ),
+    "qwen2_moe typed layers": (
+        "qwen2_moe",
+        {
+            **{**GROUPED, **experts(shared_expert_intermediate_size=20), **layers("full sliding")},
+            **{"use_sliding_window": True, "sliding_window": 3},
+        },
+    ),
     "gpt_oss": (
         "gpt_oss",
         {
@@ -228,6 +242,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("arcee", GROUPED),
     "arcee biases": ("arcee", {**GROUPED, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "cohere": ("cohere", {**GROUPED, "logit_scale": 0.25}),
+    "cohere normalised heads": ("cohere", {**GROUPED, "use_qk_norm": True, "logit_scale": 0.25}),
     "cohere biases, untied": (
         "cohere",
         {**GROUPED, "attention_bias": True, "tie_word_embeddings": False, "logit_scale": 0.8333333333333334},
@@ -291,6 +306,7 @@ NOT_IN_CTRANSLATE2 = {
         ("mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "gpt_oss", "deepseek_v2", "deepseek_v3"), "moe.experts is 6"
     ),
     **dict.fromkeys(("nemotron", "arcee"), "activation is relu2"),
+    "cohere normalised heads": "qk_norm_type is layernorm",
     "gemma2 all capped": "attention_softcap is 0.5, and CTranslate2 does not",
     "olmo2": "norm_position is output, .*qk_norm_over is all_heads",
 }

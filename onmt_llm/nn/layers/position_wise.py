@@ -94,8 +94,33 @@ def build_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
 
 
+class HeadLayerNorm(nn.Module):
+    """LayerNorm of each head by itself, without a bias and with weights of its own for each (Cohere, 2024).
+
+    Args:
+        heads: Number of heads.
+        size: Width of a head.
+        eps: Epsilon.
+    """
+
+    def __init__(self, heads: int, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads * size))
+        self.eps = eps
+
+    def forward(self, x_BTNH: Tensor) -> Tensor:
+        weight_NH = self.weight.float().view(x_BTNH.shape[-2:])
+        normal_BTNH = F.layer_norm(x_BTNH.float(), x_BTNH.shape[-1:], eps=self.eps)
+        return (normal_BTNH * weight_NH).to(x_BTNH.dtype)
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+
 def build_head_norm(config: ModelConfig, heads: int) -> nn.Module:
-    """RMSNorm over one or all of the `heads` of q or k (`qk_norm`), independent of the residual stream's norm."""
+    """The norm of one or all of the `heads` of q or k (`qk_norm`), independent of the residual stream's norm."""
+    if config.qk_norm_type == "layernorm":
+        return HeadLayerNorm(heads, config.size_per_head, config.norm_eps)
     size = config.size_per_head * (heads if config.qk_norm_over == "all_heads" else 1)
     return RMSNorm(size, eps=config.norm_eps)
 

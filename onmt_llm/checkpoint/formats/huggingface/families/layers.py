@@ -42,12 +42,19 @@ def window_of_qwen() -> Row:
         layers, first = int(required(hf, "num_hidden_layers")), int(hf.get("max_window_layers", 28))
         return _windows(size, _types(hf, [FULL if layer < first else SLIDING for layer in range(layers)]))
 
-    def write(config: ModelConfig) -> Values:
-        first = next((i for i, kind in enumerate(config.decoder_types) if kind == SLIDING), config.decoder_layers)
-        return {"use_sliding_window": config.sliding_window is not None, "max_window_layers": first, **_written(config)}
+    return Row(("use_sliding_window", "max_window_layers", *_WRITTEN), read, _written_of_qwen, anything(*_WRITTEN))
 
-    keys = ("use_sliding_window", "max_window_layers", *_WRITTEN)
-    return Row(keys, read, write, anything(*_WRITTEN))
+
+def window_of_qwen2_moe() -> Row:
+    """The sliding window of every second of the first `max_window_layers`, unless `layer_types` says which."""
+
+    def read(hf: HfConfig) -> Values:
+        size = hf.get("sliding_window", 4096) if hf.get("use_sliding_window", False) else None
+        layers, end = int(required(hf, "num_hidden_layers")), int(hf.get("max_window_layers", 28))
+        count = 0 if size is None else end
+        return _windows(size, _types(hf, [SLIDING if i < count and i % 2 == 0 else FULL for i in range(layers)]))
+
+    return Row(("use_sliding_window", "max_window_layers", *_WRITTEN), read, _written_of_qwen, anything(*_WRITTEN))
 
 
 def windows(*, every: int, default: int = 4096) -> Row:
@@ -112,6 +119,11 @@ _WRITTEN = ("sliding_window", "layer_types")
 
 def _written(config: ModelConfig) -> Values:
     return {"sliding_window": config.sliding_window, "layer_types": config.decoder_types}
+
+
+def _written_of_qwen(config: ModelConfig) -> Values:
+    first = next((i for i, kind in enumerate(config.decoder_types) if kind == SLIDING), config.decoder_layers)
+    return {"use_sliding_window": config.sliding_window is not None, "max_window_layers": first, **_written(config)}
 
 
 def _types_by_pattern(hf: HfConfig, every: int) -> list[LayerType]:

@@ -19,7 +19,7 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import (
     must_be,
     setting,
 )
-from onmt_llm.checkpoint.formats.huggingface.families.layers import window
+from onmt_llm.checkpoint.formats.huggingface.families.layers import window, window_of_qwen2_moe
 from onmt_llm.checkpoint.formats.huggingface.families.mixtures.experts import HARMLESS, expert_width, experts, stacked
 from onmt_llm.checkpoint.formats.rules import Rule, per_layer, repeated
 from onmt_llm.config.model import ModelConfig
@@ -145,11 +145,11 @@ QWEN2_MOE = Family(
         expert_width(default=1408),
         _shared_expert(),
         setting("attn_bias", "qkv_bias", default=True),
-        must_be(use_sliding_window=False),
+        window_of_qwen2_moe(),
     ),
     rules_with(OF_QWEN),
     llama.IGNORE,
     models="Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
-    harmless=(*HARMLESS, "sliding_window", "max_window_layers", "layer_types"),
+    harmless=HARMLESS,
     others=stacked,
 )
