@@ -11,12 +11,12 @@ import torch
 from onmt_llm.checkpoint.directory import refuse
 from onmt_llm.nn.cpu.fused import row_blocks as row_slices
 
-BLOCK_BYTES = 1 << 22
+BLOCK_BYTES = 1 << 20
 """Bytes of a tensor that are read or computed at a time."""
 
 
 def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Views of consecutive rows, of about 4 MiB each (or of one row), which cover a tensor."""
+    """Views of consecutive rows, of about 1 MiB each (or of one row), which cover a tensor."""
     rows = tensor if tensor.ndim else tensor[None]
     for block in row_slices(len(rows), max(1, rows[:1].nbytes), BLOCK_BYTES):
         yield rows[block] if tensor.ndim else tensor
