@@ -335,7 +335,7 @@ class ModelConfig(Section):
     def _check_latent(self) -> None:
         found = {
             "an encoder": not self.is_decoder_only,
-            "kv_heads": self.num_kv_heads != self.heads,
+            f"kv_heads {self.kv_heads}": self.num_kv_heads != self.heads,
             "qk_norm": self.qk_norm,
             "attention_sinks": self.attention_sinks,
             f"position: {self.position}": self.position != "rotary",

@@ -18,6 +18,11 @@ from options import train_config
 NAMES = ["q_proj", "down_proj"]
 WIDE = {"vocab_size": 50, "hidden_size": 128, "ffn_size": 192}
 MOE = {"moe": {"experts": 5, "expert_size": 96, "shared_size": 64, "dense_layers": [0]}}
+LATENT = {
+    **{"kv_heads": None, "head_dim": 48, "rope": {"rotary_dim": 16}},
+    "latent": {"kv_rank": 60, "q_rank": 80, "value_dim": 32},
+}
+SINKS = {"attention_sinks": True, "sliding_window": 90, "layer_types": ["sliding_attention", "full_attention"]}
 ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=False, base="", base_fingerprint="")
 
 
@@ -35,6 +40,8 @@ ADAPTER = AdapterSpec(rank=2, alpha=4.0, dropout=0.1, layers=NAMES, embedding=Fa
             LayerPlan(ADAPTER, quantised=tuple(NAMES), quant_type="int8"),
             {"use_ckpting": ["mha"]},
         ),
+        ({**tiny.LLAMA, **MOE, **LATENT}, LayerPlan(), {}),
+        ({**tiny.LLAMA, **SINKS, "activation": "clamped_swiglu"}, LayerPlan(), {}),
         ({"encoder_layers": 1}, LayerPlan(), {"dropout": [0.1], "attention_dropout": [0.1]}),
         ({"encoder_layers": 1, "norm_position": "post", "position": "shaw", "relative_positions": 2}, LayerPlan(), {}),
     ],

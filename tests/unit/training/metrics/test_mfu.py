@@ -57,6 +57,13 @@ def test_a_mixture_of_experts(batch: Batch, frozen: bool) -> None:
     assert ModelFlops.of(model)(batch) == pytest.approx(counted(model, batch), rel=0.02)
 
 
+@pytest.mark.parametrize("q_rank", [0, 40])
+def test_latent_attention(batch: Batch, q_rank: int) -> None:
+    latent = {"kv_rank": 24, "q_rank": q_rank, "value_dim": 14}
+    model = built(decoder_layers=3, position="rotary", head_dim=20, rope={"rotary_dim": 8}, latent=latent)
+    assert ModelFlops.of(model)(batch) == pytest.approx(counted(model, batch), rel=0.03)
+
+
 def test_an_encoder_decoder(batch: Batch) -> None:
     model = built(encoder_layers=2, decoder_layers=1)
     source = torch.full((3, 11), 5)
