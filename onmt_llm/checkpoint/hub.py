@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -25,15 +25,16 @@ from onmt_llm.checkpoint.directory import (
     refuse_damage,
 )
 from onmt_llm.checksums import sha256_of_file
-from onmt_llm.config.checkpoint import CARD_FILE
+from onmt_llm.config.checkpoint import CARD_FILE, CONFIG_FILE
 from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.optional import require
 
-_MARKS = ("config.yaml", "config.json", "adapter_config.json", "params.json", "*.gguf")
+_MARKS = (CONFIG_FILE, "config.json", "adapter_config.json", "params.json", "*.gguf")
 """Files of which a model's directory has at least one."""
 _CACHE = ".cache"
 """Where the Hub's client keeps the state of a download."""
+_SMALL = 1 << 20
 _AGAIN = "run the command again: what is complete is not transferred again"
 
 
@@ -66,6 +67,7 @@ def upload(
     """
     hub = _client()
     files = _files_to_upload(Path(model), train_state=train_state)
+    _warn_about_paths(files, Path(model))
     operations = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
     with _translated(hub, repo):
         api = hub.HfApi()
@@ -123,7 +125,7 @@ def next_command(model: Path) -> str:
     """The command with which a downloaded model is used."""
     if (model / "adapter_config.json").is_file():
         return f"onmt_llm_lora -action import -base_model BASE -lora_weights {model} -output ADAPTER"
-    if (model / "config.yaml").is_file():
+    if (model / CONFIG_FILE).is_file() and not any(model.glob("*.gguf")):
         return f"onmt_llm_chat -model {model}"
     return f"onmt_llm_convert -model_dir {model} -output CHECKPOINT"
 
@@ -163,6 +165,16 @@ def _files_to_upload(model: Path, *, train_state: bool) -> dict[str, Path | byte
     files[MANIFEST_FILE] = model / MANIFEST_FILE if whole else manifest_without_state(model).encode()
     card = model / CARD_FILE
     return {**files, CARD_FILE: card} if card.is_file() else files
+
+
+def _warn_about_paths(files: Mapping[str, Path | bytes], model: Path) -> None:
+    """Warn about small text files with paths of this machine: the base of an adapter, the source of a release."""
+    places = {str(Path.home()), str(model.resolve().parent)} - {"/"}
+    for name, file in files.items():
+        if isinstance(file, Path) and file.suffix in (".json", ".yaml") and file.stat().st_size < _SMALL:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if any(place in text for place in places):
+                logger.warning("%s names paths of this machine, which all readers of the repository see.", name)
 
 
 def _check_name(name: str, repo: str) -> None:

@@ -133,6 +133,13 @@ def test_no_token_no_network_no_client(
     assert "pip install 'onmt_llm[hub]'" in capsys.readouterr().err
 
 
+def test_paths_of_this_machine_are_told(hub: FakeHub, model: Path, capsys: Any) -> None:
+    assert upload(model) == 0 and "names paths" not in capsys.readouterr().err
+    (model / "release_report.json").write_text(json.dumps({"source": str(model)}))
+    write_manifest(model)
+    assert upload(model) == 0 and "release_report.json names paths" in capsys.readouterr().err
+
+
 def test_what_is_no_model_is_not_sent(hub: FakeHub, model: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "letters").mkdir()
     assert upload(tmp_path / "letters") == 4
