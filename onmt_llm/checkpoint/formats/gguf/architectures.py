@@ -255,7 +255,7 @@ def rules(architecture: str, config: ModelConfig, names: Collection[str]) -> lis
     if "blk.0.attn_norm_2.weight" in names:  # Falcon 40B: the first is the feed-forward layer's
         table = overridden(table, _falcon_norms())
     if config.attention_sinks:  # gpt-oss: the norm of the feed-forward layer's input has the name of another one
-        table = overridden(table, _OF_GPT_OSS)
+        table = [one for one in overridden(table, _OF_GPT_OSS) if ".attn_out_norm." not in one.ours[0]]
     return per_layer(table, config.decoder_layers)
 
 
