@@ -73,6 +73,16 @@ MODELS: dict[str, dict[str, Any]] = {
         **{"architecture": "transformer_lm", **LLAMA, "embeddings": ROTARY, "num_experts": 4, "rope_config": ROPE},
         **{"num_experts_per_tok": 2, "moe_transformer_ff": 12, "moe_renormalize": True, "first_k_dense_replace": 1},
     },
+    "shared_expert": {
+        **{"architecture": "transformer_lm", **LLAMA, "embeddings": ROTARY, "num_experts": 3, "rope_config": ROPE},
+        **{"num_experts_per_tok": 2, "moe_transformer_ff": 12, "moe_softmax_after": True, "num_shared_experts": 2},
+        "shared_expert_gate": True,
+    },
+    "phi": {
+        **{"architecture": "transformer_lm", "parallel_residual": True, "shared_layer_norm": True, "add_ffnbias": True},
+        **{"mlp_activation_fn": "gelu", "add_qkvbias": True, "embeddings": ROTARY, "attn_scaling": 9.0},
+        "rope_config": {**ROPE, "rotary_dim": 2},
+    },
 }
 
 

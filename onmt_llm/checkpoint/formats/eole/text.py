@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer, ImportOptions
+from onmt_llm.checkpoint.formats.opennmt.text import stored_frame
 from onmt_llm.checkpoint.formats.tokenizer_files import (
     NO_TOKENIZER,
     TEMPLATE_FILE,
@@ -61,7 +62,7 @@ def open_text(
     if config.is_decoder_only:
         imported.sequences = SequenceTokens()
     else:
-        _set_sequences(imported, vocab, transforms, configs)
+        _set_sequences(imported, transforms, configs)
     if imported.spec.kind != "none":
         _set_chat(imported, folder, settings.get("inference") or {})
     return imported
@@ -139,20 +140,18 @@ def _set_specials(imported: ImportedTokenizer, vocab: Mapping[str, Any], target:
     imported.specials = SpecialTokens.model_validate({**roles, "bos": start or roles["bos"], "add_bos": bool(start)})
 
 
-def _set_sequences(
-    imported: ImportedTokenizer, vocab: Mapping[str, Any], transforms: Sequence[str], configs: Mapping[str, Any]
-) -> None:
+def _set_sequences(imported: ImportedTokenizer, transforms: Sequence[str], configs: Mapping[str, Any]) -> None:
     """Tokens around a text: those that a tokenizer.json adds, and those of the transforms `prefix` and `suffix`."""
-    own = imported.sequences
-
-    def added(name: str, side: str) -> list[str]:
-        found = configs.get(name) or {}
-        return str(found.get(f"{side}_{name}") or "").split() if name in transforms else []
-
-    forced, start = added("prefix", "tgt"), imported.specials.bos
+    own, start = imported.sequences, imported.specials.bos
+    options = {"src_prefix": "prefix", "src_suffix": "suffix", "tgt_prefix": "prefix"}
+    given = {option: (configs.get(name) or {}).get(option) for option, name in options.items()}
+    known = {"src": set(imported.src_tokens or imported.tokens), "tgt": set(imported.tokens)}
+    # what is added to the ids of a tokenizer.json has no effect in eole
+    added = stored_frame([] if HUGGINGFACE in transforms else transforms, given, known)
+    forced = added.get("tgt_prefix", [])
     imported.sequences = SequenceTokens(
-        src_prefix=[*added("prefix", "src"), *own.src_prefix],
-        src_suffix=[*own.src_suffix, *added("suffix", "src")],
+        src_prefix=[*added.get("src_prefix", []), *own.src_prefix],
+        src_suffix=[*own.src_suffix, *added.get("src_suffix", [])],
         decoder_start=[start, *forced] if forced and start else [],
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from onmt_llm.checkpoint.formats.opennmt.options import (
     model_config,
 )
 from onmt_llm.checkpoint.formats.opennmt.rules import Layout, rules
+from onmt_llm.checkpoint.formats.opennmt.text import stored_frame
 from onmt_llm.checkpoint.formats.rules import check_sizes
 from onmt_llm.checkpoint.formats.tokenizer_files import fit
 from onmt_llm.config.checkpoint import AdapterSpec, SequenceTokens, SpecialTokens, TokenizerSpec
@@ -176,19 +177,16 @@ def _tokenizer(
     if tokenizer.feature_tokens:
         tokenizer.feature_defaults = options.get("src_feats_defaults", None)
     if not config.is_decoder_only:
-        tokenizer.sequences = _sequences(options, start)
+        tokenizer.sequences = _sequences(options, start, {"src": set(source), "tgt": set(target)})
     _set_tokenizer(tokenizer, options, wanted.tokenizer_model)
     return tokenizer
 
 
-def _sequences(options: OpenNMTOptions, start: str) -> SequenceTokens:
+def _sequences(options: OpenNMTOptions, start: str, known: Mapping[str, Collection[str]]) -> SequenceTokens:
     """Tokens around a text that the transforms `prefix` and `suffix` add, unless each corpus has its own."""
-    transforms = options.get("transforms", ())
-    around = {
-        name: str(options.get(name, "")).split() if name[4:] in transforms else []
-        for name in ("src_prefix", "src_suffix", "tgt_prefix")
-    }
-    forced = around.pop("tgt_prefix")
+    given = {name: options.get(name, "") for name in ("src_prefix", "src_suffix", "tgt_prefix")}
+    around = stored_frame(list(options.get("transforms", ())), given, known)
+    forced = around.pop("tgt_prefix", [])
     return SequenceTokens(**around, decoder_start=[start, *forced] if forced else [])
 
 

@@ -6,7 +6,7 @@ transforms `suffix` and `prefix`, in this order, whose options are given with ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,30 @@ from onmt_llm.text.languages import PLACES
 
 KINDS = ("sentencepiece", "bpe", "onmt_tokenize")
 """Tokenisers that OpenNMT-py runs, as it calls their transforms."""
+
+
+def stored_frame(
+    transforms: Sequence[str], given: Mapping[str, object], known: Mapping[str, Collection[str]]
+) -> dict[str, list[str]]:
+    """The tokens that `prefix` and `suffix` add to those of every text, unless each corpus has its own.
+
+    Args:
+        transforms: In their order. What is added before the tokeniser is text, which is left out with a warning.
+        given: Options `src_prefix`, `src_suffix` and `tgt_prefix`, as far as they are set.
+        known: The vocabularies, by side.
+    """
+    tokenised = max((place for place, name in enumerate(transforms) if name in KINDS), default=-1)
+    found = {}
+    for option, value in given.items():
+        side, _, name = option.partition("_")
+        tokens = str(value or "").split()
+        if name not in transforms or not tokens:
+            continue
+        if transforms.index(name) > tokenised and all(token in known[side] for token in tokens):
+            found[option] = tokens
+        else:
+            logger.warning("%s is the text '%s': add it to the data, or with the transform %s.", option, value, name)
+    return found
 
 
 def text_obstacles(checkpoint: Checkpoint) -> list[str]:

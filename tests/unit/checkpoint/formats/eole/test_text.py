@@ -83,3 +83,11 @@ def test_tokens_around_a_text(tmp_path: Path) -> None:
     assert found.sequences == expected and found.specials.bos == "</s>"
     assert opened(tmp_path, encoder=True, transforms=[], transforms_configs=configs).sequences == SequenceTokens()
     assert not opened(tmp_path, start="").specials.add_bos
+
+
+@pytest.mark.parametrize("order", [["prefix", "sentencepiece"], ["sentencepiece", "prefix"]])
+def test_a_prefix_that_is_text_is_no_token(order: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is text before the tokeniser, or if the vocabulary does not have it."""
+    prefix = "__de__" if order[0] == "prefix" else "translate:"
+    found = opened(tmp_path, encoder=True, transforms=order, transforms_configs={"prefix": {"src_prefix": prefix}})
+    assert found.sequences == SequenceTokens() and f"src_prefix is the text '{prefix}'" in caplog.text
