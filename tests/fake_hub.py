@@ -58,6 +58,7 @@ class FakeHub:
         large: Content of uploaded large files, by SHA-256.
         requests: Method and path of every request.
         failure: Gives the status with which a request fails (`CUT`: no answer); None = it does not.
+        damaged: File that arrives with other bytes than it has here.
         address: Where it listens.
     """
 
@@ -65,6 +66,7 @@ class FakeHub:
     large: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     failure: Callable[[str, str], int | None] = lambda method, path: None
+    damaged: str = ""
     address: str = ""
 
     def count(self, method: str, part: str) -> int:
@@ -238,14 +240,15 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             raise _Refused(404, "EntryNotFound")
         content = files[path]
+        sent = bytes(len(content)) if path == self.hub.damaged else content
         is_large = len(content) >= LARGE
         headers = {"X-Repo-Commit": number, "ETag": f'"{_sha256(content) if is_large else _blob(content)}"'}
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if asked:
             start = int(asked[1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            return self._send(206, content[start:], headers, cut=cut)
-        self._send(200, content, headers, cut=cut)
+            return self._send(206, sent[start:], headers, cut=cut)
+        self._send(200, sent, headers, cut=cut)
 
 
 _NAME = r"([\w.-]+/[\w.-]+)"

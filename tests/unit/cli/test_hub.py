@@ -101,6 +101,19 @@ def test_a_file_that_was_changed_on_the_hub_is_not_published(hub: FakeHub, model
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_was_damaged_on_the_way_is_not_published(
+    hub: FakeHub, model: Path, tmp_path: Path, capsys: Any, name: str
+) -> None:
+    """The Hub has its checksum, also of a model without a manifest."""
+    assert upload(export_hf(model, tmp_path / "hf")) == 0
+    hub.damaged = name
+    assert download(tmp_path / "again") == 4
+    assert f"{name} must arrive as it is" in capsys.readouterr().err and not (tmp_path / "again").exists()
+    hub.damaged = ""
+    assert download(tmp_path / "again") == 0
+
+
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [(401, "must grant access"), (403, "must grant access"), (404, "must exist on the Hub"), (500, "answers 500")],
