@@ -251,6 +251,7 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
     return {
         "compute_type": comparison.compute_type,
         "reference_dtype": "fp32",
+        "reference_memory": "one block of the model",
         "figures": comparison.figures(),
         "bounds": BOUNDS[quantization],
         **_not_compared(checkpoint.config.model, max(map(len, reference.windows))),
@@ -288,6 +289,7 @@ def _measure_translations(checkpoint: Checkpoint, directory: Path, quantization:
     return {
         "compute_type": engine.compute_type,
         "reference_dtype": dtype,
+        "reference_memory": "the whole model: it translated the text",
         "figures": figures,
         "bounds": TRANSLATION_BOUNDS[quantization],
     }

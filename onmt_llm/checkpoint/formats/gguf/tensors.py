@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from onmt_llm.checkpoint.files.blocks import row_blocks, with_rows
 from onmt_llm.checkpoint.formats.gguf.header import check_header
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.optional import require
@@ -109,7 +110,9 @@ class GgufTensors:
         tensor = self._tensors[name]
         gguf = require("gguf", "reading a GGUF file")
         if tensor.tensor_type.name in ("F32", "F16"):
-            values = torch.from_numpy(tensor.data.copy())
-        else:
-            values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
-        return values.reshape(self.shape(name)).to(self.dtype(name))
+            return torch.from_numpy(tensor.data.copy()).reshape(self.shape(name)).to(self.dtype(name))
+        values = torch.empty(self.shape(name), dtype=self.dtype(name))
+        data = tensor.data.reshape(-1, tensor.data.shape[-1])
+        for rows, block in with_rows(row_blocks(values.view(-1, values.shape[-1]))):
+            block.copy_(torch.from_numpy(gguf.dequantize(data[rows], tensor.tensor_type)))
+        return values
