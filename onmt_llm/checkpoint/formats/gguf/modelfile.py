@@ -6,9 +6,9 @@ finds most like the Jinja template in the file, or none. (https://docs.ollama.co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from onmt_llm.config.checkpoint import SpecialTokens
+from onmt_llm.config.checkpoint import SamplingDefaults, SpecialTokens
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.templates.builtin import AlpacaTemplate
 
@@ -35,11 +35,21 @@ def modelfile(codec: Codec, gguf_name: str) -> str:
     lines += [f"PARAMETER stop {_quoted(text)}" for text in [*codec.stop_tokens, *codec.stop]]
     lines += [
         f"PARAMETER num_ctx {min(codec.config.model.max_position, LONGEST_CONTEXT)}",
-        "# Greedy search, without a penalty for repetitions, as the other programs of onmt_llm do by default.",
-        "PARAMETER temperature 0",
-        "PARAMETER repeat_penalty 1",
+        *_sampling(codec.config.sampling),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sampling(sampling: SamplingDefaults) -> Iterator[str]:
+    """How answers are sampled; what the model does not say is as in transformers, whose defaults are not Ollama's."""
+    if sampling.do_sample:
+        yield f"PARAMETER temperature {sampling.temperature or 1:g}"
+        yield f"PARAMETER top_k {50 if sampling.top_k is None else sampling.top_k}"
+        yield f"PARAMETER top_p {1 if sampling.top_p is None else sampling.top_p:g}"
+    else:
+        yield "# Greedy search, as the other programs of onmt_llm do by default."
+        yield "PARAMETER temperature 0"
+    yield f"PARAMETER repeat_penalty {sampling.repetition_penalty or 1:g}"
 
 
 def _quoted(text: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from onmt_llm.checkpoint.formats.gguf.modelfile import modelfile
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.config.checkpoint import SamplingDefaults
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.templates.message import Message
 
@@ -121,6 +122,25 @@ def test_parameters_say_where_an_answer_ends(tmp_path: Path) -> None:
     stops = [value for name, value in found if name == "PARAMETER stop"]
     assert stops == ["</s>", 'say "stop"', "\n\n### Instruction:", "### Instruction:"]
     assert [value for name, value in found if name == "PARAMETER num_ctx"] == ["8192"]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (SamplingDefaults(), {"temperature": "0", "repeat_penalty": "1"}),
+        (
+            SamplingDefaults(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1),
+            {"temperature": "0.6", "top_k": "50", "top_p": "0.9", "repeat_penalty": "1.1"},
+        ),
+    ],
+    ids=["greedy", "sampling"],
+)
+def test_answers_are_sampled_as_the_model_says(
+    tmp_path: Path, sampling: SamplingDefaults, expected: dict[str, str]
+) -> None:
+    found = dict(commands(modelfile(codec_with(tmp_path, "alpaca", sampling=sampling), "model.gguf")))
+    names = ("temperature", "top_k", "top_p", "repeat_penalty")
+    assert {name: found[f"PARAMETER {name}"] for name in names if f"PARAMETER {name}" in found} == expected
 
 
 def test_another_template_is_left_to_the_gguf_file(tmp_path: Path) -> None:
