@@ -10,7 +10,7 @@ import torch
 
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet
 from onmt_llm.checkpoint.formats.eole.rules import IGNORE, rules
-from onmt_llm.checkpoint.formats.eole.settings import FILE, architecture, stack_settings
+from onmt_llm.checkpoint.formats.eole.settings import FILE, architecture, section, stack_settings
 from onmt_llm.checkpoint.formats.eole.text import open_text
 from onmt_llm.checkpoint.formats.imported import NUMBERS, ImportedModel, ImportOptions, TypedSource
 from onmt_llm.checkpoint.formats.rules import Rule, check_sizes
@@ -40,8 +40,8 @@ def open_eole(path: Path, options: ImportOptions) -> ImportedModel:
         UnsupportedError: The model computes something that ours do not.
     """
     settings = read_json(path / FILE)
-    model = settings.get("model")
-    if not isinstance(model, Mapping):
+    model = section(settings, "model")
+    if not model:
         raise CheckpointError(f"{path / FILE} must have the section `model`, but does not.")
     source = SafetensorsSet(path, [file.name for file in path.glob(WEIGHTS)])
     _refuse_weights(path, source)

@@ -88,20 +88,32 @@ def architecture(model: Mapping[str, Any], source: TypedSource, *, ignore_unknow
 def stack_settings(model: Mapping[str, Any], side: str) -> Settings:
     """The settings of a stack; those of nested sections as `section.name`."""
 
-    def plain(section: Any) -> dict[str, Any]:
-        entries = section.items() if isinstance(section, Mapping) else ()
-        return {key: value for key, value in entries if not isinstance(value, Mapping) and value != -1}
+    def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if not isinstance(value, Mapping) and value != -1}
 
-    whole, own = plain(model), plain(model.get(side))
+    stack = section(model, side)
+    whole, own = plain(model), plain(stack)
     flat: dict[str, Any] = {**DEFAULTS, **whole, **own}
     embeddings = {key: whole[key] for key in ("position_encoding_type", "n_positions") if key in whole}
     sections: dict[str, dict[str, Any]] = {
-        "embeddings": embeddings | plain(model.get("embeddings")),
-        "rope": plain((model.get(side) or {}).get("rope_config") or model.get("rope_config")),
+        "embeddings": embeddings | plain(section(model, "embeddings")),
+        "rope": plain(section(stack, "rope_config") or section(model, "rope_config")),
     }
-    for name, section in sections.items():
-        flat |= {f"{name}.{key}": value for key, value in section.items()}
+    for name, settings in sections.items():
+        flat |= {f"{name}.{key}": value for key, value in settings.items()}
     return Settings(flat, file=FILE)
+
+
+def section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of config.json; empty if it is not there.
+
+    Raises:
+        CheckpointError: It is no mapping.
+    """
+    value = settings.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise CheckpointError(f"`{name}` in {FILE} must hold settings by name, but is a {type(value).__name__}.")
+    return value or {}
 
 
 def _check_type(found: HfConfig, side: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checkpoint.formats.eole.settings import section
 from onmt_llm.checkpoint.formats.imported import ImportedTokenizer, ImportOptions
 from onmt_llm.checkpoint.formats.opennmt.text import stored_frame
 from onmt_llm.checkpoint.formats.tokenizer_files import (
@@ -48,10 +49,10 @@ def open_text(
         if not isinstance(vocab.get(side), list):
             raise CheckpointError(f"{folder / 'vocab.json'} must hold the list `{side}`, but does not.")
     transforms = [name for name in settings.get("transforms") or () if isinstance(name, str)]
-    kind = next((name for name in transforms if name in KINDS), None)
-    configs = settings.get("transforms_configs") or {}
+    kind = next((name for name in transforms if name in KINDS), "")
+    configs = section(settings, "transforms_configs")
     target = fit(vocab["tgt"], config.vocab_size)
-    imported = _tokenizer(folder, kind, configs.get(kind) or {}, target, options)
+    imported = _tokenizer(folder, kind, section(configs, kind), target, options)
     if imported.spec.kind == "huggingface":
         imported.tokens = fit(imported.tokens, config.vocab_size)
     elif not config.is_decoder_only and vocab["src"] != vocab["tgt"]:
@@ -64,12 +65,12 @@ def open_text(
     else:
         _set_sequences(imported, transforms, configs)
     if imported.spec.kind != "none":
-        _set_chat(imported, folder, settings.get("inference") or {})
+        _set_chat(imported, folder, section(settings, "inference"))
     return imported
 
 
 def _tokenizer(
-    folder: Path, kind: str | None, found: Mapping[str, Any], target: Sequence[str], options: ImportOptions
+    folder: Path, kind: str, found: Mapping[str, Any], target: Sequence[str], options: ImportOptions
 ) -> ImportedTokenizer:
     """The tokenisers of both sides, with the target's vocabulary."""
     if options.tokenizer_model == NO_TOKENIZER:
@@ -83,7 +84,7 @@ def _tokenizer(
             )
         return from_tokenizer_json(file, file.read_bytes(), None)
     imported = ImportedTokenizer(tokens=list(target))
-    if kind is None:
+    if not kind:
         return imported
     sides = {side: _spec(imported, folder, kind, found, side, options.tokenizer_model) for side in ("tgt", "src")}
     imported.spec = sides["tgt"]
@@ -107,7 +108,8 @@ def _spec(
             return TokenizerSpec()
     settings: dict[str, Any] = {}
     if kind == "onmt_tokenize":
-        settings = {key: value for key, value in (stated("onmttok_kwargs") or {"mode": "none"}).items() if value}
+        kwargs = section(found, f"{side}_onmttok_kwargs") or section(found, "src_onmttok_kwargs") or {"mode": "none"}
+        settings = {key: value for key, value in kwargs.items() if value}
         if file is not None and stated("subword_type") not in (None, "none"):
             settings["subword_type"] = stated("subword_type")
         if found.get("gpt2_pretok"):
@@ -121,15 +123,15 @@ def _spec(
     )
 
 
-def _file(folder: Path, named: str) -> Path | None:
+def _file(folder: Path, named: object) -> Path | None:
     """The file of that name in the folder, where eole stores it as `${MODEL_PATH}/NAME`, or at that path."""
-    places = folder / named.replace("\\", "/").rpartition("/")[2], Path(named)
+    places = folder / str(named).replace("\\", "/").rpartition("/")[2], Path(str(named))
     return next((file for file in places if file.is_file()), None)
 
 
 def _set_specials(imported: ImportedTokenizer, vocab: Mapping[str, Any], target: Sequence[str]) -> None:
     """The roles of special tokens; a token of vocab.json may have another name in a tokenizer.json."""
-    stated = vocab.get("specials") or {f"{role}_token": token for role, token in SPECIALS.items()}
+    stated = section(vocab, "specials") or {f"{role}_token": token for role, token in SPECIALS.items()}
     ids = {token: number for number, token in enumerate(target)}
 
     def own(token: object) -> str | None:
@@ -144,7 +146,7 @@ def _set_sequences(imported: ImportedTokenizer, transforms: Sequence[str], confi
     """Tokens around a text: those that a tokenizer.json adds, and those of the transforms `prefix` and `suffix`."""
     own, start = imported.sequences, imported.specials.bos
     options = {"src_prefix": "prefix", "src_suffix": "suffix", "tgt_prefix": "prefix"}
-    given = {option: (configs.get(name) or {}).get(option) for option, name in options.items()}
+    given = {option: section(configs, name).get(option) for option, name in options.items()}
     known = {"src": set(imported.src_tokens or imported.tokens), "tgt": set(imported.tokens)}
     # what is added to the ids of a tokenizer.json has no effect in eole
     added = stored_frame([] if HUGGINGFACE in transforms else transforms, given, known)
