@@ -20,6 +20,7 @@ class Prompt:
     """One prompt.
 
     Attributes:
+        corpus: Name of its corpus.
         text: The prompt as in the corpus.
         tokens: Input of the model: a source, or the beginning of a text (with BOS).
         reference: The reference answer, detokenised.
@@ -27,6 +28,7 @@ class Prompt:
         codec: The model's, for the languages of the prompt and its answer.
     """
 
+    corpus: str
     text: str
     tokens: list[str]
     reference: str
@@ -67,7 +69,7 @@ def _of_corpus(corpus: Corpus) -> Iterator[Prompt]:
                 continue
             tokens = corpus.codec.framed(tokens)
             reference = _text(raw.tgt) if raw.tgt else undo_all(corpus.transforms, _spoken(answer, corpus))
-            yield Prompt(_question_text(raw), tokens, reference.strip(), corpus.transforms, corpus.codec)
+            yield Prompt(corpus.name, _question_text(raw), tokens, reference.strip(), corpus.transforms, corpus.codec)
 
 
 def _split(text: list[Segment]) -> tuple[list[Segment], list[Segment]]:

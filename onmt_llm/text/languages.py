@@ -79,7 +79,8 @@ def language_token(option: str, code: str, languages: LanguageTokens) -> str:
     near = get_close_matches(code, known, n=5, cutoff=0.5) or [each for each in known if each[:2] == code[:2]]
     raise ConfigError(
         f"{option} must be one of the {len(known)} languages of the model, but is '{code}'.",
-        hint=f"similar ones are {', '.join(near)}" if near else f"the first ones are {', '.join(known[:10])}",
+        hint=(f"similar ones are {', '.join(near)}" if near else f"the first ones are {', '.join(known[:10])}")
+        + "; a new language is trained under the code of one that is not needed",
     )
 
 

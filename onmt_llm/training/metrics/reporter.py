@@ -123,13 +123,14 @@ class Reporter:
     def validation(self, step: int, result: ValidationResult, *, patience: int | None = None) -> None:
         """Report a validation, and how many more without improvement are tolerated (None = any number)."""
         totals = result.totals
-        scores = "".join(f"; {name}: {score:.2f}" for name, score in result.scores.items())
         logger.info(
             "Validation at step %d; acc: %.2f; ppl: %.4g; xent: %.4f; sents: %d%s%s",
-            *(step, totals.accuracy, totals.ppl, totals.xent, totals.examples, _further(totals), scores),
+            *(step, totals.accuracy, totals.ppl, totals.xent, totals.examples, _further(totals)),
+            _listed(result.scores_of()),
         )
         for name, part in result.corpora.items():
-            logger.info("  %s: acc: %.2f; ppl: %.4g; xent: %.4f", name, part.accuracy, part.ppl, part.xent)
+            scores = _listed(result.scores_of(name))
+            logger.info("  %s: acc: %.2f; ppl: %.4g; xent: %.4f%s", name, part.accuracy, part.ppl, part.xent, scores)
         self._send("valid", step, result.metrics | ({} if patience is None else {"patience": patience}))
 
     @contextmanager
@@ -207,6 +208,10 @@ class Reporter:
         except Exception as error:
             del self._sinks[name]
             logger.warning("Metrics are no longer written by %s: %s", name, error)
+
+
+def _listed(scores: Mapping[str, float]) -> str:
+    return "".join(f"; {name}: {score:.2f}" for name, score in scores.items())
 
 
 def _further(totals: Totals) -> str:

@@ -182,13 +182,18 @@ class ValidationResult:
 
     Attributes:
         totals: Sums over the gold targets.
-        scores: Scores of generated answers, by metric.
+        scores: Scores of generated answers, by metric, or by `<corpus>/<metric>` if there are several corpora.
         corpora: Totals of each corpus, if there are several.
     """
 
     totals: Totals
     scores: Mapping[str, float] = field(default_factory=dict)
     corpora: Mapping[str, Totals] = field(default_factory=dict)
+
+    def scores_of(self, corpus: str = "") -> dict[str, float]:
+        """Scores by metric, of all corpora together or of one."""
+        parts = [(name.rpartition("/"), score) for name, score in self.scores.items()]
+        return {metric: score for (owner, _, metric), score in parts if owner == corpus}
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -77,11 +77,22 @@ class GenerationValidator:
         self._writes_comparison = settings.scoring_debug
 
     def score(self, model: Transformer, step: int, *, precision: Precision, world: World) -> dict[str, float]:
-        """Scores of the model's answers by metric, equal on all ranks; decoding is without dropout."""
+        """Scores of the model's answers, equal on all ranks; decoding is without dropout.
+
+        Returns:
+            Scores by metric, of all corpora together; if there are several, also of each, as `<corpus>/<metric>`.
+        """
         predictions = self._predict(model, precision=precision, world=world)
         if world.is_main and self._folder is not None:
             self._write(self._folder, step, predictions)
-        return {scorer.name: scorer.score(predictions, self._references) for scorer in self._scorers}
+        scores = {scorer.name: scorer.score(predictions, self._references) for scorer in self._scorers}
+        corpora: dict[str, list[int]] = {}
+        for place, prompt in enumerate(self._prompts):
+            corpora.setdefault(prompt.corpus, []).append(place)
+        for name, places in corpora.items() if len(corpora) > 1 else ():
+            said, wanted = ([texts[place] for place in places] for texts in (predictions, self._references))
+            scores |= {f"{name}/{scorer.name}": scorer.score(said, wanted) for scorer in self._scorers}
+        return scores
 
     def _predict(self, model: Transformer, *, precision: Precision, world: World) -> list[str]:
         """All predictions in order; each rank generates every n-th of them."""
