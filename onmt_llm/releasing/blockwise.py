@@ -76,7 +76,7 @@ class Blockwise:
         with TensorProgress("reference", [size for one in sizes.values() for size in one]) as progress:
             for path in paths:
                 block = self._loaded(self._model.get_submodule(path), path)
-                with _watched(block, path, watch):
+                with watched(block, f"{path}.", watch):
                     for place, state in enumerate(states):
                         states[place] = block(state, contexts[state.shape[1]])
                 del block  # before the next one is loaded
@@ -139,10 +139,11 @@ class Blockwise:
 
 
 @contextmanager
-def _watched(block: nn.Module, path: str, watch: Watch | None) -> Iterator[None]:
-    """In this context, `watch` sees the inputs of the block's linear layers."""
-    layers = [(name, layer) for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
-    handles = [] if watch is None else [_add_watch(layer, f"{path}.{name}", watch) for name, layer in layers]
+def watched(part: nn.Module, prefix: str, watch: Watch | None) -> Iterator[None]:
+    """In this context, `watch` sees the inputs of the linear layers of a part of a model; `prefix` precedes their
+    paths in it."""
+    layers = [(name, layer) for name, layer in part.named_modules() if isinstance(layer, nn.Linear)]
+    handles = [] if watch is None else [_add_watch(layer, f"{prefix}{name}", watch) for name, layer in layers]
     try:
         yield
     finally:

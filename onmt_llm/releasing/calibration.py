@@ -9,24 +9,29 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from onmt_llm.checkpoint.load import Placement, build_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import DataError
+from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
-from onmt_llm.releasing.blockwise import Blockwise
+from onmt_llm.releasing.blockwise import Blockwise, watched
 from onmt_llm.releasing.ct2_spec import SpecVariable, spec_variables
 from onmt_llm.releasing.gptq import InputStatistics, round_rows
 from onmt_llm.releasing.verify import text_windows
+from onmt_llm.releasing.verify_translations import translate
 
 MOST_TOKENS = 8192
 """Of a longer text, so many tokens are read, in windows that are spread over it."""
 FEWEST_TOKENS = 1024
+_MOST_CHARACTERS = 4 * MOST_TOKENS
+"""Of a longer text, an encoder-decoder translates the beginning."""
 
 
 class Calibration:
-    """The rounded weights of a decoder's layers, in files of a folder.
+    """The rounded weights of a model's layers, in files of a folder.
 
-    The model runs block by block. When all texts have passed a block, its matrices are rounded and written, and the
-    statistics of their inputs are dropped.
+    A decoder runs block by block. When all texts have passed a block, its matrices are rounded and written, and the
+    statistics of their inputs are dropped. An encoder-decoder translates with all of its blocks in memory.
 
     Args:
         checkpoint: The model to quantise.
@@ -42,15 +47,6 @@ class Calibration:
     """
 
     def __init__(self, checkpoint: Checkpoint, text: str, folder: Path, *, skipped: Collection[str] = ()) -> None:
-        codec = checkpoint.codec()
-        windows = [codec.vocab.ids(window) for window in _spread(text_windows(checkpoint, codec, text))]
-        self.tokens = sum(map(len, windows))
-        if self.tokens < FEWEST_TOKENS:
-            raise DataError(
-                f"calibration_text must have at least {FEWEST_TOKENS:,} tokens, but has {self.tokens:,}.",
-                hint="give more text of the kind that the model will read",
-            )
-        logger.info("Calibrating on %d tokens.", self.tokens)
         self._checkpoint, self._folder = checkpoint, folder
         self._variables = {
             variable.layers[0]: variable
@@ -60,9 +56,34 @@ class Calibration:
         self._inputs: dict[str, InputStatistics] = {}
         self._files: dict[tuple[str, ...], Path] = {}
         self._block = ""
-        for hidden_TD in Blockwise(checkpoint).run(windows, watch=self._watch):
-            self._watch("lm_head", hidden_TD)
+        if checkpoint.config.model.is_decoder_only:
+            self.tokens = self._continue(text)
+        else:
+            self.tokens = self._translate(text)
         self._round()
+        logger.info("Calibrated on %d tokens.", self.tokens)
+
+    def _continue(self, text: str) -> int:
+        """Run a language model on the text, with one block in memory at a time."""
+        codec = self._checkpoint.codec()
+        windows = [codec.vocab.ids(window) for window in _spread(text_windows(self._checkpoint, codec, text))]
+        tokens = _checked(sum(map(len, windows)))
+        for hidden_TD in Blockwise(self._checkpoint).run(windows, watch=self._watch_blocks):
+            self._watch("lm_head", hidden_TD)
+        return tokens
+
+    def _translate(self, text: str) -> int:
+        """Run an encoder-decoder on the text and its own translation of it, which is whole in memory."""
+        codec = self._checkpoint.codec()
+        model = build_model(self._checkpoint, Placement(torch.float32)).eval()
+        engine = TorchEngine(model, codec.for_languages(*codec.config.languages.example))
+        translations = translate(engine, text[:_MOST_CHARACTERS])
+        pairs = list(zip(translations.sources, translations.targets, strict=True))
+        tokens = _checked(sum(len(source) + len(target) for source, target in pairs))
+        with watched(model, "", self._watch):
+            for source, target in pairs:  # one by one, without padding
+                engine.score([target], sources=[source])
+        return tokens
 
     def rounded(self, variable: SpecVariable) -> tuple[Tensor, Tensor] | None:
         """Values (int8) and scales of a matrix; None if it does not belong to a layer, such as an embedding."""
@@ -72,15 +93,18 @@ class Calibration:
         tensors = load_file(file)
         return tensors["values"], tensors["scales"]
 
-    def _watch(self, layer: str, x_TC: Tensor) -> None:
-        """See a layer's input. A matrix that several layers form is watched at the first of them."""
-        if layer not in self._variables:
-            return
+    def _watch_blocks(self, layer: str, x_TC: Tensor) -> None:
+        """See a layer's input; at the first layer of a block, the one before is complete."""
         block = ".".join(layer.split(".")[:3])
         if block != self._block:
             self._round()
             self._block = block
-        self._inputs.setdefault(layer, InputStatistics()).add(x_TC)
+        self._watch(layer, x_TC)
+
+    def _watch(self, layer: str, x_TC: Tensor) -> None:
+        """See a layer's input. A matrix that several layers form is watched at the first of them."""
+        if layer in self._variables:
+            self._inputs.setdefault(layer, InputStatistics()).add(x_TC)
 
     def _round(self) -> None:
         """Round the matrices whose inputs are known."""
@@ -97,6 +121,15 @@ class Calibration:
             file = self._folder / f"{layer}.safetensors"
             save_file({"values": values_RC, "scales": scales_R}, file)
             self._files[variable.sources] = file
+
+
+def _checked(tokens: int) -> int:
+    if tokens < FEWEST_TOKENS:
+        raise DataError(
+            f"calibration_text must have at least {FEWEST_TOKENS:,} tokens, but has {tokens:,}.",
+            hint="give more text of the kind that the model will read",
+        )
+    return tokens
 
 
 def _spread(windows: list[list[str]]) -> list[list[str]]:

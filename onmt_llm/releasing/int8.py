@@ -31,23 +31,16 @@ def prepared(checkpoint: Checkpoint, numbers: NumberFormat) -> tuple[Quality, Ch
     """
     if not numbers.is_int8 or numbers.quality == "plain":
         return "plain", checkpoint
-    config = checkpoint.config.model
-    if numbers.quality == "calibrated" and not config.is_decoder_only:
-        raise _unsupported(numbers.quality, f"a decoder-only model, but {checkpoint.path} has an encoder")
-    obstacle = rotation_obstacle(config)
+    obstacle = rotation_obstacle(checkpoint.config.model)
     if obstacle is None:
         return numbers.quality or "rotated", rotated(checkpoint)
     if numbers.quality == "rotated":
-        message = f"a model that can be rotated, but {checkpoint.path} cannot be: {obstacle}"
-        raise _unsupported(numbers.quality, message)
+        raise UnsupportedError(
+            f"quality: rotated must go with a model that can be rotated, but {checkpoint.path} cannot be: {obstacle}.",
+            hint="without this option the model is quantised as it is",
+        )
     logger.info("The model is quantised without rotating it; it cannot be rotated: %s.", obstacle)
     return numbers.quality or "plain", checkpoint
-
-
-def _unsupported(quality: Quality, message: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"quality: {quality} must go with {message}.", hint="without this option the best possible one is chosen"
-    )
 
 
 def float_variables(config: ModelConfig, names: Collection[str]) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 import tiny
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
-from onmt_llm.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from onmt_llm.errors import CheckpointError, ConfigError, DataError
 from onmt_llm.generate.open import open_engine
 from onmt_llm.releasing import NumberFormat, int8, release
 from onmt_llm.releasing.gptq import InputStatistics, round_rows
@@ -125,18 +125,28 @@ def test_each_quality_loses_less_than_the_one_before(tmp_path: Path) -> None:
     assert losses[1] < 0.7 * losses[0] and losses[2] < 0.9 * losses[1]
 
 
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_an_encoder_decoder_is_calibrated_on_its_translations(tmp_path: Path, norm_position: str) -> None:
+    config = tiny.seq2seq(vocab_size=64, norm_position=norm_position, tie_embeddings=norm_position == "post")
+    model = tiny.write_checkpoint(tmp_path / "m", config, tiny.tokens(64), scale=0.15)
+    sentences, others = ("\n".join(text(seed, 9) for seed in seeds) for seeds in (range(150), range(200, 220)))
+    losses = []
+    for number, quality in enumerate(("plain", "calibrated")):
+        numbers = NumberFormat("int8", quality, sentences if quality == "calibrated" else None)
+        report = release(model, tmp_path / str(number), quantization=numbers, text=others)
+        losses.append(report["figures"]["mean_abs_dlogp"])
+    assert losses[1] < 0.9 * losses[0]
+
+
 def test_what_calibration_refuses(tmp_path: Path) -> None:
     model = tiny.write_checkpoint(tmp_path / "m", tiny.llama(vocab_size=64), tiny.tokens(64))
-    translator = tiny.write_checkpoint(tmp_path / "t", tiny.seq2seq())
     with pytest.raises(ConfigError, match="quality: calibrated and calibration_text must go together, but quality is"):
         release(model, tmp_path / "out", quantization=NumberFormat("int8", "calibrated"))
     with pytest.raises(ConfigError, match="quality is rotated with a text"):
         release(model, tmp_path / "out", quantization=NumberFormat("int8", "rotated", "w1"))
     with pytest.raises(DataError, match="calibration_text must have at least 1,024 tokens, but has 51"):
         release(model, tmp_path / "out", quantization=NumberFormat("int8", "calibrated", text(1, 50)))
-    with pytest.raises(UnsupportedError, match="quality: calibrated must go with a decoder-only model"):
-        release(translator, tmp_path / "out", quantization=NumberFormat("int8", "calibrated", "w1"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "t"]
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_weights_that_could_overflow_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
