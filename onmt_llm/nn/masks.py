@@ -21,12 +21,14 @@ class Mask:
         bias: Broadcasts to (B, N, T, S). Boolean: True = attend. Float: added to the scaled scores. None: all keys.
         causal: Only keys up to the query itself; a flag for the kernel instead of a tensor in `bias`.
         first_BT: With `causal`: the first key that each query sees (documents of a packed row, sliding windows).
+        sink: With `first_BT`: all queries see key 0 too.
         kernel_cache: Results that a kernel derives from this mask once for all layers.
     """
 
     bias: Tensor | None = None
     causal: bool = False
     first_BT: Tensor | None = None
+    sink: bool = False
     kernel_cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -39,7 +41,8 @@ class Mask:
         if self.first_BT is None:
             return self.bias
         key_S = torch.arange(self.first_BT.shape[1], device=self.first_BT.device)
-        return ((key_S <= key_S[:, None]) & (key_S >= self.first_BT[..., None]))[:, None]
+        seen_BTS = (key_S <= key_S[:, None]) & (key_S >= self.first_BT[..., None])
+        return (seen_BTS | (key_S == 0) if self.sink else seen_BTS)[:, None]
 
     @property
     def is_trained(self) -> bool:

@@ -37,14 +37,14 @@ class Tile:
     Attributes:
         pairs: Range of P, the pairs of row and key head.
         rows: Range of X, the queries.
-        keys: Range of the positions that at least one of them sees.
+        keys: Positions that at least one of them sees: a range, or with a sink their numbers.
         bias: Added to the scores of the last keys (as many as its width): 0, or -inf where a query does not see the
             key; (R, width).
     """
 
     pairs: slice
     rows: slice
-    keys: slice
+    keys: slice | Tensor
     bias: Tensor
 
 
@@ -56,7 +56,7 @@ def mask_tiles(mask: Mask, q_BNTH: Tensor, k_BKTH: Tensor) -> list[Tile]:
         mask.kernel_cache[key] = (
             causal_tiles(rows, length, heads, key_heads, dtype)
             if mask.first_BT is None
-            else limited_tiles(mask.first_BT.expand(rows, -1), heads, key_heads, dtype)
+            else limited_tiles(mask.first_BT.expand(rows, -1), heads, key_heads, dtype, sink=mask.sink)
         )
     return mask.kernel_cache[key]
 
@@ -72,8 +72,11 @@ def causal_tiles(rows: int, length: int, heads: int, key_heads: int, dtype: torc
     return tiles
 
 
-def limited_tiles(first_BT: Tensor, heads: int, key_heads: int, dtype: torch.dtype) -> list[Tile]:
-    """Tiles of rows in which every query sees itself and the keys before it from `first_BT` on."""
+def limited_tiles(
+    first_BT: Tensor, heads: int, key_heads: int, dtype: torch.dtype, *, sink: bool = False
+) -> list[Tile]:
+    """Tiles of rows in which every query sees itself and the keys before it from `first_BT` on; with a sink, key 0
+    too."""
     group = heads // key_heads
     tiles = []
     for queries in _even_spans(first_BT.shape[1], _tile_length(group)):
@@ -82,10 +85,13 @@ def limited_tiles(first_BT: Tensor, heads: int, key_heads: int, dtype: torch.dty
             keys = slice(lowest, queries.stop)
             key_S = torch.arange(keys.start, keys.stop)
             hidden = _later(queries, keys) | (key_S < first_BT[row, queries, None])
+            if sink:
+                hidden &= key_S > 0
             bias = _bias(hidden, group, dtype)
+            seen = F.pad(key_S, (1, 0)) if sink and lowest > 0 else keys
             for part in _even_spans(key_heads, _pairs_at_once(group, queries, keys.stop - keys.start)):
                 pairs = slice(row * key_heads + part.start, row * key_heads + part.stop)
-                tiles.append(Tile(pairs, _group_rows(queries, group), keys, bias))
+                tiles.append(Tile(pairs, _group_rows(queries, group), seen, bias))
     return tiles
 
 

@@ -21,19 +21,18 @@ def with_sink_key(
 ) -> tuple[Tensor, Tensor, Tensor, Mask]:
     """Queries, keys, values and mask of the same attention with the sink as the first key, in wider heads.
 
-    A mask that is only causal stays so: a first query is added, which sees only the sink.
+    A causal mask stays one: a first query is added, which sees only the sink.
 
     Returns:
         q (B, N, T or T + 1, H + 8), k and v (B, K, S + 1, H + 8), and the mask.
     """
-    is_causal = mask.causal and mask.first_BT is None
     sink_N1 = F.pad((sinks_N / scale).to(q_BNTH.dtype)[:, None], (0, _DIMENSIONS - 1))
     q = torch.cat([q_BNTH, sink_N1[:, None].expand(*q_BNTH.shape[:3], -1)], dim=-1)
-    if is_causal:
+    if mask.causal:
         q = F.pad(q, (0, 0, 1, 0))
     k, v = (F.pad(x_BKSH, (0, _DIMENSIONS, 1, 0)) for x_BKSH in (k_BKSH, v_BKSH))
     k[:, :, 0, k_BKSH.shape[-1]] = 1
-    return q, k, v, mask if is_causal else _with_first_key(mask)
+    return q, k, v, _with_first_key(mask)
 
 
 def attend_one_with_sinks(
@@ -61,5 +60,8 @@ def _with_first_key(mask: Mask) -> Mask:
 
 
 def _widened(mask: Mask) -> Mask:
-    bias = mask.materialize()
+    if mask.causal:
+        first_BT = None if mask.first_BT is None else F.pad(mask.first_BT + 1, (1, 0))
+        return Mask(causal=True, first_BT=first_BT, sink=True)
+    bias = mask.bias
     return Mask() if bias is None else Mask(F.pad(bias, (1, 0), value=1 if bias.dtype == torch.bool else 0))

@@ -11,13 +11,14 @@ from onmt_llm.nn.init import init_weights
 from onmt_llm.nn.layers.attention import Attention, attend_with_sinks
 from onmt_llm.nn.masks import Mask
 
-LENGTH, KEYS = 9, 13
+LENGTH, KEYS, LONG = 9, 13, 300
 SCALE = 0.3
 FIRST_BT = torch.tensor([[0, 0, 0, 3, 3, 3, 3, 7, 7], [0] * LENGTH])
 VISIBLE = torch.ones(LENGTH, KEYS, dtype=torch.bool).tril(KEYS - LENGTH)
 CASES = {
     "causal": (LENGTH, LENGTH, Mask(causal=True)),
     "documents": (LENGTH, LENGTH, Mask(causal=True, first_BT=FIRST_BT)),
+    "window": (LONG, LONG, Mask(causal=True, first_BT=(torch.arange(LONG) - 40).clamp(min=0)[None])),
     "after a cache": (LENGTH, KEYS, Mask(VISIBLE[None, None])),
     "biases of heads": (
         LENGTH,
