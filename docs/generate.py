@@ -11,12 +11,15 @@ from pathlib import Path
 
 from onmt_llm.checkpoint.export_guard import obstacles
 from onmt_llm.checkpoint.formats.gguf import architectures as gguf
+from onmt_llm.checkpoint.formats.gguf.write import export_obstacles
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
+from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.checkpoint.formats.opennmt import write as opennmt
 from onmt_llm.cli.jobs import JOBS
 from onmt_llm.commands import COMMANDS
 from onmt_llm.config.compat.opennmt_table import option_table, read_options
 from onmt_llm.config.loading.render import json_schema, option_tables
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.section import options_of
 from onmt_llm.releasing import ct2_spec
 
@@ -77,12 +80,12 @@ def _families() -> str:
         "`tests/parity/test_families.py`, `test_families_seq2seq.py` and `test_moe.py` compare each with transformers:"
         " the logits (to 1e-5 in float32), also with a cache and past a sliding\nwindow; the loss and the gradients"
         " (train); the folder that `-to hf` writes, tensor by tensor (out); and a CTranslate2 release."
-        " `test_gguf_families.py` does so with GGUF files.\nTokenisers are those that a model may have besides"
+        " `test_gguf_families.py` does so with GGUF files (in), and\n`test_gguf_out.py` compares those that are"
+        " written, bit by bit (out).\nTokenisers are those that a model may have besides"
         " `tokenizer.json`; their ids are compared with the libraries that they are made for.\n\n"
         "| `model_type` | models | in, out, train | tokenisers | GGUF | CTranslate2 | `-to opennmt` |\n"
         "|---|---|---|---|---|---|---|\n"
     )
-    in_gguf = {name for names in gguf.MODEL_TYPES.values() for name in names}
     rows = []
     for family in FAMILIES:
         model = family.to_model({key: value for key, value in SIZES.items() if key in family.keys})
@@ -92,7 +95,7 @@ def _families() -> str:
             family.models,
             "yes",
             TOKENIZERS.get(family.model_type, ""),
-            "in" if family.model_type in in_gguf else "no",
+            _in_gguf(family, model),
             *(f"no: {one}" if one else "yes" for one in found),
         ]
         rows.append(f"| {' | '.join(cells)} |\n")
@@ -102,6 +105,19 @@ def _families() -> str:
         "To add one: [add a model family](../tutorials/add-a-model-family.md).\n"
     )
     return head + "".join(rows) + foot
+
+
+def _in_gguf(family: Family, model: ModelConfig) -> str:
+    """Whether GGUF files of a family are read and written."""
+    found = [
+        export_obstacles(architecture, model, f"{family.origin}, a model")
+        for architecture, names in gguf.MODEL_TYPES.items()
+        if family.model_type in names
+    ]
+    if not found:
+        return "no"
+    reason = ", ".join(min(found, key=len))
+    return f"in; out: no: {reason}" if reason else "in, out"
 
 
 def _begin(command: str) -> str:

@@ -98,6 +98,10 @@ COMMANDS = {
             ("-model_dir Llama-3.2-1B -output llama", "convert a Hugging Face folder to a checkpoint"),
             ("-model_dir model.pt -output model", "convert an OpenNMT-py checkpoint"),
             ("-model_dir llama -to hf -output hf", "convert a checkpoint to a Hugging Face folder"),
+            (
+                "-model_dir llama -to gguf -quantization q8_0 -output llama.gguf",
+                "and to a file for llama.cpp and Ollama",
+            ),
         ),
     ),
     "onmt_llm_lora": Command(

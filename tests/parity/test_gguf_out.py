@@ -12,10 +12,15 @@ from parity.test_converters_gguf import IDS
 from parity.test_converters_gguf import write_gguf as write_llama
 from parity.test_converters_hf import save_model
 from parity.test_families import ENDS
+from parity.test_families_seq2seq import save_model as save_t5
 from parity.test_gguf_families import CASES, write_gguf
+from parity.test_gguf_t5 import CASES as T5
+from parity.test_gguf_t5 import write_t5
+from parity.test_t5_text import spiece  # noqa: F401  the fixture
 
 from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.formats.gguf.number_types import FILE_TYPES
+from onmt_llm.checkpoint.formats.gguf.tensors import open_part
 from onmt_llm.checkpoint.formats.gguf.write import export_gguf
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
@@ -23,6 +28,7 @@ from onmt_llm.config.rope import RopeConfig
 from onmt_llm.errors import CheckpointError, UnsupportedError
 
 gguf = pytest.importorskip("gguf")
+protobuf = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
 
 NOT_LOADED = {
     "gptneox sequential": "gptneox: attn_bias is false, attn_out_bias is false, tie_embeddings is true",
@@ -31,7 +37,7 @@ NOT_LOADED = {
     "qwen2 yarn": "qwen2: rope.attention_factor is 1.3",
 }
 """Cases that llama.cpp does not load, and why."""
-UNUSED = {"nemotron.attention.layer_norm_rms_epsilon"}
+UNUSED = {"nemotron.attention.layer_norm_rms_epsilon", "t5.attention.layer_norm_epsilon"}
 """Keys that llama.cpp's converter writes, and its loader does not read."""
 
 
@@ -39,9 +45,13 @@ def tensors(file: Path) -> dict[str, Any]:
     return {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
 
 
-def metadata(file: Path, architecture: str) -> dict[str, Any]:
-    fields = gguf.GGUFReader(file).fields
-    return {key: field.contents() for key, field in fields.items() if key.startswith(f"{architecture}.")}
+def assert_same(theirs: Path, ours: Path, architecture: str) -> None:
+    """The same tensors, bit by bit, and all keys of the architecture that llama.cpp reads."""
+    (expected, stated), (found, written) = ((part.tensors, part.metadata) for part in map(open_part, (theirs, ours)))
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[tensor].data.ravel(), found[tensor].data.ravel()) for tensor in expected)
+    read = {key: value for key, value in stated.items() if key.startswith(f"{architecture}.") and key not in UNUSED}
+    assert read == {key: written[key] for key in read}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,16 +65,27 @@ def test_a_file_that_is_read_is_written_again(tmp_path: Path, name: str) -> None
             export_gguf(tmp_path / "ours", tmp_path / "back.gguf", type="f32")
         return
     file = export_gguf(tmp_path / "ours", tmp_path / "back.gguf", type="f32")
-    expected, found = tensors(tmp_path / "theirs.gguf"), tensors(file)
-    assert expected.keys() == found.keys()
-    assert all(np.array_equal(expected[tensor].data.ravel(), found[tensor].data.ravel()) for tensor in expected)
-    stated, written = metadata(tmp_path / "theirs.gguf", architecture), metadata(file, architecture)
-    assert {key: written[key] for key in stated if key not in UNUSED} == {
-        key: value for key, value in stated.items() if key not in UNUSED
-    }
+    assert_same(tmp_path / "theirs.gguf", file, architecture)
     again = Checkpoint.open(convert(file, tmp_path / "again"))
     first = Checkpoint.open(tmp_path / "ours")
     assert (again.fingerprint, again.config.model) == (first.fingerprint, first.config.model)
+
+
+@pytest.mark.parametrize("name", ["t5 1.1, untied", "umt5"])
+def test_an_encoder_decoder_is_written_again(tmp_path: Path, spiece: bytes, name: str) -> None:  # noqa: F811
+    kind, settings = T5[name]
+    save_t5(tmp_path / "hf", kind, settings, untied="untied" in name)
+    model = protobuf.ModelProto.FromString(spiece)
+    model.normalizer_spec.ClearField("precompiled_charsmap")  # whose 240,000 bytes the gguf package reads one by one
+    write_t5(tmp_path / "theirs.gguf", tmp_path / "hf", model.SerializeToString())
+    convert(tmp_path / "theirs.gguf", tmp_path / "ours")
+    file = export_gguf(tmp_path / "ours", tmp_path / "back.gguf", type="f32")
+    assert_same(tmp_path / "theirs.gguf", file, "t5")
+    first, again = (Checkpoint.open(one) for one in (tmp_path / "ours", convert(file, tmp_path / "again")))
+    assert (again.fingerprint, again.config.model) == (first.fingerprint, first.config.model)
+    texts = ["Übung  macht ①", "<extra_id_0> den Meister"]
+    assert [again.codec().encode(text) for text in texts] == [first.codec().encode(text) for text in texts]
+    assert again.config.sequences == first.config.sequences and list(again.codec().vocab) == list(first.codec().vocab)
 
 
 @pytest.mark.parametrize("type", FILE_TYPES)

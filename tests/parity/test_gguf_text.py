@@ -95,6 +95,13 @@ def test_sentencepiece_tokens_are_the_same_again(tmp_path: Path, hf: Path) -> No
     assert set(found["tokenizer.ggml.token_type"]) == {1, 2, 3, 6}
 
 
+def test_unigram_tokens_are_the_same_again(tmp_path: Path, hf: Path) -> None:
+    train(hf, model_type="unigram", byte_fallback=False, normalization_rule_name="nmt_nfkc", vocab_size=80)
+    ours = convert(hf, tmp_path / "ours")
+    again = convert(export_gguf(ours, tmp_path / "out.gguf"), tmp_path / "again")
+    assert list(ids(again)) == list(ids(ours))
+
+
 def test_a_tokenizer_json_with_merges_becomes_one_with_scores(tmp_path: Path, hf: Path) -> None:
     expected = list(ids(convert(hf, tmp_path / "from_pieces")))
     transformers.LlamaTokenizer.from_pretrained(hf, add_bos_token=True).save_pretrained(hf)
@@ -108,7 +115,8 @@ def test_a_tokenizer_json_with_merges_becomes_one_with_scores(tmp_path: Path, hf
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"model_type": "unigram"}, "must be a BPE"),
+        ({"model_type": "unigram"}, "must have no byte_fallback"),
+        ({"model_type": "char", "byte_fallback": False, "vocab_size": 100}, "must be a BPE or a Unigram model"),
         ({"byte_fallback": False, "vocab_size": 100}, "must have a piece for each byte"),
     ],
 )

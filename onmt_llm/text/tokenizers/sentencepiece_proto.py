@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-BPE = 2
-"""`model_type` of byte-pair encoding (1 = unigram, 3 = words, 4 = characters)."""
+UNIGRAM, BPE = 1, 2
+"""`model_type` of the two algorithms that choose subwords (3 = words, 4 = characters)."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 

@@ -1,6 +1,7 @@
 """The text side of a model as metadata of a GGUF file: `tokenizer` backwards.
 
-Byte-level BPE becomes kind `gpt2`; SentencePiece's BPE, from a tokenizer.model or a tokenizer.json, kind `llama`.
+Byte-level BPE becomes kind `gpt2`; SentencePiece's BPE, from a tokenizer.model or a tokenizer.json, kind `llama`; and
+SentencePiece's Unigram kind `t5`.
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)
 """
 
@@ -16,7 +17,15 @@ from onmt_llm.checkpoint.formats.huggingface.families.base import Values
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.text.codec import Codec
-from onmt_llm.text.tokenizers.sentencepiece_proto import BPE, BYTE, UNKNOWN, UNUSED, read_facts
+from onmt_llm.text.tokenizers.sentencepiece_proto import (
+    BPE,
+    BYTE,
+    UNIGRAM,
+    UNKNOWN,
+    UNUSED,
+    SentencePieceFacts,
+    read_facts,
+)
 from onmt_llm.text.vocab import unused_token
 
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
@@ -37,7 +46,7 @@ def tokenizer_keys(codec: Codec, directory: Path) -> Values:
         raise UnsupportedError("A GGUF file has one vocabulary, but this model has another one for its source side.")
     if spec.kind == "huggingface" and spec.file is not None:
         keys = _from_json(codec, directory / spec.file)
-    elif spec.kind == "sentencepiece" and spec.file is not None and not spec.options.get("extra_ids"):
+    elif spec.kind == "sentencepiece" and spec.file is not None:
         keys = _from_sentencepiece(codec, directory / spec.file)
     else:
         raise UnsupportedError(
@@ -166,14 +175,51 @@ def _from_sentencepiece(codec: Codec, file: Path) -> Values:
 
     content = file.read_bytes()
     facts = read_facts(content)
-    if facts.model_type != BPE:
-        raise UnsupportedError(f"The SentencePiece model of a GGUF file must be a BPE, but {file} is of another type.")
-    if facts.charsmap or facts.remove_extra_whitespaces:
-        _warn_of_normalisation(file)
+    if facts.model_type not in (BPE, UNIGRAM):
+        raise UnsupportedError(
+            f"The SentencePiece model of a GGUF file must be a BPE or a Unigram model, but {file} is neither."
+        )
     model = sentencepiece.SentencePieceProcessor()
     model.LoadFromSerializedProto(content)
     scores = {piece: float(model.get_score(number)) for number, (piece, _) in enumerate(facts.pieces)}
+    if facts.model_type == UNIGRAM:
+        return _unigram_keys(codec, facts, scores, file)
+    if facts.charsmap or facts.remove_extra_whitespaces:
+        _warn_of_normalisation(file)
     return _spm_keys(codec, dict(facts.pieces), scores, add_space_prefix=facts.add_dummy_prefix)
+
+
+def _unigram_keys(codec: Codec, facts: SentencePieceFacts, scores: Mapping[str, float], file: Path) -> Values:
+    """Keys of a Unigram model, whose normalisation llama.cpp has; T5's sentinels are unused tokens.
+
+    Raises:
+        UnsupportedError: It spells unknown characters in bytes, which llama.cpp does not with these models.
+    """
+    kinds = dict(facts.pieces)
+    if BYTE in kinds.values():
+        raise UnsupportedError(
+            f"A Unigram model of SentencePiece must have no byte_fallback in a GGUF file, since llama.cpp has none for "
+            f"it, but {file} has."
+        )
+    tokens = _tokens(codec)
+    unused = dict.fromkeys((token for token in tokens if token not in kinds), UNUSED)
+    return {
+        "model": "t5",
+        "pre": "default",
+        "tokens": _spaced(tokens, kinds),
+        "scores": [scores.get(token, 0.0) for token in tokens],
+        "token_type": [
+            unused.get(token, kind) for token, kind in zip(tokens, _kinds(codec, tokens, kinds), strict=True)
+        ],
+        "add_space_prefix": facts.add_dummy_prefix,
+        "remove_extra_whitespaces": facts.remove_extra_whitespaces,
+        **({"precompiled_charsmap": facts.charsmap} if facts.charsmap else {}),
+    }
+
+
+def _spaced(tokens: Sequence[str], kinds: Mapping[str, int]) -> list[str]:
+    """The tokens as llama.cpp's converter writes them: those that a user defined have spaces."""
+    return [token.replace("▁", " ") if kinds.get(token) == USER_DEFINED else token for token in tokens]
 
 
 def _spm_keys(codec: Codec, kinds: Mapping[str, int], scores: Mapping[str, float], *, add_space_prefix: bool) -> Values:
@@ -193,7 +239,7 @@ def _spm_keys(codec: Codec, kinds: Mapping[str, int], scores: Mapping[str, float
     return {
         "model": "llama",
         "pre": "default",
-        "tokens": tokens,
+        "tokens": _spaced(tokens, kinds),
         "scores": [scores.get(token, 0.0) for token in tokens],
         "token_type": _kinds(codec, tokens, kinds),
         "add_space_prefix": add_space_prefix,

@@ -12,6 +12,7 @@ import torch
 
 from onmt_llm.atomic import atomic_file, check_output_file, write_text
 from onmt_llm.checkpoint.export_guard import Check, anything, obstacles, only, open_for_export, settings, where
+from onmt_llm.checkpoint.formats.gguf import t5
 from onmt_llm.checkpoint.formats.gguf.architectures import (
     ARCHITECTURES,
     MODEL_TYPES,
@@ -104,6 +105,8 @@ def export_gguf(
     checkpoint.check_fits(parameter_shapes(config))
     codec = checkpoint.codec()
     keys, tensors = _model_keys(architecture, config)
+    if not config.is_decoder_only:
+        keys[t5.START] = codec.vocab.id(codec.start_tokens[0])
     backwards = [one.reversed for one in rules(architecture, config, layout(architecture, config))]
     sizes = {**shapes(backwards, checkpoint), **{name: tuple(tensor.shape) for name, tensor in tensors.items()}}
     kinds = _types(sizes, type)
@@ -132,15 +135,29 @@ def export_gguf(
 
 
 def write_modelfile(checkpoint: Checkpoint | str | Path, gguf_file: Path, output: Path) -> None:
-    """Write the Modelfile for Ollama of a GGUF file in the same directory; see `modelfile`."""
-    write_text(output, modelfile(open_for_export(checkpoint).codec(), gguf_file.name))
+    """Write the Modelfile of a language model, for a GGUF file in the same directory; Ollama runs no other models."""
+    codec = open_for_export(checkpoint).codec()
+    if codec.task == "lm":
+        write_text(output, modelfile(codec, gguf_file.name))
+
+
+def export_obstacles(architecture: str, config: ModelConfig, source: str = "") -> list[str]:
+    """Why a model cannot be written as a file of an architecture; empty = it can.
+
+    A model that was not read from a file of the architecture must be one that a family of transformers with this
+    architecture expresses too: in its models, llama.cpp computes the settings that only tensors show.
+    """
+    found = obstacles(config, expressible(architecture))
+    if architecture in _WINDOW_LEFT_OUT and config.sliding_window and not _came_from(source, architecture):
+        found.append(f"sliding_window is {config.sliding_window}, which llama.cpp leaves out")
+    if found or source.startswith(f"GGUF {architecture},"):
+        return found
+    families = (family for family in FAMILIES if family.model_type in MODEL_TYPES[architecture])
+    return min((obstacles(config, family.expressible) for family in families), key=len, default=["it is only read"])
 
 
 def architecture_for_export(config: ModelConfig, source: str = "") -> str:
     """The architecture that the model came from, if it expresses `config`; otherwise the first that does.
-
-    A model that was not read from a file of the architecture must be one that a family of transformers with this
-    architecture expresses too: in its models, llama.cpp computes the settings that only tensors show.
 
     Args:
         config: The architecture of the model.
@@ -151,13 +168,7 @@ def architecture_for_export(config: ModelConfig, source: str = "") -> str:
     """
     reasons = []
     for architecture in sorted(ARCHITECTURES, key=lambda name: not _came_from(source, name)):
-        found = obstacles(config, expressible(architecture))
-        if architecture in _WINDOW_LEFT_OUT and config.sliding_window and not _came_from(source, architecture):
-            found.append(f"sliding_window is {config.sliding_window}, which llama.cpp leaves out")
-        if not found and not source.startswith(f"GGUF {architecture},"):
-            families = (family for family in FAMILIES if family.model_type in MODEL_TYPES[architecture])
-            by_family = (obstacles(config, family.expressible) for family in families)
-            found = min(by_family, key=len, default=["it is only read"])
+        found = export_obstacles(architecture, config, source)
         if not found:
             return architecture
         reasons.append(f"{architecture}: {', '.join(found)}")
@@ -212,6 +223,6 @@ def _add_keys(writer: Any, metadata: Mapping[str, Any]) -> None:
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in metadata.items():
         if isinstance(value, Iterable) and not isinstance(value, str):
-            writer.add_array(key, list(value))
+            writer.add_array(key, value if isinstance(value, bytes) else list(value))
         else:
             adders[type(value)](key, value)
