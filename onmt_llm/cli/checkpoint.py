@@ -54,6 +54,7 @@ _NEEDS = {
 
 
 def _info(loaded: Loaded[Any]) -> int:
+    from onmt_llm.checkpoint.provenance import read_provenance
     from onmt_llm.checkpoint.store import Checkpoint
 
     checkpoint = Checkpoint.open(required(loaded, "checkpoint", "model", USAGE))
@@ -75,6 +76,9 @@ def _info(loaded: Loaded[Any]) -> int:
         print(f"expansion    {blocks.type} at {', '.join(blocks.blocks)}{share}")
         if blocks.base:
             print(f"base         {blocks.base} {blocks.base_fingerprint[:16]}")
+    for run in read_provenance(checkpoint.path).runs:
+        corpora = ", ".join(corpus.name for corpus in run.corpora)
+        print(f"trained      {run.step} steps from {run.base or 'new weights'} on {corpora}")
     print(f"fingerprint  {checkpoint.fingerprint}")
     for field, value in config.model.model_dump(exclude_defaults=True).items():
         print(f"  {field}: {value}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from onmt_llm.checkpoint.merge import merge
 from onmt_llm.checkpoint.provenance import PROVENANCE_FILE, TrainingRun, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.checksums import sha256_of_sample
+from onmt_llm.cli.checkpoint import main as checkpoint_command
 from onmt_llm.releasing import release
 
 DECODER = {"encoder_layers": 0, "position": "rotary", "norm": "rmsnorm"}
@@ -46,7 +50,9 @@ def test_a_resumed_run_is_one_run(copy_task: Any) -> None:
     assert (run.base, run.step) == ("", 6)
 
 
-def test_fine_tuning_adds_a_run_that_survives_merging_and_releasing(copy_task: Any, tmp_path: Path) -> None:
+def test_fine_tuning_adds_a_run_that_survives_merging_and_releasing(
+    copy_task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = train(copy_task, "base")
     lora = {"lora_layers": ["q_proj"], "lora_rank": 2, "lora_alpha": 4.0}
     adapter = train(copy_task, "adapter", lora=lora, run={"train_from": str(base)})
@@ -59,3 +65,9 @@ def test_fine_tuning_adds_a_run_that_survives_merging_and_releasing(copy_task: A
     release(merged, tmp_path / "safetensors")
     for place in (merged, tmp_path / "ct2", tmp_path / "safetensors"):
         assert runs(place) == [first, second]
+    assert checkpoint_command(["info", "-model", str(merged)]) == 0
+    said = capsys.readouterr().out
+    assert re.findall("^trained +(.+)$", said, flags=re.M) == [
+        "6 steps from new weights on train",
+        f"6 steps from {base.name} on train",
+    ]
