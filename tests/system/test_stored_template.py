@@ -17,6 +17,7 @@ from onmt_llm.data.example import IGNORED
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.text.codec import Codec
 
+gguf = pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
 
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
@@ -62,6 +63,11 @@ def test_the_template_of_the_corpus_goes_wherever_the_model_goes(tmp_path: Path,
         codec = Codec.open(model)
         assert codec.config.template == corpus.get("template", "alpaca")
         assert prompt_of_training(config, codec) == asked
+
+    onmt_llm.release(merged, tmp_path / "gguf", format="gguf", quantization="f32", verify="off")
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    stored = gguf.GGUFReader(file).get_field("tokenizer.chat_template")
+    assert stored is not None and stored.contents() == (tmp_path / "hf/chat_template.jinja").read_text()
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = tokenizer.apply_chat_template(CHAT[:1], add_generation_prompt=True, return_dict=False)
