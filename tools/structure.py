@@ -179,6 +179,8 @@ def excesses(modules: list[Module], graph: Graph, root: Path) -> Iterator[str]:
             yield f"{package or PACKAGE}: {len(members)} modules, more than {MODULES_IN_A_PACKAGE}"
     named: dict[str, list[str]] = defaultdict(list)
     for module in modules:
+        if module.lines > LINES:
+            yield f"{module.name}: {module.lines} lines, more than {LINES}"
         if len(graph[module.name]) > IMPORTS_OF_A_MODULE:
             yield f"{module.name}: imports {len(graph[module.name])} modules, more than {IMPORTS_OF_A_MODULE}"
         for name, _, parameters, _ in module.functions:
@@ -235,8 +237,6 @@ def report(modules: list[Module], graph: Graph, root: Path) -> str:
         f"code lines {code:,}, of tests {tests:,}: {tests / code:.2f}",
         f"functions {len(functions):,}: median {statistics.median(lengths):g} lines, 95th percentile "
         f"{lengths[int(0.95 * len(lengths))]}, longest {lengths[-1]}; typed {typed:.1%}",
-        f"files over {LINES} lines: "
-        + (", ".join(f"{m.name} ({m.lines})" for m in modules if m.lines > LINES) or "none"),
     ]
     return "\n".join(lines)
 

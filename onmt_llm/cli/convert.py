@@ -99,7 +99,7 @@ def convert_model(loaded: Loaded[Any]) -> Path:
 
         return export_meta(model, output, dtype=options.dtype, card=loaded.job.card, overwrite=options.force)
     if options.to == "peft":
-        from onmt_llm.checkpoint.formats.peft import export_peft
+        from onmt_llm.checkpoint.formats.peft.write import export_peft
 
         card = loaded.job.card
         return export_peft(model, output, base_name=card.hub_base, card=card, overwrite=options.force)

@@ -41,7 +41,8 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 def _lora(loaded: Loaded[Any]) -> int:
     options: LoraToolOptions = loaded.job.adapters
     adapter, output = (required(loaded, "adapters", name, USAGE) for name in ("lora_weights", "output"))
-    from onmt_llm.checkpoint.formats.peft import export_peft, import_peft  # torch is imported here
+    from onmt_llm.checkpoint.formats.peft.read import import_peft  # torch is imported here
+    from onmt_llm.checkpoint.formats.peft.write import export_peft
     from onmt_llm.checkpoint.merge import concat_lora, merge
 
     if options.action == "export":

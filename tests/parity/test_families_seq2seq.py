@@ -14,7 +14,8 @@ from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.read import family_of
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
-from onmt_llm.checkpoint.formats.peft import export_peft, import_peft
+from onmt_llm.checkpoint.formats.peft.read import import_peft
+from onmt_llm.checkpoint.formats.peft.write import export_peft
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint, seal
 from onmt_llm.config.generate import GenerationConfig

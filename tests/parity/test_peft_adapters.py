@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from onmt_llm.checkpoint.convert import convert
-from onmt_llm.checkpoint.formats.peft import export_peft, import_peft
+from onmt_llm.checkpoint.formats.peft.read import import_peft
+from onmt_llm.checkpoint.formats.peft.write import export_peft
 from onmt_llm.checkpoint.load import build_model, load_model
 from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter

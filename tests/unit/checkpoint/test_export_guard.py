@@ -22,7 +22,7 @@ from onmt_llm.checkpoint.export_guard import anything, canonical, obstacles, onl
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 from onmt_llm.checkpoint.formats.opennmt import write as opennmt
-from onmt_llm.checkpoint.formats.peft import export_peft
+from onmt_llm.checkpoint.formats.peft.write import export_peft
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, SpecialTokens, TokenizerSpec
@@ -313,7 +313,7 @@ def test_what_could_be_exported_still_can(table: dict[str, Any], kinds: list[str
 
 
 def test_every_setting_of_an_adapter_is_known_to_peft() -> None:
-    """A new field of `AdapterSpec` needs a decision in `formats/peft.py`, and its name here."""
+    """A new field of `AdapterSpec` needs a decision in `formats/peft/`, and its name here."""
     as_settings = {"rank", "alpha", "dropout", "layers", "rslora", "dora", "rank_pattern", "alpha_pattern"}
     as_weights = {"embedding", "init", "init_iter"}
     of_the_base = {"base", "base_fingerprint", "quant_layers", "quant_type"}
