@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
-from onmt_llm.checkpoint.formats.peft import export_peft
+from onmt_llm.checkpoint.formats.peft.write import export_peft
 from onmt_llm.checkpoint.store import Checkpoint, CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.releasing import release
