@@ -73,6 +73,13 @@ SCALED_BY_TYPE = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
     }
 }
+GROUPS, ONE_GROUP = (
+    MODELS[f"deepseek_{name}"][1] for name in ("v2 groups, yarn, no narrow queries", "v3 yarn, one group")
+)
+DEEPSEEK_YARN = {
+    "attention_bias": False,
+    "rope_parameters": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 0.7},
+}
 GROUPED_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
 CASES: dict[str, tuple[str, str, dict[str, Any], Change]] = {
     "llama": ("llama", "llama", MODELS["llama"][1], interleaved),
@@ -114,6 +121,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Change]] = {
     "qwen2 yarn": ("qwen2", "qwen2", MODELS["qwen2 yarn, all settings"][1] | YARN_TRUNCATED, same),
     "ernie4_5": ("ernie4_5", "ernie4_5", MODELS["ernie4_5"][1], same),
     "chatglm": ("chatglm", "glm", MODELS["glm"][1], same),
+    "deepseek2": ("deepseek2", "deepseek_v2", MODELS["deepseek_v2"][1], same),
+    "deepseek2 groups, yarn": ("deepseek2", "deepseek_v2", {**GROUPS, **DEEPSEEK_YARN}, same),
+    "deepseek2 of V3": ("deepseek2", "deepseek_v3", MODELS["deepseek_v3"][1], same),
+    "deepseek2 of V3, yarn": ("deepseek2", "deepseek_v3", {**ONE_GROUP, **DEEPSEEK_YARN}, same),
     "gpt-oss": ("gpt-oss", "gpt_oss", MODELS["gpt_oss"][1], same),
     "glm4": ("glm4", "glm4", {**GROUPED, "head_dim": 16, "attention_bias": True}, same),
 }
@@ -172,7 +183,7 @@ def write_gguf(
     for key, method in NUMBERS.items():
         if getattr(config, key, None) is not None:
             getattr(writer, method)(getattr(config, key))
-    for key, value in (keys or {}).items():
+    for key, value in {**(deepseek_keys(config) if architecture == "deepseek2" else {}), **(keys or {})}.items():
         writer.add_key_value(f"{architecture}.{key}", value, gguf.GGUFValueType.get_type(value))
     if architecture == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
@@ -184,9 +195,9 @@ def write_gguf(
         writer.add_max_alibi_bias(8.0)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     found = {}
-    for name, tensor in with_stacked_experts(tensors).items():
+    for name, tensor in with_stacked_experts(tensors, config).items():
         ends = (".weight", ".bias")
-        theirs = names.get_name(name, ends) or names.get_name(name.removeprefix("transformer."), ends)
+        theirs = names.get_name(name, ends) or names.get_name(converted(name), ends)
         found[theirs] = change(name, tensor, config)
     for name, tensor in arrange(found).items():
         writer.add_tensor(name, tensor.contiguous().numpy())
@@ -194,6 +205,11 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def converted(name: str) -> str:
+    """A name that the converter changes before it looks for it."""
+    return name.removeprefix("transformer.").replace("e_score_correction_bias", "e_score_correction.bias")
 
 
 def add_rope(writer: Any, config: Any) -> None:
@@ -228,15 +244,50 @@ def add_rope(writer: Any, config: Any) -> None:
             getattr(writer, method)(rope[key])
 
 
-def with_stacked_experts(tensors: Tensors) -> Tensors:
+def deepseek_keys(config: Any) -> dict[str, Any]:
+    """The keys of latent attention and of experts in groups."""
+    keys = {
+        "attention.head_count_kv": 1,
+        "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
+        "attention.value_length": config.kv_lora_rank,
+        "attention.key_length_mla": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length_mla": config.v_head_dim,
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "leading_dense_block_count": config.first_k_dense_replace,
+        "expert_count": config.n_routed_experts,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": float(config.routed_scaling_factor),
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "expert_gating_func": 2 if config.model_type == "deepseek_v3" else 1,
+    }
+    if config.q_lora_rank is not None:
+        keys["attention.q_lora_rank"] = config.q_lora_rank
+    if config.n_group is not None:
+        keys |= {"expert_group_count": config.n_group, "expert_group_used_count": config.topk_group}
+    if getattr(config, "norm_topk_prob", False):
+        keys["expert_weights_norm"] = True
+    if config.rope_parameters.get("mscale_all_dim"):
+        keys["rope.scaling.yarn_log_multiplier"] = 0.1 * config.rope_parameters["mscale_all_dim"]
+    return keys
+
+
+def of_deepseek(name: str, tensor: torch.Tensor, config: Any) -> Tensors:
+    """The matrix that makes keys and values of the narrow vector: one for each, that of keys transposed."""
+    heads = tensor.unflatten(0, (config.num_attention_heads, -1))
+    keys, values = heads.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+    return {name.replace("kv_b", "k_b"): keys.transpose(1, 2), name.replace("kv_b", "v_b"): values}
+
+
+def with_stacked_experts(tensors: Tensors, config: Any) -> Tensors:
     """The tensors, where those of all experts of a layer are one."""
     experts: dict[str, list[tuple[int, torch.Tensor]]] = {}
     others: Tensors = {}
     for name, tensor in tensors.items():
         if name.endswith("sinks") or "mlp.experts.gate_up_proj" in name or "mlp.experts.down_proj" in name:
             others |= of_gpt_oss(name, tensor)
-            continue
-        if (match := re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name)) is None:
+        elif "kv_b_proj" in name:
+            others |= of_deepseek(name, tensor, config)
+        elif (match := re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name)) is None:
             others[name] = tensor
         else:
             stem = match[1].replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from onmt_llm.checkpoint.export_guard import anything, where
-from onmt_llm.checkpoint.formats.gguf import t5
+from onmt_llm.checkpoint.formats.gguf import deepseek, t5
 from onmt_llm.checkpoint.formats.gguf.layers import WINDOW, layers_without_rotary, windows, windows_with_rotary
 from onmt_llm.checkpoint.formats.gguf.mixtures import EXPERT_SIZE, SHARED_SIZE, expert_rules, experts
 from onmt_llm.checkpoint.formats.gguf.rope import ROTARY, ROTARY_OR_LONG, rotary_not_truncated, rotary_with_windows
@@ -154,6 +154,7 @@ ARCHITECTURES: Mapping[str, tuple[Row, ...]] = {
     "ernie4_5": _LLAMA,
     "chatglm": _LLAMA,
     "glm4": _LLAMA,
+    "deepseek2": deepseek.ROWS,
     "t5": t5.ROWS,
 }
 """For each `general.architecture`, the rows of its map; where two set the same, the later one counts."""
@@ -175,6 +176,7 @@ MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "chatglm": ("glm",),
     "gpt-oss": ("gpt_oss",),
     "glm4": (),
+    "deepseek2": ("deepseek_v2", "deepseek_v3"),
     "t5": ("t5", "mt5", "umt5"),
 }
 """The Hugging Face families whose models are stored in files of each architecture."""
@@ -254,6 +256,8 @@ def rules(architecture: str, config: ModelConfig, names: Collection[str]) -> lis
         table = overridden(table, fused("blk", "ffn_up", ("mlp.gate_proj", "mlp.up_proj"), gated))
     if "blk.0.attn_norm_2.weight" in names:  # Falcon 40B: the first is the feed-forward layer's
         table = overridden(table, _falcon_norms())
+    if config.latent.kv_rank:
+        table = overridden(table, deepseek.rules(config, names))
     if config.attention_sinks:  # gpt-oss: the norm of the feed-forward layer's input has the name of another one
         table = [one for one in overridden(table, _OF_GPT_OSS) if ".attn_out_norm." not in one.ours[0]]
     return per_layer(table, config.decoder_layers)

@@ -64,6 +64,11 @@ LOADED: Mapping[str, Mapping[str, Check]] = {
     "arcee": {"attn_out_bias": only(False), "ffn_bias": only(False)},
     "ernie4_5": {"ffn_bias": only(False)},
     "chatglm": _HEADS_FILL_WIDTH,
+    "gpt-oss": {**_UNTIED, **dict.fromkeys(("attn_out_bias", "ffn_bias", "moe.router_bias"), only(True))},
+    "deepseek2": {
+        **_NO_ATTENTION_BIASES,
+        "latent.q_rank": where(lambda config: config.latent.q_rank > 0 or config.decoder_layers in (26, 27)),
+    },
 }
 """What llama.cpp requires of the tensors of an architecture, where models of transformers may have others.
 (`create_tensor` in https://github.com/ggml-org/llama.cpp/tree/master/src/models)"""
@@ -198,7 +203,7 @@ def _model_keys(architecture: str, config: ModelConfig) -> tuple[Values, dict[st
     tensors = {key: value for key, value in written.items() if isinstance(value, torch.Tensor)}
     keys = {key: value for key, value in written.items() if key not in tensors and value is not None}
     keys = {key: value for key, value in keys.items() if isinstance(value, bool) or value != 0}
-    return {**keys, "attention.value_length": config.size_per_head, "vocab_size": config.vocab_size}, tensors
+    return {"attention.value_length": config.size_per_head, "vocab_size": config.vocab_size, **keys}, tensors
 
 
 def _types(sizes: Mapping[str, tuple[int, ...]], file_type: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ Their first layers have no experts. The rotated part of a head is its last one, 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from onmt_llm.checkpoint.export_guard import anything, only, where
@@ -47,18 +48,33 @@ _NAMES = {
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    queries = {name: name for name in ("self_attn.q_proj", "self_attn.q_b_proj")}
+    rotated = {
+        "q_proj": "self_attn.q_proj",
+        "q_b_proj": "self_attn.q_b_proj",
+        "kv_a_proj": "self_attn.kv_a_proj_with_mqa",
+    }
     own = [
         *block(_LAYERS, _NAMES),
-        *block(_LAYERS, queries, _order(config, config.size_per_head)),
-        *block(
-            _LAYERS,
-            {"self_attn.kv_a_proj": "self_attn.kv_a_proj_with_mqa"},
-            _order(config, config.latent.kv_rank + config.rotary_size),
-        ),
+        *rotated_rules(config, _LAYERS, rotated),
         rule("decoder.layers.{i}.mlp.selection.bias", f"{_LAYERS}.{{i}}.mlp.gate.e_score_correction_bias"),
     ]
     return per_layer(repeated(llama.rules_but(*own), "{e}", config.moe.experts), config.decoder_layers)
+
+
+def rotated_rules(config: ModelConfig, theirs: str, names: Mapping[str, str]) -> list[Rule]:
+    """Rules of the projections with rotated rows.
+
+    Args:
+        config: The model.
+        theirs: The path of their blocks.
+        names: Their names of `q_proj`, `q_b_proj` and `kv_a_proj`.
+    """
+    sizes = {name: config.size_per_head for name in names} | {"kv_a_proj": config.latent.kv_rank + config.rotary_size}
+    return [
+        one
+        for name, size in sizes.items()
+        for one in block(theirs, {f"self_attn.{name}": names[name]}, _order(config, size))
+    ]
 
 
 def _order(config: ModelConfig, rows: int) -> Chain:
