@@ -24,7 +24,7 @@ from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
 from onmt_llm.generate.ct2.model import REPORT_FILE
 from onmt_llm.log import logger
 from onmt_llm.releasing.number_format import NumberFormat
-from onmt_llm.releasing.verify import Reference, ReleaseReport, Verify, bundled_text, judged
+from onmt_llm.releasing.verify import Reference, ReleaseReport, Verify, bundled_text, with_verdict
 
 MODELFILE = "Modelfile"
 
@@ -72,7 +72,7 @@ def release_gguf(
             report["verdict"] = "not verified"
         else:
             measured = _measure(checkpoint, file, type, text)
-            report |= judged(measured, type, strict=verify == "strict", instead="another quantization")
+            report |= with_verdict(measured, type, strict=verify == "strict", instead="another quantization")
         release.add_text(REPORT_FILE, json.dumps(report, indent=2) + "\n")
         with release.translated_errors():
             release.add_text(MANIFEST_FILE, manifest_text(release.directory))

@@ -202,7 +202,7 @@ class RotatedWeights:
         return self._stream(self._original_bias(layer))
 
     def _rotates_values(self, layer: str) -> bool:
-        """Whether o_proj reads nothing but values; with Shaw's positions a table is added to these."""
+        """Whether o_proj reads only values; with Shaw's positions a table is added to these."""
         return self.config.position != "shaw" or "cross_attn" in layer
 
     def _rotate_rows(self, tensor: Tensor) -> Tensor:

@@ -176,10 +176,10 @@ def verify_release(
     measured = _measure(model, directory, quantization, text)
     if numbers.is_int8:
         measured = _with_int8(measured, directory, numbers.quality or "plain")
-    return judged(measured, quantization, strict=strict, instead=_better(numbers))
+    return with_verdict(measured, quantization, strict=strict, instead=_better(numbers))
 
 
-def judged(measured: dict[str, Any], quantization: str, *, strict: bool, instead: str) -> ReleaseReport:
+def with_verdict(measured: dict[str, Any], quantization: str, *, strict: bool, instead: str) -> ReleaseReport:
     """What was measured, with the verdict: whether all figures are within their bounds; see `verify_release`.
 
     Args:
