@@ -1,7 +1,7 @@
 """Peak memory, CPU time and rate of convert, merge, export and release, on random models that are written first.
 
 `python docs/benchmarks/conversion.py SCRATCH [1.35B | 8B]` writes a Hugging Face LLaMA in bf16 into the folder SCRATCH
-(8B: the shapes of Llama 3 8B, with four of its 32 layers, since peaks do not depend on their number), runs each command
+(8B: the shapes of Llama 3 8B, with one of its 32 layers, since peaks do not depend on their number), runs each command
 in a process of its own, and removes all files. Columns:
 
 - anonymous: peak of RssAnon, the memory that the kernel cannot take back; this is what must fit into the machine;
@@ -38,7 +38,7 @@ Shape = tuple[int, int]
 SIZES = {
     "1.35B": {"vocab_size": 49_152, "hidden_size": 2048, "intermediate_size": 5120, "num_hidden_layers": 24}
     | {"num_attention_heads": 16, "num_key_value_heads": 16},
-    "8B": {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 4}
+    "8B": {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 1}
     | {"num_attention_heads": 32, "num_key_value_heads": 8},
 }
 FIXED = {"model_type": "llama", "tie_word_embeddings": False, "max_position_embeddings": 2048, "eos_token_id": 1}

@@ -21,6 +21,7 @@ from onmt_llm.nn.layers.position_wise import build_head_norm, capped
 from onmt_llm.nn.layers.sinks import attend_one_with_sinks, with_sink_key
 from onmt_llm.nn.masks import Mask
 from onmt_llm.nn.positions import rotate
+from onmt_llm.nn.uncompiled import uncompiled
 
 _CPU_HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
 
@@ -287,7 +288,7 @@ def attend_on_cpu(
     return None
 
 
-@torch.compiler.disable
+@uncompiled
 def _attend_tiled(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float) -> Tensor:
     """Tiles are faster than the code that torch.compile generates for attention, so this breaks its graph."""
     by_torch = mask.first_BT is None and torch_is_faster(q_BNTH.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.layers.position_wise import FeedForward
+from onmt_llm.nn.uncompiled import uncompiled
 
 
 class Router(nn.Linear):
@@ -76,7 +77,7 @@ class Experts(nn.Module):
         self.shared_expert = FeedForward(config, size=moe.shared_size, dropout=dropout) if shared else None
         self.shared_gate = nn.Linear(size, 1, bias=False) if shared and moe.shared_gate else None
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D). Not compiled: the number of tokens of each expert depends on the data."""
         x_MD = x_BTD.flatten(0, -2)

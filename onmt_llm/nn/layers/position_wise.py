@@ -44,6 +44,12 @@ def capped(x: Tensor, softcap: float | None) -> Tensor:
 class TokenEmbedding(nn.Embedding):
     """A vector per token; `project` uses the transposed matrix as the output layer."""
 
+    def reset_parameters(self) -> None:
+        """Initialise the weight as torch does, unless it is on the meta device, where torch would import its compiler
+        to do nothing (70 MB, a second)."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def project(self, x_BTD: Tensor) -> Tensor:
         """Logits of all tokens, (B, T, V): the output layer of a model with tied embeddings."""
         return F.linear(x_BTD, self.weight)

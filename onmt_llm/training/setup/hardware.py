@@ -21,6 +21,7 @@ from onmt_llm.nn.cpu import int8_matmul
 from onmt_llm.nn.kernels import resolve_kernels, use_liger
 from onmt_llm.nn.quantized import set_int8_products
 from onmt_llm.nn.transformer import Transformer, set_offload
+from onmt_llm.nn.uncompiled import leave_uncompiled
 
 
 def check_device(performance: PerformanceConfig, device_type: str) -> None:
@@ -71,6 +72,7 @@ def compile_blocks(model: Transformer, device: torch.device, *, backend: str = "
         UnsupportedError: torch.compile does not work on this machine.
     """
     _check_compiler(device, backend)
+    leave_uncompiled()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     # Otherwise a batch of two rows shares its symbol with cosine and sine, and the code is compiled for two rows only.
     torch.fx.experimental._config.use_duck_shape = False
