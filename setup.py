@@ -49,6 +49,7 @@ EXTRAS = {
     "tables": ["pyarrow>=18"],
     "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }
+LLAMA_CPP = {"llama-cpp": ["cyllama>=0.2.18"]}  # K-quants of GGUF files; some systems have no wheels
 TRACKERS = {
     "wandb": ["wandb>=0.19"],
     "mlflow": ["mlflow-skinny>=3"],
@@ -56,6 +57,7 @@ TRACKERS = {
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
+    *LLAMA_CPP["llama-cpp"],
     "peft>=0.18",
     "accelerate>=1.10",
     "pytest>=8",
@@ -103,6 +105,6 @@ setup(
     },
     cmdclass={"build_py": BuildWithRecipes},
     install_requires=CORE,
-    extras_require={**EXTRAS, **TRACKERS},
+    extras_require={**EXTRAS, **LLAMA_CPP, **TRACKERS},
     entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in SCRIPTS.items()]},
 )

@@ -16,7 +16,9 @@ Quantization = Literal[
 Quality = Literal["plain", "rotated", "calibrated"]
 
 
-GgufType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"
+]
 
 
 class ConversionOptions(Section):
@@ -35,7 +37,7 @@ class ConversionOptions(Section):
     format: Literal["pytorch", "safetensors"] | None = None
     """`to: opennmt`: store the weights in the `.pt` file (default), or in safetensors files beside it."""
     quantization: GgufType | None = None
-    """`to: gguf`: number type of the matrices; null = f16."""
+    """`to: gguf`: number type of the matrices; null = f16. The types with `k` need the package `cyllama`."""
     tokenizer_model: str | None = None
     """SentencePiece model or tokenizer.json, if not found beside the weights; `none` converts the weights alone, for a
     model that reads no text but can be exported and released."""
@@ -122,8 +124,8 @@ class ReleaseOptions(Section):
     format: Literal["ctranslate2", "gguf", "safetensors", "pytorch"] = "ctranslate2"
     """Format of the release; `gguf` is for llama.cpp and Ollama."""
     quantization: Quantization | GgufType | None = None
-    """Number type of the matrices. `ctranslate2`: `int8` to `float32`, null = float32. `gguf`: `f32` to `q5_1`, null =
-    f16."""
+    """Number type of the matrices. `ctranslate2`: `int8` to `float32`, null = float32. `gguf`: `f32` to `q6_k`, null =
+    f16; the types with `k` need the package `cyllama`."""
     quality: Quality | None = None
     """How int8 weights are rounded. `plain`: each by itself; `rotated`: after the channels of the residual stream were
     mixed, so that none is much larger than the others: less is lost, at the same speed; `calibrated`: in addition so

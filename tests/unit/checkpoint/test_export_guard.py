@@ -146,6 +146,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "parallel_residual": [{"parallel_residual": True}, {"parallel_residual": False, "shared_norm": False}],
     "shared_norm": [{"parallel_residual": True, "shared_norm": True}, {"shared_norm": False}],
     "qk_norm": [{"qk_norm": True}],
+    "qk_norm_type": [{"qk_norm": True, "qk_norm_type": "layernorm"}],
     "qk_norm_over": [{"qk_norm": True, "qk_norm_over": "all_heads"}],
     "scale_attention": [{"scale_attention": False}, {"scale_attention": True}],
     "attention_scale": [{"attention_scale": 0.3}],

@@ -8,6 +8,7 @@ output layer is Q8_0 where `llama-quantize` takes Q6_K, which the `gguf` package
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,6 +23,13 @@ FILE_TYPES: Mapping[str, str] = {
     **{name: f"MOSTLY_{name.upper()}" for name in ("f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")},
 }
 """The types that can be written, and the name of each as a `general.file_type`."""
+
+LLAMA_CPP = "cyllama"
+"""The package with llama.cpp."""
+LLAMA_CPP_TYPES: Mapping[str, int] = {"q2_k": 10, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
+"""The types that llama.cpp quantises, and its number of each (`llama_ftype`)."""
+UNQUANTIZED: Mapping[str, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+"""The type that llama.cpp quantises from, by that of the model."""
 
 _PRECISE = ("q8_0", *("f32", "f16", "bf16"))
 """Types in which the output layer is stored like the other matrices."""
@@ -101,3 +109,19 @@ def size_in_bytes(shape: tuple[int, ...], type: str) -> int:
     """Bytes of a tensor in a file."""
     block, size = _sizes(type)
     return int(np.prod(shape, dtype=np.int64)) // block * size
+
+
+def quantize_by_llama_cpp(source: Path, output: Path, type: str) -> None:
+    """Write a GGUF file in one of `LLAMA_CPP_TYPES`, as `llama-quantize` does: it chooses the type of each tensor.
+
+    Args:
+        source: A file whose matrices are F32, F16 or BF16.
+        output: The file to write.
+        type: A name in `LLAMA_CPP_TYPES`.
+    """
+    library = require("cyllama.llama.llama_cpp", f"the type {type}", LLAMA_CPP)
+    library.disable_logging()
+    settings = library.LlamaModelQuantizeParams()
+    settings.ftype = LLAMA_CPP_TYPES[type]
+    settings.nthread = torch.get_num_threads()
+    library.model_quantize(str(source), str(output), settings)

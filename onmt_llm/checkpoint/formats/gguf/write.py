@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,16 @@ from onmt_llm.checkpoint.formats.gguf.architectures import (
     shown_by_tensors,
 )
 from onmt_llm.checkpoint.formats.gguf.modelfile import modelfile
-from onmt_llm.checkpoint.formats.gguf.number_types import FILE_TYPES, QuantizedRows, size_in_bytes, tensor_type
+from onmt_llm.checkpoint.formats.gguf.number_types import (
+    FILE_TYPES,
+    LLAMA_CPP,
+    LLAMA_CPP_TYPES,
+    UNQUANTIZED,
+    QuantizedRows,
+    quantize_by_llama_cpp,
+    size_in_bytes,
+    tensor_type,
+)
 from onmt_llm.checkpoint.formats.gguf.tokenizer_keys import tokenizer_keys
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Values
@@ -84,8 +94,8 @@ def export_gguf(
     Args:
         checkpoint: A whole model; merge an adapter first.
         output: The file to write; `.gguf` is appended if it is missing.
-        type: Number type of the matrices, a name in `FILE_TYPES`. Vectors, norms, learned positions and routers are
-            float32; see `tensor_type`.
+        type: Number type of the matrices, a name in `FILE_TYPES` or, with the package `cyllama`, in `LLAMA_CPP_TYPES`.
+            Vectors, norms, learned positions and routers are float32; see `tensor_type`.
         overwrite: Replace a file at `output`.
 
     Raises:
@@ -93,9 +103,12 @@ def export_gguf(
         ConfigError: Unknown type.
         UnsupportedError: No architecture of llama.cpp computes this model, or none of its tokenisers splits its text.
     """
-    if type not in FILE_TYPES:
-        raise ConfigError(f"The type of a GGUF file must be one of {', '.join(FILE_TYPES)}, but is '{type}'.")
-    gguf = require("gguf", "writing a GGUF file")
+    if type not in (*FILE_TYPES, *LLAMA_CPP_TYPES):
+        known = ", ".join((*FILE_TYPES, *LLAMA_CPP_TYPES))
+        raise ConfigError(f"The type of a GGUF file must be one of {known}, but is '{type}'.")
+    require("gguf", "writing a GGUF file")
+    if type in LLAMA_CPP_TYPES:
+        require(LLAMA_CPP, f"the type {type}")
     output = Path(output) if str(output).endswith(".gguf") else Path(f"{output}.gguf")
     checkpoint = open_for_export(checkpoint)
     check_output_file(output, overwrite=overwrite)
@@ -107,6 +120,22 @@ def export_gguf(
             "texts of more than %d tokens.",
             *(architecture, config.sliding_window),
         )
+    with atomic_file(output) as temporary:
+        if type in LLAMA_CPP_TYPES:
+            with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
+                unquantized = Path(folder) / "unquantized.gguf"
+                _write(checkpoint, architecture, unquantized, model_name=output.stem, type=UNQUANTIZED[config.dtype])
+                quantize_by_llama_cpp(unquantized, temporary, type)
+        else:
+            _write(checkpoint, architecture, temporary, model_name=output.stem, type=type)
+    logger.info("%s -> %s (GGUF %s, %s)", checkpoint.path, output, architecture, type)
+    return output
+
+
+def _write(checkpoint: Checkpoint, architecture: str, file: Path, *, model_name: str, type: str) -> None:
+    """Write a file of one of the types that the `gguf` package quantises."""
+    gguf = require("gguf", "writing a GGUF file")
+    config = checkpoint.config.model
     checkpoint.check_fits(parameter_shapes(config))
     codec = checkpoint.codec()
     keys, tensors = _model_keys(architecture, config)
@@ -115,28 +144,25 @@ def export_gguf(
     backwards = [one.reversed for one in rules(architecture, config, layout(architecture, config))]
     sizes = {**shapes(backwards, checkpoint), **{name: tuple(tensor.shape) for name, tensor in tensors.items()}}
     kinds = _types(sizes, type)
-    general = {**_general(checkpoint, output.stem), "file_type": int(gguf.LlamaFileType[FILE_TYPES[type]])}
+    general = {**_general(checkpoint, model_name), "file_type": int(gguf.LlamaFileType[FILE_TYPES[type]])}
     metadata = {
         **{f"general.{key}": value for key, value in general.items()},
         **{f"{architecture}.{key}": value for key, value in keys.items()},
         **{f"tokenizer.{key}": value for key, value in tokenizer_keys(codec, checkpoint.path).items()},
     }
-    with atomic_file(output) as temporary:
-        writer = gguf.GGUFWriter(temporary, architecture)
-        _add_keys(writer, metadata)
-        for name, shape in sizes.items():
-            kind = gguf.GGMLQuantizationType[kinds[name].upper()]
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), size_in_bytes(shape, kinds[name]), kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        stream = apply(backwards, checkpoint, shapes(backwards, checkpoint), what=str(checkpoint.path))
-        for name, tensor in chain(stream, tensors.items()):
-            writer.write_tensor_data(QuantizedRows(name, tensor, kinds[name]))
-            del tensor  # before the next one is read
-        writer.close()
-    logger.info("%s -> %s (GGUF %s, %s)", checkpoint.path, output, architecture, type)
-    return output
+    writer = gguf.GGUFWriter(file, architecture)
+    _add_keys(writer, metadata)
+    for name, shape in sizes.items():
+        kind = gguf.GGMLQuantizationType[kinds[name].upper()]
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size_in_bytes(shape, kinds[name]), kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    stream = apply(backwards, checkpoint, shapes(backwards, checkpoint), what=str(checkpoint.path))
+    for name, tensor in chain(stream, tensors.items()):
+        writer.write_tensor_data(QuantizedRows(name, tensor, kinds[name]))
+        del tensor  # before the next one is read
+    writer.close()
 
 
 def write_modelfile(checkpoint: Checkpoint | str | Path, gguf_file: Path, output: Path) -> None:
