@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from onmt_llm.atomic import write_text
-from onmt_llm.config.numbers import Count, CountOrZero, Positive
+from onmt_llm.config.numbers import Count, CountOrZero, FileSize, Positive, Score
 from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
 
@@ -26,7 +26,7 @@ class CorpusFile(Section):
 
     name: str
     """Name without its directory."""
-    bytes: CountOrZero
+    bytes: FileSize
     sample: str
     """SHA-256 of its beginning, middle and end (`checksums.sha256_of_sample`)."""
 
@@ -55,7 +55,7 @@ class TrainingRun(Section):
     corpora: list[UsedCorpus] = Field(default_factory=list)
     validated: CountOrZero = 0
     """Step of the last validation; 0 = none."""
-    scores: dict[str, float] = Field(default_factory=dict)
+    scores: dict[str, Score] = Field(default_factory=dict)
     """Results of that validation, by metric."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of Python and of packages."""

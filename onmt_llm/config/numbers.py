@@ -25,6 +25,8 @@ LengthOrZero = Annotated[int, Field(ge=0, le=10**7)]
 """A length where 0 has a special meaning."""
 BeamSize = Annotated[int, Field(ge=1, le=1024)]
 """Hypotheses of a beam search."""
+FileSize = Annotated[int, Field(ge=0, le=INT64)]
+"""Bytes of a file."""
 Seed = Annotated[int, Field(ge=-1, le=INT64)]
 """Random seed; -1 = a new one each time."""
 BatchSize = Annotated[int, Field(ge=1, le=10**7)]
@@ -59,3 +61,5 @@ PositiveOrZero = Annotated[float, Field(ge=0, le=1e9)]
 """A rate, weight or factor, where 0 has a special meaning."""
 Real = Annotated[float, Field(ge=-1e9, le=1e9)]
 """Any number, of either sign."""
+Score = Annotated[float, Field(ge=-1e300, le=1e300)]
+"""The result of a metric: any finite number."""

@@ -61,7 +61,7 @@ def trained(config: str, folder: Path, steps: int, *, resumed: bool) -> Checkpoi
         run(train, *words, "-train_steps", str(steps // 2))
     run(train, *words, "-train_steps", str(steps))
     checkpoint = Checkpoint.open(folder / Path(config).stem / f"m_step_{steps}")
-    assert {file.name for file in checkpoint.files()} == {"vocab.txt", "sp.model"}
+    assert {file.name for file in checkpoint.files()} == {"vocab.txt", "sp.model", "provenance.json"}
     assert (checkpoint.path / "sp.model").read_bytes() == (folder / "sp.model").read_bytes()
     return checkpoint
 

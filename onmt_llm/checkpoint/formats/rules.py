@@ -97,6 +97,7 @@ def apply(
         CheckpointError: Tensors are missing, unused or misshaped; lists all, before reading any.
     """
     if expected is None:
+        rules = _applied(rules, source)
         expected = shapes(rules, source)
     check(rules, source, expected, ignore=ignore, what=what)
     return _stream(rules, source, expected)
@@ -104,9 +105,13 @@ def apply(
 
 def shapes(rules: Iterable[Rule], source: TensorSource) -> dict[str, tuple[int, ...]]:
     """Shapes of all our tensors that the rules make of those that `source` holds."""
+    return {name: shape for one in _applied(rules, source) for name, shape in _shapes(one, source).items()}
+
+
+def _applied(rules: Iterable[Rule], source: TensorSource) -> list[Rule]:
+    """The rules whose tensors `source` holds."""
     here = set(source.names())
-    applied = [one for one in rules if here.issuperset(one.theirs)]
-    return {name: shape for one in applied for name, shape in _shapes(one, source).items()}
+    return [one for one in rules if here.issuperset(one.theirs)]
 
 
 def check_sizes(model: ModelConfig, source: TensorSource, path: Path, *, rows: bool = True) -> None:

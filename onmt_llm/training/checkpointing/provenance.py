@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class RunHistory:
             "step": progress.step,
             "settings": {**_settings(self.setup, components), "seed": seed},
             "validated": progress.validated if progress.scores else 0,
-            "scores": progress.scores,
+            "scores": {name: score for name, score in progress.scores.items() if math.isfinite(score)},
         }
         return Provenance(runs=[*self.before, self.begun.model_copy(update=update)])
 

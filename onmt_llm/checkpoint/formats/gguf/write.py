@@ -158,7 +158,7 @@ def _write(checkpoint: Checkpoint, architecture: str, file: Path, *, model_name:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    stream = apply(backwards, checkpoint, shapes(backwards, checkpoint), what=str(checkpoint.path))
+    stream = apply(backwards, checkpoint, None, what=str(checkpoint.path))
     for name, tensor in chain(stream, tensors.items()):
         writer.write_tensor_data(QuantizedRows(name, tensor, kinds[name]))
         del tensor  # before the next one is read

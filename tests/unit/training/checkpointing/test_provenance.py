@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.checkpoint.merge import merge
-from onmt_llm.checkpoint.provenance import PROVENANCE_FILE, TrainingRun, read_provenance
+from onmt_llm.checkpoint.provenance import PROVENANCE_FILE, CorpusFile, TrainingRun, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.checksums import sha256_of_sample
 from onmt_llm.cli.checkpoint import main as checkpoint_command
@@ -71,3 +71,8 @@ def test_fine_tuning_adds_a_run_that_survives_merging_and_releasing(
         "6 steps from new weights on train",
         f"6 steps from {base.name} on train",
     ]
+
+
+def test_files_and_scores_may_be_large() -> None:
+    assert CorpusFile(name="web.jsonl", bytes=2**42, sample="").bytes == 2**42
+    assert TrainingRun(scores={"ppl": 1e30}).scores == {"ppl": 1e30}
