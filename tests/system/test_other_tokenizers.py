@@ -73,7 +73,11 @@ def test_another_tokeniser_is_refused_unless_the_vocabulary_is_updated(folder: P
         assert "two.model has other content" in error and "update_vocab" in error and "Traceback" not in error
     assert train("new", src_subword_model="two.model", train_from="base/m_step_1", update_vocab=True) == 0
     assert stored("new") == [two, two]
-    assert {file.name for file in Checkpoint.open("new/m_step_1").files()} == {"two.model", "vocab.txt", "provenance.json"}
+    assert {file.name for file in Checkpoint.open("new/m_step_1").files()} == {
+        "two.model",
+        "vocab.txt",
+        "provenance.json",
+    }
 
 
 def test_another_tokeniser_is_kept_where_the_vocabulary_stays(folder: Path) -> None:

@@ -61,6 +61,7 @@ def test_a_watcher_sees_the_inputs_of_the_linear_layers(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.cat(inputs), torch.cat(expected[name]), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_whole_model_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.llama(decoder_layers=6))
     checkpoint, most = Checkpoint.open(path), 0
