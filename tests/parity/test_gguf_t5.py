@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mt5 untied": ("mt5", {**LONG, **GATED, "d_kv": 6}),
     "umt5": ("umt5", {**LONG, **GATED}),
 }
+QUICK = ("t5", "umt5")
 
 
 def write_t5(file: Path, directory: Path, spiece: bytes, *, start: int = 0) -> None:  # noqa: F811
@@ -77,7 +78,9 @@ def test_every_family_is_here() -> None:
     assert {kind for kind, _ in CASES.values()} == set(MODEL_TYPES["t5"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 @torch.no_grad()
 def test_logits_are_those_of_transformers(tmp_path: Path, spiece: bytes, name: str) -> None:  # noqa: F811
     kind, settings = CASES[name]

@@ -147,6 +147,7 @@ def test_a_translator_learns_to_copy_and_serves_in_int8(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "copy_int8/release_report.json").read_text())["quantization"] == "int8"
 
 
+@pytest.mark.slow
 def test_a_language_model_learns_to_copy(tmp_path: Path) -> None:
     options = prepare(tmp_path, "language model", "shaw")
     run(tmp_path, "onmt_llm_train", "-config", write_config(tmp_path, "copy", "copy", 1000, **options))
