@@ -119,7 +119,7 @@ def quantize_by_llama_cpp(source: Path, output: Path, type: str) -> None:
         output: The file to write.
         type: A name in `LLAMA_CPP_TYPES`.
     """
-    library = require("cyllama.llama.llama_cpp", f"the type {type}", LLAMA_CPP)
+    library = require("cyllama.llama.llama_cpp", f"The type {type}", LLAMA_CPP)
     library.disable_logging()
     settings = library.LlamaModelQuantizeParams()
     settings.ftype = LLAMA_CPP_TYPES[type]

@@ -108,7 +108,7 @@ def export_gguf(
         raise ConfigError(f"The type of a GGUF file must be one of {known}, but is '{type}'.")
     require("gguf", "writing a GGUF file")
     if type in LLAMA_CPP_TYPES:
-        require(LLAMA_CPP, f"the type {type}")
+        require(LLAMA_CPP, f"The type {type}")
     output = Path(output) if str(output).endswith(".gguf") else Path(f"{output}.gguf")
     checkpoint = open_for_export(checkpoint)
     check_output_file(output, overwrite=overwrite)
