@@ -49,6 +49,21 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
+class TokenLogProbs:
+    """The log probability of a token in its place.
+
+    Attributes:
+        token: As in the vocabulary.
+        log_prob: Natural logarithm, of the distribution on which scores are based.
+        top: The most likely tokens in its place with theirs, best first, as many as were requested.
+    """
+
+    token: str
+    log_prob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Delta:
     """A piece of an answer that is being generated.
 
@@ -56,11 +71,13 @@ class Delta:
         text: New text; empty while a character or a possible stop string is incomplete.
         tokens: Number of tokens since the last delta.
         finish_reason: Set in the last delta: "stop", "length", or "stopped" if `should_stop` returned True.
+        log_probs: Of the tokens since the last delta that had any, where they were requested.
     """
 
     text: str
     tokens: int
     finish_reason: Literal["stop", "length", "stopped"] | None = None
+    log_probs: tuple[TokenLogProbs, ...] = ()
 
 
 class Engine(Protocol):
