@@ -136,7 +136,7 @@ class TextEngine:
 
         Args:
             text: As in `ask`.
-            should_stop: Called after each token; True ends the answer.
+            should_stop: Called after each token, and between pieces of a long prompt; True ends the answer.
             **options: As in `ask`.
 
         Raises:
@@ -237,7 +237,7 @@ class TextEngine:
         Args:
             prompt: A text, or a list of tokens.
             options: Replaces all decoding options.
-            should_stop: Called after each token; True ends the answer.
+            should_stop: Called after each token, and between pieces of a long prompt; True ends the answer.
             **changes: Options by name.
 
         Raises:

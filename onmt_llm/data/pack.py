@@ -181,7 +181,7 @@ class _WriteShard:
         return total, writer.write(self.folder, chunk.number), writer.parts
 
 
-Place = tuple[Path | None, int]
+_Place = tuple[Path | None, int]
 """File and line of a record."""
 Happened = tuple[int, list[Encoded], CorpusCounts]
 """Line of a record, its examples, and their counts."""
@@ -194,7 +194,7 @@ def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
     is left are looked at once more, one by one; and all are, where transforms made or cut examples, or one looks wrong.
     """
     together, all_counts = _run(corpus, records)
-    kept: dict[Place, list[Encoded]] = {}
+    kept: dict[_Place, list[Encoded]] = {}
     for place, encoded in together:
         kept.setdefault(place, []).append(encoded)
     simple = not (all_counts.made or all_counts.truncated or all_counts.suspect)
@@ -214,7 +214,7 @@ def _one(corpus: Corpus, record: Record) -> Happened:
     return record.line, [encoded for _, encoded in examples], counts
 
 
-def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[Place, Encoded]], CorpusCounts]:
+def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[_Place, Encoded]], CorpusCounts]:
     corpus.counts = CorpusCounts()
     examples = corpus.examples(records)
     found = [((each.path, each.line), encoded) for each in examples if (encoded := corpus.encode(each)) is not None]

@@ -129,7 +129,8 @@ class Engine(Protocol):
         Args:
             prompt: As in `generate`.
             options: As in `generate`. Beam search gives one piece, since its answer is known only at the end.
-            should_stop: Called after each token; True ends the answer.
+            should_stop: Called after each token, and by the torch engine between pieces of a long prompt (256 tokens);
+                True ends the answer.
         """
         ...
 

@@ -47,6 +47,23 @@ class KVCache:
         self._lengths[layer] = end
         return k[:, :, :end], v[:, :, :end]
 
+    def trim(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+        self._lengths = [min(length, used) for used in self._lengths]
+
+    def copy(self, length: int, *, row: int = 0, capacity: int = 0) -> KVCache:
+        """A cache of its own that holds the first `length` tokens of one row (its left padding does not count).
+
+        The memory of an encoder-decoder is not copied.
+        """
+        start = 0 if self.left_pad_B is None else int(self.left_pad_B[row])
+        copied = KVCache(len(self._self), capacity=capacity)
+        for layer, pair in enumerate(self._self):
+            if pair is not None:
+                k_1KSH, v_1KSH = (t[row : row + 1, :, start : start + length] for t in pair)
+                copied.append(layer, k_1KSH, v_1KSH)
+        return copied
+
     def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the memory, (B, K, S, H) each, or None before `set_cross`."""
         return self._cross[layer]

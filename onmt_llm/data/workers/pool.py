@@ -70,7 +70,7 @@ class WorkerReply:
     messages: list[tuple[int, str]] = field(default_factory=list)
 
 
-class Worker:
+class WorkerProcess:
     """A process that works on one task at a time.
 
     Args:
@@ -183,7 +183,8 @@ class ProcessPool(Generic[TaskT, ResultT]):
         pickled = _pickled(self.job)
         with ExitStack() as stack:
             workers = [
-                stack.enter_context(closing(Worker(number + 1, self.job, pickled))) for number in range(self.number)
+                stack.enter_context(closing(WorkerProcess(number + 1, self.job, pickled)))
+                for number in range(self.number)
             ]
 
             def submit(index: int, item: tuple[T, TaskT]) -> tuple[T, Future[WorkerReply]]:

@@ -1,4 +1,4 @@
-"""The process of a data worker: `python -m onmt_llm.data.workers.worker`, started by `pool.Worker` only.
+"""The process of a data worker: `python -m onmt_llm.data.workers.worker`, started by `pool.WorkerProcess` only.
 
 It reads a `Job` and then one task at a time from standard input, and answers each task with a `WorkerReply`. It ends
 with its input, so no worker outlives a trainer that was killed. It does not import torch.

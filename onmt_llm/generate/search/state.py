@@ -35,6 +35,8 @@ class Decoding:
         start_ids: First tokens of every target of an encoder-decoder model.
         average_probabilities: An ensemble averages probabilities instead.
         attention: Keep the cross attention to the source, for coverage penalties.
+        caches: For one prompt of decoder-only models: each model's keys and values of its beginning, which is then not
+            read again. At least its last token must be left to read.
 
     Attributes:
         logits_RV: float32 logits of each row's next token.
@@ -50,10 +52,14 @@ class Decoding:
         start_ids: Sequence[int] = (),
         average_probabilities: bool = False,
         attention: bool = False,
+        caches: Sequence[KVCache] = (),
     ) -> None:
         self._average_probabilities = average_probabilities
         self._attention = attention
-        self._states = [_ModelState(model, prompts, start_ids) for model in models]
+        kept: Sequence[KVCache | None] = caches or [None] * len(models)
+        self._states = [
+            _ModelState(model, prompts, start_ids, cache) for model, cache in zip(models, kept, strict=True)
+        ]
         self.source_lengths = [len(prompt) for prompt in prompts]
         self.is_decoder_only = models[0].config.is_decoder_only
         self.attention_RS: Tensor | None = None
@@ -62,6 +68,11 @@ class Decoding:
     @property
     def device(self) -> torch.device:
         return self.logits_RV.device
+
+    @property
+    def caches(self) -> list[KVCache]:
+        """Keys and values of each model."""
+        return [part.cache for part in self._states]
 
     def step(self, tokens: Sequence[int] | Tensor) -> None:
         """Append one token to every row."""
@@ -102,7 +113,13 @@ def combine(logits: Sequence[Tensor], *, average_probabilities: bool) -> Tensor:
 class _ModelState:
     """One model of the batch."""
 
-    def __init__(self, model: Transformer, prompts: Sequence[PromptIds], start_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: Sequence[PromptIds],
+        start_ids: Sequence[int],
+        cache: KVCache | None = None,
+    ) -> None:
         self._model = model
         self._device = next(model.parameters()).device
         self._mask_BS: Tensor | None = None
@@ -117,7 +134,10 @@ class _ModelState:
             assert start_ids, "an encoder-decoder model needs a start token"
             self._memory_BSD = self._encode(prompts)
             self._first_BP = torch.tensor([list(start_ids)] * len(prompts), device=self._device)
-        self.cache = KVCache(model.cache_layers, left_pad_B=left_pad_B)
+        self.cache = KVCache(model.cache_layers, left_pad_B=left_pad_B) if cache is None else cache
+        if cache is not None:
+            read_BT, self._first_BP = self._first_BP.tensor_split([cache.length], dim=1)
+            self._read_RT = read_BT if self._original_context is not None else None
 
     def read(self, ids_RT: Tensor | None, attention: bool) -> tuple[Tensor, Tensor | None]:
         """Logits after these tokens (None = the prompts or start tokens), and the attention at the last of them."""

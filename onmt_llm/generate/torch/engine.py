@@ -30,6 +30,7 @@ from onmt_llm.generate.search import sampling as search
 from onmt_llm.generate.search.beam import beam_search, coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.torch.ensemble import Ensemble
+from onmt_llm.generate.torch.prefill import PromptReader
 from onmt_llm.log import log_once
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.nn.device import available_memory, resolve_device
@@ -266,19 +267,26 @@ class TorchEngine:
         return [[next(aligned) for _ in hypotheses] for hypotheses in found]
 
     @torch.inference_mode()
-    def _open_stream(self, prompt: Sequence[str], options: GenerationConfig) -> Iterator[search.DecodingRow]:
+    def _open_stream(
+        self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
+    ) -> Iterator[search.DecodingRow]:
         rows = [search.DecodingRow(0, random=_random(_seed(options), 0, 0))]
-        sources = [self._ensemble.prompt_ids(prompt)]
-        self._check_lengths(sources)
-        decoding = self._ensemble.start(sources)
-        constraints = search.build_constraints(options, self._codec, self.model.config, prompts=sources)
-        yield from search.sample(decoding, rows, options=options, constraints=constraints)
+        ids = self._ensemble.prompt_ids(prompt)
+        self._check_lengths([ids])
+        constraints = search.build_constraints(options, self._codec, self.model.config, prompts=[ids])
+        reader = PromptReader(self._ensemble, ids)
+        reader.step()
+        while not reader.is_done:
+            if should_stop():
+                return
+            reader.step()
+        yield from search.sample(reader.decoding, rows, options=options, constraints=constraints)
 
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
     ) -> Iterator[Delta]:
         text, ends = self._answer_text(options), end_ids(self._codec, options)
-        with closing(self._open_stream(prompt, options)) as steps:  # type: ignore[type-var]
+        with closing(self._open_stream(prompt, options, should_stop)) as steps:  # type: ignore[type-var]
             for row in steps:
                 new = self._read(row, text, ends)
                 if row.finish is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onmt_llm.errors import DataError
 from onmt_llm.generate.search.state import Decoding, PromptIds, combine, encode_sources, pad_right
+from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.text.features import split_features
 
 if TYPE_CHECKING:
@@ -57,15 +58,27 @@ class Ensemble:
         """The tokens that the decoder is given first; a language model is given its prompt instead."""
         return [] if self.config.is_decoder_only else self._codec.vocab.ids(self._codec.start_tokens)
 
-    def start(self, prompts: Sequence[PromptIds], *, attention: bool = False) -> Decoding:
-        """Prefill: the state of a batch before its first new token; `attention` as in `Decoding`."""
+    def start(
+        self, prompts: Sequence[PromptIds], *, attention: bool = False, caches: Sequence[KVCache] = ()
+    ) -> Decoding:
+        """Prefill: the state of a batch before its first new token; `attention` and `caches` as in `Decoding`."""
         return Decoding(
             self._models,
             prompts,
             start_ids=self._start_ids,
             average_probabilities=self._average_probabilities,
             attention=attention,
+            caches=caches,
         )
+
+    def empty_caches(self, *, capacity: int) -> list[KVCache]:
+        """A cache for each model, with room for so many tokens."""
+        return [KVCache(model.cache_layers, capacity=capacity) for model in self._models]
+
+    def extend(self, caches: Sequence[KVCache], ids: PromptIds) -> None:
+        """Read further tokens of one sequence into each model's cache, without predicting the next."""
+        for model, cache in zip(self._models, caches, strict=True):
+            model.decode(torch.tensor([list(ids)], device=next(model.parameters()).device), cache=cache)
 
     @torch.inference_mode()
     def hidden(self, targets: Sequence[Sequence[int]], sources: Sequence[Sequence[str]] | None) -> list[Tensor]:

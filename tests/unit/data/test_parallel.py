@@ -13,7 +13,7 @@ import pytest
 from onmt_llm.config.data import BatchConfig, CorpusConfig, DataConfig
 from onmt_llm.data.inspection.report import measure
 from onmt_llm.data.spec import PipelineSpec
-from onmt_llm.data.workers.pool import Worker
+from onmt_llm.data.workers.pool import WorkerProcess
 from onmt_llm.errors import DataError
 from onmt_llm.text.vocab import Vocab
 from tiny_codecs import make_codec, make_spec
@@ -47,13 +47,13 @@ def test_workers_log_what_they_skip(spec: PipelineSpec, caplog: pytest.LogCaptur
 def test_a_worker_that_dies_is_reported_with_the_option_that_helps(
     spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = Worker.__init__
+    start = WorkerProcess.__init__
 
-    def start_and_kill(worker: Worker, *args: Any) -> None:
+    def start_and_kill(worker: WorkerProcess, *args: Any) -> None:
         start(worker, *args)
         os.kill(worker.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(Worker, "__init__", start_and_kill)
+    monkeypatch.setattr(WorkerProcess, "__init__", start_and_kill)
     with pytest.raises(DataError, match=r"Data worker 1 .*was killed by SIGKILL") as caught:
         measure(spec, processes=2)
     assert caught.value.hint and caught.value.hint.endswith("use fewer num_threads")

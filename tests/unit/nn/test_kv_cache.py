@@ -50,3 +50,31 @@ def test_reorder_moves_rows_memory_and_padding() -> None:
 
 def test_no_padding_anywhere_is_no_padding() -> None:
     assert KVCache(1, left_pad_B=torch.zeros(2, dtype=torch.long)).left_pad_B is None
+
+
+def test_a_trimmed_cache_goes_on_from_there() -> None:
+    cache, first, other = KVCache(2), kv(9), kv(3, seed=1)
+    for layer in range(2):
+        cache.append(layer, first, -first)
+    cache.trim(5)
+    assert cache.length == 5
+    for layer in range(2):
+        k, v = cache.append(layer, other, -other)
+        assert torch.equal(k, torch.cat([first[:, :, :5], other], dim=2)) and torch.equal(v, -k)
+    cache.trim(100)
+    assert cache.length == 8
+
+
+def test_a_copy_of_a_row_has_its_own_memory_and_no_padding() -> None:
+    cache, first = KVCache(1, left_pad_B=torch.tensor([0, 3])), kv(9)
+    cache.append(0, first, -first)
+    for row, start in ((0, 0), (1, 3)):
+        copied = cache.copy(5, row=row, capacity=80)
+        assert copied.left_pad_B is None and copied.length == 5
+        new = kv(1, batch=1, seed=3)
+        k, v = copied.append(0, new, -new)
+        assert torch.equal(k, torch.cat([first[row : row + 1, :, start : start + 5], new], dim=2))
+        assert torch.equal(v, -k)
+        k.zero_()
+    again, _ = cache.append(0, kv(1), kv(1))
+    assert torch.equal(again[:, :, :9], first)

@@ -11,23 +11,23 @@ from itertools import islice
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.workers.pool import Worker, ahead
+from onmt_llm.data.workers.pool import WorkerProcess, ahead
 from onmt_llm.errors import DataError
 
 PROCESSES = {"num_workers": 2, "bucket_size": 8}
 
 
 @pytest.fixture
-def started(monkeypatch) -> list[Worker]:
+def started(monkeypatch) -> list[WorkerProcess]:
     """Workers, as they are started."""
-    workers: list[Worker] = []
-    start = Worker.__init__
+    workers: list[WorkerProcess] = []
+    start = WorkerProcess.__init__
 
     def remember(self, *args):
         start(self, *args)
         workers.append(self)
 
-    monkeypatch.setattr(Worker, "__init__", remember)
+    monkeypatch.setattr(WorkerProcess, "__init__", remember)
     return workers
 
 
