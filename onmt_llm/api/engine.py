@@ -11,9 +11,9 @@ from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inference import open_configured_engine
 from onmt_llm.cli.inputs import missing_options
 from onmt_llm.cli.jobs import load_job
+from onmt_llm.cli.line_answers import answer_prompts, phrase_table, prompt_builder
 from onmt_llm.cli.outputs import Paths
 from onmt_llm.cli.run import CheckedJob, perform
-from onmt_llm.cli.translate import answer_prompts, line_prompts, phrase_table
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.section import set_options
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from onmt_llm.text.codec import Codec
 
-_OF_FILES = ("src", "tgt", "tgt_file_prefix", "output", "with_score", "verbose")
+_OF_FILES = ("src", "tgt", "tgt_file_prefix", "output", "resume", "with_score", "verbose")
 """Options of `onmt_llm_translate` about its files."""
 _OF_CALLS = frozenset({"src_lang", "tgt_lang", "template", "transforms", "phrase_table", "batch_size", "batch_type"})
 """Options outside the section `generation` that each call may set; the others take effect when a model is opened."""
@@ -209,7 +209,7 @@ class TextEngine:
         config: TranslateConfig = loaded.job
         engine = self._between(loaded)
         if texts:
-            lines = line_prompts(texts, engine.codec, loaded)
+            lines = prompt_builder(engine.codec, loaded)(texts)
             table = phrase_table(config)
             return [list(answers) for answers in answer_prompts(engine, lines, config, prefixes=forced, table=table)]
         return engine.generate(

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from random import SystemRandom
+from typing import Any
 
-from onmt_llm.cli.answers import log_answers, log_mean_score, warn_of_cut_answers, write_answers
+from onmt_llm.cli.answer_origin import answer_origin
+from onmt_llm.cli.answers import AnswerTotals, LineProgress, log_answers, output_lines
 from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inference import open_configured_engine
 from onmt_llm.cli.inputs import missing_files, missing_options, option_files
-from onmt_llm.cli.outputs import Paths, model_files, output_option
+from onmt_llm.cli.line_answers import answer_chunk, phrase_table, prompt_builder
+from onmt_llm.cli.line_chunks import TOKENS_OF_A_LINE, ChunkReader, ChunkSize, LineInput
+from onmt_llm.cli.outputs import STANDARD, Paths, model_files, output_option
+from onmt_llm.cli.partial_output import BEGIN_ANEW, GrowingOutput, open_output, partial_files, with_partial_files
 from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.translate import TranslateConfig
-from onmt_llm.data.readers import read_lines
-from onmt_llm.data.transforms.build import inference_transforms
-from onmt_llm.data.transforms.transform import TransformContext
+from onmt_llm.config.translate import EngineConfig, TranslateConfig
 from onmt_llm.errors import ConfigError, DataError, Problem
-from onmt_llm.generate.alignment import read_phrase_table, replace_unknown
-from onmt_llm.generate.scoring import score_pairs
-from onmt_llm.text.features import parse_defaults
-from onmt_llm.text.placeholders import from_line
-from onmt_llm.text.prompts import encode_prompt
-
-if TYPE_CHECKING:
-    from onmt_llm.generate.engine import Engine
-    from onmt_llm.generate.line_prompts import Answers, LinePrompts
-    from onmt_llm.text.codec import Codec
+from onmt_llm.generate.open import find_release
+from onmt_llm.log import logger
 
 USAGE = "onmt_llm_translate -model CHECKPOINT -src input.txt -output answers.txt; -src - reads standard input"
 
@@ -38,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _paths(loaded: Loaded[Any]) -> Paths:
     files = option_files(loaded, "inference", ("src", "tgt", "phrase_table", "template"))
-    return Paths([*model_files(loaded, "inference", ("model",)), *files], output_option(loaded, "inference", "output"))
+    output = output_option(loaded, "inference", "output")
+    return Paths([*model_files(loaded, "inference", ("model",)), *files], [*with_partial_files(output)])
 
 
 def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
@@ -50,97 +47,77 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
 
 def _translate(loaded: Loaded[Any]) -> int:
     config: TranslateConfig = loaded.job
-    lines = list(read_lines(required(loaded, "inference", "src", USAGE)))
-    references = _references(config, len(lines))
+    src = LineInput(required(loaded, "inference", "src", USAGE))
+    reader = ChunkReader(src, _references(config))
     table = phrase_table(config)
-    engine = open_configured_engine(loaded)
-    codec = engine.codec
-    questions = line_prompts(lines, codec, loaded)
-    targets = [codec.tokenizer.encode(from_line(line)) for line in references] if references is not None else None
-    forced, scored = (targets, None) if config.inference.tgt_file_prefix else (None, targets)
-    answers = answer_prompts(engine, questions, config, prefixes=forced, table=table)
-    gold = [score.log_prob for score in score_pairs(engine, questions.prompts, scored)] if scored is not None else None
-    if config.engine.verbose:
-        log_answers(lines, answers, references, gold)
-    log_mean_score("PRED", [hypotheses[0].score for hypotheses in answers if hypotheses])
-    if gold is not None:
-        log_mean_score("GOLD", gold)
-    warn_of_cut_answers(answers, config.generation, has_source=not codec.config.model.is_decoder_only)
-    write_answers(config, len(lines), answers, gold)
+    redraws = config.generation.draws and find_release(config.inference.model[0]) is not None
+    output = config.inference.output
+    if redraws and any(path.exists() for path in partial_files(output)):
+        logger.warning("CTranslate2 cannot go on with sampled answers exactly as before: all lines are answered again.")
+    with open_output(output, answer_origin(loaded), resume=config.inference.resume and not redraws) as writer:
+        totals = _resume(writer, reader)
+        config = _with_seed(config, writer.state.get("seed"), draw=not redraws)
+        engine = open_configured_engine(loaded)
+        size = ChunkSize(_batch_lines(config.engine), is_fixed=redraws)
+        is_shown = output != STANDARD or not sys.stdout.isatty()
+        with LineProgress(totals, src.count, is_shown=is_shown) as progress:
+            for chunk in reader.chunks(size, prompt_builder(engine.codec, loaded)):
+                began = time.monotonic()
+                answers, gold = answer_chunk(engine, chunk, config, table)
+                if config.engine.verbose:
+                    log_answers(chunk.lines, answers, chunk.references, gold, first=chunk.first)
+                totals.add(answers, gold)
+                text = "".join(f"{line}\n" for line in output_lines(config, answers, gold))
+                writer.add(text, {"seed": config.generation.seed, "inputs": reader.digests, "totals": asdict(totals)})
+                progress.add(len(chunk.lines))
+                size.adapt(len(chunk.lines), time.monotonic() - began)
+        totals.log(config.generation, has_source=not engine.codec.config.model.is_decoder_only)
+    if output != STANDARD:
+        logger.info("%d answers to %d inputs written to %s", totals.answers, totals.lines, output)
     return 0
 
 
-def _references(config: TranslateConfig, num_lines: int) -> list[str] | None:
-    """Lines of `tgt`, as many as there are inputs; None if the option is not given."""
-    if config.inference.tgt is None:
-        if config.inference.tgt_file_prefix:
-            raise ConfigError("'tgt' must be given with tgt_file_prefix, but is not.", hint="-tgt prefixes.txt")
-        return None
-    references = list(read_lines(config.inference.tgt))
-    if len(references) != num_lines:
-        raise DataError(
-            f"tgt must have a line for each of the {num_lines} inputs, but {config.inference.tgt} has "
-            f"{len(references)}."
-        )
-    return references
+def _resume(writer: GrowingOutput, reader: ChunkReader) -> AnswerTotals:
+    """Pass over the lines that are answered already.
 
-
-def phrase_table(config: TranslateConfig) -> dict[str, str]:
-    """The phrase table that the options name, or an empty one."""
-    return read_phrase_table(config.inference.phrase_table) if config.inference.phrase_table else {}
-
-
-def line_prompts(lines: Sequence[str], codec: Codec, loaded: Loaded[Any]) -> LinePrompts:
-    """The input lines as prompts; an empty line has no tokens, and its answer is empty."""
-    from onmt_llm.generate.line_prompts import LinePrompts
-
-    config: TranslateConfig = loaded.job
-    if config.inference.src_feats_defaults is not None:
-        codec.default_features = parse_defaults(config.inference.src_feats_defaults, len(codec.feature_vocabs))
-    context = TransformContext(codec, tokenizer=codec.tokenizer, src_tokenizer=codec.src_tokenizer)
-    text, tokens = inference_transforms(config.inference.transforms, loaded.options, context)
-    needs_lines = {"tgt": config.inference.tgt, **config.generation.model_dump(include={"replace_unk", "report_align"})}
-    wants = next((name for name, value in needs_lines.items() if value), None)
-    if wants and any(transform.needs_neighbours for transform in (*text, *tokens)):
-        raise ConfigError(
-            f"`{wants}` must not be given where `transforms` joins lines (docify), but is.",
-            hint="leave one of them out",
-        )
-    encode = partial(encode_prompt, codec=codec, template=config.inference.template)
-    return LinePrompts(lines, text=text, tokens=tokens, encode=encode, codec=codec)
-
-
-def answer_prompts(
-    engine: Engine,
-    questions: LinePrompts,
-    config: TranslateConfig,
-    *,
-    prefixes: Sequence[Sequence[str]] | None = None,
-    table: dict[str, str],
-) -> Answers:
-    """The hypotheses for each input line.
-
-    Args:
-        engine: Answers them.
-        questions: The prompts of the lines.
-        config: How to search, in which batches.
-        prefixes: Forced beginnings of the answers.
-        table: Phrase table, for `replace_unk`.
+    Raises:
+        DataError: The inputs were others then.
     """
-    generate = partial(
-        engine.generate,
-        options=config.generation,
-        batch_size=config.engine.batch_size,
-        batch_type=config.engine.batch_type,
-    )
-    prompts = questions.prompts
-    answers = generate(prompts, prefixes=prefixes)
-    if config.generation.replace_unk:
-        answers = [
-            [replace_unknown(hypothesis, prompt, table, engine.codec) for hypothesis in hypotheses]
-            for prompt, hypotheses in zip(prompts, answers, strict=True)
-        ]
-    return questions.by_line(answers, generate)
+    if not writer.state:
+        return AnswerTotals()
+    totals = AnswerTotals(**writer.state["totals"])
+    reader.skip(totals.lines)
+    for name, digest in reader.digests.items():
+        if digest != writer.state["inputs"].get(name):
+            raise DataError(
+                f"{name} must begin with the {totals.lines} lines that are answered already, but they are others now.",
+                hint=BEGIN_ANEW,
+            )
+    logger.info("%d lines are answered already: going on from there.", totals.lines)
+    return totals
+
+
+def _with_seed(config: TranslateConfig, seed: int | None, *, draw: bool) -> TranslateConfig:
+    """With a seed for all chunks, and for a process that goes on: the earlier one, the option's, or a new one."""
+    if seed is None:
+        seed = config.generation.seed
+    if seed < 0 and draw and config.generation.draws:
+        seed = SystemRandom().getrandbits(63)
+    return config.model_copy(update={"generation": config.generation.model_copy(update={"seed": seed})})
+
+
+def _references(config: TranslateConfig) -> LineInput | None:
+    """Lines of `tgt`; None if the option is not given."""
+    if config.inference.tgt is not None:
+        return LineInput(config.inference.tgt)
+    if config.inference.tgt_file_prefix:
+        raise ConfigError("'tgt' must be given with tgt_file_prefix, but is not.", hint="-tgt prefixes.txt")
+    return None
+
+
+def _batch_lines(options: EngineConfig) -> int:
+    tokens = options.batch_type == "tokens"
+    return max(1, options.batch_size // TOKENS_OF_A_LINE) if tokens else options.batch_size
 
 
 if __name__ == "__main__":

@@ -93,6 +93,11 @@ class GenerationConfig(Section):
         """Whether tokens are sampled (temperature above 0 and more than one candidate)."""
         return self.random_sampling_topk != 1 and self.random_sampling_temp > 0
 
+    @property
+    def draws(self) -> bool:
+        """Whether answers are drawn: tokens are sampled, and there is no beam, which ignores that."""
+        return self.samples and self.beam_size == 1
+
     def requested_features(self, *, prefixes: bool = False) -> set[Feature]:
         """The features that a call with these options uses; `prefixes`: its answers start with given tokens."""
         beam = self.beam_size > 1

@@ -25,7 +25,10 @@ class InferenceConfig(Section):
     tgt_file_prefix: bool = False
     """Start each answer with its line of `tgt`."""
     output: str = "pred.txt"
-    """Output file, one answer per line in input order; `-` = standard output."""
+    """Output file, one answer per line in input order; `-` = standard output. It grows as `OUTPUT.partial`, and has its
+    own name when it is complete."""
+    resume: bool = True
+    """Go on where the same command was interrupted; false = answer all lines again."""
     transforms: list[str] = Field(default_factory=list)
     """Accepted for OpenNMT-py, which lists the tokeniser here; empty = the checkpoint's tokeniser."""
     plugins: list[str] = Field(default_factory=list)

@@ -102,6 +102,7 @@ class Engine(Protocol):
         batch_size: int = 16,
         batch_type: BatchType = "sents",
         prefixes: Sequence[Sequence[str]] | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """Answer prompts.
 
@@ -112,6 +113,8 @@ class Engine(Protocol):
             batch_size: Prompts, or prompt tokens, that are decoded together.
             batch_type: Unit of `batch_size`.
             prefixes: Tokens with which the answers of each prompt start; they count in scores, not in lengths.
+            places: Place of each prompt in the whole input, where this is a part of it: a seed gives each place its
+                own random numbers. None = 0, 1, 2 ...
 
         Returns:
             For each prompt, in order, its `n_best` answers, best first.
@@ -191,22 +194,26 @@ def check_supported(requested: Collection[Feature], supported: Collection[Featur
         raise ConfigError(f"The options must be among those of {engine}, which has no {', '.join(missing)}.", hint=hint)
 
 
-def check_positions(lengths: Sequence[int], model: ModelConfig, *, has_table: bool) -> None:
+def check_positions(
+    lengths: Sequence[int], model: ModelConfig, *, has_table: bool, places: Sequence[int] | None = None
+) -> None:
     """Warn of inputs that are longer than the model was trained for; the same for every engine.
 
     Args:
         lengths: Tokens of each input, in order.
         model: The architecture.
         has_table: This engine looks positions up in a table, which has an end.
+        places: See `Engine.generate`.
 
     Raises:
         DataError: An input has more tokens than such a table has rows.
     """
-    longer = [number for number, length in enumerate(lengths, 1) if length > model.max_position]
+    longer = [place for place, length in enumerate(lengths) if length > model.max_position]
     if not longer:
         return
+    first = places[longer[0]] if places is not None else longer[0]
     excess = (
-        f"{len(longer)} of {len(lengths)} inputs (the first is number {longer[0]}) have more, "
+        f"{len(longer)} of {len(lengths)} inputs (the first is number {first + 1}) have more, "
         f"up to {max(lengths)} tokens"
     )
     if has_table:

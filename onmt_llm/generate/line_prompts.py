@@ -38,6 +38,7 @@ class LinePrompts:
         tokens: Transforms of tokens, in order.
         encode: Tokenises a text.
         codec: Has the frame of a prompt, which transforms of tokens do not see.
+        first: Place of the first line in the whole input.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class LinePrompts:
         tokens: Sequence[Transform],
         encode: Callable[[str], list[str]],
         codec: Codec,
+        first: int = 0,
     ) -> None:
         self._lines = lines
+        self._first = first
         self._text = text
         self._tokens = tokens
         self._encode = encode
@@ -63,14 +66,26 @@ class LinePrompts:
         """Tokens of each prompt, in the order of the lines."""
         return [prompt.tokens for prompt in self._prompts]
 
-    def by_line(self, answers: Answers, generate: Callable[[list[list[str]]], Answers]) -> list[list[Hypothesis]]:
+    @property
+    def places(self) -> list[int]:
+        """Place of the first line of each prompt in the whole input."""
+        return [self._first + prompt.lines[0] for prompt in self._prompts]
+
+    @property
+    def joins_lines(self) -> bool:
+        """Whether a prompt may have several lines."""
+        return any(transform.needs_neighbours for transform in (*self._text, *self._tokens))
+
+    def by_line(
+        self, answers: Answers, generate: Callable[[list[list[str]], list[int]], Answers]
+    ) -> list[list[Hypothesis]]:
         """The answers to each line, with the transforms undone.
 
         If an answer to joined lines has another number of lines, these are answered again one by one.
 
         Args:
             answers: The answers to `prompts`.
-            generate: Answers further prompts.
+            generate: Answers further prompts, given their places in the whole input.
         """
         found: list[list[Hypothesis]] = [[] for _ in self._lines]
         alone: list[int] = []
@@ -83,9 +98,9 @@ class LinePrompts:
                 for place, hypothesis in zip(prompt.lines, part, strict=True):
                     found[place].append(hypothesis)
         again = [prompt for place in alone for prompt in self._build([place])]
-        for prompt, hypotheses in zip(
-            again, generate([prompt.tokens for prompt in again]) if again else [], strict=True
-        ):
+        places = [self._first + prompt.lines[0] for prompt in again]
+        answered = generate([prompt.tokens for prompt in again], places) if again else []
+        for prompt, hypotheses in zip(again, answered, strict=True):
             found[prompt.lines[0]] = [self._parts(hypothesis, 1)[0] for hypothesis in hypotheses]
         return found
 

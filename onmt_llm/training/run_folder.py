@@ -13,6 +13,7 @@ from onmt_llm.atomic import is_replaceable, recover, remove_directory
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage, refuse
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
+from onmt_llm.locks import is_file_of, lock_file
 from onmt_llm.log import logger
 
 STATE_DIRECTORY = "train_state"
@@ -197,7 +198,11 @@ class RunLock:
         folder = self._prefix.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return _lock(self._file, self._save_model)
+            held = CheckpointError(
+                f"Another run is writing checkpoints of save_model {self._save_model}.",
+                hint="wait until it has ended, or give this run another save_model",
+            )
+            return lock_file(self._file, held)
         except OSError as error:
             raise CheckpointError(f"The folder of save_model, {folder}, cannot be written: {error}.") from error
 
@@ -212,7 +217,7 @@ class RunLock:
         Raises:
             CheckpointError: Another run has taken it in the meantime.
         """
-        if self._descriptor is None or _is_file_of(self._file, self._descriptor):
+        if self._descriptor is None or is_file_of(self._file, self._descriptor):
             return
         logger.warning("%s was removed during the run, perhaps with checkpoints: it is recreated.", self._file)
         os.close(self._descriptor)
@@ -222,7 +227,7 @@ class RunLock:
     def release(self) -> None:
         """Release the lock; a folder that was created for it and is still empty is removed."""
         if self._descriptor is not None:
-            if _is_file_of(self._file, self._descriptor):
+            if is_file_of(self._file, self._descriptor):
                 self._file.unlink()
             os.close(self._descriptor)
         if self._created:
@@ -243,36 +248,3 @@ def run_lock(save_model: str) -> Iterator[RunLock]:
         yield lock
     finally:
         lock.release()
-
-
-def _lock(file: Path, save_model: str) -> int | None:
-    """A descriptor that holds the lock; None if the operating system or the file system has no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise CheckpointError(
-                f"Another run is writing checkpoints of save_model {save_model}.",
-                hint="wait until it has ended, or give this run another save_model",
-            ) from None
-        except OSError:
-            os.close(descriptor)
-            logger.info("The file system of %s has no locks: make sure that only one run writes there.", file.parent)
-            return None
-        # The previous run may have removed the file between the two calls; then this locks nothing.
-        if _is_file_of(file, descriptor):
-            return descriptor
-        os.close(descriptor)
-
-
-def _is_file_of(file: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one with that name."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(file), os.fstat(descriptor))
-    return False

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedReader, FileIO
 from pathlib import Path
+from typing import cast
 
 from onmt_llm.data.readers.files import check_file, is_compressed, open_bytes, open_raw, skip_mark
 from onmt_llm.data.readers.index import IndexCache, LineIndex
@@ -310,13 +311,30 @@ def read_lines(source: str | Path) -> Iterator[str]:
     Raises:
         DataError: The file is missing, or holds a byte that is not UTF-8.
     """
+    path, file = open_lines(source)
+    return decode_lines(path, iter(file.readline, b""))
+
+
+def open_lines(source: str | Path) -> tuple[Path, BufferedReader]:
+    """The name, for messages, and the bytes of a text file; "-" = standard input.
+
+    Raises:
+        DataError: There is no such file.
+    """
     if str(source) == "-":
-        path, lines = Path("<stdin>"), iter(sys.stdin.buffer.readline, b"")
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise DataError(f"The input must be a file, but there is none at {path}.")
-        lines = iter(open_bytes(path).readline, b"")
+        return Path("<stdin>"), cast(BufferedReader, sys.stdin.buffer)
+    path = Path(source)
+    if path.is_dir() or not path.exists():
+        raise DataError(f"The input must be a file, but there is none at {path}.")
+    return path, open_bytes(path)
+
+
+def decode_lines(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
+    """The text of the lines of a file, without line breaks and byte-order mark.
+
+    Raises:
+        DataError: A byte is not UTF-8.
+    """
     offset = 0
     for number, raw in enumerate(lines, start=1):
         text = decode(strip_break(raw), path=path, line=number, offset=offset)

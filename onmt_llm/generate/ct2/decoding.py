@@ -71,10 +71,11 @@ class Ct2Decoding:
             hint="use the torch engine (a checkpoint instead of the release), or leave it out",
         )
 
-    def check_lengths(self, texts: Sequence[Sequence[str]]) -> None:
+    def check_lengths(self, texts: Sequence[Sequence[str]], places: Sequence[int] | None = None) -> None:
         """Check that texts fit into the model; CTranslate2's tables of sinusoids have an end too."""
         config = self._codec.config.model
-        check_positions([len(text) for text in texts], config, has_table=config.position in ("learned", "sinusoidal"))
+        has_table = config.position in ("learned", "sinusoidal")
+        check_positions([len(text) for text in texts], config, has_table=has_table, places=places)
 
     def generate(
         self,
@@ -82,6 +83,8 @@ class Ct2Decoding:
         options: GenerationConfig,
         batches: Sequence[list[int]],
         generate_batch: Callable[[list[list[str]], GenerationConfig], list[list[Hypothesis]]],
+        *,
+        first_place: int = 0,
     ) -> list[list[Hypothesis]]:
         """Answer prompts batch by batch, several batches at once where the model has several workers.
 
@@ -90,9 +93,11 @@ class Ct2Decoding:
             options: How to search or sample.
             batches: Places in `prompts`; a prompt that is in no batch gets empty answers.
             generate_batch: Calls CTranslate2.
+            first_place: Place of the first prompt in the whole input: another place, another seed.
         """
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
-        self._model.seed(options)
+        seed = options.seed + first_place if options.seed >= 0 else options.seed
+        self._model.seed(options.model_copy(update={"seed": seed}))
         with ct2_errors(), ThreadPoolExecutor(self._model.workers) as pool:
             results = pool.map(lambda batch: generate_batch([prompts[place] for place in batch], options), batches)
             for batch, found in zip(batches, results, strict=True):

@@ -87,14 +87,16 @@ class Ct2Generator:
         batch_size: int = 16,
         batch_type: BatchType = "sents",
         prefixes: Sequence[Sequence[str]] | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
         self._decoding.check(options, prefixes=prefixes is not None)
         known = [self._known(prompt) for prompt in prompts]
         self._check_window(known, options)
-        self._decoding.check_lengths(known)
+        self._decoding.check_lengths(known, places)
         batches = self._batches(known, options, batch_size=batch_size, batch_type=batch_type)
-        return self._decoding.generate(known, options, batches, self._generate_batch)
+        first = places[0] if places else 0
+        return self._decoding.generate(known, options, batches, self._generate_batch, first_place=first)
 
     def stream(
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None

@@ -86,16 +86,18 @@ class Ct2Translator:
         batch_size: int = 16,
         batch_type: BatchType = "sents",
         prefixes: Sequence[Sequence[str]] | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
         self._check(options, prefixes=prefixes is not None)
         known = [self._known(prompt) for prompt in prompts]
-        self._decoding.check_lengths(known)
+        self._decoding.check_lengths(known, places)
         # CTranslate2 has one limit per batch, we have one per source.
         lengths = [len(prompt) for prompt in known]
         limited = any(_limit(options, length) < options.max_length for length in lengths if length)
         batches = make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=limited)
-        return self._decoding.generate(known, options, batches, self._translate_batch)
+        first = places[0] if places else 0
+        return self._decoding.generate(known, options, batches, self._translate_batch, first_place=first)
 
     def stream(
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None

@@ -113,11 +113,12 @@ class TorchEngine:
         batch_size: int = 16,
         batch_type: BatchType = "sents",
         prefixes: Sequence[Sequence[str]] | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
         self._check(options)
         ids = [self._ensemble.prompt_ids(prompt) for prompt in prompts]
-        self._check_lengths(ids)
+        self._check_lengths(ids, places)
         forced = [self._codec.vocab.ids(prefix) for prefix in prefixes] if prefixes is not None else []
         seed = _seed(options)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
@@ -132,7 +133,8 @@ class TorchEngine:
             if _uses_beams(options):
                 found = self._search(decoding, constraints, options)
             else:
-                found = self._sample(decoding, constraints, batch, options, seed)
+                numbers = [places[place] for place in batch] if places is not None else batch
+                found = self._sample(decoding, constraints, numbers, options, seed)
             if options.report_align or options.replace_unk:
                 found = self._with_alignments(sources, found, options)
             for place, hypotheses in zip(batch, found, strict=True):
@@ -187,9 +189,10 @@ class TorchEngine:
                 hint="only an encoder-decoder model attends to a source",
             )
 
-    def _check_lengths(self, texts: Sequence[Sequence[object]]) -> None:
+    def _check_lengths(self, texts: Sequence[Sequence[object]], places: Sequence[int] | None = None) -> None:
         config = self.model.config
-        check_positions([len(text) for text in texts], config, has_table=config.position == "learned")
+        lengths = [len(text) for text in texts]
+        check_positions(lengths, config, has_table=config.position == "learned", places=places)
 
     def _check_memory(self, options: GenerationConfig, *, prompts: int, length: int) -> None:
         """Refuse a batch that does not fit into memory even at its first step; the estimate is a lower bound.

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from onmt_llm.checkpoint import progress
+from onmt_llm import progress
 from onmt_llm.checkpoint.progress import TensorProgress
 
 
@@ -58,6 +58,6 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     with TensorProgress("merge", [4_000_000, 4_000_000]) as bar:
         bar.add(4_000_000)
-        bar._bar.refresh()
+        bar._progress._bar.refresh()
     shown = terminal.getvalue()
     assert "merge:  50%" in shown and "4.00M/8.00M" in shown and "1/2 tensors" in shown

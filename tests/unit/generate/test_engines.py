@@ -148,6 +148,18 @@ def test_a_stop_token_of_the_options_ends_an_answer(engine: Engine) -> None:
         engine.generate(PROMPTS[3:4], free.model_copy(update={"stop_tokens": ["zz"]}))
 
 
+def test_a_part_of_the_input_draws_by_its_places(engine: Engine) -> None:
+    drawn = LONG.model_copy(update={"random_sampling_topk": 0, "random_sampling_temp": 3.0, "seed": 3})
+    prompts = [["<s>", *"cde"]] * 4
+    whole = [answers[0].text for answers in engine.generate(prompts, drawn)]
+    parts = [
+        [answers[0].text for answers in engine.generate(prompts[i : i + 2], drawn, places=[i, i + 1])] for i in (0, 2)
+    ]
+    assert parts[0] != parts[1]
+    if type(engine).__name__ == "TorchEngine":  # CTranslate2 draws for a whole call
+        assert [*parts[0], *parts[1]] == whole
+
+
 def test_a_seed_repeats_and_no_seed_does_not(engine: Engine) -> None:
     drawn = LONG.model_copy(update={"random_sampling_topk": 0, "random_sampling_temp": 3.0, "seed": 3})
     first = texts(engine, PROMPTS, drawn)

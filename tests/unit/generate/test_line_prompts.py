@@ -31,7 +31,7 @@ def answered(text: str) -> list[Hypothesis]:
     return [Hypothesis(text.split(), text, -1.0, "stop")]
 
 
-def echo(prompts: list[list[str]]) -> list[list[Hypothesis]]:
+def echo(prompts: list[list[str]], places: object = None) -> list[list[Hypothesis]]:
     return [answered(TOKENIZER.decode(prompt)) for prompt in prompts]
 
 
@@ -64,8 +64,9 @@ def test_an_answer_with_another_number_of_lines_is_asked_for_again_line_by_line(
     questions = ask(["a", "b"], ["docify"])
     asked: list[list[str]] = []
 
-    def again(prompts: list[list[str]]) -> list[list[Hypothesis]]:
+    def again(prompts: list[list[str]], places: list[int]) -> list[list[Hypothesis]]:
         asked.extend(prompts)
+        assert places == [0, 1]
         return [answered(f"new {prompt[0]}") for prompt in prompts]
 
     assert texts(questions.by_line([answered("only one line")], again)) == [["new a"], ["new b"]]
