@@ -30,6 +30,7 @@ CORE = [
 ]
 EXTRAS = {
     "chat": ["gradio>=6.31,<7"],
+    "serve": ["fastapi>=0.120", "uvicorn>=0.35", "prometheus-client>=0.22"],
     "quant": ["bitsandbytes>=0.49"],
     "optim": ["pytorch-optimizer>=4.1"],
     "gguf": ["gguf>=0.17", "protobuf>=5"],
@@ -67,6 +68,7 @@ EXTRAS["dev"] = [
     "pytest-xdist",
     "playwright>=1.50",
     "mistral-common",
+    "openai>=2",  # the client that the server's tests use
     "ruff",
     "mypy",
     "import-linter",

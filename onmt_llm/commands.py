@@ -171,6 +171,16 @@ COMMANDS = {
             ("-inference_config_file translate.yaml -server_port 5000", "with the model and options of a YAML file"),
         ),
     ),
+    "onmt_llm_serve": Command(
+        "serve",
+        "Serve models over HTTP, with the API of OpenAI.",
+        "-config FILE [-OPTION VALUE ...], or -model MODEL",
+        ("models", "model", "host", "port", "api_keys_file", "max_queue", "max_seconds", "idle_unload_seconds"),
+        (
+            ("-model release", "serve a checkpoint or a release at http://127.0.0.1:8000/v1"),
+            ("-config serve.yaml", "serve the models that a YAML file names"),
+        ),
+    ),
 }
 
 SUBCOMMANDS = {

@@ -84,13 +84,28 @@ def missing_models(
     for name in names:
         value = getattr(getattr(loaded.job, section), name) or ()
         for path in [value] if isinstance(value, str) else value:
-            try:
-                if not (releases and find_release(path)):
-                    directory = resolve_path(path)
-                    if readable:
-                        read_config(directory)
-            except OnmtLlmError as error:
-                yield Problem(f"{name}: {error.message}", loaded.where(name), error.hint, type(error))
+            yield from model_problems(path, name, loaded.where(name), releases=releases, readable=readable)
+
+
+def model_problems(
+    path: str, name: str, where: str, *, releases: bool = False, readable: bool = True
+) -> Iterator[Problem]:
+    """Problems of one checkpoint; its weights are not read.
+
+    Args:
+        path: The checkpoint.
+        name: The option that names it.
+        where: The place of the option.
+        releases: A CTranslate2 release is allowed too.
+        readable: Also read its configuration.
+    """
+    try:
+        if not (releases and find_release(path)):
+            directory = resolve_path(path)
+            if readable:
+                read_config(directory)
+    except OnmtLlmError as error:
+        yield Problem(f"{name}: {error.message}", where, error.hint, type(error))
 
 
 def missing_options(loaded: Loaded[Any], section: str, names: Iterable[str], usage: str) -> Iterator[Problem]:

@@ -48,6 +48,7 @@ JOBS = {
     "onmt_llm_build_vocab": JobSchema("build_vocab", "VocabConfig", sections),
     "onmt_llm_translate": JobSchema("translate", "TranslateConfig", sections),
     "onmt_llm_chat": JobSchema("chat", "ChatConfig"),
+    "onmt_llm_serve": JobSchema("serve", "ServeConfig"),
     "simple_inference": JobSchema("chat", "SimpleInferenceConfig"),
     "onmt_llm_convert": JobSchema("convert", "ConvertConfig"),
     "onmt_llm_lora": JobSchema("convert", "LoraToolConfig"),

@@ -20,6 +20,7 @@ COMMANDS = [
     "onmt_llm_eval",
     "onmt_llm_plot",
     "onmt_llm_chat",
+    "onmt_llm_serve",
     "release_model",
 ]
 HEAVY = ("torch", "transformers", "ctranslate2", "gradio")

@@ -1,0 +1,92 @@
+"""The routes of OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from onmt_llm.errors import ConfigError, DataError, UnsupportedError
+from onmt_llm.generate.scheduling.ticket import Request
+from onmt_llm.serve.api import Api
+from onmt_llm.serve.models import ModelPool, ServedModel
+from onmt_llm.serve.openai.chat import ChatJob
+from onmt_llm.serve.openai.completions import CompletionJob
+from onmt_llm.serve.openai.events import error_body, event_stream
+from onmt_llm.serve.openai.options import naming_parameter
+from onmt_llm.serve.openai.parameters import ChatParameters, CompletionParameters
+from onmt_llm.serve.service import PendingAnswers, Service, UntilSent
+
+
+class _Job(Protocol):
+    """A request that was checked: `ChatJob` or `CompletionJob`."""
+
+    @property
+    def model(self) -> ServedModel: ...
+
+    @property
+    def requests(self) -> list[Request]: ...
+
+    async def response(self, answers: PendingAnswers) -> dict[str, Any]: ...
+
+    def chunks(self, answers: PendingAnswers) -> Any: ...
+
+
+def openai_api(service: Service) -> Api:
+    """The API."""
+    router = APIRouter(prefix="/v1", tags=["openai"])
+
+    @router.get("/models")
+    async def list_models() -> dict[str, Any]:
+        """The models."""
+        return {"object": "list", "data": [_card(name, service.models) for name in service.models.names]}
+
+    @router.get("/models/{name:path}")
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        """One model."""
+        return _card(name, service.models)
+
+    @router.post("/chat/completions")
+    async def create_chat_completion(parameters: ChatParameters, until_sent: UntilSent) -> Response:
+        """Answer a conversation."""
+        model = await until_sent.enter_async_context(service.models.use(parameters.model))
+        with _naming_parameters():
+            job = await asyncio.to_thread(ChatJob.of, parameters, model, service.limits)
+        return await _answer(service, job, until_sent, stream=bool(parameters.stream))
+
+    @router.post("/completions")
+    async def create_completion(parameters: CompletionParameters, until_sent: UntilSent) -> Response:
+        """Continue a text, or translate it."""
+        model = await until_sent.enter_async_context(service.models.use(parameters.model))
+        with _naming_parameters():
+            job = await asyncio.to_thread(CompletionJob.of, parameters, model, service.limits)
+        return await _answer(service, job, until_sent, stream=bool(parameters.stream))
+
+    return Api(("/v1",), router, error_body)
+
+
+async def _answer(service: Service, job: _Job, until_sent: AsyncExitStack, *, stream: bool) -> Response:
+    with _naming_parameters():
+        answers = await until_sent.enter_async_context(service.answer(job.model, job.requests))
+        if stream:
+            return event_stream(job.chunks(answers))
+        return JSONResponse(await job.response(answers))
+
+
+def _card(name: str, models: ModelPool) -> dict[str, Any]:
+    models.spec(name)
+    created = next((model.created for model in models.loaded if model.name == name), 0)
+    return {"id": name, "object": "model", "created": created, "owned_by": "onmt_llm"}
+
+
+@contextmanager
+def _naming_parameters() -> Iterator[None]:
+    """Errors about options become refusals that name parameters."""
+    try:
+        yield
+    except (ConfigError, DataError, UnsupportedError) as error:
+        raise naming_parameter(error) from error
