@@ -72,4 +72,5 @@ def open_models(models: Sequence[str], options: EngineConfig) -> Engine:
         dtype=options.precision if options.precision not in ("", "int8") else None,
         threads=options.threads,
         average_probabilities=options.avg_raw_probs,
+        prefix_cache=options.prefix_cache,
     )

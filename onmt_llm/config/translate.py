@@ -74,6 +74,9 @@ class EngineConfig(Section):
     """CPU threads; 0 = one per core."""
     avg_raw_probs: bool = False
     """Ensembles: average the probabilities of the models instead of their logarithms."""
+    prefix_cache: CountOrZero = 256
+    """Memory in MiB for the keys and values of earlier prompts and answers, so that the next turn of a chat does not
+    read the conversation again; 0 = none. For decoder-only models, with the torch engine."""
     log_file: str | None = None
     """File that receives a copy of the log."""
     verbose: bool = False

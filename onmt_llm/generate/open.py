@@ -19,6 +19,7 @@ def open_engine(
     dtype: str | None = None,
     threads: int = 0,
     average_probabilities: bool = False,
+    prefix_cache: int = 256,
 ) -> Engine:
     """Load a model for inference: a directory with `model.bin` with CTranslate2, a checkpoint or adapter with torch.
 
@@ -32,6 +33,7 @@ def open_engine(
         dtype: "fp32", "bf16" or "fp16" for the torch engine; null = by `compute_type`.
         threads: CPU threads; 0 = the library's default.
         average_probabilities: An ensemble averages probabilities instead of log probabilities.
+        prefix_cache: MiB for the keys and values of earlier prompts of the torch engine; 0 = none.
 
     Raises:
         CheckpointError: There is no usable model at `path`.
@@ -56,7 +58,9 @@ def open_engine(
         return Ct2Translator.open(releases[0], **options)
     from onmt_llm.generate.torch.engine import TorchEngine
 
-    return TorchEngine.open(paths, dtype=dtype, average_probabilities=average_probabilities, **options)
+    return TorchEngine.open(
+        paths, dtype=dtype, average_probabilities=average_probabilities, prefix_cache=prefix_cache, **options
+    )
 
 
 def find_release(path: str | Path) -> Path | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_GRANULE = 64
+GRANULE = 64
+"""Buffers have room for a multiple of so many tokens."""
 
 
 class KVCache:
@@ -36,6 +37,11 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of all buffers, unused capacity included."""
         return sum(t.nbytes for pair in (*self._self, *self._cross, self._spare) if pair is not None for t in pair)
+
+    @property
+    def token_nbytes(self) -> int:
+        """Bytes of the keys and values of one token of one row."""
+        return sum(t[0, :, :1].nbytes for pair in self._self if pair is not None for t in pair)
 
     def append(self, layer: int, k_BKTH: Tensor, v_BKTH: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of T new tokens, (B, K, T, H) each; returns all of the layer's, (B, K, S, H)."""
@@ -110,7 +116,7 @@ class KVCache:
         if pair is not None and end <= room:
             return pair
         wanted = max(end, room + room // 4, self._capacity)
-        wanted = -(-wanted // _GRANULE) * _GRANULE
+        wanted = -(-wanted // GRANULE) * GRANULE
         grown = []
         for i, new in enumerate((k_BKTH, v_BKTH)):
             buffer = new.new_empty(new.shape[0], new.shape[1], wanted, new.shape[3])

@@ -190,7 +190,7 @@ def sample(
     chosen = [row.prompt for row in rows]
     if chosen != list(range(len(decoding.source_lengths))):
         decoding.select(chosen)
-    while rows:
+    while True:
         histories = functools.partial(_histories, rows)
         prompts, length = [row.prompt for row in rows], len(rows[0].tokens)
         logits_RV = constraints.distribution(decoding.logits_RV, histories)
@@ -207,11 +207,12 @@ def sample(
                 row.finish = "length"
             yield row
         alive = [i for i, row in enumerate(rows) if row.finish is None]
+        if not alive:
+            return
         if len(alive) < len(rows):
             rows = [rows[i] for i in alive]
             decoding.select(alive)
-        if rows:
-            decoding.step([row.tokens[-1] for row in rows])
+        decoding.step([row.tokens[-1] for row in rows])
 
 
 def _histories(rows: Sequence[DecodingRow]) -> list[list[int]]:

@@ -31,6 +31,7 @@ from onmt_llm.generate.search.beam import beam_search, coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.torch.ensemble import Ensemble
 from onmt_llm.generate.torch.prefill import PromptReader
+from onmt_llm.generate.torch.prefix import PrefixCache
 from onmt_llm.log import log_once
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.nn.device import available_memory, resolve_device
@@ -58,6 +59,8 @@ class TorchEngine:
         codec: Its vocabulary, tokeniser and template.
         others: Further models of the ensemble.
         average_probabilities: Average the models' probabilities instead of log probabilities.
+        prefix_cache: Bytes for the keys and values of earlier prompts (`PrefixCache`); 0 = none, as it must be where
+            the weights change.
     """
 
     def __init__(
@@ -67,9 +70,11 @@ class TorchEngine:
         *,
         others: Sequence[Transformer] = (),
         average_probabilities: bool = False,
+        prefix_cache: int = 0,
     ) -> None:
         self.model = model
         self._codec = codec
+        self._prefixes = PrefixCache(prefix_cache) if prefix_cache else None
         self._ensemble = Ensemble((model, *others), codec, average_probabilities=average_probabilities)
 
     @classmethod
@@ -82,6 +87,7 @@ class TorchEngine:
         dtype: str | None = None,
         threads: int = 0,
         average_probabilities: bool = False,
+        prefix_cache: int = 0,
     ) -> TorchEngine:
         """Load checkpoints, or adapters with their bases; see `open_engine`."""
         from onmt_llm.generate.torch.loading import load_models
@@ -91,7 +97,13 @@ class TorchEngine:
         target = resolve_device(device)
         watch(target.type)
         models, codec = load_models(as_paths(path), device=target, compute_type=compute_type, dtype=dtype)
-        return cls(models[0], codec, others=models[1:], average_probabilities=average_probabilities)
+        return cls(
+            models[0],
+            codec,
+            others=models[1:],
+            average_probabilities=average_probabilities,
+            prefix_cache=prefix_cache * 2**20,
+        )
 
     def for_languages(self, src: str = "", tgt: str = "") -> TorchEngine:
         """See `Engine.for_languages`."""
@@ -273,17 +285,20 @@ class TorchEngine:
     def _open_stream(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
     ) -> Iterator[search.DecodingRow]:
-        rows = [search.DecodingRow(0, random=_random(_seed(options), 0, 0))]
+        row = search.DecodingRow(0, random=_random(_seed(options), 0, 0))
         ids = self._ensemble.prompt_ids(prompt)
         self._check_lengths([ids])
         constraints = search.build_constraints(options, self._codec, self.model.config, prompts=[ids])
-        reader = PromptReader(self._ensemble, ids)
-        reader.step()
-        while not reader.is_done:
-            if should_stop():
-                return
+        reader = PromptReader(self._ensemble, ids, prefixes=self._prefixes)
+        try:
             reader.step()
-        yield from search.sample(reader.decoding, rows, options=options, constraints=constraints)
+            while not reader.is_done:
+                if should_stop():
+                    return
+                reader.step()
+            yield from search.sample(reader.decoding, [row], options=options, constraints=constraints)
+        finally:
+            reader.keep(row.tokens)
 
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]

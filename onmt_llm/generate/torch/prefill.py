@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.torch.ensemble import Ensemble
+from onmt_llm.generate.torch.prefix import PrefixCache
 from onmt_llm.nn.kv_cache import KVCache
 
+_ROOM = 256
+"""Further tokens for which a row has room before its buffers grow."""
 PIECE = 256
 """Tokens that are read at once: a fraction of a second even on a CPU, and enough for full speed."""
 
@@ -26,21 +29,24 @@ class PromptReader:
     Args:
         ensemble: The models.
         prompt: Its token ids, at least one.
-        caches: Each model's keys and values of the beginning of the prompt, which is then not read; it must end before
-            the last token.
+        prefixes: Earlier sequences; what the prompt has in common with one of them is not read.
         piece: Tokens of a piece. A source is encoded at once, whatever its length, and so are prompts of which pieces
             would be computed in another way (`is_separable`).
     """
 
     def __init__(
-        self, ensemble: Ensemble, prompt: PromptIds, *, caches: Sequence[KVCache] = (), piece: int = PIECE
+        self, ensemble: Ensemble, prompt: PromptIds, *, prefixes: PrefixCache | None = None, piece: int = PIECE
     ) -> None:
         self._ensemble, self._prompt = ensemble, prompt
-        self._piece = piece if is_separable(ensemble.config, len(prompt)) else len(prompt)
+        separable = is_separable(ensemble.config, len(prompt))
+        self._prefixes = prefixes if separable else None
+        self._piece = piece if separable else len(prompt)
         self._decoding: Decoding | None = None
-        self.caches = list(caches)
-        if not self.caches and self._piece < len(prompt):
-            self.caches = ensemble.empty_caches(capacity=len(prompt))
+        self._caches: list[KVCache] = []
+        if self._prefixes is not None:
+            self._caches = self._prefixes.find(prompt, capacity=len(prompt) + _ROOM)
+        if not self._caches and self._piece < len(prompt):
+            self._caches = ensemble.empty_caches(capacity=len(prompt) + _ROOM)
 
     @property
     def is_done(self) -> bool:
@@ -52,7 +58,7 @@ class PromptReader:
         """Tokens that have been read."""
         if self.is_done:
             return len(self._prompt)
-        return self.caches[0].length if self.caches else 0
+        return self._caches[0].length if self._caches else 0
 
     @property
     def decoding(self) -> Decoding:
@@ -65,10 +71,21 @@ class PromptReader:
         start = self.length
         end = start + self._piece
         if end < len(self._prompt):
-            self._ensemble.extend(self.caches, self._prompt[start:end])
+            self._ensemble.extend(self._caches, self._prompt[start:end])
         else:
-            self._decoding = self._ensemble.start([self._prompt], caches=self.caches)
-            self.caches = self._decoding.caches
+            self._decoding = self._ensemble.start([self._prompt], caches=self._caches)
+
+    def keep(self, answer: Sequence[int] = ()) -> None:
+        """Give what was read, and the answer with which the row went on, to the earlier sequences. The row must not be
+        continued after that."""
+        caches = self._caches if self._decoding is None else self._decoding.caches
+        ids = [*self._prompt, *answer]
+        # The last token of an answer was chosen, but not read.
+        known = ids[: min(caches[0].length, len(ids) - 1)] if caches else []
+        if self._prefixes is not None and is_separable(self._ensemble.config, len(ids)):
+            for cache in caches:
+                cache.trim(len(known))
+            self._prefixes.store(known, caches)
 
 
 def is_separable(config: ModelConfig, length: int) -> bool:

@@ -15,9 +15,10 @@ from onmt_llm.generate.search.state import Decoding
 from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.generate.torch.ensemble import Ensemble
 from onmt_llm.generate.torch.prefill import PIECE, PromptReader
+from onmt_llm.generate.torch.prefix import PrefixCache
 from onmt_llm.nn.transformer import Transformer
 
-ROPE = {"original_max_position": 12, "factor": 4.0}
+ROPE = {"original_max_position": 22, "factor": 4.0}
 LONGROPE = {**ROPE, "scaling": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]}
 KINDS: dict[str, dict[str, Any]] = {
     "rotary": tiny.LLAMA,
@@ -67,7 +68,7 @@ def following(decoding: Decoding) -> torch.Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("length", [9, 10, 20])
+@pytest.mark.parametrize("length", [9, 21, 30])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_pieces_give_the_logits_of_the_whole_prompt(kind: str, length: int) -> None:
@@ -77,7 +78,7 @@ def test_pieces_give_the_logits_of_the_whole_prompt(kind: str, length: int) -> N
     while not reader.is_done:
         reader.step()
         lengths.append(reader.length)
-    at_once = kind in ("dynamic", "longrope") and length == 20
+    at_once = kind in ("dynamic", "longrope") and length == 30
     assert lengths == [length] if at_once else [*range(3, length, 3), length]
     torch.testing.assert_close(following(reader.decoding), following(Decoding(models, [prompt])), rtol=0, atol=2e-5)
 
@@ -85,13 +86,14 @@ def test_pieces_give_the_logits_of_the_whole_prompt(kind: str, length: int) -> N
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_a_prompt_goes_on_from_a_cache_of_its_beginning(kind: str) -> None:
-    models, prompt = [build(tiny.config(**KINDS[kind]))], prompt_of(11)
-    first = Decoding(models, [prompt[:8]])
-    reader = PromptReader(ensemble(*models), prompt, caches=[first.caches[0].copy(8)], piece=2)
+    models, prompt = [build(tiny.config(**KINDS[kind]))], prompt_of(21)
+    prefixes = PrefixCache(2**20)
+    prefixes.store(prompt[:17], Decoding(models, [prompt[:17]]).caches)
+    reader = PromptReader(ensemble(*models), prompt, prefixes=prefixes, piece=3)
+    assert reader.length == 17
     while not reader.is_done:
         reader.step()
     torch.testing.assert_close(following(reader.decoding), following(Decoding(models, [prompt])), rtol=0, atol=2e-5)
-    assert first.caches[0].length == 8
 
 
 @torch.inference_mode()
