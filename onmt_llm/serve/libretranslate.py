@@ -117,7 +117,7 @@ def _known(wanted: str, tags: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Job:
+class TranslationJob:
     """A request that was checked.
 
     Attributes:
@@ -135,7 +135,7 @@ class Job:
     alternatives: int
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any], languages: Languages, *, most_alternatives: int) -> Job:
+    def of(cls, parameters: Mapping[str, Any], languages: Languages, *, most_alternatives: int) -> TranslationJob:
         """Check the parameters of a request.
 
         Raises:
@@ -148,7 +148,9 @@ class Job:
             raise Refusal(400, f"{str(form)[:50]} format is not supported", param="format")
         alternatives = _count(parameters.get("alternatives") or 0, most_alternatives)
         documents = [_DOCUMENTS[form](text) for text in texts]
-        detected = [_first(languages, "\n".join(document.segments)) for document in documents] if source == "auto" else []
+        detected = (
+            [_first(languages, "\n".join(document.segments)) for document in documents] if source == "auto" else []
+        )
         sources = [each.tag for each in detected] or [languages.source(source)] * len(texts)
         return cls(documents, sources, detected, target, alternatives if form == "text" else 0)
 
@@ -193,7 +195,7 @@ def libretranslate_api(service: Service, keys: ApiKeys) -> Api:
         """Translate a text, or a list of texts."""
         parameters = await _parameters(request, keys)
         languages = Languages(service.models)
-        job = await asyncio.to_thread(Job.of, parameters, languages, most_alternatives=service.limits.n - 1)
+        job = await asyncio.to_thread(TranslationJob.of, parameters, languages, most_alternatives=service.limits.n - 1)
         found = await job.translations(service, languages)
         is_list = isinstance(parameters["q"], list)
         answer: dict[str, Any] = {"translatedText": _listed([texts[0] for texts in found], is_list)}
@@ -308,7 +310,9 @@ def _first(languages: Languages, text: str) -> Detected:
 
 
 def _with_alternatives(options: GenerationConfig, alternatives: int) -> GenerationConfig:
-    beams = options.beam_size if options.samples and options.beam_size == 1 else max(options.beam_size, alternatives + 1)
+    beams = (
+        options.beam_size if options.samples and options.beam_size == 1 else max(options.beam_size, alternatives + 1)
+    )
     return options.model_copy(update={"n_best": alternatives + 1, "beam_size": beams})
 
 

@@ -15,7 +15,9 @@ _NO_TRANSLATION = re.compile(r"""\stranslate\s*=\s*["']?no\b""", re.IGNORECASE)
 _RAW = frozenset({"script", "style", "textarea"})
 """Elements whose content has no tags."""
 _NOT_TEXT = _RAW | {"code", "pre", "svg", "math"}
-_VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
+_VOID = frozenset(
+    ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
+)
 """Elements without an end."""
 
 

@@ -38,6 +38,10 @@ class ModelSpec:
         generation: How answers are generated where a request does not say. Options that are not set here are the
             model's own (`SamplingDefaults`).
         load_at_start: `ModelPool.load_all` loads it.
+        idle_seconds: Unload it when nobody has used it for so long; None = as the pool does.
+        device: Where it runs: "auto", "cpu", "cuda".
+        tgt_file_prefix: Its translations start with the text in `ref` (API of OpenNMT-py).
+        sources, targets: Languages that it translates from and into, by BCP 47 tag, with its own codes of them.
     """
 
     name: str
@@ -49,6 +53,11 @@ class ModelSpec:
     drop_old_rounds: bool = False
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     load_at_start: bool = True
+    idle_seconds: float | None = None
+    device: str = "auto"
+    tgt_file_prefix: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
 
 
 class ServedModel:
@@ -173,7 +182,8 @@ class ModelPool:
     Args:
         specs: The models.
         max_queue: Requests that may wait for each.
-        idle_seconds: `unload_idle` unloads models that nobody has used for so long; 0 = never.
+        idle_seconds: `unload_idle` unloads models that nobody has used for so long, unless they have a time of their
+            own; 0 = never.
 
     Examples:
         >>> async with pool.use("llama") as model:
@@ -192,6 +202,15 @@ class ModelPool:
     @property
     def names(self) -> list[str]:
         return list(self._specs)
+
+    @property
+    def shortest_idle_seconds(self) -> float:
+        """The least time after which a model is unloaded; 0 = none ever is."""
+        return min(filter(None, map(self.idle_seconds_of, self._specs.values())), default=0)
+
+    def idle_seconds_of(self, spec: ModelSpec) -> float:
+        """After what time without use a model is unloaded; 0 = never."""
+        return self.idle_seconds if spec.idle_seconds is None else spec.idle_seconds
 
     @property
     def loaded(self) -> list[ServedModel]:
@@ -279,9 +298,10 @@ class ModelPool:
             return model is not None
 
     def unload_idle(self) -> None:
-        """Unload the models that nobody has used for `idle_seconds`."""
+        """Unload the models that nobody has used for their time, or for `idle_seconds`."""
         for model in self.loaded:
-            if self.idle_seconds and model.is_idle(self.idle_seconds):
+            seconds = self.idle_seconds_of(model.spec)
+            if seconds and model.is_idle(seconds):
                 self.unload(model.name)
 
     def reload(self, specs: Sequence[ModelSpec] | None = None) -> list[str]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
 
 from onmt_llm.config.compat.server import search_options
@@ -25,6 +25,7 @@ from onmt_llm.generate.engine import Hypothesis
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.serve.api import Api
 from onmt_llm.serve.errors import Refusal
+from onmt_llm.serve.keys import ApiKeys, bearer_key
 from onmt_llm.serve.models import ModelPool, ModelSpec, ServedModel
 from onmt_llm.serve.service import Service
 from onmt_llm.serve.translation import Source, translate
@@ -87,40 +88,40 @@ class NumberedModels:
         return own
 
 
-def opennmt_api(service: Service, *, url_root: str = "/translator") -> Api:
+def opennmt_api(service: Service, *, keys: ApiKeys, admin_keys: ApiKeys, url_root: str) -> Api:
     """The API.
 
     Args:
         service: Models and limits.
+        keys: Keys of which each request must have one in its header; none = everyone is served.
+        admin_keys: The same for requests that clone, load or unload models; none = as for the others.
         url_root: What its paths begin with.
     """
     router = APIRouter(prefix=url_root.rstrip("/"), tags=["opennmt"])
     models = NumberedModels(service.models)
+    for_users = [Depends(_key_checker(keys, admin_keys))] if keys else []
+    for_admins = [Depends(_key_checker(admin_keys))] if admin_keys else for_users
 
     @router.get("/health")
     async def health() -> dict[str, str]:
         """The process lives."""
         return {"status": "ok"}
 
-    @router.get("/models")
+    @router.get("/models", dependencies=for_users)
     async def list_models() -> list[dict[str, Any]]:
         """The models."""
-        loaded = {model.name for model in service.models.loaded}
-        pool = service.models
-        return [_card(number, model, pool.spec(model.name), loaded) for number, model in models.all().items()]
+        return [_card(number, model, service.models) for number, model in models.all().items()]
 
-    @router.post("/translate")
+    @router.post("/translate", dependencies=for_users)
     async def translate_texts(request: Request) -> list[list[dict[str, Any]]]:
-        """Translate texts with the model that the first of them names: a list of best translations, one of second ..."""
+        """Translate texts with the model that the first of them names: the list of the best, that of the second ..."""
         inputs = _inputs(await _body(request))
         numbered = models.get(inputs[0].get("id", 0))
         async with service.models.use(numbered.name) as model:
             options = numbered.options or model.options
             sources = [_source(entry, model) for entry in inputs]
             spec = model.spec
-            found = await translate(
-                service, model, sources, options, src_lang=spec.src_lang, tgt_lang=spec.tgt_lang
-            )
+            found = await translate(service, model, sources, options, src_lang=spec.src_lang, tgt_lang=spec.tgt_lang)
             codec = model.codec.for_languages(spec.src_lang, spec.tgt_lang)
         return [
             [_answer(entry["src"], source, hypotheses, rank, codec) for entry, source, hypotheses in rows]
@@ -128,7 +129,7 @@ def opennmt_api(service: Service, *, url_root: str = "/translator") -> Api:
             for rows in [list(zip(inputs, sources, found, strict=True))]
         ]
 
-    @router.post("/clone_model/{model_id:int}")
+    @router.post("/clone_model/{model_id:int}", dependencies=for_admins)
     async def clone_model(model_id: int, request: Request) -> dict[str, Any]:
         """Offer a model a second time, with the decoding options in `opt`."""
         body = await _body(request)
@@ -143,7 +144,7 @@ def opennmt_api(service: Service, *, url_root: str = "/translator") -> Api:
             return {"status": "error", "error": refusal.message}
         return {"status": "ok", "model_id": number, "load_time": time.monotonic() - begun}
 
-    @router.get("/unload_model/{model_id:int}")
+    @router.get("/unload_model/{model_id:int}", dependencies=for_admins)
     async def unload_model(model_id: int) -> dict[str, Any]:
         """Remove a model from memory; the next request loads it again."""
         try:
@@ -154,7 +155,7 @@ def opennmt_api(service: Service, *, url_root: str = "/translator") -> Api:
             return {"model_id": model_id, "status": "error", "error": refusal.message}
         return {"model_id": model_id, "status": "ok"}
 
-    @router.get("/to_cpu/{model_id:int}")
+    @router.get("/to_cpu/{model_id:int}", dependencies=for_admins)
     async def to_cpu(model_id: int) -> dict[str, Any]:
         """Free the GPU: a model that is on one is unloaded."""
         name = models.get(model_id).name
@@ -162,7 +163,7 @@ def opennmt_api(service: Service, *, url_root: str = "/translator") -> Api:
             await asyncio.to_thread(service.models.unload, name)
         return {"model_id": model_id, "status": "ok"}
 
-    @router.get("/to_gpu/{model_id:int}")
+    @router.get("/to_gpu/{model_id:int}", dependencies=for_admins)
     async def to_gpu(model_id: int) -> dict[str, Any]:
         """Load a model, if it is one for a GPU."""
         name = models.get(model_id).name
@@ -172,7 +173,20 @@ def opennmt_api(service: Service, *, url_root: str = "/translator") -> Api:
         async with service.models.use(name):
             return {"model_id": model_id, "status": "ok"}
 
-    return Api((router.prefix,), router, lambda refusal: {"status": "error", "error": refusal.message})
+    return Api((router.prefix,), router, lambda refusal: {"status": "error", "error": refusal.message}, needs_key=False)
+
+
+def _key_checker(*accepted: ApiKeys) -> Callable[[Request], None]:
+    """Refuses requests without one of the keys."""
+
+    def check(request: Request) -> None:
+        key = bearer_key(request.headers.get("authorization", ""))
+        if not any(keys.accepts(key) for keys in accepted):
+            raise Refusal(
+                401, "The header Authorization must carry a key for this request (`Bearer KEY`), but does not."
+            )
+
+    return check
 
 
 async def _body(request: Request) -> Any:
@@ -219,13 +233,14 @@ def _alignment(codec: Codec, source: Source, tokens: Sequence[str], alignment: S
     return word_pharaoh(prompt, tokens, [place - shift for place in alignment])
 
 
-def _card(number: int, model: NumberedModel, spec: ModelSpec, loaded: set[str]) -> dict[str, Any]:
+def _card(number: int, model: NumberedModel, pool: ModelPool) -> dict[str, Any]:
+    spec = pool.spec(model.name)
     return {
         "model_id": number,
         "models": [spec.name],
         "opt": (model.options or spec.generation).model_dump(exclude_unset=True),
-        "loaded": spec.name in loaded,
-        "timeout": model.timeout if model.timeout is not None else spec.idle_seconds or -1,
+        "loaded": spec.name in [each.name for each in pool.loaded],
+        "timeout": model.timeout if model.timeout is not None else pool.idle_seconds_of(spec) or -1,
     }
 
 

@@ -77,8 +77,8 @@ async def translate(
         prompt = codec.encode(source.text)
         if len(prompt) > model.context_length:
             raise DataError(
-                f"A text must have at most {model.context_length:,} tokens, which is what the model was trained for, but "
-                f"one has {len(prompt):,}.",
+                f"A text must have at most the {model.context_length:,} tokens that the model was trained for, but one "
+                f"has {len(prompt):,}.",
                 hint="send its sentences one by one",
             )
         prefix = codec.tokenizer.encode(source.prefix) if source.prefix else []

@@ -141,7 +141,9 @@ def _language(code: str) -> str:
     return _SHORT.get(language, language)
 
 
-def offered_languages(config: CheckpointConfig, *, src: str = "", tgt: str = "") -> tuple[dict[str, str], dict[str, str]]:
+def offered_languages(
+    config: CheckpointConfig, *, src: str = "", tgt: str = ""
+) -> tuple[dict[str, str], dict[str, str]]:
     """The languages that a model translates from and into: their tags, with the codes that the model is asked with.
 
     Args:

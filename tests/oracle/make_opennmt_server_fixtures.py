@@ -2,9 +2,8 @@
 
     PYTHON_OF_OPENNMT make_opennmt_server_fixtures.py MODEL.pt RELEASE OUTPUT.json
 
-MODEL.pt is tests/data/opennmt/reverse.pt, RELEASE a CTranslate2 release of it (float32), and tests/data/opennmt_server.json
-was written so. A model is named in the fixture by its place: "model.pt" or "release". `available_models/conf.json` is
-stored beside the answers: all requests go to one server, in order.
+MODEL.pt is tests/data/opennmt/reverse.pt, RELEASE a CTranslate2 release of it (float32): tests/data/opennmt_server.json
+was written so. It has the `available_models/conf.json` of the server, and its answers to requests in this order.
 """
 
 from __future__ import annotations

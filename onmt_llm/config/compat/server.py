@@ -185,7 +185,9 @@ class _Entry:
                 elif key in _CT2_IGNORED:
                     self._note(f"{section}.{key}", f"has no effect: {_CT2_IGNORED[key]}")
                 else:
-                    self._refuse(f"{section}.{key}", "must be left out", "this argument of CTranslate2 is not supported")
+                    self._refuse(
+                        f"{section}.{key}", "must be left out", "this argument of CTranslate2 is not supported"
+                    )
         return found
 
     def _note(self, key: str, sentence: str, *, whole: bool = False) -> None:

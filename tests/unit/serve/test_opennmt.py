@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_answers_are_those_of_the_recorded_server(client: TestClient) -> None:
 
 def check_translations(ours: list[list[dict[str, Any]]], theirs: list[list[dict[str, Any]]]) -> None:
     assert [len(row) for row in ours] == [len(row) for row in theirs]
-    for mine, original in zip(sum(ours, []), sum(theirs, []), strict=True):
+    for mine, original in zip(chain(*ours), chain(*theirs), strict=True):
         assert set(original) - set(mine) <= {"align_score"} and set(mine) <= set(original)
         for key in ("src", "n_best"):
             assert mine[key] == original[key]
