@@ -149,8 +149,11 @@ def main() -> None:
         merge = ("-action", "merge", "-base_model", ours, "-lora_weights", adapter, "-output", scratch / "merged")
         measure("merge", LORA, *merge, read=size, limit=limit)
         shutil.rmtree(scratch / "merged")
-        measure("export", CONVERT, "-model_dir", ours, "-output", scratch / "out", "-to", "hf", read=size, limit=limit)
-        shutil.rmtree(scratch / "out")
+        for form in ("hf", "gguf"):
+            (scratch / "out").mkdir()
+            words = ("-model_dir", ours, "-output", scratch / "out" / "model.gguf", "-to", form)
+            measure(f"export, {form}", CONVERT, *words, read=size, limit=limit)
+            shutil.rmtree(scratch / "out")
         for quality in ("plain", "rotated"):
             for verify in ("off", "warn"):
                 output = scratch / f"{quality}-{verify}"

@@ -31,7 +31,7 @@ def _paths(loaded: Loaded[Any]) -> Paths:
     writes += [Output("src_vocab", f"{vocabulary.src_vocab}_feat{number}") for number in range(data.n_src_feats)]
     models = list(subword_files(loaded))
     if loaded.job.counting.learn_subwords:
-        writes += [Output(where[0], path) for _, path, where in models]
+        writes += [Output(name, path) for path, name in {path: where[0] for _, path, where in models}.items()]
         models = []
     if data.save_data:
         writes.append(Output("save_data", data.save_data, collects=True))

@@ -88,7 +88,8 @@ def test_nothing_of_the_text_side_is_lost_on_the_way(tmp_path: Path) -> None:
     write_corpora(tmp_path)
     learned = {"src_vocab": f"{tmp_path}/all.txt"}
     learn = ["-n_sample", "-1", "-learn_subwords", "-learn_subwords_size", "300"]
-    run(build_vocab, "-config", write_yaml(tmp_path, "count", "second", **learned), *learn)
+    both = {**learned, "tgt_subword_model": f"{tmp_path}/sp.model"}  # one model, named for either side
+    run(build_vocab, "-config", write_yaml(tmp_path, "count", "second", **both), *learn)
 
     cut = {**learned, "src_vocab_size": 40}
     base = trained_twice(write_yaml(tmp_path, "base", "first", **cut, **MODEL, **RUN), tmp_path, 6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -66,3 +68,10 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's content, row-major and in the byte order of the machine (little endian wherever torch runs)."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def return_freed_memory() -> None:
+    """Have glibc return freed memory to the system. It keeps what many small objects took, such as those of a
+    vocabulary, although a large tensor cannot use it."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

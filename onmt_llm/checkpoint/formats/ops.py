@@ -90,7 +90,7 @@ class InterleavedRotary:
         rotated, rest = heads[:, :rotary], heads[:, rotary:]
         split = (rotary // 2, 2) if interleaved else (2, rotary // 2)
         permuted = rotated.reshape(-1, *split, *tensor.shape[1:]).transpose(1, 2).reshape(rotated.shape)
-        return torch.cat([permuted, rest], dim=1).reshape(tensor.shape)
+        return _joined([permuted, rest], dim=1).reshape(tensor.shape)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class GroupedQKV:
 
     def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
         q, k, v = (tensor.reshape(self.kv_heads, -1, self.head_dim, *tensor.shape[1:]) for tensor in ours)
-        return [torch.cat([q, k, v], dim=1).reshape(-1, *ours[0].shape[1:])]
+        return [_joined([q, k, v], dim=1).reshape(-1, *ours[0].shape[1:])]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class SplitRows:
         return list(fused.split(list(self.sizes), dim=0))
 
     def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(list(ours), dim=0)]
+        return [_joined(list(ours), dim=0)]
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class DropRows:
         return [tensor[self.count :] for tensor in theirs]
 
     def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat([tensor.new_zeros(self.count, *tensor.shape[1:]), tensor]) for tensor in ours]
+        return [_joined([tensor.new_zeros(self.count, *tensor.shape[1:]), tensor]) for tensor in ours]
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Shards:
     dim: int
 
     def forward(self, theirs: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(list(theirs), dim=self.dim)]
+        return [_joined(list(theirs), dim=self.dim)]
 
     def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
         (whole,) = ours
@@ -314,3 +314,15 @@ class Inverse:
 
     def backward(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return self.op.forward(ours)
+
+
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`torch.cat`, which imports torch's compiler for meta tensors: 70 MB, where a shape is all that is wanted."""
+    if not tensors[0].is_meta:
+        return torch.cat(list(tensors), dim=dim)
+    rests = {(*tensor.shape[:dim], *tensor.shape[dim + 1 :]) for tensor in tensors}
+    if len(rests) > 1:
+        raise ValueError(f"only dimension {dim} may differ in {', '.join(str(tuple(t.shape)) for t in tensors)}")
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
+    return tensors[0].new_empty(shape)

@@ -35,7 +35,7 @@ _PRECISE = ("q8_0", *("f32", "f16", "bf16"))
 """Types in which the output layer is stored like the other matrices."""
 _KEPT = ("position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "attn_rel_b.weight")
 """Ends of the names of small matrices that stay in float32, besides norms."""
-_CHUNK = 2**22
+_CHUNK = 2**19
 """Values that are quantised at once."""
 
 

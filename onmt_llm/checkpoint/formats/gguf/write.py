@@ -13,6 +13,7 @@ import torch
 
 from onmt_llm.atomic import atomic_file, check_output_file, write_text
 from onmt_llm.checkpoint.export_guard import Check, anything, obstacles, only, open_for_export, settings, where
+from onmt_llm.checkpoint.files.blocks import return_freed_memory
 from onmt_llm.checkpoint.formats.gguf import t5
 from onmt_llm.checkpoint.formats.gguf.architectures import (
     ARCHITECTURES,
@@ -137,32 +138,35 @@ def _write(checkpoint: Checkpoint, architecture: str, file: Path, *, model_name:
     gguf = require("gguf", "writing a GGUF file")
     config = checkpoint.config.model
     checkpoint.check_fits(parameter_shapes(config))
-    codec = checkpoint.codec()
     keys, tensors = _model_keys(architecture, config)
     if not config.is_decoder_only:
+        codec = checkpoint.codec()
         keys[t5.START] = codec.vocab.id(codec.start_tokens[0])
     backwards = [one.reversed for one in rules(architecture, config, layout(architecture, config))]
     sizes = {**shapes(backwards, checkpoint), **{name: tuple(tensor.shape) for name, tensor in tensors.items()}}
     kinds = _types(sizes, type)
     general = {**_general(checkpoint, model_name), "file_type": int(gguf.LlamaFileType[FILE_TYPES[type]])}
-    metadata = {
-        **{f"general.{key}": value for key, value in general.items()},
-        **{f"{architecture}.{key}": value for key, value in keys.items()},
-        **{f"tokenizer.{key}": value for key, value in tokenizer_keys(codec, checkpoint.path).items()},
-    }
     writer = gguf.GGUFWriter(file, architecture)
-    _add_keys(writer, metadata)
+    _add_keys(writer, {f"general.{key}": value for key, value in general.items()})
+    _add_keys(writer, {f"{architecture}.{key}": value for key, value in keys.items()})
+    _add_keys(writer, {f"tokenizer.{key}": value for key, value in _tokenizer(checkpoint).items()})
     for name, shape in sizes.items():
         kind = gguf.GGMLQuantizationType[kinds[name].upper()]
         writer.add_tensor_info(name, shape, np.dtype(np.float32), size_in_bytes(shape, kinds[name]), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    writer.kv_data.clear()  # the vocabulary, before there are large tensors
+    return_freed_memory()
     stream = apply(backwards, checkpoint, None, what=str(checkpoint.path))
     for name, tensor in chain(stream, tensors.items()):
         writer.write_tensor_data(QuantizedRows(name, tensor, kinds[name]))
         del tensor  # before the next one is read
     writer.close()
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Values:
+    return tokenizer_keys(checkpoint.codec(), checkpoint.path)
 
 
 def write_modelfile(checkpoint: Checkpoint | str | Path, gguf_file: Path, output: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -183,3 +185,24 @@ def test_what_cannot_fit_is_refused_before_anything_is_allocated(changes: dict[s
 def test_no_tensors_at_all_are_refused() -> None:
     with pytest.raises(CheckpointError):
         check_sizes(tiny.config(), source(), Path("m"))
+
+
+SHAPES = """
+import sys, torch
+from onmt_llm.checkpoint.formats.ops import GroupedQKV, InterleavedRotary, Shards, SplitRows
+wide, long = torch.empty(48, 5, device="meta"), torch.empty(24, 5, device="meta")
+assert InterleavedRotary(8, 4).backward([wide])[0].shape == (48, 5)
+assert Shards(2, 1).forward([wide, wide])[0].shape == (48, 10)
+assert SplitRows((48, 24)).backward([wide, long])[0].shape == (72, 5)
+assert GroupedQKV(4, 1, 8).backward([torch.empty(32, 5, device="meta"), *[torch.empty(8, 5, device="meta")] * 2])
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_shapes_are_known_without_importing_the_compiler() -> None:
+    assert subprocess.run([sys.executable, "-c", SHAPES]).returncode == 0
+
+
+def test_shapes_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"only dimension 0 may differ in \(4, 5\), \(4, 6\)"):
+        Shards(2, 0).forward([torch.empty(4, 5, device="meta"), torch.empty(4, 6, device="meta")])
