@@ -99,6 +99,40 @@ class KVCache:
             if pair is not None:
                 self._cross[layer] = (pair[0].index_select(0, idx_B), pair[1].index_select(0, idx_B))
 
+    def join(self, other: KVCache) -> None:
+        """Add the rows of another cache of the same model below; the shorter rows get padding on their left, and the
+        shorter memories on their right (which the caller masks)."""
+        length = max(self.length, other.length)
+        self.left_pad_B = torch.cat([self._padding(length), other._padding(length)])
+        for layer, pairs in enumerate(zip(self._self, other._self, strict=True)):
+            self._self[layer] = _joined(pairs, (self._lengths[layer], other._lengths[layer]), length)
+            self._lengths[layer] = length
+        for layer, pairs in enumerate(zip(self._cross, other._cross, strict=True)):
+            self._cross[layer] = _joined_memories(pairs)
+        self._spare = None
+        self.drop_padding()
+
+    def drop_padding(self) -> None:
+        """Remove the columns that are padding in every row."""
+        columns = 0 if self.left_pad_B is None else int(self.left_pad_B.min())
+        if columns:
+            assert self.left_pad_B is not None
+            for layer, pair in enumerate(self._self):
+                if pair is not None:
+                    used = slice(columns, self._lengths[layer])
+                    self._self[layer] = (pair[0][:, :, used].clone(), pair[1][:, :, used].clone())
+                self._lengths[layer] -= columns
+            self.left_pad_B = self.left_pad_B - columns
+            self._spare = None
+        if self.left_pad_B is not None and not bool(self.left_pad_B.any()):
+            self.left_pad_B = None
+
+    def _padding(self, length: int) -> Tensor:
+        """Left padding of each row of a cache that is as long as that."""
+        keys = next(pair[0] for pair in self._self if pair is not None)
+        pad_B = torch.zeros(len(keys), dtype=torch.long, device=keys.device)
+        return (pad_B if self.left_pad_B is None else self.left_pad_B) + length - self.length
+
     def _select_used(self, layer: int, pair: tuple[Tensor, Tensor], idx_B: Tensor) -> tuple[Tensor, Tensor]:
         """Copy the used part of the rows into the spare buffers; the old buffers become the next layer's spare ones."""
         rows, used = len(idx_B), self._lengths[layer]
@@ -126,3 +160,42 @@ class KVCache:
             grown.append(buffer)
         self._self[layer] = (grown[0], grown[1])
         return grown[0], grown[1]
+
+
+Pair = tuple[Tensor, Tensor] | None
+"""Keys and values of a layer."""
+
+
+def _joined(pairs: tuple[Pair, Pair], lengths: tuple[int, int], length: int) -> Pair:
+    """The rows of two caches, (B, K, S, H) each, with their ends aligned; with some room for more tokens."""
+    upper, lower = pairs
+    if upper is None or lower is None:
+        return None
+    room = -(-(length + 1) // GRANULE) * GRANULE
+    buffers = []
+    for above, below in zip(upper, lower, strict=True):
+        rows = above.shape[0] + below.shape[0]
+        buffer = above.new_zeros(rows, above.shape[1], room, above.shape[3])
+        buffer[: above.shape[0], :, length - lengths[0] : length] = above[:, :, : lengths[0]]
+        buffer[above.shape[0] :, :, length - lengths[1] : length] = below[:, :, : lengths[1]]
+        buffers.append(buffer)
+    return buffers[0], buffers[1]
+
+
+def _joined_memories(pairs: tuple[Pair, Pair]) -> Pair:
+    upper, lower = pairs
+    if upper is None or lower is None:
+        return None
+    k, v = (join_padded(above, below, dim=2) for above, below in zip(upper, lower, strict=True))
+    return k, v
+
+
+def join_padded(above: Tensor, below: Tensor, *, dim: int) -> Tensor:
+    """The rows of two tensors, of which the shorter in dimension `dim` gets zeros at its end."""
+    length = max(above.shape[dim], below.shape[dim])
+    shape = list(above.shape)
+    shape[0], shape[dim] = above.shape[0] + below.shape[0], length
+    joined = above.new_zeros(shape)
+    joined[: above.shape[0]].narrow(dim, 0, above.shape[dim]).copy_(above)
+    joined[above.shape[0] :].narrow(dim, 0, below.shape[dim]).copy_(below)
+    return joined

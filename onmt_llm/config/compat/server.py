@@ -70,7 +70,7 @@ def translate_models(user: Mapping[str, Any], result: Translation, translate: Tr
     for name, entry in zip(_ids(user["models"]), user["models"], strict=True):
         if name in found:
             result.errors.append(("models", f"'id' of each model must be its own, but two have {name}."))
-        found[name] = _Entry(name, entry, result).translate(root, translate)
+        found[name] = _Served(name, entry, result).translate(root, translate)
     return found
 
 
@@ -83,7 +83,7 @@ def search_options(opt: Any, translate: TranslateOptions) -> dict[str, Any]:
     result = Translation()
     if not isinstance(opt, dict):
         raise ConfigError("'opt' must be a mapping of options, but is not.")
-    found = _Entry("clone", {"model": "-", "opt": opt}, result).translate("", translate)
+    found = _Served("clone", {"model": "-", "opt": opt}, result).translate("", translate)
     if result.errors:
         raise ConfigError(result.errors[0][1])
     generation: dict[str, Any] = found["generation"]
@@ -100,7 +100,7 @@ def _ids(entries: list[dict[str, Any]]) -> Iterator[str]:
         yield name
 
 
-class _Entry:
+class _Served:
     """One of `models`."""
 
     def __init__(self, name: str, entry: dict[str, Any], result: Translation) -> None:

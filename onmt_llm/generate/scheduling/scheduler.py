@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -48,13 +49,13 @@ class Scheduler:
     Args:
         engine: Only the scheduler's thread may use it from now on, except its `codec`.
         max_queue: Requests that may wait.
-        worker: How to drive the engine; None = the best for its kind.
+        worker: How to drive the engine; None = the best for its kind (`best_worker`).
     """
 
     def __init__(self, engine: Engine, *, max_queue: int = 64, worker: Worker | None = None) -> None:
         self._engine = engine
         self._max_queue = max_queue
-        self._worker = worker or SequentialWorker(engine)
+        self._worker = worker or best_worker(engine)
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._running: set[Ticket] = set()
@@ -72,7 +73,8 @@ class Scheduler:
     def statistics(self) -> Statistics:
         """A copy of the figures so far."""
         with self._changed:
-            return replace(self._statistics, waiting=len(self._waiting), running=len(self._running))
+            now = {"waiting": len(self._waiting), "running": len(self._running), "rows": self._worker.rows}
+            return replace(self._statistics, **now)
 
     def submit(
         self, request: Request, *, seconds: float | None = None, notify: Callable[[], None] | None = None
@@ -90,6 +92,7 @@ class Scheduler:
             Overloaded: Too many requests are waiting, or the scheduler is closing.
         """
         check_options(request.options)
+        self._worker.check(request)
         deadline = None if seconds is None else time.monotonic() + seconds
         ticket = Ticket(request, deadline=deadline, notify=notify, place=self._place)
         with self._changed:
@@ -155,15 +158,23 @@ class Scheduler:
             self._changed.wait_for(lambda: bool(self._waiting) or self._closing)
             return bool(self._waiting)
 
-    def _take(self, limit: int, seconds: float) -> list[Ticket]:
+    def _take(self, limit: int, seconds: float, alike: Callable[[Ticket], Hashable] | None = None) -> list[Ticket]:
         end = time.monotonic() + seconds
         with self._changed:
             while len(self._waiting) < limit and not self._closing and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
-            taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+            chosen: Iterable[Ticket] = self._waiting
+            if alike is not None and self._waiting:
+                wanted = alike(self._waiting[0])
+                chosen = (ticket for ticket in self._waiting if alike(ticket) == wanted)
+            taken = list(islice(chosen, limit))
+            for ticket in taken:
+                self._waiting.remove(ticket)
             self._running.update(taken)
         for ticket in taken:
             ticket.begin()
+            assert ticket.started is not None
+            self._statistics.queue_seconds += ticket.started - ticket.submitted
         return taken
 
     def _done(self, ticket: Ticket) -> None:
@@ -178,3 +189,14 @@ class Scheduler:
                 statistics.cancelled += 1
             else:
                 statistics.answered += 1
+
+
+def best_worker(engine: Engine) -> Worker:
+    """The fastest worker for this kind of engine."""
+    from onmt_llm.generate.torch.engine import TorchEngine
+
+    if isinstance(engine, TorchEngine):
+        from onmt_llm.generate.scheduling.torch_worker import TorchWorker
+
+        return TorchWorker(engine)
+    return SequentialWorker(engine)

@@ -212,15 +212,19 @@ class Statistics:
 
     Attributes:
         waiting, running: Requests now.
+        rows: Rows of the batches that are decoded now: one for each running request, or several for its hypotheses.
         answered, cancelled, failed, refused: Requests since the start; `refused` found the queue full.
         prompt_tokens, answer_tokens: Tokens since the start.
+        queue_seconds: Sum of the times that requests have waited until they were begun.
     """
 
     waiting: int = 0
     running: int = 0
+    rows: int = 0
     answered: int = 0
     cancelled: int = 0
     failed: int = 0
     refused: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    queue_seconds: float = 0.0

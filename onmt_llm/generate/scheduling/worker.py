@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from onmt_llm.errors import UnsupportedError
 from onmt_llm.generate.engine import Delta, Engine, FinishReason, Hypothesis
-from onmt_llm.generate.scheduling.ticket import Ticket
+from onmt_llm.generate.scheduling.ticket import Request, Ticket
+
+
+class Take(Protocol):
+    def __call__(
+        self, limit: int, seconds: float, alike: Callable[[Ticket], Hashable] | None = None
+    ) -> list[Ticket]: ...
 
 
 @dataclass(frozen=True)
@@ -16,16 +23,30 @@ class Queue:
 
     Attributes:
         take: `take(limit, seconds)` removes up to `limit` tickets, the oldest first. It waits at most `seconds` for
-            that many; 0 = it returns what there is, which may be nothing.
+            that many; 0 = it returns what there is, which may be nothing. `take(limit, seconds, alike)` removes only
+            tickets for which the function `alike` returns what it returns for the oldest.
         done: `done(ticket)` reports that nothing more will be written to a ticket; the worker calls it once for each.
     """
 
-    take: Callable[[int, float], list[Ticket]]
+    take: Take
     done: Callable[[Ticket], None]
 
 
 class Worker(Protocol):
     """Drives an engine."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batches that are decoded now."""
+        ...
+
+    def check(self, request: Request) -> None:
+        """Refuse what the engine cannot do; called from the clients' threads.
+
+        Raises:
+            OnmtLlmError: As the engine would refuse it.
+        """
+        ...
 
     def run(self, queue: Queue) -> None:
         """Answer requests until none is waiting and none is running, then return."""
@@ -37,14 +58,22 @@ class SequentialWorker:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.rows = 0
+
+    def check(self, request: Request) -> None:
+        """See `Worker.check`; what else the engine refuses becomes the ticket's error."""
+        if request.top_log_probs is not None or request.prompt_log_probs:
+            raise UnsupportedError("Log probabilities need a worker for this engine, which answers one by one.")
 
     def run(self, queue: Queue) -> None:
         while tickets := queue.take(1, 0.0):
             for ticket in tickets:
+                self.rows = 1
                 try:
                     answer_alone(self._engine, ticket)
                 except Exception as error:
                     ticket.fail(error)
+                self.rows = 0
                 queue.done(ticket)
 
 

@@ -49,11 +49,14 @@ def beam_search(
     Returns:
         For each prompt up to `n_best` pairs of score and finished row, best first.
     """
-    return _BeamSearch(decoding, options, constraints, at_stop).run()
+    search = BeamSearch(decoding, options=options, constraints=constraints, at_stop=at_stop)
+    while search.prompts:
+        search.step()
+    return [search.best(prompt) for prompt in range(len(decoding.source_lengths))]
 
 
-class _BeamSearch:
-    """State of the search.
+class BeamSearch:
+    """A search that is done step by step; its arguments are those of `beam_search`.
 
     Attributes:
         prompts: The B prompts that are still being searched.
@@ -64,15 +67,17 @@ class _BeamSearch:
     def __init__(
         self,
         decoding: Decoding,
+        *,
         options: GenerationConfig,
         constraints: Constraints,
-        at_stop: Callable[[list[int]], bool] | None,
+        at_stop: Callable[[list[int]], bool] | None = None,
     ) -> None:
         num_prompts = len(decoding.source_lengths)
         self.decoding, self.options, self.constraints, self.at_stop = decoding, options, constraints, at_stop
         self.length_penalty = length_penalty(options)
         self.found = [_FinishedHypotheses() for _ in range(num_prompts)]
         self.prompts = list(range(num_prompts))
+        self._dropped: set[int] = set()
         self.tokens_RN = torch.zeros(num_prompts, 0, dtype=torch.long, device=decoding.device)
         self.log_probs_BK = torch.zeros(num_prompts, 1, device=decoding.device)
         self.end_ids = torch.tensor(constraints.end_ids, dtype=torch.long, device=decoding.device)
@@ -81,16 +86,25 @@ class _BeamSearch:
         if penalty is not None:
             self.coverage = _Coverage(penalty, real_tokens(decoding.source_lengths, decoding.device))
 
-    def run(self) -> list[list[tuple[float, DecodingRow]]]:
-        while self.prompts:
-            if self.coverage is not None:
-                assert self.decoding.attention_RS is not None, "a coverage penalty needs a decoding with attention"
-                penalty_BK = self.coverage.add(self.decoding.attention_RS, self.log_probs_BK.shape)
-                if self.options.stepwise_penalty:
-                    self.log_probs_BK = self.log_probs_BK - penalty_BK
-            rows_BK = self._extend()
-            self._keep(self._store_ended(self._ended()), rows_BK)
-        return [sorted(found.ended, key=lambda item: -item[0])[: self.options.n_best] for found in self.found]
+    def step(self) -> list[int]:
+        """Extend all hypotheses by one token; returns the prompts whose search is now over, which leave `prompts`."""
+        if self.coverage is not None:
+            assert self.decoding.attention_RS is not None, "a coverage penalty needs a decoding with attention"
+            penalty_BK = self.coverage.add(self.decoding.attention_RS, self.log_probs_BK.shape)
+            if self.options.stepwise_penalty:
+                self.log_probs_BK = self.log_probs_BK - penalty_BK
+        rows_BK = self._extend()
+        prompts, kept = self.prompts, self._store_ended(self._ended())
+        self._keep([place for place in kept if prompts[place] not in self._dropped], rows_BK)
+        return [prompt for place, prompt in enumerate(prompts) if place not in kept]
+
+    def drop(self, prompt: int) -> None:
+        """End the search of a prompt at the next step, before the model computes anything more for it."""
+        self._dropped.add(prompt)
+
+    def best(self, prompt: int) -> list[tuple[float, DecodingRow]]:
+        """The best finished answers to a prompt: up to `n_best` pairs of score and row, best first."""
+        return sorted(self.found[prompt].ended, key=lambda item: -item[0])[: self.options.n_best]
 
     def _extend(self) -> Tensor:
         """Replace the hypotheses by their best continuations; returns the row that each continues, (B, K)."""
@@ -111,9 +125,9 @@ class _BeamSearch:
 
     def _candidates(self, logits_RV: Tensor, owners: list[int], length: int) -> tuple[Tensor, Tensor]:
         """Each row's best next tokens: their logits and ids."""
-        allowed_RV = self.constraints.ban(logits_RV, owners, length, self.tokens_RN.tolist)
+        allowed_RV = self.constraints.ban(logits_RV, owners, [length] * len(owners), self.tokens_RN.tolist)
         values_RC, ids_RC = top_k(allowed_RV, self.options.beam_size)
-        forced = self.constraints.forced(owners, length)
+        forced = self.constraints.forced(owners, [length] * len(owners))
         for row in [row for row, token in enumerate(forced) if token >= 0]:
             values_RC[row] = -math.inf
             values_RC[row, 0], ids_RC[row, 0] = logits_RV[row, forced[row]], forced[row]

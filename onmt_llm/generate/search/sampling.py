@@ -92,30 +92,34 @@ class Constraints:
             logits_RV = penalize_repetition(logits_RV, histories(), self.repetition_penalty)
         return ban(logits_RV, self.absent_ids)
 
-    def ban(self, scores_RV: Tensor, prompts: Sequence[int], length: int, histories: Histories) -> Tensor:
+    def ban(self, scores_RV: Tensor, prompts: Sequence[int], lengths: Sequence[int], histories: Histories) -> Tensor:
         """The scores with banned tokens at -inf.
 
         Args:
             scores_RV: Logits or log probabilities of the next token.
             prompts: The prompt of each row.
-            length: Number of tokens of every row.
+            lengths: Number of tokens of each row.
             histories: Returns the rows' tokens; called only if they are needed.
         """
         scores_RV = ban(scores_RV, self.banned_ids)
         if self.ngram:
             repeats = [repeated_ngram_ends(h, self.ngram, exempt=self.ngram_exempt) for h in histories()]
             scores_RV = ban_in_rows(scores_RV, repeats)
-        too_short = [length < self.min_length + len(self.prefix(prompt)) for prompt in prompts]
+        too_short = [
+            length < self.min_length + len(self.prefix(prompt)) for prompt, length in zip(prompts, lengths, strict=True)
+        ]
         if all(too_short):
             scores_RV = ban(scores_RV, self.end_ids)
         elif any(too_short):
             scores_RV = ban_in_rows(scores_RV, [self.end_ids if short else () for short in too_short])
         return scores_RV
 
-    def forced(self, prompts: Sequence[int], length: int) -> list[int]:
+    def forced(self, prompts: Sequence[int], lengths: Sequence[int]) -> list[int]:
         """The next token of each row's prefix; -1 = none, any token is allowed."""
         prefixes = map(self.prefix, prompts)
-        return [prefix[length] if length < len(prefix) else -1 for prefix in prefixes]
+        return [
+            prefix[length] if length < len(prefix) else -1 for prefix, length in zip(prefixes, lengths, strict=True)
+        ]
 
 
 def build_constraints(
@@ -173,6 +177,11 @@ def pick_random(options: GenerationConfig) -> Pick:
     return pick
 
 
+def picker(options: GenerationConfig) -> Pick:
+    """Sampling or greedy search, as the options say."""
+    return pick_random(options) if options.samples else pick_best
+
+
 def sample(
     decoding: Decoding, rows: list[DecodingRow], *, options: GenerationConfig, constraints: Constraints
 ) -> Iterator[DecodingRow]:
@@ -186,26 +195,13 @@ def sample(
         options: How to choose tokens.
         constraints: Allowed tokens and lengths.
     """
-    pick = pick_random(options) if options.samples else pick_best
+    pick = picker(options)
     chosen = [row.prompt for row in rows]
     if chosen != list(range(len(decoding.source_lengths))):
         decoding.select(chosen)
     while True:
-        histories = functools.partial(_histories, rows)
-        prompts, length = [row.prompt for row in rows], len(rows[0].tokens)
-        logits_RV = constraints.distribution(decoding.logits_RV, histories)
-        picked = pick(constraints.ban(logits_RV, prompts, length, histories), rows)
-        forced = constraints.forced(prompts, length)
-        tokens = [ours if ours >= 0 else theirs for ours, theirs in zip(forced, picked, strict=True)]
-        log_probs = logits_RV.log_softmax(dim=-1)[torch.arange(len(rows)), tokens].tolist()
-        for row, token, log_prob in zip(rows, tokens, log_probs, strict=True):
-            row.tokens.append(token)
-            row.log_prob += log_prob
-            if token in constraints.end_ids:
-                row.finish = "stop"
-            elif len(row.tokens) >= constraints.limit(row.prompt):
-                row.finish = "length"
-            yield row
+        extend(rows, decoding.logits_RV, pick=pick, constraints=constraints)
+        yield from rows
         alive = [i for i, row in enumerate(rows) if row.finish is None]
         if not alive:
             return
@@ -213,6 +209,30 @@ def sample(
             rows = [rows[i] for i in alive]
             decoding.select(alive)
         decoding.step([row.tokens[-1] for row in rows])
+
+
+def extend(rows: Sequence[DecodingRow], logits_RV: Tensor, *, pick: Pick, constraints: Constraints) -> Tensor:
+    """Choose the next token of each row; rows that are then complete get their `finish`.
+
+    Returns:
+        (R, V): the log probabilities that scores add up.
+    """
+    histories = functools.partial(_histories, rows)
+    prompts, lengths = [row.prompt for row in rows], [len(row.tokens) for row in rows]
+    logits_RV = constraints.distribution(logits_RV, histories)
+    picked = pick(constraints.ban(logits_RV, prompts, lengths, histories), rows)
+    forced = constraints.forced(prompts, lengths)
+    tokens = [ours if ours >= 0 else theirs for ours, theirs in zip(forced, picked, strict=True)]
+    log_probs_RV = logits_RV.log_softmax(dim=-1)
+    log_probs = log_probs_RV[torch.arange(len(rows)), tokens].tolist()
+    for row, token, log_prob in zip(rows, tokens, log_probs, strict=True):
+        row.tokens.append(token)
+        row.log_prob += log_prob
+        if token in constraints.end_ids:
+            row.finish = "stop"
+        elif len(row.tokens) >= constraints.limit(row.prompt):
+            row.finish = "length"
+    return log_probs_RV
 
 
 def _histories(rows: Sequence[DecodingRow]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onmt_llm.nn.kv_cache import KVCache
+from onmt_llm.nn.kv_cache import KVCache, join_padded
 
 if TYPE_CHECKING:
     from onmt_llm.nn.transformer import Transformer
@@ -84,6 +84,20 @@ class Decoding:
         self.select_memories(idx_R)
         self.reorder(idx_R)
         self.logits_RV = self.logits_RV[idx_R]
+
+    def join(self, other: Decoding) -> None:
+        """Add the rows of another decoding of the same models below; each row has its own memory in both."""
+        for mine, theirs in zip(self._states, other._states, strict=True):
+            mine.join(theirs)
+        self.source_lengths = [*self.source_lengths, *other.source_lengths]
+        self.logits_RV = torch.cat([self.logits_RV, other.logits_RV])
+        if self.attention_RS is not None and other.attention_RS is not None:
+            self.attention_RS = join_padded(self.attention_RS, other.attention_RS, dim=1)
+
+    def drop_padding(self) -> None:
+        """Free the memory of positions that are padding in every row."""
+        for part in self._states:
+            part.drop_padding()
 
     def reorder(self, rows_R: Tensor) -> None:
         """`select` directly before a `step`, for neighbouring rows that share the memory of their source."""
@@ -173,6 +187,31 @@ class _ModelState:
         self.cache.reorder(rows_R, cross=False)
         if self._read_RT is not None:
             self._read_RT = self._read_RT[rows_R]
+
+    def join(self, other: _ModelState) -> None:
+        mine, theirs = self._memory_masks(), other._memory_masks()
+        if mine is not None and theirs is not None:
+            mask_BS = join_padded(mine, theirs, dim=1)
+            self._mask_BS = None if bool(mask_BS.all()) else mask_BS
+        if self._read_RT is not None and other._read_RT is not None:
+            self._read_RT = join_padded(self._read_RT.flip(1), other._read_RT.flip(1), dim=1).flip(1)
+        self.cache.join(other.cache)
+        self._trim_read()
+
+    def drop_padding(self) -> None:
+        self.cache.drop_padding()
+        self._trim_read()
+
+    def _trim_read(self) -> None:
+        if self._read_RT is not None:
+            self._read_RT = self._read_RT[:, -self.cache.length :]
+
+    def _memory_masks(self) -> Tensor | None:
+        """(B, S): the real tokens of each memory; None = the model has no memories."""
+        memory = self.cache.cross(0)
+        if memory is None or self._mask_BS is not None:
+            return self._mask_BS
+        return memory[0].new_ones(memory[0].shape[0], memory[0].shape[2], dtype=torch.bool)
 
     def select_memories(self, idx_B: Tensor) -> None:
         self.cache.reorder_cross(idx_B)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import replace
@@ -23,19 +23,18 @@ from onmt_llm.generate.engine import (
     check_positions,
     check_supported,
     empty_answers,
-    end_ids,
 )
-from onmt_llm.generate.lengths import BatchType, length_penalty, make_batches
+from onmt_llm.generate.lengths import BatchType, make_batches
 from onmt_llm.generate.search import sampling as search
 from onmt_llm.generate.search.beam import beam_search, coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds
+from onmt_llm.generate.torch.answers import Answer, finished_answers, stop_detector
 from onmt_llm.generate.torch.ensemble import Ensemble
 from onmt_llm.generate.torch.prefill import PromptReader
 from onmt_llm.generate.torch.prefix import PrefixCache
 from onmt_llm.log import log_once
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.nn.device import available_memory, resolve_device
-from onmt_llm.text.decoding import AnswerText
 
 if TYPE_CHECKING:
     from onmt_llm.nn.transformer import Transformer
@@ -61,6 +60,11 @@ class TorchEngine:
         average_probabilities: Average the models' probabilities instead of log probabilities.
         prefix_cache: Bytes for the keys and values of earlier prompts (`PrefixCache`); 0 = none, as it must be where
             the weights change.
+
+    Attributes:
+        model: The (first) model.
+        ensemble: All models as one.
+        prefixes: The keys and values of earlier prompts.
     """
 
     def __init__(
@@ -74,8 +78,8 @@ class TorchEngine:
     ) -> None:
         self.model = model
         self._codec = codec
-        self._prefixes = PrefixCache(prefix_cache) if prefix_cache else None
-        self._ensemble = Ensemble((model, *others), codec, average_probabilities=average_probabilities)
+        self.prefixes = PrefixCache(prefix_cache) if prefix_cache else None
+        self.ensemble = Ensemble((model, *others), codec, average_probabilities=average_probabilities)
 
     @classmethod
     def open(
@@ -109,7 +113,7 @@ class TorchEngine:
         """See `Engine.for_languages`."""
         engine = copy(self)
         engine._codec = self._codec.for_languages(src, tgt)
-        engine._ensemble = self._ensemble.with_codec(engine._codec)
+        engine.ensemble = self.ensemble.with_codec(engine._codec)
         return engine
 
     @property
@@ -128,28 +132,25 @@ class TorchEngine:
         places: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
-        self._check(options)
-        ids = [self._ensemble.prompt_ids(prompt) for prompt in prompts]
-        self._check_lengths(ids, places)
+        self.check(prompts, options, places=places)
+        ids = [self.ensemble.prompt_ids(prompt) for prompt in prompts]
         forced = [self._codec.vocab.ids(prefix) for prefix in prefixes] if prefixes is not None else []
-        seed = _seed(options)
+        seed = seed_of(options)
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
         for batch in make_batches([len(prompt) for prompt in ids], batch_size=batch_size, batch_type=batch_type):
             self._check_memory(options, prompts=len(batch), length=max(len(ids[place]) for place in batch))
             sources = [ids[place] for place in batch]
-            decoding = self._ensemble.start(sources, attention=coverage_penalty(options) is not None)
+            decoding = self.ensemble.start(sources, attention=coverage_penalty(options) is not None)
             prefix_ids = [forced[place] for place in batch] if forced else ()
             constraints = search.build_constraints(
                 options, self._codec, self.model.config, prompts=sources, prefixes=prefix_ids
             )
-            if _uses_beams(options):
+            if uses_beams(options):
                 found = self._search(decoding, constraints, options)
             else:
                 numbers = [places[place] for place in batch] if places is not None else batch
                 found = self._sample(decoding, constraints, numbers, options, seed)
-            if options.report_align or options.replace_unk:
-                found = self._with_alignments(sources, found, options)
-            for place, hypotheses in zip(batch, found, strict=True):
+            for place, hypotheses in zip(batch, self.aligned(sources, found, options), strict=True):
                 answers[place] = hypotheses
         return answers
 
@@ -157,10 +158,10 @@ class TorchEngine:
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
     ) -> Iterator[Delta]:
         """See `Engine.stream`."""
-        self._check(options)
+        self.check([prompt], options)
         if not prompt:
             yield Delta("", 0, "stop")
-        elif _uses_beams(options):
+        elif uses_beams(options):
             yield self.generate([prompt], options)[0][0].as_delta()
         else:
             yield from self._stream_sample(prompt, options, should_stop or (lambda: False))
@@ -177,10 +178,10 @@ class TorchEngine:
         scored = [max(length, 0) for length in lengths]
         for batch in make_batches(scored, batch_size=_SCORE_TOKENS, batch_type="tokens"):
             given = [sources[place] for place in batch] if sources is not None else None
-            hidden_MBTD = self._ensemble.hidden([ids[place][:-1] for place in batch], given)
+            hidden_MBTD = self.ensemble.hidden([ids[place][:-1] for place in batch], given)
             for row, place in enumerate(batch):
                 hidden_MTD = [hidden_BTD[row, : lengths[place]] for hidden_BTD in hidden_MBTD]
-                scores[place] = self._ensemble.token_log_probs(hidden_MTD, ids[place][1:])
+                scores[place] = self.ensemble.token_log_probs(hidden_MTD, ids[place][1:])
         return scores
 
     @torch.inference_mode()
@@ -188,10 +189,18 @@ class TorchEngine:
         """See `Engine.logits`; those of an ensemble are log probabilities."""
         if not sequence:
             raise DataError("A sequence to be scored must have at least one token, but is empty.")
-        hidden = self._ensemble.hidden([self._codec.vocab.ids(sequence)], [source] if source is not None else None)
-        return self._ensemble.logits([hidden_BTD[0] for hidden_BTD in hidden]).cpu().numpy()
+        hidden = self.ensemble.hidden([self._codec.vocab.ids(sequence)], [source] if source is not None else None)
+        return self.ensemble.logits([hidden_BTD[0] for hidden_BTD in hidden]).cpu().numpy()
 
-    def _check(self, options: GenerationConfig) -> None:
+    def check(
+        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, *, places: Sequence[int] | None = None
+    ) -> None:
+        """Refuse what this model cannot do; `places` as in `generate`.
+
+        Raises:
+            ConfigError: The options contradict each other, or need another kind of model.
+            DataError: A prompt is too long.
+        """
         check_options(options)
         if self.model.config.is_decoder_only:
             check_supported(
@@ -200,6 +209,7 @@ class TorchEngine:
                 engine="a decoder-only model",
                 hint="only an encoder-decoder model attends to a source",
             )
+        self._check_lengths(prompts, places)
 
     def _check_lengths(self, texts: Sequence[Sequence[object]], places: Sequence[int] | None = None) -> None:
         config = self.model.config
@@ -213,12 +223,10 @@ class TorchEngine:
             ConfigError: There are too many beams, samples or prompts.
         """
         config = self.model.config
-        weight = next(self.model.parameters())
-        free = available_memory() if weight.device.type == "cpu" else None
-        widths = config.num_kv_heads * (config.size_per_head + config.value_size)
-        kept = config.decoder_layers * widths * weight.element_size()
+        free = available_memory() if self.ensemble.device.type == "cpu" else None
+        kept = self.ensemble.bytes_per_token
         read = length if config.is_decoder_only else 1
-        rows = prompts * (options.beam_size if _uses_beams(options) else options.n_best)
+        rows = prompts * (options.beam_size if uses_beams(options) else options.n_best)
         # logits and their log probabilities are float32
         needed = rows * (2 * 4 * config.vocab_size + kept * read)
         if free is not None and needed > free:
@@ -238,17 +246,16 @@ class TorchEngine:
     ) -> list[list[Hypothesis]]:
         """Greedy search or sampling of a batch; `places` are the places of its prompts in the whole input."""
         rows = [
-            search.DecodingRow(prompt, random=_random(seed, place, n))
+            search.DecodingRow(prompt, random=random_numbers(seed, place, n))
             for prompt, place in enumerate(places)
             for n in range(options.n_best)
         ]
-        texts = {id(row): self._answer_text(options) for row in rows}
+        answers = {id(row): Answer(row, self._codec, options) for row in rows}
         for row in search.sample(decoding, rows, options=options, constraints=constraints):
-            self._read(row, texts[id(row)], constraints.end_ids)
+            answers[id(row)].read()
         found: list[list[Hypothesis]] = [[] for _ in places]
-        penalty = length_penalty(options)
         for row in rows:
-            found[row.prompt].append(self._hypothesis(row, texts[id(row)], row.log_prob / penalty(len(row.tokens))))
+            found[row.prompt].append(answers[id(row)].hypothesis())
         return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in found]
 
     def _search(
@@ -256,20 +263,23 @@ class TorchEngine:
     ) -> list[list[Hypothesis]]:
         if options.samples:
             log_once("beam_size is above 1: beam search ignores the random_sampling options.")
-        at_stop = self._stop_detector(options)
+        at_stop = stop_detector(self._codec, options)
         found = beam_search(decoding, options=options, constraints=constraints, at_stop=at_stop)
-        return [[self._finished(score, row, options) for score, row in best] for best in found]
+        return [finished_answers(best, self._codec, options) for best in found]
 
-    def _with_alignments(
+    def aligned(
         self, sources: Sequence[PromptIds], found: list[list[Hypothesis]], options: GenerationConfig
     ) -> list[list[Hypothesis]]:
-        """The answers with their alignments, from the attention in a second pass over all of them."""
+        """The answers to each source, with alignments if the options need them: from the attention in a second pass
+        over all of them."""
+        if not (options.report_align or options.replace_unk) or not any(found):
+            return found
         owners = [source for source, hypotheses in zip(sources, found, strict=True) for _ in hypotheses]
         answers = [hypothesis for hypotheses in found for hypothesis in hypotheses]
         # Without an alignment layer to report, unknown tokens follow the last layer's first head, as in OpenNMT-py.
         config = self._codec.config
         trained = (config.alignment_layer, config.alignment_heads)
-        places = self._ensemble.align(
+        places = self.ensemble.align(
             owners,
             [answer.tokens for answer in answers],
             align=options.alignment(*trained) if options.report_align else (-1, 1),
@@ -285,11 +295,10 @@ class TorchEngine:
     def _open_stream(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
     ) -> Iterator[search.DecodingRow]:
-        row = search.DecodingRow(0, random=_random(_seed(options), 0, 0))
-        ids = self._ensemble.prompt_ids(prompt)
-        self._check_lengths([ids])
+        row = search.DecodingRow(0, random=random_numbers(seed_of(options), 0, 0))
+        ids = self.ensemble.prompt_ids(prompt)
         constraints = search.build_constraints(options, self._codec, self.model.config, prompts=[ids])
-        reader = PromptReader(self._ensemble, ids, prefixes=self._prefixes)
+        reader = PromptReader(self.ensemble, ids, prefixes=self.prefixes)
         try:
             reader.step()
             while not reader.is_done:
@@ -303,70 +312,30 @@ class TorchEngine:
     def _stream_sample(
         self, prompt: Sequence[str], options: GenerationConfig, should_stop: Callable[[], bool]
     ) -> Iterator[Delta]:
-        text, ends = self._answer_text(options), end_ids(self._codec, options)
+        answer: Answer | None = None
         with closing(self._open_stream(prompt, options, should_stop)) as steps:  # type: ignore[type-var]
             for row in steps:
-                new = self._read(row, text, ends)
+                answer = answer or Answer(row, self._codec, options)
+                new = answer.read()
                 if row.finish is not None:
                     yield Delta(new, 1, row.finish)
                     return
                 yield Delta(new, 1)
                 if should_stop():
                     break
-        yield Delta(text.finish(), 0, "stopped")
-
-    def _read(self, row: search.DecodingRow, text: AnswerText, ends: Collection[int]) -> str:
-        """Add the row's newest token to its text; end the row at a stop string. Returns the new text."""
-        if row.tokens[-1] in ends:
-            return text.finish()
-        new = text.push(self._codec.vocab[row.tokens[-1]])
-        if text.stopped:
-            row.finish = "stop"
-        elif row.finish is not None:
-            new += text.finish()
-            if text.stopped:
-                row.finish = "stop"
-        return new
-
-    def _finished(self, score: float, row: search.DecodingRow, options: GenerationConfig) -> Hypothesis:
-        text, ends = self._answer_text(options), end_ids(self._codec, options)
-        ended = bool(row.tokens) and row.tokens[-1] in ends
-        for token in row.tokens[:-1] if ended else row.tokens:
-            text.push(self._codec.vocab[token])
-        text.finish()
-        return self._hypothesis(row, text, score)
-
-    def _hypothesis(self, row: search.DecodingRow, text: AnswerText, score: float) -> Hypothesis:
-        tokens = self._codec.vocab.tokens(row.tokens[: text.token_count])
-        return Hypothesis(tokens, text.text, score, row.finish or "length")
-
-    def _answer_text(self, options: GenerationConfig) -> AnswerText:
-        return AnswerText(self._codec.stream_decoder(), [*self._codec.stop, *options.stop])
-
-    def _stop_detector(self, options: GenerationConfig) -> Callable[[list[int]], bool] | None:
-        """For beams, which have no incremental text: whether the text of the last tokens contains a stop string."""
-        stops = [stop for stop in (*self._codec.stop, *options.stop) if stop]
-        if not stops:
-            return None
-        # A character has at most four tokens (its bytes), so this many tokens contain the longest stop string.
-        tail = 4 * max(map(len, stops)) + 4
-
-        def at_stop(tokens: list[int]) -> bool:
-            text = self._codec.decode(self._codec.vocab.tokens(tokens[-tail:]))
-            return any(stop in text for stop in stops)
-
-        return at_stop
+        yield Delta(answer.finish() if answer else "", 0, "stopped")
 
 
-def _uses_beams(options: GenerationConfig) -> bool:
+def uses_beams(options: GenerationConfig) -> bool:
     """Whether to use beam search: also for a coverage penalty with a beam of one."""
     return options.beam_size > 1 or (options.coverage_penalty != "none" and not options.samples)
 
 
-def _seed(options: GenerationConfig) -> int:
+def seed_of(options: GenerationConfig) -> int:
+    """The seed of the options, or a new one."""
     return options.seed if options.seed >= 0 else SystemRandom().getrandbits(63)
 
 
-def _random(seed: int, place: int, number: int) -> Random:
+def random_numbers(seed: int, place: int, number: int) -> Random:
     """Random numbers of one answer: they depend on its prompt's place and its number, not on the batch."""
     return Random(f"{seed}/{place}/{number}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from onmt_llm.errors import DataError
 from onmt_llm.generate.search.state import Decoding, PromptIds, combine, encode_sources, pad_right
 from onmt_llm.nn.kv_cache import KVCache
+from onmt_llm.nn.layers.stack import beyond_table
 from onmt_llm.text.features import split_features
 
 if TYPE_CHECKING:
@@ -54,6 +55,30 @@ class Ensemble:
         return list(zip(self._codec.src_vocab.ids(tokens), *ids, strict=True))
 
     @property
+    def device(self) -> torch.device:
+        return next(self._models[0].parameters()).device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of a token's keys and values in the decoders' self-attentions."""
+        total = 0
+        for model in self._models:
+            config, size = model.config, next(model.parameters()).element_size()
+            width = config.num_kv_heads * (config.size_per_head + config.value_size)
+            total += config.decoder_layers * width * size
+        return total
+
+    def check_room(self, prompt: PromptIds, length: int) -> None:
+        """Check that the model can read an answer of this length after its prompt.
+
+        Raises:
+            DataError: Its table of learned positions ends before.
+        """
+        length += len(prompt) if self.config.is_decoder_only else len(self._start_ids)
+        if self.config.position == "learned" and length > self.config.max_position:
+            raise beyond_table(self.config.max_position, length)
+
+    @property
     def _start_ids(self) -> list[int]:
         """The tokens that the decoder is given first; a language model is given its prompt instead."""
         return [] if self.config.is_decoder_only else self._codec.vocab.ids(self._codec.start_tokens)
@@ -75,10 +100,12 @@ class Ensemble:
         """A cache for each model, with room for so many tokens."""
         return [KVCache(model.cache_layers, capacity=capacity) for model in self._models]
 
-    def extend(self, caches: Sequence[KVCache], ids: PromptIds) -> None:
-        """Read further tokens of one sequence into each model's cache, without predicting the next."""
-        for model, cache in zip(self._models, caches, strict=True):
+    def extend(self, caches: Sequence[KVCache], ids: PromptIds) -> list[Tensor]:
+        """Read further tokens of one sequence into each model's cache; returns their hidden states (1, T, D)."""
+        return [
             model.decode(torch.tensor([list(ids)], device=next(model.parameters()).device), cache=cache)
+            for model, cache in zip(self._models, caches, strict=True)
+        ]
 
     @torch.inference_mode()
     def hidden(self, targets: Sequence[Sequence[int]], sources: Sequence[Sequence[str]] | None) -> list[Tensor]:

@@ -29,6 +29,14 @@ from onmt_llm.nn.positions import (
 )
 
 
+def beyond_table(limit: int, length: int) -> DataError:
+    """The error of a sequence that is longer than a table of learned positions."""
+    return DataError(
+        f"A sequence must have at most max_position = {limit} tokens with learned positions, but has {length}.",
+        hint="shorten it, e.g. with the transform filtertoolong",
+    )
+
+
 class Stack(nn.Module):
     """Embedding, positions, blocks and final norm of the encoder or of the decoder.
 
@@ -161,11 +169,7 @@ class Stack(nn.Module):
     def _check_positions(self, positions: Positions) -> None:
         limit = self.config.max_position
         if positions.end > limit and positions.last >= limit:
-            raise DataError(
-                f"A sequence must have at most max_position = {limit} tokens with learned positions, but has "
-                f"{positions.last + 1}.",
-                hint="shorten it, e.g. with the transform filtertoolong",
-            )
+            raise beyond_table(limit, positions.last + 1)
 
     def _add_features(self, x_BTD: Tensor, features_BTF: Tensor | None) -> Tensor:
         if features_BTF is None or features_BTF.shape[-1] != len(self.embed_features):

@@ -78,3 +78,25 @@ def test_a_copy_of_a_row_has_its_own_memory_and_no_padding() -> None:
         k.zero_()
     again, _ = cache.append(0, kv(1), kv(1))
     assert torch.equal(again[:, :, :9], first)
+
+
+def test_joined_rows_keep_their_keys_and_columns_that_all_pad_are_dropped() -> None:
+    short, long = KVCache(2, left_pad_B=torch.tensor([0, 1])), KVCache(2)
+    k, more, memory = kv(3), kv(70, batch=1, seed=1), kv(5, seed=2)
+    for layer in range(2):
+        short.append(layer, k, -k)
+        long.append(layer, more, -more)
+        short.set_cross(layer, memory, memory)
+        long.set_cross(layer, memory[:1, :, :2], memory[:1, :, :2])
+    short.join(long)
+    assert short.length == 70 and short.left_pad_B.tolist() == [67, 68, 0]
+    assert torch.equal(short.cross(1)[0][2, :, :2], memory[0, :, :2]) and short.cross(1)[0].shape[2] == 5
+    short.reorder(torch.tensor([1, 0]))
+    short.drop_padding()
+    assert short.length == 3 and short.left_pad_B.tolist() == [1, 0]
+    new = kv(1, seed=3)
+    got, negative = short.append(0, new, new)
+    assert torch.equal(got, torch.cat([k[[1, 0]], new], dim=2)) and torch.equal(negative[:, :, :3], -k[[1, 0]])
+    short.reorder(torch.tensor([1]))
+    short.drop_padding()
+    assert short.left_pad_B is None

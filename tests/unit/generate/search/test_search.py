@@ -99,6 +99,60 @@ def test_a_row_that_the_caller_ends_leaves_the_others_alone() -> None:
     assert rows[0].tokens == greedy(model, PROMPTS[:1], max_length=6)[0][:6]
 
 
+JOINED = {
+    "rope": LLAMA,
+    "seq2seq": SEQ2SEQ,
+    "alibi": tiny.llama(position="alibi"),
+    "t5": tiny.config(position="t5"),
+    "shaw": tiny.config(position="shaw", relative_positions=4),
+    "learned": tiny.config(position="learned", max_position=40),
+    "window": tiny.llama(sliding_window=4),
+    "dynamic": tiny.llama(rope={"scaling": "dynamic", "factor": 4.0, "original_max_position": 8}),
+    "longrope": tiny.llama(
+        rope={
+            "scaling": "longrope",
+            "original_max_position": 9,
+            "short_factor": [1.0] * 4,
+            "long_factor": [3.0, 2.0, 1.5, 1.0],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("config", JOINED.values(), ids=JOINED)
+def test_rows_that_join_and_leave_at_any_step_are_as_alone(config: ModelConfig) -> None:
+    model, limits = build(config), [5, 14, 9]
+    rule = search.Constraints((), limits)
+
+    def alone(number: int) -> list[int]:
+        row = search.DecodingRow(0)
+        for _ in search.sample(
+            Decoding([model], [PROMPTS[number]], start_ids=[1]),
+            [row],
+            options=GenerationConfig(),
+            constraints=search.Constraints((), [limits[number]]),
+        ):
+            pass
+        return row.tokens
+
+    waiting = [Decoding([model], [prompt], start_ids=[1]) for prompt in PROMPTS]
+    every = [search.DecodingRow(number) for number in range(3)]
+    batch, rows = waiting[0], every[:1]
+    for step in range(20):
+        if step in (2, 3):
+            batch.join(waiting[step - 1])
+            rows.append(every[step - 1])
+        search.extend(rows, batch.logits_RV, pick=search.pick_best, constraints=rule)
+        kept = [i for i, row in enumerate(rows) if row.finish is None]
+        rows = [rows[i] for i in kept]
+        if not rows:
+            break
+        batch.select(kept)
+        batch.drop_padding()
+        batch.step([row.tokens[-1] for row in rows])
+    assert [row.tokens for row in every] == [alone(number) for number in range(3)]
+
+
 def find(
     model: Transformer, prompts: list[list[int]], *, beam: int, length: int, penalty: str = "avg", **constraints: object
 ):
