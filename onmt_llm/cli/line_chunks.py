@@ -1,55 +1,48 @@
 """The input of `onmt_llm_translate` in chunks: lines that are read, answered and written together.
 
-Only one chunk is in memory. Answers do not depend on where a chunk ends, so its size follows the speed of the model.
+Only one chunk is in memory. Answers do not depend on where a chunk ends.
 """
 
 from __future__ import annotations
 
 import os
+import select
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onmt_llm.checksums import fast_hash
 from onmt_llm.data.readers.lines import decode_lines, open_lines, read_lines
 from onmt_llm.errors import DataError
 
 if TYPE_CHECKING:
+    from onmt_llm.generate.lengths import BatchType
     from onmt_llm.generate.line_prompts import LinePrompts
 
-SECONDS = 30.0
-"""A chunk should take about as long as this: that much work is lost if the process is killed."""
-BATCHES = 64
-"""Most batches of a chunk: with so many, sorting its lines by length is as good as sorting the whole file."""
-FEWEST_BATCHES = 4
+BATCHES = {"seq2seq": 64, "lm": 16}
+"""Batches of a chunk: enough that sorting its lines by length is as good as sorting the whole file, and so few that
+little is lost if the process is killed. The answers of language models are longer."""
 TOKENS_OF_A_LINE = 32
 """A guess, where the size of batches is given in tokens."""
-_BLOCK = 1 << 16
+PAUSE = 0.2
+"""Seconds without a further line after which the lines of a stream that have arrived are answered."""
+_BLOCK = 1 << 17  # no smaller than the buffers below, so that `read1` leaves nothing in them
 
 
-class ChunkSize:
-    """How many lines the next chunk should have: few at first, then as many as take half a minute.
+def chunk_lines(task: Literal["lm", "seq2seq"], batch_size: int, batch_type: BatchType) -> int:
+    """Lines of a chunk. It must not depend on anything that varies: neither do the batches, to the last bit.
 
     Args:
-        batch_lines: Lines of a batch.
-        is_fixed: All chunks have the same size; otherwise it depends on the speed.
+        task: Of the model.
+        batch_size: Prompts or tokens of a batch.
+        batch_type: Unit of `batch_size`.
     """
-
-    def __init__(self, batch_lines: int, *, is_fixed: bool = False) -> None:
-        parallel = max(1, (os.cpu_count() or 1) // 4)  # CTranslate2 answers a batch on each core
-        self._fewest = FEWEST_BATCHES * parallel * batch_lines
-        self._most = BATCHES * parallel * batch_lines
-        self._is_fixed = is_fixed
-        self.lines = self._most if is_fixed else self._fewest
-
-    def adapt(self, lines: int, seconds: float) -> None:
-        """A chunk of this many lines has taken this long."""
-        if not self._is_fixed:
-            fitting = int(lines * SECONDS / max(seconds, 1e-3))
-            self.lines = min(max(fitting, self._fewest), 4 * self.lines, self._most)
+    batch_lines = max(1, batch_size // TOKENS_OF_A_LINE) if batch_type == "tokens" else batch_size
+    parallel = max(1, (os.cpu_count() or 1) // 4)  # CTranslate2 answers a batch on each core
+    return BATCHES[task] * parallel * batch_lines
 
 
 class LineInput:
@@ -78,13 +71,13 @@ class LineInput:
         self._lines = decode_lines(name, lines)
 
     def take(self, most: int) -> list[str]:
-        """The next lines; none at the end. Of a stream, those that have arrived: it waits for the first only.
+        """The next lines; none at the end. Of a stream, those that arrive without a pause.
 
         Raises:
             DataError: The file has changed since it was counted, or a byte of a stream is not UTF-8.
         """
         if self.count is None:
-            self._wait()
+            self._wait(most)
             most = min(most, len(self._arrived))
         lines = list(islice(self._lines, most))
         self._taken += len(lines)
@@ -99,13 +92,21 @@ class LineInput:
             return None
         return os.stat(self.path).st_size if Path(self.path).is_file() else -1
 
-    def _wait(self) -> None:
-        """Wait until a line of the stream has arrived, or its end."""
-        while not self._arrived and self._rest is not None:
+    def _wait(self, most: int) -> None:
+        """Wait for the first line of the stream, and for more until there is a pause."""
+        while len(self._arrived) < most and self._rest is not None:
+            if self._arrived and not self._has_more():
+                return
             data = self._file.read1(_BLOCK)
             pieces = (self._rest + data).split(b"\n")
             self._rest = pieces.pop() if data else None
             self._arrived.extend(piece + b"\n" for piece in pieces if data or piece)
+
+    def _has_more(self) -> bool:
+        try:
+            return bool(select.select([self._file], [], [], PAUSE)[0])
+        except (OSError, ValueError):  # nothing that can be asked
+            return True
 
     def _arriving(self) -> Iterator[bytes]:
         while self._arrived:
@@ -157,18 +158,18 @@ class ChunkReader:
         while self._place < lines and (passed := self._src.take(min(lines - self._place, 1024))):
             self._count(passed, self._references(len(passed)))
 
-    def chunks(self, size: ChunkSize, build: Callable[..., LinePrompts]) -> Iterator[LineChunk]:
+    def chunks(self, size: int, build: Callable[..., LinePrompts]) -> Iterator[LineChunk]:
         """The chunks of the lines that are left.
 
         Where prompts may have several lines, a chunk ends where one does: the last one waits for the lines after it.
 
         Args:
-            size: Most lines of the next chunk.
+            size: Most lines of a chunk; more only where one prompt has more.
             build: Makes the prompts of `lines`, given the place of the `first` of them.
         """
         held: list[str] = []
         while True:
-            new = self._src.take(size.lines)
+            new = self._src.take(size)
             lines, held = [*held, *new], []
             if not lines:
                 break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from random import SystemRandom
@@ -15,12 +14,12 @@ from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inference import open_configured_engine
 from onmt_llm.cli.inputs import missing_files, missing_options, option_files
 from onmt_llm.cli.line_answers import answer_chunk, phrase_table, prompt_builder
-from onmt_llm.cli.line_chunks import TOKENS_OF_A_LINE, ChunkReader, ChunkSize, LineInput
+from onmt_llm.cli.line_chunks import ChunkReader, LineInput, chunk_lines
 from onmt_llm.cli.outputs import STANDARD, Paths, model_files, output_option
 from onmt_llm.cli.partial_output import BEGIN_ANEW, GrowingOutput, open_output, partial_files, with_partial_files
 from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.config.translate import EngineConfig, TranslateConfig
+from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.errors import ConfigError, DataError, Problem
 from onmt_llm.generate.open import find_release
 from onmt_llm.log import logger
@@ -58,11 +57,10 @@ def _translate(loaded: Loaded[Any]) -> int:
         totals = _resume(writer, reader)
         config = _with_seed(config, writer.state.get("seed"), draw=not redraws)
         engine = open_configured_engine(loaded)
-        size = ChunkSize(_batch_lines(config.engine), is_fixed=redraws)
+        size = chunk_lines(engine.codec.task, config.engine.batch_size, config.engine.batch_type)
         is_shown = output != STANDARD or not sys.stdout.isatty()
         with LineProgress(totals, src.count, is_shown=is_shown) as progress:
             for chunk in reader.chunks(size, prompt_builder(engine.codec, loaded)):
-                began = time.monotonic()
                 answers, gold = answer_chunk(engine, chunk, config, table)
                 if config.engine.verbose:
                     log_answers(chunk.lines, answers, chunk.references, gold, first=chunk.first)
@@ -70,7 +68,6 @@ def _translate(loaded: Loaded[Any]) -> int:
                 text = "".join(f"{line}\n" for line in output_lines(config, answers, gold))
                 writer.add(text, {"seed": config.generation.seed, "inputs": reader.digests, "totals": asdict(totals)})
                 progress.add(len(chunk.lines))
-                size.adapt(len(chunk.lines), time.monotonic() - began)
         totals.log(config.generation, has_source=not engine.codec.config.model.is_decoder_only)
     if output != STANDARD:
         logger.info("%d answers to %d inputs written to %s", totals.answers, totals.lines, output)
@@ -113,11 +110,6 @@ def _references(config: TranslateConfig) -> LineInput | None:
     if config.inference.tgt_file_prefix:
         raise ConfigError("'tgt' must be given with tgt_file_prefix, but is not.", hint="-tgt prefixes.txt")
     return None
-
-
-def _batch_lines(options: EngineConfig) -> int:
-    tokens = options.batch_type == "tokens"
-    return max(1, options.batch_size // TOKENS_OF_A_LINE) if tokens else options.batch_size
 
 
 if __name__ == "__main__":

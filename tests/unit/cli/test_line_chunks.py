@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onmt_llm.cli.line_chunks import ChunkReader, ChunkSize, LineChunk, LineInput
+from onmt_llm.cli.line_chunks import ChunkReader, LineChunk, LineInput, chunk_lines
 from onmt_llm.data.transforms.build import inference_transforms
 from onmt_llm.data.transforms.docify import DocifyConfig
 from onmt_llm.errors import DataError
@@ -28,12 +28,6 @@ def builder(*names: str, max_context: int = 1) -> partial[LinePrompts]:
     return partial(LinePrompts, text=text, tokens=tokens, encode=CONTEXT.codec.encode, codec=CONTEXT.codec)
 
 
-def sized(lines: int) -> ChunkSize:
-    size = ChunkSize(1, is_fixed=True)
-    size.lines = lines
-    return size
-
-
 def write(path: Path, lines: list[str]) -> LineInput:
     path.write_text("".join(f"{line}\n" for line in lines))
     return LineInput(str(path))
@@ -42,7 +36,7 @@ def write(path: Path, lines: list[str]) -> LineInput:
 def read(src: LineInput, tgt: LineInput | None = None, *, size: int = 2, done: int = 0) -> list[LineChunk]:
     reader = ChunkReader(src, tgt)
     reader.skip(done)
-    return list(reader.chunks(sized(size), builder()))
+    return list(reader.chunks(size, builder()))
 
 
 @given(
@@ -54,7 +48,7 @@ def read(src: LineInput, tgt: LineInput | None = None, *, size: int = 2, done: i
 def test_chunks_of_any_size_give_the_same_prompts(lines: list[str], size: int, max_context: int, joins: bool) -> None:
     build = builder(*(["docify"] if joins else []), max_context=max_context)
     stream = SimpleNamespace(count=None, take=Feed(lines).take)
-    found = list(ChunkReader(stream, None).chunks(sized(size), build))  # type: ignore[arg-type]
+    found = list(ChunkReader(stream, None).chunks(size, build))  # type: ignore[arg-type]
     assert [line for chunk in found for line in chunk.lines] == lines
     whole = build(lines)
     assert [prompt for chunk in found for prompt in chunk.prompts.prompts] == whole.prompts
@@ -84,13 +78,13 @@ def test_chunks_have_their_place_and_the_lines_of_tgt(tmp_path: Path) -> None:
 def test_what_is_done_is_passed_over_and_counted_in_the_digests(tmp_path: Path) -> None:
     lines = [f"line {number}" for number in range(3000)]
     reader = ChunkReader(write(tmp_path / "src", lines), None)
-    chunks = reader.chunks(sized(2900), builder())
+    chunks = reader.chunks(2900, builder())
     next(chunks)
     digests = reader.digests
     again = ChunkReader(LineInput(str(tmp_path / "src")), None)
     again.skip(2900)
     assert again.digests == digests
-    (chunk,) = again.chunks(sized(500), builder())
+    (chunk,) = again.chunks(500, builder())
     assert chunk.first == 2900 and chunk.lines == lines[2900:]
     other = ChunkReader(write(tmp_path / "other", ["line 0", *lines]), None)
     other.skip(2900)
@@ -100,7 +94,7 @@ def test_what_is_done_is_passed_over_and_counted_in_the_digests(tmp_path: Path) 
 @pytest.mark.parametrize("lines", [["a", "b", "c", "d"], ["a", "b"], ["a", "b", "longer"], None])
 def test_a_file_must_not_change(tmp_path: Path, lines: list[str] | None) -> None:
     src = write(tmp_path / "src", ["a", "b", "c"])
-    chunks = ChunkReader(src, None).chunks(sized(1), builder())
+    chunks = ChunkReader(src, None).chunks(1, builder())
     assert next(chunks).lines == ["a"]
     (tmp_path / "src").unlink() if lines is None else write(tmp_path / "src", lines)
     with pytest.raises(DataError, match=r"An input must not change while it is answered, but .*src has changed"):
@@ -157,19 +151,9 @@ def test_a_named_pipe_is_a_stream(tmp_path: Path) -> None:
     os.close(both)
 
 
-def test_chunks_grow_until_they_take_half_a_minute() -> None:
-    size = ChunkSize(16)
-    first = size.lines
-    size.adapt(size.lines, 0.1)
-    assert size.lines == 4 * first
-    for _ in range(5):
-        size.adapt(size.lines, 0.1)
-    most = size.lines
-    assert most == 16 * first
-    size.adapt(most, 120.0)
-    assert size.lines == most // 4
-    size.adapt(size.lines, 1e6)
-    assert size.lines == first
-    fixed = ChunkSize(16, is_fixed=True)
-    fixed.adapt(fixed.lines, 120.0)
-    assert fixed.lines == most
+@pytest.mark.parametrize(("batch", "lines"), [((16, "sents"), 16), ((512, "tokens"), 16), ((8, "tokens"), 1)])
+def test_a_chunk_has_many_batches(batch: tuple[int, str], lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert chunk_lines("seq2seq", *batch) == 64 * lines and chunk_lines("lm", *batch) == 16 * lines  # type: ignore[arg-type]
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert chunk_lines("seq2seq", *batch) == 16 * 64 * lines  # type: ignore[arg-type]
