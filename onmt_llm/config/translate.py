@@ -61,7 +61,9 @@ class EngineConfig(Section):
     batch_type: Literal["sents", "tokens"] = "sents"
     """Unit of `batch_size`."""
     precision: Literal["", "fp32", "bf16", "fp16", "int8"] = ""
-    """Weight type of the torch engine; empty = as stored (float16 becomes float32 on a CPU)."""
+    """Weight type of the torch engine; empty = as stored (float16 becomes float32 on a CPU). `int8` rounds all
+    matrices, the output layer's included. On x86 CPUs `int8` computes in float32, and so do types of 16 bits that the
+    CPU has no instructions for."""
     compute_type: str = "auto"
     """Compute type of CTranslate2; `auto` = the fastest that the release and the processor support."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -7,6 +7,7 @@ and block expansion replace named layers of a model that was built without them 
 - `positions.py`, `masks.py`, `kv_cache.py`: what attention needs besides its input.
 - `init.py`, `resize_embeddings.py`, `block_expansion.py`: new weights, other vocabularies, new blocks.
 - `lora/`, `quantized.py`: adapters and frozen low-precision layers.
+- `inference/`: changes a model for inference: larger products, compact weights.
 - `cpu/`, `kernels.py`, `activations/`, `device.py`: speed and memory.
 
 Shape suffixes, everywhere in this package:

@@ -49,9 +49,19 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
+        self._set(*quantize_rows(weight.detach()), bias)
+
+    @classmethod
+    def of_quantized(cls, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Int8Linear:
+        """The layer with this (out, in) int8 weight and (out,) scale; bias as in the constructor."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._set(weight, scale, bias)
+        return layer
+
+    def _set(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         self.out_features, self.in_features = weight.shape
-        quantized, scale = quantize_rows(weight.detach())
-        self.register_buffer("weight", quantized)
+        self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.int8_products = False

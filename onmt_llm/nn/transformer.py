@@ -71,9 +71,9 @@ class Transformer(nn.Module):
 
     @property
     def cache_layers(self) -> int:
-        """Layers of a `KVCache` for this model: the self-attentions of its decoder."""
+        """Layers of a `KVCache` for this model: the self-attentions of its decoder, of whatever class."""
         modules = [] if self.decoder is None else self.decoder.modules()
-        return sum(isinstance(module, Attention | LatentAttention) and not module.cross for module in modules)
+        return sum(getattr(module, "cross", True) is False for module in modules)
 
     def encode(
         self,

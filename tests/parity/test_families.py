@@ -19,6 +19,7 @@ from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import UnsupportedError
 from onmt_llm.generate.open import open_engine
+from onmt_llm.nn.inference.fuse import fuse_for_inference
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.releasing import release
 
@@ -371,8 +372,11 @@ def test_family(tmp_path: Path, name: str) -> None:
     cache, their_cache = KVCache(model.config.decoder_layers), transformers.DynamicCache(config=theirs.config)
     pieces = [IDS[:, :5], *IDS[:, 5:].split(1, dim=1)]
     ours = torch.cat([model(piece, cache=cache) for piece in pieces], dim=1)
+    fused = fuse_for_inference(load_model(tmp_path / "ours"))
+    cache = KVCache(fused.cache_layers)
+    fast = torch.cat([fused(piece, cache=cache) for piece in pieces], dim=1)
     decoded = torch.cat([theirs(piece, past_key_values=their_cache).logits for piece in pieces], dim=1)
-    assert (ours - decoded).abs().max() <= 1e-5
+    assert (ours - decoded).abs().max() <= 1e-5 and (fast - ours).abs().max() <= 1e-5
 
     with torch.enable_grad():
         family = next(family for family in FAMILIES if family.model_type == kind)

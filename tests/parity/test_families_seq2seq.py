@@ -22,6 +22,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import CheckpointError, UnsupportedError
 from onmt_llm.generate.open import open_engine
+from onmt_llm.nn.inference.fuse import fuse_for_inference
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.releasing import release
 from onmt_llm.training.losses.batch_loss import batch_loss
@@ -117,13 +118,14 @@ def test_family(tmp_path: Path, name: str) -> None:
     limit = 1e-5 * max(1.0, float(expected.abs().max()))
     model = load_model(tmp_path / "ours")
     assert (model(SRC_BS, TGT_BT, src_mask_BS=SRC_MASK_BS) - expected).abs().max() <= limit
-    cache = KVCache(model.config.decoder_layers)
-    memory_BSD = model.encode(SRC_BS, SRC_MASK_BS)
-    pieces = [
-        model.logits(model.decode(TGT_BT[:, start:end], memory_BSD, SRC_MASK_BS, cache=cache))
-        for start, end in [(0, 5), *((t, t + 1) for t in range(5, TGT_BT.shape[1]))]
-    ]
-    assert (torch.cat(pieces, dim=1) - expected).abs().max() <= limit
+    for one in (model, fuse_for_inference(load_model(tmp_path / "ours"))):
+        cache = KVCache(one.cache_layers)
+        memory_BSD = one.encode(SRC_BS, SRC_MASK_BS)
+        pieces = [
+            one.logits(one.decode(TGT_BT[:, start:end], memory_BSD, SRC_MASK_BS, cache=cache))
+            for start, end in [(0, 5), *((t, t + 1) for t in range(5, TGT_BT.shape[1]))]
+        ]
+        assert (torch.cat(pieces, dim=1) - expected).abs().max() <= limit
 
     export_hf(tmp_path / "ours", tmp_path / "back")
     back = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "back").eval()

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from onmt_llm.checkpoint.load import Placement, build_model, load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.log import log_once
 from onmt_llm.nn.device import DTYPES
+from onmt_llm.nn.inference.fuse import fuse_for_inference
+from onmt_llm.nn.transformer import Transformer
 
 if TYPE_CHECKING:
-    from onmt_llm.nn.transformer import Transformer
     from onmt_llm.text.codec import Codec
 
 _DTYPES = {name: dtype for word, dtype in DTYPES.items() for name in (word, str(dtype).removeprefix("torch."))}
 """The names of `model_dtype`, and those of CTranslate2's `compute_type`."""
-_INT8_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 
 def load_models(
@@ -35,7 +36,7 @@ def load_models(
         dtype: See `open_engine`.
 
     Returns:
-        The models in eval mode, and the codec of the first.
+        The models, changed for inference (`fuse_for_inference`), and the codec of the first.
 
     Raises:
         ConfigError: The models have different vocabularies or kinds, or the number format is unknown.
@@ -49,20 +50,28 @@ def load_models(
     return models, codecs[0]
 
 
+@torch.no_grad()
 def _load(checkpoint: Checkpoint, *, device: torch.device, compute_type: str, dtype: str | None) -> Transformer:
     name = dtype or _dtype_name(compute_type, stored=checkpoint.config.model.dtype, device_type=device.type)
     if name not in _DTYPES:
         raise ConfigError(f"The type of the torch engine must be one of {', '.join(_DTYPES)}, but is '{name}'.")
     if not compute_type.startswith("int8"):
-        return load_model(checkpoint.path, dtype=_DTYPES[name], device=device).eval()
+        return fuse_for_inference(load_model(checkpoint.path, dtype=_DTYPES[name], device=device).eval())
     if checkpoint.is_adapter:
         raise UnsupportedError(
             f"compute_type {compute_type} needs a merged checkpoint, but {checkpoint.path} is a "
             f"{checkpoint.config.noun}.",
             hint="merge it: onmt_llm_lora --action merge",
         )
-    layers = [*_INT8_LAYERS, *(["gate_proj"] if checkpoint.config.model.ffn_gated else [])]
-    return build_model(checkpoint, Placement(_DTYPES[name], device, layers, "int8")).eval()
+    layers = _linear_layers(checkpoint)
+    return fuse_for_inference(build_model(checkpoint, Placement(_DTYPES[name], device, layers, "int8")).eval())
+
+
+def _linear_layers(checkpoint: Checkpoint) -> list[str]:
+    """Paths of the linear layers, the output layer included; a router of experts, or a gate of one number, is none."""
+    with torch.device("meta"):
+        model = Transformer(checkpoint.config.model)
+    return [path for path, module in model.named_modules() if type(module) is nn.Linear and module.out_features > 1]
 
 
 def _check_same_vocabulary(first: Codec, other: Codec, path: str | Path) -> None:

@@ -1,0 +1,159 @@
+"""Linear layers for inference: several joined to one, and weights packed for kernels that read 16 or 8 bits per weight.
+
+The packed layers compute in float32, by kernels of FBGEMM, which torch contains on x86.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onmt_llm.nn.quantized import Int8Linear
+
+_LEVELS = 63
+"""Inputs are rounded to -63 ... 63: in seven bits two products fit into the 16 bits in which AVX2 adds them."""
+_ZERO = 64
+_REST = 126
+"""What the rest of a rounded input, up to 1/2, is multiplied by before it is rounded in turn."""
+_float16_product = torch.ops.quantized.linear_dynamic_fp16.default
+_int8_product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+_HALF_MAX = torch.finfo(torch.float16).max
+
+
+def is_joinable(layers: Sequence[nn.Module | None]) -> bool:
+    """Whether `joined` can make one layer of these."""
+    kinds = {(type(layer), getattr(layer, "bias", None) is None) for layer in layers}
+    return len(kinds) == 1 and kinds.pop()[0] in (nn.Linear, Int8Linear)
+
+
+def joined(layers: Sequence[Any]) -> nn.Module:
+    """One layer whose output is that of `layers` side by side. Each of them loses its weight, so that it is not held
+    twice."""
+    first = layers[0]
+    bias = None if first.bias is None else torch.cat([layer.bias.detach() for layer in layers])
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    scale = torch.cat([layer.scale for layer in layers]) if isinstance(first, Int8Linear) else None
+    for layer in layers:
+        del layer.weight
+    return linear(weight, bias) if scale is None else Int8Linear.of_quantized(weight, scale, bias)
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A `nn.Linear` with this (out, in) weight, which is not copied."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
+
+
+def has_packed_kernels() -> bool:
+    """Whether this build of torch contains FBGEMM."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+class Packed16Linear(nn.Module):
+    """y = x W' + b in float32, with W stored in float16.
+
+    Weights in bf16 keep their value (those below 1e-5 within 3e-8): float16 has more digits, and less range.
+
+    Args:
+        weight: (out, in), within the range of float16.
+        bias: (out,) or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        with _fbgemm():
+            self._packed = torch.ops.quantized.linear_prepack_fp16(
+                weight.detach().float(), None if bias is None else bias.detach().float()
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), float32."""
+        return _float16_product(x, self._packed)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class Packed8Linear(nn.Module):
+    """y = x W' + b in float32, with W in int8 and one scale per output row.
+
+    Each row of x is split into two numbers of 7 bits per element: the rounded value and its rest. Their products are
+    two rows of one product of integers, which takes the time of one, since it takes the time of reading W. So the
+    result is almost as exact as with float32 inputs, and no row depends on others.
+
+    Args:
+        weight: (out, in), int8.
+        scale: (out,), float32.
+        bias: (out,) or None.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
+        # An operation with a number makes a tensor of it each time; so these are tensors.
+        self._tiny, self._rest = torch.tensor(1e-30), torch.tensor(float(_REST))
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        with _fbgemm():
+            quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), float32."""
+        x_MX = x.reshape(-1, self.in_features)
+        peak_M1 = torch.linalg.vector_norm(x_MX, float("inf"), dim=-1, keepdim=True)
+        scale_M1 = torch.add(self._tiny, peak_M1, alpha=1 / _LEVELS)
+        exact_MX = x_MX / scale_M1
+        rounded_MX = exact_MX.round()
+        parts_2MX = torch.stack((rounded_MX, exact_MX.sub_(rounded_MX).mul_(self._rest)))
+        y_2MX = _int8_product(parts_2MX, 1.0, _ZERO, self._packed)
+        first_MX, second_MX = y_2MX.unbind(0)
+        y_MX = torch.add(first_MX, second_MX, alpha=1 / _REST).mul_(scale_M1)
+        if self.bias is not None:
+            y_MX += self.bias
+        return y_MX.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def packed(layer: nn.Module) -> nn.Module:
+    """The packed form of a linear layer with weights of 8 or 16 bits, which loses its weight; any other module as it
+    is. 16-bit weights beyond the range of float16 become float32."""
+    if type(layer) is Int8Linear:
+        new: nn.Module = Packed8Linear(layer.weight, layer.scale, layer.bias)
+    elif type(layer) is nn.Linear and layer.weight.dtype in (torch.bfloat16, torch.float16):
+        in_range = bool(layer.weight.abs().amax() <= _HALF_MAX)
+        new = (Packed16Linear if in_range else _float32)(layer.weight, layer.bias)
+    else:
+        return layer
+    del layer.weight
+    return new
+
+
+def _float32(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    return linear(weight.float(), bias)
+
+
+@contextmanager
+def _fbgemm() -> Iterator[None]:
+    """A context in which torch packs weights for FBGEMM, without its warning that the types of quantised tensors (not
+    these kernels) will be removed."""
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
+            yield
+    finally:
+        torch.backends.quantized.engine = engine
