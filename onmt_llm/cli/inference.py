@@ -73,4 +73,5 @@ def open_models(models: Sequence[str], options: EngineConfig) -> Engine:
         threads=options.threads,
         average_probabilities=options.avg_raw_probs,
         prefix_cache=options.prefix_cache,
+        prompt_lookup=options.prompt_lookup,
     )

@@ -79,6 +79,9 @@ class EngineConfig(Section):
     prefix_cache: CountOrZero = 256
     """Memory in MiB for the keys and values of earlier prompts and answers, so that the next turn of a chat does not
     read the conversation again; 0 = none. For decoder-only models, with the torch engine."""
+    prompt_lookup: bool = True
+    """Where one answer is computed at a time, guess its next tokens from what followed the same words earlier, and
+    verify several in one pass; the answer stays the same. For decoder-only models, with the torch engine."""
     log_file: str | None = None
     """File that receives a copy of the log."""
     verbose: bool = False

@@ -20,6 +20,7 @@ def open_engine(
     threads: int = 0,
     average_probabilities: bool = False,
     prefix_cache: int = 256,
+    prompt_lookup: bool = True,
 ) -> Engine:
     """Load a model for inference: a directory with `model.bin` with CTranslate2, a checkpoint or adapter with torch.
 
@@ -34,6 +35,7 @@ def open_engine(
         threads: CPU threads; 0 = the library's default.
         average_probabilities: An ensemble averages probabilities instead of log probabilities.
         prefix_cache: MiB for the keys and values of earlier prompts of the torch engine; 0 = none.
+        prompt_lookup: The torch engine guesses tokens that followed the same words earlier.
 
     Raises:
         CheckpointError: There is no usable model at `path`.
@@ -59,7 +61,12 @@ def open_engine(
     from onmt_llm.generate.torch.engine import TorchEngine
 
     return TorchEngine.open(
-        paths, dtype=dtype, average_probabilities=average_probabilities, prefix_cache=prefix_cache, **options
+        paths,
+        dtype=dtype,
+        average_probabilities=average_probabilities,
+        prefix_cache=prefix_cache,
+        prompt_lookup=prompt_lookup,
+        **options,
     )
 
 

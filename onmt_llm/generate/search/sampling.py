@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.engine import FinishReason, end_ids
 from onmt_llm.generate.lengths import max_answer_length
-from onmt_llm.generate.search.state import Decoding, PromptIds
+from onmt_llm.generate.search.state import PromptIds
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
@@ -182,8 +182,19 @@ def picker(options: GenerationConfig) -> Pick:
     return pick_random(options) if options.samples else pick_best
 
 
+class Rows(Protocol):
+    """What `sample` needs of a `Decoding`."""
+
+    logits_RV: Tensor
+    source_lengths: list[int]
+
+    def step(self, tokens: Sequence[int] | Tensor) -> None: ...
+
+    def select(self, rows: Sequence[int]) -> None: ...
+
+
 def sample(
-    decoding: Decoding, rows: list[DecodingRow], *, options: GenerationConfig, constraints: Constraints
+    decoding: Rows, rows: list[DecodingRow], *, options: GenerationConfig, constraints: Constraints
 ) -> Iterator[DecodingRow]:
     """Decode all rows independently, and yield each row after each of its tokens.
 

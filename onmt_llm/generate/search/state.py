@@ -63,7 +63,7 @@ class Decoding:
         self.source_lengths = [len(prompt) for prompt in prompts]
         self.is_decoder_only = models[0].config.is_decoder_only
         self.attention_RS: Tensor | None = None
-        self.logits_RV = self._read(None)
+        self.logits_RV = self._read(None)[:, 0]
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +76,18 @@ class Decoding:
 
     def step(self, tokens: Sequence[int] | Tensor) -> None:
         """Append one token to every row."""
-        self.logits_RV = self._read(torch.as_tensor(tokens, device=self.device)[:, None])
+        self.logits_RV = self._read(torch.as_tensor(tokens, device=self.device)[:, None])[:, 0]
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """Append several tokens to the only row; returns the logits after each of them, (T, V)."""
+        logits_TV = self._read(torch.tensor([list(tokens)], device=self.device), count=len(tokens))[0]
+        self.logits_RV = logits_TV[-1:]
+        return logits_TV
+
+    def trim(self, length: int) -> None:
+        """Forget all but the first `length` tokens of the only row, before a `step` or `extend`."""
+        for part in self._states:
+            part.trim(length)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be dropped or repeated. Each has its own memory."""
@@ -109,8 +120,9 @@ class Decoding:
         for part in self._states:
             part.select_memories(prompts_B)
 
-    def _read(self, ids_RT: Tensor | None) -> Tensor:
-        logits, weights = zip(*(part.read(ids_RT, self._attention) for part in self._states), strict=True)
+    def _read(self, ids_RT: Tensor | None, *, count: int = 1) -> Tensor:
+        """Logits after each of the last `count` tokens, (R, count, V)."""
+        logits, weights = zip(*(part.read(ids_RT, count, self._attention) for part in self._states), strict=True)
         if self._attention:
             self.attention_RS = torch.stack(weights).mean(dim=0)
         return combine(logits, average_probabilities=self._average_probabilities)
@@ -153,8 +165,9 @@ class _ModelState:
             read_BT, self._first_BP = self._first_BP.tensor_split([cache.length], dim=1)
             self._read_RT = read_BT if self._original_context is not None else None
 
-    def read(self, ids_RT: Tensor | None, attention: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits after these tokens (None = the prompts or start tokens), and the attention at the last of them."""
+    def read(self, ids_RT: Tensor | None, count: int, attention: bool) -> tuple[Tensor, Tensor | None]:
+        """Logits after each of the last `count` of these tokens (None = the prompts or start tokens), and the attention
+        at the last one."""
         ids_RT = self._first_BP if ids_RT is None else ids_RT
         if self._original_context is not None and self._model.config.is_decoder_only:
             ids_RT = self._renewed(ids_RT, self._original_context)
@@ -169,7 +182,7 @@ class _ModelState:
             weights_RS = weights_RTS[:, -1]
         else:
             hidden_RTD = self._model.decode(ids_RT, memory_BSD, self._mask_BS, cache=self.cache)
-        return self._model.logits(hidden_RTD[:, -1:])[:, 0].float(), weights_RS
+        return self._model.logits(hidden_RTD[:, -count:]).float(), weights_RS
 
     def _renewed(self, ids_RT: Tensor, original_context: int) -> Tensor:
         """These tokens; or those of the whole rows, for an empty cache, when one grows beyond the original context:
@@ -182,6 +195,11 @@ class _ModelState:
             return ids_RT
         self.cache = KVCache(self._model.cache_layers, left_pad_B=self.cache.left_pad_B)
         return self._read_RT
+
+    def trim(self, length: int) -> None:
+        self.cache.trim(length)
+        if self._read_RT is not None:
+            self._read_RT = self._read_RT[:, :length]
 
     def reorder(self, rows_R: Tensor) -> None:
         self.cache.reorder(rows_R, cross=False)

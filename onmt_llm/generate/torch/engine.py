@@ -30,6 +30,7 @@ from onmt_llm.generate.search.beam import beam_search, coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.torch.answers import Answer, finished_answers, stop_detector
 from onmt_llm.generate.torch.ensemble import Ensemble
+from onmt_llm.generate.torch.lookup import DraftedDecoding, with_lookup
 from onmt_llm.generate.torch.prefill import PromptReader
 from onmt_llm.generate.torch.prefix import PrefixCache
 from onmt_llm.log import log_once
@@ -60,6 +61,7 @@ class TorchEngine:
         average_probabilities: Average the models' probabilities instead of log probabilities.
         prefix_cache: Bytes for the keys and values of earlier prompts (`PrefixCache`); 0 = none, as it must be where
             the weights change.
+        prompt_lookup: Guess the tokens of an answer that is computed alone (`lookup.py`).
 
     Attributes:
         model: The (first) model.
@@ -75,11 +77,13 @@ class TorchEngine:
         others: Sequence[Transformer] = (),
         average_probabilities: bool = False,
         prefix_cache: int = 0,
+        prompt_lookup: bool = False,
     ) -> None:
         self.model = model
         self._codec = codec
         self.prefixes = PrefixCache(prefix_cache) if prefix_cache else None
         self.ensemble = Ensemble((model, *others), codec, average_probabilities=average_probabilities)
+        self._prompt_lookup = prompt_lookup
 
     @classmethod
     def open(
@@ -92,6 +96,7 @@ class TorchEngine:
         threads: int = 0,
         average_probabilities: bool = False,
         prefix_cache: int = 0,
+        prompt_lookup: bool = False,
     ) -> TorchEngine:
         """Load checkpoints, or adapters with their bases; see `open_engine`."""
         from onmt_llm.generate.torch.loading import load_models
@@ -107,6 +112,7 @@ class TorchEngine:
             others=models[1:],
             average_probabilities=average_probabilities,
             prefix_cache=prefix_cache * 2**20,
+            prompt_lookup=prompt_lookup,
         )
 
     def for_languages(self, src: str = "", tgt: str = "") -> TorchEngine:
@@ -149,7 +155,9 @@ class TorchEngine:
                 found = self._search(decoding, constraints, options)
             else:
                 numbers = [places[place] for place in batch] if places is not None else batch
-                found = self._sample(decoding, constraints, numbers, options, seed)
+                alone = len(batch) == options.n_best == 1
+                rows = self._with_lookup(decoding, sources[0], constraints) if alone else decoding
+                found = self._sample(rows, constraints, numbers, options, seed)
             for place, hypotheses in zip(batch, self.aligned(sources, found, options), strict=True):
                 answers[place] = hypotheses
         return answers
@@ -236,9 +244,16 @@ class TorchEngine:
                 hint="lower beam_size, n_best or batch_size",
             )
 
+    def _with_lookup(
+        self, decoding: Decoding, prompt: PromptIds, constraints: search.Constraints
+    ) -> DraftedDecoding | Decoding:
+        if not self._prompt_lookup:
+            return decoding
+        return with_lookup(decoding, prompt, config=self.model.config, max_length=constraints.limit(0))
+
     def _sample(
         self,
-        decoding: Decoding,
+        decoding: search.Rows,
         constraints: search.Constraints,
         places: Sequence[int],
         options: GenerationConfig,
@@ -305,7 +320,8 @@ class TorchEngine:
                 if should_stop():
                     return
                 reader.step()
-            yield from search.sample(reader.decoding, [row], options=options, constraints=constraints)
+            decoding = self._with_lookup(reader.decoding, ids, constraints)
+            yield from search.sample(decoding, [row], options=options, constraints=constraints)
         finally:
             reader.keep(row.tokens)
 

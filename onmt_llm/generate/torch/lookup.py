@@ -1,0 +1,170 @@
+"""Prompt lookup decoding (Saxena 2023): tokens that followed the same words earlier are guessed, and verified together.
+
+A forward pass of some rows costs a CPU or GPU little more than one of a single row, because either reads all weights.
+So the tokens that followed the newest n-gram at its last occurrence, in the prompt or the answer, are read together
+with the newest token. As long as the search then chooses the tokens that were guessed, it needs no further pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor
+
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.generate.search.state import Decoding, PromptIds
+
+_NGRAMS = (3, 2)
+"""Lengths of the n-grams that are looked up, in this order."""
+_FIRST, _MOST = 4, 16
+"""Tokens of the first guess, and of the longest."""
+_WORTH = 0.3
+"""Accepted tokens per guess, on average, below which guessing costs more than it saves."""
+_PAUSES = (16, 256)
+"""Tokens before guessing is tried again: at first, and at most."""
+
+
+class DraftedDecoding:
+    """A `Decoding` of one row that reads guessed tokens in advance.
+
+    The logits are those of the plain decoding, up to the rounding of a forward pass of several rows; so any search
+    chooses the same tokens, whatever its constraints are and also where it draws them.
+
+    Args:
+        decoding: Of one row, after its prompt; it must not be used beside this one.
+        prompt: The ids of the prompt.
+        end: Most tokens that are read, guesses included.
+
+    Attributes:
+        logits_RV: float32 logits of the row's next token.
+    """
+
+    def __init__(self, decoding: Decoding, prompt: Sequence[int], *, end: int) -> None:
+        self._decoding = decoding
+        self._tokens = NgramIndex(prompt)
+        self._size = DraftSize()
+        self._end = end
+        self._draft: list[int] = []
+        self._accepted = 0
+        self._ahead_TV: Tensor | None = None
+        self.source_lengths = decoding.source_lengths
+        self.logits_RV = decoding.logits_RV
+
+    def step(self, tokens: Sequence[int] | Tensor) -> None:
+        """Append a token."""
+        token = int(tokens[0])
+        before = len(self._tokens)
+        self._tokens.append(token)
+        if self._accepted < len(self._draft) and token == self._draft[self._accepted]:
+            self._accepted += 1
+        else:
+            self._decoding.trim(before)
+            self._size.record(len(self._draft), self._accepted)
+            self._draft = self._tokens.continuation(min(self._size.next(), self._end - before - 1))
+            self._accepted = 0
+            self._ahead_TV = self._decoding.extend([token, *self._draft])
+        assert self._ahead_TV is not None
+        self.logits_RV = self._ahead_TV[self._accepted : self._accepted + 1]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Nothing: there is one row."""
+        assert list(rows) == [0], "guesses are made for one row"
+
+
+class NgramIndex:
+    """Tokens of a prompt and its answer, in which n-grams are found at once.
+
+    Args:
+        ids: The prompt.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids: list[int] = []
+        self._after: dict[tuple[int, ...], int] = {}
+        for token in ids:
+            self.append(token)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def append(self, token: int) -> None:
+        for n in _NGRAMS:
+            if len(self._ids) >= n:
+                self._after[tuple(self._ids[-n:])] = len(self._ids)
+        self._ids.append(token)
+
+    def continuation(self, count: int) -> list[int]:
+        """The `count` tokens that followed the newest n-gram at its last occurrence; none if it is new.
+
+        Where the occurrence is fewer tokens back than that, the text is taken to repeat itself with this period.
+        """
+        place = next((self._after[tail] for tail in self._tails() if tail in self._after), None)
+        if place is None or count < 1:
+            return []
+        period = self._ids[place : place + count]
+        return [period[i % len(period)] for i in range(count)]
+
+    def _tails(self) -> list[tuple[int, ...]]:
+        return [tuple(self._ids[-n:]) for n in _NGRAMS if len(self._ids) >= n]
+
+
+class DraftSize:
+    """How many tokens to guess: twice as many after a guess that was right to its end, fewer after another; none for
+    a while where guesses are mostly wrong, so that other text costs hardly anything."""
+
+    def __init__(self) -> None:
+        self._size = _FIRST
+        self._mean_accepted = 1.0
+        self._wait, self._pause = 0, _PAUSES[0]
+
+    def next(self) -> int:
+        """Tokens of the next guess."""
+        if self._wait:
+            self._wait -= 1
+            return 0
+        return self._size
+
+    def record(self, guessed: int, accepted: int) -> None:
+        """Learn from a guess."""
+        if not guessed:
+            return
+        self._size = min(2 * guessed, _MOST) if accepted == guessed else accepted + 1
+        self._mean_accepted += 0.3 * (accepted - self._mean_accepted)
+        if self._mean_accepted < _WORTH:
+            self._wait, self._pause = self._pause, min(2 * self._pause, _PAUSES[1])
+            self._mean_accepted = _WORTH
+        elif accepted:
+            self._pause = _PAUSES[0]
+
+
+def with_lookup(
+    decoding: Decoding, prompt: PromptIds, *, config: ModelConfig, max_length: int
+) -> DraftedDecoding | Decoding:
+    """A decoding of one row with guesses, or itself where they would not pay or would change an answer.
+
+    Args:
+        decoding: Of one row, after its prompt.
+        prompt: The ids of the prompt.
+        config: Of the model.
+        max_length: Most tokens of the answer.
+    """
+    end, longest = len(prompt) + max_length - 1, _longest(config)
+    end = end if longest is None else min(end, longest)
+    if end < len(prompt) + 2:
+        return decoding
+    return DraftedDecoding(decoding, cast("Sequence[int]", prompt), end=end)
+
+
+def _longest(config: ModelConfig) -> int | None:
+    """Most tokens of a sequence with guesses; None = any number, 0 = never.
+
+    With experts each row reads other weights, so that several rows cost as much as several passes. With `dynamic` and
+    `longrope` positions, beyond the original context, a token's frequencies depend on the tokens read with it.
+    """
+    if not config.is_decoder_only or config.moe_layers:
+        return 0
+    if config.position == "learned":
+        return config.max_position
+    by_length = config.position == "rotary" and config.rope.scaling in ("dynamic", "longrope")
+    return config.rope.original_max_position if by_length else None
