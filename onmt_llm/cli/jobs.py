@@ -59,7 +59,7 @@ JOBS = {
     "onmt_llm_eval": JobSchema("evaluate", "EvalConfig"),
     "onmt_llm_plot": JobSchema("plot", "PlotConfig"),
     "release_model": JobSchema(
-        "convert", "ReleaseConfig", short={"m": "model", "o": "output", "f": "format", "q": "quantization"}
+        "convert", "ReleaseConfig", sections, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}
     ),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from onmt_llm.config.card import CardOptions
+from onmt_llm.config.data import DataConfig
 from onmt_llm.config.integrity import IntegrityConfig
 from onmt_llm.config.model import Dtype
 from onmt_llm.config.section import Section
@@ -133,7 +134,10 @@ class ReleaseOptions(Section):
     rotated."""
     calibration_text: str | None = None
     """Text file for `quality: calibrated`, with text of the kind that the model will read; up to 8,192 tokens are
-    used."""
+    used. null = the training corpora in `data`: give the YAML file of the run with `-config`."""
+    compare_plain: bool = False
+    """Measure the quality `plain` too, and report its figures beside those of the release. Perplexities need a
+    `verify_text` of at least 6,000 tokens."""
     keep_float: list[str] = []
     """Layers that are not quantised, by name as in `lora_layers`: with `down_proj` int8 loses least, at a lower
     speed."""
@@ -150,5 +154,6 @@ class ReleaseConfig(Section):
     """Release a trained model for serving, verified against the original."""
 
     release: ReleaseOptions = ReleaseOptions()
+    corpora: DataConfig = DataConfig()
     card: CardOptions = CardOptions()
     integrity: IntegrityConfig = IntegrityConfig()

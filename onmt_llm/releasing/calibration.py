@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,17 +11,21 @@ from torch import Tensor
 
 from onmt_llm.checkpoint.load import Placement, build_model
 from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.data.batching.batch import Batch
+from onmt_llm.data.pipeline import Pipeline
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.errors import DataError
 from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
+from onmt_llm.nn.transformer import Transformer
 from onmt_llm.releasing.blockwise import Blockwise, watched
 from onmt_llm.releasing.ct2_spec import SpecVariable, spec_variables
 from onmt_llm.releasing.gptq import InputStatistics, round_rows
-from onmt_llm.releasing.verify import text_windows
+from onmt_llm.releasing.verify import WINDOW, text_windows
 from onmt_llm.releasing.verify_translations import translate
 
 MOST_TOKENS = 8192
-"""Of a longer text, so many tokens are read, in windows that are spread over it."""
+"""Of a longer text, so many tokens are read, in windows that are spread over it; of corpora, in training's order."""
 FEWEST_TOKENS = 1024
 _MOST_CHARACTERS = 4 * MOST_TOKENS
 """Of a longer text, an encoder-decoder translates the beginning."""
@@ -35,7 +39,7 @@ class Calibration:
 
     Args:
         checkpoint: The model to quantise.
-        text: What it is run on.
+        sample: What it is run on: a text, or corpora with one example to a batch.
         folder: Where the files are written.
         skipped: Targets of matrices that are not quantised.
 
@@ -46,7 +50,9 @@ class Calibration:
         DataError: The text is too short.
     """
 
-    def __init__(self, checkpoint: Checkpoint, text: str, folder: Path, *, skipped: Collection[str] = ()) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, sample: str | PipelineSpec, folder: Path, *, skipped: Collection[str] = ()
+    ) -> None:
         self._checkpoint, self._folder = checkpoint, folder
         self._variables = {
             variable.layers[0]: variable
@@ -57,27 +63,33 @@ class Calibration:
         self._files: dict[tuple[str, ...], Path] = {}
         self._block = ""
         if checkpoint.config.model.is_decoder_only:
-            self.tokens = self._continue(text)
+            self.tokens = self._continue(_windows(checkpoint, sample))
         else:
-            self.tokens = self._translate(text)
+            model = build_model(checkpoint, Placement(torch.float32)).eval()
+            self.tokens = self._translate(model, sample)
         self._round()
         logger.info("Calibrated on %d tokens.", self.tokens)
 
-    def _continue(self, text: str) -> int:
-        """Run a language model on the text, with one block in memory at a time."""
-        codec = self._checkpoint.codec()
-        windows = [codec.vocab.ids(window) for window in _spread(text_windows(self._checkpoint, codec, text))]
+    def _continue(self, windows: Sequence[Sequence[int]]) -> int:
+        """Run a language model, with one block in memory at a time."""
         tokens = _checked(sum(map(len, windows)))
         for hidden_TD in Blockwise(self._checkpoint).run(windows, watch=self._watch_blocks):
             self._watch("lm_head", hidden_TD)
         return tokens
 
-    def _translate(self, text: str) -> int:
-        """Run an encoder-decoder on the text and its own translation of it, which is whole in memory."""
+    def _translate(self, model: Transformer, sample: str | PipelineSpec) -> int:
+        """Run an encoder-decoder on pairs of the corpora, or on a text and its own translation of it."""
+        if isinstance(sample, PipelineSpec):
+            batches = list(_examples(sample))
+            tokens = _checked(sum(map(_size, batches)))
+            with watched(model, "", self._watch), torch.inference_mode():
+                for batch in batches:
+                    assert batch.src_BS is not None
+                    model(batch.src_BS, batch.tgt_BT, features_BSF=batch.features_BSF)
+            return tokens
         codec = self._checkpoint.codec()
-        model = build_model(self._checkpoint, Placement(torch.float32)).eval()
         engine = TorchEngine(model, codec.for_languages(*codec.config.languages.example))
-        translations = translate(engine, text[:_MOST_CHARACTERS])
+        translations = translate(engine, sample[:_MOST_CHARACTERS])
         pairs = list(zip(translations.sources, translations.targets, strict=True))
         tokens = _checked(sum(len(source) + len(target) for source, target in pairs))
         with watched(model, "", self._watch):
@@ -126,10 +138,34 @@ class Calibration:
 def _checked(tokens: int) -> int:
     if tokens < FEWEST_TOKENS:
         raise DataError(
-            f"calibration_text must have at least {FEWEST_TOKENS:,} tokens, but has {tokens:,}.",
+            f"What a release is calibrated on must have at least {FEWEST_TOKENS:,} tokens, but has {tokens:,}.",
             hint="give more text of the kind that the model will read",
         )
     return tokens
+
+
+def _windows(checkpoint: Checkpoint, sample: str | PipelineSpec) -> list[list[int]]:
+    """Token ids that a language model is run on, in windows."""
+    if isinstance(sample, str):
+        codec = checkpoint.codec()
+        return [codec.vocab.ids(window) for window in _spread(text_windows(checkpoint, codec, sample))]
+    size = min(WINDOW, checkpoint.config.model.max_position)
+    return [part.tolist() for batch in _examples(sample) for part in batch.tgt_BT[0].split(size)]
+
+
+def _examples(spec: PipelineSpec) -> Iterator[Batch]:
+    """Examples of corpora in the order of training, until they have `MOST_TOKENS` tokens."""
+    tokens = 0
+    for batch in Pipeline(spec):
+        yield batch
+        tokens += _size(batch)
+        if tokens >= MOST_TOKENS:
+            return
+
+
+def _size(batch: Batch) -> int:
+    """Tokens of both sides."""
+    return batch.tgt_BT.numel() + (0 if batch.src_BS is None else batch.src_BS.numel())
 
 
 def _spread(windows: list[list[str]]) -> list[list[str]]:

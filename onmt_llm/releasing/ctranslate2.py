@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from ctranslate2.specs import model_spec
 
-from onmt_llm.atomic import AtomicDirectory
+from onmt_llm.atomic import AtomicDirectory, write_text
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, manifest_text
 from onmt_llm.checkpoint.export_guard import obstacles
 from onmt_llm.checkpoint.files.blocks import tensor_bytes, with_rows
@@ -79,16 +79,15 @@ def release_ctranslate2(
         with release.translated_errors():
             with TemporaryDirectory(dir=release.directory.parent, prefix=".calibration-") as scratch:
                 calibration = None
-                if numbers.calibration_text is not None:
-                    calibration = Calibration(source, numbers.calibration_text, Path(scratch), skipped=keep_float)
+                if numbers.calibration is not None:
+                    calibration = Calibration(source, numbers.calibration, Path(scratch), skipped=keep_float)
                 write_model(
                     *(source, codec, release.directory),
                     quantization=quantization,
                     keep_float=keep_float,
                     calibration=calibration,
                 )
-            release.add_text(CONFIG_FILE, config_text(checkpoint.config))
-            codec.copy_files(release.directory)
+            _add_text_side(checkpoint, codec, release.directory)
             copy_provenance(checkpoint.path, release.directory)
         packages = {name: version(name) for name in ("ctranslate2", "torch", "numpy")}
         report: ReleaseReport = {
@@ -102,11 +101,25 @@ def release_ctranslate2(
             report["verdict"] = "not verified"
         else:
             made = replace(numbers, quality=quality)
-            report |= verify_release(checkpoint.path, release.directory, made, strict=verify == "strict", text=text)
+            with TemporaryDirectory(dir=release.directory.parent, prefix=".plain-") as scratch:
+                plain = None
+                if numbers.compare_plain and quality != "plain":
+                    plain = Path(scratch)
+                    write_model(checkpoint, codec, plain, quantization=quantization)
+                    _add_text_side(checkpoint, codec, plain)
+                report |= verify_release(
+                    *(checkpoint.path, release.directory, made), strict=verify == "strict", text=text, plain=plain
+                )
         with release.translated_errors():
             release.add_text(REPORT_FILE, json.dumps(report, indent=2) + "\n")
             release.add_text(MANIFEST_FILE, manifest_text(release.directory))
         return report
+
+
+def _add_text_side(checkpoint: Checkpoint, codec: Codec, directory: Path) -> None:
+    """Write what an engine needs besides the model."""
+    write_text(directory / CONFIG_FILE, config_text(checkpoint.config))
+    codec.copy_files(directory)
 
 
 def write_model(

@@ -154,7 +154,13 @@ class Reference:
 
 
 def verify_release(
-    model: Path, directory: Path, numbers: NumberFormat, *, strict: bool, text: str | None
+    model: Path,
+    directory: Path,
+    numbers: NumberFormat,
+    *,
+    strict: bool,
+    text: str | None,
+    plain: Path | None = None,
 ) -> ReleaseReport:
     """Compare a finished release with its checkpoint.
 
@@ -164,16 +170,18 @@ def verify_release(
         numbers: Its quantisation and quality, which determine the bounds.
         strict: Fail if a figure exceeds its bound, instead of only warning.
         text: Text to compare on; None = the package's verification_text.txt.
+        plain: Another release of the checkpoint, to be measured too.
 
     Returns:
-        Figures, bounds, verdict and what was not compared, for the report.
+        Figures, bounds, verdict and what was not compared, for the report; the figures of the other release as
+        `plain_figures`.
 
     Raises:
         CheckpointError: `strict`, and a figure exceeds its bound.
         DataError: The text is too short.
     """
     quantization = numbers.quantization or "float32"
-    measured = _measure(model, directory, quantization, text)
+    measured = _measure(model, directory, quantization, text, plain)
     if numbers.is_int8:
         measured = _with_int8(measured, directory, numbers.quality or "plain")
     return with_verdict(measured, quantization, strict=strict, instead=_better(numbers))
@@ -238,11 +246,11 @@ def exceeded_bounds(figures: dict[str, float], bounds: dict[str, float]) -> list
     ]
 
 
-def _measure(model: Path, directory: Path, quantization: str, text: str | None) -> dict[str, Any]:
+def _measure(model: Path, directory: Path, quantization: str, text: str | None, plain: Path | None) -> dict[str, Any]:
     checkpoint = Checkpoint.open(model)
     text = bundled_text() if text is None else text
     if not checkpoint.config.model.is_decoder_only:
-        return _measure_translations(checkpoint, directory, quantization, text)
+        return _measure_translations(checkpoint, directory, quantization, text, plain)
     reference = Reference(checkpoint, text)
     comparison = reference.compare(directory, quantization)
     logger.info(
@@ -254,6 +262,7 @@ def _measure(model: Path, directory: Path, quantization: str, text: str | None) 
         "reference_memory": "one block of the model",
         "figures": comparison.figures(),
         "bounds": BOUNDS[quantization],
+        **({} if plain is None else {"plain_figures": reference.compare(plain, quantization).figures()}),
         **_not_compared(checkpoint.config.model, max(map(len, reference.windows))),
     }
 
@@ -268,16 +277,22 @@ def _not_compared(config: ModelConfig, longest: int) -> dict[str, list[str]]:
     return {"not_compared": [sentence]}
 
 
-def _measure_translations(checkpoint: Checkpoint, directory: Path, quantization: str, text: str) -> dict[str, Any]:
+def _measure_translations(
+    checkpoint: Checkpoint, directory: Path, quantization: str, text: str, plain: Path | None
+) -> dict[str, Any]:
     # The first engine, which holds the whole model, is freed before the second is loaded.
     dtype = _reference_dtype(checkpoint, quantization)
     torch_engine = TorchEngine.open([checkpoint.path], device="cpu", dtype=dtype)
     languages = torch_engine.codec.config.languages.example
     reference = translate(torch_engine.for_languages(*languages), text)
     del torch_engine
-    engine = Ct2Translator.open(
-        directory, device="cpu", compute_type=stored_compute_type(quantization, "cpu"), is_new=True
-    ).for_languages(*languages)
+
+    def open_release(path: Path) -> Ct2Translator:
+        compute_type = stored_compute_type(quantization, "cpu")
+        engine = Ct2Translator.open(path, device="cpu", compute_type=compute_type, is_new=True)
+        return engine.for_languages(*languages)
+
+    engine = open_release(directory)
     figures = compare_translations(reference, engine)
     logger.info(
         "Compared on %d tokens of %d translations; %s ran as %s on the CPU.",
@@ -292,6 +307,7 @@ def _measure_translations(checkpoint: Checkpoint, directory: Path, quantization:
         "reference_memory": "the whole model: it translated the text",
         "figures": figures,
         "bounds": TRANSLATION_BOUNDS[quantization],
+        **({} if plain is None else {"plain_figures": compare_translations(reference, open_release(plain))}),
     }
 
 

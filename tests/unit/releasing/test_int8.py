@@ -144,7 +144,7 @@ def test_what_calibration_refuses(tmp_path: Path) -> None:
         release(model, tmp_path / "out", quantization=NumberFormat("int8", "calibrated"))
     with pytest.raises(ConfigError, match="quality is rotated with a text"):
         release(model, tmp_path / "out", quantization=NumberFormat("int8", "rotated", "w1"))
-    with pytest.raises(DataError, match="calibration_text must have at least 1,024 tokens, but has 51"):
+    with pytest.raises(DataError, match="calibrated on must have at least 1,024 tokens, but has 51"):
         release(model, tmp_path / "out", quantization=NumberFormat("int8", "calibrated", text(1, 50)))
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
