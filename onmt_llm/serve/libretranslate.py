@@ -156,7 +156,7 @@ class TranslationJob:
 
     async def translations(self, service: Service, languages: Languages) -> list[list[str]]:
         """The translations of each text: the best, then up to `alternatives` others."""
-        found: list[list[str]] = [[] for _ in self.documents]
+        found = [["".join(document.parts)] for document in self.documents]
         for pair, places in self._pairs(languages):
             name, src, tgt = pair
             segments = [Source.of(segment) for place in places for segment in self.documents[place].segments]
@@ -174,10 +174,11 @@ class TranslationJob:
         return found
 
     def _pairs(self, languages: Languages) -> Iterator[tuple[tuple[str, str, str], list[int]]]:
-        """The texts by the model that translates them, and its codes of their languages."""
+        """The texts by model and its codes of the languages; without those that are in the language already."""
         pairs: dict[tuple[str, str, str], list[int]] = {}
         for place, source in enumerate(self.sources):
-            pairs.setdefault(languages.pair(source, self.target), []).append(place)
+            if find_tag(self.target, {source: source}) is None:
+                pairs.setdefault(languages.pair(source, self.target), []).append(place)
         yield from pairs.items()
 
 

@@ -68,12 +68,14 @@ class NumberedModels:
         return {**numbered, **{number: clone for number, clone in self._clones.items() if clone.name in names}}
 
     def get(self, number: Any) -> NumberedModel:
-        """The model with an id.
+        """The model with an id, or with a name.
 
         Raises:
             Refusal: There is none.
         """
-        found = self.all().get(number) if isinstance(number, int) else None
+        models = self.all()
+        named = {model.name: model for model in models.values()} if isinstance(number, str) else {}
+        found = models.get(number) if isinstance(number, int) else named.get(number)
         if found is None:
             raise Refusal(404, f"No such model '{str(number)[:100]}'", code="model_not_found")
         return found
@@ -150,7 +152,7 @@ def opennmt_api(service: Service, *, keys: ApiKeys, admin_keys: ApiKeys, url_roo
         try:
             name = models.get(model_id).name
             if not await asyncio.to_thread(service.models.unload, name):
-                raise Refusal(200, f"Model {model_id} must be loaded, but is not.")
+                raise Refusal(400, f"Model {model_id} must be loaded, but is not.")
         except Refusal as refusal:
             return {"model_id": model_id, "status": "error", "error": refusal.message}
         return {"model_id": model_id, "status": "ok"}

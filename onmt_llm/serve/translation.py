@@ -10,8 +10,12 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError
 from onmt_llm.generate.engine import Hypothesis, empty_answers
 from onmt_llm.generate.scheduling.ticket import Request
+from onmt_llm.serve.errors import Refusal
 from onmt_llm.serve.models import ServedModel
 from onmt_llm.serve.service import Service
+
+MOST_TEXTS = 10_000
+"""Texts of a request; more than fit into a body of sentences."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,13 @@ async def translate(
 
     Raises:
         Overloaded: Too many requests are waiting.
-        DataError: A text is too long.
+        Refusal: The translations take longer than a request may.
+        DataError: A text is too long, or there are too many.
         ConfigError: The model has no such language.
     """
     found = [empty_answers(options) for _ in sources]
+    if len(sources) > MOST_TEXTS:
+        raise DataError(f"A request must have at most {MOST_TEXTS:,} texts or lines, but has {len(sources):,}.")
     full = [place for place, source in enumerate(sources) if source.text]
     codec = model.codec.for_languages(src_lang, tgt_lang)
 
@@ -91,4 +98,7 @@ async def translate(
         async with service.answer(model, requests) as answers:
             for place, hypotheses in zip(group, await answers.complete(), strict=True):
                 found[place] = hypotheses
+            if any(ticket.was_stopped for ticket in answers.tickets):
+                message = f"A translation must be complete within {service.limits.seconds:g} s, but is not."
+                raise Refusal(503, message, code="timeout", retry_after=1)
     return found

@@ -119,6 +119,11 @@ def test_a_model_for_one_pair(client: TestClient, engines: dict[str, Any]) -> No
     assert (status, message) == (400, "English (en) is not available as a target language from German (de)")
 
 
+def test_a_text_in_the_language_already_stays(client: TestClient) -> None:
+    found = ask(client, q=["w1 <b>w2</b> &c", ""], source="en", target="en-US", format="html")
+    assert found == {"translatedText": ["w1 <b>w2</b> &c", ""]}
+
+
 def test_each_line_is_translated_alone(client: TestClient, engines: dict[str, Any]) -> None:
     first, second = engines["pair"].translate(["w1 w2", "w3 w4 w5"])
     found = ask(client, q="w1 w2\n\n  w3 w4 w5 \r\n", source="de", target="fr")

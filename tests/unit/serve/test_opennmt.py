@@ -23,8 +23,11 @@ pytest.importorskip("fastapi")
 from starlette.testclient import TestClient
 
 from onmt_llm.serve.app import ServerSettings, build_app
+from onmt_llm.serve.keys import ApiKeys
 from onmt_llm.serve.models import ModelPool, ModelSpec
+from onmt_llm.serve.service import Limits
 
+SHORT = GenerationConfig(max_length=5, beam_size=2)
 DATA = Path(__file__).parents[2] / "data"
 RECORDED: dict[str, Any] = json.loads((DATA / "opennmt_server.json").read_text(encoding="utf-8"))
 
@@ -75,7 +78,7 @@ def check_translations(ours: list[list[dict[str, Any]]], theirs: list[list[dict[
             assert mine["tgt"] == original["tgt"]
         if "align" in original:
             assert mine["align"] == original["align"]
-        elif original["n_best"] > 1:  # its CTranslate2 models count another length in scores
+        else:  # its CTranslate2 models count another length in scores
             assert mine["pred_score"] == pytest.approx(original["pred_score"], abs=1e-5)
 
 
@@ -119,6 +122,38 @@ def test_the_content_type_does_not_matter(client: TestClient) -> None:
     assert client.post("/translator/translate", content=b"[").json()["status"] == "error"
 
 
+@pytest.mark.parametrize("admins", [[], ["admin-key"]])
+def test_keys(tmp_path: Path, admins: list[str]) -> None:
+    path = write_checkpoint(tmp_path / "model", seq2seq())
+    pool = ModelPool([ModelSpec("0", lambda: open_engine(path, device="cpu"), generation=SHORT)])
+    settings = ServerSettings(keys=ApiKeys(["user-key"]), admin_keys=ApiKeys(admins))
+    client = TestClient(build_app(pool, settings))
+
+    def status(method: str, path: str, key: str) -> int:
+        headers = {"authorization": f"Bearer {key}"}
+        return client.request(method, f"/translator/{path}", headers=headers, json=[{"src": "w1"}]).status_code
+
+    assert status("GET", "health", "") == 200
+    for key in ("", "wrong-key"):
+        assert status("POST", "translate", key) == status("GET", "models", key) == status("GET", "to_cpu/0", key) == 401
+    assert status("POST", "translate", "user-key") == status("GET", "models", "user-key") == 200
+    assert status("GET", "unload_model/0", "user-key") == (401 if admins else 200)
+    for admin in admins:
+        assert status("GET", "unload_model/0", admin) == status("POST", "translate", admin) == 200
+    pool.close()
+
+
+def test_a_translation_is_complete_or_refused(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "model", seq2seq())
+    pool = ModelPool([ModelSpec("0", lambda: open_engine(path, device="cpu"), generation=SHORT)])
+    client = TestClient(build_app(pool, ServerSettings(limits=Limits(seconds=1e-9))))
+    answer = client.post("/translator/translate", json=[{"src": "w1 w2"}])
+    assert answer.status_code == 503 and "must be complete within" in answer.json()["error"]
+    answer = client.post("/translator/translate", json=[{"src": "w1"}] * 10_001)
+    assert answer.status_code == 400 and "at most 10,000 texts" in answer.json()["error"]
+    pool.close()
+
+
 def test_ids_of_models_with_names(tmp_path: Path) -> None:
     """Names that are numbers are ids; the others have the lowest free ones. `ref` may be what answers start with."""
     path = write_checkpoint(tmp_path / "model", seq2seq())
@@ -126,16 +161,15 @@ def test_ids_of_models_with_names(tmp_path: Path) -> None:
     def open_model() -> Any:
         return open_engine(path, device="cpu")
 
-    options = GenerationConfig(max_length=5, beam_size=2)
-    prefixed = ModelSpec("prefixed", open_model, generation=options, tgt_file_prefix=True)
-    pool = ModelPool([ModelSpec(name, open_model, generation=options) for name in ("first", "1", "other")] + [prefixed])
+    prefixed = ModelSpec("prefixed", open_model, generation=SHORT, tgt_file_prefix=True)
+    pool = ModelPool([ModelSpec(name, open_model, generation=SHORT) for name in ("first", "1", "other")] + [prefixed])
     client = TestClient(build_app(pool, ServerSettings()))
     assert [card["model_id"] for card in client.get("/translator/models").json()] == [0, 1, 2, 3]
 
-    def translation(number: int, **entry: str) -> str:
+    def translation(number: int | str, **entry: str) -> str:
         return str(client.post("/translator/translate", json=[{"id": number, **entry}]).json()[0][0]["tgt"])
 
-    assert translation(0, src="w1 w2") == translation(3, src="w1 w2")
+    assert translation(0, src="w1 w2") == translation(3, src="w1 w2") == translation("other", src="w1 w2")
     assert translation(2, src="w1 w2", ref="w9 w8") == translation(0, src="w1 w2")
     assert translation(3, src="w1 w2", ref="w9 w8").startswith("w9 w8 ")
     pool.close()
