@@ -31,6 +31,11 @@ GENERATOR_FEATURES: frozenset[Feature] = frozenset({"alpha"})
 TRANSLATOR_FEATURES: frozenset[Feature] = GENERATOR_FEATURES | {"replace_unk", "report_align"}
 """Features of its translators, which return their attention."""
 
+Callback = Callable[[Any], bool]
+"""Called with each step of CTranslate2; True ends the answer of that step."""
+GenerateBatch = Callable[[list[list[str]], GenerationConfig, "Callback | None"], list[list[Hypothesis]]]
+"""A call of CTranslate2."""
+
 
 class Ct2Decoding:
     """Searches and samples with a CTranslate2 model.
@@ -82,9 +87,7 @@ class Ct2Decoding:
         prompts: Sequence[list[str]],
         options: GenerationConfig,
         batches: Sequence[list[int]],
-        generate_batch: Callable[[list[list[str]], GenerationConfig], list[list[Hypothesis]]],
-        *,
-        first_place: int = 0,
+        generate_batch: GenerateBatch,
     ) -> list[list[Hypothesis]]:
         """Answer prompts batch by batch, several batches at once where the model has several workers.
 
@@ -93,29 +96,47 @@ class Ct2Decoding:
             options: How to search or sample.
             batches: Places in `prompts`; a prompt that is in no batch gets empty answers.
             generate_batch: Calls CTranslate2.
-            first_place: Place of the first prompt in the whole input: another place, another seed.
         """
         answers: list[list[Hypothesis]] = [empty_answers(options) for _ in prompts]
-        seed = options.seed + first_place if options.seed >= 0 else options.seed
-        self._model.seed(options.model_copy(update={"seed": seed}))
+        self._model.seed(options)
         with ct2_errors(), ThreadPoolExecutor(self._model.workers) as pool:
-            results = pool.map(lambda batch: generate_batch([prompts[place] for place in batch], options), batches)
+            results = pool.map(
+                lambda batch: generate_batch([prompts[place] for place in batch], options, None), batches
+            )
             for batch, found in zip(batches, results, strict=True):
                 for place, hypotheses in zip(batch, found, strict=True):
                     answers[place] = hypotheses
         return answers
 
-    def batch_options(self, options: GenerationConfig) -> dict[str, Any]:
-        """Arguments of CTranslate2's calls for a whole batch."""
+    @property
+    def workers(self) -> int:
+        """Batches that are computed at once."""
+        return self._model.workers
+
+    def decode_batch(
+        self,
+        prompts: list[list[str]],
+        options: GenerationConfig,
+        generate_batch: GenerateBatch,
+        callback: Callback,
+    ) -> list[list[Hypothesis]]:
+        """One batch, of whose tokens a callback is told."""
+        self._model.seed(options)
+        with ct2_errors():
+            return generate_batch(prompts, options, callback)
+
+    def batch_options(self, options: GenerationConfig, callback: Callback | None = None) -> dict[str, Any]:
+        """Arguments of CTranslate2's calls for a whole batch; the default callback ends answers at stop strings."""
         beam = options.beam_size > 1
-        stops = not beam and _stop_strings(self._codec, options)
+        if callback is None and not beam and stop_strings(self._codec, options):
+            callback = _stop_callback(self._codec, options)
         return {
             "beam_size": options.beam_size,
             "num_hypotheses": options.n_best,
             "length_penalty": options.alpha if options.length_penalty == "avg" and beam else 0.0,
             "return_scores": True,
             "return_end_token": True,
-            "callback": _stop_callback(self._codec, options) if stops else None,
+            "callback": callback,
             **self.search_options(options),
         }
 
@@ -149,7 +170,7 @@ class Ct2Decoding:
         own = list(ids[self.forced :])
         ended = bool(own) and own[-1] in end_ids(self._codec, options)
         answer = own[:-1] if ended else own
-        text = _answer_text(self._codec, options)
+        text = answer_text(self._codec, options)
         for token in answer:
             text.push(self._codec.vocab[token])
         text.finish()
@@ -167,7 +188,7 @@ class Ct2Decoding:
     ) -> Iterator[Delta]:
         """Deltas of one sampled answer; `open_steps` starts CTranslate2's stream of steps."""
         self._model.seed(options)
-        text, ends = _answer_text(self._codec, options), end_ids(self._codec, options)
+        text, ends = answer_text(self._codec, options), end_ids(self._codec, options)
         with ct2_errors(), closing(open_steps()) as steps:
             for step in steps:
                 if step.step < self.forced:
@@ -187,12 +208,14 @@ class Ct2Decoding:
         yield Delta(text.finish(), 0, "stopped")
 
 
-def _stop_strings(codec: Codec, options: GenerationConfig) -> list[str]:
+def stop_strings(codec: Codec, options: GenerationConfig) -> list[str]:
+    """Those of the model and of the options."""
     return [stop for stop in (*codec.stop, *options.stop) if stop]
 
 
-def _answer_text(codec: Codec, options: GenerationConfig) -> AnswerText:
-    return AnswerText(codec.stream_decoder(), _stop_strings(codec, options))
+def answer_text(codec: Codec, options: GenerationConfig) -> AnswerText:
+    """The text of an answer that has no tokens yet."""
+    return AnswerText(codec.stream_decoder(), stop_strings(codec, options))
 
 
 def _stop_callback(codec: Codec, options: GenerationConfig) -> Callable[[Any], bool]:
@@ -205,7 +228,7 @@ def _stop_callback(codec: Codec, options: GenerationConfig) -> Callable[[Any], b
     ends = end_ids(codec, options)
 
     def stops(step: Any) -> bool:
-        text = texts.setdefault((step.batch_id, step.hypothesis_id), _answer_text(codec, options))
+        text = texts.setdefault((step.batch_id, step.hypothesis_id), answer_text(codec, options))
         if step.token_id not in ends:
             text.push(codec.vocab[step.token_id])
         return text.stopped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.generate.ct2.decoding import GENERATOR_FEATURES, Ct2Decoding
+from onmt_llm.generate.ct2.decoding import GENERATOR_FEATURES, Callback, Ct2Decoding
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
 from onmt_llm.generate.engine import Delta, Hypothesis
 from onmt_llm.generate.lengths import BatchType, make_batches
@@ -19,6 +19,10 @@ from onmt_llm.log import log_once
 
 if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
+
+_SIMILAR = 128
+"""Prompts whose lengths differ by less may share a batch: what a prompt has beyond the shortest costs a step a token,
+but a batch of its own costs a step for each token of its answer."""
 
 
 class Ct2Generator:
@@ -31,8 +35,9 @@ class Ct2Generator:
     * Unsupported features are refused; `length_penalty: wu` without a beam only scales the score.
     * Beams end by CTranslate2's own rule and its own measure of length; scores are converted to ours.
     * The probability of banned tokens (`min_length`, `ban_unk_token`, repeated n-grams) goes to the other tokens.
-    * `seed`: CTranslate2 seeds a thread when the thread first draws. So only the same call (same prompts, same
-      `batch_size`) repeats exactly, and the model is loaded again for every seeded call after the first.
+    * `seed`: CTranslate2's threads take a seed when they first draw. So a model has one seed for all its answers,
+      which repeats exactly what one process after another asks in the same order and with the same `batch_size`; a
+      later call with another seed is refused.
     * What a prompt has beyond a sliding window is read token by token, which is slow; the log says so once. With
       `repetition_penalty` or `block_ngram_repeat` such a prompt is refused.
     * In beam search a stop string cuts the finished answer instead of ending the search.
@@ -90,26 +95,69 @@ class Ct2Generator:
         places: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
-        self._decoding.check(options, prefixes=prefixes is not None)
+        self.check(prompts, options, prefixes=prefixes is not None, places=places)
         known = [self._known(prompt) for prompt in prompts]
-        self._check_window(known, options)
-        self._decoding.check_lengths(known, places)
         batches = self._batches(known, options, batch_size=batch_size, batch_type=batch_type)
-        first = places[0] if places else 0
-        return self._decoding.generate(known, options, batches, self._generate_batch, first_place=first)
+        return self._decoding.generate(known, options, batches, self._generate_batch)
+
+    def check(
+        self,
+        prompts: Sequence[Sequence[str]],
+        options: GenerationConfig,
+        *,
+        prefixes: bool = False,
+        places: Sequence[int] | None = None,
+    ) -> None:
+        """Refuse what CTranslate2 cannot do; `places` as in `generate`.
+
+        Raises:
+            ConfigError: The options contradict each other, or CTranslate2 lacks one of them.
+            UnsupportedError: An option does not go with a prompt of this length.
+            DataError: A prompt is too long.
+        """
+        self._decoding.check(options, prefixes=prefixes)
+        self._check_window(prompts, options)
+        self._decoding.check_lengths(prompts, places)
+
+    @property
+    def workers(self) -> int:
+        """Batches that are computed at once."""
+        return self._decoding.workers
+
+    @property
+    def forced(self) -> int:
+        """Tokens that the decoder is given before the answer, of which a callback hears too."""
+        return self._decoding.forced
+
+    def decode_batch(
+        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, callback: Callback
+    ) -> list[list[Hypothesis]]:
+        """Answer prompts, none empty, whose `batch_key` is equal, in one batch.
+
+        Args:
+            prompts: Tokens.
+            options: How to search or sample; with `beam_size` 1.
+            callback: Called in a thread of CTranslate2 with each step; True ends the answer of that step. It must not
+                hold the model when this call is over.
+        """
+        known = [self._known(prompt) for prompt in prompts]
+        return self._decoding.decode_batch(known, options, self._generate_batch, callback)
+
+    def batch_key(self, prompt: Sequence[str], options: GenerationConfig) -> Hashable:
+        """Prompts with equal keys do not change or slow down each other in one batch; see `_batches`."""
+        same_length = _needs_equal_lengths(options) or len(prompt) == 1
+        return len(prompt) if same_length else (len(prompt) // _SIMILAR,)
 
     def stream(
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
     ) -> Iterator[Delta]:
         """See `Engine.stream`."""
-        self._decoding.check(options)
+        self.check([prompt], options)
         if not prompt:
             yield Delta("", 0, "stop")
         elif options.beam_size > 1:
             yield self.generate([prompt], options)[0][0].as_delta()
         else:
-            self._check_window([prompt], options)
-            self._decoding.check_lengths([prompt])
             yield from self._decoding.stream(lambda: self._open_steps(prompt, options), options, should_stop)
 
     def score(
@@ -176,12 +224,14 @@ class Ct2Generator:
         library = self._model.library
         return np.array(values.to_device(library.Device.cpu).to(library.DataType.float32), dtype=np.float32)
 
-    def _generate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
+    def _generate_batch(
+        self, prompts: list[list[str]], options: GenerationConfig, callback: Callback | None = None
+    ) -> list[list[Hypothesis]]:
         results = self._model.handle.generate_batch(
             self._with_short_prompt(prompts),
             include_prompt_in_result=False,
             cache_static_prompt=False,
-            **self._decoding.batch_options(options),
+            **self._decoding.batch_options(options, callback),
         )
         answers = results[: len(prompts)]
         return [self._decoding.hypotheses(answer.sequences_ids, answer.scores, options) for answer in answers]
@@ -216,11 +266,11 @@ class Ct2Generator:
         """Batches in which no prompt changes another one's answer.
 
         CTranslate2 reads a batch of unequal prompts at once only up to the shortest, and forces the rest token by
-        token. Penalties then count the forced tokens, and with a prompt of one token in the batch the others' prompts
-        become part of their answers.
+        token. Penalties then count the forced tokens, beam search finds other answers, and with a prompt of one token
+        in the batch the others' prompts become part of their answers.
         """
         lengths = [len(prompt) for prompt in prompts]
-        same_length = _has_penalties(options) or 1 in lengths
+        same_length = _needs_equal_lengths(options) or 1 in lengths
         return make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=same_length)
 
     def _is_beyond_window(self, tokens: Sequence[str]) -> bool:
@@ -242,6 +292,10 @@ class Ct2Generator:
 
 def _has_penalties(options: GenerationConfig) -> bool:
     return options.repetition_penalty != 1.0 or options.block_ngram_repeat > 0
+
+
+def _needs_equal_lengths(options: GenerationConfig) -> bool:
+    return _has_penalties(options) or options.beam_size > 1
 
 
 def _refuse_source(source: object) -> None:

@@ -15,7 +15,7 @@ from onmt_llm.checkpoint.directory import CT2_MODEL_FILE, open_directory, refuse
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import CheckpointError, DataError, UnsupportedError
 from onmt_llm.generate.engine import TARGET_VOCABULARIES
-from onmt_llm.log import log_once, logger
+from onmt_llm.log import log_once
 from onmt_llm.optional import require
 
 REPORT_FILE = "release_report.json"
@@ -37,7 +37,7 @@ class Ct2Model:
 
     Attributes:
         library: The module `ctranslate2`.
-        handle: The object of CTranslate2; replaced when the model is loaded again.
+        handle: The object of CTranslate2.
         workers: Batches that are computed at once.
         tokens: The (target) vocabulary of the release, in id order.
     """
@@ -61,7 +61,7 @@ class Ct2Model:
         self._options = {"device": device, "compute_type": compute_type, "intra_threads": threads}
         self.workers = (threads or os.cpu_count() or 1) if batch_per_thread and on_cpu else 1
         self.handle = self._load()
-        self._has_drawn = False
+        self._drawn_with: int | None = None
         self.tokens = model_tokens(directory)
         self._log_replaced_type(requested)
 
@@ -75,16 +75,32 @@ class Ct2Model:
         return str(self.handle.device)
 
     def seed(self, options: GenerationConfig) -> None:
-        """Make the next call draw by `options.seed`."""
+        """Set the seed by which this model draws.
+
+        CTranslate2's threads take a seed when they draw for the first time, and go on with their numbers from then on.
+
+        Raises:
+            UnsupportedError: There was another seed, or several threads would share the numbers in any order.
+        """
         if not options.samples:
             return
-        # Also without a seed: the last one set holds for the process, and this engine's threads would repeat it.
-        self.library.set_random_seed(options.seed % 2**32 if options.seed >= 0 else SystemRandom().getrandbits(31))
-        if options.seed >= 0 and (self._has_drawn or self.workers > 1):
-            logger.debug("CTranslate2 is loaded again: its threads take a seed only once.")
-            self.workers = 1  # with several threads, which of them draws for which batch would not be reproducible
-            self.handle = self._load()
-        self._has_drawn = True
+        wanted = options.seed % 2**32 if options.seed >= 0 else None
+        if wanted is not None and self.workers > 1:
+            raise UnsupportedError(
+                f"A seed needs a CTranslate2 model that computes one batch at a time, but this one computes "
+                f"{self.workers}.",
+                hint="set threads: 1, or leave out the seed",
+            )
+        if self._drawn_with is None:
+            # Also without a seed: the last one set holds for the process.
+            self._drawn_with = SystemRandom().getrandbits(31) if wanted is None else wanted
+            self.library.set_random_seed(self._drawn_with)
+        elif wanted is not None and wanted != self._drawn_with:
+            raise UnsupportedError(
+                f"CTranslate2 takes one seed for all answers of a model, which has drawn by another one than "
+                f"{options.seed}.",
+                hint="leave out the seed, open the model again, or use the checkpoint with the torch engine",
+            )
 
     def _load(self) -> Any:
         level = self.library.get_log_level()

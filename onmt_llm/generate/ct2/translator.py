@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
-from onmt_llm.generate.ct2.decoding import TRANSLATOR_FEATURES, Ct2Decoding
+from onmt_llm.generate.ct2.decoding import TRANSLATOR_FEATURES, Callback, Ct2Decoding
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
 from onmt_llm.generate.engine import Delta, Hypothesis
 from onmt_llm.generate.lengths import BatchType, make_batches, max_answer_length
@@ -89,27 +89,45 @@ class Ct2Translator:
         places: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """See `Engine.generate`."""
-        self._check(options, prefixes=prefixes is not None)
+        self.check(prompts, options, prefixes=prefixes is not None, places=places)
         known = [self._known(prompt) for prompt in prompts]
-        self._decoding.check_lengths(known, places)
         # CTranslate2 has one limit per batch, we have one per source.
         lengths = [len(prompt) for prompt in known]
         limited = any(_limit(options, length) < options.max_length for length in lengths if length)
         batches = make_batches(lengths, batch_size=batch_size, batch_type=batch_type, same_length=limited)
-        first = places[0] if places else 0
-        return self._decoding.generate(known, options, batches, self._translate_batch, first_place=first)
+        return self._decoding.generate(known, options, batches, self._translate_batch)
+
+    @property
+    def workers(self) -> int:
+        """Batches that are computed at once."""
+        return self._decoding.workers
+
+    @property
+    def forced(self) -> int:
+        """Tokens that the decoder is given before the answer, of which a callback hears too."""
+        return self._decoding.forced
+
+    def decode_batch(
+        self, prompts: Sequence[Sequence[str]], options: GenerationConfig, callback: Callback
+    ) -> list[list[Hypothesis]]:
+        """See `Ct2Generator.decode_batch`; the limit of all answers is that of the longest source."""
+        known = [self._known(prompt) for prompt in prompts]
+        return self._decoding.decode_batch(known, options, self._translate_batch, callback)
+
+    def batch_key(self, prompt: Sequence[str], options: GenerationConfig) -> Hashable:
+        """See `Ct2Generator.batch_key`: the encoder reads sources of any lengths at once."""
+        return None
 
     def stream(
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None
     ) -> Iterator[Delta]:
         """See `Engine.stream`."""
-        self._check(options)
+        self.check([prompt], options)
         if not prompt:
             yield Delta("", 0, "stop")
         elif options.beam_size > 1:
             yield self.generate([prompt], options)[0][0].as_delta()
         else:
-            self._decoding.check_lengths([prompt])
             yield from self._decoding.stream(lambda: self._open_steps(prompt, options), options, should_stop)
 
     def score(
@@ -150,7 +168,9 @@ class Ct2Translator:
             hint="use score(), or the torch engine",
         )
 
-    def _translate_batch(self, prompts: list[list[str]], options: GenerationConfig) -> list[list[Hypothesis]]:
+    def _translate_batch(
+        self, prompts: list[list[str]], options: GenerationConfig, callback: Callback | None = None
+    ) -> list[list[Hypothesis]]:
         options = _limited(options, max(map(len, prompts)))
         aligns = options.report_align or options.replace_unk
         results = self._model.handle.translate_batch(
@@ -158,7 +178,7 @@ class Ct2Translator:
             target_prefix=[self._decoding.prefix] * len(prompts),
             max_input_length=0,
             return_attention=aligns,
-            **self._decoding.batch_options(options),
+            **self._decoding.batch_options(options, callback),
         )
         return [self._read(result, options, aligns=aligns) for result in results]
 
@@ -189,8 +209,17 @@ class Ct2Translator:
         known = [vocab.tokens(vocab.ids(column)) for vocab, column in zip(vocabs, columns, strict=True)]
         return [SEPARATOR.join(parts) for parts in zip(*known, strict=True)]
 
-    def _check(self, options: GenerationConfig, *, prefixes: bool = False) -> None:
+    def check(
+        self,
+        prompts: Sequence[Sequence[str]],
+        options: GenerationConfig,
+        *,
+        prefixes: bool = False,
+        places: Sequence[int] | None = None,
+    ) -> None:
+        """See `Ct2Generator.check`."""
         self._decoding.check(options, prefixes=prefixes)
+        self._decoding.check_lengths(prompts, places)
         config = self._codec.config
         stored = (config.alignment_layer, config.alignment_heads)
         if options.report_align and config.full_context_alignment:

@@ -5,16 +5,16 @@ Shapes: T = places, V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.engine import TokenLogProbs
 from onmt_llm.generate.scheduling.ticket import Request
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from onmt_llm.text.vocab import Vocab
 
 
@@ -39,7 +39,7 @@ def check_log_probs(request: Request, *, is_decoder_only: bool) -> None:
         )
 
 
-def describe(log_probs_TV: Tensor, ids: Sequence[int], top: int, vocab: Vocab) -> Iterator[TokenLogProbs]:
+def describe(log_probs_TV: np.ndarray, ids: Sequence[int], top: int, vocab: Vocab) -> Iterator[TokenLogProbs]:
     """What is reported of tokens.
 
     Args:
@@ -48,8 +48,20 @@ def describe(log_probs_TV: Tensor, ids: Sequence[int], top: int, vocab: Vocab) -
         top: How many of the most likely tokens are reported too.
         vocab: Their names.
     """
-    values_TK, ids_TK = log_probs_TV.topk(min(top, len(vocab), log_probs_TV.shape[-1]), dim=-1)
-    own = log_probs_TV.gather(1, ids_TK.new_tensor(list(ids))[:, None])[:, 0].tolist()
-    for token, log_prob, values, others in zip(ids, own, values_TK.tolist(), ids_TK.tolist(), strict=True):
-        best = tuple((vocab[other], value) for other, value in zip(others, values, strict=True))
-        yield TokenLogProbs(vocab[token], log_prob, best)
+    for token, log_probs_V in zip(ids, log_probs_TV, strict=True):
+        best: Iterable[int] = ()
+        if top > 0:
+            likely = np.argpartition(log_probs_V, -min(top, len(vocab)))[-min(top, len(vocab)) :]
+            best = likely[np.argsort(-log_probs_V[likely], kind="stable")].tolist()
+        others = tuple((vocab[other], float(log_probs_V[other])) for other in best)
+        yield TokenLogProbs(vocab[token], float(log_probs_V[token]), others)
+
+
+def log_softmax(logits_TV: np.ndarray, answer: Sequence[int], repetition_penalty: float) -> np.ndarray:
+    """Log probabilities, of which the last rows are those of an answer: there its tokens before are penalised."""
+    logits_TV = logits_TV.astype(np.float32)
+    for place in range(1, len(answer)):
+        row_V, seen = logits_TV[place - len(answer)], sorted(set(answer[:place]))
+        row_V[seen] = np.where(row_V[seen] > 0, row_V[seen] / repetition_penalty, row_V[seen] * repetition_penalty)
+    logits_TV -= logits_TV.max(axis=-1, keepdims=True)
+    return logits_TV - np.log(np.exp(logits_TV).sum(axis=-1, keepdims=True))

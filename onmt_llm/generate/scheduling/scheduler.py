@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import OnmtLlmError
+from onmt_llm.generate.ct2.generator import Ct2Generator
+from onmt_llm.generate.ct2.translator import Ct2Translator
 from onmt_llm.generate.engine import Delta, Engine, check_options
+from onmt_llm.generate.scheduling.ct2_worker import Ct2Worker
 from onmt_llm.generate.scheduling.ticket import Request, Statistics, Ticket
 from onmt_llm.generate.scheduling.worker import Queue, SequentialWorker, Worker
 from onmt_llm.log import logger
@@ -193,6 +196,8 @@ class Scheduler:
 
 def best_worker(engine: Engine) -> Worker:
     """The fastest worker for this kind of engine."""
+    if isinstance(engine, Ct2Generator | Ct2Translator):
+        return Ct2Worker(engine)
     from onmt_llm.generate.torch.engine import TorchEngine
 
     if isinstance(engine, TorchEngine):

@@ -87,7 +87,7 @@ class _Scorer:
         found: list[TokenLogProbs] = []
         for first in range(0, len(ids) - 1, PIECE):
             logits_TV = ensemble.logits([hidden_BTD[0, first : first + PIECE] for hidden_BTD in hidden])
-            log_probs_TV = ban(logits_TV, absent).log_softmax(dim=-1)
+            log_probs_TV = ban(logits_TV, absent).log_softmax(dim=-1).cpu().numpy()
             found += describe(log_probs_TV, ids[first + 1 : first + 1 + len(log_probs_TV)], self._top, vocab)
         return found
 

@@ -60,7 +60,7 @@ class SampledRequest:
         """Remember the log probabilities of a new token, if they are requested."""
         top = self.ticket.request.top_log_probs
         if top is not None:
-            self._log_probs += describe(log_probs_V[None], [token], top, self._engine.codec.vocab)
+            self._log_probs += describe(log_probs_V[None].cpu().numpy(), [token], top, self._engine.codec.vocab)
 
     def deliver(self, extended: Iterable[Answer]) -> bool:
         """Deliver the newest token of these answers; returns whether that was the last."""

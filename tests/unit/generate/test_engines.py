@@ -73,6 +73,9 @@ def test_answers_keep_their_order_and_ignore_their_neighbours(engine: Engine, op
     assert texts(engine, PROMPTS, options, batch_size=2) == together
     for prompt, answer in zip(PROMPTS, together, strict=True):
         assert texts(engine, [prompt], options) == [answer]
+    longer = [prompt for prompt in PROMPTS if len(prompt) > 1]
+    kept = [answer for prompt, answer in zip(PROMPTS, together, strict=True) if len(prompt) > 1]
+    assert texts(engine, longer, options) == kept
 
 
 def test_the_stream_is_the_answer(engine: Engine) -> None:
@@ -148,7 +151,8 @@ def test_a_stop_token_of_the_options_ends_an_answer(engine: Engine) -> None:
         engine.generate(PROMPTS[3:4], free.model_copy(update={"stop_tokens": ["zz"]}))
 
 
-def test_a_part_of_the_input_draws_by_its_places(engine: Engine) -> None:
+def test_a_part_of_the_input_draws_by_its_places(model: Path) -> None:
+    engine = open_engine(model, device="cpu")
     drawn = LONG.model_copy(update={"random_sampling_topk": 0, "random_sampling_temp": 3.0, "seed": 3})
     prompts = [["<s>", *"cde"]] * 4
     whole = [answers[0].text for answers in engine.generate(prompts, drawn)]
@@ -156,18 +160,39 @@ def test_a_part_of_the_input_draws_by_its_places(engine: Engine) -> None:
         [answers[0].text for answers in engine.generate(prompts[i : i + 2], drawn, places=[i, i + 1])] for i in (0, 2)
     ]
     assert parts[0] != parts[1]
-    if type(engine).__name__ == "TorchEngine":  # CTranslate2 draws for a whole call
-        assert [*parts[0], *parts[1]] == whole
+    assert [*parts[0], *parts[1]] == whole
 
 
-def test_a_seed_repeats_and_no_seed_does_not(engine: Engine) -> None:
-    drawn = LONG.model_copy(update={"random_sampling_topk": 0, "random_sampling_temp": 3.0, "seed": 3})
-    first = texts(engine, PROMPTS, drawn)
-    assert texts(engine, PROMPTS, drawn) == first
-    assert streamed(engine, PROMPTS[0], drawn) == streamed(engine, PROMPTS[0], drawn)
-    assert texts(engine, PROMPTS, drawn.model_copy(update={"seed": 4})) != first
-    free = drawn.model_copy(update={"seed": -1})
+DRAWN = LONG.model_copy(update={"random_sampling_topk": 0, "random_sampling_temp": 3.0, "seed": 3})
+
+
+@pytest.mark.parametrize("kind", ["model", "ct2"])
+def test_a_seed_repeats_and_no_seed_does_not(model: Path, kind: str) -> None:
+    def fresh() -> Engine:
+        return open_engine(model.with_name(kind), device="cpu")
+
+    engine = fresh()
+    first = texts(engine, PROMPTS, DRAWN)
+    assert texts(fresh(), PROMPTS, DRAWN) == first
+    assert streamed(fresh(), PROMPTS[0], DRAWN) == streamed(fresh(), PROMPTS[0], DRAWN)
+    assert texts(fresh(), PROMPTS, DRAWN.model_copy(update={"seed": 4})) != first
+    free = DRAWN.model_copy(update={"seed": -1})
     assert texts(engine, PROMPTS, free) != texts(engine, PROMPTS, free)
+
+
+def test_ctranslate2_takes_one_seed_and_is_never_loaded_again(model: Path) -> None:
+    engine: Any = open_engine(model.with_name("ct2"), device="cpu")
+    handle = engine._model.handle
+    first, second = texts(engine, PROMPTS, DRAWN), texts(engine, PROMPTS, DRAWN)
+    assert first != second  # the numbers go on
+    texts(engine, PROMPTS, LONG.model_copy(update={"seed": 9}))  # greedy search draws nothing
+    with pytest.raises(UnsupportedError, match="one seed for all answers of a model"):
+        texts(engine, PROMPTS, DRAWN.model_copy(update={"seed": 4}))
+    with pytest.raises(UnsupportedError, match="one seed for all answers of a model"):
+        streamed(engine, PROMPTS[0], DRAWN.model_copy(update={"seed": 4}))
+    assert engine._model.handle is handle
+    again = open_engine(model.with_name("ct2"), device="cpu")
+    assert [texts(again, PROMPTS, DRAWN) for _ in range(2)] == [first, second]
 
 
 def test_torch_samples_do_not_depend_on_the_batch(model: Path) -> None:
@@ -185,9 +210,7 @@ def test_the_options_of_the_vicuna_recipe(engine: Engine) -> None:
 
 
 def test_each_of_several_samples_ends_at_its_own_stop_string(engine: Engine) -> None:
-    options = GenerationConfig(
-        max_length=40, min_length=40, random_sampling_topk=0, n_best=5, seed=3, stop=["a", "e", "i"]
-    )
+    options = GenerationConfig(max_length=40, min_length=40, random_sampling_topk=0, n_best=5, stop=["a", "e", "i"])
     for answers in engine.generate([PROMPTS[0], PROMPTS[3]], options):
         assert len({len(answer.tokens) for answer in answers}) > 1
         assert not any(set("aei") & set(answer.text) for answer in answers)
@@ -376,5 +399,7 @@ def test_a_beam_that_memory_cannot_hold_is_refused(model: Path, monkeypatch: pyt
     assert engine.generate(PROMPTS, GenerationConfig(max_length=3))
 
 
-def test_a_seed_of_64_bits_is_one_for_both_engines(engine: Engine) -> None:
+@pytest.mark.parametrize("kind", ["model", "ct2"])
+def test_a_seed_of_64_bits_is_one_for_both_engines(model: Path, kind: str) -> None:
+    engine = open_engine(model.with_name(kind), device="cpu")
     assert engine.generate(PROMPTS, GenerationConfig(max_length=3, random_sampling_topk=5, seed=2**63 - 1))

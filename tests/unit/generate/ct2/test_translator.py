@@ -78,14 +78,17 @@ def test_the_stream_is_the_answer_and_that_of_the_torch_engine(engine: Engine, m
     assert stopped[-1].finish_reason == "stopped"
 
 
-def test_seeds_stops_and_bans(engine: Engine) -> None:
+def test_seeds_stops_and_bans(model: Path) -> None:
     sampling = {"random_sampling_topk": 0, "random_sampling_temp": 3.0, "n_best": 4, "ban_unk_token": True}
     options = LONG.model_copy(update={**sampling, "seed": 3})
+    engine, again, other = (open_engine(model.with_name("ct2"), device="cpu", threads=1) for _ in range(3))
     drawn = texts(engine, options)
-    assert texts(engine, options) == drawn
-    assert texts(engine, options.model_copy(update={"seed": 4})) != drawn
+    assert texts(again, options) == drawn
+    assert texts(other, options.model_copy(update={"seed": 4})) != drawn
+    with pytest.raises(UnsupportedError, match="one batch at a time, but this one computes 2"):
+        texts(open_engine(model.with_name("ct2"), device="cpu", threads=2), options)
     for answers in engine.generate([SOURCES[0], SOURCES[3]], options):
-        assert all(len(answer.tokens) == 15 and set(answer.tokens) <= set(VOCAB[4:]) for answer in answers)
+        assert all(len(answer.tokens) == 15 and set(answer.tokens) <= {"<s>", *VOCAB[4:]} for answer in answers)
 
 
 def test_scores_need_a_source_and_a_start(engine: Engine) -> None:
