@@ -110,6 +110,12 @@ class DeviceConfig(Section):
     """OpenNMT-py's list of GPU ranks; accepted, but a GPU is used whenever there is one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; `auto` = CUDA if available."""
+    shard: Literal["off", "full"] = "off"
+    """With several processes: `full` = divide weights, gradients and optimiser among them (FSDP2); `off` = each process
+    holds all of them."""
+    shard_size: CountOrZero = 0
+    """With `shard: full`: number of processes that divide one copy of the weights; each such group has a copy of its own
+    (HSDP). 0 = all."""
 
 
 class LoggingConfig(Section):

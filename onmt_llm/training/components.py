@@ -15,6 +15,7 @@ from onmt_llm.training.metrics.profiler import Profiler
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.optim.schedule import Schedule
+from onmt_llm.training.parallel import Trainee
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 
@@ -24,7 +25,7 @@ class TrainingComponents:
     """What the loop works with; built by `run/build.py`.
 
     Attributes:
-        model: Its trainable parameters are those with `requires_grad`.
+        trainee: The model as the loop calls it. Its trainable parameters are those with `requires_grad`.
         optimizer: The optimiser of these parameters.
         schedule: Learning rate of each step.
         precision: Number formats.
@@ -42,7 +43,7 @@ class TrainingComponents:
         corpora: Number of the corpora whose likelihoods are reported separately; 0 = none.
     """
 
-    model: Transformer
+    trainee: Trainee
     optimizer: Optimizer
     schedule: Schedule
     precision: Precision
@@ -58,6 +59,12 @@ class TrainingComponents:
     profiler: Profiler = field(default_factory=Profiler)
     save_best: bool = False
     corpora: int = 0
+
+    @property
+    def model(self) -> Transformer:
+        """The model alone."""
+        return self.trainee.model
+
 
     @property
     def optimizer_name(self) -> str:

@@ -19,13 +19,13 @@ from onmt_llm.errors import DataError
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import set_dropout
 from onmt_llm.training.components import TrainingComponents
-from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.metrics.reporter import Reporter
 from onmt_llm.training.metrics.stopwatch import Stopwatch
 from onmt_llm.training.metrics.totals import Totals, ValidationResult
 from onmt_llm.training.optim.build import scale_and_clip, set_learning_rate, trainable
 from onmt_llm.training.optim.in_backward import backward_and_step
 from onmt_llm.training.optim.precision import non_finite_error
+from onmt_llm.training.parallel import in_step
 from onmt_llm.training.process.signals import SignalHandler
 from onmt_llm.training.result import RunStatus
 from onmt_llm.training.state import Progress
@@ -64,7 +64,7 @@ def train_loop(
         OnmtLlmError: Loss or gradients are no longer finite.
     """
     run, world, parameters = components.run, components.world, trainable(components.model)
-    stream, first_step = Stopwatch(batches), progress.step
+    stream, first_step = Stopwatch(in_step(batches, world, sharded=components.trainee.is_sharded)), progress.step
     components.precision.set_initial_scale(progress)
     components.model.train()
     with signals or SignalHandler() as handler, components.profiler:
@@ -115,11 +115,11 @@ def _is_due(every: int, step: int) -> bool:
 
 
 def _accumulate(
-    components: TrainingComponents, stream: Iterator[Batch], step: int, scale: float
+    components: TrainingComponents, stream: Iterator[tuple[Batch, bool]], step: int, scale: float
 ) -> tuple[Totals, Tensor | None]:
     """Forward and backward over the window of `step`; the gradients of the summed loss stay in the parameters.
 
-    A rank whose batches have ended adds nothing, and continues as long as other ranks have batches.
+    A rank whose batches have ended adds nothing, and continues as long as other ranks have batches: see `in_step`.
 
     Returns:
         The totals of the window, and with `optimizer_in_backward` the loss whose backward pass is still to be run.
@@ -127,19 +127,20 @@ def _accumulate(
     device = components.world.device
     row, deferred = Totals.empty_row(device, components.corpora), None
     for _ in range(at_step(components.run.accum_count, components.run.accum_steps, step)):
-        batch = next(stream, None)
+        batch, counts = next(stream, (None, False))
         if batch is None:
             break
         batch = batch.to(device)
         with components.precision.compute(device):
-            loss = batch_loss(
-                components.model, batch, objective=components.objective, scale=scale, corpora=components.corpora
+            loss = components.trainee(
+                batch, objective=components.objective, scale=scale, corpora=components.corpora
             )
         if components.performance.optimizer_in_backward:
             deferred = loss.scaled
         else:
-            loss.scaled.backward()
-        row += Totals.row(loss, batch)
+            (loss.scaled if counts else 0 * loss.scaled).backward()
+        if counts:
+            row += Totals.row(loss, batch)
     return Totals.from_row(components.world.sum(row)), deferred
 
 

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from onmt_llm.checkpoint.directory import read_manifest, refuse_damage
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
 from onmt_llm.errors import CheckpointError
+from onmt_llm.training.process.shards import divided_like, gathered
 from onmt_llm.training.run_folder import STATE_DIRECTORY, STATE_FILE
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -106,16 +107,17 @@ class SavedState:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def collect_state(model: nn.Module, optimizer: Optimizer, run: SavedState) -> TrainingState:
-    """The training state as it is now; its tensors are the optimiser's own, not copies.
+def collect_state(model: nn.Module, optimizer: Optimizer, run: SavedState, *, keep: bool = True) -> TrainingState:
+    """The training state as it is now; its tensors are the optimiser's own, not copies, unless they are sharded.
 
     Args:
         model: Gives the optimiser's parameters their names.
         optimizer: The optimiser.
         run: Everything but the optimiser's state.
+        keep: See `gathered`.
     """
     # Sorted, since a resumed run has another order: equal states must make equal files.
-    slots = dict(sorted(_slots(model, optimizer), key=lambda slot: slot[0]))
+    slots = dict(gathered(sorted(_slots(model, optimizer), key=lambda slot: slot[0]), keep=keep))
     tensors = {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
     progress = run.progress
     record = {
@@ -206,13 +208,15 @@ def load_optimizer(saved: SavedState, model: nn.Module, optimizer: Optimizer) ->
             hint="start with a new optimiser state: -reset_optim states",
         )
     index = {name: number for number, name in enumerate(names)}
+    parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {}
     for slot in slots:
         name, *path = slot.split("/")
         place = state.setdefault(index[name], {})
         for part in path[:-1]:
             place = place.setdefault(part, {})
-        place[path[-1]] = tensors.tensor(slot) if slot in tensors else saved.values[slot]
+        value = tensors.tensor(slot) if slot in tensors else saved.values[slot]
+        place[path[-1]] = divided_like(parameters[name], value) if isinstance(value, Tensor) else value
     steps = {number: slots.pop(GROUP_STEP) for number, slots in state.items() if GROUP_STEP in slots}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     for group, numbers in zip(optimizer.param_groups, _group_numbers(optimizer), strict=True):

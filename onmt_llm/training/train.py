@@ -17,7 +17,7 @@ from onmt_llm.training.checkpointing.train_from import (
     train_from_update,
     with_start_options,
 )
-from onmt_llm.training.checks import check_in_backward
+from onmt_llm.training.checks import check_in_backward, check_sharding
 from onmt_llm.training.metrics.sinks import check_trackers
 from onmt_llm.training.process.dist import World, open_world
 from onmt_llm.training.process.host_memory import limit_onednn_cache
@@ -78,6 +78,7 @@ def _train_until_done(config: TrainConfig, environment: RunEnvironment) -> Train
             checkpoint = Path(str(config.start.train_from))
             return TrainResult(RunStatus.ALREADY_DONE, progress.step, checkpoint, progress.best_ppl)
         _check_checkpoint_paths(setup)
+        check_sharding(config, environment.world.size, setup.layers.quant_type)
         attempt = run_attempt(setup, environment, rollback)
         if attempt.rollback is None:
             return attempt.result

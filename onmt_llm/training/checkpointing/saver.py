@@ -31,6 +31,7 @@ from onmt_llm.training.checkpointing.provenance import RunHistory
 from onmt_llm.training.checkpointing.resume import run_options
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.process.rng import rng_state
+from onmt_llm.training.process.shards import gathered, is_sharded
 from onmt_llm.training.run_folder import STATE_DIRECTORY, RunLock, checkpoint_path, ema_path, prune
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import Progress, SavedState, TrainingState, collect_state, write_state
@@ -114,8 +115,8 @@ class CheckpointSaver:
             logger.warning("No checkpoint of step %d is saved: the run needs the one at %s.", progress.step, path)
             return
         ranks = world.gather({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
+        snapshot = self._snapshot(path, progress, ranks)
         if world.is_main:
-            snapshot = self._snapshot(path, progress, ranks)
             size = sum(tensor.nbytes for tensor in snapshot.tensors)
             if self.setup.config.safety.save_async and (self._buffers or _fits(size)):
                 self._task.wait()
@@ -141,11 +142,12 @@ class CheckpointSaver:
         return self.written[-1] if self.written else None
 
     def _snapshot(self, path: Path, progress: Progress, ranks: list[dict[str, Any]]) -> Snapshot:
-        """The content of the checkpoint: the tensors themselves, not copies."""
-        ema = {}
+        """The content of the checkpoint: the tensors themselves, not copies, unless they are sharded. Ranks other than
+        the main one take part in collecting those, and get nothing."""
+        ema, keep = {}, self.components.world.is_main
         if self.components.ema is not None:
             with self.components.ema.in_place():
-                ema = dict(self._tensors())
+                ema = dict(gathered(self._tensors(), keep=keep))
         state = collect_state(
             self.components.model,
             self.components.optimizer,
@@ -158,10 +160,12 @@ class CheckpointSaver:
                 ranks=ranks,
                 options=run_options(self.setup.config),
             ),
+            keep=keep,
         )
+        model = dict(gathered(self._tensors(), keep=keep))
         best = progress.best_step if self.components.save_best else 0
         provenance = provenance_text(self._history.at(progress, self.components, self.seed))
-        return Snapshot(path, progress.step, best, dict(self._tensors()), ema, state, provenance)
+        return Snapshot(path, progress.step, best, model, ema, state, provenance)
 
     @functools.cached_property
     def _history(self) -> RunHistory:
@@ -169,11 +173,16 @@ class CheckpointSaver:
 
     def _copied(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with copies in CPU memory of everything that training changes."""
-        fixed = {p.data_ptr() for p in self.components.model.parameters() if not p.requires_grad}
+        parameters = self.components.model.parameters()
+        fixed = {p.data_ptr() for p in parameters if not p.requires_grad and not is_sharded(p)}
+        # What was collected from the ranks is a copy already; the counts of steps are not.
+        collected = self.components.trainee.is_sharded
 
         def copy(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {
-                name: tensor if tensor.data_ptr() in fixed else self._buffer(f"{part} {name}", tensor)
+                name: tensor
+                if (tensor.data_ptr() in fixed or (collected and tensor.ndim > 0))
+                else self._buffer(f"{part} {name}", tensor)
                 for name, tensor in tensors.items()
             }
 

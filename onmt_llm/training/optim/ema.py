@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
+from onmt_llm.training.process.shards import divided_like, is_sharded
 from onmt_llm.training.run_folder import ema_path
 
 
@@ -49,14 +50,14 @@ class EMA:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """A context in which the model has the averages as its weights; nothing may be trained inside."""
-        own = {name: p.data for name, p in self._parameters.items()}
+        own = {name: p.detach().clone() if is_sharded(p) else p.data for name, p in self._parameters.items()}
         for name, value in self._values.items():
-            self._parameters[name].data = value.to(own[name].dtype)
+            _set_data(self._parameters[name], value.to(own[name].dtype))
         try:
             yield
         finally:
             for name, data in own.items():
-                self._parameters[name].data = data
+                _set_data(self._parameters[name], data)
 
     def load(self, checkpoint: Path) -> None:
         """Load the averages saved beside `checkpoint`; without them, a new average is started.
@@ -75,5 +76,14 @@ class EMA:
         if missing:
             raise CheckpointError(f"{path} must hold the parameters trained now, but lacks {', '.join(missing[:5])}.")
         self._values = {
-            name: saved.tensor(name).to(device=p.device, dtype=torch.float32) for name, p in self._parameters.items()
+            name: divided_like(p, saved.tensor(name).to(device=p.device, dtype=torch.float32))
+            for name, p in self._parameters.items()
         }
+
+
+@torch.no_grad()
+def _set_data(parameter: nn.Parameter, data: Tensor) -> None:
+    if is_sharded(parameter):
+        parameter.copy_(data)  # FSDP gathers from the memory that the parameter had when it was sharded
+    else:
+        parameter.data = data

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from onmt_llm.config.learning import OptimConfig
 from onmt_llm.log import log_once
 from onmt_llm.optional import require
+from onmt_llm.training.process.shards import is_sharded
 
 Groups = list[dict[str, Any]]
 Build = Callable[[Groups, OptimConfig], Optimizer]
@@ -51,7 +52,8 @@ def _adagrad(groups: Groups, settings: OptimConfig) -> Optimizer:
     start = settings.adagrad_accumulator_init
     apart = _without_decay(groups)
     rate = settings.learning_rate
-    return _decaying(torch.optim.Adagrad(apart, lr=rate, initial_accumulator_value=start, fused=True))
+    fused = not any(map(is_sharded, groups[0]["params"]))  # torch has no fused update of divided parameters
+    return _decaying(torch.optim.Adagrad(apart, lr=rate, initial_accumulator_value=start, fused=fused))
 
 
 def _adadelta(groups: Groups, settings: OptimConfig) -> Optimizer:

@@ -1,7 +1,8 @@
 """Data-parallel training: ranks, device, and the few collective operations. One process runs the same code as many.
 
-Several processes are started by torchrun, which describes them in the environment. Every rank holds the whole model and
-reads its own part of the data; gradients are summed, so the update is that of one large batch.
+Several processes are started by torchrun, which describes them in the environment. Every rank reads its own part of the
+data; gradients are summed, so the update is that of one large batch. Every rank holds the whole model, unless
+`parallel.py` divides it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.nn.device import resolve_device
+from onmt_llm.training.process.shards import is_sharded
 
 # Gradients are reduced in flat buckets of about this size: few messages, little extra memory.
 BUCKET_ELEMENTS = 1 << 24
@@ -35,11 +37,13 @@ class World:
         rank: Number of this process.
         size: Number of processes.
         device: Device of this process.
+        made_group: The process group is our own, and is left at the end; otherwise it was there before, as in Ray.
     """
 
     rank: int
     size: int
     device: torch.device
+    made_group: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -63,10 +67,13 @@ class World:
         return (self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device)) > 0).tolist()
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the gradients of `parameters` over all ranks; a missing one counts as zero."""
+        """Sum the gradients of `parameters` over all ranks; a missing one counts as zero.
+
+        Those of sharded parameters are summed already, by the backward pass.
+        """
         if self.size == 1:
             return
-        for bucket in _buckets(parameters):
+        for bucket in _buckets([parameter for parameter in parameters if not is_sharded(parameter)]):
             flat = torch.cat([_gradient(p).flatten() for p in bucket])
             dist.all_reduce(flat)
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
@@ -97,8 +104,8 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group."""
-        if self.size > 1:
+        """Leave the process group, if it is our own."""
+        if self.made_group:
             dist.destroy_process_group()
 
 
@@ -125,12 +132,13 @@ def open_world(device: str = "auto", world_size: int = 1) -> World:
         )
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     resolved = resolve_device("cpu" if world_size == 0 else device, local_rank)
-    if started > 1:
-        if resolved.type == "cuda":
-            torch.cuda.set_device(resolved)
+    if started > 1 and resolved.type == "cuda":
+        torch.cuda.set_device(resolved)
+    makes_group = started > 1 and not dist.is_initialized()
+    if makes_group:
         dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo", timeout=TIMEOUT)
     logger.info("Device: %s, %d CPU threads, process %d of %d.", resolved, torch.get_num_threads(), rank + 1, started)
-    return World(rank=rank, size=started, device=resolved)
+    return World(rank=rank, size=started, device=resolved, made_group=makes_group)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -14,6 +14,7 @@ from onmt_llm.training.metrics.profiler import Profiler
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.schedule import build_schedule
+from onmt_llm.training.parallel import Trainee, shard
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.rng import set_seed
 from onmt_llm.training.setup.hardware import compile_blocks
@@ -41,11 +42,14 @@ def build_components(setup: RunSetup, world: World, *, seed: int) -> TrainingCom
     model = build_training_model(config, start, layers, precision, world)
     if performance.compile_blocks:
         compile_blocks(model, world.device)
+    trainee = Trainee(model)
+    if config.devices.shard == "full" and world.size > 1:
+        shard(trainee, world, shard_size=config.devices.shard_size)
     # Each rank needs its own dropout.
     set_seed(seed + world.rank)
     validation, safety, watching = config.validation, config.safety, config.watching
     return TrainingComponents(
-        model=model,
+        trainee=trainee,
         optimizer=build_optimizer(model, optim, pure_bf16=performance.pure_bf16),
         schedule=build_schedule(optim, train_steps=run.train_steps, hidden_size=start.model.hidden_size),
         precision=precision,
@@ -73,7 +77,7 @@ def build_validator(
     if not corpora:
         return None
     return Validator(
-        model=components.model,
+        trainee=components.trainee,
         corpora=corpora,
         precision=components.precision,
         world=components.world,

@@ -11,7 +11,7 @@ from pathlib import Path
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.spec import split_corpora
 from onmt_llm.log import logger
-from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
+from onmt_llm.training.checks import check_in_backward, check_reference, check_sharding, check_validation
 from onmt_llm.training.losses.objective import open_alignment
 from onmt_llm.training.metrics.sinks import check_trackers
 from onmt_llm.training.optim.registry import check_package
@@ -86,3 +86,4 @@ def check_run(setup: RunSetup) -> None:
     check_reference(config.corpora.objective, config.preference, adapters=setup.layers.beside_base is not None)
     check_package(config.optimizer.optim)
     check_in_backward(config, config.devices.world_size)
+    check_sharding(config, config.devices.world_size, setup.layers.quant_type)

@@ -13,12 +13,11 @@ import torch
 
 from onmt_llm.data.batching.batch import Batch
 from onmt_llm.errors import DataError
-from onmt_llm.nn.transformer import Transformer
-from onmt_llm.training.losses.batch_loss import batch_loss
 from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
 from onmt_llm.training.metrics.totals import Totals, ValidationResult
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision
+from onmt_llm.training.parallel import Trainee, in_step, release
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.validation.generation import GenerationValidator
 
@@ -28,7 +27,7 @@ class Validator:
     """Validates a model during training.
 
     Attributes:
-        model: The model.
+        trainee: The model as the loop calls it.
         corpora: The validation corpora by name; each iteration is one pass.
         precision: Number formats.
         world: This process among the others.
@@ -37,7 +36,7 @@ class Validator:
         objective: The loss to compute.
     """
 
-    model: Transformer
+    trainee: Trainee
     corpora: Mapping[str, Iterable[Batch]]
     precision: Precision
     world: World
@@ -48,41 +47,44 @@ class Validator:
     def __call__(self, step: int) -> ValidationResult:
         with nullcontext() if self.ema is None else self.ema.in_place():
             corpora = validate(
-                self.model, self.corpora, precision=self.precision, world=self.world, objective=self.objective
+                self.trainee, self.corpora, precision=self.precision, world=self.world, objective=self.objective
             )
             scores = {}
             if self.generation is not None:
-                scores = self.generation.score(self.model, step, precision=self.precision, world=self.world)
+                scores = self.generation.score(self.trainee.model, step, precision=self.precision, world=self.world)
         totals = sum(corpora.values(), Totals())
         return ValidationResult(totals, scores, corpora if len(corpora) > 1 else {})
 
 
 @torch.no_grad()
 def validate(
-    model: Transformer,
+    trainee: Trainee,
     corpora: Mapping[str, Iterable[Batch]],
     *,
     precision: Precision,
     world: World,
     objective: Objective = LIKELIHOOD,
 ) -> dict[str, Totals]:
-    """Totals of `model` over one pass through each of `corpora`, summed over ranks, without dropout.
+    """Totals of a model over one pass through each of `corpora`, summed over ranks, without dropout.
 
     Raises:
         DataError: The corpora hold no trained token.
     """
     found = {}
-    model.eval()
+    trainee.eval()
     try:
         for name, batches in corpora.items():
             row = Totals.empty_row(world.device)
-            for batch in batches:
+            for batch, counts in in_step(batches, world, sharded=trainee.is_sharded):
                 on_device = batch.to(world.device)
                 with precision.compute(world.device):
-                    row += Totals.row(batch_loss(model, on_device, objective=objective), on_device)
+                    loss = trainee(on_device, objective=objective)
+                if counts:
+                    row += Totals.row(loss, on_device)
             found[name] = Totals.from_row(world.sum(row))
     finally:
-        model.train()
+        release(trainee)
+        trainee.train()
     if not any(totals.tokens for totals in found.values()):
         raise DataError("The validation corpora must hold at least one trained token, but hold none.")
     return found

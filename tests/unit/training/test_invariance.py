@@ -35,13 +35,17 @@ from onmt_llm.training.metrics.reporter import Reporter, Totals
 from onmt_llm.training.optim.build import trainable
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.optim.schedule import build_schedule
+from onmt_llm.training.parallel import Trainee, shard
 from onmt_llm.training.process.dist import World, open_world
+from onmt_llm.training.process.shards import whole
 from onmt_llm.training.state import Progress
 
 Figures = dict[str, torch.Tensor]
 
 TOLERANCE, SMOOTHING = 1e-6, 0.1
 KINDS = list(product(("decoder-only", "encoder-decoder"), ("full", "lora")))
+SHARDED = {"whole": None, "sharded": 0, "a copy a rank": 1}
+"""Kinds of runs on two ranks, and their `shard_size`."""
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -95,7 +99,7 @@ class Keeper(torch.optim.SGD):
     """Keeps the gradients of its last step."""
 
     def step(self, closure: None = None) -> None:
-        self.kept = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+        self.kept = [whole(p.grad).clone() for group in self.param_groups for p in group["params"]]
 
 
 class Listener(Reporter):
@@ -112,13 +116,23 @@ class Listener(Reporter):
         }
 
 
-def update(model: Transformer, batches: list[Batch], world: World = ALONE, *, micro_batches: int = 16) -> Figures:
-    """Figures and gradients (`/<parameter>`) of one update by the loop."""
+def update(
+    model: Transformer,
+    batches: list[Batch],
+    world: World = ALONE,
+    *,
+    micro_batches: int = 16,
+    shard_size: int | None = None,
+) -> Figures:
+    """Figures and gradients (`/<parameter>`) of one update by the loop; with `shard_size`, of sharded weights."""
+    trainee = Trainee(model)
+    if shard_size is not None:
+        shard(trainee, world, shard_size=shard_size)
     settings = OptimConfig(learning_rate=0.01, max_grad_norm=0.0)
     run = RunConfig(train_steps=1, accum_count=[micro_batches])
     keeper, listener = Keeper(trainable(model)), Listener(start_step=0, train_steps=1, progress="none")
     components = TrainingComponents(
-        model=model,
+        trainee=trainee,
         optimizer=keeper,
         schedule=build_schedule(settings, train_steps=1, hidden_size=32),
         precision=Precision(weights=torch.float32),
@@ -169,9 +183,11 @@ def distributed(folder: Path) -> None:
     """What each rank does: the first ten examples padded, and the other six packed in two micro-batches."""
     world = open_world("cpu", 2)
     for kind, trained in KINDS:
-        given, name = examples(kind), f"{kind}-{trained}-{world.rank}.safetensors"
+        given = examples(kind)
         share = [padded(given[:10])] if world.is_main else [packed(given[10:12]), packed(given[12:])]
-        save_file(update(build(kind, trained), share, world, micro_batches=2), folder / name)
+        for sharded, size in SHARDED.items():
+            figures = update(build(kind, trained), share, world, micro_batches=2, shard_size=size)
+            save_file(figures, folder / f"{kind}-{trained}-{sharded}-{world.rank}.safetensors")
     world.close()
 
 
@@ -194,11 +210,13 @@ def test_layouts_give_the_update_of_plain_cross_entropy(layout: str, kind: str, 
     assert_same(update(model, LAYOUTS[layout](given)), plain(build(kind, trained), given))
 
 
+@pytest.mark.parametrize("sharded", SHARDED)
 @pytest.mark.parametrize(("kind", "trained"), KINDS)
-def test_two_ranks_give_it_too(two_ranks: Path, kind: str, trained: str) -> None:
+def test_two_ranks_give_it_too(two_ranks: Path, kind: str, trained: str, sharded: str) -> None:
+    """Rank 0 has one micro-batch, rank 1 has two."""
     wanted = plain(build(kind, trained), examples(kind))
     for rank in (0, 1):
-        assert_same(load_file(two_ranks / f"{kind}-{trained}-{rank}.safetensors"), wanted)
+        assert_same(load_file(two_ranks / f"{kind}-{trained}-{sharded}-{rank}.safetensors"), wanted)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from onmt_llm.training.metrics.reporter import Reporter, Totals, ValidationResul
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.precision import Precision, choose_precision
 from onmt_llm.training.optim.schedule import build_schedule
+from onmt_llm.training.parallel import Trainee
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.state import Progress
 from onmt_llm.training.validation.early_stopping import EarlyStopping
@@ -44,7 +45,7 @@ def make_components(
     settings = OptimConfig(**{"learning_rate": 0.01, "max_grad_norm": 0.0, **optim})
     config = train_config({"run": run})
     return TrainingComponents(
-        model=model,
+        trainee=Trainee(model),
         optimizer=build_optimizer(model, settings),
         schedule=build_schedule(settings, train_steps=config.run.train_steps, hidden_size=32),
         precision=precision or Precision(weights=torch.float32),
