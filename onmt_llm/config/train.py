@@ -114,8 +114,12 @@ class DeviceConfig(Section):
     """With several processes: `full` = divide weights, gradients and optimiser among them (FSDP2); `off` = each process
     holds all of them."""
     shard_size: CountOrZero = 0
-    """With `shard: full`: number of processes that divide one copy of the weights; each such group has a copy of its own
-    (HSDP). 0 = all."""
+    """With `shard: full`: number of processes that divide one copy of the weights; each such group has a copy of its
+    own (HSDP). 0 = all."""
+    collective_timeout: Annotated[float, Field(ge=0, le=INT32)] = 600.0
+    """With several processes: seconds for which the others wait for one that has stopped or is behind; it is named in
+    the log, and then the run ends. Validating and saving may take longer. 0 = they wait until torch gives up (2 hours).
+    """
 
 
 class LoggingConfig(Section):

@@ -16,7 +16,8 @@ from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.optim.schedule import Schedule
 from onmt_llm.training.parallel import Trainee
-from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.dist import ALONE, World
+from onmt_llm.training.process.pulse import Pulse
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 
 
@@ -39,6 +40,7 @@ class TrainingComponents:
         ema: The running average of the weights; None = none is maintained.
         spike_detector: Detects loss spikes.
         profiler: Profiles some of the updates.
+        pulse: Tells the other processes that this one goes on.
         save_best: Save a checkpoint after the best validation so far.
         corpora: Number of the corpora whose likelihoods are reported separately; 0 = none.
     """
@@ -57,6 +59,7 @@ class TrainingComponents:
     ema: EMA | None = None
     spike_detector: SpikeDetector = field(default_factory=SpikeDetector)
     profiler: Profiler = field(default_factory=Profiler)
+    pulse: Pulse = field(default_factory=lambda: Pulse(ALONE, limit=0))
     save_best: bool = False
     corpora: int = 0
 
@@ -64,7 +67,6 @@ class TrainingComponents:
     def model(self) -> Transformer:
         """The model alone."""
         return self.trainee.model
-
 
     @property
     def optimizer_name(self) -> str:

@@ -67,7 +67,7 @@ def train_loop(
     stream, first_step = Stopwatch(in_step(batches, world, sharded=components.trainee.is_sharded)), progress.step
     components.precision.set_initial_scale(progress)
     components.model.train()
-    with signals or SignalHandler() as handler, components.profiler:
+    with signals or SignalHandler() as handler, components.profiler, components.pulse:
         # An interrupted run saves at once; the validation that was due then is run now.
         early = progress.step > progress.validated and _is_due(run.valid_steps, progress.step)
         early = early and validate is not None and _validate(components, validate, reporter, progress)
@@ -98,7 +98,7 @@ def train_loop(
                 early = _validate(components, validate, reporter, progress)
             best = components.save_best and progress.best_step == step
             if _is_due(run.save_checkpoint_steps, step) or last or early or best or request.save or request.stop:
-                _save(save, progress, reporter)
+                _save(components, save, progress, reporter)
             if request.stop and not last:
                 why = handler.name if request.stop is RunStatus.INTERRUPTED else "max_time"
                 logger.warning("Stopped by %s after step %d.", why, step)
@@ -130,11 +130,10 @@ def _accumulate(
         batch, counts = next(stream, (None, False))
         if batch is None:
             break
+        components.pulse.beat(step)
         batch = batch.to(device)
         with components.precision.compute(device):
-            loss = components.trainee(
-                batch, objective=components.objective, scale=scale, corpora=components.corpora
-            )
+            loss = components.trainee(batch, objective=components.objective, scale=scale, corpora=components.corpora)
         if components.performance.optimizer_in_backward:
             deferred = loss.scaled
         else:
@@ -179,7 +178,7 @@ def _update(
 
 def _validate(components: TrainingComponents, validate: Validate, reporter: Reporter, progress: Progress) -> bool:
     """Validate and record the scores; True if the run should stop early."""
-    with reporter.pause():
+    with reporter.pause(), components.pulse.pause():
         result = validate(progress.step)
     progress.validated = progress.step
     progress.best_ppl = min(progress.best_ppl, result.totals.ppl)
@@ -189,10 +188,10 @@ def _validate(components: TrainingComponents, validate: Validate, reporter: Repo
     return early
 
 
-def _save(save: Save, progress: Progress, reporter: Reporter) -> None:
+def _save(components: TrainingComponents, save: Save, progress: Progress, reporter: Reporter) -> None:
     progress.rollbacks = 0
     progress.report = reporter.state()
-    with reporter.pause():
+    with reporter.pause(), components.pulse.pause():
         save(progress)
 
 
@@ -219,7 +218,7 @@ def _finish_epochs(
     if validate is not None and progress.validated != step:
         _validate(components, validate, reporter, progress)
     if not _is_due(components.run.save_checkpoint_steps, step):
-        _save(save, progress, reporter)
+        _save(components, save, progress, reporter)
 
 
 def at_step(values: Sequence[T], starts: Sequence[int], step: int) -> T:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ def shard(trainee: Trainee, world: World, *, shard_size: int = 0) -> None:
 def release(trainee: Trainee) -> None:
     """After forward passes without a backward pass: give up the weights that were gathered for it."""
     if trainee.is_sharded:
-        trainee.reshard()
+        cast(Any, trainee).reshard()
 
 
 def in_step(batches: Iterable[Batch], world: World, *, sharded: bool) -> Iterator[tuple[Batch, bool]]:
@@ -105,4 +105,7 @@ def _to_record(batch: Batch) -> dict[str, Any]:
 
 
 def _from_record(record: dict[str, Any]) -> Batch:
-    return Batch(**{name: torch.tensor(value) if isinstance(value, list) else value for name, value in record.items()})
+    values: dict[str, Any] = {
+        name: torch.tensor(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    return Batch(**values)

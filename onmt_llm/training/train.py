@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from onmt_llm.config.train import TrainConfig
+from onmt_llm.errors import OnmtLlmError
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.training.checkpointing.resume import is_done
 from onmt_llm.training.checkpointing.train_from import (
@@ -28,6 +30,9 @@ from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import sample
 from onmt_llm.training.setup.run_setup import RunSetup, open_run_setup
 from onmt_llm.training.setup.start import open_start
+
+_LOST_PROCESS = re.compile("[Cc]onnection (closed|reset) by|Broken pipe|remote process exited|communicator was aborted")
+"""The messages of gloo and NCCL for a process that has ended."""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -58,6 +63,13 @@ def train(config: TrainConfig) -> TrainResult:
         with run_lock(config.run.save_model) if world.is_main else nullcontext() as lock:
             config = _resolved_on_all_ranks(config, world)
             return _train_until_done(config, RunEnvironment(world, deadline, lock))
+    except RuntimeError as error:
+        if world.size > 1 and _LOST_PROCESS.search(str(error)):
+            raise OnmtLlmError(
+                f"All {world.size} processes must go on to the end, but process {world.rank} has lost another one.",
+                hint="the message of the process that ended first says why; resume with -train_from auto",
+            ) from error
+        raise
     finally:
         world.close()
 

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from onmt_llm.log import logger
+from onmt_llm.log import log_once, logger
+from onmt_llm.nn.device import available_memory
 
 _LOGGED_WAIT_S = 1.0
 
@@ -49,3 +50,15 @@ class BackgroundTask:
             work()
         except BaseException as error:  # raised again in the loop
             self._error = error
+
+
+def copy_fits(size: int) -> bool:
+    """Whether a copy of this many bytes fits into memory."""
+    available = available_memory()
+    if available is None or size < 0.8 * available:
+        return True
+    log_once(
+        f"A copy of a checkpoint takes {size:,} bytes, too much of the {available:,} available: training waits while "
+        "a checkpoint is written."
+    )
+    return False

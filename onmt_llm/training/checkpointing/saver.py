@@ -20,18 +20,17 @@ from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError
-from onmt_llm.log import log_once, logger
+from onmt_llm.log import logger
 from onmt_llm.nn.block_expansion import twin_state
-from onmt_llm.nn.device import available_memory
 from onmt_llm.nn.lora.model import lora_state
 from onmt_llm.output_checks import check_space
 from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
-from onmt_llm.training.checkpointing.background import BackgroundTask
+from onmt_llm.training.checkpointing.background import BackgroundTask, copy_fits
 from onmt_llm.training.checkpointing.provenance import RunHistory
 from onmt_llm.training.checkpointing.resume import run_options
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.process.rng import rng_state
-from onmt_llm.training.process.shards import gathered, is_sharded
+from onmt_llm.training.process.shards import gathered
 from onmt_llm.training.run_folder import STATE_DIRECTORY, RunLock, checkpoint_path, ema_path, prune
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import Progress, SavedState, TrainingState, collect_state, write_state
@@ -118,7 +117,7 @@ class CheckpointSaver:
         snapshot = self._snapshot(path, progress, ranks)
         if world.is_main:
             size = sum(tensor.nbytes for tensor in snapshot.tensors)
-            if self.setup.config.safety.save_async and (self._buffers or _fits(size)):
+            if self.setup.config.safety.save_async and (self._buffers or copy_fits(size)):
                 self._task.wait()
                 copied = self._copied(snapshot)
                 self._task.start(functools.partial(self._write, copied, size))
@@ -173,10 +172,10 @@ class CheckpointSaver:
 
     def _copied(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with copies in CPU memory of everything that training changes."""
-        parameters = self.components.model.parameters()
-        fixed = {p.data_ptr() for p in parameters if not p.requires_grad and not is_sharded(p)}
         # What was collected from the ranks is a copy already; the counts of steps are not.
         collected = self.components.trainee.is_sharded
+        parameters = () if collected else self.components.model.parameters()
+        fixed = {p.data_ptr() for p in parameters if not p.requires_grad}
 
         def copy(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {
@@ -286,15 +285,3 @@ class CheckpointSaver:
             dtype = "bf16" if self.components.performance.pure_bf16 else "fp32"
             return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
         return config.model_copy(update={"adapter" if isinstance(spec, AdapterSpec) else "expansion": spec})
-
-
-def _fits(size: int) -> bool:
-    """Whether a copy of this many bytes fits into memory."""
-    available = available_memory()
-    if available is None or size < 0.8 * available:
-        return True
-    log_once(
-        f"A copy of a checkpoint takes {size:,} bytes, too much of the {available:,} available: training waits while "
-        "a checkpoint is written."
-    )
-    return False

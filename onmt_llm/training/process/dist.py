@@ -109,6 +109,10 @@ class World:
             dist.destroy_process_group()
 
 
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+"""The only process, on a CPU."""
+
+
 def open_world(device: str = "auto", world_size: int = 1) -> World:
     """Determine rank and device, and join the other processes.
 

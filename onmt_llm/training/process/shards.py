@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -38,7 +38,7 @@ def gathered(tensors: Iterable[tuple[str, Any]], *, keep: bool) -> Iterator[tupl
             yield name, full.cpu() if full is not tensor else tensor
 
 
-def divided_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+def divided_like(parameter: Any, tensor: Tensor) -> Tensor:
     """This rank's part of a whole tensor of the parameter's shape; other shapes stay whole."""
     if not is_sharded(parameter) or tensor.shape != parameter.shape:
         return tensor

@@ -16,6 +16,7 @@ from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.schedule import build_schedule
 from onmt_llm.training.parallel import Trainee, shard
 from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.pulse import Pulse
 from onmt_llm.training.process.rng import set_seed
 from onmt_llm.training.setup.hardware import compile_blocks
 from onmt_llm.training.setup.inputs import open_objective
@@ -65,6 +66,7 @@ def build_components(setup: RunSetup, world: World, *, seed: int) -> TrainingCom
         profiler=Profiler(
             watching.profile_steps, Path(f"{run.save_model}_profile"), rank=world.rank, flops=watching.profile_flops
         ),
+        pulse=Pulse(world, limit=config.devices.collective_timeout),
         save_best=safety.save_best,
         corpora=len(per_corpus_names(config.corpora)),
     )

@@ -125,9 +125,12 @@ def update(
     shard_size: int | None = None,
 ) -> Figures:
     """Figures and gradients (`/<parameter>`) of one update by the loop; with `shard_size`, of sharded weights."""
-    trainee = Trainee(model)
+    trainee, size = Trainee(model), sum(p.numel() for p in model.parameters())
     if shard_size is not None:
         shard(trainee, world, shard_size=shard_size)
+        copies = world.size // (shard_size or world.size)
+        held = sum(p.to_local().numel() for p in model.parameters())
+        assert world.sum(torch.tensor(held)) == copies * size, "each copy of the weights is held once"
     settings = OptimConfig(learning_rate=0.01, max_grad_norm=0.0)
     run = RunConfig(train_steps=1, accum_count=[micro_batches])
     keeper, listener = Keeper(trainable(model)), Listener(start_step=0, train_steps=1, progress="none")

@@ -1,0 +1,198 @@
+"""Finding out that a process of a run hangs, which one, and ending the run instead of waiting for hours.
+
+Each process tells the others once per second, through the store that torchrun offers, how far it is. A process that has
+stopped, or that is behind while the others wait for it, is named in the log, and ends the run after a time limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+from onmt_llm.log import logger
+from onmt_llm.training.process.dist import World
+
+INTERVAL = 1.0
+"""Seconds between two messages of a process."""
+SILENCE = 10.0
+"""Seconds without a message after which a process counts as stopped."""
+WARN_AFTER = 60.0
+"""Seconds without progress after which a process is named in the log, unless the time limit is shorter."""
+_WATCHERS = 2
+"""The first ranks watch; one of them may be the one that stops."""
+_END = "onmt_llm/end"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far a process is.
+
+    Attributes:
+        micro_batches: Micro-batches that it has begun; all processes begin equally many.
+        step: The update that it is working on.
+        paused: It validates or saves, which may take long.
+        host, pid: Where it runs.
+        number: Number of the report.
+    """
+
+    micro_batches: int = 0
+    step: int = 0
+    paused: bool = False
+    host: str = ""
+    pid: int = 0
+    number: int = 0
+
+
+def suspects(reports: dict[int, Report], silent: dict[int, float], waiting: dict[int, float]) -> dict[int, float]:
+    """The ranks that the others wait for, with the seconds since they last went on.
+
+    Args:
+        reports: The newest report of each rank.
+        silent: Seconds since each rank's last report.
+        waiting: Seconds since each rank last began a micro-batch.
+    """
+    furthest = max(report.micro_batches for report in reports.values())
+    return {
+        rank: waiting[rank]
+        for rank, report in reports.items()
+        if silent[rank] > SILENCE or (report.micro_batches < furthest and not report.paused)
+    }
+
+
+class Pulse:
+    """A context in which a process reports how far it is, and the first ranks watch the reports.
+
+    Args:
+        world: This process among the others; alone it reports nothing.
+        limit: Seconds after which a process that hangs ends the run; 0 = never.
+    """
+
+    def __init__(self, world: World, *, limit: float) -> None:
+        self._world, self._limit = world, limit
+        self._report = Report(host=socket.gethostname(), pid=os.getpid())
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Pulse:
+        if self._world.size > 1 and self._limit > 0 and "MASTER_ADDR" in os.environ:
+            self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def beat(self, step: int) -> None:
+        """A micro-batch of the update `step` begins."""
+        self._set(micro_batches=self._report.micro_batches + 1, step=step)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """A context in which this process may take its time."""
+        self._set(paused=True)
+        try:
+            yield
+        finally:
+            self._set(paused=False)
+
+    def _set(self, **changes: Any) -> None:
+        self._report = Report(**{**asdict(self._report), **changes})
+
+    def _run(self) -> None:
+        try:
+            store = _open_store()
+            watch = Watcher(self._world.size, self._limit) if self._world.rank < _WATCHERS else None
+            while not self._ended.wait(INTERVAL):
+                self._set(number=self._report.number + 1)
+                store.set(_key(self._world.rank), json.dumps(asdict(self._report)))
+                sentence = watch.look(store) if watch is not None else None
+                if sentence is not None and not store.check([_END]):
+                    store.set(_END, sentence)
+                if store.check([_END]):
+                    _end(store.get(_END).decode())
+        except RuntimeError as error:  # the store is gone: torchrun is ending the run
+            logger.debug("No more reports between processes: %s", error)
+
+
+class Watcher:
+    """Reads the reports of all ranks.
+
+    Args:
+        size: Number of ranks.
+        limit: Seconds after which a rank that hangs ends the run.
+    """
+
+    def __init__(self, size: int, limit: float) -> None:
+        self._size, self._limit = size, limit
+        self._warn_after = min(WARN_AFTER, limit / 2)
+        self._reports: dict[int, Report] = {}
+        self._reported: dict[int, float] = {}
+        self._went_on: dict[int, float] = {}
+        self._named: set[tuple[int, int]] = set()
+
+    def look(self, store: Any) -> str | None:
+        """The sentence with which the run must end; None = it goes on. A suspect is named in the log before."""
+        now = time.monotonic()
+        for rank in range(self._size):
+            if store.check([_key(rank)]):
+                self._read(rank, Report(**json.loads(store.get(_key(rank)))), now)
+        if len(self._reports) < self._size:
+            return None
+        silent = {rank: now - then for rank, then in self._reported.items()}
+        waiting = {rank: now - then for rank, then in self._went_on.items()}
+        for rank, seconds in suspects(self._reports, silent, waiting).items():
+            report = self._reports[rank]
+            what = f"Rank {rank} (host {report.host}, process {report.pid}) has not finished step {report.step}"
+            if seconds > self._limit:
+                _kill_stopped(report)
+                return f"{what} for {seconds:.0f} s, so the run ends (collective_timeout)."
+            if seconds > self._warn_after and (rank, report.step) not in self._named:
+                self._named.add((rank, report.step))
+                logger.warning("%s for %.0f s: the other processes wait for it.", what, seconds)
+        return None
+
+    def _read(self, rank: int, report: Report, now: float) -> None:
+        before = self._reports.get(rank)
+        self._reports[rank] = report
+        if before is None or before.number != report.number:
+            self._reported[rank] = now
+        if before is None or before.micro_batches != report.micro_batches or before.paused != report.paused:
+            self._went_on[rank] = now
+
+
+def _open_store() -> Any:
+    from torch.distributed import TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
+
+
+def _key(rank: int) -> str:
+    return f"onmt_llm/rank/{rank}"
+
+
+def _kill_stopped(report: Report) -> None:
+    """Kill a stopped process of this host, which would not notice that the run ends."""
+    if report.host == socket.gethostname() and report.pid != os.getpid():
+        try:
+            os.kill(report.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            logger.debug("Process %d has ended already.", report.pid)
+
+
+def _end(sentence: str) -> None:
+    """End this process at once: its main thread waits for a process that will not answer."""
+    logger.error("%s", sentence)
+    time.sleep(2 * INTERVAL)  # the others must see the sentence before the first process ends
+    os._exit(1)
