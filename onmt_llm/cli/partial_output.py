@@ -1,7 +1,7 @@
 """Outputs that grow chunk by chunk.
 
 A file grows as `OUTPUT.partial` and appears under its name when it is complete. `OUTPUT.partial.json` beside it says
-how much of it is certain and where it comes from, so that the same command goes on after an interruption.
+how much of it is certain and where it comes from, so that the same command can be resumed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onmt_llm.locks import lock_file
 from onmt_llm.log import logger
 from onmt_llm.output_checks import place_problem
 
-BEGIN_ANEW = "-resume false begins anew, and so does removing that file"
+START_AGAIN = "-resume false starts again from the first line"
 
 
 class GrowingOutput(Protocol):
@@ -35,7 +35,7 @@ class GrowingOutput(Protocol):
     """What was given to `add` with the last chunk, in this process or in an earlier one; empty = there is none."""
 
     def add(self, text: str, state: Mapping[str, Any]) -> None:
-        """Write a chunk, and what is needed to go on behind it (plain data)."""
+        """Write a chunk, and what is needed to resume behind it (plain data)."""
         ...
 
     def __enter__(self) -> GrowingOutput: ...
@@ -51,7 +51,7 @@ def open_output(path: str, origin: Mapping[str, Any], *, resume: bool) -> Growin
     Args:
         path: "-" = standard output.
         origin: What the output is made from (plain data), by the names of options.
-        resume: Go on with a file that was interrupted.
+        resume: Resume a file that was interrupted.
     """
     return StreamOutput(path) if _is_stream(path) else PartialFile(path, origin, resume=resume)
 
@@ -125,7 +125,7 @@ class PartialFile:
     Args:
         path: The output.
         origin: See `open_output`.
-        resume: Go on with what an interrupted process has left.
+        resume: Resume what an interrupted process has left.
 
     Raises:
         CheckpointError: Another process writes this output, or it cannot be written.
@@ -168,7 +168,7 @@ class PartialFile:
                 elif not self._size:
                     self._remove()
                 else:
-                    logger.info("What is done is kept in %s: the same command goes on from there.", self.partial)
+                    logger.info("What is done is kept in %s: the same command resumes it.", self.partial)
         finally:
             self._close()
 
@@ -213,13 +213,13 @@ class PartialFile:
                 raise ConfigError(
                     f"The answers in {self.partial} must be of the same command, but '{name}' was {origin.get(name)!r} "
                     f"for them and is {self._origin.get(name)!r} now.",
-                    hint=BEGIN_ANEW,
+                    hint=START_AGAIN,
                 )
         self._digest = _hash_of(self.partial, size)
         if self._digest.hexdigest() != digest:
             raise CheckpointError(
                 f"{self.partial} must be as an interrupted command has left it, but has changed since.",
-                hint=BEGIN_ANEW,
+                hint=START_AGAIN,
             )
         self.state, self._size = state, size
 

@@ -16,7 +16,7 @@ from onmt_llm.cli.inputs import missing_files, missing_options, option_files
 from onmt_llm.cli.line_answers import answer_chunk, phrase_table, prompt_builder
 from onmt_llm.cli.line_chunks import ChunkReader, LineInput, chunk_lines
 from onmt_llm.cli.outputs import STANDARD, Paths, model_files, output_option
-from onmt_llm.cli.partial_output import BEGIN_ANEW, GrowingOutput, open_output, partial_files, with_partial_files
+from onmt_llm.cli.partial_output import START_AGAIN, GrowingOutput, open_output, partial_files, with_partial_files
 from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
@@ -52,7 +52,7 @@ def _translate(loaded: Loaded[Any]) -> int:
     redraws = config.generation.draws and find_release(config.inference.model[0]) is not None
     output = config.inference.output
     if redraws and any(path.exists() for path in partial_files(output)):
-        logger.warning("CTranslate2 cannot go on with sampled answers exactly as before: all lines are answered again.")
+        logger.warning("CTranslate2 cannot continue sampled answers exactly: all lines are answered again.")
     with open_output(output, answer_origin(loaded), resume=config.inference.resume and not redraws) as writer:
         totals = _resume(writer, reader)
         config = _with_seed(config, writer.state.get("seed"), draw=not redraws)
@@ -88,9 +88,9 @@ def _resume(writer: GrowingOutput, reader: ChunkReader) -> AnswerTotals:
         if digest != writer.state["inputs"].get(name):
             raise DataError(
                 f"{name} must begin with the {totals.lines} lines that are answered already, but they are others now.",
-                hint=BEGIN_ANEW,
+                hint=START_AGAIN,
             )
-    logger.info("%d lines are answered already: going on from there.", totals.lines)
+    logger.info("%d lines are answered already: resuming behind them.", totals.lines)
     return totals
 
 

@@ -28,7 +28,7 @@ class InferenceConfig(Section):
     """Output file, one answer per line in input order; `-` = standard output. It grows as `OUTPUT.partial`, and has its
     own name when it is complete."""
     resume: bool = True
-    """Go on where the same command was interrupted; false = answer all lines again."""
+    """Resume where the same command was interrupted; false = answer all lines again."""
     transforms: list[str] = Field(default_factory=list)
     """Accepted for OpenNMT-py, which lists the tokeniser here; empty = the checkpoint's tokeniser."""
     plugins: list[str] = Field(default_factory=list)

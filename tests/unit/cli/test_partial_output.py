@@ -83,7 +83,7 @@ def test_a_record_that_is_behind_costs_one_chunk(tmp_path: Path) -> None:
     assert path.read_text() == "eins\nzwei\n"
 
 
-def test_resume_false_begins_anew(tmp_path: Path) -> None:
+def test_resume_false_starts_again(tmp_path: Path) -> None:
     interrupted(tmp_path / "out", "eins\n")
     with opened(tmp_path / "out", resume=False, beam_size=5) as output:
         assert output.state == {}

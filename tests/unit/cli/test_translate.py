@@ -214,7 +214,7 @@ def test_totals_go_on_too(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog:
     with_chunks_of(4, monkeypatch)
     assert main(arguments) == 0
     logged = "\n".join(caplog.messages)
-    assert "What is done is kept in " in logged and "8 lines are answered already: going on from there." in logged
+    assert "What is done is kept in " in logged and "8 lines are answered already: resuming behind them." in logged
     assert "GOLD PPL" in logged and "NB SENTENCES: 11" in logged and "10 of 11 answers were cut" in logged
     assert "11 answers to 11 inputs written to out" in logged
 
@@ -267,7 +267,7 @@ def test_ctranslate2_draws_again(
         main(drawn)
     with_chunks_of(4, monkeypatch)
     assert main(drawn) == 0
-    assert "CTranslate2 cannot go on with sampled answers exactly as before" in capsys.readouterr().err
+    assert "CTranslate2 cannot continue sampled answers exactly" in capsys.readouterr().err
     once = (folder / "out2").read_text()
     assert main(drawn) == 0 and (folder / "out2").read_text() == once and len(once.splitlines()) == 11
 
@@ -301,7 +301,7 @@ def test_another_command_does_not_go_on(
     left = (folder / "out3.partial").read_bytes()
     assert main([*arguments, *change.split()]) == code
     said = capsys.readouterr().err
-    assert sentence in said and "-resume false begins anew" in said
+    assert sentence in said and "-resume false starts again" in said
     assert (folder / "out3.partial").read_bytes() == left
     with_chunks_of(4, monkeypatch)
     assert main([*arguments, *change.split(), "-resume", "false"]) == 0
