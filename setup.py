@@ -67,6 +67,7 @@ EXTRAS["dev"] = [
     "hypothesis>=6",
     "pytest-xdist",
     "playwright>=1.50",
+    "axe-playwright-python",
     "mistral-common",
     "openai>=2",  # the client that the server's tests use
     "ruff",
@@ -102,6 +103,7 @@ setup(
     packages=find_packages(include=["onmt_llm", "onmt_llm.*"]),
     package_data={
         "onmt_llm": ["py.typed"],
+        "onmt_llm.chat": ["*.css", "*.html", "*.js"],
         "onmt_llm.data.inspection": ["page_templates/*.html"],
         "onmt_llm.releasing": ["verification_text.txt"],
     },

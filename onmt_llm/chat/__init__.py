@@ -1,5 +1,6 @@
 """The chat page: a Gradio app in the browser.
 
-`app` draws the page and streams the answers of a `Responder` (a `ChatSession` of `generate`); `escaping` makes text
-safe to show. The page holds no model, and a conversation lives in its visitor's own session.
+`page` puts the components together, and `page.js` and `page.css` are its part in the browser. `actions` says what a
+visitor can do, on a `conversation` that the browser stores; `answering` follows an answer while it arrives, from a
+`model` with its scheduler; `view` and `escaping` make what is shown. `launch` serves a page.
 """

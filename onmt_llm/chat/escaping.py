@@ -2,7 +2,7 @@
 
 Outside code, `&`, `<` and `>` become entities, so `<int>` and `</s>` are visible instead of vanishing as HTML tags.
 Markdown images are disabled, because loading an image tells its server what the model wrote. Inside code spans and
-fences Markdown shows text literally, so nothing is escaped there.
+fences Markdown shows text literally, so nothing is escaped there. In formulas `<` and `>` become the commands of TeX.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 _FENCE = re.compile(r"^\s*(?:(?:[-*+]|\d+[.)])\s+)?(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})")
 # a code span ends where its paragraph, list item, heading or quotation ends
 _BLOCK_END = re.compile(r"(\n(?=[ \t]*\n|[ \t]*(?:[-*+]|\d+[.)]|#{1,6}|>)[ \t]))")
+_FORMULA = re.compile(r"(\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\))", re.DOTALL)
 _TICKS = re.compile(r"`+")
 _TICKS_OR_ESCAPED = re.compile(r"\\[\\`]|`+")
 
@@ -62,4 +63,11 @@ def _escape_block(text: str) -> str:
 
 
 def _escape_plain(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("![", "!\\[")
+    # every second part is a formula
+    parts = _FORMULA.split(text)
+    parts[::2] = (
+        part.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("![", "!&#91;")
+        for part in parts[::2]
+    )
+    parts[1::2] = (part.replace("<", "\\lt ").replace(">", "\\gt ") for part in parts[1::2])
+    return "".join(parts)

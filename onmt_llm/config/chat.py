@@ -31,6 +31,15 @@ class ServerConfig(Section):
     """Port of the page."""
     server_name: str = "127.0.0.1"
     """Address to listen on; the default serves this machine only."""
+    users_file: str | None = None
+    """File with a line `name:password` for each visitor who may use the page; without it the lines may be in the
+    environment variable `ONMT_LLM_CHAT_USERS`, and without either everyone may use the page."""
+    max_queue: Annotated[int, Field(ge=1, le=10**6)] = 64
+    """Number of visitors who may wait for an answer; further ones are told to try again."""
+    system_prompt: str = ""
+    """System prompt of new conversations; visitors may change theirs."""
+    compare_model: str | None = None
+    """Another checkpoint or CTranslate2 release, whose answers are shown beside those of the first."""
 
 
 class ChatConfig(Section):

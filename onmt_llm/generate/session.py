@@ -18,6 +18,41 @@ if TYPE_CHECKING:
     from onmt_llm.text.codec import Codec
 
 
+def prepare_chat(
+    codec: Codec, options: GenerationConfig, *, max_context_length: int, template: str | None = None
+) -> tuple[str | None, GenerationConfig]:
+    """The template of a chat, and its options: streamed, and ended by the template's stop strings.
+
+    Args:
+        codec: Of the model.
+        options: How to generate answers.
+        max_context_length: Most tokens of prompt and answer together.
+        template: Chat template; None or "auto" = the checkpoint's, or alpaca where it has none, as in training.
+
+    Returns:
+        The template's name, None = the checkpoint's; and the options.
+
+    Raises:
+        ConfigError: There is no room for a prompt, or no such template.
+        CheckpointError: The model does not know the template's control tokens.
+    """
+    if options.beam_size > 1 or options.n_best > 1:
+        log_once(f"A chat streams: beam_size {options.beam_size} and n_best {options.n_best} count as 1.")
+    if max_context_length <= options.max_length:
+        raise ConfigError(
+            f"'max_context_length' must be above max_length, but is {max_context_length} with max_length "
+            f"{options.max_length}.",
+            hint="max_length is reserved for an answer: lower it",
+        )
+    if template == "auto":
+        template = None
+    if template is None and codec.template is None:
+        log_once("The checkpoint names no chat template: alpaca is used.")
+        template = "alpaca"
+    stops = () if template is None else codec.chat_template(template).stop
+    return template, options.model_copy(update={"beam_size": 1, "n_best": 1, "stop": [*options.stop, *stops]})
+
+
 def fit_history(
     codec: Codec, messages: Sequence[Message], *, budget: int, template: str | None = None
 ) -> tuple[list[str], list[Message]]:
@@ -112,21 +147,10 @@ class ChatSession:
         template: str | None = None,
         system: str | None = None,
     ) -> None:
-        if options.beam_size > 1 or options.n_best > 1:
-            log_once(f"A chat streams: beam_size {options.beam_size} and n_best {options.n_best} count as 1.")
-        if max_context_length <= options.max_length:
-            raise ConfigError(
-                f"'max_context_length' must be above max_length, but is {max_context_length} with max_length "
-                f"{options.max_length}.",
-                hint="max_length is reserved for an answer: lower it",
-            )
-        self._template = None if template == "auto" else template
-        if self._template is None and engine.codec.template is None:
-            log_once("The checkpoint names no chat template: alpaca is used.")
-            self._template = "alpaca"
-        stops = () if self._template is None else engine.codec.chat_template(self._template).stop
+        self._template, self._options = prepare_chat(
+            engine.codec, options, max_context_length=max_context_length, template=template
+        )
         self._engine = engine
-        self._options = options.model_copy(update={"beam_size": 1, "n_best": 1, "stop": [*options.stop, *stops]})
         self.max_context_length = max_context_length
         self._system = system
         self._stop = threading.Event()
@@ -152,7 +176,7 @@ class ChatSession:
         """
         budget = self.max_context_length - self._options.max_length
         prompt, kept = fit_history(self._engine.codec, messages, budget=budget, template=self._template)
-        left_out = _questions(messages) - _questions(kept)
+        left_out = count_questions(messages) - count_questions(kept)
         return Reply(len(prompt), left_out, self._engine.stream(prompt, self._options, should_stop=should_stop))
 
     def reply(self, text: str) -> Iterator[Delta]:
@@ -189,5 +213,6 @@ class ChatSession:
                 self.messages = [*conversation, Message("assistant", "".join(pieces))]
 
 
-def _questions(messages: Sequence[Message]) -> int:
+def count_questions(messages: Sequence[Message]) -> int:
+    """Rounds of a conversation."""
     return sum(message.role == "user" for message in messages)

@@ -25,19 +25,45 @@ def config(tmp_path: Path) -> str:
     return str(file)
 
 
-def test_a_page_is_served_over_the_model(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def served(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> tuple[Any, ...]:
+    """What the command would serve: its models, headings, and server."""
     pytest.importorskip("gradio")
-    served: list[Any] = []
-    monkeypatch.setattr("onmt_llm.chat.app.check_server", lambda *address: served.append(address))
-    monkeypatch.setattr("onmt_llm.chat.app.build_app", lambda *args, **headings: (args, headings))
-    monkeypatch.setattr("onmt_llm.chat.app.launch", lambda app, **server: served.append((app, server)))
+    found: list[Any] = []
+    monkeypatch.setattr("onmt_llm.chat.launch.check_server", lambda *address, **more: found.append(address))
+    monkeypatch.setattr("onmt_llm.chat.page.build_app", lambda responders, **headings: (responders, headings))
+
+    def launch(app: Any, **server: Any) -> None:
+        answers = []
+        for responder in app[0]:
+            ticket = responder.submit([Message("user", "w1")], responder.settings, notify=lambda: None).ticket
+            answers.append(ticket.result(60))
+        found.append((app, server, answers))
+
+    monkeypatch.setattr("onmt_llm.chat.launch.launch", launch)
+    assert main(words) == 0
+    address, (app, server, answers) = found
+    return address, app, server, answers
+
+
+def test_a_page_is_served_over_the_model(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["-inference_config_file", config, "-inference_mode", "py", "-server_port", "7001"]
-    assert main([*words, "-max_context_length", "512"]) == 0
-    address, (((session,), headings), server) = served
-    assert address == ("127.0.0.1", 7001) == tuple(server.values())
+    address, (responders, headings), server, answers = served(
+        monkeypatch, [*words, "-max_context_length", "512", "-system_prompt", "Be brief."]
+    )
+    assert address == ("127.0.0.1", 7001) == (server["server_name"], server["server_port"]) and server["users"] == {}
     assert headings["title"] == "Chat with tiny" and "PyTorch" in headings["subtitle"] and "512" in headings["subtitle"]
-    reply = session.respond([Message("user", "w1")])
-    assert session.max_context_length == 512 and sum(delta.tokens for delta in reply.deltas) <= 8
+    assert headings["system"] == "Be brief." and responders[0].max_context_length == 512
+    assert responders[0].settings.max_tokens == 8 and len(answers) == 1
+
+
+def test_two_models_are_compared(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tiny.write_checkpoint(tmp_path / "tuned", tiny.llama(), seed=1)
+    users = tmp_path / "users"
+    users.write_text("ann:secret\n")
+    words = ["-inference_config_file", config, "-compare_model", str(other), "-users_file", str(users)]
+    _, (responders, headings), server, (one, two) = served(monkeypatch, words)
+    assert headings["title"] == "tiny and tuned" and [each.name for each in responders] == ["tiny", "tuned"]
+    assert one[0].text != two[0].text and server["users"] == {"ann": "secret"}
 
 
 def test_a_port_in_use_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
