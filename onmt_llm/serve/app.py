@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Scope
 from onmt_llm.errors import OnmtLlmError
 from onmt_llm.serve.api import Api
 from onmt_llm.serve.connection import Guarded, Recorded
-from onmt_llm.serve.errors import Refusal, invalid_body, refusal_of
+from onmt_llm.serve.errors import Refusal, invalid_body, refusal_of, stopping
 from onmt_llm.serve.keys import ApiKeys, bearer_key
 from onmt_llm.serve.libretranslate import libretranslate_api
 from onmt_llm.serve.metrics import Metrics
@@ -108,7 +108,7 @@ def build_app(
         if path in _ALWAYS_OPEN:
             return None
         if state.is_stopping:
-            return Refusal(503, "The server must be running, but is being stopped.", code="stopping", retry_after=5)
+            return stopping()
         if settings.keys and api_of(path).needs_key and not _has_key(settings.keys, headers):
             message = "The header Authorization must carry an API key of this server (`Bearer KEY`), but does not."
             return Refusal(401, message, code="invalid_api_key")

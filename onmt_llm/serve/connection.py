@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onmt_llm.serve import records
-from onmt_llm.serve.errors import Refusal, refusal_of
+from onmt_llm.serve.errors import Refusal, refusal_of, stopping
 from onmt_llm.serve.metrics import Metrics
 from onmt_llm.serve.records import RequestRecord, WriteLine
 
@@ -59,6 +59,9 @@ class Recorded:
             await self._app(scope, receive, send_with_id)
         except ClientGone:
             status = CLIENT_GONE
+        except asyncio.CancelledError:  # uvicorn stops, and its time for running requests is over
+            if not status:
+                await self._respond(scope, stopping())(scope, receive, send_with_id)
         except Exception as error:
             refusal = refusal_of(error)
             if not status:

@@ -64,6 +64,11 @@ def _one_line(error: OnmtLlmError) -> str:
     return error.message if error.hint is None else f"{error.message} ({error.hint})"
 
 
+def stopping() -> Refusal:
+    """The refusal of a server that stops."""
+    return Refusal(503, "The server must be running, but is being stopped.", code="stopping", retry_after=5)
+
+
 def invalid_body(errors: Sequence[Any]) -> Refusal:
     """The refusal of a body that does not fit its schema.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from onmt_llm.config.checkpoint import SamplingDefaults
 from onmt_llm.config.generate import GenerationConfig
-from onmt_llm.errors import ConfigError, OnmtLlmError
+from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.generate.engine import Engine
 from onmt_llm.generate.scheduling.scheduler import Overloaded, Scheduler
 from onmt_llm.generate.scheduling.ticket import Request
@@ -22,6 +22,8 @@ from onmt_llm.text.codec import Codec
 
 _CHECK_TOKENS = 2
 """Tokens that a newly loaded model generates to show that it works."""
+_CHECK_SECONDS = 300.0
+"""Most time for them."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class ServedModel:
         self._changed = threading.Condition()
         try:
             self._check()
-        except OnmtLlmError:
+        except BaseException:
             self.scheduler.close(drain=False)
             raise
 
@@ -143,7 +145,12 @@ class ServedModel:
         src, tgt = self.spec.src_lang or languages[0], self.spec.tgt_lang or languages[1]
         prompt = self.codec.for_languages(src, tgt).encode("A")
         options = GenerationConfig(max_length=_CHECK_TOKENS)
-        self.scheduler.submit(Request(prompt, options, src_lang=src, tgt_lang=tgt)).result()
+        ticket = self.scheduler.submit(Request(prompt, options, src_lang=src, tgt_lang=tgt), seconds=_CHECK_SECONDS)
+        ticket.result()
+        if ticket.was_stopped:
+            raise CheckpointError(
+                f"A model must generate {_CHECK_TOKENS} tokens within {_CHECK_SECONDS:.0f} s, but {self.name} does not."
+            )
 
 
 def with_model_defaults(generation: GenerationConfig, sampling: SamplingDefaults) -> GenerationConfig:

@@ -52,6 +52,8 @@ def generation_options(
             changes["random_sampling_topk"] = 0
         if parameters.temperature is None and not default.samples:
             changes["random_sampling_temp"] = 1.0
+    elif not default.samples and parameters.top_k != 1:
+        changes.pop("random_sampling_topk", None)  # 0 and -1 allow all tokens, but do not ask to sample
     changes["max_length"] = max(1, min(default.max_length, limits.answer_tokens) if max_tokens is None else max_tokens)
     changes["stop"] = [*default.stop, *stop, *parameters.stops]
     options = default.model_copy(update=changes)
@@ -99,5 +101,7 @@ def naming_parameter(error: OnmtLlmError) -> Refusal:
         option: name for name, option in _OPTIONS.items()
     }
     param = next((name for option, name in names.items() if option in words), None)
+    if param is None and "og probabilities" in error.message:
+        param = "logprobs"
     hint = f" ({error.hint})" if error.hint else ""
     return Refusal(400, error.message + hint, param=param, code="unsupported_value" if param else None)

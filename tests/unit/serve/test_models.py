@@ -1,0 +1,116 @@
+"""The pool of models: loading, unloading and replacing them while they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from onmt_llm.errors import CheckpointError, ConfigError
+from onmt_llm.generate.scheduling.scheduler import Overloaded
+from onmt_llm.serve.models import ModelPool, ModelSpec, UnknownModel
+from serving import Gate, running
+
+
+def broken(spec: ModelSpec) -> ModelSpec:
+    def fail() -> Any:
+        raise CheckpointError("The weights must be whole, but are not.")
+
+    return replace(spec, open=fail)
+
+
+def test_a_model_is_loaded_when_it_is_needed_and_unloaded_when_it_is_not(spec: Callable[..., ModelSpec]) -> None:
+    with running([spec("torch"), spec("mt", load_at_start=False)], idle_seconds=0.2) as server:
+        server.pool.load_all()
+        assert [model.name for model in server.pool.loaded] == ["torch"]
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda _: server.complete("w3", model="mt").status_code, range(8)))
+        assert answers == [200] * 8
+        deadline = time.monotonic() + 20
+        while server.pool.loaded and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert server.pool.loaded == []
+        assert server.complete("w3", model="mt").status_code == 200
+        assert server.pool.unload("mt")
+        assert not server.pool.unload("mt")
+
+
+def test_a_replaced_model_finishes_what_it_has_begun(
+    gated: ModelSpec, gate: Gate, spec: Callable[..., ModelSpec]
+) -> None:
+    with running([gated]) as server, ThreadPoolExecutor(1) as clients:
+        server.complete()
+        old = server.pool.loaded[0]
+        gate.opened.clear()
+        begun = clients.submit(server.complete)
+        while old.scheduler.statistics.running == 0:
+            time.sleep(0.005)
+        assert server.pool.reload([spec("torch"), spec("mt", load_at_start=False)]) == ["torch"]
+        assert server.pool.names == ["torch", "mt"]
+        assert server.pool.loaded[0] is not old
+        assert server.complete().json()["choices"][0]["text"] != "x" * 8  # the new one answers while the old one waits
+        assert not begun.done()
+        gate.opened.set()
+        assert begun.result().json()["choices"][0]["text"] == "x" * 8
+
+
+def test_a_version_that_cannot_be_loaded_changes_nothing(spec: Callable[..., ModelSpec]) -> None:
+    with running([spec("torch"), spec("mt")]) as server:
+        server.pool.load_all()
+        before = server.pool.loaded
+        with pytest.raises(CheckpointError):
+            server.pool.reload([spec("torch"), broken(spec("mt"))])
+        with pytest.raises(ConfigError):
+            server.pool.reload([spec("torch", template="no such template"), spec("mt")])
+        assert server.pool.loaded == before
+        assert server.complete().status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_unavailable(spec: Callable[..., ModelSpec]) -> None:
+    with running([broken(spec("torch"))]) as server:
+        refused = server.complete()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unusable")
+        assert "weights" not in refused.text
+        assert server.complete().status_code == 503
+
+
+def test_models_that_do_not_exist_are_named_by_the_error(server: Any) -> None:
+    with pytest.raises(UnknownModel, match="torch, ct2, mt"):
+        server.pool.spec("bert")
+    assert server.http.get("/v1/models/bert").status_code == 404
+
+
+def test_few_requests_wait_for_a_model_that_is_loaded(spec: Callable[..., ModelSpec]) -> None:
+    started, go = threading.Event(), threading.Event()
+    slow = spec("torch")
+
+    def opening() -> Any:
+        started.set()
+        go.wait(20)
+        return slow.open()
+
+    pool = ModelPool([replace(slow, open=opening)], max_queue=1)
+
+    async def use() -> str:
+        async with pool.use("torch") as model:
+            return model.name
+
+    async def scenario() -> None:
+        first = asyncio.create_task(use())
+        await asyncio.to_thread(started.wait, 20)
+        with pytest.raises(Overloaded):
+            await use()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        go.set()
+        assert await use() == "torch"
+
+    asyncio.run(scenario())
+    pool.close()  # would wait for ever if the cancelled request still used the model
