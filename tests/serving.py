@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +33,7 @@ class Server:
         self.records: list[dict[str, Any]] = []
         settings = {"write_record": lambda line: self.records.append(json.loads(line)), **settings}
         app = build_app(pool, ServerSettings(**settings), state=self.state)
-        self.server = HttpServer(app, open_port("127.0.0.1", 0), drain_seconds=1)
+        self.server = HttpServer(app, open_port("127.0.0.1", 0))
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60)
@@ -69,6 +70,15 @@ def running(
         yield server
     finally:
         server.close()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 10) -> float:
+    """Seconds until a condition holds."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.005)
+    return time.monotonic() - begun
 
 
 class Gate:

@@ -11,6 +11,7 @@ import queue
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -26,6 +27,8 @@ from onmt_llm.serve.models import ModelPool
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _BACKLOG = 2048
 _POLL_SECONDS = 0.2
+_CLOSING_SECONDS = 2
+"""Time for responses that are still being sent when the port is closed."""
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -56,17 +59,16 @@ class HttpServer:
     Args:
         app: Answers.
         listener: The port.
-        drain_seconds: Time that requests have to finish when it is stopped.
     """
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, *, drain_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             server_header=False,
             backlog=_BACKLOG,
-            timeout_graceful_shutdown=max(1, round(drain_seconds)),
+            timeout_graceful_shutdown=_CLOSING_SECONDS,
         )
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self._server = uvicorn.Server(config)
@@ -84,7 +86,7 @@ class HttpServer:
             self._thread.join(0.01)
 
     def stop(self) -> None:
-        """Finish the requests that are being answered, as far as time allows, and stop."""
+        """Close the port, and cancel what is still being answered after a moment."""
         self._server.should_exit = True
         self._thread.join()
 
@@ -100,7 +102,7 @@ def launch(
 ) -> None:
     """Serve until SIGTERM or SIGINT: then refuse new requests, finish the accepted ones, and return.
 
-    SIGHUP reloads the models.
+    SIGHUP reloads the models. A second SIGTERM or SIGINT cancels the accepted requests.
 
     Args:
         app: From `build_app`.
@@ -121,7 +123,7 @@ def launch(
 
     handled = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {number: signal.signal(number, put) for number in handled}
-    server = HttpServer(app, listener, drain_seconds=drain_seconds)
+    server = HttpServer(app, listener)
     server.start()
     try:
         models.load_all()
@@ -132,6 +134,7 @@ def launch(
     finally:
         state.is_stopping = True
         logger.info("Stopping: no new requests are taken, and those that were accepted are finished.")
+        _drain(models, signals, drain_seconds)
         server.stop()
         models.close()
         for number, handler in before.items():
@@ -151,3 +154,10 @@ def _asked_to_stop(signals: queue.SimpleQueue[int], reload: Callable[[], Any]) -
             logger.error("The models stay as they were, because: %s", error)
         return False
     return True
+
+
+def _drain(models: ModelPool, signals: queue.SimpleQueue[int], seconds: float) -> None:
+    """Wait until nothing is being answered. The port stays open, so that clients are told that the server stops."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and signals.empty() and not all(model.is_idle(0) for model in models.loaded):
+        time.sleep(_POLL_SECONDS)

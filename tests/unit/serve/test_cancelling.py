@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,18 +11,9 @@ import pytest
 
 from onmt_llm.serve.models import ModelSpec
 from onmt_llm.serve.service import Limits
-from serving import Gate, Server, running
+from serving import Gate, Server, running, wait_for
 
 ENGINE_FREE_SECONDS = 1.0
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10) -> float:
-    """Seconds until a condition holds."""
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < seconds
-        time.sleep(0.005)
-    return time.monotonic() - begun
 
 
 def figures(server: Server) -> Any:
@@ -54,7 +44,7 @@ def test_the_answer_to_a_client_that_leaves_is_cancelled(gated: ModelSpec, gate:
         assert record["status"] == 499
         gate.opened.set()
         assert server.complete().json()["choices"][0]["text"] == "x" * 8
-        assert server.pool.loaded[0].is_idle(0)
+        wait_for(lambda: server.pool.loaded[0].is_idle(0))
 
 
 def test_a_full_queue_is_refused_at_once(gated: ModelSpec, gate: Gate) -> None:
