@@ -22,6 +22,7 @@ from onmt_llm.checkpoint.formats.imported import (
 from onmt_llm.checkpoint.formats.rules import apply
 from onmt_llm.checkpoint.formats.tokenizer_files import NO_TOKENIZER
 from onmt_llm.checkpoint.progress import TensorProgress
+from onmt_llm.checkpoint.provenance import copy_provenance
 from onmt_llm.checkpoint.sources import SOURCES, detect
 from onmt_llm.checkpoint.store import CheckpointWriter
 from onmt_llm.config.checkpoint import CheckpointConfig
@@ -88,8 +89,18 @@ def convert(
             progress.add(nbytes(DTYPES[config.model.dtype], tensor.shape))
             del tensor  # before the next one is read
         write_tokenizer(writer, imported.tokenizer)
+        _keep_provenance(Path(model_dir), writer.directory)
     logger.info("%s -> %s (%s)", imported.origin, output, config.model.dtype)
     return output
+
+
+def _keep_provenance(source: Path, target: Path) -> None:
+    """Copy the record of training runs that our own exports have; of another program, a file of this name stays."""
+    if source.is_dir():
+        try:
+            copy_provenance(source, target)
+        except CheckpointError as error:
+            logger.warning("%s It is left out.", error)
 
 
 def open_imported(

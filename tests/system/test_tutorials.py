@@ -36,7 +36,9 @@ PACKAGES = {
     "add-a-scorer.md": ["sacrebleu"],
     "add-a-model-family.md": ["transformers", "tokenizers"],
     "fine-tune.md": ["transformers", "tokenizers", "ctranslate2"],
-    "take-your-model-elsewhere.md": ["transformers", "tokenizers", "ctranslate2", "peft", "gguf", "huggingface_hub"],
+    "take-your-model-elsewhere.md": [
+        *("transformers", "tokenizers", "ctranslate2", "peft", "gguf", "huggingface_hub", "cyllama")
+    ],
     "translation.md": ["sacrebleu", "matplotlib", "sentencepiece", "ctranslate2"],
 }
 

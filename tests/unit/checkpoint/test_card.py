@@ -9,9 +9,11 @@ import pytest
 
 import tiny
 from onmt_llm.checkpoint.card import CardFormat, model_card
+from onmt_llm.checkpoint.convert import convert
+from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 from onmt_llm.checkpoint.provenance import Provenance, TrainingRun, UsedCorpus, provenance_text, read_provenance
 from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
-from onmt_llm.config.checkpoint import CheckpointConfig, LanguageTokens
+from onmt_llm.config.checkpoint import CheckpointConfig, LanguageTokens, TokenizerSpec
 from onmt_llm.errors import CheckpointError
 
 LM = CheckpointConfig(model=tiny.llama(), source="Hugging Face llama, base")
@@ -80,3 +82,13 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(CheckpointError, match=r"provenance\.json must"):
             read_provenance(tmp_path)
+
+
+def test_the_record_comes_back_from_an_export(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny.write_checkpoint(tmp_path / "m", tiny.llama(), tokenizer=TokenizerSpec(kind="none"))
+    (model / "provenance.json").write_text(provenance_text(Provenance(runs=[RUN])))
+    hf = export_hf(model, tmp_path / "hf")
+    assert read_provenance(convert(hf, tmp_path / "again", tokenizer_model="none")).runs == [RUN]
+    (hf / "provenance.json").write_text('{"of": "another program"}')
+    assert read_provenance(convert(hf, tmp_path / "foreign", tokenizer_model="none")).runs == []
+    assert "provenance.json must be a record of training runs" in caplog.text
