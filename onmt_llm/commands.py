@@ -173,12 +173,13 @@ COMMANDS = {
     ),
     "onmt_llm_serve": Command(
         "serve",
-        "Serve models over HTTP, with the API of OpenAI.",
+        "Serve models over HTTP, with the APIs of OpenAI, of OpenNMT-py's server and of LibreTranslate.",
         "-config FILE [-OPTION VALUE ...], or -model MODEL",
         ("models", "model", "host", "port", "api_keys_file", "max_queue", "max_seconds", "idle_unload_seconds"),
         (
             ("-model release", "serve a checkpoint or a release at http://127.0.0.1:8000/v1"),
             ("-config serve.yaml", "serve the models that a YAML file names"),
+            ("-config available_models/conf.json", "serve those of OpenNMT-py's server"),
         ),
     ),
 }

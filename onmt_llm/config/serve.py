@@ -94,7 +94,7 @@ class LimitsConfig(Section):
 
 
 class ServeConfig(Section):
-    """Serve models over HTTP, with the API of OpenAI."""
+    """Serve models over HTTP, with the APIs of OpenAI, of OpenNMT-py's server and of LibreTranslate."""
 
     serving: ServingConfig = ServingConfig()
     listening: ListeningConfig = ListeningConfig()

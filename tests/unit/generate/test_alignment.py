@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.errors import DataError
-from onmt_llm.generate.alignment import pharaoh, read_phrase_table, replace_unknown
+from onmt_llm.generate.alignment import pharaoh, read_phrase_table, replace_unknown, word_pharaoh
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 
 
@@ -28,6 +28,21 @@ CODEC: Any = SimpleNamespace(
 
 def test_pairs_come_in_the_order_of_the_source() -> None:
     assert pharaoh([2, 0, 0, 1]) == "0-1 0-2 1-3 2-0" and pharaoh([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "alignment", "pairs"),
+    [
+        ("▁the ▁sta tion ▁is ▁here", "▁la ▁ga re ▁est ▁i ci", [0, 1, 2, 3, 4, 4], "0-0 1-1 2-2 3-3"),
+        ("the sta￭ tion is ￭n￭ 't .￭", "la gare ￭, n￭ ' est ￭.", [0, 1, 2, 4, 5, 3, 6], "0-0 1-1 2-2 2-3 3-3"),
+        ("a b c", "x y", [2, 0], "0-1 2-0"),
+        ("a b", "x y z", [-1, 1, 2], "1-1"),
+        ("", "", [], ""),
+    ],
+)
+def test_pairs_of_words(source: str, target: str, alignment: list[int], pairs: str) -> None:
+    """The first two pairs are those that OpenNMT-py's `to_word_align` returns."""
+    assert word_pharaoh(source.split(), target.split(), alignment) == pairs
 
 
 def test_a_phrase_table_is_read_line_by_line(tmp_path: Path) -> None:
