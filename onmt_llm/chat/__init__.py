@@ -1,6 +1,7 @@
-"""The chat page: a Gradio app in the browser.
+"""The chat page and the translator page: Gradio apps in the browser.
 
 `page` puts the components together, and `page.js` and `page.css` are its part in the browser. `actions` says what a
 visitor can do, on a `conversation` that the browser stores; `answering` follows an answer while it arrives, from a
 `model` with its scheduler; `view` and `escaping` make what is shown. `launch` serves a page.
+For models that translate, `translator` is the page, and `translation` translates.
 """
