@@ -113,26 +113,29 @@ class SampledBatch:
     def __init__(self) -> None:
         self._decoding: Decoding | None = None
         self._rows: list[tuple[SampledRequest, Answer]] = []
+        self._new: Decoding | None = None
+        self._new_rows: list[tuple[SampledRequest, Answer]] = []
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows) + len(self._new_rows)
 
     @property
     def tickets(self) -> list[Ticket]:
-        return list(dict.fromkeys(request.ticket for request, _ in self._rows))
+        return list(dict.fromkeys(request.ticket for request, _ in (*self._rows, *self._new_rows)))
 
     def join(self, request: SampledRequest, decoding: Decoding) -> None:
         """Add a request whose prompt has been read into a decoding of one row."""
         if len(request.answers) > 1:
             decoding.select([0] * len(request.answers))
-        if self._decoding is None:
-            self._decoding = decoding
+        if self._new is None:
+            self._new = decoding
         else:
-            self._decoding.join(decoding)
-        self._rows += [(request, answer) for answer in request.answers]
+            self._new.join(decoding)
+        self._new_rows += [(request, answer) for answer in request.answers]
 
     def step(self) -> list[Ticket]:
         """One more token for every row; returns the tickets that are done."""
+        self._admit()
         done = self._leave()
         if self._decoding is None:
             return done
@@ -155,6 +158,15 @@ class SampledBatch:
         if self._decoding is not None:
             self._decoding.step([answer.row.tokens[-1] for _, answer in self._rows])
         return done
+
+    def _admit(self) -> None:
+        """Let the new rows into the batch, all at once: each time, the whole batch is copied."""
+        if self._decoding is None:
+            self._decoding = self._new
+        elif self._new is not None:
+            self._decoding.join(self._new)
+        self._rows += self._new_rows
+        self._new, self._new_rows = None, []
 
     def _leave(self) -> list[Ticket]:
         """End the answers that are cancelled or whose time is over."""

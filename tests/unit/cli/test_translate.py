@@ -259,6 +259,8 @@ def test_ctranslate2_draws_again(
         "0",
         "-seed",
         "3",
+        "-threads",
+        "1",
         "-output",
         "out2",
     ]
