@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import onmt_llm
 from onmt_llm.config.checkpoint import LanguageTokens, SequenceTokens, read_config
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.generate.open import open_engine
+from onmt_llm.releasing import release
 from onmt_llm.text.language_tags import offered_languages
 from tests.tiny import seq2seq, tokens, write_checkpoint
 
@@ -110,6 +112,25 @@ def test_translation_by_the_model_of_the_languages(
     expected = engines["many"].translate(texts, src_lang=src, tgt_lang=tgt)
     assert ask(client, q=texts, source=source, target=target) == {"translatedText": expected}
     assert ask(client, q=texts[0], source=source, target=target, format="text") == {"translatedText": expected[0]}
+
+
+def test_a_release_between_all_its_languages_at_once(folder: Path) -> None:
+    """CTranslate2 answers requests of different languages, each as if it were alone."""
+    release(folder / "many", folder / "many_ct2", quantization="float32", text="w1 w2 w3\nw4 w5\n")
+    engine = onmt_llm.open_engine(folder / "many_ct2", device="cpu", **SEARCH)
+    pool = ModelPool([spec(folder, "many_ct2")])
+    client = TestClient(build_app(pool, ServerSettings()))
+    texts = ["w1 w2 w3", "w4", "w5 w6"]
+    pairs = {("en", "fr"): CODES[:2], ("zh-Hant", "en"): (CODES[3], CODES[0]), ("fr", "zh"): CODES[1:3]}
+
+    def translations(pair: tuple[str, str]) -> list[str]:
+        return list(ask(client, q=texts, source=pair[0], target=pair[1])["translatedText"])
+
+    with ThreadPoolExecutor(len(pairs)) as threads:
+        found = list(threads.map(translations, pairs))
+    assert found == [engine.translate(texts, src_lang=src, tgt_lang=tgt) for src, tgt in pairs.values()]
+    assert len(set(map(tuple, found))) == len(pairs)
+    pool.close()
 
 
 def test_a_model_for_one_pair(client: TestClient, engines: dict[str, Any]) -> None:
