@@ -13,7 +13,7 @@ from onmt_llm.checkpoint.load import Placement, build_model, load_model
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.log import log_once
-from onmt_llm.nn.device import DTYPES
+from onmt_llm.nn.device import DTYPES, freed_at_once
 from onmt_llm.nn.inference.fuse import fuse_for_inference
 from onmt_llm.nn.transformer import Transformer
 
@@ -46,7 +46,8 @@ def load_models(
     codecs = [checkpoint.codec() for checkpoint in checkpoints]
     for path, codec in zip(paths[1:], codecs[1:], strict=True):
         _check_same_vocabulary(codecs[0], codec, path)
-    models = [_load(checkpoint, device=device, compute_type=compute_type, dtype=dtype) for checkpoint in checkpoints]
+    with freed_at_once():
+        models = [_load(one, device=device, compute_type=compute_type, dtype=dtype) for one in checkpoints]
     return models, codecs[0]
 
 
