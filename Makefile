@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # two test processes with one thread each; the quick tests must not depend on the machine's core count
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow coverage check format docs site bench bench-data bench-train clean help
+.PHONY: setup demo test test-slow test-browser coverage check format docs site bench bench-data bench-train clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,6 +28,10 @@ test: $(READY)   ## run the quick tests
 
 test-slow: $(READY)  ## run the tests that take minutes or need the real model
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
+
+test-browser: $(READY)  ## run all tests of the chat page in Chromium
+	$(TEST_ENV) $(BIN)/python -m pytest tests/system/test_chat_browser.py tests/system/test_chat_accessibility.py \
+		tests/system/test_chat_visitors.py
 
 coverage: $(READY)  ## report the lines that the quick tests run, including started commands
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov=onmt_llm --cov-report=term:skip-covered tests

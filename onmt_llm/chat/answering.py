@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from onmt_llm.chat.model import Submitted
@@ -36,6 +36,7 @@ class RunningAnswer:
         self.abandoned = False
         self._columns: list[PartialAnswer] = []
         self._changed = asyncio.Event()
+        self._unwanted = asyncio.Event()
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -87,19 +88,23 @@ class RunningAnswer:
             if self.is_over:
                 return
             # a long page takes time to send: as much is left for other visitors
-            await asyncio.sleep(min(max(UPDATE_SECONDS, time.monotonic() - begun), 5 * UPDATE_SECONDS))
-            if not self.is_over:
-                try:
-                    await asyncio.wait_for(self._changed.wait(), IDLE_SECONDS)
-                except asyncio.TimeoutError:
-                    continue
-                finally:
-                    self._changed.clear()
+            pause = min(max(UPDATE_SECONDS, time.monotonic() - begun), 5 * UPDATE_SECONDS)
+            if not await _happens(self._unwanted, pause):
+                await _happens(self._changed, IDLE_SECONDS)
+                self._changed.clear()
 
     def _cancel(self) -> None:
         for column in self._columns:
             column.ticket.cancel()
+        self._unwanted.set()
         self._changed.set()
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        return await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
 
 
 class PartialAnswer:
@@ -186,6 +191,3 @@ class Visitors:
         if answer := self._running.get(visitor):
             answer.abandoned = True
             answer.stop()
-
-    def running(self) -> Sequence[RunningAnswer]:
-        return list(self._running.values())

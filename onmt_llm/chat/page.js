@@ -256,6 +256,10 @@ function decorate() {
   const { conversation, busy } = props.value;
   name("#history .toggle-button", "List of conversations");
   name("#settings .toggle-button", "Settings");
+  document.querySelectorAll(".examples[role=list]").forEach(each => {  // its children are buttons
+    each.setAttribute("role", "group");
+    each.setAttribute("aria-label", "Examples");
+  });
   // a screen reader reads an answer when it is complete
   document.querySelectorAll(".conversation [role=log]").forEach(log => log.setAttribute("aria-busy", busy));
   document.querySelectorAll(".conversation").forEach((chat, column) => {
@@ -297,7 +301,12 @@ document.addEventListener("click", event => {
   const command = event.target.closest?.("[data-command]")?.dataset.command;
   if (command) commands[command]();
 });
+document.addEventListener("keydown", event => {
+  const sends = event.key === "Enter" && !event.shiftKey && event.target.matches?.("#message textarea");
+  if (sends && props.value.busy) { event.preventDefault(); event.stopPropagation(); }
+}, true);
 window.addEventListener("storage", list);
+window.addEventListener("pagehide", () => { savedAt = 0; keep(); });
 let pending = false;
 new MutationObserver(() => {
   if (pending) return;

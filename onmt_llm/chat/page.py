@@ -133,7 +133,7 @@ def _chat(gr: Any, responder: Responder, number: int, examples: Sequence[str], *
         feedback_options=None,
         latex_delimiters=MATHS,
         layout="bubble",
-        placeholder="### How can I help?" if not compared else "",
+        placeholder="**How can I help?**",
         examples=[{"text": text} for text in examples] if number == 0 else None,
     )
 
@@ -150,7 +150,10 @@ def _settings(gr: Any, defaults: ChatSettings, system: str, context: int) -> tup
         gr.Slider(0, max(100, defaults.top_k), defaults.top_k, step=1, label="Top-k", info="1 = no sampling, 0 = all"),
         gr.Slider(1, context - 1, defaults.max_tokens, step=1, label="Maximum tokens of an answer"),
         gr.Textbox(
-            "" if defaults.seed is None else str(defaults.seed), label="Seed", info="empty = a new one for each answer"
+            "" if defaults.seed is None else str(defaults.seed),
+            label="Seed",
+            info="empty = a new one for each answer",
+            max_lines=1,
         ),
     ]
 
@@ -197,9 +200,10 @@ def _connect(
     example.__annotations__["event"], act.__annotations__["event"] = gr.SelectData, gr.EventData
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     values = [page.system, *page.settings]
-    gr.on([page.box.submit, page.send.click], send, [page.store, page.box, *values], page.outputs, **private)
+    several = {"trigger_mode": "multiple"}  # the server ends what is running; page.js sends nothing meanwhile
+    gr.on([page.box.submit, page.send.click], send, [page.store, page.box, *values], page.outputs, **several, **private)
     page.chats[0].example_select(example, [page.store, *values], page.outputs, **private)
-    page.store.submit(act, [page.store, *values], page.outputs, trigger_mode="multiple", **private)
+    page.store.submit(act, [page.store, *values], page.outputs, **several, **private)
     page.stop.click(stop, None, None, queue=False, **private)
     app.unload(leave)
     gr.api(_endpoint(gr, actions, defaults, page.system.value), api_name="chat", concurrency_limit=None)

@@ -35,7 +35,7 @@ class ServerConfig(Section):
     """File with a line `name:password` for each visitor who may use the page; without it the lines may be in the
     environment variable `ONMT_LLM_CHAT_USERS`, and without either everyone may use the page."""
     max_queue: Annotated[int, Field(ge=1, le=10**6)] = 64
-    """Number of visitors who may wait for an answer; further ones are told to try again."""
+    """Number of visitors who may wait for an answer; a further one is refused with a sentence."""
     system_prompt: str = ""
     """System prompt of new conversations; visitors may change theirs."""
     compare_model: str | None = None

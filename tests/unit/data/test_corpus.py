@@ -148,3 +148,13 @@ def test_a_shuffled_corpus_has_another_order_in_every_epoch_and_goes_on_where_it
 def test_without_a_seed_a_corpus_is_read_in_order(write, read):
     # as samples and vocabularies do, and validation
     assert read(CorpusConfig(path_src=write("a", "1\n2\n3\n"), shuffle="global")) == (["1", "2", "3"], {})
+
+
+def test_what_the_chat_page_exports_is_a_corpus(write, read):
+    messages = [("system", "Be kind."), ("user", "one & <two>"), ("assistant", "1"), ("user", "q"), ("assistant", "2")]
+    line = {"title": "one", "messages": [{"role": role, "content": content} for role, content in messages]}
+    (chat,), dropped = read(CorpusConfig(path_jsonl=write("talks", json.dumps(line)), template="chatml"))
+    assert not dropped and chat.startswith(
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\none & <two><|im_end|>"
+    )
+    assert chat.rstrip().endswith("<|im_start|>assistant\n2<|im_end|>")
