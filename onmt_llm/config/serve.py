@@ -70,8 +70,8 @@ class ListeningConfig(Section):
     """File of the keys that may reload models; those of ONMT_LLM_ADMIN_KEYS are valid too. Without keys, nobody may."""
     cors_origins: list[str] = Field(default_factory=list)
     """Origins (`https://chat.example.org`) whose pages may send requests from a browser; `*` = all."""
-    access_log: str | None = "-"
-    """File that receives a JSON line for each request, without its texts; `-` = standard output, null = none."""
+    access_log: str = "-"
+    """File that receives a JSON line for each request, without its texts; `-` = standard output, empty = none."""
     log_file: str | None = None
     """File that receives a copy of the log."""
 

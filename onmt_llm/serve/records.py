@@ -55,16 +55,16 @@ def request_id(given: str) -> str:
     return given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def open_access_log(path: str | None) -> WriteLine:
+def open_access_log(path: str) -> WriteLine:
     """A function that adds a line to the access log.
 
     Args:
-        path: File to add to; "-" = standard output, None = no log.
+        path: File to add to; "-" = standard output, "" = no log.
 
     Raises:
         ConfigError: The file cannot be written.
     """
-    if path is None:
+    if not path:
         return lambda line: None
     if path == "-":
         return lambda line: print(line, file=sys.stdout, flush=True)

@@ -87,6 +87,13 @@ def test_a_seed_repeats_several_different_samples(server: Server) -> None:
     assert streamed == samples()
 
 
+def test_ctranslate2_refuses_the_seed_of_a_sampled_answer(server: Server) -> None:
+    refused = server.complete("Once", model="ct2", **SAMPLED)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "seed")
+    assert server.complete("Once", model="ct2", temperature=0, seed=7).status_code == 200  # nothing is drawn
+    assert server.complete("Once", model="ct2", temperature=1.0).status_code == 200
+
+
 def test_what_samples(server: Server) -> None:
     def text(**options: Any) -> str:
         return str(server.complete("Once", **{"max_tokens": 12, **options}).json()["choices"][0]["text"])

@@ -170,6 +170,6 @@ def test_the_access_log_is_added_to(tmp_path: Path) -> None:
     for line in ("one", "two"):
         open_access_log(str(tmp_path / "logs/access"))(line)
     assert (tmp_path / "logs/access").read_text() == "one\ntwo\n"
-    open_access_log(None)("nothing happens")
+    open_access_log("")("nothing happens")
     with pytest.raises(ConfigError, match="access_log"):
         open_access_log(str(tmp_path))
