@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _GATHER_SECONDS = 0.005
 """How long the first request of a batch waits for others."""
 _IDLE_SECONDS = 0.02
-"""How long a free worker waits for requests before it looks whether the others have ended."""
+"""How long it waits, while batches run, before it looks for new and for cancelled requests."""
 _OF_A_ROW = {"seed", "stop", "max_length", "max_length_ratio"}
 """Options that each row of a batch may have of its own."""
 
@@ -79,14 +79,17 @@ class Ct2Worker:
         with ThreadPoolExecutor(workers, thread_name_prefix="scheduler") as pool:
             while True:
                 busy = {future for future in busy if not future.done()}
-                free = workers - len(busy)
-                tickets = queue.take(self._batch_size, _GATHER_SECONDS, self._alike) if free else []
-                if tickets:
+                free = len(busy) < workers
+                limit, seconds = (self._batch_size, _GATHER_SECONDS) if free else (0, 0.0)
+                tickets = queue.take(limit, seconds, self._alike)
+                if tickets and not free:
+                    self._answer(tickets, queue)  # all of these must stop: nothing is computed
+                elif tickets:
                     busy.add(pool.submit(self._answer, tickets, queue))
                 elif not busy:
                     return
                 else:
-                    wait(busy, _IDLE_SECONDS if free else None, return_when=FIRST_COMPLETED)
+                    wait(busy, _IDLE_SECONDS, return_when=FIRST_COMPLETED)
 
     def _alike(self, ticket: Ticket) -> Hashable:
         """Requests with equal values may share a batch."""
@@ -100,22 +103,14 @@ class Ct2Worker:
         return dumped, request.src_lang, request.tgt_lang, bool(request.prompt), key
 
     def _answer(self, tickets: list[Ticket], queue: Queue) -> None:
-        request = tickets[0].request
         try:
             alive = [ticket for ticket in tickets if not ticket.must_stop]
             for ticket in tickets:
                 if ticket not in alive:
                     finish_streamed(ticket, Delta("", 0, "stopped"), "")
-            if alive and not request.prompt:
-                for ticket in alive:
-                    ticket.finish(Delta("", 0, "stop"), empty_answers(request.options))
-            elif alive:
+            if alive:
                 self._decoded.update(alive)
-                engine = self._engine.for_languages(request.src_lang, request.tgt_lang)
-                if request.options.beam_size > 1:
-                    _search(engine, alive)
-                else:
-                    _decode(engine, alive)
+                self._answer_alike(alive)
         except Exception as error:
             for ticket in tickets:
                 if not ticket.is_done:
@@ -123,6 +118,17 @@ class Ct2Worker:
         self._decoded.difference_update(tickets)
         for ticket in tickets:
             queue.done(ticket)
+
+    def _answer_alike(self, tickets: list[Ticket]) -> None:
+        request = tickets[0].request
+        engine = self._engine.for_languages(request.src_lang, request.tgt_lang)
+        if not request.prompt:
+            for ticket in tickets:
+                ticket.finish(Delta("", 0, "stop"), empty_answers(request.options))
+        elif request.options.beam_size > 1:
+            _search(engine, tickets)
+        else:
+            _decode(engine, tickets)
 
 
 def _search(engine: Ct2Engine, tickets: list[Ticket]) -> None:

@@ -166,11 +166,13 @@ class Scheduler:
         with self._changed:
             while len(self._waiting) < limit and not self._closing and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
-            chosen: Iterable[Ticket] = self._waiting
-            if alike is not None and self._waiting:
-                wanted = alike(self._waiting[0])
-                chosen = (ticket for ticket in self._waiting if alike(ticket) == wanted)
-            taken = list(islice(chosen, limit))
+            stopped = [ticket for ticket in self._waiting if ticket.must_stop]
+            chosen: Iterable[Ticket] = [ticket for ticket in self._waiting if ticket not in stopped]
+            oldest = next(iter(chosen), None)
+            if alike is not None and oldest is not None:
+                wanted = alike(oldest)
+                chosen = (ticket for ticket in chosen if alike(ticket) == wanted)
+            taken = [*stopped, *islice(chosen, limit)]
             for ticket in taken:
                 self._waiting.remove(ticket)
             self._running.update(taken)

@@ -74,7 +74,7 @@ class _Running:
 
     def __init__(self, engine: TorchEngine, batch_size: int, cache_tokens: float) -> None:
         self._engine, self._batch_size, self._cache_tokens = engine, batch_size, cache_tokens
-        self._held: Ticket | None = None
+        self._held: deque[Ticket] = deque()
         self._reading: deque[PromptReading] = deque()
         self._read: dict[Hashable, list[PromptReading]] = {}
         self._sampled = SampledBatch()
@@ -98,15 +98,17 @@ class _Running:
     def admit(self, queue: Queue) -> bool:
         """Take requests for which there is room; returns whether any was taken."""
         found = False
+        stopped = [ticket for ticket in self._held if ticket.must_stop]
+        self._held = deque(ticket for ticket in self._held if ticket not in stopped)
+        for ticket in [*stopped, *queue.take(0, 0.0)]:
+            finish_streamed(ticket, Delta("", 0, "stopped"), "")
+            queue.done(ticket)
         while len(self._tickets) < self._batch_size:
-            ticket = self._held or next(iter(queue.take(1, 0.0)), None)
-            self._held = None
-            if ticket is None:
+            if not self._held:
+                self._held.extend(queue.take(1, 0.0))
+            if not self._held or not (self._held[0].must_stop or self._has_room(self._held[0])):
                 break
-            if not self._has_room(ticket):
-                self._held = ticket
-                break
-            found = True
+            found, ticket = True, self._held.popleft()
             if self._open(ticket):
                 queue.done(ticket)
         return found

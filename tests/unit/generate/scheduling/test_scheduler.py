@@ -14,6 +14,7 @@ from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import Delta
 from onmt_llm.generate.scheduling.scheduler import Overloaded, Scheduler
 from onmt_llm.generate.scheduling.ticket import Request
+from onmt_llm.generate.scheduling.worker import Queue, SequentialWorker
 
 OPTIONS = GenerationConfig(max_length=100)
 
@@ -99,6 +100,29 @@ def test_an_answer_ends_at_its_deadline(speller: Speller) -> None:
         ticket.result(5)
         assert ticket.was_stopped and ticket.is_expired
         speller.gate.set()
+
+
+def test_a_request_that_waits_ends_at_its_deadline_although_there_is_no_room(speller: Speller) -> None:
+    taken: list[list[Any]] = []
+
+    class Full(SequentialWorker):
+        def run(self, queue: Queue) -> None:
+            first = queue.take(1, 0.0)
+            while len(taken) < 2:
+                if stopped := queue.take(0, 0.0):
+                    taken.append(stopped)
+            for ticket in [*first, *(ticket for some in taken for ticket in some)]:
+                ticket.finish(Delta("", 0, "stopped"), [])
+                queue.done(ticket)
+
+    with Scheduler(speller, worker=Full(speller)) as scheduler:  # type: ignore[arg-type]
+        ask(scheduler, "running")
+        late, cancelled = ask(scheduler, "late", seconds=0.02), ask(scheduler, "cancelled")
+        while not taken:
+            time.sleep(0.001)
+        cancelled.cancel()
+        assert late.result(5) == cancelled.result(5) == []
+    assert taken == [[late], [cancelled]]
 
 
 def test_an_error_belongs_to_its_request_alone(speller: Speller) -> None:
