@@ -104,7 +104,8 @@ def refusals(client: httpx.Client, tokens: int, tries: int = 40) -> list[float]:
     found: list[float] = []
     waiting = 2 * QUEUE
     with ThreadPoolExecutor(waiting) as threads:
-        running = [threads.submit(complete, client, text, tokens) for text in prompts(waiting)]
+        running = [threads.submit(complete, client, text, 8 * tokens) for text in prompts(waiting)]
+        time.sleep(1)
         while not all(each.done() for each in running) and len(found) < tries:
             begun = time.perf_counter()
             if complete(client, "a", 1).status_code == 429:
