@@ -72,7 +72,7 @@ def build_translator(model: TranslationModel, *, title: str = "Translator", subt
                 info="Shift+Enter translates.",
             )  # fmt: skip
             target = gr.Textbox(
-                label="Translation", lines=8, max_lines=20, interactive=False, min_width=280, buttons=["copy"],
+                label="Translation", lines=8, max_lines=20, interactive=False, min_width=280,
                 info="Line by line, as it arrives.",
             )  # fmt: skip
         with gr.Row(elem_id="translate-buttons"):
