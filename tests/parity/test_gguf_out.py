@@ -107,6 +107,19 @@ def test_number_types(tmp_path: Path, type: str) -> None:
     assert gguf.LlamaFileType(read).name in (f"MOSTLY_{type.upper()}", f"ALL_{type.upper()}")
 
 
+@pytest.mark.parametrize("type", ["f32", "f16", "q8_0"])
+@torch.no_grad()
+def test_logits_of_transformers_are_ours(tmp_path: Path, type: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_llama(tmp_path / "theirs.gguf", "F32")
+    file = export_gguf(convert(tmp_path / "theirs.gguf", tmp_path / "ours"), tmp_path / "out.gguf", type=type)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    read_back = load_model(convert(file, tmp_path / "again"), "fp32")
+    found, stored, exact = theirs.eval()(IDS).logits, read_back(IDS), load_model(tmp_path / "ours")(IDS)
+    assert (found - stored).abs().max() <= 1e-4  # of the numbers in the file
+    assert type != "f32" or (found - exact).abs().max() <= 1e-4
+
+
 def test_rows_of_an_odd_width_are_f16(tmp_path: Path) -> None:
     architecture, kind, settings, change = CASES["llama"]
     save_model(tmp_path / "hf", kind, {**settings, **ENDS})
