@@ -79,7 +79,7 @@ def release(trainee: Trainee) -> None:
 def in_step(batches: Iterable[Batch], world: World, *, sharded: bool) -> Iterator[tuple[Batch, bool]]:
     """Batches, each with whether it counts.
 
-    If weights are sharded, a rank whose batches have ended goes on with its last one, which then does not count, until
+    If weights are sharded, a rank whose batches have ended repeats its last one, which then does not count, until
     all ranks' have; a rank that never had one gets another rank's. Otherwise each rank ends on its own.
     """
     if not sharded:

@@ -149,7 +149,7 @@ class Scheduler:
         while self._wait():
             try:
                 self._worker.run(queue)
-            except Exception as error:  # a bug in a worker must not leave clients waiting for ever
+            except Exception as error:  # a bug in a worker must not leave clients waiting
                 logger.error("The scheduler's worker failed.", exc_info=error)
                 for ticket in list(self._running):
                     ticket.fail(error)

@@ -23,7 +23,7 @@ class Queue:
 
     Attributes:
         take: `take(limit, seconds)` removes up to `limit` tickets, the oldest first. It waits at most `seconds` for
-            that many; 0 = it returns what there is, which may be nothing. `take(limit, seconds, alike)` removes only
+            that many; 0 = it returns those that wait, which may be none. `take(limit, seconds, alike)` removes only
             tickets for which the function `alike` returns what it returns for the oldest. Tickets that must stop are
             removed too, beyond the limit: they are to be finished, not answered.
         done: `done(ticket)` reports that nothing more will be written to a ticket; the worker calls it once for each.

@@ -49,6 +49,6 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 @functools.cache
 def _constant(value: float) -> Tensor:
-    """A number as a tensor, which an operation would otherwise make of it each time."""
+    """A number as a tensor, into which an operation would otherwise convert it each time."""
     with torch.inference_mode(False):
         return torch.tensor(value)

@@ -113,4 +113,4 @@ def test_few_requests_wait_for_a_model_that_is_loaded(spec: Callable[..., ModelS
         assert await use() == "torch"
 
     asyncio.run(scenario())
-    pool.close()  # would wait for ever if the cancelled request still used the model
+    pool.close()  # would wait endlessly if the cancelled request still used the model
