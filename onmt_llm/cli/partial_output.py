@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
-from onmt_llm.atomic import flush, is_written_in_place, write_failed, write_text
+from onmt_llm.atomic import flush, is_written_in_place, write_failed
 from onmt_llm.checksums import Hash, fast_hash
 from onmt_llm.cli.outputs import STANDARD, Output
 from onmt_llm.errors import CheckpointError, ConfigError
@@ -57,9 +57,10 @@ def open_output(path: str, origin: Mapping[str, Any], *, resume: bool) -> Growin
 
 
 def partial_files(path: str) -> list[Path]:
-    """The hidden twin of an output, and its record; empty for a stream."""
+    """The unfinished twin of an output, its record, and what becomes the next record; empty for a stream."""
     target = os.path.realpath(path)
-    return [] if _is_stream(path) else [Path(f"{target}.partial"), Path(f"{target}.partial.json")]
+    endings = (".partial", ".partial.json", ".partial.json.new")
+    return [] if _is_stream(path) else [Path(target + ending) for ending in endings]
 
 
 def with_partial_files(outputs: list[Output]) -> Iterator[Output]:
@@ -135,7 +136,7 @@ class PartialFile:
     def __init__(self, path: str, origin: Mapping[str, Any], *, resume: bool) -> None:
         self._path, self._target = Path(path), Path(os.path.realpath(path))
         self._origin = json.loads(json.dumps(origin))
-        self.partial, self._record = partial_files(path)
+        self.partial, self._record, self._new_record = partial_files(path)
         self.state: Mapping[str, Any] = {}
         self._size, self._digest = 0, fast_hash()
         self._resume = resume
@@ -225,7 +226,11 @@ class PartialFile:
 
     def _write_record(self, state: Mapping[str, Any]) -> None:
         content = {"bytes": self._size, "xxh3": self._digest.hexdigest(), "state": state, "origin": self._origin}
-        write_text(self._record, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        # under a fixed name, of which a kill leaves one file at most; the lock keeps other processes away
+        self._new_record.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        flush(self._new_record)
+        self._new_record.replace(self._record)
+        flush(self._record.parent)
         self.state = state
 
     def _publish(self) -> None:
@@ -234,10 +239,14 @@ class PartialFile:
         flush(self.partial)
         self.partial.replace(self._target)
         flush(self._target.parent)
-        self._record.unlink(missing_ok=True)
+        self._remove_records()
 
     def _remove(self) -> None:
         self.partial.unlink(missing_ok=True)
+        self._remove_records()
+
+    def _remove_records(self) -> None:
+        self._new_record.unlink(missing_ok=True)
         self._record.unlink(missing_ok=True)
 
     def _close(self) -> None:

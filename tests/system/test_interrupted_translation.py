@@ -95,6 +95,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "words",
     [
@@ -120,4 +121,4 @@ def test_killed_at_any_moment(commands: Commands, words: str) -> None:
         most = 2 * LINES if left == expected else LINES + CHUNK
         assert LINES <= commands.answered() <= most, moment
     assert moment > 20
-    assert sorted(path.name for path in folder.glob("out*")) == ["out"]
+    assert [path.name for path in folder.iterdir() if "out" in path.name] == ["out"]
