@@ -80,6 +80,7 @@ def test_requests_with_any_options_do_not_change_each_other(kind: str, engines: 
     requests = [Request(prompt, options(one)) for prompt in PROMPTS for one in kinds.values()]
     chance.shuffle(requests)
     expected = [engine.generate([one.prompt], one.options)[0] for one in requests]
+    before = set(threading.enumerate())
     with Scheduler(engine, max_queue=200) as scheduler:
         assert isinstance(scheduler._worker, Ct2Worker)
         tickets = [scheduler.submit(one) for one in requests]
@@ -87,7 +88,7 @@ def test_requests_with_any_options_do_not_change_each_other(kind: str, engines: 
             check(ticket, answer)
         assert scheduler.statistics.running <= len(requests)
     assert scheduler.statistics.answered == len(requests)
-    assert not any(thread.name.startswith("scheduler") for thread in threading.enumerate())
+    assert set(threading.enumerate()) <= before
 
 
 def test_like_requests_share_a_batch_and_others_wait_their_turn(engines: dict[str, Any]) -> None:

@@ -102,12 +102,13 @@ def test_requests_with_any_options_do_not_change_each_other(
     requests += [Request(PROMPTS[2], options(kinds[name]), prefix=["b", "d"]) for name in ("sampled", "beam", "stop")]
     random.Random(1).shuffle(requests)
     expected = [alone(engine, one) for one in requests]
+    before = set(threading.enumerate())
     with Scheduler(engine, max_queue=200, worker=TorchWorker(engine, batch_size=batch_size)) as scheduler:
         tickets = [scheduler.submit(one) for one in requests]
         for ticket, answer in zip(tickets, expected, strict=True):
             check(ticket, answer)
     assert scheduler.statistics.answered == len(requests)
-    assert threading.active_count() == 1 or not any(t.name == "scheduler" for t in threading.enumerate())
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_sampled_answer_with_a_number_is_that_sample_of_several(lm: TorchEngine) -> None:
