@@ -147,5 +147,6 @@ def visiting(browser: Any, url: str, **options: Any) -> Iterator[ChatPage]:
         yield ChatPage(context.new_page()).open(url)
     finally:
         context.close()
-    assert [text for text in complaints if NO_AUTOFOCUS not in text] == []
+    found = [text for text in complaints if NO_AUTOFOCUS not in text]
+    assert not found, found
     assert [each for each in elsewhere if not each.startswith((url, "data:", "blob:"))] == []

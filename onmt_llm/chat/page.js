@@ -65,7 +65,11 @@ function forget(id) {
   localStorage.removeItem(PREFIX + id);
 }
 
-const open = conversation => trigger("submit", { action: "open", conversation });
+function open(conversation) {
+  // at once, since the next question may be sent before the server has shown the conversation
+  props.value = { ...props.value, conversation, busy: false };
+  trigger("submit", { action: "open", conversation });
+}
 
 const blank = () => ({ id: "", title: "", system: props.value.conversation.system, columns: [[]] });
 
