@@ -158,6 +158,7 @@ def test_conversations_are_renamed_and_deleted(chat: ChatPage) -> None:
     chat.answer("again", "2: again")
     expect(chat.list).to_have_text(["My <name>"])
     chat.page.get_by_role("button", name="New conversation").click()
+    expect(chat.answers).to_have_count(0)
     chat.answer("other", "1: other")
     chat.page.get_by_role("button", name="Delete My <name>").click()
     chat.page.get_by_role("button", name="Delete", exact=True).click()
@@ -283,7 +284,7 @@ def test_a_text_is_shown_as_it_is(chat: ChatPage, kind: str) -> None:
 def test_a_formula_is_drawn(chat: ChatPage, formula: str) -> None:
     chat.answer(f"say so {formula} holds")
     expect(chat.answers.last.locator(".katex")).to_have_count(1)
-    assert chat.answers.last.locator("math mo").inner_text() == "<"
+    assert chat.answers.last.locator("math mo").text_content() == "<"
 
 
 # two models
