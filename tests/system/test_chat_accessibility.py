@@ -44,6 +44,7 @@ def sized(size: str, scheme: str = "light") -> dict[str, Any]:
 
 
 def violations(chat: ChatPage, axe: str) -> list[str]:
+    chat.page.wait_for_timeout(500)  # Gradio draws the last state of an answer twice
     chat.page.evaluate(axe)
     found = chat.page.evaluate("axe.run()")["violations"]
     return [f"{each['id']}: {node['html'][:150]}" for each in found for node in each["nodes"]]
