@@ -344,6 +344,7 @@ def test_a_password_is_asked_for(browser: Any, tmp_path: Path) -> None:
         page.get_by_label("password").fill("wrong")
         page.get_by_role("button", name="Login").click()
         expect(page.get_by_text("Incorrect")).to_be_visible(timeout=SECONDS * 1000)
+        page.get_by_label("username").fill("ann")
         page.get_by_label("password").fill("secret")
         page.get_by_role("button", name="Login").click()
         expect(page.get_by_label("Your message")).to_be_visible(timeout=SECONDS * 1000)
