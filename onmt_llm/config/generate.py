@@ -17,6 +17,8 @@ Feature = Literal[
     "stepwise_penalty",
     "ratio",
     "ignore_when_blocking",
+    "presence_penalty",
+    "frequency_penalty",
     "replace_unk",
     "report_align",
     "tgt_file_prefix",
@@ -50,6 +52,11 @@ class GenerationConfig(Section):
     repetition_penalty: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Repetition penalty (Keskar et al. 2019): divide positive and multiply negative logits of tokens already present
     by this."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtract this from the logits of tokens that the answer already contains, as in OpenAI's API."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtract this from the logit of a token once for each time that the answer already contains it, as in OpenAI's
+    API."""
     block_ngram_repeat: LengthOrZero = 0
     """Forbid n-grams of this length to occur twice in an answer; 0 = off."""
     ignore_when_blocking: list[str] = Field(default_factory=list)
@@ -109,6 +116,8 @@ class GenerationConfig(Section):
             "stepwise_penalty": self.stepwise_penalty,
             "ratio": beam and self.ratio > 0,
             "ignore_when_blocking": self.block_ngram_repeat > 0 and bool(self.ignore_when_blocking),
+            "presence_penalty": self.presence_penalty != 0,
+            "frequency_penalty": self.frequency_penalty != 0,
             "replace_unk": self.replace_unk,
             "report_align": self.report_align,
             "tgt_file_prefix": prefixes,

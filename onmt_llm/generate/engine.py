@@ -31,7 +31,7 @@ class Hypothesis:
     Attributes:
         tokens: Its tokens, without the end token and those of a stop string.
         text: Its text, up to the stop string.
-        score: Sum of the tokens' log probabilities (repetition penalty applied, temperature not), end token included,
+        score: Sum of the tokens' log probabilities (penalties of tokens applied, temperature not), end token included,
             divided by the length penalty, less the coverage penalty.
         finish_reason: "stop" = end token or stop string; "length" = `max_length` reached.
         alignment: For each token the place of its source token, if the options request it.

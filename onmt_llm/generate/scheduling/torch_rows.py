@@ -21,6 +21,7 @@ from onmt_llm.generate.search.sampling import DecodingRow, build_constraints, ex
 from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.torch.answers import Answer
 from onmt_llm.generate.torch.engine import TorchEngine, random_numbers, seed_of
+from onmt_llm.generate.torch.lookup import DraftedDecoding
 
 
 class SampledRequest:
@@ -82,6 +83,12 @@ class SampledRequest:
         # The last token was chosen, but not read.
         store_row(self._engine, [*self._prompt, *self.answers[0].row.tokens[:-1]], decoding, row=row)
 
+    def with_lookup(self, decoding: Decoding, answer: Answer) -> DraftedDecoding | Decoding:
+        """A decoding that has only the row of this answer, with guesses if the engine makes them."""
+        tokens = answer.row.tokens
+        left = self.constraints.limit(0) - len(tokens)
+        return self._engine.with_lookup(decoding, [*self._prompt, *tokens], max_length=left)
+
     def has_room(self) -> bool:
         """Whether the model can go on; otherwise the ticket gets the error."""
         try:
@@ -108,10 +115,11 @@ class SampledRequest:
 
 
 class SampledBatch:
-    """The rows of all sampled requests."""
+    """The rows of all sampled requests. While there is only one, its tokens are guessed (`lookup.py`)."""
 
     def __init__(self) -> None:
         self._decoding: Decoding | None = None
+        self._alone: DraftedDecoding | Decoding | None = None
         self._rows: list[tuple[SampledRequest, Answer]] = []
         self._new: Decoding | None = None
         self._new_rows: list[tuple[SampledRequest, Answer]] = []
@@ -139,7 +147,10 @@ class SampledBatch:
         done = self._leave()
         if self._decoding is None:
             return done
-        self._extend(self._decoding.logits_RV)
+        if len(self._rows) == 1 and self._alone is None:
+            request, answer = self._rows[0]
+            self._alone = request.with_lookup(self._decoding, answer)
+        self._extend((self._alone or self._decoding).logits_RV)
         extended: dict[SampledRequest, list[Answer]] = {}
         for request, answer in self._rows:
             extended.setdefault(request, []).append(answer)
@@ -156,15 +167,20 @@ class SampledBatch:
         )
         done += [request.ticket for request in over]
         if self._decoding is not None:
-            self._decoding.step([answer.row.tokens[-1] for _, answer in self._rows])
+            (self._alone or self._decoding).step([answer.row.tokens[-1] for _, answer in self._rows])
         return done
 
     def _admit(self) -> None:
         """Let the new rows into the batch, all at once: each time, the whole batch is copied."""
+        if self._new is None:
+            return
         if self._decoding is None:
             self._decoding = self._new
-        elif self._new is not None:
+        else:
+            if isinstance(self._alone, DraftedDecoding):
+                self._decoding = self._alone.plain()
             self._decoding.join(self._new)
+        self._alone = None
         self._rows += self._new_rows
         self._new, self._new_rows = None, []
 
@@ -179,7 +195,7 @@ class SampledBatch:
     def _keep(self, places: list[int]) -> None:
         if len(places) == len(self._rows):
             return
-        self._rows = [self._rows[place] for place in places]
+        self._rows, self._alone = [self._rows[place] for place in places], None
         if not places:
             self._decoding = None
         elif self._decoding is not None:

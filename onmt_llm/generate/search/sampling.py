@@ -6,6 +6,7 @@ Shapes: R = rows (hypotheses that are alive), V = vocabulary. The functions on l
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -37,7 +38,7 @@ class DecodingRow:
     Attributes:
         prompt: Place of its prompt in the batch.
         tokens: Tokens so far, end token included.
-        log_prob: Sum of the tokens' log probabilities (repetition penalty included, bans and temperature not).
+        log_prob: Sum of the tokens' log probabilities (penalties included, bans and temperature not).
         random: Its own random numbers, for sampling.
         finish: Why it ended; None while it is alive. The caller of `sample` may set it.
     """
@@ -64,6 +65,7 @@ class Constraints:
         min_length: Fewest tokens before an end token, without the prefix.
         repetition_penalty: See `penalize_repetition`; it counts the tokens of the answer, not those of
             the prompt, as in CTranslate2.
+        presence_penalty, frequency_penalty: See `penalize_presence`; of the tokens of the answer too.
         ngram: No n-gram of this length occurs twice in an answer; 0 = off.
         ngram_exempt: An n-gram that contains one of these tokens may repeat.
         prefixes: Tokens with which the answer to each prompt starts; empty = no prefixes.
@@ -75,6 +77,8 @@ class Constraints:
     banned_ids: tuple[int, ...] = ()
     min_length: int = 0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     ngram: int = 0
     ngram_exempt: frozenset[int] = frozenset()
     prefixes: Sequence[Sequence[int]] = ()
@@ -87,9 +91,12 @@ class Constraints:
         return self.prefixes[prompt] if self.prefixes else ()
 
     def distribution(self, logits_RV: Tensor, histories: Histories) -> Tensor:
-        """The logits on which scores are based: with the repetition penalty, without absent tokens."""
+        """The logits on which scores are based: with the penalties, without absent tokens."""
         if self.repetition_penalty != 1.0:
             logits_RV = penalize_repetition(logits_RV, histories(), self.repetition_penalty)
+        if self.presence_penalty or self.frequency_penalty:
+            presence, frequency = self.presence_penalty, self.frequency_penalty
+            logits_RV = penalize_presence(logits_RV, histories(), presence=presence, frequency=frequency)
         return ban(logits_RV, self.absent_ids)
 
     def ban(self, scores_RV: Tensor, prompts: Sequence[int], lengths: Sequence[int], histories: Histories) -> Tensor:
@@ -152,6 +159,8 @@ def build_constraints(
         banned_ids=(*banned, *codec.vocab.ids(codec.config.banned_tokens)),
         min_length=options.min_length,
         repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
         ngram=options.block_ngram_repeat,
         ngram_exempt=frozenset(vocab.ids(token for token in options.ignore_when_blocking if token in vocab)),
         prefixes=prefixes,
@@ -309,6 +318,20 @@ def penalize_repetition(logits_RV: Tensor, histories: Sequence[Sequence[int]], p
         seen = sorted(set(history))
         values = logits_RV[row, seen]
         logits_RV[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
+    return logits_RV
+
+
+def penalize_presence(
+    logits_RV: Tensor, histories: Sequence[Sequence[int]], *, presence: float, frequency: float
+) -> Tensor:
+    """Subtract from the logit of each token in `histories[r]`: `presence`, and `frequency` times its count there."""
+    counts = Counter((row, token) for row, history in enumerate(histories) for token in history)
+    if not counts:
+        return logits_RV
+    rows, tokens = zip(*counts, strict=True)
+    penalties_N = presence + frequency * torch.tensor([*counts.values()], dtype=logits_RV.dtype)
+    logits_RV = logits_RV.clone()
+    logits_RV[rows, tokens] -= penalties_N.to(logits_RV.device)
     return logits_RV
 
 

@@ -50,7 +50,7 @@ class TorchEngine:
 
     Precedence of the options: `beam_size` > 1 is beam search, which ignores the sampling options (logged once);
     otherwise `random_sampling_topk: 1` or a temperature of 0 is greedy search; otherwise tokens are drawn: temperature,
-    then top-k, then top-p. Repetition penalty, n-gram blocking, minimum length and bans apply to all of them.
+    then top-k, then top-p. Penalties of tokens, n-gram blocking, minimum length and bans apply to all of them.
 
     Beam search gives the hypotheses and scores of OpenNMT-py 3.5.1.
 
@@ -156,7 +156,9 @@ class TorchEngine:
             else:
                 numbers = [places[place] for place in batch] if places is not None else batch
                 alone = len(batch) == options.n_best == 1
-                rows = self._with_lookup(decoding, sources[0], constraints) if alone else decoding
+                rows: search.Rows = decoding
+                if alone:
+                    rows = self.with_lookup(decoding, sources[0], max_length=constraints.limit(0))
                 found = self._sample(rows, constraints, numbers, options, seed)
             for place, hypotheses in zip(batch, self.aligned(sources, found, options), strict=True):
                 answers[place] = hypotheses
@@ -219,6 +221,12 @@ class TorchEngine:
             )
         self._check_lengths(prompts, places)
 
+    def with_lookup(self, decoding: Decoding, ids: PromptIds, *, max_length: int) -> DraftedDecoding | Decoding:
+        """A decoding of one row, with guesses if this engine makes them; arguments as in `lookup.with_lookup`."""
+        if not self._prompt_lookup:
+            return decoding
+        return with_lookup(decoding, ids, config=self.model.config, max_length=max_length)
+
     def _check_lengths(self, texts: Sequence[Sequence[object]], places: Sequence[int] | None = None) -> None:
         config = self.model.config
         lengths = [len(text) for text in texts]
@@ -243,13 +251,6 @@ class TorchEngine:
                 f"{needed / 2**30:.1f} GiB at once, and {free / 2**30:.1f} GiB are free.",
                 hint="lower beam_size, n_best or batch_size",
             )
-
-    def _with_lookup(
-        self, decoding: Decoding, prompt: PromptIds, constraints: search.Constraints
-    ) -> DraftedDecoding | Decoding:
-        if not self._prompt_lookup:
-            return decoding
-        return with_lookup(decoding, prompt, config=self.model.config, max_length=constraints.limit(0))
 
     def _sample(
         self,
@@ -320,7 +321,7 @@ class TorchEngine:
                 if should_stop():
                     return
                 reader.step()
-            decoding = self._with_lookup(reader.decoding, ids, constraints)
+            decoding = self.with_lookup(reader.decoding, ids, max_length=constraints.limit(0))
             yield from search.sample(decoding, [row], options=options, constraints=constraints)
         finally:
             reader.keep(row.tokens)

@@ -33,17 +33,18 @@ class DraftedDecoding:
     chooses the same tokens, whatever its constraints are and also where it draws them.
 
     Args:
-        decoding: Of one row, after its prompt; it must not be used beside this one.
-        prompt: The ids of the prompt.
+        decoding: Of one row; it must not be used beside this one, until `plain` returns it.
+        ids: All tokens that it has read.
         end: Most tokens that are read, guesses included.
 
     Attributes:
         logits_RV: float32 logits of the row's next token.
     """
 
-    def __init__(self, decoding: Decoding, prompt: Sequence[int], *, end: int) -> None:
+    def __init__(self, decoding: Decoding, ids: Sequence[int], *, end: int) -> None:
         self._decoding = decoding
-        self._tokens = NgramIndex(prompt)
+        self._tokens = NgramIndex(ids)
+        self._padding = decoding.caches[0].length - len(ids)
         self._size = DraftSize()
         self._end = end
         self._draft: list[int] = []
@@ -60,7 +61,7 @@ class DraftedDecoding:
         if self._accepted < len(self._draft) and token == self._draft[self._accepted]:
             self._accepted += 1
         else:
-            self._decoding.trim(before)
+            self._decoding.trim(self._padding + before)
             self._size.record(len(self._draft), self._accepted)
             self._draft = self._tokens.continuation(min(self._size.next(), self._end - before - 1))
             self._accepted = 0
@@ -71,6 +72,12 @@ class DraftedDecoding:
     def select(self, rows: Sequence[int]) -> None:
         """Nothing: there is one row."""
         assert list(rows) == [0], "guesses are made for one row"
+
+    def plain(self) -> Decoding:
+        """The decoding, without the guesses that were read in advance; this one must not be used any more."""
+        self._decoding.trim(self._padding + len(self._tokens))
+        self._decoding.logits_RV = self.logits_RV
+        return self._decoding
 
 
 class NgramIndex:
@@ -140,21 +147,21 @@ class DraftSize:
 
 
 def with_lookup(
-    decoding: Decoding, prompt: PromptIds, *, config: ModelConfig, max_length: int
+    decoding: Decoding, ids: PromptIds, *, config: ModelConfig, max_length: int
 ) -> DraftedDecoding | Decoding:
     """A decoding of one row with guesses, or itself where they would not pay or would change an answer.
 
     Args:
-        decoding: Of one row, after its prompt.
-        prompt: The ids of the prompt.
+        decoding: Of one row.
+        ids: All tokens that it has read.
         config: Of the model.
-        max_length: Most tokens of the answer.
+        max_length: Most tokens that follow them.
     """
-    end, longest = len(prompt) + max_length - 1, _longest(config)
+    end, longest = len(ids) + max_length - 1, _longest(config)
     end = end if longest is None else min(end, longest)
-    if end < len(prompt) + 2:
+    if end < len(ids) + 2:
         return decoding
-    return DraftedDecoding(decoding, cast("Sequence[int]", prompt), end=end)
+    return DraftedDecoding(decoding, cast("Sequence[int]", ids), end=end)
 
 
 def _longest(config: ModelConfig) -> int | None:

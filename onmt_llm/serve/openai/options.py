@@ -14,6 +14,8 @@ _OPTIONS = {
     "top_p": "random_sampling_topp",
     "top_k": "random_sampling_topk",
     "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
     "min_tokens": "min_length",
 }
 """Parameters, and the options that they set."""

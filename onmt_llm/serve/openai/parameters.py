@@ -12,7 +12,6 @@ from onmt_llm.text.templates.message import Message
 REFUSED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
@@ -21,7 +20,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_cache_options": ({},),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
@@ -70,6 +68,10 @@ class Parameters(BaseModel):
     """Sample from the k most likely tokens; 0 or -1 = all; an extension."""
     repetition_penalty: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Penalty of tokens already present (Keskar et al. 2019); an extension."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Subtracted from the logits of tokens that the answer already contains."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Subtracted from the logit of a token for each time that the answer already contains it."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Answers to a prompt."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -88,7 +90,7 @@ class Parameters(BaseModel):
             return values
         for name, neutral in REFUSED.items():
             value = values.get(name)
-            if value is not None and not any(value == each and type(value) is type(each) for each in _alike(neutral)):
+            if value is not None and not any(value == each and type(value) is type(each) for each in neutral):
                 raise PydanticCustomError("unsupported_parameter", "{name}", {"name": name})
         return {name: value for name, value in values.items() if name not in REFUSED and name not in IGNORED}
 
@@ -101,11 +103,6 @@ class Parameters(BaseModel):
     def wants_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-
-def _alike(neutral: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values, and for whole numbers the same as floats."""
-    return (*neutral, *(float(each) for each in neutral if type(each) is int))
 
 
 class CompletionParameters(Parameters):

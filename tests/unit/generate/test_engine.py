@@ -30,6 +30,8 @@ def test_the_default_asks_for_nothing() -> None:
         ({"coverage_penalty": "summary", "stepwise_penalty": True}, {"coverage_penalty: summary", "stepwise_penalty"}),
         ({"ignore_when_blocking": ["."]}, set()),
         ({"ignore_when_blocking": ["."], "block_ngram_repeat": 2}, {"ignore_when_blocking"}),
+        ({"presence_penalty": 0.0, "frequency_penalty": -0.5}, {"frequency_penalty"}),
+        ({"presence_penalty": 1}, {"presence_penalty"}),
         ({"replace_unk": True, "report_align": True}, {"replace_unk", "report_align"}),
     ],
 )

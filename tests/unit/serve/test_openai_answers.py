@@ -102,7 +102,9 @@ def test_what_samples(server: Server) -> None:
     assert greedy == text(temperature=0, top_p=0.9) == text(temperature=1.0, top_k=1) == text(top_p=1.0, top_k=-1)
     assert text(temperature=1.0, seed=1) != greedy
     assert text(top_k=200, seed=1) == text(temperature=1.0, top_k=200, seed=1) != greedy
-    assert text(repetition_penalty=50.0, max_tokens=60) != text(max_tokens=60)
+    long = text(max_tokens=60)
+    for penalty in ({"repetition_penalty": 50.0}, {"presence_penalty": 2.0}, {"frequency_penalty": 2}):
+        assert text(max_tokens=60, **penalty) != long
 
 
 def test_answers_end_before_a_stop_string(server: Server) -> None:

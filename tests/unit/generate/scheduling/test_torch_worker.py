@@ -19,7 +19,9 @@ from onmt_llm.generate.scheduling.scheduler import Scheduler
 from onmt_llm.generate.scheduling.ticket import Request, Ticket
 from onmt_llm.generate.scheduling.torch_worker import TorchWorker
 from onmt_llm.generate.scheduling.worker import Queue
+from onmt_llm.generate.search.state import Decoding
 from onmt_llm.generate.torch.engine import TorchEngine
+from onmt_llm.generate.torch.lookup import DraftedDecoding
 
 VOCAB = ["<unk>", "<s>", "</s>", "<end>", *(chr(ord("a") + i) for i in range(20))]
 PROMPTS = [["<s>", "a", "b"], ["<s>"], ["<s>", *"qponmlkjihg"], [], ["<s>", *"cde"], ["<s>", *"cde"]]
@@ -31,6 +33,9 @@ OPTIONS = {
     "others": {**SAMPLED, "random_sampling_temp": 3.0, "seed": 4, "ban_unk_token": True},
     "several": {**SAMPLED, "seed": 5, "n_best": 3},
     "penalties": {"repetition_penalty": 1.5, "block_ngram_repeat": 2, "min_length": 6},
+    "presence": {"presence_penalty": 1.2, "min_length": 6},
+    "frequency": {**SAMPLED, "seed": 6, "presence_penalty": -0.5, "frequency_penalty": 0.8, "min_length": 6},
+    "penalised beam": {"beam_size": 2, "frequency_penalty": 0.9, "min_length": 6},
     "stop": {"stop": ["a", "c e"], "min_length": 3},
     "stop token": {"stop_tokens": ["f", "k"]},
     "beam": {"beam_size": 3, "n_best": 2},
@@ -43,6 +48,18 @@ SOURCE_OPTIONS = {
     "coverage": {"beam_size": 2, "coverage_penalty": "wu", "beta": 0.3, "stepwise_penalty": True},
     "one beam": {"coverage_penalty": "summary", "beta": 0.3},
     "replaced": {"replace_unk": True, "beam_size": 2},
+}
+
+
+ROPE = {"original_max_position": 30, "factor": 4.0, "scaling": "longrope"}
+LOOPING: dict[str, dict[str, Any]] = {
+    "rotary": tiny.LLAMA,
+    "alibi": {"position": "alibi"},
+    "window": {**tiny.LLAMA, "sliding_window": 5},
+    "longrope": {
+        **tiny.LLAMA,
+        "rope": {**ROPE, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]},
+    },
 }
 
 
@@ -168,6 +185,73 @@ def test_a_random_walk_of_requests_that_come_and_go(
             assert answers[0].text.startswith(ticket.result(0)[0].text)
         else:
             check(ticket, answers)
+
+
+def looping(folder: Path, kind: str) -> tuple[TorchEngine, TorchEngine]:
+    """An engine whose answers often repeat themselves, and the same with guesses."""
+    model = tiny.config(**LOOPING[kind])
+    engine = TorchEngine.open(tiny.write_checkpoint(folder, model, VOCAB, seed=7, scale=0.2), device="cpu")
+    return engine, TorchEngine(engine.model, engine.codec, prompt_lookup=True, prefix_cache=1 << 20)
+
+
+@pytest.mark.parametrize("kind", LOOPING)
+def test_a_row_is_guessed_while_it_is_alone(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others join in the middle of a guess and leave, or it is cancelled: the answers are those without guesses."""
+    engine, guessing = looping(tmp_path, kind)
+    chance = random.Random(4)
+    guesses: list[int] = []
+    unused: list[int] = []
+    extend, plain = Decoding.extend, DraftedDecoding.plain
+
+    def counted_extend(self: Decoding, ids: Any) -> Any:
+        guesses.append(len(ids) - 1)
+        return extend(self, ids)
+
+    def counted_plain(self: DraftedDecoding) -> Decoding:
+        unused.append(len(self._draft) - self._accepted)
+        return plain(self)
+
+    monkeypatch.setattr(Decoding, "extend", counted_extend)
+    monkeypatch.setattr(DraftedDecoding, "plain", counted_plain)
+    kinds: list[dict[str, Any]] = [{}, {"repetition_penalty": 1.1}, {"random_sampling_topk": 2, "seed": 1}]
+    kinds += [{**SAMPLED, "n_best": 2, "seed": 2}]
+    tickets: list[Ticket] = []
+    arrivals: dict[int, list[Ticket]] = {}
+    for number in range(24):
+        prompt = ["<s>", *chance.choices(VOCAB[4:9], k=chance.randrange(1, 16))]
+        length = 45 if number % 3 else 8
+        one = options({"max_length": length, "min_length": length, **chance.choice(kinds)})
+        ticket = Ticket(Request(prompt, one))
+        if number % 5 == 4:
+            ticket._notify = lambda ticket=ticket: ticket.cancel() if len(ticket._new) > 9 else None
+        tickets.append(ticket)
+        arrivals[30 * number + chance.randrange(20)] = [ticket]
+    Steps(arrivals).run(TorchWorker(guessing))
+    assert sum(size > 0 for size in guesses) > 5
+    assert any(size > 0 for size in unused)
+    assert any(ticket.was_stopped for ticket in tickets)
+    for ticket in tickets:
+        expected = alone(engine, ticket.request)
+        if ticket.was_stopped:
+            assert expected[0].text.startswith(ticket.result(0)[0].text)
+        else:
+            check(ticket, expected)
+
+
+def test_guesses_save_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, guessing = looping(tmp_path, "alibi")
+    request = Request(PROMPTS[0], options({"max_length": 200, "min_length": 200}))
+    expected, passes, extend = alone(engine, request), 0, Decoding.extend
+
+    def counted(self: Decoding, ids: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return extend(self, ids)
+
+    monkeypatch.setattr(Decoding, "extend", counted)
+    with Scheduler(guessing) as scheduler:
+        check(scheduler.submit(request), expected)
+    assert 0 < passes < 100
 
 
 def test_eight_seeded_streams_at_once_are_those_of_eight_in_a_row(lm: TorchEngine) -> None:

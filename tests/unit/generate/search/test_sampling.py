@@ -39,6 +39,22 @@ def test_repetition_penalty_is_transformers(logits: torch.Tensor, penalty: float
     assert torch.allclose(sampling.penalize_repetition(logits, HISTORY, penalty), expected)
 
 
+@pytest.mark.parametrize(("presence", "frequency"), [(0.0, 0.5), (1.5, 0.0), (-0.25, 2.0)])
+def test_presence_and_frequency_penalties_are_those_of_openai(
+    logits: torch.Tensor, presence: float, frequency: float
+) -> None:
+    histories = [HISTORY[0], []], [[], [7, 1, 7, 7]]
+    for rows in (HISTORY, *histories):
+        expected = logits.clone()
+        for row, history in enumerate(rows):
+            for token in range(logits.shape[1]):
+                count = history.count(token)
+                expected[row, token] -= count * frequency + (count > 0) * presence
+        found = sampling.penalize_presence(logits, rows, presence=presence, frequency=frequency)
+        torch.testing.assert_close(found, expected)
+    assert sampling.penalize_presence(logits, [[], []], presence=presence, frequency=frequency) is logits
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_ngram_blocking_is_transformers(logits: torch.Tensor, n: int) -> None:
     expected = hf.NoRepeatNGramLogitsProcessor(n)(torch.tensor(HISTORY), logits.clone())
@@ -50,6 +66,7 @@ def test_functions_leave_their_input_alone(logits: torch.Tensor) -> None:
     before = logits.clone()
     sampling.keep_top_p(sampling.keep_top_k(sampling.sharpen(logits, 0.5), 5), 0.5)
     sampling.penalize_repetition(sampling.ban(logits, [1, 2]), HISTORY, 2.0)
+    sampling.penalize_presence(logits, HISTORY, presence=1.0, frequency=1.0)
     assert torch.equal(logits, before)
 
 
