@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,16 +101,23 @@ def offline(model: str, threads: int, texts: Sequence[str], batch_size: int, tok
 
 
 def refusals(client: httpx.Client, tokens: int, tries: int = 40) -> list[float]:
-    """Milliseconds until each refusal of a full queue."""
+    """Milliseconds until each refusal of a full queue, which clients that come again keep full."""
     found: list[float] = []
     waiting = 2 * QUEUE
+    enough = threading.Event()
+
+    def insist(text: str) -> None:
+        while complete(client, text, 8 * tokens).status_code == 429 and not enough.wait(1):
+            continue
+
     with ThreadPoolExecutor(waiting) as threads:
-        running = [threads.submit(complete, client, text, 8 * tokens) for text in prompts(waiting)]
-        time.sleep(1)
+        running = [threads.submit(insist, text) for text in prompts(waiting)]
+        time.sleep(5)
         while not all(each.done() for each in running) and len(found) < tries:
             begun = time.perf_counter()
             if complete(client, "a", 1).status_code == 429:
                 found.append((time.perf_counter() - begun) * 1000)
+        enough.set()
     return found
 
 

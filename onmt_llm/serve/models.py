@@ -86,7 +86,6 @@ class ServedModel:
         self.options = with_model_defaults(spec.generation, self.codec.config.sampling)
         self.template = _template(spec, self.codec)
         self.last_used = time.monotonic()
-        self._max_queue = max_queue
         self._users = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -114,15 +113,6 @@ class ServedModel:
     def context_length(self) -> int:
         """Most tokens of prompt and answer together; of an encoder-decoder, of each."""
         return self.spec.max_context_length or self.codec.config.model.max_position
-
-    def check_room(self) -> None:
-        """Refuse a request before work is put into it, if the queue is full.
-
-        Raises:
-            Overloaded: It is.
-        """
-        if self.scheduler.statistics.waiting >= self._max_queue:
-            raise Overloaded(f"At most {self._max_queue} requests may wait, and as many are waiting.")
 
     def enter(self) -> bool:
         """Begin to use it; False = it is being closed, and another must be asked for."""

@@ -94,6 +94,7 @@ async def translate(
     size = max(1, service.limits.queue // 2)
     for start in range(0, len(full), size):
         group = full[start : start + size]
+        model.scheduler.check_room()
         requests = await asyncio.to_thread(lambda places: [request(sources[place]) for place in places], group)
         async with service.answer(model, requests) as answers:
             for place, hypotheses in zip(group, await answers.complete(), strict=True):

@@ -99,14 +99,23 @@ class Scheduler:
         deadline = None if seconds is None else time.monotonic() + seconds
         ticket = Ticket(request, deadline=deadline, notify=notify, place=self._place)
         with self._changed:
+            self.check_room()
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def check_room(self) -> None:
+        """Refuse a request, before any work is put into it, if the queue cannot take one.
+
+        Raises:
+            Overloaded: Too many requests are waiting, or the scheduler is closing.
+        """
+        with self._changed:
             if self._closing:
                 raise Overloaded("A request must come before the model is closed, but it is being closed.")
             if len(self._waiting) >= self._max_queue:
                 self._statistics.refused += 1
                 raise Overloaded(f"At most {self._max_queue} requests may wait, and as many are waiting.")
-            self._waiting.append(ticket)
-            self._changed.notify_all()
-        return ticket
 
     def stream(
         self, prompt: Sequence[str], options: GenerationConfig, *, should_stop: Callable[[], bool] | None = None

@@ -54,7 +54,7 @@ def openai_api(service: Service) -> Api:
     async def create_chat_completion(parameters: ChatParameters, until_sent: UntilSent) -> Response:
         """Answer a conversation."""
         model = await until_sent.enter_async_context(service.models.use(parameters.model))
-        model.check_room()
+        model.scheduler.check_room()
         with _naming_parameters():
             job = await asyncio.to_thread(ChatJob.of, parameters, model, service.limits)
         return await _answer(service, job, until_sent, stream=bool(parameters.stream))
@@ -63,7 +63,7 @@ def openai_api(service: Service) -> Api:
     async def create_completion(parameters: CompletionParameters, until_sent: UntilSent) -> Response:
         """Continue a text, or translate it."""
         model = await until_sent.enter_async_context(service.models.use(parameters.model))
-        model.check_room()
+        model.scheduler.check_room()
         with _naming_parameters():
             job = await asyncio.to_thread(CompletionJob.of, parameters, model, service.limits)
         return await _answer(service, job, until_sent, stream=bool(parameters.stream))

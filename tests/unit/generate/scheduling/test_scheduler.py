@@ -74,9 +74,11 @@ def test_a_full_queue_refuses_at_once_and_counts_it(speller: Speller) -> None:
         assert [ticket.place for ticket in (running, *waiting)] == [0, 0, 1]
         with pytest.raises(Overloaded):
             ask(scheduler, "d")
+        with pytest.raises(Overloaded):
+            scheduler.check_room()
         speller.gate.set()
         assert [ticket.result(5)[0].text for ticket in waiting] == ["b", "c"]
-    assert scheduler.statistics.refused == 1
+    assert scheduler.statistics.refused == 2
 
 
 def test_a_cancelled_answer_keeps_its_text_and_frees_the_engine(speller: Speller) -> None:
