@@ -120,7 +120,7 @@ class Ct2Decoding:
         generate_batch: GenerateBatch,
         callback: Callback,
     ) -> list[list[Hypothesis]]:
-        """One batch, of whose tokens a callback is told."""
+        """One batch, with a callback for each of its tokens."""
         self._model.seed(options)
         with ct2_errors():
             return generate_batch(prompts, options, callback)

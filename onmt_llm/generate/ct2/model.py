@@ -77,7 +77,7 @@ class Ct2Model:
     def seed(self, options: GenerationConfig) -> None:
         """Set the seed by which this model draws.
 
-        CTranslate2's threads take a seed when they draw for the first time, and go on with their numbers from then on.
+        CTranslate2's threads take a seed when they draw for the first time; their later numbers follow from it.
 
         Raises:
             UnsupportedError: There was another seed, or several threads would share the numbers in any order.
