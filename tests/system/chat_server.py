@@ -1,7 +1,7 @@
 """The chat page over a scripted engine, for the browser tests: `python chat_server.py PORT DIRECTORY [FLAG ...]`.
 
 Everything but the engine is real: page, scheduler, prompts, tokeniser of bytes. The answer depends on the question:
-"slow ..." takes its time, "fail ..." fails, "say ..." says the rest of the question at once, and everything else is
+"slow ..." takes its time, "read ..." never gets beyond its prompt, "fail ..." fails, "say ..." says the rest of the question at once, and everything else is
 echoed word by word, after the number of questions in the prompt. Flags: `compare`, `password`, `small` (a context of
 700 tokens), `one` (a queue of one).
 """
@@ -56,6 +56,8 @@ class ScriptedEngine:
             words, pause = [f"{self._name}{len(rounds)}:", *question.split(" ")], FAST
         words = words[len(begun.split()) :]
         try:
+            while question.startswith("read") and not (should_stop is not None and should_stop()):
+                time.sleep(SLOW)  # as long as a piece of a prompt may take
             for count, word in enumerate(words):
                 if should_stop is not None and should_stop():
                     yield Delta("", 0, "stopped")
