@@ -9,8 +9,9 @@ import chat_page
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """One for each module: while it is open, playwright's event loop runs in this thread, and no other can."""
     pytest.importorskip("gradio", reason="the chat page needs gradio")
     sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
     if chat_page.CHROMIUM is None:

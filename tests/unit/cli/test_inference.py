@@ -49,6 +49,7 @@ def test_mode_and_model_must_be_of_one_kind(tmp_path: Path) -> None:
 def test_the_engine_is_the_one_that_the_configuration_describes(tmp_path: Path) -> None:
     model = tiny.write_checkpoint(tmp_path / "tiny", tiny.llama())
     file = tmp_path / "a.yaml"
-    file.write_text(f"model: {model}\nprecision: bf16\ndevice: cpu\n")
-    engine = open_configured_engine(load_inference_config(options(file, "py")))
-    assert {str(parameter.dtype) for parameter in engine.model.parameters()} == {"torch.bfloat16"}  # type: ignore[attr-defined]
+    for prefix_cache in (0, 8):
+        file.write_text(f"model: {model}\nprefix_cache: {prefix_cache}\ndevice: cpu\n")
+        engine = open_configured_engine(load_inference_config(options(file, "py")))
+        assert (engine.prefixes is not None) == (prefix_cache > 0)  # type: ignore[attr-defined]

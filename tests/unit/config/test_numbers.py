@@ -98,7 +98,8 @@ def tree_of(kind: type[Section], value: str) -> dict[str, Any]:
         for nested in (each for each in types_in(info.annotation) if isinstance(each, type)):
             # a list of sections, `src_features`, is written by training alone
             if issubclass(nested, Section) and name != "src_features" and (inner := tree_of(nested, value)):
-                tree[name] = {"train": inner} if name == "data" else inner
+                by_name = get_origin(info.annotation) is dict
+                tree[name] = {"train" if name == "data" else "some": inner} if by_name else inner
     return tree
 
 

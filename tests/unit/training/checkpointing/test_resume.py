@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from onmt_llm.errors import CheckpointError
-from onmt_llm.training.checkpointing import saver
+from onmt_llm.training.checkpointing import background, saver
 from onmt_llm.training.result import TrainResult
 from onmt_llm.training.state import TrainingState, read_state
 
@@ -125,7 +125,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(copy_task: Any, monkeypa
 
 
 def test_without_memory_for_a_copy_training_waits(copy_task: Any, log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saver, "available_memory", lambda: 1000)
+    monkeypatch.setattr(background, "available_memory", lambda: 1000)
     go(copy_task, "small")
     assert "training waits while a checkpoint is written" in log.text
     assert go(copy_task, "small").status == "already done"
