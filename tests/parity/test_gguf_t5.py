@@ -94,6 +94,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, spiece: bytes, name: s
     assert Checkpoint.open(ours).config.model == Checkpoint.open(hf).config.model
 
 
+@pytest.mark.slow
 def test_texts_are_those_of_the_spiece_model(tmp_path: Path, spiece: bytes) -> None:  # noqa: F811
     save_model(tmp_path / "hf", "t5", LONG)
     (tmp_path / "hf/tokenizer.json").unlink()

@@ -147,7 +147,13 @@ def save_model(directory: Path, name: str, tokenizer: Any) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=LANGUAGES)
+QUICK = {"NllbTokenizer", "MarianTokenizer, two vocabularies"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LANGUAGES],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any, Any]:
     directory = tmp_path_factory.mktemp("model") / "hf"
     tokenizer = write_files(directory, request.param)

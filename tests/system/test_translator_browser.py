@@ -14,6 +14,7 @@ import pytest
 import tiny
 from onmt_llm.config.checkpoint import LanguageTokens, SequenceTokens
 
+pytestmark = pytest.mark.slow
 SECONDS = chat_page.SECONDS * 1000
 VOCAB = [*tiny.tokens(20), "__de__", "__en__", "<b>x</b>", "w99"]
 

@@ -43,6 +43,8 @@ PACKAGES = {
 }
 
 
+LONG = {"add-a-model-family.md", "translation.md"}
+"""Pages whose steps have other tests in the quick tier."""
 CONTINUED = {"take-your-model-elsewhere.md": ("fine-tune.md", "## 5.")}
 """Pages that begin in the folder of another one, and the heading there at which they take over."""
 
@@ -157,7 +159,10 @@ def follow(page: Path, reader: Reader) -> None:
             check(output, shown)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.name in LONG else []) for page in PAGES],
+)
 def test_a_tutorial_does_what_it_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_run_ends_after_its_epochs_with_a_checkpoint(copy_task: Any, packing: 
     assert (again.status, again.step) == ("finished", result.step)
 
 
+@pytest.mark.slow
 def test_two_processes_end_together_and_one_goes_on_for_them(copy_task: Any) -> None:
     script = copy_task.folder / "ranks.py"
     script.write_text(RANKS)
