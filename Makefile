@@ -29,9 +29,9 @@ test: $(READY)   ## run the quick tests
 test-slow: $(READY)  ## run the tests that take minutes or need the real model
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
 
-test-browser: $(READY)  ## run all tests of the chat page in Chromium
+test-browser: $(READY)  ## run all tests of the pages in Chromium
 	$(TEST_ENV) $(BIN)/python -m pytest tests/system/test_chat_browser.py tests/system/test_chat_accessibility.py \
-		tests/system/test_chat_visitors.py
+		tests/system/test_chat_visitors.py tests/system/test_translator_browser.py
 
 coverage: $(READY)  ## report the lines that the quick tests run, including started commands
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov=onmt_llm --cov-report=term:skip-covered tests
