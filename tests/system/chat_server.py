@@ -1,9 +1,9 @@
 """The chat page over a scripted engine, for the browser tests: `python chat_server.py PORT DIRECTORY [FLAG ...]`.
 
 Everything but the engine is real: page, scheduler, prompts, tokeniser of bytes. The answer depends on the question:
-"slow ..." takes its time, "read ..." never gets beyond its prompt, "fail ..." fails, "say ..." says the rest of the question at once, and everything else is
-echoed word by word, after the number of questions in the prompt. Flags: `compare`, `password`, `small` (a context of
-700 tokens), `one` (a queue of one).
+"slow ..." takes its time, "read ..." never gets beyond its prompt, "fail ..." fails, "say ..." says the rest of the
+question at once, and everything else is echoed word by word, after the number of questions in the prompt. Flags:
+`compare`, `password`, `small` (a context of 700 tokens), `one` (a queue of one).
 """
 
 from __future__ import annotations
