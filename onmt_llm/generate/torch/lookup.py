@@ -1,7 +1,7 @@
 """Prompt lookup decoding (Saxena 2023): tokens that followed the same words earlier are guessed, and verified together.
 
 A forward pass of some rows costs a CPU or GPU far less than as many of a single row, because each reads all weights.
-So the tokens that followed the newest n-gram at its last occurrence, in the prompt or the answer, are read together
+So the tokens that followed the newest ones at their last occurrence, in the prompt or the answer, are read together
 with the newest token. As long as the search then chooses the tokens that were guessed, it needs no further pass.
 """
 
@@ -15,15 +15,16 @@ from torch import Tensor
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.search.state import Decoding, PromptIds
 
-_NGRAMS = (3, 2)
-"""Lengths of the n-grams that are looked up, in this order."""
-_FEWEST, _MOST = 4, 16
-"""Tokens of a guess. In float32 on a CPU a pass of 2, 5, 9 and 17 tokens takes 1.8, 2.3, 2.4 and 3.2 times as long as
-one of a single token (int8: 1.0, 1.2, 1.6 and 2.4 times; SmolLM2-135M), so fewer hardly cost less."""
-_WORTH, _TRUST = 1.2, 4.0
-"""Accepted tokens per guess, on average, below which guessing costs more than it saves; and the most that count."""
-_PAUSES = (32, 256)
-"""Tokens before guessing is tried again: at first, and at most."""
+_NGRAM = 4
+"""Tokens that must have occurred before, in this order, for a guess."""
+_SIZES = {4: 4, 8: 16}
+"""Tokens of a guess, by the number of tokens that repeat earlier ones: the longer a copy is, the longer it will be. In
+float32 on a CPU a pass of 2, 5, 9 and 17 tokens takes 1.8, 2.3, 2.4 and 3.2 times as long as one of a single token
+(int8: 1.0, 1.2, 1.6 and 2.4 times; SmolLM2-135M), so fewer hardly cost less."""
+_LONGEST = 24
+"""Repeated tokens that are counted, at most."""
+_WORTH = 3
+"""Accepted tokens from which a guess has saved more than it cost."""
 
 
 class DraftedDecoding:
@@ -45,7 +46,7 @@ class DraftedDecoding:
         self._decoding = decoding
         self._tokens = NgramIndex(ids)
         self._padding = decoding.caches[0].length - len(ids)
-        self._size = DraftSize()
+        self._need = RepeatNeeded()
         self._end = end
         self._draft: list[int] = []
         self._accepted = 0
@@ -62,8 +63,8 @@ class DraftedDecoding:
             self._accepted += 1
         else:
             self._decoding.trim(self._padding + before)
-            self._size.record(len(self._draft), self._accepted)
-            self._draft = self._tokens.continuation(min(self._size.next(), self._end - before - 1))
+            self._need.record(len(self._draft), self._accepted)
+            self._draft = self._tokens.guess(self._need.tokens, self._end - before - 1)
             self._accepted = 0
             self._ahead_TV = self._decoding.extend([token, *self._draft])
         assert self._ahead_TV is not None
@@ -81,7 +82,7 @@ class DraftedDecoding:
 
 
 class NgramIndex:
-    """Tokens of a prompt and its answer, in which n-grams are found at once.
+    """Tokens of a prompt and its answer, in which an earlier occurrence of the newest ones is found at once.
 
     Args:
         ids: The prompt.
@@ -97,53 +98,48 @@ class NgramIndex:
         return len(self._ids)
 
     def append(self, token: int) -> None:
-        for n in _NGRAMS:
-            if len(self._ids) >= n:
-                self._after[tuple(self._ids[-n:])] = len(self._ids)
+        if len(self._ids) >= _NGRAM:
+            self._after[tuple(self._ids[-_NGRAM:])] = len(self._ids)
         self._ids.append(token)
 
-    def continuation(self, count: int) -> list[int]:
-        """The `count` tokens that followed the newest n-gram at its last occurrence; none if it is new.
+    def guess(self, need: int, most: int) -> list[int]:
+        """What followed the newest tokens where they occurred last; none if fewer than `need` tokens repeat.
 
-        Where the occurrence is fewer tokens back than that, the text is taken to repeat itself with this period.
+        Where that is fewer tokens back than are guessed, the text is taken to repeat itself with this period.
+
+        Args:
+            need: Tokens that must repeat, at least four.
+            most: Tokens of the guess.
         """
-        place = next((self._after[tail] for tail in self._tails() if tail in self._after), None)
-        if place is None or count < 1:
+        place = self._after.get(tuple(self._ids[-_NGRAM:]))
+        repeated = 0 if place is None else self._repeated(place)
+        if place is None or repeated < need:
             return []
-        period = self._ids[place : place + count]
+        count = min(most, max(size for least, size in _SIZES.items() if least <= repeated))
+        period = self._ids[place : place + count] if count > 0 else []
         return [period[i % len(period)] for i in range(count)]
 
-    def _tails(self) -> list[tuple[int, ...]]:
-        return [tuple(self._ids[-n:]) for n in _NGRAMS if len(self._ids) >= n]
+    def _repeated(self, place: int) -> int:
+        """How many tokens before `place` are the newest ones."""
+        most = min(place, _LONGEST)
+        return next((n for n in range(most) if self._ids[place - 1 - n] != self._ids[-1 - n]), most)
 
 
-class DraftSize:
-    """How many tokens to guess: twice as many after a guess that was right to its end, fewer after another; none for
-    a while where guesses are mostly wrong, so that other text costs hardly anything."""
+class RepeatNeeded:
+    """How many tokens must repeat for the next guess: twice as many after a guess that did not pay, so that text whose
+    phrases recur by chance costs hardly anything.
+
+    Attributes:
+        tokens: The number.
+    """
 
     def __init__(self) -> None:
-        self._size = _FEWEST
-        self._mean_accepted = _WORTH
-        self._wait, self._pause = 0, _PAUSES[0]
-
-    def next(self) -> int:
-        """Tokens of the next guess."""
-        if self._wait:
-            self._wait -= 1
-            return 0
-        return self._size
+        self.tokens = _NGRAM
 
     def record(self, guessed: int, accepted: int) -> None:
         """Learn from a guess."""
-        if not guessed:
-            return
-        self._size = min(2 * guessed, _MOST) if accepted == guessed else max(accepted, _FEWEST)
-        self._mean_accepted += 0.3 * (min(accepted, _TRUST) - self._mean_accepted)
-        if self._mean_accepted < _WORTH:
-            self._wait, self._pause = self._pause, min(2 * self._pause, _PAUSES[1])
-            self._mean_accepted = _WORTH
-        elif accepted == guessed:
-            self._pause = _PAUSES[0]
+        if guessed:
+            self.tokens = _NGRAM if accepted >= min(guessed, _WORTH) else min(2 * self.tokens, _LONGEST)
 
 
 def with_lookup(

@@ -194,6 +194,7 @@ def looping(folder: Path, kind: str) -> tuple[TorchEngine, TorchEngine]:
     return engine, TorchEngine(engine.model, engine.codec, prompt_lookup=True, prefix_cache=1 << 20)
 
 
+@pytest.mark.usefixtures("many_guesses")
 @pytest.mark.parametrize("kind", LOOPING)
 def test_a_row_is_guessed_while_it_is_alone(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others join in the middle of a guess and leave, or it is cancelled: the answers are those without guesses."""

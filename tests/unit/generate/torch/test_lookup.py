@@ -15,7 +15,7 @@ from onmt_llm.config.model import ModelConfig
 from onmt_llm.generate.search import sampling as search
 from onmt_llm.generate.search.state import Decoding
 from onmt_llm.generate.torch.engine import TorchEngine
-from onmt_llm.generate.torch.lookup import DraftedDecoding, DraftSize, NgramIndex, with_lookup
+from onmt_llm.generate.torch.lookup import DraftedDecoding, NgramIndex, RepeatNeeded, with_lookup
 from onmt_llm.nn.transformer import Transformer
 
 ROPE = {"original_max_position": 40, "factor": 4.0}
@@ -80,6 +80,7 @@ def assert_same(first: search.DecodingRow, second: search.DecodingRow) -> None:
     assert first.log_prob == pytest.approx(second.log_prob, abs=1e-4)
 
 
+@pytest.mark.usefixtures("many_guesses")
 @torch.inference_mode()
 @pytest.mark.parametrize("name", OPTIONS)
 def test_answers_are_those_without_guesses_over_options(name: str) -> None:
@@ -96,6 +97,7 @@ def test_answers_are_those_without_guesses_over_options(name: str) -> None:
     assert passes < 0 or name in ("an end token", "repetition penalty", "other penalties", "n-grams", "samples")
 
 
+@pytest.mark.usefixtures("many_guesses")
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_those_without_guesses_in_every_kind_of_model(kind: str) -> None:
@@ -119,6 +121,7 @@ def test_a_loop_needs_few_passes() -> None:
     assert sum(counted.runs) < 260
 
 
+@pytest.mark.usefixtures("many_guesses")
 @torch.inference_mode()
 def test_guesses_that_fail_become_rare() -> None:
     """Tokens that are drawn from all, so that bigrams recur by chance and hardly any guess is right."""
@@ -132,39 +135,34 @@ def test_guesses_that_fail_become_rare() -> None:
     assert sum(guesses) < 60
 
 
-def test_history_finds_the_last_occurrence_of_the_longest_ngram() -> None:
-    history = NgramIndex([1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3])
-    assert history.continuation(3) == [4, 9, 2], "after 1 2 3, not after the newer 2 3"
-    history.append(5)
-    assert history.continuation(2) == [1, 2]
-    assert history.continuation(0) == []
+def test_a_guess_follows_the_last_occurrence_of_the_newest_tokens() -> None:
+    history = NgramIndex([0, 1, 2, 3, 4, 9, 1, 2, 3, 5, 0, 1, 2, 3])
+    assert history.guess(4, 3) == [4, 9, 1], "after 0 1 2 3, not after the newer 1 2 3"
+    assert history.guess(5, 3) == [] and history.guess(4, 0) == []
+    history.append(4)
+    assert history.guess(5, 2) == [9, 1]
     history.append(7)
-    assert history.continuation(4) == []
-    assert len(history) == 13
-    assert NgramIndex([1]).continuation(2) == []
+    assert history.guess(4, 4) == []
+    assert len(history) == 16
+    assert NgramIndex([1]).guess(4, 2) == []
 
 
-def test_history_goes_on_with_a_loop() -> None:
-    assert NgramIndex([7, 1, 2, 1, 2, 1, 2]).continuation(5) == [1, 2, 1, 2, 1]
-    assert NgramIndex([4, 4, 4, 4]).continuation(3) == [4, 4, 4]
+def test_a_longer_copy_makes_a_longer_guess() -> None:
+    text = list(range(100, 150))
+    assert [len(NgramIndex([*text, *text[:n]]).guess(4, 99)) for n in (3, 4, 7, 8, 20)] == [0, 4, 4, 16, 16]
 
 
-def test_sizes_grow_after_right_guesses_shrink_after_wrong_ones_and_pause() -> None:
-    size = DraftSize()
-    for guessed, accepted in ((4, 4), (8, 8), (16, 16), (16, 7), (7, 2)):
-        assert size.next() == guessed
-        size.record(guessed, accepted)
-    assert size.next() == 4
-    pauses = []
-    for _ in range(6):
-        while guessed := size.next():
-            size.record(guessed, 0)
-        pauses.append(1 + next(n for n in range(1000) if size.next()))
-    assert pauses == [32, 64, 128, 256, 256, 256]
-    size.record(4, 4)
-    while guessed := size.next():
-        size.record(guessed, 0)
-    assert 1 + next(n for n in range(1000) if size.next()) == 32
+def test_a_guess_in_a_loop_repeats_its_period() -> None:
+    assert NgramIndex([7, 1, 2, 1, 2, 1, 2]).guess(4, 3) == [1, 2, 1]
+    assert NgramIndex([4, 4, 4, 4, 4]).guess(4, 3) == [4, 4, 4]
+
+
+def test_guesses_that_do_not_pay_need_longer_repeats() -> None:
+    need, seen = RepeatNeeded(), []
+    for guessed, accepted in ((4, 4), (16, 2), (16, 0), (0, 0), (16, 1), (16, 3), (4, 2), (2, 2)):
+        need.record(guessed, accepted)
+        seen.append(need.tokens)
+    assert seen == [4, 8, 16, 16, 24, 4, 8, 4]
 
 
 def test_models_in_which_guesses_do_not_pay() -> None:
@@ -187,6 +185,7 @@ def test_models_in_which_guesses_do_not_pay() -> None:
     assert isinstance(with_lookup(decoding, PROMPT, config=tiny.llama(), max_length=40), DraftedDecoding)
 
 
+@pytest.mark.usefixtures("many_guesses")
 @pytest.mark.parametrize("opened", [{}, {"compute_type": "int8"}, {"prefix_cache": 1}], ids=["fp32", "int8", "prefix"])
 def test_the_engine_answers_one_prompt_with_guesses(tmp_path: Path, opened: dict[str, Any]) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.llama())
