@@ -109,3 +109,11 @@ class Gate:
                 raise self.failure
             yield Delta("x", 1)
         yield Delta("", 0, "length")
+
+
+def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something holds that the server does soon after it has answered."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it does not hold in time"
+        time.sleep(0.01)

@@ -15,7 +15,7 @@ from onmt_llm.serve.keys import ApiKeys, bearer_key, read_keys
 from onmt_llm.serve.models import ModelSpec
 from onmt_llm.serve.records import open_access_log
 from onmt_llm.serve.service import Limits
-from serving import Server, running
+from serving import Server, running, until
 
 KEY, ADMIN = "key-of-a-client", "key-of-an-admin"
 
@@ -162,7 +162,7 @@ def test_requests_and_answers_are_counted(server: Server) -> None:
     assert grown('onmt_llm_answer_tokens_total{model="torch"}') == 4
     for histogram in ("queue_time", "first_token", "per_token", "answer"):
         assert grown(f'onmt_llm_{histogram}_seconds_count{{model="torch"}}') == 1
-    assert after['onmt_llm_waiting{model="torch"}'] == after['onmt_llm_running{model="torch"}'] == 0
+    until(lambda: {figures()[f'onmt_llm_{queue}{{model="torch"}}'] for queue in ("waiting", "running")} == {0})
 
 
 def test_only_pages_of_allowed_origins_may_read_answers(locked: Server) -> None:
