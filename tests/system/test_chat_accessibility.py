@@ -142,7 +142,10 @@ def test_the_keyboard_is_enough(server: Server, browser: Any) -> None:
                 break
         keyboard.press("Enter")
         expect(chat.answers).to_have_count(1)
-        chat.action("Edit message", 1).press("Enter")
+        chat.wait_until_idle()
+        chat.page.wait_for_timeout(500)  # the rows are drawn again
+        chat.action("Edit message", 1).focus()
+        keyboard.press("Enter")
         expect(chat.page.get_by_role("textbox", name="Edit message")).to_be_focused()
         keyboard.press("Escape")
         expect(chat.page.get_by_role("dialog")).to_have_count(0)
