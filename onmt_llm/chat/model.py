@@ -172,7 +172,7 @@ def _cut(codec: Codec, partial: str) -> tuple[str, str]:
     """The text to continue, and what stands between it and the continuation.
 
     A SentencePiece tokeniser drops a space at the start of a text, and a continuation is decoded by itself. With such a
-    tokeniser the last word is generated again, so that there is a space between the two.
+    tokeniser the last word is generated again, which keeps the space between the two.
     """
     keeps_spaces = codec.decode(codec.tokenizer.encode("a b")[-1:]).startswith(" ")
     cut = partial.rstrip(" ")

@@ -32,8 +32,7 @@ def is_joinable(layers: Sequence[nn.Module | None]) -> bool:
 
 
 def joined(layers: Sequence[Any]) -> nn.Module:
-    """One layer whose output is that of `layers` side by side. Each of them loses its weight, so that it is not held
-    twice."""
+    """One layer whose output is that of `layers` side by side. It takes their weights, which are in memory once."""
     first = layers[0]
     bias = None if first.bias is None else torch.cat([layer.bias.detach() for layer in layers])
     weight = torch.cat([layer.weight.detach() for layer in layers])
