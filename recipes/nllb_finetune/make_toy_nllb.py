@@ -1,9 +1,9 @@
-"""A toy NLLB in the files of Hugging Face, trained by `transformers` to spell digits in French, and data for a new pair.
+"""A toy NLLB in the files of Hugging Face, trained by `transformers` on a pair of languages, and data for a new pair.
 
     python recipes/nllb_finetune/make_toy_nllb.py toy
 
-writes `toy/hf` (an M2M100 with NLLB's tokeniser and three language codes) and text files for English to French, which the
-model can translate, and English to German, which it has never seen. A sentence is a row of digits in words.
+writes `toy/hf` (an M2M100 with NLLB's tokeniser and three language codes) and text files for English to French, which
+the model can translate, and English to German, which it has never seen. A sentence is a row of digits in words.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 import transformers
 
 WORDS = {
-    "eng_Latn": "zero one two three four five six seven eight nine".split(),
-    "fra_Latn": "zéro un deux trois quatre cinq six sept huit neuf".split(),
-    "deu_Latn": "null eins zwei drei vier fünf sechs sieben acht neun".split(),
+    "eng_Latn": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+    "fra_Latn": ["zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf"],
+    "deu_Latn": ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"],
 }
 PAIRS = {"french": "fra_Latn", "german": "deu_Latn"}
 SIZES = {"train": 2000, "valid": 60, "test": 60}

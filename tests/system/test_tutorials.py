@@ -1,4 +1,4 @@
-"""The tutorials: each runs from top to bottom in an empty folder, exactly as written, and prints what it shows (`pages`).
+"""The tutorials: each runs from top to bottom in an empty folder, as written, and prints what it shows (see `pages`).
 
 The Hugging Face Hub is a small one on this machine.
 """
