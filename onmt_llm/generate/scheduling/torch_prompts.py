@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from onmt_llm.generate.engine import TokenLogProbs
 from onmt_llm.generate.scheduling.log_probs import describe
@@ -10,8 +10,9 @@ from onmt_llm.generate.scheduling.ticket import Ticket
 from onmt_llm.generate.search.beam import coverage_penalty
 from onmt_llm.generate.search.sampling import ban
 from onmt_llm.generate.search.state import Decoding, PromptIds
-from onmt_llm.generate.torch.engine import TorchEngine
+from onmt_llm.generate.torch.engine import TorchEngine, uses_beams
 from onmt_llm.generate.torch.prefill import PIECE, PromptReader, is_separable
+from onmt_llm.generate.torch.prefix import LEAST, common_length
 
 
 class PromptReading:
@@ -50,17 +51,67 @@ class PromptReading:
                 self._decoding = self._scorer.decoding()
                 self._scorer = None
             return PIECE
-        if coverage_penalty(self.ticket.request.options) is not None:
+        if self._needs_attention:
             self._decoding = self.engine.ensemble.start([self.ids], attention=True)
             return len(self.ids)
+        reader = self._opened()
+        before = reader.length
+        reader.step()
+        if reader.is_done:
+            self._decoding = reader.decoding
+            store_row(self.engine, self.ids, self._decoding)
+        return reader.length - before
+
+    def joins(self, group: Sequence[PromptReading]) -> bool:
+        """Whether one pass may read this whole prompt and those of a group; not if it begins like one of them, whose
+        keys and values it can then use."""
+        request = self.ticket.request
+        for other in group:
+            theirs = other.ticket.request
+            if (request.src_lang, request.tgt_lang) != (theirs.src_lang, theirs.tgt_lang):
+                return False
+            if self.engine.prefixes is not None and common_length(self.ids, other.ids) >= LEAST:
+                return False
+        simple = self._scorer is None and not self._needs_attention and not uses_beams(request.options)
+        return simple and len(self.ids) <= PIECE and self._opened().length == 0
+
+    @property
+    def _needs_attention(self) -> bool:
+        return coverage_penalty(self.ticket.request.options) is not None
+
+    def _opened(self) -> PromptReader:
         if self._reader is None:
             self._reader = PromptReader(self.engine.ensemble, self.ids, prefixes=self.engine.prefixes)
-        before = self._reader.length
-        self._reader.step()
-        if self._reader.is_done:
-            self._decoding = self._reader.decoding
-            store_row(self.engine, self.ids, self._decoding)
-        return self._reader.length - before
+        return self._reader
+
+
+def first_group(waiting: Iterable[PromptReading], room: int) -> list[PromptReading]:
+    """The first prompts, as many as one pass may read whole.
+
+    Args:
+        waiting: Prompts in their order.
+        room: Most tokens of the pass, padding included.
+
+    Returns:
+        Fewer than two where the first one must be read alone.
+    """
+    group: list[PromptReading] = []
+    longest = 0
+    for prompt in waiting:
+        longest = max(longest, len(prompt.ids))
+        if longest * (len(group) + 1) > room or not prompt.joins(group):
+            break
+        group.append(prompt)
+    return group
+
+
+def read_group(group: Sequence[PromptReading]) -> Decoding:
+    """Read whole prompts in one pass; the state after them, of a row for each."""
+    engine = group[0].engine
+    decoding = engine.ensemble.start([prompt.ids for prompt in group])
+    for row, prompt in enumerate(group):
+        store_row(engine, prompt.ids, decoding, row=row)
+    return decoding
 
 
 class _Scorer:

@@ -131,15 +131,15 @@ class SampledBatch:
     def tickets(self) -> list[Ticket]:
         return list(dict.fromkeys(request.ticket for request, _ in (*self._rows, *self._new_rows)))
 
-    def join(self, request: SampledRequest, decoding: Decoding) -> None:
-        """Add a request whose prompt has been read into a decoding of one row."""
-        if len(request.answers) > 1:
-            decoding.select([0] * len(request.answers))
+    def join(self, requests: Sequence[SampledRequest], decoding: Decoding) -> None:
+        """Add requests whose prompts have been read into a decoding of a row for each."""
+        if any(len(request.answers) > 1 for request in requests):
+            decoding.select([row for row, request in enumerate(requests) for _ in request.answers])
         if self._new is None:
             self._new = decoding
         else:
             self._new.join(decoding)
-        self._new_rows += [(request, answer) for answer in request.answers]
+        self._new_rows += [(request, answer) for request in requests for answer in request.answers]
 
     def step(self) -> list[Ticket]:
         """One more token for every row; returns the tickets that are done."""

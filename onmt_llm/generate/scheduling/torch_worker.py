@@ -12,7 +12,7 @@ from onmt_llm.generate.engine import Delta, empty_answers, end_ids
 from onmt_llm.generate.scheduling.log_probs import check_log_probs
 from onmt_llm.generate.scheduling.ticket import Request, Ticket
 from onmt_llm.generate.scheduling.torch_beams import BeamBatch
-from onmt_llm.generate.scheduling.torch_prompts import PromptReading
+from onmt_llm.generate.scheduling.torch_prompts import PromptReading, first_group, read_group
 from onmt_llm.generate.scheduling.torch_rows import SampledBatch, SampledRequest
 from onmt_llm.generate.scheduling.worker import Queue, finish_streamed
 from onmt_llm.generate.search.state import Decoding
@@ -150,18 +150,32 @@ class _Running:
             yield prompt.ticket
         left = PIECE
         while self._reading and left > 0:
-            prompt = self._reading[0]
+            group = first_group(self._reading, left)
             try:
-                left -= prompt.step()
-            except Exception as error:  # of this prompt alone: it is in no batch yet
-                self._reading.popleft()
-                prompt.ticket.fail(error)
-                yield prompt.ticket
-                continue
-            if prompt.decoding is not None:
-                self._reading.popleft()
-                self._start(prompt, prompt.decoding)
+                left -= self._read_group(group) if len(group) > 1 else self._read_first()
+            except Exception as error:  # of these prompts alone: they are in no batch yet
+                for prompt in group or [self._reading[0]]:
+                    self._reading.remove(prompt)
+                    prompt.ticket.fail(error)
+                    yield prompt.ticket
         self._start_beams()
+
+    def _read_group(self, group: list[PromptReading]) -> int:
+        """Read whole prompts in one pass; returns its number of tokens."""
+        decoding, requests = read_group(group), [_sampled(prompt) for prompt in group]
+        for prompt in group:
+            self._reading.remove(prompt)
+        self._sampled.join(requests, decoding)
+        return len(group) * max(len(prompt.ids) for prompt in group)
+
+    def _read_first(self) -> int:
+        """Read a piece of the first prompt; returns its number of tokens."""
+        prompt = self._reading[0]
+        tokens = prompt.step()
+        if prompt.decoding is not None:
+            self._reading.popleft()
+            self._start(prompt, prompt.decoding)
+        return tokens
 
     def _start(self, prompt: PromptReading, decoding: Decoding) -> None:
         """Answer a prompt that has been read; a beam search begins when no other prompt is read for it."""
@@ -169,12 +183,16 @@ class _Running:
         if uses_beams(request.options):
             self._read.setdefault(_search(request), []).append(prompt)
         else:
-            self._sampled.join(SampledRequest(prompt.ticket, prompt.engine, prompt.ids, prompt.log_probs), decoding)
+            self._sampled.join([_sampled(prompt)], decoding)
 
     def _start_beams(self) -> None:
         still = {_search(prompt.ticket.request) for prompt in self._reading}
         for search in [search for search in self._read if search not in still]:
             self._beams.append(BeamBatch(self._read.pop(search)))
+
+
+def _sampled(prompt: PromptReading) -> SampledRequest:
+    return SampledRequest(prompt.ticket, prompt.engine, prompt.ids, prompt.log_probs)
 
 
 def _search(request: Request) -> Hashable:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onmt_llm.nn.kv_cache import GRANULE, KVCache
 
-_LEAST = 16
+LEAST = 16
 """Tokens in common from which a copy is worth it."""
 
 
@@ -62,7 +62,7 @@ class PrefixCache:
                 ((common_length(ids, entry.ids), place) for place, entry in enumerate(self._entries)), default=(0, 0)
             )
             common = min(common, len(ids) - 1)
-            if common < _LEAST:
+            if common < LEAST:
                 return []
             entry = self._entries.pop(best)
             self._entries.append(entry)
@@ -76,7 +76,7 @@ class PrefixCache:
             caches: Their keys and values for each model, of one row without padding. They are no longer the caller's.
         """
         entry = self._fitted(list(ids), caches)
-        if len(entry.ids) < _LEAST:
+        if len(entry.ids) < LEAST:
             return
         with self._lock:
             common = [common_length(entry.ids, other.ids) for other in self._entries]

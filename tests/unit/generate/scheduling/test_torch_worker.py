@@ -341,6 +341,32 @@ def test_a_prompt_that_several_requests_share_is_read_once(lm: TorchEngine, monk
     assert sum(count for count in read if count > 2) == len(prompt)
 
 
+@pytest.mark.parametrize("kind", ["lm", "seq2seq"])
+def test_short_prompts_are_read_together(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = request.getfixturevalue(kind)
+    prompts = [["<s>", *random.Random(seed).choices(VOCAB[4:], k=3 + seed)] for seed in range(4)]
+    several = {"n_best": 2, "random_sampling_topk": 0, "seed": 3}
+    some = [Request(prompt, options(several if n % 2 else {})) for n, prompt in enumerate(prompts)]
+    expected = [alone(engine, one) for one in some]
+    reads, original = [], engine.ensemble.start
+
+    def start(texts: Any, **given: Any) -> Any:
+        reads.append(len(texts))
+        return original(texts, **given)
+
+    monkeypatch.setattr(engine.ensemble, "start", start)
+    monkeypatch.setattr(engine, "for_languages", lambda *_: engine)
+    scheduler = Scheduler(engine)
+    tickets = [scheduler.submit(one) for one in some]
+    with scheduler:
+        for ticket, answer in zip(tickets, expected, strict=True):
+            check(ticket, answer)
+    assert sum(reads) == 4
+    assert len(reads) <= 2  # the first may have been read before the others came
+
+
 def test_a_cache_that_is_full_makes_requests_wait(lm: TorchEngine) -> None:
     small = TorchWorker(lm, cache_bytes=30 * lm.ensemble.bytes_per_token)
     requests = [Request(PROMPTS[2], options({"min_length": 9})) for _ in range(4)]
