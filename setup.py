@@ -48,6 +48,7 @@ EXTRAS = {
         "datasketch>=1.6",  # deduplicate: near copies
     ],
     "tables": ["pyarrow>=18"],
+    "ray": ["ray[train]>=2.50"],
     "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }
 LLAMA_CPP = {"llama-cpp": ["cyllama>=0.2.18"]}  # K-quants of GGUF files; some systems have no wheels

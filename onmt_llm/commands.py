@@ -61,6 +61,19 @@ COMMANDS = {
             ("-config run.yaml -train_from auto", "resume the run"),
         ),
     ),
+    "onmt_llm_launch": Command(
+        "launch",
+        "Write the script that starts a training run on a cluster.",
+        "slurm | torchrun | ray -config FILE [-OPTION VALUE ...]",
+        (
+            *("nodes", "gpus_per_node", "cpus_per_process", "time", "partition", "account", "commands", "output"),
+            "max_restarts",
+        ),
+        (
+            ("slurm -config run.yaml -nodes 4 -output train.slurm", "a job that queues itself again"),
+            ("ray -config run.yaml -nodes 2", "train on a Ray cluster"),
+        ),
+    ),
     "onmt_llm_build_vocab": Command(
         "build_vocab",
         "Count the tokens of the corpora and write vocabularies.",

@@ -45,6 +45,7 @@ class JobSchema:
 JOBS = {
     "onmt_llm_train": JobSchema("train", "TrainConfig", sections),
     "onmt_llm_data": JobSchema("data_tool", "DataToolConfig", sections),
+    "onmt_llm_launch": JobSchema("launch", "LaunchConfig", sections),
     "onmt_llm_build_vocab": JobSchema("build_vocab", "VocabConfig", sections),
     "onmt_llm_translate": JobSchema("translate", "TranslateConfig", sections),
     "onmt_llm_chat": JobSchema("chat", "ChatConfig"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -191,7 +191,7 @@ def run_action(action: str, actions: Actions, usage: str, loaded: Loaded[Any]) -
     return actions[action](loaded)
 
 
-def unknown_action(action: str, actions: Actions, usage: str) -> Iterator[Problem]:
+def unknown_action(action: str, actions: Collection[str], usage: str) -> Iterator[Problem]:
     """The problem of an action that does not exist."""
     if action not in actions:
         sentence = f"The first word must be one of {', '.join(actions)}, but is '{action}'."

@@ -125,3 +125,15 @@ def test_the_page_about_vllm_counts_our_architectures() -> None:
     text = "\n".join(file.read_text(encoding="utf-8") for file in folder.rglob("*.py"))
     names = set(re.findall(r'"(\w+(?:ForCausalLM|LMHeadModel))"', text))
     assert {"SmolLM3ForCausalLM", "HeliumForCausalLM"} <= names and len(names) == 36
+
+
+def test_the_job_for_kubernetes_starts_our_command_on_all_processes() -> None:
+    (block,) = re.findall(r"```yaml\n(apiVersion.*?)```", (ROOT / "docs/how-to/clusters.md").read_text("utf-8"), re.S)
+    spec = yaml.safe_load(block)["spec"]
+    worker = spec["pytorchReplicaSpecs"]["Worker"]
+    (container,) = worker["template"]["spec"]["containers"]
+    assert container["command"] == ["torchrun", "-m", "onmt_llm.cli.train"]
+    check_flags("onmt_llm_train", container["args"])
+    size = int(container["args"][container["args"].index("-world_size") + 1])
+    assert size == worker["replicas"] * int(spec["nprocPerNode"])
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(spec["nprocPerNode"])

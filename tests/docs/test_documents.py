@@ -23,6 +23,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
 PACKAGE = ROOT / "onmt_llm"
 TOP_FOLDERS = ("onmt_llm", "tools", "chatbot", "recipes", "docs", "tests")
 SWITCHES = {"dry_run": ""}
+WITH_ACTIONS = ("onmt_llm_checkpoint", "onmt_llm_data", "onmt_llm_eval", "onmt_llm_hub", "onmt_llm_launch")
 SCRIPTS = {
     "chatbot.py": "onmt_llm_chat",
     "simple_inference.py": "simple_inference",
@@ -51,7 +52,7 @@ def test_every_command_line_parses(document: Path) -> None:
         if name in JOBS:
             job = JOBS[name]
             cut = next((i for i, word in enumerate(words) if word in (">", "|", "&", "2>&1")), len(words))
-            options = words[name in ("onmt_llm_checkpoint", "onmt_llm_data", "onmt_llm_eval", "onmt_llm_hub") : cut]
+            options = words[name in WITH_ACTIONS : cut]
             options = ["-runs", *options] if name == "onmt_llm_plot" else options
             table = options_of(job.section, job.extra())
             parsed = flags.parse(options, table, flags.CommandLine(name, SWITCHES, job.short))
@@ -124,9 +125,9 @@ def test_every_yaml_of_the_recipes_loads(file: Path) -> None:
 
 
 def yaml_blocks(document: Path) -> list[str]:
-    """YAML examples of a document, without those that need a plug-in beside them."""
+    """YAML examples of a document, without those that need a plug-in beside them, and those for Kubernetes."""
     blocks = re.findall(r"```yaml\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.S)
-    return [block for block in blocks if "plugins:" not in block]
+    return [block for block in blocks if "plugins:" not in block and "apiVersion:" not in block]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

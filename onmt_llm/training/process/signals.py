@@ -16,6 +16,8 @@ from onmt_llm.training.result import RunStatus
 
 # On a network file system a check takes milliseconds.
 _CHECK_INTERVAL_S = 1.0
+# A scheduler may send SIGTERM to all processes of a job, and torchrun, which receives it too, passes it on.
+_SAME_REQUEST_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class SignalRequest:
 class SignalHandler:
     """A context in which SIGINT and SIGTERM request a stop after the current update, and SIGUSR1 a checkpoint.
 
-    A second SIGINT or SIGTERM stops at once.
+    A second SIGINT or SIGTERM stops at once, but a SIGTERM that follows within seconds belongs to the first.
 
     Args:
         save_file: A file that requests a checkpoint when it appears; it is then removed.
@@ -55,6 +57,7 @@ class SignalHandler:
         self._checks = checks
         self._save = False
         self._next_check = 0.0
+        self._first = 0.0
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> SignalHandler:
@@ -101,7 +104,11 @@ class SignalHandler:
         self._save = True
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.signal is not None:
+            if number == signal.SIGTERM and now < self._first + _SAME_REQUEST_S:
+                return
             raise KeyboardInterrupt
+        self._first = now
         self.signal = signal.Signals(number)
         logger.warning("%s: the run saves and stops after this update; a second signal stops it at once.", self.name)

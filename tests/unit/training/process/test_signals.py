@@ -22,7 +22,10 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_for_an_end_and_a_second_one_takes_it(number: signal.Signals) -> None:
+def test_a_signal_asks_for_an_end_and_a_second_one_takes_it(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_SAME_REQUEST_S", 0.0)
     before = signal.getsignal(number)
     with SignalHandler() as outside:
         assert outside.poll(ALONE) == SignalRequest()
@@ -31,6 +34,15 @@ def test_a_signal_asks_for_an_end_and_a_second_one_takes_it(number: signal.Signa
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+def test_a_sigterm_that_arrives_twice_is_one_request() -> None:
+    with SignalHandler() as outside:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert outside.poll(ALONE) == SignalRequest(stop=RunStatus.INTERRUPTED)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_signal_or_a_file_asks_for_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
