@@ -138,8 +138,9 @@ class DataConfig(Section):
     tgt_lang: str = ""
     """Language of the targets, likewise."""
     template: str | None = None
-    """Chat template of the model, `alpaca`, `chatml`, `llama2`, `llama3` or a Jinja file: that of all corpora that name
-    none, and of the checkpoints of the run. null = the one with which the corpora are trained, or the checkpoint's."""
+    """Chat template of the model, `alpaca`, `chatml`, `llama2`, `llama3`, `dialogue`, `dialogue_fr` or a Jinja file:
+    that of all corpora that name none, and of the checkpoints of the run. null = the one with which the corpora are
+    trained, or the checkpoint's."""
     plugins: list[str] = Field(default_factory=list)
     """Python modules, or paths of .py files, to import first; they may register their own transforms."""
     epochs: CountOrZero = 0

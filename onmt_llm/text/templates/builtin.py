@@ -30,7 +30,7 @@ def get_template(
     """A built-in template by name, or a Jinja file by path.
 
     Args:
-        name_or_path: "alpaca", "vicuna" (the same), "chatml", "llama2", "llama3", or a file.
+        name_or_path: "alpaca", "vicuna" (the same), "chatml", "llama2", "llama3", "dialogue", "dialogue_fr", or a file.
         specials: The model's special tokens.
         control_tokens: For a Jinja file: control tokens that it may use, besides `specials`.
 
@@ -238,6 +238,64 @@ class Llama2Template(Template):
                 answer = Segment(f" {turn.content.strip()} ", train_on=turn.trained)
                 segments += [answer, _control(self._eos, train_on=turn.trained)]
         return without_leading_bos(merged(segments), self._specials)
+
+
+class DialogueTemplate(Template):
+    """Turns of two numbered speakers, as in transcribed dialogues (Claire); the second one is the assistant.
+
+    An answer ends where the next tag begins, so square brackets in messages become parentheses. A system message
+    precedes the dialogue.
+
+    Args:
+        specials: The model's special tokens.
+        speaker: Word for a speaker.
+    """
+
+    stop: tuple[str, ...] = ("[",)
+    stop_tokens: tuple[str, ...] = ()
+    control_tokens: frozenset[str] = frozenset()
+
+    def __init__(self, specials: SpecialTokens, *, speaker: str) -> None:
+        self._specials = specials
+        self._tags = {"user": f"[{speaker} 1:]", "assistant": f"[{speaker} 2:]"}
+
+    @property
+    def jinja(self) -> str:
+        user, assistant = self._tags["user"], self._tags["assistant"]
+        return (
+            f"{_bos_in_jinja(self._specials)}{_ROLES_IN_JINJA}{{% for m in messages %}}"
+            "{% if not loop.first %}{{ '\\n' }}{% endif %}"
+            f"{{% if m['role'] != 'system' %}}{{{{ {user!r} if m['role'] == 'user' else {assistant!r} }}}}{{{{ ' ' }}}}"
+            "{% endif %}{{ m['content'] | replace('[', '(') | replace(']', ')') }}{% endfor %}"
+            "{% if add_generation_prompt %}{% if messages %}{{ '\\n' }}{% endif %}"
+            f"{{{{ {assistant!r} }}}}{{% endif %}}"
+        )
+
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[Segment]:
+        split_system(messages)
+        segments: list[Segment] = []
+        for message in messages:
+            tag = self._tags.get(message.role, "")
+            content = message.content.replace("[", "(").replace("]", ")")
+            segments += [
+                Segment(("\n" if segments else "") + tag, train_on=False),
+                Segment(f" {content}" if tag else content, train_on=message.trained),
+            ]
+        if generation_prompt:
+            segments.append(Segment(("\n" if segments else "") + self._tags["assistant"], train_on=False))
+        return merged(segments)
+
+
+@TEMPLATES.register("dialogue")
+def _english_dialogue(specials: SpecialTokens) -> Template:
+    return DialogueTemplate(specials, speaker="Speaker")
+
+
+@TEMPLATES.register("dialogue_fr")
+def _french_dialogue(specials: SpecialTokens) -> Template:
+    return DialogueTemplate(specials, speaker="Intervenant")
 
 
 def _bos_in_jinja(specials: SpecialTokens) -> str:

@@ -71,6 +71,15 @@ def test_llama3() -> None:
     assert shown(segments, trained=True) == "1.<|eot_id|>"
 
 
+def test_a_dialogue_ends_where_the_next_tag_begins() -> None:
+    template = get_template("dialogue_fr")
+    chat = [Message("user", "Bonjour [rire]"), Message("assistant", "Bonjour !")]
+    segments = template.render(chat, generation_prompt=True)
+    assert shown(segments) == "[Intervenant 1:] Bonjour (rire)\n[Intervenant 2:] Bonjour !\n[Intervenant 2:]"
+    assert shown(segments, trained=True) == " Bonjour !"
+    assert template.stop == ("[",)
+
+
 @pytest.mark.parametrize("name", ["alpaca", "chatml", "llama2", "llama3"])
 def test_what_users_write_stays_text(name: str) -> None:
     template = get_template(name)
@@ -81,7 +90,7 @@ def test_what_users_write_stays_text(name: str) -> None:
     assert forged in "".join(segment.text or "" for segment in segments)
 
 
-@pytest.mark.parametrize("name", ["alpaca", "chatml", "llama2", "llama3"])
+@pytest.mark.parametrize("name", ["alpaca", "chatml", "llama2", "llama3", "dialogue"])
 @pytest.mark.parametrize("roles", [["user", "system"], ["tool"]])
 def test_roles_that_a_layout_does_not_have(name: str, roles: list[str]) -> None:
     with pytest.raises(DataError, match=f"'{roles[-1]}'"):
