@@ -14,12 +14,11 @@ from random import Random
 from onmt_llm.data.transforms.dialogue import VariantMaker
 from onmt_llm.data.transforms.dialogue_names import WORDINGS
 
-WORDS = "Bonjour oui, non. je suis [NOISE] là [LAUGHTER] pour [PII] vous ! voir euh… Jean-Paul d'accord ? [SINGING]".split()
+WORDS = "Bonjour oui, non. je suis [NOISE] là [LAUGHTER] pour [PII] vous ! voir euh… Jean-Paul d'accord ? [SINGING]"
 TURN = re.compile(r"\[[^\n\]]+:\]")
 EMPTY = re.compile(rf"{TURN.pattern}[^a-zA-ZÀ-ÿ]*({TURN.pattern})")
 TWICE = re.compile(rf"({TURN.pattern}) ([^\[]*)\s\1")
 MARKS = re.compile(r"[,;.!?…]|: ")
-SPEAKER = {"fr": "Intervenant"}
 
 
 def dialogues(number: int) -> list[str]:
@@ -27,7 +26,7 @@ def dialogues(number: int) -> list[str]:
     random = Random(0)
 
     def turn(place: int) -> str:
-        return f"[speaker{place % 2 + 1:03d}:] " + " ".join(random.choices(WORDS, k=random.randint(0, 20)))
+        return f"[speaker{place % 2 + 1:03d}:] " + " ".join(random.choices(WORDS.split(), k=random.randint(0, 20)))
 
     return ["\n".join(turn(place) for place in range(random.randint(20, 80))) for _ in range(number)]
 
@@ -68,7 +67,9 @@ def main() -> None:
         random, start = Random(1), time.process_time()
         made = sum(len(make(text, random)) for text in texts)
         seconds = time.process_time() - start
-        print(f"{name}: {len(texts):,} dialogues, {made:,} texts, {seconds:.1f} CPU s, {len(texts) / seconds:,.0f} a second")
+        print(
+            f"{name}: {len(texts):,} dialogues, {made:,} texts, {seconds:.1f} CPU s, {len(texts) / seconds:,.0f}/s"
+        )
 
 
 if __name__ == "__main__":
