@@ -11,8 +11,8 @@ import sys
 import time
 from random import Random
 
-from onmt_llm.data.transforms.dialogue import VariantMaker
-from onmt_llm.data.transforms.dialogue_names import WORDINGS
+from onmt_llm.data.transforms.dialogue.variants import VariantMaker
+from onmt_llm.data.transforms.dialogue.names import WORDINGS
 
 WORDS = "Bonjour oui, non. je suis [NOISE] là [LAUGHTER] pour [PII] vous ! voir euh… Jean-Paul d'accord ? [SINGING]"
 TURN = re.compile(r"\[[^\n\]]+:\]")
@@ -67,9 +67,7 @@ def main() -> None:
         random, start = Random(1), time.process_time()
         made = sum(len(make(text, random)) for text in texts)
         seconds = time.process_time() - start
-        print(
-            f"{name}: {len(texts):,} dialogues, {made:,} texts, {seconds:.1f} CPU s, {len(texts) / seconds:,.0f}/s"
-        )
+        print(f"{name}: {len(texts):,} dialogues, {made:,} texts, {seconds:.1f} CPU s, {len(texts) / seconds:,.0f}/s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`dialogue`: normalise transcribed dialogues, and train on several variants of each.
 
-The rules, the variants and the chances with which they are drawn are those of the Claire models (see `dialogue_text`).
+The rules, the variants and the chances with which they are drawn are those of the Claire models (see `text`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pydantic import Field
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms import dialogue_text as dialogues
-from onmt_llm.data.transforms.dialogue_names import WORDINGS
-from onmt_llm.data.transforms.dialogue_text import Wording
+from onmt_llm.data.transforms.dialogue import text as dialogues
+from onmt_llm.data.transforms.dialogue.names import WORDINGS
+from onmt_llm.data.transforms.dialogue.text import Wording
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import DataError
 from onmt_llm.text.segment import Segment

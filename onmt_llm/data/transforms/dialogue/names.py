@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onmt_llm.data.transforms.dialogue_text import Wording
+from onmt_llm.data.transforms.dialogue.text import Wording
 
 _FIRST_EN = """
 Aaron Abigail Adam Alice Amanda Amy Andrew Angela Anna Anthony Barbara Benjamin Betty Brandon Brian Carol Catherine
