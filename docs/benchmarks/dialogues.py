@@ -11,8 +11,8 @@ import sys
 import time
 from random import Random
 
-from onmt_llm.data.transforms.dialogue.variants import VariantMaker
 from onmt_llm.data.transforms.dialogue.names import WORDINGS
+from onmt_llm.data.transforms.dialogue.variants import VariantMaker
 
 WORDS = "Bonjour oui, non. je suis [NOISE] là [LAUGHTER] pour [PII] vous ! voir euh… Jean-Paul d'accord ? [SINGING]"
 TURN = re.compile(r"\[[^\n\]]+:\]")

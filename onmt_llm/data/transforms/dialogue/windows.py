@@ -17,8 +17,8 @@ from pydantic import Field
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
-from onmt_llm.data.transforms.dialogue.variants import plain_text
 from onmt_llm.data.transforms.dialogue.text import SPEAKER
+from onmt_llm.data.transforms.dialogue.variants import plain_text
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
 from onmt_llm.errors import ConfigError
 from onmt_llm.text.segment import Segment

@@ -19,11 +19,11 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
 from onmt_llm.data.pack import pack
 from onmt_llm.data.token_shards.shard import read_index
-from onmt_llm.data.transforms.dialogue import text as dialogue_text
 from onmt_llm.data.transforms.build import build_transforms
+from onmt_llm.data.transforms.dialogue import text as dialogue_text
+from onmt_llm.data.transforms.dialogue.names import WORDINGS
 from onmt_llm.data.transforms.dialogue.variants import VariantMaker
 from onmt_llm.data.transforms.dialogue.windows import DialogueChunk
-from onmt_llm.data.transforms.dialogue.names import WORDINGS
 from onmt_llm.errors import DataError
 from onmt_llm.text.segment import Segment
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
