@@ -9,15 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onmt_llm.nn.inference.attention import FusedAttention
-from onmt_llm.nn.inference.packed import Packed8Linear, has_packed_kernels, is_joinable, linear, packed
+from onmt_llm.nn.inference.packed import (
+    Packed8Linear,
+    has_bf16_kernels,
+    has_packed_kernels,
+    is_joinable,
+    linear,
+    packed,
+)
 from onmt_llm.nn.inference.position_wise import FusedFeedForward, rms_norm
 from onmt_llm.nn.layers.attention import Attention
 from onmt_llm.nn.layers.position_wise import FeedForward, RMSNorm, TiedHead, TokenEmbedding
 from onmt_llm.nn.lora.layers import LoRAEmbedding, LoRALinear
 from onmt_llm.nn.quantized import Int8Linear, quantize_rows
 from onmt_llm.nn.transformer import Transformer
-
-_CPU_HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
 
 
 class RowEmbedding(nn.Module):
@@ -42,9 +47,9 @@ def fuse_for_inference(model: Transformer) -> Transformer:
     """Change a model in place so that it computes the same in less time, without gradients.
 
     - q, k and v of each self-attention become one product, and so do gate and up of each feed-forward layer.
-    - On an x86 processor weights in int8, and 16-bit weights for which the processor has no instructions, are packed
-      for kernels that read them as they are and compute in float32, as does the rest of the model. A tied output layer
-      of an int8 model becomes int8 too.
+    - On an x86 processor weights of 8 and 16 bits are packed for kernels that read them as they are. Those in bf16
+      compute in bf16 if the processor has instructions for it; all others in float32, as does the rest of the model. A
+      tied output layer of an int8 model becomes int8 too.
 
     Layers that cannot be joined (latent attention, cross-attention, layers with an adapter) stay as they are. Each
     layer's old weights are freed before the next is built.
@@ -91,27 +96,28 @@ def _is_packable(model: nn.Module) -> bool:
         return False
     if any(isinstance(module, Int8Linear) for module in modules):
         return True
-    types = {parameter.dtype for parameter in model.parameters()}
-    return torch.float16 in types or (torch.bfloat16 in types and not _CPU_HAS_BF16)
+    return bool({torch.float16, torch.bfloat16} & {parameter.dtype for parameter in model.parameters()})
 
 
 def _pack(model: Transformer) -> None:
+    has_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
+    types = {parameter.dtype for parameter in model.parameters()}
+    in_bf16 = torch.bfloat16 in types and torch.float16 not in types and not has_int8 and has_bf16_kernels()
     embedding = None if model.decoder is None else model.decoder.embed_tokens
     if isinstance(model.lm_head, TiedHead) and isinstance(embedding, TokenEmbedding):
-        model.lm_head, model.decoder.embed_tokens = _untied(model, embedding.weight, model.lm_head.bias)  # type: ignore[union-attr]
-    _replace(model, _packed)
-    model.float()
+        weight, bias = embedding.weight, model.lm_head.bias
+        if has_int8:
+            quantized, scale = quantize_rows(weight.detach())
+            model.lm_head = Packed8Linear(quantized, scale, bias)
+            model.decoder.embed_tokens = RowEmbedding(quantized, scale)  # type: ignore[union-attr]
+        else:
+            model.lm_head = packed(linear(weight, bias), in_bf16=in_bf16)
 
+    def replacement(module: nn.Module) -> nn.Module:
+        if not in_bf16 and isinstance(module, TokenEmbedding) and module.weight.dtype != torch.float32:
+            return RowEmbedding(module.weight)
+        return packed(module, in_bf16=in_bf16)
 
-def _untied(model: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[nn.Module, nn.Module]:
-    """Output layer and embedding with the weight of a tied pair."""
-    if not any(isinstance(module, Int8Linear) for module in model.modules()):
-        return packed(linear(weight, bias)), RowEmbedding(weight)
-    quantized, scale = quantize_rows(weight.detach())
-    return Packed8Linear(quantized, scale, bias), RowEmbedding(quantized, scale)
-
-
-def _packed(module: nn.Module) -> nn.Module:
-    if isinstance(module, TokenEmbedding) and module.weight.dtype != torch.float32:
-        return RowEmbedding(module.weight)
-    return packed(module)
+    _replace(model, replacement)
+    if not in_bf16:
+        model.float()

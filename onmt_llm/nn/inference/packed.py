@@ -1,6 +1,7 @@
 """Linear layers for inference: several joined to one, and weights packed for kernels that read 16 or 8 bits per weight.
 
-The packed layers compute in float32, by kernels of FBGEMM, which torch contains on x86.
+On x86 torch contains the kernels: FBGEMM's compute in float32 on every processor, oneDNN's in bf16 where the processor
+has instructions for it.
 """
 
 from __future__ import annotations
@@ -55,6 +56,33 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 def has_packed_kernels() -> bool:
     """Whether this build of torch contains FBGEMM."""
     return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def has_bf16_kernels() -> bool:
+    """Whether `PackedBf16Linear` can be used: by this processor and this build of torch."""
+    return torch.cpu._is_avx512_bf16_supported() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+class PackedBf16Linear(nn.Module):
+    """y = x W' + b in bf16, with W in the order in which oneDNN reads it. torch's own `linear` orders it at each call.
+
+    Args:
+        weight: (out, in), bf16.
+        bias: (out,), bf16, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), bf16."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 class Packed16Linear(nn.Module):
@@ -126,11 +154,13 @@ class Packed8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def packed(layer: nn.Module) -> nn.Module:
+def packed(layer: nn.Module, *, in_bf16: bool = False) -> nn.Module:
     """The packed form of a linear layer with weights of 8 or 16 bits, which loses its weight; any other module as it
-    is. 16-bit weights beyond the range of float16 become float32."""
-    if type(layer) is Int8Linear:
-        new: nn.Module = Packed8Linear(layer.weight, layer.scale, layer.bias)
+    is. It computes in float32, if not `in_bf16`; then 16-bit weights beyond the range of float16 become float32."""
+    if in_bf16 and type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16:
+        new: nn.Module = PackedBf16Linear(layer.weight, layer.bias)
+    elif type(layer) is Int8Linear:
+        new = Packed8Linear(layer.weight, layer.scale, layer.bias)
     elif type(layer) is nn.Linear and layer.weight.dtype in (torch.bfloat16, torch.float16):
         in_range = bool(layer.weight.abs().amax() <= _HALF_MAX)
         new = (Packed16Linear if in_range else _float32)(layer.weight, layer.bias)

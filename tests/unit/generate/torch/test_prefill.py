@@ -80,7 +80,7 @@ def test_pieces_give_the_logits_of_the_whole_prompt(kind: str, length: int) -> N
         lengths.append(reader.length)
     at_once = kind in ("dynamic", "longrope") and length == 30
     assert lengths == [length] if at_once else [*range(3, length, 3), length]
-    torch.testing.assert_close(following(reader.decoding), following(Decoding(models, [prompt])), rtol=0, atol=2e-5)
+    torch.testing.assert_close(following(reader.decoding), following(Decoding(models, [prompt])), rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

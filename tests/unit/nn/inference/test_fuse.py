@@ -18,7 +18,13 @@ from onmt_llm.config.rope import RopeConfig
 from onmt_llm.nn.inference import fuse as fusing
 from onmt_llm.nn.inference.attention import FusedAttention
 from onmt_llm.nn.inference.fuse import RowEmbedding, fuse_for_inference
-from onmt_llm.nn.inference.packed import Packed8Linear, Packed16Linear, has_packed_kernels
+from onmt_llm.nn.inference.packed import (
+    Packed8Linear,
+    Packed16Linear,
+    PackedBf16Linear,
+    has_bf16_kernels,
+    has_packed_kernels,
+)
 from onmt_llm.nn.inference.position_wise import FusedFeedForward
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.lora.model import add_lora
@@ -116,7 +122,7 @@ def rounded(model: Transformer, dtype: torch.dtype) -> Transformer:
 @pytest.mark.parametrize("name", ["llama", "learned", "experts", "biases", "latent"])
 @torch.inference_mode()
 def test_16_bit_weights_are_computed_in_float32(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusing, "_CPU_HAS_BF16", False)
+    monkeypatch.setattr(fusing, "has_bf16_kernels", lambda: False)
     model, _ = pair(**ALL_DECODERS[name])
     fused = fuse_for_inference(copy.deepcopy(model).to(dtype))
     assert any(isinstance(module, Packed16Linear) for module in fused.modules())
@@ -127,12 +133,36 @@ def test_16_bit_weights_are_computed_in_float32(name: str, dtype: torch.dtype, m
 @needs_kernels
 @torch.inference_mode()
 def test_a_weight_beyond_float16_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusing, "_CPU_HAS_BF16", False)
+    monkeypatch.setattr(fusing, "has_bf16_kernels", lambda: False)
     model, _ = pair(**tiny.LLAMA)
     model.decoder.layers[0].mlp.down_proj.weight[0, 0] = 1e6  # type: ignore[union-attr]
     fused = fuse_for_inference(copy.deepcopy(model).bfloat16())
     wanted = rounded(model, torch.bfloat16)(tiny.token_ids(2, 5))
     torch.testing.assert_close(fused(tiny.token_ids(2, 5)), wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.skipif(not has_bf16_kernels(), reason="the processor has no instructions for bf16")
+@pytest.mark.parametrize("name", ["llama", "learned", "experts", "biases", "latent"])
+@torch.inference_mode()
+def test_bf16_weights_are_computed_in_bf16(name: str) -> None:
+    model, _ = pair(**ALL_DECODERS[name])
+    fused = fuse_for_inference(copy.deepcopy(model).bfloat16())
+    assert any(isinstance(module, PackedBf16Linear) for module in fused.modules())
+    wanted = rounded(model, torch.bfloat16)(tiny.token_ids(2, 9))
+    assert (fused(tiny.token_ids(2, 9)).float() - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.skipif(not has_bf16_kernels(), reason="the processor has no instructions for bf16")
+@torch.inference_mode()
+def test_a_packed_bf16_product_is_that_of_torch() -> None:
+    weight, bias = torch.randn(24, 40).bfloat16(), torch.randn(24).bfloat16()
+    for shape in ((40,), (1, 40), (2, 3, 40), (0, 40)):
+        x = torch.randn(shape).bfloat16()
+        for offset in (None, bias):
+            found = PackedBf16Linear(weight, offset)(x)
+            exact = F.linear(x.float(), weight.float(), None if offset is None else offset.float())
+            torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=2**-7)
+            assert found.dtype == torch.bfloat16
 
 
 def linear_paths(model: nn.Module) -> list[str]:
