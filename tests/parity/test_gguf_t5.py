@@ -32,6 +32,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 QUICK = ("t5", "umt5")
 
 
+def without_charsmap(spiece: bytes) -> bytes:  # noqa: F811
+    """A SentencePiece model without its table of characters, whose 240,000 bytes the gguf package reads one by one."""
+    model = protobuf.ModelProto.FromString(spiece)
+    model.normalizer_spec.ClearField("precompiled_charsmap")
+    return bytes(model.SerializeToString())
+
+
 def write_t5(file: Path, directory: Path, spiece: bytes, *, start: int = 0) -> None:  # noqa: F811
     """The model of transformers in `directory` as llama.cpp's converter writes it."""
     config = transformers.AutoConfig.from_pretrained(directory)
@@ -85,7 +92,7 @@ def test_every_family_is_here() -> None:
 def test_logits_are_those_of_transformers(tmp_path: Path, spiece: bytes, name: str) -> None:  # noqa: F811
     kind, settings = CASES[name]
     theirs = save_model(tmp_path / "hf", kind, settings, untied="untied" in name)
-    write_t5(tmp_path / "model.gguf", tmp_path / "hf", spiece)
+    write_t5(tmp_path / "model.gguf", tmp_path / "hf", without_charsmap(spiece))
     ours = convert(tmp_path / "model.gguf", tmp_path / "ours")
     expected = logits_of(theirs)
     assert expected.std() > 0.1

@@ -21,6 +21,7 @@ def byte_flips() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_no_flip_is_silent(byte_flips: ModuleType, tmp_path: Path) -> None:
     byte_flips.make_artefacts(tmp_path)
     targets = byte_flips.TARGETS

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from chat_page import SECONDS, ChatPage, Server, serving, visiting
 
+pytestmark = pytest.mark.slow
+
 expect: Any = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright").expect
 
 

@@ -16,10 +16,12 @@ from onmt_llm.releasing import release
 
 LINES, CHUNK = 7, 2
 
-# torch is imported once; every command is a fork of this process. A command is killed before its n-th call that changes
-# the disk, so the numbers from 1 on are all the moments at which it can die.
+# What takes long to import is imported once; every command is a fork of this process. A command is killed before its
+# n-th call that changes the disk, so the numbers from 1 on are all the moments at which it can die.
 FORKER = f"""
 import os, signal, sys
+import ctranslate2, torch
+import onmt_llm.generate.torch.loading
 from onmt_llm.cli import translate
 
 calls = 0
@@ -112,6 +114,7 @@ def test_killed_at_any_moment(commands: Commands, words: str) -> None:
         (folder / "out").write_text("an earlier result\n")
         code = commands.run(f"{whole} out", kill_at=moment)
         if code == 0:
+            assert commands.answered() == LINES
             break
         assert code == -signal.SIGKILL, commands.stderr()
         left = (folder / "out").read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -14,31 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from commands import call
 from onmt_llm.checkpoint.store import Checkpoint
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 HEADER = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "｟newline｠｟newline｠### Instruction:｟newline｠{}｟newline｠｟newline｠### Response:｟newline｠{}"
 )
 TOY_SHAPE = {"dec_layers: 32": "dec_layers: 2", "heads: 32": "heads: 4", "4096": "64", "11008": "192"}
 QUESTIONS = [HEADER.format("Name a colour.", ""), "", HEADER.format("Say the weather｟newline｠in two lines.", "")]
-
-
-def run(folder: Path, *command: str | Path, code: int = 0) -> str:
-    """Run a command as a user would; return what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(word) for word in command], cwd=folder, capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
-
-
-def tool(name: str) -> list[str | Path]:
-    return [sys.executable, ROOT / "tools" / name]
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +46,19 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = text.replace(old, new)
     (folder / "replicate_vicuna.yaml").write_text(text, encoding="utf-8")
     (folder / "input_examples.txt").write_text("\n".join(QUESTIONS) + "\n", encoding="utf-8")
-    run(folder, *tool("convert_llama.py"), "--model_dir", "llama/7B/", "--tokenizer_model", "llama/tokenizer.model",
-        "--output", "llama7B-vicuna-onmt")  # fmt: skip
-    run(
-        folder,
-        *tool("extract_vocabulary.py"),
-        "-model",
-        "llama7B-vicuna-onmt",
-        "-out_file",
-        "vocab.txt",
-        "-side",
-        "src",
-    )
-    train = (BIN / "onmt_llm_train", "-config", "replicate_vicuna.yaml")
-    run(folder, *train, "-n_sample", "3")
-    run(folder, *train, "-train_steps", "4", "-save_checkpoint_steps", "4", "-accum_count", "2", "-model_dtype", "fp32",
-        "-learning_rate", "2e-3")  # fmt: skip
+    call(folder, ROOT / "tools/convert_llama.py", "--model_dir", "llama/7B/",
+        "--tokenizer_model", "llama/tokenizer.model", "--output", "llama7B-vicuna-onmt")  # fmt: skip
+    call(folder, ROOT / "tools/extract_vocabulary.py", "-model", "llama7B-vicuna-onmt", "-out_file", "vocab.txt",
+        "-side", "src")  # fmt: skip
+    train = ("onmt_llm_train", "-config", "replicate_vicuna.yaml")
+    call(folder, *train, "-n_sample", "3")
+    call(folder, *train, "-train_steps", "4", "-save_checkpoint_steps", "4", "-accum_count", "2",
+        "-model_dtype", "fp32", "-learning_rate", "2e-3")  # fmt: skip
     tuned = "finetuned_llama7B/llama7B-vicuna-onmt_step_4"
-    run(folder, *tool("lora_weights.py"), "--action", "merge", "--base_model", "llama7B-vicuna-onmt",
+    call(folder, ROOT / "tools/lora_weights.py", "--action", "merge", "--base_model", "llama7B-vicuna-onmt",
         "--lora_weights", f"{tuned}.pt", "--output", f"{tuned}.concat.pt")  # fmt: skip
     for quantization in ("int8_float16", "float32"):
-        run(folder, BIN / "release_model", "--model", f"{tuned}.concat.pt", "--format", "ctranslate2",
+        call(folder, "release_model", "--model", f"{tuned}.concat.pt", "--format", "ctranslate2",
             "--output", f"{tuned}.concat_{quantization}", "--quantization", quantization)  # fmt: skip
     for mode, model, decoding in (
         ("py", f"{tuned}.concat.pt", "beam: 1\nprecision: fp32"),
@@ -115,7 +91,7 @@ def test_training_saved_an_adapter_only(recipe: Path) -> None:
 
 
 def answers(folder: Path, config: str, mode: str) -> list[str]:
-    run(folder, sys.executable, ROOT / "chatbot/simple_inference.py", "-input_file", "input_examples.txt",
+    call(folder, ROOT / "chatbot/simple_inference.py", "-input_file", "input_examples.txt",
         "-inference_config_file", f"translate_opts_{config}.yaml", "-inference_mode", mode,
         "-output_dir", f"outputs_{config}")  # fmt: skip
     (output,) = (folder / f"outputs_{config}").glob(f"outputs_*_{mode}.json")
@@ -136,7 +112,7 @@ def test_the_int8_float16_release_runs_on_a_cpu(recipe: Path) -> None:
 
 
 def test_merging_into_another_base_is_refused(recipe: Path) -> None:
-    text = run(recipe, *tool("lora_weights.py"), "--action", "merge",
+    text = call(recipe, ROOT / "tools/lora_weights.py", "--action", "merge",
                "--base_model", "finetuned_llama7B/llama7B-vicuna-onmt_step_4.concat.pt",
                "--lora_weights", "finetuned_llama7B/llama7B-vicuna-onmt_step_4", "--output", "wrong",
                code=4)  # fmt: skip
@@ -144,9 +120,7 @@ def test_merging_into_another_base_is_refused(recipe: Path) -> None:
 
 
 def test_an_unmerged_adapter_is_not_released(recipe: Path) -> None:
-    text = run(
-        recipe, BIN / "release_model", "-m", "finetuned_llama7B/llama7B-vicuna-onmt_step_4", "-o", "wrong", code=4
-    )
+    text = call(recipe, "release_model", "-m", "finetuned_llama7B/llama7B-vicuna-onmt_step_4", "-o", "wrong", code=4)
     assert "merge" in text and not (recipe / "wrong").exists()
 
 

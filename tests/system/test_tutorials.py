@@ -30,7 +30,7 @@ PACKAGES = {
 }
 
 
-LONG = {"add-a-model-family.md", "translation.md"}
+LONG = {"add-a-model-family.md", "take-your-model-elsewhere.md", "translation.md"}
 """Pages whose steps have other tests in the quick tier."""
 CONTINUED = {"take-your-model-elsewhere.md": ("fine-tune.md", "## 5.")}
 """Pages that begin in the folder of another one, and the heading there at which they take over."""
