@@ -106,7 +106,9 @@ def _sample(loaded: Loaded[Any]) -> int:
 
 def _pack(loaded: Loaded[Any]) -> int:
     config: DataToolConfig = loaded.job
-    written = pack.pack(_spec(config), _folder(config) / "packed", processes=config.look.num_threads)
+    look = config.look
+    run = pack.on_ray(look.ray_address) if look.engine == "ray" else pack.on_this_machine(look.num_threads)
+    written = pack.pack(_spec(config), _folder(config) / "packed", run=run)
     for name, path in written.items():
         print(f"{name}: {path}")
         if not config.corpora.data[name].path_packed:

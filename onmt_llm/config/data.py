@@ -14,6 +14,7 @@ from onmt_llm.config.numbers import (
     Count,
     CountOrAll,
     CountOrZero,
+    Fraction,
     Positive,
     Real,
     Width,
@@ -60,6 +61,9 @@ class CorpusConfig(Section):
     """Field delimiter of `path_table`; null = a comma in .csv, a tab in .tsv."""
     columns: list[str] | None = None
     """Column names of .csv and .tsv files without a header; null = the first row is the header."""
+    split: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None
+    """Part of the files that belongs to this corpus, in their order: `[0, 0.7]` = the first 70%. With `[0.7, 1]`
+    another corpus, e.g. `valid`, has the others; a file belongs to the part in which its beginning lies."""
     path_packed: str | None = None
     """Folder for the tokenised corpus written by `onmt_llm_data pack`. If set, training reads it instead of the text
     and rejects it if files, transforms or tokeniser have changed."""
@@ -109,6 +113,13 @@ class CorpusConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of transforms (`src_prefix`, `langid` ...) that differ for this corpus. They may also be written directly
     among the keys of the corpus."""
+
+    @field_validator("split")
+    @classmethod
+    def _part(cls, split: list[float] | None) -> list[float] | None:
+        if split is not None and split[0] >= split[1]:
+            raise ValueError(f"must be two increasing fractions, but is {split}")
+        return split
 
     @property
     def has_keys(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from onmt_llm.config.numbers import Workers
@@ -14,6 +16,12 @@ class InspectionConfig(Section):
 
     num_threads: Workers = 1
     """Processes that read and tokenise; the result does not depend on their number."""
+    engine: Literal["process", "ray"] = "process"
+    """`pack`: where the files are tokenised: in `num_threads` processes, or on the CPUs of a Ray cluster. The shards
+    are the same."""
+    ray_address: str | None = None
+    """`engine: ray`: address of the cluster; null = the environment variable `RAY_ADDRESS`, else a new one on this
+    machine."""
     shards: list[str] = Field(default_factory=list)
     """`merge`, `verify`: folders of token shards."""
     output: str | None = None

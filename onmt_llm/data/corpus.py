@@ -12,7 +12,7 @@ from onmt_llm.data.parsing import preferences
 from onmt_llm.data.parsing.alignment import align_tokens, check_alignable
 from onmt_llm.data.parsing.parser import EMPTY, LOW_SCORE, ExampleParser
 from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
-from onmt_llm.data.readers.files import expand
+from onmt_llm.data.readers.files import files_of
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.open import open_tokens
@@ -108,7 +108,7 @@ class Corpus:
         self.text_tokens = added_tokens({name: config}, data, in_text=True)
         _check_order(name, self.reader, self.transforms)
         if config.path_align:
-            self._alignments.update(zip(expand(config.path_src or ()), expand(config.path_align), strict=True))
+            self._alignments.update(zip(files_of(config, "path_src"), files_of(config, "path_align"), strict=True))
             check_alignable(name, self.transforms)
         self.transforms = [transform for transform in self.transforms if transform.name not in spec.without]
         if spec.text_only:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from onmt_llm.atomic import AtomicDirectory
 from onmt_llm.data.corpus import Corpus, open_corpora
 from onmt_llm.data.example import Encoded
 from onmt_llm.data.parallel import RecordChunk, run_chunks
+from onmt_llm.data.ray_chunks import ray_chunks
 from onmt_llm.data.readers import Record
 from onmt_llm.data.spec import PipelineSpec, split_corpora
 from onmt_llm.data.statistics import CorpusCounts
@@ -27,15 +29,35 @@ from onmt_llm.log import logger
 _GROUP = 256
 SHARD_RECORDS = 1 << 16
 """Records per shard: fixed, so that the files do not depend on the number of processes."""
+CHUNK_RECORDS = 1 << 10
+"""Records that a process tokenises at once."""
 
 
-def pack(spec: PipelineSpec, folder: Path, *, processes: int = 1) -> dict[str, Path]:
+RunChunks = Callable[[PipelineSpec, "_Tokenise"], Iterator[tuple[int, "_Tokenised"]]]
+"""Tokenises all chunks of one corpus, in order; see `run_chunks`."""
+
+
+def on_this_machine(processes: int) -> RunChunks:
+    """Tokenise in this many processes."""
+    return functools.partial(run_chunks, processes=processes, size=CHUNK_RECORDS)
+
+
+def on_ray(address: str | None) -> RunChunks:
+    """Tokenise on a cluster of Ray.
+
+    Args:
+        address: See `ray_cluster.connect`.
+    """
+    return functools.partial(ray_chunks, address=address, size=CHUNK_RECORDS)
+
+
+def pack(spec: PipelineSpec, folder: Path, *, run: RunChunks | None = None) -> dict[str, Path]:
     """Tokenise every text corpus once, for all later epochs.
 
     Args:
         spec: The corpora and their processing; each is written to its `path_packed`.
         folder: Output folder for corpora without `path_packed`.
-        processes: Number of processes.
+        run: Where to tokenise; the files do not depend on it. None = in this process.
 
     Returns:
         The folder of each corpus' shards; one that was there already is left as it is.
@@ -65,7 +87,7 @@ def pack(spec: PipelineSpec, folder: Path, *, processes: int = 1) -> dict[str, P
             logger.info("Corpus '%s' is packed already: %s", name, output)
             continue
         head = {"corpus": name, "recipe": made_by, "inputs": inputs}
-        _pack(mine, output, head, processes)
+        _pack(mine, output, head, run or on_this_machine(1))
     return written
 
 
@@ -129,18 +151,16 @@ def _check_repeatable(corpus: Corpus, training: bool) -> None:
             )
 
 
-def _pack(spec: PipelineSpec, output: Path, head: Mapping[str, Any], processes: int) -> None:
+def _pack(spec: PipelineSpec, output: Path, head: Mapping[str, Any], run: RunChunks) -> None:
     total = CorpusCounts()
     shards: list[dict[str, Any]] = []
-    parts: tuple[ArrayName, ...] | None = None
     codec = spec.codec
+    vocab_size = max(len(codec.vocab), len(codec.src_vocab))
     with _complete(output) as unfinished:
-        vocab_size = max(len(codec.vocab), len(codec.src_vocab))
-        work = _WriteShard(unfinished, vocab_size)
-        for _, (counts, entry, found) in run_chunks(spec, work, processes=processes, size=SHARD_RECORDS):
-            total.add(counts)
-            shards.append(entry)
-            parts = parts or found
+        parts: tuple[ArrayName, ...] | None = None
+        for writer in _shards(run(spec, _Tokenise(vocab_size)), vocab_size, total):
+            shards.append(writer.write(unfinished, len(shards)))
+            parts = parts or writer.parts
         if not total.kept:
             raise DataError(f"Corpus '{head['corpus']}' must yield at least one example, but {total.summary()}.")
         logger.info("Corpus '%s' packed: %s", head["corpus"], total.summary())
@@ -162,23 +182,41 @@ def _pack(spec: PipelineSpec, output: Path, head: Mapping[str, Any], processes: 
         )
 
 
-@dataclass(frozen=True)
-class _WriteShard:
-    """Writes a chunk as a shard into a folder."""
+_Tokenised = tuple[CorpusCounts, ShardWriter]
+"""The counts and the tokens of consecutive records."""
 
-    folder: Path
+
+@dataclass(frozen=True)
+class _Tokenise:
+    """Tokenises a chunk."""
+
     vocab_size: int
 
-    def __call__(
-        self, corpus: Corpus, chunk: RecordChunk
-    ) -> tuple[CorpusCounts, dict[str, Any], tuple[ArrayName, ...] | None]:
+    def __call__(self, corpus: Corpus, chunk: RecordChunk) -> _Tokenised:
         writer = ShardWriter(self.vocab_size)
         total = CorpusCounts()
         for start in range(0, len(chunk.records), _GROUP):
             for line, examples, counts in _each(corpus, chunk.records[start : start + _GROUP]):
                 writer.add(line, examples, skipped_counts(counts))
                 total.add(counts)
-        return total, writer.write(self.folder, chunk.number), writer.parts
+        return total, writer
+
+
+def _shards(chunks: Iterator[tuple[int, _Tokenised]], vocab_size: int, total: CorpusCounts) -> Iterator[ShardWriter]:
+    """Chunks of any sizes as shards of `SHARD_RECORDS` records, of which the last may have fewer; adds to `total`."""
+    shard = ShardWriter(vocab_size)
+    for _, (counts, chunk) in chunks:
+        total.add(counts)
+        start = 0
+        while start < len(chunk):
+            stop = min(len(chunk), start + SHARD_RECORDS - len(shard))
+            shard.extend(chunk, start, stop)
+            start = stop
+            if len(shard) == SHARD_RECORDS:
+                yield shard
+                shard = ShardWriter(vocab_size)
+    if len(shard):
+        yield shard
 
 
 _Place = tuple[Path | None, int]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.config.launch import ClusterConfig
-from onmt_llm.errors import ConfigError, OnmtLlmError
+from onmt_llm.errors import OnmtLlmError
 from onmt_llm.optional import require
+from onmt_llm.ray_cluster import connect, enter, last_line
 
 _FEATURE = "onmt_llm_launch ray"
 
@@ -28,14 +29,14 @@ def train_on_ray(work: Callable[[], None], cluster: ClusterConfig, *, name: str,
     Raises:
         OnmtLlmError: Of the process that failed, or that Ray failed to run the processes.
     """
-    connect(cluster.ray_address)
+    connect(cluster.ray_address, _FEATURE)
     train, torch = require("ray.train", _FEATURE, "ray"), require("ray.train.torch", _FEATURE, "ray")
     resources: dict[str, float] = {"CPU": cluster.cpus_per_process}
     if cluster.on_gpus:
         resources["GPU"] = 1
     trainer = torch.TorchTrainer(
         _in_process,
-        train_loop_config={"work": work, "folder": os.getcwd(), "threads": cluster.cpus_per_process},
+        train_loop_config={"work": work, "folder": Path.cwd(), "threads": cluster.cpus_per_process},
         scaling_config=train.ScalingConfig(
             num_workers=cluster.world_size, use_gpu=cluster.on_gpus, resources_per_worker=resources
         ),
@@ -55,34 +56,9 @@ def train_on_ray(work: Callable[[], None], cluster: ClusterConfig, *, name: str,
                 raise failure from None
         ranks = ", ".join(str(rank) for rank in sorted(failures))
         raise OnmtLlmError(
-            f"All {cluster.world_size} processes must go on to the end, but Ray says: {_last_line(error)}.",
+            f"All {cluster.world_size} processes must go on to the end, but Ray says: {last_line(error)}.",
             hint=f"the log above has the message of process {ranks}" if ranks else None,
         ) from error
-
-
-def connect(address: str | None) -> Any:
-    """Connect to Ray, once; returns its module.
-
-    Args:
-        address: Of the cluster; None = the environment variable `RAY_ADDRESS`, else a new cluster on this machine.
-
-    Raises:
-        ConfigError: There is no cluster at the address.
-        UnsupportedError: Ray is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = require("ray", _FEATURE)
-    if ray.is_initialized():
-        return ray
-    try:
-        ray.init(address=address, include_dashboard=False if address is None else None)
-    except (ConnectionError, ValueError) as error:
-        given = address or os.environ.get("RAY_ADDRESS")
-        raise ConfigError(
-            f"'ray_address' must be a cluster of Ray that runs, but {given} is none ({_last_line(error)}).",
-            hint="ray start --head starts one; without an address, one is started on this machine",
-        ) from error
-    return ray
 
 
 def _in_process(settings: dict[str, Any]) -> None:
@@ -92,22 +68,10 @@ def _in_process(settings: dict[str, Any]) -> None:
     from onmt_llm.log import setup_logging
 
     setup_logging()
-    try:
-        os.chdir(settings["folder"])
-    except OSError as error:
-        raise ConfigError(
-            f"The folder {settings['folder']} must exist on all machines of the cluster, but does not on "
-            f"{os.uname().nodename} ({error.strerror}).",
-            hint="start the run in a folder of a shared file system",
-        ) from error
+    enter(settings["folder"])
     if torch.cuda.is_available():
         from ray.train.torch import get_device
 
         os.environ["LOCAL_RANK"] = str(get_device().index)  # among the GPUs that this process sees
     torch.set_num_threads(settings["threads"])
     settings["work"]()
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__

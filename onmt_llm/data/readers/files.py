@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
+from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.readers.compressed import FORMATS, Decompressed
 from onmt_llm.errors import DataError
 
@@ -49,6 +50,24 @@ def expand(value: str | Sequence[str]) -> list[Path]:
             raise DataError(f"A pattern of files must match at least one, but '{text}' matches none.")
         found += matched
     return found
+
+
+def files_of(corpus: CorpusConfig, key: str) -> list[Path]:
+    """The files that a path option of a corpus names, reduced to its part of them (`split`).
+
+    Raises:
+        DataError: A pattern matches no file, or the part has none.
+    """
+    paths = expand(getattr(corpus, key) or ())
+    if corpus.split is None or not paths:
+        return paths
+    start, end = corpus.split
+    chosen = [path for number, path in enumerate(paths) if start <= number / len(paths) < end]
+    if not chosen:
+        raise DataError(
+            f"split: [{start:g}, {end:g}] of {key} must leave at least one file, but leaves none of {len(paths)}."
+        )
+    return chosen
 
 
 def is_compressed(path: Path) -> bool:

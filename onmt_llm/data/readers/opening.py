@@ -13,7 +13,7 @@ from typing import Protocol
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.readers.documents import DocumentReader
-from onmt_llm.data.readers.files import bare_suffix, expand
+from onmt_llm.data.readers.files import bare_suffix, files_of
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.json_array import JsonArrayReader
 from onmt_llm.data.readers.lines import MAX_BYTES, LineReader
@@ -48,7 +48,7 @@ def open_reader(
     """
     source = _source(name, corpus)
     cache = cache or IndexCache()
-    paths = expand(getattr(corpus, source))
+    paths = files_of(corpus, source)
     readers: list[Reader]
     if source == "path_src":
         readers = _parallel(name, corpus, cache, max_bytes)
@@ -64,6 +64,21 @@ def open_reader(
     if not readers:
         raise ConfigError(f"{source} of corpus '{name}' must name at least one file, but names none.")
     return readers[0] if len(readers) == 1 else ChainReader(readers)
+
+
+def one_file_each(name: str, corpus: CorpusConfig) -> list[CorpusConfig]:
+    """The corpus as one corpus for each of its files, in order; parallel files stay together.
+
+    Raises:
+        ConfigError: The corpus names no path, or incompatible paths.
+        DataError: A pattern matches no file.
+    """
+    keys = [_source(name, corpus), *(key for key in BESIDE if getattr(corpus, key))]
+    sides = zip(*(files_of(corpus, key) for key in keys), strict=True)
+    whole = corpus.model_copy(update={"split": None})
+    return [
+        whole.model_copy(update={key: [str(path)] for key, path in zip(keys, paths, strict=True)}) for paths in sides
+    ]
 
 
 def check_readers(readers: Sequence[Reader]) -> None:
@@ -237,7 +252,7 @@ def _parallel(name: str, corpus: CorpusConfig, cache: IndexCache, max_bytes: int
         has, lacks = ("path_sco", "score_threshold") if corpus.path_sco else ("score_threshold", "path_sco")
         raise ConfigError(f"Corpus '{name}' must have {lacks} if it has {has}, but has none.")
     names = [key for key in ("path_src", *BESIDE) if getattr(corpus, key)]
-    sides = [expand(getattr(corpus, key)) for key in names]
+    sides = [files_of(corpus, key) for key in names]
     if len({len(side) for side in sides}) > 1:
         counts = ", ".join(f"{key} {len(side)}" for key, side in zip(names, sides, strict=True))
         raise ConfigError(f"The paths of corpus '{name}' must name the same number of files each, but name: {counts}.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.readers.files import bare_suffix, check_file, expand, is_compressed, is_empty
+from onmt_llm.data.readers.files import bare_suffix, check_file, files_of, is_compressed, is_empty
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import MAX_BYTES, LineFile
 from onmt_llm.data.readers.numbered import NumberedReader
@@ -58,7 +58,7 @@ class RowFormat:
 
 def row_format(corpus: CorpusConfig) -> RowFormat | None:
     """The row format of a corpus with `path_table`; None for Parquet and Arrow tables."""
-    paths = expand(corpus.path_table or ())
+    paths = files_of(corpus, "path_table")
     if not paths or bare_suffix(paths[0]) not in ROW_FILES:
         return None
     return RowFormat.of(paths, corpus.delimiter, corpus.columns)

@@ -58,6 +58,11 @@ class TableReader:
         self._row += 1
         return self._record(self._row, row)
 
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, which the table states."""
+        return self._open().num_rows
+
     def skip(self, number: int) -> int:
         passed = min(number, self._open().num_rows - self._row)
         self.seek([self._row + passed])

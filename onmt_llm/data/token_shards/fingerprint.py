@@ -18,7 +18,7 @@ from onmt_llm.checksums import sha256_of_file, sha256_of_sample
 from onmt_llm.config.checkpoint import SequenceTokens
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.section import Section
-from onmt_llm.data.readers.files import expand
+from onmt_llm.data.readers.files import files_of
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.token_shards.shard import INDEX, read_index
 from onmt_llm.data.transforms.transform import TRANSFORMS
@@ -28,7 +28,7 @@ from onmt_llm.text.templates.fingerprint import template_fingerprint
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.version import __version__
 
-_NOT_OF_CORPUS = {"weight", "shuffle", "path_packed", "path_tokens", "row_length"}
+_NOT_OF_CORPUS = {"weight", "shuffle", "path_packed", "path_tokens", "row_length", "split"}
 _NOT_OF_DATA = {
     *("data", "transforms", "n_sample", "save_data", "dump_samples", "overwrite"),
     *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),
@@ -83,8 +83,8 @@ def vocab_hash(vocab: Vocab) -> str:
 
 def text_files(corpus: CorpusConfig) -> list[Path]:
     """The files that a corpus is read from."""
-    values = [value for key, value in corpus if key.startswith("path_") and key not in _NOT_OF_CORPUS and value]
-    return [path for value in values for path in expand(value)]
+    keys = [key for key, value in corpus if key.startswith("path_") and key not in _NOT_OF_CORPUS and value]
+    return [path for key in keys for path in files_of(corpus, key)]
 
 
 def inputs_of(paths: Sequence[Path]) -> list[dict[str, Any]]:

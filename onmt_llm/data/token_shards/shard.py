@@ -105,6 +105,9 @@ class ShardWriter:
         self._examples = 0
         self.parts: tuple[ArrayName, ...] | None = None
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def add(self, line: int, examples: Sequence[Encoded], happened: bytes) -> None:
         """Add a record: its examples, and its further counts as JSON.
 
@@ -119,6 +122,24 @@ class ShardWriter:
             self.parts = parts
             self._arrays += to_words(encoded)
         self._examples += len(examples)
+
+    def extend(self, other: ShardWriter, start: int, stop: int) -> None:
+        """Add the records `start` to `stop` of another writer.
+
+        Raises:
+            DataError: Its examples have other arrays.
+        """
+        if other.parts is not None and self.parts not in (None, other.parts):
+            raise DataError(f"All packed examples must have {self.parts}, but others have {other.parts}.")
+        self.parts = self.parts or other.parts
+        firsts = [*(first for _, first, _ in other._rows), other._examples]
+        begin, end, width = firsts[start], firsts[stop], len(other.parts or ())
+        texts = list(other._happened)
+        for line, first, happened in other._rows[start:stop]:
+            number = self._happened.setdefault(texts[happened], len(self._happened))
+            self._rows.append((line, self._examples + first - begin, number))
+        self._arrays += other._arrays[begin * width : end * width]
+        self._examples += end - begin
 
     def write(self, folder: Path, number: int) -> dict[str, Any]:
         """Write the files of shard `number`; returns its entry in the index."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from onmt_llm.data.readers.files import bare_suffix, check_file, is_empty
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data.readers.files import bare_suffix, check_file, files_of, is_empty
+from onmt_llm.data.readers.opening import one_file_each
 from onmt_llm.errors import DataError
 
 Write = Callable[[str, "str | bytes"], str]
@@ -62,3 +65,19 @@ def test_a_byte_order_mark_alone_is_empty(write: Write) -> None:
 @pytest.mark.parametrize(("name", "suffix"), [("x.csv", ".csv"), ("x.csv.gz", ".csv"), ("x.gz", ""), ("x", "")])
 def test_the_ending_of_a_compressed_file_is_the_one_before(name: str, suffix: str) -> None:
     assert bare_suffix(Path(name)) == suffix
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7, 10])
+def test_two_parts_of_the_files_are_all_files_once(tmp_path: Path, number: int) -> None:
+    files = [tmp_path / f"{place:02}.txt" for place in range(number)]
+    for file in files:
+        file.write_text("a\n")
+    first, rest = (CorpusConfig(path_txt=str(tmp_path / "*.txt"), split=part) for part in ([0, 0.7], [0.7, 1]))
+    train = files_of(first, "path_txt")
+    assert train == files[: math.ceil(0.7 * number)]
+    if number == len(train):
+        with pytest.raises(DataError, match=rf"split: \[0.7, 1\] of path_txt must leave .* none of {number}"):
+            files_of(rest, "path_txt")
+    else:
+        assert train + files_of(rest, "path_txt") == files
+    assert [files_of(each, "path_txt") for each in one_file_each("c", first)] == [[file] for file in train]

@@ -113,7 +113,7 @@ def test_a_corpus_for_validation_is_packed_as_it_is_validated(make_pipeline, wri
 
 def test_the_files_do_not_depend_on_the_number_of_processes(texts, vocab, tmp_path):
     one = pack_all(texts, make_codec("lm", vocab), tmp_path / "one")
-    two = pack_all(texts, make_codec("lm", vocab), tmp_path / "two", processes=2)
+    two = pack_all(texts, make_codec("lm", vocab), tmp_path / "two", run=pack.on_this_machine(2))
     for name, folder in one.items():
         assert folder.name == two[name].name
         for file in folder.iterdir():
