@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.corpus import open_corpora
-from onmt_llm.data.parallel import ChunkJob, ChunkWork, RecordChunk
+from onmt_llm.data.parallel import ChunkJob, ChunkResultT, ChunkWork, RecordChunk
 from onmt_llm.data.readers import check_readers
 from onmt_llm.data.readers.opening import one_file_each, open_reader
 from onmt_llm.data.readers.tables import TableReader
@@ -23,8 +23,6 @@ from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.workers.pool import ahead
 from onmt_llm.errors import DataError, OnmtLlmError
 from onmt_llm.ray_cluster import connect, enter, last_line
-
-ChunkResultT = TypeVar("ChunkResultT")
 
 _FEATURE = "engine: ray"
 _RETRIES = 3
