@@ -39,7 +39,7 @@ EXTRAS = {
     "bpe": ["subword-nmt>=0.3.8"],
     "fuzzy": ["rapidfuzz>=3.9"],
     "terms": ["spacy>=3.7"],
-    "eval": ["sacrebleu>=2.5"],
+    "eval": ["sacrebleu>=2.5", "rouge-score>=0.1.2"],
     "plot": ["matplotlib>=3.8"],
     "transforms": [
         "sacremoses>=0.1.1",  # normalize
@@ -52,6 +52,7 @@ EXTRAS = {
     "zstd": ["backports.zstd>=1; python_version < '3.14'"],
 }
 LLAMA_CPP = {"llama-cpp": ["cyllama>=0.2.18"]}  # K-quants of GGUF files; some systems have no wheels
+HARNESS = {"tasks": ["lm_eval>=0.4.11"]}  # onmt_llm_eval tasks; large
 TRACKERS = {
     "wandb": ["wandb>=0.19"],
     "mlflow": ["mlflow-skinny>=3"],
@@ -60,6 +61,7 @@ EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in grou
 EXTRAS["dev"] = [
     *EXTRAS["all"],
     *LLAMA_CPP["llama-cpp"],
+    *HARNESS["tasks"],
     "peft>=0.18",
     "accelerate>=1.10",
     "pytest>=8",
@@ -110,6 +112,6 @@ setup(
     },
     cmdclass={"build_py": BuildWithRecipes},
     install_requires=CORE,
-    extras_require={**EXTRAS, **LLAMA_CPP, **TRACKERS},
+    extras_require={**EXTRAS, **LLAMA_CPP, **HARNESS, **TRACKERS},
     entry_points={"console_scripts": [f"{name}=onmt_llm.cli.{module}:main" for name, module in SCRIPTS.items()]},
 )

@@ -150,10 +150,18 @@ COMMANDS = {
     ),
     "onmt_llm_eval": Command(
         "eval",
-        "Measure the perplexity of a text.",
-        "perplexity -model MODEL -src FILE [-tgt FILE] [-OPTION VALUE ...]",
-        ("model", "src", "tgt", "output", "batch_size", "batch_type", "precision", "device"),
-        (("perplexity -model run/m_step_1000 -src test.txt", "measure a language model"),),
+        "Measure models: perplexity, scores, the checkpoints of a run.",
+        "perplexity | score | run ... [-OPTION VALUE ...]",
+        (
+            *("model", "src", "tgt", "hyp", "metrics", "resamples", "output"),
+            *("batch_size", "batch_type", "precision", "device"),
+        ),
+        (
+            ("perplexity -model run/m_step_1000 -src test.txt", "measure a language model"),
+            ("score -hyp a.txt b.txt -tgt ref.txt -resamples 1000", "score two systems, with a paired test"),
+            ("score -model run/m_step_1000 -src test.src -tgt test.tgt", "let a model answer, and score it"),
+            ("run -config run.yaml -output results.csv", "measure the checkpoints of a run"),
+        ),
     ),
     "onmt_llm_plot": Command(
         "plot",

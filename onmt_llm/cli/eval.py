@@ -1,13 +1,15 @@
-"""`onmt_llm_eval perplexity`: the perplexity of a text under a model."""
+"""`onmt_llm_eval perplexity | score | run`: measure the quality of a model."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onmt_llm.atomic import write_text
+from onmt_llm.cli import eval_run
 from onmt_llm.cli.inference import open_models
 from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
@@ -16,38 +18,67 @@ from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines
 from onmt_llm.errors import Problem
-from onmt_llm.eval.perplexity import Perplexity, measure
+from onmt_llm.text.placeholders import from_line
 
-USAGE = "onmt_llm_eval perplexity -model CHECKPOINT -src FILE [-tgt FILE] [-output FILE]"
+if TYPE_CHECKING:
+    from onmt_llm.eval.perplexity import Perplexity
+    from onmt_llm.generate.engine import Engine
+
+USAGE = (
+    "onmt_llm_eval perplexity -model CHECKPOINT -src FILE | score -hyp FILE ... -tgt FILE | "
+    "score -model CHECKPOINT -src FILE -tgt FILE | "
+    "run -config x.yaml -output FILE.csv"
+)
+RUN = "run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     action, words = split_action(argv)
+    if action == RUN:
+        return eval_run.main(words)
     work = functools.partial(run_action, action, ACTIONS, USAGE)
     checks = functools.partial(_problems, action)
-    return run_job(CheckedJob("onmt_llm_eval", _paths, checks), work, words)
+    return run_job(CheckedJob("onmt_llm_eval", functools.partial(_paths, action), checks), work, words)
 
 
-def _paths(loaded: Loaded[Any]) -> Paths:
-    reads = [*model_files(loaded, "measure", ("model",)), *option_files(loaded, "measure", ("src", "tgt"))]
+def _paths(action: str, loaded: Loaded[Any]) -> Paths:
+    reads = [
+        *model_files(loaded, "measure", ("model",)),
+        *option_files(loaded, "measure", ("src", "tgt")),
+        *_answers(loaded),
+    ]
     return Paths(reads, output_option(loaded, "measure", "output"))
+
+
+def _answers(loaded: Loaded[Any]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    return (("'hyp'", path, ("hyp",)) for path in loaded.job.scoring.hyp)
 
 
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
     if action:
         yield from unknown_action(action, ACTIONS, USAGE)
-    yield from missing_options(loaded, "measure", ("model", "src"), USAGE)
-    yield from missing_files(loaded, option_files(loaded, "measure", ("src", "tgt")), streams=True)
+    yield from missing_options(loaded, "measure", _needs(action, loaded.job), USAGE)
+    yield from missing_files(
+        loaded, [*option_files(loaded, "measure", ("src", "tgt")), *_answers(loaded)], streams=True
+    )
     yield from missing_models(loaded, "measure", ("model",), releases=True)
 
 
+def _needs(action: str, config: EvalConfig) -> tuple[str, ...]:
+    """The options of the section `measure` that an action needs."""
+    if action == "score":
+        return ("tgt",) if config.scoring.hyp else ("model", "src", "tgt")
+    return {"perplexity": ("model", "src")}.get(action, ())
+
+
 def _perplexity(loaded: Loaded[Any]) -> int:
+    from onmt_llm.eval.perplexity import measure
+
     config: EvalConfig = loaded.job
     model, source = required(loaded, "measure", "model", USAGE), required(loaded, "measure", "src", USAGE)
     lines = list(read_lines(source))
     answers = list(read_lines(config.measure.tgt)) if config.measure.tgt else None
-    engine = open_models([model], config.engine).for_languages(config.measure.src_lang, config.measure.tgt_lang)
-    found = measure(engine, lines, answers)
+    found = measure(_open(model, config), lines, answers)
     total = found.total
     if config.measure.output:
         _write(Path(config.measure.output), found)
@@ -55,12 +86,56 @@ def _perplexity(loaded: Loaded[Any]) -> int:
     return 0
 
 
+def _open(model: str, config: EvalConfig) -> Engine:
+    return open_models([model], config.engine).for_languages(config.measure.src_lang, config.measure.tgt_lang)
+
+
 def _write(path: Path, found: Perplexity) -> None:
     rows = (f"{line.perplexity:.6f}\t{line.log_prob:.6f}\t{line.tokens}\n" for line in found.lines)
     write_text(path, "".join(rows))
 
 
-ACTIONS = {"perplexity": _perplexity}
+def _score(loaded: Loaded[Any]) -> int:
+    from onmt_llm.eval.score import COMET, CometModel, check_metrics, score_systems, to_json
+
+    config: EvalConfig = loaded.job
+    options = config.scoring
+    check_metrics(options.metrics)
+    references = _texts(required(loaded, "measure", "tgt", USAGE))
+    systems = {path: _texts(path) for path in options.hyp}
+    sources = list(read_lines(config.measure.src)) if config.measure.src else []
+    if config.measure.model:
+        systems[config.measure.model] = _answered(config.measure.model, sources, config)
+    comet = CometModel(options.comet_model, list(map(from_line, sources))) if COMET in options.metrics else None
+    scores = score_systems(systems, references, options.metrics, resamples=options.resamples, comet=comet)
+    for score in scores:
+        print(score.line())
+    for signature in dict.fromkeys(f"{score.metric}: {score.signature}" for score in scores if score.signature):
+        print(signature)
+    if config.measure.output:
+        write_text(config.measure.output, json.dumps(to_json(scores), indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+def _texts(path: str) -> list[str]:
+    return list(map(from_line, read_lines(path)))
+
+
+def _answered(model: str, lines: Sequence[str], config: EvalConfig) -> list[str]:
+    """The model's answers to lines."""
+    from onmt_llm.text.prompts import encode_line
+
+    engine = _open(model, config)
+    answers = engine.generate(
+        [encode_line(line, engine.codec, config.measure.template) for line in lines],
+        config.generation,
+        batch_size=config.engine.batch_size,
+        batch_type=config.engine.batch_type,
+    )
+    return [best[0].text for best in answers]
+
+
+ACTIONS: dict[str, Callable[[Loaded[Any]], int]] = {"perplexity": _perplexity, "score": _score}
 
 
 if __name__ == "__main__":

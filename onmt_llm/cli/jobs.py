@@ -58,6 +58,7 @@ JOBS = {
     ),
     "onmt_llm_hub": JobSchema("hub", "HubConfig"),
     "onmt_llm_eval": JobSchema("evaluate", "EvalConfig"),
+    "onmt_llm_eval_run": JobSchema("evaluate", "RunEvalConfig", sections),
     "onmt_llm_plot": JobSchema("plot", "PlotConfig"),
     "release_model": JobSchema(
         "convert", "ReleaseConfig", sections, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}

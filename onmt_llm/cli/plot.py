@@ -18,6 +18,8 @@ USAGE = "onmt_llm_plot RUN... [-output FILE.png] [-against tokens|steps|hours] [
 
 ENDINGS = ("", "_metrics.jsonl", "_results.jsonl")
 """Endings of the files of a run, after its name."""
+RESULTS = ".csv"
+"""Ending of a file that `onmt_llm_eval run` has written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +40,21 @@ def _plot(loaded: Loaded[Any]) -> int:
         raise ConfigError("At least one run must be named, but none is.", hint=USAGE)
     from onmt_llm.eval.curves import open_runs
     from onmt_llm.eval.plotting import PlotStyle, plot_runs
+    from onmt_llm.eval.results_plot import plot_results
 
     style = PlotStyle(options.against, options.log_scale, options.smooth, options.title)
+    results = [run for run in options.runs if run.endswith(RESULTS)]
+    if results:
+        if others := [run for run in options.runs if run not in results]:
+            raise ConfigError(
+                f"'runs' must be all results of onmt_llm_eval run (.csv), or none, but {others[0]} is a run.",
+                hint="plot them into two files",
+            )
+        for file, best in plot_results(list(map(Path, results)), Path(options.output), style=style).items():
+            for average, (step, value) in best.items():
+                print(f"{file}: best {average} of all corpora: ppl {value:.4f} at step {step}")
+        print(f"{options.output} written")
+        return 0
     plot_runs(open_runs(options.runs), Path(options.output), metrics=options.figures, best=options.best, style=style)
     print(f"{options.output} written")
     return 0

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pydantic import Field, field_validator
+
+from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.integrity import IntegrityConfig
+from onmt_llm.config.numbers import CountOrZero
 from onmt_llm.config.section import Section
+from onmt_llm.config.train import TrainConfig
 from onmt_llm.config.translate import EngineConfig
 
 
@@ -11,22 +16,66 @@ class MeasureConfig(Section):
     """Model, texts and output of the evaluation."""
 
     model: str | None = None
-    """Checkpoint directory or CTranslate2 release."""
+    """Checkpoint directory, adapter or CTranslate2 release. `score`: answers `src`, and its answers are scored."""
     src: str | None = None
-    """Texts for a language model, or source sentences, one per line; `-` = standard input."""
+    """Texts for a language model, or source sentences, one per line; `-` = standard input. `score`: the inputs that
+    a model answers."""
     tgt: str | None = None
-    """Target sentences, one per line: measure their perplexity given `src`."""
+    """Target sentences, one per line: measure their perplexity given `src`; `score`: the references."""
     src_lang: str = ""
     """Language of `src`, by its code in a multilingual model; empty = the model's default."""
     tgt_lang: str = ""
     """Language of `tgt`, likewise."""
+    template: str | None = None
+    """`score`: apply this chat template to every input, as one user message; `auto` = the checkpoint's;
+    null = inputs are complete prompts."""
     output: str | None = None
-    """File for the figures of each line: perplexity, log probability and number of tokens, tab-separated."""
+    """File for the results. `perplexity`: the figures of each line (perplexity, log probability and number of tokens,
+    tab-separated); `score`: JSON."""
+
+
+class ScoreConfig(Section):
+    """Scores of answers (`score`)."""
+
+    hyp: list[str] = Field(default_factory=list)
+    """Files of answers, one per line: a system each. The first system is the baseline of the paired tests."""
+    metrics: list[str] = Field(default_factory=lambda: ["BLEU", "CHRF", "TER"])
+    """Metrics: BLEU, CHRF, TER, ROUGE1, ROUGE2, ROUGEL, ROUGELSUM, EXACT_MATCH, COMET."""
+    resamples: CountOrZero = 0
+    """Bootstrap resamples, e.g. 1000: give 95% confidence intervals and, with several systems, paired tests against the
+    first one; 0 = none."""
+    comet_model: str = "Unbabel/wmt22-comet-da"
+    """COMET: checkpoint file (.ckpt), or the name of a model, which is downloaded."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _upper(cls, names: list[str]) -> list[str]:
+        return list(dict.fromkeys(name.upper() for name in names))
 
 
 class EvalConfig(Section):
-    """Measure the perplexity of a model."""
+    """Measure the quality of a model."""
 
     measure: MeasureConfig = MeasureConfig()
+    scoring: ScoreConfig = ScoreConfig()
+    generation: GenerationConfig = GenerationConfig()
     engine: EngineConfig = EngineConfig()
     integrity: IntegrityConfig = IntegrityConfig()
+
+
+class OfflineConfig(Section):
+    """Validation of a run's checkpoints (`onmt_llm_eval run`)."""
+
+    output: str | None = None
+    """CSV file of the results: step, corpus, ppl, loss, tokens, weights. Existing rows are kept and not measured
+    again."""
+    watch: CountOrZero = 0
+    """Look for new checkpoints after this many seconds, until that of `train_steps` is measured; 0 = measure those that
+    exist."""
+
+
+class RunEvalConfig(TrainConfig):
+    """Measure the checkpoints of a run on its validation corpora, also while it trains; takes the YAML file of
+    `onmt_llm_train`."""
+
+    offline: OfflineConfig = OfflineConfig()

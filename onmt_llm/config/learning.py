@@ -303,7 +303,8 @@ class ValidationConfig(Section):
     """Validation during training, and early stopping."""
 
     valid_metrics: list[str] = Field(default_factory=list)
-    """Metrics of generated translations: BLEU, CHRF, TER, the others of `scorers.py`, and those of plug-ins."""
+    """Metrics of generated answers: BLEU, CHRF, TER, ROUGE1, ROUGE2, ROUGEL, ROUGELSUM, EXACT_MATCH, those of
+    plug-ins."""
     valid_beam_size: BeamSize = 1
     """Beam size of these translations; 1 = greedy."""
     valid_max_length: Length = 250

@@ -14,7 +14,8 @@ class CurvesConfig(Section):
     """Runs, metrics and layout of the plot."""
 
     runs: list[str] = Field(default_factory=list)
-    """Runs to plot: each a `save_model`, its folder, or a metrics file. May be given without the flag."""
+    """Runs to plot: each a `save_model`, its folder, or a metrics file; or results of `onmt_llm_eval run` (.csv), whose
+    best checkpoint over all corpora is marked. May be given without the flag."""
     output: str = "curves.png"
     """Image file to write; its extension selects the format: .png, .svg or .pdf."""
     figures: list[str] = Field(default_factory=list)

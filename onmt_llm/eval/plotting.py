@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,18 +74,17 @@ def plot_runs(
         ConfigError: The format is unknown, or no run has one of the metrics.
         UnsupportedError: matplotlib is missing.
     """
-    if output.suffix not in FORMATS:
-        raise ConfigError(f"'output' must end in one of {', '.join(FORMATS)}, but is {output}.")
+    check_format(output)
     scores = {name for run in runs for name in run.scores}
     metrics = list(metrics) or ["xent", *sorted(scores)]
-    figure = _new_figure(runs, style.title, len(metrics))
+    figure = new_figure(runs, style.title, len(metrics))
     chosen = [run.best(best) for run in runs]
     shown: set[Split] = set()
     panels = figure.subplots(len(metrics), squeeze=False, sharex=True)[:, 0]
     for panel, metric in zip(panels, metrics, strict=True):
         shown |= _plot_panel(panel, runs, chosen, metric, style)
         log_y = "y" in style.log_scale and metric not in scores
-        _set_axes(panel, metric, log_x="x" in style.log_scale, log_y=log_y)
+        set_axes(panel, metric, log_x="x" in style.log_scale, log_y=log_y)
     panels[-1].set_xlabel(_LABELS[style.against])
     if style.against != "hours":
         panels[-1].xaxis.set_major_formatter(_ticker().EngFormatter(sep=""))
@@ -94,9 +93,25 @@ def plot_runs(
         figure.savefig(unfinished, format=output.suffix[1:])
 
 
-def _new_figure(runs: Sequence[Run], title: str, panels: int) -> Any:
+def check_format(output: Path) -> None:
+    """Refuse an image format that is not known.
+
+    Raises:
+        ConfigError: The extension is none of `FORMATS`.
+    """
+    if output.suffix not in FORMATS:
+        raise ConfigError(f"'output' must end in one of {', '.join(FORMATS)}, but is {output}.")
+
+
+def colour(number: int) -> str:
+    """The colour of a line by its number."""
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def new_figure(lines: Sized, title: str, panels: int) -> Any:
+    """A figure with room for so many panels, and a legend of so many lines."""
     kind = require("matplotlib.figure", "onmt_llm_plot", "matplotlib").Figure
-    figure = kind(figsize=(9.0, 1.0 + 0.25 * len(runs) + 3.4 * panels), dpi=130, layout="constrained")
+    figure = kind(figsize=(9.0, 1.0 + 0.25 * len(lines) + 3.4 * panels), dpi=130, layout="constrained")
     if title:
         figure.suptitle(title)
     return figure
@@ -108,7 +123,7 @@ def _plot_panel(
     """Plot one metric of all runs; returns the splits that have it."""
     shown: set[Split] = set()
     for number, (run, best) in enumerate(zip(runs, chosen, strict=True)):
-        colour = _COLOURS[number % len(_COLOURS)]
+        shade = colour(number)
         for split, style in _STYLES.items():
             curve = run.curve(split, metric, plot.against)
             if not curve.y:
@@ -117,9 +132,9 @@ def _plot_panel(
             y = smoothed(curve.y, plot.smooth) if split == "train" else curve.y
             # a single point has no line, so it gets a marker
             alone = {"marker": "."} if len(y) == 1 and "marker" not in style else {}
-            panel.plot(curve.x, y, color=colour, **{**style, **alone})
+            panel.plot(curve.x, y, color=shade, **{**style, **alone})
             if best is not None and split == "valid":
-                _mark_best(panel, run, best, metric, plot.against, colour)
+                _mark_best(panel, run, best, metric, plot.against, shade)
     if not shown:
         known = sorted({key for run in runs for rows in run.rows.values() for row in rows for key in row})
         raise ConfigError(
@@ -128,7 +143,7 @@ def _plot_panel(
     return shown
 
 
-def _mark_best(panel: Any, run: Run, best: Best, metric: str, against: Against, colour: str) -> None:
+def _mark_best(panel: Any, run: Run, best: Best, metric: str, against: Against, shade: str) -> None:
     for row in run.rows["valid"]:
         if row["step"] == best.step and isinstance(row.get(metric), (int, float)):
             (x,) = run.positions([best.step], against)
@@ -137,7 +152,7 @@ def _mark_best(panel: Any, run: Run, best: Best, metric: str, against: Against, 
                 [row[metric]],
                 marker="*",
                 markersize=17,
-                color=colour,
+                color=shade,
                 markeredgecolor="black",
                 linestyle="none",
                 zorder=5,
@@ -152,7 +167,8 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return [float(mean) for mean in (sums[ends] - sums[starts]) / (ends - starts)]
 
 
-def _set_axes(panel: Any, metric: str, *, log_x: bool, log_y: bool) -> None:
+def set_axes(panel: Any, metric: str, *, log_x: bool, log_y: bool) -> None:
+    """Label and scale the axes of a panel."""
     panel.set_ylabel(_LABELS.get(metric, metric))
     if log_x:
         panel.set_xscale("log")
@@ -177,7 +193,7 @@ def _add_legends(
     """Above the panels the runs with their best checkpoints, below them the kinds of lines."""
     line = require("matplotlib.lines", "onmt_llm_plot", "matplotlib").Line2D
     handles = [
-        line([], [], color=_COLOURS[number % len(_COLOURS)], linewidth=4, label=_label(run, best, metric))
+        line([], [], color=colour(number), linewidth=4, label=_label(run, best, metric))
         for number, (run, best) in enumerate(zip(runs, chosen, strict=True))
     ]
     kinds = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from onmt_llm.config.generate import Feature, GenerationConfig
 from onmt_llm.config.model import ModelConfig
-from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.errors import ConfigError, DataError, UnsupportedError
 from onmt_llm.generate.lengths import BatchType
 from onmt_llm.log import log_once
 
@@ -80,6 +80,21 @@ class Delta:
     log_probs: tuple[TokenLogProbs, ...] = ()
 
 
+@dataclass(frozen=True)
+class ContinuationScore:
+    """The score of a continuation, given its context.
+
+    Attributes:
+        log_prob: Sum of the natural log probabilities of its tokens.
+        tokens: Their number.
+        is_greedy: No other token is more likely in any of their places.
+    """
+
+    log_prob: float
+    tokens: int
+    is_greedy: bool
+
+
 class Engine(Protocol):
     """A loaded model with its tokeniser and template, ready to answer."""
 
@@ -141,6 +156,21 @@ class Engine(Protocol):
         self, sequences: Sequence[Sequence[str]], *, sources: Sequence[Sequence[str]] | None = None
     ) -> list[list[float]]:
         """Log probability (natural) of each token from the second on, given those before it (and its source)."""
+        ...
+
+    def score_continuations(
+        self, contexts: Sequence[Sequence[str]], continuations: Sequence[Sequence[str]]
+    ) -> list[ContinuationScore]:
+        """Score continuations of contexts; what many contexts begin with need not be read for each of them.
+
+        Args:
+            contexts: Tokens, at least one each.
+            continuations: Tokens of the continuation of each context, at least one each.
+
+        Raises:
+            DataError: A context or a continuation is empty, or too long.
+            UnsupportedError: The model is not decoder-only.
+        """
         ...
 
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
@@ -227,6 +257,26 @@ def check_positions(
         "answers may be worthless.",
         level=logging.WARNING,
     )
+
+
+def check_continuations(
+    codec: Codec, contexts: Sequence[Sequence[str]], continuations: Sequence[Sequence[str]]
+) -> None:
+    """Refuse what `Engine.score_continuations` cannot score; the same for every engine.
+
+    Raises:
+        DataError: A context or a continuation is empty.
+        UnsupportedError: The model is not decoder-only.
+    """
+    if not codec.config.model.is_decoder_only:
+        raise UnsupportedError(
+            "A model that scores continuations must be decoder-only, but this one is an encoder-decoder.",
+            hint="score() scores its targets, given their sources",
+        )
+    for name, texts in (("context", contexts), ("continuation", continuations)):
+        for place, text in enumerate(texts, 1):
+            if not text:
+                raise DataError(f"A {name} to be scored must have at least one token, but number {place} is empty.")
 
 
 def end_ids(codec: Codec, options: GenerationConfig | None = None) -> list[int]:

@@ -41,6 +41,8 @@ def commands(document: Path) -> Iterator[list[str]]:
             words = shlex.split(line, comments=True)
             while words and (words[0] in ("python", "python3", "nohup") or "=" in words[0]):
                 words.pop(0)
+            if words[:2] == ["onmt_llm_eval", "run"]:
+                words[:2] = ["onmt_llm_eval_run"]
             if words:
                 name = Path(words[0]).name
                 yield [SCRIPTS.get(name, name), *words[1:]]

@@ -13,7 +13,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.generate.ct2.decoding import GENERATOR_FEATURES, Callback, Ct2Decoding
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
-from onmt_llm.generate.engine import Delta, Hypothesis
+from onmt_llm.generate.engine import ContinuationScore, Delta, Hypothesis, check_continuations
 from onmt_llm.generate.lengths import BatchType, make_batches
 from onmt_llm.log import log_once
 
@@ -180,6 +180,32 @@ class Ct2Generator:
             for tokens in known
         ]
 
+    def score_continuations(
+        self, contexts: Sequence[Sequence[str]], continuations: Sequence[Sequence[str]]
+    ) -> list[ContinuationScore]:
+        """See `Engine.score_continuations`; each sequence is read once, but beginnings in common are not shared."""
+        check_continuations(self._codec, contexts, continuations)
+        pairs = [
+            (self._known(context), self._known(text)) for context, text in zip(contexts, continuations, strict=True)
+        ]
+        self._decoding.check_lengths([[*context, *text] for context, text in pairs])
+        by_sequence: dict[tuple[str, ...], list[int]] = {}
+        for place, (context, text) in enumerate(pairs):
+            by_sequence.setdefault((*context, *text[:-1]), []).append(place)
+        found: dict[int, ContinuationScore] = {}
+        for sequence, places in by_sequence.items():
+            first = min(len(pairs[place][0]) for place in places) - 1
+            log_probs_TV = log_softmax(self.logits(sequence)[first:])
+            for place in places:
+                context, text = pairs[place]
+                wanted = self._codec.vocab.ids(text)
+                start = len(context) - 1 - first
+                rows_TV = log_probs_TV[start : start + len(text)]
+                chosen_T = rows_TV[np.arange(len(wanted)), wanted]
+                is_greedy = bool((rows_TV.argmax(-1) == wanted).all())
+                found[place] = ContinuationScore(float(chosen_T.sum()), len(wanted), is_greedy)
+        return [found[place] for place in range(len(pairs))]
+
     def _score_batch(self, batch: list[list[str]]) -> list[list[float]]:
         """Log-probabilities of all tokens but the first."""
         with ct2_errors():
@@ -190,10 +216,8 @@ class Ct2Generator:
 
     def _log_probs(self, tokens: Sequence[str]) -> list[float]:
         """Log-probability of each token after the first, from the logits."""
-        logits_TV = self.logits(tokens)[:-1].astype(np.float64)
-        logits_TV -= logits_TV.max(-1, keepdims=True)
-        chosen_T = logits_TV[np.arange(len(logits_TV)), self._codec.vocab.ids(tokens[1:])]
-        return list(chosen_T - np.log(np.exp(logits_TV).sum(-1)))
+        log_probs_TV = log_softmax(self.logits(tokens)[:-1])
+        return list(log_probs_TV[np.arange(len(log_probs_TV)), self._codec.vocab.ids(tokens[1:])])
 
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
         """See `Engine.logits`."""
@@ -288,6 +312,13 @@ class Ct2Generator:
                 hint="use the torch engine (a checkpoint instead of the release), or leave the option out",
             )
         log_once("A prompt is longer than sliding_window: CTranslate2 reads the rest of it token by token.")
+
+
+def log_softmax(logits_TV: np.ndarray) -> np.ndarray:
+    """Natural log probabilities in float64."""
+    shifted_TV = logits_TV.astype(np.float64)
+    shifted_TV -= shifted_TV.max(-1, keepdims=True)
+    return shifted_TV - np.log(np.exp(shifted_TV).sum(-1, keepdims=True))
 
 
 def _has_penalties(options: GenerationConfig) -> bool:

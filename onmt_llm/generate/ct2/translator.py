@@ -13,7 +13,7 @@ from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import DataError, UnsupportedError
 from onmt_llm.generate.ct2.decoding import TRANSLATOR_FEATURES, Callback, Ct2Decoding
 from onmt_llm.generate.ct2.model import SCORE_TOKENS, Ct2Model, check_release, ct2_errors
-from onmt_llm.generate.engine import Delta, Hypothesis
+from onmt_llm.generate.engine import ContinuationScore, Delta, Hypothesis, check_continuations
 from onmt_llm.generate.lengths import BatchType, make_batches, max_answer_length
 from onmt_llm.text.features import SEPARATOR, split_features
 
@@ -156,6 +156,17 @@ class Ct2Translator:
             # CTranslate2 scores the end token of every target, even of one without it.
             scores[place] = list(result.log_probs)[: len(known[place]) - 1]
         return scores
+
+    def score_continuations(
+        self, contexts: Sequence[Sequence[str]], continuations: Sequence[Sequence[str]]
+    ) -> list[ContinuationScore]:
+        """See `Engine.score_continuations`.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        check_continuations(self._codec, contexts, continuations)
+        raise AssertionError("a translator is an encoder-decoder")
 
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:
         """See `Engine.logits`.

@@ -16,9 +16,11 @@ import torch
 from onmt_llm.config.generate import ALL_FEATURES, SOURCE_FEATURES, GenerationConfig
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.generate.engine import (
+    ContinuationScore,
     Delta,
     Hypothesis,
     as_paths,
+    check_continuations,
     check_options,
     check_positions,
     check_supported,
@@ -29,6 +31,7 @@ from onmt_llm.generate.search import sampling as search
 from onmt_llm.generate.search.beam import beam_search, coverage_penalty
 from onmt_llm.generate.search.state import Decoding, PromptIds
 from onmt_llm.generate.torch.answers import Answer, finished_answers, stop_detector
+from onmt_llm.generate.torch.continuations import ContinuationScorer
 from onmt_llm.generate.torch.ensemble import Ensemble
 from onmt_llm.generate.torch.lookup import DraftedDecoding, with_lookup
 from onmt_llm.generate.torch.prefill import PromptReader
@@ -191,8 +194,17 @@ class TorchEngine:
             hidden_MBTD = self.ensemble.hidden([ids[place][:-1] for place in batch], given)
             for row, place in enumerate(batch):
                 hidden_MTD = [hidden_BTD[row, : lengths[place]] for hidden_BTD in hidden_MBTD]
-                scores[place] = self.ensemble.token_log_probs(hidden_MTD, ids[place][1:])
+                scores[place] = self.ensemble.token_scores(hidden_MTD, ids[place][1:])[0]
         return scores
+
+    def score_continuations(
+        self, contexts: Sequence[Sequence[str]], continuations: Sequence[Sequence[str]]
+    ) -> list[ContinuationScore]:
+        """See `Engine.score_continuations`."""
+        check_continuations(self._codec, contexts, continuations)
+        self._check_lengths([[*pair[0], *pair[1]] for pair in zip(contexts, continuations, strict=True)])
+        ids = [[self._codec.vocab.ids(tokens) for tokens in texts] for texts in (contexts, continuations)]
+        return ContinuationScorer(self.ensemble, *ids, batch_tokens=_SCORE_TOKENS).score()
 
     @torch.inference_mode()
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:

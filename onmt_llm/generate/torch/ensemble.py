@@ -107,6 +107,24 @@ class Ensemble:
             for model, cache in zip(self._models, caches, strict=True)
         ]
 
+    def continued(self, caches: Sequence[KVCache], known: int, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Hidden states (B, T, D) of each model of decoder-only rows.
+
+        Args:
+            caches: Each model's keys and values of what all rows begin with; unchanged. Empty = rows are whole.
+            known: Tokens of the caches to go on from.
+            rows: The further tokens of each row.
+        """
+        if not caches:
+            return self.hidden(rows, None)
+        result = []
+        for model, cache in zip(self._models, caches, strict=True):
+            ids_BT, _ = pad_right(rows, next(model.parameters()).device)
+            copies = cache.copy(known, capacity=known + ids_BT.shape[1])
+            copies.reorder(torch.zeros(len(rows), dtype=torch.long, device=ids_BT.device))
+            result.append(model.decode(ids_BT, cache=copies))
+        return result
+
     @torch.inference_mode()
     def hidden(self, targets: Sequence[Sequence[int]], sources: Sequence[Sequence[str]] | None) -> list[Tensor]:
         """Hidden states (B, T, D) of each model.
@@ -133,14 +151,16 @@ class Ensemble:
         return combine(logits, average_probabilities=self._average_probabilities)
 
     @torch.inference_mode()
-    def token_log_probs(self, hidden_MTD: Sequence[Tensor], targets: Sequence[int]) -> list[float]:
-        """Natural log of the probability of each target."""
+    def token_scores(self, hidden_MTD: Sequence[Tensor], targets: Sequence[int]) -> tuple[list[float], list[bool]]:
+        """Natural log of the probability of each target, and whether no other token is more likely."""
         result: list[float] = []
+        greedy: list[bool] = []
         for start in range(0, len(targets), _SCORE_ROWS):
             log_probs_TV = self.logits([h_TD[start : start + _SCORE_ROWS] for h_TD in hidden_MTD]).log_softmax(dim=-1)
             wanted = torch.tensor(targets[start : start + _SCORE_ROWS], device=log_probs_TV.device)
             result += log_probs_TV.gather(1, wanted[:, None])[:, 0].tolist()
-        return result
+            greedy += (log_probs_TV.argmax(dim=-1) == wanted).tolist()
+        return result, greedy
 
     def align(
         self,

@@ -16,7 +16,7 @@ from onmt_llm.data.eval_prompts import Prompt
 from onmt_llm.data.transforms.build import undo_all
 from onmt_llm.errors import DataError
 from onmt_llm.generate.engine import Hypothesis
-from onmt_llm.generate.scorers import Scorer
+from onmt_llm.generate.scorers import Scorer, one_line
 from onmt_llm.generate.torch.engine import TorchEngine
 from onmt_llm.log import logger
 from onmt_llm.nn.transformer import Transformer
@@ -68,7 +68,7 @@ class GenerationValidator:
         if skipped:
             logger.info("valid_metrics: %d validation examples are used, %d skipped.", len(prompts), skipped)
         self._prompts = prompts
-        self._references = [_one_line(prompt.reference) for prompt in prompts]
+        self._references = [prompt.reference for prompt in prompts]
         self._scorers = scorers
         self._codec = codec
         self._options = GenerationConfig(beam_size=settings.valid_beam_size, max_length=settings.valid_max_length)
@@ -85,13 +85,13 @@ class GenerationValidator:
         predictions = self._predict(model, precision=precision, world=world)
         if world.is_main and self._folder is not None:
             self._write(self._folder, step, predictions)
-        scores = {scorer.name: scorer.score(predictions, self._references) for scorer in self._scorers}
+        scores = {scorer.name: scorer.of_texts(predictions, self._references) for scorer in self._scorers}
         corpora: dict[str, list[int]] = {}
         for place, prompt in enumerate(self._prompts):
             corpora.setdefault(prompt.corpus, []).append(place)
         for name, places in corpora.items() if len(corpora) > 1 else ():
             said, wanted = ([texts[place] for place in places] for texts in (predictions, self._references))
-            scores |= {f"{name}/{scorer.name}": scorer.score(said, wanted) for scorer in self._scorers}
+            scores |= {f"{name}/{scorer.name}": scorer.of_texts(said, wanted) for scorer in self._scorers}
         return scores
 
     def _predict(self, model: Transformer, *, precision: Precision, world: World) -> list[str]:
@@ -126,7 +126,7 @@ class GenerationValidator:
 
     def _text(self, prompt: Prompt, tokens: Sequence[str]) -> str:
         control = self._codec.tokenizer.control_tokens
-        return _one_line(undo_all(prompt.transforms, [token for token in tokens if token not in control]))
+        return undo_all(prompt.transforms, [token for token in tokens if token not in control]).strip()
 
     def _write(self, folder: Path, step: int, predictions: Sequence[str]) -> None:
         _write_lines(folder / f"preds.valid_step_{step}.txt", predictions)
@@ -134,16 +134,11 @@ class GenerationValidator:
         if self._writes_comparison:
             rows = zip(self._prompts, self._references, predictions, strict=True)
             blocks = [
-                f"SOURCE: {to_line(prompt.text)}\nREF: {reference}\nPRED: {prediction}\n"
+                f"SOURCE: {to_line(prompt.text)}\nREF: {one_line(reference)}\nPRED: {one_line(prediction)}\n"
                 for prompt, reference, prediction in rows
             ]
             write_text(folder / f"debug.valid_step_{step}.txt", "\n".join(blocks))
 
 
-def _one_line(text: str) -> str:
-    """The text as it is scored and written, so that scoring the files gives the same result."""
-    return text.replace("\r", " ").replace("\n", " ").strip()
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def _write_lines(path: Path, texts: Sequence[str]) -> None:
+    write_text(path, "".join(f"{one_line(text)}\n" for text in texts))

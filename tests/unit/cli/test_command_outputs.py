@@ -46,6 +46,8 @@ CASES = {
     "translate": Case("onmt_llm_translate", "-src text -tgt other -phrase_table table -model model", ("output",)),
     "translate-adapter": Case("onmt_llm_translate", "-src text -model adapter", ("output", "log_file")),
     "eval": Case("onmt_llm_eval", "perplexity -src text -tgt other -model model", ("output", "log_file")),
+    "score": Case("onmt_llm_eval", "score -hyp text other -tgt table", ("output", "log_file")),
+    "eval-run": Case("onmt_llm_eval_run", "-config corpus.yaml -train_from model", ("output", "log_file")),
     "convert": Case("onmt_llm_convert", "-model_dir model -vocab_file table -force", (), ("output",)),
     "convert-opennmt": Case("onmt_llm_convert", "-model_dir model -to opennmt -force", ("output",)),
     "convert-hf": Case("onmt_llm_convert", "-model_dir model.pt -to hf -force", (), ("output",)),

@@ -12,7 +12,14 @@ from onmt_llm.errors import ConfigError
 
 NO_NAMES = ["", ".", "..", "...", "a/b", "../../evil", "/", "a/", "a\\b", "a\nb", "x" * 161, "é" * 81]
 NAMES = ["a", ".a", "a.b", "wmt 24", "新闻", "x" * 160]
-WITH_CORPORA = ["onmt_llm_train", "onmt_llm_launch", "onmt_llm_data", "onmt_llm_build_vocab", "release_model"]
+WITH_CORPORA = [
+    "onmt_llm_train",
+    "onmt_llm_launch",
+    "onmt_llm_data",
+    "onmt_llm_build_vocab",
+    "onmt_llm_eval_run",
+    "release_model",
+]
 
 
 def read(command: str, folder: Path, content: object) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from onmt_llm.cli.plot import main as plot
 from onmt_llm.errors import ConfigError
 from onmt_llm.eval.curves import Run, open_runs
 from onmt_llm.eval.plotting import PlotStyle, plot_runs, smoothed
+from onmt_llm.generate.measurements import Measurement, read_measurements, write_measurements
 
 pytest.importorskip("matplotlib")
 
@@ -60,3 +62,27 @@ def test_a_figure_that_no_run_reported_is_refused_with_those_there_are(runs: lis
 )
 def test_a_point_is_the_mean_of_the_reports_up_to_it(window: int, expected: list[float]) -> None:
     assert smoothed([1, 3, 5, 7], window) == expected
+
+
+def test_results_of_checkpoints_mark_the_best_one_by_each_average(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"a": [9, 1, 3, 2], "b": [9, 20, 5, 7], "c": [9, 9, 6, 4]}
+    rows = [
+        Measurement(step, corpus, ppl, 1.0, 10, "0" * 16)
+        for corpus, line in figures.items()
+        for step, ppl in enumerate(line)
+    ]
+    rows += [Measurement(9, "a", 0.5, 1.0, 10, "0" * 16)]  # the others are not measured yet
+    write_measurements(tmp_path / "results.csv", rows)
+    assert read_measurements(tmp_path / "results.csv") == sorted(rows, key=lambda row: (row.step, row.corpus))
+    assert plot([str(tmp_path / "results.csv"), "-output", str(tmp_path / "plot.svg")]) == 0
+    said = capsys.readouterr().out
+    assert "best mean of all corpora: ppl 4.3333 at step 3" in said
+    assert "best median of all corpora: ppl 4.0000 at step 3" in said
+    text = (tmp_path / "plot.svg").read_text()
+    assert all(word in text for word in ("results.csv", "mean of all corpora", "median of all corpora", "perplexity"))
+    (tmp_path / "other.csv").write_text("step,ppl\n1,2\n")
+    assert plot([str(tmp_path / "other.csv"), "-output", str(tmp_path / "plot.png")]) == 3
+    assert "must be a CSV file with the columns step, corpus, ppl" in capsys.readouterr().err
+    assert plot([str(tmp_path / "results.csv"), "run", "-output", str(tmp_path / "plot.png")]) == 2
