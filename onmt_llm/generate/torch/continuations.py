@@ -27,8 +27,8 @@ _WORTH = 64
 """Tokens that a common beginning must save for a cache of its own."""
 _CACHE_BYTES = 1 << 28
 """Bytes of the copies of a beginning's keys and values in one batch."""
-Ids = tuple[int, ...]
-_Batch = tuple[int, Sequence[Ids], list[Tensor]]
+TokenIds = tuple[int, ...]
+_Batch = tuple[int, Sequence[TokenIds], list[Tensor]]
 """Tokens that were known, whole sequences, and each model's hidden states (B, T, D) of the other tokens."""
 
 
@@ -38,7 +38,7 @@ class _Request:
 
     place: int
     start: int
-    targets: Ids
+    targets: TokenIds
 
 
 class ContinuationScorer:
@@ -62,7 +62,7 @@ class ContinuationScorer:
         self._ensemble = ensemble
         self._batch_tokens = batch_tokens
         self._count = len(contexts)
-        self._requests: dict[Ids, list[_Request]] = {}
+        self._requests: dict[TokenIds, list[_Request]] = {}
         for place, (context, targets) in enumerate(zip(contexts, continuations, strict=True)):
             request = _Request(place, len(context) - 1, tuple(targets))
             self._requests.setdefault((*context, *targets[:-1]), []).append(request)
@@ -78,9 +78,9 @@ class ContinuationScorer:
             found |= self._scores(known, [self._requests[row] for row in rows], hidden_MBTD)
         return [found[place] for place in range(self._count)]
 
-    def _walk(self, rows: Sequence[Ids], known: int, caches: Sequence[KVCache]) -> Iterator[_Batch]:
+    def _walk(self, rows: Sequence[TokenIds], known: int, caches: Sequence[KVCache]) -> Iterator[_Batch]:
         """Hidden states of sorted sequences whose first `known` tokens are in `caches`."""
-        alone: list[Ids] = []
+        alone: list[TokenIds] = []
         groups = [(rows, known)]
         while groups:
             group, depth = groups.pop()
@@ -94,19 +94,19 @@ class ContinuationScorer:
                     alone += part
         yield from self._batches(alone, known, caches)
 
-    def _common(self, rows: Sequence[Ids]) -> int:
+    def _common(self, rows: Sequence[TokenIds]) -> int:
         """Tokens with which sorted sequences begin, up to the last one of the shortest context, which is to be read."""
         least = min(request.start for row in rows for request in self._requests[row])
         return min(common_length(rows[0], rows[-1]), least)
 
-    def _extended(self, caches: Sequence[KVCache], known: int, ids: Ids) -> list[KVCache]:
+    def _extended(self, caches: Sequence[KVCache], known: int, ids: TokenIds) -> list[KVCache]:
         """New caches of `ids`, of which the first `known` tokens are in `caches`."""
         longer = [cache.copy(known, capacity=len(ids)) for cache in caches]
         longer = longer or self._ensemble.empty_caches(capacity=len(ids))
         self._ensemble.extend(longer, ids[known:])
         return longer
 
-    def _batches(self, rows: Sequence[Ids], known: int, caches: Sequence[KVCache]) -> Iterator[_Batch]:
+    def _batches(self, rows: Sequence[TokenIds], known: int, caches: Sequence[KVCache]) -> Iterator[_Batch]:
         """Hidden states of sequences after the first `known` tokens, batch by batch."""
         lengths = [len(row) - known for row in rows]
         for batch in make_batches(lengths, batch_size=self._batch_tokens, batch_type="tokens"):
@@ -141,7 +141,7 @@ class ContinuationScorer:
         return found
 
 
-def _parts(rows: Sequence[Ids], depth: int) -> Iterator[list[Ids]]:
+def _parts(rows: Sequence[TokenIds], depth: int) -> Iterator[list[TokenIds]]:
     """Sorted sequences that agree in their first `depth` tokens, divided by the next one."""
     for _, part in groupby(rows, key=lambda row: row[depth : depth + 1]):
         yield list(part)
