@@ -129,13 +129,15 @@ COMMANDS = {
     ),
     "onmt_llm_checkpoint": Command(
         "checkpoint",
-        "Inspect, verify and average checkpoints.",
-        "info | verify | extract_vocabulary | extract_embeddings | average ... [-OPTION VALUE ...]",
+        "Inspect, verify, average and consolidate checkpoints.",
+        "info | verify | seal | extract_vocabulary | extract_embeddings | average | consolidate | export ... "
+        "[-OPTION VALUE ...]",
         (),
         (
             ("info -model run/m_step_1000", "describe it"),
             ("verify -model run/m_step_1000", "check that it is unchanged since it was written"),
             ("average -models run/m_step_900 run/m_step_1000 -output mean", "average several checkpoints"),
+            ("export -model run/m_step_1000 -output model", "put the parts of several processes together"),
         ),
     ),
     "onmt_llm_hub": Command(

@@ -46,6 +46,19 @@ class OnmtLlmError(Exception):
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
 
 
+class LostProcessError(OnmtLlmError):
+    """Another process of a training run has died.
+
+    Args:
+        message, hint: As those of `OnmtLlmError`.
+        said: Another process says it already, so this one needs not.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, said: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.said = said
+
+
 class ConfigError(OnmtLlmError):
     """The configuration or the command line is wrong.
 

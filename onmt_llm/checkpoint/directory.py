@@ -31,6 +31,8 @@ MANIFEST_VERSION = 2
 TENSOR_SUFFIX = ".safetensors"
 STATE_PREFIX = "train_state/"
 """Files of the training state, which are read only to resume a run."""
+OPTIMIZER_FILE = "optimizer.safetensors"
+"""File of the training state with the optimiser's tensors."""
 
 CT2_MODEL_FILE = "model.bin"
 FIRST_FORMAT_WITH_MANIFEST = 2
@@ -38,7 +40,7 @@ FIRST_FORMAT_WITH_MANIFEST = 2
 
 _IS_READ = re.compile(
     r"config\.(yaml|json)|.*\.safetensors(\.index\.json)?|((src|src_feat\d+)_)?vocab\.txt|tokenizer\..+|"
-    r".*\.jinja|model\.bin|.*vocabulary\w*\.(json|txt)|train_state/.+"
+    r".*\.jinja|shards/.+\.safetensors|model\.bin|.*vocabulary\w*\.(json|txt)|train_state/.+"
 )
 _MOST_SHOWN = 5
 _ignoring = False
@@ -158,17 +160,21 @@ class Manifest:
         return {name.removeprefix(prefix): entry for name, entry in self.files.items() if name.startswith(prefix)}
 
 
-def manifest_text(directory: Path, *, fingerprint: str | None = None) -> str:
-    """The content of `manifest.json` for all files below `directory`; reads all of them.
+def manifest_text(
+    directory: Path, *, fingerprint: str | None = None, known: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """The content of `manifest.json` for all files below `directory`; reads all of them that are not known.
 
     Args:
         directory: The checkpoint, adapter or release.
         fingerprint: `Checkpoint.fingerprint`, if known.
+        known: The `file_record` of files that other processes have written, by relative path.
     """
+    known = known or {}
     content: dict[str, Any] = {
         "version": MANIFEST_VERSION,
         "fingerprint": fingerprint,
-        "files": {name: _record(directory / name) for name in _names(directory)},
+        "files": {name: known.get(name) or file_record(directory / name) for name in _names(directory)},
     }
     content["checksum"] = _checksum(content)
     return json.dumps(content, indent=1)
@@ -298,7 +304,8 @@ def _names(directory: Path) -> list[str]:
     return [path for path in paths if path != MANIFEST_FILE and not PurePosixPath(path).name.startswith(".")]
 
 
-def _record(path: Path) -> dict[str, Any]:
+def file_record(path: Path) -> dict[str, Any]:
+    """Size and checksums of a file, as a manifest has them."""
     record: dict[str, Any] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
     if path.suffix == TENSOR_SUFFIX:
         with contextlib.suppress(

@@ -1,7 +1,8 @@
 """The checkpoint directory: `Checkpoint` reads it lazily, `CheckpointWriter` writes it completely or not at all.
 
 config.yaml                       `CheckpointConfig`
-model.safetensors                 weights, or model-00001-of-00003.safetensors ... with model.safetensors.index.json
+model.safetensors                 weights, or model-00001-of-00003.safetensors ... with model.safetensors.index.json,
+                                  or shards/, with the parts of them that each process of a run held
 adapter.safetensors               LoRA weights; alone (an adapter) or beside the weights of its base (a concatenation);
                                   or the twins of blocks (an expansion), alone
 vocab.txt, tokenizer files, chat_template.jinja
@@ -15,7 +16,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -24,7 +25,6 @@ from onmt_llm.checkpoint.directory import (
     MANIFEST_FILE,
     STATE_PREFIX,
     TENSOR_SUFFIX,
-    FileEntry,
     Manifest,
     find_damage,
     manifest_text,
@@ -44,6 +44,7 @@ from onmt_llm.checkpoint.files.safetensors import (
     open_index,
     tensor_digest,
 )
+from onmt_llm.checkpoint.files.shards import SHARDS_DIRECTORY, open_shards
 from onmt_llm.checkpoint.progress import TensorProgress
 from onmt_llm.checksums import tensor_prefix
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, config_text, is_own_file, read_config
@@ -121,7 +122,7 @@ class Checkpoint:
     @classmethod
     def _with(cls, directory: Path, config: CheckpointConfig, manifest: Manifest | None) -> Checkpoint:
         listed = None if manifest is None else manifest.files
-        weights = _weight_files(directory, listed)
+        weights = _weight_files(directory, manifest)
         has_adapter = (directory / ADAPTER_FILE).exists()
         adapter = SafetensorsSet(directory, [ADAPTER_FILE], listed=listed) if has_adapter else None
         if weights is None and adapter is None:
@@ -257,13 +258,14 @@ def _check_complete(manifest: Manifest) -> None:
     refuse_damage(manifest.directory, [f"{name} is missing" for name in missing])
 
 
-def _weight_files(directory: Path, listed: Mapping[str, FileEntry] | None) -> SafetensorsSet | None:
-    """The model's own weights: one file, or the shards that the index names."""
+def _weight_files(directory: Path, manifest: Manifest | None) -> TensorReader | None:
+    """The model's own weights: one file, the shards that the index names, or the parts of several processes."""
+    if (directory / SHARDS_DIRECTORY).is_dir():
+        return open_shards(directory, manifest)
+    listed = None if manifest is None else manifest.files
     if (directory / INDEX_FILE).exists():
         return open_index(directory / INDEX_FILE, listed=listed)
-    if (directory / WEIGHTS_FILE).exists():
-        return SafetensorsSet(directory, [WEIGHTS_FILE], listed=listed)
-    return None
+    return SafetensorsSet(directory, [WEIGHTS_FILE], listed=listed) if (directory / WEIGHTS_FILE).exists() else None
 
 
 def _identity(digests: dict[str, str], names: list[str]) -> str:
@@ -319,6 +321,7 @@ class CheckpointWriter:
         self._weights = ShardedWriter(self.directory, shard_size)
         self._adapter: SafetensorsWriter | None = None
         self._digests: dict[str, str] = {}
+        self._shards: dict[str, Mapping[str, Any]] = {}
 
     def __enter__(self) -> CheckpointWriter:
         self._output.__enter__()
@@ -376,13 +379,18 @@ class CheckpointWriter:
         """Write a UTF-8 text file beside the weights."""
         self._output.add_text(name, text)
 
+    def add_shards(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add the `file_record`, by path, of files with the weights that processes have written into `directory`."""
+        self._shards.update(records)
+
     def _finish(self) -> None:
         if self._adapter:
             self._adapter.close()
         names = self._weights.close() or list(self._digests)
         self._output.add_text(CONFIG_FILE, config_text(self.config))
+        identity = _identity(self._digests, names) if names else None  # parts have none until somebody asks for it
         with self._output.translated_errors():
-            manifest = manifest_text(self.directory, fingerprint=_identity(self._digests, names))
+            manifest = manifest_text(self.directory, fingerprint=identity, known=self._shards)
         self._output.add_text(MANIFEST_FILE, manifest)
 
 

@@ -1,4 +1,4 @@
-"""`onmt_llm_checkpoint info | verify | seal | extract_vocabulary | extract_embeddings | average`."""
+"""`onmt_llm_checkpoint`: inspect, verify, seal, average and consolidate checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from onmt_llm.errors import CheckpointError, Problem
 USAGE = (
     "onmt_llm_checkpoint info -model CHECKPOINT | verify -model CHECKPOINT | seal -model CHECKPOINT | "
     "extract_vocabulary -model CHECKPOINT -out_file FILE -side src | "
-    "extract_embeddings -model CHECKPOINT -out_file FILE -side src | average -models CHECKPOINT CHECKPOINT -output NEW"
+    "extract_embeddings -model CHECKPOINT -out_file FILE -side src | "
+    "average -models CHECKPOINT CHECKPOINT -output NEW | "
+    "consolidate -model CHECKPOINT -output NEW | export -model CHECKPOINT -output NEW"
 )
 
 
@@ -50,6 +52,8 @@ _NEEDS = {
     "extract_vocabulary": ("model", "out_file"),
     "extract_embeddings": ("model", "out_file"),
     "average": ("models", "output"),
+    "consolidate": ("model", "output"),
+    "export": ("model", "output"),
 }
 
 
@@ -158,6 +162,19 @@ def _average(loaded: Loaded[Any]) -> int:
     return 0
 
 
+def _consolidate(loaded: Loaded[Any], *, state: bool = True) -> int:
+    model, output = required(loaded, "checkpoint", "model", USAGE), required(loaded, "checkpoint", "output", USAGE)
+    from onmt_llm.checkpoint.consolidate import consolidate
+
+    count = consolidate(model, output, state=state, overwrite=loaded.job.checkpoint.force)
+    print(f"{count} whole tensors written to {output}, {'with' if state else 'without'} the training state")
+    return 0
+
+
+def _export(loaded: Loaded[Any]) -> int:
+    return _consolidate(loaded, state=False)
+
+
 ACTIONS = {
     "info": _info,
     "verify": _verify,
@@ -165,6 +182,8 @@ ACTIONS = {
     "extract_vocabulary": _extract_vocabulary,
     "extract_embeddings": _extract_embeddings,
     "average": _average,
+    "consolidate": _consolidate,
+    "export": _export,
 }
 
 

@@ -19,7 +19,7 @@ from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.outputs import Output, Paths, output_problems
 from onmt_llm.config.loading.load import Checks, Loaded
 from onmt_llm.config.loading.render import print_config
-from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError, Problem, raise_problems
+from onmt_llm.errors import CheckpointError, ConfigError, LostProcessError, OnmtLlmError, Problem, raise_problems
 from onmt_llm.log import logger, setup_logging
 
 T = TypeVar("T")
@@ -53,7 +53,8 @@ def run(work: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
         sys.stdout.flush()
         return code
     except OnmtLlmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not (isinstance(error, LostProcessError) and error.said):
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

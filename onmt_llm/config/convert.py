@@ -101,15 +101,16 @@ class CheckpointOptions(Section):
     models: list[str] = []
     """`average`: checkpoints of one model to average."""
     output: str | None = None
-    """`average`: checkpoint directory to write."""
+    """`average`, `consolidate`, `export`: checkpoint directory to write."""
     fp32: bool = False
     """`average`: store the mean in float32, whatever the type of the models."""
     force: bool = False
-    """`average`: replace an existing output."""
+    """`average`, `consolidate`, `export`: replace an existing output."""
 
 
 class CheckpointToolConfig(Section):
-    """Inspect a checkpoint (`info`, `verify`, `extract_vocabulary`, `extract_embeddings`), `seal` or `average` it."""
+    """Inspect a checkpoint (`info`, `verify`, `extract_vocabulary`, `extract_embeddings`), `seal` or `average` it;
+    `consolidate` the parts that several processes have written, or `export` them without the training state."""
 
     checkpoint: CheckpointOptions = CheckpointOptions()
     integrity: IntegrityConfig = IntegrityConfig()

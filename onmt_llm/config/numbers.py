@@ -6,6 +6,7 @@ of the type. For other bounds, write the field's own type: `Annotated[int, Field
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field
@@ -63,3 +64,18 @@ Real = Annotated[float, Field(ge=-1e9, le=1e9)]
 """Any number, of either sign."""
 Score = Annotated[float, Field(ge=-1e300, le=1e300)]
 """The result of a metric: any finite number."""
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def size_in_bytes(size: str | int) -> int:
+    """Bytes in "5GB", "200MB", "1.5GiB" or a plain number.
+
+    Raises:
+        ValueError: It is none of these, or zero.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
+        raise ValueError(f"must be a size such as 5GB or 200MB, but is '{size}'")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -27,7 +27,7 @@ from onmt_llm.config.learning import (
     ValidationConfig,
 )
 from onmt_llm.config.model import ModelConfig, Task
-from onmt_llm.config.numbers import INT32, Count, CountOrAll, CountOrZero, Positive, Seed, WorkersOrZero
+from onmt_llm.config.numbers import INT32, Count, CountOrAll, CountOrZero, Positive, Seed, WorkersOrZero, size_in_bytes
 from onmt_llm.config.section import Section
 from onmt_llm.config.task import TaskDecision, decide_task, with_defaults
 from onmt_llm.output_checks import name_problem
@@ -164,6 +164,12 @@ class SafetyConfig(Section):
 
     save_async: bool = True
     """Copy the state to main memory and write it in the background; without memory for the copy, training waits."""
+    checkpoint_shards: Literal["auto", "off", "on"] = "auto"
+    """With divided weights (`shard`): `on` = each process writes the part of a checkpoint that it holds; `off` = the
+    main process collects all of it in its memory and writes it; `auto` = `on` if the weights take more than
+    `checkpoint_shards_above`. Adapters are always collected."""
+    checkpoint_shards_above: str = "10GB"
+    """`checkpoint_shards: auto`: size of the weights above which each process writes its own part."""
     save_best: bool = False
     """Save a checkpoint after each validation that is the best so far (by `early_stopping_criteria`), and never delete
     the best one."""
@@ -176,6 +182,12 @@ class SafetyConfig(Section):
     spike_window: Annotated[int, Field(ge=10, le=INT32)] = 100
     """Number of preceding steps that a loss is compared with; detection starts after half as many."""
 
+    @field_validator("checkpoint_shards_above")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        size_in_bytes(value)
+        return value
+
     @field_validator("max_time", mode="before")
     @classmethod
     def _time(cls, value: Any) -> Any:
@@ -184,6 +196,11 @@ class SafetyConfig(Section):
         text = str(value)
         seconds(text)
         return text
+
+    @property
+    def whole_bytes(self) -> int:
+        """`checkpoint_shards_above` in bytes."""
+        return size_in_bytes(self.checkpoint_shards_above)
 
     @property
     def max_seconds(self) -> float | None:

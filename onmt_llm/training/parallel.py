@@ -8,6 +8,7 @@ same number of forward and backward passes, which `in_step` sees to.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, cast
 
@@ -74,6 +75,30 @@ def release(trainee: Trainee) -> None:
     """After forward passes without a backward pass: give up the weights that were gathered for it."""
     if trainee.is_sharded:
         cast(Any, trainee).reshard()
+
+
+@contextmanager
+def whole_weights(trainee: Trainee) -> Iterator[None]:
+    """A context in which each rank holds all weights, and runs the model as often as it likes; nothing is trained.
+
+    The beginning communicates, what follows does not.
+    """
+    if not trainee.is_sharded:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    blocks, unit = [part for part in trainee.model.modules() if isinstance(part, FSDPModule)], cast(Any, trainee)
+    unit.set_reshard_after_forward(False)
+    for part in (unit, *blocks):
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in (unit, *blocks):
+            part.reshard()
+        for block in blocks:
+            block.set_reshard_after_forward(True, recurse=False)
 
 
 def in_step(batches: Iterable[Batch], world: World, *, sharded: bool) -> Iterator[tuple[Batch, bool]]:

@@ -2,6 +2,7 @@
 
     train_state/state.json               step, settings, best perplexity; RNG and data position of each rank
     train_state/optimizer.safetensors    the optimiser's tensors, named `<parameter>/<slot>`
+    train_state/shards/                  or the parts of them that each process held
 
 Both are plain data. They are written inside the checkpoint's temporary directory, so weights and state appear together
 or not at all.
@@ -12,24 +13,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from onmt_llm.checkpoint.directory import read_manifest, refuse_damage
+from onmt_llm.checkpoint.directory import OPTIMIZER_FILE, STATE_PREFIX, read_manifest, refuse_damage
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet, SafetensorsWriter
+from onmt_llm.checkpoint.files.shards import SHARDS_DIRECTORY, TensorPart, open_shards
+from onmt_llm.checkpoint.store import TensorReader
 from onmt_llm.errors import CheckpointError
-from onmt_llm.training.process.shards import divided_like, gathered
+from onmt_llm.training.process.shards import gathered, read_like
 from onmt_llm.training.run_folder import STATE_DIRECTORY, STATE_FILE
 
-OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_VERSION = 2
 GROUP_STEP = "group_step"
 """Slot for the step count of the parameter's group."""
+
+Collect = Callable[[Iterable[tuple[str, Any]]], Iterator[tuple[str, Any]]]
 
 
 @dataclass
@@ -74,11 +78,11 @@ class TrainingState:
     """Content of a `train_state` folder to write.
 
     Attributes:
-        tensors: Tensors of the optimiser, by `<parameter>/<slot>`.
+        tensors: The optimiser's tensors, whole or this rank's parts of them, by `<parameter>/<slot>`.
         json_text: Content of `state.json`.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, TensorPart]
     json_text: str
 
 
@@ -107,18 +111,22 @@ class SavedState:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def collect_state(model: nn.Module, optimizer: Optimizer, run: SavedState, *, keep: bool = True) -> TrainingState:
-    """The training state as it is now; its tensors are the optimiser's own, not copies, unless they are sharded.
+def collect_state(
+    model: nn.Module, optimizer: Optimizer, run: SavedState, *, collect: Collect = gathered
+) -> TrainingState:
+    """The training state as it is now; its tensors are the optimiser's own, not copies, unless divided ones are
+    gathered.
 
     Args:
         model: Gives the optimiser's parameters their names.
         optimizer: The optimiser.
         run: Everything but the optimiser's state.
-        keep: See `gathered`.
+        collect: `gathered`, or `own_parts` to collect only what this rank writes of divided tensors.
     """
     # Sorted, since a resumed run has another order: equal states must make equal files.
-    slots = dict(gathered(sorted(_slots(model, optimizer), key=lambda slot: slot[0]), keep=keep))
-    tensors = {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
+    found = sorted(_slots(model, optimizer), key=lambda slot: slot[0])
+    slots = dict(collect(found))
+    tensors = {slot: value for slot, value in slots.items() if isinstance(value, TensorPart)}
     progress = run.progress
     record = {
         "version": STATE_VERSION,
@@ -137,13 +145,17 @@ def collect_state(model: nn.Module, optimizer: Optimizer, run: SavedState, *, ke
     return TrainingState(tensors, json.dumps(record))
 
 
-def write_state(directory: Path, state: TrainingState) -> None:
-    """Write `state` into `directory`, which is created; tensors one at a time."""
+def write_state_text(directory: Path, state: TrainingState) -> None:
+    """Write everything but the tensors into `directory`, which is created."""
     directory.mkdir()
-    with SafetensorsWriter(directory / OPTIMIZER_FILE) as writer:
-        for slot, tensor in state.tensors.items():
-            writer.add(slot, tensor)
     (directory / STATE_FILE).write_text(state.json_text, encoding="utf-8")
+
+
+def write_optimizer(directory: Path, state: TrainingState) -> None:
+    """Write the tensors, one at a time, into `directory`."""
+    with SafetensorsWriter(directory / OPTIMIZER_FILE) as writer:
+        for slot, part in state.tensors.items():
+            writer.add(slot, part.tensor)
 
 
 def read_state(checkpoint: Path) -> SavedState | None:
@@ -196,8 +208,11 @@ def load_optimizer(saved: SavedState, model: nn.Module, optimizer: Optimizer) ->
         CheckpointError: It belongs to other parameters than those trained now.
     """
     manifest = read_manifest(saved.directory.parent)
-    listed = None if manifest is None else manifest.files_below(STATE_DIRECTORY)
-    tensors = SafetensorsSet(saved.directory, [OPTIMIZER_FILE], listed=listed)
+    if (saved.directory / SHARDS_DIRECTORY).is_dir():
+        tensors: TensorReader = open_shards(saved.directory.parent, manifest, below=STATE_PREFIX)
+    else:
+        listed = None if manifest is None else manifest.files_below(STATE_DIRECTORY)
+        tensors = SafetensorsSet(saved.directory, [OPTIMIZER_FILE], listed=listed)
     slots = [*tensors.names(), *saved.values]
     names = _parameter_names(model, optimizer)
     known = {slot.partition("/")[0] for slot in slots}
@@ -215,8 +230,7 @@ def load_optimizer(saved: SavedState, model: nn.Module, optimizer: Optimizer) ->
         place = state.setdefault(index[name], {})
         for part in path[:-1]:
             place = place.setdefault(part, {})
-        value = tensors.tensor(slot) if slot in tensors else saved.values[slot]
-        place[path[-1]] = divided_like(parameters[name], value) if isinstance(value, Tensor) else value
+        place[path[-1]] = read_like(parameters[name], tensors, slot) if slot in tensors else saved.values[slot]
     steps = {number: slots.pop(GROUP_STEP) for number, slots in state.items() if GROUP_STEP in slots}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     for group, numbers in zip(optimizer.param_groups, _group_numbers(optimizer), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import torch
 
 from onmt_llm.config.train import TrainConfig
-from onmt_llm.errors import OnmtLlmError
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.training.checkpointing.resume import is_done
 from onmt_llm.training.checkpointing.train_from import (
@@ -21,8 +19,9 @@ from onmt_llm.training.checkpointing.train_from import (
 )
 from onmt_llm.training.checks import check_in_backward, check_sharding
 from onmt_llm.training.metrics.sinks import check_trackers
-from onmt_llm.training.process.dist import World, open_world
+from onmt_llm.training.process.dist import World, is_lost_process, open_world
 from onmt_llm.training.process.host_memory import limit_onednn_cache
+from onmt_llm.training.process.pulse import lost_process
 from onmt_llm.training.result import RunStatus, TrainResult
 from onmt_llm.training.run.attempt import Rollback, RunEnvironment, run_attempt
 from onmt_llm.training.run_folder import check_checkpoint_paths, run_lock
@@ -30,9 +29,6 @@ from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import sample
 from onmt_llm.training.setup.run_setup import RunSetup, open_run_setup
 from onmt_llm.training.setup.start import open_start
-
-_LOST_PROCESS = re.compile("[Cc]onnection (closed|reset) by|Broken pipe|remote process exited|communicator was aborted")
-"""The messages of gloo and NCCL for a process that has ended."""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -64,11 +60,8 @@ def train(config: TrainConfig) -> TrainResult:
             config = _resolved_on_all_ranks(config, world)
             return _train_until_done(config, RunEnvironment(world, deadline, lock))
     except RuntimeError as error:
-        if world.size > 1 and _LOST_PROCESS.search(str(error)):
-            raise OnmtLlmError(
-                f"All {world.size} processes must go on to the end, but process {world.rank} has lost another one.",
-                hint="the message of the process that ended first says why; resume with -train_from auto",
-            ) from error
+        if world.size > 1 and is_lost_process(error):
+            raise lost_process(world) from error
         raise
     finally:
         world.close()

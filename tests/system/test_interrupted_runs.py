@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,91 @@ def test_twenty_five_kills(runs: Runs, save_async: bool) -> None:
     reached = rehearse(runs, killed, kills=25, **options)
     assert len(set(reached)) > 10 and reached[-1] < steps, reached
     assert content(killed, steps) == content(whole, steps)
+
+
+def ranks_of(torchrun: int) -> dict[int, int]:
+    """The processes that torchrun has started, by rank."""
+    found = {}
+    for process in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            found |= {int(line[5:]): int(process) for line in lines if line.startswith(b"RANK=")}
+    return found
+
+
+@contextlib.contextmanager
+def torchrun(runs: Runs, prefix: Path, *, restarts: int = 0, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A run on two ranks, which adds to `ranks.log`."""
+    file = runs.folder / "ranks.yaml"
+    file.write_text(yaml.safe_dump({**runs._options(), "save_model": str(prefix), "shard": "full", **options}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["--max-restarts", str(restarts), "-m", "onmt_llm.cli.train", "-config", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(runs.folder / "ranks.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def weights(prefix: Path, step: int) -> dict[str, bytes]:
+    """The files with tensors of a checkpoint and of the averages beside it."""
+    last = Path(f"{prefix}_step_{step}")
+    files = [file for folder in (last, last.with_name(f"{last.name}_ema")) for file in folder.rglob("*.safetensors")]
+    return {str(file.relative_to(prefix.parent)): file.read_bytes() for file in files}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("shards", ["off", "on"])
+def test_ranks_that_are_killed_are_named_and_the_run_goes_on_by_itself(runs: Runs, shards: str) -> None:
+    options, kills, rng = {"checkpoint_shards": shards, "keep_checkpoint": 4}, 5, random.Random(1)
+    whole, killed = (runs.folder / f"{name}_{shards}/toy" for name in ("ranks", "killed_ranks"))
+    with torchrun(runs, whole, **options) as process:
+        assert process.wait() == 0
+    with torchrun(runs, killed, restarts=kills, **options) as process:
+        for _ in range(kills):
+            goal = max(checkpoints(str(killed)), default=0) + SAVE_EVERY * rng.randint(1, 3)
+            wait_for(process, lambda goal=goal: max(checkpoints(str(killed)), default=0) >= goal)
+            time.sleep(rng.uniform(0, 0.2))
+            os.kill(ranks_of(process.pid)[rng.randrange(2)], signal.SIGKILL)
+        assert process.wait() == 0
+    log = (runs.folder / "ranks.log").read_text()
+    assert len(re.findall(r"rank [01] \(host .*, process \d+\) died in step \d+\.", log)) == kills
+    assert "Traceback" not in log
+    assert check_complete(killed) == [STEPS - 3 * SAVE_EVERY, STEPS - 2 * SAVE_EVERY, STEPS - SAVE_EVERY, STEPS]
+    assert not [path for path in killed.parent.iterdir() if path.name.startswith(".")]
+    assert weights(killed, STEPS) == weights(whole, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ranks_with_divided_weights_obey_signals(runs: Runs) -> None:
+    options = {"checkpoint_shards": "on", "train_steps": 200, "save_checkpoint_steps": 200}
+    whole, told = (runs.folder / f"{name}/toy" for name in ("obedient", "told_ranks"))
+    with torchrun(runs, whole, **options) as process:
+        assert process.wait() == 0
+    with torchrun(runs, told, **options) as process:
+        rows = Path(f"{told}_metrics.jsonl")
+        wait_for(process, lambda: rows.is_file() and bool(rows.read_text()))
+        os.kill(ranks_of(process.pid)[1], signal.SIGUSR1)
+        wait_for(process, lambda: len(checkpoints(str(told))) == 1)
+        process.terminate()
+        assert process.wait() != 0
+    assert re.search("Stopped by (SIGTERM|another process) after step", (runs.folder / "ranks.log").read_text())
+    saved, stopped = check_complete(told)
+    assert saved < stopped < 200
+    with torchrun(runs, told, **options) as process:
+        assert process.wait() == 0
+    assert weights(told, 200) == weights(whole, 200)
 
 
 def test_a_run_that_is_told_to_stop_says_where_and_goes_on(runs: Runs, undisturbed: Path) -> None:

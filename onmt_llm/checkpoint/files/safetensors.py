@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from onmt_llm.checkpoint.directory import FileEntry, file_problems, refuse_damag
 from onmt_llm.checkpoint.files.blocks import nbytes, row_blocks, tensor_bytes
 from onmt_llm.checkpoint.files.lfs import refuse_pointer
 from onmt_llm.checksums import fast_digest, fast_hash, safetensors_header, tensor_prefix
+from onmt_llm.config.numbers import size_in_bytes
 from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
 
 DTYPE_NAMES = {
@@ -81,6 +81,9 @@ class SafetensorsSet:
         files: Names of the files in `directory`.
         listed: The manifest's entries; None = no manifest, as for files of other programs.
 
+    Attributes:
+        metadata: The metadata of the files, by key.
+
     Raises:
         CheckpointError: A file is missing or damaged, or two files have a tensor of the same name.
     """
@@ -88,6 +91,7 @@ class SafetensorsSet:
     def __init__(self, directory: Path, files: Iterable[str], *, listed: Mapping[str, FileEntry] | None = None) -> None:
         self.directory = directory
         self.files = sorted(set(files))
+        self.metadata: dict[str, str] = {}
         self._headers: dict[str, _Place] = {}
         self._digests: dict[str, str] = {}
         for file in self.files:
@@ -126,7 +130,9 @@ class SafetensorsSet:
                 f"{path} is not a readable safetensors file ({error}).",
                 hint="it is damaged or incomplete: copy it again",
             ) from error
-        for name, info in json.loads(header[8:]).items():
+        content = json.loads(header[8:])
+        self.metadata.update(content.get("__metadata__") or {})
+        for name, info in content.items():
             if name in self._headers:
                 raise CheckpointError(
                     f"Tensor '{name}' is both in {self._headers[name].file} and in {file} ({path.parent})."
@@ -205,13 +211,15 @@ class SafetensorsWriter:
     Args:
         path: The file; must not exist.
         header_room: Bytes reserved for length and header; a multiple of 8.
+        metadata: Texts for the header, by key.
     """
 
-    def __init__(self, path: Path, *, header_room: int = 1 << 16) -> None:
+    def __init__(self, path: Path, *, header_room: int = 1 << 16, metadata: Mapping[str, str] | None = None) -> None:
         self.path = path
         self.nbytes = 0
         self._end = 0
         self.header: dict[str, dict[str, object]] = {}
+        self._metadata = {"format": "pt", **(metadata or {})}
         self._room = header_room
         self._file = open(path, "xb")  # noqa: SIM115 (closed by close())
         self._file.seek(header_room)
@@ -253,7 +261,7 @@ class SafetensorsWriter:
     def close(self) -> None:
         """Write the header and flush the file to disk."""
         assert self.nbytes == self._end, "the last tensor must be complete"
-        header = json.dumps({"__metadata__": {"format": "pt"}, **self.header}, separators=(",", ":")).encode()
+        header = json.dumps({"__metadata__": self._metadata, **self.header}, separators=(",", ":")).encode()
         if len(header) + 8 <= self._room:
             self._file.truncate(self._room + self.nbytes)
             self._file.seek(0)
@@ -367,18 +375,7 @@ def parse_size(size: str | int) -> int:
     Raises:
         ConfigError: It is none of these, or zero.
     """
-    units = {
-        "": 1,
-        "B": 1,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "TB": 10**12,
-        "KIB": 2**10,
-        "MIB": 2**20,
-        "GIB": 2**30,
-    }
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if match is None or match[2].upper() not in units or float(match[1]) == 0:
-        raise ConfigError(f"shard_size must be a size such as 5GB or 200MB, but is '{size}'.")
-    return int(float(match[1]) * units[match[2].upper()])
+    try:
+        return size_in_bytes(size)
+    except ValueError as error:
+        raise ConfigError(f"shard_size {error}.") from error

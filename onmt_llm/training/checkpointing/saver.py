@@ -1,13 +1,17 @@
 """`CheckpointSaver`: write weights or adapter, tokeniser files and training state, all at once or not at all.
 
 The state is copied while the loop waits, and written by a thread while training continues; one checkpoint at a time.
+If weights are divided among the ranks, the main process collects and writes them, or, in a large checkpoint, each rank
+writes its own part of them.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,25 +19,32 @@ from typing import Any
 from torch import Tensor
 
 from onmt_llm.atomic import write_failed
+from onmt_llm.checkpoint.files.shards import TensorPart
 from onmt_llm.checkpoint.provenance import PROVENANCE_FILE, provenance_text
 from onmt_llm.checkpoint.store import CheckpointWriter
-from onmt_llm.config.checkpoint import AdapterSpec, CheckpointConfig, ExpansionSpec
 from onmt_llm.data.pipeline import Pipeline
 from onmt_llm.errors import CheckpointError
 from onmt_llm.log import logger
-from onmt_llm.nn.block_expansion import twin_state
-from onmt_llm.nn.lora.model import lora_state
 from onmt_llm.output_checks import check_space
-from onmt_llm.text.codec import FEATURE_VOCAB_FILE, SRC_VOCAB_FILE, VOCAB_FILE
 from onmt_llm.training.checkpointing.background import BackgroundTask, copy_fits
+from onmt_llm.training.checkpointing.content import saved_config, saved_tensors, write_text_side
 from onmt_llm.training.checkpointing.provenance import RunHistory
 from onmt_llm.training.checkpointing.resume import run_options
+from onmt_llm.training.checkpointing.shared_writer import write_together
 from onmt_llm.training.components import TrainingComponents
+from onmt_llm.training.process.dist import World, is_lost_process
 from onmt_llm.training.process.rng import rng_state
-from onmt_llm.training.process.shards import gathered
+from onmt_llm.training.process.shards import gathered, local, own_parts
 from onmt_llm.training.run_folder import STATE_DIRECTORY, RunLock, checkpoint_path, ema_path, prune
 from onmt_llm.training.setup.run_setup import RunSetup
-from onmt_llm.training.state import Progress, SavedState, TrainingState, collect_state, write_state
+from onmt_llm.training.state import (
+    Progress,
+    SavedState,
+    TrainingState,
+    collect_state,
+    write_optimizer,
+    write_state_text,
+)
 
 # Bytes besides the tensors: vocabulary, tokeniser, random generators, headers.
 _SMALL_FILES = 1 << 20
@@ -47,6 +58,7 @@ class Snapshot:
         path: Its directory.
         step: Updates done.
         best_step: Step whose checkpoint is kept as the best; 0 = none.
+        divided: Each rank writes its own parts of the tensors.
         model: Weights, adapter or twins.
         ema: Their running averages, if any.
         state: The training state.
@@ -56,16 +68,18 @@ class Snapshot:
     path: Path
     step: int
     best_step: int
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor]
+    divided: bool
+    model: dict[str, TensorPart]
+    ema: dict[str, TensorPart]
     state: TrainingState
     provenance: str
 
     @property
-    def tensors(self) -> Iterator[Tensor]:
-        """All tensors."""
-        for part in (self.model, self.ema, self.state.tensors):
-            yield from part.values()
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(
+            part.tensor.nbytes for parts in (self.model, self.ema, self.state.tensors) for part in parts.values()
+        )
 
 
 @dataclass
@@ -92,8 +106,11 @@ class CheckpointSaver:
     written: list[Path] = field(default_factory=list)
     _task: BackgroundTask = field(default_factory=BackgroundTask)
     _buffers: dict[str, Tensor] = field(default_factory=dict)
+    _writers: World | None = None
 
     def __enter__(self) -> CheckpointSaver:
+        if self._is_divided:
+            self._writers = self.components.world.beside()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -103,7 +120,7 @@ class CheckpointSaver:
             try:
                 self._task.wait()
             except Exception as error:
-                logger.error("%s", error)
+                logger.log(logging.DEBUG if is_lost_process(error) else logging.ERROR, "%s", error)
 
     def __call__(self, progress: Progress) -> None:
         run, world = self.components.run, self.components.world
@@ -115,15 +132,15 @@ class CheckpointSaver:
             return
         ranks = world.gather({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
         snapshot = self._snapshot(path, progress, ranks)
-        if world.is_main:
-            size = sum(tensor.nbytes for tensor in snapshot.tensors)
+        if world.is_main or snapshot.divided:
+            size = snapshot.nbytes
             if self.setup.config.safety.save_async and (self._buffers or copy_fits(size)):
                 self._task.wait()
                 copied = self._copied(snapshot)
-                self._task.start(functools.partial(self._write, copied, size))
+                self._task.start(functools.partial(self._write, copied))
             else:
                 self._task.wait()
-                self._write(snapshot, size)
+                self._write(snapshot)
         self.written.append(path)
 
     def check(self) -> None:
@@ -141,12 +158,16 @@ class CheckpointSaver:
         return self.written[-1] if self.written else None
 
     def _snapshot(self, path: Path, progress: Progress, ranks: list[dict[str, Any]]) -> Snapshot:
-        """The content of the checkpoint: the tensors themselves, not copies, unless they are sharded. Ranks other than
-        the main one take part in collecting those, and get nothing."""
-        ema, keep = {}, self.components.world.is_main
+        """The content of the checkpoint: the tensors themselves, not copies, unless divided ones are gathered. Ranks
+        other than the main one take part in that, and get nothing."""
+        ema, keep, divided = {}, self.components.world.is_main, self._is_divided
+        collect = functools.partial(own_parts if divided else gathered, keep=keep)
         if self.components.ema is not None:
             with self.components.ema.in_place():
-                ema = dict(gathered(self._tensors(), keep=keep))
+                ema = {
+                    name: replace(part, tensor=part.tensor.clone()) if divided else part
+                    for name, part in collect(saved_tensors(self.setup, self.components.model))
+                }
         state = collect_state(
             self.components.model,
             self.components.optimizer,
@@ -159,12 +180,21 @@ class CheckpointSaver:
                 ranks=ranks,
                 options=run_options(self.setup.config),
             ),
-            keep=keep,
+            collect=collect,
         )
-        model = dict(gathered(self._tensors(), keep=keep))
+        model = dict(collect(saved_tensors(self.setup, self.components.model)))
         best = progress.best_step if self.components.save_best else 0
         provenance = provenance_text(self._history.at(progress, self.components, self.seed))
-        return Snapshot(path, progress.step, best, model, ema, state, provenance)
+        return Snapshot(path, progress.step, best, divided, model, ema, state, provenance)
+
+    @functools.cached_property
+    def _is_divided(self) -> bool:
+        """Whether each rank writes its own parts. An adapter is small, and always whole."""
+        mode, trainee = self.setup.config.safety.checkpoint_shards, self.components.trainee
+        if mode == "off" or not trainee.is_sharded or self.setup.layers.beside_base is not None:
+            return False
+        size = sum(parameter.numel() * parameter.itemsize for parameter in trainee.parameters())
+        return mode == "on" or size > self.setup.config.safety.whole_bytes
 
     @functools.cached_property
     def _history(self) -> RunHistory:
@@ -172,17 +202,17 @@ class CheckpointSaver:
 
     def _copied(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with copies in CPU memory of everything that training changes."""
-        # What was collected from the ranks is a copy already; the counts of steps are not.
-        collected = self.components.trainee.is_sharded
-        parameters = () if collected else self.components.model.parameters()
-        fixed = {p.data_ptr() for p in parameters if not p.requires_grad}
+        # What was gathered from the ranks is a copy already; the counts of steps are not.
+        gathered = self.components.trainee.is_sharded and not snapshot.divided
+        parameters = () if gathered else self.components.model.parameters()
+        fixed = {local(p).data_ptr() for p in parameters if not p.requires_grad}
 
-        def copy(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        def copy(kind: str, parts: dict[str, TensorPart]) -> dict[str, TensorPart]:
             return {
-                name: tensor
-                if (tensor.data_ptr() in fixed or (collected and tensor.ndim > 0))
-                else self._buffer(f"{part} {name}", tensor)
-                for name, tensor in tensors.items()
+                name: part
+                if (part.tensor.data_ptr() in fixed or (gathered and part.tensor.ndim > 0))
+                else replace(part, tensor=self._buffer(f"{kind} {name}", part.tensor))
+                for name, part in parts.items()
             }
 
         return replace(
@@ -201,28 +231,53 @@ class CheckpointSaver:
             kept.copy_(tensor)
         return kept
 
-    def _write(self, snapshot: Snapshot, size: int) -> None:
+    def _write(self, snapshot: Snapshot) -> None:
         run, path, began = self.components.run, snapshot.path, time.perf_counter()
         if self.lock is not None:
             self.lock.renew()
         try:
-            check_space(path, int(1.1 * size) + _SMALL_FILES)
-            # The averages first: an existing checkpoint can then always be resumed exactly.
-            if snapshot.ema:
-                with self._writer(ema_path(path)) as writer:
-                    self._write_model(writer, snapshot.ema, snapshot.provenance)
-            with self._writer(path) as writer:
-                self._write_model(writer, snapshot.model, snapshot.provenance)
-                write_state(writer.directory / STATE_DIRECTORY, snapshot.state)
+            self._write_files(snapshot)
         except (OSError, CheckpointError) as error:
             failure = write_failed(path, error) if isinstance(error, OSError) else error
             first = f"{failure.hint}, and " if failure.hint else ""
             raise CheckpointError(
                 failure.message, hint=f"{first}resume with -train_from auto: the checkpoints before it are complete"
             ) from error
+        if not self.components.world.is_main:
+            return
         logger.info("Saved checkpoint %s in %.1f s.", path, time.perf_counter() - began)
         best = [checkpoint_path(run.save_model, snapshot.best_step)] if snapshot.best_step else []
         prune(run.save_model, keep=run.keep_checkpoint, newest=snapshot.step, protected=[*self._protected, *best])
+
+    def _write_files(self, snapshot: Snapshot) -> None:
+        path, state, world, needed = snapshot.path, snapshot.state, self._writers, snapshot.nbytes
+        if world is not None:
+            needed = sum(record["nbytes"] for record in world.gather({"nbytes": needed}))
+        # The averages first: an existing checkpoint can then always be resumed exactly.
+        folders = {} if self.components.ema is None else {ema_path(path): snapshot.ema}
+        folders[path] = snapshot.model
+        for place, tensors in folders.items():
+            opened = functools.partial(self._opened, place, snapshot, needed)
+            needed = 0  # it is checked before anything is written
+            if world is not None:
+                write_together(world, opened, {".": tensors, STATE_DIRECTORY: state.tensors if place == path else {}})
+                continue
+            with opened() as writer:
+                for name, part in tensors.items():
+                    writer.add(name, part.tensor)
+                if place == path:
+                    write_optimizer(writer.directory / STATE_DIRECTORY, state)
+
+    @contextmanager
+    def _opened(self, path: Path, snapshot: Snapshot, needed: int) -> Iterator[CheckpointWriter]:
+        """A writer of the snapshot, or of its averages, with everything but the tensors, if `needed` bytes are free."""
+        check_space(snapshot.path, int(1.1 * needed) + _SMALL_FILES)
+        with CheckpointWriter(path, saved_config(self.setup, self.components), overwrite=True) as writer:
+            writer.add_text(PROVENANCE_FILE, snapshot.provenance)
+            write_text_side(writer, self.setup.start)
+            if path == snapshot.path:
+                write_state_text(writer.directory / STATE_DIRECTORY, snapshot.state)
+            yield writer
 
     @property
     def _protected(self) -> list[Path]:
@@ -231,57 +286,3 @@ class CheckpointSaver:
             c.path for c in (self.setup.start.weights, self.setup.start.adapter) if c and c.path not in self.written
         ]
         return [*bases, *self.setup.companions]
-
-    @property
-    def _spec(self) -> AdapterSpec | ExpansionSpec | None:
-        """Settings of the adapter or of the twins, with the identity of their base; None = the whole model is saved."""
-        spec, base = self.setup.layers.beside_base, self.setup.start.weights
-        if spec is None:
-            return None
-        assert base is not None
-        return spec.model_copy(update={"base": str(base.path.resolve()), "base_fingerprint": base.fingerprint})
-
-    def _writer(self, path: Path) -> CheckpointWriter:
-        return CheckpointWriter(path, self._config(), overwrite=True)
-
-    def _write_model(self, writer: CheckpointWriter, tensors: dict[str, Tensor], provenance: str) -> None:
-        for name, tensor in tensors.items():
-            writer.add(name, tensor)
-        writer.add_text(PROVENANCE_FILE, provenance)
-        start = self.setup.start
-        codec = start.codec
-        features = {FEATURE_VOCAB_FILE.format(i=i): vocab for i, vocab in enumerate(codec.feature_vocabs)}
-        written = {VOCAB_FILE, SRC_VOCAB_FILE, *features}
-        for name, content in start.text.files.items():
-            if name not in written:
-                (writer.directory / name).write_bytes(content)
-        codec.vocab.write(writer.directory / VOCAB_FILE)
-        if not codec.shares_vocab:
-            codec.src_vocab.write(writer.directory / SRC_VOCAB_FILE)
-        for name, vocab in features.items():
-            vocab.write(writer.directory / name)
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        spec = self._spec
-        if spec is not None:
-            state = lora_state if isinstance(spec, AdapterSpec) else twin_state
-            yield from state(self.components.model).items()
-        else:
-            for name, parameter in self.components.model.named_parameters():
-                yield name, parameter.detach()
-
-    def _config(self) -> CheckpointConfig:
-        config, guide = self.setup.start.config, self.components.objective.alignment
-        if guide is not None:
-            update = {
-                "alignment_layer": guide.layer,
-                "alignment_heads": guide.heads,
-                "full_context_alignment": guide.full_context,
-            }
-            config = config.model_copy(update=update)
-        spec = self._spec
-        if spec is None:
-            # Trained weights are stored in their own type, so that a resumed run is exact.
-            dtype = "bf16" if self.components.performance.pure_bf16 else "fp32"
-            return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
-        return config.model_copy(update={"adapter" if isinstance(spec, AdapterSpec) else "expansion": spec})

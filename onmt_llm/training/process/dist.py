@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -18,15 +19,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from onmt_llm.errors import ConfigError, UnsupportedError
+from onmt_llm.errors import ConfigError, OnmtLlmError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.nn.device import resolve_device
+from onmt_llm.training.process.rendezvous import agree, open_store, outlives_attempts
 from onmt_llm.training.process.shards import is_sharded
 
 # Gradients are reduced in flat buckets of about this size: few messages, little extra memory.
 BUCKET_ELEMENTS = 1 << 24
 # The other ranks may have to wait for rank 0 to validate or save.
 TIMEOUT = timedelta(hours=2)
+
+_LOST_PROCESS = re.compile("[Cc]onnection (closed|reset) by|Broken pipe|remote process exited|communicator was aborted")
+"""The messages of gloo and NCCL for a process that has ended."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,16 @@ class World:
         size: Number of processes.
         device: Device of this process.
         made_group: The process group is our own, and is left at the end; otherwise it was there before, as in Ray.
+        group: The process group; None = torch's default. Work in a thread needs another one than the training loop.
+        attempt: Prefix of what the processes write into the store of torchrun, which lives longer than they.
     """
 
     rank: int
     size: int
     device: torch.device
     made_group: bool = False
+    group: Any = None
+    attempt: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -53,7 +62,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -75,7 +84,7 @@ class World:
             return
         for bucket in _buckets([parameter for parameter in parameters if not is_sharded(parameter)]):
             flat = torch.cat([_gradient(p).flatten() for p in bucket])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.group)
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = part.view_as(parameter)
 
@@ -85,10 +94,10 @@ class World:
             return [record]
         data = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8).to(self.device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([data.numel()], device=self.device))
+        dist.all_gather(sizes, torch.tensor([data.numel()], device=self.device), group=self.group)
         room = max(int(size) for size in sizes)
         rows = [torch.zeros(room, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
-        dist.all_gather(rows, torch.nn.functional.pad(data, (0, room - data.numel())))
+        dist.all_gather(rows, torch.nn.functional.pad(data, (0, room - data.numel())), group=self.group)
         return [json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(rows, sizes, strict=True)]
 
     def share_parameters(self, module: nn.Module) -> None:
@@ -96,12 +105,17 @@ class World:
         if self.size > 1:
             for parameter in module.parameters():
                 if parameter.requires_grad:
-                    dist.broadcast(parameter.data, src=0)
+                    dist.broadcast(parameter.data, src=0, group=self.group)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
+
+    def beside(self) -> World:
+        """The same processes with a group of their own on the CPU, for work in a thread; communicates."""
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
+        return replace(self, device=torch.device("cpu"), group=group, made_group=False)
 
     def close(self) -> None:
         """Leave the process group, if it is our own."""
@@ -123,6 +137,7 @@ def open_world(device: str = "auto", world_size: int = 1) -> World:
     Raises:
         UnsupportedError: torchrun did not start the processes that the options need, or CUDA is not available.
         ConfigError: torchrun started another number of processes than `world_size`.
+        OnmtLlmError: Not all processes can be reached.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and started == 1:
@@ -138,11 +153,37 @@ def open_world(device: str = "auto", world_size: int = 1) -> World:
     resolved = resolve_device("cpu" if world_size == 0 else device, local_rank)
     if started > 1 and resolved.type == "cuda":
         torch.cuda.set_device(resolved)
-    makes_group = started > 1 and not dist.is_initialized()
-    if makes_group:
-        dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo", timeout=TIMEOUT)
+    world = World(rank=rank, size=started, device=resolved)
+    if started > 1 and not dist.is_initialized():
+        world = _join(world)
     logger.info("Device: %s, %d CPU threads, process %d of %d.", resolved, torch.get_num_threads(), rank + 1, started)
-    return World(rank=rank, size=started, device=resolved, made_group=makes_group)
+    return world
+
+
+def _join(world: World) -> World:
+    """Join the other processes.
+
+    Raises:
+        OnmtLlmError: Not all of them can be reached.
+    """
+    attempt, group = "", {}
+    try:
+        if outlives_attempts():
+            attempt = agree(open_store(), world.rank, world.size)
+            group = {"store": open_store(attempt, timeout=TIMEOUT), "rank": world.rank, "world_size": world.size}
+        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", timeout=TIMEOUT, **group)
+    except RuntimeError as error:
+        raise OnmtLlmError(
+            f"All {world.size} processes must reach each other, but process {world.rank} cannot: "
+            f"{str(error).partition(chr(10))[0]}.",
+            hint="the message of the process that ended first says why",
+        ) from error
+    return replace(world, made_group=True, attempt=attempt)
+
+
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether an error says that another process of the run has ended."""
+    return isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)) is not None
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -1,7 +1,8 @@
-"""Finding out that a process of a run hangs, which one, and ending the run instead of waiting for hours.
+"""Finding out that a process of a run hangs or has died, which one, and ending the run instead of waiting for hours.
 
 Each process tells the others once per second, through the store that torchrun offers, how far it is. A process that has
-stopped, or that is behind while the others wait for it, is named in the log, and ends the run after a time limit.
+stopped, or that is behind while the others wait for it, is named in the log, and ends the run after a time limit. If
+the connection to a process is lost, the ones that no longer report are named.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any
 
+from onmt_llm.errors import LostProcessError
 from onmt_llm.log import logger
-from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.dist import World, is_lost_process
+from onmt_llm.training.process.rendezvous import open_store
 
 INTERVAL = 1.0
 """Seconds between two messages of a process."""
@@ -27,9 +29,12 @@ SILENCE = 10.0
 """Seconds without a message after which a process counts as stopped."""
 WARN_AFTER = 60.0
 """Seconds without progress after which a process is named in the log, unless the time limit is shorter."""
+_LAST_REPORT = 3
+"""Intervals without a message after which a process is dead, once a connection is lost."""
 _WATCHERS = 2
 """The first ranks watch; one of them may be the one that stops."""
-_END = "onmt_llm/end"
+_END = "end"
+_LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,14 @@ class Pulse:
             self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        try:
+            if self._thread is not None and is_lost_process(error):
+                raise self._lost() from error
+        finally:
+            self._ended.set()
+            if self._thread is not None:
+                self._thread.join()
 
     def beat(self, step: int) -> None:
         """A micro-batch of the update `step` begins."""
@@ -111,7 +120,7 @@ class Pulse:
 
     def _run(self) -> None:
         try:
-            store = _open_store()
+            store = open_store(self._world.attempt)
             watch = Watcher(self._world.size, self._limit) if self._world.rank < _WATCHERS else None
             while not self._ended.wait(INTERVAL):
                 self._set(number=self._report.number + 1)
@@ -123,6 +132,42 @@ class Pulse:
                     _end(store.get(_END).decode())
         except RuntimeError as error:  # the store is gone: torchrun is ending the run
             logger.debug("No more reports between processes: %s", error)
+
+    def _lost(self) -> LostProcessError:
+        """The error that names the processes that have died: they no longer report. One of the others says it."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others: no request to save
+        try:
+            store = open_store(self._world.attempt)
+            before = _reports(store, self._world.size)
+            time.sleep(_LAST_REPORT * INTERVAL)
+            now = _reports(store, self._world.size)
+            dead = [
+                f"rank {rank} (host {r.host}, process {r.pid}) died in step {r.step}"
+                for rank, r in now.items()
+                if before.get(rank, r).number == r.number
+            ]
+            said = store.compare_set(_LOST, "", str(self._world.rank)).decode() != str(self._world.rank)
+        except RuntimeError as error:
+            logger.debug("No reports between processes: %s", error)
+            return lost_process(self._world)
+        return lost_process(self._world, "; ".join(dead), said=said)
+
+
+def lost_process(world: World, which: str = "", *, said: bool = False) -> LostProcessError:
+    """The error about processes that have ended.
+
+    Args:
+        world: This process among the others.
+        which: Names them; empty = they are not known.
+        said: Another process says it.
+    """
+    found = which or f"process {world.rank} has lost another one"
+    return LostProcessError(
+        f"All {world.size} processes must go on to the end, but {found}.",
+        hint="the message of the process that ended first says why; resume with -train_from auto",
+        said=said,
+    )
 
 
 class Watcher:
@@ -144,9 +189,8 @@ class Watcher:
     def look(self, store: Any) -> str | None:
         """The sentence with which the run must end; None = it goes on. A suspect is named in the log before."""
         now = time.monotonic()
-        for rank in range(self._size):
-            if store.check([_key(rank)]):
-                self._read(rank, Report(**json.loads(store.get(_key(rank)))), now)
+        for rank, report in _reports(store, self._size).items():
+            self._read(rank, report, now)
         if len(self._reports) < self._size:
             return None
         silent = {rank: now - then for rank, then in self._reported.items()}
@@ -171,15 +215,14 @@ class Watcher:
             self._went_on[rank] = now
 
 
-def _open_store() -> Any:
-    from torch.distributed import TCPStore
-
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
-
-
 def _key(rank: int) -> str:
-    return f"onmt_llm/rank/{rank}"
+    return f"rank/{rank}"
+
+
+def _reports(store: Any, size: int) -> dict[int, Report]:
+    """The newest report of each rank that has made one."""
+    ranks = [rank for rank in range(size) if store.check([_key(rank)])]
+    return {rank: Report(**json.loads(store.get(_key(rank)))) for rank in ranks}
 
 
 def _kill_stopped(report: Report) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from onmt_llm.checkpoint.files.shards import ShardSet, TensorPart
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether each rank holds a part of the tensor."""
@@ -25,17 +27,21 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def gathered(tensors: Iterable[tuple[str, Any]], *, keep: bool) -> Iterator[tuple[str, Any]]:
+def gathered(tensors: Iterable[tuple[str, Any]], *, keep: bool = True) -> Iterator[tuple[str, Any]]:
     """The tensors whole, one at a time, in the memory of the CPU if they were divided; communicates.
 
     Args:
-        tensors: Names and tensors, or other values.
+        tensors: Names and tensors, or other values, which stay as they are.
         keep: False on ranks that have no use for them: they take part, and get nothing.
     """
     for name, tensor in tensors:
         full = whole(tensor)
-        if keep:
-            yield name, full.cpu() if full is not tensor else tensor
+        if not keep:
+            continue
+        if isinstance(full, Tensor):
+            yield name, TensorPart(full.cpu() if full is not tensor else full, (0,) * full.ndim)
+        else:
+            yield name, full
 
 
 def divided_like(parameter: Any, tensor: Tensor) -> Tensor:
@@ -45,3 +51,52 @@ def divided_like(parameter: Any, tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def local(tensor: Any) -> Tensor:
+    """What this rank holds of the tensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def own_parts(tensors: Iterable[tuple[str, Any]], *, keep: bool) -> Iterator[tuple[str, Any]]:
+    """The parts that this rank writes, of tensors that each rank holds a part of. Does not communicate.
+
+    Args:
+        tensors: Names and tensors, or other values, which stay as they are.
+        keep: This rank writes what all ranks hold.
+    """
+    for name, tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            if keep:
+                yield name, tensor
+        elif not is_sharded(tensor):
+            if keep:
+                yield name, TensorPart(tensor, (0,) * tensor.ndim)
+        elif _writes(tensor) and (held := local(tensor)).numel():
+            (chunk,) = tensor.__create_chunk_list__()  # type: ignore[attr-defined]
+            yield name, TensorPart(held, tuple(chunk.offsets))
+
+
+def _writes(tensor: Any) -> bool:
+    """Whether this rank is the first of those that hold its part."""
+    coordinate = tensor.device_mesh.get_coordinate()
+    return not any(place.is_replicate() and index for place, index in zip(tensor.placements, coordinate, strict=True))
+
+
+def read_like(parameter: Any, reader: Any, name: str) -> Tensor:
+    """A tensor of a checkpoint, divided as the parameter is if it has the same shape.
+
+    Args:
+        parameter: The parameter.
+        reader: Has the tensor (`TensorReader`).
+        name: Its name.
+    """
+    if not (is_sharded(parameter) and isinstance(reader, ShardSet) and reader.shape(name) == tuple(parameter.shape)):
+        return divided_like(parameter, reader.tensor(name))
+    from torch.distributed.tensor import DTensor
+
+    (chunk,) = parameter.__create_chunk_list__()
+    held = reader.part(name, chunk.offsets, chunk.sizes).to(parameter.device)
+    return DTensor.from_local(
+        held, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+    )

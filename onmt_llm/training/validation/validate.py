@@ -17,7 +17,7 @@ from onmt_llm.training.losses.objective import LIKELIHOOD, Objective
 from onmt_llm.training.metrics.totals import Totals, ValidationResult
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.precision import Precision
-from onmt_llm.training.parallel import Trainee, in_step, release
+from onmt_llm.training.parallel import Trainee, in_step, release, whole_weights
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.validation.generation import GenerationValidator
 
@@ -51,7 +51,8 @@ class Validator:
             )
             scores = {}
             if self.generation is not None:
-                scores = self.generation.score(self.trainee.model, step, precision=self.precision, world=self.world)
+                with whole_weights(self.trainee):
+                    scores = self.generation.score(self.trainee.model, step, precision=self.precision, world=self.world)
         totals = sum(corpora.values(), Totals())
         return ValidationResult(totals, scores, corpora if len(corpora) > 1 else {})
 

@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from onmt_llm.checkpoint.consolidate import consolidate
+from onmt_llm.checkpoint.directory import OPTIMIZER_FILE, find_damage
 from onmt_llm.checkpoint.files.safetensors import SafetensorsSet
+from onmt_llm.checkpoint.files.shards import ShardSet
+from onmt_llm.checkpoint.store import Checkpoint
+from onmt_llm.training.run_folder import ema_path
 from onmt_llm.training.train import train
 from options import train_config
 
@@ -40,7 +45,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "lora": {"lora_layers": ["q_proj", "down_proj"], "lora_rank": 2},
         "quantization": {"quant_layers": ["up_proj"], "quant_type": "int8"},
     },
-    "adagrad, validated": {"optimizer": {"optim": "adagrad", "max_grad_norm": 0.1}, "run": {"valid_steps": 2}},
+    "adagrad, validated": {
+        "optimizer": {"optim": "adagrad", "max_grad_norm": 0.1, "average_decay": 0.1},
+        "validation": {"valid_metrics": ["BLEU"], "valid_beam_size": 2},
+        "run": {"valid_steps": 2},
+    },
     "bf16": {**LM, "performance": {"model_dtype": "bf16"}},
     "pure bf16": {**LM, "performance": {"model_dtype": "bf16", "pure_bf16": True}},
 }
@@ -63,14 +72,18 @@ def torchrun(folder: Path, runs: list[dict[str, Any]], *, ranks: int = 2) -> Non
 
 
 def written(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, the optimiser's included."""
-    files = sorted(path.rglob("*.safetensors"))
-    return {
-        f"{file.name}/{name}": tensors.tensor(name)
-        for file in files
-        for tensors in [SafetensorsSet(file.parent, [file.name], listed=None)]
-        for name in tensors.names()
-    }
+    """All tensors of a checkpoint, the optimiser's included, whether whole or in parts."""
+    state = path / "train_state"
+    optimizer = ShardSet(state / "shards") if (state / "shards").is_dir() else SafetensorsSet(state, [OPTIMIZER_FILE])
+    readers: dict[str, Any] = {"": Checkpoint.open(path), "optimizer ": optimizer}
+    if ema_path(path).is_dir():
+        readers["average "] = Checkpoint.open(ema_path(path))
+    return {f"{kind}{name}": reader.tensor(name) for kind, reader in readers.items() for name in reader.names()}
+
+
+def scores(file: Path) -> list[float]:
+    rows = map(json.loads, file.read_text().splitlines())
+    return [row["BLEU"] for row in rows if "BLEU" in row]
 
 
 def options(task: Any, name: str, *, ranks: int = 2, shard: str = "full", **sections: Any) -> dict[str, Any]:
@@ -99,17 +112,48 @@ def test_a_sharded_run_makes_the_same_checkpoints(copy_task: Any) -> None:
     torchrun(folder, runs)
     for number, variant in enumerate(VARIANTS):
         assert_close(folder, f"{number}-off", f"{number}-full", 2e-2 if "bf16" in variant else 1e-5)
+    validated = list(VARIANTS).index("adagrad, validated")
+    bleu = [scores(folder / f"{validated}-{shard}_metrics.jsonl") for shard in ("off", "full")]
+    assert len(bleu[0]) == 3 and bleu[0] == bleu[1]
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_with_another_number_of_ranks(copy_task: Any) -> None:
+def test_each_process_writes_its_part_of_the_same_checkpoint(copy_task: Any) -> None:
+    folder = copy_task.folder
+    kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "average": ({"checkpoint_shards": "on"}, {"optimizer": {"average_decay": 0.1}}),
+        "tied": ({"checkpoint_shards": "on", "save_async": False}, VARIANTS["tied, packed, checkpointed"]),
+        "large": ({"checkpoint_shards_above": "1KB"}, {}),
+        "small": ({}, {}),
+    }
+    runs = []
+    for kind, (safety, sections) in kinds.items():
+        runs.append(options(copy_task, f"{kind}-whole", **sections, safety={"checkpoint_shards": "off"}))
+        runs.append(options(copy_task, f"{kind}-parts", **sections, safety=safety))
+    torchrun(folder, runs)
+    for kind in kinds:
+        path = folder / f"{kind}-parts_step_6"
+        assert (path / "shards/00001.safetensors").is_file() == (kind != "small")
+        assert find_damage(path, thorough=True) == []
+        assert_close(folder, f"{kind}-whole", f"{kind}-parts", 0.0)
+        whole = folder / f"{kind}-whole_step_6"
+        consolidate(path, folder / kind)
+        for file in ("config.yaml", "train_state/optimizer.safetensors"):
+            assert (folder / kind / file).read_bytes() == (whole / file).read_bytes()
+        assert Checkpoint.open(folder / kind).fingerprint == Checkpoint.open(whole).fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", ["off", "on"])
+def test_a_sharded_run_goes_on_with_another_number_of_ranks(copy_task: Any, shards: str) -> None:
     folder = copy_task.folder
     # Buckets of one batch: an update then has the same examples on any number of ranks.
-    batching = {"batching": {"bucket_size": 8}}
-    torchrun(folder, [options(copy_task, "two", run={"accum_count": [2]}, **batching)])
-    start = {"train_from": str(folder / "two_step_3")}
-    run = {"accum_count": [1], **start}
-    torchrun(folder, [options(copy_task, "four", ranks=4, devices={"shard_size": 2}, run=run, **batching)], ranks=4)
-    train(train_config(options(copy_task, "one", ranks=1, run={"accum_count": [4], **start}, **batching)))
+    common: dict[str, Any] = {"batching": {"bucket_size": 8}, "safety": {"checkpoint_shards": shards}}
+    saves = {"save_checkpoint_steps": 2}
+    torchrun(folder, [options(copy_task, "two", run={"accum_count": [2], **saves}, **common)])
+    assert (folder / "two_step_2/shards").is_dir() == (shards == "on")
+    run = {"accum_count": [4], "train_from": str(folder / "two_step_2"), "train_steps": 4, **saves}
+    train(train_config(options(copy_task, "one", ranks=1, run=run, **common)))
+    run = {"accum_count": [1], "train_from": str(folder / "one_step_4"), **saves}
+    torchrun(folder, [options(copy_task, "four", ranks=4, devices={"shard_size": 2}, run=run, **common)], ranks=4)
     assert_close(folder, "two", "four", 1e-5)
-    assert_close(folder, "two", "one", 1e-5)

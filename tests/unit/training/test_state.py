@@ -39,7 +39,8 @@ def write(
             ranks=[{}],
         ),
     )
-    state.write_state(directory / state.STATE_DIRECTORY, content)
+    state.write_state_text(directory / state.STATE_DIRECTORY, content)
+    state.write_optimizer(directory / state.STATE_DIRECTORY, content)
     return directory
 
 

@@ -287,14 +287,14 @@ def test_other_corpora_begin_anew_with_a_warning(
 def test_a_failed_save_ends_the_run_and_leaves_the_older_checkpoint(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, save_async: bool
 ) -> None:
-    write = saver.write_state
+    write = saver.write_optimizer
 
     def full_at_step_two(directory: Path, state: TrainingState) -> None:
         if json.loads(state.json_text)["progress"]["step"] == 2:
             raise OSError(28, "No space left on device")
         write(directory, state)
 
-    monkeypatch.setattr(saver, "write_state", full_at_step_two)
+    monkeypatch.setattr(saver, "write_optimizer", full_at_step_two)
     sections = {
         "run": saves(corpus, "toy", save_checkpoint_steps=1, keep_checkpoint=1),
         "safety": {"save_async": save_async},

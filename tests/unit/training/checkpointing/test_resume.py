@@ -105,7 +105,7 @@ def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_used(copy_task: 
 
 def test_training_goes_on_while_a_checkpoint_is_written(copy_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     go(copy_task, "waiting", safety={"save_async": False})
-    write, reached = saver.write_state, []
+    write, reached = saver.write_optimizer, []
 
     def slowly(directory: Path, state: TrainingState) -> None:
         deadline = time.monotonic() + 5
@@ -117,7 +117,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(copy_task: Any, monkeypa
     def is_at(step: int) -> bool:
         return any(row["step"] >= step for row in rows(copy_task, "going_on"))
 
-    monkeypatch.setattr(saver, "write_state", slowly)
+    monkeypatch.setattr(saver, "write_optimizer", slowly)
     go(copy_task, "going_on", logging={"progress": "none", "report_every": 1})
     assert reached[0]
     for step in (2, 4, 6):
