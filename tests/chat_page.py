@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -24,6 +25,28 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 SECONDS = 60
 HARMLESS = re.compile("Autofocus processing was blocked|AbortError: signal is aborted|Unexpected error Co")
 """What Chromium says about a page that focuses its box itself, and Gradio where a page with an open stream is left."""
+
+SIZES = {"desktop": (1280, 800), "phone": (390, 844), "landscape": (844, 390)}
+
+
+def sized(size: str, scheme: str = "light") -> dict[str, Any]:
+    """Options of a browser's context, for one of `SIZES`."""
+    width, height = SIZES[size]
+    phone = size != "desktop"
+    return {
+        "viewport": {"width": width, "height": height}, "color_scheme": scheme, "has_touch": phone, "is_mobile": phone,
+    }  # fmt: skip
+
+
+def violations(page: Any) -> list[str]:
+    """What axe finds on a page; its script is in the package `axe-playwright-python`."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        pytest.skip("axe is not installed (pip install axe-playwright-python)")
+    page.wait_for_timeout(500)  # Gradio draws the last state of an answer twice
+    page.evaluate(Path(found.origin).with_name("axe.min.js").read_text("utf-8"))
+    results = page.evaluate("axe.run()")["violations"]
+    return [f"{each['id']}: {node['html'][:150]}" for each in results for node in each["nodes"]]
 
 
 class Server:

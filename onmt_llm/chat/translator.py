@@ -27,7 +27,7 @@ CSS = """<style>
 #alignment button { all: unset; cursor: default; }
 #alignment :is(button, span) { padding: 0.125rem; border-radius: 0.25rem; }
 #alignment button:is(:hover, :focus-visible) { outline: 2px solid var(--color-accent); }
-#alignment .lit { background: var(--color-accent); color: white; }
+#alignment .lit { background: var(--body-text-color); color: var(--body-background-fill); }
 @media (max-width: 30rem) {
   #texts { flex-direction: column; }
   #languages { flex-wrap: wrap; }

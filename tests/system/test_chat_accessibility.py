@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_page import SECONDS, ChatPage, Server, serving, visiting
+from chat_page import SECONDS, SIZES, Server, serving, sized, violations, visiting
 
 expect: Any = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright").expect
 pytestmark = pytest.mark.slow
@@ -17,7 +15,6 @@ RICH = (
     "```python\ndef f(x: int) -> str:  # a comment\n    return 'text' if x >= 1 else None\n```\n\n"
     "| a | |\n|---|---|\n| 1 | 2 |\n\n- one\n- two"
 )
-SIZES = {"desktop": (1280, 800), "phone": (390, 844), "landscape": (844, 390)}
 
 
 @pytest.fixture(scope="module")
@@ -26,55 +23,29 @@ def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield server
 
 
-@pytest.fixture(scope="module")
-def axe() -> str:
-    """axe-core, which `axe-playwright-python` ships."""
-    found = importlib.util.find_spec("axe_playwright_python")
-    if found is None or found.origin is None:
-        pytest.skip("axe is not installed (pip install axe-playwright-python)")
-    return Path(found.origin).with_name("axe.min.js").read_text("utf-8")
-
-
-def sized(size: str, scheme: str = "light") -> dict[str, Any]:
-    width, height = SIZES[size]
-    phone = size != "desktop"
-    return {
-        "viewport": {"width": width, "height": height}, "color_scheme": scheme, "has_touch": phone, "is_mobile": phone,
-    }  # fmt: skip
-
-
-def violations(chat: ChatPage, axe: str) -> list[str]:
-    chat.page.wait_for_timeout(500)  # Gradio draws the last state of an answer twice
-    chat.page.evaluate(axe)
-    found = chat.page.evaluate("axe.run()")["violations"]
-    return [f"{each['id']}: {node['html'][:150]}" for each in found for node in each["nodes"]]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_axe_finds_nothing(server: Server, browser: Any, axe: str, size: str, scheme: str) -> None:
+def test_axe_finds_nothing(server: Server, browser: Any, size: str, scheme: str) -> None:
     with visiting(browser, server.url, **sized(size, scheme)) as chat:
-        assert violations(chat, axe) == []
+        assert violations(chat.page) == []
         chat.answer(RICH)
-        assert violations(chat, axe) == []
+        assert violations(chat.page) == []
         chat.page.get_by_role("button", name="Settings").click()
         expect(chat.page.get_by_label("Seed")).to_be_visible()
-        assert violations(chat, axe) == []
+        assert violations(chat.page) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_in_a_dialog_or_while_an_answer_grows(
-    server: Server, browser: Any, axe: str, scheme: str
-) -> None:
+def test_axe_finds_nothing_in_a_dialog_or_while_an_answer_grows(server: Server, browser: Any, scheme: str) -> None:
     with visiting(browser, server.url, **sized("desktop", scheme)) as chat:
         chat.answer("one")
         chat.action("Edit message", 1).click()
         expect(chat.page.get_by_role("dialog")).to_be_visible()
-        assert violations(chat, axe) == []
+        assert violations(chat.page) == []
         chat.page.keyboard.press("Escape")
         chat.ask("slow one")
         expect(chat.stop).to_be_visible()
-        assert violations(chat, axe) == []
+        assert violations(chat.page) == []
         chat.stop.click()
         chat.wait_until_idle()
 
