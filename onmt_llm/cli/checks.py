@@ -21,6 +21,7 @@ from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.overrides import check_task, conflicts
 from onmt_llm.config.train import AUTO, TrainConfig
 from onmt_llm.data.readers import open_reader
+from onmt_llm.data.selection.select import check_selection
 from onmt_llm.data.transforms.build import faults
 from onmt_llm.data.transforms.subword import tokenizer_specs
 from onmt_llm.data.transforms.transform import TRANSFORMS
@@ -85,6 +86,7 @@ def _path_problems(loaded: Loaded[Any], name: str, corpus: CorpusConfig) -> Iter
     if corpus.path_tokens or corpus.path_packed:
         return
     try:
+        check_selection(name, corpus)
         open_reader(name, corpus)
     except DataError:
         return  # a pattern that matches no file is one of the missing files

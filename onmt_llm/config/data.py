@@ -26,6 +26,7 @@ from onmt_llm.output_checks import name_problem
 FilePaths = str | list[str]
 Role = Literal["system", "user", "assistant", "tool"]
 TrainOnEos = Literal["turn", "last", "all", "none"]
+Condition = str | bool | int | float | list[str | bool | int | float]
 RowLength = Annotated[int, Field(ge=2, le=INT32)]
 
 
@@ -73,6 +74,22 @@ class CorpusConfig(Section):
     row_length: RowLength | None = None
     """`path_tokens` from litdata or Lit-GPT: cut the tokens into examples of this length (context length + 1); null =
     one example per document, if document boundaries are known."""
+    where: dict[str, Condition] = Field(default_factory=dict)
+    """Read only records whose fields match: `{language: eu, conversation_id: "!translation_*", score: ">=4"}`. A
+    condition is a pattern with `*`, `?` and `[...]`, a comparison with a number, or a list, of which one must hold; `!`
+    negates it, and no negated one may hold. A field is a key, one inside others (`meta.language`), or `text`, `src` or
+    `tgt` of text files. A field that a record lacks matches nothing."""
+    unique_by: list[str] = Field(default_factory=list)
+    """Read only the first of the records of the whole corpus in which these fields are equal: `[prompt]`, which is the
+    instruction, or the first message of a user, if there is no such key. Records without any of the fields are kept."""
+    unique_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """`unique_by`: also drop records that share at least this share of their word 3-grams (Jaccard similarity, by
+    MinHash) with one before; null = only equal ones."""
+    sample: CountOrZero = 0
+    """Read this many records, drawn from those that `where` and `unique_by` leave, each with the same chance; 0 =
+    all."""
+    sample_seed: CountOrZero = 0
+    """Seed of `sample`: the records are the same in every run."""
     shuffle: Literal["none", "global"] | None = None
     """As the global `shuffle`, for this corpus; null = the global value."""
     weight: Positive = 1

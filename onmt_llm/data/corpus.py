@@ -13,6 +13,8 @@ from onmt_llm.data.parsing.alignment import align_tokens, check_alignable
 from onmt_llm.data.parsing.parser import EMPTY, LOW_SCORE, ExampleParser
 from onmt_llm.data.readers import BadRecord, IndexCache, Reader, Record, ShuffledReader, open_reader
 from onmt_llm.data.readers.files import files_of
+from onmt_llm.data.selection import selected_reader
+from onmt_llm.data.selection.select import WHERE
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.statistics import CorpusCounts
 from onmt_llm.data.token_shards.open import open_tokens
@@ -63,7 +65,8 @@ class Corpus:
         self.reader: Reader
         if tokens is None:
             cache = IndexCache(Path(data.index_cache) if data.index_cache else None)
-            self.reader = open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
+            every = open_reader(name, config, cache=cache, max_bytes=data.max_record_bytes)
+            self.reader = selected_reader(name, every, config, cache)
         else:
             self.reader = tokens.reader
         if shuffled and (config.shuffle or data.shuffle) == "global":
@@ -127,7 +130,7 @@ class Corpus:
                 Example(src=[], corpus=self.name, line=record.line, path=record.paths[0], encoded=encoded)
                 for record, encoded in decoded
             ]
-        self.counts.read += len(records)
+        self.counts.add_read(records)
         examples = [example for record in records for example in self.parse(record)]
         return self._transformed(examples) if self._objective == "sft" else self._with_preferences(examples)
 
@@ -167,7 +170,7 @@ class Corpus:
         if examples == EMPTY:
             self._skip_empty(record.where)
         else:
-            self._skip(examples, record.where, quiet=examples == LOW_SCORE)
+            self._skip(examples, record.where, quiet=examples in (LOW_SCORE, WHERE))
         return []
 
     def encode(self, example: Example) -> Encoded | None:

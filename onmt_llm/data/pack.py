@@ -239,7 +239,8 @@ def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
     for record in records:
         examples = kept.get((record.paths[0], record.line))
         if simple and examples:
-            counts = CorpusCounts(read=1)
+            counts = CorpusCounts()
+            counts.add_read([record])
             for encoded in examples:
                 counts.keep(encoded, encoded.num_trained)
             yield record.line, examples, counts

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onmt_llm.data.example import Encoded
+    from onmt_llm.data.readers import Record
 
 _EXACT_BITS = 6
 _BY_LENGTH = ("lengths", "src_lengths")
@@ -45,6 +46,14 @@ class CorpusCounts:
     src_lengths: Counter[int] = field(default_factory=Counter)
     made: int = 0
     suspect: Counter[str] = field(default_factory=Counter)
+
+    def add_read(self, records: Sequence[Record]) -> None:
+        """Count records that are read, and those that were passed over before them."""
+        self.read += len(records)
+        for record in records:
+            for reason, number in record.passed:
+                self.read += number
+                self.dropped[reason] += number
 
     def keep(self, encoded: Encoded, trained: int) -> None:
         """Count an example that becomes part of a batch."""

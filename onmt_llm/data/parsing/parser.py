@@ -23,6 +23,8 @@ from onmt_llm.data.parsing.conversation import read_messages, read_text, read_va
 from onmt_llm.data.parsing.json_object import load_object
 from onmt_llm.data.readers import BadRecord, Record, decode
 from onmt_llm.data.readers.rows import header, row_format
+from onmt_llm.data.selection import FieldReader, Where
+from onmt_llm.data.selection.select import WHERE
 from onmt_llm.data.spec import Keys, LossMask
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.log import log_once
@@ -78,6 +80,8 @@ class ExampleParser:
         self._pairs_are_plain = self.template is None or task == "seq2seq"
         self._open_template = open_template
         self._keys = Keys.of(name, corpus)
+        self._where = Where(name, corpus.where)
+        self._fields = FieldReader(name, corpus)
         self._max_bytes = data.max_record_bytes
         self._has_preferences = data.objective != "sft"
         if self._has_preferences and not self._has_keys:
@@ -107,8 +111,11 @@ class ExampleParser:
         texts = [decode(raw, path=path, line=record.line, offset=offset) for raw, path, offset in fields]
         if self.corpus.path_sco and self._score(texts.pop(), record) < (self.corpus.score_threshold or 0):
             return LOW_SCORE
-        examples = self._object(texts[0], record) if self._has_keys else _listed(self._text(texts, record))
-        return examples or EMPTY
+        if self._has_keys:
+            return self._object(texts[0], record) or EMPTY
+        if self._where and not self._where(self._fields.of_texts(texts), record.where):
+            return WHERE
+        return _listed(self._text(texts, record)) or EMPTY
 
     def _score(self, text: str, record: Record) -> float:
         try:
@@ -156,11 +163,13 @@ class ExampleParser:
             src_features=features,
         )
 
-    def _object(self, text: str, record: Record) -> list[Example]:
-        """The examples of a JSON object or a row."""
+    def _object(self, text: str, record: Record) -> list[Example] | str:
+        """The examples of a JSON object or a row, or the reason for skipping it."""
         if not text.strip():
             return []
         item = self._load(text, record) if self._rows is None else self._row(text, record)
+        if self._where and not self._where(item, record.where):
+            return WHERE
         keys = self._keys
         if self._has_preferences:
             return _listed(self._preference(item, record))

@@ -209,6 +209,11 @@ def _announce(path: Path, kind: str) -> None:
         logger.info("Scanning %s (%.1f GB) for its %s.", path, size / 1e9, kind.split(".")[0])
 
 
+def state_of(path: Path) -> str:
+    """A hash of a file's path and state, which changes if the file does."""
+    return "-".join(_identity(path))
+
+
 def _identity(path: Path) -> tuple[str, str]:
     """A hash of a file's path, and one of its state: size, modification time and a sample of its content."""
     info = path.stat()

@@ -270,7 +270,8 @@ def _tables(name: str, corpus: CorpusConfig, paths: list[Path], cache: IndexCach
             f"but has {', '.join(sorted(kind or 'none' for kind in kinds))}."
         )
     if kinds <= set(TABLE_FILES):
-        wanted = Keys.of(name, corpus).names
+        selecting = {field for key in (*corpus.where, *corpus.unique_by) for field in (key, key.partition(".")[0])}
+        wanted = Keys.of(name, corpus).names | selecting
         return [TableReader(name, path, wanted=wanted) for path in paths]
     rows = RowFormat.of(paths, corpus.delimiter, corpus.columns)
     return [RowReader(name, path, rows=rows, cache=cache, max_bytes=max_bytes) for path in paths]

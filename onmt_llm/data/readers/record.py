@@ -18,12 +18,14 @@ class Record(NamedTuple):
         parts: Raw bytes without the final line break: one part, or those of parallel files (source, target, ...).
         offsets: Byte offset of each part in its file.
         paths: File of each part.
+        passed: Records that were passed over before this one, by reason.
     """
 
     line: int
     parts: tuple[bytes, ...]
     offsets: tuple[int, ...]
     paths: tuple[Path, ...]
+    passed: tuple[tuple[str, int], ...] = ()
 
     @property
     def where(self) -> str:

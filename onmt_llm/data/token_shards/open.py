@@ -34,8 +34,12 @@ def open_tokens(name: str, spec: PipelineSpec) -> Tokens:
     reader: PackReader | TokenFileReader
     if corpus.path_tokens:
         others = [key for key, value in corpus if key.startswith("path_") and key != "path_tokens" and value]
+        others += [key for key in ("where", "unique_by", "sample") if getattr(corpus, key)]
         if others:
-            raise ConfigError(f"Corpus '{name}' must have no path beside path_tokens, but has {' and '.join(others)}.")
+            raise ConfigError(
+                f"Corpus '{name}' must have neither another path nor a selection beside path_tokens, but has "
+                f"{' and '.join(others)}."
+            )
         reader = open_token_reader(name, Path(corpus.path_tokens), corpus.row_length)
     else:
         assert corpus.path_packed

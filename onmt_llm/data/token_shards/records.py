@@ -64,6 +64,8 @@ def to_words(encoded: Encoded) -> list[Words]:
 def skipped_counts(counts: CorpusCounts) -> bytes:
     """The first part of a record, from its counts."""
     rest = {name: value for name, value in counts.to_dict().items() if name not in _RECOUNTED and value}
+    if counts.read > 1:
+        rest["read"] = counts.read - 1  # records that were passed over before this one
     return json.dumps(rest, sort_keys=True).encode() if rest else b""
 
 

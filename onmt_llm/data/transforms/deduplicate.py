@@ -12,7 +12,6 @@ of itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,11 +21,8 @@ from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.numbers import Length
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example, text_of
+from onmt_llm.data.selection.duplicates import HashKeys, hash64, min_hashes
 from onmt_llm.data.transforms.transform import TRANSFORMS, Transform, TransformContext
-from onmt_llm.optional import require
-
-HashKeys = tuple[int, ...]
-"""64-bit hashes; examples that share one are duplicates."""
 
 
 class DeduplicateConfig(Section):
@@ -70,7 +66,7 @@ class Deduplicate(Transform[DeduplicateConfig]):
         near = config.dedup_method == "near"
         return cls(
             text=_TEXTS[config.dedup_on],
-            keys=min_hashes(config) if near else _exact,
+            keys=_near(config) if near else _exact,
             reason="near_duplicate" if near else "duplicate",
         )
 
@@ -97,31 +93,11 @@ _TEXTS: dict[str, Callable[[Example], str]] = {
 }
 
 
-def _hash(data: bytes) -> int:
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
-
-
 def _exact(text: str) -> HashKeys:
-    return (_hash(text.encode("utf-8", "surrogatepass")),)
+    return (hash64(text.encode("utf-8", "surrogatepass")),)
 
 
-def min_hashes(config: DeduplicateConfig) -> Callable[[str], HashKeys]:
-    """A function that hashes each band of a text's MinHash; bands are chosen optimally for the threshold."""
-    datasketch = require("datasketch", "transform 'deduplicate' with dedup_method: near")
-    index = datasketch.MinHashLSH(threshold=config.dedup_threshold, num_perm=config.dedup_permutations)
-    bands, rows = index.b, index.r
-    blank = datasketch.MinHash(num_perm=config.dedup_permutations, seed=1)
-
-    def keys(text: str) -> HashKeys:
-        words = text.split()
-        size = min(config.dedup_ngram, len(words))
-        grams = {" ".join(words[start : start + size]) for start in range(len(words) - size + 1)}
-        sketch = blank.copy()
-        sketch.update_batch([gram.encode("utf-8", "surrogatepass") for gram in grams])
-        values = sketch.hashvalues
-        return tuple(
-            _hash(band.to_bytes(2, "little") + values[band * rows : (band + 1) * rows].tobytes())
-            for band in range(bands)
-        )
-
-    return keys
+def _near(config: DeduplicateConfig) -> Callable[[str], HashKeys]:
+    return min_hashes(
+        threshold=config.dedup_threshold, ngram=config.dedup_ngram, permutations=config.dedup_permutations
+    )

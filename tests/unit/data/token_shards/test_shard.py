@@ -299,7 +299,7 @@ class TestShards:
             make_pipeline(corpora, vocab=Vocab([*vocab, "new"], SpecialTokens(pad="<blank>")))
         with pytest.raises(DataError, match="must be of pairs"):
             make_pipeline(corpora, task="seq2seq")
-        with pytest.raises(ConfigError, match="no path beside path_tokens"):
+        with pytest.raises(ConfigError, match="neither another path nor a selection beside path_tokens"):
             make_pipeline({"x": corpora["x"].model_copy(update={"path_src": texts["x"].path_src})})
 
 
