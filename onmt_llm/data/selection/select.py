@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onmt_llm.config.data import CorpusConfig
-from onmt_llm.data.readers.files import expand
+from onmt_llm.data.readers.files import files_of
 from onmt_llm.data.readers.index import IndexCache, state_of
 from onmt_llm.data.readers.index_file import Index
+from onmt_llm.data.readers.opening import BESIDE, SOURCES
 from onmt_llm.data.readers.record import Reader, Record
 from onmt_llm.data.selection.conditions import Where
 from onmt_llm.data.selection.duplicates import ExactDuplicates, Flags, NearDuplicates
@@ -290,5 +291,4 @@ def _rows(kept: Numbers, dropped: npt.NDArray[np.uint8]) -> Iterator[bytes]:
 
 
 def _files(corpus: CorpusConfig) -> list[Path]:
-    values = [value for key, value in corpus if key.startswith("path_") and key != "path_packed" and value]
-    return [path for value in values for path in expand(value)]
+    return [path for key in (*SOURCES, *BESIDE) for path in files_of(corpus, key)]
