@@ -1,8 +1,8 @@
 """Deduplication and sampling of a large corpus beside other programs: python docs/benchmarks/selection.py [RECORDS]
 
-Writes RECORDS (5,000,000) conversations, of which a fifth repeat an earlier question, and selects a million of the others;
-then `sort -u` and, if it is installed, DuckDB find the unique questions of the same file. Every figure is of a
-process of its own.
+Writes RECORDS (5,000,000) conversations, of which a fifth repeat an earlier question, and selects a million of the
+others; then `sort -u` and, if it is installed, DuckDB find the unique questions of the same file. Every figure is of
+a process of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def ours(path: Path, records: int) -> str:
 
 
 def sort_u(path: Path, records: int) -> str:
-    command = f"grep -o '\"instruction\": \"[^\"]*\"' {path} | LC_ALL=C sort -u -S 500M -T {path.parent} | wc -l"
+    command = f'grep -o \'"instruction": "[^"]*"\' {path} | LC_ALL=C sort -u -S 500M -T {path.parent} | wc -l'
     return f"{int(subprocess.run(command, shell=True, capture_output=True, check=True).stdout):,} unique"
 
 
