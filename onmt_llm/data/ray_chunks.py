@@ -21,7 +21,7 @@ from onmt_llm.data.readers.opening import one_file_each, open_reader
 from onmt_llm.data.readers.tables import TableReader
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.data.workers.pool import ahead
-from onmt_llm.errors import DataError, OnmtLlmError
+from onmt_llm.errors import ConfigError, DataError, OnmtLlmError
 from onmt_llm.ray_cluster import connect, enter, last_line
 
 _FEATURE = "engine: ray"
@@ -63,8 +63,16 @@ def ray_chunks(
         address: See `ray_cluster.connect`.
 
     Raises:
+        ConfigError: Records are selected by comparing files, each of which a task reads by itself.
         DataError: A file is missing or wrong, or a task failed for good.
     """
+    for name, corpus in spec.corpora.items():
+        if corpus.unique_by or corpus.sample:
+            raise ConfigError(
+                f"Corpus '{name}' must have neither unique_by nor sample with engine: ray, whose tasks read one file "
+                "each, but has.",
+                hint="engine: process; or select with `onmt_llm_data export` first",
+            )
     check_readers([corpus.reader for corpus in open_corpora(spec)])
     ray = connect(address, _FEATURE)
     task = ray.remote(_work_on).options(num_cpus=1, max_retries=_RETRIES, num_returns="streaming")

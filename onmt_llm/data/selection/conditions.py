@@ -15,7 +15,7 @@ from onmt_llm.data.selection.fields import MISSING, value_at
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
 
-Test = Callable[[Any], bool]
+Matcher = Callable[[Any], bool]
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -30,8 +30,8 @@ class _Field:
     """The conditions on one field: at least one of `accepted` must hold, if there are any, and none of `refused`."""
 
     name: str
-    accepted: tuple[Test, ...]
-    refused: tuple[Test, ...]
+    accepted: tuple[Matcher, ...]
+    refused: tuple[Matcher, ...]
 
     def holds(self, value: Any) -> bool:
         values = value if isinstance(value, list) else [value]
@@ -94,7 +94,7 @@ def _field(corpus: str, name: str, condition: Condition) -> _Field:
     return _Field(name, accepted, refused)
 
 
-def _test(corpus: str, name: str, pattern: str) -> Test:
+def _test(corpus: str, name: str, pattern: str) -> Matcher:
     sign = next((sign for sign in _COMPARISONS if pattern.startswith(sign)), None)
     if sign is None:
         matches = re.compile(translate(pattern)).match
