@@ -66,8 +66,8 @@ def ray_chunks(
         ConfigError: Records are selected by comparing files, each of which a task reads by itself.
         DataError: A file is missing or wrong, or a task failed for good.
     """
-    for name, corpus in spec.corpora.items():
-        if corpus.unique_by or corpus.sample:
+    for name, config in spec.corpora.items():
+        if config.unique_by or config.sample:
             raise ConfigError(
                 f"Corpus '{name}' must have neither unique_by nor sample with engine: ray, whose tasks read one file "
                 "each, but has.",
