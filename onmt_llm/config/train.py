@@ -110,12 +110,16 @@ class DeviceConfig(Section):
     """OpenNMT-py's list of GPU ranks; accepted, but a GPU is used whenever there is one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; `auto` = CUDA if available."""
-    shard: Literal["off", "full"] = "off"
+    shard: Literal["off", "auto", "full"] = "off"
     """With several processes: `full` = divide weights, gradients and optimiser among them (FSDP2); `off` = each process
-    holds all of them."""
+    holds all of them; `auto` = `full` if all of them are estimated not to fit into the memory of a process, else `off`.
+    """
     shard_size: CountOrZero = 0
     """With `shard: full`: number of processes that divide one copy of the weights; each such group has a copy of its
-    own (HSDP). 0 = all."""
+    own (HSDP). 0 = all. With `tensor_parallel`: counted in groups of processes."""
+    tensor_parallel: Count = 1
+    """Number of processes that compute each block together, each with a part of the heads and of the feed-forward layer
+    (tensor parallel). They are neighbours, so should be on one machine, and read the same data."""
     collective_timeout: Annotated[float, Field(ge=0, le=INT32)] = 600.0
     """With several processes: seconds for which the others wait for one that has stopped or is behind; it is named in
     the log, and then the run ends. Validating and saving may take longer. 0 = they wait until torch gives up (2 hours).

@@ -48,6 +48,15 @@ def available_memory() -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
+def memory_of(device: torch.device, *, processes: int) -> int | None:
+    """Bytes of a device's memory for one of several processes of this machine; None where the system does not report
+    it. A GPU serves one process, the main memory all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    free = available_memory()
+    return None if free is None else free // processes
+
+
 @contextmanager
 def freed_at_once() -> Iterator[None]:
     """A context in which the memory of a tensor goes back to the system as soon as the tensor is freed, where the C

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,12 @@ _ENCODER_DECODER_EMBEDDINGS = 0.4
 
 @torch.no_grad()
 def init_weights(
-    model: nn.Module, *, param_init: float = 0.0, glorot: bool = True, has_encoder: bool | None = None
+    model: nn.Module,
+    *,
+    param_init: float = 0.0,
+    glorot: bool = True,
+    has_encoder: bool | None = None,
+    whole: Callable[[nn.Module], AbstractContextManager[nn.Module]] = nullcontext,
 ) -> None:
     """Draw the weights of a new model from torch's global generator.
 
@@ -49,24 +56,27 @@ def init_weights(
         param_init: Half-width of the uniform distribution; 0 = not used.
         glorot: Xavier (Glorot & Bengio 2010) for all matrices.
         has_encoder: Whether this is (a part of) an encoder-decoder; None = by the model's `encoder`.
+        whole: A context whose module is drawn in place of the given one, for weights that are divided among processes.
     """
     if has_encoder is None:
         has_encoder = getattr(model, "encoder", None) is not None
     embeddings = _ENCODER_DECODER_EMBEDDINGS if has_encoder else 1.0
     depth = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            layers = next((n for prefix, n in depth.items() if name.startswith(prefix + ".")), 1)
-            std = _std(name, module.weight.shape[1], layers, embeddings if isinstance(module, nn.Embedding) else 1.0)
-            _init_matrix(module.weight, param_init=param_init, glorot=glorot, std=std)
-        elif isinstance(module, nn.LayerNorm | nn.RMSNorm | HeadLayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, Attention) and module.sinks is not None:
-            module.sinks.zero_()
-        elif isinstance(module, SelectionBias):
-            module.bias.zero_()
-        if isinstance(module, nn.Linear | TiedHead) and module.bias is not None:
-            module.bias.uniform_(-param_init, param_init) if param_init else module.bias.zero_()
+    for name, own in model.named_modules():
+        with whole(own) as module:
+            if isinstance(module, nn.Linear | nn.Embedding):
+                layers = next((n for prefix, n in depth.items() if name.startswith(prefix + ".")), 1)
+                factor = embeddings if isinstance(module, nn.Embedding) else 1.0
+                std = _std(name, module.weight.shape[1], layers, factor)
+                _init_matrix(module.weight, param_init=param_init, glorot=glorot, std=std)
+            elif isinstance(module, nn.LayerNorm | nn.RMSNorm | HeadLayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, Attention) and module.sinks is not None:
+                module.sinks.zero_()
+            elif isinstance(module, SelectionBias):
+                module.bias.zero_()
+            if isinstance(module, nn.Linear | TiedHead) and module.bias is not None:
+                module.bias.uniform_(-param_init, param_init) if param_init else module.bias.zero_()
 
 
 def _std(name: str, inputs: int, layers: int, otherwise: float) -> float:

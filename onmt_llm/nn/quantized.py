@@ -44,9 +44,6 @@ class Int8Linear(nn.Module):
         bias: (out,) or None; not quantised.
     """
 
-    weight: Tensor
-    scale: Tensor
-
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self._set(*quantize_rows(weight.detach()), bias)
@@ -59,10 +56,17 @@ class Int8Linear(nn.Module):
         layer._set(weight, scale, bias)
         return layer
 
+    @classmethod
+    def without_values(cls, linear: nn.Linear) -> Int8Linear:
+        """The layer of a linear one on the meta device."""
+        weight = linear.weight.detach()
+        return cls.of_quantized(weight.to(torch.int8), weight.new_empty(len(weight), dtype=torch.float32), linear.bias)
+
     def _set(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         self.out_features, self.in_features = weight.shape
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
+        # Frozen parameters and not buffers, so that several processes can divide them like all weights.
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.int8_products = False
 
@@ -89,7 +93,8 @@ class Int8Linear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
         """Follow `.to(device)`, but keep the scales in float32 under `.to(dtype)`."""
         super()._apply(fn, recurse)
-        self.scale = self.scale.float()
+        if self.scale.dtype != torch.float32:
+            self.scale.data = self.scale.data.float()
         return self
 
 
@@ -305,6 +310,7 @@ def num_parameters(model: nn.Module) -> int:
         if is_quantized(module):
             layer: Any = module
             sizes["weight"] = layer.in_features * layer.out_features
+            sizes.pop("scale", None)
         total += sum(sizes.values())
     return total
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.learning import REFERENCE_FREE, PreferenceConfig, ValidationConfig
+from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.scorers import Scorer, open_scorers
@@ -51,7 +52,7 @@ def check_in_backward(config: TrainConfig, world_size: int) -> None:
 
 
 UNSHARDED_OPTIMIZERS = frozenset(
-    {"adafactor", "muon", "adamw8bit", "pagedadamw8bit", "pagedadamw32bit", "lion8bit", "pagedlion8bit"}
+    {"adafactor", "galore", "muon", "adamw8bit", "pagedadamw8bit", "pagedadamw32bit", "lion8bit", "pagedlion8bit"}
 )
 """Optimisers that need whole matrices, or kernels of their own."""
 
@@ -73,12 +74,12 @@ def check_sharding(config: TrainConfig, world_size: int, quant_type: str) -> Non
             "checkpoint_shards: on must go with divided weights, but shard is off.",
             hint="set shard: full, or leave checkpoint_shards out",
         )
-    if devices.shard == "off" or world_size == 1:
+    if devices.shard != "full" or world_size == 1:
         return
-    if devices.shard_size and world_size % devices.shard_size:
-        raise ConfigError(
-            f"'shard_size' must divide the number of processes, {world_size}, but is {devices.shard_size}."
-        )
+    ranks = world_size // devices.tensor_parallel
+    if devices.shard_size and ranks % devices.shard_size:
+        what = "processes" if devices.tensor_parallel == 1 else "groups of processes"
+        raise ConfigError(f"'shard_size' must divide the number of {what}, {ranks}, but is {devices.shard_size}.")
     obstacles = []
     if optim in UNSHARDED_OPTIMIZERS:
         obstacles.append(f"optim is {optim}, which needs whole matrices (adamw, adam, sgd, lion and adagrad do not)")
@@ -86,8 +87,54 @@ def check_sharding(config: TrainConfig, world_size: int, quant_type: str) -> Non
         obstacles.append("optimizer_in_backward is set")
     if quant_type.startswith("bnb"):
         obstacles.append(f"quant_type is {quant_type} (int8 can be sharded)")
+    if config.performance.offload_activations:
+        obstacles.append("offload_activations is set (use_ckpting saves memory too)")
     if obstacles:
         raise ConfigError(f"`shard: full` must not meet options that need whole weights, but {'; '.join(obstacles)}.")
+
+
+def check_tensor_parallel(
+    config: TrainConfig, model: ModelConfig, world_size: int, *, trains_whole_model: bool
+) -> None:
+    """Check that `tensor_parallel` processes can compute each block together.
+
+    Args:
+        config: All options.
+        model: Architecture of the model.
+        world_size: Number of processes.
+        trains_whole_model: There are neither adapters nor expanded blocks.
+
+    Raises:
+        ConfigError: The number does not fit, or the model has parts that it does not divide; lists all of them.
+    """
+    number = config.devices.tensor_parallel
+    if number == 1:
+        return
+    sizes = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_size": model.ffn_size}
+    obstacles = [f"{name} is {size}, which {number} does not divide" for name, size in sizes.items() if size % number]
+    if world_size % number:
+        obstacles.append(f"world_size is {world_size}, which {number} does not divide")
+    unsupported = {
+        "LoRA": config.lora.is_on,
+        "adapters or expanded blocks": not trains_whole_model and not config.lora.is_on,
+        "moe.experts": bool(model.moe.experts),
+        "latent attention": bool(model.latent.kv_rank),
+        f"position: {model.position}": model.position in ("shaw", "t5", "alibi"),
+        "attention_sinks": model.attention_sinks,
+        "qk_norm": model.qk_norm,
+        "lambda_align": config.loss.lambda_align > 0,
+        "compile_blocks": config.performance.compile_blocks,
+        f"objective: {config.corpora.objective}": config.corpora.objective != "sft",
+        f"optim: {config.optimizer.optim}": config.optimizer.optim in UNSHARDED_OPTIMIZERS,
+        "optimizer_in_backward": config.performance.optimizer_in_backward,
+        "offload_activations": config.performance.offload_activations,
+        "valid_metrics": bool(config.validation.valid_metrics),
+        "checkpoint_shards: on": config.safety.checkpoint_shards == "on",
+    }
+    if names := [name for name, is_used in unsupported.items() if is_used]:
+        obstacles.append(f"it does not work with {', '.join(names)} (`shard: full` divides more models)")
+    if obstacles:
+        raise ConfigError(f"tensor_parallel must fit the model and the run, but {'; '.join(obstacles)}.")
 
 
 def check_reference(objective: str, settings: PreferenceConfig, *, adapters: bool) -> None:

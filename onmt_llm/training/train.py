@@ -17,7 +17,8 @@ from onmt_llm.training.checkpointing.train_from import (
     train_from_update,
     with_start_options,
 )
-from onmt_llm.training.checks import check_in_backward, check_sharding
+from onmt_llm.training.checks import check_in_backward
+from onmt_llm.training.dry_run.estimate import resolve_sharding
 from onmt_llm.training.metrics.sinks import check_trackers
 from onmt_llm.training.process.dist import World, is_lost_process, open_world
 from onmt_llm.training.process.host_memory import limit_onednn_cache
@@ -27,7 +28,7 @@ from onmt_llm.training.run.attempt import Rollback, RunEnvironment, run_attempt
 from onmt_llm.training.run_folder import check_checkpoint_paths, run_lock
 from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import sample
-from onmt_llm.training.setup.run_setup import RunSetup, open_run_setup
+from onmt_llm.training.setup.run_setup import RunSetup, check_division, open_run_setup
 from onmt_llm.training.setup.start import open_start
 
 
@@ -49,7 +50,7 @@ def train(config: TrainConfig) -> TrainResult:
         sample(config, open_start(config).codec)
         return TrainResult(RunStatus.SAMPLED)
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
-    world = open_world(config.devices.device, config.devices.world_size)
+    world = open_world(config.devices.device, config.devices.world_size, config.devices.tensor_parallel)
     check_in_backward(config, world.size)
     check_device(config.performance, world.device.type)
     watch(world.device.type)
@@ -82,8 +83,10 @@ def _train_until_done(config: TrainConfig, environment: RunEnvironment) -> Train
             progress = setup.saved.progress
             checkpoint = Path(str(config.start.train_from))
             return TrainResult(RunStatus.ALREADY_DONE, progress.step, checkpoint, progress.best_ppl)
+        setup = resolve_sharding(setup, environment.world)
+        config = setup.config
         _check_checkpoint_paths(setup)
-        check_sharding(config, environment.world.size, setup.layers.quant_type)
+        check_division(setup, environment.world.size)
         attempt = run_attempt(setup, environment, rollback)
         if attempt.rollback is None:
             return attempt.result

@@ -28,6 +28,7 @@ RENAMED = {
     "output_dir": "output_directory",
     "roles_to_train": "train_roles",
     "train_on_eot": "train_on_eos",
+    "tensor_parallel_size": "tensor_parallel",
 }
 """Options with the same meaning under another name."""
 
@@ -43,6 +44,7 @@ OF_OTHER_TOOLKITS = {
     "output_dir",
     "roles_to_train",
     "train_on_eot",
+    "tensor_parallel_size",
     "fp32",
     "int8",
 }

@@ -11,8 +11,10 @@ from typing import Any
 
 from onmt_llm.config.compat.names import CORPUS_RENAMED, IGNORED, OF_OTHER_TOOLKITS, RENAMED, RETIRED, RETIRED_DEFAULTS
 from onmt_llm.config.compat.server import is_opennmt_server, translate_models
+from onmt_llm.config.compat.sharding import SHARDING, STRUCTURED
 from onmt_llm.config.compat.values import TRANSLATORS, Translation
 
+_TRANSLATORS = {**TRANSLATORS, **SHARDING}
 _OPENNMT_GPU_OPTIONS = {"world_size", "gpu_ranks"}
 
 
@@ -30,7 +32,7 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
             result.put(key, translate_models(user, result, translate), key)
         elif key == "models_root" and "models" in user:
             continue
-        elif key in own and key not in TRANSLATORS:
+        elif key in own and key not in _TRANSLATORS:
             result.put(key, _corpora(value) if key == "data" else value, key)
         elif key in RETIRED:
             if value not in (None, False, 0, "", "none", RETIRED_DEFAULTS.get(key)):
@@ -41,19 +43,19 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
             result.notes.append((key, f"'{key}' has no effect: {IGNORED[key]}."))
         elif key in RENAMED:
             result.put(RENAMED[key], value, key)
-        elif key in TRANSLATORS:
+        elif key in _TRANSLATORS:
             later.append(key)
         else:
             result.put(key, value, key)
     # last, so that they do not override what the user wrote in our names
-    for key in TRANSLATORS:
+    for key in _TRANSLATORS:
         if key not in later or user[key] is None:  # null is the default
             continue
-        if isinstance(user[key], list | dict):
+        if isinstance(user[key], list | dict) and key not in STRUCTURED:
             noun = "list" if isinstance(user[key], list) else "mapping"
             result.errors.append((key, f"'{key}' must be a single value, but is a {noun}."))
         else:
-            TRANSLATORS[key].apply(user, result)
+            _TRANSLATORS[key].apply(user, result)
     return result
 
 
@@ -76,7 +78,7 @@ def _corpus(entry: dict[str, Any]) -> dict[str, Any]:
 
 def known_names() -> set[str]:
     """All foreign names that are accepted or refused with an explanation."""
-    return {*RENAMED, *IGNORED, *RETIRED, *TRANSLATORS}
+    return {*RENAMED, *IGNORED, *RETIRED, *_TRANSLATORS}
 
 
 def effective_names() -> set[str]:
@@ -97,7 +99,8 @@ def is_for_opennmt(user: Collection[str], own: Collection[str]) -> bool:
         own: Our option names.
     """
     return any(
-        key in _OPENNMT_GPU_OPTIONS or (key in known_names() and key not in own and key not in OF_OTHER_TOOLKITS)
+        key in _OPENNMT_GPU_OPTIONS
+        or (key in known_names() and key not in own and key not in {*OF_OTHER_TOOLKITS, *SHARDING})
         for key in user
     )
 
@@ -110,6 +113,6 @@ def describe(name: str) -> str | None:
         return f"accepted without effect: {IGNORED[name]}"
     if name in RETIRED:
         return f"not supported: {RETIRED[name]}"
-    if name in TRANSLATORS:
-        return f"accepted: {TRANSLATORS[name].meaning}"
+    if name in _TRANSLATORS:
+        return f"accepted: {_TRANSLATORS[name].meaning}"
     return None

@@ -42,8 +42,12 @@ class SelectionBias(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectionBias:
         """Follow `.to(device)`, but not `.to(dtype)`: biases of several units differ by hundredths."""
-        bias = self.bias.detach()
-        self.bias = nn.Parameter(bias.to(fn(bias).device), requires_grad=False)
+
+        def keeping_type(bias: Tensor) -> Tensor:
+            applied = fn(bias)
+            return applied if applied.dtype == bias.dtype else bias.to(applied.device)
+
+        super()._apply(keeping_type, recurse)
         return self
 
 

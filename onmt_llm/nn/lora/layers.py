@@ -45,9 +45,13 @@ class LoRALinear(nn.Module):
         device: torch.device = base.weight.device  # type: ignore[assignment]
         self.lora_a = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=device))
         self.lora_b = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=device))
-        nn.init.uniform_(self.lora_a, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
+        self.draw_a(self.lora_a)
         self.register_buffer("lora_start_a", None)
         self.register_buffer("lora_start_b", None)
+
+    def draw_a(self, a: Tensor) -> None:
+        """Draw a new A; B is zero at first."""
+        nn.init.uniform_(a, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the type of the base's output."""
@@ -110,7 +114,11 @@ class LoRAEmbedding(nn.Module):
         device = base.weight.device
         self.lora_a = nn.Parameter(torch.empty(rank, base.num_embeddings, dtype=torch.float32, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.embedding_dim, rank, dtype=torch.float32, device=device))
-        nn.init.normal_(self.lora_a, std=1 / rank)
+        self.draw_a(self.lora_a)
+
+    def draw_a(self, a: Tensor) -> None:
+        """Draw a new A; B is zero at first."""
+        nn.init.normal_(a, std=1 / len(a))
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         y_BTD = self.base(ids_BT)

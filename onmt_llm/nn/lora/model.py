@@ -163,17 +163,27 @@ def load_lora_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         CheckpointError: Names or shapes differ from the model's adapters; the message lists them all.
     """
     own = lora_state(model)
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} belongs to no wrapped layer" for name in tensors if name not in own]
+    check_lora_shapes(model, {name: tensor.shape for name, tensor in tensors.items()})
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def check_lora_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that an adapter checkpoint fits the wrapped layers.
+
+    Raises:
+        CheckpointError: Names or shapes differ from the model's adapters; the message lists them all.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in lora_state(model).items()}
+    problems = [f"{name} is missing" for name in own if name not in shapes]
+    problems += [f"{name} belongs to no wrapped layer" for name in shapes if name not in own]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        f"{name} is {tuple(shapes[name])} instead of {own[name]}"
         for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        if name in shapes and tuple(shapes[name]) != own[name]
     ]
     if problems:
         raise CheckpointError(f"The adapter must fit the model's LoRA layers, but: {'; '.join(problems)}.")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
 
 
 @torch.no_grad()

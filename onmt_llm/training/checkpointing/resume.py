@@ -134,7 +134,7 @@ def _restore(saved: SavedState, pipeline: Pipeline, world: World) -> None:
         # Resuming with other corpora is allowed, but the user must know that the data position is lost.
         logger.warning("The data starts from the beginning: %s", error.message)
         pipeline.load_state_dict(fresh)
-    if len(saved.ranks) != world.size:
-        logger.info("The run was saved by %d processes and continues with %d.", len(saved.ranks), world.size)
+    if len(saved.ranks) != world.data_size:
+        logger.info("The data was read by %d processes before, and is by %d now.", len(saved.ranks), world.data_size)
         return
-    set_rng_state(saved.ranks[world.rank]["rng"], world.device)
+    set_rng_state(saved.ranks[world.data_rank]["rng"], world.device)

@@ -130,7 +130,7 @@ class CheckpointSaver:
         if path.resolve() in map(Path.resolve, self._protected):
             logger.warning("No checkpoint of step %d is saved: the run needs the one at %s.", progress.step, path)
             return
-        ranks = world.gather({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
+        ranks = world.gather_data({"rng": rng_state(world.device), "data": self.pipeline.state_dict()})
         snapshot = self._snapshot(path, progress, ranks)
         if world.is_main or snapshot.divided:
             size = snapshot.nbytes
@@ -192,6 +192,8 @@ class CheckpointSaver:
         """Whether each rank writes its own parts. An adapter is small, and always whole."""
         mode, trainee = self.setup.config.safety.checkpoint_shards, self.components.trainee
         if mode == "off" or not trainee.is_sharded or self.setup.layers.beside_base is not None:
+            return False
+        if self.components.world.tensor_parallel > 1:
             return False
         size = sum(parameter.numel() * parameter.itemsize for parameter in trainee.parameters())
         return mode == "on" or size > self.setup.config.safety.whole_bytes

@@ -99,8 +99,32 @@ class ActivationEstimate:
         return counts[0] + (counts[1] - counts[0]) / (wide - narrow) * (self.model.size_per_head - narrow)
 
     def _count(self, head_size: int, length: int, parts: Collection[str]) -> int:
-        """Bytes that a copy with heads of `head_size` saves for one row."""
-        model = self._copy(head_size)
+        """Bytes that a copy with heads of `head_size` saves for one row; equal blocks are counted once."""
+        depth = self.model.decoder_layers
+        if depth <= 2 or not self._has_equal_blocks:
+            return self._count_copy(self.model, head_size, length, parts)
+        one, two = (
+            self._count_copy(self.model.model_copy(update={"decoder_layers": few}), head_size, length, parts)
+            for few in (1, 2)
+        )
+        return one + (depth - 1) * (two - one)
+
+    @property
+    def _has_equal_blocks(self) -> bool:
+        """Whether the model is a single stack of blocks that do not differ."""
+        model, layers = self.model, self.layers
+        named = [*layers.quantised, *(() if layers.lora is None else layers.lora.layers)]
+        return not (
+            model.encoder_layers
+            or len(set(model.layer_types)) > 1
+            or len(set(model.rope_layers)) > 1
+            or model.moe.dense_layers
+            or layers.expansion is not None
+            or any(".layers." in name for name in named)
+        )
+
+    def _count_copy(self, shape: ModelConfig, head_size: int, length: int, parts: Collection[str]) -> int:
+        model = self._copy(shape, head_size)
         set_recomputed(model, parts)
         batch, storages = self.batch, _SavedStorages(model)
         ids_BT, doc_BT = _row(length, batch.packed)
@@ -112,10 +136,10 @@ class ActivationEstimate:
             model.decode(ids_BT, memory_BSD, doc_BT=doc_BT, src_doc_BS=src_doc_BS)
         return storages.total
 
-    def _copy(self, head_size: int) -> Transformer:
+    def _copy(self, shape: ModelConfig, head_size: int) -> Transformer:
         layers, dropout = self.layers, self.config.regularization
         with torch.random.fork_rng(devices=[]):
-            model = Transformer(narrowed(self.model, head_size)).to(self.precision.weights)
+            model = Transformer(narrowed(shape, head_size)).to(self.precision.weights)
             if layers.quantised:
                 quantize(model, layers.quantised, layers.quant_type)
             add_trainable_parts(model, self.config, layers)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
+from torch import nn
+
+from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.train import DeviceConfig
 from onmt_llm.nn.quantized import QUANT_TYPES
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.dry_run.activations import ActivationEstimate
 from onmt_llm.training.losses.output_layer import default_chunk_tokens, output_parameters
 from onmt_llm.training.optim.registry import OPTIMIZERS
+from onmt_llm.training.parallel import ROW_WISE
 
 MIB = 1 << 20
 GRADIENT_BYTES = 4
@@ -16,6 +25,61 @@ GRADIENT_BYTES = 4
 KAHAN_BYTES = 8.0
 KAHAN_COPIES = 5
 TRAINED_BYTES = 4
+_IN_BLOCK = re.compile(r"((?:encoder|decoder)\.layers\.\d+)\.")
+
+
+@dataclass(frozen=True)
+class Division:
+    """How weights, gradients and optimiser are divided among processes.
+
+    Attributes:
+        shards: Processes, or groups of them, that divide one copy of the weights.
+        tensor: Processes that compute each block together.
+    """
+
+    shards: int = 1
+    tensor: int = 1
+
+    @classmethod
+    def of(cls, devices: DeviceConfig) -> Division:
+        """The division that the options ask for; of `shard: auto`, that of `full`."""
+        groups = max(devices.world_size, 1) // devices.tensor_parallel
+        return cls(1 if devices.shard == "off" else devices.shard_size or groups, devices.tensor_parallel)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a process holds less than the whole model."""
+        return self.shards * self.tensor > 1
+
+    def part(self, model: ModelConfig) -> ModelConfig:
+        """The shape of what a process computes of each block."""
+        if self.tensor == 1:
+            return model
+        sizes = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_size": model.ffn_size}
+        divided = {name: size // self.tensor for name, size in sizes.items()}
+        return model.model_copy(update={**divided, "head_dim": model.size_per_head})
+
+
+UNDIVIDED = Division()
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A parameter in the memory of a process.
+
+    Attributes:
+        size: Elements that the process computes with.
+        own: Elements that it holds all the time.
+        width: Bytes of each.
+        kind: What becomes of it: "trained", "frozen", or "quantised".
+        block: Path of its block; empty outside of blocks.
+    """
+
+    size: int
+    own: int
+    width: float
+    kind: str
+    block: str
 
 
 @dataclass(frozen=True)
@@ -25,6 +89,7 @@ class Memory:
     Attributes:
         held: During the whole run.
         forward: At the end of a forward pass.
+        turn: In the first block of a backward pass, if weights are gathered for it; else empty.
         backward: At the end of a backward pass.
         update: While the largest weight is updated.
     """
@@ -33,11 +98,12 @@ class Memory:
     forward: dict[str, int]
     backward: dict[str, int]
     update: dict[str, int]
+    turn: dict[str, int] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, int]:
         """What is held, and what is added to it at the peak."""
-        moments = (self.forward, self.backward, self.update)
+        moments = (self.forward, self.turn, self.backward, self.update)
         sizes = [sum(parts.values()) for parts in moments]
         return {**self.held, **moments[sizes.index(max(sizes))]}
 
@@ -51,13 +117,14 @@ def estimate_memory(
     model: Transformer,
     activations: ActivationEstimate,
     *,
-    quantised: set[str],
+    quantised: Collection[str],
     optim: str,
     ema: bool = False,
     chunk_tokens: int = 0,
     device_type: str = "cpu",
+    division: Division = UNDIVIDED,
 ) -> Memory:
-    """The memory of one process of a run.
+    """The memory of one process of a run: of the one that holds most, if weights are divided.
 
     Args:
         model: The model on the meta device, with its adapters or twins, frozen as in training.
@@ -67,43 +134,92 @@ def estimate_memory(
         ema: A running average of the weights is maintained.
         chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
         device_type: Type of the device that the model will run on.
+        division: How the weights are divided among processes.
     """
-    frozen = trained = packed = 0
-    prefixes = tuple(f"{path}." for path in quantised)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            trained += parameter.numel()
-        elif prefixes and name.replace(".base.", ".").startswith(prefixes) and parameter.ndim == 2:
-            packed += parameter.numel()
-        else:
-            frozen += parameter.numel()
     precision, performance = activations.precision, activations.config.performance
     held, gradient = (2, 2) if performance.pure_bf16 else (TRAINED_BYTES, GRADIENT_BYTES)
-    autocast = precision.autocast is not None
+    widths = {"trained": float(held), "frozen": float(precision.weights.itemsize), "quantised": 0.0}
+    if quantised:
+        widths["quantised"] = QUANT_TYPES.get(activations.layers.quant_type).weight_bytes
+    weights = _weights(model, quantised, widths, division)
+    own = {kind: sum(weight.own for weight in weights if weight.kind == kind) for kind in widths}
+    trained, autocast = own["trained"], precision.autocast is not None
     optimizer = OPTIMIZERS[optim]
     moments = KAHAN_BYTES if performance.pure_bf16 else optimizer.state_bytes
     parts = {
-        "weights": frozen * precision.weights.itemsize + trained * held,
+        "weights": int(own["frozen"] * widths["frozen"] + trained * held),
         **({"averaged weights": trained * TRAINED_BYTES} if ema else {}),
-        "quantised weights": int(packed * QUANT_TYPES.get(activations.layers.quant_type).weight_bytes) if packed else 0,
+        "quantised weights": int(own["quantised"] * widths["quantised"]),
         "optimiser": int(trained * moments),
     }
-    largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0)
+    largest = max((weight.own for weight in weights if weight.kind == "trained"), default=0)
     gradients = {"gradients": (largest if performance.optimizer_in_backward else trained) * gradient}
+    earlier = gradients if max(activations.config.run.accum_count) > 1 else {}
     copies = KAHAN_COPIES if performance.pure_bf16 else optimizer.update_copies
     saved = activations.peak_bytes()
+    output = _output_bytes(model, activations, gradient, chunk_tokens=chunk_tokens, device_type=device_type)
+    blocks = activations.model.encoder_layers + activations.model.decoder_layers
+    head = sum(parameter.numel() for parameter in output_parameters(model))
+    cast = head if division.is_on else trained
     forward = {
         "activations": saved,
-        **({"16-bit weights": 2 * trained} if autocast else {}),
-        "output layer": _output_bytes(model, activations, gradient, chunk_tokens=chunk_tokens, device_type=device_type),
+        **({"16-bit weights": 2 * cast} if autocast else {}),
+        "output layer": output,
+        **earlier,
     }
-    blocks = activations.model.encoder_layers + activations.model.decoder_layers
-    return Memory(
-        parts,
-        forward,
-        backward={**gradients, "activations": saved // blocks},
-        update={**gradients, "update": copies * 4 * largest},
-    )
+    backward, turn = {**gradients, "activations": saved // blocks}, {}
+    if division.is_on:
+        rest, block = _gathered(weights, autocast=autocast)
+        rest_trained = sum(weight.size for weight in weights if weight.kind == "trained" and not weight.block)
+        block_trained = _largest_block(weights, lambda weight: weight.size * (weight.kind == "trained"))
+        forward["gathered weights"] = rest
+        # The block that computes, and the one that is fetched for after it; gradients twice while they are summed.
+        turn = {
+            "activations": saved,
+            "gathered weights": rest + 2 * block,
+            "gathered gradients": head * gradient + block_trained * ((2 if autocast else gradient) + GRADIENT_BYTES),
+            **earlier,
+        }
+        backward |= {"gathered weights": rest, "gathered gradients": 2 * rest_trained * gradient}
+    return Memory(parts, forward, backward, update={**gradients, "update": copies * 4 * largest}, turn=turn)
+
+
+def _weights(
+    model: Transformer, quantised: Collection[str], widths: dict[str, float], division: Division
+) -> list[_Weight]:
+    """The parameters as the process with the largest parts has them."""
+    linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    prefixes, found = tuple(f"{path}." for path in quantised), []
+    for name, parameter in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        inside = _IN_BLOCK.match(name)
+        shape = list(parameter.shape)
+        if division.tensor > 1 and inside and path in linears:
+            dimension = 1 if path.endswith(ROW_WISE) else 0
+            if leaf == "weight" or dimension == 0:
+                shape[dimension] //= division.tensor
+        kind = "trained" if parameter.requires_grad else "frozen"
+        if kind == "frozen" and name.replace(".base.", ".").startswith(prefixes) and parameter.ndim == 2:
+            kind = "quantised"
+        size = math.prod(shape)
+        own = math.ceil(shape[0] / division.shards) * math.prod(shape[1:])
+        found.append(_Weight(size, own, widths[kind], kind, inside[1] if inside else ""))
+    return found
+
+
+def _gathered(weights: Sequence[_Weight], *, autocast: bool) -> tuple[int, int]:
+    """Bytes of the weights outside the blocks, and of the largest block, in the types in which they are gathered."""
+    rest = sum(weight.size * weight.width for weight in weights if not weight.block)
+    width = 2.0 if autocast else math.inf
+    return int(rest), _largest_block(weights, lambda weight: weight.size * min(weight.width, width))
+
+
+def _largest_block(weights: Sequence[_Weight], count: Callable[[_Weight], float]) -> int:
+    blocks: Counter[str] = Counter()
+    for weight in weights:
+        if weight.block:
+            blocks[weight.block] += math.ceil(count(weight))
+    return max(blocks.values(), default=0)
 
 
 def _output_bytes(

@@ -15,16 +15,16 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.lora.model import lora_modules
 from onmt_llm.training.checkpointing.train_from import resolve_train_from
-from onmt_llm.training.dry_run.activations import ActivationEstimate
-from onmt_llm.training.dry_run.memory import MIB, Memory, estimate_memory
+from onmt_llm.training.dry_run.estimate import RunEstimate, with_sharding
+from onmt_llm.training.dry_run.memory import MIB, UNDIVIDED, Division, Memory
 from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_batches
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.host_memory import resident_memory
 from onmt_llm.training.run.startup_log import run_notes
 from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import open_pipelines
-from onmt_llm.training.setup.model import build_on_meta, count_parameters, run_precision
-from onmt_llm.training.setup.run_setup import check_run, open_run_setup
+from onmt_llm.training.setup.model import build_on_meta, count_parameters
+from onmt_llm.training.setup.run_setup import check_division, check_run, open_run_setup
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Plan:
         sampled: The largest of the first micro-batches, and how it was found.
         positions_per_step: Positions of one update, over all micro-batches and processes, padding included.
         notes: Further lines: what the run is initialised from, and what it writes.
+        division: How the weights are divided among processes.
     """
 
     model: ModelConfig
@@ -56,11 +57,27 @@ class Plan:
     sampled: BatchSample
     positions_per_step: int
     notes: list[str] = field(default_factory=list)
+    division: Division = UNDIVIDED
 
     @property
     def peak(self) -> int:
         """Peak bytes of a process, on the device of the model."""
         return self.memory.peak + self.program
+
+    @property
+    def _divided(self) -> str:
+        """What the processes divide, in words."""
+        shards, tensor = self.division.shards, self.division.tensor
+        words = [f"{shards} divide weights, gradients and optimiser"] if shards > 1 else []
+        words += [f"{tensor} compute each block together"] if tensor > 1 else []
+        return f" ({', '.join(words)})" if words else ""
+
+    @property
+    def _gradients(self) -> list[str]:
+        """What is left of the gradients when all processes have summed and divided theirs."""
+        if not self.division.is_on:
+            return []
+        return [f"Gradients of a process before the update: {self.memory.update['gradients'] / MIB:,.1f} MiB"]
 
     def report(self) -> str:
         """The plan as text."""
@@ -73,9 +90,10 @@ class Plan:
             f"Model: {self.model.summary}",
             f"Parameters: {self.parameters:,}; trainable {self.trainable:,} ({share:.2f}%)",
             f"Layers with LoRA: {self.lora_layers}; quantised: {self.quant_layers}; new blocks: {self.new_blocks}",
-            "Estimated peak memory per process:",
+            f"Estimated peak memory per process{self._divided}:",
             *(f"  {part:<18}{size / MIB:>10,.1f} MiB" for part, size in parts.items()),
             f"  {'total':<18}{self.peak / MIB:>10,.1f} MiB",
+            *self._gradients,
             f"Micro-batch: up to {batch.examples} examples, {batch.positions:,} tokens with padding{estimated}",
             f"Tokens per step: {self.positions_per_step:,} with padding",
             *self.notes,
@@ -91,11 +109,10 @@ def plan(config: TrainConfig) -> Plan:
     """
     config = resolve_train_from(config)
     setup = open_run_setup(config)
-    start, layers, run = setup.start, setup.layers, config.run
+    start, layers, run, devices = setup.start, setup.layers, setup.config.run, setup.config.devices
     check_run(setup)
     model, quantised = build_on_meta(config, start, layers)
-    device = config.devices.device
-    device_type = resolve_device(device).type if device == "auto" else device
+    device_type = resolve_device(devices.device).type if devices.device == "auto" else devices.device
     check_device(config.performance, device_type)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     with heartbeat("Reading the corpora"):
@@ -103,9 +120,13 @@ def plan(config: TrainConfig) -> Plan:
         sampled = sample_batches(config, start.codec, world)
     # Everything but the weights is in memory by now. The model copies that are counted below must not be part of it.
     program = resident_memory() + sampled.rest if device_type == "cpu" else 0
-    precision = run_precision(config.performance, layers, loss_scale=0.0, device=torch.device("meta"))
+    if devices.shard == "auto":
+        estimate = RunEstimate(setup, model, set(quantised), sampled.batch, device_type)
+        setup = with_sharding(setup, estimate.choice(program, processes=max(devices.world_size, 1)))
+        check_division(setup, devices.world_size)
+    division = Division.of(setup.config.devices)
     parameters, trainable = count_parameters(model)
-    updates = run.accum_count[0] * max(config.devices.world_size, 1)
+    updates = run.accum_count[0] * max(devices.world_size, 1) // devices.tensor_parallel
     return Plan(
         model=start.model,
         parameters=parameters,
@@ -113,17 +134,10 @@ def plan(config: TrainConfig) -> Plan:
         lora_layers=len(lora_modules(model)),
         new_blocks=len(layers.new_blocks),
         quant_layers=len(quantised),
-        memory=estimate_memory(
-            model,
-            ActivationEstimate(start.model, config, layers, precision, sampled.batch),
-            quantised=set(quantised),
-            optim=config.optimizer.optim,
-            ema=config.optimizer.average_decay > 0,
-            chunk_tokens=config.performance.loss_chunk_tokens,
-            device_type=device_type,
-        ),
+        memory=RunEstimate(setup, model, set(quantised), sampled.batch, device_type).memory(division),
         program=program,
         sampled=sampled,
         positions_per_step=sampled.batch.positions * updates,
         notes=run_notes(config, start),
+        division=division,
     )

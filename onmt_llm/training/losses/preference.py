@@ -32,6 +32,8 @@ from onmt_llm.training.losses.log_probs import LogProbs, label_log_probs
 from onmt_llm.training.losses.output_layer import OutputLayer
 from onmt_llm.training.losses.token_loss import RewardSums, TokenLoss
 
+LoadModel = Callable[[str, Dtype, torch.device], Transformer]
+
 
 @dataclass(frozen=True)
 class RatedAnswers:
@@ -146,6 +148,7 @@ def open_preference_loss(
     dtype: Dtype,
     device: torch.device,
     chunk_tokens: int = 0,
+    load: LoadModel = load_model,
 ) -> PreferenceLoss | None:
     """The preference loss of the options, with its reference model; None for `sft`.
 
@@ -157,6 +160,7 @@ def open_preference_loss(
         dtype: Type of the reference's weights.
         device: Device of the reference.
         chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
+        load: Loads the reference.
 
     Raises:
         ConfigError: There is no reference, or its vocabulary differs.
@@ -167,7 +171,7 @@ def open_preference_loss(
     check_reference(objective, settings, adapters=adapters)
     if objective in REFERENCE_FREE or settings.reference_model is None:
         return PreferenceLoss(objective, settings, chunk_tokens=chunk_tokens)
-    reference = load_model(settings.reference_model, dtype=dtype, device=device).requires_grad_(False)
+    reference = load(settings.reference_model, dtype, device).requires_grad_(False)
     if reference.config.vocab_size != model.vocab_size:
         raise ConfigError(
             f"reference_model must have the vocabulary of the model, {model.vocab_size} tokens, but has "

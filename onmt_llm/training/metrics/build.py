@@ -28,7 +28,7 @@ def data_metrics(pipeline: Pipeline, world: World) -> dict[str, float]:
     """Counts of each corpus over all ranks: `data/<corpus>/read`, `data/<corpus>/dropped/<reason>` ..."""
     own = {name: counts.to_dict() for name, counts in pipeline.counts.items()}
     total = {name: CorpusCounts() for name in own}
-    for rank in world.gather(own):
+    for rank in world.gather_data(own):
         for name, counts in rank.items():
             total[name].add(CorpusCounts.from_dict(counts))
     return {f"data/{name}/{key}": value for name, counts in total.items() for key, value in counts.figures().items()}

@@ -12,6 +12,7 @@ from onmt_llm.config.learning import OptimConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.training.optim.kahan import KahanAdamW
 from onmt_llm.training.optim.registry import HIDDEN, OPTIMIZERS, Groups, adam_arguments
+from onmt_llm.training.process.shards import total_norm
 
 RATE_FACTOR = "rate_factor"
 """Key of a group: its learning rate as a multiple of the run's."""
@@ -92,7 +93,7 @@ def scale_and_clip(parameters: Iterable[nn.Parameter], *, factor: float, max_nor
     found = gradients(parameters)
     if not found:
         return 0.0
-    norm = float(torch.nn.utils.get_total_norm(found)) * factor
+    norm = float(total_norm(found)) * factor
     if max_norm > 0 and norm > max_norm:
         factor *= max_norm / norm
     if factor != 1.0:

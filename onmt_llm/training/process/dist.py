@@ -45,6 +45,8 @@ class World:
         made_group: The process group is our own, and is left at the end; otherwise it was there before, as in Ray.
         group: The process group; None = torch's default. Work in a thread needs another one than the training loop.
         attempt: Prefix of what the processes write into the store of torchrun, which lives longer than they.
+        tensor_parallel: Number of neighbouring ranks that compute each block together, and so read the same data.
+        data_group: The ranks of all such groups with this one's place in theirs; None = all ranks.
     """
 
     rank: int
@@ -53,16 +55,28 @@ class World:
     made_group: bool = False
     group: Any = None
     attempt: str = ""
+    tensor_parallel: int = 1
+    data_group: Any = None
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and logs."""
         return self.rank == 0
 
+    @property
+    def data_size(self) -> int:
+        """Number of ranks, or groups of ranks, that read data of their own."""
+        return self.size // self.tensor_parallel
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this rank, or of its group, among those that read data of their own."""
+        return self.rank // self.tensor_parallel
+
     def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor` summed over all ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor, group=self.group)
+        """`tensor` summed over all data, in place: ranks that read the same data count once."""
+        if self.data_size > 1:
+            dist.all_reduce(tensor, group=self.data_group or self.group)
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -73,7 +87,9 @@ class World:
         """For each of `flags`, whether it is set on any rank."""
         if self.size == 1:
             return list(flags)
-        return (self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device)) > 0).tolist()
+        found = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        dist.all_reduce(found, group=self.group)
+        return (found > 0).tolist()
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum the gradients of `parameters` over all ranks; a missing one counts as zero.
@@ -99,6 +115,10 @@ class World:
         rows = [torch.zeros(room, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
         dist.all_gather(rows, torch.nn.functional.pad(data, (0, room - data.numel())), group=self.group)
         return [json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(rows, sizes, strict=True)]
+
+    def gather_data(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """As `gather`, but one record for each rank, or group of ranks, that reads data of its own."""
+        return self.gather(record)[:: self.tensor_parallel]
 
     def share_parameters(self, module: nn.Module) -> None:
         """Broadcast rank 0's trainable parameters, which may be randomly initialised."""
@@ -127,16 +147,18 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 """The only process, on a CPU."""
 
 
-def open_world(device: str = "auto", world_size: int = 1) -> World:
+def open_world(device: str = "auto", world_size: int = 1, tensor_parallel: int = 1) -> World:
     """Determine rank and device, and join the other processes.
 
     Args:
         device: "auto" (CUDA if it is available), "cpu" or "cuda".
         world_size: Number of processes by the options; 0 = CPU.
+        tensor_parallel: Number of neighbouring processes that compute each block together.
 
     Raises:
         UnsupportedError: torchrun did not start the processes that the options need, or CUDA is not available.
-        ConfigError: torchrun started another number of processes than `world_size`.
+        ConfigError: torchrun started another number of processes than `world_size`, or one that `tensor_parallel` does
+            not divide.
         OnmtLlmError: Not all processes can be reached.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -149,6 +171,11 @@ def open_world(device: str = "auto", world_size: int = 1) -> World:
         raise ConfigError(
             f"world_size must be the number of processes that torchrun started, {started}, but is {world_size}."
         )
+    if started % tensor_parallel:
+        raise ConfigError(
+            f"tensor_parallel must divide the number of processes, {started}, but is {tensor_parallel}.",
+            hint="start them with torchrun --nproc_per_node, and set world_size",
+        )
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     resolved = resolve_device("cpu" if world_size == 0 else device, local_rank)
     if started > 1 and resolved.type == "cuda":
@@ -157,7 +184,17 @@ def open_world(device: str = "auto", world_size: int = 1) -> World:
     if started > 1 and not dist.is_initialized():
         world = _join(world)
     logger.info("Device: %s, %d CPU threads, process %d of %d.", resolved, torch.get_num_threads(), rank + 1, started)
-    return world
+    if tensor_parallel == 1:
+        return world
+    world = replace(world, tensor_parallel=tensor_parallel)
+    return replace(world, data_group=_data_group(world))
+
+
+def _data_group(world: World) -> Any:
+    """The process group of the ranks with this one's place in their groups; all ranks make all of them."""
+    places = [list(range(place, world.size, world.tensor_parallel)) for place in range(world.tensor_parallel)]
+    groups = [dist.new_group(ranks) for ranks in places]
+    return groups[world.rank % world.tensor_parallel]
 
 
 def _join(world: World) -> World:

@@ -6,11 +6,14 @@ must call them with the same tensors in the same order.
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from onmt_llm.checkpoint.files.shards import ShardSet, TensorPart
 
@@ -20,6 +23,15 @@ def is_sharded(tensor: Tensor) -> bool:
     # Importing DTensor takes a second, and nobody has made one who has not imported it.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all tensors together, some of which may be divided, in one way or another; communicates."""
+    ways: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        ways.setdefault(tensor.device_mesh if is_sharded(tensor) else None, []).append(tensor)  # type: ignore[attr-defined]
+    norms = [whole(torch.nn.utils.get_total_norm(group)) for group in ways.values()]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def whole(tensor: Any) -> Any:
@@ -42,6 +54,53 @@ def gathered(tensors: Iterable[tuple[str, Any]], *, keep: bool = True) -> Iterat
             yield name, TensorPart(full.cpu() if full is not tensor else full, (0,) * full.ndim)
         else:
             yield name, full
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, blocks: Iterable[Tensor]) -> None:
+    """Copy this rank's part of a whole tensor into `parameter`.
+
+    Args:
+        parameter: Divided or not.
+        blocks: Consecutive rows of the whole tensor, or all of it; all are read, so that a reader can verify them.
+    """
+    own, corner = parameter, (0,) * parameter.ndim
+    if is_sharded(parameter):
+        own = parameter.to_local()  # type: ignore[attr-defined]
+        corner = _corner(parameter)
+    first, rest = corner[0], tuple(slice(at, at + size) for at, size in zip(corner[1:], own.shape[1:], strict=True))
+    start = 0
+    for block in blocks:
+        low, high = max(start, first), min(start + len(block), first + len(own))
+        if low < high:
+            own[low - first : high - first] = block[(slice(low - start, high - start), *rest)]
+        start += len(block)
+
+
+def _corner(parameter: Any) -> tuple[int, ...]:
+    """Where this rank's part begins in the whole tensor. Every part is a box, also if two meshes divide the rows."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, corner = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return tuple(corner)
+
+
+@contextmanager
+def whole_parameters(module: nn.Module) -> Iterator[nn.Module]:
+    """A copy of `module` whose own parameters are whole, with any values; what they are set to goes to this rank's
+    parts of the module's parameters."""
+    parts = dict(module.named_parameters(recurse=False))
+    if not parts:
+        yield module
+        return
+    copied = copy.copy(module)
+    copied._parameters = {
+        name: None if name not in parts else nn.Parameter(torch.empty(parts[name].shape), requires_grad=False)
+        for name in module._parameters
+    }
+    yield copied
+    for name, part in parts.items():
+        fill(part, [getattr(copied, name)])
 
 
 def divided_like(parameter: Any, tensor: Tensor) -> Tensor:

@@ -14,14 +14,13 @@ from onmt_llm.training.metrics.profiler import Profiler
 from onmt_llm.training.optim.build import build_optimizer
 from onmt_llm.training.optim.ema import EMA
 from onmt_llm.training.optim.schedule import build_schedule
-from onmt_llm.training.parallel import Trainee, shard
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.pulse import Pulse
 from onmt_llm.training.process.rng import set_seed
-from onmt_llm.training.setup.hardware import compile_blocks
 from onmt_llm.training.setup.inputs import open_objective
-from onmt_llm.training.setup.model import build_training_model, run_precision
+from onmt_llm.training.setup.model import run_precision
 from onmt_llm.training.setup.run_setup import RunSetup
+from onmt_llm.training.setup.trainee import build_trainee, reference_loader, reference_of
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 from onmt_llm.training.validation.generation import GenerationValidator
 from onmt_llm.training.validation.validate import Validator
@@ -38,16 +37,13 @@ def build_components(setup: RunSetup, world: World, *, seed: int) -> TrainingCom
     config, start, layers = setup.config, setup.start, setup.layers
     run, performance = config.run, config.performance
     optim = resumed_settings(config.optimizer, setup.saved, reset=config.start.reset_optim)
-    objective = open_objective(config, optim, start, layers, world.device)
+    load = reference_loader(setup, world)
+    objective = open_objective(config, optim, start, layers, world.device, load_reference=load)
     precision = run_precision(performance, layers, loss_scale=optim.loss_scale, device=world.device)
-    model = build_training_model(config, start, layers, precision, world)
-    if performance.compile_blocks:
-        compile_blocks(model, world.device)
-    trainee = Trainee(model)
-    if config.devices.shard == "full" and world.size > 1:
-        shard(trainee, world, shard_size=config.devices.shard_size)
-    # Each rank needs its own dropout.
-    set_seed(seed + world.rank)
+    trainee = build_trainee(setup, precision, world, reference_of(objective.preference))
+    model = trainee.model
+    # Each rank needs its own dropout, but those that compute a block together have the same.
+    set_seed(seed + world.data_rank)
     validation, safety, watching = config.validation, config.safety, config.watching
     return TrainingComponents(
         trainee=trainee,

@@ -59,10 +59,10 @@ def _log_model(layers: LayerPlan, components: TrainingComponents) -> None:
 def _log_batch(config: TrainConfig, components: TrainingComponents) -> None:
     batching, run, world = config.batching, config.run, components.world
     unit = "tokens" if batching.batch_type == "tokens" else "examples"
-    effective = batching.batch_size * run.accum_count[0] * world.size
+    effective = batching.batch_size * run.accum_count[0] * world.data_size
     logger.info(
         "Batch: %d %s x %d micro-batches x %d processes = up to %d %s per update.",
-        *(batching.batch_size, unit, run.accum_count[0], world.size, effective, unit),
+        *(batching.batch_size, unit, run.accum_count[0], world.data_size, effective, unit),
     )
     if world.device.type == "cuda":
         model = components.model.config

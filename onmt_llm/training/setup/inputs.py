@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from onmt_llm.checkpoint.load import load_model
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.learning import OptimConfig
 from onmt_llm.config.train import TrainConfig
@@ -17,7 +18,7 @@ from onmt_llm.text.codec import Codec
 from onmt_llm.training.checks import check_validation
 from onmt_llm.training.losses.balance import open_balance
 from onmt_llm.training.losses.objective import Objective, open_alignment
-from onmt_llm.training.losses.preference import open_preference_loss
+from onmt_llm.training.losses.preference import LoadModel, open_preference_loss
 from onmt_llm.training.losses.terms import open_terms
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.setup.layers import LayerPlan
@@ -57,11 +58,17 @@ def open_pipeline(
         batching=config.batching,
     )
     pin_memory = world.device.type == "cuda"
-    return Pipeline(spec, rank=world.rank, world_size=world.size, pin_memory=pin_memory, audited=audited)
+    return Pipeline(spec, rank=world.data_rank, world_size=world.data_size, pin_memory=pin_memory, audited=audited)
 
 
 def open_objective(
-    config: TrainConfig, optim: OptimConfig, start: Start, layers: LayerPlan, device: torch.device
+    config: TrainConfig,
+    optim: OptimConfig,
+    start: Start,
+    layers: LayerPlan,
+    device: torch.device,
+    *,
+    load_reference: LoadModel = load_model,
 ) -> Objective:
     """What the batches are trained for."""
     train_corpora, _ = split_corpora(config.corpora.data)
@@ -74,6 +81,7 @@ def open_objective(
             dtype=config.performance.model_dtype,
             device=device,
             chunk_tokens=config.performance.loss_chunk_tokens,
+            load=load_reference,
         ),
         label_smoothing=optim.label_smoothing,
         terms=open_terms(config.loss, start.codec.vocab, device, packed=config.batching.packing != "off"),

@@ -27,8 +27,12 @@ from onmt_llm.training.setup.start import Start
 from onmt_llm.training.setup.word_vectors import freeze_word_vectors, load_vectors, update_vocabulary
 
 
-def _check_size(model: ModelConfig) -> None:
+def check_size(model: ModelConfig, *, parts: int = 1) -> None:
     """Refuse a new model whose largest matrices alone do not fit into main memory, where weights are initialised.
+
+    Args:
+        model: The architecture.
+        parts: Number of processes that divide it.
 
     Raises:
         ConfigError: The model is too large.
@@ -38,7 +42,7 @@ def _check_size(model: ModelConfig) -> None:
     block = int(model.hidden_size * (attention + ffn))
     least = model.vocab_size * model.hidden_size + (model.encoder_layers + model.decoder_layers) * block
     free = available_memory()
-    needed = torch.float32.itemsize * least
+    needed = torch.float32.itemsize * least // parts
     if free is not None and needed > free:
         raise ConfigError(
             f"hidden_size, ffn_size, experts and layers must make a model that memory can hold, but its {least:,} "
@@ -52,7 +56,7 @@ def build_training_model(
     """The model ready for training, on this rank's device, with equal weights on all ranks."""
     init, performance = config.start, config.performance
     if start.weights is None:
-        _check_size(start.model)
+        check_size(start.model)
         model = Transformer(start.model)
         init_weights(model, param_init=init.param_init, glorot=init.param_init_glorot)
         model.to(world.device)

@@ -11,7 +11,13 @@ from pathlib import Path
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.spec import split_corpora
 from onmt_llm.log import logger
-from onmt_llm.training.checks import check_in_backward, check_reference, check_sharding, check_validation
+from onmt_llm.training.checks import (
+    check_in_backward,
+    check_reference,
+    check_sharding,
+    check_tensor_parallel,
+    check_validation,
+)
 from onmt_llm.training.losses.objective import open_alignment
 from onmt_llm.training.metrics.sinks import check_trackers
 from onmt_llm.training.optim.registry import check_package
@@ -86,4 +92,16 @@ def check_run(setup: RunSetup) -> None:
     check_reference(config.corpora.objective, config.preference, adapters=setup.layers.beside_base is not None)
     check_package(config.optimizer.optim)
     check_in_backward(config, config.devices.world_size)
-    check_sharding(config, config.devices.world_size, setup.layers.quant_type)
+    check_division(setup, config.devices.world_size)
+
+
+def check_division(setup: RunSetup, world_size: int) -> None:
+    """Check that the weights can be divided among the processes as the options say.
+
+    Raises:
+        ConfigError: Some options need whole weights, or whole blocks.
+    """
+    config, layers = setup.config, setup.layers
+    is_whole = layers.lora is None and layers.expansion is None
+    check_sharding(config, world_size, layers.quant_type)
+    check_tensor_parallel(config, setup.start.model, world_size, trains_whole_model=is_whole)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+import tiny
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.learning import PreferenceConfig, ValidationConfig
 from onmt_llm.errors import ConfigError
-from onmt_llm.training.checks import check_in_backward, check_reference, check_validation
+from onmt_llm.training.checks import check_in_backward, check_reference, check_tensor_parallel, check_validation
 from options import train_config
 
 CORPORA = {"valid": CorpusConfig(path_src="x", path_tgt="y")}
@@ -44,3 +45,28 @@ def test_a_preference_loss_of_a_whole_model_needs_a_reference(objective: str) ->
     check_reference(objective, PreferenceConfig(), adapters=True)
     check_reference(objective, PreferenceConfig(reference_model="base"), adapters=False)
     check_reference("orpo", PreferenceConfig(), adapters=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "named"),
+    [
+        ({"heads": 3, "hidden_size": 48, "kv_heads": 3}, {}, "heads is 3, which 2 does not divide; kv_heads is 3"),
+        ({"ffn_size": 25}, {}, "ffn_size is 25"),
+        ({"moe": {"experts": 4, "experts_per_token": 2}}, {}, "moe.experts"),
+        ({"qk_norm": True}, {}, "qk_norm"),
+        ({"position": "alibi"}, {}, "position: alibi"),
+        ({}, {"lora": {"lora_layers": ["q_proj"]}}, "LoRA"),
+        ({}, {"performance": {"compile_blocks": True}}, "compile_blocks"),
+        ({}, {"optimizer": {"optim": "muon"}}, "optim: muon"),
+        ({}, {"corpora": {"objective": "dpo"}}, "objective: dpo"),
+        ({}, {"devices": {"world_size": 3}}, "world_size is 3, which 2 does not divide"),
+    ],
+)
+def test_what_blocks_that_several_processes_compute_need(
+    model: dict[str, Any], options: dict[str, Any], named: str
+) -> None:
+    config = train_config({**options, "devices": {"world_size": 4, "tensor_parallel": 2, **options.get("devices", {})}})
+    with pytest.raises(ConfigError, match=f"tensor_parallel must fit the model and the run, but .*{named}"):
+        check_tensor_parallel(config, tiny.llama(**model), config.devices.world_size, trains_whole_model=True)
+    plain = train_config({"devices": {"world_size": 4, "tensor_parallel": 2}})
+    check_tensor_parallel(plain, tiny.llama(), 4, trains_whole_model=True)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from onmt_llm.config.compat.names import IGNORED, RENAMED, RETIRED, RETIRED_DEFAULTS
+from onmt_llm.config.compat.sharding import SHARDING
 from onmt_llm.config.compat.translate import describe, effective_names, inert_names, known_names, translate
 from onmt_llm.config.compat.values import TRANSLATORS
 
 
 def test_a_name_is_in_one_table_only() -> None:
-    tables = [RENAMED, IGNORED, RETIRED, TRANSLATORS]
+    tables = [RENAMED, IGNORED, RETIRED, TRANSLATORS, SHARDING]
     assert sum(map(len, tables)) == len(known_names()) == len(effective_names()) + len(inert_names())
 
 
