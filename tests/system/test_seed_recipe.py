@@ -124,6 +124,7 @@ def test_an_unmerged_adapter_is_not_released(recipe: Path) -> None:
     assert "merge" in text and not (recipe / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_the_chat_page_opens(recipe: Path) -> None:
     pytest.importorskip("gradio")
     with socket.socket() as probe:

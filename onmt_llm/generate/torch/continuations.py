@@ -24,7 +24,7 @@ from onmt_llm.generate.torch.prefix import common_length
 from onmt_llm.nn.kv_cache import KVCache
 
 _WORTH = 64
-"""Tokens that a common beginning must save for a cache of its own."""
+"""Tokens that a common beginning must save to be given a cache of its own."""
 _CACHE_BYTES = 1 << 28
 """Bytes of the copies of a beginning's keys and values in one batch."""
 TokenIds = tuple[int, ...]

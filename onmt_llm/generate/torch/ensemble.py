@@ -112,7 +112,7 @@ class Ensemble:
 
         Args:
             caches: Each model's keys and values of what all rows begin with; unchanged. Empty = rows are whole.
-            known: Tokens of the caches to go on from.
+            known: Tokens of the caches that are continued.
             rows: The further tokens of each row.
         """
         if not caches:

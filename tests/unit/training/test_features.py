@@ -67,7 +67,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
     )
 
 
-@pytest.mark.parametrize("merge", ["concat", "sum"])
+@pytest.mark.parametrize("merge", ["concat", pytest.param("sum", marks=pytest.mark.slow)])
 def test_features_are_learnt_saved_and_released(corpus: Path, merge: str) -> None:
     train(config(corpus, architecture={"feat_merge": merge, "share_embeddings": merge == "sum"}))
     checkpoint = corpus / "run_step_250"

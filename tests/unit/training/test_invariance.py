@@ -213,6 +213,7 @@ def test_layouts_give_the_update_of_plain_cross_entropy(layout: str, kind: str, 
     assert_same(update(model, LAYOUTS[layout](given)), plain(build(kind, trained), given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", SHARDED)
 @pytest.mark.parametrize(("kind", "trained"), KINDS)
 def test_two_ranks_give_it_too(two_ranks: Path, kind: str, trained: str, sharded: str) -> None:

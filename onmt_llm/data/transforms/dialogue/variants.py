@@ -48,7 +48,7 @@ class DialogueConfig(Section):
     (removed)."""
     dialogue_draw: Literal["all", "one"] = "all"
     """Training: add the variants to each dialogue (`all`: the same in every epoch, so the corpus can be packed), or
-    read `one` text instead of each dialogue, drawn anew in every epoch from all of its variants and its normalised
+    read `one` text instead of each dialogue, drawn again in every epoch from all of its variants and its normalised
     text."""
     dialogue_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the variants. What is drawn depends on it and on the text of the dialogue, not on its place."""

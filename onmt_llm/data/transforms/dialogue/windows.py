@@ -58,7 +58,7 @@ class DialogueChunk(Transform[DialogueChunkConfig]):
 
     A window is as long as possible. The next one begins with the last turn that begins in it, which is repeated whole;
     the last window begins at the first turn from which it reaches the end. If no turn begins in a window, the next
-    one begins with the tag of the turn, and goes on with the next word.
+    one begins with the tag of the turn, and continues with the next word.
 
     Args:
         length: Maximum number of tokens per window.
