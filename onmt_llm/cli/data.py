@@ -1,4 +1,4 @@
-"""`onmt_llm_data report | sample | pack | merge | verify`: inspect the data of a run, or tokenise it in advance."""
+"""`onmt_llm_data report | sample | export | pack | merge | verify`: inspect, select and tokenise the data of a run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from onmt_llm.config.data_tool import DataToolConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.overrides import check_task
 from onmt_llm.data import pack
+from onmt_llm.data.export import export
 from onmt_llm.data.inspection.html import report_page, samples_page
 from onmt_llm.data.inspection.report import measure, mixture, table, to_json
 from onmt_llm.data.inspection.trace import collect
@@ -29,7 +30,7 @@ from onmt_llm.text.codec import Codec
 from onmt_llm.training.checkpointing.train_from import resolve_train_from
 
 USAGE = (
-    "onmt_llm_data report -config x.yaml | sample -config x.yaml | pack -config x.yaml | "
+    "onmt_llm_data report -config x.yaml | sample -config x.yaml | export -config x.yaml | pack -config x.yaml | "
     "merge -shards FOLDER FOLDER -output FOLDER | verify -shards FOLDER"
 )
 DEFAULT_SAMPLE = 20
@@ -116,6 +117,18 @@ def _pack(loaded: Loaded[Any]) -> int:
     return 0
 
 
+def _export(loaded: Loaded[Any]) -> int:
+    config: DataToolConfig = loaded.job
+    look, folder = config.look, _folder(config) / "export"
+    names = [f"export/{name}.{look.format}" for name in config.corpora.data]
+    (report,) = _outputs(config, "export/export.json", *names)[:1]
+    written = export(_spec(config), folder, content=look.export_as, form=look.format, processes=look.num_threads)
+    for name, (path, counts) in written.items():
+        print(f"{name}: {path}\n  {counts.progress()}")
+    _write(report, json.dumps({name: counts.to_dict() for name, (_, counts) in written.items()}, indent=1))
+    return 0
+
+
 def _merge(loaded: Loaded[Any]) -> int:
     output = required(loaded, "look", "output", USAGE)
     print(f"merged: {pack.merge([Path(folder) for folder in loaded.job.look.shards], Path(output))}")
@@ -159,7 +172,7 @@ def _write(path: Path, text: str) -> None:
     print(f"written to {path}")
 
 
-ACTIONS = {"report": _report, "sample": _sample, "pack": _pack, "merge": _merge, "verify": _verify}
+ACTIONS = {"report": _report, "sample": _sample, "export": _export, "pack": _pack, "merge": _merge, "verify": _verify}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ class InspectionConfig(Section):
     """`merge`, `verify`: folders of token shards."""
     output: str | None = None
     """`merge`: output folder."""
+    export_as: Literal["record", "text"] = "text"
+    """`export`: `text`: what the transforms before the tokeniser leave, as `text`, or as `prompt` and `answer`.
+    `record`: the JSON objects or rows that training would use after all transforms, unchanged."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """`export`: format of the files; Parquet needs pyarrow."""
 
 
 class DataToolConfig(TrainConfig):

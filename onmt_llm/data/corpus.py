@@ -42,6 +42,7 @@ class Corpus:
         shuffled: Whether the records may be shuffled, if the options ask for it.
 
     Attributes:
+        config: Its options.
         codec: The model's, for the languages of the corpus.
         reader: Reader of its records.
         transforms: Its transforms, in order.
@@ -59,6 +60,7 @@ class Corpus:
     def __init__(self, name: str, spec: PipelineSpec, *, shuffled: bool = False) -> None:
         config, data, codec = spec.corpora[name], spec.data, spec.codec_of(name)
         self.name = name
+        self.config = config
         self.codec = codec
         self.weight = config.weight
         tokens = open_tokens(name, spec) if config.path_packed or config.path_tokens else None

@@ -105,18 +105,19 @@ class CorpusCounts:
             "median_length": percentile(self.lengths, 0.5),
         }
 
-    def summary(self) -> str:
-        """One readable line."""
+    def progress(self) -> str:
+        """What became of the examples, in one readable line."""
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(self.dropped.items())) or "none"
         made = f", made {self.made} more" if self.made else ""
         truncated = f", truncated {self.truncated}" if self.truncated else ""
-        unknown = f", {self.unknown} unknown ({percent(self.unknown, self.tokens)})" if self.unknown else ""
         suspect = "".join(f", {number} with {what.replace('_', ' ')}" for what, number in sorted(self.suspect.items()))
+        return f"read {self.read}{suspect}{made}, kept {self.kept}{truncated}, dropped: {reasons}"
+
+    def summary(self) -> str:
+        """`progress`, and the tokens."""
+        unknown = f", {self.unknown} unknown ({percent(self.unknown, self.tokens)})" if self.unknown else ""
         trained = f"{self.trained} trained ({percent(self.trained, self.tokens)})"
-        return (
-            f"read {self.read}{suspect}{made}, kept {self.kept}{truncated}, dropped: {reasons}; "
-            f"{self.tokens} tokens, {trained}{unknown}"
-        )
+        return f"{self.progress()}; {self.tokens} tokens, {trained}{unknown}"
 
 
 def length_bin(length: int) -> int:

@@ -45,10 +45,9 @@ class CorpusReport:
 
     @property
     def duplicates(self) -> int | None:
-        """Examples dropped as duplicates; None where `deduplicate` did not run."""
-        if "deduplicate" not in self.transforms:
-            return None
-        return sum(number for reason, number in self.counts.dropped.items() if "duplicate" in reason)
+        """Examples dropped as duplicates; None where nothing was compared."""
+        found = [number for reason, number in self.counts.dropped.items() if "duplicate" in reason]
+        return sum(found) if found or "deduplicate" in self.transforms else None
 
     def to_dict(self) -> dict[str, Any]:
         counts = self.counts
