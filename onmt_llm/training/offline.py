@@ -116,7 +116,7 @@ def _figures(totals: Totals) -> tuple[float, float, int]:
 
 
 def _validated(config: TrainConfig, path: Path, corpora: list[str]) -> Iterator[tuple[str, Totals]]:
-    """Totals of a checkpoint on each of `corpora`: the model is built as the run builds it to go on from there."""
+    """Totals of a checkpoint on each of `corpora`: the model is built as the run builds it to resume from there."""
     world = World(0, 1, resolve_device(config.devices.device))
     config = with_start_options(config, resume_update(str(path)))
     setup = open_run_setup(config)
