@@ -251,11 +251,18 @@ class ExpansionConfig(Section):
     copies. `stack`: each copy follows its block and at first adds nothing; checkpoints are complete, deeper models."""
     expand_lerp: Annotated[float, Field(gt=0, le=1)] = 0.5
     """`concat`: weight of the output of the copy; the block itself has 1 - expand_lerp."""
+    expand_divergence: PositiveOrZero = 0.0
+    """`concat`: weight of the divergence loss, the mean squared difference between the outputs of a block and its copy;
+    relative to the former; 0 = off. It keeps the hidden states close to those of the original model. Decoder only."""
 
     @property
     def is_on(self) -> bool:
         """Whether block expansion is requested."""
         return bool(self.expand_every or self.expand_blocks)
+
+    @property
+    def _in_encoder(self) -> bool:
+        return "encoder" in self.expand_stacks
 
     @model_validator(mode="after")
     def _check(self) -> ExpansionConfig:
@@ -268,6 +275,11 @@ class ExpansionConfig(Section):
             raise ValueError("expand_stacks must name encoder, decoder or both, but is empty")
         if self.expand_type == "stack" and "expand_lerp" in self.model_fields_set:
             raise ValueError("expand_lerp must go with expand_type: concat, but that is stack")
+        if self.expand_divergence and not (self.is_on and self.expand_type == "concat" and not self._in_encoder):
+            raise ValueError(
+                "expand_divergence must go with expand_every or expand_blocks, expand_type: concat and "
+                "expand_stacks: [decoder]"
+            )
         return self
 
 

@@ -300,7 +300,11 @@ class TrainConfig(Section):
                 self.decide_task()
             except ValueError as error:
                 yield str(error)
-        extra = {"label_smoothing": self.optimizer.label_smoothing, **self.loss.terms}
+        extra = {
+            "label_smoothing": self.optimizer.label_smoothing,
+            **self.loss.terms,
+            "expand_divergence": self.expansion.expand_divergence,
+        }
         named = [name for name, value in extra.items() if value]
         if self.corpora.objective != "sft" and named:
             yield f"{' and '.join(named)} must be left out with objective: {self.corpora.objective}"

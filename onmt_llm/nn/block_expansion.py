@@ -12,7 +12,8 @@ old model, e.g. `decoder.layers.3`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -40,7 +41,10 @@ class TwinBlock(nn.Module):
 
     Attributes:
         disabled: Return the output of the base alone.
+        recorded: Receives the outputs (B, T, D) of base and twin of each call; see `recorded_outputs`.
     """
+
+    recorded: list[tuple[Tensor, Tensor]] | None = None
 
     def __init__(self, base: Block, share: float) -> None:
         super().__init__()
@@ -58,6 +62,8 @@ class TwinBlock(nn.Module):
         if align is not None and own is not None:
             assert align.weights_BTS is not None and own.weights_BTS is not None
             align.weights_BTS = torch.lerp(align.weights_BTS, own.weights_BTS, self.share)
+        if self.recorded is not None:
+            self.recorded.append((base_BTD, twin_BTD))
         return torch.lerp(base_BTD, twin_BTD.to(base_BTD.dtype), self.share)
 
     def extra_repr(self) -> str:
@@ -85,6 +91,20 @@ def add_twins(model: Transformer, blocks: Sequence[str], share: float) -> None:
 def twins(model: nn.Module) -> dict[str, TwinBlock]:
     """Twin blocks by path."""
     return {path: module for path, module in model.named_modules() if isinstance(module, TwinBlock)}
+
+
+@contextmanager
+def recorded_outputs(model: nn.Module) -> Iterator[Sequence[tuple[Tensor, Tensor]]]:
+    """A context in which the list receives the outputs of base and twin of each pair, in the order of computation."""
+    pairs = list(twins(model).values())
+    outputs: list[tuple[Tensor, Tensor]] = []
+    try:
+        for pair in pairs:
+            pair.recorded = outputs
+        yield outputs
+    finally:
+        for pair in pairs:
+            pair.recorded = None
 
 
 def twin_state(model: nn.Module) -> dict[str, Tensor]:

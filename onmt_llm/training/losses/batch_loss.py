@@ -12,10 +12,12 @@ from dataclasses import replace
 from torch import Tensor
 
 from onmt_llm.data.batching.batch import Batch
+from onmt_llm.nn.block_expansion import recorded_outputs
 from onmt_llm.nn.layers.experts import recorded_routing
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.losses.balance import balance_loss, real_tokens
 from onmt_llm.training.losses.cross_entropy import IGNORE, CorpusSpans, token_loss
+from onmt_llm.training.losses.divergence import divergence_loss
 from onmt_llm.training.losses.objective import LIKELIHOOD, GuidedAlignment, Objective, alignment_loss
 from onmt_llm.training.losses.output_layer import OutputLayer
 from onmt_llm.training.losses.token_loss import TokenLoss
@@ -39,7 +41,10 @@ def batch_loss(
     recorded: AbstractContextManager[Sequence[Tensor]] = nullcontext(())
     if objective.balance:
         recorded = recorded_routing(model)
-    with recorded as routing:
+    compared: AbstractContextManager[Sequence[tuple[Tensor, Tensor]]] = nullcontext(())
+    if objective.divergence:
+        compared = recorded_outputs(model)
+    with recorded as routing, compared as outputs:
         if guide is None or batch.align_M3 is None:
             hidden_BTD = hidden_states(model, batch)
         else:
@@ -61,6 +66,9 @@ def batch_loss(
         # Times the tokens, by which the sum of all terms is divided.
         balance = loss.tokens * balance_loss(routing, model.config.moe.experts_per_token, real_tokens(batch))
         loss = replace(loss.plus(objective.balance * balance, scale), balance=balance.detach())
+    if outputs:
+        divergence = loss.tokens * divergence_loss(outputs, real_tokens(batch))
+        loss = loss.plus(objective.divergence * divergence, scale)
     return loss
 
 

@@ -62,6 +62,7 @@ class Objective:
         terms: Additional terms, such as a language model as prior.
         alignment: Guided alignment, as an additional term for batches with alignments.
         balance: Weight of the load-balancing loss of a mixture of experts.
+        divergence: Weight of the divergence loss of expanded blocks.
         chunk_tokens: Positions that go through the output layer together; 0 = the device's default.
         preference: A preference loss instead of the likelihood.
     """
@@ -70,6 +71,7 @@ class Objective:
     terms: tuple[Term, ...] = ()
     alignment: GuidedAlignment | None = None
     balance: float = 0.0
+    divergence: float = 0.0
     chunk_tokens: int = 0
     preference: BatchLoss | None = None
 

@@ -87,6 +87,7 @@ def open_objective(
         terms=open_terms(config.loss, start.codec.vocab, device, packed=config.batching.packing != "off"),
         alignment=open_alignment(config.loss, start.model, train_corpora),
         balance=open_balance(config.loss, start.model),
+        divergence=config.expansion.expand_divergence,
         chunk_tokens=config.performance.loss_chunk_tokens,
     )
 
