@@ -38,7 +38,7 @@ class UsedCorpus(Section):
     weight: Positive
     """Sampling weight."""
     files: list[CorpusFile] = Field(default_factory=list)
-    """Its files of text; empty if it was read as tokens."""
+    """Its files of text; of a corpus that is read as tokens, the index, which has the checksums of its shards."""
 
 
 class TrainingRun(Section):
@@ -58,7 +58,7 @@ class TrainingRun(Section):
     scores: dict[str, Score] = Field(default_factory=dict)
     """Results of that validation, by metric."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Versions of Python and of packages."""
+    """Versions of Python and of packages; `commit` is that of onmt_llm, if it ran from a checkout."""
 
 
 class Provenance(Section):

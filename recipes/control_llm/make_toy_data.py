@@ -2,9 +2,9 @@
 
     python recipes/control_llm/make_toy_data.py toy
 
-The old task is two languages of 30 words, in which each word is followed by one of four others with fixed probabilities.
-The new task, which the model has never seen, is to count in words of the second one: `count from gobi:` is answered by
-the ten words after `gobi`.
+The old tasks are two languages of 30 words, in which each word is followed by one of four others with fixed
+probabilities. The new task, which the model has never seen, is to count in words of the second language: `count from
+gobi:` is answered by the ten words after `gobi`. So it has nothing in common with the first language, and contradicts the second one.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def main() -> None:
     languages = [words[:30], words[30:]]
     followers = [{word: rng.sample(language, len(PROBABILITIES)) for word in language} for language in languages]
     for split, size in SIZES.items():
-        lines = [sentence(rng, followers[number % 2]) for number in range(size)]
-        (folder / f"old.{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for name, language in zip(("first", "second"), followers, strict=True):
+            lines = [sentence(rng, language) for _ in range(size)]
+            (folder / f"{name}.{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     new = languages[1]
     examples = [json.dumps(count_from(new, start)) for start in range(len(new))]
     for split in SIZES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import fake_hub
 import pytest
 from pages import ROOT, Reader, blocks_of, follow
 
+import onmt_llm
+from onmt_llm.checkpoint.provenance import read_provenance
+
 sacrebleu = pytest.importorskip("sacrebleu")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 pytest.importorskip("ctranslate2")
 
 HEADING = "## On a CPU"
@@ -36,8 +40,56 @@ def check_wmt(folder: Path) -> None:
     assert sum(one == other for one, other in zip(*texts, strict=True)) > 0.9 * len(texts[0])
 
 
+def validations(run: Path) -> list[dict[str, float]]:
+    rows = map(json.loads, Path(f"{run}_metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row["split"] == "valid"]
+
+
+def check_claire(folder: Path) -> None:
+    """Both models learn both kinds of dialogue; an answer ends before the next speaker's tag."""
+    toy = folder / "toy"
+    for run in ("falcon", "mistral"):
+        first, *_, last = validations(toy / "run" / run)
+        assert all(last[f"valid_{genre}/xent"] < first[f"valid_{genre}/xent"] for genre in ("meetings", "theatre"))
+    assert (toy / "curves.png").stat().st_size > 0 and list((toy / "claire-gguf").glob("*.gguf"))
+    transformers.AutoModelForCausalLM.from_pretrained(toy / "claire-hf")
+    (run_of,) = read_provenance(toy / "claire-hf").runs
+    assert run_of.step == 40 and {corpus.name for corpus in run_of.corpora} == {"meetings", "theatre"}
+    answer = onmt_llm.open_engine(toy / "claire").ask("Shall we talk about the budget?", max_length=60)
+    assert answer and "[" not in answer
+
+
+def check_control(folder: Path) -> None:
+    """New blocks cost the old task less than training the whole model, and the resumed curve is whole."""
+    whole, control = (validations(folder / "toy" / name) for name in ("whole", "control"))
+    assert [row["step"] for row in control] == [100, 200]
+    assert control[-1]["valid_first/xent"] < whole[-1]["valid_first/xent"]
+    assert control[-1]["valid_new/xent"] < 0.5 * CONTROL_BEFORE
+    transformers.AutoModelForCausalLM.from_pretrained(folder / "toy/exported")
+
+
+def check_latxa(folder: Path) -> None:
+    """Texts and answers of both languages are learned from the shards."""
+    first, *_, last = validations(folder / "toy/run/latxa")
+    assert all(last[f"valid_{name}/xent"] < 0.85 * first[f"valid_{name}/xent"] for name in ("basque", "english"))
+    transformers.AutoModelForCausalLM.from_pretrained(folder / "toy/latxa-hf")
+
+
+def check_fineweb(folder: Path) -> None:
+    first, *_, last = validations(folder / "toy/run/llama")
+    assert last["xent"] < first["xent"] < 3
+    ((corpus,),) = [run.corpora for run in read_provenance(folder / "toy/llama-hf").runs]
+    assert [file.name for file in corpus.files] == ["index.json"]
+
+
+CONTROL_BEFORE = 4.2
+"""Loss of the new task before it is trained."""
 RECIPES: dict[str, Callable[[Path], None]] = {
     "nllb_finetune": check_nllb,
+    "claire": check_claire,
+    "control_llm": check_control,
+    "fineweb": check_fineweb,
+    "latxa": check_latxa,
     "replicate_vicuna": lambda folder: None,
     "wmt_seq2seq": check_wmt,
 }
@@ -53,6 +105,7 @@ def test_every_recipe_that_runs_on_a_cpu_is_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_does_what_it_says(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import platform
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+import onmt_llm
 from onmt_llm.checkpoint.provenance import CorpusFile, Provenance, TrainingRun, UsedCorpus, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.checksums import sha256_of_sample
@@ -17,6 +19,7 @@ from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.spec import split_corpora
 from onmt_llm.data.token_shards.fingerprint import text_files
+from onmt_llm.log import logger
 from onmt_llm.training.components import TrainingComponents
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import Progress
@@ -58,7 +61,12 @@ class RunHistory:
             base=base[0],
             base_fingerprint=base[1],
             corpora=[_corpus(name, corpus) for name, corpus in train.items()],
-            versions={"onmt_llm": __version__, "torch": version("torch"), "python": platform.python_version()},
+            versions={
+                "onmt_llm": __version__,
+                "torch": version("torch"),
+                "python": platform.python_version(),
+                **_commit(),
+            },
         )
         return cls(setup, before, begun)
 
@@ -78,13 +86,32 @@ def _name(base: Checkpoint, runs: Sequence[TrainingRun]) -> str:
     return base.path.name if runs or not base.config.source else base.config.source
 
 
+def _commit() -> dict[str, str]:
+    """The commit of a checkout of the package, with `-dirty` if files have changed since; nothing if it is installed."""
+    folder = Path(onmt_llm.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return {}
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.debug("The commit of %s is unknown: %s", folder, error)
+        return {}
+    return {"commit": done.stdout.strip()}
+
+
 def _corpus(name: str, corpus: CorpusConfig) -> UsedCorpus:
     files = [
         CorpusFile(name=path.name, bytes=path.stat().st_size, sample=sha256_of_sample(path))
-        for path in text_files(corpus)
+        for path in [*text_files(corpus), *_token_index(corpus)]
         if path.is_file()  # a pipe can be read only once
     ]
     return UsedCorpus(name=name, weight=corpus.weight, files=files)
+
+
+def _token_index(corpus: CorpusConfig) -> list[Path]:
+    """The index of its shards of tokens, which has their checksums."""
+    return [] if corpus.path_tokens is None else [Path(corpus.path_tokens) / "index.json"]
 
 
 def _settings(setup: RunSetup, components: TrainingComponents) -> dict[str, Any]:

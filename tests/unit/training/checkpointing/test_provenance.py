@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onmt_llm.checksums import sha256_of_sample
 from onmt_llm.cli.checkpoint import main as checkpoint_command
 from onmt_llm.releasing import release
 
+ROOT = Path(__file__).parents[4]
 DECODER = {"encoder_layers": 0, "position": "rotary", "norm": "rmsnorm"}
 
 
@@ -41,6 +43,13 @@ def test_a_checkpoint_names_corpora_settings_and_scores_but_no_paths(copy_task: 
     )
     assert corpus.files[0].sample == sha256_of_sample(copy_task.folder / "train.src")
     assert str(copy_task.folder) not in (checkpoint / PROVENANCE_FILE).read_text()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no checkout")
+def test_a_checkpoint_names_the_commit(copy_task: Any) -> None:
+    (run,) = runs(train(copy_task, "a"))
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.versions["commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_a_resumed_run_is_one_run(copy_task: Any) -> None:
