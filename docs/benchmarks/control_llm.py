@@ -31,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "concat": {**CONCAT},
     "concat, divergence 1": {**CONCAT, "expand_divergence": 1.0},
     "concat, divergence 3": {**CONCAT, "expand_divergence": 3.0},
+    "concat, all blocks, divergence 1": {**CONCAT, "expand_every": 1, "expand_divergence": 1.0},
+    "concat, divergence 1, learning rate / 3": {**CONCAT, "expand_divergence": 1.0, "learning_rate": 1e-3},
 }
 LANGUAGES = ("first", "second")
 SEEDS = (1, 2, 3)

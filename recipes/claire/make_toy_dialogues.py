@@ -1,6 +1,6 @@
 """Transcribed dialogues in the layout of Claire's data: a turn per line behind the tag of its speaker.
 
-    python recipes/claire/make_toy_dialogues.py toy
+python recipes/claire/make_toy_dialogues.py toy
 """
 
 from __future__ import annotations

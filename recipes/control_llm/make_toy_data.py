@@ -4,7 +4,8 @@
 
 The old tasks are two languages of 30 words, in which each word is followed by one of four others with fixed
 probabilities. The new task, which the model has never seen, is to count in words of the second language: `count from
-gobi:` is answered by the ten words after `gobi`. So it has nothing in common with the first language, and contradicts the second one.
+gobi:` is answered by the ten words after `gobi`. So it has nothing in common with the first language, and contradicts
+the second one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Web texts in Parquet files, in FineWeb's columns: six files of 60 texts each.
 
-    python recipes/fineweb/make_toy_parquet.py toy/data
+python recipes/fineweb/make_toy_parquet.py toy/data
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python recipes/latxa/make_toy_data.py toy
 
-writes `texts.jsonl`, `instructions.jsonl`, `valid_basque.jsonl` and `valid_english.jsonl`, and their words in `words.txt`
-for the tokeniser.
+writes `texts.jsonl`, `instructions.jsonl`, `valid_basque.jsonl` and `valid_english.jsonl`, and their words in
+`words.txt` for the tokeniser.
 """
 
 from __future__ import annotations

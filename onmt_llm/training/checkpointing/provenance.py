@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
-import onmt_llm
 from onmt_llm.checkpoint.provenance import CorpusFile, Provenance, TrainingRun, UsedCorpus, read_provenance
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.checksums import sha256_of_sample
@@ -87,8 +86,8 @@ def _name(base: Checkpoint, runs: Sequence[TrainingRun]) -> str:
 
 
 def _commit() -> dict[str, str]:
-    """The commit of a checkout of the package, with `-dirty` if files have changed since; nothing if it is installed."""
-    folder = Path(onmt_llm.__file__).parent.parent
+    """The commit of a checkout of the package, with `-dirty` if files have changed since."""
+    folder = Path(__file__).parents[3]
     if not (folder / ".git").exists():
         return {}
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
