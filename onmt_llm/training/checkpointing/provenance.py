@@ -51,10 +51,12 @@ class RunHistory:
         """Read the record of the model that a run starts from, and sample the run's corpora."""
         start = setup.start.adapter or setup.start.weights
         before = [] if start is None else read_provenance(start.path).runs
-        base = ("", "") if start is None else (_name(start, before), start.fingerprint)
+        name = "" if start is None else _name(start, before)
         if setup.saved is not None:  # this run, resumed
-            *before, own = before or [TrainingRun(base=base[0])]
+            *before, own = before or [TrainingRun(base=name)]
             base = (own.base, own.base_fingerprint)
+        else:
+            base = (name, "" if start is None else start.fingerprint)
         train, _ = split_corpora(setup.config.corpora.data)
         begun = TrainingRun(
             base=base[0],

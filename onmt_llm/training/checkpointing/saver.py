@@ -184,7 +184,7 @@ class CheckpointSaver:
         )
         model = dict(collect(saved_tensors(self.setup, self.components.model)))
         best = progress.best_step if self.components.save_best else 0
-        provenance = provenance_text(self._history.at(progress, self.components, self.seed))
+        provenance = provenance_text(self._history.at(progress, self.components, self.seed)) if keep else ""
         return Snapshot(path, progress.step, best, divided, model, ema, state, provenance)
 
     @functools.cached_property

@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "adagrad, validated": {
         "optimizer": {"optim": "adagrad", "max_grad_norm": 0.1, "average_decay": 0.1},
-        "validation": {"valid_metrics": ["BLEU"], "valid_beam_size": 2},
+        "validation": {"valid_metrics": ["CHRF"], "valid_beam_size": 2},
         "run": {"valid_steps": 2},
     },
     "bf16": {**LM, "performance": {"model_dtype": "bf16"}},
@@ -83,7 +83,7 @@ def written(path: Path) -> dict[str, torch.Tensor]:
 
 def scores(file: Path) -> list[float]:
     rows = map(json.loads, file.read_text().splitlines())
-    return [row["BLEU"] for row in rows if "BLEU" in row]
+    return [row["CHRF"] for row in rows if "CHRF" in row]
 
 
 def options(task: Any, name: str, *, ranks: int = 2, shard: str = "full", **sections: Any) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def test_a_sharded_run_makes_the_same_checkpoints(copy_task: Any) -> None:
     for number, variant in enumerate(VARIANTS):
         assert_close(folder, f"{number}-off", f"{number}-full", 2e-2 if "bf16" in variant else 1e-5)
     validated = list(VARIANTS).index("adagrad, validated")
-    bleu = [scores(folder / f"{validated}-{shard}_metrics.jsonl") for shard in ("off", "full")]
-    assert len(bleu[0]) == 3 and bleu[0] == bleu[1]
+    chrf = [scores(folder / f"{validated}-{shard}_metrics.jsonl") for shard in ("off", "full")]
+    assert len(chrf[0]) == 3 and any(chrf[0]) and chrf[0] == chrf[1]
 
 
 @pytest.mark.slow
