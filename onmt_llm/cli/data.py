@@ -145,7 +145,7 @@ def _verify(loaded: Loaded[Any]) -> int:
 def _spec(config: DataToolConfig) -> PipelineSpec:
     """The corpora, prepared for the model that the run trains."""
     data = config.corpora
-    batching = BatchConfig(bucket_size=config.batching.bucket_size)  # nothing is cut into batches here
+    batching = BatchConfig(bucket_size=config.batching.bucket_size, packing="off")  # nothing is cut into batches here
     return PipelineSpec(data.data, data, _run_codec(config), seed=max(config.run.seed, 0), batching=batching)
 
 

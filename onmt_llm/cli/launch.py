@@ -20,6 +20,7 @@ from onmt_llm.config.loading import flags
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.section import options_of
 from onmt_llm.config.train import AUTO
+from onmt_llm.config.update_size import for_processes
 from onmt_llm.errors import OnmtLlmError, Problem
 from onmt_llm.launching import scripts
 from onmt_llm.log import logger
@@ -52,11 +53,15 @@ def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
         machines = f"{cluster.nodes} nodes with {cluster.processes} processes each"
         sentence = f"'world_size' must be {cluster.world_size} on {machines}, but is {size}."
         yield Problem(sentence, loaded.where("world_size"), hint="leave it out: the script sets it")
-    for check in (check_in_backward, functools.partial(check_sharding, quant_type=config.quantization.resolved_type)):
+    sharding = functools.partial(check_sharding, quant_type=config.quantization.resolved_type)
+    for check in (check_in_backward, sharding, for_processes):
         try:
             check(config, cluster.world_size)
         except OnmtLlmError as error:
             yield Problem.of(error)
+    if cluster.world_size % config.devices.tensor_parallel:
+        sentence = f"'tensor_parallel' must divide the number of processes, {cluster.world_size}, but is "
+        yield Problem(f"{sentence}{config.devices.tensor_parallel}.", loaded.where("tensor_parallel"))
     start = config.start.train_from
     if start not in (None, AUTO) and "train_from" not in loaded.invalid:
         sentence = f"'train_from' must be {AUTO} in a run that may be started again, but is {start}."

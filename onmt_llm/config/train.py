@@ -74,6 +74,12 @@ class RunConfig(Section):
     """Gradient accumulation: micro-batches per step; several values follow each other at `accum_steps`."""
     accum_steps: list[CountOrZero] = Field(default_factory=lambda: [0])
     """Steps at which the next value of `accum_count` takes effect."""
+    global_batch_size: CountOrZero = 0
+    """Size of an update over all micro-batches and processes, in the unit of `batch_size`; `accum_count` follows from
+    it. 0 = `accum_count` says it."""
+    max_tokens: Annotated[int, Field(ge=0, le=10**15)] = 0
+    """Tokens to train on, with `packing`, padding included; `train_steps`, and so the schedule, follows from it. 0 =
+    `train_steps` says it."""
     normalization: Literal["tokens", "sents"] = "tokens"
     """Divide the summed loss of a step by its target tokens (`tokens`) or by its examples (`sents`)."""
     save_checkpoint_steps: Count = 5000
@@ -179,6 +185,8 @@ class SafetyConfig(Section):
     the best one."""
     max_time: str | None = None
     """Save and stop after this time since the start of the command: `11h30m`, `23:30:00`, or seconds."""
+    save_checkpoint_time: str | None = None
+    """Also save a checkpoint whenever this time has passed: `30m`, `1h`, or seconds."""
     spike_action: Literal["none", "warn", "rollback"] = "none"
     """On a loss spike: do nothing, warn, or roll back to the last checkpoint and skip the data since."""
     spike_threshold: Positive = 6.0
@@ -192,7 +200,7 @@ class SafetyConfig(Section):
         size_in_bytes(value)
         return value
 
-    @field_validator("max_time", mode="before")
+    @field_validator("max_time", "save_checkpoint_time", mode="before")
     @classmethod
     def _time(cls, value: Any) -> Any:
         if value is None:
@@ -209,6 +217,10 @@ class SafetyConfig(Section):
     @property
     def max_seconds(self) -> float | None:
         return None if self.max_time is None else seconds(self.max_time)
+
+    @property
+    def save_seconds(self) -> float | None:
+        return None if self.save_checkpoint_time is None else seconds(self.save_checkpoint_time)
 
 
 class TrackingConfig(Section):
@@ -314,6 +326,12 @@ class TrainConfig(Section):
         if self.expansion.is_on and self.lora.is_on:
             yield "expand_every and expand_blocks must be left out with LoRA (lora_layers, lora_embedding)"
         yield from _same_length(accum_count=run.accum_count, accum_steps=run.accum_steps)
+        written = run.model_fields_set
+        for option, derived in (("global_batch_size", "accum_count"), ("max_tokens", "train_steps")):
+            if getattr(run, option) and derived in written:
+                yield f"{derived} must be left out with {option}, from which it follows"
+        if run.max_tokens and self.batching.packing == "off":
+            yield "max_tokens must go with packing, where the tokens of an update are known, but packing is off"
         yield from _same_length(
             dropout=dropout.dropout,
             attention_dropout=dropout.attention_dropout,

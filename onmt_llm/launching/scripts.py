@@ -64,7 +64,7 @@ def slurm(job: TrainingJob) -> str:
         f"export OMP_NUM_THREADS={cluster.cpus_per_process}",
         "# how long torchrun waits for a checkpoint before it kills the processes",
         f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={cluster.save_seconds}",
-        'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)',
         "",
         "requeue=",
         "save_and_requeue() {",

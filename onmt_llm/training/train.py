@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.update_size import for_processes
 from onmt_llm.nn.cpu.openmp import watch
 from onmt_llm.training.checkpointing.resume import is_done
 from onmt_llm.training.checkpointing.train_from import (
@@ -51,6 +52,7 @@ def train(config: TrainConfig) -> TrainResult:
         return TrainResult(RunStatus.SAMPLED)
     check_trackers(wandb=config.watching.wandb, mlflow=config.watching.mlflow)
     world = open_world(config.devices.device, config.devices.world_size, config.devices.tensor_parallel)
+    config = for_processes(config, world.size)
     check_in_backward(config, world.size)
     check_device(config.performance, world.device.type)
     watch(world.device.type)

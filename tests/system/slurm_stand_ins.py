@@ -72,4 +72,4 @@ def scontrol(action: str, *words: str) -> int:
 
 if __name__ == "__main__":
     commands = {"sbatch": sbatch, "srun": srun, "scancel": scancel, "scontrol": scontrol}
-    raise SystemExit(commands[Path(sys.argv[0]).name](*sys.argv[1:]))
+    raise SystemExit(commands[Path(sys.argv[0]).stem](*sys.argv[1:]))

@@ -32,7 +32,7 @@ class Site:
         tools = folder / "bin"
         tools.mkdir()
         for name in ("sbatch", "srun", "scancel", "scontrol"):
-            (tools / name).write_text(f'#!/bin/bash\nexec -a {name} {sys.executable} {folder}/{name}.py "$@"\n')
+            (tools / name).write_text(f'#!/bin/bash\nexec {sys.executable} {folder}/{name}.py "$@"\n')
             (tools / name).chmod(0o755)
             (folder / f"{name}.py").symlink_to(Path(__file__).with_name("slurm_stand_ins.py"))
         self.environment = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from onmt_llm.config.compat.litgpt import is_litgpt, translate_litgpt
 from onmt_llm.config.compat.names import CORPUS_RENAMED, IGNORED, OF_OTHER_TOOLKITS, RENAMED, RETIRED, RETIRED_DEFAULTS
 from onmt_llm.config.compat.server import is_opennmt_server, translate_models
 from onmt_llm.config.compat.sharding import SHARDING, STRUCTURED
@@ -27,6 +28,8 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
     """
     result = Translation()
     later: list[str] = []
+    if "optim" in own and is_litgpt(user):
+        user = translate_litgpt(user, result)
     for key, value in user.items():
         if key == "models" and is_opennmt_server(value):
             result.put(key, translate_models(user, result, translate), key)

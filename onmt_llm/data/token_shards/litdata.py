@@ -90,6 +90,11 @@ class TokenFileReader(ShardedReader):
         if not self.count():
             raise DataError(f"Corpus '{self.corpus}' must not be empty, but {self.paths[0]} is.")
 
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of a record, on average."""
+        return sum(int(rows[-1]) for rows in self._rows) / max(1, self.count())
+
     def load(self, shard: int, first: int, number: int) -> list[Record]:
         bounds = self._rows[shard][first : first + number + 1].tolist()
         words = _to_words(self._files[shard].path, self._open(shard)[bounds[0] : bounds[-1]])

@@ -14,6 +14,9 @@ from onmt_llm.data.token_shards.shard import PackReader
 from onmt_llm.errors import ConfigError, DataError
 from onmt_llm.text.codec import Codec
 
+_LONG = 2048
+"""Tokens of an example, on average, that are probably a document."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -48,6 +51,8 @@ def open_tokens(name: str, spec: PipelineSpec) -> Tokens:
     if data.objective != "sft":
         raise ConfigError(f"Corpus '{name}' must be JSON objects with objective: {data.objective}, but is tokenised.")
     _check_model(name, reader, codec)
+    if corpus.path_tokens and spec.training and codec.task == "lm" and "packing" not in spec.batching.model_fields_set:
+        _check_rows(name, reader)
     return Tokens(
         reader,
         TokenDecoder(
@@ -67,6 +72,18 @@ def vocabularies(codec: Codec) -> dict[str, Any]:
         "src_vocab": None if codec.shares_vocab else vocab_hash(codec.src_vocab),
         "features": [vocab_hash(vocab) for vocab in codec.feature_vocabs],
     }
+
+
+def _check_rows(name: str, reader: PackReader | TokenFileReader) -> None:
+    """Refuse examples of long documents, unless the user says so: a batch of them fits into no memory."""
+    mean = reader.mean_tokens
+    if mean > _LONG:
+        raise ConfigError(
+            f"'packing' must be given for tokens of long documents, but is not, and those of corpus '{name}' have "
+            f"{mean:,.0f} tokens on average.",
+            hint="packing: wrap with packing_length (the context length) cuts the stream of tokens into rows; "
+            "packing: off makes each document an example",
+        )
 
 
 def _check_model(name: str, reader: PackReader | TokenFileReader, codec: Codec) -> None:

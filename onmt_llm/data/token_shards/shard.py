@@ -339,6 +339,12 @@ class PackReader(ShardedReader):
         for shard in self._shards:
             shard.check()
 
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of an example, on average."""
+        entries = self.index["shards"]
+        return sum(entry["tokens"] for entry in entries) / max(1, sum(entry["examples"] for entry in entries))
+
     def load(self, shard: int, first: int, number: int) -> list[Record]:
         self._open[shard] = self._open.pop(shard, None)
         if len(self._open) > _MOST_OPEN:

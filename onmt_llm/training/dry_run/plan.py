@@ -12,6 +12,7 @@ import torch
 
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.train import TrainConfig
+from onmt_llm.config.update_size import for_processes
 from onmt_llm.nn.device import resolve_device
 from onmt_llm.nn.lora.model import lora_modules
 from onmt_llm.training.checkpointing.train_from import resolve_train_from
@@ -107,7 +108,7 @@ def plan(config: TrainConfig) -> Plan:
     Raises:
         OnmtLlmError: As `train`.
     """
-    config = resolve_train_from(config)
+    config = for_processes(resolve_train_from(config), max(config.devices.world_size, 1))
     setup = open_run_setup(config)
     start, layers, run, devices = setup.start, setup.layers, setup.config.run, setup.config.devices
     check_run(setup)

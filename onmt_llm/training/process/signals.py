@@ -41,6 +41,7 @@ class SignalHandler:
     Args:
         save_file: A file that requests a checkpoint when it appears; it is then removed.
         deadline: Value of `time.monotonic` at which the run stops.
+        save_every: Seconds between two checkpoints, by the clock of rank 0; None = no such request.
         checks: Functions to call after every update; an error that they raise ends the run.
     """
 
@@ -49,11 +50,14 @@ class SignalHandler:
         *,
         save_file: Path | None = None,
         deadline: float | None = None,
+        save_every: float | None = None,
         checks: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.signal: signal.Signals | None = None
         self._save_file = save_file
         self._deadline = deadline
+        self._save_every = save_every
+        self._next_save = time.monotonic() + (save_every or 0)
         self._checks = checks
         self._save = False
         self._next_check = 0.0
@@ -79,6 +83,7 @@ class SignalHandler:
             check()
         if world.is_main:
             self._check_save_file()
+            self._check_clock()
         late = self._deadline is not None and time.monotonic() >= self._deadline
         save, interrupted, late = world.any_each([self._save, self.signal is not None, late])
         self._save = False
@@ -98,6 +103,12 @@ class SignalHandler:
         if self._save_file.exists():
             self._save_file.unlink(missing_ok=True)
             logger.info("%s exists: saving a checkpoint.", self._save_file)
+            self._save = True
+
+    def _check_clock(self) -> None:
+        now = time.monotonic()
+        if self._save_every is not None and now >= self._next_save:
+            self._next_save = now + self._save_every
             self._save = True
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:

@@ -116,6 +116,7 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
         signals = SignalHandler(
             save_file=save_request_file(config.run.save_model),
             deadline=environment.deadline,
+            save_every=config.safety.save_seconds,
             checks=[saver.check],
         )
         batches = monitor.watch(train_data)

@@ -61,6 +61,11 @@ def test_a_job_of_slurm(config: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["-nodes", "2", "-gpus_per_node", "4", "-world_size", "4"], "'world_size' must be 8 on 2 nodes with 4 proc"),
         (["-nodes", "3", "-shard", "full", "-shard_size", "2"], "'shard_size' must divide the number of processes, 3"),
+        (
+            ["-nodes", "3", "-tensor_parallel", "2"],
+            "'tensor_parallel' must divide the number of processes, 3, but is 2",
+        ),
+        (["-nodes", "3", "-global_batch_size", "100"], "'global_batch_size' must be a multiple of"),
         (["-gpus_per_node", "4", "-processes_per_node", "2"], "processes_per_node must be gpus_per_node, 4"),
         (["-train_from", "vocab.txt"], "'train_from' must be auto in a run that may be started again"),
         (["-keep_checkpoint", "0"], "'keep_checkpoint' must not be 0"),

@@ -292,6 +292,15 @@ class TestShards:
         with pytest.raises(DataError, match=r"Writing .*file/merged failed"):
             pack.merge(list(folders.values()), tmp_path / "file/merged")
 
+    def test_long_documents_need_a_word_about_packing(self, texts, vocab, tmp_path, make_pipeline, monkeypatch):
+        folder = pack_all({"x": texts["x"]}, make_codec("lm", vocab), tmp_path)["x"]
+        corpora = {"x": CorpusConfig(path_tokens=str(folder))}
+        monkeypatch.setattr("onmt_llm.data.token_shards.open._LONG", 3)
+        with pytest.raises(ConfigError, match=r"'packing' must be given for .* those of corpus 'x' have \d tokens on"):
+            make_pipeline(corpora)
+        for batching in ({"packing": "off"}, {"packing": "wrap", "packing_length": 8}):
+            assert next(iter(make_pipeline(corpora, batching=batching))).num_examples
+
     def test_shards_of_another_vocabulary_or_task_are_refused(self, texts, vocab, tmp_path, make_pipeline):
         folder = pack_all({"x": texts["x"]}, make_codec("lm", vocab), tmp_path)["x"]
         corpora = {"x": CorpusConfig(path_tokens=str(folder))}
