@@ -57,7 +57,11 @@ class CorpusConfig(Section):
     """A JSON array of such objects, as in the Alpaca data."""
     path_table: FilePaths | None = None
     """Table with such columns: .csv (quoted as in RFC 4180), .tsv (tab-separated, no quoting), .parquet, .arrow or
-    .feather; the last three need pyarrow."""
+    .feather; the last three need pyarrow. A folder is a dataset of Hugging Face (`save_to_disk`, cache, download)."""
+    reader: str | None = None
+    """Registered reader of `path_table`, for a format of your own (`plugins`); null = by the file name."""
+    dataset_split: str = "train"
+    """Split to read of a `path_table` that is a folder of Hugging Face `datasets`."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     """Field delimiter of `path_table`; null = a comma in .csv, a tab in .tsv."""
     columns: list[str] | None = None

@@ -8,16 +8,19 @@ index; that is what a global shuffle needs.
 
 Read `record` (the `Reader` protocol), `lines`, and `opening` (which reader a corpus gets). Other formats: `documents`,
 `json_array`, `rows` (CSV, TSV), `tables` (Parquet, Arrow). Files: `files`, `compressed`. In random order: `shuffled`.
+Folders of Hugging Face datasets: `dataset_folder`. The user's own formats: `plugins`.
  Random access: `numbered`, `index`, `index_file`.
 """
 
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.lines import read_lines
 from onmt_llm.data.readers.opening import check_readers, open_reader
+from onmt_llm.data.readers.plugins import READERS
 from onmt_llm.data.readers.record import BadRecord, Reader, Record, decode
 from onmt_llm.data.readers.shuffled import ShuffledReader
 
 __all__ = [
+    "READERS",
     "BadRecord",
     "IndexCache",
     "Reader",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.readers.compressed import FORMATS, Decompressed
+from onmt_llm.data.readers.dataset_folder import dataset_files
 from onmt_llm.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -59,6 +60,9 @@ def files_of(corpus: CorpusConfig, key: str) -> list[Path]:
         DataError: A pattern matches no file, or the part has none.
     """
     paths = expand(getattr(corpus, key) or ())
+    if key == "path_table" and not corpus.reader:
+        split = corpus.dataset_split
+        paths = [file for path in paths for file in (dataset_files(path, split) if path.is_dir() else [path])]
     if corpus.split is None or not paths:
         return paths
     start, end = corpus.split

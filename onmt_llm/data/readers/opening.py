@@ -17,6 +17,7 @@ from onmt_llm.data.readers.files import bare_suffix, files_of
 from onmt_llm.data.readers.index import IndexCache
 from onmt_llm.data.readers.json_array import JsonArrayReader
 from onmt_llm.data.readers.lines import MAX_BYTES, LineReader
+from onmt_llm.data.readers.plugins import PluginReader
 from onmt_llm.data.readers.record import Reader, Record
 from onmt_llm.data.readers.rows import ROW_FILES, RowFormat, RowReader
 from onmt_llm.data.readers.tables import TABLE_FILES, TableReader
@@ -237,6 +238,8 @@ def check_all(readers: Sequence[Checked]) -> None:
 
 def _source(name: str, corpus: CorpusConfig) -> str:
     given = [key for key in SOURCES if getattr(corpus, key)]
+    if corpus.reader and given != ["path_table"]:
+        raise ConfigError(f"Corpus '{name}' must have path_table if it has a reader, but has {' and '.join(given)}.")
     beside = [key for key in BESIDE if getattr(corpus, key)]
     alone = corpus.path_align and not corpus.path_tgt
     if len(given) != 1 or (beside and given != ["path_src"]) or alone:
@@ -262,6 +265,8 @@ def _parallel(name: str, corpus: CorpusConfig, cache: IndexCache, max_bytes: int
 
 
 def _tables(name: str, corpus: CorpusConfig, paths: list[Path], cache: IndexCache, max_bytes: int) -> list[Reader]:
+    if corpus.reader:
+        return [PluginReader(name, path, corpus.reader) for path in paths]
     kinds = {path.suffix if path.suffix in TABLE_FILES else bare_suffix(path) for path in paths}
     known = (*ROW_FILES, *TABLE_FILES)
     if len(kinds) > 1 or not kinds <= set(known):

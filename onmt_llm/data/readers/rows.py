@@ -57,7 +57,9 @@ class RowFormat:
 
 
 def row_format(corpus: CorpusConfig) -> RowFormat | None:
-    """The row format of a corpus with `path_table`; None for Parquet and Arrow tables."""
+    """The row format of a corpus with `path_table`; None for Parquet and Arrow tables, and registered readers."""
+    if corpus.reader:
+        return None
     paths = files_of(corpus, "path_table")
     if not paths or bare_suffix(paths[0]) not in ROW_FILES:
         return None

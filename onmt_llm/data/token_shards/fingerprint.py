@@ -34,7 +34,7 @@ _NOT_OF_DATA = {
     *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),
 }
 """Options that do not affect examples. All others, including future ones, may."""
-_NEWER_OF_CORPUS = {"src_lang", "tgt_lang", "where", "unique_by", "unique_threshold", "sample", "sample_seed"}
+_NEWER_OF_CORPUS = {"src_lang", "tgt_lang", "where", "unique_by", "unique_threshold", "sample", "sample_seed", "reader"}
 _NEWER_OF_DATA = {"src_lang", "tgt_lang", "template"}
 """Options that packs of earlier versions do not know: left out where they are not set."""
 
