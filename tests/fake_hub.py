@@ -258,11 +258,11 @@ _ROUTES: dict[str, Callable[..., None]] = {
     f"POST /api/models/{_NAME}/branch/(.+)": _Handler._branch,
     f"POST /api/models/{_NAME}/preupload/(.+)": _Handler._preupload,
     f"POST /api/models/{_NAME}/commit/(.+)": _Handler._commit,
-    f"GET /api/models/{_NAME}(?:/revision/(.+))?": _Handler._info,
-    f"GET /api/models/{_NAME}/tree/(.+?)/?": _Handler._tree,
+    f"GET /api/(?:models|datasets)/{_NAME}(?:/revision/(.+))?": _Handler._info,
+    f"GET /api/(?:models|datasets)/{_NAME}/tree/(.+?)/?": _Handler._tree,
     rf"POST /{_NAME}\.git/info/lfs/objects/batch": _Handler._batch,
     r"PUT /large/(\w+)": _Handler._store,
-    f"(?:HEAD|GET) /{_NAME}/resolve/([^/]+)/(.+)": _Handler._resolve,
+    f"(?:HEAD|GET) (?:/datasets)?/{_NAME}/resolve/([^/]+)/(.+)": _Handler._resolve,
 }
 
 

@@ -2,7 +2,7 @@
 
 Writes RECORDS (5,000,000) conversations, of which a fifth repeat an earlier question, and selects a million of the
 others; then `sort -u` and, if it is installed, DuckDB find the unique questions of the same file. Every figure is of
-a process of its own.
+a process of its own. `near` instead of a number measures near duplicates.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.readers import IndexCache, open_reader
 from onmt_llm.data.selection import selected_reader
+from onmt_llm.data.selection.duplicates import NearDuplicates
 from onmt_llm.optional import require
 
 SAMPLE = 5
@@ -61,10 +62,23 @@ def duckdb(path: Path, records: int) -> str:
     return f"{database.execute(query).fetchone()[0]:,} unique"
 
 
+def near(texts: int = 20_000) -> None:
+    """Time and memory of near duplicates, of texts of 60 words."""
+    draw, found = random.Random(1), NearDuplicates(0.8)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    for _ in range(texts):
+        found.add(" ".join(f"w{draw.randrange(5000)}" for _ in range(60)))
+    seconds, memory = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"near: {1000 * seconds / texts:.2f} CPU ms and {1024 * memory / texts:,.0f} bytes per text")
+
+
 PROGRAMS = {"ours": ours, "sort": sort_u, "duckdb": duckdb}
 
 
 def main() -> None:
+    if sys.argv[1:] == ["near"]:
+        near()
+        return
     if len(sys.argv) > 2:
         program, file, count = sys.argv[1:]
         start, result = time.perf_counter(), PROGRAMS[program](Path(file), int(count))

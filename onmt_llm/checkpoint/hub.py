@@ -82,7 +82,9 @@ def upload(
     return str(commit.commit_url)
 
 
-def download(repo: str, output: str | Path, *, revision: str | None = None, overwrite: bool = False) -> Path:
+def download(
+    repo: str, output: str | Path, *, revision: str | None = None, overwrite: bool = False, dataset: bool = False
+) -> Path:
     """Download all files of a repository into a directory that gets its name when they are verified.
 
     Every file is compared with the checksum that the Hub has of it, and a model with a manifest with its manifest.
@@ -92,6 +94,7 @@ def download(repo: str, output: str | Path, *, revision: str | None = None, over
         output: The directory to write.
         revision: A branch, tag or commit; None = `main`.
         overwrite: Replace a model at `output`.
+        dataset: The repository is one of a dataset.
 
     Returns:
         `output`.
@@ -106,11 +109,12 @@ def download(repo: str, output: str | Path, *, revision: str | None = None, over
     partial = output.absolute().with_name(f".{output.name}.download")
     with _translated(hub, repo):
         api = hub.HfApi()
-        commit = api.repo_info(repo, revision=revision).sha
-        for entry in api.list_repo_tree(repo, recursive=True, revision=commit):
+        kind = "dataset" if dataset else "model"
+        commit = api.repo_info(repo, revision=revision, repo_type=kind).sha
+        for entry in api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind):
             if isinstance(entry, hub.hf_api.RepoFile) and entry.path != ".gitattributes":
                 _check_name(entry.path, repo)
-                file = Path(api.hf_hub_download(repo, entry.path, revision=commit, local_dir=partial))
+                file = Path(api.hf_hub_download(repo, entry.path, revision=commit, repo_type=kind, local_dir=partial))
                 _check_file(file, entry, repo)
     refuse_damage(partial, find_damage(partial, thorough=True) if (partial / MANIFEST_FILE).is_file() else [])
     with AtomicDirectory(output, overwrite=overwrite) as directory, directory.translated_errors():

@@ -1,4 +1,4 @@
-"""`onmt_llm_hub upload | download`: share models by the Hugging Face Hub."""
+"""`onmt_llm_hub upload | download`: share models by the Hugging Face Hub; download datasets."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ def _download(loaded: Loaded[Any]) -> int:
     repo, output = (required(loaded, "hub", name, USAGE) for name in ("repo", "output"))
     from onmt_llm.checkpoint.hub import download, next_command
 
-    path = download(repo, output, revision=options.revision, overwrite=options.force)
-    print(f"{repo} downloaded and verified: {path}\nnext: {next_command(path)}")
+    path = download(repo, output, revision=options.revision, overwrite=options.force, dataset=options.dataset)
+    use = f"path_table: {path} in a corpus" if options.dataset else next_command(path)
+    print(f"{repo} downloaded and verified: {path}\nnext: {use}")
     return 0
 
 

@@ -14,6 +14,8 @@ class HubOptions(Section):
     """`upload`: the model: a checkpoint, an adapter, a release or an export; a directory, or one `.gguf` file."""
     repo: str | None = None
     """Repository on the Hugging Face Hub, `OWNER/NAME`. `upload` creates it."""
+    dataset: bool = False
+    """`download`: the repository is one of a dataset, not of a model."""
     output: str | None = None
     """`download`: directory to write."""
     revision: str | None = None
@@ -29,7 +31,7 @@ class HubOptions(Section):
 
 
 class HubConfig(Section):
-    """Upload a model to the Hugging Face Hub, or download one."""
+    """Upload a model to the Hugging Face Hub, or download a model or a dataset."""
 
     hub: HubOptions = HubOptions()
     integrity: IntegrityConfig = IntegrityConfig()

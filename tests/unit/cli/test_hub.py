@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import fake_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 from fake_hub import FakeHub
 
@@ -17,6 +19,8 @@ from onmt_llm.checkpoint.directory import find_damage, write_manifest
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.cli.hub import main
+from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data.readers import open_reader
 
 REPO = "me/model"
 
@@ -80,6 +84,17 @@ def test_what_the_hub_has_is_not_sent_again(hub: FakeHub, model: Path) -> None:
     sent = hub.count("PUT", "/large/")
     assert upload(model, "-revision", "other") == 0
     assert hub.count("PUT", "/large/") == sent
+
+
+def test_a_dataset_is_downloaded_by_its_name_and_read(hub: FakeHub, tmp_path: Path, capsys: Any) -> None:
+    table = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": f"row {n}" * 50} for n in range(9)]), table)
+    hub.repos[REPO] = fake_hub.Repository()
+    hub.repos[REPO].commit("main", {"data/train-00000-of-00001.parquet": table.getvalue().to_pybytes()}, "data")
+    assert download(tmp_path / "rows", "-dataset", "true") == 0
+    assert hub.count("GET", "/api/datasets/") and f"path_table: {tmp_path / 'rows'}" in capsys.readouterr().out
+    reader = open_reader("a", CorpusConfig(path_table=str(tmp_path / "rows")))
+    assert len(list(iter(reader.read, None))) == 9
 
 
 def test_a_download_that_was_cut_continues(hub: FakeHub, model: Path, tmp_path: Path, capsys: Any) -> None:
