@@ -23,6 +23,7 @@ import onmt_llm
 RECIPE = Path(__file__).parents[2] / "recipes/control_llm/tiny.yaml"
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONCAT: dict[str, Any] = {"expand_every": 2, "expand_type": "concat"}
+SLOW: dict[str, Any] = {"expand_divergence": 1.0, "learning_rate": 1e-3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole model": {},
     "whole model, learning rate / 10": {"learning_rate": 3e-4},
@@ -32,7 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "concat, divergence 1": {**CONCAT, "expand_divergence": 1.0},
     "concat, divergence 3": {**CONCAT, "expand_divergence": 3.0},
     "concat, all blocks, divergence 1": {**CONCAT, "expand_every": 1, "expand_divergence": 1.0},
-    "concat, divergence 1, learning rate / 3": {**CONCAT, "expand_divergence": 1.0, "learning_rate": 1e-3},
+    "concat, divergence 1, learning rate / 3": {**CONCAT, **SLOW},
+    "concat, divergence 1, learning rate / 3, 400 updates": {**CONCAT, **SLOW, "train_steps": 400},
 }
 LANGUAGES = ("first", "second")
 SEEDS = (1, 2, 3)

@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "lora": {"lora_layers": ["q_proj", "down_proj"], "lora_rank": 2},
         "quantization": {"quant_layers": ["up_proj"], "quant_type": "int8"},
     },
+    "expanded": {**LM, "expansion": {"expand_every": 2, "expand_divergence": 1.0}},
     "adagrad, validated": {
         "optimizer": {"optim": "adagrad", "max_grad_norm": 0.1, "average_decay": 0.1},
         "validation": {"valid_metrics": ["CHRF"], "valid_beam_size": 2},
@@ -106,7 +107,7 @@ def test_a_sharded_run_makes_the_same_checkpoints(copy_task: Any) -> None:
     base = copy_task.run("base", **LM).checkpoint
     runs = []
     for number, (variant, sections) in enumerate(VARIANTS.items()):
-        start = {"train_from": str(base)} if "lora" in variant else {}
+        start = {"train_from": str(base)} if sections.keys() & {"lora", "expansion"} else {}
         given = {**sections, "run": {**start, **sections.get("run", {})}}
         runs += [options(copy_task, f"{number}-{shard}", shard=shard, **given) for shard in ("off", "full")]
     torchrun(folder, runs)
