@@ -19,7 +19,7 @@ NUMBERS = {
 }
 QUESTIONS = {"eu": "Zein da {} eta gero?", "en": "What comes after {}?"}
 ANSWERS = {"eu": "{} da.", "en": "It is {}."}
-SIZES = {"texts": 200, "instructions": 160, "valid": 20}
+SIZES = {"texts": 200, "instructions": 400, "valid": 20}
 
 Record = dict[str, object]
 
@@ -28,10 +28,11 @@ def conversation(rng: random.Random, language: str) -> Record:
     number = rng.randrange(9)
     words = NUMBERS[language]
     return {
+        "conversation_id": f"{rng.choice(['chat', 'math', 'translation'])}_{rng.randrange(10**6)}",
         "conversations": [
             {"role": "user", "content": QUESTIONS[language].format(words[number])},
             {"role": "assistant", "content": ANSWERS[language].format(words[number + 1])},
-        ]
+        ],
     }
 
 

@@ -106,7 +106,7 @@ def test_a_sharded_run_makes_the_same_checkpoints(copy_task: Any) -> None:
     folder = copy_task.folder
     base = copy_task.run("base", **LM).checkpoint
     runs = []
-    for number, (variant, sections) in enumerate(VARIANTS.items()):
+    for number, sections in enumerate(VARIANTS.values()):
         start = {"train_from": str(base)} if sections.keys() & {"lora", "expansion"} else {}
         given = {**sections, "run": {**start, **sections.get("run", {})}}
         runs += [options(copy_task, f"{number}-{shard}", shard=shard, **given) for shard in ("off", "full")]
