@@ -152,17 +152,19 @@ COMMANDS = {
     ),
     "onmt_llm_eval": Command(
         "eval",
-        "Measure models: perplexity, scores, the checkpoints of a run.",
-        "perplexity | score | run ... [-OPTION VALUE ...]",
+        "Measure models: perplexity, scores, tasks of lm-evaluation-harness, the checkpoints of a run.",
+        "perplexity | score | tasks | compare | run ... [-OPTION VALUE ...]",
         (
-            *("model", "src", "tgt", "hyp", "metrics", "resamples", "output"),
+            *("model", "src", "tgt", "hyp", "metrics", "resamples", "tasks", "mmlu", "save_model", "watch", "output"),
             *("batch_size", "batch_type", "precision", "device"),
         ),
         (
             ("perplexity -model run/m_step_1000 -src test.txt", "measure a language model"),
             ("score -hyp a.txt b.txt -tgt ref.txt -resamples 1000", "score two systems, with a paired test"),
             ("score -model run/m_step_1000 -src test.src -tgt test.tgt", "let a model answer, and score it"),
-            ("run -config run.yaml -output results.csv", "measure the checkpoints of a run"),
+            ("tasks -model run/m_step_1000 -tasks mmlu -mmlu mmlu", "tasks of lm-evaluation-harness"),
+            ("compare -models base run/m_step_1000 -src prompts.txt -output page.html", "answers side by side"),
+            ("run -config run.yaml -output results.csv -watch 60", "the checkpoints of a run, while it trains"),
         ),
     ),
     "onmt_llm_plot": Command(

@@ -1,15 +1,16 @@
-"""`onmt_llm_eval perplexity | score | run`: measure the quality of a model."""
+"""`onmt_llm_eval perplexity | score | tasks | compare | run`: measure the quality of a model."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.atomic import write_text
-from onmt_llm.cli import eval_run
+from onmt_llm.cli import eval_run, eval_tasks
 from onmt_llm.cli.inference import open_models
 from onmt_llm.cli.inputs import missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
@@ -17,7 +18,7 @@ from onmt_llm.cli.run import CheckedJob, required, run_action, run_job, split_ac
 from onmt_llm.config.evaluate import EvalConfig
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.data.readers import read_lines
-from onmt_llm.errors import Problem
+from onmt_llm.errors import DataError, Problem
 from onmt_llm.text.placeholders import from_line
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 USAGE = (
     "onmt_llm_eval perplexity -model CHECKPOINT -src FILE | score -hyp FILE ... -tgt FILE | "
-    "score -model CHECKPOINT -src FILE -tgt FILE | "
-    "run -config x.yaml -output FILE.csv"
+    "score -model CHECKPOINT -src FILE -tgt FILE | tasks -model CHECKPOINT -tasks TASK ... | "
+    "compare MODEL MODEL -src FILE -output PAGE.html | run -config x.yaml -output FILE.csv"
 )
 RUN = "run"
 
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     action, words = split_action(argv)
     if action == RUN:
         return eval_run.main(words)
+    # the models to compare may come first, without the flag -models
+    models = list(takewhile(lambda word: not word.startswith("-"), words))
+    words = ["-models", *words] if models and action == "compare" else words
     work = functools.partial(run_action, action, ACTIONS, USAGE)
     checks = functools.partial(_problems, action)
     return run_job(CheckedJob("onmt_llm_eval", functools.partial(_paths, action), checks), work, words)
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _paths(action: str, loaded: Loaded[Any]) -> Paths:
     reads = [
-        *model_files(loaded, "measure", ("model",)),
+        *model_files(loaded, "measure", ("model", "models")),
         *option_files(loaded, "measure", ("src", "tgt")),
         *_answers(loaded),
     ]
@@ -57,18 +61,23 @@ def _answers(loaded: Loaded[Any]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
     if action:
         yield from unknown_action(action, ACTIONS, USAGE)
+    if action == "tasks":
+        yield from eval_tasks.problems(loaded)
+    models = loaded.job.measure.models
+    if action == "compare" and models and len({*models}) != 2:
+        yield Problem(f"'models' must be two different models, but are {', '.join(models)}.", loaded.where("models"))
     yield from missing_options(loaded, "measure", _needs(action, loaded.job), USAGE)
     yield from missing_files(
         loaded, [*option_files(loaded, "measure", ("src", "tgt")), *_answers(loaded)], streams=True
     )
-    yield from missing_models(loaded, "measure", ("model",), releases=True)
+    yield from missing_models(loaded, "measure", ("model", "models"), releases=True)
 
 
 def _needs(action: str, config: EvalConfig) -> tuple[str, ...]:
     """The options of the section `measure` that an action needs."""
     if action == "score":
         return ("tgt",) if config.scoring.hyp else ("model", "src", "tgt")
-    return {"perplexity": ("model", "src")}.get(action, ())
+    return {"perplexity": ("model", "src"), "compare": ("models", "src", "output")}.get(action, ())
 
 
 def _perplexity(loaded: Loaded[Any]) -> int:
@@ -117,6 +126,32 @@ def _score(loaded: Loaded[Any]) -> int:
     return 0
 
 
+def _compare(loaded: Loaded[Any]) -> int:
+    from onmt_llm.eval.compare import comparison_page, timed_answers
+    from onmt_llm.eval.score import score_systems
+    from onmt_llm.text.prompts import encode_line
+
+    config: EvalConfig = loaded.job
+    lines = list(read_lines(required(loaded, "measure", "src", USAGE)))
+    references = _texts(config.measure.tgt) if config.measure.tgt else None
+    if references is not None and len(references) != len(lines):
+        raise DataError(f"tgt must have as many lines as src, {len(lines)}, but has {len(references)}.")
+    found = []
+    for model in config.measure.models:
+        engine = _open(model, config)
+        prompts = [encode_line(line, engine.codec, config.measure.template) for line in lines]
+        found.append(timed_answers(engine, prompts, config.generation, model=model))
+    answers = {each.model: [answer.text for answer in each.answers] for each in found}
+    scores = [] if references is None else score_systems(answers, references, config.scoring.metrics)
+    page = comparison_page(found[0], found[1], list(map(from_line, lines)), references, scores)
+    write_text(required(loaded, "measure", "output", USAGE), page)
+    for each in found:
+        print(f"{each.model}\t{each.tokens} tokens\tmedian {each.seconds:.2f} s\t{each.speed:.1f} tokens/s")
+    for score in scores:
+        print(score.line())
+    return 0
+
+
 def _texts(path: str) -> list[str]:
     return list(map(from_line, read_lines(path)))
 
@@ -135,7 +170,13 @@ def _answered(model: str, lines: Sequence[str], config: EvalConfig) -> list[str]
     return [best[0].text for best in answers]
 
 
-ACTIONS: dict[str, Callable[[Loaded[Any]], int]] = {"perplexity": _perplexity, "score": _score}
+ACTIONS: dict[str, Callable[[Loaded[Any]], int]] = {
+    "perplexity": _perplexity,
+    "score": _score,
+    "tasks": eval_tasks.run_tasks,
+    "compare": _compare,
+    RUN: eval_run.run,
+}
 
 
 if __name__ == "__main__":

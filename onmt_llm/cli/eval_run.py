@@ -19,7 +19,7 @@ USAGE = "onmt_llm_eval run -config x.yaml -save_model RUN -output results.csv [-
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job(CheckedJob("onmt_llm_eval_run", _paths, _problems), _run, argv)
+    return run_job(CheckedJob("onmt_llm_eval_run", _paths, _problems), run, argv)
 
 
 def _paths(loaded: Loaded[Any]) -> Paths:
@@ -33,7 +33,8 @@ def _problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         yield Problem("'output' must be given, but is not.", hint=USAGE)
 
 
-def _run(loaded: Loaded[Any]) -> int:
+def run(loaded: Loaded[Any]) -> int:
+    """Measure what is not measured yet."""
     config: RunEvalConfig = loaded.job
     output = required(loaded, "offline", "output", USAGE)
     from onmt_llm.training.offline import measure_run

@@ -97,3 +97,42 @@ def compare_with_validation(run: Path, output: Path) -> None:
     for row in rows_of(output):
         name = f"{row['corpus']}/ppl"
         assert float(row["ppl"]) == pytest.approx(validations[int(row["step"])][name], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_metrics_of_answers_go_on_over_resumes_and_are_those_of_one_process(run: Path) -> None:
+    pytest.importorskip("rouge_score")
+    options = yaml.safe_load(run.read_text())
+    del options["save_model"], options["train_from"], options["data"]["valid_talks"]
+    pairs = {
+        name: {"path_src": path["path_src"], "path_tgt": path["path_src"]} for name, path in options["data"].items()
+    }
+    metrics = ["ROUGE1", "ROUGE2", "ROUGEL", "ROUGELSUM", "EXACT_MATCH"]
+    update = {"train_steps": 40, "valid_steps": 10, "save_checkpoint_steps": 10, "valid_metrics": metrics}
+    update |= {
+        "data": pairs,
+        "zero_out_prompt_loss": True,
+        "model_task": "lm",
+        "dropout": 0.0,
+        "bucket_size": 16,
+        "valid_max_length": 8,
+    }
+    run.write_text(yaml.safe_dump({**options, **update}))
+
+    def trained(name: str, *argv: str, ranks: int = 1) -> list[dict[str, Any]]:
+        """The validations of a run."""
+        words = [sys.executable, "-m"]
+        if ranks > 1:
+            words += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
+        prefix = run.with_name(name)
+        words += ["onmt_llm.cli.train", "-config", str(run), "-save_model", str(prefix), "-train_from", "auto", *argv]
+        subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        rows = map(json.loads, prefix.with_name(f"{name}_metrics.jsonl").read_text().splitlines())
+        return [{key: row[key] for key in ("step", *metrics)} for row in rows if row["split"] == "valid"]
+
+    whole = trained("whole", "-accum_count", "2")
+    assert [row["step"] for row in whole] == [10, 20, 30, 40] and any(row["ROUGE1"] > 0 for row in whole)
+    trained("parts", "-accum_count", "2", "-train_steps", "20")
+    assert trained("parts", "-accum_count", "2") == whole
+    assert trained("ranks", ranks=2) == whole

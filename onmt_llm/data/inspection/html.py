@@ -28,7 +28,7 @@ def report_page(reports: Sequence[CorpusReport], shares: Mixture, *, title: str,
         about: One sentence on the data read.
     """
     filters: dict[str, Callable[..., Any]] = {"plot": histogram, "warnings": warnings, "at": lengths_at}
-    return _render(
+    return render_page(
         "report.html",
         filters,
         title=title,
@@ -66,7 +66,9 @@ def samples_page(collected: Sequence[Traces], *, title: str, about: str) -> str:
     """
     outcomes = Counter(trace.outcome for each in collected for trace in each.found)
     shown = [{"corpus": each.corpus, "found": [_shown(trace) for trace in each.found]} for each in collected]
-    return _render("samples.html", {}, title=title, about=about, collected=shown, outcomes=dict(outcomes.most_common()))
+    return render_page(
+        "samples.html", {}, title=title, about=about, collected=shown, outcomes=dict(outcomes.most_common())
+    )
 
 
 def _shown(trace: Trace) -> dict[str, Any]:
@@ -122,7 +124,8 @@ def _tokens(before: Sequence[TraceSpan], after: Sequence[TraceSpan]) -> list[tup
     return shown
 
 
-def _render(template: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
+def render_page(template: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
+    """A page from one of the templates in `page_templates`; only scripts with its nonce run."""
     environment = Environment(
         loader=PackageLoader("onmt_llm.data.inspection", "page_templates"),
         autoescape=True,

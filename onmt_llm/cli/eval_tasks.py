@@ -1,0 +1,125 @@
+"""`onmt_llm_eval tasks`: tasks of lm-evaluation-harness, for one model or for the checkpoints of a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onmt_llm.atomic import write_text
+from onmt_llm.checkpoint.directory import read_manifest
+from onmt_llm.cli.inference import open_models
+from onmt_llm.config.evaluate import EvalConfig
+from onmt_llm.config.loading.load import Loaded
+from onmt_llm.errors import CheckpointError, DataError, Problem
+from onmt_llm.log import logger
+from onmt_llm.optional import require
+from onmt_llm.training.run_folder import checkpoints
+
+USAGE = "onmt_llm_eval tasks -model CHECKPOINT -tasks TASK ... [-output results.json], or -save_model RUN [-watch 60]"
+
+
+def problems(loaded: Loaded[Any]) -> Iterator[Problem]:
+    """Problems of the options of this action."""
+    harness = loaded.job.harness
+    if not harness.tasks and "tasks" not in loaded.invalid:
+        yield Problem("'tasks' must be given, but is not.", hint=USAGE)
+    if bool(harness.save_model) == bool(loaded.job.measure.model):
+        found = "both are" if harness.save_model else "neither is"
+        yield Problem(f"'model' or 'save_model' must be given, but {found}.", hint=USAGE)
+    if harness.save_model and loaded.job.measure.output:
+        yield Problem(
+            "'output' must go with 'model', but goes with 'save_model'.", hint="each checkpoint has a file of its own"
+        )
+    for name in ("mmlu", "include_path"):
+        folder = getattr(harness, name)
+        if folder and not Path(folder).is_dir():
+            sentence = f"'{name}' must be a folder that exists, but '{folder}' is not."
+            yield Problem(sentence, loaded.where(name), kind=DataError)
+
+
+def run_tasks(loaded: Loaded[Any]) -> int:
+    """Evaluate the model, or the checkpoints of the run."""
+    require("lm_eval", "onmt_llm_eval tasks", "onmt_llm[tasks]")
+    config: EvalConfig = loaded.job
+    if config.measure.model:
+        _evaluate(config.measure.model, config, Path(config.measure.output) if config.measure.output else None)
+        return 0
+    save_model = str(config.harness.save_model)
+    while True:
+        for step, path in checkpoints(save_model).items():
+            _evaluate_checkpoint(save_model, step, path, config)
+        if not config.harness.watch:
+            return 0
+        time.sleep(config.harness.watch)
+
+
+def _evaluate(model: str, config: EvalConfig, output: Path | None, **about: str) -> dict[str, float]:
+    """Evaluate one model, print and write the results; returns its figures."""
+    from onmt_llm.eval import harness
+
+    options = harness.TaskOptions(
+        **{**config.harness.model_dump(exclude={"save_model", "watch"}), "tasks": _names(config)}
+    )
+    results = harness.evaluate(
+        open_models([model], config.engine), options, name=model, batch_size=config.engine.batch_size
+    )
+    results["config"] |= about
+    print(harness.tables(results))
+    if output is not None:
+        harness.write_results(output, results)
+    return harness.scores(results)
+
+
+def _names(config: EvalConfig) -> list[str]:
+    return [name for words in config.harness.tasks for name in words.split(",") if name]
+
+
+def _evaluate_checkpoint(save_model: str, step: int, path: Path, config: EvalConfig) -> None:
+    """Evaluate a checkpoint unless its results are there; add its figures to `<save_model>_results.jsonl`."""
+    output = path.with_name(f"{path.name}_tasks.json")
+    try:
+        manifest = read_manifest(path)
+        origin = {"weights": str(manifest and manifest.fingerprint), "request": _request(config)}
+        if _origin(output) == origin:
+            return
+        figures = _evaluate(str(path), config, output, **origin)
+    except (CheckpointError, OSError) as error:
+        if path.is_dir():
+            raise
+        logger.warning("%s was removed before it was evaluated (%s).", path, error)
+        return
+    _add_figures(Path(f"{save_model}_results.jsonl"), step, figures)
+
+
+def _request(config: EvalConfig) -> str:
+    """What is asked, as a text that can be compared."""
+    return config.harness.model_copy(update={"tasks": sorted(_names(config)), "watch": 0}).model_dump_json()
+
+
+def _origin(output: Path) -> dict[str, str] | None:
+    """The checkpoint and the request of earlier results; None if there are none."""
+    if not output.is_file():
+        return None
+    try:
+        config = json.loads(output.read_text(encoding="utf-8"))["config"]
+        return {"weights": config["weights"], "request": config["request"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{output} must hold results of onmt_llm_eval tasks, but does not ({type(error).__name__}: {error}).",
+            hint="move it away",
+        ) from error
+
+
+def _add_figures(path: Path, step: int, figures: dict[str, float]) -> None:
+    """Set the figures of a step in a file of results, whose other figures stay."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    row = next((row for row in rows if row["step"] == step), None)
+    if row is None:
+        row = {"step": step}
+        rows.append(row)
+    row |= figures
+    rows.sort(key=lambda row: row["step"])
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
