@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # two test processes with one thread each; the quick tests must not depend on the machine's core count
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow test-browser coverage check format docs site bench bench-data bench-train clean help
+.PHONY: setup demo test test-slow test-browser test-gpu bench-gpu coverage check format docs site bench bench-data bench-train clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,14 @@ test-slow: $(READY)  ## run the tests that take minutes or need the real model
 test-browser: $(READY)  ## run all tests of the pages in Chromium
 	$(TEST_ENV) $(BIN)/python -m pytest tests/system/test_chat_browser.py tests/system/test_chat_accessibility.py \
 		tests/system/test_chat_visitors.py tests/system/test_translator_browser.py
+
+HAS_GPU := $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"
+test-gpu: $(READY)  ## run the tests that need a CUDA card
+	@if $(HAS_GPU); then $(BIN)/python -m pytest tests/gpu; \
+	else echo "The tests of tests/gpu need a CUDA card, and there is none: nothing was tested."; fi
+
+bench-gpu: $(READY)  ## measure fine-tuning on a CUDA card, beside transformers + peft
+	$(BIN)/python docs/benchmarks/gpu.py
 
 coverage: $(READY)  ## report the lines that the quick tests run, including started commands
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov=onmt_llm --cov-report=term:skip-covered tests
