@@ -129,7 +129,6 @@ def check_tensor_parallel(
         "optimizer_in_backward": config.performance.optimizer_in_backward,
         "offload_activations": config.performance.offload_activations,
         "valid_metrics": bool(config.validation.valid_metrics),
-        "checkpoint_shards: on": config.safety.checkpoint_shards == "on",
     }
     if names := [name for name, is_used in unsupported.items() if is_used]:
         obstacles.append(f"it does not work with {', '.join(names)} (`shard: full` divides more models)")

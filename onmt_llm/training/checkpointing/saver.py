@@ -38,6 +38,7 @@ from onmt_llm.training.process.shards import gathered, local, own_parts
 from onmt_llm.training.run_folder import STATE_DIRECTORY, RunLock, checkpoint_path, ema_path, prune
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import (
+    Collect,
     Progress,
     SavedState,
     TrainingState,
@@ -161,7 +162,10 @@ class CheckpointSaver:
         """The content of the checkpoint: the tensors themselves, not copies, unless divided ones are gathered. Ranks
         other than the main one take part in that, and get nothing."""
         ema, keep, divided = {}, self.components.world.is_main, self._is_divided
-        collect = functools.partial(own_parts if divided else gathered, keep=keep)
+        collect: Collect = functools.partial(gathered, keep=keep)
+        if divided:
+            world = self.components.world
+            collect = functools.partial(own_parts, keep=keep, tensor_rank=world.rank % world.tensor_parallel)
         if self.components.ema is not None:
             with self.components.ema.in_place():
                 ema = {
@@ -193,9 +197,7 @@ class CheckpointSaver:
         mode, trainee = self.setup.config.safety.checkpoint_shards, self.components.trainee
         if mode == "off" or not trainee.is_sharded or self.setup.layers.beside_base is not None:
             return False
-        if self.components.world.tensor_parallel > 1:
-            return False
-        size = sum(parameter.numel() * parameter.itemsize for parameter in trainee.parameters())
+        size = sum(parameter.numel() * parameter.itemsize for parameter in trainee.model.parameters())
         return mode == "on" or size > self.setup.config.safety.whole_bytes
 
     @functools.cached_property

@@ -117,12 +117,13 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def own_parts(tensors: Iterable[tuple[str, Any]], *, keep: bool) -> Iterator[tuple[str, Any]]:
+def own_parts(tensors: Iterable[tuple[str, Any]], *, keep: bool, tensor_rank: int = 0) -> Iterator[tuple[str, Any]]:
     """The parts that this rank writes, of tensors that each rank holds a part of. Does not communicate.
 
     Args:
         tensors: Names and tensors, or other values, which stay as they are.
         keep: This rank writes what all ranks hold.
+        tensor_rank: This rank's place among those that compute each block together (tensor parallel).
     """
     for name, tensor in tensors:
         if not isinstance(tensor, Tensor):
@@ -131,15 +132,17 @@ def own_parts(tensors: Iterable[tuple[str, Any]], *, keep: bool) -> Iterator[tup
         elif not is_sharded(tensor):
             if keep:
                 yield name, TensorPart(tensor, (0,) * tensor.ndim)
-        elif _writes(tensor) and (held := local(tensor)).numel():
-            (chunk,) = tensor.__create_chunk_list__()  # type: ignore[attr-defined]
-            yield name, TensorPart(held, tuple(chunk.offsets))
+        elif _writes(tensor, tensor_rank) and (held := local(tensor)).numel():
+            yield name, TensorPart(held, _corner(tensor))
 
 
-def _writes(tensor: Any) -> bool:
+def _writes(tensor: Any, tensor_rank: int) -> bool:
     """Whether this rank is the first of those that hold its part."""
-    coordinate = tensor.device_mesh.get_coordinate()
-    return not any(place.is_replicate() and index for place, index in zip(tensor.placements, coordinate, strict=True))
+    mesh = tensor.device_mesh
+    if tensor_rank and "tensor" not in mesh.mesh_dim_names:
+        return False
+    places = zip(tensor.placements, mesh.get_coordinate(), strict=True)
+    return not any(place.is_replicate() and index for place, index in places)
 
 
 def read_like(parameter: Any, reader: Any, name: str) -> Tensor:
@@ -152,10 +155,6 @@ def read_like(parameter: Any, reader: Any, name: str) -> Tensor:
     """
     if not (is_sharded(parameter) and isinstance(reader, ShardSet) and reader.shape(name) == tuple(parameter.shape)):
         return divided_like(parameter, reader.tensor(name))
-    from torch.distributed.tensor import DTensor
-
-    (chunk,) = parameter.__create_chunk_list__()
-    held = reader.part(name, chunk.offsets, chunk.sizes).to(parameter.device)
-    return DTensor.from_local(
-        held, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
-    )
+    divided = torch.empty_like(parameter, dtype=reader.dtype(name), requires_grad=False)
+    local(divided).copy_(reader.part(name, _corner(parameter), local(parameter).shape))
+    return divided
