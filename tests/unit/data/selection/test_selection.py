@@ -13,6 +13,7 @@ import pytest
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.inspection.report import measure
 from onmt_llm.data.pack import pack
+from onmt_llm.data.ray_chunks import ray_chunks
 from onmt_llm.data.readers import IndexCache, check_readers, open_reader
 from onmt_llm.data.selection import Where, selected_reader
 from onmt_llm.data.selection.duplicates import ExactDuplicates, NearDuplicates
@@ -75,7 +76,7 @@ def test_options_that_cannot_be_meant(options: dict, sentence: str) -> None:
 @pytest.mark.parametrize("partition", [3, 1 << 20])
 def test_exact_duplicates_are_all_but_the_first(partition: int) -> None:
     draw = random.Random(1)
-    texts = [str(draw.randrange(300)) for _ in range(1000)]
+    texts = [str(draw.randrange(30)) for _ in range(100)]
     found = ExactDuplicates(partition)
     for text in texts:
         found.add(text)
@@ -203,6 +204,12 @@ def test_reports_and_packs_count_the_same(tmp_path: Path, vocab) -> None:
     )
     (again,) = measure(packed)
     assert again.counts == report.counts
+
+
+def test_tasks_of_a_cluster_cannot_compare_files(tmp_path: Path, vocab) -> None:
+    spec = make_spec({"a": corpus_of(chats(tmp_path))}, make_codec("lm", vocab))
+    with pytest.raises(ConfigError, match="neither unique_by nor sample with engine: ray"):
+        next(ray_chunks(spec, len, size=8))
 
 
 def test_conditions_on_lines_and_rows(tmp_path: Path) -> None:

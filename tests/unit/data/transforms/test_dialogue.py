@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.example import Example
-from onmt_llm.data.pack import pack
+from onmt_llm.data.pack import on_this_machine, pack
 from onmt_llm.data.token_shards.shard import read_index
 from onmt_llm.data.transforms.build import build_transforms
 from onmt_llm.data.transforms.dialogue import text as dialogue_text
@@ -208,6 +208,7 @@ def test_every_token_is_trained_once_and_each_window_has_a_tag(turns: list[tuple
         assert [shown(window) for window in repeated] == [shown(w).replace("<", "").replace(">", "") for w in found]
 
 
+@pytest.mark.slow
 def test_a_packed_corpus_is_the_same_with_two_processes(tmp_path: Path, vocab) -> None:
     file = tmp_path / "dialogues.txt"
     file.write_text("\n\n".join(f"[speaker001:] a B {n}.\n[speaker002:] c, d" for n in range(40)) + "\n")
@@ -219,7 +220,7 @@ def test_a_packed_corpus_is_the_same_with_two_processes(tmp_path: Path, vocab) -
     spec = make_spec({"talks": corpus}, make_codec("lm", vocab))
     found = []
     for processes in (1, 2):
-        folder = pack(spec, tmp_path / str(processes), processes=processes)["talks"]
+        folder = pack(spec, tmp_path / str(processes), run=on_this_machine(processes))["talks"]
         found.append({path.name: path.read_bytes() for path in folder.iterdir()})
         counts = read_index(folder)["counts"]
         assert counts["read"] + counts["made"] == counts["kept"] + sum(counts["dropped"].values())
