@@ -229,7 +229,10 @@ def test_divided_runs_in_bf16_are_those_of_one_process(task: Any, pure: bool) ->
     sections = {**LM, "performance": {"model_dtype": "bf16", "pure_bf16": pure}}
     torchrun(task.folder, [options(task, "shared", **sections)])
     train(train_config(options(task, "alone", ranks=1, **sections)))
-    assert_close(task.folder, "alone", "shared", 3e-2)
+    assert losses(task.folder, "shared") == pytest.approx(losses(task.folder, "alone"), abs=2e-2)
+    wanted, got = written(task.folder / f"alone_step_{STEPS}"), written(task.folder / f"shared_step_{STEPS}")
+    # Adam turns the rounding of a gradient near zero into a whole step of 0.01.
+    assert all((got[name].float() - tensor.float()).abs().mean() < 1e-2 for name, tensor in wanted.items())
 
 
 @pytest.mark.slow
@@ -239,12 +242,13 @@ def test_a_run_goes_on_with_another_division(task: Any) -> None:
         return {"run": {"train_from": str(task.folder / name)}}
 
     halves = {"tensor_parallel": 2}
-    torchrun(task.folder, [options(task, "halves", devices=halves)])
+    auto = options(task, "auto", shard="auto")  # both copies fit
+    torchrun(task.folder, [options(task, "halves", devices=halves), auto])
     copies = options(task, "copies", ranks=4, devices={"shard_size": 2}, **resumed("halves_step_3"))
     train(train_config(options(task, "one", ranks=1, **resumed("halves_step_3"))))
     quarters = options(task, "quarters", ranks=4, devices=halves, **resumed("one_step_6"))
     torchrun(task.folder, [copies, quarters], ranks=4)
-    for name in ("one", "copies", "quarters"):
+    for name in ("one", "copies", "quarters", "auto"):
         assert_close(task.folder, "halves", name, 1e-5)
 
 

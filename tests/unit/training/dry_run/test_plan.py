@@ -9,6 +9,7 @@ import torch
 
 import tiny
 from onmt_llm.config.checkpoint import AdapterSpec
+from onmt_llm.training.dry_run import estimate
 from onmt_llm.training.dry_run.activations import ActivationEstimate, BatchShape
 from onmt_llm.training.dry_run.plan import plan
 from onmt_llm.training.optim.precision import choose_precision
@@ -81,3 +82,23 @@ def test_updates_in_the_backward_pass_hold_no_more_than_the_largest_gradient(cop
     )
     assert inside.memory.backward["gradients"] < after.memory.backward["gradients"] == 4 * after.trainable
     assert inside.memory.held == after.memory.held and inside.memory.peak <= after.memory.peak
+
+
+def test_processes_hold_parts_of_what_one_holds(copy_task: Any) -> None:
+    def memory(**devices: Any) -> Any:
+        return plan(copy_task.config(devices={"device": "cpu", "world_size": 8, **devices})).memory
+
+    whole, eighth, pair = memory(), memory(shard="full"), memory(shard="full", shard_size=2)
+    for name in ("weights", "optimiser"):
+        assert eighth.held[name] == pytest.approx(whole.held[name] / 8, rel=0.25)  # some rows are not divisible
+        assert pair.held[name] == pytest.approx(whole.held[name] / 2, rel=0.05)
+    halves = memory(tensor_parallel=2)
+    assert whole.held["weights"] / 2 < halves.held["weights"] < whole.held["weights"]
+    assert halves.forward["activations"] < whole.forward["activations"]
+
+
+def test_auto_divides_what_does_not_fit(copy_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = copy_task.config(devices={"device": "cpu", "world_size": 2, "shard": "auto"})
+    for room, parts in ((1, 2), (1 << 40, 1), (None, 1)):
+        monkeypatch.setattr(estimate, "memory_of", lambda device, *, processes, room=room: room)
+        assert plan(config).division.shards == parts
