@@ -1,4 +1,4 @@
-"""Options with which other toolkits divide a model among processes: ControlLLM's, Axolotl's and LitGPT's.
+"""Options with which other toolkits divide a model among processes: ControlLLM's and Axolotl's.
 
 `SHARDING` has one function per option, as `values.TRANSLATORS` has for OpenNMT-py's.
 """
@@ -99,15 +99,6 @@ def _fsdp_config(user: dict[str, Any], result: Translation) -> None:
             result.errors.append(("fsdp_config", f"'{name}' is not a setting that is known here."))
 
 
-def _processes(user: dict[str, Any], result: Translation) -> None:
-    devices, nodes = user.get("devices", 1), user.get("num_nodes", 1)
-    if type(devices) is not int or type(nodes) is not int:
-        wrong = f"'devices' and 'num_nodes' must be numbers, but are {devices} and {nodes}."
-        result.errors.append(("devices", f"{wrong} Or set world_size to the number of processes."))
-    else:
-        result.put_default("world_size", devices * nodes, "devices")
-
-
 def _named(function: Callable[[str, dict[str, Any], Translation], None], key: str, meaning: str) -> Translator:
     return Translator(partial(function, key), meaning)
 
@@ -122,8 +113,6 @@ SHARDING = {
     "dp_replicate_size": _named(_copies, "dp_replicate_size", "`shard_size` = `world_size` / copies"),
     "fsdp_version": Translator(_version, "no effect: weights are divided by FSDP2"),
     "fsdp_config": Translator(_fsdp_config, "`shard: full`, its settings one by one"),
-    "devices": Translator(_processes, "`world_size` = `devices` x `num_nodes`"),
-    "num_nodes": Translator(_processes, "`world_size` = `devices` x `num_nodes`"),
 }
 """By option, in the order in which they are applied."""
 

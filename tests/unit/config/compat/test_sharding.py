@@ -22,7 +22,6 @@ FULL = {"shard": "full"}
         ({"fsdp": ["full_shard", "auto_wrap"], "fsdp_config": {"fsdp_activation_checkpointing": True}}, None),
         ({"fsdp_config": {"sharding_strategy": "NO_SHARD"}}, {"shard": "off"}),
         ({"tensor_parallel_size": 2, "dp_shard_size": 4}, {"tensor_parallel": 2, **FULL, "shard_size": 4}),
-        ({"devices": 8, "num_nodes": 4}, {"world_size": 32}),
         ({"hsdp": True, "shard": "off"}, {"shard": "off"}),
     ],
 )
@@ -43,7 +42,6 @@ def test_what_they_mean(written: dict[str, Any], meant: dict[str, Any] | None) -
         ({"replica_group_size": 2}, "replica_group_size"),
         ({"replica_group_size": 3, "world_size": 8}, "replica_group_size"),
         ({"replica_group_size": 2, "sharding_group_size": 2, "world_size": 8}, "replica_group_size"),
-        ({"devices": "auto"}, "devices"),
     ],
 )
 def test_what_is_refused(written: dict[str, Any], named: str) -> None:
