@@ -24,12 +24,6 @@ LARGE = {
     **{"encoder_layers": 0, "decoder_layers": 8, "hidden_size": 512, "heads": 8, "ffn_size": 2048, "ffn_gated": True},
     **{"norm": "rmsnorm", "position": "rotary"},
 }
-RUNS: dict[str, dict[str, Any]] = {
-    "whole": {"devices": {"shard": "off"}},
-    "float32": {},
-    "bf16, recomputed": {"performance": {"model_dtype": "bf16", "use_ckpting": ["block"]}},
-    "halves": {"devices": {"shard": "off", "tensor_parallel": 2}},
-}
 
 
 def main(given: Path) -> None:
@@ -62,12 +56,10 @@ def anonymous() -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize("kind", RUNS)
-def test_a_process_needs_what_was_estimated(copy_task: Any, kind: str) -> None:
-    sections = RUNS[kind]
-    devices = {"world_size": 2, "device": "cpu", "shard": "full", **sections.get("devices", {})}
+def test_a_process_needs_what_was_estimated(copy_task: Any) -> None:
+    devices = {"world_size": 2, "device": "cpu", "shard": "full"}
     batching = {"batch_type": "tokens", "batch_size": 1024, "packing": "wrap", "packing_length": 256}
-    run = {"train_steps": 3, "keep_checkpoint": 0, "model_task": "lm"}
+    run = {"train_steps": 2, "keep_checkpoint": 0, "model_task": "lm"}
     given: dict[str, Any] = {
         "architecture": LARGE,
         "vocabulary": {"vocab_size_multiple": 8000},
@@ -75,11 +67,13 @@ def test_a_process_needs_what_was_estimated(copy_task: Any, kind: str) -> None:
         "batching": {**batching, "bucket_size": 400},
         "run": run,
     }
-    config = copy_task.config(**{**sections, **given})
+    config = copy_task.config(**given)
     file, tests = copy_task.folder / "run.json", Path(__file__).parents[3]
     file.write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    paths = {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"}
+    # Otherwise malloc keeps what was freed, in pieces of many sizes.
+    malloc = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "OMP_NUM_THREADS": "1"}
+    paths = {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", **malloc}
     done = subprocess.run([*command, str(file)], capture_output=True, text=True, env={**os.environ, **paths})
     assert done.returncode == 0, done.stderr[-3000:]
     needed = max(int(Path(f"{file}_{rank}").read_text()) for rank in (0, 1))
