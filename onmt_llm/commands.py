@@ -130,8 +130,7 @@ COMMANDS = {
     "onmt_llm_checkpoint": Command(
         "checkpoint",
         "Inspect, verify, average and consolidate checkpoints.",
-        "info | verify | seal | extract_vocabulary | extract_embeddings | average | consolidate | export ... "
-        "[-OPTION VALUE ...]",
+        "info | verify | seal | extract_vocabulary | average | consolidate | export ... [-OPTION VALUE ...]",
         (),
         (
             ("info -model run/m_step_1000", "describe it"),

@@ -55,6 +55,7 @@ CASES = {
     "import": Case("onmt_llm_lora", "-action import -base_model model -lora_weights adapter -force", (), ("output",)),
     "export": Case("onmt_llm_lora", "-action export -lora_weights adapter -force", (), ("output",)),
     "average": Case("onmt_llm_checkpoint", "average -models model adapter -force", (), ("output",)),
+    "consolidate": Case("onmt_llm_checkpoint", "consolidate -model model -force", (), ("output",)),
     "hub": Case("onmt_llm_hub", "download -repo me/model -folder model -force", (), ("output",)),
     "extract": Case("onmt_llm_checkpoint", "extract_embeddings -model model", ("out_file",)),
     "release": Case("release_model", "-model model -verify_text text -force", (), ("output",)),
