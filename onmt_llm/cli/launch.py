@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
     if config.run.keep_checkpoint == 0:
         sentence = "'keep_checkpoint' must not be 0 in a run that may be started again from its newest checkpoint."
         yield Problem(sentence, loaded.where("keep_checkpoint"))
-    if cluster.output and Path(cluster.output).exists() and not cluster.overwrite_script:
+    if cluster.output and os.path.exists(cluster.output) and not cluster.overwrite_script:
         sentence = f"The output must not exist, but {cluster.output} does."
         yield Problem(sentence, loaded.where("output"), hint="-overwrite_script replaces it")
 

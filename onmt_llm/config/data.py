@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from onmt_llm.config.learning import ObjectiveName
 from onmt_llm.config.numbers import (
@@ -26,7 +27,15 @@ from onmt_llm.output_checks import name_problem
 FilePaths = str | list[str]
 Role = Literal["system", "user", "assistant", "tool"]
 TrainOnEos = Literal["turn", "last", "all", "none"]
-Condition = str | bool | int | float | list[str | bool | int | float]
+
+
+def _patterns(value: object) -> object:
+    """A condition as a list of texts: other scalars as JSON writes them (`true`, `3`)."""
+    values = value if isinstance(value, list) else [value]
+    return [json.dumps(each) if isinstance(each, bool | int | float) else each for each in values]
+
+
+Condition = Annotated[list[str], BeforeValidator(_patterns)]
 RowLength = Annotated[int, Field(ge=2, le=INT32)]
 
 

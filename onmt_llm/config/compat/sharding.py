@@ -63,10 +63,10 @@ def _version(user: dict[str, Any], result: Translation) -> None:
 
 
 def _fsdp(user: dict[str, Any], result: Translation) -> None:
-    words = user["fsdp"].split() if isinstance(user["fsdp"], str) else list(user["fsdp"] or ())
-    unknown = [str(word) for word in words if word not in ("full_shard", "auto_wrap")]
-    if unknown:
-        sentence = f"'fsdp' must be full_shard and auto_wrap, but contains {', '.join(unknown)}."
+    given = user["fsdp"] or []
+    words = given.split() if isinstance(given, str) else given
+    if not isinstance(words, list) or any(word not in ("full_shard", "auto_wrap") for word in words):
+        sentence = f"'fsdp' must be full_shard and auto_wrap, but is {given}."
         result.errors.append(("fsdp", sentence))
     elif words:
         result.put_default("shard", "full", "fsdp")

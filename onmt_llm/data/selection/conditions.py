@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
 
-from onmt_llm.config.data import Condition
 from onmt_llm.data.selection.fields import MISSING, value_at
 from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
@@ -45,13 +44,13 @@ class Where:
 
     Args:
         corpus: Its name, for messages.
-        conditions: A pattern, or a list of patterns, for each field.
+        conditions: The patterns for each field.
 
     Raises:
         ConfigError: A field has no pattern, or a comparison has no number.
     """
 
-    def __init__(self, corpus: str, conditions: Mapping[str, Condition]) -> None:
+    def __init__(self, corpus: str, conditions: Mapping[str, Sequence[str]]) -> None:
         self._corpus = corpus
         self._noted: set[str] = set()
         self._fields = [_field(corpus, name, condition) for name, condition in conditions.items()]
@@ -84,13 +83,11 @@ class Where:
             )
 
 
-def _field(corpus: str, name: str, condition: Condition) -> _Field:
-    patterns = condition if isinstance(condition, list) else [condition]
+def _field(corpus: str, name: str, patterns: Sequence[str]) -> _Field:
     if not patterns:
         raise ConfigError(f"`where` of corpus '{corpus}' must give '{name}' at least one pattern, but gives none.")
-    texts = [_plain(pattern) for pattern in patterns]
-    accepted = tuple(_test(corpus, name, text) for text in texts if not text.startswith("!"))
-    refused = tuple(_test(corpus, name, text[1:]) for text in texts if text.startswith("!"))
+    accepted = tuple(_test(corpus, name, text) for text in patterns if not text.startswith("!"))
+    refused = tuple(_test(corpus, name, text[1:]) for text in patterns if text.startswith("!"))
     return _Field(name, accepted, refused)
 
 

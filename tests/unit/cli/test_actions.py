@@ -13,12 +13,17 @@ from onmt_llm.cli.plot import main as plot
 @pytest.mark.parametrize(
     ("command", "words", "code", "sentence"),
     [
-        ("data", ["reprot"], 2, "The first word must be one of report, sample, pack, merge, verify, but is 'reprot'"),
+        (
+            "data",
+            ["reprot"],
+            2,
+            "The first word must be one of report, sample, export, pack, merge, verify, but is 'reprot'",
+        ),
         ("data", ["verify"], 2, "'shards' must be given, but is not"),
         ("data", ["merge", "-shards", "a"], 2, "'output' must be given, but is not"),
         ("data", ["verify", "-shards", "nowhere"], 3, "nowhere"),
         ("eval", ["-model", "m", "-src", "s"], 4, "'src' must be a file that exists"),
-        ("eval", ["bleu"], 2, "The first word must be one of perplexity, but is 'bleu'"),
+        ("eval", ["bleu"], 2, "The first word must be one of perplexity, score, tasks, compare, run, but is 'bleu'"),
         ("checkpoint", ["inof"], 2, "The first word must be one of info, verify, seal"),
         ("checkpoint", ["info"], 2, "'model' must be given, but is not"),
         ("checkpoint", ["average", "-models", "nowhere", "-output", "new"], 4, "nowhere"),

@@ -51,11 +51,11 @@ def test_mistakes_of_all_kinds_come_together_in_the_order_of_their_lines(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("x.yaml").write_text(SIX)
-    assert train(["-config", "x.yaml", "-fsdp", "true"]) == 4
+    assert train(["-config", "x.yaml", "-deepspeed", "true"]) == 4
     said = told(capsys)
     assert [int(line) for line in re.findall(r"x\.yaml:(\d+)  ", said)] == [3, 4, 5, 6, 7, 8, 9, 10, 11]
     words = ["'nowhere.txt'", "'alpacca'", "'tokenmask'", "'nowhere.model'", "lora_layers", "no_such_plugin"]
-    words += ["learning_rat", "adamm", "no/checkpoint", "-fsdp"]
+    words += ["learning_rat", "adamm", "no/checkpoint", "-deepspeed"]
     assert said.startswith("error: 10 things are wrong") and all(word in said for word in words)
 
 

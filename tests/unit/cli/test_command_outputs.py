@@ -63,6 +63,7 @@ CASES = {
     "plot": Case("onmt_llm_plot", "-runs run.png", ("output",)),
     "vocab": Case("onmt_llm_build_vocab", "-config corpus.yaml -overwrite", ("src_vocab", "tgt_vocab", "log_file")),
     "train": Case("onmt_llm_train", "-config corpus.yaml -train_from model", ("metrics_file", "log_file")),
+    "launch": Case("onmt_llm_launch", "torchrun -config corpus.yaml -train_from auto", ("output", "log_file")),
     "merge-shards": Case("onmt_llm_data", "merge -shards shards", (), ("output",)),
 }  # fmt: skip
 MODULES = {

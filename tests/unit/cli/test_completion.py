@@ -16,7 +16,7 @@ COMPLETED = {
     "onmt_llm tr": ["train", "translate"],
     "onmt_llm help rel": ["release"],
     "onmt_llm completion ": ["bash", "fish", "zsh"],
-    "onmt_llm_data ": ["merge", "pack", "report", "sample", "verify"],
+    "onmt_llm_data ": ["export", "merge", "pack", "report", "sample", "verify"],
     "onmt_llm data rep": ["report"],
     "onmt_llm_train -lora_ra": ["-lora_rank", "-lora_rank_pattern"],
     "onmt_llm build-vocab --n_sam": ["--n_sample"],
@@ -81,7 +81,7 @@ def test_fish(scripts: Path) -> None:
 
 def test_zsh_reads_the_script(scripts: Path) -> None:
     ask = f"compdef() {{ echo $@[-1]; }}; source {scripts / 'zsh'}; _onmt_llm_words 'data'; echo $reply"
-    assert output("zsh", "-f", "-c", ask) == "onmt_llm_chat\nreport sample pack merge verify\n"
+    assert output("zsh", "-f", "-c", ask) == "onmt_llm_chat\nreport sample export pack merge verify\n"
 
 
 def test_the_shell_must_be_known(capsys: pytest.CaptureFixture[str]) -> None:

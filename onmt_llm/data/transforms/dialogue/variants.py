@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.config.numbers import INT64
 from onmt_llm.config.section import Section
 from onmt_llm.data.example import Example
 from onmt_llm.data.transforms.dialogue import text as dialogues
@@ -50,7 +51,7 @@ class DialogueConfig(Section):
     """Training: add the variants to each dialogue (`all`: the same in every epoch, so the corpus can be packed), or
     read `one` text instead of each dialogue, drawn again in every epoch from all of its variants and its normalised
     text."""
-    dialogue_seed: Annotated[int, Field(ge=0)] = 0
+    dialogue_seed: Annotated[int, Field(ge=0, le=INT64)] = 0
     """Seed of the variants. What is drawn depends on it and on the text of the dialogue, not on its place."""
 
 

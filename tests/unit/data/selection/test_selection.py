@@ -47,12 +47,12 @@ def test_conditions(conditions: dict, kept: str) -> None:
         "c": {"id": "translation2", "lang": "fr", "tags": ["x"], "turns": [{"content": "hi you"}]},
         "d": {"id": "x", "score": 4.5},
     }
-    where = Where("corpus", conditions)
+    where = Where("corpus", CorpusConfig(where=conditions).where)
     assert "".join(name for name, record in records.items() if where(record, name)) == kept
 
 
 def test_a_missing_field_is_warned_about_once(caplog) -> None:
-    where = Where("seldom", {"languag": "!eu"})
+    where = Where("seldom", {"languag": ["!eu"]})
     assert all(where({"language": "eu"}, f"f:{number}") for number in range(3))
     assert [record.getMessage() for record in caplog.records] == [
         "Corpus 'seldom' has records without the field 'languag' of `where`, which are kept: f:0 ..."
