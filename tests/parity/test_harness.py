@@ -16,7 +16,7 @@ from onmt_llm.cli.release import main as release
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.generate.open import open_engine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 WORDS = ["a", "cat", "the", "of", "ünder", "house", "runs", "blue", "7", "sees"]
 TASK = "task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {file}}}}}\ntest_split: test\n"
 BODIES = {
