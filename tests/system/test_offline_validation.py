@@ -101,7 +101,7 @@ def compare_with_validation(run: Path, output: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_metrics_of_answers_go_on_over_resumes(run: Path) -> None:
+def test_metrics_of_answers_go_on_over_resumes_and_are_those_of_one_process(run: Path) -> None:
     pytest.importorskip("rouge_score")
     options = yaml.safe_load(run.read_text())
     del options["save_model"], options["train_from"], options["data"]["valid_talks"]
@@ -120,21 +120,13 @@ def test_metrics_of_answers_go_on_over_resumes(run: Path) -> None:
     }
     run.write_text(yaml.safe_dump({**options, **update}))
 
-    def trained(name: str, *argv: str) -> list[dict[str, Any]]:
+    def trained(name: str, *argv: str, ranks: int = 1) -> list[dict[str, Any]]:
         """The validations of a run."""
+        words = [sys.executable, "-m"]
+        if ranks > 1:
+            words += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
         prefix = run.with_name(name)
-        words = [
-            sys.executable,
-            "-m",
-            "onmt_llm.cli.train",
-            "-config",
-            str(run),
-            "-save_model",
-            str(prefix),
-            "-train_from",
-            "auto",
-            *argv,
-        ]
+        words += ["onmt_llm.cli.train", "-config", str(run), "-save_model", str(prefix), "-train_from", "auto", *argv]
         subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
         rows = map(json.loads, prefix.with_name(f"{name}_metrics.jsonl").read_text().splitlines())
         return [{key: row[key] for key in ("step", *metrics)} for row in rows if row["split"] == "valid"]
@@ -143,3 +135,7 @@ def test_metrics_of_answers_go_on_over_resumes(run: Path) -> None:
     assert [row["step"] for row in whole] == [10, 20, 30, 40] and any(row["ROUGE1"] > 0 for row in whole)
     trained("parts", "-accum_count", "2", "-train_steps", "20")
     assert trained("parts", "-accum_count", "2") == whole
+    # the same weights, validated by one process and by two
+    same = ["-init_from", str(run.with_name("whole_step_40")), "-train_steps", "1", "-valid_steps", "1"]
+    same += ["-learning_rate", "1e-30"]
+    assert trained("ranks", *same, ranks=2) == trained("alone", *same)
