@@ -118,7 +118,7 @@ def test_a_recipe_does_what_it_says(
         captured = capfd.readouterr()
         return captured.err + captured.out
 
-    section = page(recipe).partition(HEADING)[2]
+    section = page(recipe).partition(HEADING)[2].partition("\n## ")[0]
     with fake_hub.serving() as hub:
         fake_hub.use(hub, monkeypatch, tmp_path)
         follow(blocks_of(section), Reader(tmp_path, printed))
