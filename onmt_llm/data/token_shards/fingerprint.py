@@ -34,9 +34,12 @@ _NOT_OF_DATA = {
     *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),
 }
 """Options that do not affect examples. All others, including future ones, may."""
-_NEWER_OF_CORPUS = {"src_lang", "tgt_lang", "where", "unique_by", "unique_threshold", "sample", "sample_seed", "reader"}
+_NEWER_OF_CORPUS = {
+    *("src_lang", "tgt_lang", "reader", "dataset_split"),
+    *("where", "unique_by", "unique_threshold", "sample", "sample_seed"),
+}
 _NEWER_OF_DATA = {"src_lang", "tgt_lang", "template"}
-"""Options that packs of earlier versions do not know: left out where they are not set."""
+"""Options that packs of earlier versions do not know: left out where they have their defaults."""
 
 _TOKENS = 1
 """Version of the conversion from examples to tokens; the index has a version of its own for the file format."""
@@ -71,8 +74,9 @@ def recipe(corpus: CorpusConfig, spec: PipelineSpec) -> dict[str, Any]:
 
 
 def _options(section: Section, left_out: set[str], newer: set[str]) -> dict[str, Any]:
-    values = section.model_dump(mode="json").items()
-    return {key: value for key, value in values if key not in left_out and (value or key not in newer)}
+    values, default = section.model_dump(mode="json"), type(section)().model_dump(mode="json")
+    left_out = left_out | {key for key in newer if values[key] == default[key]}
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def vocab_hash(vocab: Vocab) -> str:

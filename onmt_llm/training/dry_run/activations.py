@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from onmt_llm.checkpoint.adapters import base_paths
 from onmt_llm.config.latent import LatentConfig
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.config.rope import RopeConfig
@@ -21,6 +22,7 @@ from onmt_llm.config.train import TrainConfig
 from onmt_llm.nn.activations.recompute import set_recomputed
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer, set_dropout
+from onmt_llm.nn.wrap import match
 from onmt_llm.training.optim.precision import Precision, trainable_to_float32
 from onmt_llm.training.setup.layers import LayerPlan
 from onmt_llm.training.setup.model import add_trainable_parts
@@ -140,9 +142,14 @@ class ActivationEstimate:
         layers, dropout = self.layers, self.config.regularization
         with torch.random.fork_rng(devices=[]):
             model = Transformer(narrowed(shape, head_size)).to(self.precision.weights)
-            if layers.quantised:
-                quantize(model, layers.quantised, layers.quant_type)
-            add_trainable_parts(model, self.config, layers)
+            quantised = match(model, layers.quantised)
+            if layers.twins is not None:
+                add_trainable_parts(model, self.config, layers)
+                quantised = base_paths(quantised, layers.twins.blocks)
+            if quantised:
+                quantize(model, quantised, layers.quant_type)
+            if layers.twins is None:
+                add_trainable_parts(model, self.config, layers)
         if not self.config.performance.pure_bf16:
             trainable_to_float32(model)
         set_dropout(model, max(dropout.dropout), max(dropout.attention_dropout))
