@@ -35,7 +35,8 @@ def ours(model: Path, threads: int, **options: Any) -> Generate:
     from onmt_llm.config.generate import GenerationConfig
     from onmt_llm.generate.open import open_engine
 
-    engine = open_engine(model, device="cpu", threads=threads, **options)
+    # Greedy answers to random words soon repeat themselves, and prompt lookup would guess them.
+    engine = open_engine(model, device="cpu", threads=threads, prompt_lookup=False, **options)
 
     def generate(prompts: list[list[int]], tokens: int) -> None:
         words = [[engine.codec.vocab[token] for token in prompt] for prompt in prompts]
