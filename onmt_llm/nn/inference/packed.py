@@ -60,7 +60,9 @@ def has_packed_kernels() -> bool:
 
 def has_bf16_kernels() -> bool:
     """Whether `PackedBf16Linear` can be used: by this processor and this build of torch."""
-    return torch.cpu._is_avx512_bf16_supported() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    if not torch.cpu._is_avx512_bf16_supported() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # ONEDNN_MAX_CPU_ISA may forbid it
 
 
 class PackedBf16Linear(nn.Module):
