@@ -11,7 +11,7 @@ from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inference import open_configured_engine
 from onmt_llm.cli.inputs import missing_options
 from onmt_llm.cli.jobs import load_job
-from onmt_llm.cli.line_answers import answer_prompts, phrase_table, prompt_builder
+from onmt_llm.cli.lines.answers import answer_prompts, phrase_table, prompt_builder
 from onmt_llm.cli.outputs import Paths
 from onmt_llm.cli.run import CheckedJob, perform
 from onmt_llm.config.generate import GenerationConfig

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from random import SystemRandom
 from typing import Any
 
-from onmt_llm.cli.answer_origin import answer_origin
-from onmt_llm.cli.answers import AnswerTotals, LineProgress, log_answers, output_lines
 from onmt_llm.cli.checks import inference_problems
 from onmt_llm.cli.inference import open_configured_engine
 from onmt_llm.cli.inputs import missing_files, missing_options, option_files
-from onmt_llm.cli.line_answers import answer_chunk, phrase_table, prompt_builder
-from onmt_llm.cli.line_chunks import ChunkReader, LineInput, chunk_lines
+from onmt_llm.cli.lines.answers import answer_chunk, phrase_table, prompt_builder
+from onmt_llm.cli.lines.chunks import ChunkReader, LineInput, chunk_lines
+from onmt_llm.cli.lines.origin import answer_origin
+from onmt_llm.cli.lines.output import AnswerTotals, LineProgress, log_answers, output_lines
+from onmt_llm.cli.lines.partial_output import START_AGAIN, GrowingOutput, open_output, partial_files, with_partial_files
 from onmt_llm.cli.outputs import STANDARD, Paths, model_files, output_option
-from onmt_llm.cli.partial_output import START_AGAIN, GrowingOutput, open_output, partial_files, with_partial_files
 from onmt_llm.cli.run import CheckedJob, required, run_job
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
@@ -75,7 +75,7 @@ def _translate(loaded: Loaded[Any]) -> int:
 
 
 def _resume(writer: GrowingOutput, reader: ChunkReader) -> AnswerTotals:
-    """Pass over the lines that are answered already.
+    """Skip the lines that are answered already.
 
     Raises:
         DataError: The inputs were others then.
@@ -90,12 +90,12 @@ def _resume(writer: GrowingOutput, reader: ChunkReader) -> AnswerTotals:
                 f"{name} must begin with the {totals.lines} lines that are answered already, but they are others now.",
                 hint=START_AGAIN,
             )
-    logger.info("%d lines are answered already: resuming behind them.", totals.lines)
+    logger.info("%d lines are answered already: resuming after them.", totals.lines)
     return totals
 
 
 def _with_seed(config: TranslateConfig, seed: int | None, *, draw: bool) -> TranslateConfig:
-    """With a seed for all chunks, and for a process that goes on: the earlier one, the option's, or a new one."""
+    """With a seed for all chunks, and for a resumed process: the earlier one, the option's, or a new one."""
     if seed is None:
         seed = config.generation.seed
     if seed < 0 and draw and config.generation.draws:

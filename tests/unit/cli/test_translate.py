@@ -13,7 +13,7 @@ import pytest
 
 import tiny
 from onmt_llm.cli import translate
-from onmt_llm.cli.line_answers import answer_chunk
+from onmt_llm.cli.lines.answers import answer_chunk
 from onmt_llm.cli.translate import main
 from onmt_llm.releasing import release
 
@@ -214,7 +214,7 @@ def test_totals_go_on_too(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog:
     with_chunks_of(4, monkeypatch)
     assert main(arguments) == 0
     logged = "\n".join(caplog.messages)
-    assert "What is done is kept in " in logged and "8 lines are answered already: resuming behind them." in logged
+    assert "What is done is kept in " in logged and "8 lines are answered already: resuming after them." in logged
     assert "GOLD PPL" in logged and "NB SENTENCES: 11" in logged and "10 of 11 answers were cut" in logged
     assert "11 answers to 11 inputs written to out" in logged
 

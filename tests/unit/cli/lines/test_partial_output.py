@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from onmt_llm.cli.partial_output import GrowingOutput, PartialFile, StreamOutput, open_output
+from onmt_llm.cli.lines.partial_output import GrowingOutput, PartialFile, StreamOutput, open_output
 from onmt_llm.errors import CheckpointError, ConfigError, OnmtLlmError
 
 ORIGIN = {"beam_size": 1, "model": ["content 1"]}

@@ -35,7 +35,7 @@ class GrowingOutput(Protocol):
     """What was given to `add` with the last chunk, in this process or in an earlier one; empty = there is none."""
 
     def add(self, text: str, state: Mapping[str, Any]) -> None:
-        """Write a chunk, and what is needed to resume behind it (plain data)."""
+        """Write a chunk, and what is needed to resume after it (plain data)."""
         ...
 
     def __enter__(self) -> GrowingOutput: ...
@@ -185,7 +185,7 @@ class PartialFile:
             self._write_record(state)
 
     def _open(self) -> None:
-        """Open the file behind what is certain."""
+        """Open the file after what is certain."""
         if self._size_on_disk():
             self._read_record()
         if not self._size:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onmt_llm.cli.line_chunks import ChunkReader, LineChunk, LineInput, chunk_lines
+from onmt_llm.cli.lines.chunks import ChunkReader, LineChunk, LineInput, chunk_lines
 from onmt_llm.data.transforms.build import inference_transforms
 from onmt_llm.data.transforms.docify import DocifyConfig
 from onmt_llm.errors import DataError

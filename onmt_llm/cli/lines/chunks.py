@@ -154,7 +154,7 @@ class ChunkReader:
         return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
     def skip(self, lines: int) -> None:
-        """Pass over lines that are answered already; the digests then cover them."""
+        """Skip lines that are answered already; the digests then cover them."""
         while self._place < lines and (passed := self._src.take(min(lines - self._place, 1024))):
             self._count(passed, self._references(len(passed)))
 

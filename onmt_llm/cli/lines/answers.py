@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from onmt_llm.cli.line_chunks import LineChunk
+from onmt_llm.cli.lines.chunks import LineChunk
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import TranslateConfig
 from onmt_llm.data.transforms.build import inference_transforms
