@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -61,18 +61,14 @@ def merge_lora(
     """
     whole, lora = _open_pair(base, adapter)
     layers = {name.rpartition(".")[0] for name in lora.adapter_names()}
+
+    def merged(name: str) -> Iterable[torch.Tensor]:
+        layer, _, kind = name.rpartition(".")
+        return _merged_blocks(whole, lora, layer) if kind == "weight" and layer in layers else whole.blocks(name)
+
     config = _merged_config(whole, lora, with_adapter=False)
-    with (
-        CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
-        whole.progress("merge") as progress,
-    ):
-        for name in whole.model_names():
-            layer, _, kind = name.rpartition(".")
-            is_merged = kind == "weight" and layer in layers
-            blocks = _merged_blocks(whole, lora, layer) if is_merged else whole.blocks(name)
-            writer.add_blocks(name, blocks, dtype=whole.dtype(name), shape=whole.shape(name))
-            progress.add(whole.nbytes(name))
-        copy_files(writer, whole, _text_source(whole, lora))
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+        _write_model(writer, whole, merged, texts=(whole, _text_source(whole, lora)))
     return Path(output)
 
 
@@ -105,17 +101,13 @@ def merge_twins(
     check_twins(twins, {name: whole.shape(name) for name in whole.model_names()})
     source = f"{whole.config.source or whole.path.name} + twins {twins.path.name}"
     config = twins.config.model_copy(update={"model": whole.config.model, "expansion": None, "source": source})
-    with (
-        CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
-        whole.progress("merge") as progress,
-    ):
-        for name in whole.model_names():
-            blocks, twin = whole.blocks(name), twin_name(name, spec.blocks)
-            if twin is not None:
-                blocks = _interpolated(blocks, twins.tensor(twin), spec.lerp)
-            writer.add_blocks(name, blocks, dtype=whole.dtype(name), shape=whole.shape(name))
-            progress.add(whole.nbytes(name))
-        copy_files(writer, whole, twins)
+
+    def interpolated(name: str) -> Iterable[torch.Tensor]:
+        blocks, twin = whole.blocks(name), twin_name(name, spec.blocks)
+        return blocks if twin is None else _interpolated_blocks(blocks, twins.tensor(twin), spec.lerp)
+
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+        _write_model(writer, whole, interpolated, texts=(whole, twins))
     logger.warning(
         "The weights of %d blocks and their twins are interpolated (lerp %g), where training interpolated their hidden "
         "states: the merged model approximates the trained one. Compare the two, e.g. with onmt_llm_eval perplexity.",
@@ -138,17 +130,26 @@ def concat_lora(
     """
     whole, lora = _open_pair(base, adapter)
     config = _merged_config(whole, lora, with_adapter=True)
-    with (
-        CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer,
-        whole.progress("merge") as progress,
-    ):
-        for name in whole.model_names():
-            writer.add_blocks(name, whole.blocks(name), dtype=whole.dtype(name), shape=whole.shape(name))
-            progress.add(whole.nbytes(name))
+    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+        _write_model(writer, whole, whole.blocks, texts=(whole, _text_source(whole, lora)))
         for name in lora.adapter_names():
             writer.add(name, lora.tensor(name))
-        copy_files(writer, whole, _text_source(whole, lora))
     return Path(output)
+
+
+def _write_model(
+    writer: CheckpointWriter,
+    base: Checkpoint,
+    blocks: Callable[[str], Iterable[torch.Tensor]],
+    *,
+    texts: Sequence[Checkpoint],
+) -> None:
+    """Write all tensors of `base`, with the values that `blocks` gives for each name, and the text files of `texts`."""
+    with base.progress("merge") as progress:
+        for name in base.model_names():
+            writer.add_blocks(name, blocks(name), dtype=base.dtype(name), shape=base.shape(name))
+            progress.add(base.nbytes(name))
+    copy_files(writer, *texts)
 
 
 def _merged_blocks(base: Checkpoint, lora: Checkpoint, layer: str) -> Iterator[torch.Tensor]:
@@ -157,9 +158,9 @@ def _merged_blocks(base: Checkpoint, lora: Checkpoint, layer: str) -> Iterator[t
     It is (out, in) of a linear layer, or (tokens, size) of an embedding, whose adapter applies to the transpose: with
     DoRA its norms are over all tokens, so all of it is in memory.
     """
-    spec, here, name = adapter_spec(lora), set(lora.adapter_names()), f"{layer}.weight"
+    spec, stored, name = adapter_spec(lora), set(lora.adapter_names()), f"{layer}.weight"
     names = (*TRAINED_TENSORS, *INITIAL_TENSORS)
-    own = {name: lora.tensor(f"{layer}.{name}") for name in names if f"{layer}.{name}" in here}
+    own = {name: lora.tensor(f"{layer}.{name}") for name in names if f"{layer}.{name}" in stored}
     _, scale = lora_variant(spec).size(layer, spec.rank, spec.alpha)
     share = removed_product(own, init=spec.init, quantised=False)
     products = [*([] if share is None else [(*share, -scale)]), (own["lora_a"], own["lora_b"], scale)]
@@ -174,8 +175,8 @@ def _merged_blocks(base: Checkpoint, lora: Checkpoint, layer: str) -> Iterator[t
         yield (merged.t() if is_embedding else merged).to(block.dtype)
 
 
-def _interpolated(blocks: Iterable[torch.Tensor], twin: torch.Tensor, share: float) -> Iterator[torch.Tensor]:
-    """The blocks of rows of a tensor, of which a share is its twin's."""
+def _interpolated_blocks(blocks: Iterable[torch.Tensor], twin: torch.Tensor, share: float) -> Iterator[torch.Tensor]:
+    """Interpolate between a tensor, given in blocks of rows, and its twin; `share` is the weight of the twin."""
     for rows, block in with_rows(blocks):
         yield torch.lerp(block.float(), twin[rows].float(), share).to(block.dtype)
 
