@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from onmt_llm.checkpoint.directory import resolve_path
-from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, option_files, subword_files
+from onmt_llm.cli.inputs import (
+    corpus_files,
+    is_missing_file,
+    missing_files,
+    missing_models,
+    option_files,
+    subword_files,
+)
 from onmt_llm.config.checkpoint import CONFIG_FILE, CheckpointConfig, read_config
 from onmt_llm.config.data import CorpusConfig, is_for_validation
 from onmt_llm.config.loading.load import Loaded
@@ -25,7 +32,7 @@ from onmt_llm.data.selection.select import check_selection
 from onmt_llm.data.transforms.build import faults
 from onmt_llm.data.transforms.subword import tokenizer_specs
 from onmt_llm.data.transforms.transform import TRANSFORMS
-from onmt_llm.errors import ConfigError, DataError, OnmtLlmError, Problem
+from onmt_llm.errors import ConfigError, OnmtLlmError, Problem
 from onmt_llm.registry import Registry, nearest
 from onmt_llm.text.new_vocab import no_vocabulary
 from onmt_llm.text.templates.builtin import TEMPLATES
@@ -88,10 +95,9 @@ def _path_problems(loaded: Loaded[Any], name: str, corpus: CorpusConfig) -> Iter
     try:
         check_selection(name, corpus)
         open_reader(name, corpus)
-    except DataError:
-        return  # a pattern that matches no file is one of the missing files
     except OnmtLlmError as error:
-        yield Problem.of(error, loaded.where("data", name))
+        if not is_missing_file(loaded, name, corpus, error):
+            yield Problem.of(error, loaded.where("data", name))
 
 
 def transform_problems(loaded: Loaded[Any], names: Sequence[str], where: tuple[str, ...]) -> Iterator[Problem]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from onmt_llm.checkpoint.directory import resolve_path
 from onmt_llm.config.checkpoint import CheckpointConfig, read_config
+from onmt_llm.config.data import CorpusConfig
 from onmt_llm.config.loading.load import Loaded
-from onmt_llm.data.readers.files import expand
+from onmt_llm.data.readers.files import files_of
 from onmt_llm.data.readers.opening import BESIDE, SOURCES
 from onmt_llm.errors import DataError, OnmtLlmError, Problem
 from onmt_llm.generate.open import find_release
@@ -38,19 +39,30 @@ def missing_files(loaded: Loaded[Any], files: Iterable[Input], *, streams: bool 
 
 def corpus_files(loaded: Loaded[Any]) -> Iterator[Input]:
     """The files of all corpora; a pattern without a match is given as it is."""
-    for corpus, entry in loaded.job.corpora.data.items():
-        for key in (*SOURCES, *BESIDE):
-            value = getattr(entry, key) or ()
-            for text in [value] if isinstance(value, str) else value:
-                for path in _matching(text):
-                    yield f"'data.{corpus}.{key}'", path, ("data", corpus, key)
+    for name, corpus in loaded.job.corpora.data.items():
+        yield from files_of_corpus(name, corpus)
 
 
-def _matching(text: str) -> list[str]:
+def files_of_corpus(name: str, corpus: CorpusConfig) -> Iterator[Input]:
+    """The files of one corpus, and of the datasets that it names by their folders."""
+    for key in (*SOURCES, *BESIDE):
+        value = getattr(corpus, key) or ()
+        for text in [value] if isinstance(value, str) else value:
+            for path in _matching(corpus, key, text):
+                yield f"'data.{name}.{key}'", path, ("data", name, key)
+
+
+def is_missing_file(loaded: Loaded[Any], name: str, corpus: CorpusConfig, error: OnmtLlmError) -> bool:
+    """Whether an error of a corpus is a pattern that matches no file, which `missing_files` reports."""
+    return isinstance(error, DataError) and any(missing_files(loaded, files_of_corpus(name, corpus)))
+
+
+def _matching(corpus: CorpusConfig, key: str, text: str) -> list[str]:
     try:
-        return [str(path) for path in expand(text)]
+        return [str(path) for path in files_of(corpus.model_copy(update={key: text, "split": None}), key)]
     except DataError:
-        return [text]
+        is_dataset = key == "path_table" and not corpus.reader and Path(text).is_dir()
+        return [] if is_dataset else [text]
 
 
 def subword_files(loaded: Loaded[Any]) -> Iterator[Input]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, cast
 
+from onmt_llm.cli.corpora import complete_corpora
 from onmt_llm.config.loading.flags import CommandLine
 from onmt_llm.config.loading.load import Checks, Loaded, load
 from onmt_llm.config.loading.user_input import find_plugins
@@ -79,10 +80,12 @@ def load_job(
     job = JOBS[command]
     faults = list(_load_plugins(find_plugins(argv, values or {}))) if job.extra is sections else []
 
-    def all_checks(loaded: Loaded[Any]) -> Iterator[Problem]:
-        yield from (replace(fault, where=loaded.where("plugins")) for fault in faults)
+    def finish(loaded: Loaded[Any]) -> tuple[Loaded[Any], list[Problem]]:
+        found = [replace(fault, where=loaded.where("plugins")) for fault in faults]
+        loaded, problems = complete_corpora(loaded)
         if checks is not None:
-            yield from checks(replace(loaded, invalid=loaded.invalid | ({"plugins"} if faults else set())))
+            problems += checks(replace(loaded, invalid=loaded.invalid | ({"plugins"} if faults else set())))
+        return loaded, found + problems
 
     return load(
         job.section,
@@ -91,7 +94,7 @@ def load_job(
         values=values,
         extra=job.extra(),
         siblings=lambda: {name: other.section for name, other in JOBS.items() if name != command},
-        checks=all_checks,
+        finish=finish,
         plugin_missing=bool(faults),
     )
 

@@ -108,6 +108,15 @@ class CorpusConfig(Section):
     weight: Positive = 1
     """Sampling weight of this corpus. Whole numbers: this many consecutive examples before the next corpus. If any
     weight is fractional (0.7, 0.3), the corpora are interleaved evenly in these proportions."""
+    group_by: str | None = None
+    """Read this corpus as one for each group of its files, called `<corpus>_<group>`: the column of `group_table` that
+    names the group of a file, e.g. `genre`."""
+    group_table: str | None = None
+    """Table (.csv or .tsv, with a header) that describes the files. The first column has the end of the path of a file
+    or of its folder, in any case: `FR/AMI`, or `FR/AMI/train`, for `data/FR/AMI/train.txt`."""
+    group_weights: list[str] = Field(default_factory=list)
+    """Shares of the groups in `weight`: numeric columns of `group_table`, added up over the rows of a group (`[words,
+    turns]`); none = equal shares."""
     src_lang: str | None = None
     """As the global `src_lang`, for this corpus; null = the global value."""
     tgt_lang: str | None = None

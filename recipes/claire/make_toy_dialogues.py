@@ -1,4 +1,4 @@
-"""Transcribed dialogues in the layout of Claire's data: a turn per line behind the tag of its speaker.
+"""Transcribed dialogues in the layout of Claire's data: a folder per data set, a turn per line, behind its speaker.
 
 python recipes/claire/make_toy_dialogues.py toy
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 TOPICS = ["the budget", "the report", "our server", "the release", "the translation"]
 DAYS = ["on Monday", "on Friday", "tomorrow", "next week"]
-SIZES = {"train": 200, "valid": 20}
+SIZES = {"train": 100, "test": 10}
 
 
 def meeting(rng: random.Random) -> list[str]:
@@ -34,16 +34,31 @@ def scene(rng: random.Random) -> list[str]:
     ]
 
 
+DATASETS = {
+    "EN/AMI": ("meetings", meeting),
+    "EN/ICSI": ("meetings", meeting),
+    "EN/Globe": ("theatre", scene),
+    "EN/Savoy": ("theatre", scene),
+}
+"""Genre and author of each data set."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write toy dialogues.")
     parser.add_argument("directory", type=Path)
     folder: Path = parser.parse_args().directory
-    folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(1)
-    for genre, write in {"meetings": meeting, "theatre": scene}.items():
+    rows = ["dataset,genre,conversations,turns,words"]
+    for name, (genre, write) in DATASETS.items():
         for split, size in SIZES.items():
             dialogues = ["\n".join(write(rng)) + "\n" for _ in range(size)]
-            (folder / f"{genre}.{split}.txt").write_text("\n".join(dialogues), encoding="utf-8")
+            file = folder / name / f"{split}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\n".join(dialogues), encoding="utf-8")
+            turns = sum(text.count("\n") for text in dialogues)
+            words = sum(len(text.split()) for text in dialogues)
+            rows.append(f"{name}/{split.upper()},{genre},{size},{turns},{words}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

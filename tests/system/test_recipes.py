@@ -54,7 +54,11 @@ def check_claire(folder: Path) -> None:
     assert (toy / "curves.png").stat().st_size > 0 and list((toy / "claire-gguf").glob("*.gguf"))
     transformers.AutoModelForCausalLM.from_pretrained(toy / "claire-hf")
     (run_of,) = read_provenance(toy / "claire-hf").runs
-    assert run_of.step == 40 and {corpus.name for corpus in run_of.corpora} == {"meetings", "theatre"}
+    assert run_of.corpora[0].weight == pytest.approx(7306 / 12774)  # words and turns of the meetings
+    assert run_of.step == 40 and {corpus.name for corpus in run_of.corpora} == {
+        "dialogues_meetings",
+        "dialogues_theatre",
+    }
     answer = onmt_llm.open_engine(toy / "claire").ask("Shall we talk about the budget?", max_length=60)
     assert answer and "[" not in answer
 

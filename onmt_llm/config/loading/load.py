@@ -3,7 +3,7 @@
 Later sources win: defaults < `-config` files in their order < flags < values of Python. `Loaded.origins` has the origin
 of every value.
 All mistakes are reported together, in the order of the files, each in one sentence with its line. They include those
-found by the command's own `checks`, which run on the valid part of the configuration.
+found by the command's own checks, which run on the valid part of the configuration.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Loaded(Generic[JobT]):
         notes: Sentences to log before anything runs.
         switches: Flags of the command itself: `dry_run`, `print_config` ...
         warnings: Sentences to warn with, before the notes.
-        invalid: Options with an invalid value, and those that a misspelt name was probably meant to be. Only `checks`
-            see any; in their job, these options have their defaults.
+        invalid: Options with an invalid value, and those that a misspelt name was probably meant to be. Only `finish`
+            sees any; in their job, these options have their defaults.
         configs: The `-config` files.
     """
 
@@ -78,6 +78,8 @@ _CORPUS = re.compile(r"[Cc]orpus '([^']+)'")
 
 Checks = Callable[[Loaded[Any]], Iterable[Problem]]
 """Finds mistakes that the schema cannot find: missing files, unknown names."""
+Finish = Callable[[Loaded[Any]], tuple[Loaded[Any], Iterable[Problem]]]
+"""Replaces options by what they stand for, as files say, and finds mistakes that the schema cannot find."""
 
 
 def load(
@@ -88,7 +90,7 @@ def load(
     values: Mapping[str, Any] | None = None,
     extra: Mapping[str, type[Section]] | None = None,
     siblings: Callable[[], Mapping[str, type[Section]]] = dict,
-    checks: Checks | None = None,
+    finish: Finish | None = None,
     plugin_missing: bool = False,
 ) -> Loaded[JobT]:
     """Read `-config` files and flags, and validate them.
@@ -101,7 +103,7 @@ def load(
         extra: Sections of transforms, by name (`data.transforms.build.sections()`).
         siblings: Gives the jobs of other commands, by command; their options are accepted with a note, so that one YAML
             file can serve all commands. Called only if there are options that are not this job's.
-        checks: Further checks, whose problems are reported together with those of the schema; skipped with
+        finish: Completes and checks the job; its problems are reported together with those of the schema. Skipped with
             `-print_config`.
         plugin_missing: A plug-in could not be loaded: ignore unknown options that resemble no other, since they may be
             those of the plug-in.
@@ -138,10 +140,11 @@ def load(
         invalid=frozenset(user.invalid),
         configs=parsed.configs,
     )
-    if checks is not None and not parsed.switches["print_config"]:
-        user.problems += checks(loaded)
+    if finish is not None and not parsed.switches["print_config"]:
+        loaded, problems = finish(loaded)
+        user.problems += problems
     raise_problems(user.in_order(parsed.configs))
-    user.notes.extend(_differing_defaults(job_object, options, table, translation, user))
+    loaded.notes.extend(_differing_defaults(job_object, options, table, translation, user))
     return loaded
 
 

@@ -28,7 +28,9 @@ from onmt_llm.text.templates.fingerprint import template_fingerprint
 from onmt_llm.text.vocab import Vocab
 from onmt_llm.version import __version__
 
-_NOT_OF_CORPUS = {"weight", "shuffle", "path_packed", "path_tokens", "row_length", "split"}
+_NOT_OF_CORPUS = {"weight", "shuffle", "path_packed", "path_tokens", "row_length", "split"} | {
+    *("group_by", "group_table", "group_weights"),
+}
 _NOT_OF_DATA = {
     *("data", "transforms", "n_sample", "save_data", "dump_samples", "overwrite"),
     *("shuffle", "index_cache", "skip_empty_level", "mixing_temperature", "epochs"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from onmt_llm.cli.checks import corpora_problems
 from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, missing_options
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.errors import CheckpointError, DataError
@@ -51,6 +52,15 @@ def test_the_place_in_the_yaml_is_named(folder: Path) -> None:
         (folder / f"news.{number}.txt").write_text("")
     assert [path for _, path, _ in corpus_files(loaded)] == ["news.1.txt", "news.2.txt"]
     assert not list(missing_files(loaded, corpus_files(loaded)))
+
+
+def test_a_dataset_is_a_folder_of_files(folder: Path) -> None:
+    (folder / "chats/data").mkdir(parents=True)
+    (folder / "chats/data/train-00000-of-00001.parquet").write_bytes(b"")
+    for split, found in {"train": ["chats/data/train-00000-of-00001.parquet"], "test": []}.items():
+        loaded = load_job("onmt_llm_data", [f"-data={{a: {{path_table: chats, dataset_split: {split}}}}}"])
+        assert [path for _, path, _ in corpus_files(loaded)] == found
+        assert [problem.kind for problem in corpora_problems(loaded)] == ([] if found else [DataError])
 
 
 def test_missing_models_and_options(folder: Path) -> None:
