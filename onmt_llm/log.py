@@ -21,10 +21,10 @@ class Highlighter(logging.Formatter):
         return super().format(record).translate(_COLOURS)
 
 
-def setup_logging(*, level: int = logging.INFO, log_file: str | None = None) -> None:
+def setup_logging(*, log_file: str | None = None) -> None:
     """Send the log to stderr (and to `log_file`). The commands call this, the library never does."""
     rank = int(os.environ.get("RANK", "0"))
-    logger.setLevel(level if rank == 0 else logging.WARNING)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:

@@ -17,7 +17,6 @@ def average(
     output: str | Path,
     *,
     dtype: Dtype | None = None,
-    shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
     """The mean of the weights of several checkpoints of one model, computed in float32, one tensor at a time.
@@ -28,7 +27,6 @@ def average(
         checkpoints: Checkpoint directories.
         output: The checkpoint to write.
         dtype: Type of the mean; None = as in the first checkpoint.
-        shard_size: Bytes per weight file.
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
@@ -48,7 +46,7 @@ def average(
     model = first.config.model.model_copy(update={"dtype": dtype or first.config.model.dtype})
     source = f"mean of {', '.join(other.path.name for other in opened)}"
     config = first.config.model_copy(update={"model": model, "source": source})
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+    with CheckpointWriter(output, config, overwrite=overwrite) as writer:
         for name in first.model_names():
             total = first.tensor(name).float()
             for other in opened[1:]:

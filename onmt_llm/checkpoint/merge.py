@@ -25,12 +25,11 @@ def merge(
     addition: str | Path,
     output: str | Path,
     *,
-    shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
     """Merge an adapter (`merge_lora`) or an expansion (`merge_twins`) into its base."""
     action = merge_twins if isinstance(Checkpoint.open(addition).config.addition, ExpansionSpec) else merge_lora
-    return action(base, addition, output, shard_size=shard_size, overwrite=overwrite)
+    return action(base, addition, output, overwrite=overwrite)
 
 
 def merge_lora(
@@ -38,7 +37,6 @@ def merge_lora(
     adapter: str | Path,
     output: str | Path,
     *,
-    shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
     """Merge an adapter into the weights of its base: W + scale * B A, computed in float32, stored in the type of W.
@@ -53,7 +51,6 @@ def merge_lora(
         base: The checkpoint that the adapter was trained on.
         adapter: The adapter, alone or beside its base.
         output: The checkpoint to write.
-        shard_size: Bytes per weight file.
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
@@ -67,7 +64,7 @@ def merge_lora(
         return _merged_blocks(whole, lora, layer) if kind == "weight" and layer in layers else whole.blocks(name)
 
     config = _merged_config(whole, lora, with_adapter=False)
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+    with CheckpointWriter(output, config, overwrite=overwrite) as writer:
         _write_model(writer, whole, merged, texts=(whole, _text_source(whole, lora)))
     return Path(output)
 
@@ -77,7 +74,6 @@ def merge_twins(
     expansion: str | Path,
     output: str | Path,
     *,
-    shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
     """Interpolate the weights of blocks and their twins, as training interpolated their hidden states.
@@ -89,7 +85,6 @@ def merge_twins(
         base: The checkpoint that was expanded.
         expansion: The expansion's checkpoint.
         output: The checkpoint to write.
-        shard_size: Bytes per weight file.
         overwrite: Replace a checkpoint at `output`.
 
     Raises:
@@ -106,7 +101,7 @@ def merge_twins(
         blocks, twin = whole.blocks(name), twin_name(name, spec.blocks)
         return blocks if twin is None else _interpolated_blocks(blocks, twins.tensor(twin), spec.lerp)
 
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+    with CheckpointWriter(output, config, overwrite=overwrite) as writer:
         _write_model(writer, whole, interpolated, texts=(whole, twins))
     logger.warning(
         "The weights of %d blocks and their twins are interpolated (lerp %g), where training interpolated their hidden "
@@ -121,7 +116,6 @@ def concat_lora(
     adapter: str | Path,
     output: str | Path,
     *,
-    shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> Path:
     """Store an adapter unmerged beside the weights of its base, in one checkpoint to run or to continue training.
@@ -130,7 +124,7 @@ def concat_lora(
     """
     whole, lora = _open_pair(base, adapter)
     config = _merged_config(whole, lora, with_adapter=True)
-    with CheckpointWriter(output, config, shard_size=shard_size, overwrite=overwrite) as writer:
+    with CheckpointWriter(output, config, overwrite=overwrite) as writer:
         _write_model(writer, whole, whole.blocks, texts=(whole, _text_source(whole, lora)))
         for name in lora.adapter_names():
             writer.add(name, lora.tensor(name))

@@ -152,9 +152,6 @@ class SafetensorsSet:
     def __contains__(self, name: object) -> bool:
         return name in self._headers
 
-    def file_of(self, name: str) -> str:
-        return self._headers[name].file
-
     def shape(self, name: str) -> tuple[int, ...]:
         return self._headers[name].shape
 

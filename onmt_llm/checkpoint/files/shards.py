@@ -25,9 +25,6 @@ _PLACES, _START = "DCP_SHARDING_INFO", "saved_offsets"
 _HEADER_BYTES = 512  # of one tensor, at most: its name stands there twice
 
 
-Box = tuple[slice, ...]
-
-
 @dataclass(frozen=True)
 class TensorPart:
     """A part of a tensor: a box in it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,7 +97,7 @@ def answer_alone(engine: Engine, ticket: Ticket) -> None:
             finish_streamed(ticket, delta, text)
 
 
-def finish_streamed(ticket: Ticket, last: Delta, text: str, tokens: Sequence[str] = ()) -> None:
-    """Write the last piece of an answer, and the whole of it."""
+def finish_streamed(ticket: Ticket, last: Delta, text: str) -> None:
+    """Finish the ticket of a streamed answer with its last piece and its whole text."""
     reason: FinishReason = "stop" if last.finish_reason == "stop" else "length"
-    ticket.finish(last, [Hypothesis(list(tokens), text, 0.0, reason)])
+    ticket.finish(last, [Hypothesis([], text, 0.0, reason)])

@@ -25,7 +25,7 @@ from onmt_llm.training.result import RunStatus, TrainResult
 from onmt_llm.training.run.build import build_components, build_validator
 from onmt_llm.training.run.startup_log import log_start
 from onmt_llm.training.run_folder import RunLock, newest_intact, remove_checkpoint, save_request_file
-from onmt_llm.training.setup.hardware import timed
+from onmt_llm.training.setup.hardware import log_compile_time
 from onmt_llm.training.setup.inputs import open_generation_validator, open_pipelines
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import Progress
@@ -120,7 +120,7 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
             checks=[saver.check],
         )
         batches = monitor.watch(train_data)
-        batches = timed(batches) if config.performance.compile_blocks else batches
+        batches = log_compile_time(batches) if config.performance.compile_blocks else batches
         status = train_loop(
             components, batches, progress, reporter=reporter, save=saver, validate=validator, signals=signals
         )

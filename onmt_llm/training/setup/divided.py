@@ -38,7 +38,7 @@ def needs_whole_weights(config: TrainConfig, start: Start, layers: LayerPlan) ->
     """The options for which each process has to load the whole model before it is divided; empty = none."""
     vectors, lora = config.embeddings, layers.lora
     options = {
-        "update_vocab": start.before is not None,
+        "update_vocab": start.old_codec is not None,
         "expand_type: stack": bool(start.newly_stacked),
         "use_dora": lora is not None and lora.dora,
         "lora_init": lora is not None and lora.init != "default",

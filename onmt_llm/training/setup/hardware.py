@@ -1,5 +1,4 @@
-"""How the model computes (`performance`): kernels, int8 products, checkpointing and offloading of activations, and
-torch.compile.
+"""The options of `performance`: kernels, int8 products, recomputing and offloading of activations, and torch.compile.
 
 The blocks are compiled one by one, so that equal blocks share the compiled code.
 """
@@ -101,8 +100,8 @@ def _reason(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def timed(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches; logs how long training on the first and the second takes."""
+def log_compile_time(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches; log how long training on the first (with compiling) and the second one takes."""
     seconds: list[float] = []
     for batch in batches:
         start = time.perf_counter()

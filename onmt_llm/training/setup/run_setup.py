@@ -64,7 +64,7 @@ def state_to_resume(config: TrainConfig, start: Start, layers: LayerPlan) -> Sav
     """The training state to resume; None if the run starts at step 0."""
     if start.saved is None or config.start.reset_optim == "all":
         return None
-    if start.before is not None and config.start.reset_optim != "states":
+    if start.old_codec is not None and config.start.reset_optim != "states":
         logger.info(
             "update_vocab: %s was trained with another vocabulary: a new run starts at step 0 with a new optimiser "
             "(reset_optim: states keeps the step).",

@@ -35,7 +35,7 @@ class Start:
         adapter: LoRA weights, or twins of blocks, to start from.
         expansion: The blocks that are expanded; None = none.
         saved: Training state to resume from.
-        before: The codec of `weights`, if the run has another vocabulary (`update_vocab`).
+        old_codec: The codec of `weights`, if the run has another vocabulary (`update_vocab`).
     """
 
     text: RunCodec
@@ -43,7 +43,7 @@ class Start:
     adapter: Checkpoint | None = None
     expansion: ExpansionSpec | None = None
     saved: SavedState | None = None
-    before: Codec | None = None
+    old_codec: Codec | None = None
 
     @property
     def codec(self) -> Codec:
@@ -63,20 +63,20 @@ class Start:
     @property
     def stored_model(self) -> ModelConfig:
         """The architecture, with as many rows, and blocks, as `weights` have."""
-        if self.before is None:
+        if self.old_codec is None:
             return expanded_config(self.model, self.newly_stacked, sign=-1)
-        sizes = self.before.config.model.model_dump(include={"vocab_size", "src_vocab_size"})
+        sizes = self.old_codec.config.model.model_dump(include={"vocab_size", "src_vocab_size"})
         return self.model.model_copy(update=sizes)
 
     @property
     def is_newly_expanded(self) -> bool:
         """Whether there are expanded blocks that are new in this run."""
-        begun = self.adapter or self.weights
-        return self.expansion is not None and (begun is None or begun.config.expansion is None)
+        source = self.adapter or self.weights
+        return self.expansion is not None and (source is None or source.config.expansion is None)
 
     @property
     def newly_stacked(self) -> list[str]:
-        """Paths of the blocks that get a new one behind them, in the model that `weights` holds."""
+        """Paths of the blocks that are followed by a new one, in the model that `weights` holds."""
         if self.expansion is None or self.expansion.type == "concat" or not self.is_newly_expanded:
             return []
         return self.expansion.blocks
@@ -93,11 +93,11 @@ def open_start(config: TrainConfig) -> Start:
     """
     if config.start.train_from is None:
         return Start(new_codec(config))
-    start = _continued(config, config.start.train_from)
-    return _updated(start, config) if config.start.update_vocab else start
+    start = _open_checkpoint(config, config.start.train_from)
+    return _with_new_vocabulary(start, config) if config.start.update_vocab else start
 
 
-def _continued(config: TrainConfig, path: str) -> Start:
+def _open_checkpoint(config: TrainConfig, path: str) -> Start:
     checkpoint = Checkpoint.open(path)
     weights = open_base(checkpoint) if checkpoint.is_adapter else checkpoint
     adapter = checkpoint if checkpoint.has_adapter else None
@@ -108,12 +108,12 @@ def _continued(config: TrainConfig, path: str) -> Start:
     expansion = _expansion(
         config.expansion, checkpoint, base, resumed=saved is not None and config.start.reset_optim != "all"
     )
-    before = model if expansion is None else base
+    stored_model = model if expansion is None else base
     architecture = apply_overrides(
-        before, config.architecture, override=config.start.override_opts, path=checkpoint.path
+        stored_model, config.architecture, override=config.start.override_opts, path=checkpoint.path
     )
-    if architecture != before:
-        _check_overridden(before, architecture, config.architecture, checkpoint.path)
+    if architecture != stored_model:
+        _check_overrides(stored_model, architecture, config.architecture, checkpoint.path)
     stacked = expansion if expansion is not None and expansion.type == "stack" else None
     task = check_task(config.start.model_task, codec.config.model, checkpoint.path)
     logger.info("Task: %s, since %s is %s.", task, checkpoint.path, TASK_NOUNS[task])
@@ -122,9 +122,9 @@ def _continued(config: TrainConfig, path: str) -> Start:
         "expansion": stacked,
         "model": architecture if stacked is None else expanded_config(architecture, stacked.blocks),
     }
-    stored = codec.config.model_copy(update=update)
+    codec_config = codec.config.model_copy(update=update)
     return Start(
-        checkpoint_codec(config, codec, stored, path=checkpoint.path),
+        checkpoint_codec(config, codec, codec_config, path=checkpoint.path),
         weights=weights,
         adapter=adapter,
         expansion=expansion,
@@ -204,12 +204,13 @@ def _check_same_expansion(
         "expand_lerp": (options.expand_lerp, stored.lerp),
     }
     differing = [
-        f"{option} is {mine} in the options and {theirs} there"
-        for option, (mine, theirs) in compared.items()
-        if option in options.model_fields_set and mine != theirs
+        f"{option} is {given} in the options and {kept} in the checkpoint"
+        for option, (given, kept) in compared.items()
+        if option in options.model_fields_set and given != kept
     ]
     if options.is_on and (blocks := _chosen_blocks(options, base)) != stored.blocks:
-        differing.append(f"expand_blocks are {', '.join(blocks)} in the options and {', '.join(stored.blocks)} there")
+        here, there = ", ".join(blocks), ", ".join(stored.blocks)
+        differing.append(f"expand_blocks are {here} in the options and {there} in the checkpoint")
     if differing:
         raise ConfigError(
             f"{'; '.join(differing)}: training continues the new blocks of {checkpoint.path} as they are.",
@@ -217,7 +218,7 @@ def _check_same_expansion(
         )
 
 
-def _updated(start: Start, config: TrainConfig) -> Start:
+def _with_new_vocabulary(start: Start, config: TrainConfig) -> Start:
     """A checkpoint with the vocabulary, and the tokeniser, of the options.
 
     Raises:
@@ -235,33 +236,32 @@ def _updated(start: Start, config: TrainConfig) -> Start:
         )
     assert start.weights is not None
     text = updated_codec(config, start.text, start.weights.path)
-    return start if text is start.text else replace(start, text=text, before=start.codec)
+    return start if text is start.text else replace(start, text=text, old_codec=start.codec)
 
 
-def _check_overridden(stored: ModelConfig, model: ModelConfig, wanted: ModelConfig, path: Path) -> None:
+def _check_overrides(stored: ModelConfig, model: ModelConfig, wanted: ModelConfig, path: Path) -> None:
     """Refuse to force another shape on tensors, by the options that ask for it.
 
     Raises:
         ConfigError: Names each of them.
     """
-    held = parameter_shapes(stored)
-    if parameter_shapes(model) == held:
+    shapes = parameter_shapes(stored)
+    if parameter_shapes(model) == shapes:
         return
-    odd = [
-        (key, mine, theirs) for key, mine, theirs in differences(stored, wanted) if _reshapes(stored, key, mine, held)
-    ]
+    changed = differences(stored, wanted)
+    reshaping = [(key, given, kept) for key, given, kept in changed if _reshapes(stored, key, given, shapes)]
     raise_problems(
         Problem(
-            f"{key} must be {theirs}, since the tensors of {path} have this shape, but is {mine}.",
+            f"{key} must be {kept}, since the tensors of {path} have this shape, but is {given}.",
             hint="override_opts changes what is computed with the tensors, not the tensors: leave the option out",
         )
-        for key, mine, theirs in odd or differences(stored, wanted)
+        for key, given, kept in reshaping or changed
     )
 
 
-def _reshapes(stored: ModelConfig, key: str, value: Any, held: Mapping[str, tuple[int, ...]]) -> bool:
+def _reshapes(stored: ModelConfig, key: str, value: Any, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether a model would have other tensors with this option alone."""
     try:
-        return parameter_shapes(with_values(stored, {key: value})) != held
+        return parameter_shapes(with_values(stored, {key: value})) != shapes
     except ValidationError:
-        return True  # it needs others beside it: a width that the heads do not divide
+        return True  # valid only together with other options: a width that the heads do not divide

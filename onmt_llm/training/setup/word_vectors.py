@@ -20,9 +20,9 @@ from onmt_llm.training.setup.start import Start
 
 def update_vocabulary(model: Transformer, start: Start, *, param_init: float, glorot: bool) -> None:
     """Resize the embeddings of a checkpoint's model to the run's vocabularies, if they differ."""
-    if start.before is None:
+    if start.old_codec is None:
         return
-    old_src, old_tgt = start.before.src_vocab, start.before.vocab
+    old_src, old_tgt = start.old_codec.src_vocab, start.old_codec.vocab
     tgt, src = _rows(old_tgt, start.codec.vocab), _rows(old_src, start.codec.src_vocab)
     resize_embeddings(model, start.model, tgt=tgt, src=src, param_init=param_init, glorot=glorot)
     for side, rows in (("shared", tgt),) if start.codec.shares_vocab else (("target", tgt), ("source", src)):
@@ -46,13 +46,13 @@ def load_vectors(model: Transformer, start: Start, options: EmbeddingsConfig) ->
     sides["tgt"] = options.tgt_embeddings or options.both_embeddings
     if not any(sides.values()):
         return
-    if start.weights is not None and start.before is None:
+    if start.weights is not None and start.old_codec is None:
         named = [name for name in ("both_embeddings", "src_embeddings", "tgt_embeddings") if getattr(options, name)]
         raise ConfigError(
             f"{' and '.join(named)} must be left out here: train_from has trained embeddings of all tokens.",
             hint="word vectors are for a new model, or for the new tokens of update_vocab",
         )
-    old_src, old_tgt = (start.before.src_vocab, start.before.vocab) if start.before else ((), ())
+    old_src, old_tgt = (start.old_codec.src_vocab, start.old_codec.vocab) if start.old_codec else ((), ())
     tables = _tables(model)
     shared = tables["src"] is None or tables["tgt"] is None
     for side, vocab, known in (("src", start.codec.src_vocab, old_src), ("tgt", start.codec.vocab, old_tgt)):

@@ -14,7 +14,7 @@ from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.setup import hardware
-from onmt_llm.training.setup.hardware import compile_blocks, timed
+from onmt_llm.training.setup.hardware import compile_blocks, log_compile_time
 
 CPU = torch.device("cpu")
 NAMES = ["q_proj", "down_proj"]
@@ -85,5 +85,5 @@ def test_what_compilation_takes_is_logged(monkeypatch: pytest.MonkeyPatch) -> No
     lines: list[str] = []
     monkeypatch.setattr(hardware.logger, "info", lambda text, *values: lines.append(text % values))
     batches: Any = ["a", "b", "c"]
-    assert list(timed(batches)) == batches
+    assert list(log_compile_time(batches)) == batches
     assert len(lines) == 1 and "the first micro-batch took" in lines[0]

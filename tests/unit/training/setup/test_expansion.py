@@ -112,8 +112,8 @@ def test_new_blocks_stay_what_they_are(copy_task: Any, base: str) -> None:
     assert run(copy_task, "again", GATED_LM, more=again).name == "again_step_9"
     for path, asked, words in (
         (twins, {"expand_every": 1}, "expand_blocks are decoder.layers.0, decoder.layers.1"),
-        (twins, {**PAIR, "expand_lerp": 0.1}, "expand_lerp is 0.1 in the options and 0.5 there"),
-        (taller, PAIR | {"expand_type": "concat"}, "expand_type is concat in the options and stack there"),
+        (twins, {**PAIR, "expand_lerp": 0.1}, "expand_lerp is 0.1 in the options and 0.5 in the checkpoint"),
+        (taller, PAIR | {"expand_type": "concat"}, "expand_type is concat in the options and stack in the checkpoint"),
     ):
         with pytest.raises(ConfigError, match=words):
             run(copy_task, "other", GATED_LM, expansion=asked, more={"train_from": path, "train_steps": 9})
