@@ -32,12 +32,16 @@ ANSWERS = (
 )
 
 
-def local_tasks(folder: Path, text: Path, *, documents: int) -> None:
-    """Tasks of rolling log-likelihoods and of answers, of the longest lines of a text."""
-    lines = sorted(text.read_text(encoding="utf-8").splitlines(), key=len)[-documents:]
-    for name, body, size in (("rolling", ROLLING, 1500), ("answers", ANSWERS, 200)):
+def local_tasks(folder: Path, text: Path, *, texts: int, words: int, answers: int) -> None:
+    """Tasks of rolling log-likelihoods, of pieces of a text, and of answers, to the beginnings of its longest lines."""
+    content = text.read_text(encoding="utf-8")
+    found = content.split(" ")
+    pieces = [" ".join(found[place * words : (place + 1) * words]).strip() for place in range(texts)]
+    longest = sorted(content.splitlines(), key=len)[-answers:]
+    beginnings = [line.strip()[:200].rsplit(" ", 1)[0] for line in longest]
+    for name, body, rows in (("rolling", ROLLING, pieces), ("answers", ANSWERS, beginnings)):
         file = folder / f"{name}.jsonl"
-        file.write_text("".join(json.dumps({"text": line.strip()[:size].rsplit(" ", 1)[0]}) + "\n" for line in lines))
+        file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
         (folder / f"{name}.yaml").write_text(TASK.format(name=f"local_{name}", file=file) + body)
 
 
@@ -59,23 +63,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("model", "hf", "mmlu", "text"):
         parser.add_argument(f"-{name}", required=True)
-    parser.add_argument("-limit", type=int, default=8)
-    parser.add_argument("-num_fewshot", type=int, default=5)
-    parser.add_argument("-repeat", type=int, default=2)
+    parser.add_argument("-limit", type=int, default=40, help="questions of each subject of MMLU")
+    parser.add_argument("-num_fewshot", type=int, nargs="+", default=[0, 5])
+    parser.add_argument("-texts", type=int, default=8)
+    parser.add_argument("-words", type=int, default=400, help="words of each text")
+    parser.add_argument("-answers", type=int, default=20)
+    parser.add_argument("-repeat", type=int, default=1)
     given = parser.parse_args()
     ours = HarnessModel(open_engine(given.model, dtype="fp32", device="cpu"), batch_size=4)
     theirs = HFLM(pretrained=given.hf, dtype="float32", batch_size=4, device="cpu")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    mmlu = [f"mmlu_{subject}" for subject in SUBJECTS]
+    cases = [(f"MMLU, {shots} examples", "loglikelihood", mmlu, shots) for shots in given.num_fewshot]
+    cases += [
+        ("texts", "loglikelihood_rolling", ["local_rolling"], 0),
+        ("answers", "generate_until", ["local_answers"], 0),
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        local_tasks(Path(folder), Path(given.text), documents=given.limit)
-        mmlu = [f"mmlu_{subject}" for subject in SUBJECTS]
-        for title, kind, names in (
-            (f"MMLU, {len(SUBJECTS)} subjects", "loglikelihood", mmlu),
-            ("rolling", "loglikelihood_rolling", ["local_rolling"]),
-            ("answers", "generate_until", ["local_answers"]),
-        ):
-            shots = given.num_fewshot if names is mmlu else 0
-            options = TaskOptions(names, folder, given.mmlu, num_fewshot=shots, limit=given.limit)
+        local_tasks(Path(folder), Path(given.text), texts=given.texts, words=given.words, answers=given.answers)
+        for title, kind, names, shots in cases:
+            options = TaskOptions(
+                names, folder, given.mmlu, num_fewshot=shots, limit=given.limit if names is mmlu else None
+            )
             instances = list(requests(options))
             runs = [[timed(model, kind, instances) for model in (ours, theirs)] for _ in range(given.repeat)]
             found, wanted = runs[0][0][0], runs[0][1][0]
@@ -83,7 +92,7 @@ def main() -> None:
                 [min(run[side][clock] for run in runs) for clock in (1, 2)] for side in (0, 1)
             )
             print(f"{title}: {len(instances)} requests; {difference(found, wanted)}", flush=True)
-            print(f"  {ours_s:.1f} s ({ours_cpu:.1f} s of the processor); hf {hf_s:.1f} s ({hf_cpu:.1f} s)", flush=True)
+            print(f"  {ours_cpu:.1f} s of the processor ({ours_s:.1f} s); hf {hf_cpu:.1f} s ({hf_s:.1f} s)", flush=True)
 
 
 def difference(found: list[Any], wanted: list[Any]) -> str:

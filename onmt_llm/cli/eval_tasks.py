@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from onmt_llm.config.loading.load import Loaded
 from onmt_llm.errors import CheckpointError, DataError, Problem
 from onmt_llm.log import logger
 from onmt_llm.optional import require
-from onmt_llm.training.run_folder import checkpoints
+from onmt_llm.training.run_folder import watched_checkpoints
 
 USAGE = "onmt_llm_eval tasks -model CHECKPOINT -tasks TASK ... [-output results.json], or -save_model RUN [-watch 60]"
 
@@ -48,12 +47,10 @@ def run_tasks(loaded: Loaded[Any]) -> int:
         _evaluate(config.measure.model, config, Path(config.measure.output) if config.measure.output else None)
         return 0
     save_model = str(config.harness.save_model)
-    while True:
-        for step, path in checkpoints(save_model).items():
+    for found in watched_checkpoints(save_model, every=config.harness.watch):
+        for step, path in found.items():
             _evaluate_checkpoint(save_model, step, path, config)
-        if not config.harness.watch:
-            return 0
-        time.sleep(config.harness.watch)
+    return 0
 
 
 def _evaluate(model: str, config: EvalConfig, output: Path | None, **about: str) -> dict[str, float]:

@@ -75,8 +75,8 @@ class HarnessConfig(Section):
     """Instead of `model`: evaluate the checkpoints of the run with this `save_model`; each result becomes
     `<checkpoint>_tasks.json` and a line of `<save_model>_results.jsonl`."""
     watch: CountOrZero = 0
-    """With `save_model`: look for new checkpoints after this many seconds, until the command is stopped; 0 = evaluate
-    those that exist."""
+    """With `save_model`: look for new checkpoints after this many seconds, until the run has ended; 0 = evaluate those
+    that exist."""
 
 
 class EvalConfig(Section):
@@ -97,8 +97,7 @@ class OfflineConfig(Section):
     """CSV file of the results: step, corpus, ppl, loss, tokens, weights. Existing rows are kept and not measured
     again."""
     watch: CountOrZero = 0
-    """Look for new checkpoints after this many seconds, until that of `train_steps` is measured; 0 = measure those that
-    exist."""
+    """Look for new checkpoints after this many seconds, until the run has ended; 0 = measure those that exist."""
 
 
 class RunEvalConfig(TrainConfig):

@@ -112,10 +112,12 @@ def comparison_page(
         for place, prompt in enumerate(prompts)
     ]
     metrics = dict.fromkeys(score.metric for score in scores)
+    names = _short_names(first.model, second.model)
     return render_page(
         "compare.html",
         {},
-        title=f"{first.model} beside {second.model}",
+        title=" beside ".join(names),
+        names=names,
         models=(first, second),
         rows=rows,
         metrics=list(metrics),
@@ -123,6 +125,14 @@ def comparison_page(
         differ=sum(row["differ"] for row in rows),
         identical=sum(not row["differ"] for row in rows),
     )
+
+
+def _short_names(*models: str) -> list[str]:
+    """The ends of two paths that tell them apart."""
+    paths = [model.rstrip("/").split("/") for model in models]
+    longest = max(map(len, paths))
+    count = next((n for n in range(1, longest) if len({tuple(path[-n:]) for path in paths}) > 1), longest)
+    return ["/".join(path[-count:]) for path in paths]
 
 
 def _marked(first: TimedAnswer, second: TimedAnswer, reference: str | None) -> list[dict[str, Any]]:

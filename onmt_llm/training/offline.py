@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from onmt_llm.training.checkpointing.train_from import resume_update, with_start
 from onmt_llm.training.metrics.totals import Totals
 from onmt_llm.training.parallel import Trainee
 from onmt_llm.training.process.dist import World
-from onmt_llm.training.run_folder import checkpoints
+from onmt_llm.training.run_folder import watched_checkpoints
 from onmt_llm.training.setup.inputs import open_objective, open_pipeline
 from onmt_llm.training.setup.model import build_training_model, run_precision
 from onmt_llm.training.setup.run_setup import open_run_setup
@@ -40,8 +39,8 @@ def measure_run(config: TrainConfig, output: Path, *, watch: float = 0) -> int:
     Args:
         config: The options of the run.
         output: The CSV file.
-        watch: Seconds between two looks at the run's folder, until the checkpoint of `train_steps` is measured; 0 = one
-            look.
+        watch: Seconds between two looks at the run's folder, until the run has ended or the checkpoint of `train_steps`
+            is measured; 0 = one look.
 
     Returns:
         Number of rows that were added or replaced.
@@ -55,8 +54,7 @@ def measure_run(config: TrainConfig, output: Path, *, watch: float = 0) -> int:
         raise ConfigError("onmt_llm_eval run needs a corpus named `valid` or `valid_...` in `data`, but there is none.")
     measured = 0
     with locked(output):
-        while True:
-            found = checkpoints(config.run.save_model)
+        for found in watched_checkpoints(config.run.save_model, every=watch):
             if not found and not watch:
                 raise ConfigError(
                     f"'save_model' must be the prefix of at least one checkpoint, but {config.run.save_model}_step_* "
@@ -65,9 +63,9 @@ def measure_run(config: TrainConfig, output: Path, *, watch: float = 0) -> int:
                 )
             for step, path in found.items():
                 measured += _measure_checkpoint(config, step, path, output)
-            if not watch or config.run.train_steps in found:
-                return measured
-            time.sleep(watch)
+            if config.run.train_steps in found:
+                break
+    return measured
 
 
 @contextlib.contextmanager

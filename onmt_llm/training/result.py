@@ -1,10 +1,13 @@
-"""How a run ended: its status, its last step and its newest checkpoint."""
+"""How a run ended: its status, its last step and its newest checkpoint; also as a file, for other processes."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from onmt_llm.atomic import write_text
 
 
 class RunStatus(StrEnum):
@@ -43,3 +46,30 @@ class TrainResult:
     checkpoint: Path | None = None
     best_ppl: float = float("inf")
     exit_code: int = 0
+
+
+_ENDED = frozenset({RunStatus.FINISHED, RunStatus.STOPPED_EARLY, RunStatus.ALREADY_DONE})
+"""After these a run has nothing left to do: started again, it would do no update."""
+
+
+def status_file(save_model: str) -> Path:
+    """The file that says how a run ended; it is missing while the run trains, and after a failure."""
+    return Path(f"{save_model}_status.json")
+
+
+def write_status(save_model: str, result: TrainResult) -> None:
+    """Write how a run ended."""
+    write_text(status_file(save_model), json.dumps({"status": result.status, "step": result.step}) + "\n")
+
+
+def read_status(save_model: str) -> RunStatus | None:
+    """How a run ended; None if it has not, or if that is not known."""
+    try:
+        return RunStatus(json.loads(status_file(save_model).read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def has_ended(save_model: str) -> bool:
+    """Whether a run has ended and has nothing left to do; one that was stopped or failed can be resumed."""
+    return read_status(save_model) in _ENDED

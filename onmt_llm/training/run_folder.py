@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage, refuse
 from onmt_llm.config.checkpoint import CONFIG_FILE
 from onmt_llm.errors import CheckpointError
 from onmt_llm.locks import is_file_of, lock_file
-from onmt_llm.log import logger
+from onmt_llm.log import log_once, logger
+from onmt_llm.training.result import RunStatus, has_ended, read_status
 
 STATE_DIRECTORY = "train_state"
 STATE_FILE = "state.json"
@@ -41,6 +43,23 @@ def save_request_file(save_model: str) -> Path:
 def checkpoints(save_model: str) -> dict[int, Path]:
     """Complete checkpoints with the prefix `save_model`, by step, in order."""
     return {step: path for step, path in _directories(save_model).items() if (path / CONFIG_FILE).is_file()}
+
+
+def watched_checkpoints(save_model: str, *, every: float) -> Iterator[dict[int, Path]]:
+    """The checkpoints of a run, again and again until the run has ended; see `checkpoints`.
+
+    Args:
+        save_model: Prefix of the run.
+        every: Seconds between two looks; 0 = one look.
+    """
+    while True:
+        ended = has_ended(save_model)  # before the look, which then finds the run's last checkpoint
+        yield checkpoints(save_model)
+        if not every or ended:
+            return
+        if (status := read_status(save_model)) in (RunStatus.INTERRUPTED, RunStatus.OUT_OF_TIME):
+            log_once(f"The run {save_model} was stopped ({status}); new checkpoints are awaited until it is resumed.")
+        time.sleep(every)
 
 
 def _directories(save_model: str) -> dict[int, Path]:

@@ -24,7 +24,7 @@ from onmt_llm.training.metrics.sinks import check_trackers
 from onmt_llm.training.process.dist import World, is_lost_process, open_world
 from onmt_llm.training.process.host_memory import limit_onednn_cache
 from onmt_llm.training.process.pulse import lost_process
-from onmt_llm.training.result import RunStatus, TrainResult
+from onmt_llm.training.result import RunStatus, TrainResult, status_file, write_status
 from onmt_llm.training.run.attempt import Rollback, RunEnvironment, run_attempt
 from onmt_llm.training.run_folder import check_checkpoint_paths, run_lock
 from onmt_llm.training.setup.hardware import check_device
@@ -84,17 +84,27 @@ def _train_until_done(config: TrainConfig, environment: RunEnvironment) -> Train
         if setup.saved is not None and is_done(config, setup.saved):
             progress = setup.saved.progress
             checkpoint = Path(str(config.start.train_from))
-            return TrainResult(RunStatus.ALREADY_DONE, progress.step, checkpoint, progress.best_ppl)
+            result = TrainResult(RunStatus.ALREADY_DONE, progress.step, checkpoint, progress.best_ppl)
+            return _ended(result, config, environment)
         setup = resolve_sharding(setup, environment.world)
         config = setup.config
         _check_checkpoint_paths(setup)
         check_division(setup, environment.world.size)
+        if environment.world.is_main:
+            status_file(config.run.save_model).unlink(missing_ok=True)
         attempt = run_attempt(setup, environment, rollback)
         if attempt.rollback is None:
-            return attempt.result
+            return _ended(attempt.result, config, environment)
         rollback = attempt.rollback
         if rollback.checkpoint is not None:
             config = with_start_options(config, resume_update(str(rollback.checkpoint)))
+
+
+def _ended(result: TrainResult, config: TrainConfig, environment: RunEnvironment) -> TrainResult:
+    """The result, which is written for those who watch the run's checkpoints."""
+    if environment.world.is_main and config.run.keep_checkpoint:
+        write_status(config.run.save_model, result)
+    return result
 
 
 def _check_checkpoint_paths(setup: RunSetup) -> None:

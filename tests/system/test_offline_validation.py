@@ -101,6 +101,17 @@ def compare_with_validation(run: Path, output: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_the_watch_ends_with_a_run_that_stops_early(run: Path) -> None:
+    output = run.with_name("results.csv")
+    watcher = started("eval", "run", "-config", str(run), "-watch", "1", "-output", str(output))
+    stop = ["-early_stopping", "1", "-learning_rate", "5", "-optim", "sgd", "-train_steps", "1000"]
+    assert started("train", "-config", str(run), *stop).wait(timeout=300) == 0
+    assert watcher.wait(timeout=300) == 0
+    assert {int(row["step"]) for row in rows_of(output)} == checkpoints(str(run.with_name("m"))).keys() != {1000}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_metrics_of_answers_go_on_over_resumes_and_are_those_of_one_process(run: Path) -> None:
     pytest.importorskip("rouge_score")
     options = yaml.safe_load(run.read_text())

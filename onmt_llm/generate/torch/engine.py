@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 _SCORE_TOKENS = 2048
 """Positions, padding included, of a batch of scored texts."""
+_SCORE_TOKENS_CPU = 512
+"""The same on a CPU, where larger batches are no faster, but have more padding."""
 
 
 class TorchEngine:
@@ -189,7 +191,7 @@ class TorchEngine:
         scores: list[list[float]] = [[] for _ in ids]
         lengths = [len(sequence) - 1 for sequence in ids]
         scored = [max(length, 0) for length in lengths]
-        for batch in make_batches(scored, batch_size=_SCORE_TOKENS, batch_type="tokens"):
+        for batch in make_batches(scored, batch_size=self._score_tokens, batch_type="tokens"):
             given = [sources[place] for place in batch] if sources is not None else None
             hidden_MBTD = self.ensemble.hidden([ids[place][:-1] for place in batch], given)
             for row, place in enumerate(batch):
@@ -204,7 +206,11 @@ class TorchEngine:
         check_continuations(self._codec, contexts, continuations)
         self._check_lengths([[*pair[0], *pair[1]] for pair in zip(contexts, continuations, strict=True)])
         ids = [[self._codec.vocab.ids(tokens) for tokens in texts] for texts in (contexts, continuations)]
-        return ContinuationScorer(self.ensemble, *ids, batch_tokens=_SCORE_TOKENS).score()
+        return ContinuationScorer(self.ensemble, *ids, batch_tokens=self._score_tokens).score()
+
+    @property
+    def _score_tokens(self) -> int:
+        return _SCORE_TOKENS_CPU if self.ensemble.device.type == "cpu" else _SCORE_TOKENS
 
     @torch.inference_mode()
     def logits(self, sequence: Sequence[str], *, source: Sequence[str] | None = None) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.training.process import dist
+from onmt_llm.training.result import has_ended
 
 LINES = 600
 
@@ -45,7 +46,7 @@ def test_a_run_ends_after_its_epochs_with_a_checkpoint(copy_task: Any, packing: 
     given["corpora"]["data"] = copy_task.corpora
     result = copy_task.run(**given, batching=batching, validation={})
     done = rows(copy_task.folder)
-    assert (result.status, result.step) == ("finished", len(done))
+    assert (result.status, result.step) == ("finished", len(done)) and has_ended(str(copy_task.folder / "toy"))
     assert sum(row["examples"] for row in done) == LINES
     assert result.checkpoint is not None and result.checkpoint.name == f"toy_step_{len(done)}"
     assert all(0 <= row["data_wait"] <= 1 for row in done)

@@ -12,6 +12,7 @@ import pytest
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, write_manifest
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training import run_folder
+from onmt_llm.training.result import RunStatus, TrainResult, status_file, write_status
 
 
 def test_only_complete_checkpoints_of_the_prefix_count(tmp_path: Path) -> None:
@@ -21,6 +22,25 @@ def test_only_complete_checkpoints_of_the_prefix_count(tmp_path: Path) -> None:
             (tmp_path / name / "config.yaml").write_text("")
     assert list(run_folder.checkpoints(str(tmp_path / "m"))) == [2, 10]
     assert run_folder.checkpoints(str(tmp_path / "nowhere" / "m")) == {}
+
+
+def test_checkpoints_are_watched_until_the_run_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model = str(tmp_path / "m")
+    write_status(save_model, TrainResult(RunStatus.INTERRUPTED, 2))
+    statuses = iter(["", "nonsense", RunStatus.OUT_OF_TIME, RunStatus.STOPPED_EARLY])
+
+    def sleep(seconds: float) -> None:
+        """The run goes on: a checkpoint, and how it ended."""
+        assert seconds == 7
+        status, step = next(statuses), len(run_folder.checkpoints(save_model)) + 1
+        status_file(save_model).write_text(f'{{"status": "{status}", "step": {step}}}' if status else "")
+        (tmp_path / f"m_step_{step}").mkdir()
+        (tmp_path / f"m_step_{step}/config.yaml").write_text("")
+
+    monkeypatch.setattr(run_folder.time, "sleep", sleep)
+    assert [[*found] for found in run_folder.watched_checkpoints(save_model, every=7)][-2:] == [[1, 2, 3], [1, 2, 3, 4]]
+    write_status(save_model, TrainResult(RunStatus.INTERRUPTED, 2))
+    assert len([*run_folder.watched_checkpoints(save_model, every=0)]) == 1
 
 
 def test_what_a_checkpoint_would_take_the_place_of(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from onmt_llm.errors import CheckpointError
 from onmt_llm.training.checkpointing import background, saver
-from onmt_llm.training.result import TrainResult
+from onmt_llm.training.result import RunStatus, TrainResult, has_ended, read_status
 from onmt_llm.training.state import TrainingState, read_state
 
 AVERAGED = {"learning_rate": 0.01, "average_decay": 0.05}
@@ -39,6 +39,11 @@ def go(task: Any, name: str, *, run: dict[str, Any] | None = None, **sections: A
         **(run or {}),
     }
     return task.run(name, run=settings, **{"optimizer": AVERAGED, **sections})
+
+
+def prefix(task: Any, name: str) -> str:
+    """The run's `save_model`."""
+    return str(task.folder / name / "toy")
 
 
 def names(task: Any, name: str) -> list[str]:
@@ -173,8 +178,11 @@ def test_a_signal_ends_the_run_with_the_shells_code_and_a_validation_that_was_du
     monkeypatch.setattr(EMA, "update", told_at_three)
     result = go(copy_task, "part", run=settings)
     assert (result.status, result.step, result.exit_code) == ("interrupted", 3, 128 + signal.SIGTERM)
+    assert read_status(prefix(copy_task, "part")) is RunStatus.INTERRUPTED
+    assert has_ended(prefix(copy_task, "whole")) and not has_ended(prefix(copy_task, "part"))
     monkeypatch.undo()
     assert go(copy_task, "part", run=settings).status == "finished"
+    assert has_ended(prefix(copy_task, "part"))
     whole, part = (
         [(r["step"], r["ppl"]) for r in rows(copy_task, n) if r["split"] == "valid"] for n in ("whole", "part")
     )
@@ -185,6 +193,7 @@ def test_a_signal_ends_the_run_with_the_shells_code_and_a_validation_that_was_du
 def test_time_that_is_up_ends_the_run_for_now(copy_task: Any, log: Any) -> None:
     result = go(copy_task, "short", safety={"max_time": "0.001s"})
     assert (result.status, result.step, result.exit_code) == ("out of time", 1, 0)
+    assert not has_ended(prefix(copy_task, "short"))
     assert "Stopped by max_time after step 1" in log.text
     assert go(copy_task, "short").step == 6
 
@@ -193,8 +202,9 @@ def test_a_run_that_stopped_early_is_not_begun_again(copy_task: Any, log: Any) -
     settings = {"valid_steps": 1, "train_steps": 50}
     stop = {"validation": {"early_stopping": 1}, "optimizer": {"learning_rate": 5.0, "optim": "sgd"}}
     first = go(copy_task, "early", run=settings, **stop)
-    assert first.status == "stopped early"
+    assert first.status == "stopped early" and has_ended(prefix(copy_task, "early"))
     assert go(copy_task, "early", run=settings, **stop).status == "already done"
+    assert has_ended(prefix(copy_task, "early"))
     assert f"stopped early at step {first.step}, after 1 validations without improvement in ppl" in log.text
     patient = {**stop, "validation": {"early_stopping": 3}}
     assert go(copy_task, "early", run={**settings, "train_steps": first.step + 1}, **patient).step == first.step + 1
