@@ -232,7 +232,7 @@ def from_tokenizer_json(file: Path, content: bytes, bos: str | None) -> Imported
 
     HfTokenizer(file, content)
     tokenizer = tokenizers.Tokenizer.from_buffer(content)
-    prefix, suffix = _added_tokens(tokenizer)
+    prefix, suffix = tokens_around(tokenizer)
     unk = getattr(tokenizer.model, "unk_token", None)
     bos = bos or next(iter(prefix), None)
     return ImportedTokenizer(
@@ -244,8 +244,8 @@ def from_tokenizer_json(file: Path, content: bytes, bos: str | None) -> Imported
     )
 
 
-def _added_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
-    """The tokens that a tokenizer.json adds before and after those of a text."""
+def tokens_around(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """The tokens that a tokeniser of `tokenizers` adds before and after those of a text."""
     whole, text = tokenizer.encode("a").tokens, tokenizer.encode("a", add_special_tokens=False).tokens
     places = range(len(whole) - len(text) + 1)
     at = next((place for place in places if whole[place : place + len(text)] == text), 0)

@@ -15,16 +15,13 @@ from onmt_llm.checkpoint.formats.huggingface.card import transformers_card
 from onmt_llm.checkpoint.formats.huggingface.families import FAMILIES
 from onmt_llm.checkpoint.formats.huggingface.families.base import Family
 from onmt_llm.checkpoint.formats.huggingface.sampling import GENERATION_FILE, sampling_settings
-from onmt_llm.checkpoint.formats.multilingual import piece_files, settings_of, tokenizer_class
+from onmt_llm.checkpoint.formats.huggingface.tokenizer import tokenizer_files
 from onmt_llm.checkpoint.formats.rules import apply
-from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
-from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
 from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
 from onmt_llm.config.model import Dtype, ModelConfig
 from onmt_llm.errors import UnsupportedError
-from onmt_llm.log import logger
 from onmt_llm.text.codec import Codec
 
 HF_DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -61,7 +58,7 @@ def export_hf(
     files: dict[str, Path | str] = {
         "config.json": _json(_settings(family, codec, HF_DTYPES[dtype or config.dtype])),
         GENERATION_FILE: _json(_generation(codec)),
-        **_tokenizer_files(checkpoint, codec),
+        **tokenizer_files(checkpoint, codec),
         **card_files(checkpoint, Path(output), transformers_card(codec), card),
     }
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
@@ -132,47 +129,3 @@ def _generation(codec: Codec) -> dict[str, Any]:
     ends = [codec.vocab.id(token) for token in codec.stop_tokens]
     ids = {**_ids(codec), "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None)}
     return {**ids, **sampling_settings(codec.config.sampling)}
-
-
-def _tokenizer_files(checkpoint: Checkpoint, codec: Codec) -> dict[str, Path | str]:
-    """The tokeniser under the name that transformers expects, its special tokens and the chat template: files to copy,
-    or contents.
-
-    Raises:
-        UnsupportedError: transformers has no such tokeniser.
-    """
-    config = checkpoint.config
-    names = {"huggingface": HUGGINGFACE_FILE, "sentencepiece": SENTENCEPIECE_FILE}
-    kind, file = config.tokenizer.kind, config.tokenizer.file
-    if kind == "none":
-        return {}
-    if kind not in names or file is None:
-        raise UnsupportedError(
-            f"transformers reads tokenisers of kind {' and '.join(names)}, but this one is '{kind}'."
-        )
-    is_t5, name = file == T5_FILE, tokenizer_class(config)
-    files: dict[str, Path | str] = {file if is_t5 else names[kind]: checkpoint.path / file}
-    if name is not None and kind == "sentencepiece":
-        files = piece_files(name, checkpoint.path, codec)
-    specials = config.specials
-    roles = {"bos_token": specials.bos, "eos_token": specials.eos, "unk_token": specials.unk, "pad_token": specials.pad}
-    settings: dict[str, Any] = {
-        **{role: token for role, token in roles.items() if token is not None},
-        "clean_up_tokenization_spaces": False,
-    }
-    if is_t5:
-        settings |= {"tokenizer_class": T5_CLASSES[0], "extra_ids": config.tokenizer.options.get("extra_ids", 0)}
-    elif name is not None:
-        settings |= settings_of(name, codec)
-    else:
-        settings |= {"tokenizer_class": "PreTrainedTokenizerFast" if kind == "huggingface" else "LlamaTokenizer"}
-        settings |= {"add_bos_token": specials.add_bos, "add_eos_token": False}
-    if kind == "sentencepiece" and name is None:
-        settings["legacy"] = False
-    files["tokenizer_config.json"] = _json(settings)
-    template = codec.template.jinja if codec.template else None
-    if template is not None:
-        files[TEMPLATE_FILE] = template
-    elif config.template is not None:
-        logger.warning("The chat template '%s' has no Jinja text and is not exported.", config.template)
-    return files

@@ -15,9 +15,10 @@ from onmt_llm.atomic import AtomicDirectory, check_output
 from onmt_llm.checkpoint.card import CardFormat, card_files
 from onmt_llm.checkpoint.export_guard import Check, anything, obstacles, only, open_for_export, without_experts
 from onmt_llm.checkpoint.files.torch_state_dict import write_state_dict
+from onmt_llm.checkpoint.formats.huggingface.tokenizer_json import adapted, refuse_other_ids
 from onmt_llm.checkpoint.formats.params_json.read import PARAMS_FILE, one_shard_rules
 from onmt_llm.checkpoint.formats.rules import apply
-from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE
+from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, read_json
 from onmt_llm.checkpoint.load import resolve_dtype
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.card import NOTHING_TO_ADD, CardOptions
@@ -120,14 +121,18 @@ def _feed_forward(hidden: int, width: int) -> dict[str, Any]:
 
 
 def _add_tokenizer(directory: AtomicDirectory, checkpoint: Checkpoint) -> None:
-    names = {"sentencepiece": SENTENCEPIECE_FILE, "huggingface": HUGGINGFACE_FILE}
+    kinds = ("sentencepiece", "huggingface")
     spec = checkpoint.config.tokenizer
     if spec.kind == "none":
         return
-    if spec.kind not in names or spec.file is None:
+    if spec.kind not in kinds or spec.file is None:
         raise UnsupportedError(
-            f"Meta's format has tokenisers of kind {' and '.join(names)}, but that of this model is '{spec.kind}'."
+            f"Meta's format has tokenisers of kind {' and '.join(kinds)}, but that of this model is '{spec.kind}'."
         )
-    directory.add_file(checkpoint.path / spec.file, names[spec.kind])
-    if spec.kind == "huggingface":
+    file, codec = checkpoint.path / spec.file, checkpoint.codec()
+    if spec.kind == "sentencepiece":
+        refuse_other_ids(codec.tokenizer.vocab_tokens() or [], codec)
+        directory.add_file(file, SENTENCEPIECE_FILE)
+    else:
+        directory.add_text(HUGGINGFACE_FILE, json.dumps(adapted(read_json(file), codec), ensure_ascii=False))
         logger.warning("Meta's code does not read %s: give it the tokenizer.model of the base model.", HUGGINGFACE_FILE)
