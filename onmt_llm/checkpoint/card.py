@@ -94,7 +94,9 @@ def _front_matter(
     languages = options.language or sorted({code.split("_")[0] for code in config.languages.tokens})
     adapted = config.adapter is not None or any("lora_rank" in run.settings for run in provenance.runs)
     relation = form.relation or ("finetune" if provenance.runs else "")
-    corpora = [corpus.name for run in provenance.runs for corpus in run.corpora]
+    used = [corpus for run in provenance.runs for corpus in run.corpora]
+    sources = [source.removeprefix("hf://datasets/").partition("@")[0] for corpus in used for source in corpus.sources]
+    corpora = [*(corpus.name for corpus in used), *sources]
     values = {
         "language": [code for code in languages if re.fullmatch("[a-z]{2,3}", code)],
         "license": options.license,
@@ -129,7 +131,8 @@ def _of_run(run: TrainingRun) -> Iterator[str]:
     base = f"{run.base} (fingerprint `{run.base_fingerprint[:16]}`)" if run.base_fingerprint else run.base
     yield f"- base: {base or 'none, new weights'}"
     if run.corpora:
-        yield "- corpora: " + ", ".join(f"{corpus.name} (weight {corpus.weight:g})" for corpus in run.corpora)
+        about = {corpus.name: ", ".join([f"weight {corpus.weight:g}", *corpus.sources]) for corpus in run.corpora}
+        yield "- corpora: " + ", ".join(f"{name} ({said})" for name, said in about.items())
     yield f"- steps: {run.step}"
     yield from (f"- `{name}`: {_shown(value)}" for name, value in run.settings.items())
 

@@ -8,9 +8,10 @@ stopped, in a hidden directory beside the output.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -123,6 +124,46 @@ def download(
                 file.rename(directory.directory / file.name)
     shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def cache_dataset(repo: str, revision: str, patterns: Sequence[str]) -> str:
+    """Make sure that files of a dataset are in the Hub's cache; the Hub is asked only if they are not.
+
+    Args:
+        repo: `OWNER/NAME`.
+        revision: A branch, tag or commit.
+        patterns: The files; `*` also stands for `/`.
+
+    Returns:
+        The commit that the revision stands for.
+
+    Raises:
+        CheckpointError: There is no such dataset, or the Hub cannot be reached.
+        ConfigError: `repo` cannot be the name of a repository.
+        UnsupportedError: huggingface_hub is not installed.
+    """
+    hub = _client()
+    fetch = functools.partial(
+        hub.snapshot_download, repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
+    )
+    with contextlib.suppress(hub.errors.LocalEntryNotFoundError):
+        if _is_listed(hub, repo, revision):
+            return Path(fetch(local_files_only=True)).name
+    with _translated(hub, repo):
+        commit = Path(fetch()).name
+    if _is_listed(hub, repo, commit) is False:
+        logger.warning("The Hub cannot be reached: the cache has files of %s, but may not have all.", repo)
+    return commit
+
+
+def _is_listed(hub: ModuleType, repo: str, revision: str) -> bool | None:
+    """Whether the cache knows the names of all files of a revision; None = this huggingface_hub does not say."""
+    if not hasattr(hub, "get_cached_repo_tree"):
+        return None
+    try:
+        return bool(hub.get_cached_repo_tree(repo, repo_type="dataset", revision=revision))
+    except hub.errors.CachedRepoTreeNotFoundError:
+        return False
 
 
 def next_command(model: Path) -> str:

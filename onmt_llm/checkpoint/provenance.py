@@ -18,7 +18,7 @@ from onmt_llm.config.section import Section
 from onmt_llm.errors import CheckpointError
 
 PROVENANCE_FILE = "provenance.json"
-PROVENANCE_VERSION = 1
+PROVENANCE_VERSION = 2
 
 
 class CorpusFile(Section):
@@ -39,6 +39,8 @@ class UsedCorpus(Section):
     """Sampling weight."""
     files: list[CorpusFile] = Field(default_factory=list)
     """Its files of text; of a corpus that is read as tokens, the index, which has the checksums of its shards."""
+    sources: list[str] = Field(default_factory=list)
+    """Datasets of the Hub that the files belong to, each with its commit: `hf://datasets/OWNER/NAME@COMMIT`."""
 
 
 class TrainingRun(Section):

@@ -73,10 +73,12 @@ _EMBEDDINGS = ("both_embeddings", "src_embeddings", "tgt_embeddings")
 def corpora_problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     """Problems of the corpora other than missing files: conflicting paths, transforms, templates."""
     data = loaded.job.corpora
-    if not data.data and "data" not in loaded.invalid:
+    if "data" in loaded.invalid:
+        pass
+    elif not data.data:
         hint = "data: {my_corpus: {path_src: train.txt}}"
         yield Problem("'data' must name at least one corpus, but names none.", hint=hint)
-    elif data.data and all(map(is_for_validation, data.data)):
+    elif all(map(is_for_validation, data.data)):
         sentence = f"`data` must name at least one corpus for training, but names only {', '.join(data.data)}"
         yield Problem(f"{sentence}, for validation.", loaded.where("data"))
     if any(corpus.transforms is None for corpus in data.data.values()) or not data.data:

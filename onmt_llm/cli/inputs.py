@@ -60,9 +60,8 @@ def is_missing_file(loaded: Loaded[Any], name: str, corpus: CorpusConfig, error:
 def _matching(corpus: CorpusConfig, key: str, text: str) -> list[str]:
     try:
         return [str(path) for path in files_of(corpus.model_copy(update={key: text, "split": None}), key)]
-    except DataError:
-        is_dataset = key == "path_table" and not corpus.reader and Path(text).is_dir()
-        return [] if is_dataset else [text]
+    except OnmtLlmError:
+        return [text] if has_magic(text) else []
 
 
 def subword_files(loaded: Loaded[Any]) -> Iterator[Input]:

@@ -45,7 +45,8 @@ class CorpusConfig(Section):
     path_src: FilePaths | None = None
     """Text with one example per line: the source side, or the whole text for a language model. Each path here and below
     is a file or a list of files; a file may be a glob pattern (`train.*.txt`), whose matches are read in alphabetical
-    order. Files ending in .gz, .zst or .xz are decompressed."""
+    order. Files ending in .gz, .zst or .xz are decompressed. `hf://datasets/OWNER/NAME@REVISION/PATH` names files of a
+    dataset of the Hugging Face Hub."""
     path_tgt: FilePaths | None = None
     """Target side of `path_src`, line by line: as many files, with as many lines each."""
     path_align: FilePaths | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from onmt_llm.config.data import CorpusConfig
 from onmt_llm.data.readers.compressed import FORMATS, Decompressed
 from onmt_llm.data.readers.dataset_folder import dataset_files
+from onmt_llm.data.readers.hub_path import HubPath
 from onmt_llm.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -36,13 +37,17 @@ _TAR = slice(257, 262)
 def expand(value: str | Sequence[str]) -> list[Path]:
     """The files that an option names: one or more paths, each of which may be a pattern (`*`, `?`, `[...]`, `**`).
 
-    Files that match a pattern are sorted by name. A path that exists is never treated as a pattern.
+    Files that match a pattern are sorted by name. A path that exists is never treated as a pattern. The files of an
+    address on the Hub (`hf://`) are those in the Hub's cache.
 
     Raises:
-        DataError: A pattern matches no file.
+        ConfigError: What begins with `hf://` is no address.
+        DataError: A pattern matches no file, or the cache of the Hub lacks an address.
     """
     found: list[Path] = []
     for text in [value] if isinstance(value, str) else value:
+        if address := HubPath.parse(text):
+            text = address.local()
         if not has_magic(text) or Path(text).exists():
             found.append(Path(text))
             continue

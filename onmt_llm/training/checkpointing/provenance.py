@@ -16,6 +16,7 @@ from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.checksums import sha256_of_sample
 from onmt_llm.config.checkpoint import AdapterSpec
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data.readers.hub_path import source_of
 from onmt_llm.data.spec import split_corpora
 from onmt_llm.data.token_shards.fingerprint import text_files
 from onmt_llm.log import logger
@@ -102,12 +103,14 @@ def _commit() -> dict[str, str]:
 
 
 def _corpus(name: str, corpus: CorpusConfig) -> UsedCorpus:
+    paths = [*text_files(corpus), *_token_index(corpus)]
     files = [
         CorpusFile(name=path.name, bytes=path.stat().st_size, sample=sha256_of_sample(path))
-        for path in [*text_files(corpus), *_token_index(corpus)]
+        for path in paths
         if path.is_file()  # a pipe can be read only once
     ]
-    return UsedCorpus(name=name, weight=corpus.weight, files=files)
+    sources = sorted({source for path in paths if (source := source_of(path))})
+    return UsedCorpus(name=name, weight=corpus.weight, files=files, sources=sources)
 
 
 def _token_index(corpus: CorpusConfig) -> list[Path]:

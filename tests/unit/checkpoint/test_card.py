@@ -18,12 +18,13 @@ from onmt_llm.errors import CheckpointError
 
 LM = CheckpointConfig(model=tiny.llama(), source="Hugging Face llama, base")
 FORMAT = CardFormat("for tests", "transformers", 'load("{folder}")')
+SOURCE = f"hf://datasets/me/rows@{'1' * 40}"
 RUN = TrainingRun(
     base="Hugging Face llama, base",
     base_fingerprint="f" * 64,
     step=6,
     settings={"learning_rate": 0.01, "lora_layers": ["q_proj", "v_proj"], "lora_rank": 2},
-    corpora=[UsedCorpus(name="chats", weight=0.5), UsedCorpus(name="not a name", weight=2)],
+    corpora=[UsedCorpus(name="chats", weight=0.5), UsedCorpus(name="not a name", weight=2, sources=[SOURCE])],
     validated=4,
     scores={"ppl": 2.5},
     versions={"onmt_llm": "0.1.0"},
@@ -41,7 +42,7 @@ def test_the_hubs_client_reads_the_front_matter() -> None:
         "pipeline_tag": "text-generation",
         "base_model": "org/base",
         "base_model_relation": "finetune",
-        "datasets": ["chats"],
+        "datasets": ["chats", "me/rows"],
         "tags": ["onmt_llm", "lora"],
     }
 
@@ -50,7 +51,7 @@ def test_a_card_tells_the_training_and_how_to_use_the_model() -> None:
     text = model_card("mine", LM, Provenance(runs=[RUN]), FORMAT, NOTHING_TO_ADD)
     for line in (
         "- base: Hugging Face llama, base (fingerprint `ffffffffffffffff`)",
-        "- corpora: chats (weight 0.5), not a name (weight 2)",
+        f"- corpora: chats (weight 0.5), not a name (weight 2, {SOURCE})",
         "- `lora_layers`: q_proj, v_proj",
         "Validation at step 4:",
         "| ppl | 2.5 |",
