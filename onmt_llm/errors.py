@@ -51,7 +51,7 @@ class LostProcessError(OnmtLlmError):
 
     Args:
         message, hint: As those of `OnmtLlmError`.
-        said: Another process says it already, so this one needs not.
+        said: Another process has reported it already, so this one does not.
     """
 
     def __init__(self, message: str, *, hint: str | None = None, said: bool = False) -> None:

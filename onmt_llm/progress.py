@@ -1,4 +1,4 @@
-"""How far a long job is: a bar if stderr is a terminal, otherwise a log line every half a minute."""
+"""Progress of a long job: a bar if stderr is a terminal, otherwise a log line every 30 seconds."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def connect(address: str | None, feature: str) -> ModuleType:
     except (ConnectionError, ValueError) as error:
         given = address or os.environ.get("RAY_ADDRESS")
         raise ConfigError(
-            f"'ray_address' must be a cluster of Ray that runs, but {given} is none ({last_line(error)}).",
+            f"'ray_address' must be a running Ray cluster, but {given} is not ({last_line(error)}).",
             hint="ray start --head starts one; without an address, one is started on this machine",
         ) from error
     return ray

@@ -2,7 +2,7 @@
 
     python recipes/make_toy_model.py toy/hf -family llama -texts data/*.txt
 
-The recipes take it in place of the 7 or 8 billion parameters that they are for, so that all their commands run.
+The recipes use it instead of the models of 7 or 8 billion parameters that they are for, so that all their commands run.
 """
 
 from __future__ import annotations

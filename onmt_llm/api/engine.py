@@ -260,7 +260,7 @@ class TextEngine:
 
         Args:
             system: System prompt, if the template has a place for one.
-            max_context_length: Most tokens of prompt and answer together.
+            max_context_length: Maximum number of tokens of prompt and answer together.
             **options: Decoding options, `template` ...
 
         Raises:

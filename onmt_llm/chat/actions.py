@@ -32,7 +32,7 @@ class ChatActions:
         """The conversation that the browser sent.
 
         Raises:
-            DataError: It is none.
+            DataError: It is something else.
         """
         return Conversation.from_json(stored, columns=len(self._responders))
 
@@ -143,7 +143,7 @@ class ChatActions:
         """The answer to a message for a program, growing.
 
         Raises:
-            DataError: The history is none.
+            DataError: The history is something else.
         """
         turns = [{"role": turn.get("role"), "content": turn.get("content")} for turn in history]
         past = Conversation.from_json({"system": system, "columns": [turns]})

@@ -148,7 +148,7 @@ class Conversation:
 
 def _turns(column: Any) -> Iterator[StoredMessage]:
     if not isinstance(column, list) or len(column) % 2:
-        raise DataError("A conversation must be a list of questions, each with its answer, but is none.")
+        raise DataError("A conversation must be a list of questions, each with its answer, but is something else.")
     for number, turn in enumerate(column, 1):
         role = "assistant" if number % 2 == 0 else "user"
         if not isinstance(turn, Mapping) or turn.get("role") != role or not isinstance(turn.get("content"), str):

@@ -27,7 +27,7 @@ class ChatSettings:
         temperature: 0 = always the most likely token.
         top_p: Sample from the most likely tokens whose probabilities add up to this; 1 = all tokens.
         top_k: Sample from so many of the most likely tokens; 1 = no sampling, 0 = all tokens.
-        max_tokens: Most tokens of an answer.
+        max_tokens: Maximum number of tokens of an answer.
         seed: Of the random numbers; None = a new one for each answer.
     """
 
@@ -113,7 +113,7 @@ class ChatModel:
     Args:
         scheduler: Answers; it may be shared.
         options: How to generate answers, where the settings say nothing else.
-        max_context_length: Most tokens of prompt and answer together.
+        max_context_length: Maximum number of tokens of prompt and answer together.
         template: Chat template; None or "auto" = the checkpoint's, or alpaca where it has none, as in training.
         name: Shown above its answers.
 

@@ -31,7 +31,7 @@ def _chat(loaded: Loaded[Any]) -> int:
     if server.compare_model:
         other = {"model": server.compare_model, "inference_mode": None}
         models.append(load_inference_config(config.answering.model_copy(update=other)))
-    # find out that the page cannot be served before spending minutes on loading a model
+    # check that the page can be served before spending minutes on loading a model
     from onmt_llm.chat.launch import check_server, launch, read_users
 
     users = read_users(server.users_file)

@@ -66,13 +66,13 @@ class ModelConfig(Section):
     head_dim: Width | None = None
     """Width of a head (H); null = hidden_size / heads."""
     latent: LatentConfig = LatentConfig()
-    """Latent attention in place of ordinary self-attention."""
+    """Latent attention instead of ordinary self-attention."""
     ffn_size: Width = 2048
     """Inner width of the feed-forward layer."""
     ffn_gated: bool = False
     """Gated feed-forward layer: down(act(gate(x)) * up(x)) instead of down(act(up(x)))."""
     moe: MoEConfig = MoEConfig()
-    """Mixture of experts in place of feed-forward layers."""
+    """Mixture of experts instead of feed-forward layers."""
     activation: Activation = "relu"
     """Activation of the feed-forward layer; `relu2` is the square of ReLU, `gelu_tanh` the tanh approximation of GELU.
     `clamped_swiglu` (gpt-oss), which needs `ffn_gated`, limits gate and up to 7 and computes

@@ -32,7 +32,7 @@ class ServedModelConfig(Section):
     load_at_start: bool = True
     """Load the model when the server starts; otherwise when it is first asked for."""
     idle_unload_seconds: PositiveOrZero | None = None
-    """Unload the model when nobody has asked for it this long; null = as for all models."""
+    """Unload the model after this many seconds without a request; null = as for all models."""
     expected_tokenizer: TokenizerKind | None = None
     """Refuse the model if its tokeniser is of another kind; OpenNMT-py's `tokenizer` becomes this."""
     tgt_file_prefix: bool = False
@@ -51,7 +51,7 @@ class ServingConfig(Section):
     model: str | None = None
     """A checkpoint or CTranslate2 release to offer under the name of its folder, besides `models`."""
     idle_unload_seconds: PositiveOrZero = 0
-    """Unload a model that nobody has asked for this long; the next request loads it again. 0 = never."""
+    """Unload a model after this many seconds without a request; the next request loads it again. 0 = never."""
 
 
 class ListeningConfig(Section):
@@ -67,7 +67,8 @@ class ListeningConfig(Section):
     """File of API keys, one per line, of which each request must send one (`Authorization: Bearer KEY`). Those of the
     environment variable ONMT_LLM_API_KEYS, separated by commas, are valid too. Without keys, everyone is served."""
     admin_keys_file: str | None = None
-    """File of the keys that may reload models; those of ONMT_LLM_ADMIN_KEYS are valid too. Without keys, nobody may."""
+    """File of the keys that may reload models; those of ONMT_LLM_ADMIN_KEYS are valid too. Without keys, models cannot
+    be reloaded."""
     cors_origins: list[str] = Field(default_factory=list)
     """Origins (`https://chat.example.org`) whose pages may send requests from a browser; `*` = all."""
     access_log: str = "-"

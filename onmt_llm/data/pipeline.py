@@ -215,7 +215,7 @@ class Pipeline:
         return InlinePool(BucketBuilder(self._spec, self._corpora))
 
     def _own(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-        """The state of our rank, if it goes on as it was."""
+        """The state of this rank, if number of ranks and bucket size have not changed."""
         mine = next((state for state in states if state["rank"] == self._rank), states[0])
         same = (mine["rank"], mine["world_size"]) == (self._rank, self._world_size)
         resized = mine["position"]["size"] != self._size

@@ -203,7 +203,7 @@ class LossMask:
         """Apply the parts of the mask that do not depend on turns to the texts of a conversation.
 
         Args:
-            texts: The training texts of `mark(messages)`. Each goes on further than those before it.
+            texts: The training texts of `mark(messages)`. Each is longer than those before it.
             messages: The original messages, with only their own flags.
             stop_tokens: Tokens that end a turn.
         """

@@ -99,7 +99,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Most tokens of a context and its continuation."""
+        """Maximum number of tokens of a context and its continuation."""
         return self._codec.config.model.max_position
 
     @property

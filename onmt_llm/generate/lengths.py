@@ -17,8 +17,8 @@ def make_batches(
 
     Args:
         lengths: Tokens of each prompt; prompts of length 0 are left out.
-        batch_size: Most prompts (`sents`) or prompt tokens with padding (`tokens`) of a batch; it has at least one
-            prompt.
+        batch_size: Maximum number of prompts (`sents`) or of prompt tokens with padding (`tokens`) in a batch; it
+            has at least one prompt.
         batch_type: Unit of `batch_size`.
         same_length: All prompts of a batch have the same length.
 
@@ -53,7 +53,10 @@ def length_penalty(options: GenerationConfig) -> Callable[[int], float]:
 
 
 def max_answer_length(options: GenerationConfig, source_length: int) -> int:
-    """Most tokens of an encoder-decoder's answer, by OpenNMT-py's formula (there for the batch's longest source)."""
+    """Maximum number of tokens of an encoder-decoder's answer, by OpenNMT-py's formula.
+
+    OpenNMT-py applies it to the longest source of the batch.
+    """
     if options.max_length_ratio <= 0:
         return options.max_length
     return int(min(options.max_length, source_length * options.max_length_ratio + 5))

@@ -1,6 +1,6 @@
 """Measurements of a run's checkpoints on its validation corpora, as a CSV file.
 
-The file is replaced as a whole: whoever reads it always finds complete rows.
+The file is replaced as a whole, so a reader always finds complete rows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_measurements(path: Path) -> list[Measurement]:
     """The rows of a file; none if there is no such file.
 
     Raises:
-        DataError: It is no such file.
+        DataError: It holds something else.
     """
     if not path.exists():
         return []

@@ -26,7 +26,7 @@ def prepare_chat(
     Args:
         codec: Of the model.
         options: How to generate answers.
-        max_context_length: Most tokens of prompt and answer together.
+        max_context_length: Maximum number of tokens of prompt and answer together.
         template: Chat template; None or "auto" = the checkpoint's, or alpaca where it has none, as in training.
 
     Returns:
@@ -64,7 +64,7 @@ def fit_history(
     Args:
         codec: Renders and tokenises.
         messages: The conversation; the last message is to be answered.
-        budget: Most tokens of the prompt.
+        budget: Maximum number of tokens of the prompt.
         template: Chat template; None = the checkpoint's.
 
     Returns:
@@ -126,7 +126,7 @@ class ChatSession:
     Args:
         engine: Shared by all sessions; it has no state of a conversation.
         options: How to generate answers. A chat streams, so it has no beam and one hypothesis.
-        max_context_length: Most tokens of prompt and answer together.
+        max_context_length: Maximum number of tokens of prompt and answer together.
         template: Chat template; None or "auto" = the checkpoint's, or alpaca where it has none, as in training.
         system: System prompt, if the template supports one.
 

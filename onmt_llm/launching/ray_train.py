@@ -56,7 +56,7 @@ def train_on_ray(work: Callable[[], None], cluster: ClusterConfig, *, name: str,
                 raise failure from None
         ranks = ", ".join(str(rank) for rank in sorted(failures))
         raise OnmtLlmError(
-            f"All {cluster.world_size} processes must go on to the end, but Ray says: {last_line(error)}.",
+            f"All {cluster.world_size} processes must keep running to the end, but Ray says: {last_line(error)}.",
             hint=f"the log above has the message of process {ranks}" if ranks else None,
         ) from error
 

@@ -41,7 +41,7 @@ class ServerSettings:
     Attributes:
         limits: What requests may ask for.
         keys: Keys of which each request must have one; none = everyone is served.
-        admin_keys: Keys that may reload models; none = nobody may.
+        admin_keys: Keys that may reload models; none = models cannot be reloaded.
         cors_origins: Origins whose pages may send requests from a browser.
         write_record: Writes a line of the access log.
         url_root: What the paths of OpenNMT-py's API begin with.

@@ -20,7 +20,7 @@ from onmt_llm.serve.records import RequestRecord, WriteLine
 CLIENT_GONE = 499
 """The status in log and metrics of a request whose client left, as in nginx."""
 _BODY_SECONDS = 60.0
-"""Most time for a client to send its body."""
+"""Time limit for a client to send its body."""
 
 Respond = Callable[[Scope, Refusal], ASGIApp]
 """Makes the response of a refusal, in the form of the API to which the path belongs."""
@@ -83,7 +83,7 @@ class Guarded:
     Args:
         app: Answers.
         refuse: Gives the refusal of a request by its path and headers, or None.
-        body_bytes: Most bytes of a body.
+        body_bytes: Maximum number of bytes of a body.
         respond: Makes the response of a refusal.
     """
 

@@ -19,7 +19,7 @@ class Refusal(Exception):
         message: One sentence: what must hold, and what it is.
         param: The parameter of the request that is at fault.
         code: A word for programs: `model_not_found`.
-        retry_after: Seconds after which the same request is worth another try.
+        retry_after: Seconds after which the request may be sent again.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from onmt_llm.text.codec import Codec
 _CHECK_TOKENS = 2
 """Tokens that a newly loaded model generates to show that it works."""
 _CHECK_SECONDS = 300.0
-"""Most time for them."""
+"""Time limit for them."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,13 @@ class ModelSpec:
         open: Loads it.
         template: Name or file of the chat template; None = the checkpoint's, or alpaca where it has none.
         src_lang, tgt_lang: Languages of a multilingual model, by their codes; "" = the model's default.
-        max_context_length: Most tokens of prompt and answer together; None = what the model was trained for.
+        max_context_length: Maximum number of tokens of prompt and answer together; None = what the model was trained
+            for.
         drop_old_rounds: Answer a chat that is too long without its oldest rounds.
         generation: How answers are generated where a request does not say. Options that are not set here are the
             model's own (`SamplingDefaults`).
         load_at_start: `ModelPool.load_all` loads it.
-        idle_seconds: Unload it when nobody has used it for so long; None = as the pool does.
+        idle_seconds: Unload it after this many seconds without use; None = as the pool does.
         device: Where it runs: "auto", "cpu", "cuda".
         tgt_file_prefix: Its translations start with the text in `ref` (API of OpenNMT-py).
         sources, targets: Languages that it translates from and into, by BCP 47 tag, with its own codes of them.
@@ -111,7 +112,7 @@ class ServedModel:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of prompt and answer together; of an encoder-decoder, of each."""
+        """Maximum number of tokens of prompt and answer together; of an encoder-decoder, of each."""
         return self.spec.max_context_length or self.codec.config.model.max_position
 
     def enter(self) -> bool:
@@ -128,7 +129,7 @@ class ServedModel:
             self._changed.notify_all()
 
     def is_idle(self, seconds: float) -> bool:
-        """Whether nobody has used it for so long."""
+        """Whether it has not been used for this long."""
         with self._changed:
             return self._users == 0 and time.monotonic() - self.last_used >= seconds
 
@@ -189,8 +190,8 @@ class ModelPool:
     Args:
         specs: The models.
         max_queue: Requests that may wait for each.
-        idle_seconds: `unload_idle` unloads models that nobody has used for so long, unless they have a time of their
-            own; 0 = never.
+        idle_seconds: `unload_idle` unloads models that have not been used for this long, unless their specification has
+            another time; 0 = never.
 
     Examples:
         >>> async with pool.use("llama") as model:
@@ -305,7 +306,7 @@ class ModelPool:
             return model is not None
 
     def unload_idle(self) -> None:
-        """Unload the models that nobody has used for their time, or for `idle_seconds`."""
+        """Unload the models that have not been used for their own idle time, or for `idle_seconds`."""
         for model in self.loaded:
             seconds = self.idle_seconds_of(model.spec)
             if seconds and model.is_idle(seconds):

@@ -72,7 +72,7 @@ arb ar; als sq; ayr ay; azj az; cmn zh; ekk et; fuv ff; gaz om; khk mn; kmr ku; 
 pes fa; plt mg; quy qu; swh sw; uzn uz; ydd yi; zsm ms; ns nso
 """)
 )
-"""Codes that models have in the place of a group of languages (Standard Arabic for Arabic), and M2M100's for Pedi."""
+"""Codes that models use for a group of languages (Standard Arabic for Arabic), and M2M100's for Pedi."""
 
 _SCRIPTS = {
     **{"Arab": "Arabic script", "Beng": "Bengali script", "Cyrl": "Cyrillic", "Deva": "Devanagari"},

@@ -40,7 +40,7 @@ class TrainingComponents:
         ema: The running average of the weights; None = none is maintained.
         spike_detector: Detects loss spikes.
         profiler: Profiles some of the updates.
-        pulse: Tells the other processes that this one goes on.
+        pulse: Tells the other processes that this one makes progress.
         save_best: Save a checkpoint after the best validation so far.
         corpora: Number of the corpora whose likelihoods are reported separately; 0 = none.
     """

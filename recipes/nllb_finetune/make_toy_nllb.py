@@ -46,7 +46,7 @@ def write_texts(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
-    """Train NLLB's kind of tokeniser: a SentencePiece model, and the language codes behind it."""
+    """Train NLLB's kind of tokeniser: a SentencePiece model, and the language codes after it."""
     words = [word for language in WORDS.values() for word in language]
     with (folder / "sentencepiece.bpe.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(

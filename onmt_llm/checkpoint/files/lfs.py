@@ -14,7 +14,7 @@ def refuse_pointer(path: Path) -> None:
     """Refuse a file that is a pointer.
 
     Raises:
-        CheckpointError: It is one.
+        CheckpointError: It is a pointer.
     """
     with open(path, "rb") as file:
         if file.read(len(POINTER)) == POINTER:

@@ -48,7 +48,7 @@ class ImportOptions:
     Attributes:
         tokenizer_model: Tokeniser file, if it is not beside the model; `none` = convert the weights alone.
         vocab_file: Vocabulary file, if the tokeniser does not define the vocabulary.
-        ignore_unknown: Log keys of its configuration that are not known, and go on.
+        ignore_unknown: Log keys of its configuration that are not known, and continue.
     """
 
     tokenizer_model: Path | None = None

@@ -164,7 +164,7 @@ class ChunkReader:
         Where prompts may have several lines, a chunk ends where one does: the last one waits for the lines after it.
 
         Args:
-            size: Most lines of a chunk; more only where one prompt has more.
+            size: Maximum number of lines of a chunk; more only where one prompt has more.
             build: Makes the prompts of `lines`, given the place of the `first` of them.
         """
         held: list[str] = []

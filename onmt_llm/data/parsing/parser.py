@@ -300,7 +300,7 @@ class ExampleParser:
             raise self._bad(record, f"does not fit the chat template: {error.message}", hint=error.hint) from error
         if len(texts) > 1:
             log_once(
-                f"Corpus '{self.name}': the chat template changes earlier messages when a conversation goes on, so a "
+                f"Corpus '{self.name}': the chat template changes earlier messages when a conversation continues, so a "
                 "conversation becomes several examples. Each trains its answers in the context that the model sees "
                 "when it has to give them."
             )

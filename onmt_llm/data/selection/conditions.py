@@ -101,7 +101,7 @@ def _test(corpus: str, name: str, pattern: str) -> Matcher:
         limit = float(pattern.removeprefix(sign))
     except ValueError as error:
         raise ConfigError(
-            f"`where` of corpus '{corpus}' must have a number behind '{sign}', but '{name}' has {pattern!r}."
+            f"`where` of corpus '{corpus}' must have a number after '{sign}', but '{name}' has {pattern!r}."
         ) from error
     return lambda value: (number := _number(value)) is not None and compare(number, limit)
 

@@ -24,7 +24,7 @@ class Ct2Row:
     Args:
         ticket: Its request.
         codec: Vocabulary and stop strings of the model.
-        limit: Most tokens.
+        limit: Maximum number of tokens.
         forced: Tokens that the decoder is given first, which are not of the answer.
 
     Attributes:

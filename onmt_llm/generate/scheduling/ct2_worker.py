@@ -37,7 +37,7 @@ class Ct2Worker:
 
     Args:
         engine: Only the threads of `run` may compute with it.
-        batch_size: Most requests of a batch.
+        batch_size: Maximum number of requests of a batch.
     """
 
     def __init__(self, engine: Ct2Engine, *, batch_size: int = 16) -> None:
@@ -188,7 +188,7 @@ def _wants_log_probs(request: Request) -> bool:
 
 
 def _limit(engine: Ct2Engine, request: Request) -> int:
-    """Most tokens of its answer."""
+    """Maximum number of tokens of its answer."""
     if engine.codec.config.model.is_decoder_only:
         return request.options.max_length
     return max_answer_length(request.options, len(request.prompt))

@@ -29,7 +29,7 @@ class Overloaded(OnmtLlmError):
     """The queue is full, or the scheduler is closing: the request may be sent again later.
 
     Attributes:
-        retry_after: Seconds after which it is worth a try.
+        retry_after: Seconds after which the request may be sent again.
     """
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
@@ -86,7 +86,7 @@ class Scheduler:
 
         Args:
             request: What to answer.
-            seconds: Most time for it, waiting included; then its answer ends as if cancelled.
+            seconds: Time limit, waiting included; then its answer ends as if cancelled.
             notify: See `Ticket`.
 
         Raises:

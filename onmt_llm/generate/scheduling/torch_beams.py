@@ -70,7 +70,7 @@ class BeamBatch:
         return [self._prompts[prompt].ticket for prompt in done]
 
     def _outgrown(self, prompt: int) -> DataError | None:
-        """Why the model cannot go on after the next token."""
+        """Why the model cannot continue after the next token."""
         try:
             self._engine.ensemble.check_room(self._prompts[prompt].ids, self._search.tokens_RN.shape[1] + 1)
         except DataError as error:

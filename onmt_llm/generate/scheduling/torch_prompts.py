@@ -90,7 +90,7 @@ def first_group(waiting: Iterable[PromptReading], room: int) -> list[PromptReadi
 
     Args:
         waiting: Prompts in their order.
-        room: Most tokens of the pass, padding included.
+        room: Maximum number of tokens of the pass, padding included.
 
     Returns:
         Fewer than two where the first one must be read alone.

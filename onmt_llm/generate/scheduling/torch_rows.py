@@ -90,7 +90,7 @@ class SampledRequest:
         return self._engine.with_lookup(decoding, [*self._prompt, *tokens], max_length=left)
 
     def has_room(self) -> bool:
-        """Whether the model can go on; otherwise the ticket gets the error."""
+        """Whether the model can continue; otherwise the ticket gets the error."""
         try:
             self._engine.ensemble.check_room(self._prompt, len(self.alive[0].row.tokens))
         except DataError as error:

@@ -34,7 +34,7 @@ class TorchWorker:
     Args:
         engine: Only the thread of `run` may compute with it.
         batch_size: Requests that are answered at once.
-        cache_bytes: Most memory for the keys and values of their tokens; a request that needs more is answered alone.
+        cache_bytes: Memory limit for the keys and values of their tokens; a request that needs more is answered alone.
             None = half of what is free now.
     """
 
@@ -207,7 +207,7 @@ def _rows(ticket: Ticket) -> int:
 
 
 def _length(ticket: Ticket) -> int:
-    """Most tokens of a row of its, prompt included."""
+    """Maximum number of tokens of a row of its, prompt included."""
     request = ticket.request
     return len(request.prompt) + len(request.prefix) + request.options.max_length
 

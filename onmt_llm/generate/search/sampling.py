@@ -59,7 +59,7 @@ class Constraints:
 
     Attributes:
         end_ids: Tokens that end an answer.
-        max_lengths: Most tokens of an answer to each prompt, without its prefix.
+        max_lengths: Maximum number of tokens of an answer to each prompt, without its prefix.
         absent_ids: Rows of the output layer without a token; they are not in the distribution.
         banned_ids: Tokens that are never generated.
         min_length: Fewest tokens before an end token, without the prefix.
@@ -84,7 +84,7 @@ class Constraints:
     prefixes: Sequence[Sequence[int]] = ()
 
     def limit(self, prompt: int) -> int:
-        """Most tokens of an answer to a prompt, prefix included."""
+        """Maximum number of tokens of an answer to a prompt, prefix included."""
         return self.max_lengths[prompt] + len(self.prefix(prompt))
 
     def prefix(self, prompt: int) -> Sequence[int]:

@@ -35,7 +35,7 @@ def generation_options(
         parameters: Of the request.
         model: Answers it.
         limits: What it may ask for.
-        max_tokens: Most tokens of an answer; None = the model's default.
+        max_tokens: Maximum number of tokens of an answer; None = the model's default.
         stop: Stop strings besides those of the request.
 
     Raises:
@@ -73,7 +73,7 @@ def _wants_sampling(parameters: Parameters) -> bool:
 
 
 def fit_answer(options: GenerationConfig, prompt_tokens: int, model: ServedModel, *, fixed: bool) -> GenerationConfig:
-    """The options, with answers that fit into the context behind the prompt.
+    """The options, with answers that fit into the context after the prompt.
 
     Args:
         options: Of the search.

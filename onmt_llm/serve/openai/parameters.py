@@ -57,7 +57,7 @@ class Parameters(BaseModel):
     model: str
     """Name of the model."""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     """Fewest tokens of an answer; an extension."""
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None

@@ -58,7 +58,7 @@ class Report:
 
 
 def suspects(reports: dict[int, Report], silent: dict[int, float], waiting: dict[int, float]) -> dict[int, float]:
-    """The ranks that the others wait for, with the seconds since they last went on.
+    """The ranks that the others wait for, with the seconds since their last progress.
 
     Args:
         reports: The newest report of each rank.
@@ -164,7 +164,7 @@ def lost_process(world: World, which: str = "", *, said: bool = False) -> LostPr
     """
     found = which or f"process {world.rank} has lost another one"
     return LostProcessError(
-        f"All {world.size} processes must go on to the end, but {found}.",
+        f"All {world.size} processes must keep running to the end, but {found}.",
         hint="the message of the process that ended first says why; resume with -train_from auto",
         said=said,
     )

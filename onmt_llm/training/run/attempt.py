@@ -56,7 +56,7 @@ class Rollback:
 
     Attributes:
         checkpoint: The checkpoint to return to; None = the start of the run.
-        position: This rank's data position, behind the bucket with the spike.
+        position: This rank's data position, after the bucket with the spike.
         seed: The run's seed, which determines the order of the data.
         count: Rollbacks since the last regular checkpoint.
         written: Checkpoints that the run has written so far.

@@ -165,7 +165,7 @@ def _emptied(tags: list[str], bodies: list[str]) -> tuple[list[str], list[str]]:
     place, last = 0, len(tags) - 1
     while place <= last:
         if place < last and not _has_letter(bodies[place]):
-            place += 1  # the turn behind an empty one is looked at in the next pass
+            place += 1  # the turn after an empty one is looked at in the next pass
         kept.append(place)
         place += 1
     return [tags[n] for n in kept], [bodies[n] for n in kept]

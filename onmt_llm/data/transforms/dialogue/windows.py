@@ -43,7 +43,7 @@ class Window:
         tag: The tag that is put in front, as its (start, end).
         start: Index of the first token.
         fresh: Index of the first token that no window before it has.
-        end: Index behind the last token.
+        end: Index after the last token.
     """
 
     tag: tuple[int, int]

@@ -4,8 +4,8 @@ The rendered text is split at control tokens. To tell control tokens of the temp
 (the noncharacter U+FDD0) is inserted into the latter before rendering and removed afterwards. Answers are found by
 rendering the conversation up to each of them (`turns`), so the template needs no `{% generation %}` blocks.
 
-Many templates change what they have written when the conversation goes on: they drop the thoughts of earlier answers,
-or move the system message to the last question. Such a conversation has several training texts. Answers that stand in
+Many templates change what they have written when the conversation continues: they drop the thoughts of earlier answers,
+or move the system message to the last question. Such a conversation has several training texts. Answers in
 the same text share one.
 """
 
@@ -123,7 +123,7 @@ class JinjaTemplate:
 
     @cached_property
     def next_turn_tokens(self) -> tuple[str, ...]:
-        """The control token behind an answer that a question follows, if it is none of `stop_tokens`."""
+        """The control token after an answer that a question follows, if it is not one of `stop_tokens`."""
         try:
             text = self._write(self._chat([_QUESTION, _ANSWER, _QUESTION]), NO_VARIABLES)
         except DataError:

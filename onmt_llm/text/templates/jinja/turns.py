@@ -66,7 +66,7 @@ def find_answer(
         find_end: Finds where a turn ends that starts at some place of a text.
 
     Raises:
-        DataError: An answered question is written in another way, and the answer cannot be found behind it.
+        DataError: An answered question is written in another way, and the answer cannot be found after it.
     """
     start = _shared(prompt, written)
     opened, answer = prompt[start:], written[start : find_end(written, start)]

@@ -62,7 +62,7 @@ def test_a_missing_field_is_warned_about_once(caplog) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"where": {"score": ">=good"}}, "must have a number behind '>='"),
+        ({"where": {"score": ">=good"}}, "must have a number after '>='"),
         ({"where": {"score": []}}, "at least one pattern"),
         ({"unique_threshold": 0.5}, "must have unique_by"),
         ({"sample_seed": 3}, "must have sample"),

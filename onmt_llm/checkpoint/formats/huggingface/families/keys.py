@@ -57,7 +57,7 @@ def check_keys(hf: Mapping[str, Any], known: Sequence[str], what: str, *, ignore
         hf: The configuration.
         known: Patterns of keys that are read, or that change nothing.
         what: The kind of models, in words.
-        ignore_unknown: Log such keys and go on.
+        ignore_unknown: Log such keys and continue.
 
     Raises:
         UnsupportedError: There are such keys; lists all.
