@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from onmt_llm.checkpoint.export_guard import obstacles
@@ -89,7 +91,7 @@ def _families() -> str:
     rows = []
     for family in FAMILIES:
         model = family.to_model({key: value for key, value in SIZES.items() if key in family.keys})
-        found = [", ".join(obstacles(model, table)) for table in (ct2_spec.EXPRESSIBLE, opennmt.EXPRESSIBLE)]
+        found = [_brief(obstacles(model, table)) for table in (ct2_spec.EXPRESSIBLE, opennmt.EXPRESSIBLE)]
         cells = [
             f"`{family.model_type}`",
             family.models,
@@ -116,8 +118,13 @@ def _in_gguf(family: Family, model: ModelConfig) -> str:
     ]
     if not found:
         return "no"
-    reason = ", ".join(min(found, key=len))
+    reason = _brief(min(found, key=len))
     return f"in; out: no: {reason}" if reason else "in, out"
+
+
+def _brief(obstacles: Iterable[str]) -> str:
+    """Why a model cannot be written, without the values of its single layers."""
+    return re.sub(r" is \[[^]]*\]", " differs between layers", ", ".join(obstacles))
 
 
 def _begin(command: str) -> str:

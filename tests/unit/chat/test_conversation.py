@@ -112,7 +112,10 @@ def test_a_file_of_conversations_is_read() -> None:
         ("", "but is empty"),
         ("\n{", r"must be JSON, but is not \(line 2\)\."),
         ('{"text": "x"}', r"the list 'messages', but is not \(line 1\)\."),
-        ('{"messages": [{"role": "user", "content": "q"}]}', r"each with its answer, but is none \(line 1\)\."),
+        (
+            '{"messages": [{"role": "user", "content": "q"}]}',
+            r"each with its answer, but is something else \(line 1\)\.",
+        ),
     ],
 )
 def test_a_file_that_is_none_is_refused_with_its_line(text: str, sentence: str) -> None:
