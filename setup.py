@@ -108,7 +108,7 @@ setup(
         "onmt_llm": ["py.typed"],
         "onmt_llm.chat": ["*.css", "*.html", "*.js"],
         "onmt_llm.data.inspection": ["page_templates/*.html"],
-        "onmt_llm.releasing": ["verification_text.txt"],
+        "onmt_llm.releasing": ["channel_text.txt", "verification_text.txt"],
     },
     cmdclass={"build_py": BuildWithRecipes},
     install_requires=CORE,

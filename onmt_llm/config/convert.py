@@ -130,9 +130,9 @@ class ReleaseOptions(Section):
     f16; the types with `k` need the package `cyllama`."""
     quality: Quality | None = None
     """How int8 weights are rounded. `plain`: each by itself; `rotated`: after the channels of the residual stream were
-    mixed, so that none is much larger than the others: less is lost, at the same speed; `calibrated`: in addition so
-    that the outputs change least on `calibration_text`. null = `rotated`, or `plain` for a model that cannot be
-    rotated."""
+    mixed, so that none is much larger than the others, and those inside gated feed-forward layers were scaled by a text
+    in the package: less is lost, at the same speed; `calibrated`: in addition so that the outputs change least on
+    `calibration_text`. null = `rotated`, or `plain` for a model that cannot be rotated."""
     calibration_text: str | None = None
     """Text file for `quality: calibrated`, with text of the kind that the model will read; up to 8,192 tokens are
     used. null = the training corpora in `data`: give the YAML file of the run with `-config`."""

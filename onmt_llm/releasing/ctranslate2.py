@@ -32,6 +32,7 @@ from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.generate.ct2.model import REPORT_FILE
 from onmt_llm.nn.transformer import parameter_shapes
 from onmt_llm.releasing.calibration import Calibration
+from onmt_llm.releasing.channels import scaled
 from onmt_llm.releasing.ct2_spec import (
     BYTES,
     EXPRESSIBLE,
@@ -76,6 +77,9 @@ def release_ctranslate2(
     quality, source = prepared(checkpoint, numbers)
     keep_float = float_variables(source.config.model, numbers.keep_float)
     with AtomicDirectory(output, overwrite=force) as release:
+        scaled_on = 0
+        if quality != "plain" and "down_proj" not in numbers.keep_float:
+            source, scaled_on = scaled(source, checkpoint)
         with release.translated_errors():
             with TemporaryDirectory(dir=release.directory.parent, prefix=".calibration-") as scratch:
                 calibration = None
@@ -95,6 +99,7 @@ def release_ctranslate2(
             "source": str(checkpoint.path),
             "quantization": quantization,
             **({"quality": quality, "keep_float": list(numbers.keep_float)} if numbers.is_int8 else {}),
+            **({"channel_scales": f"{scaled_on} tokens of the package's channel_text.txt"} if scaled_on else {}),
             "versions": {"python": platform.python_version(), **packages},
         }
         if verify == "off":
