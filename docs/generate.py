@@ -124,7 +124,7 @@ def _in_gguf(family: Family, model: ModelConfig) -> str:
 
 def _brief(obstacles: Iterable[str]) -> str:
     """Why a model cannot be written, without the values of its single layers."""
-    return re.sub(r" is \[[^]]*\]", " differs between layers", ", ".join(obstacles))
+    return re.sub(r" is \[[^]]*\]", " is set", ", ".join(obstacles))
 
 
 def _begin(command: str) -> str:

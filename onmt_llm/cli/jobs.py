@@ -53,16 +53,16 @@ JOBS = {
     "onmt_llm_serve": JobSchema("serve", "ServeConfig"),
     "simple_inference": JobSchema("chat", "SimpleInferenceConfig"),
     "onmt_llm_convert": JobSchema("convert", "ConvertConfig"),
-    "onmt_llm_lora": JobSchema("convert", "LoraToolConfig"),
+    "onmt_llm_lora": JobSchema("lora_tool", "LoraToolConfig"),
     "onmt_llm_checkpoint": JobSchema(
-        "convert", "CheckpointToolConfig", short={"m": "models", "o": "output", "f": "fp32"}
+        "checkpoint_tool", "CheckpointToolConfig", short={"m": "models", "o": "output", "f": "fp32"}
     ),
     "onmt_llm_hub": JobSchema("hub", "HubConfig"),
     "onmt_llm_eval": JobSchema("evaluate", "EvalConfig"),
     "onmt_llm_eval_run": JobSchema("evaluate", "RunEvalConfig", sections),
     "onmt_llm_plot": JobSchema("plot", "PlotConfig"),
     "release_model": JobSchema(
-        "convert", "ReleaseConfig", sections, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}
+        "release", "ReleaseConfig", sections, short={"m": "model", "o": "output", "f": "format", "q": "quantization"}
     ),
 }
 

@@ -8,8 +8,8 @@ from typing import Any
 from onmt_llm.cli.inputs import missing_models, missing_options
 from onmt_llm.cli.outputs import Paths, model_files, output_option
 from onmt_llm.cli.run import CheckedJob, required, run_job
-from onmt_llm.config.convert import LoraToolOptions
 from onmt_llm.config.loading.load import Loaded
+from onmt_llm.config.lora_tool import LoraToolOptions
 from onmt_llm.errors import Problem
 from onmt_llm.log import logger
 

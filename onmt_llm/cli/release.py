@@ -11,9 +11,9 @@ from onmt_llm.cli.checks import corpora_problems
 from onmt_llm.cli.inputs import corpus_files, missing_files, missing_models, missing_options, option_files
 from onmt_llm.cli.outputs import Paths, model_files, output_option
 from onmt_llm.cli.run import CheckedJob, required, run_job
-from onmt_llm.config.convert import ReleaseOptions
 from onmt_llm.config.data import BatchConfig
 from onmt_llm.config.loading.load import Loaded
+from onmt_llm.config.release import ReleaseOptions
 from onmt_llm.errors import DataError, Problem
 from onmt_llm.log import logger
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.convert import Quality
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.release import Quality
 from onmt_llm.errors import ConfigError, UnsupportedError
 from onmt_llm.log import logger
 from onmt_llm.nn import wrap

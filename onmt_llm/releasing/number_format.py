@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onmt_llm.config.convert import Quality
+from onmt_llm.config.release import Quality
 from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.errors import ConfigError
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from onmt_llm.checkpoint.directory import CT2_MODEL_FILE
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.config.convert import Quality
 from onmt_llm.config.model import ModelConfig
+from onmt_llm.config.release import Quality
 from onmt_llm.errors import CheckpointError, DataError
 from onmt_llm.generate.ct2.generator import Ct2Generator
 from onmt_llm.generate.ct2.model import stored_compute_type
