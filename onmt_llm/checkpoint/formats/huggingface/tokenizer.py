@@ -48,7 +48,10 @@ def _own_json(checkpoint: Checkpoint, codec: Codec) -> Files:
         raise UnsupportedError(
             f"transformers reads tokenisers of kind huggingface and sentencepiece, but this one is '{spec.kind}'."
         )
-    if not (codec.shares_vocab and codec.shares_tokenizer):
+    # one vocabulary may have more rows without a token than the other
+    if not codec.shares_tokenizer or any(
+        ours != theirs for ours, theirs in zip(codec.vocab, codec.src_vocab, strict=False)
+    ):
         raise UnsupportedError(
             "A tokeniser of transformers must be that of both sides, but this model has another one, or another "
             "vocabulary, for its source side."
