@@ -9,8 +9,6 @@ Columns, in MB (10^6 bytes), of the process that needs most:
 - block: one block of the whole model;
 - peak: the largest RssAnon until the model is ready for its first update;
 - limit: part, block, and 400 MB.
-
-New weights are drawn in float32, one whole tensor at a time.
 """
 
 from __future__ import annotations

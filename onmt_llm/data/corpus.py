@@ -146,13 +146,18 @@ class Corpus:
 
     def _transformed(self, examples: list[Example]) -> list[Example]:
         for transform in self.transforms:
-            examples = transform.batch(examples)
-            self.counts.dropped.update(transform.dropped)
-            self.counts.made += transform.made
-            self.counts.truncated += transform.truncated
-            transform.dropped.clear()
-            transform.made = transform.truncated = 0
+            examples = self.apply(transform, examples)
         return examples
+
+    def apply(self, transform: Transform, examples: Sequence[Example]) -> list[Example]:
+        """What a transform makes of examples; what it drops, makes and cuts is counted."""
+        changed = transform.batch(examples)
+        self.counts.dropped.update(transform.dropped)
+        self.counts.made += transform.made
+        self.counts.truncated += transform.truncated
+        transform.dropped.clear()
+        transform.made = transform.truncated = 0
+        return changed
 
     def parse(self, record: Record) -> list[Example]:
         """The examples of a record, without transforms; a skipped record has none and is counted."""

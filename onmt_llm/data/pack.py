@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from onmt_llm.data.token_shards.fingerprint import fingerprint, inputs_of, recip
 from onmt_llm.data.token_shards.open import vocabularies
 from onmt_llm.data.token_shards.records import ArrayName, skipped_counts
 from onmt_llm.data.token_shards.shard import ENDINGS, INDEX, ShardWriter, damaged, read_index, write_index
+from onmt_llm.data.transforms.tokenize import Tokenize
 from onmt_llm.errors import CheckpointError, ConfigError, DataError
 from onmt_llm.log import logger
 
@@ -219,45 +221,26 @@ def _shards(chunks: Iterator[tuple[int, _Tokenised]], vocab_size: int, total: Co
         yield shard
 
 
-_Place = tuple[Path | None, int]
-"""File and line of a record."""
-Happened = tuple[int, list[Encoded], CorpusCounts]
-"""Line of a record, its examples, and their counts."""
+def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[tuple[int, list[Encoded], CorpusCounts]]:
+    """Line of each record, its examples, and their counts.
 
-
-def _each(corpus: Corpus, records: Sequence[Record]) -> Iterator[Happened]:
-    """The examples of each record.
-
-    Tokenisers are fastest on many texts, but what happened is known of all of them together. So those of which nothing
-    is left are looked at once more, one by one; and all are, where transforms made or cut examples, or one looks wrong.
+    Tokenisers are fastest on many texts, and count nothing; all else is done record by record, so that what happens to
+    each is known.
     """
-    together, all_counts = _run(corpus, records)
-    kept: dict[_Place, list[Encoded]] = {}
-    for place, encoded in together:
-        kept.setdefault(place, []).append(encoded)
-    simple = not (all_counts.made or all_counts.truncated or all_counts.suspect)
-    for record in records:
-        examples = kept.get((record.paths[0], record.line))
-        if simple and examples:
-            counts = CorpusCounts()
-            counts.add_read([record])
-            for encoded in examples:
-                counts.keep(encoded, encoded.num_trained)
-            yield record.line, examples, counts
-        else:
-            yield _one(corpus, record)
-
-
-def _one(corpus: Corpus, record: Record) -> Happened:
-    examples, counts = _run(corpus, [record])
-    return record.line, [encoded for _, encoded in examples], counts
-
-
-def _run(corpus: Corpus, records: Sequence[Record]) -> tuple[list[tuple[_Place, Encoded]], CorpusCounts]:
-    corpus.counts = CorpusCounts()
-    examples = corpus.examples(records)
-    found = [((each.path, each.line), encoded) for each in examples if (encoded := corpus.encode(each)) is not None]
-    return found, corpus.counts
+    counts = [CorpusCounts() for _ in records]
+    examples = []
+    for record, corpus.counts in zip(records, counts, strict=True):
+        corpus.counts.add_read([record])
+        examples.append(corpus.parse(record))
+    for transform in corpus.transforms:
+        if isinstance(transform, Tokenize):
+            tokenised = iter(transform.batch([example for own in examples for example in own]))
+            examples = [list(islice(tokenised, len(own))) for own in examples]
+            continue
+        for place, corpus.counts in enumerate(counts):
+            examples[place] = corpus.apply(transform, examples[place])
+    for record, own, corpus.counts in zip(records, examples, counts, strict=True):
+        yield record.line, [found for each in own if (found := corpus.encode(each)) is not None], corpus.counts
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ _FACTORS = {"q_proj": 0.2, "k_proj": 0.2, "lm_head": 0.4, "relative_bias": 0.0}
 """By name of the layer; 1 for others. Measured, as the next one: docs/benchmarks/learning.md."""
 _ENCODER_DECODER_EMBEDDINGS = 0.4
 
+Draw = Callable[[Tensor], object]
+"""Fills a tensor with independent values from torch's global generator, one after the other."""
+
+
+def in_place(parameter: Tensor, draw: Draw) -> None:
+    """Draw the values of a parameter."""
+    draw(parameter)
+
 
 @torch.no_grad()
 def init_weights(
@@ -26,7 +34,7 @@ def init_weights(
     param_init: float = 0.0,
     glorot: bool = True,
     has_encoder: bool | None = None,
-    whole: Callable[[nn.Module], AbstractContextManager[nn.Module]] = nullcontext,
+    give: Callable[[Tensor, Draw], None] = in_place,
 ) -> None:
     """Draw the weights of a new model from torch's global generator.
 
@@ -56,27 +64,36 @@ def init_weights(
         param_init: Half-width of the uniform distribution; 0 = not used.
         glorot: Xavier (Glorot & Bengio 2010) for all matrices.
         has_encoder: Whether this is (a part of) an encoder-decoder; None = by the model's `encoder`.
-        whole: A context whose module is drawn in place of the given one, for weights that are divided among processes.
+        give: How a parameter is given its values; another way for weights that are divided among processes.
     """
     if has_encoder is None:
         has_encoder = getattr(model, "encoder", None) is not None
     embeddings = _ENCODER_DECODER_EMBEDDINGS if has_encoder else 1.0
     depth = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    for name, own in model.named_modules():
-        with whole(own) as module:
-            if isinstance(module, nn.Linear | nn.Embedding):
-                layers = next((n for prefix, n in depth.items() if name.startswith(prefix + ".")), 1)
-                factor = embeddings if isinstance(module, nn.Embedding) else 1.0
-                std = _std(name, module.weight.shape[1], layers, factor)
-                _init_matrix(module.weight, param_init=param_init, glorot=glorot, std=std)
-            elif isinstance(module, nn.LayerNorm | nn.RMSNorm | HeadLayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, Attention) and module.sinks is not None:
-                module.sinks.zero_()
-            elif isinstance(module, SelectionBias):
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            layers = next((n for prefix, n in depth.items() if name.startswith(prefix + ".")), 1)
+            factor = embeddings if isinstance(module, nn.Embedding) else 1.0
+            outputs, inputs = module.weight.shape
+            if glorot:
+                half_width = math.sqrt(3) * math.sqrt(2 / (inputs + outputs))  # rounded as by torch's xavier_uniform_
+                draw: Draw = partial(nn.init.uniform_, a=-half_width, b=half_width)
+            elif param_init:
+                draw = partial(nn.init.uniform_, a=-param_init, b=param_init)
+            else:
+                draw = partial(nn.init.normal_, std=_std(name, inputs, layers, factor))
+            give(module.weight, draw)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm | HeadLayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, Attention) and module.sinks is not None:
+            module.sinks.zero_()
+        elif isinstance(module, SelectionBias):
+            module.bias.zero_()
+        if isinstance(module, nn.Linear | TiedHead) and module.bias is not None:
+            if param_init:
+                give(module.bias, partial(nn.init.uniform_, a=-param_init, b=param_init))
+            else:
                 module.bias.zero_()
-            if isinstance(module, nn.Linear | TiedHead) and module.bias is not None:
-                module.bias.uniform_(-param_init, param_init) if param_init else module.bias.zero_()
 
 
 def _std(name: str, inputs: int, layers: int, otherwise: float) -> float:
@@ -84,12 +101,3 @@ def _std(name: str, inputs: int, layers: int, otherwise: float) -> float:
     if name.endswith(_RESIDUAL_OUTPUTS):
         inputs *= 2 * layers
     return _FACTORS.get(name.rpartition(".")[2], otherwise) / math.sqrt(inputs)
-
-
-def _init_matrix(weight: Tensor, *, param_init: float, glorot: bool, std: float) -> None:
-    if glorot:
-        nn.init.xavier_uniform_(weight)
-    elif param_init:
-        nn.init.uniform_(weight, -param_init, param_init)
-    else:
-        nn.init.normal_(weight, std=std)

@@ -34,7 +34,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         texts = [" ".join(rng.choices(WORDS, k=rng.randint(0, 30))) for _ in range(ROWS)]
         parquet.write_table(pyarrow.table({"text": texts}), tmp_path / f"part{number}.parquet", row_group_size=700)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    run = {"data": {"web": {"path_table": "part*.parquet"}}, "src_vocab": "vocab.txt", "skip_empty_level": "silent"}
+    web = {"path_table": "part*.parquet"}
+    corpora = {"web": web, "chosen": {**web, "unique_by": ["text"], "sample": 5000}}
+    run = {"data": corpora, "src_vocab": "vocab.txt", "skip_empty_level": "silent"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -44,7 +46,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pack(*words: str, folder: str) -> dict[str, bytes]:
     """The files of the pack, by name."""
     assert main(["pack", "-config", "run.yaml", "-save_data", folder, *words]) == 0
-    return {file.name: file.read_bytes() for file in Path(folder).glob("packed/web-*/*")}
+    packed = Path(folder) / "packed"
+    return {str(file.relative_to(packed)): file.read_bytes() for file in packed.glob("*/*")}
 
 
 def kill_a_worker(killed: list[int]) -> None:
@@ -52,7 +55,7 @@ def kill_a_worker(killed: list[int]) -> None:
     while not killed:
         for process in psutil.Process().children(recursive=True):
             try:
-                if "ray::_work_on" in " ".join(process.cmdline()):
+                if "ray::work_on" in " ".join(process.cmdline()):
                     os.kill(process.pid, signal.SIGKILL)
                     killed.append(process.pid)
                     return
@@ -63,7 +66,8 @@ def kill_a_worker(killed: list[int]) -> None:
 
 def test_the_shards_are_those_of_processes_also_after_a_worker_is_killed(config: Path) -> None:
     wanted = pack(folder="process")
-    assert json.loads(wanted["index.json"])["counts"]["read"] == FILES * ROWS
+    counts = [json.loads(wanted[name])["counts"] for name in wanted if name.endswith("index.json")]
+    assert [each["read"] for each in counts] == [FILES * ROWS] * 2 and counts[0]["kept"] != counts[1]["kept"]
     assert pack("-num_threads", "2", folder="two") == wanted
     ray.init(num_cpus=2, include_dashboard=False)
     killed: list[int] = []

@@ -54,6 +54,10 @@ class Index:
         Raises:
             DataError: The index has been removed or truncated.
         """
+        return list(unpack(f"<{rows * self._row // WORD}Q", self.bytes_at(number, rows)))
+
+    def bytes_at(self, number: int, rows: int) -> bytes:
+        """The same, as little-endian 64-bit words."""
         wanted = self._row * rows
         try:
             if self._file is None:
@@ -63,7 +67,7 @@ class Index:
             raise self._changed() from error
         if len(raw) < wanted:
             raise self._changed()
-        return list(unpack(f"<{len(raw) // WORD}Q", raw))
+        return raw
 
     def close(self) -> None:
         if self._file is not None:

@@ -9,6 +9,6 @@ Read `conditions`, then `fields` (the fields of a record), `select`, and `duplic
 
 from onmt_llm.data.selection.conditions import Where
 from onmt_llm.data.selection.fields import FieldReader
-from onmt_llm.data.selection.select import selected_reader
+from onmt_llm.data.selection.select import SelectedReader, selected_reader
 
-__all__ = ["FieldReader", "Where", "selected_reader"]
+__all__ = ["FieldReader", "SelectedReader", "Where", "selected_reader"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -34,6 +35,8 @@ _AHEAD = 1024
 _NOT_SELECTING = {"weight", "shuffle", "path_packed", "options", "transforms", "template"}
 
 Numbers = npt.NDArray[np.int64]
+SelectedRows = npt.NDArray[np.uint64]
+"""Rows of the index, (N, 4)."""
 
 
 def selected_reader(name: str, reader: Reader, corpus: CorpusConfig, cache: IndexCache) -> Reader:
@@ -84,11 +87,23 @@ class SelectedReader:
         self._inner = inner
         self._config = config
         self._cache = cache
-        self._rows: Index | None = None
+        self._rows: Index | _GivenRows | None = None
         self._number = 0
         self._inner_number = 0
         self._block: list[list[int]] = []
         self._block_start = 0
+
+    def rows_between(self, first: int, last: int) -> SelectedRows:
+        """The rows of what is selected of the records `first` to `last` - 1."""
+        selection = self._selection()
+        assert isinstance(selection, Index)
+        places = range(selection.count)
+        begin, end = (bisect_left(places, number, key=lambda place: selection.at(place)[0]) for number in (first, last))
+        return np.frombuffer(selection.bytes_at(begin, end - begin), "<u8").reshape(-1, _COLUMNS).astype(np.uint64)
+
+    def give_rows(self, rows: SelectedRows) -> None:
+        """Read the records that another reader has selected, in place of selecting."""
+        self._rows = _GivenRows(rows)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -165,7 +180,7 @@ class SelectedReader:
         reasons = zip((WHERE, duplicate, NOT_SAMPLED), row[1:], strict=True)
         return record._replace(passed=tuple((reason, count) for reason, count in reasons if count))
 
-    def _selection(self) -> Index:
+    def _selection(self) -> Index | _GivenRows:
         if self._rows is None:
             paths = _files(self._config)
             options = self._config.model_dump(mode="json", exclude=_NOT_SELECTING)
@@ -183,6 +198,20 @@ class SelectedReader:
             steps.add(record)
         self._inner.seek(position)
         yield from steps.rows()
+
+
+class _GivenRows:
+    """Rows in memory, as an `Index`."""
+
+    def __init__(self, rows: SelectedRows) -> None:
+        self.count = len(rows)
+        self._rows = rows
+
+    def at(self, number: int, rows: int = 1) -> list[int]:
+        return self._rows[number : number + rows].ravel().tolist()
+
+    def close(self) -> None:
+        """There is no file."""
 
 
 class _Keys(Protocol):

@@ -6,16 +6,19 @@ must call them with the same tensors in the same order.
 
 from __future__ import annotations
 
-import copy
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onmt_llm.checkpoint.files.shards import ShardSet, TensorPart
+from onmt_llm.nn.init import Draw
+
+_DRAWN = 1 << 18
+"""Values that are drawn together."""
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -85,22 +88,25 @@ def _corner(parameter: Any) -> tuple[int, ...]:
     return tuple(corner)
 
 
-@contextmanager
-def whole_parameters(module: nn.Module) -> Iterator[nn.Module]:
-    """A copy of `module` whose own parameters are whole, with any values; what they are set to goes to this rank's
-    parts of the module's parameters."""
-    parts = dict(module.named_parameters(recurse=False))
-    if not parts:
-        yield module
-        return
-    copied = copy.copy(module)
-    copied._parameters = {
-        name: None if name not in parts else nn.Parameter(torch.empty(parts[name].shape), requires_grad=False)
-        for name in module._parameters
-    }
-    yield copied
-    for name, part in parts.items():
-        fill(part, [getattr(copied, name)])
+def fill_drawn(parameter: Tensor, draw: Draw) -> None:
+    """Draw a whole tensor, of which this rank's part goes into `parameter`; all ranks draw the same values."""
+    fill(parameter, _drawn(parameter.shape, draw))
+
+
+def _drawn(shape: Sequence[int], draw: Draw) -> Iterator[Tensor]:
+    """Consecutive rows of a tensor, with the values that a draw of the whole would give it.
+
+    torch draws normal values 16 at a time, and fewer than 16 in another way: only the last block may be of another
+    size, and none is smaller.
+    """
+    rows = max(16, _DRAWN // math.prod(shape[1:]) // 16 * 16)
+    start = 0
+    while start < shape[0]:
+        stop = start + rows if start + rows + 16 <= shape[0] else shape[0]
+        block = torch.empty(stop - start, *shape[1:])
+        draw(block)
+        yield block
+        start = stop
 
 
 def divided_like(parameter: Any, tensor: Tensor) -> Tensor:

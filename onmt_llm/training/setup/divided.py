@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onmt_llm.checkpoint.adapters import base_paths, check_twins
 from onmt_llm.checkpoint.load import load_model, resolve_dtype
@@ -25,7 +25,7 @@ from onmt_llm.nn.quantized import Int8Linear, quantize_rows
 from onmt_llm.nn.transformer import Transformer, parameter_shapes, set_embedding_noise
 from onmt_llm.training.optim.precision import Precision, trainable_to_float32
 from onmt_llm.training.parallel import Trainee
-from onmt_llm.training.process.shards import fill, whole_parameters
+from onmt_llm.training.process.shards import fill, fill_drawn
 from onmt_llm.training.setup.hardware import compile_blocks, set_performance_options, set_quant_compute
 from onmt_llm.training.setup.layers import LayerPlan
 from onmt_llm.training.setup.model import build_on_meta, check_size
@@ -138,10 +138,10 @@ def _draw(model: Transformer, *, param_init: float, glorot: bool) -> None:
         # torch draws initial values where a model is built outside the meta device. They are overwritten, but the
         # random numbers are used up.
         if isinstance(module, nn.Linear | nn.Embedding):
-            with whole_parameters(module) as whole:
-                whole.reset_parameters()  # type: ignore[operator]
-            del whole
-    init_weights(model, param_init=param_init, glorot=glorot, whole=whole_parameters)
+            fill_drawn(module.weight, Tensor.normal_ if isinstance(module, nn.Embedding) else Tensor.uniform_)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            fill_drawn(module.bias, Tensor.uniform_)
+    init_weights(model, param_init=param_init, glorot=glorot, give=fill_drawn)
 
 
 @torch.no_grad()

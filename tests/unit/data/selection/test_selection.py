@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from onmt_llm.config.data import CorpusConfig
+from onmt_llm.data import ray_chunks
+from onmt_llm.data.corpus import open_corpora
 from onmt_llm.data.inspection.report import measure
 from onmt_llm.data.pack import pack
-from onmt_llm.data.ray_chunks import ray_chunks
 from onmt_llm.data.readers import IndexCache, check_readers, open_reader
 from onmt_llm.data.selection import Where, selected_reader
 from onmt_llm.data.selection.duplicates import ExactDuplicates, NearDuplicates
 from onmt_llm.data.selection.select import check_selection
+from onmt_llm.data.spec import PipelineSpec
 from onmt_llm.errors import ConfigError, DataError
 from tiny_codecs import make_codec, make_spec
 
@@ -206,10 +213,40 @@ def test_reports_and_packs_count_the_same(tmp_path: Path, vocab) -> None:
     assert again.counts == report.counts
 
 
-def test_tasks_of_a_cluster_cannot_compare_files(tmp_path: Path, vocab) -> None:
-    spec = make_spec({"a": corpus_of(chats(tmp_path))}, make_codec("lm", vocab))
-    with pytest.raises(ConfigError, match="neither unique_by nor sample with engine: ray"):
-        next(ray_chunks(spec, len, size=8))
+def in_tasks(spec: PipelineSpec, work: Any) -> Iterator[Any]:
+    """The results of the tasks that a cluster is given, one after the other."""
+    for part in ray_chunks.file_parts(spec, open_corpora(spec)):
+        for result in ray_chunks.work_on((spec, work, 8, Path.cwd()), part):
+            yield part.corpus, result
+
+
+@pytest.mark.parametrize("more", [{}, {"sample": 20}, {"unique_by": [], "where": {}, "sample": 250}])
+def test_tasks_of_a_cluster_read_what_one_process_selects(
+    tmp_path: Path, vocab, more: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_chunks, "_PART_ROWS", 16)
+    lines = Path(chats(tmp_path)).read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines]
+    for number, first in enumerate(range(0, 300, 100)):
+        own = slice(first, first + 100)
+        (tmp_path / f"a{number}.jsonl").write_text("".join(lines[own]))
+        parquet.write_table(pyarrow.Table.from_pylist(rows[own]), tmp_path / f"a{number}.parquet", row_group_size=30)
+    with gzip.open(tmp_path / "a1.jsonl.gz", "wt") as file:
+        file.write((tmp_path / "a1.jsonl").read_text())
+    (tmp_path / "a1.jsonl").unlink()
+    options = {"template": "alpaca", **SELECTION, **more}
+    spec = make_spec(
+        {
+            "lines": CorpusConfig(path_jsonl=str(tmp_path / "a?.jsonl*"), **options),
+            "rows": CorpusConfig(path_table=str(tmp_path / "a?.parquet"), **options),
+        },
+        make_codec("lm", vocab),
+    )
+    for name, folder in pack(spec, tmp_path / "wanted").items():
+        found = pack(spec, tmp_path / "found", run=in_tasks)[name]
+        assert {file.name: file.read_bytes() for file in found.iterdir()} == {
+            file.name: file.read_bytes() for file in folder.iterdir()
+        }
 
 
 def test_conditions_on_lines_and_rows(tmp_path: Path) -> None:
