@@ -69,8 +69,8 @@ def _translator_page(models: Sequence[Loaded[Any]], schedulers: Sequence[Schedul
     Raises:
         ConfigError: There is another model beside it.
     """
-    from onmt_llm.chat.translation import TranslationModel
-    from onmt_llm.chat.translator import build_translator
+    from onmt_llm.chat.translation_model import TranslationModel
+    from onmt_llm.chat.translator_page import build_translator
 
     if server.compare_model:
         raise ConfigError("'compare_model' must not be given for a model that translates, but is.")

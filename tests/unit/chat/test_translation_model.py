@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import tiny
-from onmt_llm.chat.translation import ShownWord, TranslationModel, align_words, split_words
-from onmt_llm.chat.translator import alignment_html, alternatives_html
+from onmt_llm.chat.translation_model import ShownWord, TranslationModel, align_words, split_words
+from onmt_llm.chat.translator_page import alignment_html, alternatives_html
 from onmt_llm.config.checkpoint import LanguageTokens, SequenceTokens
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.errors import ConfigError

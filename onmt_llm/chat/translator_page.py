@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from onmt_llm.chat.launch import import_gradio
-from onmt_llm.chat.translation import AlignedLine, ShownWord, TranslatedText, TranslationModel
+from onmt_llm.chat.translation_model import AlignedLine, ShownWord, TranslatedText, TranslationModel
 from onmt_llm.chat.view import sentence
 from onmt_llm.errors import OnmtLlmError
 
