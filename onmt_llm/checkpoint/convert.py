@@ -41,6 +41,7 @@ def convert(
     *,
     source: str = "auto",
     tokenizer_model: str | Path | None = None,
+    src_tokenizer_model: str | Path | None = None,
     vocab_file: str | Path | None = None,
     ignore_unknown: bool = False,
     dtype: str | None = None,
@@ -54,6 +55,7 @@ def convert(
         output: The checkpoint directory to write, under exactly this name.
         source: A name in `SOURCES`, or "auto".
         tokenizer_model: Tokeniser file, if it is not beside the model; "none" = convert the weights alone.
+        src_tokenizer_model: That of the source side, if it is another (OpenNMT-py).
         vocab_file: Vocabulary file, if the tokeniser does not define the vocabulary.
         ignore_unknown: Log keys of the model's configuration that are not known, instead of refusing them.
         dtype: "fp32", "bf16" or "fp16"; None = as in the source (quantised sources become fp32).
@@ -73,6 +75,7 @@ def convert(
     check_output(output, overwrite=overwrite)
     options = ImportOptions(
         tokenizer_model=None if tokenizer_model is None else Path(tokenizer_model),
+        src_tokenizer_model=None if src_tokenizer_model is None else Path(src_tokenizer_model),
         vocab_file=None if vocab_file is None else Path(vocab_file),
         ignore_unknown=ignore_unknown,
     )
@@ -116,6 +119,10 @@ def open_imported(
     name = detect(path) if source == "auto" else source
     if options.tokenizer_model == NO_TOKENIZER and SOURCES[name].has_text:
         raise ConfigError(f"tokenizer_model cannot be 'none' for a model that holds its vocabulary ({name}).")
+    if options.src_tokenizer_model is not None and (name != "opennmt" or options.tokenizer_model is None):
+        raise ConfigError(
+            "src_tokenizer_model must go with tokenizer_model, and with a model of OpenNMT-py; one of them is missing."
+        )
     try:
         return SOURCES[name].open(path, options)
     except ValidationError as error:

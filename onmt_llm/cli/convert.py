@@ -37,7 +37,7 @@ def _paths(loaded: Loaded[Any]) -> Paths:
 
 
 def _text_files(loaded: Loaded[Any]) -> Iterator[Input]:
-    files = option_files(loaded, "conversion", ("tokenizer_model", "vocab_file"))
+    files = option_files(loaded, "conversion", ("tokenizer_model", "src_tokenizer_model", "vocab_file"))
     return (file for file in files if file[:2] != ("'tokenizer_model'", "none"))
 
 
@@ -129,6 +129,7 @@ def convert_model(loaded: Loaded[Any]) -> Path:
         output,
         source=options.source,
         tokenizer_model=options.tokenizer_model,
+        src_tokenizer_model=options.src_tokenizer_model,
         vocab_file=options.vocab_file,
         ignore_unknown=options.ignore_unknown,
         dtype=options.dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onmt_llm.checkpoint.directory import damage_ignored
@@ -12,11 +13,16 @@ from onmt_llm.cli.run import log_notes
 from onmt_llm.config.chat import ChatModelConfig, Mode
 from onmt_llm.config.loading.load import Loaded
 from onmt_llm.config.translate import EngineConfig
+from onmt_llm.data.run_tokenizers import check_tokenizers
+from onmt_llm.data.transforms.subword import SECTION as SUBWORD_SECTION
+from onmt_llm.data.transforms.subword import SubwordConfig, named_specs
 from onmt_llm.errors import ConfigError
 from onmt_llm.generate.open import find_release, open_engine
+from onmt_llm.log import logger
 
 if TYPE_CHECKING:
     from onmt_llm.generate.engine import Engine
+    from onmt_llm.text.codec import Codec
 
 
 def load_inference_config(options: ChatModelConfig) -> Loaded[Any]:
@@ -60,7 +66,28 @@ def open_configured_engine(loaded: Loaded[Any]) -> Engine:
     with damage_ignored(loaded.job.integrity.ignore_damage):  # also where another command loaded the configuration
         inference = loaded.job.inference
         engine = open_models(inference.model, loaded.job.engine)
+        _check_tokenizer(engine.codec, loaded)
         return engine.for_languages(inference.src_lang, inference.tgt_lang)
+
+
+def _check_tokenizer(codec: Codec, loaded: Loaded[Any]) -> None:
+    """Refuse a tokeniser in `transforms` that is not the model's, which is used whatever they list.
+
+    Raises:
+        ConfigError: It has another model, or the model splits texts at spaces.
+        DataError: A tokeniser file cannot be read.
+    """
+    names, options = loaded.job.inference.transforms, loaded.options.get(SUBWORD_SECTION, SubwordConfig())
+    assert isinstance(options, SubwordConfig)
+    src_spec, tgt_spec = named_specs(names, options)
+    for spec in dict.fromkeys(spec.file for spec in (src_spec, tgt_spec) if spec is not None and spec.file):
+        if not Path(spec).is_file():
+            logger.warning("%s is not there: the tokeniser of the model is used.", spec)
+            return
+    specs = (None, src_spec) if codec.config.model.is_decoder_only else (src_spec, tgt_spec)
+    files = {file.name: file.read_bytes() for file in codec.files()}
+    hint = "leave src_subword_model and tgt_subword_model out, or convert the model again with its -tokenizer_model"
+    check_tokenizers(specs, codec.config, files, loaded.job.inference.model[0], hint=hint)
 
 
 def open_models(models: Sequence[str], options: EngineConfig) -> Engine:

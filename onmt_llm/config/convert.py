@@ -35,6 +35,8 @@ class ConversionOptions(Section):
     tokenizer_model: str | None = None
     """SentencePiece model or tokenizer.json, if not found beside the weights; `none` converts the weights alone, for a
     model that reads no text but can be exported and released."""
+    src_tokenizer_model: str | None = None
+    """OpenNMT-py: subword model of the source side, if another than that of the target, `tokenizer_model`."""
     vocab_file: str | None = None
     """Vocabulary, if neither the weights nor the tokeniser contain it."""
     ignore_unknown: bool = False

@@ -282,7 +282,8 @@ class VocabularyConfig(Section):
     vocab_size_multiple: Width = 8
     """Pad the vocabulary of a new model to a multiple of this; that of a checkpoint is not changed."""
     decoder_start_token: str | None = None
-    """Start token of every target; null = the checkpoint's, or `<s>`."""
+    """Start token of every target, or of the texts of a language model; null = the checkpoint's, or `<s>`; empty = a
+    language model has none."""
     default_specials: list[str] = Field(default_factory=lambda: ["<unk>", "<blank>", "<s>", "</s>"])
     """Special tokens at the start of a new vocabulary."""
 

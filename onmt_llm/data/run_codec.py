@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import filecmp
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens, TokenizerSpec, is_own_file
+from onmt_llm.config.checkpoint import CheckpointConfig, SpecialTokens, TokenizerSpec
 from onmt_llm.config.data import DataConfig, VocabularyConfig
 from onmt_llm.config.model import FeatureConfig, ModelConfig, Task
 from onmt_llm.config.train import TrainConfig
 from onmt_llm.data.run_template import run_template
+from onmt_llm.data.run_tokenizers import (
+    TEMPLATE_FILE,
+    check_tokenizers,
+    file_content,
+    other_tokenizers,
+    run_tokenizer_specs,
+    splits_at_spaces,
+    stored_spec,
+    tokenizer_update,
+)
 from onmt_llm.data.spec import split_corpora
 from onmt_llm.data.transforms.build import added_tokens
-from onmt_llm.data.transforms.subword import tokenizer_specs
-from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.errors import ConfigError
 from onmt_llm.log import logger
-from onmt_llm.text.codec import SRC_VOCAB_FILE, VOCAB_FILE, Codec, check_template, model_template
-from onmt_llm.text.languages import with_start
+from onmt_llm.text.codec import Codec, check_template, model_template
+from onmt_llm.text.languages import no_start, with_start
 from onmt_llm.text.new_vocab import no_vocabulary, padded, padded_to, read_frequent, with_specials
 from onmt_llm.text.templates.builtin import TEMPLATES, get_template
 from onmt_llm.text.templates.message import Template
@@ -33,8 +42,6 @@ from onmt_llm.text.tokenizers.control_guard import unguarded
 from onmt_llm.text.tokenizers.open import open_tokenizer
 from onmt_llm.text.tokenizers.whitespace import WhitespaceTokenizer
 from onmt_llm.text.vocab import Vocab
-
-TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,9 @@ def new_codec(config: TrainConfig) -> RunCodec:
     logger.info("Task: %s, %s.", decision.task, decision.reason)
     config = config.resolved()
     lm = config.architecture.is_decoder_only
-    src_spec, tgt_spec = _tokenizer_specs(config, lm=lm)
+    src_spec, tgt_spec = run_tokenizer_specs(config.corpora, lm=lm)
     src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec)
-    specials = _new_specials(config.vocabulary)
+    specials = _new_specials(config.vocabulary, lm=lm)
     added = added_tokens(config.corpora.data, config.corpora)
     wanted = [*config.vocabulary.default_specials, *_roles(specials), *added]
     tokens, src_tokens = _vocabularies(config.vocabulary, tokenizer, src_tokenizer, wanted, lm=lm)
@@ -83,8 +90,8 @@ def new_codec(config: TrainConfig) -> RunCodec:
     files: dict[str, bytes] = {}
     checkpoint_config = CheckpointConfig(
         model=ModelConfig.model_validate({**config.architecture.model_dump(), **sizes, "src_features": features}),
-        tokenizer=_stored_spec(tgt_spec, "", files),
-        src_tokenizer=None if src_spec in (None, tgt_spec) else _stored_spec(src_spec, "src_", files),
+        tokenizer=stored_spec(tgt_spec, "", files),
+        src_tokenizer=None if src_spec in (None, tgt_spec) else stored_spec(src_spec, "src_", files),
         specials=specials,
         template=_stored_name(template),
         source="trained from scratch",
@@ -134,13 +141,26 @@ def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig
     stored = with_start(stored, config.vocabulary.decoder_start_token, codec.vocab)
     stored = stored.model_copy(update={"template": _stored_name(template) or stored.template})
     specials = stored.specials
-    files = {file.name: _content(file) for file in codec.files()}
+    files = {file.name: file_content(file) for file in codec.files()}
+    tokenizer = unguarded(codec.tokenizer)
+    src_tokenizer = None if codec.shares_tokenizer else codec.src_tokenizer
     if not config.start.update_vocab:
         for name in ("src_vocab", "tgt_vocab"):
             if getattr(config.vocabulary, name):
                 logger.info("%s is not read: %s brings its own vocabulary.", name, path)
-        _check_tokenizers(_tokenizer_specs(config, lm=stored.model.is_decoder_only), stored, files, path)
-    vocab, tokenizer = _with_specials(codec.vocab, specials), unguarded(codec.tokenizer)
+        src_spec, tgt_spec = run_tokenizer_specs(config.corpora, lm=stored.model.is_decoder_only)
+        if tgt_spec is not None and splits_at_spaces(stored):
+            logger.warning(
+                "%s has no tokeniser: its texts are tokenised by %s (%s), which the checkpoints of this run keep.",
+                *(path, tgt_spec.kind, tgt_spec.file or tgt_spec.options),
+            )
+            stored = stored.model_copy(update=tokenizer_update(stored, files, src_spec, tgt_spec))
+            tokenizer = open_tokenizer(tgt_spec, Path())
+            src_tokenizer = None if stored.src_tokenizer is None else _open(src_spec)
+        else:
+            hint = f"name {path / str(stored.tokenizer.file)}, or change the vocabulary with update_vocab: true"
+            check_tokenizers((src_spec, tgt_spec), stored, files, path, hint=hint)
+    vocab = _with_specials(codec.vocab, specials)
     layout = codec.template if template is None else _open_template(template, stored, tokenizer, vocab)
     return RunCodec(
         Codec(
@@ -148,7 +168,7 @@ def checkpoint_codec(config: TrainConfig, codec: Codec, stored: CheckpointConfig
             vocab,
             tokenizer,
             template=layout,
-            src_tokenizer=None if codec.shares_tokenizer else codec.src_tokenizer,
+            src_tokenizer=src_tokenizer,
             src_vocab=None if codec.shares_vocab else _with_specials(codec.src_vocab, specials),
             feature_vocabs=[_with_specials(values, specials) for values in codec.feature_vocabs],
         ),
@@ -164,7 +184,7 @@ def updated_codec(config: TrainConfig, old: RunCodec, path: Path) -> RunCodec:
     """
     codec = old.codec
     lm = codec.task == "lm"
-    src_spec, tgt_spec = _tokenizer_specs(config, lm=lm)
+    src_spec, tgt_spec = run_tokenizer_specs(config.corpora, lm=lm)
     src_tokenizer, tokenizer = _open(src_spec), _open(tgt_spec) or codec.tokenizer
     if src_tokenizer is None and not codec.shares_tokenizer:
         src_tokenizer = codec.src_tokenizer
@@ -175,17 +195,14 @@ def updated_codec(config: TrainConfig, old: RunCodec, path: Path) -> RunCodec:
     _check_shared(codec.config.model, src_tokens)
     same_tokens = tokens == list(codec.vocab)
     same_tokens &= src_tokens == (None if codec.shares_vocab else list(codec.src_vocab))
-    if same_tokens and not any(_other_tokenizers((src_spec, tgt_spec), codec.config, old.files)):
+    if same_tokens and not any(other_tokenizers((src_spec, tgt_spec), codec.config, old.files)):
         logger.info("update_vocab: the vocabulary is that of %s already.", path)
         return old
     files = dict(old.files)
     sizes = {"vocab_size": len(tokens), "src_vocab_size": None if src_tokens is None else len(src_tokens)}
     update: dict[str, Any] = {"model": codec.config.model.model_copy(update=sizes)}
     if tgt_spec is not None:
-        for spec in (codec.config.tokenizer, codec.config.src_tokenizer):
-            files.pop((spec and spec.file) or "", None)
-        update["tokenizer"] = _stored_spec(tgt_spec, "", files)
-        update["src_tokenizer"] = None if src_spec in (None, tgt_spec) else _stored_spec(src_spec, "src_", files)
+        update |= tokenizer_update(codec.config, files, src_spec, tgt_spec)
         src_tokenizer = None if update["src_tokenizer"] is None else src_tokenizer
     specials = codec.config.specials
     new = Codec(
@@ -231,12 +248,6 @@ def _feature(config: TrainConfig, values: int) -> FeatureConfig:
     return FeatureConfig(vocab_size=values, size=size)
 
 
-def _tokenizer_specs(config: TrainConfig, *, lm: bool) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
-    """Tokenisers of source and target that the transforms name; a language model has that of the source alone."""
-    src_spec, tgt_spec = tokenizer_specs(config.corpora)
-    return (None, src_spec) if lm else (src_spec, tgt_spec)
-
-
 def _check_shared(model: ModelConfig, src_tokens: Sequence[str] | None) -> None:
     if src_tokens is not None and model.share_embeddings:
         raise ConfigError("share_embeddings must go with one vocabulary for both sides: set share_vocab: true.")
@@ -244,56 +255,6 @@ def _check_shared(model: ModelConfig, src_tokens: Sequence[str] | None) -> None:
 
 def _open(spec: TokenizerSpec | None) -> Tokenizer | None:
     return None if spec is None else open_tokenizer(spec, Path())
-
-
-def _stored_spec(spec: TokenizerSpec | None, prefix: str, files: dict[str, bytes]) -> TokenizerSpec:
-    """`spec` with its file beside the checkpoint's weights; the file is added to `files`."""
-    if spec is None:
-        return TokenizerSpec()
-    if spec.file is None:
-        return spec
-    name = prefix + Path(spec.file).name
-    while name in files or is_own_file(name) or name in (VOCAB_FILE, SRC_VOCAB_FILE, TEMPLATE_FILE):
-        name = f"tokenizer_{name}"
-    files[name] = _content(Path(spec.file))
-    return spec.model_copy(update={"file": name})
-
-
-def _other_tokenizers(
-    specs: tuple[TokenizerSpec | None, TokenizerSpec | None], stored: CheckpointConfig, files: Mapping[str, bytes]
-) -> Iterator[tuple[TokenizerSpec, TokenizerSpec]]:
-    """The tokenisers of source and target that the options name and that are not the model's, each with the model's."""
-    own = (stored.src_tokenizer or stored.tokenizer, stored.tokenizer)
-    for named, mine in zip(specs, own, strict=True):
-        if named is None:
-            continue
-        content = None if named.file is None else _content(Path(named.file))
-        same = (named.kind, named.options) == (mine.kind, mine.options)
-        if not same or content != (None if mine.file is None else files[mine.file]):
-            yield named, mine
-
-
-def _check_tokenizers(
-    specs: tuple[TokenizerSpec | None, TokenizerSpec | None],
-    stored: CheckpointConfig,
-    files: Mapping[str, bytes],
-    path: Path,
-) -> None:
-    """Refuse to train with another tokeniser than the model's, which its checkpoints keep.
-
-    A tokeniser of another kind, or with other options, may give the same pieces (a tokenizer.json of a SentencePiece
-    model): a warning.
-    """
-    for named, mine in _other_tokenizers(specs, stored, files):
-        if (named.kind, named.options) == (mine.kind, mine.options):
-            raise ConfigError(
-                f"The tokeniser must be that of {path}, {mine.file or mine.kind}, but {named.file} has other content.",
-                hint=f"name {path / str(mine.file)}, or change the vocabulary with update_vocab: true",
-            )
-        logger.warning(
-            "The transforms tokenise by %s (%s), but %s by %s, which checkpoints keep: both must give the same tokens.",
-            *(named.kind, named.file or named.options, path, mine.kind),
-        )
 
 
 def _vocabularies(
@@ -343,18 +304,26 @@ def _roles(specials: SpecialTokens) -> list[str]:
     return [token for token in specials.model_dump().values() if isinstance(token, str)]
 
 
-def _new_specials(vocabulary: VocabularyConfig) -> SpecialTokens:
-    """Roles of the special tokens of a new vocabulary, by their usual names."""
+def _new_specials(vocabulary: VocabularyConfig, *, lm: bool) -> SpecialTokens:
+    """Roles of the special tokens of a new vocabulary, by their usual names.
+
+    Raises:
+        ConfigError: Targets of an encoder-decoder have no start token.
+    """
     given = vocabulary.default_specials
+    start = vocabulary.decoder_start_token
+    if start == "" and not lm:
+        raise no_start()
 
     def first(*names: str) -> str | None:
         return next((name for name in names if name in given), None)
 
     return SpecialTokens(
         unk=first("<unk>"),
-        bos=vocabulary.decoder_start_token or first("<s>") or "<s>",
+        bos=None if start == "" else start or first("<s>") or "<s>",
         eos=first("</s>") or "</s>",
         pad=first("<blank>", "<pad>"),
+        add_bos=start != "",
     )
 
 
@@ -375,11 +344,4 @@ def _stored_name(template: str | None) -> str | None:
 
 
 def _template_file(template: str | None) -> dict[str, bytes]:
-    return {TEMPLATE_FILE: _content(Path(template))} if template and template not in TEMPLATES else {}
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file} belongs to the model, but cannot be read ({error.strerror or error}).") from error
+    return {TEMPLATE_FILE: file_content(Path(template))} if template and template not in TEMPLATES else {}

@@ -84,17 +84,28 @@ def language_token(option: str, code: str, languages: LanguageTokens) -> str:
     )
 
 
+def no_start() -> ConfigError:
+    """The error for an encoder-decoder whose targets would have no start token."""
+    return ConfigError("decoder_start_token must be a token for an encoder-decoder, but is empty.")
+
+
 def with_start(stored: CheckpointConfig, start: str | None, vocab: Vocab) -> CheckpointConfig:
-    """The configuration with another token that every target starts with; None = its own.
+    """The configuration with another token that every target starts with; None = its own, "" = none.
 
     Raises:
-        ConfigError: The vocabulary lacks the token, or targets start with their language.
+        ConfigError: The vocabulary lacks the token, targets start with their language, or those of an encoder-decoder
+            would have no start token.
     """
     is_lm, specials = stored.model.is_decoder_only, stored.specials
     begin = [] if is_lm else stored.sequences.decoder_start
     own = begin[0] if begin else specials.bos if specials.add_bos or not is_lm else None
-    if start in (None, own):
+    if start is None or start == (own or ""):
         return stored
+    if start == "":
+        if not is_lm:
+            raise no_start()
+        logger.info("decoder_start_token: texts start with no token instead of the checkpoint's '%s'.", own)
+        return stored.model_copy(update={"specials": specials.model_copy(update={"add_bos": False})})
     if start not in vocab:
         raise ConfigError(f"decoder_start_token must be in the checkpoint's vocabulary, but '{start}' is not.")
     if own in PLACES:

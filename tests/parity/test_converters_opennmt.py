@@ -20,7 +20,7 @@ from onmt_llm.checkpoint.convert import convert
 from onmt_llm.checkpoint.load import load_model
 from onmt_llm.checkpoint.merge import merge_lora
 from onmt_llm.checkpoint.store import Checkpoint
-from onmt_llm.errors import CheckpointError, UnsupportedError
+from onmt_llm.errors import CheckpointError, ConfigError, UnsupportedError
 
 transformers = pytest.importorskip("transformers")
 
@@ -263,6 +263,27 @@ def test_encoder_decoder_with_alternating_sinusoids(tmp_path: Path) -> None:
     config = Checkpoint.open(tmp_path / "ours").config.model
     assert config.position == "sinusoidal" and config.scale_embeddings and config.attn_out_bias and config.lm_head_bias
     assert distance(tmp_path / "ours", expected, SRC, TGT) <= 1e-5
+
+
+def test_two_subword_models_are_stored_each_on_its_side(tmp_path: Path) -> None:
+    theirs = Reference()
+    seq2seq = {"model_task": "seq2seq", "decoder_type": "transformer", "encoder_type": "transformer"}
+    names = {"src_subword_model": "de/sp.model", "tgt_subword_model": "en/sp.model"}
+    opt = options(**seq2seq, position_encoding=True, _all_transform={"sentencepiece", "filtertoolong"}, **names)
+    save(tmp_path / "model.pt", seq2seq_tensors(theirs), dict(theirs.head.named_parameters()), opt)
+    models = {}
+    for side in ("de", "en"):
+        (tmp_path / side).mkdir()
+        models[side] = tmp_path / side / "sp.model"
+        models[side].write_text(side)
+    with pytest.raises(CheckpointError, match=r"two subword models, de/sp.model for sources and en/sp.model"):
+        convert(tmp_path / "model.pt", tmp_path / "ours", tokenizer_model=models["en"])
+    convert(tmp_path / "model.pt", tmp_path / "ours", tokenizer_model=models["en"], src_tokenizer_model=models["de"])
+    checkpoint = Checkpoint.open(tmp_path / "ours")
+    specs = (checkpoint.config.src_tokenizer, checkpoint.config.tokenizer)
+    assert [(checkpoint.path / str(spec and spec.file)).read_text() for spec in specs] == ["de", "en"]
+    with pytest.raises(ConfigError, match="src_tokenizer_model must go with tokenizer_model"):
+        convert(tmp_path / "model.pt", tmp_path / "no", src_tokenizer_model=models["de"])
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import yaml
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.cli.jobs import load_job
 from onmt_llm.cli.train import main
+from onmt_llm.cli.translate import main as translate
 from onmt_llm.text.codec import Codec
 from onmt_llm.text.templates.message import Message
 from onmt_llm.training.setup.start import open_start
@@ -112,6 +113,48 @@ def test_a_tokenising_transform_without_a_model_needs_its_kind_in_the_checkpoint
         assert sentence in error and "Traceback" not in error
     assert train("same", train_from="pieces/m_step_1", reset_optim="all") == 0
     assert stored("same") == [(folder / "one.model").read_bytes()] * 2
+
+
+def test_a_tokeniser_replaces_the_splitting_at_spaces_of_a_model_without_one(folder: Path, capfd: Any) -> None:
+    (folder / "pieces.txt").write_text(
+        "\n".join(sorted({letter for line in text(1) for letter in line} - {" "})) + "\n"
+    )
+    assert train("words", transforms=[], src_vocab="pieces.txt", **MODEL) == 0
+    for name, base in (("new", "words"), ("next", "new")):
+        assert train(name, src_subword_model="one.model", train_from=f"{base}/m_step_1", reset_optim="all") == 0
+        assert stored(name) == [(folder / "one.model").read_bytes()] * 2
+        assert ("words/m_step_1 has no tokeniser" in capfd.readouterr().err) is (base == "words")
+
+
+def test_answers_with_another_tokeniser_than_the_model_s_are_refused(folder: Path, capfd: Any) -> None:
+    assert train("pieces", src_subword_model="one.model", **MODEL) == 0
+    assert train("words", transforms=[], src_vocab="corpus.txt", **MODEL) == 0
+    (folder / "copy.model").write_bytes((folder / "one.model").read_bytes())
+
+    def answer(base: str, model: str) -> int:
+        words = ["-transforms", "sentencepiece", "-src_subword_model", model, "-max_length", "2"]
+        return translate(["-model", f"{base}/m_step_1", "-src", "corpus.txt", "-output", "out.txt", *words])
+
+    assert answer("pieces", "copy.model") == 0 and answer("pieces", "absent.model") == 0
+    assert "absent.model is not there" in capfd.readouterr().err
+    for base, model, part in (
+        ("pieces", "two.model", "one.model, but two.model has other content"),
+        ("words", "one.model", "splits texts at spaces, but the options name sentencepiece"),
+    ):
+        assert answer(base, model) == 2
+        assert part in capfd.readouterr().err
+
+
+def test_a_language_model_may_have_no_start_token(folder: Path, capfd: Any) -> None:
+    assert train("base", src_subword_model="one.model", **MODEL) == 0
+    assert train("none", src_subword_model="one.model", decoder_start_token="", **MODEL) == 0
+    assert train("next", train_from="none/m_step_1", reset_optim="all", decoder_start_token="") == 0
+    assert train("without", train_from="base/m_step_1", reset_optim="all", decoder_start_token="") == 0
+    for name in ("none", "next", "without"):
+        assert Checkpoint.open(f"{name}/m_step_1").codec().start_tokens == []
+    pairs = {"path_src": "corpus.txt", "path_tgt": "corpus.txt"}
+    assert train("pairs", pairs, src_subword_model="one.model", decoder_start_token="", **MODEL) == 2
+    assert "decoder_start_token must be a token for an encoder-decoder" in capfd.readouterr().err
 
 
 def codec_of_run(name: str) -> Codec:

@@ -47,11 +47,13 @@ class ImportOptions:
 
     Attributes:
         tokenizer_model: Tokeniser file, if it is not beside the model; `none` = convert the weights alone.
+        src_tokenizer_model: That of the source side, if it is another.
         vocab_file: Vocabulary file, if the tokeniser does not define the vocabulary.
         ignore_unknown: Log keys of its configuration that are not known, and continue.
     """
 
     tokenizer_model: Path | None = None
+    src_tokenizer_model: Path | None = None
     vocab_file: Path | None = None
     ignore_unknown: bool = False
 

@@ -16,6 +16,7 @@ DIFFERENT: dict[str, tuple[Any, str]] = {
     "dropout": ([0.3], "dropout"),
     "attention_dropout": ([0.1], "attention_dropout"),
     "optim": ("sgd", "optim"),
+    "weight_decay": (0.01, "weight_decay"),
     "learning_rate": (1.0, "learning_rate"),
     "start_decay_steps": (50000, "start_decay_steps"),
     "warmup_steps": (4000, "warmup_steps"),
@@ -30,6 +31,9 @@ DIFFERENT: dict[str, tuple[Any, str]] = {
 }
 """Options whose different default changes what is trained: OpenNMT-py's default, and our option (empty: always a
 Transformer)."""
+
+DIFFERENT_AT_INFERENCE: dict[str, Any] = {"beam_size": 5, "max_length": 250}
+"""Options of translation whose different default changes the answers, and OpenNMT-py's default."""
 
 _ONLY_FOR_NEW_MODELS = {"encoder_type", "decoder_type", "enc_layers", "dec_layers", "enc_hid_size", "position_encoding"}
 _ONLY_FOR_NEW_MODELS |= {"param_init", "src_vocab_size", "tgt_vocab_size"}
@@ -49,6 +53,21 @@ def differing_defaults(written: Collection[str], values: Mapping[str, Any]) -> s
         if skipped or name in written or option in written or not _matters(name, values) or here == theirs:
             continue
         listed.append(f"{name} {_shown(theirs)} ({_shown(here)} here)")
+    return _sentence(listed)
+
+
+def differing_inference_defaults(written: Collection[str], values: Mapping[str, Any]) -> str | None:
+    """As `differing_defaults`, for translation; an option that follows from another one is not listed."""
+    listed = []
+    for name, theirs in DIFFERENT_AT_INFERENCE.items():
+        samples = name == "beam_size" and values["random_sampling_topk"] != 1
+        if name not in written and values[name] != theirs and not samples:
+            listed.append(f"{name} {_shown(theirs)} ({_shown(values[name])} here)")
+    return _sentence(listed)
+
+
+def _sentence(listed: list[str]) -> str | None:
+    """The note; None if there is nothing to say."""
     if not listed:
         return None
     return f"Options that are not set and have another default in OpenNMT-py: {', '.join(listed)}."
@@ -62,6 +81,7 @@ def _matters(name: str, values: Mapping[str, Any]) -> bool:
         "enc_layers": values["encoder_layers"] > 0,
         "tgt_vocab_size": values["encoder_layers"] > 0 and not values["share_vocab"],
         "param_init": not values["param_init_glorot"],
+        "weight_decay": values["optim"] in ("adamw8bit", "pagedadamw8bit", "pagedadamw32bit"),
         "start_decay_steps": decay == "none",
         "warmup_steps": decay in ("noam", "noamwd", "rsqrt"),
         "early_stopping_criteria": bool(values["early_stopping"]),

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from onmt_llm.config.compat.values import Translation
+from onmt_llm.config.compat.values import Translation, sample_as_opennmt
 from onmt_llm.config.generate import GenerationConfig
 from onmt_llm.config.section import Section
 from onmt_llm.config.translate import EngineConfig
@@ -162,6 +162,7 @@ class _Served:
         own = {*generation, *engine, "tgt_file_prefix"}
         opt = self._entry.get("opt") or {}
         translated = translate(dict(opt), own)
+        sample_as_opennmt(translated)
         for key, sentence in translated.notes:
             self._note(f"opt.{key}", sentence, whole=True)
         for _, sentence in translated.errors:

@@ -13,7 +13,7 @@ from onmt_llm.config.compat.litgpt import is_litgpt, translate_litgpt
 from onmt_llm.config.compat.names import CORPUS_RENAMED, IGNORED, OF_OTHER_TOOLKITS, RENAMED, RETIRED, RETIRED_DEFAULTS
 from onmt_llm.config.compat.server import is_opennmt_server, translate_models
 from onmt_llm.config.compat.sharding import SHARDING, STRUCTURED
-from onmt_llm.config.compat.values import TRANSLATORS, Translation
+from onmt_llm.config.compat.values import TRANSLATORS, Translation, sample_as_opennmt
 
 _TRANSLATORS = {**TRANSLATORS, **SHARDING}
 _OPENNMT_GPU_OPTIONS = {"world_size", "gpu_ranks"}
@@ -59,6 +59,8 @@ def translate(user: dict[str, Any], own: Collection[str] = ()) -> Translation:
             result.errors.append((key, f"'{key}' must be a single value, but is a {noun}."))
         else:
             _TRANSLATORS[key].apply(user, result)
+    if is_for_opennmt(user, own):
+        sample_as_opennmt(result)
     return result
 
 

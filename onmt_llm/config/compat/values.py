@@ -261,6 +261,56 @@ def _optim(user: dict[str, Any], result: Translation) -> None:
         result.put("optim", user["optim"], "optim")
 
 
+_ONLY = {
+    "generator_function": ("softmax", "the output layer is a softmax"),
+    "data_type": ("text", "all data are text"),
+    "model_type": ("text", "all data are text"),
+}
+"""Options of which one value is supported, and why."""
+
+
+def _only(key: str, user: dict[str, Any], result: Translation) -> None:
+    value, reason = _ONLY[key]
+    if user[key] != value:
+        result.errors.append((key, f"'{key}' must be {value}, but is '{user[key]}', which is no longer supported."))
+    else:
+        result.notes.append((key, f"'{key}' has no effect: {reason}."))
+
+
+def _parallel_mode(user: dict[str, Any], result: Translation) -> None:
+    mode, processes = user["parallel_mode"], user.get("world_size")
+    if mode == "tensor_parallel":
+        size = processes if type(processes) is int and processes > 1 else 1
+        result.put_default("tensor_parallel", size, "parallel_mode")
+        sentence = f"'parallel_mode' is tensor_parallel: {size} in training; one process serves a model."
+        result.notes.append(("parallel_mode", sentence))
+    elif mode != "data_parallel":
+        sentence = f"'parallel_mode' must be data_parallel or tensor_parallel, but is '{mode}'."
+        result.errors.append(("parallel_mode", sentence))
+
+
+def _nucleus(user: dict[str, Any], result: Translation) -> None:
+    """Top-p samples even if top-k is not given, or 0: all tokens."""
+    top_p = user["random_sampling_topp"]
+    result.put("random_sampling_topp", top_p, "random_sampling_topp")
+    samples = type(top_p) in (int, float) and 0 < top_p < 1
+    if samples and user.get("random_sampling_topk") in (None, 0):
+        result.put("random_sampling_topk", -1, "random_sampling_topp")
+
+
+def sample_as_opennmt(result: Translation) -> None:
+    """What sampling options mean in OpenNMT-py's files: a top-k of 0 is none, any other goes before beam search."""
+    top_k, beams = result.values.get("random_sampling_topk", 1), result.values.get("beam_size", 1)
+    if top_k == 0:
+        result.put("random_sampling_topk", 1, "random_sampling_topk")
+        sentence = "'random_sampling_topk' is 1 here: in OpenNMT-py, 0 means no sampling; -1 samples from all tokens."
+        result.notes.append((result.sources["random_sampling_topk"], sentence))
+    elif top_k != 1 and beams != 1:
+        result.put("beam_size", 1, "beam_size")
+        sentence = f"'beam_size' is 1 here: in OpenNMT-py, answers are sampled, whatever it is ({beams})."
+        result.notes.append((result.sources["beam_size"], sentence))
+
+
 def _gpu(user: dict[str, Any], result: Translation) -> None:
     gpu = user["gpu"]
     result.put_default("device", "cpu" if gpu == -1 else "auto", "gpu")
@@ -325,6 +375,12 @@ TRANSLATORS = {
     ),
     "model_dtype": Translator(_model_dtype, "the same; also float32, bfloat16, float16"),
     "optim": Translator(_optim, "the same names; `sparseadam` is not supported: embeddings have dense gradients"),
+    "parallel_mode": Translator(_parallel_mode, "`tensor_parallel` = `world_size`; one process serves a model"),
+    **{
+        key: Translator(partial(_only, key), f"no effect: {reason}; other values are refused")
+        for key, (_, reason) in _ONLY.items()
+    },
+    "random_sampling_topp": Translator(_nucleus, "the same; without `random_sampling_topk`, sample from all tokens"),
     "gpu": Translator(_gpu, "`device`: -1 = `cpu`"),
     "train_from": Translator(_train_from, "the same"),
 }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
-from onmt_llm.config.compat.opennmt_defaults import differing_defaults
+from onmt_llm.config.compat.opennmt_defaults import differing_defaults, differing_inference_defaults
 from onmt_llm.config.compat.translate import effective_names, is_for_opennmt, translate
 from onmt_llm.config.compat.values import Translation
 from onmt_llm.config.loading import flags
@@ -165,13 +165,14 @@ def _differing_defaults(
     translation: Translation,
     user: UserInput,
 ) -> Iterator[str]:
-    """In training: a note about defaults that differ from OpenNMT-py's, if the options were written for OpenNMT-py."""
-    if "optim" not in table or not is_for_opennmt(user.values, table):
+    """A note about defaults that differ from OpenNMT-py's, if the options were written for OpenNMT-py."""
+    find = differing_defaults if "optim" in table else differing_inference_defaults if "with_score" in table else None
+    if find is None or not is_for_opennmt(user.values, table):
         return
-    resolved = job.resolved()
+    resolved = job.resolved() if "optim" in table else job
     sections = {**{name: getattr(resolved, name) for name in type(resolved).model_fields}, **options}
     values = {name: getattr(sections[option.section], name) for name, option in table.items()}
-    sentence = differing_defaults({*translation.values, *user.values}, values)
+    sentence = find({*translation.values, *user.values}, values)
     if sentence:
         yield sentence
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,8 +120,12 @@ def tokenizer_specs(data: DataConfig) -> tuple[TokenizerSpec | None, TokenizerSp
         None for a side whose tokeniser the options do not specify: no tokenising transform is listed, or it uses the
         checkpoint's own.
     """
-    config = subword_options(data)
-    for name in data.model_transforms:
+    return named_specs(data.model_transforms, subword_options(data))
+
+
+def named_specs(transforms: Iterable[str], config: SubwordConfig) -> tuple[TokenizerSpec | None, TokenizerSpec | None]:
+    """As `tokenizer_specs`, from a list of transforms and the options of the tokenising ones."""
+    for name in transforms:
         kind = TRANSFORMS.get(name).kind
         if kind is not None:
             return tokenizer_spec(kind, config, "src"), tokenizer_spec(kind, config, config.target_side)

@@ -121,6 +121,12 @@ def test_a_start_token_of_the_options_is_the_first(
         started("<y>", **settings)
 
 
+def test_only_a_language_model_may_start_with_nothing() -> None:
+    assert started("", model={"encoder_layers": 0}) == []
+    with pytest.raises(ConfigError, match="must be a token for an encoder-decoder"):
+        started("")
+
+
 def test_a_start_token_does_not_replace_a_language() -> None:
     settings = {
         "sequences": {"decoder_start": ["{tgt_lang}"]},

@@ -178,7 +178,7 @@ def _tokenizer(
         tokenizer.feature_defaults = options.get("src_feats_defaults", None)
     if not config.is_decoder_only:
         tokenizer.sequences = _sequences(options, start, {"src": set(source), "tgt": set(target)})
-    _set_tokenizer(tokenizer, options, wanted.tokenizer_model)
+    _set_tokenizer(tokenizer, options, wanted, lm=config.is_decoder_only)
     return tokenizer
 
 
@@ -190,31 +190,56 @@ def _sequences(options: OpenNMTOptions, start: str, known: Mapping[str, Collecti
     return SequenceTokens(**around, decoder_start=[start, *forced] if forced else [])
 
 
-def _set_tokenizer(tokenizer: ImportedTokenizer, options: OpenNMTOptions, model: Path | None) -> None:
+def _set_tokenizer(tokenizer: ImportedTokenizer, options: OpenNMTOptions, wanted: ImportOptions, *, lm: bool) -> None:
+    """The tokenisers of both sides; a language model has that of the source alone.
+
+    Raises:
+        CheckpointError: The sides have different subword models, and only one is given.
+    """
     transforms = options.get("transforms", None) or sorted(options.get("_all_transform", ()))
     kinds = [kind for kind in ("sentencepiece", "bpe", "onmt_tokenize") if kind in transforms]
     kind = kinds[0] if kinds else "sentencepiece"
+    model, src_model = wanted.tokenizer_model, wanted.src_tokenizer_model
+    src, tgt = (options.get(f"{side}_subword_model", None) for side in ("src", "tgt"))
+    named = [src or tgt] if lm or not (src and tgt) or src == tgt else [src, tgt]
     if model is None:
-        named = options.get("tgt_subword_model", None) or options.get("src_subword_model", None)
         if kinds:
-            where = f" (it was {named})" if named else ""
+            where = f" (it was {' and '.join(named)})" if named[0] else ""
+            flags = "-tokenizer_model" if len(named) == 1 else "-src_tokenizer_model and -tokenizer_model"
             logger.warning(
-                "The checkpoint was trained with %s%s; pass its model with -tokenizer_model to store it.", kind, where
+                "The checkpoint was trained with %s%s; pass its model with %s to store it.", kind, where, flags
             )
         if kind != "onmt_tokenize":
             return
+    elif kinds and len(named) > 1 and src_model is None:
+        raise CheckpointError(
+            f"The checkpoint was trained with two subword models, {src} for sources and {tgt} for targets, so both "
+            "must be given, but only one is.",
+            hint="-src_tokenizer_model SOURCE_MODEL -tokenizer_model TARGET_MODEL",
+        )
+    tokenizer.spec = _spec(tokenizer, options, kind, ("src" if lm else "tgt"), model)
+    other = _spec(tokenizer, options, kind, "src", src_model or model)
+    tokenizer.src_spec = None if lm or other == tokenizer.spec else other
+
+
+def _spec(
+    tokenizer: ImportedTokenizer, options: OpenNMTOptions, kind: str, side: str, model: Path | None
+) -> TokenizerSpec:
+    """The tokeniser of a side, whose model is kept beside the weights."""
     settings: dict[str, Any] = {}
     if kind == "onmt_tokenize":
-        settings = _literal_mapping(options.get("tgt_onmttok_kwargs", None) or options.get("src_onmttok_kwargs", "{}"))
-        subword = options.get("tgt_subword_type", None) or options.get("src_subword_type", "none")
+        settings = _literal_mapping(options.get(f"{side}_onmttok_kwargs", None) or "{'mode': 'none'}")
+        subword = options.get(f"{side}_subword_type", None) or "none"
         if model is not None and subword != "none":
             settings["subword_type"] = subword
         if options.get("gpt2_pretok", False):
             settings["gpt2_pretok"] = True
-    file = None if model is None else model.name
-    tokenizer.spec = TokenizerSpec.model_validate({"kind": kind, "file": file, "options": settings})
+    name = None
     if model is not None:
-        tokenizer.files[model.name] = model
+        is_other = tokenizer.files.get(model.name, model) != model
+        name = f"{side}_{model.name}" if is_other else model.name
+        tokenizer.files[name] = model
+    return TokenizerSpec.model_validate({"kind": kind, "file": name, "options": settings})
 
 
 def _literal_mapping(text: object) -> dict[str, Any]:

@@ -33,4 +33,17 @@ def test_a_file_in_its_names_is_told_what_it_leaves_to_other_defaults(tmp_path: 
     assert "layers" not in transformer and "size 500" not in transformer and "[0.3]" not in transformer
     assert "warmup_steps 4000 (0 here)" in told(pairs + "enc_layers: 2\ndecay_method: noam\n")
     assert "optim sgd" in told("train_from: c\ndec_layers: 2\n") and "rnn" not in told("train_from: c\ndec_layers: 2\n")
+    assert "weight_decay 0.01 (0.0 here)" in told(pairs + "enc_layers: 2\noptim: adamw8bit\n")
+    assert "weight_decay" not in told(pairs + "enc_layers: 2\noptim: adam\n")
     assert told(pairs) == "" and told(pairs + "lr: 0.1\nlora_r: 4\n") == ""
+
+
+def test_translation_is_told_about_its_own_defaults() -> None:
+    def told(*words: str) -> list[str]:
+        notes = load_job("onmt_llm_translate", ["-model", "m", "-src", "s", *words]).notes
+        return [note for note in notes if "another default in OpenNMT-py" in note]
+
+    assert told() == []
+    assert "beam_size 5 (1 here), max_length 250 (256 here)" in told("-gpu", "0")[0]
+    assert told("-gpu", "0", "-beam_size", "5", "-max_length", "100") == []
+    assert "beam_size" not in told("-gpu", "0", "-random_sampling_topk", "40")[0]

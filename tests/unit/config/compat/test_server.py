@@ -45,6 +45,9 @@ def test_options(tmp_path: Path) -> None:
     assert search.replace_unk and search.seed == 4
     assert (model.engine.device, model.engine.batch_size) == ("cpu", 8)
     assert only(tmp_path, opt={"random_sampling_topk": 10}).generation.beam_size == 1
+    sampled = only(tmp_path, opt={"random_sampling_topp": 0.9, "beam_size": 5}).generation
+    assert (sampled.beam_size, sampled.random_sampling_topk) == (1, -1)
+    assert only(tmp_path, opt={"random_sampling_topk": 0, "beam_size": 1}).generation.random_sampling_topk == 1
     assert only(tmp_path, opt={"tgt_file_prefix": True}).tgt_file_prefix
 
 

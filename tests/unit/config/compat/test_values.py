@@ -115,3 +115,37 @@ def test_values_are_translated(case: str) -> None:
     assert not translated.errors
     assert {name: translated.values.get(name, "missing") for name in expected} == expected
     assert expected or not translated.values
+
+
+@pytest.mark.parametrize(
+    ("written", "top_k"),
+    [
+        ({"random_sampling_topp": 0.9}, -1),
+        ({"random_sampling_topp": 0.9, "random_sampling_topk": 0}, -1),
+        ({"random_sampling_topp": 0.9, "random_sampling_topk": 40}, 40),
+        ({"random_sampling_topp": 0.0, "random_sampling_topk": 40}, 40),
+        ({"random_sampling_topk": 0}, 0),
+        ({"random_sampling_topk": 0, "random_sampling_topp": 0.0, "gpu": -1}, 1),
+        ({"random_sampling_topp": 1.0}, None),
+    ],
+)
+def test_top_p_samples_by_itself_and_0_is_no_sampling_in_its_files(written: dict[str, Any], top_k: int | None) -> None:
+    assert translate(written, {*written} - {"gpu"}).values.get("random_sampling_topk") == top_k
+
+
+def test_sampling_goes_before_beam_search_in_its_files() -> None:
+    written = {"random_sampling_topk": 40, "beam_size": 5, "gpu": 0}
+    assert translate(written, {*written} - {"gpu"}).values["beam_size"] == 1
+    del written["gpu"]
+    assert translate(written, written).values["beam_size"] == 5
+
+
+def test_values_that_ask_for_what_is_gone_are_refused() -> None:
+    for key, value in (("generator_function", "sparsemax"), ("data_type", "audio"), ("parallel_mode", "pipeline")):
+        assert [name for name, _ in translate({key: value}).errors] == [key]
+    assert not translate({"generator_function": "softmax", "data_type": "text"}).errors
+
+
+def test_tensor_parallel_divides_a_model_among_all_processes() -> None:
+    assert translate({"parallel_mode": "tensor_parallel", "world_size": 4}).values["tensor_parallel"] == 4
+    assert "tensor_parallel" not in translate({"parallel_mode": "data_parallel", "world_size": 4}).values
