@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from onmt_llm.eval.perplexity import Perplexity
     from onmt_llm.generate.engine import Engine
 
-USAGE = (
-    "onmt_llm_eval perplexity -model CHECKPOINT -src FILE | score -hyp FILE ... -tgt FILE | "
-    "score -model CHECKPOINT -src FILE -tgt FILE | tasks -model CHECKPOINT -tasks TASK ... | "
-    "compare MODEL MODEL -src FILE -output PAGE.html | run -config x.yaml -output FILE.csv"
-)
+USAGES = {
+    "perplexity": "onmt_llm_eval perplexity -model CHECKPOINT -src FILE",
+    "score": "onmt_llm_eval score -hyp FILE ... -tgt FILE, or -model CHECKPOINT -src FILE -tgt FILE",
+    "tasks": eval_tasks.USAGE,
+    "compare": "onmt_llm_eval compare MODEL MODEL -src FILE -output PAGE.html",
+    "run": eval_run.USAGE,
+}
+USAGE = " | ".join(USAGES.values())
 RUN = "run"
 
 
@@ -64,9 +68,12 @@ def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
     if action == "tasks":
         yield from eval_tasks.problems(loaded)
     models = loaded.job.measure.models
-    if action == "compare" and models and len({*models}) != 2:
+    if action == "compare" and models and (len(models) != 2 or len({*map(os.path.realpath, models)}) != 2):
         yield Problem(f"'models' must be two different models, but are {', '.join(models)}.", loaded.where("models"))
-    yield from missing_options(loaded, "measure", _needs(action, loaded.job), USAGE)
+    hyp = loaded.job.scoring.hyp
+    if len({*hyp}) < len(hyp):
+        yield Problem(f"'hyp' must name each file once, but is {', '.join(hyp)}.", loaded.where("hyp"))
+    yield from missing_options(loaded, "measure", _needs(action, loaded.job), USAGES.get(action, USAGE))
     yield from missing_files(
         loaded, [*option_files(loaded, "measure", ("src", "tgt")), *_answers(loaded)], streams=True
     )
@@ -76,7 +83,8 @@ def _problems(action: str, loaded: Loaded[Any]) -> Iterator[Problem]:
 def _needs(action: str, config: EvalConfig) -> tuple[str, ...]:
     """The options of the section `measure` that an action needs."""
     if action == "score":
-        return ("tgt",) if config.scoring.hyp else ("model", "src", "tgt")
+        hyp, reads_sources = config.scoring.hyp, "COMET" in config.scoring.metrics
+        return ("tgt", *(("src",) if reads_sources else ())) if hyp else ("model", "src", "tgt")
     return {"perplexity": ("model", "src"), "compare": ("models", "src", "output")}.get(action, ())
 
 
@@ -84,7 +92,10 @@ def _perplexity(loaded: Loaded[Any]) -> int:
     from onmt_llm.eval.perplexity import measure
 
     config: EvalConfig = loaded.job
-    model, source = required(loaded, "measure", "model", USAGE), required(loaded, "measure", "src", USAGE)
+    model, source = (
+        required(loaded, "measure", "model", USAGES["perplexity"]),
+        required(loaded, "measure", "src", USAGES["perplexity"]),
+    )
     lines = list(read_lines(source))
     answers = list(read_lines(config.measure.tgt)) if config.measure.tgt else None
     found = measure(_open(model, config), lines, answers)
@@ -110,10 +121,11 @@ def _score(loaded: Loaded[Any]) -> int:
     config: EvalConfig = loaded.job
     options = config.scoring
     check_metrics(options.metrics)
-    references = _texts(required(loaded, "measure", "tgt", USAGE))
+    references = _texts(required(loaded, "measure", "tgt", USAGES["score"]))
     systems = {path: _texts(path) for path in options.hyp}
     sources = list(read_lines(config.measure.src)) if config.measure.src else []
     if config.measure.model:
+        _check_references(sources, references)
         systems[config.measure.model] = _answered(config.measure.model, sources, config)
     comet = CometModel(options.comet_model, list(map(from_line, sources))) if COMET in options.metrics else None
     scores = score_systems(systems, references, options.metrics, resamples=options.resamples, comet=comet)
@@ -132,10 +144,10 @@ def _compare(loaded: Loaded[Any]) -> int:
     from onmt_llm.text.prompts import encode_line
 
     config: EvalConfig = loaded.job
-    lines = list(read_lines(required(loaded, "measure", "src", USAGE)))
+    lines = list(read_lines(required(loaded, "measure", "src", USAGES["compare"])))
     references = _texts(config.measure.tgt) if config.measure.tgt else None
-    if references is not None and len(references) != len(lines):
-        raise DataError(f"tgt must have as many lines as src, {len(lines)}, but has {len(references)}.")
+    if references is not None:
+        _check_references(lines, references)
     found = []
     for model in config.measure.models:
         engine = _open(model, config)
@@ -144,12 +156,18 @@ def _compare(loaded: Loaded[Any]) -> int:
     answers = {each.model: [answer.text for answer in each.answers] for each in found}
     scores = [] if references is None else score_systems(answers, references, config.scoring.metrics)
     page = comparison_page(found[0], found[1], list(map(from_line, lines)), references, scores)
-    write_text(required(loaded, "measure", "output", USAGE), page)
+    write_text(required(loaded, "measure", "output", USAGES["compare"]), page)
     for each in found:
         print(f"{each.model}\t{each.tokens} tokens\tmedian {each.seconds:.2f} s\t{each.speed:.1f} tokens/s")
     for score in scores:
         print(score.line())
     return 0
+
+
+def _check_references(sources: Sequence[str], references: Sequence[str]) -> None:
+    """Refuse another number of references before a model answers all sources."""
+    if len(references) != len(sources):
+        raise DataError(f"'tgt' must have as many lines as 'src', {len(sources)}, but has {len(references)}.")
 
 
 def _texts(path: str) -> list[str]:

@@ -23,7 +23,7 @@ USAGE = "onmt_llm_eval tasks -model CHECKPOINT -tasks TASK ... [-output results.
 def problems(loaded: Loaded[Any]) -> Iterator[Problem]:
     """Problems of the options of this action."""
     harness = loaded.job.harness
-    if not harness.tasks and "tasks" not in loaded.invalid:
+    if not _names(loaded.job) and "tasks" not in loaded.invalid:
         yield Problem("'tasks' must be given, but is not.", hint=USAGE)
     if bool(harness.save_model) == bool(loaded.job.measure.model):
         found = "both are" if harness.save_model else "neither is"
@@ -32,6 +32,8 @@ def problems(loaded: Loaded[Any]) -> Iterator[Problem]:
         yield Problem(
             "'output' must go with 'model', but goes with 'save_model'.", hint="each checkpoint has a file of its own"
         )
+    if harness.watch and loaded.job.measure.model:
+        yield Problem("'watch' must go with 'save_model', but goes with 'model'.", loaded.where("watch"))
     for name in ("mmlu", "include_path"):
         folder = getattr(harness, name)
         if folder and not Path(folder).is_dir():
@@ -46,10 +48,14 @@ def run_tasks(loaded: Loaded[Any]) -> int:
     if config.measure.model:
         _evaluate(config.measure.model, config, Path(config.measure.output) if config.measure.output else None)
         return 0
+    from onmt_llm.training.offline import locked
+
     save_model = str(config.harness.save_model)
-    for found in watched_checkpoints(save_model, every=config.harness.watch):
-        for step, path in found.items():
-            _evaluate_checkpoint(save_model, step, path, config)
+    figures = Path(f"{save_model}_results.jsonl")
+    with locked(figures):
+        for found in watched_checkpoints(save_model, every=config.harness.watch):
+            for step, path in found.items():
+                _evaluate_checkpoint(step, path, config, figures)
     return 0
 
 
@@ -74,8 +80,8 @@ def _names(config: EvalConfig) -> list[str]:
     return [name for words in config.harness.tasks for name in words.split(",") if name]
 
 
-def _evaluate_checkpoint(save_model: str, step: int, path: Path, config: EvalConfig) -> None:
-    """Evaluate a checkpoint unless its results are there; add its figures to `<save_model>_results.jsonl`."""
+def _evaluate_checkpoint(step: int, path: Path, config: EvalConfig, file: Path) -> None:
+    """Evaluate a checkpoint unless its results are there; add its figures to those in a file."""
     output = path.with_name(f"{path.name}_tasks.json")
     try:
         manifest = read_manifest(path)
@@ -88,7 +94,7 @@ def _evaluate_checkpoint(save_model: str, step: int, path: Path, config: EvalCon
             raise
         logger.warning("%s was removed before it was evaluated (%s).", path, error)
         return
-    _add_figures(Path(f"{save_model}_results.jsonl"), step, figures)
+    _add_figures(file, step, figures)
 
 
 def _request(config: EvalConfig) -> str:
@@ -112,8 +118,14 @@ def _origin(output: Path) -> dict[str, str] | None:
 
 def _add_figures(path: Path, step: int, figures: dict[str, float]) -> None:
     """Set the figures of a step in a file of results, whose other figures stay."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    row = next((row for row in rows if row["step"] == step), None)
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        row = next((row for row in rows if row["step"] == step), None)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} must have a JSON object with 'step' in each line, but has not ({type(error).__name__}: {error}).",
+            hint="repair the line, or move the file away",
+        ) from error
     if row is None:
         row = {"step": step}
         rows.append(row)

@@ -47,7 +47,7 @@ class ScoreConfig(Section):
     """Bootstrap resamples, e.g. 1000: give 95% confidence intervals and, with several systems, paired tests against the
     first one; 0 = none."""
     comet_model: str = "Unbabel/wmt22-comet-da"
-    """COMET: checkpoint file (.ckpt), or the name of a model, which is downloaded."""
+    """COMET: folder of a downloaded model, its checkpoint (.ckpt), or the name of a model, which is downloaded."""
 
     @field_validator("metrics")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lm_eval
+from jinja2 import TemplateError
 from lm_eval.api.group import Group
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
@@ -248,20 +250,22 @@ def evaluate(engine: Engine, options: TaskOptions, *, name: str, batch_size: int
         lm-eval's results, with `config` and `date`.
 
     Raises:
-        ConfigError: A task is unknown.
+        ConfigError: A task is unknown, or is not described as lm-eval expects.
         DataError: The data of a task cannot be loaded.
-        UnsupportedError: The model is an encoder-decoder.
+        UnsupportedError: The model is an encoder-decoder, or a task needs a package that is missing.
     """
     model = HarnessModel(engine, batch_size=batch_size)
     began = time.time()
-    results = lm_eval.evaluate(
-        lm=model,
-        task_dict=load_tasks(options),
-        limit=options.limit,
-        log_samples=False,
-        apply_chat_template=options.chat,
-        fewshot_as_multiturn=options.chat,
-    )
+    tasks = load_tasks(options)
+    with _task_errors(options.tasks):
+        results = lm_eval.evaluate(
+            lm=model,
+            task_dict=tasks,
+            limit=options.limit,
+            log_samples=False,
+            apply_chat_template=options.chat,
+            fewshot_as_multiturn=options.chat,
+        )
     config = {"model": name, "limit": options.limit, "batch_size": batch_size, "chat": options.chat}
     return {**results, "config": config, "date": began, "lm_eval_version": lm_eval.__version__}
 
@@ -271,22 +275,53 @@ def load_tasks(options: TaskOptions) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every option that a task has
     manager = TaskManager(include_path=options.include_path)
     specs = list(_specs(options, manager))
-    try:
-        loaded = manager.load(specs)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"The data of {', '.join(options.tasks)} must be at hand or on the Hugging Face Hub, but cannot be loaded "
-            f"({type(error).__name__}: {error}).",
-            hint="-mmlu FOLDER and -include_path FOLDER read local files",
-        ) from error
-    for task in loaded["tasks"].values():
+    with _task_errors(options.tasks):
+        try:
+            loaded = manager.load(specs)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"The data of {', '.join(options.tasks)} must be at hand or on the Hugging Face Hub, but cannot be "
+                f"loaded ({type(error).__name__}: {error}).",
+                hint="-mmlu FOLDER and -include_path FOLDER read local files",
+            ) from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _invalid(options.tasks, error) from error
+    for name, task in loaded["tasks"].items():
         own = task.get_config("num_fewshot")
         if options.num_fewshot is not None and own != 0:
+            _check_examples(name, task, options.num_fewshot)
             task.set_config(key="num_fewshot", value=options.num_fewshot)
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=1234)  # lm-eval's default
     return loaded
+
+
+@contextlib.contextmanager
+def _task_errors(tasks: Sequence[str]) -> Iterator[None]:
+    """A context in which tasks that need another package, or whose prompts cannot be made, are refused."""
+    try:
+        yield
+    except ImportError as error:
+        raise UnsupportedError(
+            f"The tasks {', '.join(tasks)} need a package that cannot be imported here ({error}).",
+            hint="install it with pip",
+        ) from error
+    except TemplateError as error:
+        raise _invalid(tasks, error) from error
+
+
+def _invalid(tasks: Sequence[str], error: Exception) -> ConfigError:
+    return ConfigError(
+        f"The tasks {', '.join(tasks)} must be described as lm-eval expects, but are not "
+        f"({type(error).__name__}: {error})."
+    )
+
+
+def _check_examples(name: str, task: Any, wanted: int) -> None:
+    known = len(task.sampler.df) if hasattr(task, "sampler") else 0
+    if wanted > known:
+        raise ConfigError(f"'num_fewshot' must be at most {known}, the examples of {name}, but is {wanted}.")
 
 
 def _specs(options: TaskOptions, manager: TaskManager) -> Iterator[str | ConfigurableTask | Group]:

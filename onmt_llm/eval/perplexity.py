@@ -49,7 +49,7 @@ def measure(engine: Engine, sources: Sequence[str], targets: Sequence[str] | Non
     prompts = [codec.encode(from_line(line)) if line.strip() else [] for line in sources]
     if targets is not None:
         if len(targets) != len(sources):
-            raise DataError(f"tgt must have as many lines as src, {len(sources)}, but has {len(targets)}.")
+            raise DataError(f"'tgt' must have as many lines as 'src', {len(sources)}, but has {len(targets)}.")
         lines = score_pairs(engine, prompts, [codec.tokenizer.encode(from_line(line)) for line in targets])
     elif codec.config.model.is_decoder_only:
         lines = score_texts(engine, prompts)

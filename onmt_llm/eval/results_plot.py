@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ _LINES = {"mean": "-", "median": "--"}
 
 
 def best_steps(rows: Sequence[Measurement]) -> dict[str, tuple[int, float]]:
-    """The best step and its perplexity by each average over the corpora; none before a step is measured on all."""
+    """The best step and its perplexity by each average over the corpora; none before a step is measured on all, or if
+    no average is finite."""
     found = {name: averages(rows, average) for name, average in AVERAGES.items()}
-    return {name: min(each.items(), key=lambda item: item[1]) for name, each in found.items() if each}
+    finite = {name: {step: ppl for step, ppl in each.items() if math.isfinite(ppl)} for name, each in found.items()}
+    return {name: min(each.items(), key=lambda item: item[1]) for name, each in finite.items() if each}
 
 
 def plot_results(files: Sequence[Path], output: Path, *, style: PlotStyle) -> dict[Path, dict[str, tuple[int, float]]]:
@@ -33,14 +36,15 @@ def plot_results(files: Sequence[Path], output: Path, *, style: PlotStyle) -> di
 
     Raises:
         ConfigError: The format is unknown.
-        DataError: A file has no measurements.
+        DataError: A file is missing, or has no measurements.
         UnsupportedError: matplotlib is missing.
     """
     check_format(output)
     measured = {file: read_measurements(file) for file in files}
     for file, rows in measured.items():
         if not rows:
-            raise DataError(f"{file} must hold at least one measurement, but holds none.")
+            found = "holds none" if file.exists() else "there is no such file"
+            raise DataError(f"{file} must hold at least one measurement, but {found}.")
     figure = new_figure(measured, style.title, len(measured))
     panels = figure.subplots(len(measured), squeeze=False)[:, 0]
     for panel, (file, rows) in zip(panels, measured.items(), strict=True):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
-from onmt_llm.errors import ConfigError, DataError
+from onmt_llm.errors import CheckpointError, ConfigError, DataError
 from onmt_llm.generate.scorers import Scorer, one_line, open_scorers
 from onmt_llm.optional import require
 from onmt_llm.version import __version__
@@ -43,9 +44,10 @@ class SystemScore:
 
     def line(self) -> str:
         """The score as a line of text."""
-        text = f"{self.score:.2f}"
+        digits = 4 if self.metric == COMET else 2  # COMET is about 1 at most
+        text = f"{self.score:.{digits}f}"
         if self.mean is not None and self.interval is not None:
-            text += f" (μ = {self.mean:.2f} ± {self.interval:.2f})"
+            text += f" (μ = {self.mean:.{digits}f} ± {self.interval:.{digits}f})"
         if self.p_value is not None:
             text += f" (p = {self.p_value:.4f}{'*' if self.p_value <= 0.05 else ''})"
         return f"{self.system}\t{self.metric}\t{text}"
@@ -56,7 +58,7 @@ class CometModel:
     """The model of COMET, and the sources that it reads.
 
     Attributes:
-        path: A checkpoint of COMET, or the name of one.
+        path: A checkpoint of COMET, the folder of a downloaded model, or the name of one.
         sources: One for each reference.
     """
 
@@ -64,12 +66,36 @@ class CometModel:
     sources: Sequence[str]
 
     def values(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """The score of each prediction."""
-        comet: Any = require("comet", f"the metric {COMET}", "unbabel-comet")
-        path = self.path if self.path.endswith(".ckpt") else comet.download_model(self.path)
+        """The score of each prediction.
+
+        Raises:
+            CheckpointError: The model cannot be loaded.
+            DataError: There are more or fewer sources than references.
+        """
+        if len(self.sources) != len(references):
+            raise DataError(
+                f"For {COMET} 'src' must have as many lines as 'tgt', {len(references)}, but has {len(self.sources)}."
+            )
         rows = zip(self.sources, predictions, references, strict=True)
         data = [{"src": source, "mt": said, "ref": wanted} for source, said, wanted in rows]
-        return [float(score) for score in comet.load_from_checkpoint(path).predict(data, gpus=0).scores]
+        return [float(score) for score in self._model.predict(data, gpus=0).scores]
+
+    @cached_property
+    def _model(self) -> Any:
+        comet: Any = require("comet", f"the metric {COMET}", "unbabel-comet")
+        local = Path(self.path).absolute()  # hparams.yaml is looked for two folders above
+        try:
+            if local.is_dir():
+                path = str(local / "checkpoints" / "model.ckpt")
+            else:
+                path = str(local) if local.suffix == ".ckpt" else comet.download_model(self.path)
+            return comet.load_from_checkpoint(path)
+        except Exception as error:  # COMET raises Exception itself
+            raise CheckpointError(
+                f"'comet_model' must be a model of COMET, but {self.path} cannot be loaded "
+                f"({type(error).__name__}: {error}).",
+                hint="-comet_model FOLDER, with hparams.yaml and checkpoints/model.ckpt; a name needs the network",
+            ) from error
 
 
 def check_metrics(names: Sequence[str]) -> list[Scorer]:

@@ -55,12 +55,6 @@ def measure_run(config: TrainConfig, output: Path, *, watch: float = 0) -> int:
     measured = 0
     with locked(output):
         for found in watched_checkpoints(config.run.save_model, every=watch):
-            if not found and not watch:
-                raise ConfigError(
-                    f"'save_model' must be the prefix of at least one checkpoint, but {config.run.save_model}_step_* "
-                    "is none.",
-                    hint="-watch 60 waits for the first one",
-                )
             for step, path in found.items():
                 measured += _measure_checkpoint(config, step, path, output)
             if config.run.train_steps in found:
@@ -72,7 +66,7 @@ def measure_run(config: TrainConfig, output: Path, *, watch: float = 0) -> int:
 def locked(output: Path) -> Iterator[None]:
     """The right to be the only process that writes `output`."""
     held = CheckpointError(
-        f"'output' must be written by one process, but another one is writing {output}.",
+        f"{output} must be written by one process, but another one is writing it.",
         hint="wait until it has ended, or name another file",
     )
     output.parent.mkdir(parents=True, exist_ok=True)

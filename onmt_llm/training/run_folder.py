@@ -13,7 +13,7 @@ from pathlib import Path
 from onmt_llm.atomic import is_replaceable, recover, remove_directory
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, find_damage, refuse
 from onmt_llm.config.checkpoint import CONFIG_FILE
-from onmt_llm.errors import CheckpointError
+from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.locks import is_file_of, lock_file
 from onmt_llm.log import log_once, logger
 from onmt_llm.training.result import RunStatus, has_ended, read_status
@@ -51,10 +51,19 @@ def watched_checkpoints(save_model: str, *, every: float) -> Iterator[dict[int, 
     Args:
         save_model: Prefix of the run.
         every: Seconds between two looks; 0 = one look.
+
+    Raises:
+        ConfigError: There is no checkpoint, and one look was asked for.
     """
     while True:
         ended = has_ended(save_model)  # before the look, which then finds the run's last checkpoint
-        yield checkpoints(save_model)
+        found = checkpoints(save_model)
+        if not found and not every:
+            raise ConfigError(
+                f"'save_model' must be the prefix of at least one checkpoint, but {save_model}_step_* is none.",
+                hint="-watch 60 waits for the first one",
+            )
+        yield found
         if not every or ended:
             return
         if (status := read_status(save_model)) in (RunStatus.INTERRUPTED, RunStatus.OUT_OF_TIME):

@@ -129,6 +129,7 @@ def test_the_checkpoints_of_a_run_are_evaluated_once(folder: Path, capsys: pytes
     (folder / "run_results.jsonl").write_text('{"step": 5, "BLEU": 3.5}\n')
     argv = ["tasks", "-save_model", str(folder / "run"), "-tasks", "mmlu", "-mmlu", str(folder / "mmlu")]
     assert evaluate([*argv, "-device", "cpu"]) == 0
+    assert not (folder / ".run_results.jsonl.lock").exists()
     rows = [json.loads(line) for line in (folder / "run_results.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [5, 10] and rows[0]["BLEU"] == 3.5
     assert all(0 <= row["mmlu acc"] <= 1 and row["mmlu_pets acc"] <= 1 for row in rows)
@@ -161,6 +162,10 @@ def test_what_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     argv = ["tasks", "-model", str(folder / "model"), "-mmlu", str(folder / "mmlu"), "-tasks"]
     assert evaluate([*argv, "mmlu_petz"]) == 2
     assert "'mmlu_petz' is not one" in capsys.readouterr().err
+    assert evaluate([*argv, "mmlu_pets", "-num_fewshot", "9"]) == 2
+    assert "'num_fewshot' must be at most 3, the examples of mmlu_pets, but is 9" in capsys.readouterr().err
+    assert evaluate(["tasks", "-save_model", str(tmp_path / "m"), "-tasks", "x"]) == 2
+    assert "must be the prefix of at least one checkpoint" in capsys.readouterr().err
     (folder / "mmlu/test/odd_test.csv").write_text("question,1,2,3,B\n")
     assert evaluate([*argv, "mmlu_odd"]) == 3
     assert "odd_dev.csv" in capsys.readouterr().err
@@ -168,3 +173,26 @@ def test_what_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert evaluate([*argv, "mmlu_odd"]) == 3
     assert "row 1 has 5 columns" in capsys.readouterr().err
     (folder / "mmlu/test/odd_test.csv").unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "sentence"),
+    [
+        ({"exact_match}": "no_such_metric}"}, 2, "must be described as lm-eval expects, but are not (KeyError"),
+        ({"{{text}}": "{{no_such_field}}"}, 2, "'no_such_field' is undefined"),
+        ({"'{{text}}'": "!function needs.prompt"}, 2, "need a package that cannot be imported here (No module named"),
+        ({"answers.jsonl": "missing.jsonl"}, 3, "must be at hand or on the Hugging Face Hub, but cannot be loaded"),
+    ],
+)
+def test_tasks_that_cannot_be_run_are_refused(
+    folder: Path, tmp_path: Path, changes: dict[str, str], code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (folder / "tasks/answers.yaml").read_text().replace("local_answers", "odd_task")
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    (tmp_path / "odd.yaml").write_text(text)
+    (tmp_path / "needs.py").write_text("import no_such_package\n")
+    argv = ["-include_path", str(tmp_path), "-tasks", "odd_task", "-device", "cpu"]
+    assert evaluate(["tasks", "-model", str(folder / "model"), *argv]) == code
+    assert sentence in capsys.readouterr().err

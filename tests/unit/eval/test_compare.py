@@ -39,15 +39,26 @@ def test_the_page_shows_both_answers_with_marks_and_figures(
 
 CASES = {
     "one model": (["compare", "MODEL", "-src", "SRC", "-output", "x.html"], "'models' must be two different models"),
+    "one model twice": (["compare", "MODEL", "MODEL/", "-src", "SRC", "-output", "x.html"], "two different models"),
+    "one system twice": (["score", "-hyp", "SRC", "SRC", "-tgt", "SRC"], "'hyp' must name each file once"),
+    "lines": (
+        ["score", "-model", "MODEL", "-src", "SRC", "-tgt", "OTHER_TEXT"],
+        "as many lines as 'src', 1, but has 2",
+    ),
     "no output": (["compare", "MODEL", "OTHER", "-src", "SRC"], "'output' must be given"),
     "no tasks": (["tasks", "-model", "MODEL"], "'tasks' must be given"),
+    "no name": (["tasks", "-tasks", ",", "-model", "MODEL"], "'tasks' must be given"),
+    "watched model": (["tasks", "-tasks", "x", "-model", "MODEL", "-watch", "9"], "'watch' must go with 'save_model'"),
     "model and run": (["tasks", "-tasks", "x", "-model", "MODEL", "-save_model", "m"], "but both are"),
     "no model": (["tasks", "-tasks", "x"], "but neither is"),
     "no references": (["score", "-hyp", "SRC"], "'tgt' must be given"),
     "no answers": (["score", "-tgt", "SRC"], "'model' must be given"),
     "unknown metric": (["score", "-hyp", "SRC", "-tgt", "SRC", "-metrics", "BLUE"], "'BLUE' is not a known metric"),
     "lengths": (["score", "-hyp", "SRC", "-tgt", "OTHER_TEXT"], "as many answers as there are references, 2"),
-    "comet": (["score", "-hyp", "SRC", "-tgt", "SRC", "-metrics", "comet"], "needs the package 'unbabel-comet'"),
+    "comet": (
+        ["score", "-hyp", "SRC", "-tgt", "SRC", "-src", "SRC", "-metrics", "comet"],
+        "needs the package 'unbabel-comet'",
+    ),
 }
 
 
@@ -60,6 +71,7 @@ def test_what_is_missing_is_told(
     (tmp_path / "text").write_text("w1\nw2\n")
     places = {
         "MODEL": models[0],
+        "MODEL/": f"{models[0]}/",
         "OTHER": models[1],
         "SRC": str(tmp_path / "src"),
         "OTHER_TEXT": str(tmp_path / "text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,16 @@ def test_results_of_checkpoints_mark_the_best_one_by_each_average(
     rows += [Measurement(9, "a", 0.5, 1.0, 10, "0" * 16)]  # the others are not measured yet
     write_measurements(tmp_path / "results.csv", rows)
     assert read_measurements(tmp_path / "results.csv") == sorted(rows, key=lambda row: (row.step, row.corpus))
+    diverged = [Measurement(5, corpus, math.nan, math.nan, 10, "0" * 16) for corpus in figures]
+    write_measurements(tmp_path / "results.csv", [*rows, *diverged])
     assert plot([str(tmp_path / "results.csv"), "-output", str(tmp_path / "plot.svg")]) == 0
     said = capsys.readouterr().out
     assert "best mean of all corpora: ppl 4.3333 at step 3" in said
     assert "best median of all corpora: ppl 4.0000 at step 3" in said
     text = (tmp_path / "plot.svg").read_text()
     assert all(word in text for word in ("results.csv", "mean of all corpora", "median of all corpora", "perplexity"))
+    assert plot([str(tmp_path / "missing.csv"), "-output", str(tmp_path / "plot.png")]) == 3
+    assert "but there is no such file" in capsys.readouterr().err
     (tmp_path / "other.csv").write_text("step,ppl\n1,2\n")
     assert plot([str(tmp_path / "other.csv"), "-output", str(tmp_path / "plot.png")]) == 3
     assert "must be a CSV file with the columns step, corpus, ppl" in capsys.readouterr().err

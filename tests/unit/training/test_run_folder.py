@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from onmt_llm.checkpoint.directory import MANIFEST_FILE, write_manifest
-from onmt_llm.errors import CheckpointError
+from onmt_llm.errors import CheckpointError, ConfigError
 from onmt_llm.training import run_folder
 from onmt_llm.training.result import RunStatus, TrainResult, status_file, write_status
 
@@ -41,6 +41,8 @@ def test_checkpoints_are_watched_until_the_run_has_ended(tmp_path: Path, monkeyp
     assert [[*found] for found in run_folder.watched_checkpoints(save_model, every=7)][-2:] == [[1, 2, 3], [1, 2, 3, 4]]
     write_status(save_model, TrainResult(RunStatus.INTERRUPTED, 2))
     assert len([*run_folder.watched_checkpoints(save_model, every=0)]) == 1
+    with pytest.raises(ConfigError, match="must be the prefix of at least one checkpoint"):
+        next(run_folder.watched_checkpoints(str(tmp_path / "n"), every=0))
 
 
 def test_what_a_checkpoint_would_take_the_place_of(tmp_path: Path) -> None:
