@@ -75,7 +75,7 @@ class KVCache:
         return self._cross[layer]
 
     def set_cross(self, layer: int, k_BKSH: Tensor, v_BKSH: Tensor) -> None:
-        self._cross[layer] = (k_BKSH, v_BKSH)
+        self._cross[layer] = (k_BKSH.contiguous(), v_BKSH.contiguous())
 
     def reorder(self, idx_B: Tensor, *, cross: bool = True) -> None:
         """Replace row i by the former row idx_B[i]; idx_B may be shorter or longer than the batch.

@@ -1,7 +1,7 @@
 """Multi-head attention over the input itself or over an encoder's output (cross attention).
 
 `Attention` projects, encodes positions and uses the cache; the function `attend` is the attention itself. On a CPU
-`attend` gives training to the kernels of `nn/cpu/`; everything else is torch's scaled_dot_product_attention.
+`attend` uses the kernels of `nn/cpu/` where they are faster; everything else is torch's scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from onmt_llm.config.model import ModelConfig
 from onmt_llm.nn.cpu.dropout import attend_with_dropout
 from onmt_llm.nn.cpu.dropout import dropout as drop
+from onmt_llm.nn.cpu.few_queries import are_few, attend_few
 from onmt_llm.nn.cpu.tiled_attention import attend_tiled, mask_tiles, torch_is_faster
 from onmt_llm.nn.kv_cache import KVCache
 from onmt_llm.nn.layers.position_wise import build_head_norm, capped
@@ -276,15 +277,18 @@ def _repeat_heads(x_BKSH: Tensor, heads: int) -> Tensor:
 def attend_on_cpu(
     q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Mask, scale: float, dropout: float
 ) -> Tensor | None:
-    """softmax(scale q k' + mask) v, (B, N, T, H), by our kernels for training; None if none of them beats torch's.
+    """softmax(scale q k' + mask) v, (B, N, T, H), by our kernels; None if none of them beats torch's.
 
-    Dropout of the weights has a kernel; so have causal masks in bf16, of packed documents and of sliding windows.
+    Dropout of the weights has a kernel; so have causal masks in bf16, of packed documents and of sliding windows, and
+    a few queries in bf16.
     """
     if dropout > 0.0:
         bias = mask.as_float(q_BNTH.shape[2], k_BKSH.shape[2])
         return attend_with_dropout(q_BNTH, k_BKSH, v_BKSH, bias, scale, dropout)
     if mask.causal and (q_BNTH.dtype == torch.bfloat16 or mask.first_BT is not None):
         return _attend_tiled(q_BNTH, k_BKSH, v_BKSH, mask, scale)
+    if not mask.causal and not torch.is_grad_enabled() and are_few(q_BNTH, k_BKSH):
+        return attend_few(q_BNTH, k_BKSH, v_BKSH, mask.as_float(q_BNTH.shape[2], k_BKSH.shape[2]), scale)
     return None
 
 
