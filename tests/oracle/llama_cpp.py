@@ -1,4 +1,5 @@
-"""Write the logits of llama.cpp: python llama_cpp.py MODEL.gguf IDS.json OUTPUT.npy. Needs the package `cyllama`.
+"""Write the logits of llama.cpp, or the ids of texts: python llama_cpp.py MODEL.gguf IDS.json OUTPUT.npy, or MODEL.gguf
+TEXTS.json OUTPUT.json. Needs the package `cyllama`.
 
 A process of its own for each file, since the library ends the process where it fails.
 """
@@ -21,12 +22,19 @@ class Model(library.LlamaModel):
         return self.get_vocab().n_vocab
 
 
-def main(file: str, ids_file: str, output: str) -> None:
-    ids = json.loads(Path(ids_file).read_text())
+def main(file: str, given: str, output: str) -> None:
+    content = json.loads(Path(given).read_text())
     library.disable_logging()
     settings = library.LlamaModelParams()
     settings.n_gpu_layers = 0
     model = Model(file, settings, False)
+    if output.endswith(".json"):
+        Path(output).write_text(json.dumps([model.get_vocab().tokenize(text, True, False) for text in content]))
+    else:
+        np.save(output, logits(model, content))
+
+
+def logits(model: Model, ids: list[int]) -> np.ndarray:
     options = library.LlamaContextParams()
     options.n_ctx = options.n_batch = options.n_ubatch = max(64, len(ids))
     options.n_threads = options.n_threads_batch = 1
@@ -38,7 +46,7 @@ def main(file: str, ids_file: str, output: str) -> None:
         batch.add(token, position, [0], True)
     context.decode(batch)
     rows = [np.array(context.get_logits_ith(row), dtype=np.float32)[: model.n_vocab] for row in range(len(ids))]
-    np.save(output, np.stack(rows))
+    return np.stack(rows)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ with."""
 from __future__ import annotations
 
 import io
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from onmt_llm.checkpoint.convert import convert
+from onmt_llm.checkpoint.formats.gguf.write import export_gguf
 from onmt_llm.checkpoint.formats.huggingface.write import export_hf
 from onmt_llm.checkpoint.formats.params_json.write import export_meta
 from onmt_llm.checkpoint.store import CheckpointWriter
@@ -48,6 +52,7 @@ PARTS = [
     "Ａ",
 ]
 CHAT = [Message("user", "What is it?"), Message("assistant", " A test."), Message("user", "the\n dog")]
+ORACLE = Path(__file__).parents[1] / "oracle" / "llama_cpp.py"
 SPECIALS = ("<unk>", "<s>", "</s>")
 
 
@@ -189,3 +194,29 @@ def test_metas_format_has_the_ids_of_the_tokenisers_file(tmp_path: Path) -> None
     write(tmp_path, "bpe", lambda tokens: [*tokens[3:], *tokens[:3]])
     with pytest.raises(UnsupportedError, match="ids of the vocabulary"):
         export_meta(tmp_path / "own", tmp_path / "there")
+
+
+LOGGED = {"bpe, chatml": "after <|im_end|>", "byte-level": "", "bpe": "", "sentencepiece's defaults": ""}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_where_llama_cpp_adds_spaces_is_logged(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    write(tmp_path, name, template=CASES[name][2].get("template") if name != "byte-level" else None)
+    export_gguf(tmp_path / "own", tmp_path / "model.gguf")
+    assert LOGGED[name] in caplog.text and ("llama.cpp puts" in caplog.text) == bool(LOGGED[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("add_bos", [True, False])
+@pytest.mark.parametrize("name", ["sentencepiece's defaults", "bpe", "bpe, other ids", "byte-level with bos and eos"])
+def test_ids_in_llama_cpp(tmp_path: Path, name: str, add_bos: bool) -> None:
+    pytest.importorskip("cyllama", reason="llama.cpp comes with the package cyllama, which is missing")
+    ours = write(tmp_path, name, specials=SpecialTokens(add_bos=add_bos))
+    file = export_gguf(tmp_path / "own", tmp_path / "model.gguf", type="f32")
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS[1:]))
+    subprocess.run([sys.executable, ORACLE, file, tmp_path / "texts.json", tmp_path / "ids.json"], check=True)
+    found = json.loads((tmp_path / "ids.json").read_text())
+    assert found == [ours.vocab.ids(ours.encode(text)) for text in TEXTS[1:]]

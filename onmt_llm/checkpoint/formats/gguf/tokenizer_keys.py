@@ -148,6 +148,17 @@ def _warn_of_normalisation(file: Path) -> None:
     )
 
 
+def _warn_of_prefix(codec: Codec, kinds: Mapping[str, int]) -> None:
+    """Where a text begins with a space in llama.cpp only: after control tokens, and before another space."""
+    template = codec.template.control_tokens if codec.template else frozenset[str]()
+    users = {piece for piece, kind in kinds.items() if kind == USER_DEFINED}
+    others = (template | users).difference((codec.config.specials.bos, codec.config.specials.eos))
+    if others and not codec.tokenizer.restarts_after_control:
+        logger.warning("llama.cpp puts a space before the text after %s, this model does not.", min(others))
+    if "".join(codec.tokenizer.encode(" a")) == "▁a":
+        logger.warning("llama.cpp puts a space before a text that begins with one, this model does not.")
+
+
 def _scores_of_merges(pairs: Sequence[Sequence[str]], vocab: Collection[str], file: Path) -> dict[str, float]:
     """Scores that make SentencePiece's algorithm merge in the order of a list of merges.
 
@@ -235,6 +246,8 @@ def _spm_keys(codec: Codec, kinds: Mapping[str, int], scores: Mapping[str, float
             "fails at a character that is not in the vocabulary.",
             hint="train it with byte_fallback",
         )
+    if add_space_prefix:
+        _warn_of_prefix(codec, kinds)
     tokens = _tokens(codec)
     return {
         "model": "llama",
