@@ -89,8 +89,8 @@ COMMANDS = {
     ),
     "onmt_llm_data": Command(
         "data",
-        "Inspect the data of a run, or tokenise it in advance.",
-        "report | sample | pack | merge | verify [-config FILE] [-OPTION VALUE ...]",
+        "Inspect, export or tokenise the data of a run.",
+        "report | sample | export | pack | merge | verify [-config FILE] [-OPTION VALUE ...]",
         ("data", "transforms", "n_sample", "save_data", "num_threads", "overwrite", "shards", "output"),
         (
             ("report -config run.yaml", "write a page of lengths and shares"),
@@ -119,7 +119,7 @@ COMMANDS = {
     ),
     "onmt_llm_lora": Command(
         "lora",
-        "Merge an adapter into its base model; import and export peft adapters.",
+        "Merge an adapter into its base; import and export peft adapters.",
         "-base_model BASE -lora_weights ADAPTER -output DIRECTORY [-OPTION VALUE ...]",
         (),
         (
@@ -151,7 +151,7 @@ COMMANDS = {
     ),
     "onmt_llm_eval": Command(
         "eval",
-        "Measure models: perplexity, scores, tasks of lm-evaluation-harness, the checkpoints of a run.",
+        "Measure models: perplexity, scores, tasks, checkpoints of a run.",
         "perplexity | score | tasks | compare | run ... [-OPTION VALUE ...]",
         (
             *("model", "src", "tgt", "hyp", "metrics", "resamples", "tasks", "mmlu", "save_model", "watch", "output"),
@@ -175,7 +175,7 @@ COMMANDS = {
     ),
     "release_model": Command(
         "release",
-        "Release a checkpoint in the format in which it is served.",
+        "Release a checkpoint for serving, checked against the model.",
         "-model CHECKPOINT -output DIRECTORY [-OPTION VALUE ...]",
         (),
         (
@@ -187,7 +187,7 @@ COMMANDS = {
     ),
     "onmt_llm_chat": Command(
         "chat",
-        "Chat with a model in the browser.",
+        "Chat with a model in the browser, or translate with it.",
         "-model MODEL [-OPTION VALUE ...]",
         (),
         (
@@ -197,7 +197,7 @@ COMMANDS = {
     ),
     "onmt_llm_serve": Command(
         "serve",
-        "Serve models over HTTP, with the APIs of OpenAI, of OpenNMT-py's server and of LibreTranslate.",
+        "Serve models to clients of OpenAI, OpenNMT-py and LibreTranslate.",
         "-config FILE [-OPTION VALUE ...], or -model MODEL",
         ("models", "model", "host", "port", "api_keys_file", "max_queue", "max_seconds", "idle_unload_seconds"),
         (
@@ -211,7 +211,7 @@ COMMANDS = {
 SUBCOMMANDS = {
     "recipes": Command(
         "recipes",
-        "Write the recipes and their data to ./recipes, or DIRECTORY/recipes.",
+        "Write the recipes and their data to ./recipes, or elsewhere.",
         "[DIRECTORY]",
         (),
         (("", "write them to ./recipes"),),

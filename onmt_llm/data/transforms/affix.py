@@ -69,11 +69,11 @@ class Prefix(_Affix[PrefixConfig]):
         first = segments[0]
         if first.text is None:
             return [Segment(tokens=affix.split(), train_on=first.train_on), *segments]
-        return [first.like(text=_with_space_behind(affix) + first.text), *segments[1:]]
+        return [first.like(text=_with_space_after(affix) + first.text), *segments[1:]]
 
     def undo(self, output: str | list[str]) -> str | list[str]:
         if isinstance(output, str):
-            text = _with_space_behind(self.tgt) if self.tgt else ""
+            text = _with_space_after(self.tgt) if self.tgt else ""
             return "" if output == text.rstrip(" ") else output.removeprefix(text)
         tokens = self.tgt.split()
         return output[len(tokens) :] if tokens and output[: len(tokens)] == tokens else output
@@ -104,7 +104,7 @@ class Suffix(_Affix[SuffixConfig]):
         return output[: -len(tokens)] if tokens and output[-len(tokens) :] == tokens else output
 
 
-def _with_space_behind(affix: str) -> str:
+def _with_space_after(affix: str) -> str:
     # the space depends only on the affix, so that `undo` restores every text
     text = from_line(affix)
     return text if text[-1:].isspace() else f"{text} "

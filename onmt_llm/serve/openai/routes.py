@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -18,8 +18,10 @@ from onmt_llm.serve.openai.chat import ChatJob
 from onmt_llm.serve.openai.completions import CompletionJob
 from onmt_llm.serve.openai.events import error_body, event_stream
 from onmt_llm.serve.openai.options import naming_parameter
-from onmt_llm.serve.openai.parameters import ChatParameters, CompletionParameters
-from onmt_llm.serve.service import PendingAnswers, Service, UntilSent
+from onmt_llm.serve.openai.parameters import ChatParameters, CompletionParameters, Parameters
+from onmt_llm.serve.service import Limits, PendingAnswers, Service, UntilSent
+
+P = TypeVar("P", bound=Parameters)
 
 
 class _Job(Protocol):
@@ -53,28 +55,26 @@ def openai_api(service: Service) -> Api:
     @router.post("/chat/completions")
     async def create_chat_completion(parameters: ChatParameters, until_sent: UntilSent) -> Response:
         """Answer a conversation."""
-        model = await until_sent.enter_async_context(service.models.use(parameters.model))
-        model.scheduler.check_room()
-        with _naming_parameters():
-            job = await asyncio.to_thread(ChatJob.of, parameters, model, service.limits)
-        return await _answer(service, job, until_sent, stream=bool(parameters.stream))
+        return await _answer(service, ChatJob.of, parameters, until_sent)
 
     @router.post("/completions")
     async def create_completion(parameters: CompletionParameters, until_sent: UntilSent) -> Response:
         """Continue a text, or translate it."""
-        model = await until_sent.enter_async_context(service.models.use(parameters.model))
-        model.scheduler.check_room()
-        with _naming_parameters():
-            job = await asyncio.to_thread(CompletionJob.of, parameters, model, service.limits)
-        return await _answer(service, job, until_sent, stream=bool(parameters.stream))
+        return await _answer(service, CompletionJob.of, parameters, until_sent)
 
     return Api(("/v1",), router, error_body)
 
 
-async def _answer(service: Service, job: _Job, until_sent: AsyncExitStack, *, stream: bool) -> Response:
+async def _answer(
+    service: Service, build: Callable[[P, ServedModel, Limits], _Job], parameters: P, until_sent: AsyncExitStack
+) -> Response:
+    """Check a request in a thread, since it tokenises the prompt, and answer it."""
+    model = await until_sent.enter_async_context(service.models.use(parameters.model))
+    model.scheduler.check_room()
     with _naming_parameters():
+        job = await asyncio.to_thread(build, parameters, model, service.limits)
         answers = await until_sent.enter_async_context(service.answer(job.model, job.requests))
-        if stream:
+        if parameters.stream:
             return event_stream(job.chunks(answers))
         return JSONResponse(await job.response(answers))
 
