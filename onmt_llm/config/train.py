@@ -170,7 +170,7 @@ def seconds(text: str) -> float:
 
 
 class SafetyConfig(Section):
-    """How checkpoints are saved, time limit and loss spikes."""
+    """How checkpoints are saved, what is done by the clock, and loss spikes."""
 
     save_async: bool = True
     """Copy the state to main memory and write it in the background; without memory for the copy, training waits."""
@@ -187,6 +187,8 @@ class SafetyConfig(Section):
     """Save and stop after this time since the start of the command: `11h30m`, `23:30:00`, or seconds."""
     save_checkpoint_time: str | None = None
     """Also save a checkpoint whenever this time has passed: `30m`, `1h`, or seconds."""
+    valid_time: str | None = None
+    """Also validate whenever this time has passed: `30m`, `1h`, or seconds."""
     spike_action: Literal["none", "warn", "rollback"] = "none"
     """On a loss spike: do nothing, warn, or roll back to the last checkpoint and skip the data since."""
     spike_threshold: Positive = 6.0
@@ -200,7 +202,7 @@ class SafetyConfig(Section):
         size_in_bytes(value)
         return value
 
-    @field_validator("max_time", "save_checkpoint_time", mode="before")
+    @field_validator("max_time", "save_checkpoint_time", "valid_time", mode="before")
     @classmethod
     def _time(cls, value: Any) -> Any:
         if value is None:
@@ -221,6 +223,10 @@ class SafetyConfig(Section):
     @property
     def save_seconds(self) -> float | None:
         return None if self.save_checkpoint_time is None else seconds(self.save_checkpoint_time)
+
+    @property
+    def valid_seconds(self) -> float | None:
+        return None if self.valid_time is None else seconds(self.valid_time)
 
 
 class TrackingConfig(Section):

@@ -94,7 +94,8 @@ def train_loop(
 
             request = handler.poll(world)
             last = step == run.train_steps
-            if validate is not None and (last or (not request.stop and _is_due(run.valid_steps, step))):
+            due = request.validate or _is_due(run.valid_steps, step)
+            if validate is not None and (last or (due and not request.stop)):
                 early = _validate(components, validate, reporter, progress)
             best = components.save_best and progress.best_step == step
             if _is_due(run.save_checkpoint_steps, step) or last or early or best or request.save or request.stop:

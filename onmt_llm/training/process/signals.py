@@ -1,4 +1,4 @@
-"""Requests to a run from outside: save a checkpoint now, or save one and stop."""
+"""Requests to a run from outside: save a checkpoint or validate now, or save a checkpoint and stop."""
 
 from __future__ import annotations
 
@@ -26,11 +26,33 @@ class SignalRequest:
 
     Attributes:
         save: Save a checkpoint.
+        validate: Validate.
         stop: Save a checkpoint and end with this status: interrupted or out of time; None = continue.
     """
 
     save: bool = False
+    validate: bool = False
     stop: RunStatus | None = None
+
+
+class _Clock:
+    """Rings every so many seconds.
+
+    Args:
+        every: Seconds; None = never.
+    """
+
+    def __init__(self, every: float | None) -> None:
+        self._every = every
+        self._next = time.monotonic() + (every or 0)
+
+    def rings(self) -> bool:
+        """Whether the time has passed since it rang before."""
+        now = time.monotonic()
+        if self._every is None or now < self._next:
+            return False
+        self._next = now + self._every
+        return True
 
 
 class SignalHandler:
@@ -42,6 +64,7 @@ class SignalHandler:
         save_file: A file that requests a checkpoint when it appears; it is then removed.
         deadline: Value of `time.monotonic` at which the run stops.
         save_every: Seconds between two checkpoints, by the clock of rank 0; None = no such request.
+        validate_every: Seconds between two validations, likewise.
         checks: Functions to call after every update; an error that they raise ends the run.
     """
 
@@ -51,13 +74,13 @@ class SignalHandler:
         save_file: Path | None = None,
         deadline: float | None = None,
         save_every: float | None = None,
+        validate_every: float | None = None,
         checks: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.signal: signal.Signals | None = None
         self._save_file = save_file
         self._deadline = deadline
-        self._save_every = save_every
-        self._next_save = time.monotonic() + (save_every or 0)
+        self._save_clock, self._validate_clock = _Clock(save_every), _Clock(validate_every)
         self._checks = checks
         self._save = False
         self._next_check = 0.0
@@ -81,14 +104,16 @@ class SignalHandler:
         """The requests to any rank since the last call."""
         for check in self._checks:
             check()
+        validate = False
         if world.is_main:
             self._check_save_file()
-            self._check_clock()
+            self._save |= self._save_clock.rings()
+            validate = self._validate_clock.rings()
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        save, interrupted, late = world.any_each([self._save, self.signal is not None, late])
+        save, validate, interrupted, late = world.any_each([self._save, validate, self.signal is not None, late])
         self._save = False
         stop = RunStatus.INTERRUPTED if interrupted else RunStatus.OUT_OF_TIME if late else None
-        return SignalRequest(save, stop)
+        return SignalRequest(save, validate, stop)
 
     @property
     def name(self) -> str:
@@ -103,12 +128,6 @@ class SignalHandler:
         if self._save_file.exists():
             self._save_file.unlink(missing_ok=True)
             logger.info("%s exists: saving a checkpoint.", self._save_file)
-            self._save = True
-
-    def _check_clock(self) -> None:
-        now = time.monotonic()
-        if self._save_every is not None and now >= self._next_save:
-            self._next_save = now + self._save_every
             self._save = True
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:

@@ -117,6 +117,7 @@ def run_attempt(setup: RunSetup, environment: RunEnvironment, rollback: Rollback
             save_file=save_request_file(config.run.save_model),
             deadline=environment.deadline,
             save_every=config.safety.save_seconds,
+            validate_every=config.safety.valid_seconds,
             checks=[saver.check],
         )
         batches = monitor.watch(train_data)

@@ -25,6 +25,7 @@ from onmt_llm.training.optim.precision import Precision, choose_precision
 from onmt_llm.training.optim.schedule import build_schedule
 from onmt_llm.training.parallel import Trainee
 from onmt_llm.training.process.dist import World
+from onmt_llm.training.process.signals import SignalHandler
 from onmt_llm.training.state import Progress
 from onmt_llm.training.validation.early_stopping import EarlyStopping
 from options import train_config
@@ -168,6 +169,11 @@ def test_saves_and_validates_when_asked_and_at_the_end(tiny_model: Transformer, 
     batches = [make_batch(*examples(1))] * 7
     status = run_loop(components, batches, save=lambda p: saved.append(p.step), validate=validate, progress=progress)
     assert (status, saved, validated) == ("finished", [3, 6, 7], [2, 4, 6, 7])
+    validated.clear()
+    components = make_components(tiny_model, {"train_steps": 3, "valid_steps": 100})
+    signals = SignalHandler(validate_every=1e-9)
+    run_loop(components, [make_batch(*examples(2))] * 3, validate=validate, signals=signals)
+    assert validated == [1, 2, 3]
 
 
 def test_early_stopping_counts_validations_without_a_better_perplexity(

@@ -62,14 +62,15 @@ def test_time_that_is_up_asks_for_an_end() -> None:
         assert early.poll(ALONE) == SignalRequest() and late.poll(ALONE) == SignalRequest(stop=RunStatus.OUT_OF_TIME)
 
 
-def test_time_that_has_passed_asks_for_a_checkpoint_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["save", "validate"])
+def test_time_that_has_passed_asks_for_it_on_all_ranks(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with SignalHandler(save_every=10.0) as outside:
+    with SignalHandler(**{f"{what}_every": 10.0}) as outside:
         asked = []
         for now in (1.0, 9.9, 10.1, 11.0, 20.0, 20.2):  # noqa: B007
-            asked.append(outside.poll(ALONE).save)
-    assert asked == [False, False, True, False, False, True]
+            asked.append(outside.poll(ALONE))
+    assert [request == SignalRequest(**{what: True}) for request in asked] == [False, False, True, False, False, True]
 
 
 def test_what_fails_in_the_background_is_raised_after_the_next_update() -> None:
