@@ -44,8 +44,8 @@ class ScoreConfig(Section):
     metrics: list[str] = Field(default_factory=lambda: ["BLEU", "CHRF", "TER"])
     """Metrics: BLEU, CHRF, TER, ROUGE1, ROUGE2, ROUGEL, ROUGELSUM, EXACT_MATCH, COMET."""
     resamples: CountOrZero = 0
-    """Bootstrap resamples, e.g. 1000: give 95% confidence intervals and, with several systems, paired tests against the
-    first one; 0 = none."""
+    """Number of bootstrap resamples (usually 1000) for 95% confidence intervals and, with several systems, for paired
+    tests against the first one; 0 = none."""
     comet_model: str = "Unbabel/wmt22-comet-da"
     """COMET: folder of a downloaded model, its checkpoint (.ckpt), or the name of a model, which is downloaded."""
 

@@ -27,8 +27,8 @@ from onmt_llm.training.process.pulse import lost_process
 from onmt_llm.training.result import RunStatus, TrainResult, status_file, write_status
 from onmt_llm.training.run.attempt import Rollback, RunEnvironment, run_attempt
 from onmt_llm.training.run_folder import check_checkpoint_paths, run_lock
-from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import sample
+from onmt_llm.training.setup.performance import check_device
 from onmt_llm.training.setup.run_setup import RunSetup, check_division, open_run_setup
 from onmt_llm.training.setup.start import open_start
 

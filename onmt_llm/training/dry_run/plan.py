@@ -22,9 +22,9 @@ from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_ba
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.host_memory import resident_memory
 from onmt_llm.training.run.startup_log import run_notes
-from onmt_llm.training.setup.hardware import check_device
 from onmt_llm.training.setup.inputs import open_pipelines
 from onmt_llm.training.setup.model import build_on_meta, count_parameters
+from onmt_llm.training.setup.performance import check_device
 from onmt_llm.training.setup.run_setup import check_division, check_run, open_run_setup
 
 

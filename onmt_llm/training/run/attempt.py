@@ -25,8 +25,8 @@ from onmt_llm.training.result import RunStatus, TrainResult
 from onmt_llm.training.run.build import build_components, build_validator
 from onmt_llm.training.run.startup_log import log_start
 from onmt_llm.training.run_folder import RunLock, newest_intact, remove_checkpoint, save_request_file
-from onmt_llm.training.setup.hardware import log_compile_time
 from onmt_llm.training.setup.inputs import open_generation_validator, open_pipelines
+from onmt_llm.training.setup.performance import log_compile_time
 from onmt_llm.training.setup.run_setup import RunSetup
 from onmt_llm.training.state import Progress
 

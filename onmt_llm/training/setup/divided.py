@@ -26,9 +26,9 @@ from onmt_llm.nn.transformer import Transformer, parameter_shapes, set_embedding
 from onmt_llm.training.optim.precision import Precision, trainable_to_float32
 from onmt_llm.training.parallel import Trainee
 from onmt_llm.training.process.shards import fill, fill_drawn
-from onmt_llm.training.setup.hardware import compile_blocks, set_performance_options, set_quant_compute
 from onmt_llm.training.setup.layers import LayerPlan
 from onmt_llm.training.setup.model import build_on_meta, check_size
+from onmt_llm.training.setup.performance import compile_blocks, set_performance_options, set_quant_compute
 from onmt_llm.training.setup.start import Start
 
 _WRAPPED = re.compile(r"\.(base|twin)(?=\.)")

@@ -21,8 +21,8 @@ from onmt_llm.nn.wrap import match
 from onmt_llm.optional import require
 from onmt_llm.training.optim.precision import Precision, choose_precision, trainable_to_float32
 from onmt_llm.training.process.dist import World
-from onmt_llm.training.setup.hardware import set_performance_options, set_quant_compute
 from onmt_llm.training.setup.layers import LayerPlan
+from onmt_llm.training.setup.performance import set_performance_options, set_quant_compute
 from onmt_llm.training.setup.start import Start
 from onmt_llm.training.setup.word_vectors import freeze_word_vectors, load_vectors, update_vocabulary
 

@@ -13,8 +13,8 @@ from onmt_llm.training.optim.precision import Precision
 from onmt_llm.training.parallel import Trainee, shard
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.setup.divided import build_divided, needs_whole_weights, open_reference
-from onmt_llm.training.setup.hardware import compile_blocks
 from onmt_llm.training.setup.model import build_training_model
+from onmt_llm.training.setup.performance import compile_blocks
 from onmt_llm.training.setup.run_setup import RunSetup
 
 

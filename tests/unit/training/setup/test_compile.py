@@ -14,7 +14,7 @@ from onmt_llm.nn.lora.model import add_lora, freeze_all_but_lora
 from onmt_llm.nn.quantized import quantize
 from onmt_llm.nn.transformer import Transformer
 from onmt_llm.training.setup import hardware
-from onmt_llm.training.setup.hardware import compile_blocks, log_compile_time
+from onmt_llm.training.setup.performance import compile_blocks, log_compile_time
 
 CPU = torch.device("cpu")
 NAMES = ["q_proj", "down_proj"]

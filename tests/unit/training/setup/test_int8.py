@@ -9,7 +9,7 @@ from torch import nn
 from onmt_llm.config.learning import QuantizationConfig
 from onmt_llm.nn.cpu import int8_matmul as int8_products
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.training.setup.hardware import set_quant_compute
+from onmt_llm.training.setup.performance import set_quant_compute
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from onmt_llm.config.learning import PerformanceConfig, QuantizationConfig
 from onmt_llm.errors import ConfigError
 from onmt_llm.nn.cpu import int8_matmul
 from onmt_llm.nn.quantized import quantize
-from onmt_llm.training.setup.hardware import check_device, set_quant_compute
+from onmt_llm.training.setup.performance import check_device, set_quant_compute
 
 CPU = torch.device("cpu")
 
