@@ -128,13 +128,15 @@ CASES: dict[str, tuple[TokenizerKind, Callable[[], bytes], dict[str, Any]]] = {
 }
 
 
-def write(folder: Path, name: str, change: Callable[[list[str]], list[str]] = list, **settings: Any) -> Codec:
+def write(
+    folder: Path, name: str, change: Callable[[list[str]], list[str]] = list, attn_bias: bool = False, **settings: Any
+) -> Codec:
     """Write a checkpoint of random weights at `folder`/own, with the tokeniser of a case and a changed vocabulary."""
     kind, make, own = CASES[name]
     spec = TokenizerSpec(kind=kind, file={SP: "tokenizer.model", HF: "tokenizer.json"}[kind])
     (folder / str(spec.file)).write_bytes(make())
     vocab = change(open_tokenizer(spec, folder).vocab_tokens() or [])
-    model = tiny.llama(vocab_size=len(vocab))
+    model = tiny.llama(vocab_size=len(vocab), attn_bias=attn_bias)
     config = CheckpointConfig(model=model, tokenizer=spec, **{**own, **settings})
     with CheckpointWriter(folder / "own", config) as writer:
         for parameter, value in tiny.build(model).named_parameters():
@@ -194,6 +196,18 @@ def test_metas_format_has_the_ids_of_the_tokenisers_file(tmp_path: Path) -> None
     write(tmp_path, "bpe", lambda tokens: [*tokens[3:], *tokens[:3]])
     with pytest.raises(UnsupportedError, match="ids of the vocabulary"):
         export_meta(tmp_path / "own", tmp_path / "there")
+
+
+def test_a_class_that_the_kind_of_model_fixes_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    monkeypatch.setattr("onmt_llm.log.logger.propagate", True)
+    ours = write(tmp_path, "byte-level", attn_bias=True, source="Hugging Face qwen2, mine")
+    export_hf(tmp_path / "own", tmp_path / "there")
+    assert "PreTrainedTokenizerFast" in caplog.text
+    assert_same(ours, PreTrainedTokenizerFast.from_pretrained(tmp_path / "there"), TEXTS)
 
 
 LOGGED = {"bpe, chatml": "after <|im_end|>", "byte-level": "", "bpe": "", "sentencepiece's defaults": ""}

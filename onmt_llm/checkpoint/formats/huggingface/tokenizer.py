@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from onmt_llm.checkpoint.formats.byte_level_bpe import QWEN2
 from onmt_llm.checkpoint.formats.huggingface.sentencepiece_json import from_sentencepiece
 from onmt_llm.checkpoint.formats.huggingface.tokenizer_json import adapted
 from onmt_llm.checkpoint.formats.multilingual import piece_files, settings_of, tokenizer_class
 from onmt_llm.checkpoint.formats.t5_tokenizer import T5_CLASSES, T5_FILE
-from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE
+from onmt_llm.checkpoint.formats.tokenizer_files import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE, read_json
+from onmt_llm.checkpoint.formats.words import words_in, words_of
 from onmt_llm.checkpoint.store import Checkpoint
 from onmt_llm.config.checkpoint import CheckpointConfig
 from onmt_llm.errors import UnsupportedError
@@ -20,9 +22,18 @@ from onmt_llm.text.codec import Codec
 Files = dict[str, Path | str]
 
 
-def tokenizer_files(checkpoint: Checkpoint, codec: Codec) -> Files:
+_CLASSES = {"qwen2": QWEN2}
+"""Kinds of models for which transformers 5 takes its own class, whatever the files say, and how that splits text."""
+
+
+def tokenizer_files(checkpoint: Checkpoint, codec: Codec, model_type: str) -> Files:
     """The tokeniser under the name that transformers expects, its special tokens and the chat template: files to copy,
     or contents.
+
+    Args:
+        checkpoint: The model.
+        codec: Its text side.
+        model_type: The kind of model as which it is written.
 
     Raises:
         UnsupportedError: transformers has no such tokeniser.
@@ -31,7 +42,7 @@ def tokenizer_files(checkpoint: Checkpoint, codec: Codec) -> Files:
     if config.tokenizer.kind == "none":
         return {}
     name = T5_CLASSES[0] if config.tokenizer.file == T5_FILE else tokenizer_class(config)
-    files = _own_json(checkpoint, codec) if name is None else _of_class(name, checkpoint, codec)
+    files = _own_json(checkpoint, codec, model_type) if name is None else _of_class(name, checkpoint, codec)
     files["tokenizer_config.json"] = _json({**_roles(config), **_settings(name, codec)})
     template = codec.template.jinja if codec.template else None
     if template is not None:
@@ -41,7 +52,7 @@ def tokenizer_files(checkpoint: Checkpoint, codec: Codec) -> Files:
     return files
 
 
-def _own_json(checkpoint: Checkpoint, codec: Codec) -> Files:
+def _own_json(checkpoint: Checkpoint, codec: Codec, model_type: str) -> Files:
     """A tokenizer.json, and the SentencePiece model that it is made from."""
     spec = checkpoint.config.tokenizer
     if spec.kind not in ("huggingface", "sentencepiece") or spec.file is None:
@@ -57,12 +68,17 @@ def _own_json(checkpoint: Checkpoint, codec: Codec) -> Files:
             "vocabulary, for its source side."
         )
     file = checkpoint.path / spec.file
-    if spec.kind == "sentencepiece":
-        made = json.dumps(from_sentencepiece(file, codec), ensure_ascii=False)
-        return {HUGGINGFACE_FILE: made, SENTENCEPIECE_FILE: file}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    fitting = adapted(content, codec)
-    return {HUGGINGFACE_FILE: file if fitting is content else json.dumps(fitting, ensure_ascii=False)}
+    is_pieces = spec.kind == "sentencepiece"
+    own = None if is_pieces else read_json(file)
+    content = from_sentencepiece(file, codec) if own is None else adapted(own, codec)
+    if model_type in _CLASSES and words_in(content) != words_of(_CLASSES[model_type]):
+        logger.warning(
+            "AutoTokenizer splits text as Qwen2 does for all models of type %s, but this tokeniser does not: "
+            "load it with PreTrainedTokenizerFast.from_pretrained.",
+            model_type,
+        )
+    written = file if content is own else json.dumps(content, ensure_ascii=False)
+    return {HUGGINGFACE_FILE: written, **({SENTENCEPIECE_FILE: file} if is_pieces else {})}
 
 
 def _of_class(name: str, checkpoint: Checkpoint, codec: Codec) -> Files:

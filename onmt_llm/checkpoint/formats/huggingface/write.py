@@ -58,7 +58,7 @@ def export_hf(
     files: dict[str, Path | str] = {
         "config.json": _json(_settings(family, codec, HF_DTYPES[dtype or config.dtype])),
         GENERATION_FILE: _json(_generation(codec)),
-        **tokenizer_files(checkpoint, codec),
+        **tokenizer_files(checkpoint, codec, family.model_type),
         **card_files(checkpoint, Path(output), transformers_card(codec), card),
     }
     stream = apply([one.reversed for one in family.rules(config)], checkpoint, None, what=str(checkpoint.path))
