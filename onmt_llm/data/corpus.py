@@ -138,11 +138,11 @@ class Corpus:
 
     def _with_preferences(self, examples: Sequence[Example]) -> list[Example]:
         """Transform every answer separately; a pair is dropped if one of its answers is."""
-        answers = preferences.answers(examples, paired=self._objective not in UNPAIRED)
+        answers = preferences.split_answers(examples, paired=self._objective not in UNPAIRED)
         self.counts.made += len(answers) - len(examples)
-        rated, alone = preferences.reunited(self._transformed(answers))
+        pairs, alone = preferences.join_pairs(self._transformed(answers))
         self.counts.dropped[preferences.OTHER_DROPPED] += alone
-        return rated
+        return pairs
 
     def _transformed(self, examples: list[Example]) -> list[Example]:
         for transform in self.transforms:
@@ -150,7 +150,7 @@ class Corpus:
         return examples
 
     def apply(self, transform: Transform, examples: Sequence[Example]) -> list[Example]:
-        """What a transform makes of examples; what it drops, makes and cuts is counted."""
+        """Apply a transform; the examples that it drops, adds and truncates are counted."""
         changed = transform.batch(examples)
         self.counts.dropped.update(transform.dropped)
         self.counts.made += transform.made
@@ -208,7 +208,7 @@ class Corpus:
 
     def raw(self, record: Record) -> list[Example]:
         """The examples of a record, without transforms and without counting; none if it is skipped."""
-        examples = self._parser(record) if self._decoder is None else self._spelled(self._decoder, record)
+        examples = self._parser(record) if self._decoder is None else self._token_texts(self._decoder, record)
         return [] if isinstance(examples, str) else examples
 
     @property
@@ -216,7 +216,7 @@ class Corpus:
         """The chat template; None if there is none (yet)."""
         return None if self._decoder is not None else self._parser.template
 
-    def _spelled(self, decoder: TokenDecoder, record: Record) -> list[Example]:
+    def _token_texts(self, decoder: TokenDecoder, record: Record) -> list[Example]:
         """The first example of a record of tokens, with the tokens' texts."""
         encoded = next(decoder([record], CorpusCounts()), (record, None))[1]
         if encoded is None:

@@ -62,7 +62,7 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, src_pad_id: int) -> Bat
     """
     if examples[0].chosen is None:
         return _batch([[whole(example)] for example in examples], pad_id, src_pad_id, isolate=False)
-    rated, kinds = preferences.rows(examples)
+    rated, kinds = preferences.preference_rows(examples)
     batch = _batch([[whole(example)] for example in rated], pad_id, src_pad_id, isolate=False)
     return replace(batch, num_examples=len(examples), preference_B=np.array(kinds, dtype=np.int32))
 

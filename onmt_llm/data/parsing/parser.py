@@ -175,7 +175,7 @@ class ExampleParser:
             return _listed(self._preference(item, record))
         for pair in keys.named:
             if all(key in item for key in pair):
-                return self._asked(item, pair, record)
+                return self._prompt_and_answer(item, pair, record)
         for key in keys.messages:
             if key in item:
                 return self._conversation(self._messages(item[key], record), record, item)
@@ -185,7 +185,7 @@ class ExampleParser:
             return _listed(self._plain([Segment(self._string(item, keys.text, record))], record))
         for pair in keys.pairs:
             if all(key in item for key in pair):
-                return self._asked(item, pair, record)
+                return self._prompt_and_answer(item, pair, record)
         pairs = [f"'{prompt}' and '{answer}'" for prompt, answer in keys.named + keys.pairs]
         known = f"'{keys.text}', {', '.join(pairs)}, or '{keys.messages[0]}'"
         raise self._bad(record, f"must have {known}, but has {', '.join(sorted(item)) or 'no keys'}")
@@ -195,10 +195,10 @@ class ExampleParser:
         keys = self._keys
         prompts = list(dict.fromkeys(prompt for prompt, _ in keys.named + keys.pairs))
         try:
-            asked = preferences.asked(item, prompts=prompts, turns=keys.messages)
+            preference = preferences.parse_preference(item, prompts=prompts, turns=keys.messages)
         except ValueError as error:
             raise self._bad(record, f"must have {error}") from error
-        rated = [(self._answered(item, asked.prompt, answer, record), good) for answer, good in asked.answers]
+        rated = [(self._answered(item, preference.prompt, answer, record), good) for answer, good in preference.answers]
         examples = []
         for example, good in rated:
             if example is None:
@@ -227,7 +227,7 @@ class ExampleParser:
             )
         return replace(examples[-1], part=0)
 
-    def _asked(self, item: Mapping[str, Any], pair: tuple[str, str], record: Record) -> list[Example]:
+    def _prompt_and_answer(self, item: Mapping[str, Any], pair: tuple[str, str], record: Record) -> list[Example]:
         prompt, answer = (self._string(item, key, record) for key in pair)
         return self._prompt(prompt, answer, record, item)
 

@@ -31,7 +31,7 @@ class PreferencePrompt:
     answers: list[tuple[Any, bool]]
 
 
-def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[str]) -> PreferencePrompt:
+def parse_preference(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[str]) -> PreferencePrompt:
     """The prompt and answers of an object: `prompt` with `chosen` and `rejected`, or with `completion` and
     `label`; the prompt may be a conversation, or be the turns that both answers begin with.
 
@@ -59,7 +59,7 @@ def asked(item: Mapping[str, Any], *, prompts: Sequence[str], turns: Sequence[st
         return PreferencePrompt(prompt, [(item["completion"], bool(label))])
     if isinstance(prompt, list) and len(prompt) > 1:
         return PreferencePrompt(prompt[:-1], [(prompt[-1:], bool(label))])
-    raise ValueError("a prompt and a 'completion' beside its 'label', or a conversation that ends with the answer")
+    raise ValueError("a prompt and a 'completion' with its 'label', or a conversation that ends with the answer")
 
 
 def _shared(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]]:
@@ -84,7 +84,7 @@ def train_last(segments: Sequence[Segment], *, turns: int) -> int:
     return min(found, turns)
 
 
-def answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:
+def split_answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:
     """All answers as separate examples, to be transformed independently; pairs are numbered if `paired`."""
     found = []
     for number, example in enumerate(examples):
@@ -95,7 +95,7 @@ def answers(examples: Sequence[Example], *, paired: bool) -> list[Example]:
     return found
 
 
-def reunited(examples: Sequence[Example]) -> tuple[list[Example], int]:
+def join_pairs(examples: Sequence[Example]) -> tuple[list[Example], int]:
     """Join numbered answers into pairs, at the position of the chosen one; also returns how many had no partner."""
     sides: dict[int, dict[bool, Example]] = {}
     for example in examples:
@@ -113,7 +113,7 @@ def reunited(examples: Sequence[Example]) -> tuple[list[Example], int]:
     return kept, alone
 
 
-def rows(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
+def preference_rows(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
     """The rows of a batch of preferences, and the kind of each: 1 = chosen, 0 = rejected, -1 = of another prompt.
 
     Pairs: all chosen answers, then all rejected ones in the same order. Single answers (KTO): all of them, then each
@@ -122,18 +122,18 @@ def rows(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
     others = [example.rejected for example in examples if example.rejected is not None]
     if others:
         return [*examples, *others], [1] * len(examples) + [0] * len(others)
-    foreign = [answered_by(example, examples[number - 1]) for number, example in enumerate(examples)]
-    return [*examples, *foreign], [int(bool(example.chosen)) for example in examples] + [-1] * len(foreign)
+    mismatched = [answered_by(example, examples[number - 1]) for number, example in enumerate(examples)]
+    return [*examples, *mismatched], [int(bool(example.chosen)) for example in examples] + [-1] * len(mismatched)
 
 
-def answered_by(asking: Encoded, answering: Encoded) -> Encoded:
+def answered_by(prompt: Encoded, answer: Encoded) -> Encoded:
     """The prompt of one example with the answer of another."""
-    begin, end = (int(np.argmax(example.labels != IGNORED)) for example in (asking, answering))
+    begin, end = (int(np.argmax(example.labels != IGNORED)) for example in (prompt, answer))
     # the input at the first trained position is the last token of the prompt
     return replace(
-        asking,
-        tgt=np.concatenate([asking.tgt[: begin + 1], answering.tgt[end + 1 :]]),
-        labels=np.concatenate([asking.labels[:begin], answering.labels[end:]]),
+        prompt,
+        tgt=np.concatenate([prompt.tgt[: begin + 1], answer.tgt[end + 1 :]]),
+        labels=np.concatenate([prompt.labels[:begin], answer.labels[end:]]),
         align=None,
         trained=None,
         rejected=None,
