@@ -78,12 +78,12 @@ def shard(trainee: Trainee, world: World, *, shard_size: int = 0, autocast: torc
     mesh = whole_mesh["shard"] if size == world.data_size else whole_mesh["replicate", "shard"]
     if world.tensor_parallel > 1:
         _divide_blocks(trainee, whole_mesh["tensor"])
-    policy = MixedPrecisionPolicy()
-    if autocast is not None:
-        policy = MixedPrecisionPolicy(param_dtype=autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # bf16 sums over many ranks would round away what each adds.
+    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    gathered = MixedPrecisionPolicy(param_dtype=autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in _blocks(trainee):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(trainee, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=gathered)
+    fully_shard(trainee, mesh=mesh, mp_policy=whole)
     trainee.is_sharded, trainee.gradient_ranks = True, world.data_size
 
 

@@ -129,14 +129,19 @@ class ActivationEstimate:
         model = self._copy(shape, head_size)
         set_recomputed(model, parts)
         batch, storages = self.batch, _SavedStorages(model)
-        ids_BT, doc_BT = _row(length, batch.packed)
+        ids_BT, doc_BT = small_row(length, batch.packed)
         memory_BSD = src_doc_BS = None
         with storages.recorded(), self.precision.compute(_CPU):
             if model.encoder is not None:
-                ids_BS, src_doc_BS = _row(max(2, length * batch.src_length // batch.tgt_length), batch.packed)
+                ids_BS, src_doc_BS = small_row(max(2, length * batch.src_length // batch.tgt_length), batch.packed)
                 memory_BSD = model.encode(ids_BS, doc_BS=src_doc_BS)
             model.decode(ids_BT, memory_BSD, doc_BT=doc_BT, src_doc_BS=src_doc_BS)
         return storages.total
+
+    def small_copy(self, head_size: int) -> Transformer:
+        """A copy of the model with heads of this width, and without recomputation, ready for training."""
+        shape = self.model.model_copy(update={"decoder_layers": 1}) if self._has_equal_blocks else self.model
+        return self._copy(shape, head_size)
 
     def _copy(self, shape: ModelConfig, head_size: int) -> Transformer:
         layers, dropout = self.layers, self.config.regularization
@@ -207,7 +212,7 @@ def narrowed(config: ModelConfig, head_size: int) -> ModelConfig:
     )
 
 
-def _row(length: int, packed: bool) -> tuple[Tensor, Tensor | None]:
+def small_row(length: int, packed: bool) -> tuple[Tensor, Tensor | None]:
     """A row of tokens, and the document of each token (there are two)."""
     ids_BT = torch.zeros(1, length, dtype=torch.long)
     return ids_BT, 1 + 2 * torch.arange(length)[None] // length if packed else None

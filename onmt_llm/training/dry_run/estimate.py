@@ -40,12 +40,10 @@ class RunEstimate:
 
     def memory(self, division: Division) -> Memory:
         """The memory of one process, if the weights are divided like this."""
-        config, layers = self.setup.config, self.setup.layers
-        precision = run_precision(config.performance, layers, loss_scale=0.0, device=torch.device("meta"))
-        part = division.part(self.setup.start.model)
+        config = self.setup.config
         return estimate_memory(
             self.model,
-            ActivationEstimate(part, config, layers, precision, self.batch),
+            self.activations(division),
             quantised=self.quantised,
             optim=config.optimizer.optim,
             ema=config.optimizer.average_decay > 0,
@@ -53,6 +51,12 @@ class RunEstimate:
             device_type=self.device_type,
             division=division,
         )
+
+    def activations(self, division: Division) -> ActivationEstimate:
+        """What autograd saves in a process, if the weights are divided like this."""
+        config, layers = self.setup.config, self.setup.layers
+        precision = run_precision(config.performance, layers, loss_scale=0.0, device=torch.device("meta"))
+        return ActivationEstimate(division.part(self.setup.start.model), config, layers, precision, self.batch)
 
     def choice(self, program: int, *, processes: int) -> str:
         """The value of `shard` that `auto` means; logs why.

@@ -180,7 +180,7 @@ def estimate_memory(
             "gathered gradients": head * gradient + block_trained * ((2 if autocast else gradient) + GRADIENT_BYTES),
             **earlier,
         }
-        backward |= {"gathered weights": rest, "gathered gradients": 2 * rest_trained * gradient}
+        backward |= {"gathered weights": rest, "gathered gradients": rest_trained * (gradient + GRADIENT_BYTES)}
     return Memory(parts, forward, backward, update={**gradients, "update": copies * 4 * largest}, turn=turn)
 
 

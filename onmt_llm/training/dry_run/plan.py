@@ -18,6 +18,7 @@ from onmt_llm.nn.lora.model import lora_modules
 from onmt_llm.training.checkpointing.train_from import resolve_train_from
 from onmt_llm.training.dry_run.estimate import RunEstimate, with_sharding
 from onmt_llm.training.dry_run.memory import MIB, UNDIVIDED, Division, Memory
+from onmt_llm.training.dry_run.program import load_what_divided_runs_load
 from onmt_llm.training.dry_run.sampling import BatchSample, heartbeat, sample_batches
 from onmt_llm.training.process.dist import World
 from onmt_llm.training.process.host_memory import resident_memory
@@ -126,6 +127,10 @@ def plan(config: TrainConfig) -> Plan:
         setup = with_sharding(setup, estimate.choice(program, processes=max(devices.world_size, 1)))
         check_division(setup, devices.world_size)
     division = Division.of(setup.config.devices)
+    estimate = RunEstimate(setup, model, set(quantised), sampled.batch, device_type)
+    if division.is_on and device_type == "cpu":
+        load_what_divided_runs_load(estimate.activations(division), setup.config.optimizer)
+        program = max(program, resident_memory() + sampled.rest)
     parameters, trainable = count_parameters(model)
     updates = run.accum_count[0] * max(devices.world_size, 1) // devices.tensor_parallel
     return Plan(
@@ -135,7 +140,7 @@ def plan(config: TrainConfig) -> Plan:
         lora_layers=len(lora_modules(model)),
         new_blocks=len(layers.new_blocks),
         quant_layers=len(quantised),
-        memory=RunEstimate(setup, model, set(quantised), sampled.batch, device_type).memory(division),
+        memory=estimate.memory(division),
         program=program,
         sampled=sampled,
         positions_per_step=sampled.batch.positions * updates,

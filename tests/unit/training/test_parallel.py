@@ -229,10 +229,12 @@ def test_divided_runs_in_bf16_are_those_of_one_process(task: Any, pure: bool) ->
     sections = {**LM, "performance": {"model_dtype": "bf16", "pure_bf16": pure}}
     torchrun(task.folder, [options(task, "shared", **sections)])
     train(train_config(options(task, "alone", ranks=1, **sections)))
-    assert losses(task.folder, "shared") == pytest.approx(losses(task.folder, "alone"), abs=2e-2)
+    # Otherwise the weights of norms are rounded to bf16 where they are gathered, and nothing else differs.
+    tolerance = 0.0 if pure else 2e-2
+    assert losses(task.folder, "shared") == pytest.approx(losses(task.folder, "alone"), abs=tolerance)
     wanted, got = written(task.folder / f"alone_step_{STEPS}"), written(task.folder / f"shared_step_{STEPS}")
     # Adam turns the rounding of a gradient near zero into a whole step of 0.01.
-    assert all((got[name].float() - tensor.float()).abs().mean() < 1e-2 for name, tensor in wanted.items())
+    assert all((got[name].float() - tensor.float()).abs().mean() <= tolerance / 2 for name, tensor in wanted.items())
 
 
 @pytest.mark.slow
